@@ -1,0 +1,11 @@
+"""Samplers: which windows explain a latent, and which score it."""
+
+from __future__ import annotations
+
+from saeval import Sampler, hookimpl
+from saeval_plugins.samplers.windows import Mix, Quantiles, Random, Top
+
+
+@hookimpl
+def saeval_samplers() -> list[type[Sampler]]:
+    return [Random, Quantiles, Top, Mix]

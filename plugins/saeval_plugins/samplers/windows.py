@@ -1,0 +1,164 @@
+"""The paper's samplers: how the explainer's windows are chosen among a latent's activating ones (METHOD §2, paper §3)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from saeval import ActivationStore, Examples, LatentId, LatentRecord, Sampler, Windows
+from saeval_plugins.samplers.split import side, split_documents
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DECILES = 10
+FEWEST = 5
+"""A latent with fewer windows than this for explaining, for scoring, or silent, is left out."""
+
+
+class NonActivating(BaseModel):
+    """Which windows stand against the activating ones. They are always verified silent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    use: Literal["random"] = "random"
+    """`random`: drawn from all windows in which the latent is silent."""
+    n: int = Field(default=100, ge=FEWEST)
+    """Windows to score with."""
+
+
+class _WindowSampler(Sampler):
+    """Splits by document first, then samples each side; subclasses say how the explain side is sampled."""
+
+    explain: int = Field(default=40, ge=FEWEST)
+    """Activating windows for the explainer."""
+    explain_non_activating: int = Field(default=20, ge=0)
+    """Silent windows for explainers that contrast."""
+    score: int = Field(default=100, ge=FEWEST)
+    """Activating windows for the scorers, in equal parts from each rank decile of the maximum activation."""
+    non_activating: NonActivating = NonActivating()
+    """Silent windows for the scorers."""
+
+    @abstractmethod
+    def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return which of the explain side's windows to show, as indices.
+
+        Args:
+            maxima: Maximum activation of each window, descending.  [windows]
+            rng: Source of the choice.
+        """
+
+    def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
+        """Split the latent's windows by document, then draw both sides."""
+        windows = store.windows(latent.index, self.window)
+        documents = store.document_of(windows.ids, self.window)
+        split = split_documents(documents, self.explain / (self.explain + self.score), rng)
+        if split is None:
+            return None
+        maximum = float(windows.maxima.max())
+        explains = split.explains(documents)
+        shown = _descending(windows.where(explains))
+        scored = _descending(windows.where(~explains))
+        if min(len(shown.ids), len(scored.ids)) < FEWEST:
+            return None
+        shown_ids = shown.ids[self.choose(shown.maxima, rng)]
+        at, deciles = _by_decile(len(scored.ids), self.score, rng)
+
+        def silent(n: int, explain: bool) -> NDArray[np.int64]:
+            keep = side(split, lambda ids: store.document_of(ids, self.window), explain)
+            return store.silent_windows(latent.index, self.window, n, rng, keep)
+
+        against = silent(self.non_activating.n, explain=False)
+        if len(against) < FEWEST:
+            return None
+
+        def examples(active: NDArray[np.int64], ranks: list[int] | None, passive: NDArray[np.int64]) -> Examples:
+            return Examples(
+                latent,
+                store.examples(latent, active, self.window, ranks),
+                store.examples(latent, passive, self.window),
+                maximum,
+            )
+
+        firings = int(store.firings[latent.index])
+        return LatentRecord(
+            latent,
+            firings=firings,
+            windows=len(windows.ids),
+            density=firings / store.n_tokens,
+            explain=examples(shown_ids, None, silent(self.explain_non_activating, explain=True)),
+            score=examples(scored.ids[at], deciles, against),
+        )
+
+
+def _descending(windows: Windows) -> Windows:
+    """Order windows by maximum activation, strongest first; ties by number."""
+    order = np.lexsort((windows.ids, -windows.maxima))
+    return Windows(windows.ids[order], windows.maxima[order])
+
+
+def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:
+    """Draw from rank deciles in equal parts (paper §3.3); where one runs short, the others fill up.
+
+    Returns:
+        Indices into the ranked windows, ascending, and the decile of each.
+    """
+    decile = np.arange(n) * DECILES // n
+    shuffled = rng.permutation(n)
+    # Rank of each window within its decile, in shuffled order: taking all first ones, then all second ones,
+    # … fills the deciles evenly.
+    within = np.empty(n, dtype=np.int64)
+    for d in range(DECILES):
+        members = shuffled[decile[shuffled] == d]
+        within[members] = np.arange(len(members))
+    order = np.lexsort((rng.permutation(n), within))
+    at = np.sort(order[:wanted])
+    return at, [int(d) for d in decile[at]]
+
+
+class Random(_WindowSampler):
+    """Shows windows drawn from the whole range of activations: the best breadth (paper §4.1)."""
+
+    name = "random"
+
+    def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw uniformly."""
+        return rng.permutation(len(maxima))[: self.explain]
+
+
+class Top(_WindowSampler):
+    """Shows the strongest windows: concise explanations, but too narrow (paper §4.1)."""
+
+    name = "top"
+
+    def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Take the first ones."""
+        return np.arange(min(self.explain, len(maxima)))
+
+
+class Quantiles(_WindowSampler):
+    """Shows equally many windows from each rank decile: sometimes too broad (paper §4.1)."""
+
+    name = "quantiles"
+
+    def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw from the deciles in equal parts."""
+        return _by_decile(len(maxima), self.explain, rng)[0]
+
+
+class Mix(_WindowSampler):
+    """Shows some of the strongest windows and fills up from the deciles of the rest."""
+
+    name = "mix"
+
+    top_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the windows taken from the strongest ones."""
+
+    def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Take the strongest, then draw from the deciles of the others."""
+        strongest = min(round(self.explain * self.top_share), len(maxima))
+        rest, _ = _by_decile(len(maxima) - strongest, self.explain - strongest, rng) if len(maxima) > strongest else (np.empty(0, dtype=np.int64), [])
+        return np.concatenate([np.arange(strongest), rest + strongest])

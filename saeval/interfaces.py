@@ -1,0 +1,198 @@
+"""The abstract classes that plugins fill in, and the context that saeval lends them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from saeval.errors import InputError
+from saeval.llm import LanguageModel
+from saeval.metrics import CLASSIFICATION, Metric
+from saeval.records import Examples, LatentId, LatentRecord
+from saeval.results import Explanation, Score
+from saeval.seeding import content_hash
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from saeval.coders import HookPoint, SparseCoder
+    from saeval.prompts import Prompt
+    from saeval.store import ActivationStore, ActivationWriter
+
+Need = Literal["logprobs", "subject", "coder"]
+"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights."""
+
+
+class Plugin(BaseModel, ABC):
+    """A part that a task spec names with `use:`; its fields are the options that stand under `with:`.
+
+    Give the class a `name` (without annotation), each option a default and a docstring beneath it, and fill in the
+    one abstract method of its kind. Instances are frozen; keep heavy state in `functools.cached_property`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    name: ClassVar[str]
+    """The name in task specs, without namespace: lower-case letters, digits and underscores."""
+    prompts: ClassVar[tuple[Prompt, ...]] = ()
+    """Prompts this plugin sends; their hashes are written into the results."""
+
+    def check(self) -> None:
+        """Look, cheaply, whether what the options name is there. Called by `validate` and before anything heavy.
+
+        Raises:
+            InputError: If it is not, saying what to do.
+        """
+
+    def fingerprint(self) -> JsonValue:
+        """Return what results depend on: the options, and hashes of prompts and of files the options name."""
+        options: JsonValue = self.model_dump(mode="json")
+        return [type(self).name, options, [prompt.sha for prompt in self.prompts]]
+
+
+class Embed(Protocol):
+    """Turns texts into unit vectors with a sentence-transformers model that all plugins share."""
+
+    def __call__(self, model: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one unit vector a text.  [texts, dimensions]"""
+
+
+class Lend(Protocol):
+    """Turns a need into the thing, loading it on first use."""
+
+    def __call__(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What saeval lends a plugin for one latent. Grows by new fields only.
+
+    Attributes:
+        latent: The latent at hand.
+        rng: A generator of this step's own; depends on seed, label and latent alone.
+        llm: The language model of the role that the spec gives this step; asking it when there is none raises.
+        embed: Sentence embeddings, shared and cached.
+    """
+
+    latent: LatentId
+    rng: np.random.Generator
+    llm: LanguageModel
+    embed: Embed
+
+
+class ActivationSource(Plugin):
+    """Gives the activations of one set of latents over one corpus (METHOD §1)."""
+
+    synthetic: ClassVar[bool] = False
+    """Whether the activations are made up; such results carry a mark and stay off leaderboards."""
+
+    @abstractmethod
+    def collect(self, writer: ActivationWriter) -> None:
+        """Write tokens and every nonzero activation to the writer; special tokens are masked out."""
+
+    @classmethod
+    def collect_many(cls, sources: Sequence[ActivationSource], writers: Sequence[ActivationWriter]) -> None:
+        """Collect several sources that share a subject and corpus. The default goes through them one by one."""
+        for source, writer in zip(sources, writers, strict=True):
+            source.collect(writer)
+
+    def shares(self) -> JsonValue:
+        """Return a key; sources of one class with equal keys are given to `collect_many` together."""
+        return content_hash(self.fingerprint())
+
+    def with_coder(self, coder: Coder) -> ActivationSource:
+        """Return this source reading another coder at the same place; what coder baselines need.
+
+        Raises:
+            InputError: If this source has no coder that could be replaced.
+        """
+        raise InputError(f"the source {type(self).name!r} has no coder to put a baseline in place of")
+
+
+class Coder(Plugin):
+    """Loads one sparse coder: an SAE, transcoder, neurons, random directions, a single direction."""
+
+    def hookpoint(self) -> str | None:
+        """Return the module path that the coder was made for, when its files tell; None when they do not."""
+        return None
+
+    def site(self, module: str, modules: Sequence[str]) -> HookPoint:
+        """Return where exactly to read, given the module that the spec names and the model's module paths."""
+        from saeval.coders import HookPoint
+
+        return HookPoint(module)
+
+    @abstractmethod
+    def load(self, device: str, d_in: int) -> SparseCoder:
+        """Load the weights.
+
+        Args:
+            device: Torch device to put them on.
+            d_in: Width of the activations at the hookpoint.
+
+        Raises:
+            InputError: If files are missing or malformed, or the coder reads another width.
+        """
+
+
+class Sampler(Plugin):
+    """Chooses the windows that explain a latent and, apart from them, those that score it (METHOD §2)."""
+
+    window: int = Field(default=32, ge=4)
+    """Tokens a window."""
+
+    @abstractmethod
+    def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
+        """Return the latent's windows, or None when it has too few to be explained and scored."""
+
+
+class Step(Plugin):
+    """A step that runs on one latent at a time: explainers and scorers."""
+
+    llm_role: ClassVar[str | None] = None
+    """Role of the spec's `llms` that this step asks, unless the spec gives another; None for no LLM."""
+
+    def needs(self) -> frozenset[Need]:
+        """Return what these options need beyond examples, so that `validate` can refuse a pairing up front."""
+        return frozenset()
+
+
+class Explainer(Step):
+    """Says in words what makes a latent fire (METHOD §3)."""
+
+    @abstractmethod
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Explain a latent from its `explain` windows; it never sees those it will be scored on."""
+
+
+class Scorer(Step):
+    """Measures how well an explanation tells when a latent fires (METHOD §4)."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
+    """What the score's values mean; the first is the headline."""
+
+    @abstractmethod
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Score an explanation on the latent's `score` windows."""
+
+
+class LLM(Plugin, LanguageModel):
+    """A way to reach language models; a role's `model: name/rest` picks the plugin by its name."""
+
+    reproducible: ClassVar[bool] = True
+    """Whether the same request gives the same reply everywhere; replayed and scripted models are not real runs."""
+    synthetic: ClassVar[bool] = False
+    """Whether replies are made up; such results carry a mark and stay off leaderboards."""
+
+    model: str
+    """Name of the model, without this plugin's prefix."""
+
+    async def aclose(self) -> None:
+        """Release connections."""

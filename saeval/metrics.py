@@ -1,0 +1,174 @@
+"""Metrics of binary judgements and of predictions, and intervals for them: plain functions of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means.
+
+    Attributes:
+        name: As it stands in results and reports.
+        higher_is_better: Direction.
+        low: Least value it can take.
+        high: Greatest value it can take.
+        chance: Value that a judge without any information gets; None when there is no such value.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    low: float = 0.0
+    high: float = 1.0
+    chance: float | None = None
+
+
+BALANCED_ACCURACY = Metric("balanced_accuracy", chance=0.5)
+AUROC = Metric("auroc", chance=0.5)
+F1 = Metric("f1")
+PRECISION = Metric("precision")
+RECALL = Metric("recall")
+ACCURACY = Metric("accuracy")
+PEARSON = Metric("pearson", low=-1.0, chance=0.0)
+
+CLASSIFICATION = (BALANCED_ACCURACY, AUROC, F1, PRECISION, RECALL, ACCURACY)
+"""Metrics of scorers that judge windows one by one; the first is the headline."""
+
+
+def _counts(truth: ArrayLike, predicted: ArrayLike) -> tuple[int, int, int, int]:
+    """True positives, false positives, false negatives, true negatives."""
+    import numpy as np
+
+    t, p = np.asarray(truth, dtype=bool), np.asarray(predicted, dtype=bool)
+    if t.shape != p.shape:
+        raise ValueError(f"{t.shape} truths for {p.shape} predictions")
+    return int((t & p).sum()), int((~t & p).sum()), int((t & ~p).sum()), int((~t & ~p).sum())
+
+
+def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Mean of the hit rates on positives and on negatives; nan unless both occur."""
+    tp, fp, fn, tn = _counts(truth, predicted)
+    if tp + fn == 0 or tn + fp == 0:
+        return float("nan")
+    return (tp / (tp + fn) + tn / (tn + fp)) / 2
+
+
+def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Share judged right; nan for no judgements."""
+    tp, fp, fn, tn = _counts(truth, predicted)
+    total = tp + fp + fn + tn
+    return (tp + tn) / total if total else float("nan")
+
+
+def precision(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of positive answers that are right; nan when nothing was called positive."""
+    tp, fp, _, _ = _counts(truth, predicted)
+    return tp / (tp + fp) if tp + fp else float("nan")
+
+
+def recall(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of positives found; nan when there are none."""
+    tp, _, fn, _ = _counts(truth, predicted)
+    return tp / (tp + fn) if tp + fn else float("nan")
+
+
+def f1(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Harmonic mean of precision and recall; nan when there is neither a positive nor a positive answer."""
+    tp, fp, fn, _ = _counts(truth, predicted)
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan")
+
+
+def auroc(truth: ArrayLike, values: ArrayLike) -> float:
+    """Probability that a positive gets a higher value than a negative, ties counting half; nan unless both occur."""
+    import numpy as np
+
+    t, v = np.asarray(truth, dtype=bool), np.asarray(values, dtype=np.float64)
+    if t.shape != v.shape:
+        raise ValueError(f"{t.shape} truths for {v.shape} values")
+    positives, negatives = int(t.sum()), int((~t).sum())
+    if positives == 0 or negatives == 0 or np.isnan(v).any():
+        return float("nan")
+    _, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # mean rank among ties, from 1
+    return float((ranks[t].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float:
+    """Linear correlation; nan when either side is constant."""
+    import numpy as np
+
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+    if len(a) < 2:
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float("nan")
+
+
+def classification(
+    truth: Sequence[bool], predicted: Sequence[bool], probability: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Return all `CLASSIFICATION` metrics that are defined for these judgements, by name.
+
+    Args:
+        truth: Whether each window activates the latent.
+        predicted: What the judge said.
+        probability: The judge's probability of "activates"; without it there is no AUROC.
+    """
+    values = {
+        "balanced_accuracy": balanced_accuracy(truth, predicted),
+        "f1": f1(truth, predicted),
+        "precision": precision(truth, predicted),
+        "recall": recall(truth, predicted),
+        "accuracy": accuracy(truth, predicted),
+    }
+    if probability is not None:
+        values["auroc"] = auroc(truth, probability)
+    return {name: value for name, value in values.items() if value == value}
+
+
+def mean_interval(
+    values: ArrayLike, rng: np.random.Generator, *, low: float, high: float, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """Bootstrap interval for the mean over latents, safe at the bounds of the metric's range.
+
+    Percentile bootstrap, stretched about the mean by t(n-1)/z · √(n/(n-1)), since for few latents the plain
+    one is too narrow, and cut off at the range. Where all values are equal, resampling sees no spread; the
+    interval then reaches as far as the mean would move if the largest share of latents that n draws can miss
+    (the rule of three, `1 - (1-level)^(1/n)`) sat at the end of the range. It is never of zero width.
+
+    Args:
+        values: One score a latent.
+        rng: Source of the resamples.
+        low: Least value the metric can take.
+        high: Greatest value the metric can take.
+        level: Coverage aimed at.
+        resamples: Number of bootstrap means.
+    """
+    import numpy as np
+    from scipy import stats
+
+    x = np.asarray(values, dtype=np.float64)
+    n = len(x)
+    if n == 0:
+        return float("nan"), float("nan")
+    mean = float(x.mean())
+    if n == 1:
+        return low, high
+    unseen = 1 - (1 - level) ** (1 / n)
+    if float(np.ptp(x)) == 0:
+        return mean - (mean - low) * unseen, mean + (high - mean) * unseen
+    tail = (1 - level) / 2
+    stretch = float(stats.t.ppf(1 - tail, n - 1) / stats.norm.ppf(1 - tail)) * np.sqrt(n / (n - 1))
+    means = x[rng.integers(0, n, size=(resamples, n))].mean(axis=1)
+    a, b = np.quantile(means, [tail, 1 - tail])
+    return max(low, mean - (mean - float(a)) * stretch), min(high, mean + (float(b) - mean) * stretch)

@@ -1,0 +1,149 @@
+"""What plugins are given: latents, windows of text, and the disjoint sets of them to explain from and to score on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+OPEN, CLOSE = "<<", ">>"
+
+
+@dataclass(frozen=True, order=True)
+class LatentId:
+    """One hidden unit of a sparse coder: the place in the model it reads, and its number there."""
+
+    hookpoint: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.hookpoint}/{self.index}"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A window of text and how strongly one latent fired on each of its tokens.
+
+    Attributes:
+        tokens: The tokens as they stand in the text; joined, they are the text.
+        token_ids: The same tokens as the subject model's tokenizer numbers them.
+        activations: One value a token, 0 where the latent was silent.  [window] float32
+        document: Number of the document in the corpus that the window was cut from.
+        context: Number of the context (one row of the model's input) it was cut from.
+        start: Index in that context of the window's first token.
+        active: Whether the latent fired anywhere in the window. Verified, not assumed.
+        decile: Rank decile of the maximum activation among the latent's activating windows, 0 the
+            strongest; None for non-activating windows.
+    """
+
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    activations: NDArray[np.float32]
+    document: int
+    context: int
+    start: int
+    active: bool
+    decile: int | None = None
+
+    @property
+    def id(self) -> str:
+        """The window's address in its corpus, `context:start`."""
+        return f"{self.context}:{self.start}"
+
+    @cached_property
+    def text(self) -> str:
+        """The window as plain text."""
+        return "".join(self.tokens)
+
+    @property
+    def max_activation(self) -> float:
+        """The strongest activation in the window."""
+        return float(self.activations.max())
+
+    def firing(self, threshold: float = 0.3) -> list[bool]:
+        """Tell for each token whether it fires at `threshold` times the window's maximum or more."""
+        level = threshold * self.max_activation
+        return [bool(a > 0 and a >= level) for a in self.activations]
+
+    def marked(self, marks: Sequence[bool] | None = None) -> str:
+        """Return the text with runs of marked tokens wrapped in `<<` and `>>`.
+
+        Args:
+            marks: One flag a token; `firing()` when left out.
+        """
+        flags = self.firing() if marks is None else list(marks)
+        if len(flags) != len(self.tokens):
+            raise ValueError(f"{len(flags)} marks for {len(self.tokens)} tokens")
+        pieces: list[str] = []
+        inside = False
+        for token, flag in zip(self.tokens, flags, strict=True):
+            if flag != inside:
+                pieces.append(OPEN if flag else CLOSE)
+                inside = flag
+            pieces.append(token)
+        if inside:
+            pieces.append(CLOSE)
+        return "".join(pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What one step may see of a latent.
+
+    Attributes:
+        latent: The latent.
+        activating: Windows in which it fires, in the order the sampler chose.
+        non_activating: Windows in which it is verified silent.
+        max_activation: The latent's maximum over the whole corpus; strengths 0–10 are relative to it.
+    """
+
+    latent: LatentId
+    activating: tuple[Example, ...]
+    non_activating: tuple[Example, ...]
+    max_activation: float
+
+    def strengths(self, example: Example) -> list[int]:
+        """Return one strength 0–10 a token: ceil(10 · activation / maximum), 0 where silent (paper §3.1)."""
+        import numpy as np
+
+        scaled = np.ceil(10 * np.clip(example.activations / self.max_activation, 0, 1))
+        return [int(v) for v in scaled]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentRecord:
+    """A latent with the windows to explain it from and, apart from them, those to score it on.
+
+    Attributes:
+        latent: The latent.
+        firings: Number of tokens in the corpus on which it fires.
+        windows: Number of activating windows in the corpus.
+        density: Share of tokens on which it fires.
+        explain: What an explainer is given.
+        score: What scorers are given. Shares no document (and so no window) with `explain`.
+
+    Raises:
+        ValueError: If a window stands in both sets, or an active window among the non-activating ones.
+    """
+
+    latent: LatentId
+    firings: int
+    windows: int
+    density: float
+    explain: Examples
+    score: Examples
+
+    def __post_init__(self) -> None:
+        sides = [{e.id for e in (*s.activating, *s.non_activating)} for s in (self.explain, self.score)]
+        if shared := sides[0] & sides[1]:
+            raise ValueError(f"latent {self.latent}: windows {sorted(shared)[:3]} stand in both explain and score")
+        for examples in (self.explain, self.score):
+            wrong = [e.id for e in examples.activating if not e.active]
+            wrong += [e.id for e in examples.non_activating if e.active or bool((e.activations != 0).any())]
+            if wrong:
+                raise ValueError(f"latent {self.latent}: windows {wrong[:3]} are on the wrong side")

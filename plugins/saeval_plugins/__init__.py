@@ -1,0 +1,1 @@
+"""The built-in plugins. They import only what `saeval` exports, as third parties do."""

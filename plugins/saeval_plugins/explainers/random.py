@@ -1,0 +1,19 @@
+"""The baseline without any sight of the latent: an explanation drawn from a list of plausible ones."""
+
+from __future__ import annotations
+
+from saeval import Context, Examples, Explainer, Explanation
+from saeval_plugins.prompts import load
+
+EXPLANATIONS = load("random_explanations.txt")
+
+
+class Random(Explainer):
+    """Draws a ready-made explanation: the floor under every scorer (paper §4, `random explanation`)."""
+
+    name = "random"
+    prompts = (EXPLANATIONS,)
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Draw, without looking at the examples."""
+        return Explanation(text=str(context.rng.choice(EXPLANATIONS.text.splitlines())))

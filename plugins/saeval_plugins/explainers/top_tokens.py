@@ -1,0 +1,34 @@
+"""The explainer without an LLM: lists the tokens that carry most of the activation. What an LLM must beat."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from pydantic import Field
+
+from saeval import Context, Examples, Explainer, Explanation
+from saeval_plugins.prompts import one_line
+
+
+class TopTokens(Explainer):
+    """Names the tokens with the largest sums of activation over the explain windows, strongest first.
+
+    Tokens that differ only in case or in the space before them count as one.
+    """
+
+    name = "top_tokens"
+
+    k: int = Field(default=8, ge=1)
+    """Tokens to name, at most."""
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Add up activations by token."""
+        weight: dict[str, float] = defaultdict(float)
+        for example in examples.activating:
+            for token, activation in zip(example.tokens, example.activations, strict=True):
+                if activation > 0 and (word := one_line(token.casefold()) or repr(token)):
+                    weight[word] += float(activation)
+        if not weight:
+            return Explanation.failed("no token is active")
+        strongest = sorted(weight, key=lambda word: (-weight[word], word))[: self.k]
+        return Explanation(text=f"The words: {', '.join(strongest)}")

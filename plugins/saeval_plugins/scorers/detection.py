@@ -1,0 +1,22 @@
+"""Detection: does the judge, knowing the explanation, find the windows in which the latent fires? (paper §3.3)"""
+
+from __future__ import annotations
+
+from saeval import Context, Examples
+from saeval_plugins.prompts import load, one_line
+from saeval_plugins.scorers._judge import Judge, Question
+
+
+class Detection(Judge):
+    """Shows plain windows; the right answer is whether the latent fires anywhere in them."""
+
+    name = "detection"
+    list_prompt = load("detection.md")
+    probability_prompt = load("detection_probability.md")
+    prompts = (list_prompt, probability_prompt)
+    content_free = ("…", "N/A", "(no text)")
+
+    def questions(self, examples: Examples, context: Context) -> list[Question]:
+        """Show the text and nothing else."""
+        windows = (*examples.activating, *examples.non_activating)
+        return [Question(window, one_line(window.text), window.active) for window in windows]

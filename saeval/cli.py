@@ -1,0 +1,344 @@
+"""The command line: a thin layer that reads arguments, calls the library, and turns errors into exit codes.
+
+Exit codes: 0 done; 1 done, but over `max_failed`, or the run gave up; 2 a mistake in the command, the spec or what
+it names; 3 stopped at the cost limit (resumable); 130 interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from saeval.plugins import Registry
+    from saeval.results import RunResult
+    from saeval.task import Task
+
+LIST_KINDS = ("tasks", "sources", "coders", "samplers", "explainers", "scorers", "llms", "runs")
+SHOW_KINDS = ("task", "source", "coder", "sampler", "explainer", "scorer", "llm")
+
+_TASK = click.option("--task", "-t", required=True, metavar="NAME_OR_FILE", help="A shipped task, or a spec file.")
+_SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
+)
+_LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Put another model in a role.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_WITHOUT = click.option("--without", multiple=True, metavar="NAMESPACE", help="Leave a plugin package out.")
+
+
+class _Cli(click.Group):
+    """Turns saeval's errors into one clear sentence and an honest exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        from saeval.errors import BudgetExceeded, InputError, PluginError, SaevalError, SpecError, StoreError
+
+        try:
+            return super().invoke(ctx)
+        except SpecError as error:
+            for problem in error.problems:
+                click.echo(_safe(problem), err=True)
+            n = len(error.problems)
+            click.echo(f"{n} mistake{'s' if n > 1 else ''}; nothing was run", err=True)
+            ctx.exit(2)
+        except (InputError, PluginError, StoreError) as error:
+            click.echo(f"error: {_safe(error)}", err=True)
+            ctx.exit(2)
+        except BudgetExceeded as error:
+            click.echo(f"stopped: {_safe(error)}", err=True)
+            ctx.exit(3)
+        except SaevalError as error:
+            click.echo(f"error: {_safe(error)}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted; run the same command again to go on where it stopped", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            ctx.exit(0)
+
+
+def _safe(text: object) -> str:
+    """Drop control characters: messages may quote model or corpus text."""
+    return "".join(c for c in str(text) if c.isprintable() or c == "\n")
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="saeval")
+def main() -> None:
+    """Explain the latents of sparse autoencoders in words, score the explanations, and compare SAEs.
+
+    Begin with: saeval run --task quickstart
+    """
+    import signal
+
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
+
+
+def _registry(without: Sequence[str] = ()) -> Registry:
+    from saeval.plugins import Registry
+
+    return Registry(disabled=without)
+
+
+def _load(task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry, *, check: bool = True) -> Task:
+    from saeval.task import load_task
+
+    return load_task(task, registry=registry, overrides=_overrides(assignments), llms=_roles(llms), check=check)
+
+
+def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    from saeval.spec import parse_assignment
+
+    return dict(parse_assignment(a) for a in assignments)
+
+
+def _roles(llms: Sequence[str]) -> dict[str, str]:
+    roles = {}
+    for text in llms:
+        role, equals, model = text.partition("=")
+        if not (role and equals and model):
+            raise click.BadParameter(f"{text!r}: write ROLE=MODEL, such as judge=openai/gpt-4o-mini", param_hint="--llm")
+        roles[role] = model
+    return roles
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+# --- run ----------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@_TASK
+@_SET
+@_LLM
+@click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most; the result is marked partial.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
+@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
+@click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
+@_WITHOUT
+@_JSON
+def run(
+    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
+    max_cost: float | None, display: Any, without: Sequence[str], as_json: bool,
+) -> None:  # fmt: skip
+    """Run a task, or what is missing of it, and print its leaderboard."""
+    from saeval import runner
+    from saeval.progress import display as make_display
+
+    registry = _registry(without)
+    built = _load(task, assignments, llms, registry)
+    path = out or runner.default_path(built)
+    result = runner.run_task(built, out=path, limit=limit, max_cost=max_cost, display=make_display(display))
+    if as_json:
+        _print_json(result.model_dump(mode="json", by_alias=True))
+    else:
+        _show_run(result, path)
+    from saeval.summary import over_max_failed
+
+    if over_max_failed(built, result):
+        click.echo(f"more than {built.run.max_failed:.0%} of a scorer's latents failed", err=True)
+        sys.exit(1)
+
+
+def _show_run(result: RunResult, path: Path) -> None:
+    from saeval.report.terminal import render
+
+    render(result)
+    click.echo(f"\nresults   {path}/results.json\nreport    {path}/report/report.md  leaderboard.csv  leaderboard.parquet")
+
+
+@main.command()
+@_TASK
+@_SET
+@_LLM
+@_WITHOUT
+@_JSON
+def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
+    """Check a task spec, its plugins, options and files, without loading any model."""
+    from saeval.errors import SpecError
+
+    try:
+        built = _load(task, assignments, llms, _registry(without))
+    except SpecError as error:
+        if not as_json:
+            raise
+        _print_json({"valid": False, "problems": list(error.problems)})
+        sys.exit(2)
+    cells = [cell.name for cell in built.cells]
+    if as_json:
+        _print_json({"valid": True, "task": built.name, "version": built.version, "sha": built.sha, "cells": cells})
+    else:
+        click.echo(f"{built.name} {built.version}: valid; {len(cells)} cells: {'; '.join(cells)}")
+
+
+# --- look ---------------------------------------------------------------------------------------------------
+
+
+@main.command(name="list")
+@click.argument("kind", type=click.Choice(LIST_KINDS), default="tasks")
+@_WITHOUT
+@_JSON
+def list_(kind: str, without: Sequence[str], as_json: bool) -> None:
+    """List tasks, plugins of a kind, or the runs under saeval-runs/."""
+    if kind == "tasks":
+        rows = _list_tasks(_registry(without))
+    elif kind == "runs":
+        rows = _list_runs(Path("saeval-runs"))
+    else:
+        rows = [
+            {"name": _short(loaded.id), "description": _first_line(loaded.cls), "package": f"{loaded.distribution} {loaded.version}"}
+            for loaded in _registry(without).names(kind.removesuffix("s"))
+        ]
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_rows(rows)
+
+
+def _short(plugin_id: str) -> str:
+    return plugin_id.removeprefix("saeval/")
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().split("\n")[0]
+
+
+def _list_tasks(registry: Registry) -> list[dict[str, str]]:
+    import yaml
+
+    from saeval.task_files import shipped_tasks
+
+    rows = []
+    for name, file in shipped_tasks(registry):
+        try:
+            head = yaml.safe_load(file.read_text(encoding="utf-8"))
+            rows.append({"name": name, "version": str(head.get("version", "")), "description": " ".join(str(head.get("description", "")).split())})
+        except (yaml.YAMLError, OSError, AttributeError) as error:
+            rows.append({"name": name, "version": "", "description": f"cannot be read: {type(error).__name__}"})
+    return rows
+
+
+def _list_runs(folder: Path) -> list[dict[str, str]]:
+    import json
+
+    rows = []
+    for file in sorted(folder.glob("*/run.json")):
+        try:
+            head = json.loads(file.read_text(encoding="utf-8"))
+            rows.append({"name": file.parent.name, "status": str(head["status"]), "task": str(head["task"])})
+        except (ValueError, KeyError, OSError):
+            rows.append({"name": file.parent.name, "status": "unreadable", "task": ""})
+    return rows
+
+
+def _print_rows(rows: Sequence[dict[str, str]]) -> None:
+    if not rows:
+        click.echo("none")
+        return
+    widths = [max(len(r[k]) for r in rows) for k in rows[0]]
+    for row in rows:
+        click.echo(_safe("  ".join(v.ljust(w) for v, w in zip(row.values(), widths, strict=True)).rstrip()))
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(SHOW_KINDS))
+@click.argument("name")
+@_SET
+@_LLM
+@_WITHOUT
+@_JSON
+def show(kind: str, name: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
+    """Show a task's resolved spec, or a plugin's options."""
+    registry = _registry(without)
+    if kind == "task":
+        import yaml
+
+        from saeval.spec import plain
+
+        built = _load(name, assignments, llms, registry, check=False)
+        data = plain(built.resolved)
+        if as_json:
+            _print_json(data)
+        else:
+            click.echo(f"# {built.name} {built.version}  sha {built.sha[:12]}  {len(built.cells)} cells")
+            click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
+        return
+    loaded = registry.get(kind, name)
+    schema = loaded.cls.model_json_schema()
+    if as_json:
+        _print_json({"name": loaded.id, "version": loaded.version, "package": loaded.distribution, "schema": schema})
+        return
+    click.echo(f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{(loaded.cls.__doc__ or '').strip()}\n\noptions:")
+    for option, field in loaded.cls.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        click.echo(f"  {option}: {_type_name(field.annotation)}  ({default})\n      {field.description or ''}")
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+@main.command()
+@_WITHOUT
+@_JSON
+def plugins(without: Sequence[str], as_json: bool) -> None:
+    """List installed plugin packages, what they add, and why a broken one is left out."""
+    rows = _registry(without).plugins()
+    if as_json:
+        _print_json([vars(row) if hasattr(row, "__dict__") else row._asdict() for row in rows])
+        return
+    for row in rows:
+        click.echo(_safe(f"{row.namespace:<12} {row.distribution} {row.version}  {row.status}" + (f": {row.reason}" if row.reason else "")))
+        for kind, names in row.provides.items():
+            if names:
+                click.echo(f"             {kind}s: {', '.join(names)}")
+
+
+@main.command()
+@_TASK
+@_SET
+@_LLM
+@click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
+@_WITHOUT
+@_JSON
+def preview(task: str, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool) -> None:
+    """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
+    from saeval.preview import preview as make_preview
+    from saeval.progress import display
+
+    prompts = make_preview(_load(task, assignments, llms, _registry(without)), n, display())
+    if as_json:
+        _print_json(prompts)
+        return
+    for prompt in prompts:
+        click.echo(_safe(f"=== {prompt['step']}  latent {prompt['latent']}  role {prompt['role']}"))
+        click.echo(_safe(prompt["text"]))
+        click.echo()
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@_JSON
+def report(run_dir: Path, as_json: bool) -> None:
+    """Write a finished run's reports again from its results, and print the leaderboard. Asks no model."""
+    from saeval.report import write_reports
+    from saeval.report.terminal import render
+    from saeval.results import read
+
+    result = read(run_dir)
+    folder = run_dir if run_dir.is_dir() else run_dir.parent
+    written = write_reports(result, folder / "report")
+    if as_json:
+        _print_json(result.model_dump(mode="json", by_alias=True))
+        return
+    render(result)
+    click.echo("\n" + "\n".join(f"written   {file}" for file in written))

@@ -1,0 +1,79 @@
+"""The first stage: make the activation store of every cell, in as few model passes as possible, or find it in the cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saeval.assets import cache_dir
+from saeval.errors import StoreError
+from saeval.interfaces import ActivationSource
+from saeval.progress import Display
+from saeval.seeding import content_hash
+from saeval.store import ActivationStore, ActivationWriter
+
+if TYPE_CHECKING:
+    from saeval.task import Part
+
+_VERIFY_BELOW = 2 << 30  # bytes; larger stores are verified by `saeval doctor --store`
+
+
+def store_path(source: Part[ActivationSource]) -> Path:
+    """Return where the store of a source is kept: its name is a hash of all that its content depends on."""
+    return cache_dir() / "stores" / content_hash(source.identity)
+
+
+def collect(sources: Mapping[str, Part[ActivationSource]], display: Display) -> dict[str, ActivationStore]:
+    """Return the store of every source, collecting those that are not in the cache.
+
+    Args:
+        sources: Sources by cell name.
+        display: Where progress is shown.
+
+    Raises:
+        InputError: If a model, coder or corpus is missing or does not fit.
+        StoreError: If a source breaks its contract.
+    """
+    paths = {name: store_path(part) for name, part in sources.items()}
+    by_path = {paths[name]: part for name, part in sources.items()}
+    missing = [path for path in by_path if _usable(path, display) is None]
+    groups: dict[str, list[Path]] = {}
+    for path in missing:
+        plugin = by_path[path].plugin
+        groups.setdefault(content_hash(by_path[path].loaded.id, plugin.shares()), []).append(path)
+    for group in groups.values():
+        _collect_group([by_path[p].plugin for p in group], group, display)
+    return {name: ActivationStore.open(path) for name, path in paths.items()}
+
+
+def _usable(path: Path, display: Display) -> ActivationStore | None:
+    if not path.exists():
+        return None
+    size = sum(f.stat().st_size for f in path.iterdir())
+    try:
+        return ActivationStore.open(path, verify=size < _VERIFY_BELOW)
+    except StoreError as error:
+        display.say(f"cached activations are damaged and are collected again: {error}")
+        shutil.rmtree(path)
+        return None
+
+
+def _collect_group(sources: Sequence[ActivationSource], paths: Sequence[Path], display: Display) -> None:
+    """Collect sources that share a model pass; a lock each keeps two processes from doing the same work."""
+    from filelock import FileLock
+
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for path in sorted(paths):  # one order for all processes, so that they cannot wait for each other
+            stack.enter_context(FileLock(path.with_name(path.name + ".lock")))
+        todo = [(s, p) for s, p in zip(sources, paths, strict=True) if not p.exists()]
+        if not todo:
+            return
+        with display.stage("collect activations", 0, "tokens") as stage:
+            writers = [ActivationWriter(path, progress=stage.reach) for _, path in todo]
+            type(todo[0][0]).collect_many([s for s, _ in todo], writers)
+            for writer in writers:
+                writer.finish()

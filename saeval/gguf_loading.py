@@ -1,0 +1,95 @@
+"""Load GGUF files with transformers several times faster than it does by itself, with equal results.
+
+transformers 5 reads the header of a GGUF file once each for the tokenizer, the configuration and the weights, through
+`gguf.GGUFReader`, which makes NumPy views of the memory-mapped file for every one of the vocabulary's strings: half
+a minute where there are 262 144 of them. Here it is read once, through plain buffers.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from saeval.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STRING, _ARRAY = 8, 9  # GGUF's numbers for the value types that have to be walked
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def fast_gguf(path: Path) -> Iterator[None]:
+    """Let transformers load this GGUF file fast and without progress bars while the context lasts.
+
+    Raises:
+        InputError: If the package gguf is missing or the file is not a whole GGUF file.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise InputError(f"model {path.name}: GGUF files need the package gguf: pip install gguf") from None
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    if not hasattr(loader, "_gguf_parse_value"):  # a transformers that reads headers another way
+        yield
+        return
+    plain_reader, plain_parse = gguf.GGUFReader, loader._gguf_parse_value
+
+    def parse(value: Any, types: Any) -> Any:
+        return value if isinstance(value, str | int | float) else plain_parse(value, types)
+
+    with _LOCK:
+        try:
+            reader = _reader_class()(path)
+        except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
+            raise InputError(f"model {path}: not a whole GGUF file ({error}); fetch it again") from None
+        with (
+            patch.object(gguf, "GGUFReader", lambda file: reader if Path(file) == path else plain_reader(file)),
+            patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+            patch.object(loader, "_gguf_parse_value", parse),
+            patch.object(loader, "tqdm", lambda items, **_: items),
+        ):
+            yield
+
+
+def _reader_class() -> type[Any]:
+    import gguf
+    import numpy as np
+
+    class BufferReader(gguf.GGUFReader):  # type: ignore[misc]
+        """`GGUFReader` that slices one buffer, and whose arrays hold Python values ready for use."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: str | None = None) -> Any:
+            array = np.frombuffer(self.data, dtype, int(count), offset)
+            order = override_order or self.byte_order
+            return array if order == "I" else array.view(array.dtype.newbyteorder(order))
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+            if raw_type != _ARRAY or self.byte_order != "I":
+                return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
+            element, length = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+            kind, count, offset = gguf.GGUFValueType(int(element[0])), int(length[0]), orig_offs + 12
+            if kind == _ARRAY or count == 0:
+                return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
+            if kind == _STRING:
+                values = []
+                buffer = memoryview(self.data)
+                for _ in range(count):
+                    (size,) = struct.unpack_from("<Q", buffer, offset)
+                    offset += 8 + size
+                    values.append(str(buffer[offset - size : offset], "utf-8"))
+            else:
+                array = self._get(offset, self.gguf_scalar_to_np[kind], count)
+                values = array.tolist()
+                offset += array.nbytes
+            types = [gguf.GGUFValueType.ARRAY, kind]
+            return offset - orig_offs, [element, length, *values], list(range(2, 2 + count)), types
+
+    return BufferReader

@@ -1,0 +1,463 @@
+"""Run a task: collect, sample, explain, score, and write it all down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import JsonValue
+
+from saeval.collect import collect, store_path
+from saeval.embed import embedder
+from saeval.errors import BudgetExceeded, LLMError, SaevalError
+from saeval.gateway import Budget, CallLog, CallStore, Gateway
+from saeval.interfaces import Context, Explainer, Scorer
+from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
+from saeval.plugins import Registry
+from saeval.progress import Display, Silent
+from saeval.records import LatentId, LatentRecord
+from saeval.results import Explanation, RunResult, Score
+from saeval.run_dir import RunDir
+from saeval.sampling import choose_records
+from saeval.seeding import content_hash, derive_rng
+from saeval.store import ActivationStore
+from saeval.summary import MAIN, CellOutcome, Scored, summarise, write_cells
+from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
+
+T = TypeVar("T")
+R = TypeVar("R", Explanation, Score)
+Explained = tuple[LatentRecord, Explanation]
+_IN_FLIGHT = 32  # latents at a time for `concurrency: auto`; the gateway bounds the calls
+
+log = logging.getLogger("saeval")
+
+
+class GaveUp(SaevalError):
+    """The first latents of a step all failed alike, so going on would only fail more. Resumable."""
+
+
+def run(
+    task: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    llms: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    max_cost: float | None = None,
+    display: Display | None = None,
+    registry: Registry | None = None,
+) -> RunResult:
+    """Run a task, or what is missing of it, and write its reports.
+
+    The same task into the same directory does only what is not there yet. Works in a notebook too.
+
+    Args:
+        task: Name of a shipped task, path of a spec, or a spec as a mapping.
+        out: Run directory; `saeval-runs/<task>-<hash>` when left out.
+        overrides: Dotted keys of the spec to set.
+        llms: Models by role, in place of the spec's.
+        limit: Latents a cell at most; marks the result partial.
+        max_cost: Dollars to spend at most, in place of the spec's limit.
+        display: Where progress is shown; nowhere when left out.
+        registry: Where plugins are found.
+
+    Returns:
+        The result, as `results.json` holds it.
+
+    Raises:
+        SpecError: If the spec is wrong.
+        InputError: If something it names is missing, or the directory cannot be used.
+        BudgetExceeded: If the spending limit is reached; a partial result is written first.
+        GaveUp: If every latent fails alike.
+    """
+    built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
+    path = Path(out) if out is not None else default_path(built)
+    return run_task(built, out=path, limit=limit, max_cost=max_cost, display=display or Silent())
+
+
+def default_path(task: Task) -> Path:
+    """Return the run directory of a task: always the same for the same task."""
+    return Path("saeval-runs") / f"{task.name}-{task.sha[:6]}"
+
+
+def run_task(task: Task, *, out: Path, limit: int | None, max_cost: float | None, display: Display) -> RunResult:
+    """Run a task that is already built; see `run`."""
+    budget = Budget(max_cost if max_cost is not None else task.run.max_cost_usd)
+    with RunDir(out) as folder, folder.log():
+        return _Run(task, folder, display, limit, budget).go()
+
+
+@dataclass
+class Meter(LanguageModel):
+    """A language model that adds up what is asked through it; one for each step on each latent."""
+
+    model: LanguageModel | None
+    role: str | None
+    spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
+
+    @property
+    def can_score(self) -> bool:
+        """Whether the model scores continuations."""
+        return self.model is not None and self.model.can_score
+
+    def _asked(self) -> LanguageModel:
+        if self.model is None:
+            raise LLMError("this step declares no llm_role, so the spec gives it no language model")
+        return self.model
+
+    async def complete(self, request: Request) -> Reply:
+        """Pass on, and count."""
+        reply = await self._asked().complete(request)
+        self.spent += reply.usage
+        return reply
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        """Pass on, and count."""
+        reply = await self._asked().logprobs(request)
+        self.spent += reply.usage
+        return reply
+
+
+class _Run:
+    def __init__(self, task: Task, folder: RunDir, display: Display, limit: int | None, budget: Budget):
+        self.task, self.folder, self.display, self.limit = task, folder, display, limit
+        self.seed = task.run.seed
+        self.budget = budget
+        self.calls = CallLog(folder.path / "calls.jsonl")
+        self.outcomes: dict[str, CellOutcome] = {}
+        self.seconds: dict[str, float] = {}
+        self.embed = embedder()
+
+    def go(self) -> RunResult:
+        began = time.time()
+        self._write_spec("running", began)
+        status = "failed"
+        try:
+            with self.display.shown():
+                self._collect_and_sample()
+                _run_async(self._explain_and_score)
+            status = "done"
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            status = "interrupted"
+            raise
+        except BudgetExceeded:
+            status = "stopped at the cost limit"
+            raise
+        finally:
+            complete = status == "done"
+            result = self._result(incomplete=not complete or self.limit is not None)
+            if complete or self.outcomes:
+                self._write_reports(result)
+            self._write_spec(status, began)
+        return result
+
+    # --- collect and sample ---
+
+    def _collect_and_sample(self) -> None:
+        stores = self._timed("collect", lambda: collect({c.name: c.source for c in self.task.cells}, self.display))
+        self._timed("sample", lambda: self._sample(stores))
+
+    def _timed(self, stage: str, work: Callable[[], T]) -> T:
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+
+    def _sample(self, stores: Mapping[str, ActivationStore]) -> None:
+        with self.display.stage("sample windows", len(self.task.cells), "cells") as stage:
+            for cell in self.task.cells:
+                self.outcomes[cell.name] = self._outcome(cell, stores[cell.name])
+                stage.advance()
+
+    def _outcome(self, cell: Cell, store: ActivationStore) -> CellOutcome:
+        records, counts = choose_records(cell, store, self.seed, self.limit)
+        base = content_hash(store_path(cell.source).name, cell.sampler.identity, self.seed)
+        return CellOutcome(cell, store, records, counts, base)
+
+    # --- explain and score ---
+
+    async def _explain_and_score(self) -> None:
+        gateways = self._gateways()
+        try:
+            began = time.monotonic()
+            for cell in self.task.cells:
+                await self._explain(self.outcomes[cell.name], gateways)
+            self.seconds["explain"] = time.monotonic() - began
+            began = time.monotonic()
+            for cell in self.task.cells:
+                await self._score(self.outcomes[cell.name], gateways)
+            self.seconds["score"] = time.monotonic() - began
+        finally:
+            for role in self.task.roles.values():
+                await role.part.plugin.aclose()
+
+    def _gateways(self) -> dict[str, LanguageModel]:
+        from saeval.assets import cache_dir
+
+        if not self.task.roles:
+            return {}
+        store = CallStore(cache_dir() / "calls.sqlite")
+        return {
+            name: Gateway(
+                name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
+                calls=store, log=self.calls, budget=self.budget,
+            )
+            for name, role in self.task.roles.items()
+        }  # fmt: skip
+
+    def _context(self, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str) -> tuple[Context, Meter]:
+        meter = Meter(gateways.get(step.role) if step.role else None, step.role)
+        return Context(latent, derive_rng(self.seed, *keys, str(latent)), meter, self.embed), meter
+
+    def _identity(self, step: StepPart[Any]) -> JsonValue:
+        role = self.task.roles[step.role].identity if step.role else None
+        return [step.part.identity, role]
+
+    async def _explain(self, outcome: CellOutcome, gateways: Mapping[str, LanguageModel]) -> None:
+        cell = outcome.cell
+        steps = {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
+        for variant, step in steps.items():
+            await self._step(
+                _title("explain", cell, variant),
+                outcome.records[: step.latents],
+                key=partial(self._explain_key, outcome, variant, step),
+                make=partial(self._make_explanation, variant, step, gateways),
+                take=partial(_take_explanation, outcome, variant),
+            )
+        if SHUFFLED in cell.alternatives:
+            self._shuffle(outcome)
+
+    def _explain_key(self, outcome: CellOutcome, variant: str, step: StepPart[Explainer], record: LatentRecord) -> str:
+        return content_hash("explain", outcome.base, str(record.latent), variant, self._identity(step))
+
+    async def _make_explanation(
+        self, variant: str, step: StepPart[Explainer], gateways: Mapping[str, LanguageModel], record: LatentRecord
+    ) -> tuple[Explanation, Usage]:
+        context, meter = self._context(step, record.latent, gateways, "explain", variant)
+        return await _guarded(step.part.plugin.explain, Explanation, record.explain, context), meter.spent
+
+    def _shuffle(self, outcome: CellOutcome) -> None:
+        """Give each latent the explanation of another one of the same cell."""
+        explained = [r.latent.index for r in outcome.records if outcome.explanation(MAIN, r.latent.index)]
+        order = [explained[i] for i in derive_rng(self.seed, "shuffle").permutation(len(explained))]
+        for latent, other in zip(order, order[1:] + order[:1], strict=True):
+            if latent != other:
+                outcome.explanations[SHUFFLED, latent] = outcome.explanations[MAIN, other]
+
+    async def _score(self, outcome: CellOutcome, gateways: Mapping[str, LanguageModel]) -> None:
+        cell = outcome.cell
+        for label, step in cell.scorers.items():
+            for variant in (MAIN, *cell.alternatives):
+                limits = [x for x in (step.latents, outcome.limit(variant)) if x is not None]
+                scored = outcome.scored[label, variant] = Scored()
+                await self._step(
+                    _title(label, cell, variant),
+                    _explained(outcome, variant, scored, min(limits, default=None)),
+                    key=partial(self._score_key, outcome, label, step),
+                    make=partial(self._make_score, label, step, gateways),
+                    take=partial(_take_score, scored),
+                )
+
+    def _score_key(self, outcome: CellOutcome, label: str, step: StepPart[Scorer], item: Explained) -> str:
+        record, explanation = item
+        return content_hash("score", outcome.base, str(record.latent), label, explanation.text, self._identity(step))
+
+    async def _make_score(
+        self, label: str, step: StepPart[Scorer], gateways: Mapping[str, LanguageModel], item: Explained
+    ) -> tuple[Score, Usage]:
+        record, explanation = item
+        context, meter = self._context(step, record.latent, gateways, "score", label)
+        score = await _guarded(step.part.plugin.score, Score, explanation, record.score, context)
+        return _checked(score, step.part.plugin), meter.spent
+
+    async def _step(
+        self,
+        name: str,
+        items: Sequence[T],
+        *,
+        key: Callable[[T], str],
+        make: Callable[[T], Awaitable[tuple[R, Usage]]],
+        take: Callable[[T, Any, Usage], None],
+    ) -> None:
+        """Do one step on every item, a bounded number at a time, and write down each as soon as it is done.
+
+        Args:
+            name: Name of the step, as progress shows it.
+            items: What to do it on.
+            key: Key of an item in the journal; what is finished there is not done again.
+            make: Does the step on an item.
+            take: Receives each result, as JSON data, and what it took.
+
+        Raises:
+            GaveUp: If the first items all fail alike.
+            BudgetExceeded: If the spending limit is reached.
+        """
+        in_flight = self.task.run.concurrency
+        gate = asyncio.Semaphore(_IN_FLIGHT if in_flight == "auto" else in_flight)
+        failures = _Failures(name, self.task.run.give_up_after)
+
+        async def one(item: T) -> None:
+            async with gate:
+                item_key = key(item)
+                done = self.folder.finished(item_key)
+                if done is None:
+                    result, usage = await make(item)
+                    done = {"result": result.model_dump(mode="json"), "usage": asdict(usage)}
+                    write = partial(self.folder.finish, item_key, done)
+                    failures.note(result.status == "failed", result.reason, write)
+                take(item, done["result"], Usage(**done["usage"]))
+                stage.advance(failed=done["result"]["status"] == "failed")
+
+        with self.display.stage(name, len(items)) as stage:
+            tasks = [asyncio.ensure_future(one(item)) for item in items]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            failures.settle()
+
+    # --- write down ---
+
+    def _result(self, *, incomplete: bool) -> RunResult:
+        return summarise(
+            self.task, self.outcomes, self.calls.totals(), run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
+        )  # fmt: skip
+
+    def _write_reports(self, result: RunResult) -> None:
+        from saeval.report import write_reports
+
+        write_cells(self.outcomes, self.folder.cell)
+        self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
+        write_reports(result, self.folder.path / "report")
+
+    def _write_spec(self, status: str, began: float) -> None:
+        import platform
+
+        import yaml
+
+        from saeval.files import write_atomic
+        from saeval.spec import plain
+
+        text = yaml.safe_dump(plain(self.task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
+        write_atomic(self.folder.path / "spec.yaml", text)
+        self.folder.write_json("run.json", {
+            "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
+            "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
+        })  # fmt: skip
+
+
+class _Failures:
+    """Watches a step for its first latents all failing alike; until one succeeds, failures are not written down."""
+
+    def __init__(self, step: str, give_up_after: int):
+        self._step, self._limit = step, give_up_after
+        self._held: list[tuple[str, Callable[[], None]]] = []
+        self._any_success = False
+
+    def note(self, failed: bool, reason: str, write: Callable[[], None]) -> None:
+        """Take one result: write it down, or hold it back while nothing but failures came."""
+        if not failed:
+            self._any_success = True
+            self.settle()
+            write()
+        elif self._any_success:
+            write()
+        else:
+            self._held.append((reason, write))
+            if len(self._held) >= self._limit and len({r for r, _ in self._held}) == 1:
+                raise GaveUp(
+                    f"{self._step}: the first {self._limit} latents all failed alike: {reason}. "
+                    "Nothing is lost; mend it and run the same command again."
+                )
+
+    def settle(self) -> None:
+        """Write down what was held back."""
+        for _, write in self._held:
+            write()
+        self._held.clear()
+
+
+def _title(step: str, cell: Cell, variant: str) -> str:
+    return f"{step} {cell.name}" + ("" if variant == MAIN else f" ({variant})")
+
+
+def _take_explanation(outcome: CellOutcome, variant: str, record: LatentRecord, result: Any, usage: Usage) -> None:
+    outcome.explanations[variant, record.latent.index] = Explanation.model_validate(result)
+    outcome.spend(variant, usage)
+
+
+def _explained(outcome: CellOutcome, variant: str, scored: Scored, limit: int | None) -> list[Explained]:
+    """Return the latents whose explanation can be scored; those whose explaining failed count as failed scores."""
+    todo = []
+    for record in outcome.records[:limit]:
+        explanation = outcome.explanations.get((variant, record.latent.index))
+        if explanation is None:
+            continue  # a lone explanation has nothing to be shuffled with
+        scored.tried += 1
+        if explanation.status == "ok":
+            todo.append((record, explanation))
+        else:
+            scored.scores[record.latent.index] = Score.failed(f"no explanation: {explanation.reason}")
+    return todo
+
+
+def _take_score(scored: Scored, item: Explained, result: Any, usage: Usage) -> None:
+    scored.scores[item[0].latent.index] = Score.model_validate(result)
+    scored.usage += usage
+
+
+async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], *arguments: Any) -> R:
+    """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent."""
+    try:
+        made = await call(*arguments)
+    except (BudgetExceeded, asyncio.CancelledError):
+        raise
+    except SaevalError as error:
+        return kind.failed(str(error))
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it costs its latent, not the run
+        log.error("a plugin raised\n%s", traceback.format_exc())
+        return kind.failed(f"{type(error).__name__}: {error}")
+    if not isinstance(made, kind):
+        return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
+    return made
+
+
+def _checked(score: Score, scorer: Scorer) -> Score:
+    """Refuse a score whose values are missing, not finite, or outside their metric's range."""
+    if score.status != "ok":
+        return score
+    headline = scorer.metrics[0]
+    if headline.name not in score.values:
+        return Score.failed(f"the scorer gave no {headline.name}")
+    for metric in scorer.metrics:
+        value = score.values.get(metric.name)
+        if value is not None and not metric.low - 1e-9 <= value <= metric.high + 1e-9:
+            return Score.failed(f"the scorer gave {metric.name} = {value}, outside {metric.low} to {metric.high}")
+    return score
+
+
+def _run_async(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine to its end, in a thread of its own where a loop is already running (notebooks)."""
+
+    async def start() -> None:
+        await main()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(start())
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, start()).result()

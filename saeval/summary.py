@@ -1,0 +1,265 @@
+"""From the scores of single latents to the rows of `results.json`, and to the tables of each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import saeval
+from saeval.llm import Usage
+from saeval.metrics import Metric, mean_interval
+from saeval.records import LatentRecord
+from saeval.results import CellResult, Explanation, Ledger, RunResult, Score, ScoreRow
+from saeval.seeding import derive_rng
+
+if TYPE_CHECKING:
+    from saeval.store import ActivationStore
+    from saeval.task import Cell, StepPart, Task
+
+MAIN = "explanation"
+_UNINFORMED = ("random_explanation", "shuffled_explanation")
+"""Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
+
+
+@dataclass
+class Scored:
+    """Scores of one scorer on one variant of the explanations of a cell, by latent."""
+
+    tried: int = 0
+    scores: dict[int, Score] = field(default_factory=dict)
+    usage: Usage = field(default_factory=lambda: Usage(usd=0.0))
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Return the metric of every latent that has it."""
+        return {i: s.values[metric] for i, s in self.scores.items() if s.status == "ok" and metric in s.values}
+
+
+@dataclass
+class CellOutcome:
+    """All that was found out about one cell so far.
+
+    Attributes:
+        cell: The cell.
+        store: Its activations.
+        records: The latents sampled, in their random order.
+        counts: Latents requested, eligible, sampled.
+        base: Hash of what the records depend on.
+        explanations: By variant and latent.
+        scored: By scorer label and variant.
+        explaining: What explaining took, by variant.
+    """
+
+    cell: Cell
+    store: ActivationStore
+    records: list[LatentRecord]
+    counts: dict[str, int]
+    base: str
+    explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
+    scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
+    explaining: dict[str, Usage] = field(default_factory=dict)
+
+    def explanation(self, variant: str, latent: int) -> Explanation | None:
+        """Return a latent's explanation if there is one that worked."""
+        found = self.explanations.get((variant, latent))
+        return found if found is not None and found.status == "ok" else None
+
+    def limit(self, variant: str) -> int | None:
+        """Return on how many latents a variant runs; None for all."""
+        if variant == "shuffled_explanation":
+            return self.cell.shuffled_latents
+        step = self.cell.explainer if variant == MAIN else self.cell.alternatives[variant]
+        return step.latents if step else None
+
+    def spend(self, variant: str, usage: Usage) -> None:
+        """Add to what explaining took."""
+        self.explaining[variant] = self.explaining.get(variant, Usage(usd=0.0)) + usage
+
+
+def summarise(
+    task: Task, outcomes: Mapping[str, CellOutcome], ledger: Sequence[Ledger], *, run_id: str, partial: bool, seconds: dict[str, float]
+) -> RunResult:
+    """Return the result of a run from what is finished of it."""
+    parts = {p.label: p for p in task.parts()}
+    synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
+    cells = [_cell_result(task, outcome) for outcome in outcomes.values()]
+    return RunResult(
+        run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
+        saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
+        reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
+        cells=cells, ledger=list(ledger), warnings=_warnings(task, cells, partial, synthetic),
+        components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
+        seconds={k: round(v, 2) for k, v in seconds.items()},
+    )  # fmt: skip
+
+
+def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
+    cell, store = outcome.cell, outcome.store
+    facts = store.facts
+    firings = store.firings
+    measures = {
+        "l0": float(firings.sum()) / store.n_tokens,
+        "density": float(firings.mean()) / store.n_tokens,
+        "frac_alive": float((firings > 0).mean()),
+        "d_sae": float(store.n_latents),
+        "tokens": float(store.n_tokens),
+        **({"fvu": float(facts["fvu"])} if "fvu" in facts else {}),
+    }
+    explained = sum(outcome.explanation(MAIN, r.latent.index) is not None for r in outcome.records)
+    role = cell.explainer.role
+    coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
+    return CellResult(
+        cell=cell.name, axes=cell.axes, baseline=cell.baseline,
+        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in ("fvu", "subject")}},
+        subject=str(facts.get("subject", "")),
+        explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
+        measures={k: v for k, v in measures.items() if k in task.measures},
+        counts={**outcome.counts, "explained": explained},
+        scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step)],
+    )  # fmt: skip
+
+
+def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> list[ScoreRow]:
+    """Rows of one scorer: every metric of the cell's own explanations, then of each baseline."""
+    rows = []
+    for variant in (MAIN, *outcome.cell.alternatives):
+        scored = outcome.scored.get((label, variant))
+        for metric in step.part.plugin.metrics if scored else ():
+            values = scored.values(metric.name)
+            if not values and metric is not step.part.plugin.metrics[0]:
+                continue  # a metric this mode does not give, such as AUROC without probabilities
+            floor, lift = _floor(outcome, label, metric, values) if variant == MAIN else ({}, None)
+            rows.append(
+                ScoreRow(
+                    scorer=label, variant=variant, plugin=step.part.label, metric=metric.name,
+                    higher_is_better=metric.higher_is_better, range=(metric.low, metric.high),
+                    **_distribution(list(values.values()), metric, task.run.seed, outcome.cell.name, label, variant),
+                    n=len(values), tried=scored.tried, failed=scored.tried - len(values),
+                    unparsed=sum(s.count("unparsed", "refused") for s in scored.scores.values()),
+                    coverage=len(values) / scored.tried if scored.tried else 0.0,
+                    floor=floor, lift=lift, judge=task.roles[step.role].model if step.role else None, usd=scored.usage.usd,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _distribution(values: list[float], metric: Metric, seed: int, *keys: str) -> dict[str, Any]:
+    if not values:
+        return {"value": None, "median": None, "ci95": None}
+    import numpy as np
+
+    interval = mean_interval(values, derive_rng(seed, "interval", metric.name, *keys), low=metric.low, high=metric.high)
+    return {"value": float(np.mean(values)), "median": float(np.median(values)), "ci95": interval}
+
+
+def _floor(outcome: CellOutcome, label: str, metric: Metric, values: Mapping[int, float]) -> tuple[dict[str, float], float | None]:
+    """Return the metric of each baseline, and the lift over the highest one that knows nothing of the latent.
+
+    A baseline is compared on the latents that it shares with the explanations, since latents differ in difficulty.
+    """
+    floor: dict[str, float] = {}
+    lifts: list[float] = []
+    for name in outcome.cell.alternatives:
+        scored = outcome.scored.get((label, name))
+        others = scored.values(metric.name) if scored else {}
+        if others:
+            floor[name] = sum(others.values()) / len(others)
+        if name in _UNINFORMED and (common := values.keys() & others.keys()):
+            lifts.append(sum(values[i] - others[i] for i in common) / len(common))
+    if metric.chance is not None:
+        floor["chance"] = metric.chance
+        if values:
+            lifts.append(sum(values.values()) / len(values) - metric.chance)
+    sign = 1 if metric.higher_is_better else -1
+    return floor, min((sign * x for x in lifts), default=None)
+
+
+def _warnings(task: Task, cells: Sequence[CellResult], partial: bool, synthetic: bool) -> list[str]:
+    found = []
+    if synthetic:
+        found.append("A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing about a model.")
+    if partial:
+        found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
+    for cell in cells:
+        if cell.counts["sampled"] < cell.counts["requested"]:
+            found.append(f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows.")
+        for row in cell.scores:
+            if row.variant == MAIN and row.tried and row.failed / row.tried > task.run.max_failed and row is _headline(cell, row):
+                found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents.")
+            if row.variant == MAIN and row.unparsed and row is _headline(cell, row):
+                found.append(f"{cell.cell}: {row.scorer}: {row.unparsed} judgements held no answer and are left out.")
+    return found
+
+
+def _headline(cell: CellResult, row: ScoreRow) -> ScoreRow:
+    return next(r for r in cell.scores if (r.scorer, r.variant) == (row.scorer, row.variant))
+
+
+def over_max_failed(task: Task, result: RunResult) -> bool:
+    """Tell whether some scorer failed on a larger share of its latents than the spec allows."""
+    return any(
+        row.failed / row.tried > task.run.max_failed for cell in result.cells for row in cell.scores
+        if row.tried and row is _headline(cell, row)
+    )  # fmt: skip
+
+
+def _packages() -> dict[str, str]:
+    """Versions of the packages that numbers may depend on."""
+    found = {}
+    for name in ("saeval", "torch", "transformers", "sae-lens", "litellm", "sentence-transformers", "numpy", "pydantic"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_cells(outcomes: Mapping[str, CellOutcome], folder_of: Callable[[str], Path]) -> None:
+    """Write each cell's latents, examples, explanations and judgements."""
+    from saeval.report.cells import write_examples, write_explanations, write_judgements, write_latents
+
+    for outcome in outcomes.values():
+        folder = folder_of(outcome.cell.name)
+        write_latents(folder / "latents.parquet", [_latent_row(outcome, r) for r in outcome.records])
+        write_examples(folder / "examples.parquet", [row for r in outcome.records for row in _example_rows(r)])
+        write_explanations(
+            folder / "explanations.jsonl",
+            [{"latent": i, "variant": v, **e.model_dump(mode="json")} for (v, i), e in sorted(outcome.explanations.items())],
+        )
+        write_judgements(
+            folder / "judgements.parquet",
+            [
+                {"latent": i, "scorer": label, "variant": variant, **o.model_dump(mode="json")}
+                for (label, variant), scored in outcome.scored.items() for i, s in sorted(scored.scores.items()) for o in s.outcomes
+            ],
+        )  # fmt: skip
+
+
+def _latent_row(outcome: CellOutcome, record: LatentRecord) -> dict[str, Any]:
+    index = record.latent.index
+    explanation = outcome.explanations.get((MAIN, index))
+    scores = {
+        f"score.{label}.{metric}": value
+        for (label, variant), scored in outcome.scored.items()
+        if variant == MAIN and index in scored.scores
+        for metric, value in scored.scores[index].values.items()
+    }
+    return {
+        "latent": index, "firings": record.firings, "windows": record.windows, "density": record.density,
+        "max_activation": record.explain.max_activation,
+        "explanation_status": explanation.status if explanation else "skipped", **scores,
+    }  # fmt: skip
+
+
+def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
+    return [
+        {
+            "latent": record.latent.index, "role": role, "active": e.active, "decile": e.decile, "context": e.context,
+            "start": e.start, "document": e.document, "tokens": list(e.tokens), "token_ids": list(e.token_ids),
+            "activations": e.activations.tolist(),
+        }
+        for role, examples in (("explain", record.explain), ("score", record.score))
+        for e in (*examples.activating, *examples.non_activating)
+    ]  # fmt: skip

@@ -1,0 +1,405 @@
+"""From a task spec to a task: plugins found and their options checked, cells laid out, nothing loaded yet."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import JsonValue, ValidationError
+
+from saeval.errors import InputError, PluginError, SpecError, did_you_mean
+from saeval.gateway import RoleSettings
+from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer, Step
+from saeval.plugins import Loaded, Registry, options_error
+from saeval.seeding import content_hash
+from saeval.spec import (
+    Document,
+    KeyPath,
+    LatentSelection,
+    PartSpec,
+    RunOptions,
+    TaskSpec,
+    axis_id,
+    cells_of,
+    override,
+    parse,
+    plain,
+    read_document,
+)
+from saeval.task_files import find_include, find_spec
+
+P = TypeVar("P", bound=Plugin)
+S = TypeVar("S", bound=Step)
+
+SHUFFLED = "shuffled_explanation"
+_EXPLANATION_BASELINES = {"random_explanation": "random"}
+"""Names of explanation baselines in specs that differ from the explainer's own name."""
+
+
+@dataclass(frozen=True)
+class Part(Generic[P]):
+    """A plugin with its options, and what it is called in results."""
+
+    plugin: P
+    loaded: Loaded
+    nested: tuple[Part[Any], ...] = ()
+    """Parts that stand inside its options, such as a source's coder."""
+
+    @property
+    def label(self) -> str:
+        """Full name and version, `saeval/detection 0.1.0`."""
+        return f"{self.loaded.id} {self.loaded.version}"
+
+    @property
+    def identity(self) -> JsonValue:
+        """What results made with this part depend on."""
+        return [self.loaded.id, self.loaded.version, self.loaded.sha, self.plugin.fingerprint()]
+
+
+@dataclass(frozen=True)
+class StepPart(Generic[S]):
+    """An explainer or scorer of a cell, with the role it asks and the number of latents it runs on."""
+
+    part: Part[S]
+    role: str | None
+    latents: int | None
+
+
+@dataclass(frozen=True)
+class RolePart:
+    """A language model for a role."""
+
+    role: str
+    model: str
+    part: Part[LLM]
+    settings: RoleSettings
+
+    @property
+    def identity(self) -> JsonValue:
+        """What this model's answers depend on."""
+        return [self.model, self.part.identity, self.settings.temperature, self.settings.max_tokens]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the leaderboard: a source with everything that is done to its latents."""
+
+    name: str
+    axes: dict[str, str]
+    baseline: str | None
+    source: Part[ActivationSource]
+    sampler: Part[Sampler]
+    latents: LatentSelection
+    explainer: StepPart[Explainer]
+    scorers: dict[str, StepPart[Scorer]]
+    alternatives: dict[str, StepPart[Explainer] | None]
+    """Explanation baselines by name; None for shuffled explanations, which no plugin makes."""
+    shuffled_latents: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task ready to run."""
+
+    name: str
+    version: str
+    description: str
+    resolved: dict[str, Any]
+    cells: tuple[Cell, ...]
+    roles: dict[str, RolePart]
+    run: RunOptions
+    rank_by: str
+    measures: tuple[str, ...]
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        comparable = {k: v for k, v in plain(self.resolved).items() if k not in ("description", "tags")}
+        object.__setattr__(self, "sha", content_hash(comparable))
+
+    def parts(self) -> Iterator[Part[Any]]:
+        """Yield every plugin used, language models included."""
+        for cell in self.cells:
+            yield cell.source
+            yield cell.sampler
+            yield cell.explainer.part
+            yield from (s.part for s in cell.scorers.values())
+            yield from (a.part for a in cell.alternatives.values() if a)
+            yield from cell.source.nested
+        yield from (role.part for role in self.roles.values())
+
+
+# --- Building -----------------------------------------------------------------------------------------------
+
+
+def load_task(
+    reference: str | Path | Mapping[str, Any],
+    *,
+    registry: Registry,
+    overrides: Mapping[str, Any] | None = None,
+    llms: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> Task:
+    """Read a spec and build the task, reporting every mistake at once.
+
+    Args:
+        reference: Name of a shipped task, path of a spec file, or the spec itself as a mapping.
+        registry: Where plugins are found.
+        overrides: Dotted keys to set, as `--set` does.
+        llms: Models to put in place of roles', as `--llm ROLE=MODEL` does.
+        check: Whether each plugin looks if what its options name is there.
+
+    Raises:
+        SpecError: If anything in the spec is wrong.
+    """
+    if isinstance(reference, Mapping):
+        document = Document(dict(reference), {})
+    else:
+        document = read_document(find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry))
+    if overrides:
+        document = override(document, overrides)
+    if llms:
+        for role, model in llms.items():
+            if role not in document.data.get("llms", {}):
+                have = ", ".join(document.data.get("llms", {})) or "none"
+                raise SpecError([f"--llm {role}={model}: the task has no role {role!r}; it has: {have}"])
+            # Options of the model that stood there before need not make sense for this one.
+            document = override(document, {f"llms.{role}": {"model": model}})
+    return _Builder(document, registry, check).task()
+
+
+class _Builder:
+    def __init__(self, document: Document, registry: Registry, check: bool):
+        self.template = document
+        self.document = document
+        self.registry = registry
+        self.check = check
+        self.problems: list[str] = []
+
+    def task(self) -> Task:
+        cells: list[Cell] = []
+        spec: TaskSpec | None = None
+        roles: dict[str, RolePart] = {}
+        for axes, document in cells_of(self.document):
+            self.document = document
+            spec = parse(document)
+            if not roles:
+                roles = self.roles(spec)
+            cells += self.cells(spec, axes, roles)
+        if self.problems:
+            raise SpecError(list(dict.fromkeys(self.problems)))
+        assert spec is not None  # cells_of yields at least one
+        cells = _without_twins(cells)
+        return Task(
+            spec.task, spec.version, spec.description, self.template.data, tuple(cells), roles, spec.run,
+            self.rank_by(spec, cells[0]), tuple(spec.measure),
+        )  # fmt: skip
+
+    def fail(self, path: KeyPath, message: str) -> None:
+        self.problems.append(f"{self.document.where(path)}: {message}")
+
+    def plugin(self, kind: str, spec: PartSpec, path: KeyPath) -> Part[Any] | None:
+        """Find a plugin, fill in its options, and let it look whether what they name is there."""
+        try:
+            file, _ = self.document.places.get((*path, "use"), (None, 0))
+            loaded = self.registry.get(kind, spec.use, base=file.parent if file else None)
+        except PluginError as error:
+            self.fail((*path, "use"), str(error))
+            return None
+        return self.instance(loaded, spec.with_, (*path, "with"))
+
+    def instance(self, loaded: Loaded, options: Mapping[str, Any], path: KeyPath) -> Part[Any] | None:
+        before = len(self.problems)
+        nested = {k: part for k, v in options.items() if (part := self.nested(loaded.cls, k, v, path)) is not None}
+        if len(self.problems) > before:
+            return None
+        values = {k: nested[k].plugin if k in nested else v for k, v in options.items()}
+        try:
+            plugin = loaded.cls(**values)
+            if self.check:
+                plugin.check()
+        except ValidationError as error:
+            for loc, message in options_error(loaded.cls, error):
+                self.fail((*path, *loc), message)
+            return None
+        except InputError as error:
+            self.fail(path[:-1], str(error))
+            return None
+        return Part(plugin, loaded, tuple(nested.values()))
+
+    def nested(self, cls: type[Plugin], key: str, value: Any, path: KeyPath) -> Part[Any] | None:
+        """Build the part under an option that holds a plugin (a source's `coder`); None for any other option."""
+        kind = _kind_of_option(cls, key)
+        if kind is None or isinstance(value, Plugin):
+            return None
+        try:
+            spec = PartSpec.model_validate({"use": value} if isinstance(value, str) else value)
+        except ValidationError:
+            self.fail((*path, key), f"write `{{use: NAME, with: {{…}}}}` for a {kind}")
+            return None
+        return self.plugin(kind, spec, (*path, key))
+
+    def roles(self, spec: TaskSpec) -> dict[str, RolePart]:
+        roles = {}
+        for role, role_spec in spec.llms.items():
+            path: KeyPath = ("llms", role)
+            options = dict(role_spec.model_extra or {})
+            known = set(RoleSettings.model_fields)
+            try:
+                settings = RoleSettings.model_validate({k: v for k, v in options.items() if k in known})
+            except ValidationError as error:
+                for e in error.errors():
+                    self.fail((*path, *e["loc"]), e["msg"])
+                continue
+            loaded, rest = self.llm(role_spec.model, (*path, "model"))
+            if loaded is None:
+                continue
+            others = {k: v for k, v in options.items() if k not in known}
+            part = self.instance(loaded, {"model": rest, **others}, path)
+            if part is not None:
+                roles[role] = RolePart(role, str(role_spec.model), part, settings)
+        return roles
+
+    def llm(self, model: str, path: KeyPath) -> tuple[Loaded | None, str]:
+        """Pick the LLM plugin by the model's prefix; a name that no plugin claims is a litellm name."""
+        first, _, rest = model.partition("/")
+        if rest and (loaded := self.registry.find("llm", first)):
+            return loaded, rest
+        if rest and first in self.registry.namespaces:
+            second, _, rest = rest.partition("/")
+            try:
+                return self.registry.get("llm", f"{first}/{second}"), rest
+            except PluginError as error:
+                self.fail(path, str(error))
+                return None, ""
+        return self.registry.get("llm", "litellm"), model
+
+    def step(self, kind: str, spec: PartSpec, path: KeyPath, roles: Mapping[str, RolePart]) -> StepPart[Any] | None:
+        part = self.plugin(kind, spec, path)
+        if part is None:
+            return None
+        step: Step = part.plugin
+        role = spec.llm or step.llm_role
+        if spec.llm and step.llm_role is None:
+            self.fail((*path, "llm"), f"{part.loaded.id} asks no language model; leave `llm` out")
+        if role is not None and role not in self.document.data.get("llms", {}):
+            have = ", ".join(self.document.data.get("llms", {})) or "none"
+            self.fail(path, f"{part.loaded.id} asks the role {role!r}, which is not under llms (there: {have})")
+            return None
+        needs = step.needs()
+        if role in roles and "logprobs" in needs and not roles[role].part.plugin.can_score:
+            self.fail(path, f"{part.loaded.id} needs a model that scores continuations, and {roles[role].model} cannot; use an hf/… model for the role {role!r}")
+        return StepPart(part, role, spec.when.latents if spec.when else None)
+
+    def cells(self, spec: TaskSpec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
+        source = self.plugin("source", spec.source, ("source",))
+        sampler = self.plugin("sampler", spec.sampler, ("sampler",))
+        explainer = self.step("explainer", spec.explainer, ("explainer",), roles)
+        if not spec.scorers:
+            self.fail(("scorers",), "give at least one scorer")
+        scorers = {k: self.step("scorer", s, ("scorers", k), roles) for k, s in spec.scorers.items()}
+        alternatives: dict[str, StepPart[Explainer] | None] = {}
+        shuffled_latents = None
+        coders: list[tuple[PartSpec, KeyPath]] = []
+        for i, baseline in enumerate(spec.baselines):
+            path: KeyPath = ("baselines", i)
+            if baseline.use == SHUFFLED:
+                alternatives[SHUFFLED] = None
+                shuffled_latents = baseline.when.latents if baseline.when else None
+            elif self.registry.find("explainer", _EXPLANATION_BASELINES.get(baseline.use, baseline.use)):
+                named = baseline.model_copy(update={"use": _EXPLANATION_BASELINES.get(baseline.use, baseline.use)})
+                if (step := self.step("explainer", named, path, roles)) is not None:
+                    alternatives[baseline.use] = step
+            elif self.registry.find("coder", baseline.use):
+                coders.append((baseline, path))
+            else:
+                known = [SHUFFLED, *_EXPLANATION_BASELINES, "top_tokens", "random_sae", "neurons"]
+                self.fail(path, f"no baseline {baseline.use!r}{did_you_mean(baseline.use, known)}; there are: {', '.join(known)}")
+        if not (source and sampler and explainer and all(scorers.values())):
+            return []
+        names = {axis: axis_id(value) for axis, value in axes.items()}
+        cell = Cell(
+            _cell_name(names), names, None, source, sampler, spec.latents, explainer,
+            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents,
+        )  # fmt: skip
+        return [cell, *self.coder_baselines(cell, coders, axes)]
+
+    def coder_baselines(
+        self, cell: Cell, coders: Sequence[tuple[PartSpec, KeyPath]], axes: Mapping[str, Any]
+    ) -> Iterator[Cell]:
+        """Yield the cell with its coder replaced by each baseline coder."""
+        for spec, path in coders:
+            part = self.plugin("coder", spec, path)
+            if part is None:
+                continue
+            try:
+                source = cell.source.plugin.with_coder(part.plugin)
+                if self.check:
+                    source.check()
+            except InputError as error:
+                self.fail(path, str(error))
+                continue
+            # The axes that only choose the coder do not tell baseline cells apart.
+            template = self.template.data["source"]["with"].get("coder")
+            moved = [axis for axis in axes if f"${{matrix.{axis}" in str(template)] or ["coder"]
+            names = {**{a: n for a, n in cell.axes.items() if a not in moved}, **dict.fromkeys(moved, spec.use)}
+            names = {axis: names[axis] for axis in dict.fromkeys([*cell.axes, *moved])}
+            yield Cell(
+                _cell_name(names), names, spec.use, Part(source, cell.source.loaded, (part,)), cell.sampler, cell.latents,
+                cell.explainer, cell.scorers, cell.alternatives, cell.shuffled_latents,
+            )  # fmt: skip
+
+    def rank_by(self, spec: TaskSpec, cell: Cell) -> str:
+        label, step = next(iter(cell.scorers.items()))
+        wanted = spec.leaderboard.rank_by
+        if wanted is None:
+            return f"{label}.{step.part.plugin.metrics[0].name}"
+        label, _, metric = wanted.partition(".")
+        if label not in cell.scorers:
+            raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: no scorer {label!r}{did_you_mean(label, list(cell.scorers))}"])
+        known = [m.name for m in cell.scorers[label].part.plugin.metrics]
+        metric = metric or known[0]
+        if metric not in known:
+            raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: {', '.join(known)}"])
+        return f"{label}.{metric}"
+
+
+_BASES: dict[type[Plugin], str] = {
+    ActivationSource: "source", Coder: "coder", Sampler: "sampler", Explainer: "explainer", Scorer: "scorer", LLM: "llm",
+}  # fmt: skip
+
+
+def _kind_of_option(cls: type[Plugin], key: str) -> str | None:
+    """Return the kind of plugin that an option holds, if it holds one."""
+    field = cls.model_fields.get(key)
+    if field is None:
+        return None
+    candidates = [field.annotation, *typing.get_args(field.annotation)]
+    for candidate in candidates:
+        for base, kind in _BASES.items():
+            if isinstance(candidate, type) and issubclass(candidate, base):
+                return kind
+    return None
+
+
+def _cell_name(axes: Mapping[str, str]) -> str:
+    """Join the axes to a name that is fit for a folder: `coder=topk,layer=9`."""
+    name = ",".join(f"{axis}={value}" for axis, value in axes.items()) or "all"
+    return re.sub(r"[^A-Za-z0-9._=,+-]", "_", name)[:150]
+
+
+def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
+    """Leave out baseline cells that several contestants share.
+
+    Raises:
+        SpecError: If two contestants have the same name.
+    """
+    kept: dict[str, Cell] = {}
+    for cell in cells:
+        twin = kept.setdefault(cell.name, cell)
+        if twin is not cell and not (cell.baseline and twin.source.identity == cell.source.identity):
+            raise SpecError([f"matrix: two cells are called {cell.name!r}; give their axis values different ids"])
+    return list(kept.values())

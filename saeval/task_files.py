@@ -1,0 +1,57 @@
+"""The files of task specs: those that packages ship, by name, and those that a spec includes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saeval.errors import SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    from saeval.plugins import Registry
+
+
+def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
+    """Yield (name, file) of every task that installed packages ship; a built-in's name has no namespace."""
+    for namespace, folder in registry.task_dirs():
+        for file in sorted(folder.rglob("*.yaml")):
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            if not name.startswith("presets/"):
+                yield name if namespace == "saeval" else f"{namespace}/{name}", file
+
+
+def find_spec(reference: str, registry: Registry) -> Path:
+    """Return the file of a task that is named, or given as a path.
+
+    Raises:
+        SpecError: If there is neither such a file nor such a task.
+    """
+    path = Path(reference).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if path.is_file():
+            return path.absolute()
+        raise SpecError([f"{reference}: no such file"])
+    tasks = dict(shipped_tasks(registry))
+    if reference in tasks:
+        return tasks[reference]
+    raise SpecError([f"no task {reference!r}{did_you_mean(reference, tasks)} (`saeval list tasks` shows all)"])
+
+
+def find_include(reference: str, from_file: Path, registry: Registry) -> Path:
+    """Return the file that a spec includes: `saeval://NAME.yaml` of a package, or a path beside the spec.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    if reference.startswith("saeval://"):
+        wanted = reference.removeprefix("saeval://")
+        for _, folder in registry.task_dirs():
+            found = (folder / wanted).resolve()
+            if found.is_file() and found.is_relative_to(folder.resolve()):
+                return found
+        raise SpecError([f"{from_file.name}: include: no {reference!r} in any installed package"])
+    path = from_file.parent / reference
+    if not path.is_file():
+        raise SpecError([f"{from_file.name}: include: no file {reference!r} beside it"])
+    return path.absolute()

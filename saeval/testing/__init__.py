@@ -1,0 +1,19 @@
+"""What plugin authors test with: stand-ins, planted latents whose meaning is known, and the contracts of each kind.
+
+Needs no pytest and is never loaded by a run. A whole test of a scorer can be:
+
+    def test_purity():
+        check_scorer(Purity(), llm=ScriptedLLM("0.5"))
+"""
+
+from __future__ import annotations
+
+from saeval.testing.contracts import check_coder, check_explainer, check_sampler, check_scorer, check_source
+from saeval.testing.planted import plant, planted_explanation, planted_store, rule_explainer, rule_judge
+from saeval.testing.toys import ScriptedLLM, context, make_example, make_examples, word_embeddings
+
+__all__ = [
+    "ScriptedLLM", "check_coder", "check_explainer", "check_sampler", "check_scorer", "check_source", "context",
+    "make_example", "make_examples", "plant", "planted_explanation", "planted_store", "rule_explainer", "rule_judge",
+    "word_embeddings",
+]  # fmt: skip

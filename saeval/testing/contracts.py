@@ -1,0 +1,322 @@
+"""The contracts: what every plugin of a kind must satisfy, whatever it does. The built-in ones pass them too."""
+
+# ruff: noqa: S101 - a contract is made of assertions
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from saeval.errors import LLMError, Refused
+from saeval.interfaces import ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer
+from saeval.llm import LanguageModel
+from saeval.records import Examples, LatentId, LatentRecord
+from saeval.results import Explanation, Score
+from saeval.seeding import derive_rng
+from saeval.store import ActivationStore, ActivationWriter
+from saeval.testing.planted import planted_explanation, planted_tokens, rule_explainer, rule_judge
+from saeval.testing.toys import ScriptedLLM, context, make_examples
+
+AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+
+
+def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
+    """Check a scorer: repeatable, honest about missing answers, within its declared range, changing nothing it is given.
+
+    Call it from a plain (not async) test.
+
+    Args:
+        scorer: The scorer.
+        llm: Makes a model that answers as the scorer expects; the score must then be `ok`. Without it, a judge of
+            planted words is asked, whose replies the scorer may find useless.
+        **lent: Other fields of the context, for scorers that need them.
+
+    Raises:
+        AssertionError: If the contract is broken, saying how.
+    """
+    _check_plugin(scorer)
+    assert scorer.metrics, "the scorer declares no metrics"
+    explanation = Explanation(text=planted_explanation(0))
+    examples = make_examples(seed=1)
+
+    def score(model: LanguageModel, given: Examples = examples, seed: int = 0) -> Score:
+        with _untouched(given):
+            result = asyncio.run(scorer.score(explanation, given, context(model, seed=seed, **lent)))
+        _check_score(scorer, result, given)
+        return result
+
+    make = llm or (lambda: rule_judge(scores="logprobs" in scorer.needs()))
+    first = score(make())
+    assert llm is None or first.status == "ok", f"with the given model the score is {first.status}: {first.reason}"
+    assert score(make()) == first, "the same seed gives another score"
+    for lopsided in (make_examples(seed=1, activating=0), make_examples(seed=1, non_activating=0)):
+        score(make(), lopsided)
+    if scorer.llm_role is not None:
+        for name, model in _useless_models().items():
+            result = score(model)
+            assert result.status != "ok" and not result.values, f"{name} replies give a score: {result.values}"
+            assert result.reason, f"{name} replies give no reason"
+
+
+def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
+    """Check an explainer: repeatable, changing nothing it is given, and never inventing an explanation after a failure.
+
+    Call it from a plain (not async) test.
+
+    Args:
+        explainer: The explainer.
+        llm: Makes a model that answers as the explainer expects; the explanation must then be `ok`.
+        **lent: Other fields of the context, for explainers that need them.
+
+    Raises:
+        AssertionError: If the contract is broken, saying how.
+    """
+    _check_plugin(explainer)
+    examples = make_examples(seed=2)
+
+    def explain(model: LanguageModel) -> Explanation:
+        with _untouched(examples):
+            result = asyncio.run(explainer.explain(examples, context(model, **lent)))
+        assert Explanation.model_validate_json(result.model_dump_json()) == result, "the explanation is not JSON"
+        assert bool(result.text.strip()) == (result.status == "ok"), f"status {result.status} with text {result.text!r}"
+        assert result.status == "ok" or result.reason, f"status {result.status} without a reason"
+        return result
+
+    make = llm or rule_explainer
+    first = explain(make())
+    assert llm is None or first.status == "ok", f"with the given model the status is {first.status}: {first.reason}"
+    assert explain(make()) == first, "the same seed gives another explanation"
+    if explainer.llm_role is not None:
+        models = _useless_models()
+        explain(models.pop("garbage"))  # an explainer may take any text for an explanation
+        for name, model in models.items():
+            assert explain(model).status == "failed", f"{name} replies give an explanation"
+
+
+def check_sampler(sampler: Sampler) -> None:
+    """Check a sampler: repeatable, its two sides disjoint, windows true to the store, `None` where there is too little.
+
+    Args:
+        sampler: The sampler.
+
+    Raises:
+        AssertionError: If the contract is broken, saying how.
+    """
+    _check_plugin(sampler)
+    with tempfile.TemporaryDirectory() as folder:
+        store, odd = _awkward_store(Path(folder) / "store")
+        for index in range(store.n_latents):
+            latent = LatentId("planted", index)
+            first, again = (sampler.sample(store, latent, derive_rng(0, "sample", index)) for _ in range(2))
+            assert _content(first) == _content(again), f"latent {index}: the same seed gives other windows"
+            if index in odd:
+                assert first is None, f"latent {index}, which {odd[index]}, is sampled"
+            else:
+                assert first is not None, f"latent {index}, which fires in a quarter of all windows, is not sampled"
+                _check_record(first, sampler, store)
+
+
+def check_source(source: ActivationSource, tmp_path: Path) -> None:
+    """Check a source: repeatable, able to go on where it was interrupted, and silent on special tokens.
+
+    Args:
+        source: The source.
+        tmp_path: An empty directory.
+
+    Raises:
+        AssertionError: If the contract is broken, saying how.
+    """
+    _check_plugin(source)
+    assert isinstance(source.shares(), str | int | float | list | dict | None), "shares() is not JSON"
+
+    def collect(name: str, **options: Any) -> ActivationStore:
+        writer = ActivationWriter(tmp_path / name, **options)
+        source.collect(writer)
+        return writer.finish()
+
+    class Interrupted(Exception):  # noqa: N818
+        pass
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= total / 2:
+            raise Interrupted
+
+    store = collect("first")
+    again = collect("again")
+    try:
+        collect("broken", budget=1, progress=interrupt)
+    except Interrupted:
+        pass
+    else:
+        raise AssertionError("the source never says how far it has come: call writer.advance()")
+    resumed = collect("broken", budget=1)
+    for other, what in ((again, "collecting twice"), (resumed, "going on after an interruption")):
+        for name in ("tokens", "documents", "indptr", "position", "value"):
+            assert np.array_equal(getattr(store, name), getattr(other, name)), f"{what} gives other {name}"
+    assert len(store.position), "no latent ever fires"
+    context_, offset = np.divmod(store.position.astype(np.int64), store.length)
+    mask = np.load(store.path / "mask.npy")
+    assert mask[context_, offset].all(), "activations of special tokens are counted"
+    assert (store.value != 0).all(), "zeros are stored as activations"
+
+
+def check_coder(coder: Coder, d_in: int) -> None:
+    """Check a coder: its encoding is sparse, ordered, repeatable, and does not depend on what else is in the batch.
+
+    Args:
+        coder: The coder.
+        d_in: Width of the activations it is to read.
+
+    Raises:
+        AssertionError: If the contract is broken, saying how.
+    """
+    import torch
+
+    _check_plugin(coder)
+    sae = coder.load("cpu", d_in)
+    assert sae.d_in == d_in, f"it reads {sae.d_in} features instead of {d_in}"
+    x = torch.from_numpy(derive_rng(0, "check_coder").normal(size=(17, d_in)).astype(np.float32))
+    before = x.clone()
+    rows, latents, values = sae.encode(x)
+    assert torch.equal(x, before), "encoding changes its input"
+    assert rows.shape == latents.shape == values.shape and rows.ndim == 1, "rows, latents, values differ in shape"
+    assert rows.dtype == latents.dtype == torch.int64, "rows and latents are not int64"
+    assert bool((rows.diff() >= 0).all()), "rows do not ascend"
+    assert bool(((rows >= 0) & (rows < 17) & (latents >= 0) & (latents < sae.n_latents)).all()), "indices out of range"
+    assert bool((torch.isfinite(values) & (values != 0)).all()), "values are zero or not finite"
+    assert len(set(zip(rows.tolist(), latents.tolist(), strict=True))) == len(rows), "a latent stands twice in a row"
+    again = coder.load("cpu", d_in).encode(x)
+    assert all(torch.equal(a, b) for a, b in zip((rows, latents, values), again, strict=True)), "loading twice differs"
+
+    def dense(batch: torch.Tensor) -> torch.Tensor:
+        sparse = sae.encode(batch)
+        out = torch.zeros(len(batch), sae.n_latents)
+        out[sparse.rows, sparse.latents] = sparse.values.float()
+        return out
+
+    alone = torch.cat([dense(x[i : i + 1]) for i in range(17)])
+    assert torch.allclose(alone, dense(x), atol=1e-4, rtol=1e-3), "a row's encoding depends on the others in the batch"
+    assert len(sae.encode(x[:0]).rows) == 0, "an empty batch has activations"
+    decoded = sae.decode(sae.encode(x), 17)
+    assert decoded is None or (decoded.ndim == 2 and len(decoded) == 17), "decode() does not give a row for each row"
+    for direction in (sae.direction(0), sae.encoder_direction(0)):
+        assert direction is None or direction.ndim == 1, "a direction is not a vector"
+    assert sae.architecture, "the architecture has no name"
+
+
+def _check_plugin(plugin: AnyPlugin) -> None:
+    """What holds for plugins of every kind: a proper name, options that survive being written down, a JSON fingerprint."""
+    kind = type(plugin)
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", kind.name), f"the name {kind.name!r} is not lower case with underscores"
+    options = plugin.model_dump(mode="json")
+    again = kind.model_validate(json.loads(json.dumps(options, allow_nan=False)))
+    assert again == plugin, f"the options {options} do not survive being written as JSON"
+    assert json.dumps(again.fingerprint()) == json.dumps(plugin.fingerprint()), "equal options, another fingerprint"
+
+
+def _useless_models() -> dict[str, LanguageModel]:
+    def raising(error: LLMError) -> ScriptedLLM:
+        def fail(*_: Any) -> Any:
+            raise error
+
+        return ScriptedLLM(fail, fail)
+
+    def unscored(*_: Any) -> Any:
+        raise LLMError("this model cannot score")
+
+    return {
+        "garbage": ScriptedLLM("Lorem ipsum; 3 of [these] {are} not.\n```", unscored),
+        "empty": ScriptedLLM("", unscored),
+        "refused": raising(Refused("the model declined")),
+        "failing": raising(LLMError("server error 500")),
+    }
+
+
+def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
+    declared = {metric.name: metric for metric in scorer.metrics}
+    assert Score.model_validate_json(score.model_dump_json()) == score, "the score is not JSON"
+    assert score.values.keys() <= declared.keys(), (
+        f"metrics {sorted(score.values.keys() - declared.keys())} not declared"
+    )
+    for name, value in score.values.items():
+        low, high = declared[name].low, declared[name].high
+        assert low <= value <= high, f"{name} = {value} lies outside {low} to {high}"
+    if score.status == "ok":
+        assert scorer.metrics[0].name in score.values, f"the headline metric {scorer.metrics[0].name} is missing"
+    else:
+        assert score.reason and not score.values, (
+            f"status {score.status} with values {score.values}, reason {score.reason!r}"
+        )
+    windows = {e.id: e for e in (*examples.activating, *examples.non_activating)}
+    for outcome in score.outcomes:
+        assert outcome.example in windows, f"the judged window {outcome.example} is none of those given"
+        assert outcome.status == "ok" or (outcome.reason and outcome.predicted is None), (
+            f"{outcome.status} with an answer"
+        )
+
+
+def _check_record(record: LatentRecord, sampler: Sampler, store: ActivationStore) -> None:
+    sides = [(*s.activating, *s.non_activating) for s in (record.explain, record.score)]
+    documents = [{e.document for e in side} for side in sides]
+    assert not documents[0] & documents[1], "a document stands on both sides"
+    assert record.explain.activating and record.score.activating and record.score.non_activating, "a side is empty"
+    position, value = store.activations(record.latent.index)
+    for side in sides:
+        assert len({e.id for e in side}) == len(side), "a window is shown twice"
+        for example in side:
+            assert len(example.tokens) == sampler.window, f"a window of {len(example.tokens)} tokens"
+            at = example.context * store.length + example.start
+            truth = np.zeros(sampler.window, dtype=np.float32)
+            here = (position >= at) & (position < at + sampler.window)
+            truth[position[here] - at] = value[here]
+            assert np.array_equal(truth, example.activations), f"window {example.id}: not the store's activations"
+            assert example.active == bool(truth.any()), f"window {example.id} is on the wrong side"
+    deciles = [e.decile for e in record.score.activating]
+    assert all(d is not None and 0 <= d < 10 for d in deciles), "a scored activating window has no decile"
+    assert record.firings == len(position), f"{record.firings} firings instead of {len(position)}"
+
+
+def _awkward_store(path: Path) -> tuple[ActivationStore, dict[int, str]]:
+    """Make a store with three planted latents and others that cannot be sampled; tell why."""
+    dataset, planted = planted_tokens(3, 60, seed=0)
+    writer = ActivationWriter(path)
+    writer.start(dataset, 6)
+    for row, latent in enumerate(planted):
+        offset = [int(o) for o in np.flatnonzero(dataset.mask[row])]
+        here = [(o, int(latent[o])) for o in offset if latent[o] >= 0]
+        here += [(o, 3) for o in offset]
+        if row == 0:
+            here += [(offset[0], 4)]
+        here.sort()
+        at = np.array([o for o, _ in here], dtype=np.int64)
+        which = np.array([i for _, i in here], dtype=np.int64)
+        writer.add(row * dataset.tokens.shape[1] + at, which, (1 + at % 7).astype(np.float32))
+        writer.advance(row + 1)
+    return writer.finish(), {3: "fires on every token", 4: "fires once", 5: "never fires"}
+
+
+def _content(record: LatentRecord | None) -> object:
+    if record is None:
+        return None
+    return [
+        (e.id, e.decile, e.tokens, e.activations.tolist())
+        for side in (record.explain, record.score)
+        for e in (*side.activating, *side.non_activating)
+    ]
+
+
+@contextmanager
+def _untouched(examples: Examples) -> Iterator[None]:
+    """Check that the arrays of the examples, the only thing in them that can change, do not."""
+    windows = (*examples.activating, *examples.non_activating)
+    before = [e.activations.copy() for e in windows]
+    yield
+    assert all(np.array_equal(a, e.activations) for a, e in zip(before, windows, strict=True)), "examples are changed"

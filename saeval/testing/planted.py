@@ -1,0 +1,147 @@
+"""Planted latents, each firing on one known word, and scripted models that know the rule: scores with known answers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saeval.errors import InputError
+from saeval.llm import Request
+from saeval.seeding import derive_rng
+from saeval.store import ActivationStore, ActivationWriter
+from saeval.testing.toys import FILLER, PLANTED, ScriptedLLM
+from saeval.tokens import TokenDataset
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CONTEXTS, _TEXT = 2, 128  # contexts a document, text tokens a context
+_RATE = 0.01  # share of tokens on which one latent fires: in about a quarter of all windows of 32
+
+
+def planted_explanation(latent: int) -> str:
+    """Return the true explanation of a planted latent."""
+    return f"the word '{PLANTED[latent]}'"
+
+
+def planted_tokens(n_latents: int, documents: int, seed: int) -> tuple[TokenDataset, NDArray[np.int64]]:
+    """Make documents of simple words, and tell which planted latent fires on each token.
+
+    Returns:
+        The documents, and the latent of each token or -1.  [contexts, length]
+
+    Raises:
+        InputError: If more latents are asked for than there are words to plant.
+    """
+    if not 1 <= n_latents <= len(PLANTED):
+        raise InputError(f"{n_latents} planted latents: between 1 and {len(PLANTED)} can be made")
+    rng = derive_rng(seed, "planted", n_latents, documents)
+    shape = (documents * _CONTEXTS, 1 + _TEXT)
+    is_planted = rng.random(shape) < min(_RATE * n_latents, 0.4)
+    latent = np.where(is_planted, rng.integers(n_latents, size=shape), -1)
+    lengths = np.full(shape[0], shape[1], dtype=np.int32)
+    lengths[_CONTEXTS - 1 :: _CONTEXTS] -= rng.integers(0, _TEXT // 2, size=documents, dtype=np.int32)
+    mask = (np.arange(shape[1]) < lengths[:, None]) & (np.arange(shape[1]) > 0)
+    latent[~mask] = -1
+    # Token 0 is BOS and padding; then come the filler words, then the planted ones.
+    filler = rng.integers(1, 1 + len(FILLER), size=shape)
+    tokens = np.where(mask, np.where(latent >= 0, 1 + len(FILLER) + latent, filler), 0).astype(np.int32)
+    words = (*FILLER, *PLANTED[:n_latents])
+    dataset = TokenDataset(
+        tokens=tokens,
+        lengths=lengths,
+        mask=mask,
+        documents=np.repeat(np.arange(documents, dtype=np.int32), _CONTEXTS),
+        document_names=tuple(f"document {i}" for i in range(documents)),
+        vocabulary={0: b"", **{i: f" {word}".encode() for i, word in enumerate(words, 1)}},
+        lead=1,
+    )
+    return dataset, latent
+
+
+def plant(writer: ActivationWriter, *, n_latents: int = 16, documents: int = 100, seed: int = 0) -> None:
+    """Write planted latents: latent i fires wherever the i-th planted word stands, with strengths 1 to 4.
+
+    Args:
+        writer: Where to.
+        n_latents: Latents.
+        documents: Documents of two contexts of 128 tokens; each latent fires in about two windows of 32 a document.
+        seed: Another seed makes other documents.
+
+    Raises:
+        InputError: If more latents are asked for than there are words to plant.
+    """
+    dataset, latent = planted_tokens(n_latents, documents, seed)
+    strength = derive_rng(seed, "planted strengths").uniform(1, 4, size=latent.shape).astype(np.float32)
+    begin = writer.start(dataset, n_latents)
+    writer.note(hookpoint="planted", subject="planted words", architecture="planted")
+    for row in range(begin, len(latent)):
+        offset = np.flatnonzero(latent[row] >= 0)
+        writer.add(row * latent.shape[1] + offset, latent[row, offset], strength[row, offset])
+        writer.advance(row + 1)
+
+
+def planted_store(path: Path, *, n_latents: int = 16, documents: int = 100, seed: int = 0) -> ActivationStore:
+    """Make a store of planted latents; see `plant`.
+
+    Args:
+        path: Directory to make.
+        n_latents: Latents.
+        documents: Documents.
+        seed: Another seed makes other documents.
+    """
+    writer = ActivationWriter(path)
+    plant(writer, n_latents=n_latents, documents=documents, seed=seed)
+    return writer.finish()
+
+
+def rule_judge(*, scores: bool = False) -> ScriptedLLM:
+    """Return a judge that does exactly what the explanation says, for detection and fuzzing.
+
+    It reads prompts whose last turn holds a line `Explanation: …`, naming words as in `the word 'harbor'` or
+    `The words: harbor, lantern`, and windows as numbered lines (`Window 3: …`). A window without marks fits when one
+    of the words stands in it; one with marks, when every marked piece holds one of the words. An explanation that
+    names no words fits nothing.
+
+    Args:
+        scores: Whether it gives log-probabilities too: of " Yes" and " No" after prompts whose last paragraph is a
+            window on one line and a question that holds the explanation.
+    """
+    return ScriptedLLM(_judge_list, _judge_one if scores else None)
+
+
+def _judge_list(request: Request) -> str:
+    lines = request.messages[-1].content.splitlines()
+    words = _words(next((line for line in lines if line.startswith("Explanation:")), ""))
+    windows = [m[1] for line in lines if (m := re.match(r"Window \d+: (.*)", line))]
+    return str([int(_fits(window, words)) for window in windows])
+
+
+def _judge_one(prompt: str, continuation: str) -> float:
+    window, _, question = prompt.rpartition("\n\n")[2].partition("\n")
+    return -0.1 if _fits(window, _words(question)) == (continuation.strip() == "Yes") else -2.4
+
+
+def _words(explanation: str) -> set[str]:
+    """Return the words that an explanation names."""
+    named = re.search(r"words: ([\w, ]+)", explanation)
+    return set(re.findall(r"'(\w+)'", explanation)) | set(named[1].split(", ") if named else ())
+
+
+def _fits(window: str, words: set[str]) -> bool:
+    marked = re.findall(r"<<(.*?)>>", window)
+    return all(words & set(re.findall(r"\w+", piece)) for piece in marked or [window])
+
+
+def rule_explainer() -> ScriptedLLM:
+    """Return an explainer that names the word most often marked in the windows of the last turn."""
+
+    def reply(request: Request) -> str:
+        marked = re.findall(r"<<\W*(\w+)", request.messages[-1].content)
+        return f"EXPLANATION: the word '{Counter(marked).most_common(1)[0][0]}'" if marked else "EXPLANATION:"
+
+    return ScriptedLLM(reply)

@@ -1,0 +1,195 @@
+"""Stand-ins for what a run would lend a plugin: a language model, examples, embeddings, a context."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saeval.errors import LLMError
+from saeval.interfaces import Context, Embed
+from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request
+from saeval.records import Example, Examples, LatentId
+from saeval.seeding import derive_rng
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LATENT = LatentId("toy", 0)
+
+FILLER = tuple(
+    """
+    the a of and to in it was with for on that at by from his her they were he she as had but not be or which an one
+    all there some out up then when so over old new little great long still under again upon before after two every
+    through down away made came went saw said took gave found left turned looked walked waited once only near very
+    while three soon
+    """.split()  # noqa: SIM905
+)
+PLANTED = tuple(
+    """
+    harbor lantern violin meadow copper thunder ladder pepper castle needle rabbit window blanket candle river
+    hammer orchard pilgrim saddle tunnel whistle anchor basket carpet desert engine feather garden helmet island
+    jacket kettle lemon mirror napkin oyster pillow quarry ribbon shovel temple umbrella valley wagon acorn barrel
+    button camel dagger falcon goblet hornet ivory jungle kitten ledger magnet nutmeg otter paddle raven shelter
+    trumpet velvet
+    """.split()  # noqa: SIM905
+)
+
+
+class ScriptedLLM(LanguageModel):
+    """A language model whose answers are given beforehand or computed from the request.
+
+    Args:
+        reply: The answer, or a function of the request that returns it (as text or whole `Reply`) or raises.
+        score: Log-probability (nats) of a continuation after a prompt; without it, the model cannot score.
+
+    Attributes:
+        requests: What `complete` was asked, in order.
+        scored: What `logprobs` was asked, in order.
+    """
+
+    def __init__(
+        self, reply: str | Callable[[Request], str | Reply] = "", score: Callable[[str, str], float] | None = None
+    ):
+        self._reply = reply
+        self._score = score
+        self.requests: list[Request] = []
+        self.scored: list[LogprobRequest] = []
+
+    @property
+    def can_score(self) -> bool:
+        """Whether a `score` was given."""
+        return self._score is not None
+
+    async def complete(self, request: Request) -> Reply:
+        """Give the scripted answer; an empty one is an `LLMError`, as with any model."""
+        self.requests.append(request)
+        answer = self._reply(request) if callable(self._reply) else self._reply
+        reply = Reply(answer) if isinstance(answer, str) else answer
+        if not reply.text:
+            raise LLMError("the model's answer is empty")
+        return reply
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        """Give the scripted log-probabilities, one token a continuation."""
+        if self._score is None:
+            return await super().logprobs(request)
+        self.scored.append(request)
+        score = self._score
+        return LogprobReply(
+            tuple(tuple((score(request.prefix + p, c),) for c in request.continuations) for p in request.prompts)
+        )
+
+
+def make_example(
+    text: str,
+    fires: Mapping[str, float] | None = None,
+    *,
+    document: int = 0,
+    context: int = 0,
+    start: int = 1,
+    decile: int | None = None,
+) -> Example:
+    """Make a window of a text, a token being a word or punctuation mark with the space before it.
+
+    Args:
+        text: The text.
+        fires: Activation of tokens, by their text without space; 0 for all others.
+        document: Number of its document.
+        context: Number of its context.
+        start: Index of its first token there.
+        decile: Rank decile.
+    """
+    tokens = tuple(re.findall(r"\s*(?:\w+|[^\w\s])|\s+\Z", text))
+    activations = np.array([(fires or {}).get(token.strip(), 0.0) for token in tokens], dtype=np.float32)
+    return Example(
+        tokens=tokens,
+        token_ids=tuple(zlib.crc32(token.encode()) % 50_000 for token in tokens),
+        activations=activations,
+        document=document,
+        context=context,
+        start=start,
+        active=bool(activations.any()),
+        decile=decile,
+    )
+
+
+def make_examples(
+    word: str = PLANTED[0],
+    *,
+    activating: int = 20,
+    non_activating: int = 20,
+    window: int = 24,
+    seed: int = 0,
+    first: int = 0,
+    latent: LatentId = LATENT,
+) -> Examples:
+    """Make windows of simple words, the latent firing on one word, which stands one to three times in a window.
+
+    Args:
+        word: The word.
+        activating: Windows with it.
+        non_activating: Windows without it.
+        window: Tokens a window.
+        seed: Another seed makes other windows.
+        first: Number of the first context; each window is a context and document of its own.
+        latent: The latent.
+    """
+    rng = derive_rng(seed, "make_examples", word)
+    built: list[Example] = []
+    for number in range(activating + non_activating):
+        active = number < activating
+        words = list(rng.choice(FILLER, size=window))
+        for at in rng.choice(window, size=rng.integers(1, 4), replace=False):
+            words[at] = word if active else rng.choice([w for w in PLANTED if w != word])
+        strength = float(rng.uniform(1, 10))
+        built.append(
+            make_example(
+                " " + " ".join(words),
+                {word: strength} if active else {},
+                document=first + number,
+                context=first + number,
+            )
+        )
+    shown = sorted(built[:activating], key=lambda example: -example.max_activation)
+    ranked = tuple(replace(example, decile=i * 10 // activating) for i, example in enumerate(shown))
+    return Examples(latent, ranked, tuple(built[activating:]), max_activation=10.0)
+
+
+def word_embeddings(model: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return unit vectors under which texts that share words are close: an `Embed` without any model.
+
+    Args:
+        model: Ignored.
+        texts: The texts.
+    """
+    vectors = np.zeros((len(texts), 512), dtype=np.float32)
+    for row, text in zip(vectors, texts, strict=True):
+        for word in re.findall(r"\w+", text.casefold()):
+            row[zlib.crc32(word.encode()) % 512] += 1
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return vectors
+
+
+def context(
+    llm: LanguageModel | None = None,
+    *,
+    seed: int = 0,
+    embed: Embed = word_embeddings,
+    latent: LatentId = LATENT,
+    **lent: Any,
+) -> Context:
+    """Make a context for one call of an explainer or scorer.
+
+    Args:
+        llm: The language model; without one, asking raises `LLMError`.
+        seed: Seed of the context's generator.
+        embed: Sentence embeddings.
+        latent: The latent.
+        **lent: Other fields of `Context`.
+    """
+    return Context(latent, derive_rng(seed, "testing"), llm or ScriptedLLM(), embed, **lent)

@@ -1,0 +1,155 @@
+"""A spec's mistakes are all reported at once, each with its place; merging and filling in do what they say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saeval import SpecError
+from saeval.spec import cells_of, override, parse, parse_assignment, plain, read_document
+
+GOOD = """\
+saeval: 1
+task: small
+version: "1.0"
+source: {use: synthetic}
+explainer: top_tokens
+scorers:
+  detection: {with: {batch: 5}}
+"""
+
+
+def read(tmp_path, text, name="spec.yaml", **others):
+    for other, content in others.items():
+        (tmp_path / f"{other}.yaml").write_text(content)
+    (tmp_path / name).write_text(text)
+    return read_document(tmp_path / name, lambda reference, file: file.parent / reference)
+
+
+def problems(tmp_path, text):
+    with pytest.raises(SpecError) as error:
+        document = read(tmp_path, text)
+        for _, filled in cells_of(document):
+            parse(filled)
+    return list(error.value.problems)
+
+
+def test_good_spec_is_read_and_labels_name_their_scorer(tmp_path):
+    spec = parse(read(tmp_path, GOOD))
+    assert spec.scorers["detection"].use == "detection"
+    assert spec.explainer.use == "top_tokens"
+
+
+def test_every_mistake_is_reported_with_its_line_and_a_suggestion(tmp_path):
+    found = problems(
+        tmp_path,
+        GOOD.replace("explainer:", "explaner:") + "run: {sed: 1, max_failed: 3}\nlatents: {n: many}\n",
+    )
+    text = "\n".join(found)
+    assert "spec.yaml:5: explaner: no such key, did you mean 'explainer'?" in text
+    assert "explainer: is missing" in text
+    assert "spec.yaml:8: run.sed: no such key, did you mean 'seed'?" in text
+    assert "spec.yaml:8: run.max_failed: should be less than or equal to 1 (got 3)" in text
+    assert "spec.yaml:9: latents.n: should be a valid integer" in text and "(got 'many')" in text
+
+
+def test_key_given_twice_is_an_error_with_both_lines(tmp_path):
+    assert problems(tmp_path, GOOD + "task: other\n") == ["spec.yaml:8: key 'task' is given twice (first on line 2)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2", "not YAML"),
+        ("- 1\n", "a spec is a mapping"),
+        ("", "a spec is a mapping"),
+        (GOOD + "x: !!python/object/apply:os.system ['true']\n", "tags are not allowed"),
+        ("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",
+         "is an alias repeated?"),
+        ("a: " + "[" * 2000 + "]" * 2000, "spec.yaml"),
+    ],
+)  # fmt: skip
+def test_broken_or_hostile_yaml_is_one_clear_sentence(tmp_path, text, message):
+    found = problems(tmp_path, text)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+@pytest.mark.parametrize("key", ["api_key", "OPENAI_API_KEY", "password", "access_token"])
+def test_keys_in_a_spec_are_refused(tmp_path, key):
+    (found,) = problems(tmp_path, GOOD + f"llms:\n  judge: {{model: openai/gpt-4o-mini, {key}: sk-123}}\n")
+    assert f"spec.yaml:9: llms.judge.{key}" in found
+    assert "do not belong in a spec" in found
+    assert "sk-123" not in found
+
+
+def test_included_spec_is_merged_and_a_part_that_changes_its_use_starts_clean(tmp_path):
+    base = GOOD.replace("{use: synthetic}", "{use: synthetic, with: {seed: 3}}") + "run: {seed: 7, max_failed: 0.5}\n"
+    child = "include: [base.yaml]\ntask: child\nsource: {use: recorded}\nrun: {seed: 8}\n"
+    document = read(tmp_path, child, base=base)
+    assert plain(document.data["source"]) == {"use": "recorded"}
+    assert plain(document.data["run"]) == {"seed": 8, "max_failed": 0.5}
+    assert plain(document.data["task"]) == "child"
+    assert "include" not in document.data
+
+
+def test_mistake_in_an_included_file_names_that_file(tmp_path):
+    with pytest.raises(SpecError, match=r"base\.yaml:8: run\.sed"):
+        parse(read(tmp_path, "include: [base.yaml]\ntask: child\n", base=GOOD + "run: {sed: 1}\n"))
+
+
+def test_spec_that_includes_itself_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="includes itself"):
+        read(tmp_path, "include: [b.yaml]\n", b="include: [spec.yaml]\n")
+
+
+def test_matrix_makes_a_cell_of_each_combination_but_the_excluded(tmp_path):
+    text = GOOD.replace("{use: synthetic}", "{use: synthetic, with: {path: '${matrix.sae.path}', name: 'l${matrix.layer}-${matrix.sae}'}}")
+    text += "matrix:\n  sae: [{id: a, path: x/y}, {id: b, path: z}]\n  layer: [3, 4]\nexclude: [{sae: b, layer: 4}]\n"
+    cells = [plain(d.data["source"]["with"]) for _, d in cells_of(read(tmp_path, text))]
+    assert cells == [{"path": "x/y", "name": "l3-a"}, {"path": "x/y", "name": "l4-a"}, {"path": "z", "name": "l3-b"}]
+
+
+def test_whole_value_filled_in_keeps_its_type(tmp_path):
+    text = GOOD + "latents: {n: '${matrix.n}'}\nmatrix: {n: [5, 6]}\n"
+    assert [parse(d).latents.n for _, d in cells_of(read(tmp_path, text))] == [5, 6]
+
+
+@pytest.mark.parametrize("expression", ["matrix.layr", "env.HOME", "matrix.sae.nope", "", "__import__('os')"])
+def test_unknown_expression_is_refused_with_its_line(tmp_path, expression):
+    text = GOOD + f"description: \"${{{expression}}}\"\nmatrix: {{sae: [{{id: a}}]}}\n"
+    (found,) = problems(tmp_path, text)
+    assert found.startswith("spec.yaml:8: description")
+
+
+def test_overrides_are_typed_and_false_works(tmp_path):
+    document = override(read(tmp_path, GOOD), dict(map(parse_assignment, ["latents.n=7", "run.max_cost_usd=null", "scorers.detection.with.batch=2", "tags=[a, b]", "tags.1=false"])))  # fmt: skip
+    assert document.data["latents"] == {"n": 7}
+    assert document.data["scorers"]["detection"]["with"]["batch"] == 2
+    assert document.data["tags"] == ["a", False]
+
+
+@pytest.mark.parametrize("text", ["novalue", "=3", "a=[1", "task.x=1"])
+def test_bad_override_is_one_clear_sentence(tmp_path, text):
+    with pytest.raises(SpecError, match="--set"):
+        override(read(tmp_path, GOOD), dict([parse_assignment(text)]))
+
+
+def test_mistake_of_an_override_says_that_it_came_from_the_command_line(tmp_path):
+    with pytest.raises(SpecError, match=r"--set run\.seed: should be a valid integer.*got 'x'"):
+        parse(override(read(tmp_path, GOOD), {"run.seed": "x"}))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["use", "with", "task", "run", "source", "scorers", "matrix", "exclude", "llms", "a"]), x, max_size=4), max_leaves=20))  # fmt: skip
+def test_any_data_is_either_a_spec_or_a_list_of_mistakes(tmp_path_factory, value):
+    import yaml
+
+    path = tmp_path_factory.mktemp("fuzz") / "s.yaml"
+    path.write_text(yaml.safe_dump(value, allow_unicode=True), encoding="utf-8")
+    try:
+        for _, document in cells_of(read_document(path, lambda r, f: f.parent / r)):
+            parse(document)
+    except SpecError as error:
+        assert error.problems

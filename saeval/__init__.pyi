@@ -1,11 +1,21 @@
 from .assets import Asset, asset_path
-from .coders import HookPoint, Sparse, SparseCoder
+from .coders import Gate, HookPoint, LinearCoder, ModuleCoder, NeuronCoder, Sparse, SparseCoder, down_projection
 from .embed import embedder
-from .errors import BudgetExceeded, InputError, LLMError, ParseError, PluginError, Refused, SaevalError, SpecError, StoreError
+from .errors import (
+    BudgetExceeded,
+    InputError,
+    LLMError,
+    ParseError,
+    PluginError,
+    Refused,
+    SaevalError,
+    SpecError,
+    StoreError,
+)
 from .hookspecs import hookimpl
 from .interfaces import LLM, ActivationSource, Coder, Context, Explainer, Need, Plugin, Sampler, Scorer, Step
 from .live import LiveModel
-from .llm import LanguageModel, LogprobReply, LogprobRequest, Message, Reply, Request, TokenLogprobs, Usage
+from .llm import FinishReason, LanguageModel, LogprobReply, LogprobRequest, Message, Reply, Request, TokenLogprobs, Usage
 from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt
@@ -14,6 +24,7 @@ from .results import Explanation, Outcome, RunResult, Score, read
 from .runner import run
 from .seeding import content_hash, derive_rng
 from .store import ActivationStore, ActivationWriter, Windows
+from .testing import plant
 from .tokens import Corpus, TokenDataset
 
 __version__: str
@@ -21,9 +32,10 @@ __version__: str
 __all__ = [
     "AUROC", "BALANCED_ACCURACY", "CLASSIFICATION", "LLM", "PEARSON", "ActivationSource", "ActivationStore",
     "ActivationWriter", "Asset", "BudgetExceeded", "Coder", "Context", "Corpus", "Example", "Examples", "Explainer",
-    "Explanation", "HookPoint", "InputError", "LLMError", "LanguageModel", "LatentId", "LatentRecord", "LiveModel",
-    "LogprobReply", "LogprobRequest", "Message", "Metric", "ModelRef", "Need", "Outcome", "ParseError", "Plugin", "PluginError",
-    "Prompt", "Refused", "Reply", "Request", "RunResult", "SaevalError", "Sampler", "Score", "Scorer", "Sparse",
-    "SparseCoder", "SpecError", "SpecPath", "Step", "StoreError", "TokenDataset", "TokenLogprobs", "Usage", "Windows", "asset_path", "auroc",
-    "content_hash", "derive_rng", "embedder", "file_sha256", "hookimpl", "read", "run",
+    "Explanation", "Gate", "HookPoint", "InputError", "LLMError", "LanguageModel", "LatentId", "LatentRecord",
+    "LinearCoder", "LiveModel", "LogprobReply", "LogprobRequest", "Message", "Metric", "ModelRef", "ModuleCoder",
+    "Need", "NeuronCoder", "Outcome", "ParseError", "Plugin", "PluginError", "Prompt", "Refused", "Reply", "Request",
+    "RunResult", "SaevalError", "Sampler", "Score", "Scorer", "Sparse", "SparseCoder", "SpecError", "SpecPath",
+    "Step", "StoreError", "TokenDataset", "TokenLogprobs", "Usage", "Windows", "asset_path", "auroc", "content_hash",
+    "derive_rng", "down_projection", "embedder", "file_sha256", "hookimpl", "plant", "read", "run",
 ]  # fmt: skip

@@ -123,6 +123,10 @@ class Coder(Plugin):
         """Return the module path that the coder was made for, when its files tell; None when they do not."""
         return None
 
+    def width(self) -> int | None:
+        """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
+        return None
+
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
         """Return where exactly to read, given the module that the spec names and the model's module paths."""
         from saeval.coders import HookPoint
@@ -190,6 +194,9 @@ class LLM(Plugin, LanguageModel):
     """Whether the same request gives the same reply everywhere; replayed and scripted models are not real runs."""
     synthetic: ClassVar[bool] = False
     """Whether replies are made up; such results carry a mark and stay off leaderboards."""
+
+    in_process: ClassVar[bool] = False
+    """Whether the model runs in this process; such calls are free, and are made one at a time."""
 
     model: str
     """Name of the model, without this plugin's prefix."""

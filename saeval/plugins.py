@@ -221,9 +221,28 @@ class Registry:
         return sorted(found, key=lambda p: (not p.id.startswith(f"{BUILT_IN}/"), p.id))
 
     def task_dirs(self) -> list[tuple[str, Path]]:
-        """Return (namespace, folder) of all task specs that packages ship. Imports every package."""
-        self.load_all()
-        return [(n, folder) for n, folders in sorted(self._task_dirs.items(), key=lambda i: i[0] != BUILT_IN) for folder in folders]
+        """Return (namespace, folder) of all task specs that packages ship, built-ins first.
+
+        A package with an entry point named `tasks` is asked through that one alone, which keeps `saeval list` quick;
+        others are imported whole. Broken packages are passed over.
+        """
+        found = []
+        for namespace, packages in sorted(self._packages.items(), key=lambda item: item[0] != BUILT_IN):
+            if self._is_disabled(namespace):
+                continue
+            quick = [entry for package in packages for entry in package.entries if entry.name == "tasks"]
+            try:
+                if len(packages) == len(quick) == 1:
+                    folders = [Path(p) for p in _returned(quick[0].load(), "saeval_task_dirs")]
+                else:
+                    self.load(namespace)
+                    folders = self._task_dirs[namespace]
+            except (Exception, SystemExit):  # noqa: BLE001 - `saeval plugins` says why it is broken
+                if namespace == BUILT_IN:
+                    raise
+                continue
+            found += [(namespace, folder) for folder in folders]
+        return found
 
     def plugins(self) -> list[PluginInfo]:
         """Return a row for every installed package; never raises for a broken one."""

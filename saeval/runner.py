@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
+from saeval.assets import cache_dir
+from saeval.calls import Budget, CallLog, CallStore
 from saeval.collect import collect, store_path
 from saeval.embed import embedder
 from saeval.errors import BudgetExceeded, LLMError, SaevalError
-from saeval.gateway import Budget, CallLog, CallStore, Gateway
+from saeval.gateway import Gateway
 from saeval.interfaces import Context, Explainer, Scorer
 from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
 from saeval.plugins import Registry
@@ -89,9 +91,8 @@ def default_path(task: Task) -> Path:
 
 def run_task(task: Task, *, out: Path, limit: int | None, max_cost: float | None, display: Display) -> RunResult:
     """Run a task that is already built; see `run`."""
-    budget = Budget(max_cost if max_cost is not None else task.run.max_cost_usd)
     with RunDir(out) as folder, folder.log():
-        return _Run(task, folder, display, limit, budget).go()
+        return _Run(task, folder, display, limit, max_cost).go()
 
 
 @dataclass
@@ -126,11 +127,11 @@ class Meter(LanguageModel):
 
 
 class _Run:
-    def __init__(self, task: Task, folder: RunDir, display: Display, limit: int | None, budget: Budget):
+    def __init__(self, task: Task, folder: RunDir, display: Display, limit: int | None, max_cost: float | None):
         self.task, self.folder, self.display, self.limit = task, folder, display, limit
         self.seed = task.run.seed
-        self.budget = budget
         self.calls = CallLog(folder.path / "calls.jsonl")
+        self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
         self.outcomes: dict[str, CellOutcome] = {}
         self.seconds: dict[str, float] = {}
         self.embed = embedder()
@@ -200,8 +201,6 @@ class _Run:
                 await role.part.plugin.aclose()
 
     def _gateways(self) -> dict[str, LanguageModel]:
-        from saeval.assets import cache_dir
-
         if not self.task.roles:
             return {}
         store = CallStore(cache_dir() / "calls.sqlite")

@@ -15,7 +15,7 @@ LONGEST = 600
 """Characters an explanation may have; a longer one is not an explanation but a rambling reply."""
 
 _MARKER = re.compile(r"^[\s>#*_`\[\"'-]*explanation\]?[*_\]]*\s*:[*_\]]*(.*)$", re.IGNORECASE)
-_WRAPPING = " \t\"'`*_“”‘’"
+_PAIRS = (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"))
 _DECLINED = re.compile(
     r"(i'?m |i am )?(sorry|unable|not able)\b|i (cannot|can ?not|can't|can’t|won't)\b|as an ai\b", re.IGNORECASE
 )
@@ -92,13 +92,23 @@ def parse_explanation(reply: str, *, cut: bool = False) -> str:
         raise ParseError("no line of the reply begins with EXPLANATION:")
     whole = [entry for entry in found if entry[0] < len(lines) - 1] if cut else found
     at, text = (whole or found)[-1]
-    rest = (line for line in lines[at + 1 :] if line.strip(_WRAPPING))
-    text = text.strip(_WRAPPING) or next(rest, "").strip(_WRAPPING)
-    text = text.replace("<<", "").replace(">>", "").strip(_WRAPPING)
+    if not text.strip():
+        text = next((line for line in lines[at + 1 :] if line.strip()), "")
+    text = _unwrapped(text.replace("<<", "").replace(">>", ""))
     if text.lower().rstrip(".") in _NOTHING or not any(c.isalnum() for c in text):
         raise ParseError("the explanation is empty")
     if _DECLINED.match(text):
         raise ParseError("the model declined")
     if len(text) > LONGEST:
         raise ParseError(f"the explanation has {len(text)} characters, more than {LONGEST}")
+    return text
+
+
+def _unwrapped(text: str) -> str:
+    """Take off quotes and emphasis that stand around the whole text."""
+    text = text.strip()
+    for left, right in _PAIRS:
+        inner = text[len(left) : -len(right)]
+        if text.startswith(left) and text.endswith(right) and inner and left not in inner and right not in inner:
+            return _unwrapped(inner)
     return text

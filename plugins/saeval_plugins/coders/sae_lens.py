@@ -1,0 +1,316 @@
+"""SAEs and transcoders in sae-lens' format, nearly all of them read without importing sae-lens."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
+
+from saeval import Coder, Gate, HookPoint, InputError, LinearCoder, ModuleCoder, SpecPath, file_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from pydantic import JsonValue
+    from torch import Tensor
+
+    from saeval import SparseCoder
+
+WEIGHTS = "sae_weights.safetensors"
+LINEAR = (
+    "standard", "gated", "topk", "abstopk", "jumprelu",
+    "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder",
+)  # fmt: skip
+THROUGH_SAE_LENS = ("temporal", "matching_pursuit")
+IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+WRITTEN_TO_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "hook_attn_out")
+
+
+class SaeLens(Coder):
+    """An SAE or transcoder that sae-lens has saved (`path`), or one of its pretrained releases (`release`, `sae_id`).
+
+    Weights are computed with in float32, whatever they are stored in.
+    """
+
+    name = "sae_lens"
+
+    path: SpecPath | None = None
+    """Folder with `cfg.json` and `sae_weights.safetensors`, as `sae.save_inference_model(folder)` writes it."""
+    release: str | None = None
+    """Release in sae-lens' list of pretrained SAEs, or a hub repository. Give the source's `hookpoint` with it."""
+    sae_id: str | None = None
+    """Which SAE of the release."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SaeLens:
+        if (self.path is None) == (self.release is None):
+            raise ValueError("give either path (a folder) or release and sae_id")
+        if (self.release is None) != (self.sae_id is None):
+            raise ValueError("release and sae_id belong together")
+        return self
+
+    @property
+    def _label(self) -> str:
+        """How messages name it."""
+        return f"SAE {self.path or f'{self.release}/{self.sae_id}'}"
+
+    def check(self) -> None:
+        """Read the configuration and the header of the weights, without the weights."""
+        if self.path is None:
+            if find_spec("sae_lens") is None:
+                raise InputError(f"{self._label}: releases need the package sae-lens: pip install sae-lens")
+            return
+        self._check_header(self.path)
+
+    def fingerprint(self) -> JsonValue:
+        """Return hashes of a folder's files, wherever it lies; or the name of a release."""
+        if self.path is None:
+            return [self.name, self.release, self.sae_id]
+        self._check_header(self.path)
+        return [self.name, file_sha256(self.path / "cfg.json"), file_sha256(self.path / WEIGHTS)]
+
+    def hookpoint(self) -> str | None:
+        """Return the hook that a folder's `cfg.json` names, or the id of a release's SAE where that is a hook."""
+        if self.path is not None:
+            metadata = self._config["metadata"]
+            return metadata.get("hf_hook_name") or metadata.get("hook_name")
+        is_hook = re.fullmatch(r"blocks\.\d+\.(\w+\.)*hook_\w+", self.sae_id or "")
+        return self.sae_id if is_hook else None
+
+    def width(self) -> int | None:
+        """Return the width that a folder's `cfg.json` tells."""
+        return None if self.path is None else self._config["d_in"]
+
+    def site(self, module: str, modules: Sequence[str]) -> HookPoint:
+        """Return the module, with activations centred if the SAE was made with centred writing weights."""
+        metadata = self._config["metadata"]
+        centred = (metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights", False)
+        hook = (metadata.get("hook_name") or "").rpartition(".")[2]
+        return HookPoint(module, center=bool(centred) and hook in WRITTEN_TO_RESIDUAL)
+
+    def load(self, device: str, d_in: int) -> SparseCoder:
+        """Load the weights."""
+        config = self._config
+        if config["d_in"] != d_in:
+            metadata = config["metadata"]
+            hook = metadata.get("hf_hook_name") or metadata.get("hook_name")
+            made_for = f"; it was made for {hook} of {metadata.get('model_name')}" if hook else ""
+            raise InputError(
+                f"{self._label} reads activations of width {config['d_in']}, but those at the hookpoint have width {d_in}"
+                f"{made_for}: change `hookpoint` or `model`, or take another SAE"
+            )
+        if config["architecture"] in THROUGH_SAE_LENS:
+            return self._wrapped(device)
+        return _linear(config, {name: t.to(device) for name, t in self._tensors().items()})
+
+    # --- Configuration ---
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """The configuration, in the form of sae-lens 6.
+
+        Raises:
+            InputError: If it is missing, malformed, or of an SAE that cannot be used as it is.
+        """
+        if self.path is None:
+            config = self._pretrained.cfg.to_dict()
+        else:
+            if not self.path.is_dir():
+                raise InputError(f"{self._label}: no such folder")
+            try:
+                config = json.loads((self.path / "cfg.json").read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                raise InputError(
+                    f"{self._label}: there is no cfg.json in it, so it is not a folder that sae-lens saved"
+                ) from None
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self._label}: cfg.json cannot be read ({error})") from None
+        if not isinstance(config, dict):
+            raise InputError(f"{self._label}: cfg.json holds no mapping")
+        config = _modern(config)
+        for trouble in _troubles(config):
+            raise InputError(f"{self._label}: {trouble}")
+        return config
+
+    # --- Weights ---
+
+    def _check_header(self, folder: Path) -> None:
+        """Compare names and shapes of the tensors with what the configuration calls for."""
+        from safetensors import SafetensorError, safe_open
+
+        config, file = self._config, folder / WEIGHTS
+        if not file.is_file():
+            raise InputError(f"{self._label}: there is no {WEIGHTS} in it; was it copied whole?")
+        try:
+            with safe_open(file, framework="np") as tensors:
+                seen = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self._label}: {WEIGHTS} is damaged or cut off ({error}); copy it again") from None
+        if config["architecture"] not in LINEAR:
+            return
+        wanted = _shapes(config)
+        seen.pop("scaling_factor", None)
+        if missing := sorted(set(wanted) - set(seen)):
+            raise InputError(
+                f"{self._label}: {WEIGHTS} lacks {', '.join(missing)}, which {config['architecture']!r} needs"
+            )
+        if extra := sorted(set(seen) - set(wanted)):
+            raise InputError(
+                f"{self._label}: {WEIGHTS} has {', '.join(extra)}, which {config['architecture']!r} does not have; "
+                "is `architecture` in cfg.json right?"
+            )
+        for name, shape in wanted.items():
+            if seen[name] != shape:
+                raise InputError(f"{self._label}: {name} has shape {seen[name]}, but by cfg.json it should be {shape}")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Read the weights as float32.
+
+        Raises:
+            InputError: If one is not finite.
+        """
+        import torch
+        from safetensors.torch import load_file
+
+        if self.path is None:
+            tensors = self._pretrained.state_dict()
+        else:
+            self._check_header(self.path)
+            tensors = load_file(self.path / WEIGHTS)
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        scale = tensors.pop("scaling_factor", torch.ones(1))
+        if not torch.allclose(scale, torch.ones_like(scale)):
+            raise InputError(
+                f"{self._label}: it has a finetuning scale that is not folded in; save it anew with sae-lens 6"
+            )
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise InputError(f"{self._label}: {name} holds NaN or infinite values, so training it went wrong")
+        return tensors
+
+    @cached_property
+    def _pretrained(self) -> Any:
+        """A release's SAE, downloaded by sae-lens."""
+        import warnings
+
+        import sae_lens
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return sae_lens.SAE.from_pretrained(self.release, self.sae_id, device="cpu", dtype="float32")
+        except Exception as error:  # sae-lens and the hub raise many kinds
+            line = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise InputError(
+                f"{self._label} cannot be loaded by sae-lens ({type(error).__name__}: {line}); check release, sae_id and "
+                "connection, or give the `path` of a folder"
+            ) from error
+
+    def _wrapped(self, device: str) -> ModuleCoder:
+        """Return an SAE that sae-lens itself encodes with."""
+        import sae_lens
+
+        config = self._config
+        if self.path is None:
+            sae = self._pretrained.to(device)
+        else:
+            sae = sae_lens.SAE.load_from_disk(self.path, device=device, dtype="float32")
+        sae.eval().requires_grad_(False)
+        sae.turn_off_forward_pass_hook_z_reshaping()  # what transformers gives is flat already
+        return ModuleCoder(
+            sae.encode, config["d_sae"], config["d_in"], config["architecture"], decoder=sae.W_dec,
+            token_wise=config["architecture"] != "temporal", metadata=config["metadata"],
+        )  # fmt: skip
+
+
+def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a configuration of any sae-lens into one form; before 6.0 what is metadata now stood beside the rest."""
+    metadata = config.get("metadata")
+    if metadata is None:
+        metadata = {
+            name: config[old]
+            for name, old in (
+                ("model_name", "model_name"), ("hook_name", "hook_point"), ("hook_name", "hook_name"),
+                ("hf_hook_name", "hf_hook_name"), ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
+                ("dataset_path", "dataset_path"), ("context_size", "context_size"), ("prepend_bos", "prepend_bos"),
+                ("neuronpedia_id", "neuronpedia_id"),
+            )
+            if old in config
+        }  # fmt: skip
+    modern = {"architecture": "standard", "apply_b_dec_to_input": True, **config}
+    modern["metadata"] = {k: v for k, v in json.loads(json.dumps(dict(metadata), default=str)).items() if v is not None}
+    activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    if modern["architecture"] == "standard" and activation == "topk":
+        modern["architecture"] = "topk"
+        modern["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
+    elif activation != "relu" and modern["architecture"] == "standard":
+        modern["architecture"] = f"standard with {activation}"
+    normalize = config.get("normalize_activations") or "none"
+    modern["normalize_activations"] = "expected_average_only_in" if normalize is True else normalize
+    return modern
+
+
+def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why an SAE cannot be used as it is, and the way out; what comes first may be the cause of the rest."""
+    architecture, normalize = config["architecture"], config["normalize_activations"]
+    if architecture in IN_TRAINING:
+        yield (
+            f"it is a training checkpoint ({architecture}), which has no fixed threshold yet; save it with "
+            "`sae.save_inference_model(folder)` and give that folder"
+        )
+    if architecture not in LINEAR + THROUGH_SAE_LENS:
+        yield f"its architecture {architecture!r} is not known; there are: {', '.join(LINEAR + THROUGH_SAE_LENS)}"
+    if normalize in ("expected_average_only_in", "covariance_whitening"):
+        fold = "norm_scaling_factor" if normalize == "expected_average_only_in" else "whitening"
+        yield (
+            f"its weights expect activations that are normalised first ({normalize}); fold that into the weights with "
+            f"`sae.fold_activation_{fold}(…)` and save it again"
+        )
+    if normalize not in ("none", "layer_norm", "constant_norm_rescale") and architecture in LINEAR:
+        yield f"its normalize_activations {normalize!r} is not known"
+    sizes = ["d_in", "d_sae"]
+    sizes += ["d_out"] if "transcoder" in architecture else []
+    sizes += ["k"] if architecture in ("topk", "abstopk") else []
+    for name in sizes:
+        if not isinstance(config.get(name), int) or config[name] < 1:
+            yield f"{name} in cfg.json is {config.get(name)!r}; it should be a positive whole number"
+    if "k" in sizes and config["k"] > config["d_sae"]:
+        yield f"k is {config['k']} in cfg.json, more than its {config['d_sae']} latents"
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the shape of each tensor that an architecture has."""
+    architecture, d_in, d_sae = config["architecture"], config["d_in"], config["d_sae"]
+    d_out = config["d_out"] if "transcoder" in architecture else d_in
+    vectors = ["b_gate", "b_mag", "r_mag"] if architecture == "gated" else ["b_enc"]
+    if "jumprelu" in architecture:
+        vectors.append("threshold")
+    shapes = {"W_enc": [d_in, d_sae], "W_dec": [d_sae, d_out], "b_dec": [d_out], **{v: [d_sae] for v in vectors}}
+    return {**shapes, "W_skip": [d_out, d_in]} if "skip" in architecture else shapes
+
+
+def _linear(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LinearCoder:
+    architecture = config["architecture"]
+    transcoder = "transcoder" in architecture
+    return LinearCoder(
+        encoder=tensors["W_enc"],
+        decoder=tensors["W_dec"],
+        encoder_bias=tensors.get("b_enc"),
+        decoder_bias=tensors["b_dec"],
+        threshold=tensors.get("threshold"),
+        k=config["k"] if architecture in ("topk", "abstopk") else None,
+        signed=architecture == "abstopk",
+        gate=Gate(tensors["b_gate"], tensors["b_mag"], tensors["r_mag"]) if architecture == "gated" else None,
+        scale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
+        subtract_decoder_bias=config["apply_b_dec_to_input"] and not transcoder,
+        normalize=config["normalize_activations"],
+        skip="skip" in architecture,
+        architecture=architecture,
+        autoencoder=not transcoder,
+        metadata=config["metadata"],
+    )

@@ -1,0 +1,15 @@
+"""Ways to reach language models; the prefix of a role's `model` names one."""
+
+from __future__ import annotations
+
+from saeval import LLM, hookimpl
+#HF
+from saeval_plugins.llms.litellm import LiteLLM
+from saeval_plugins.llms.openai_compatible import OpenAICompatible
+from saeval_plugins.llms.replay import Replay
+from saeval_plugins.llms.scripted import Scripted
+
+
+@hookimpl
+def saeval_llms() -> list[type[LLM]]:
+    return [LiteLLM, OpenAICompatible, Scripted, Replay]

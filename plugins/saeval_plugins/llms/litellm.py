@@ -1,0 +1,92 @@
+"""Any provider that litellm knows."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from saeval import LLM, InputError, LLMError, Refused, Reply, Request
+from saeval_plugins.llms.openai_chat import chat_body, one_line, reply_from_chat
+
+_MALICIOUS = re.compile(r"1\.82\.[78]|1\.107\..*")
+_RETRYABLE = {
+    "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
+    "APIError", "JSONDecodeError", "APIResponseValidationError",
+}  # fmt: skip
+
+
+class LiteLLM(LLM):
+    """Asks through litellm: OpenAI, Anthropic, Gemini, Ollama, hosted vLLM and a hundred others.
+
+    Keys come from the environment variables that litellm names for each provider. Price lists come with litellm
+    itself; nothing is fetched.
+    """
+
+    name = "litellm"
+
+    api_base: str | None = None
+    """Address of the server, for providers that have more than one."""
+    extra: dict[str, Any] = {}
+    """Further arguments of `litellm.acompletion`, such as `{top_p: 0.9}`."""
+
+    def check(self) -> None:
+        """See that litellm is installed, and not one of its malicious releases."""
+        try:
+            installed = version("litellm")
+        except PackageNotFoundError:
+            raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'") from None
+        if _MALICIOUS.fullmatch(installed):
+            raise InputError(
+                f"litellm {installed} is a malicious release that steals keys; remove it, change your keys, and install "
+                "'litellm>=1.83.7,<1.107'"
+            )
+
+    def _litellm(self) -> Any:
+        """Import litellm, which takes seconds, and make it quiet."""
+        self.check()
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        os.environ.setdefault("LITELLM_LOG", "ERROR")
+        import litellm
+
+        litellm.telemetry = False
+        litellm.suppress_debug_info = True
+        return litellm
+
+    async def complete(self, request: Request) -> Reply:
+        """Ask through `litellm.acompletion`; the gateway tries again, so litellm does not."""
+        litellm = self._litellm()
+        arguments = {**chat_body(self.model, request), **self.extra}
+        if self.api_base:
+            arguments["api_base"] = self.api_base
+        try:
+            response = await litellm.acompletion(**arguments, num_retries=0, max_retries=0, drop_params=True)
+        except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
+            raise _translated(self.model, error) from None
+        usd = self._price(litellm, response)
+        return reply_from_chat(self.model, response.model_dump(), usd, None if usd is None else "litellm")
+
+    def _price(self, litellm: Any, response: Any) -> float | None:
+        """Return the price by litellm's list; None for a model that is not in it."""
+        try:
+            usd = litellm.completion_cost(completion_response=response, model=self.model)
+        except Exception:  # noqa: BLE001 - a missing price must not cost the answer
+            return None
+        return float(usd) if usd else None
+
+
+def _translated(model: str, error: Exception) -> LLMError:
+    """Turn a provider's exception into ours, without anything in it that looks like a key."""
+    name = type(error).__name__
+    message = f"{model}: {name}: {one_line(getattr(error, 'message', None) or error)}"
+    if name == "ContentPolicyViolationError":
+        return Refused(message)
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        wait = float(headers.get("retry-after")) if headers.get("retry-after") else None
+    except (TypeError, ValueError):
+        wait = None
+    # An error inside a response of status 200 reaches us as a 422 that no server sent.
+    inside_200 = getattr(error, "status_code", None) == 422 and getattr(error, "body", None) is None
+    return LLMError(message, retryable=name in _RETRYABLE or inside_200, retry_after=wait)

@@ -1,0 +1,88 @@
+"""OpenAI's chat format, as litellm and compatible servers speak it: requests out, replies in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from saeval import FinishReason, LLMError, Refused, Reply, Request, TokenLogprobs, Usage
+
+
+def chat_body(model: str, request: Request) -> dict[str, Any]:
+    """Return the JSON body of a chat request; the gateway has filled in what roles decide."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+    }
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.top_logprobs:
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    return body
+
+
+def reply_from_chat(model: str, body: Any, usd: float | None = None, price_source: str | None = None) -> Reply:
+    """Read a chat response.
+
+    Raises:
+        Refused: If the model or a content filter declined.
+        LLMError: If the body holds an error, no choice, or no text. Retryable: servers under load send such bodies
+            with status 200.
+    """
+    if not isinstance(body, Mapping):
+        raise LLMError(f"{model}: the response is not a JSON object", retryable=True)
+    if body.get("error"):
+        error = body["error"]
+        text = error.get("message", error) if isinstance(error, Mapping) else error
+        raise LLMError(f"{model}: the server sent an error with status 200: {one_line(text)}", retryable=True)
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        raise LLMError(f"{model}: the response has no choices", retryable=True)
+    choice = choices[0]
+    message = choice.get("message") or {}
+    reason = choice.get("finish_reason")
+    if message.get("refusal") or reason == "content_filter":
+        raise Refused(f"{model} declined: {one_line(message.get('refusal') or 'content filter')}")
+    text = message.get("content")
+    if not isinstance(text, str) or not text.strip():
+        raise LLMError(f"{model}: the answer is empty (finish reason {reason})", retryable=reason != "length")
+    finish: FinishReason = reason if reason in ("stop", "length") else "other"
+    return Reply(text, usage_from(body.get("usage"), usd, price_source), finish, _logprobs(choice.get("logprobs")))
+
+
+def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
+    """Read token counts; what is missing counts as 0."""
+    usage = usage if isinstance(usage, Mapping) else {}
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return Usage(
+        int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), int(cached or 0), usd, price_source
+    )
+
+
+def _logprobs(data: Any) -> tuple[TokenLogprobs, ...] | None:
+    content = data.get("content") if isinstance(data, Mapping) else None
+    if not content:
+        return None
+    return tuple(
+        TokenLogprobs(t["token"], tuple((a["token"], float(a["logprob"])) for a in t.get("top_logprobs") or ()))
+        for t in content
+    )
+
+
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|key|api|Bearer)[-_ ][A-Za-z0-9_\-]{6,}")
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """Shorten a server's words to a line fit for an error message, without the keys that servers echo."""
+    line = " ".join(str(text).split())
+    for name, value in os.environ.items():
+        if len(value) >= 6 and _SECRET_NAME.search(name):
+            line = line.replace(value, "…")
+    line = _KEY_LIKE.sub("…", line)
+    return line if len(line) <= most else line[:most] + "…"

@@ -1,0 +1,131 @@
+"""A direct path to servers that speak OpenAI's protocol: vLLM, llama.cpp, SGLang, a proxy of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from functools import cached_property
+from typing import Any
+
+from pydantic import Field
+
+from saeval import LLM, InputError, LLMError, LogprobReply, LogprobRequest, Reply, Request, Usage
+from saeval_plugins.llms.openai_chat import chat_body, one_line, reply_from_chat, usage_from
+
+_RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+
+class OpenAICompatible(LLM):
+    """Asks a server over HTTP, an order of magnitude cheaper in CPU than through litellm.
+
+    The key, where the server wants one, comes from the environment variable that `api_key_env` names.
+    """
+
+    name = "openai_compatible"
+
+    api_base: str = Field(pattern=r"^https?://")
+    """Address of the server, up to and including `/v1`."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; an unset one means no key."""
+    scores: bool = False
+    """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
+    extra: dict[str, Any] = {}
+    """Further fields of the request body, such as `{top_p: 0.9}`."""
+
+    @property
+    def can_score(self) -> bool:
+        """Whether the spec says that the server scores continuations."""
+        return self.scores
+
+    def check(self) -> None:
+        """See that no key was written into the address."""
+        if "@" in self.api_base.split("/")[2]:
+            raise InputError("api_base holds a user name or password; put keys into the environment")
+
+    @cached_property
+    def _sessions(self) -> dict[asyncio.AbstractEventLoop, Any]:
+        return {}
+
+    def _session(self) -> Any:
+        """The connection pool of the running event loop."""
+        import aiohttp
+
+        loop = asyncio.get_running_loop()
+        if loop not in self._sessions:
+            # The gateway bounds concurrency and time.
+            self._sessions[loop] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+            )
+        return self._sessions[loop]
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections."""
+        if (session := self._sessions.pop(asyncio.get_running_loop(), None)) is not None:
+            await session.close()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        import aiohttp
+
+        key = os.environ.get(self.api_key_env)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        url = self.api_base.rstrip("/") + path
+        try:
+            async with self._session().post(url, json={**body, **self.extra}, headers=headers) as response:
+                text = await response.text()
+                if response.status != 200:
+                    raise self._error(response.status, text, response.headers.get("Retry-After"))
+                return json.loads(text)
+        except aiohttp.ClientError as error:
+            raise LLMError(f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True) from None
+        except ValueError:
+            raise LLMError(f"{self.model}: the response is not whole JSON", retryable=True) from None
+
+    def _error(self, status: int, text: str, retry_after: str | None) -> LLMError:
+        try:
+            message = json.loads(text)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = text
+        try:
+            wait = float(retry_after) if retry_after else None
+        except ValueError:  # a date; the gateway's own waits will do
+            wait = None
+        return LLMError(f"{self.model}: status {status}: {one_line(message)}", retryable=status in _RETRYABLE, retry_after=wait)
+
+    async def complete(self, request: Request) -> Reply:
+        """Ask `/chat/completions`."""
+        return reply_from_chat(self.model, await self._post("/chat/completions", chat_body(self.model, request)))
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        """Ask `/completions` to echo prompt and continuation with their log-probabilities."""
+        if not self.scores:
+            return await super().logprobs(request)
+        starts = [request.prefix + prompt for prompt in request.prompts]
+        bodies = await asyncio.gather(
+            *(
+                self._post("/completions", {"model": self.model, "prompt": start + continuation, "max_tokens": 1,
+                                            "temperature": 0, "echo": True, "logprobs": 1})
+                for start in starts for continuation in request.continuations
+            )
+        )  # fmt: skip
+        found, usage = [], Usage(usd=None)
+        for i, start in enumerate(starts):
+            row = []
+            for j, continuation in enumerate(request.continuations):
+                body = bodies[i * len(request.continuations) + j]
+                row.append(self._continuation(body, len(start), len(start) + len(continuation)))
+                usage += usage_from(body.get("usage"))
+            found.append(tuple(row))
+        return LogprobReply(tuple(found), usage)
+
+    def _continuation(self, body: Any, begin: int, end: int) -> tuple[float, ...]:
+        """Return the log-probabilities of the tokens between two places in the text."""
+        try:
+            data = body["choices"][0]["logprobs"]
+            pairs = zip(data["text_offset"], data["token_logprobs"], strict=True)
+            values = tuple(float(value) for offset, value in pairs if begin <= offset < end)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise LLMError(f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false") from None
+        if not values:
+            raise LLMError(f"{self.model}: prompt and continuation share a token; their log-probability cannot be told apart")
+        return values

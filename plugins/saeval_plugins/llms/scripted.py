@@ -1,0 +1,44 @@
+"""A model that answers by rules written in the spec, for trying out tasks; its results are marked synthetic."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict
+
+from saeval import LLM, LLMError, Reply, Request, Usage
+
+
+class Rule(BaseModel):
+    """What to answer to prompts that match."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    match: str
+    """Regular expression looked for in the last turn."""
+    reply: str
+    """The answer."""
+
+
+class Scripted(LLM):
+    """Answers the first rule that matches, else `reply`."""
+
+    name = "scripted"
+    synthetic = True
+    reproducible = False
+    in_process = True
+
+    rules: list[Rule] = []
+    """Tried in order."""
+    reply: str | None = None
+    """Answer when no rule matches; without it, such a call fails."""
+
+    async def complete(self, request: Request) -> Reply:
+        """Answer by the rules."""
+        prompt = request.messages[-1].content
+        for rule in self.rules:
+            if re.search(rule.match, prompt):
+                return Reply(rule.reply, Usage(usd=0.0))
+        if self.reply is None:
+            raise LLMError(f"scripted/{self.model}: no rule matches the prompt {prompt[:60]!r}")
+        return Reply(self.reply, Usage(usd=0.0))

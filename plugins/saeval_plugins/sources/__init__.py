@@ -1,0 +1,13 @@
+"""Sources: where activations come from."""
+
+from __future__ import annotations
+
+from saeval import ActivationSource, hookimpl
+from saeval_plugins.sources.synthetic import Synthetic
+from saeval_plugins.sources.transformers import Transformers
+
+
+@hookimpl
+def saeval_sources() -> list[type[ActivationSource]]:
+    """Add the built-in sources."""
+    return [Transformers, Synthetic]

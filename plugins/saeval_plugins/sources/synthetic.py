@@ -1,0 +1,28 @@
+"""A source of planted latents, for trying out specs and testing whole runs without any model."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from saeval import ActivationSource, ActivationWriter, plant
+
+
+class Synthetic(ActivationSource):
+    """Documents of simple words, in which latent i fires wherever the i-th planted word stands.
+
+    Results made from it are marked as synthetic and stay off leaderboards.
+    """
+
+    name = "synthetic"
+    synthetic = True
+
+    n_latents: int = Field(default=16, ge=1, le=64)
+    """Latents."""
+    documents: int = Field(default=100, ge=2)
+    """Documents of two contexts; each latent fires in about two windows of 32 tokens a document."""
+    seed: int = 0
+    """Another seed makes other documents."""
+
+    def collect(self, writer: ActivationWriter) -> None:
+        """Plant the latents."""
+        plant(writer, n_latents=self.n_latents, documents=self.documents, seed=self.seed)

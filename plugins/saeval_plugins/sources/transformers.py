@@ -1,0 +1,216 @@
+"""Activations of a transformers language model, read by any sparse coder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, JsonValue, SerializeAsAny
+
+from saeval import ActivationSource, Coder, Corpus, HookPoint, InputError, LiveModel, ModelRef, content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from saeval import ActivationWriter, SparseCoder, TokenDataset
+
+IN_RESIDUAL = re.compile(
+    r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
+)
+
+
+class Transformers(ActivationSource):
+    """Runs a language model over a corpus and encodes its activations (METHOD §1).
+
+    Each context begins with BOS, which models need to see; activations at BOS, other special tokens and padding are
+    left out. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
+    hookpoint. Only positive activations are kept: where a coder's latents are signed, their negative side counts as
+    silence.
+    """
+
+    name = "transformers"
+
+    model: ModelRef
+    """Hub id, model folder, `.gguf` file, or `package:NAME` of a model that comes in a package."""
+    revision: str | None = None
+    """Revision of the hub id."""
+    device: str = "auto"
+    """Torch device; `auto` for CUDA where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the model; `auto` for bfloat16 on CUDA and float32 elsewhere."""
+    hookpoint: str | None = None
+    """Where to read: a module path (`layers.9`, `layers.9.mlp.input`) or TransformerLens' name for it
+    (`blocks.9.hook_resid_post`). Left out, the place that the coder's files name."""
+    coder: SerializeAsAny[Coder]
+    """The coder: `{use: sae_lens, with: {path: …}}`."""
+    corpus: Corpus
+    """The text."""
+    batch_tokens: int = Field(default=2048, ge=1)
+    """Tokens that go through the model at a time."""
+
+    def check(self) -> None:
+        """Look whether model, coder and corpus are there, and fit as far as their files tell."""
+        LiveModel.check(self.model)
+        self.coder.check()
+        self.corpus.check()
+        place, reads, width = self._place, self.coder.width(), _residual_width(self.model)
+        if reads is not None and width is not None and reads != width and IN_RESIDUAL.fullmatch(place):
+            raise _misfit(reads, place, self.model, width)
+
+    def fingerprint(self) -> JsonValue:
+        """Return what activations depend on: model, precision, text, place, and the coder's weights."""
+        return [self.name, self._subject(), self._place, self.coder.fingerprint()]
+
+    def shares(self) -> JsonValue:
+        """Return a key of all but coder and hookpoint."""
+        return content_hash(self._subject(), self.device, self.batch_tokens)
+
+    def with_coder(self, coder: Coder) -> Transformers:
+        """Return this source reading another coder at the same place."""
+        return self.model_copy(update={"coder": coder, "hookpoint": self._place})
+
+    def collect(self, writer: ActivationWriter) -> None:
+        """Collect this source alone."""
+        self.collect_many([self], [writer])
+
+    @classmethod
+    def collect_many(cls, sources: Sequence[ActivationSource], writers: Sequence[ActivationWriter]) -> None:
+        """Collect sources that share model and corpus in one pass."""
+        import numpy as np
+        import torch
+
+        mine = [source for source in sources if isinstance(source, Transformers)]
+        first = mine[0]
+        live = LiveModel.load(first.model, revision=first.revision, device=first.device, dtype=first.dtype)
+        data = first.corpus.tokenize(live.tokenizer)
+        readings = [_Reading(source, live, data, writer) for source, writer in zip(mine, writers, strict=True)]
+        points = [reading.point for reading in readings]
+        batch = max(1, first.batch_tokens // data.tokens.shape[1])
+        # Batches are cut alike whether resuming or not, so that both round alike.
+        begin = min(reading.start for reading in readings) // batch * batch
+        for low in range(begin, len(data.tokens), batch):
+            high = min(low + batch, len(data.tokens))
+            longest = int(data.lengths[low:high].max())
+            tokens = torch.from_numpy(data.tokens[low:high, :longest].astype(np.int64))
+            with live.lock:
+                caught = live.capture(tokens, points)
+            for reading in readings:
+                reading.take(caught[reading.point], low, high)
+        for reading in readings:
+            reading.finish()
+
+    @property
+    def _place(self) -> str:
+        """The hookpoint, as it is written in the spec or the coder's files.
+
+        Raises:
+            InputError: If neither names one.
+        """
+        place = self.hookpoint or self.coder.hookpoint()
+        if place is None:
+            raise InputError("the coder does not say where it belongs; give the source a `hookpoint`, such as layers.9")
+        return place
+
+    def _subject(self) -> JsonValue:
+        return [LiveModel.fingerprint(self.model, self.revision), self.dtype, self.corpus.fingerprint()]
+
+
+class _Reading:
+    """One coder at one place, writing to one store while the model passes over the corpus."""
+
+    def __init__(self, source: Transformers, live: LiveModel, data: TokenDataset, writer: ActivationWriter):
+        self.point = _hookpoint(source, live)
+        width = live.width(self.point)
+        self.coder: SparseCoder = source.coder.load(live.device, width)
+        if self.coder.d_in != width:
+            raise _misfit(self.coder.d_in, str(self.point), live.name, width)
+        self.data = data
+        self.writer = writer
+        self.start = writer.start(data, self.coder.n_latents)
+        self.variance = _Variance()
+        writer.note(
+            subject=live.name, hookpoint=str(self.point), architecture=self.coder.architecture, d_in=width,
+            d_sae=self.coder.n_latents, metadata=dict(self.coder.metadata),
+        )  # fmt: skip
+
+    def take(self, activations: Tensor, low: int, high: int) -> None:
+        """Encode and write the activations of contexts low to high.  [contexts, tokens, width]"""
+        import torch
+
+        if high <= self.start:
+            return  # an interrupted run has written them
+        n_tokens, length = activations.shape[1], self.data.tokens.shape[1]
+        mask = torch.from_numpy(self.data.mask[low:high, :n_tokens]).flatten()
+        place = torch.arange(low, high)[:, None] * length + torch.arange(n_tokens)
+        with torch.inference_mode():
+            if self.coder.token_wise:
+                x = activations.flatten(0, 1)[mask.to(activations.device)]
+                sparse = self.coder.encode(x)
+                rows, positions = sparse.rows.cpu(), place.flatten()[mask]
+                if self.coder.autoencoder and (predicted := self.coder.decode(sparse, len(x))) is not None:
+                    self.variance.add(x, predicted)
+            else:
+                sparse = self.coder.encode(activations)
+                rows, positions = sparse.rows.cpu(), place.flatten().where(mask, -1)
+        position, value = positions[rows], sparse.values.float().cpu()
+        # NaN passes here, for the writer to refuse.
+        keep = (position >= self.start * length) & ~(value <= 0)
+        self.writer.add(position[keep].numpy(), sparse.latents.cpu()[keep].numpy(), value[keep].numpy())
+        self.writer.advance(high)
+
+    def finish(self) -> None:
+        """Note the share of variance that the coder leaves unexplained, over the tokens seen since the last start."""
+        if self.variance.tokens > 1:
+            self.writer.note(fvu=self.variance.unexplained, fvu_tokens=self.variance.tokens)
+
+
+class _Variance:
+    """Sums from which the share of variance that predictions leave unexplained is had, in one pass."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._residual = self._square = self._sum = 0.0
+
+    def add(self, x: Tensor, predicted: Tensor) -> None:
+        """Count activations and their predictions.  [tokens, width] each"""
+        import torch
+
+        self.tokens += len(x)
+        self._residual += float((x - predicted).square().sum(dtype=torch.float64))
+        self._square += float(x.square().sum(dtype=torch.float64))
+        self._sum = self._sum + x.sum(dim=0, dtype=torch.float64).cpu()
+
+    @property
+    def unexplained(self) -> float:
+        """Squared residuals over squared distances from the mean."""
+        return self._residual / (self._square - float((self._sum**2).sum()) / self.tokens)
+
+
+def _misfit(reads: int, place: str, model: str, width: int) -> InputError:
+    return InputError(
+        f"the coder reads activations of width {reads}, but at {place} of {model} they have width {width}; "
+        "change `hookpoint` or `model`, or take another coder"
+    )
+
+
+def _hookpoint(source: Transformers, live: LiveModel) -> HookPoint:
+    """Return where a source reads: the place that is named, moved to where its coder wants to be."""
+    named = live.hookpoint(source._place)
+    wanted = source.coder.site(named.path, live.modules())
+    if wanted.path != named.path:
+        return wanted
+    return HookPoint(named.path, "in" if "in" in (named.site, wanted.site) else "out", wanted.center)
+
+
+def _residual_width(model: str) -> int | None:
+    """Return the width of the residual stream, when a configuration file at hand tells."""
+    try:
+        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    config = config.get("text_config", config)
+    return next((config[key] for key in ("hidden_size", "n_embd", "d_model") if key in config), None)

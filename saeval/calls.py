@@ -1,0 +1,162 @@
+"""What calls to language models leave behind: answers to be used again, a ledger of what they took, and a budget."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from saeval.errors import BudgetExceeded, StoreError
+from saeval.llm import Usage
+from saeval.results import Ledger
+
+_SCHEMA = 1
+
+
+class CallStore:
+    """Answers by the content of their request, on disk; shared by runs, processes and threads.
+
+    An answer is committed before it is handed out, so a process killed at any moment has lost none that it used.
+
+    Args:
+        path: The SQLite file; made when it is not there.
+
+    Raises:
+        StoreError: If it is damaged or of another version.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _SCHEMA):
+                raise StoreError(f"{path}: cache of another saeval (version {version}); move it away")
+            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
+            self._db.execute(f"PRAGMA user_version={_SCHEMA}")
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{path}: the cache of model answers cannot be opened ({error}); delete it or set SAEVAL_CACHE") from None
+
+    def get(self, key: str) -> Any | None:
+        """Return the answer kept under a key, or None."""
+        with self._lock:
+            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def put(self, key: str, answer: Any) -> None:
+        """Keep an answer; it survives a kill from here on."""
+        with self._lock:
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One line of the ledger; prompts and answers are not in it, and no key ever is."""
+
+    role: str
+    model: str
+    request: str
+    status: Literal["ok", "failed", "refused"]
+    cached: bool
+    attempts: int
+    usage: Usage
+    milliseconds: float
+    reason: str = ""
+
+
+class CallLog:
+    """The run's ledger, `calls.jsonl`: a line for every call made, and for every answer taken from the cache.
+
+    Args:
+        path: The file; appended to.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+
+    def add(self, call: Call) -> None:
+        """Append a line."""
+        line = {"time": time.time(), **asdict(call)}
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Yield what is in the file; a line that a kill cut short is passed over."""
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(entry, dict) and "usage" in entry:
+                    yield entry
+
+    def totals(self) -> list[Ledger]:
+        """Return what each role's model took, over all sittings of the run; cached answers cost nothing."""
+        sums: dict[tuple[str, str], dict[str, Any]] = {}
+        for line in self._lines():
+            total = sums.setdefault(
+                (line["role"], line["model"]), {"calls": 0, "cached": 0, "failed": 0, "usage": Usage(usd=0.0)}
+            )
+            if line["cached"]:
+                total["cached"] += 1
+                continue
+            total["calls"] += 1
+            total["failed"] += line["status"] != "ok"
+            total["usage"] += Usage(**line["usage"])
+        return [
+            Ledger(
+                role=role, model=model, calls=t["calls"], cached=t["cached"], failed=t["failed"],
+                input_tokens=t["usage"].input_tokens, output_tokens=t["usage"].output_tokens, usd=t["usage"].usd,
+            )
+            for (role, model), t in sums.items()
+        ]  # fmt: skip
+
+    def spent(self) -> float:
+        """Return the dollars spent so far as far as prices are known."""
+        return sum(line["usage"]["usd"] or 0.0 for line in self._lines() if not line["cached"])
+
+
+class Budget:
+    """The spending limit of a run, shared by all its roles.
+
+    Args:
+        limit: Dollars; None for no limit.
+        spent: Dollars spent in earlier sittings of the run.
+    """
+
+    def __init__(self, limit: float | None, spent: float = 0.0):
+        self.limit = limit
+        self.spent = spent
+
+    def check(self) -> None:
+        """See whether another call may be made.
+
+        Raises:
+            BudgetExceeded: If what is spent has reached the limit.
+        """
+        if self.limit is not None and self.spent >= self.limit:
+            raise BudgetExceeded(
+                f"${self.spent:.4f} spent of ${self.limit:.4f} allowed; run again with a higher --max-cost to go on"
+            )
+
+    def add(self, usage: Usage) -> None:
+        """Count a call; one whose price is unknown cannot be counted, which the ledger shows."""
+        self.spent += usage.usd or 0.0

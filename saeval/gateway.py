@@ -1,0 +1,244 @@
+"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from saeval.calls import Budget, Call, CallLog, CallStore
+from saeval.errors import LLMError, Refused
+from saeval.interfaces import LLM
+from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request, TokenLogprobs, Usage
+from saeval.seeding import content_hash, derive_rng
+
+A = TypeVar("A", Reply, LogprobReply)
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
+
+
+class RoleSettings(BaseModel):
+    """What any role may set beside its `model`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature, unless a step asks for another."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an answer, unless a step asks for less."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds an attempt may take; models in process have no limit."""
+    retries: int = Field(default=5, ge=0)
+    """Attempts after the first, where another attempt can help."""
+    concurrency: Literal["auto"] | int = "auto"
+    """Calls in flight; `auto` begins at 8 and finds out what the server bears."""
+    cache: bool = True
+    """Whether answers of earlier runs are used."""
+    usd_per_million_input: float | None = Field(default=None, ge=0)
+    """Price of a million prompt tokens, where the provider's is not known."""
+    usd_per_million_output: float | None = Field(default=None, ge=0)
+    """Price of a million generated tokens."""
+
+
+class Gateway(LanguageModel):
+    """The language model of one role, as steps see it.
+
+    Args:
+        role: Role of the spec.
+        llm: The plugin that makes the calls.
+        model: The model as the spec names it.
+        identity: All that answers depend on besides the request.
+        settings: The role's settings.
+        calls: Where answers are kept.
+        log: The run's ledger.
+        budget: The run's spending limit.
+    """
+
+    def __init__(
+        self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
+        calls: CallStore, log: CallLog, budget: Budget,
+    ):  # fmt: skip
+        self._role, self._llm, self._model = role, llm, model
+        self._identity, self._settings = identity, settings
+        self._calls, self._log, self._budget = calls, log, budget
+        self._asking: dict[str, asyncio.Future[Any]] = {}
+        self._gate = _Gate(1 if llm.in_process else settings.concurrency)
+
+    @property
+    def can_score(self) -> bool:
+        """Whether the plugin scores continuations."""
+        return self._llm.can_score
+
+    async def complete(self, request: Request) -> Reply:
+        """Continue a conversation, from the cache if it was asked before.
+
+        Raises:
+            LLMError: If no answer came after all attempts.
+            BudgetExceeded: If the spending limit is reached.
+        """
+        settings = self._settings
+        filled = replace(
+            request,
+            max_tokens=min(request.max_tokens or settings.max_tokens, settings.max_tokens),
+            temperature=settings.temperature if request.temperature is None else request.temperature,
+        )
+        return await self._answer("complete", filled, self._llm.complete, _reply_from)
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        """Score continuations, from the cache if they were asked for before.
+
+        Raises:
+            LLMError: If no answer came after all attempts.
+            BudgetExceeded: If the spending limit is reached.
+        """
+        return await self._answer("logprobs", request, self._llm.logprobs, _scores_from)
+
+    async def _answer(self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], restore: Callable[[Any], A]) -> A:
+        """Answer from the cache, from an equal request that is under way, or by asking."""
+        key = content_hash(kind, self._identity, asdict(request))
+        if (under_way := self._asking.get(key)) is not None:
+            return restore(await asyncio.shield(under_way))
+        if self._settings.cache and (kept := self._calls.get(key)) is not None:
+            answer = restore(kept)
+            self._write_down(key, "ok", answer.usage, cached=True)
+            return answer
+        future = self._asking[key] = asyncio.get_running_loop().create_future()
+        try:
+            answer = await self._ask(key, request, ask)
+            future.set_result(asdict(answer))
+            return answer
+        except BaseException as error:
+            if isinstance(error, Exception):
+                future.set_exception(error)
+                future.exception()  # mark as seen: usually nobody else waits for it
+            else:
+                future.cancel()
+            raise
+        finally:
+            del self._asking[key]
+
+    async def _ask(self, key: str, request: Any, ask: Callable[[Any], Awaitable[A]]) -> A:
+        """Make the call, again where that can help, and write down how it ended."""
+        began = time.monotonic()
+        attempts = self._settings.retries + 1
+        for attempt in range(1, attempts + 1):
+            async with self._gate:
+                self._budget.check()
+                try:
+                    answer = await self._attempt(request, ask)
+                    break
+                except LLMError as error:
+                    problem = error
+                    if error.retryable:
+                        self._gate.slow_down()
+            if not problem.retryable or attempt == attempts:
+                status: Literal["refused", "failed"] = "refused" if isinstance(problem, Refused) else "failed"
+                self._write_down(key, status, Usage(usd=0.0), attempts=attempt, began=began, reason=str(problem))
+                raise problem
+            await asyncio.sleep(_wait(key, attempt, problem.retry_after))
+        self._gate.speed_up()
+        answer = replace(answer, usage=self._priced(answer.usage))
+        self._calls.put(key, asdict(answer))
+        self._budget.add(answer.usage)
+        self._write_down(key, "ok", answer.usage, attempts=attempt, began=began)
+        return answer
+
+    async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]]) -> A:
+        try:
+            async with asyncio.timeout(None if self._llm.in_process else self._settings.timeout):
+                answer = await ask(request)
+        except TimeoutError:
+            raise LLMError(f"{self._model}: no answer within {self._settings.timeout:g} s", retryable=True) from None
+        if isinstance(answer, Reply) and not answer.text.strip():
+            raise LLMError(f"{self._model}: the answer is empty", retryable=not self._llm.in_process)
+        return answer
+
+    def _priced(self, usage: Usage) -> Usage:
+        """Fill in the price: the spec's goes before the provider's; an unknown one stays unknown."""
+        settings = self._settings
+        if self._llm.in_process:
+            return replace(usage, usd=0.0, price_source="local")
+        if settings.usd_per_million_input is not None and settings.usd_per_million_output is not None:
+            usd = usage.input_tokens * settings.usd_per_million_input + usage.output_tokens * settings.usd_per_million_output
+            return replace(usage, usd=usd / 1e6, price_source="spec")
+        return usage
+
+    def _write_down(
+        self, key: str, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
+        attempts: int = 0, began: float | None = None, reason: str = "",
+    ) -> None:  # fmt: skip
+        milliseconds = 1000 * (time.monotonic() - began) if began is not None else 0.0
+        self._log.add(Call(self._role, self._model, key, status, cached, attempts, usage, round(milliseconds, 1), reason))
+
+
+def _wait(key: str, attempt: int, retry_after: float | None) -> float:
+    """Seconds to wait: what the server asks for, else exponential with jitter that depends on the request alone."""
+    jitter = float(derive_rng(0, "wait", key, attempt).random())
+    if retry_after is not None:
+        return min(retry_after, _LONGEST_WAIT * 10) + jitter * _FIRST_WAIT
+    return float(min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * (0.5 + jitter / 2))
+
+
+def _reply_from(data: dict[str, Any]) -> Reply:
+    logprobs = data["logprobs"]
+    tokens = None if logprobs is None else tuple(
+        TokenLogprobs(t["token"], tuple((text, value) for text, value in t["top"])) for t in logprobs
+    )  # fmt: skip
+    return Reply(data["text"], Usage(**data["usage"]), data["finish_reason"], tokens)
+
+
+def _scores_from(data: dict[str, Any]) -> LogprobReply:
+    scores = tuple(tuple(tuple(tokens) for tokens in prompt) for prompt in data["logprobs"])
+    return LogprobReply(scores, Usage(**data["usage"]))
+
+
+@dataclass
+class _Gate:
+    """Bounds the calls in flight. In `auto` the bound grows by one a round of successes and shrinks when told to slow down.
+
+    Belongs to no event loop until it is first used, and to a new one after that loop is gone.
+    """
+
+    setting: Literal["auto"] | int
+
+    def __post_init__(self) -> None:
+        self._limit = 8.0 if self.setting == "auto" else float(self.setting)
+        self._in_flight = 0
+        self._waiting: list[asyncio.Future[None]] = []
+        self._last_cut = 0.0
+
+    async def __aenter__(self) -> None:
+        while self._in_flight >= int(self._limit):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._wake()  # the place that was offered goes to the next
+                raise
+        self._in_flight += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._in_flight -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        self._waiting = [w for w in self._waiting if not w.done()]
+        for waiter in self._waiting[: max(0, int(self._limit) - self._in_flight)]:
+            waiter.set_result(None)
+
+    def speed_up(self) -> None:
+        """A call succeeded."""
+        if self.setting == "auto":
+            self._limit = min(256.0, self._limit + 1 / self._limit * 4)
+            self._wake()
+
+    def slow_down(self) -> None:
+        """A call failed in a way that may come from too many of them; several within a second count as one."""
+        if self.setting == "auto" and time.monotonic() - self._last_cut > 1.0:
+            self._last_cut = time.monotonic()
+            self._limit = max(1.0, self._limit * 0.7)

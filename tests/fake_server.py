@@ -1,0 +1,154 @@
+"""A real OpenAI-compatible HTTP server on loopback, which counts its calls and can be told to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+Fault = Callable[[web.Request], Any]
+
+
+@dataclass
+class FakeServer:
+    """What the server answers, and what it was asked.
+
+    Attributes:
+        reply: Makes the answer from the messages of a request.
+        faults: Responses to send first, instead of answers, one a call.
+        always: A fault for every call.
+        calls: Bodies of all requests.
+        headers: Headers of all requests.
+        answered: Number of real answers sent.
+        most_in_flight: Most requests that were under way at once.
+        delay: Seconds each answer takes.
+    """
+
+    reply: Callable[[list[dict[str, str]]], str]
+    faults: list[Fault] = field(default_factory=list)
+    always: Fault | None = None
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    answered: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+    delay: float = 0.0
+    url: str = ""
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Answer /chat/completions."""
+        body = await request.json()
+        self.calls.append(body)
+        self.headers.append(dict(request.headers))
+        fault = self.faults.pop(0) if self.faults else self.always
+        if fault is not None:
+            made = fault(request)
+            return await made if asyncio.iscoroutine(made) else made
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.delay)
+            text = self.reply(body["messages"])
+        finally:
+            self.in_flight -= 1
+        self.answered += 1
+        return web.json_response(
+            {
+                "id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110,
+                          "prompt_tokens_details": {"cached_tokens": 40}},
+            }
+        )  # fmt: skip
+
+    async def completions(self, request: web.Request) -> web.Response:
+        """Answer /completions with echo: each word is a token of log-probability -(its length)."""
+        body = await request.json()
+        self.calls.append(body)
+        offsets, values, at = [], [], 0
+        for word in body["prompt"].split(" "):
+            piece = word if at == 0 else " " + word
+            offsets.append(at)
+            values.append(-float(len(word)) if at else None)
+            at += len(piece)
+        logprobs = {"text_offset": [*offsets, at], "token_logprobs": [*values, -0.5]}
+        usage = {"prompt_tokens": len(offsets), "completion_tokens": 1}
+        return web.json_response({"choices": [{"text": "", "logprobs": logprobs}], "usage": usage})
+
+
+def error(status: int, message: str = "no", **headers: str) -> Fault:
+    """Return a fault that answers with an HTTP error."""
+    return lambda _: web.json_response({"error": {"message": message}}, status=status, headers=headers)
+
+
+def body(text: str) -> Fault:
+    """Return a fault that answers 200 with this body."""
+    return lambda _: web.Response(text=text, content_type="application/json")
+
+
+def content(text: str | None, finish_reason: str = "stop", **message: Any) -> Fault:
+    """Return a fault that answers 200 with this content."""
+    choice = {"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason}
+    return body(json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}))
+
+
+def hang(request: web.Request) -> Any:
+    """Never answer."""
+
+    async def wait() -> web.Response:
+        await asyncio.sleep(3600)
+        return web.Response()
+
+    return wait()
+
+
+def drop(request: web.Request) -> web.Response:
+    """Close the connection in the middle of the answer."""
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+@contextmanager
+def fake_server(reply: Callable[[list[dict[str, str]]], str] | str = "fine") -> Iterator[FakeServer]:
+    """Run a server in a thread for as long as the block lasts."""
+    server = FakeServer(reply if callable(reply) else lambda _: reply)
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+
+    async def start() -> None:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/v1/chat/completions", server.chat)
+        app.router.add_post("/v1/completions", server.completions)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        ready.set()
+
+    def serve() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(start())
+        loop.run_forever()
+
+    async def stop() -> None:
+        for task in asyncio.all_tasks(loop) - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0)
+        loop.stop()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(stop(), loop)
+        thread.join(5)

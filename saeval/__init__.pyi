@@ -1,4 +1,4 @@
-from .assets import Asset, asset_path
+from .assets import Asset, asset_check, asset_path
 from .coders import Gate, HookPoint, LinearCoder, ModuleCoder, NeuronCoder, Sparse, SparseCoder, down_projection
 from .embed import embedder
 from .errors import (
@@ -36,6 +36,6 @@ __all__ = [
     "LinearCoder", "LiveModel", "LogprobReply", "LogprobRequest", "Message", "Metric", "ModelRef", "ModuleCoder",
     "Need", "NeuronCoder", "Outcome", "ParseError", "Plugin", "PluginError", "Prompt", "Refused", "Reply", "Request",
     "RunResult", "SaevalError", "Sampler", "Score", "Scorer", "Sparse", "SparseCoder", "SpecError", "SpecPath",
-    "Step", "StoreError", "TokenDataset", "TokenLogprobs", "Usage", "Windows", "asset_path", "auroc", "content_hash",
+    "Step", "StoreError", "TokenDataset", "TokenLogprobs", "Usage", "Windows", "asset_check", "asset_path", "auroc", "content_hash",
     "derive_rng", "down_projection", "embedder", "file_sha256", "hookimpl", "plant", "read", "run",
 ]  # fmt: skip

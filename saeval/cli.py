@@ -292,9 +292,11 @@ def _type_name(annotation: Any) -> str:
 @_JSON
 def plugins(without: Sequence[str], as_json: bool) -> None:
     """List installed plugin packages, what they add, and why a broken one is left out."""
+    from dataclasses import asdict
+
     rows = _registry(without).plugins()
     if as_json:
-        _print_json([vars(row) if hasattr(row, "__dict__") else row._asdict() for row in rows])
+        _print_json([asdict(row) for row in rows])
         return
     for row in rows:
         click.echo(_safe(f"{row.namespace:<12} {row.distribution} {row.version}  {row.status}" + (f": {row.reason}" if row.reason else "")))

@@ -332,14 +332,15 @@ def _classes(module: Any, package: _Package) -> Iterator[Loaded]:
             yield Loaded(f"{package.namespace}/{cls.name}", kind, cls, package.distribution, package.version)
 
 
-def _check_class(cls: Any, kind: str, base: type[Any]) -> None:
+def _check_class(cls: Any, kind: str, base: Any) -> None:
     """Refuse what is not a finished plugin class of the kind, in words that help its author."""
     article = "an" if kind[0] in "aeiou" else "a"
     if not isinstance(cls, type):
         raise _Broken(f"saeval_{kind}s returned an object {cls!r}; return classes, not instances")
     if not issubclass(cls, base):
         raise _Broken(f"{cls.__name__} is not {article} {kind}: it does not derive from saeval.{base.__name__}")
-    if "name" in cls.model_fields:
+    fields: dict[str, Any] = getattr(cls, "model_fields", {})
+    if "name" in fields:
         raise _Broken(f"{cls.__name__}: `name` has an annotation, which makes it an option; write `name = {cls.__name__.lower()!r}`")
     name = getattr(cls, "name", None)
     if not isinstance(name, str):
@@ -347,7 +348,7 @@ def _check_class(cls: Any, kind: str, base: type[Any]) -> None:
     if not _NAME.fullmatch(name):
         raise _Broken(f"{cls.__name__}: {name!r} is no name; use lower-case letters, digits and underscores")
     if inspect.isabstract(cls):
-        raise _Broken(f"{cls.__name__} does not implement {', '.join(sorted(cls.__abstractmethods__))}")
+        raise _Broken(f"{cls.__name__} does not implement {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
 
 
 def _from_file(kind: str, reference: str, base: Path) -> Loaded:

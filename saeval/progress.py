@@ -199,4 +199,5 @@ def display(style: Style | None = None) -> Display:
     """Return the display of a style; without one, `rich` on a terminal and `plain` elsewhere."""
     if style is None:
         style = "rich" if sys.stderr.isatty() else "plain"
-    return {"rich": Rich, "plain": Plain, "json": Events, "none": Silent}[style]()
+    styles: dict[Style, type[Display]] = {"rich": Rich, "plain": Plain, "json": Events, "none": Silent}
+    return styles[style]()

@@ -23,7 +23,7 @@ from saeval.gateway import Gateway
 from saeval.interfaces import Context, Explainer, Scorer
 from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
 from saeval.plugins import Registry
-from saeval.progress import Display, Silent
+from saeval.progress import Display, Silent, Stage
 from saeval.records import LatentId, LatentRecord
 from saeval.results import Explanation, RunResult, Score
 from saeval.run_dir import RunDir
@@ -303,7 +303,7 @@ class _Run:
         gate = asyncio.Semaphore(_IN_FLIGHT if in_flight == "auto" else in_flight)
         failures = _Failures(name, self.task.run.give_up_after)
 
-        async def one(item: T) -> None:
+        async def one(item: T, stage: Stage) -> None:
             async with gate:
                 item_key = key(item)
                 done = self.folder.finished(item_key)
@@ -316,7 +316,7 @@ class _Run:
                 stage.advance(failed=done["result"]["status"] == "failed")
 
         with self.display.stage(name, len(items)) as stage:
-            tasks = [asyncio.ensure_future(one(item)) for item in items]
+            tasks = [asyncio.ensure_future(one(item, stage)) for item in items]
             try:
                 await asyncio.gather(*tasks)
             finally:

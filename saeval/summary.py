@@ -33,8 +33,8 @@ class Scored:
     usage: Usage = field(default_factory=lambda: Usage(usd=0.0))
 
     def values(self, metric: str) -> dict[int, float]:
-        """Return the metric of every latent that has it."""
-        return {i: s.values[metric] for i, s in self.scores.items() if s.status == "ok" and metric in s.values}
+        """Return the metric of every latent that has it, by latent: replies arrive in any order, sums depend on it."""
+        return {i: s.values[metric] for i, s in sorted(self.scores.items()) if s.status == "ok" and metric in s.values}
 
 
 @dataclass
@@ -126,7 +126,9 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
     rows = []
     for variant in (MAIN, *outcome.cell.alternatives):
         scored = outcome.scored.get((label, variant))
-        for metric in step.part.plugin.metrics if scored else ():
+        if scored is None:  # interrupted before
+            continue
+        for metric in step.part.plugin.metrics:
             values = scored.values(metric.name)
             if not values and metric is not step.part.plugin.metrics[0]:
                 continue  # a metric this mode does not give, such as AUROC without probabilities

@@ -289,9 +289,9 @@ class _Builder:
             have = ", ".join(self.document.data.get("llms", {})) or "none"
             self.fail(path, f"{part.loaded.id} asks the role {role!r}, which is not under llms (there: {have})")
             return None
-        needs = step.needs()
-        if role in roles and "logprobs" in needs and not roles[role].part.plugin.can_score:
-            self.fail(path, f"{part.loaded.id} needs a model that scores continuations, and {roles[role].model} cannot; use an hf/… model for the role {role!r}")
+        asked = roles.get(role) if role else None
+        if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
+            self.fail(path, f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}")
         return StepPart(part, role, spec.when.latents if spec.when else None)
 
     def cells(self, spec: TaskSpec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:

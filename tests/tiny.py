@@ -78,6 +78,7 @@ def tiny_model(folder: Path, kind: str = "llama", seed: int = 0, **options: obje
     import torch
     import transformers
 
+    torch.set_num_threads(1)  # tiny matrices gain nothing from threads, and on a busy machine wait for them
     name, sizes = _configs()[kind]
     config = getattr(transformers, name)(**{**SIZES, **sizes, **options})
     torch.manual_seed(seed)

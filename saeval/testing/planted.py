@@ -108,8 +108,8 @@ def rule_judge(*, scores: bool = False) -> ScriptedLLM:
     names no words fits nothing.
 
     Args:
-        scores: Whether it gives log-probabilities too: of " Yes" and " No" after prompts whose last paragraph is a
-            window on one line and a question that holds the explanation.
+        scores: Whether it scores continuations too: an explanation is likely after a prompt whose last paragraph
+            begins with a window that it fits, on a line of its own, and unlikely after others.
     """
     return ScriptedLLM(_judge_list, _judge_one if scores else None)
 
@@ -121,9 +121,9 @@ def _judge_list(request: Request) -> str:
     return str([int(_fits(window, words)) for window in windows])
 
 
-def _judge_one(prompt: str, continuation: str) -> float:
-    window, _, question = prompt.rpartition("\n\n")[2].partition("\n")
-    return -0.1 if _fits(window, _words(question)) == (continuation.strip() == "Yes") else -2.4
+def _judge_one(prompt: str, explanation: str) -> float:
+    window = prompt.rpartition("\n\n")[2].partition("\n")[0]
+    return -1.0 if _fits(window, _words(explanation)) else -6.0
 
 
 def _words(explanation: str) -> set[str]:

@@ -18,9 +18,10 @@ from saeval import (
     Context, Example, Examples, Explanation, LLMError, LogprobRequest, Need, Outcome, ParseError, Prompt, Refused,
     Reply, Request, Score, Scorer,
 )  # fmt: skip
-from saeval_plugins.prompts import one_line, without_thinking
+from saeval_plugins.prompts import load, one_line, without_thinking
 
-YES, NO = " Yes", " No"
+REFERENCES = load("reference_windows.txt")
+"""Ordinary passages, a few words marked, one a line: what an explanation is compared on when there is no question."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,12 @@ class Question:
     def outcome(self, predicted: bool, probability: float | None) -> Outcome:
         """Record the judge's answer."""
         return Outcome(
-            example=self.example.id, active=self.truth, decile=self.example.decile,
-            predicted=predicted, probability=probability,
-        )  # fmt: skip
+            example=self.example.id,
+            active=self.truth,
+            decile=self.example.decile,
+            predicted=predicted,
+            probability=probability,
+        )
 
     def unanswered(self, error: ParseError | LLMError) -> Outcome:
         """Record why there is no answer."""
@@ -55,20 +59,19 @@ class Judge(Scorer):
     reply that cannot be read is asked for once more, and then counts as unparsed. With `top_logprobs`, and a
     provider that gives them, each answer has a probability, p(1) / (p(0) + p(1)), and the score an AUROC.
 
-    `probability` (models that score continuations): one window a prompt; the probability is that of " Yes" against
-    " No". A base model leans towards one of the two whatever it reads, so that 0.5 is no fair threshold: a window
-    counts as a hit when its probability exceeds the mean, in log-odds, of content-free texts under the same
-    explanation (contextual calibration, Zhao et al. 2021). That uses no knowledge of the share of activating
-    windows. AUROC needs no threshold, and is the number to trust for weak judges.
+    `probability` (models that score continuations, also base models, which cannot be asked): the log-probability
+    that the explanation follows on the window as its description, log p(z|x), against log p(z), its mean probability
+    over ordinary passages that are always the same. A window counts as a hit when the explanation is likelier after
+    it than after those; the probability given is p(z|x) / (p(z|x) + p(z)). Nothing about the share of activating
+    windows is used. Small base models judge far better so than by the odds of "Yes" against "No", which depend on
+    the window's style more than on the explanation.
     """
 
     llm_role = "judge"
     list_prompt: ClassVar[Prompt]
     """Conversation with the slots `explanation`, `windows` and `k`."""
     probability_prompt: ClassVar[Prompt]
-    """Text whose last paragraph, with the slots `explanation` and `window`, is the question."""
-    content_free: ClassVar[tuple[str, ...]]
-    """Windows without content, for calibration."""
+    """Text whose last paragraph, with the slots `window` and `marked`, is what the explanation goes on from."""
 
     batch: int = Field(default=5, ge=1, le=50)
     """Windows in one prompt of `list` mode."""
@@ -84,6 +87,10 @@ class Judge(Scorer):
     @abstractmethod
     def questions(self, examples: Examples, context: Context) -> list[Question]:
         """Return every window as it is shown."""
+
+    def references(self) -> list[str]:
+        """Return ordinary passages, shown as this scorer shows windows."""
+        return REFERENCES.text.splitlines()
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Judge all windows."""
@@ -122,30 +129,32 @@ class Judge(Scorer):
         return [question.unanswered(problem) for question in questions]
 
     async def _by_probability(self, explanation: str, questions: list[Question], context: Context) -> list[Outcome]:
-        head, _, paragraph = self.probability_prompt.text.rstrip("\n").rpartition("\n\n")
-        question = Prompt(self.probability_prompt.name, paragraph)
-        windows = [q.shown for q in questions] + list(self.content_free)
+        examples, _, paragraph = self.probability_prompt.text.rstrip("\n").rpartition("\n\n")
+        prompt = Prompt(self.probability_prompt.name, paragraph)
+        windows = [question.shown for question in questions] + self.references()
         request = LogprobRequest(
-            prefix=head + "\n\n",
-            prompts=tuple(question.fill(explanation=explanation, window=window) for window in windows),
-            continuations=(YES, NO),
+            prefix=examples + "\n\n",
+            prompts=tuple(prompt.fill(window=window, marked=_marked(window)) for window in windows),
+            continuations=(f" {explanation}",),
         )
         try:
             reply = await context.llm.logprobs(request)
         except LLMError as error:
-            return [q.unanswered(error) for q in questions]
-        log_odds = [sum(yes) - sum(no) for yes, no in reply.logprobs]
-        asked, free = log_odds[: len(questions)], log_odds[len(questions) :]
-        threshold = sum(free) / len(free)
-        if not math.isfinite(threshold):
-            error = ParseError("the judge gave content-free texts no probability")
-            return [q.unanswered(error) for q in questions]
+            return [question.unanswered(error) for question in questions]
+        values = [sum(logprobs) for (logprobs,) in reply.logprobs]
+        given, ordinary = values[: len(questions)], values[len(questions) :]
+        highest = max(ordinary)
+        prior = highest + math.log(sum(math.exp(value - highest) for value in ordinary) / len(ordinary))
         return [
-            q.unanswered(ParseError("the judge gave neither answer a probability"))
-            if math.isnan(value)
-            else q.outcome(value > threshold, 1 / (1 + math.exp(-max(value, -700.0))))
-            for q, value in zip(questions, asked, strict=True)
+            question.outcome(value > prior, 1 / (1 + math.exp(min(prior - value, 700.0))))
+            if math.isfinite(value - prior)
+            else question.unanswered(ParseError("the judge gave the explanation no probability"))
+            for question, value in zip(questions, given, strict=True)
         ]
+
+
+def _marked(window: str) -> str:
+    return ", ".join(piece.strip() for piece in re.findall("<<(.*?)>>", window))
 
 
 class Answer(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saeval import Context, Examples
 from saeval_plugins.prompts import load, one_line
-from saeval_plugins.scorers._judge import Judge, Question
+from saeval_plugins.scorers._judge import REFERENCES, Judge, Question
 
 
 class Detection(Judge):
@@ -13,10 +13,13 @@ class Detection(Judge):
     name = "detection"
     list_prompt = load("detection.md")
     probability_prompt = load("detection_probability.md")
-    prompts = (list_prompt, probability_prompt)
-    content_free = ("…", "N/A", "(no text)")
+    prompts = (list_prompt, probability_prompt, REFERENCES)
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
         """Show the text and nothing else."""
         windows = (*examples.activating, *examples.non_activating)
         return [Question(window, one_line(window.text), window.active) for window in windows]
+
+    def references(self) -> list[str]:
+        """Leave the marks out."""
+        return [line.replace("<<", "").replace(">>", "") for line in super().references()]

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
-from pydantic import field_validator
+from pydantic import JsonValue, field_validator
 
-from saeval import AUROC, Context, Examples, Explanation, ModelRef, Outcome, Score, Scorer, auroc
+from saeval import (
+    AUROC,
+    Context,
+    Examples,
+    Explanation,
+    InputError,
+    ModelRef,
+    Outcome,
+    Score,
+    Scorer,
+    asset_check,
+    auroc,
+    file_sha256,
+)
 from saeval_plugins.prompts import one_line
 
 
@@ -27,6 +41,18 @@ class Embedding(Scorer):
         if "{explanation}" not in value:
             raise ValueError("the query must hold {explanation}")
         return value
+
+    def check(self) -> None:
+        """See whether a packaged model is installed, and whether a local one is there."""
+        if self.model.startswith("package:"):
+            asset_check(self.model)
+        elif Path(self.model).is_absolute() and not Path(self.model).is_dir():
+            raise InputError(f"embedding model {self.model}: no such folder")
+
+    def fingerprint(self) -> JsonValue:
+        """Add the hash of a local model's weights, which may change under the same path."""
+        weights = Path(self.model, "model.safetensors")
+        return [super().fingerprint(), file_sha256(weights) if weights.is_file() else None]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Compute the cosines and how well they separate."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from saeval import Context, Examples
 from saeval_plugins.prompts import load, marked_line
-from saeval_plugins.scorers._judge import Judge, Question
+from saeval_plugins.scorers._judge import REFERENCES, Judge, Question
 
 
 class Fuzzing(Judge):
@@ -22,8 +22,7 @@ class Fuzzing(Judge):
     name = "fuzzing"
     list_prompt = load("fuzzing.md")
     probability_prompt = load("fuzzing_probability.md")
-    prompts = (list_prompt, probability_prompt)
-    content_free = ("<<…>>", "<<N/A>>", "<<(no text)>>")
+    prompts = (list_prompt, probability_prompt, REFERENCES)
 
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""

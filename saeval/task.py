@@ -57,7 +57,8 @@ class Part(Generic[P]):
     @property
     def identity(self) -> JsonValue:
         """What results made with this part depend on."""
-        return [self.loaded.id, self.loaded.version, self.loaded.sha, self.plugin.fingerprint()]
+        inside = [part.identity for part in self.nested]
+        return [self.loaded.id, self.loaded.version, self.loaded.sha, self.plugin.fingerprint(), inside]
 
 
 @dataclass(frozen=True)

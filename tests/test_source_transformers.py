@@ -170,6 +170,16 @@ def test_an_interrupted_collection_goes_on_to_the_same_store(source, tmp_path, b
     assert (resumed.facts["fvu_tokens"] < whole.facts["fvu_tokens"]) == (budget == 200)
 
 
+def test_going_on_with_other_batches_writes_nothing_twice(source, tmp_path, monkeypatch):
+    whole = collect(source, tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(LiveModel, "capture", interrupted_after(4))
+        collect(source, tmp_path / "cut", budget=100)
+    resumed = collect(source.model_copy(update={"batch_tokens": 33 * 5}), tmp_path / "cut")
+    assert np.array_equal(resumed.firings, whole.firings)
+    assert np.allclose(dense(resumed), dense(whole), atol=1e-2)
+
+
 def test_sources_that_stopped_at_different_places_go_on_together(source, tmp_path, monkeypatch):
     other = source.with_coder(RandomSae(n_latents=64, k=6))
     whole = [dense(collect(s, tmp_path / f"whole{i}")) for i, s in enumerate((source, other))]

@@ -30,6 +30,16 @@ def _score(row: ScoreRow) -> list[object]:
     return [row.metric, "↑" if row.higher_is_better else "↓", value, interval, f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, lift]
 
 
+def _shown(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+    """Leave each scorer its headline metric and AUROC; all others are in the tables."""
+    kept: dict[tuple[str, str, str], ScoreRow] = {}
+    for row in rows:
+        headline = not any(scorer == row.scorer and variant == row.variant for scorer, variant, _ in kept)
+        if headline or row.metric == "auroc":
+            kept[row.scorer, row.variant, row.metric] = row
+    return list(kept.values())
+
+
 _SCORE_HEAD = ["metric", "", "value", "95 % interval", "n", "covered", "floors", "lift"]
 
 
@@ -56,7 +66,7 @@ def markdown(run: RunResult) -> str:
     for standing in board.standings:
         cell = standing.cell
         measures = [f"{cell.measures[m]:.3g}" if m in cell.measures else "–" for m in ("l0", "frac_alive", "fvu")]
-        for row in cell.scores:
+        for row in _shown(cell.scores):
             if row.variant == OWN:
                 rows.append([standing.rank_text or "baseline", *(cell.axes.get(a, "") for a in axes), *measures, row.scorer, *_score(row)])
     parts.append(_table(["rank", *map(_cell, axes), "L0", "alive", "FVU", "scorer", *_SCORE_HEAD], rows))
@@ -65,7 +75,7 @@ def markdown(run: RunResult) -> str:
     if board.variants:
         rows = [
             [c.cell.cell, row.variant, row.scorer, *_score(row)]
-            for c in board.standings for variant in board.variants for row in c.cell.scores if row.variant == variant
+            for c in board.standings for variant in board.variants for row in _shown(c.cell.scores) if row.variant == variant
         ]  # fmt: skip
         parts += ["## Explanations that the scores are held against", _table(["cell", "explanation", "scorer", *_SCORE_HEAD], rows)]
     counts = [[c.cell, *(c.counts.get(k, "") for k in ("requested", "eligible", "sampled", "explained"))] for c in run.cells]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Neurons(Coder):
-    """The neurons of an MLP (paper §4.2): what its down projection reads, one latent a neuron.
+    """The neurons of an MLP (paper Table A10): what its down projection reads, one latent a neuron.
 
     The hookpoint may be the block, the MLP or anything else in the block. Neurons of gated MLPs are signed: the k
     largest by magnitude are kept, and the positive ones among them count as firings.

@@ -15,9 +15,22 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from saeval import (
-    Context, Example, Examples, Explanation, LLMError, LogprobRequest, Need, Outcome, ParseError, Prompt, Refused,
-    Reply, Request, Score, Scorer,
-)  # fmt: skip
+    Context,
+    Example,
+    Examples,
+    Explanation,
+    LLMError,
+    LogprobRequest,
+    Need,
+    Outcome,
+    ParseError,
+    Prompt,
+    Refused,
+    Reply,
+    Request,
+    Score,
+    Scorer,
+)
 from saeval_plugins.prompts import load, one_line, without_thinking
 
 REFERENCES = load("reference_windows.txt")

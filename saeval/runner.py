@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
@@ -35,7 +35,15 @@ from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
 
 T = TypeVar("T")
 R = TypeVar("R", Explanation, Score)
-Explained = tuple[LatentRecord, Explanation]
+
+
+class Explained(NamedTuple):
+    """A latent to be scored, with one of its explanations and the place where the score goes."""
+
+    record: LatentRecord
+    explanation: Explanation
+    scored: Scored
+
 _IN_FLIGHT = 32  # latents at a time for `concurrency: auto`; the gateway bounds the calls
 
 log = logging.getLogger("saeval")
@@ -254,27 +262,31 @@ class _Run:
     async def _score(self, outcome: CellOutcome, gateways: Mapping[str, LanguageModel]) -> None:
         cell = outcome.cell
         for label, step in cell.scorers.items():
+            items: list[Explained] = []
             for variant in (MAIN, *cell.alternatives):
                 limits = [x for x in (step.latents, outcome.limit(variant)) if x is not None]
                 scored = outcome.scored[label, variant] = Scored()
-                await self._step(
-                    _title(label, cell, variant),
-                    _explained(outcome, variant, scored, min(limits, default=None)),
-                    key=partial(self._score_key, outcome, label, step),
-                    make=partial(self._make_score, label, step, gateways),
-                    take=partial(_take_score, scored),
-                )
+                items += _explained(outcome, variant, scored, min(limits, default=None))
+            # All explanations of a latent in a row: models in process keep what they computed for its windows.
+            place = {record.latent: i for i, record in enumerate(outcome.records)}
+            items.sort(key=lambda item: place[item.record.latent])
+            await self._step(
+                f"{label} {cell.name}",
+                items,
+                key=partial(self._score_key, outcome, label, step),
+                make=partial(self._make_score, label, step, gateways),
+                take=_take_score,
+            )
 
     def _score_key(self, outcome: CellOutcome, label: str, step: StepPart[Scorer], item: Explained) -> str:
-        record, explanation = item
-        return content_hash("score", outcome.base, str(record.latent), label, explanation.text, self._identity(step))
+        latent, text = str(item.record.latent), item.explanation.text
+        return content_hash("score", outcome.base, latent, label, text, self._identity(step))
 
     async def _make_score(
         self, label: str, step: StepPart[Scorer], gateways: Mapping[str, LanguageModel], item: Explained
     ) -> tuple[Score, Usage]:
-        record, explanation = item
-        context, meter = self._context(step, record.latent, gateways, "score", label)
-        score = await _guarded(step.part.plugin.score, Score, explanation, record.score, context)
+        context, meter = self._context(step, item.record.latent, gateways, "score", label)
+        score = await _guarded(step.part.plugin.score, Score, item.explanation, item.record.score, context)
         return _checked(score, step.part.plugin), meter.spent
 
     async def _step(
@@ -404,15 +416,15 @@ def _explained(outcome: CellOutcome, variant: str, scored: Scored, limit: int | 
             continue  # a lone explanation has nothing to be shuffled with
         scored.tried += 1
         if explanation.status == "ok":
-            todo.append((record, explanation))
+            todo.append(Explained(record, explanation, scored))
         else:
             scored.scores[record.latent.index] = Score.failed(f"no explanation: {explanation.reason}")
     return todo
 
 
-def _take_score(scored: Scored, item: Explained, result: Any, usage: Usage) -> None:
-    scored.scores[item[0].latent.index] = Score.model_validate(result)
-    scored.usage += usage
+def _take_score(item: Explained, result: Any, usage: Usage) -> None:
+    item.scored.scores[item.record.latent.index] = Score.model_validate(result)
+    item.scored.usage += usage
 
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], *arguments: Any) -> R:

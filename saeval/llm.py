@@ -25,7 +25,8 @@ class Request:
     """A conversation to be continued.
 
     Attributes:
-        messages: The turns so far. What many requests share comes first, so that providers can cache it.
+        messages: The turns so far. What many requests share comes first, so that providers can cache it. A last
+            turn of the assistant's is the beginning of the answer, to be continued.
         max_tokens: Most tokens to generate; the role's own limit when None.
         temperature: Sampling temperature; the role's own when None.
         stop: Strings that end the answer.

@@ -263,7 +263,7 @@ class _Run:
         cell = outcome.cell
         for label, step in cell.scorers.items():
             items: list[Explained] = []
-            for variant in (MAIN, *cell.alternatives):
+            for variant in (MAIN, *(a for a in cell.alternatives if step.baselines is None or a in step.baselines)):
                 limits = [x for x in (step.latents, outcome.limit(variant)) if x is not None]
                 scored = outcome.scored[label, variant] = Scored()
                 items += _explained(outcome, variant, scored, min(limits, default=None))

@@ -45,6 +45,8 @@ class PartSpec(SpecModel):
     """Role of `llms` that this step asks; the plugin's own default role when left out."""
     when: When | None = None
     """Run on part of the latents only."""
+    baselines: list[str] | None = None
+    """For a scorer: the explanation baselines it is run on, where not on all."""
 
 
 class RoleSpec(BaseModel):

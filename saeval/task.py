@@ -68,6 +68,8 @@ class StepPart(Generic[S]):
     part: Part[S]
     role: str | None
     latents: int | None
+    baselines: frozenset[str] | None = None
+    """Explanation baselines that a scorer is run on; None for all."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,8 @@ class _Builder:
         asked = roles.get(role) if role else None
         if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
             self.fail(path, f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}")
-        return StepPart(part, role, spec.when.latents if spec.when else None)
+        baselines = None if spec.baselines is None else frozenset(spec.baselines)
+        return StepPart(part, role, spec.when.latents if spec.when else None, baselines)
 
     def cells(self, spec: TaskSpec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
         source = self.plugin("source", spec.source, ("source",))
@@ -319,6 +322,11 @@ class _Builder:
             else:
                 known = [SHUFFLED, *_EXPLANATION_BASELINES, "top_tokens", "random_sae", "neurons"]
                 self.fail(path, f"no baseline {baseline.use!r}{did_you_mean(baseline.use, known)}; there are: {', '.join(known)}")
+        for label, scorer in spec.scorers.items():
+            for name in scorer.baselines or ():
+                if name not in alternatives:
+                    known = ", ".join(alternatives) or "none"
+                    self.fail(("scorers", label, "baselines"), f"{name!r} is not an explanation baseline of this task; there are: {known}")
         if not (source and sampler and explainer and all(scorers.values())):
             return []
         names = {axis: axis_id(value) for axis, value in axes.items()}

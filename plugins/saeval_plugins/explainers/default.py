@@ -7,10 +7,11 @@ import re
 
 from pydantic import Field
 
-from saeval import Context, Example, Examples, Explainer, Explanation, LLMError, ParseError, Refused, Request
+from saeval import Context, Example, Examples, Explainer, Explanation, LLMError, Message, ParseError, Refused, Request
 from saeval_plugins.prompts import load, marked_line, without_thinking
 
 PROMPT = load("explainer_default.md")
+MARKER = "EXPLANATION:"
 LONGEST = 600
 """Characters an explanation may have; a longer one is not an explanation but a rambling reply."""
 
@@ -49,6 +50,9 @@ class Default(Explainer):
     """Tokens at this share of their window's maximum, or more, are marked."""
     shots: int = Field(default=3, ge=0, le=3)
     """Worked examples before the question."""
+    prefill: bool = False
+    """Whether to begin the answer (`EXPLANATION:`) for the model. Base models, which only continue text, need it;
+    not every provider allows it."""
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Ask for an explanation of the activating windows."""
@@ -57,9 +61,11 @@ class Default(Explainer):
             for number, example in enumerate(examples.activating[: self.examples], 1)
         )
         system, *shots, question = PROMPT.messages(windows=windows)
+        begun = (Message("assistant", MARKER),) if self.prefill else ()
         request = Request(
-            (system, *shots[: 2 * self.shots], question),
-            stop=("\nWindow 1:",),  # where a base model would go on with another worked example
+            (system, *shots[: 2 * self.shots], question, *begun),
+            # Where a base model would go on with another worked example.
+            stop=("\n",) if self.prefill else ("\nWindow 1:",),
         )
         try:
             reply = await context.llm.complete(request)
@@ -71,7 +77,7 @@ class Default(Explainer):
         try:
             if reply.finish_reason == "refusal":
                 raise ParseError("the model declined")
-            text = parse_explanation(reply.text, cut=cut)
+            text = parse_explanation(MARKER + reply.text if self.prefill else reply.text, cut=cut)
         except ParseError as error:
             return Explanation.failed(str(error), reply=reply.text)
         return Explanation(text=text, notes={"reply": reply.text, "cut": cut})

@@ -285,12 +285,19 @@ class HF(LLM):
         tokenizer = self._live.tokenizer
         if getattr(tokenizer, "chat_template", None):
             turns = [asdict(m) for m in messages]
-            whole = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            begun = messages[-1].role == "assistant"  # the answer's beginning, to be continued
+            whole = str(
+                tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+                )
+            )
             begin = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False)) if turns[1:] else ""
             begin = begin if whole.startswith(begin) else ""
             return self._ids(begin), self._ids(whole[len(begin) :]), True
         begin = "".join(m.content + _TURN_END for m in messages[:-1])
-        return self._bos + self._ids(begin), self._ids(messages[-1].content + _TURN_END), False
+        last = messages[-1]
+        end = "" if last.role == "assistant" else _TURN_END
+        return self._bos + self._ids(begin), self._ids(last.content + end), False
 
     def _ends(self) -> set[int]:
         """Tokens that end an answer."""

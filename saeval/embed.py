@@ -77,7 +77,9 @@ def _load(model: str) -> Any:
 
     place = str(asset_path(model)) if model.startswith("package:") else model
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         return SentenceTransformer(place, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -356,8 +356,11 @@ class _Builder:
             moved = [axis for axis in axes if f"${{matrix.{axis}" in str(template)] or ["coder"]
             names = {**{a: n for a, n in cell.axes.items() if a not in moved}, **dict.fromkeys(moved, spec.use)}
             names = {axis: names[axis] for axis in dict.fromkeys([*cell.axes, *moved])}
+            latents = cell.latents
+            if spec.when is not None:
+                latents = latents.model_copy(update={"n": min(latents.n, spec.when.latents)})
             yield Cell(
-                _cell_name(names), names, spec.use, Part(source, cell.source.loaded, (part,)), cell.sampler, cell.latents,
+                _cell_name(names), names, spec.use, Part(source, cell.source.loaded, (part,)), cell.sampler, latents,
                 cell.explainer, cell.scorers, cell.alternatives, cell.shuffled_latents,
             )  # fmt: skip
 

@@ -1,0 +1,24 @@
+"""What the package adds to saeval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saeval import Sampler, Scorer, hookimpl
+from saeval_acme.purity import Purity
+from saeval_acme.spread import Spread
+
+
+@hookimpl
+def saeval_scorers() -> list[type[Scorer]]:
+    return [Purity]
+
+
+@hookimpl
+def saeval_samplers() -> list[type[Sampler]]:
+    return [Spread]
+
+
+@hookimpl
+def saeval_task_dirs() -> list[Path]:
+    return [Path(__file__).parent / "tasks"]

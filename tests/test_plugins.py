@@ -1,0 +1,186 @@
+"""Plugin packages are found by metadata, imported when named, and isolated when broken: every trap of pluggy's."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import pytest
+
+from saeval import PluginError
+from saeval.plugins import Registry, options_error
+
+SCORER = """
+from saeval import AUROC, Score, Scorer, hookimpl
+
+class Good(Scorer):
+    name = "good"
+    metrics = (AUROC,)
+    batch: int = 5
+
+    async def score(self, explanation, examples, context):
+        return Score(values={"auroc": 0.5})
+"""
+HOOK = """
+@hookimpl
+def saeval_scorers():
+    return [Good]
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that puts a distribution with one module on the path, as pip would."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = []
+
+    def install(name, code=SCORER + HOOK, *, version="1.0", requires=("saeval",), entry=None, folder=None):
+        place = tmp_path / folder if folder else tmp_path
+        place.mkdir(exist_ok=True)
+        if folder:
+            monkeypatch.syspath_prepend(str(place))
+        module = name.replace("-", "_").lower()
+        modules.append(module)
+        (place / f"{module}.py").write_text(textwrap.dedent(code))
+        info = place / f"{module}-{version}.dist-info"
+        info.mkdir()
+        needs = "".join(f"Requires-Dist: {r}\n" for r in requires)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        (info / "entry_points.txt").write_text(f"[saeval]\n{entry or module} = {module}\n")
+
+    yield install
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def reason(namespace="acme"):
+    (row,) = [r for r in Registry().plugins() if r.namespace == namespace]
+    assert row.status == "broken"
+    return row.reason
+
+
+def test_third_party_is_named_by_its_distribution(install):
+    install("saeval-acme")
+    loaded = Registry().get("scorer", "acme/good")
+    assert (loaded.id, loaded.distribution, loaded.version) == ("acme/good", "saeval-acme", "1.0")
+    assert "acme/good" in [p.id for p in Registry().names("scorer")]
+
+
+def test_bare_name_is_always_a_built_in(install):
+    install("saeval-acme")
+    with pytest.raises(PluginError, match=r"unknown scorer 'good', did you mean 'acme/good'\? \(`saeval list scorers` shows all\)"):
+        Registry().get("scorer", "good")
+
+
+def test_same_entry_point_name_in_two_distributions_loads_both(install):
+    install("saeval-acme", entry="plugin")
+    install("saeval-other", entry="plugin")
+    registry = Registry()
+    assert registry.get("scorer", "acme/good").cls is not registry.get("scorer", "other/good").cls
+
+
+def test_built_ins_import_no_third_party(install):
+    install("saeval-acme", "raise RuntimeError('must not be imported')")
+    registry = Registry()
+    registry.get("scorer", "detection")
+    registry.find("llm", "hf")
+    assert "saeval_acme" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import gpt4all_is_not_there", "ModuleNotFoundError: No module named 'gpt4all_is_not_there'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        (SCORER, "it provides nothing; is @hookimpl missing?"),
+        (SCORER + "@hookimpl\ndef saeval_scorers(registry):\n    return [Good]", "a hook takes no arguments"),
+        (SCORER + "@hookimpl\ndef saeval_scorrers():\n    return [Good]", "a hook saeval_scorrers that saeval does not have; it may need a newer saeval"),
+        (SCORER + "@hookimpl\ndef saeval_scorers():\n    yield Good\n    raise ValueError('late')", "saeval_scorers raised ValueError: late"),
+        (SCORER + "@hookimpl\ndef saeval_scorers():\n    return Good", "return a list"),
+        (SCORER + "@hookimpl\ndef saeval_scorers():\n    return [Good()]", "return classes, not instances"),
+        (SCORER + "@hookimpl\ndef saeval_explainers():\n    return [Good]", "Good is not an explainer"),
+        (SCORER + "@hookimpl\ndef saeval_scorers():\n    return [Good, Good]", "scorer 'acme/good' is defined twice"),
+        (SCORER.replace('name = "good"', 'name: str = "good"') + HOOK, "`name` has an annotation, which makes it an option"),
+        (SCORER.replace('name = "good"', "pass") + HOOK, "Good has no name"),
+        (SCORER.replace('"good"', '"Good-1"') + HOOK, "'Good-1' is no name"),
+        (SCORER.replace("async def score", "async def scores") + HOOK, "Good does not implement score"),
+    ],
+)  # fmt: skip
+def test_broken_package_is_a_row_with_the_reason_and_an_error_only_where_it_is_used(install, code, expected):
+    install("saeval-acme", code)
+    install("saeval-fine")
+    assert expected in reason()
+    registry = Registry()
+    assert registry.get("scorer", "fine/good")
+    with pytest.raises(PluginError, match="saeval-acme 1.0 is installed but could not be used"):
+        registry.get("scorer", "acme/good")
+
+
+def test_hook_that_yields_works(install):
+    install("saeval-acme", SCORER + "@hookimpl\ndef saeval_scorers():\n    yield Good")
+    assert Registry().get("scorer", "acme/good")
+
+
+def test_two_distributions_of_one_namespace_are_both_refused_by_name(install):
+    install("saeval-acme")
+    install("acme", folder="second")
+    rows = [r for r in Registry().plugins() if r.namespace == "acme"]
+    assert {r.status for r in rows} == {"broken"} and len(rows) == 2
+    assert "acme 1.0 and saeval-acme 1.0 both claim the namespace 'acme'" in rows[0].reason
+
+
+def test_package_that_needs_another_saeval_is_refused(install):
+    install("saeval-acme", requires=("saeval>=0.9", "numpy"), version="0.3.0")
+    assert reason() == "acme 0.3.0 needs saeval>=0.9, this is saeval 0.1.0"
+
+
+@pytest.mark.parametrize("how", ["argument", "environment", "all"])
+def test_disabled_package_is_left_out(install, monkeypatch, how):
+    install("saeval-acme", "raise RuntimeError('must not be imported')")
+    if how != "argument":
+        monkeypatch.setenv("SAEVAL_DISABLED_PLUGINS", "*" if how == "all" else "other,Acme")
+    registry = Registry(["acme"] if how == "argument" else [])
+    assert [r.status for r in registry.plugins() if r.namespace == "acme"] == ["disabled"]
+    with pytest.raises(PluginError, match="disabled"):
+        registry.get("scorer", "acme/good")
+    assert registry.get("scorer", "detection")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "hint"),
+    [("scorer", "detecton", "detection"), ("explainer", "defualt", "default"), ("sampler", "quantile", "quantiles"), ("coder", "sae_lense", "sae_lens")],
+)
+def test_misspelt_name_gets_a_suggestion(kind, name, hint):
+    with pytest.raises(PluginError, match=f"unknown {kind} '{name}', did you mean '{hint}'"):
+        Registry().get(kind, name)
+
+
+def test_lone_file_is_loaded_with_its_hash(tmp_path):
+    (tmp_path / "mine.py").write_text(SCORER)
+    loaded = Registry().get("scorer", "./mine.py:Good", base=tmp_path)
+    assert loaded.id == "local/good" and len(loaded.sha) == 64
+    (tmp_path / "mine.py").write_text(SCORER + "\n# changed\n")
+    assert Registry().get("scorer", "./mine.py:Good", base=tmp_path).sha != loaded.sha
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("./nowhere.py:Good", "cannot be read"), ("./mine.py:Other", "AttributeError"), ("./mine.py:helper", "classes, not instances"), ("./bad.py:X", "SyntaxError")],
+)
+def test_lone_file_that_does_not_work_is_one_clear_sentence(tmp_path, name, expected):
+    (tmp_path / "mine.py").write_text(SCORER + "\ndef helper(): ...\n")
+    (tmp_path / "bad.py").write_text("def (")
+    with pytest.raises(PluginError, match=expected):
+        Registry().get("scorer", name, base=tmp_path)
+
+
+def test_wrong_options_are_told_with_what_there_is():
+    from pydantic import ValidationError
+
+    detection = Registry().get("scorer", "detection").cls
+    with pytest.raises(ValidationError) as error:
+        detection(batsh=3, batch="five", mode="guess")
+    messages = {loc: message for loc, message in options_error(detection, error.value)}
+    assert messages[("batsh",)].startswith("no such option, did you mean 'batch'?; detection has: batch, mode")
+    assert messages[("batch",)] == "should be a valid integer, unable to parse string as an integer (got 'five')"
+    assert "should be 'auto', 'list' or 'probability' (got 'guess')" in messages[("mode",)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,17 @@ if TYPE_CHECKING:
     from saeval.results import RunResult
 
 _DANGEROUS = {"Cc", "Cf", "Cs", "Co"}  # control, format (bidi marks among them), surrogates, private use
+_ESCAPES = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f]).*?(?:\x07|\x1b\\|\x9c|$)"  # strings: titles, links, clipboard
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, cursor
+    r"|\x1b[ -/]*[0-~]?",
+    re.DOTALL,
+)
 
 
 def safe_text(text: object) -> str:
     """Return text of a model or corpus as one line that can do nothing to a terminal or to the text around it."""
-    line = " ".join(str(text).split())
+    line = " ".join(_ESCAPES.sub("", str(text)).split())
     return "".join(c for c in line if unicodedata.category(c) not in _DANGEROUS)
 
 
@@ -27,13 +34,17 @@ def write_reports(run: RunResult, folder: Path) -> list[Path]:
     Raises:
         InputError: If the folder cannot be written to.
     """
+    from saeval.errors import InputError
     from saeval.files import write_atomic
     from saeval.report.markdown import markdown
     from saeval.report.tables import write_csv, write_parquet
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("report.md", "leaderboard.csv", "leaderboard.parquet")]
-    write_atomic(files[0], markdown(run))
-    write_csv(run, files[1])
-    write_parquet(run, files[2])
-    return files
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    report, leaderboard, table = (folder / name for name in ("report.md", "leaderboard.csv", "leaderboard.parquet"))
+    write_atomic(report, markdown(run))
+    write_csv(run, leaderboard)
+    write_parquet(run, table)
+    return [report, leaderboard, table]

@@ -1,55 +1,90 @@
-"""The leaderboard as a tidy table, one row a cell, scorer, explanation and metric: CSV and Parquet."""
+"""Tables that are whole or not there: the leaderboard as a tidy table, one row a cell, scorer, explanation and metric."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from saeval.files import write_atomic
+from saeval.report import safe_text
 from saeval.results import RunResult
 
+_COLUMNS = {
+    "run_id": "string", "task": "string", "task_version": "string", "spec_sha": "string", "synthetic": "bool", "partial": "bool",
+    "cell": "string", "baseline": "string", "subject": "string", "axis.": "string", "measure.": "double", "count.": "int64",
+    "scorer": "string", "variant": "string", "plugin": "string", "metric": "string", "higher_is_better": "bool",
+    "value": "double", "median": "double", "ci_low": "double", "ci_high": "double", "method": "string",
+    "n": "int64", "tried": "int64", "failed": "int64", "unparsed": "int64", "coverage": "double",
+    "floor.": "double", "lift": "double", "judge": "string", "usd": "double",
+}  # fmt: skip
+"""Columns and Arrow types, in order; a name that ends in a dot stands for one column a key."""
 
-def tidy(run: RunResult) -> list[dict[str, Any]]:
-    """Return the rows; all have the same columns."""
+
+def tidy(run: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return the columns with their Arrow types, and the rows; a row lacks the columns it has no value for."""
     rows: list[dict[str, Any]] = []
     for cell in run.cells:
         shared = {
             "run_id": run.run_id, "task": run.task, "task_version": run.task_version, "spec_sha": run.spec_sha,
-            "synthetic": run.synthetic, "partial": run.partial, "cell": cell.cell, "baseline": cell.baseline,
+            "synthetic": run.synthetic, "partial": run.partial,
+            "cell": cell.cell, "baseline": cell.baseline, "subject": cell.subject,
             **{f"axis.{k}": v for k, v in cell.axes.items()},
             **{f"measure.{k}": v for k, v in cell.measures.items()},
             **{f"count.{k}": v for k, v in cell.counts.items()},
         }  # fmt: skip
         for row in cell.scores:
-            fields = row.model_dump(mode="json", exclude={"ci95", "floor", "range"})
             low, high = row.ci95 or (None, None)
             floors = {f"floor.{k}": v for k, v in row.floor.items()}
-            rows.append({**shared, **fields, "ci_low": low, "ci_high": high, **floors})
-    columns = dict.fromkeys(column for row in rows for column in row)
-    return [{column: row.get(column) for column in columns} for row in rows]
+            rows.append({**shared, **row.model_dump(exclude={"ci95", "floor", "range"}), "ci_low": low, "ci_high": high, **floors})
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {
+        key: kind
+        for name, kind in _COLUMNS.items()
+        for key in ([k for k in keys if k.startswith(name)] if name.endswith(".") else [name])
+    }
+    return columns, rows
 
 
 def write_csv(run: RunResult, path: Path) -> None:
-    """Write the table as CSV. Text that a spreadsheet would take for a formula gets a `'` before it."""
-    rows = tidy(run)
+    """Write the leaderboard as CSV. Text that a spreadsheet would take for a formula gets a `'` before it."""
+    columns, rows = tidy(run)
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else ["run_id"], lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: _inert(v) for k, v in row.items()} for row in rows)
     write_atomic(path, out.getvalue())
 
 
 def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    if not isinstance(value, str):
+        return value
+    text = safe_text(value)
+    return f"'{text}" if value.startswith("\t") or text.startswith(("=", "+", "-", "@")) else text
 
 
 def write_parquet(run: RunResult, path: Path) -> None:
-    """Write the table as Parquet."""
+    """Write the leaderboard as Parquet."""
+    columns, rows = tidy(run)
+    write_table(path, rows, columns)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Write rows as Parquet (zstd), with these columns and Arrow types; `list<…>` for a list. No rows are fine.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(tidy(run)), temporary, compression="zstd")
-    temporary.replace(path)
+    def arrow(kind: str) -> Any:
+        return pa.list_(arrow(kind[5:-1])) if kind.startswith("list<") else pa.type_for_alias(kind)
+
+    schema = pa.schema([(name, arrow(kind)) for name, kind in columns.items()])
+    table = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in columns}, schema=schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())

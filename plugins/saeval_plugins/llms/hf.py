@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from saeval import (
     LLM, FinishReason, LiveModel, LLMError, LogprobReply, LogprobRequest, Message, ModelRef, Reply, Request,
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
 
 _ROWS = 32  # rows that go through the model at a time; cut by number alone, so that a request always rounds alike
 _POSITIONS = 64  # hidden states that are turned into logits at a time: vocabularies are large
-_KEPT = 4  # prefixes whose keys and values are kept
-_PROMPTS_KEPT = 3  # batches of prompts whose keys and values are kept
-_ATTENTION_ONLY = {
+_PREFIXES_KEPT = 4
+_PROMPTS_KEPT = 8  # batches of prompts
+_PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # of a cache; others hold states that forget
+_PLACED = {
     "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3",
 }  # fmt: skip
+"""Model types that see a token at the position they are told, whatever padding lies before it."""
 _TURN_END = "\n\n"  # between turns for models without a chat template, which would go on inventing turns
 
 
@@ -33,8 +37,8 @@ class HF(LLM):
 
     Prompts are sent through the tokenizer's chat template where it has one; else as plain text, the turns apart by a
     blank line, which also ends an answer. To score continuations, BOS (where there is one), prefix, prompt and
-    continuation are tokenized apart and joined. Prefixes, and all turns of a conversation but the last, are computed
-    once and kept for the next request.
+    continuation are tokenized apart and joined. Prefixes, and all of a conversation before its last question, are
+    computed once and kept for the next request, with which no number changes.
     """
 
     name = "hf"
@@ -63,46 +67,38 @@ class HF(LLM):
         return await asyncio.to_thread(self._locked, self._complete, request)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Score continuations, one batch for the whole request."""
+        """Score continuations, the prompts of one request together and of no other."""
         return await asyncio.to_thread(self._locked, self._logprobs, request)
 
     def _locked(self, work: Any, request: Any) -> Any:
         import torch
 
         with self._live.lock, torch.inference_mode():
-            return work(request)
+            try:
+                return work(request)
+            except torch.cuda.OutOfMemoryError:
+                raise self._error("the GPU's memory does not suffice; choose a smaller model or device: cpu") from None
+
+    def _error(self, what: str) -> LLMError:
+        return LLMError(f"hf/{self.model}: {what}")
 
     @cached_property
     def _live(self) -> LiveModel:
         return LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
 
     @cached_property
-    def _prefixes(self) -> OrderedDict[tuple[int, ...], Any]:
-        return OrderedDict()
+    def _config(self) -> Any:
+        return self._live.model.config.get_text_config()
+
+    # --- tokens ---
 
     def _ids(self, text: str) -> list[int]:
         return list(self._live.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @property
     def _bos(self) -> list[int]:
-        tokenizer = self._live.tokenizer
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        return [] if first is None else [first]
-
-    # --- keys and values of prefixes ---
-
-    def _prefix(self, ids: Sequence[int]) -> Any | None:
-        """Return the cache of a prefix, computed at most once while it is among the last few; None if there can be none."""
-        key = tuple(ids)
-        if not key:
-            return None
-        if key not in self._prefixes:
-            out = self._live.model.base_model(self._tensor([key]), use_cache=True)
-            self._prefixes[key] = getattr(out, "past_key_values", None)
-            while len(self._prefixes) > _KEPT:
-                self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(key)
-        return self._prefixes[key]
+        bos = self._live.tokenizer.bos_token_id
+        return [] if bos is None else [bos]
 
     def _tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Pad rows on the right: a causal model's earlier tokens never see what comes after.  [rows, longest] int64"""
@@ -111,193 +107,247 @@ class HF(LLM):
         longest = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._live.device)
 
+    def _room(self, tokens: int) -> int:
+        """Return how many more tokens the model has positions for.
+
+        Raises:
+            LLMError: If there are too many already.
+        """
+        most = getattr(self._config, "max_position_embeddings", None) or sys.maxsize
+        if tokens > most:
+            raise self._error(f"a prompt of {tokens} tokens, but the model takes {most}; ask with shorter or fewer windows")
+        return int(most - tokens)
+
+    # --- keys and values of prefixes ---
+
+    @cached_property
+    def _prefixes(self) -> OrderedDict[tuple[int, ...], Any]:
+        return OrderedDict()
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether the model remembers keys and values alone, so that several tokens and rows can go on from them."""
+        cache = getattr(self._live.model.base_model(self._tensor([[0]]), use_cache=True), "past_key_values", None)
+        layers = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
+        return bool(layers) and layers <= _PLAIN_LAYERS
+
+    def _prefix(self, ids: Sequence[int]) -> Any | None:
+        """Return a copy of a prefix's cache, computed once while it is among the last few; None where there is none."""
+        key = tuple(ids)
+        if not key or not self._plain:
+            return None
+        if key not in self._prefixes:
+            self._prefixes[key] = self._live.model.base_model(self._tensor([key]), use_cache=True).past_key_values
+            if len(self._prefixes) > _PREFIXES_KEPT:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(key)
+        return deepcopy(self._prefixes[key])  # whatever goes on from it writes into it
+
+    def _prefix_rows(self, ids: Sequence[int], rows: int) -> Any | None:
+        """Return a prefix's cache for a batch."""
+        past = self._prefix(ids)
+        if past is not None:
+            past.batch_repeat_interleave(rows)
+        return past
+
     # --- scoring ---
 
     def _logprobs(self, request: LogprobRequest) -> LogprobReply:
         prefix = self._bos + self._ids(request.prefix)
         prompts = [self._ids(p) for p in request.prompts]
-        continuations = [tuple(self._ids(c)) for c in request.continuations]
-        if not all(continuations):
-            raise LLMError(f"hf/{self.model}: a continuation without tokens cannot be scored")
-        columns = [self._score(prefix, prompts, c) for c in continuations]
+        continuations = [self._ids(c) for c in request.continuations]
+        if not prompts or not all(continuations) or not continuations:
+            raise self._error("there must be prompts and continuations, and tokens in each continuation")
+        if not prefix and not all(prompts):
+            raise self._error("nothing stands before the continuation of an empty prompt, and the model has no BOS token")
+        self._room(len(prefix) + max(map(len, prompts)) + max(map(len, continuations)) - 1)
+        # Rows of like length go together, so that there is little padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        found: dict[int, tuple[tuple[float, ...], ...]] = {}
+        for begin in range(0, len(order), _ROWS):
+            some = order[begin : begin + _ROWS]
+            # The prefix's last token is run with each prompt, so that an empty prompt has a token to predict from.
+            rows = [[*prefix[-1:], *prompts[i]] for i in some]
+            found.update(zip(some, self._score(prefix[:-1], rows, continuations), strict=True))
+        asked = len(prompts) * len(continuations)
         usage = Usage(
             sum(len(prefix) + len(p) + len(c) for p in prompts for c in continuations), 0,
-            len(prefix) * (len(prompts) * len(continuations) - 1), 0.0, "local",
+            len(prefix) * (asked - 1), 0.0, "local",
         )  # fmt: skip
-        return LogprobReply(tuple(zip(*columns, strict=True)), usage)
+        return LogprobReply(tuple(found[i] for i in range(len(prompts))), usage)
 
-    def _score(self, prefix: list[int], prompts: list[list[int]], continuation: tuple[int, ...]) -> list[tuple[float, ...]]:
-        """Return the log-probabilities of one continuation's tokens after every prompt."""
-        found: list[tuple[float, ...]] = []
-        for begin in range(0, len(prompts), _ROWS):
-            found += self._score_rows(prefix, prompts[begin : begin + _ROWS], continuation)
-        return found
-
-    def _score_rows(self, prefix: list[int], prompts: list[list[int]], continuation: tuple[int, ...]) -> list[tuple[float, ...]]:
+    def _score(
+        self, head: list[int], rows: list[list[int]], continuations: list[list[int]]
+    ) -> list[tuple[tuple[float, ...], ...]]:
+        """Return log-probabilities of a batch.  [rows][continuations][tokens]"""
         import torch
 
-        # The prefix's last token is run with each prompt, so that an empty prompt has a token to predict from.
-        head, rows = prefix[:-1], [[*prefix[-1:], *p] for p in prompts]
-        longest = len(head) + max(map(len, rows)) + len(continuation)
-        if self._keeps_all(longest):
-            hidden = self._after_prompts(head, rows, continuation)
-        else:
-            past = self._prefix(head)
-            full = [[*([] if past is not None else head), *row, *continuation[:-1]] for row in rows]
-            shift = 0 if past is not None else len(head)
-            states = self._hidden(full, past)
-            hidden = torch.stack(
-                [s[shift + len(row) - 1 : shift + len(row) - 1 + len(continuation)] for s, row in zip(states, rows, strict=True)]
-            )
-        values = self._read_off(hidden, continuation)
-        return [tuple(row) for row in values.tolist()]
+        longest = max(map(len, continuations))
+        if longest == 1:  # one distribution a row holds them all
+            targets = torch.tensor([c[0] for c in continuations]).expand(len(rows), -1)
+            values = self._read_off(self._run_whole(head, rows, continuations[0])[:, 0], targets)
+            return [tuple((value,) for value in row) for row in values.tolist()]
+        window = getattr(self._config, "sliding_window", None) or sys.maxsize
+        whole_kept = len(head) + max(map(len, rows)) + longest <= window  # else some layers have forgotten the beginning
+        split = whole_kept and self._plain and self._config.model_type in _PLACED
+        run = self._run_after_prompts if split else self._run_whole
+        columns = []
+        for continuation in continuations:
+            hidden = run(head, rows, continuation)
+            targets = torch.tensor(continuation).repeat(len(rows))[:, None]
+            values = self._read_off(hidden.flatten(0, 1), targets).view(len(rows), -1)
+            columns.append([tuple(row) for row in values.tolist()])
+        return list(zip(*columns, strict=True))
 
-    def _keeps_all(self, tokens: int) -> bool:
-        """Tell whether keys and values of every token are kept by every layer, so that prompts can be gone on from."""
-        config = self._live.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        recurrent = getattr(config, "model_type", "") not in _ATTENTION_ONLY
-        return not recurrent and (not window or tokens <= window)
-
-    def _after_prompts(self, head: list[int], rows: list[list[int]], continuation: tuple[int, ...]) -> Tensor:
-        """Return the hidden states from which the continuation's tokens are predicted, going on from kept prompts.
-
-        Several explanations are scored on the same windows, so the windows' keys and values are kept for the next
-        request.  [rows, continuation, width]
-        """
+    def _run_whole(self, head: list[int], rows: list[list[int]], continuation: list[int]) -> Tensor:
+        """Return the hidden states from which the continuation's tokens are predicted.  [rows, continuation, width]"""
         import torch
 
-        key = (tuple(head), tuple(map(tuple, rows)))
-        if self._prompts.get(key) is None:
-            past = self._prefix(head)
-            past = deepcopy(past) if past is not None else None
-            if past is not None:
-                past.batch_repeat_interleave(len(rows))
-            out = self._live.model.base_model(self._tensor(rows), past_key_values=past, use_cache=True)
-            ends = torch.tensor([len(row) - 1 for row in rows], device=self._live.device)
-            last = out.last_hidden_state[torch.arange(len(rows), device=ends.device), ends]
-            while len(self._prompts) >= _PROMPTS_KEPT:
-                self._prompts.popitem(last=False)
-            self._prompts[key] = (out.past_key_values, last)
-        self._prompts.move_to_end(key)
-        kept, last = self._prompts[key]
+        past = self._prefix_rows(head, len(rows))
+        before = head if past is None else []
+        tokens = self._tensor([[*before, *row, *continuation[:-1]] for row in rows])
+        states = self._live.model.base_model(tokens, past_key_values=past, use_cache=past is not None).last_hidden_state
+        ends = [len(before) + len(row) - 1 for row in rows]
+        return torch.stack([s[end : end + len(continuation)] for s, end in zip(states, ends, strict=True)])
+
+    def _run_after_prompts(self, head: list[int], rows: list[list[int]], continuation: list[int]) -> Tensor:
+        """Do the same, going on from prompts that are kept: several explanations are scored on the same windows."""
+        import torch
+
+        base, device = self._live.model.base_model, self._live.device
+        past, last = self._prompts_cache(head, rows)
         if len(continuation) == 1:
             return last[:, None]
-        lengths = torch.tensor([len(row) for row in rows], device=self._live.device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
         longest, more = int(lengths.max()), len(continuation) - 1
         # Padding lies between a short prompt and the continuation: it is masked, and positions leave it out.
-        seen = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        seen = torch.arange(longest, device=device) < lengths[:, None]
         ones = seen.new_ones
         mask = torch.cat([ones(len(rows), len(head)), seen, ones(len(rows), more)], dim=1)
-        positions = len(head) + lengths[:, None] + torch.arange(more, device=lengths.device)
-        states = self._live.model.base_model(
-            self._tensor([continuation[:-1]] * len(rows)), past_key_values=deepcopy(kept), attention_mask=mask.long(),
+        positions = len(head) + lengths[:, None] + torch.arange(more, device=device)
+        states = base(
+            self._tensor([continuation[:-1]] * len(rows)), past_key_values=past, attention_mask=mask.long(),
             position_ids=positions, use_cache=True,
         ).last_hidden_state  # fmt: skip
         return torch.cat([last[:, None], states], dim=1)
 
     @cached_property
-    def _prompts(self) -> OrderedDict[Any, Any]:
+    def _prompts(self) -> OrderedDict[Any, tuple[list[tuple[Tensor, Tensor]], Tensor]]:
+        """Keys and values of batches of prompts, without their prefix's, and the hidden states that end them."""
         return OrderedDict()
 
-    def _read_off(self, hidden: Tensor, continuation: tuple[int, ...]) -> Tensor:
-        """Return the log-probability of each token of the continuation.  hidden [rows, tokens, width] -> [rows, tokens]"""
+    def _prompts_cache(self, head: list[int], rows: list[list[int]]) -> tuple[Any, Tensor]:
+        """Return a cache of prefix and prompts, to be written to, and each prompt's last hidden state.  [rows, width]"""
+        import torch
+        from transformers import DynamicCache
+
+        past = self._prefix_rows(head, len(rows)) or DynamicCache(config=self._live.model.config)
+        key = (tuple(head), tuple(map(tuple, rows)))
+        if key in self._prompts:
+            self._prompts.move_to_end(key)
+            kept, last = self._prompts[key]
+            for layer, (keys, values) in enumerate(kept):
+                past.update(keys, values, layer)
+            return past, last
+        states = self._live.model.base_model(self._tensor(rows), past_key_values=past, use_cache=True).last_hidden_state
+        last = torch.stack([s[len(row) - 1] for s, row in zip(states, rows, strict=True)])
+        own = [(layer.keys[:, :, len(head) :].clone(), layer.values[:, :, len(head) :].clone()) for layer in past.layers]
+        self._prompts[key] = own, last
+        if len(self._prompts) > _PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
+        return past, last
+
+    def _read_off(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return log-probabilities of tokens.  hidden [positions, width], targets [positions, n] -> [positions, n]"""
         import torch
 
-        flat = hidden.flatten(0, 1)
-        targets = torch.tensor(continuation, device=flat.device).repeat(len(hidden))
         values = []
-        for some, wanted in zip(flat.split(_POSITIONS), targets.split(_POSITIONS), strict=True):
+        for some, wanted in zip(hidden.split(_POSITIONS), targets.to(hidden.device).split(_POSITIONS), strict=True):
             logits = self._head(some)
-            values.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1))
-        return torch.cat(values).view(len(hidden), -1)
-
-    def _hidden(self, rows: Sequence[Sequence[int]], past: Any | None) -> Tensor:
-        """Return the final hidden states of rows, run after a kept prefix or by themselves.  [rows, longest, width]"""
-        tokens = self._tensor(rows)
-        if past is None:
-            return self._live.model.base_model(tokens, use_cache=False).last_hidden_state
-        past = deepcopy(past)  # running after it would write into it
-        past.batch_repeat_interleave(len(rows))
-        return self._live.model.base_model(tokens, past_key_values=past, use_cache=True).last_hidden_state
+            values.append(logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True))
+        return torch.cat(values)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Return logits of hidden states: only where they are needed, vocabularies are large.  [positions, vocabulary]"""
-        import torch
+        return self._scaled(self._live.model.get_output_embeddings()(hidden).float(), *self._logit_rules)
 
-        logits = self._live.model.get_output_embeddings()(hidden).float()
-        cap, scale = self._logit_rules
-        if scale is not None:
-            logits = logits * scale
-        return torch.tanh(logits / cap) * cap if cap is not None else logits
+    @staticmethod
+    def _scaled(logits: Tensor, cap: float | None, scale: float) -> Tensor:
+        logits = logits * scale if scale != 1 else logits
+        return (logits / cap).tanh() * cap if cap is not None else logits
 
     @cached_property
-    def _logit_rules(self) -> tuple[float | None, float | None]:
+    def _logit_rules(self) -> tuple[float | None, float]:
         """What the model does to logits: a soft cap, a scale. Checked once against its own forward pass."""
-        config = self._live.model.config.get_text_config()
-        cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
+        cap = getattr(self._config, "final_logit_softcapping", None)
+        scale = getattr(self._config, "logit_scale", None) or 1 / (getattr(self._config, "logits_scaling", None) or 1)
         tokens = self._tensor([[*self._bos, *self._ids("So it was.")]])
-        expected = self._live.model(tokens).logits[0, -1].float()
-        logits = self._live.model.get_output_embeddings()(self._live.model.base_model(tokens).last_hidden_state[0, -1]).float()
-        logits = logits * scale if scale is not None else logits
-        logits = (logits / cap).tanh() * cap if cap is not None else logits
+        expected = self._live.model(tokens, use_cache=False).logits[0, -1].float()
+        hidden = self._live.model.base_model(tokens, use_cache=False).last_hidden_state[0, -1]
+        logits = self._scaled(self._live.model.get_output_embeddings()(hidden).float(), cap, scale)
         if float((logits - expected).abs().max()) > 1e-2 * max(1.0, float(expected.abs().max())):
-            raise LLMError(f"hf/{self.model}: this model makes its logits in a way that is not known here; it cannot score")
+            raise self._error("this model makes its logits in a way that is not known here; it cannot score")
         return cap, scale
 
     # --- generating ---
 
     def _complete(self, request: Request) -> Reply:
-        before, last, chat = self._conversation(request.messages)
-        past = self._prefix(before)
-        rest = last if past is not None else before + last
-        past = deepcopy(past)
+        ids, begin, chat = self._conversation(request.messages)
+        most = min(request.max_tokens or 256, self._room(len(ids)) + 1)
+        cached = len(begin) if tuple(begin) in self._prefixes else 0
+        past = self._prefix(begin)
+        rest = ids if past is None else ids[len(begin) :]
         stops = request.stop if chat else (*request.stop, _TURN_END)
         rng = derive_rng(0, "sample", content_hash(asdict(request)))
         ended = self._ends()
         made: list[int] = []
         logprobs: list[TokenLogprobs] = []
-        text, reason = "", "length"
-        for _ in range(request.max_tokens or 256):
+        text, finish = "", cast("FinishReason", "length")
+        for _ in range(most):
             out = self._live.model(self._tensor([rest]), past_key_values=past, use_cache=True, logits_to_keep=1)
             past = getattr(out, "past_key_values", None)
             logits = out.logits[0, -1].float()
             token = self._pick(logits, request.temperature or 0.0, rng)
             if token in ended:
-                reason = "stop"
+                finish = "stop"
                 break
             made.append(token)
-            rest = [token] if past is not None else [*before, *last, *made]  # recurrent models keep their state elsewhere
+            rest = [*ids, *made] if past is None else [token]  # recurrent models keep their state elsewhere
             if request.top_logprobs:
                 logprobs.append(self._alternatives(logits, token, request.top_logprobs))
-            text = self._live.tokenizer.decode(made, skip_special_tokens=True)
-            if cut := _first(text.lstrip(), stops):
-                text, reason = text.lstrip()[: cut[0]], "stop"
+            text = self._live.tokenizer.decode(made, skip_special_tokens=True).lstrip()
+            if places := [at for stop in stops if (at := text.find(stop)) >= 0]:
+                text, finish = text[: min(places)], "stop"
                 break
-        finish: FinishReason = "stop" if reason == "stop" else "length"
         if not text.strip():
-            raise LLMError(f"hf/{self.model}: the answer is empty")
-        usage = Usage(len(before) + len(last), len(made), len(before) if past is not None else 0, 0.0, "local")
-        return Reply(text.strip(), usage, finish, tuple(logprobs) or None)
+            raise self._error("the answer is empty")
+        return Reply(text.strip(), Usage(len(ids), len(made), cached, 0.0, "local"), finish, tuple(logprobs) or None)
 
     def _conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[int], bool]:
-        """Return the tokens of all turns but the last, those of the last, and whether a chat template made them."""
-        tokenizer = self._live.tokenizer
-        if getattr(tokenizer, "chat_template", None):
-            turns = [asdict(m) for m in messages]
-            begun = messages[-1].role == "assistant"  # the answer's beginning, to be continued
-            whole = str(
-                tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
-                )
-            )
-            begin = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False)) if turns[1:] else ""
-            begin = begin if whole.startswith(begin) else ""
-            return self._ids(begin), self._ids(whole[len(begin) :]), True
-        begin = "".join(m.content + _TURN_END for m in messages[:-1])
-        last = messages[-1]
-        end = "" if last.role == "assistant" else _TURN_END
-        return self._bos + self._ids(begin), self._ids(last.content + end), False
+        """Return a conversation's tokens, those of them before its last question, and whether a template made them."""
+        begun = messages[-1].role == "assistant"  # the answer's beginning, to be continued
+        shared = messages[: -2 if begun else -1]
+        if chat := bool(getattr(self._live.tokenizer, "chat_template", None)):
+            ids = self._ids(self._templated(messages, add_generation_prompt=not begun, continue_final_message=begun))
+            try:
+                begin = self._ids(self._templated(shared)) if shared else []
+            except LLMError:
+                begin = []  # templates may want a question in every conversation
+        else:
+            text = _TURN_END.join(message.content for message in messages)
+            ids = self._bos + self._ids(text if begun else text + _TURN_END)
+            begin = self._bos + self._ids("".join(message.content + _TURN_END for message in shared))
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(begin, ids[:-1], strict=False)))
+        return ids, ids[:same], chat
+
+    def _templated(self, messages: Sequence[Message], **options: bool) -> str:
+        from jinja2 import TemplateError
+
+        turns = [asdict(message) for message in messages]
+        try:
+            return str(self._live.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+        except TemplateError as error:
+            raise self._error(f"its chat template does not take this conversation ({error})") from error
 
     def _ends(self) -> set[int]:
         """Tokens that end an answer."""
@@ -312,13 +362,9 @@ class HF(LLM):
         return int(rng.choice(len(weights), p=weights / weights.sum()))
 
     def _alternatives(self, logits: Tensor, token: int, n: int) -> TokenLogprobs:
-        values, ids = logits.log_softmax(-1).topk(n)
+        """Return the likeliest tokens, and the one that was drawn if it is not among them."""
+        logprobs = logits.log_softmax(-1)
+        ids = logprobs.topk(min(n, len(logprobs))).indices.tolist()
+        ids += [] if token in ids else [token]
         decode = self._live.tokenizer.decode
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        return TokenLogprobs(decode([token]), tuple((decode([i]), value) for i, value in pairs))
-
-
-def _first(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
-    """Return where the first stop string stands, and which it is."""
-    places = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-    return min(places) if places else None
+        return TokenLogprobs(decode([token]), tuple((decode([i]), float(logprobs[i])) for i in ids))

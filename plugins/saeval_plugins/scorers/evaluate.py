@@ -1,0 +1,75 @@
+"""Any metric of Hugging Face `evaluate`, computed over the windows that another scorer judged."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from pydantic import Field, SerializeAsAny
+
+from saeval import Context, Examples, Explanation, InputError, Metric, ModelRef, Need, Score, Scorer
+
+
+class Evaluate(Scorer):
+    """Runs another scorer and adds a metric of `evaluate` to its own, as the headline.
+
+    The metric gets the judged windows' truths as `references` and the answers as `predictions`, both as 0 and 1.
+    """
+
+    name = "evaluate"
+
+    scorer: SerializeAsAny[Scorer]
+    """The scorer that judges: `{use: detection}`."""
+    metric: ModelRef
+    """Name of a metric on the hub, or `./path` of a metric script beside the spec."""
+    result: str | None = None
+    """Name of the value in what the metric returns; its only value when left out."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of the metric's `compute`."""
+    low: float = 0.0
+    """Least value the metric can take."""
+    high: float = 1.0
+    """Greatest value the metric can take."""
+    higher_is_better: bool = Field(default=True)
+    """Direction of the metric."""
+
+    @property
+    def llm_role(self) -> str | None:  # type: ignore[override]
+        """The role that the judging scorer asks."""
+        return self.scorer.llm_role
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        """The metric of `evaluate`, then those of the judging scorer."""
+        name = self.metric.rstrip("/").rpartition("/")[2].removesuffix(".py")
+        return (Metric(name, self.higher_is_better, self.low, self.high), *self.scorer.metrics)
+
+    def needs(self) -> frozenset[Need]:
+        """What the judging scorer needs."""
+        return self.scorer.needs()
+
+    @cached_property
+    def _metric(self) -> Any:
+        import evaluate
+
+        try:
+            return evaluate.load(self.metric, keep_in_memory=True)
+        except (OSError, ImportError, ValueError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"metric {self.metric!r} of `evaluate` could not be loaded ({line})") from error
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Judge, then compute the metric over the answers."""
+        score = await self.scorer.score(explanation, examples, context)
+        answered = [o for o in score.outcomes if o.status == "ok" and o.predicted is not None]
+        if score.status != "ok" or not answered:
+            return score if score.status != "ok" else Score.failed(f"{self.scorer.name} judges no windows one by one")
+        found = self._metric.compute(  # not in a thread: a metric of `evaluate` is no good for several at once
+            predictions=[int(bool(o.predicted)) for o in answered],
+            references=[int(o.active) for o in answered],
+            **self.arguments,
+        )
+        if self.result is None and len(found) != 1:
+            return Score.failed(f"the metric gave {', '.join(found)}; name one under `result`")
+        value = found[self.result] if self.result is not None else next(iter(found.values()))
+        return score.model_copy(update={"values": {self.metrics[0].name: float(value), **score.values}})

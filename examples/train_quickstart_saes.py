@@ -149,9 +149,8 @@ def fold_scale(sae, scale: float) -> None:
 
 def save(sae, folder: Path, scale: float, acts: np.ndarray, training: dict) -> None:
     """Write sae-lens' inference format with weights rounded to bfloat16, and the quality measured after rounding."""
-    from safetensors.torch import load_file, save_file
-
     from sae_lens import SAE
+    from safetensors.torch import load_file, save_file
 
     sae.save_inference_model(folder)
     inference = SAE.load_from_disk(folder, device="cpu")
@@ -206,7 +205,12 @@ def main() -> None:
     test = np.array(acts[-20_000:])  # contexts are shuffled, so the tail is a fair held-out sample
     for architecture in args.architectures:
         sae = train(architecture, acts[:-20_000], samples=args.samples)
-        training = {"trained_as": architecture, "training_tokens": len(acts) - 20_000, "samples_seen": args.samples, "k": K}
+        training = {
+            "trained_as": architecture,
+            "training_tokens": len(acts) - 20_000,
+            "samples_seen": args.samples,
+            "k": K,
+        }
         save(sae, args.out / architecture, scale, test, training)
 
 

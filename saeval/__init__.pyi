@@ -15,7 +15,16 @@ from .errors import (
 from .hookspecs import hookimpl
 from .interfaces import LLM, ActivationSource, Coder, Context, Explainer, Need, Plugin, Sampler, Scorer, Step
 from .live import LiveModel
-from .llm import FinishReason, LanguageModel, LogprobReply, LogprobRequest, Message, Reply, Request, TokenLogprobs, Usage
+from .llm import (
+    LanguageModel,
+    LogprobReply,
+    LogprobRequest,
+    Message,
+    Reply,
+    Request,
+    TokenLogprobs,
+    Usage,
+)
 from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt

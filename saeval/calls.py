@@ -41,10 +41,14 @@ class CallStore:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _SCHEMA):
                 raise StoreError(f"{path}: cache of another saeval (version {version}); move it away")
-            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
+            )
             self._db.execute(f"PRAGMA user_version={_SCHEMA}")
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{path}: the cache of model answers cannot be opened ({error}); delete it or set SAEVAL_CACHE") from None
+            raise StoreError(
+                f"{path}: the cache of model answers cannot be opened ({error}); delete it or set SAEVAL_CACHE"
+            ) from None
 
     def get(self, key: str) -> Any | None:
         """Return the answer kept under a key, or None."""

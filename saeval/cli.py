@@ -85,7 +85,9 @@ def _registry(without: Sequence[str] = ()) -> Registry:
     return Registry(disabled=without)
 
 
-def _load(task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry, *, check: bool = True) -> Task:
+def _load(
+    task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry, *, check: bool = True
+) -> Task:
     from saeval.task import load_task
 
     return load_task(task, registry=registry, overrides=_overrides(assignments), llms=_roles(llms), check=check)
@@ -102,7 +104,9 @@ def _roles(llms: Sequence[str]) -> dict[str, str]:
     for text in llms:
         role, equals, model = text.partition("=")
         if not (role and equals and model):
-            raise click.BadParameter(f"{text!r}: write ROLE=MODEL, such as judge=openai/gpt-4o-mini", param_hint="--llm")
+            raise click.BadParameter(
+                f"{text!r}: write ROLE=MODEL, such as judge=openai/gpt-4o-mini", param_hint="--llm"
+            )
         roles[role] = model
     return roles
 
@@ -153,7 +157,9 @@ def _show_run(result: RunResult, path: Path) -> None:
     from saeval.report.terminal import render
 
     render(result)
-    click.echo(f"\nresults   {path}/results.json\nreport    {path}/report/report.md  leaderboard.csv  leaderboard.parquet")
+    click.echo(
+        f"\nresults   {path}/results.json\nreport    {path}/report/report.md  leaderboard.csv  leaderboard.parquet"
+    )
 
 
 @main.command()
@@ -195,7 +201,11 @@ def list_(kind: str, without: Sequence[str], as_json: bool) -> None:
         rows = _list_runs(Path("saeval-runs"))
     else:
         rows = [
-            {"name": _short(loaded.id), "description": _first_line(loaded.cls), "package": f"{loaded.distribution} {loaded.version}"}
+            {
+                "name": _short(loaded.id),
+                "description": _first_line(loaded.cls),
+                "package": f"{loaded.distribution} {loaded.version}",
+            }
             for loaded in _registry(without).names(kind.removesuffix("s"))
         ]
     if as_json:
@@ -221,7 +231,13 @@ def _list_tasks(registry: Registry) -> list[dict[str, str]]:
     for name, file in shipped_tasks(registry):
         try:
             head = yaml.safe_load(file.read_text(encoding="utf-8"))
-            rows.append({"name": name, "version": str(head.get("version", "")), "description": " ".join(str(head.get("description", "")).split())})
+            rows.append(
+                {
+                    "name": name,
+                    "version": str(head.get("version", "")),
+                    "description": " ".join(str(head.get("description", "")).split()),
+                }
+            )
         except (yaml.YAMLError, OSError, AttributeError) as error:
             rows.append({"name": name, "version": "", "description": f"cannot be read: {type(error).__name__}"})
     return rows
@@ -256,7 +272,9 @@ def _print_rows(rows: Sequence[dict[str, str]]) -> None:
 @_LLM
 @_WITHOUT
 @_JSON
-def show(kind: str, name: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
+def show(
+    kind: str, name: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool
+) -> None:
     """Show a task's resolved spec, or a plugin's options."""
     registry = _registry(without)
     if kind == "task":
@@ -277,7 +295,9 @@ def show(kind: str, name: str, assignments: Sequence[str], llms: Sequence[str], 
     if as_json:
         _print_json({"name": loaded.id, "version": loaded.version, "package": loaded.distribution, "schema": schema})
         return
-    click.echo(f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{(loaded.cls.__doc__ or '').strip()}\n\noptions:")
+    click.echo(
+        f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{(loaded.cls.__doc__ or '').strip()}\n\noptions:"
+    )
     for option, field in loaded.cls.model_fields.items():
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         click.echo(f"  {option}: {_type_name(field.annotation)}  ({default})\n      {field.description or ''}")
@@ -299,7 +319,12 @@ def plugins(without: Sequence[str], as_json: bool) -> None:
         _print_json([asdict(row) for row in rows])
         return
     for row in rows:
-        click.echo(_safe(f"{row.namespace:<12} {row.distribution} {row.version}  {row.status}" + (f": {row.reason}" if row.reason else "")))
+        click.echo(
+            _safe(
+                f"{row.namespace:<12} {row.distribution} {row.version}  {row.status}"
+                + (f": {row.reason}" if row.reason else "")
+            )
+        )
         for kind, names in row.provides.items():
             if names:
                 click.echo(f"             {kind}s: {', '.join(names)}")
@@ -312,7 +337,9 @@ def plugins(without: Sequence[str], as_json: bool) -> None:
 @click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
 @_WITHOUT
 @_JSON
-def preview(task: str, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool) -> None:
+def preview(
+    task: str, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
+) -> None:
     """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
     from saeval.preview import preview as make_preview
     from saeval.progress import display

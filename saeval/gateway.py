@@ -97,7 +97,9 @@ class Gateway(LanguageModel):
         """
         return await self._answer("logprobs", request, self._llm.logprobs, _scores_from)
 
-    async def _answer(self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], restore: Callable[[Any], A]) -> A:
+    async def _answer(
+        self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], restore: Callable[[Any], A]
+    ) -> A:
         """Answer from the cache, from an equal request that is under way, or by asking."""
         key = content_hash(kind, self._identity, asdict(request))
         if (under_way := self._asking.get(key)) is not None:
@@ -163,7 +165,10 @@ class Gateway(LanguageModel):
         if self._llm.in_process:
             return replace(usage, usd=0.0, price_source="local")
         if settings.usd_per_million_input is not None and settings.usd_per_million_output is not None:
-            usd = usage.input_tokens * settings.usd_per_million_input + usage.output_tokens * settings.usd_per_million_output
+            usd = (
+                usage.input_tokens * settings.usd_per_million_input
+                + usage.output_tokens * settings.usd_per_million_output
+            )
             return replace(usage, usd=usd / 1e6, price_source="spec")
         return usage
 
@@ -172,7 +177,9 @@ class Gateway(LanguageModel):
         attempts: int = 0, began: float | None = None, reason: str = "",
     ) -> None:  # fmt: skip
         milliseconds = 1000 * (time.monotonic() - began) if began is not None else 0.0
-        self._log.add(Call(self._role, self._model, key, status, cached, attempts, usage, round(milliseconds, 1), reason))
+        self._log.add(
+            Call(self._role, self._model, key, status, cached, attempts, usage, round(milliseconds, 1), reason)
+        )
 
 
 def _wait(key: str, attempt: int, retry_after: float | None) -> float:

@@ -110,7 +110,11 @@ class Registry:
         packages: dict[str, list[_Package]] = {}
         for name, entries in sorted(by_distribution.items()):
             package = _Package(
-                _namespace(name), name, distributions[name].version, tuple(distributions[name].requires or ()), tuple(entries)
+                _namespace(name),
+                name,
+                distributions[name].version,
+                tuple(distributions[name].requires or ()),
+                tuple(entries),
             )
             packages.setdefault(package.namespace, []).append(package)
         return packages
@@ -158,7 +162,7 @@ class Registry:
         for entry in package.entries:
             try:
                 module = entry.load()
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the package's own code
+            except (Exception, SystemExit) as error:
                 if namespace == BUILT_IN:
                     raise
                 raise _Broken(f"{type(error).__name__}: {error}") from error
@@ -217,7 +221,13 @@ class Registry:
     def names(self, kind: str) -> list[Loaded]:
         """Return all plugins of a kind, built-ins first. Imports every package."""
         self.load_all()
-        found = [p for loaded in self._loaded.values() if isinstance(loaded, dict) for (k, _), p in loaded.items() if k == kind]
+        found = [
+            p
+            for loaded in self._loaded.values()
+            if isinstance(loaded, dict)
+            for (k, _), p in loaded.items()
+            if k == kind
+        ]
         return sorted(found, key=lambda p: (not p.id.startswith(f"{BUILT_IN}/"), p.id))
 
     def task_dirs(self) -> list[tuple[str, Path]]:
@@ -237,7 +247,7 @@ class Registry:
                 else:
                     self.load(namespace)
                     folders = self._task_dirs[namespace]
-            except (Exception, SystemExit):  # noqa: BLE001 - `saeval plugins` says why it is broken
+            except (Exception, SystemExit):
                 if namespace == BUILT_IN:
                     raise
                 continue
@@ -286,9 +296,13 @@ def _check_version(package: _Package) -> None:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
-        if _normalise(requirement.name) == "saeval" and not (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        if _normalise(requirement.name) == "saeval" and not (
+            requirement.marker and not requirement.marker.evaluate({"extra": ""})
+        ):
             if not requirement.specifier.contains(__version__, prereleases=True):
-                raise _Broken(f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval {__version__}")
+                raise _Broken(
+                    f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval {__version__}"
+                )
 
 
 def _returned(module: Any, hook: str) -> list[Any]:
@@ -306,7 +320,9 @@ def _returned(module: Any, hook: str) -> list[Any]:
         text = str(error)
         if "unknown hook" in text:
             name = re.search(r"unknown hook '(\w+)'", text)
-            raise _Broken(f"it fills in a hook {name[1] if name else '?'} that saeval does not have; it may need a newer saeval") from error
+            raise _Broken(
+                f"it fills in a hook {name[1] if name else '?'} that saeval does not have; it may need a newer saeval"
+            ) from error
         raise _Broken(f"a hook takes no arguments: {' '.join(text.split())}") from error
     gathered: list[Any] = []
     try:
@@ -316,7 +332,7 @@ def _returned(module: Any, hook: str) -> list[Any]:
             gathered += returned
     except _Broken:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the hook is the package's own code
+    except (Exception, SystemExit) as error:
         raise _Broken(f"{hook} raised {type(error).__name__}: {error}") from error
     return gathered
 
@@ -341,7 +357,9 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
         raise _Broken(f"{cls.__name__} is not {article} {kind}: it does not derive from saeval.{base.__name__}")
     fields: dict[str, Any] = getattr(cls, "model_fields", {})
     if "name" in fields:
-        raise _Broken(f"{cls.__name__}: `name` has an annotation, which makes it an option; write `name = {cls.__name__.lower()!r}`")
+        raise _Broken(
+            f"{cls.__name__}: `name` has an annotation, which makes it an option; write `name = {cls.__name__.lower()!r}`"
+        )
     name = getattr(cls, "name", None)
     if not isinstance(name, str):
         raise _Broken(f"{cls.__name__} has no name; write `name = {cls.__name__.lower()!r}`")
@@ -369,11 +387,13 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
     try:
         spec.loader.exec_module(module)
         cls = getattr(module, class_name)
-        base_class = {"source": interfaces.ActivationSource, "llm": interfaces.LLM}.get(kind) or getattr(interfaces, kind.capitalize())
+        base_class = {"source": interfaces.ActivationSource, "llm": interfaces.LLM}.get(kind) or getattr(
+            interfaces, kind.capitalize()
+        )
         _check_class(cls, kind, base_class)
     except _Broken as error:
         raise PluginError(f"{kind} {reference!r}: {error}") from error
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the file's own code
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{kind} {reference!r}: {type(error).__name__}: {error}") from error
     return Loaded(f"local/{cls.name}", kind, cls, path.name, sha[:12], sha)
 

@@ -38,7 +38,9 @@ class _Recorder(LanguageModel):
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         answers = " | ".join(repr(c) for c in request.continuations)
-        self.texts.append(f"{request.prefix}{request.prompts[0]}\n[scored continuations: {answers}; {len(request.prompts)} prompts]")
+        self.texts.append(
+            f"{request.prefix}{request.prompts[0]}\n[scored continuations: {answers}; {len(request.prompts)} prompts]"
+        )
         raise LLMError("preview")
 
 

@@ -184,7 +184,9 @@ class Rich(Display):
 
     def update(self, stage: str, done: int, total: int, failed: int) -> None:
         """Move the bar."""
-        self._progress.update(self._bars[stage], completed=done, total=total, failed=f"{failed} failed" if failed else "")
+        self._progress.update(
+            self._bars[stage], completed=done, total=total, failed=f"{failed} failed" if failed else ""
+        )
 
     def end(self, stage: str) -> None:
         """Leave the bar as it is."""

@@ -37,7 +37,9 @@ class RunDir:
             write_atomic(path / "logs" / ".writable", b"")
             (path / "logs" / ".writable").unlink()
         except OSError as error:
-            raise InputError(f"{path}: cannot be written to ({error.strerror or error}); choose another --out") from None
+            raise InputError(
+                f"{path}: cannot be written to ({error.strerror or error}); choose another --out"
+            ) from None
         # The operating system drops the lock when the process dies, however it dies.
         self._lock = FileLock(path / "logs" / "lock", timeout=0)
         try:
@@ -50,7 +52,9 @@ class RunDir:
     def __enter__(self) -> RunDir:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._journal is not None:
             self._journal.close()
             self._journal = None

@@ -44,6 +44,7 @@ class Explained(NamedTuple):
     explanation: Explanation
     scored: Scored
 
+
 _IN_FLIGHT = 32  # latents at a time for `concurrency: auto`; the gateway bounds the calls
 
 log = logging.getLogger("saeval")
@@ -220,7 +221,9 @@ class _Run:
             for name, role in self.task.roles.items()
         }  # fmt: skip
 
-    def _context(self, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str) -> tuple[Context, Meter]:
+    def _context(
+        self, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str
+    ) -> tuple[Context, Meter]:
         meter = Meter(gateways.get(step.role) if step.role else None, step.role)
         return Context(latent, derive_rng(self.seed, *keys, str(latent)), meter, self.embed), meter
 

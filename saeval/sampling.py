@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from saeval.task import Cell
 
 
-def choose_records(cell: Cell, store: ActivationStore, seed: int, limit: int | None = None) -> tuple[list[LatentRecord], dict[str, int]]:
+def choose_records(
+    cell: Cell, store: ActivationStore, seed: int, limit: int | None = None
+) -> tuple[list[LatentRecord], dict[str, int]]:
     """Return the records of the cell's latents, in their random order.
 
     Args:

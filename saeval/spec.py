@@ -247,7 +247,9 @@ def _convert(root: Any, file: Path) -> Document:
         count += 1
         line = node.start_mark.line + 1
         if count > MOST_NODES or len(path) > MOST_DEPTH:
-            raise SpecError([f"{file.name}:{line}: more than {MOST_NODES:,} values or {MOST_DEPTH} levels; is an alias repeated?"])
+            raise SpecError(
+                [f"{file.name}:{line}: more than {MOST_NODES:,} values or {MOST_DEPTH} levels; is an alias repeated?"]
+            )
         places.setdefault(path, (file, line))
         if isinstance(node, yaml.CollectionNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
             problems.append(f"{file.name}:{line}: {node.tag}: tags are not allowed; a spec is plain data")

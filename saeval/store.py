@@ -395,7 +395,11 @@ class ActivationStore:
         return drawn[:n]
 
     def examples(
-        self, latent: LatentId, ids: Sequence[int] | NDArray[np.int64], window: int, deciles: Sequence[int | None] | None = None
+        self,
+        latent: LatentId,
+        ids: Sequence[int] | NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None = None,
     ) -> tuple[Example, ...]:
         """Return windows as examples, in the order given, with the latent's activations in each.
 

@@ -79,7 +79,13 @@ class CellOutcome:
 
 
 def summarise(
-    task: Task, outcomes: Mapping[str, CellOutcome], ledger: Sequence[Ledger], *, run_id: str, partial: bool, seconds: dict[str, float]
+    task: Task,
+    outcomes: Mapping[str, CellOutcome],
+    ledger: Sequence[Ledger],
+    *,
+    run_id: str,
+    partial: bool,
+    seconds: dict[str, float],
 ) -> RunResult:
     """Return the result of a run from what is finished of it."""
     parts = {p.label: p for p in task.parts()}
@@ -156,7 +162,9 @@ def _distribution(values: list[float], metric: Metric, seed: int, *keys: str) ->
     return {"value": float(np.mean(values)), "median": float(np.median(values)), "ci95": interval}
 
 
-def _floor(outcome: CellOutcome, label: str, metric: Metric, values: Mapping[int, float]) -> tuple[dict[str, float], float | None]:
+def _floor(
+    outcome: CellOutcome, label: str, metric: Metric, values: Mapping[int, float]
+) -> tuple[dict[str, float], float | None]:
     """Return the metric of each baseline, and the lift over the highest one that knows nothing of the latent.
 
     A baseline is compared on the latents that it shares with the explanations, since latents differ in difficulty.
@@ -181,14 +189,23 @@ def _floor(outcome: CellOutcome, label: str, metric: Metric, values: Mapping[int
 def _warnings(task: Task, cells: Sequence[CellResult], partial: bool, synthetic: bool) -> list[str]:
     found = []
     if synthetic:
-        found.append("A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing about a model.")
+        found.append(
+            "A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing about a model."
+        )
     if partial:
         found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
     for cell in cells:
         if cell.counts["sampled"] < cell.counts["requested"]:
-            found.append(f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows.")
+            found.append(
+                f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows."
+            )
         for row in cell.scores:
-            if row.variant == MAIN and row.tried and row.failed / row.tried > task.run.max_failed and row is _headline(cell, row):
+            if (
+                row.variant == MAIN
+                and row.tried
+                and row.failed / row.tried > task.run.max_failed
+                and row is _headline(cell, row)
+            ):
                 found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents.")
             if row.variant == MAIN and row.unparsed and row is _headline(cell, row):
                 found.append(f"{cell.cell}: {row.scorer}: {row.unparsed} judgements held no answer and are left out.")
@@ -210,7 +227,16 @@ def over_max_failed(task: Task, result: RunResult) -> bool:
 def _packages() -> dict[str, str]:
     """Versions of the packages that numbers may depend on."""
     found = {}
-    for name in ("saeval", "torch", "transformers", "sae-lens", "litellm", "sentence-transformers", "numpy", "pydantic"):
+    for name in (
+        "saeval",
+        "torch",
+        "transformers",
+        "sae-lens",
+        "litellm",
+        "sentence-transformers",
+        "numpy",
+        "pydantic",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -228,7 +254,10 @@ def write_cells(outcomes: Mapping[str, CellOutcome], folder_of: Callable[[str], 
         write_examples(folder / "examples.parquet", [row for r in outcome.records for row in _example_rows(r)])
         write_explanations(
             folder / "explanations.jsonl",
-            [{"latent": i, "variant": v, **e.model_dump(mode="json")} for (v, i), e in sorted(outcome.explanations.items())],
+            [
+                {"latent": i, "variant": v, **e.model_dump(mode="json")}
+                for (v, i), e in sorted(outcome.explanations.items())
+            ],
         )
         write_judgements(
             folder / "judgements.parquet",

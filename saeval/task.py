@@ -161,7 +161,9 @@ def load_task(
     if isinstance(reference, Mapping):
         document = Document(dict(reference), {})
     else:
-        document = read_document(find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry))
+        document = read_document(
+            find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)
+        )
     if overrides:
         document = override(document, overrides)
     if llms:
@@ -294,7 +296,10 @@ class _Builder:
             return None
         asked = roles.get(role) if role else None
         if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
-            self.fail(path, f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}")
+            self.fail(
+                path,
+                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}",
+            )
         baselines = None if spec.baselines is None else frozenset(spec.baselines)
         return StepPart(part, role, spec.when.latents if spec.when else None, baselines)
 
@@ -321,12 +326,18 @@ class _Builder:
                 coders.append((baseline, path))
             else:
                 known = [SHUFFLED, *_EXPLANATION_BASELINES, "top_tokens", "random_sae", "neurons"]
-                self.fail(path, f"no baseline {baseline.use!r}{did_you_mean(baseline.use, known)}; there are: {', '.join(known)}")
+                self.fail(
+                    path,
+                    f"no baseline {baseline.use!r}{did_you_mean(baseline.use, known)}; there are: {', '.join(known)}",
+                )
         for label, scorer in spec.scorers.items():
             for name in scorer.baselines or ():
                 if name not in alternatives:
                     known = ", ".join(alternatives) or "none"
-                    self.fail(("scorers", label, "baselines"), f"{name!r} is not an explanation baseline of this task; there are: {known}")
+                    self.fail(
+                        ("scorers", label, "baselines"),
+                        f"{name!r} is not an explanation baseline of this task; there are: {known}",
+                    )
         if not (source and sampler and explainer and all(scorers.values())):
             return []
         names = {axis: axis_id(value) for axis, value in axes.items()}
@@ -371,11 +382,19 @@ class _Builder:
             return f"{label}.{step.part.plugin.metrics[0].name}"
         label, _, metric = wanted.partition(".")
         if label not in cell.scorers:
-            raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: no scorer {label!r}{did_you_mean(label, list(cell.scorers))}"])
+            raise SpecError(
+                [
+                    f"{self.document.where(('leaderboard', 'rank_by'))}: no scorer {label!r}{did_you_mean(label, list(cell.scorers))}"
+                ]
+            )
         known = [m.name for m in cell.scorers[label].part.plugin.metrics]
         metric = metric or known[0]
         if metric not in known:
-            raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: {', '.join(known)}"])
+            raise SpecError(
+                [
+                    f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: {', '.join(known)}"
+                ]
+            )
         return f"{label}.{metric}"
 
 

@@ -138,7 +138,7 @@ class Corpus(BaseModel):
                 yield str(i), _text_of(row, self.field, f"dataset {self.dataset}, row {i}")
         except InputError:
             raise
-        except Exception as error:  # noqa: BLE001 - datasets raises many kinds; each means the corpus cannot be read
+        except Exception as error:
             line = (str(error).strip().splitlines() or [""])[0]
             raise InputError(
                 f"corpus dataset {self.dataset!r} could not be read ({type(error).__name__}: {line}); "

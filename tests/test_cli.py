@@ -13,7 +13,19 @@ import pytest
 import yaml
 from planted_run import spec, truthful_server
 
-HEAVY = ("torch", "transformers", "litellm", "sae_lens", "datasets", "sentence_transformers", "evaluate", "scipy", "pyarrow", "numpy", "pydantic")
+HEAVY = (
+    "torch",
+    "transformers",
+    "litellm",
+    "sae_lens",
+    "datasets",
+    "sentence_transformers",
+    "evaluate",
+    "scipy",
+    "pyarrow",
+    "numpy",
+    "pydantic",
+)
 
 
 @pytest.fixture
@@ -21,7 +33,13 @@ def saeval(tmp_path):
     def call(*arguments, code=0, **options):
         env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "saeval", *map(str, arguments)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, **options
+            [sys.executable, "-m", "saeval", *map(str, arguments)],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
         )
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
@@ -107,7 +125,9 @@ def test_mistake_is_one_clear_sentence_and_exit_code_2(saeval, tmp_path, argumen
 
 def test_validate_reports_all_mistakes_and_shipped_tasks_are_valid(saeval, tmp_path):
     with truthful_server() as server:
-        task = write(tmp_path / "task.yaml", server, scorers={"detection": {"with": {"batsh": 1}}, "nope": {}}, run={"sed": 1})
+        task = write(
+            tmp_path / "task.yaml", server, scorers={"detection": {"with": {"batsh": 1}}, "nope": {}}, run={"sed": 1}
+        )
         task.write_text(task.read_text().replace("sed: 1", "seed: 1"))
         done = saeval("validate", "--task", task, "--json", code=2)
         assert len(json.loads(done.stdout)["problems"]) == 2
@@ -131,16 +151,32 @@ def test_show_preview_and_plugins(saeval, tmp_path):
 
 def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval, tmp_path):
     with truthful_server() as server:
-        priced = {"model": "openai_compatible/x", "api_base": server.url, "usd_per_million_input": 100.0, "usd_per_million_output": 100.0}
+        priced = {
+            "model": "openai_compatible/x",
+            "api_base": server.url,
+            "usd_per_million_input": 100.0,
+            "usd_per_million_output": 100.0,
+        }
         task = write(tmp_path / "task.yaml", server, llms={"explainer": priced, "judge": priced}, baselines=[])
         done = saeval("run", "--task", task, "--out", "run", "--max-cost", "0.1", code=3)
         assert "run again with a higher --max-cost" in done.stderr
         saeval("run", "--task", task, "--out", "run", "--max-cost", "100")
         truthful = server.reply
-        server.reply = lambda m: "?" if "'harbor'" in m[-1]["content"] and m[-1]["content"].startswith("Explanation") else truthful(m)
+        server.reply = lambda m: (
+            "?" if "'harbor'" in m[-1]["content"] and m[-1]["content"].startswith("Explanation") else truthful(m)
+        )
         listed = {"select": "list", "indices": [0, 1, 2, 3]}
-        flaky = write(tmp_path / "flaky.yaml", server, baselines=[], latents=listed, llms={r: {"model": "openai_compatible/f", "api_base": server.url} for r in ("explainer", "judge")})
-        assert "more than 5% of a scorer's latents failed" in saeval("run", "--task", flaky, "--out", "flaky", code=1).stderr
+        flaky = write(
+            tmp_path / "flaky.yaml",
+            server,
+            baselines=[],
+            latents=listed,
+            llms={r: {"model": "openai_compatible/f", "api_base": server.url} for r in ("explainer", "judge")},
+        )
+        assert (
+            "more than 5% of a scorer's latents failed"
+            in saeval("run", "--task", flaky, "--out", "flaky", code=1).stderr
+        )
         server.url = "http://127.0.0.1:9/v1"  # nobody listens there
         task = write(tmp_path / "dead.yaml", server, run={"give_up_after": 2})
     done = saeval("run", "--task", task, "--out", "dead", "--set", "llms.explainer.retries=0", code=1)
@@ -155,7 +191,9 @@ def test_run_that_is_stopped_at_any_moment_goes_on_and_asks_nothing_twice(saeval
         task = write(tmp_path / "task.yaml", server, baselines=["shuffled_explanation"], run={"concurrency": 2})
         command = [sys.executable, "-m", "saeval", "run", "--task", str(task), "--out", "run"]
         for until in (4, 30):
-            child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            child = subprocess.Popen(
+                command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             while server.answered < until and child.poll() is None:
                 time.sleep(0.005)
             child.send_signal(how)
@@ -167,6 +205,8 @@ def test_run_that_is_stopped_at_any_moment_goes_on_and_asks_nothing_twice(saeval
         assert len(calls) - len(set(calls)) <= in_flight
         calm = write(tmp_path / "calm.yaml", server, baselines=["shuffled_explanation"], run={"concurrency": 2})
         env["SAEVAL_CACHE"] = str(tmp_path / "other")
-        subprocess.run([*command[:5], str(calm), "--out", "calm"], cwd=tmp_path, env=env, check=True, capture_output=True)
+        subprocess.run(
+            [*command[:5], str(calm), "--out", "calm"], cwd=tmp_path, env=env, check=True, capture_output=True
+        )
     results = [json.loads((tmp_path / d / "results.json").read_text())["cells"] for d in ("run", "calm")]
     assert results[0] == results[1]

@@ -8,6 +8,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from saeval_plugins.explainers import saeval_explainers
+from saeval_plugins.explainers.default import Default, parse_explanation
+from saeval_plugins.explainers.random import EXPLANATIONS, Random
+from saeval_plugins.explainers.top_tokens import TopTokens
+from saeval_plugins.samplers import saeval_samplers
 
 from saeval import Examples, LatentId, LLMError, ParseError, Refused, Reply, derive_rng
 from saeval.testing import (
@@ -20,11 +25,6 @@ from saeval.testing import (
     planted_store,
     rule_explainer,
 )
-from saeval_plugins.explainers import saeval_explainers
-from saeval_plugins.explainers.default import Default, parse_explanation
-from saeval_plugins.explainers.random import EXPLANATIONS, Random
-from saeval_plugins.explainers.top_tokens import TopTokens
-from saeval_plugins.samplers import saeval_samplers
 
 
 def explain(explainer, examples, llm=None, seed=0):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from fake_server import body, content, drop, error, fake_server, hang
+from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
 from saeval import BudgetExceeded, LLMError, LogprobRequest, Refused, Request
 from saeval.calls import Budget, CallLog, CallStore
 from saeval.gateway import Gateway, RoleSettings
-from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
 CANARY = "sk-canary-1234567890abcdef"
 
@@ -61,7 +61,12 @@ def client(request):
 def test_answer_and_what_it_took_come_back(tmp_path, client):
     with fake_server("hello") as server:
         (reply,) = ask(gateway(tmp_path, client(server)), Request.of("hi"))
-        assert (reply.text, reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_tokens) == ("hello", 100, 10, 40)
+        assert (reply.text, reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_tokens) == (
+            "hello",
+            100,
+            10,
+            40,
+        )
         assert server.calls[0]["messages"] == [{"role": "user", "content": "hi"}]
         assert server.calls[0]["temperature"] == 0.0
 
@@ -152,7 +157,13 @@ def test_two_models_share_a_cache_but_no_answer(tmp_path):
 def test_parameters_are_part_of_the_key(tmp_path):
     with fake_server() as server:
         gate = gateway(tmp_path, direct(server))
-        ask(gate, Request.of("a"), Request.of("a", temperature=1.0), Request.of("a", max_tokens=3), Request.of("a", stop=("x",)))
+        ask(
+            gate,
+            Request.of("a"),
+            Request.of("a", temperature=1.0),
+            Request.of("a", max_tokens=3),
+            Request.of("a", stop=("x",)),
+        )
         assert len(server.calls) == 4
 
 
@@ -196,7 +207,9 @@ def test_unknown_price_stays_unknown_and_a_given_one_is_summed(tmp_path):
 
 def test_spending_limit_stops_before_the_next_call(tmp_path):
     with fake_server() as server:
-        gate = gateway(tmp_path, direct(server), limit=3e-4, usd_per_million_input=1.0, usd_per_million_output=10.0, concurrency=1)
+        gate = gateway(
+            tmp_path, direct(server), limit=3e-4, usd_per_million_input=1.0, usd_per_million_output=10.0, concurrency=1
+        )
         replies = ask(gate, *(Request.of(str(i)) for i in range(5)))
         assert [isinstance(r, BudgetExceeded) for r in replies] == [False, False, True, True, True]
         assert len(server.calls) == 2
@@ -230,7 +243,9 @@ def test_server_that_echoes_prompts_scores_continuations(tmp_path):
 
         async def main():
             try:
-                return await gate.logprobs(LogprobRequest(("is it blue?", "is it a whale?"), (" yes", " oh no"), "the sea. "))
+                return await gate.logprobs(
+                    LogprobRequest(("is it blue?", "is it a whale?"), (" yes", " oh no"), "the sea. ")
+                )
             finally:
                 await gate._llm.aclose()
 

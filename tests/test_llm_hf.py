@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 
 import pytest
 import torch
-from tiny import tiny_model
-
-from saeval import LLMError, LogprobRequest, Message, Request
+import transformers
 from saeval_plugins.llms import HF
+from tiny import SIZES, tiny_model, tiny_tokenizer
+
+from saeval import InputError, LiveModel, LLMError, LogprobRequest, Message, Request
 
 PREFIX = "The old captain walked slowly along the deck and looked at the grey sea. Nobody spoke. "
-PROMPTS = ("In the year 1851 a ship left", "peace", "My fellow citizens, the state of the union is good; plenty", "the deck")
+PROMPTS = (
+    "In the year 1851 a ship left",
+    "peace",
+    "My fellow citizens, the state of the union is good; plenty",
+    "the deck",
+)
 CONTINUATIONS = (" at home", " two dogs and 40 barrels", " s")
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma3_text", "mamba", "opt"])
 def model(request, tmp_path_factory):
     return HF(model=str(tiny_model(tmp_path_factory.mktemp("model"), request.param)))
+
+
+def answer(llm, request):
+    """The answer's text; empty where there is none."""
+    try:
+        return asyncio.run(llm.complete(request)).text
+    except LLMError as error:
+        assert "the answer is empty" in str(error)
+        assert not error.retryable
+        return ""
+
+
+@contextmanager
+def computed(llm):
+    """Count the tokens that go through the model, padding included."""
+    seen = []
+    handle = llm._live.model.base_model.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
+    )
+    yield lambda: sum(seen)
+    handle.remove()
 
 
 def brute_force(llm, prefix, prompt, continuation):
@@ -52,23 +80,117 @@ def test_same_request_gives_the_same_bits_whatever_came_before(model):
     assert asyncio.run(fresh.logprobs(request)).logprobs == first
 
 
-def test_what_requests_share_is_computed_once(tmp_path):
+def test_single_tokens_are_read_from_one_distribution(model):
+    texts = tuple(" s,.ad")
+    reply = asyncio.run(model.logprobs(LogprobRequest(PROMPTS, texts, PREFIX)))
+    for prompt, row in zip(PROMPTS, reply.logprobs, strict=True):
+        for text, values in zip(texts, row, strict=True):
+            assert values == pytest.approx(brute_force(model, PREFIX, prompt, text), abs=1e-4)
+    with computed(model) as tokens:
+        asyncio.run(model.logprobs(LogprobRequest(PROMPTS, texts, PREFIX)))
+        several = tokens()
+    with computed(model) as tokens:
+        asyncio.run(model.logprobs(LogprobRequest(PROMPTS, texts[:1], PREFIX)))
+        assert tokens() == several
+
+
+def test_prompts_beyond_one_batch_come_back_in_their_order(model):
+    prompts = tuple(f"{i} barrels of water {'and the sea ' * (i % 5)}" for i in range(37))
+    for texts in ((" s",), (" two dogs", " at home")):
+        reply = asyncio.run(model.logprobs(LogprobRequest(prompts, texts, "Ships. ")))
+        for i in (0, 4, 31, 32, 36):
+            expected = [pytest.approx(brute_force(model, "Ships. ", prompts[i], text), abs=1e-4) for text in texts]
+            assert list(reply.logprobs[i]) == expected
+
+
+def test_empty_prompt_is_scored_from_the_prefix_or_bos(model):
+    for prefix in ("", "The sea"):
+        reply = asyncio.run(model.logprobs(LogprobRequest(("", "the"), (" two dogs",), prefix)))
+        assert reply.logprobs[0][0] == pytest.approx(brute_force(model, prefix, "", " two dogs"), abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"final_logit_softcapping": 1.5}, {"sliding_window": 64}])
+def test_soft_caps_and_windows_count(tmp_path, options):
+    llm = HF(model=str(tiny_model(tmp_path, "gemma3_text", **options)))
+    for continuations in (CONTINUATIONS, CONTINUATIONS[::-1]):  # the second finds kept prompts
+        reply = asyncio.run(llm.logprobs(LogprobRequest(PROMPTS, continuations, PREFIX[:50])))
+        for prompt, row in zip(PROMPTS, reply.logprobs, strict=True):
+            for continuation, values in zip(continuations, row, strict=True):
+                assert values == pytest.approx(brute_force(llm, PREFIX[:50], prompt, continuation), abs=1e-4)
+
+
+def test_layers_with_states_that_forget_are_run_whole():
+    config = transformers.Lfm2Config(
+        **SIZES, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24,
+        layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    llm = HF(model="tiny")
+    llm.__dict__["_live"] = LiveModel(
+        "tiny", transformers.AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer()
+    )
+    reply = asyncio.run(llm.logprobs(LogprobRequest(PROMPTS, CONTINUATIONS, PREFIX)))
+    for prompt, row in zip(PROMPTS, reply.logprobs, strict=True):
+        for continuation, values in zip(CONTINUATIONS, row, strict=True):
+            assert values == pytest.approx(brute_force(llm, PREFIX, prompt, continuation), abs=1e-4)
+    request = Request((*SHOTS, Message("user", "a ship")), max_tokens=8, temperature=0.0)
+    ids = torch.tensor([llm._bos + llm._ids("Be brief.\n\nHello\n\nGood day\n\na ship\n\n")])
+    made = llm._live.model.generate(
+        ids, max_new_tokens=8, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=2
+    )
+    assert answer(llm, request) == llm._live.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+def test_prefix_is_computed_once(tmp_path, kind):
+    llm = HF(model=str(tiny_model(tmp_path, kind)))
+    asyncio.run(llm.logprobs(LogprobRequest(("a",), (" s",), "warm up")))
+    prefix = len(llm._ids(PREFIX))
+    counts = []
+    for prompts in (PROMPTS, PROMPTS[::-1], PROMPTS[1:]):
+        with computed(llm) as tokens:
+            asyncio.run(llm.logprobs(LogprobRequest(prompts, CONTINUATIONS[2:], PREFIX)))
+            counts.append(tokens())
+    longest = max(len(llm._ids(p)) for p in PROMPTS)
+    assert counts == [prefix + 4 * (longest + 1), 4 * (longest + 1), 3 * (longest + 1)]
+
+
+def test_prompts_are_computed_once_for_several_explanations(tmp_path):
     llm = HF(model=str(tiny_model(tmp_path, "llama")))
-    seen = []
-    llm._live.model.base_model.register_forward_pre_hook(lambda m, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True)
-    ask = lambda c: asyncio.run(llm.logprobs(LogprobRequest(PROMPTS, (c,), PREFIX)))  # noqa: E731
-    ask(CONTINUATIONS[1])
-    first = sum(seen)
-    seen.clear()
-    ask(" another one")
-    assert sum(seen) <= len(PROMPTS) * 12 < first / 3
+    counts = []
+    for continuation in (CONTINUATIONS[1], " another one"):
+        with computed(llm) as tokens:
+            asyncio.run(llm.logprobs(LogprobRequest(PROMPTS, (continuation,), PREFIX)))
+            counts.append(tokens())
+    assert counts[1] == len(PROMPTS) * (len(llm._ids(" another one")) - 1) < counts[0]
+
+
+@pytest.mark.parametrize("begun", [(), (Message("assistant", "It"),)])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_few_shot_turns_are_computed_once(tmp_path, kind, begun):
+    llm = HF(model=str(tiny_model(tmp_path, kind)))
+    llm._live.model.generation_config.eos_token_id = None
+    shots = (Message("system", PREFIX), Message("user", "Hello"), Message("assistant", "Good day"))
+
+    def ask(llm, question):
+        messages = (*shots, Message("user", question), *begun)
+        return asyncio.run(llm.complete(Request(messages, max_tokens=1, temperature=1.0, repeat=1)))
+
+    ask(llm, "a ship")
+    with computed(llm) as tokens:
+        reply = ask(llm, "two dogs")
+        assert tokens() == reply.usage.input_tokens - reply.usage.cached_tokens < 20
+    assert reply.usage.cached_tokens > len(llm._ids(PREFIX))
+    assert ask(HF(model=llm.model), "two dogs").text == reply.text
 
 
 def test_greedy_answers_equal_those_of_transformers(model):
     messages = (Message("system", "Once there was"), Message("user", "a ship"))
     request = Request(messages, max_tokens=12, temperature=0.0)
-    ids = torch.tensor([model._bos + model._ids("Once there was\n\n") + model._ids("a ship\n\n")])
-    made = model._live.model.generate(ids, max_new_tokens=12, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=2)
+    ids = torch.tensor([model._bos + model._ids("Once there was\n\na ship\n\n")])
+    made = model._live.model.generate(
+        ids, max_new_tokens=12, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=2
+    )
     expected = model._live.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
     if not expected.strip():  # a random model may end at once; an empty answer is an error, never a reply
         with pytest.raises(LLMError, match="the answer is empty"):
@@ -76,7 +198,7 @@ def test_greedy_answers_equal_those_of_transformers(model):
         return
     reply = asyncio.run(model.complete(request))
     assert reply.text == expected.lstrip().split("\n\n")[0].strip()
-    assert asyncio.run(model.complete(request)) == reply
+    assert asyncio.run(model.complete(request)).text == reply.text
 
 
 def test_answer_ends_at_a_stop_string_or_the_token_limit(tmp_path):
@@ -106,10 +228,49 @@ def test_alternatives_are_reported_with_their_log_probabilities(model):
         assert [v for _, v in entry.top] == sorted((v for _, v in entry.top), reverse=True)
 
 
-def test_chat_template_is_used_where_there_is_one(tmp_path):
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+SHOTS = (Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Good day"))
+
+
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        ((Message("user", "a ship"),), "<user>a ship<end><assistant>"),
+        ((Message("user", "a ship"), Message("assistant", "It")), "<user>a ship<end><assistant>It"),
+    ],
+)
+def test_chat_template_is_used_where_there_is_one(model, last, text, monkeypatch):
+    tokenizer = model._live.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
+    whole = "<system>Be brief.<end><user>Hello<end><assistant>Good day<end>" + text
+    ids = torch.tensor([model._ids(whole)])
+    made = model._live.model.generate(
+        ids, max_new_tokens=8, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=2
+    )
+    expected = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert answer(model, Request((*SHOTS, *last), max_tokens=8, temperature=0.0)) == expected
+
+
+def test_too_long_a_prompt_is_an_error_not_a_crash(tmp_path):
+    llm = HF(model=str(tiny_model(tmp_path, "gpt2")))  # 128 positions
+    with pytest.raises(LLMError, match="but the model takes 128"):
+        asyncio.run(llm.complete(Request.of("many ships " * 40)))
+    with pytest.raises(LLMError, match="but the model takes 128"):
+        asyncio.run(llm.logprobs(LogprobRequest(("many ships " * 40,), (" s",))))
+    full = Request.of("a" * 125, max_tokens=20, temperature=1.0)
+    assert asyncio.run(llm.complete(full)).usage.output_tokens <= 3
+
+
+def test_drawn_token_is_among_the_reported_alternatives(tmp_path):
     llm = HF(model=str(tiny_model(tmp_path, "llama")))
-    llm._live.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-    before, last, chat = llm._conversation((Message("system", "Be brief."), Message("user", "Hello")))
-    assert chat
-    decode = llm._live.tokenizer.decode
-    assert (decode(before), decode(last)) == ("[system]Be brief.", "[user]Hello[assistant]")
+    reply = asyncio.run(llm.complete(Request.of("a ship", max_tokens=12, temperature=3.0, top_logprobs=1)))
+    assert reply.logprobs is not None
+    assert any(len(entry.top) == 2 for entry in reply.logprobs)
+    assert all(entry.token in [text for text, _ in entry.top] for entry in reply.logprobs)
+
+
+def test_check_sees_a_missing_folder_without_loading(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        HF(model=str(tmp_path / "nothing")).check()
+    with pytest.raises(InputError):
+        HF(model="package:no-such-model").check()

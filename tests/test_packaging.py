@@ -68,7 +68,9 @@ def test_installed_third_party_is_listed_and_runs(environment, tmp_path):
     assert str(environment.parents[1]) in where
     rows = json.loads(sh(environment, "-m", "saeval", "plugins", "--json", cwd=tmp_path))
     assert {(r["namespace"], r["status"]) for r in rows} >= {("saeval", "ok"), ("acme", "ok")}
-    scorers = [r["name"] for r in json.loads(sh(environment, "-m", "saeval", "list", "scorers", "--json", cwd=tmp_path))]
+    scorers = [
+        r["name"] for r in json.loads(sh(environment, "-m", "saeval", "list", "scorers", "--json", cwd=tmp_path))
+    ]
     assert "acme/purity" in scorers and "detection" in scorers
     tasks = [r["name"] for r in json.loads(sh(environment, "-m", "saeval", "list", "--json", cwd=tmp_path))]
     assert "acme/purity" in tasks and "quickstart" in tasks

@@ -68,7 +68,9 @@ def test_third_party_is_named_by_its_distribution(install):
 
 def test_bare_name_is_always_a_built_in(install):
     install("saeval-acme")
-    with pytest.raises(PluginError, match=r"unknown scorer 'good', did you mean 'acme/good'\? \(`saeval list scorers` shows all\)"):
+    with pytest.raises(
+        PluginError, match=r"unknown scorer 'good', did you mean 'acme/good'\? \(`saeval list scorers` shows all\)"
+    ):
         Registry().get("scorer", "good")
 
 
@@ -148,7 +150,12 @@ def test_disabled_package_is_left_out(install, monkeypatch, how):
 
 @pytest.mark.parametrize(
     ("kind", "name", "hint"),
-    [("scorer", "detecton", "detection"), ("explainer", "defualt", "default"), ("sampler", "quantile", "quantiles"), ("coder", "sae_lense", "sae_lens")],
+    [
+        ("scorer", "detecton", "detection"),
+        ("explainer", "defualt", "default"),
+        ("sampler", "quantile", "quantiles"),
+        ("coder", "sae_lense", "sae_lens"),
+    ],
 )
 def test_misspelt_name_gets_a_suggestion(kind, name, hint):
     with pytest.raises(PluginError, match=f"unknown {kind} '{name}', did you mean '{hint}'"):
@@ -165,7 +172,12 @@ def test_lone_file_is_loaded_with_its_hash(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("./nowhere.py:Good", "cannot be read"), ("./mine.py:Other", "AttributeError"), ("./mine.py:helper", "classes, not instances"), ("./bad.py:X", "SyntaxError")],
+    [
+        ("./nowhere.py:Good", "cannot be read"),
+        ("./mine.py:Other", "AttributeError"),
+        ("./mine.py:helper", "classes, not instances"),
+        ("./bad.py:X", "SyntaxError"),
+    ],
 )
 def test_lone_file_that_does_not_work_is_one_clear_sentence(tmp_path, name, expected):
     (tmp_path / "mine.py").write_text(SCORER + "\ndef helper(): ...\n")

@@ -37,7 +37,9 @@ def test_true_explanations_score_one_and_shuffled_ones_at_the_floor(tmp_path):
         assert true[scorer].value >= 0.95
         assert shuffled[scorer].value == pytest.approx(0.5, abs=0.1)
         assert random[scorer].value == pytest.approx(0.5, abs=0.1)
-        assert true[scorer].lift == pytest.approx(true[scorer].value - max(0.5, shuffled[scorer].value, random[scorer].value), abs=0.05)
+        assert true[scorer].lift == pytest.approx(
+            true[scorer].value - max(0.5, shuffled[scorer].value, random[scorer].value), abs=0.05
+        )
         low, high = true[scorer].ci95
         assert 0 <= low < true[scorer].value <= high <= 1
     assert (true["detection"].n, true["fuzzing"].n) == (6, 3)
@@ -87,7 +89,9 @@ def test_changed_option_redoes_what_hangs_on_it_and_nothing_else(tmp_path):
     with truthful_server() as server:
         saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
         asked = len(server.calls)
-        changed = spec(server, baselines=[], scorers={"detection": {"with": {"batch": 10}}, "fuzzing": {"when": {"latents": 3}}})
+        changed = spec(
+            server, baselines=[], scorers={"detection": {"with": {"batch": 10}}, "fuzzing": {"when": {"latents": 3}}}
+        )
         saeval.run(changed, out=tmp_path / "run")
         assert len(server.calls) == asked + 6 * 4  # 6 latents, 40 windows in batches of 10
 
@@ -114,7 +118,15 @@ def test_judge_that_answers_garbage_gives_statuses_not_scores(tmp_path):
         with pytest.raises(GaveUp, match=r"first 3 latents all failed alike.*no list"):
             saeval.run(spec(server, run={"give_up_after": 3}, baselines=[]), out=tmp_path / "run")
         server.reply = truthful
-        mended = saeval.run(spec(server, run={"give_up_after": 3}, baselines=[], llms=spec(server)["llms"] | {"judge": {"model": "openai_compatible/better", "api_base": server.url}}), out=tmp_path / "run")
+        mended = saeval.run(
+            spec(
+                server,
+                run={"give_up_after": 3},
+                baselines=[],
+                llms=spec(server)["llms"] | {"judge": {"model": "openai_compatible/better", "api_base": server.url}},
+            ),
+            out=tmp_path / "run",
+        )
         assert rows(mended)["detection"].value >= 0.95
 
 
@@ -148,7 +160,12 @@ def test_server_that_is_down_stops_the_run_with_its_reason_and_a_mended_one_goes
 
 def test_spending_limit_stops_cleanly_and_a_higher_one_goes_on(tmp_path):
     with truthful_server() as server:
-        model = {"model": "openai_compatible/rules", "api_base": server.url, "usd_per_million_input": 10.0, "usd_per_million_output": 10.0}
+        model = {
+            "model": "openai_compatible/rules",
+            "api_base": server.url,
+            "usd_per_million_input": 10.0,
+            "usd_per_million_output": 10.0,
+        }
         paid = spec(server, llms={"explainer": model, "judge": model}, baselines=[], run={"concurrency": 1})
         with pytest.raises(saeval.BudgetExceeded, match="higher --max-cost"):
             saeval.run(paid, out=tmp_path / "run", max_cost=0.02)
@@ -176,13 +193,21 @@ class Bad(Scorer):
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("raise", "ZeroDivisionError"), ("nan", "nan"), ("range", "7.0, outside"), ("type", "returned str"), ("metric", "gave no auroc")],
+    [
+        ("raise", "ZeroDivisionError"),
+        ("nan", "nan"),
+        ("range", "7.0, outside"),
+        ("type", "returned str"),
+        ("metric", "gave no auroc"),
+    ],
 )
 def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
     (tmp_path / "bad.py").write_text(BAD_SCORER)
     with truthful_server() as server:
         scorers = {"detection": {}, "bad": {"use": f"{tmp_path}/bad.py:Bad", "with": {"how": how}}}
-        result = saeval.run(spec(server, scorers=scorers, baselines=[], leaderboard={"rank_by": "detection"}), out=tmp_path / "run")
+        result = saeval.run(
+            spec(server, scorers=scorers, baselines=[], leaderboard={"rank_by": "detection"}), out=tmp_path / "run"
+        )
     found = rows(result)
     assert found["detection"].n == 6
     assert found["bad"].value == pytest.approx(0.7)
@@ -224,5 +249,8 @@ def test_spec_that_names_what_is_not_there_is_refused_before_anything_runs(tmp_p
 
 
 def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
-    with truthful_server() as server, pytest.raises(InputError, match=r"no latent has 5000 activating windows.*latents.min_windows"):
+    with (
+        truthful_server() as server,
+        pytest.raises(InputError, match=r"no latent has 5000 activating windows.*latents.min_windows"),
+    ):
         saeval.run(spec(server, latents={"min_windows": 5000}), out=tmp_path / "run")

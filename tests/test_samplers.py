@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saeval_plugins.samplers import Mix, Quantiles, Random, Top
 from test_store import dataset, dense, write
 
 from saeval import LatentId, derive_rng
-from saeval_plugins.samplers import Mix, Quantiles, Random, Top
 
 SAMPLERS = [Random, Quantiles, Top, Mix]
 OPTIONS = {"window": 16, "explain": 10, "score": 30, "explain_non_activating": 6, "non_activating": {"n": 20}}
@@ -22,7 +22,13 @@ def store(tmp_path_factory):
 
 
 @settings(deadline=None, max_examples=60)
-@given(kind=st.sampled_from(SAMPLERS), latent=st.integers(0, 5), seed=st.integers(0, 10**6), explain=st.integers(5, 60), score=st.integers(5, 200))
+@given(
+    kind=st.sampled_from(SAMPLERS),
+    latent=st.integers(0, 5),
+    seed=st.integers(0, 10**6),
+    explain=st.integers(5, 60),
+    score=st.integers(5, 200),
+)
 def test_explain_and_score_windows_share_no_document(store, kind, latent, seed, explain, score):
     sampler = kind(**{**OPTIONS, "explain": explain, "score": score})
     record = sampler.sample(store, LatentId("h", latent), derive_rng(seed, "sample", latent))

@@ -12,6 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saeval_plugins.prompts import marked_line
+from saeval_plugins.samplers import saeval_samplers
+from saeval_plugins.scorers import saeval_scorers
+from saeval_plugins.scorers._judge import answer_probabilities, parse_list
+from saeval_plugins.scorers.detection import Detection
+from saeval_plugins.scorers.embedding import Embedding
+from saeval_plugins.scorers.fuzzing import Fuzzing
 
 from saeval import (
     AUROC,
@@ -39,13 +46,6 @@ from saeval.testing import (
     planted_store,
     rule_judge,
 )
-from saeval_plugins.prompts import marked_line
-from saeval_plugins.samplers import saeval_samplers
-from saeval_plugins.scorers import saeval_scorers
-from saeval_plugins.scorers._judge import answer_probabilities, parse_list
-from saeval_plugins.scorers.detection import Detection
-from saeval_plugins.scorers.embedding import Embedding
-from saeval_plugins.scorers.fuzzing import Fuzzing
 
 JUDGES = [Detection, Fuzzing]
 MODES = ["list", "probability"]

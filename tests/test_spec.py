@@ -106,7 +106,10 @@ def test_spec_that_includes_itself_is_refused(tmp_path):
 
 
 def test_matrix_makes_a_cell_of_each_combination_but_the_excluded(tmp_path):
-    text = GOOD.replace("{use: synthetic}", "{use: synthetic, with: {path: '${matrix.sae.path}', name: 'l${matrix.layer}-${matrix.sae}'}}")
+    text = GOOD.replace(
+        "{use: synthetic}",
+        "{use: synthetic, with: {path: '${matrix.sae.path}', name: 'l${matrix.layer}-${matrix.sae}'}}",
+    )
     text += "matrix:\n  sae: [{id: a, path: x/y}, {id: b, path: z}]\n  layer: [3, 4]\nexclude: [{sae: b, layer: 4}]\n"
     cells = [plain(d.data["source"]["with"]) for _, d in cells_of(read(tmp_path, text))]
     assert cells == [{"path": "x/y", "name": "l3-a"}, {"path": "x/y", "name": "l4-a"}, {"path": "z", "name": "l3-b"}]
@@ -119,7 +122,7 @@ def test_whole_value_filled_in_keeps_its_type(tmp_path):
 
 @pytest.mark.parametrize("expression", ["matrix.layr", "env.HOME", "matrix.sae.nope", "", "__import__('os')"])
 def test_unknown_expression_is_refused_with_its_line(tmp_path, expression):
-    text = GOOD + f"description: \"${{{expression}}}\"\nmatrix: {{sae: [{{id: a}}]}}\n"
+    text = GOOD + f'description: "${{{expression}}}"\nmatrix: {{sae: [{{id: a}}]}}\n'
     (found,) = problems(tmp_path, text)
     assert found.startswith("spec.yaml:8: description")
 

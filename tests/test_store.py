@@ -48,8 +48,12 @@ def write(path, data, activations, *, budget=10_000, stop_after=None):
 
 
 @settings(deadline=None, max_examples=25)
-@given(budget=st.integers(1, 3000), share=st.floats(0, 0.3), n_latents=st.sampled_from([1, 7, 40]), ragged=st.booleans())
-def test_store_returns_exactly_what_was_written_whatever_the_memory_budget(tmp_path_factory, budget, share, n_latents, ragged):
+@given(
+    budget=st.integers(1, 3000), share=st.floats(0, 0.3), n_latents=st.sampled_from([1, 7, 40]), ragged=st.booleans()
+)
+def test_store_returns_exactly_what_was_written_whatever_the_memory_budget(
+    tmp_path_factory, budget, share, n_latents, ragged
+):
     data = dataset(ragged=ragged)
     activations = dense(data, n_latents, share)
     store = write(tmp_path_factory.mktemp("s") / "store", data, activations, budget=budget)

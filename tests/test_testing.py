@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from saeval_plugins.samplers import saeval_samplers
+from saeval_plugins.sources.synthetic import Synthetic
 
 from saeval import (
     ActivationSource,
@@ -42,8 +44,6 @@ from saeval.testing import (
     rule_judge,
     word_embeddings,
 )
-from saeval_plugins.samplers import saeval_samplers
-from saeval_plugins.sources.synthetic import Synthetic
 
 # --- stand-ins
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import median
 
 from saeval.results import CellResult, RunResult, ScoreRow
 
@@ -22,15 +24,11 @@ class Standing:
     cell: CellResult
     rank: tuple[int, int] | None
 
-    def row(self, scorer: str, variant: str = OWN) -> ScoreRow | None:
-        """Return a scorer's headline row for the cell's own or a baseline's explanations."""
-        return next((r for r in self.cell.scores if (r.scorer, r.variant) == (scorer, variant)), None)
-
     @property
     def rank_text(self) -> str:
-        """The rank as `2` or `1-3`; empty for baselines."""
+        """The rank as `2` or `1-3`; `base` for baselines, `–` without a score."""
         if self.rank is None:
-            return ""
+            return "–" if self.cell.baseline is None else "base"
         best, worst = self.rank
         return str(best) if best == worst else f"{best}-{worst}"
 
@@ -41,24 +39,30 @@ class Leaderboard:
 
     Attributes:
         standings: Contestants, best first; then baselines, best first.
-        scorers: Labels of the scorers, the one that ranks first.
+        metrics: Label of every scorer and the metric shown of it: the one that ranks, which comes first, and headlines.
         variants: Explanation baselines, in the order of the spec.
         smallest_difference: What two contestants had to differ by to be told apart in four of five such runs, at 5 %;
             None for fewer than two contestants.
     """
 
     standings: tuple[Standing, ...]
-    scorers: tuple[str, ...]
+    metrics: dict[str, str]
     variants: tuple[str, ...]
     smallest_difference: float | None
 
     @classmethod
     def of(cls, run: RunResult) -> Leaderboard:
         """Rank the cells of a run."""
-        scorer, _, metric = run.rank_by.partition(".")
+        rows = [row for cell in run.cells for row in cell.scores]
+        scorer, metric = next(
+            ((r.scorer, r.metric) for r in rows if f"{r.scorer}.{r.metric}" == run.rank_by), run.rank_by.rsplit(".", 1)
+        )
+        headlines = {r.scorer: r.metric for r in reversed(rows)}
+        metrics = {scorer: metric, **{r.scorer: headlines[r.scorer] for r in rows if r.scorer != scorer}}
 
         def ranking(cell: CellResult) -> ScoreRow | None:
-            return next((r for r in cell.scores if (r.scorer, r.metric, r.variant) == (scorer, metric, OWN)), None)
+            row = _find(cell, scorer, metric, OWN)
+            return row if row and row.value is not None else None
 
         def order(cell: CellResult) -> tuple[bool, float]:
             row = ranking(cell)
@@ -66,23 +70,43 @@ class Leaderboard:
                 return True, 0.0
             return False, -row.value if row.higher_is_better else row.value
 
-        contestants = sorted((c for c in run.cells if c.baseline is None), key=order)
-        baselines = sorted((c for c in run.cells if c.baseline is not None), key=order)
-        rows = [ranking(c) for c in contestants]
-        ranks = _ranks([r for r in rows if r is not None and r.value is not None])
-        standings = [Standing(c, ranks[i] if i < len(ranks) else None) for i, c in enumerate(contestants)]
-        standings += [Standing(c, None) for c in baselines]
-        labels = dict.fromkeys([scorer, *(r.scorer for c in run.cells for r in c.scores)])
-        variants = dict.fromkeys(r.variant for c in run.cells for r in c.scores if r.variant != OWN)
-        return cls(tuple(standings), tuple(labels), tuple(variants), _smallest_difference(rows))
+        cells = sorted(run.cells, key=lambda c: (c.baseline is not None, *order(c)))
+        contending = [row for c in cells if c.baseline is None and (row := ranking(c))]
+        ranks = dict(zip((c.cell for c in cells), _ranks(contending), strict=False))
+        return cls(
+            standings=tuple(Standing(c, ranks.get(c.cell)) for c in cells),
+            metrics=metrics,
+            variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != OWN)),
+            smallest_difference=_smallest_difference(contending),
+        )
+
+    def row(self, cell: CellResult, scorer: str, variant: str = OWN) -> ScoreRow | None:
+        """Return the row shown of a scorer, for the cell's own or a baseline's explanations."""
+        return _find(cell, scorer, self.metrics[scorer], variant)
 
 
-def standard_error(row: ScoreRow) -> float | None:
-    """Return the standard error that the row's interval stands for: its half-width over 1.96."""
-    return (row.ci95[1] - row.ci95[0]) / 2 / 1.96 if row.ci95 else None
+def _find(cell: CellResult, scorer: str, metric: str, variant: str) -> ScoreRow | None:
+    return next((r for r in cell.scores if (r.scorer, r.metric, r.variant) == (scorer, metric, variant)), None)
 
 
-def _ranks(rows: list[ScoreRow]) -> list[tuple[int, int]]:
+def standard_error(row: ScoreRow) -> float:
+    """Return the standard error that the row's interval stands for: its half-width over 1.96.
+
+    An interval that the metric's range cuts off counts by its longer side.
+    """
+    if row.ci95 is None or row.value is None:
+        return float("inf")
+    low, high = row.ci95
+    cut = low <= row.range[0] or high >= row.range[1]
+    half = max(row.value - low, high - row.value) if cut else (high - low) / 2
+    return half / 1.96
+
+
+def _error_of_difference(a: ScoreRow, b: ScoreRow) -> float:
+    return float((standard_error(a) ** 2 + standard_error(b) ** 2) ** 0.5)
+
+
+def _ranks(rows: Sequence[ScoreRow]) -> list[tuple[int, int]]:
     """Return the best and worst rank of each, given rows in order, best first.
 
     Two cells are told apart by a z test of their means, unpaired, since latents of different coders are different
@@ -90,28 +114,25 @@ def _ranks(rows: list[ScoreRow]) -> list[tuple[int, int]]:
     """
     from scipy.stats import norm
 
-    p_values = []
+    tests = []
     for i, j in combinations(range(len(rows)), 2):
-        a, b = standard_error(rows[i]), standard_error(rows[j])
-        spread = ((a or 0.0) ** 2 + (b or 0.0) ** 2) ** 0.5
         difference = abs((rows[i].value or 0.0) - (rows[j].value or 0.0))
-        p = float(2 * norm.sf(difference / spread)) if spread > 0 else float(difference == 0)
-        p_values.append((p, i, j))
+        error = _error_of_difference(rows[i], rows[j])
+        p = 2 * norm.sf(difference / error) if error > 0 else float(difference == 0)
+        tests.append((p, i, j))
     apart: set[tuple[int, int]] = set()
-    for step, (p, i, j) in enumerate(sorted(p_values)):
-        if p > 0.05 / (len(p_values) - step):
+    for step, (p, i, j) in enumerate(sorted(tests)):
+        if p > 0.05 / (len(tests) - step):
             break
         apart.add((i, j))
+    n = len(rows)
     return [
-        (1 + sum((j, i) in apart for j in range(i)), len(rows) - sum((i, j) in apart for j in range(i + 1, len(rows))))
-        for i in range(len(rows))
+        (1 + sum((j, i) in apart for j in range(i)), n - sum((i, j) in apart for j in range(i + 1, n)))
+        for i in range(n)
     ]
 
 
-def _smallest_difference(rows: list[ScoreRow | None]) -> float | None:
+def _smallest_difference(rows: Sequence[ScoreRow]) -> float | None:
     """Return (1.96 + 0.84) times the median standard error of a difference between two contestants."""
-    from statistics import median
-
-    errors = [e for row in rows if row is not None and (e := standard_error(row)) is not None]
-    pairs = [(a**2 + b**2) ** 0.5 for a, b in combinations(errors, 2)]
-    return 2.8 * median(pairs) if pairs else None
+    errors = [_error_of_difference(a, b) for a, b in combinations(rows, 2)]
+    return 2.8 * median(errors) if errors else None

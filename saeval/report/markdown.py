@@ -27,7 +27,16 @@ def _score(row: ScoreRow) -> list[object]:
     interval = "–" if row.ci95 is None else f"{row.ci95[0]:.3f} – {row.ci95[1]:.3f}"
     floors = ", ".join(f"{k} {v:.3f}" for k, v in row.floor.items())
     lift = "" if row.lift is None else f"{row.lift:+.3f}"
-    return [row.metric, "↑" if row.higher_is_better else "↓", value, interval, f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, lift]
+    return [
+        row.metric,
+        "↑" if row.higher_is_better else "↓",
+        value,
+        interval,
+        f"{row.n}/{row.tried}",
+        f"{row.coverage:.0%}",
+        floors,
+        lift,
+    ]
 
 
 def _shown(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
@@ -48,7 +57,15 @@ def markdown(run: RunResult) -> str:
     board = Leaderboard.of(run)
     first = run.cells[0]
     judges = ", ".join(dict.fromkeys(str(r.judge) for c in run.cells for r in c.scores if r.judge))
-    marks = [m for m, on in (("partial", run.partial), ("synthetic", run.synthetic), ("not reproducible", not run.reproducible)) if on]
+    marks = [
+        m
+        for m, on in (
+            ("partial", run.partial),
+            ("synthetic", run.synthetic),
+            ("not reproducible", not run.reproducible),
+        )
+        if on
+    ]
     parts = [f"# {_cell(run.task)} {_cell(run.task_version)}" + (f" ({', '.join(marks)})" if marks else "")]
     if run.description:
         parts.append(_cell(run.description))
@@ -68,24 +85,42 @@ def markdown(run: RunResult) -> str:
         measures = [f"{cell.measures[m]:.3g}" if m in cell.measures else "–" for m in ("l0", "frac_alive", "fvu")]
         for row in _shown(cell.scores):
             if row.variant == OWN:
-                rows.append([standing.rank_text or "baseline", *(cell.axes.get(a, "") for a in axes), *measures, row.scorer, *_score(row)])
+                rows.append(
+                    [
+                        standing.rank_text or "baseline",
+                        *(cell.axes.get(a, "") for a in axes),
+                        *measures,
+                        row.scorer,
+                        *_score(row),
+                    ]
+                )
     parts.append(_table(["rank", *map(_cell, axes), "L0", "alive", "FVU", "scorer", *_SCORE_HEAD], rows))
     if board.smallest_difference is not None:
-        parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {board.smallest_difference:.3f}.")
+        parts.append(
+            f"Smallest difference that two contestants' intervals could show (80 % power): {board.smallest_difference:.3f}."
+        )
     if board.variants:
         rows = [
             [c.cell.cell, row.variant, row.scorer, *_score(row)]
             for c in board.standings for variant in board.variants for row in _shown(c.cell.scores) if row.variant == variant
         ]  # fmt: skip
-        parts += ["## Explanations that the scores are held against", _table(["cell", "explanation", "scorer", *_SCORE_HEAD], rows)]
-    counts = [[c.cell, *(c.counts.get(k, "") for k in ("requested", "eligible", "sampled", "explained"))] for c in run.cells]
+        parts += [
+            "## Explanations that the scores are held against",
+            _table(["cell", "explanation", "scorer", *_SCORE_HEAD], rows),
+        ]
+    counts = [
+        [c.cell, *(c.counts.get(k, "") for k in ("requested", "eligible", "sampled", "explained"))] for c in run.cells
+    ]
     parts += ["## Latents", _table(["cell", "requested", "eligible", "sampled", "explained"], counts)]
     if run.ledger:
         spent = [
             [x.role, x.model, x.calls, x.cached, x.failed, x.input_tokens, x.output_tokens, "unknown" if x.usd is None else f"{x.usd:.4f}"]
             for x in run.ledger
         ]  # fmt: skip
-        parts += ["## Cost", _table(["role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$"], spent)]
+        parts += [
+            "## Cost",
+            _table(["role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$"], spent),
+        ]
     if run.warnings:
         parts += ["## Warnings", "\n".join(f"- {_cell(w)}" for w in run.warnings)]
     packages = run.components.get("packages")

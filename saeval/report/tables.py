@@ -38,7 +38,15 @@ def tidy(run: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
         for row in cell.scores:
             low, high = row.ci95 or (None, None)
             floors = {f"floor.{k}": v for k, v in row.floor.items()}
-            rows.append({**shared, **row.model_dump(exclude={"ci95", "floor", "range"}), "ci_low": low, "ci_high": high, **floors})
+            rows.append(
+                {
+                    **shared,
+                    **row.model_dump(exclude={"ci95", "floor", "range"}),
+                    "ci_low": low,
+                    "ci_high": high,
+                    **floors,
+                }
+            )
     keys = dict.fromkeys(key for row in rows for key in row)
     columns = {
         key: kind

@@ -2,113 +2,196 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from saeval.report import safe_text
-from saeval.report.leaderboard import OWN, Leaderboard, Standing
+from saeval.report.leaderboard import OWN, Leaderboard
+from saeval.results import CellResult, RunResult, ScoreRow
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from saeval.results import RunResult, ScoreRow
+_NAMES = 14  # columns kept free for each axis when scorers are laid side by side; longer names fold
+_GAP = 2
 
 
-def number(value: float | None) -> str:
-    """Write a score: `.612`, `-.020`, `1.00`; `–` for none."""
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a score: `.612`, `-.020`, `1.00`, `23.4`; `–` for none."""
     if value is None:
         return "–"
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.{digits + 1}g}"
+    text = f"{value:.{digits if abs(value) < 1 else digits - 1}f}"
+    return re.sub(r"^-(?=\.0*$)", "", re.sub(r"^(-?)0\.", r"\1.", text))
 
 
 def with_interval(row: ScoreRow | None) -> str:
-    """Write a score and its interval: `.612 [.55 .67]`."""
-    if row is None or row.value is None or row.ci95 is None:
+    """Write a score and its interval: `.612 [.55 .67]`; for a missing one, on how many latents it failed."""
+    if row is None:
         return "–"
-    low, high = (number(x)[:-1] if abs(x) < 1 else f"{x:.1f}" for x in row.ci95)
-    return f"{number(row.value)} [{low} {high}]"
+    if row.value is None or row.ci95 is None:
+        return f"– ({row.failed} failed)" if row.failed else "– (none tried)"
+    low, high = row.ci95
+    digits = 2 if high - low >= 0.02 else 3
+    return f"{number(row.value)} [{number(low, digits)} {number(high, digits)}]"
 
 
 def render(run: RunResult, console: Console | None = None) -> None:
-    """Print the leaderboard; plain text where there is no terminal.
+    """Print the leaderboard; plain text, 100 columns wide, where there is no terminal.
 
     Args:
         run: The run.
         console: Where to; standard output when left out.
     """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
-    if not console.is_terminal and console.width < 100:
-        console.width = 100
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 100
     board = Leaderboard.of(run)
-    judges = dict.fromkeys(r.judge for c in run.cells for r in c.scores if r.judge)
-    subjects = dict.fromkeys(c.subject for c in run.cells if c.subject)
+    axes, common = _axes(run.cells)
 
     def say(text: str, style: str = "") -> None:
         console.print(Text(safe_text(text), style=style))
 
-    say(f"{run.task} {run.task_version}" + ("  PARTIAL" if run.partial else "") + ("  SYNTHETIC" if run.synthetic else ""), "bold")
-    say(f"subject {', '.join(subjects) or '–'}")
-    if judges:
-        say(f"judge   {', '.join(judges)}")
-    say(f"explained by {run.cells[0].explainer}; mean over latents [95 % interval]; ranked by {run.rank_by} ↑")
+    marks = [
+        m
+        for m, on in (
+            ("PARTIAL", run.partial),
+            ("SYNTHETIC", run.synthetic),
+            ("NOT REPRODUCIBLE", not run.reproducible),
+        )
+        if on
+    ]
+    say("  ".join([f"{run.task} {run.task_version}", *common, *marks]), "bold")
+    for title, values in (
+        ("subject", [c.subject for c in run.cells]),
+        ("explainer", [c.explainer for c in run.cells]),
+        ("judge", [r.judge for c in run.cells for r in c.scores]),
+    ):
+        if names := ", ".join(dict.fromkeys(v for v in values if v)):
+            say(f"{title:10}{names}")
+    say(f"mean over latents [95 % interval]; ranked by {run.rank_by}")
 
-    def table(title: str, columns: list[str]) -> Any:
-        made = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for column in columns:
-            made.add_column(column, no_wrap=True)
-        return made
+    names = [*axes, "L0", "alive"]
+    columns = {
+        s: [_heading(board, s), *(with_interval(board.row(x.cell, s)) for x in board.standings)] for s in board.metrics
+    }
+    for scorers in _side_by_side(columns, console.width - sum(_NAMES for _ in axes) - 6 - 8 - 7):
+        rows = [
+            [
+                x.rank_text, *_axis_values(x.cell, axes), _measure(x.cell, "l0", ".1f"), _measure(x.cell, "frac_alive", ".2f"),
+                *(columns[s][i + 1] for s in scorers),
+            ]
+            for i, x in enumerate(board.standings)
+        ]  # fmt: skip
+        dim = [x.cell.baseline is not None for x in board.standings]
+        _print_table(console, "", ["rank", *names, *(columns[s][0] for s in scorers)], rows, dim, folding=axes)
 
-    axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes)) or ["cell"]
-    per_table = max(1, (console.width - 8 - 14 * len(axes) - 14) // 20)
-    for begin in range(0, len(board.scorers), per_table):
-        scorers = board.scorers[begin : begin + per_table]
-        main = table("", ["rank", *map(safe_text, axes), "L0", "alive", *(_heading(board, s) for s in scorers)])
-        for standing in board.standings:
-            main.add_row(
-                standing.rank_text or "–", *_names(standing, axes), _measure(standing, "l0", ".1f"), _measure(standing, "frac_alive", ".2f"),
-                *(with_interval(standing.row(s)) for s in scorers), style="dim" if standing.cell.baseline else "",
-            )  # fmt: skip
-        console.print(main)
-    for scorer in board.scorers:
-        first = next((row for s in board.standings if (row := s.row(scorer))), None)
-        if first is None:
-            continue
-        chance = f", chance {number(first.floor['chance'])}" if "chance" in first.floor else ""
-        say("")
-        detail = table(f"{safe_text(scorer)}: {first.metric}{chance}", [*map(safe_text, axes), "explanation", "score", "n", "covered", "lift", "$"])
-        for standing in board.standings:
-            for variant in (OWN, *board.variants):
-                row = standing.row(scorer, variant)
-                if row is not None:
-                    name = "its own" if variant == OWN else safe_text(variant)
-                    lift = f"{row.lift:+.3f}" if row.lift is not None else ""
-                    usd = "?" if row.usd is None else f"{row.usd:.2f}"
-                    detail.add_row(*_names(standing, axes), name, with_interval(row), f"{row.n}/{row.tried}", f"{row.coverage:.0%}", lift, usd,
-                                   style="" if variant == OWN else "dim")  # fmt: skip
-        console.print(detail)
-    say("")
+    for scorer, metric in board.metrics.items():
+        found = [
+            (x.cell, v, row)
+            for x in board.standings
+            for v in (OWN, *board.variants)
+            if (row := board.row(x.cell, scorer, v))
+        ]
+        rows = [[*_axis_values(cell, axes), "its own" if v == OWN else v, *_details(row)] for cell, v, row in found]
+        title = f"{scorer}: {metric}" + (f", chance {number(chance)}" if (chance := _chance(found)) is not None else "")
+        heads = [*axes, "explanation", "score", "n", "failed", "covered", "lift", "$"]
+        _print_table(console, title, heads, rows, [v != OWN for _, v, _ in found], folding=[*axes, "explanation"])
+
+    console.print()
     if board.smallest_difference is not None:
-        say(f"smallest difference in {run.rank_by} that two contestants' intervals could show (80 % power): {number(board.smallest_difference)}")
-    say("lift: above the best explanation that knows nothing of the latent, on the same latents; ranks are ranges where intervals do not separate")
+        say(
+            f"smallest difference in {run.rank_by} that two contestants' intervals could show (80 % power): {number(board.smallest_difference)}"
+        )
+    say(
+        "rank: a range where intervals do not separate (unpaired z tests, Holm). "
+        "lift: above chance and above the best explanation that knows nothing of the latent, on the same latents."
+    )
     for warning in run.warnings:
         say(f"! {warning}", "yellow")
 
 
+def _axes(cells: Sequence[CellResult]) -> tuple[list[str], list[str]]:
+    """Return the axes that tell cells apart, and the others as `name=value`; `cell` when there is none."""
+    axes = dict.fromkeys(axis for c in cells for axis in c.axes)
+    values = {axis: {c.axes.get(axis) for c in cells} for axis in axes}
+    telling = [axis for axis in axes if len(values[axis]) > 1]
+    if len({tuple(c.axes.get(a) for a in telling) for c in cells}) < len(cells) or not telling:
+        return ["cell"], []
+    return telling, [f"{axis}={v}" for axis in axes if axis not in telling for v in values[axis]]
+
+
+def _axis_values(cell: CellResult, axes: Sequence[str]) -> list[str]:
+    return [cell.cell] if axes == ["cell"] else [cell.axes.get(axis, "–") for axis in axes]
+
+
 def _heading(board: Leaderboard, scorer: str) -> str:
-    first = next((row for s in board.standings if (row := s.row(scorer))), None)
-    return safe_text(scorer) + (f" n={first.n}" if first else "")
+    rows = [row for x in board.standings if (row := board.row(x.cell, scorer))]
+    counts = sorted({row.n for row in rows}) or [0]
+    n = f"n {counts[0]}" if len(counts) == 1 else f"n {counts[0]}–{counts[-1]}"
+    arrow = " ↑" if all(row.higher_is_better for row in rows) else " ↓"
+    chance = next((f"chance {number(row.floor['chance'])}, " for row in rows if "chance" in row.floor), "")
+    return "\n".join([*wrap(safe_text(scorer), 20), *wrap(safe_text(board.metrics[scorer]) + arrow, 20), chance + n])
 
 
-def _names(standing: Standing, axes: list[str]) -> list[str]:
-    if axes == ["cell"]:
-        return [safe_text(standing.cell.cell)]
-    return [safe_text(standing.cell.axes.get(axis, "")) for axis in axes]
+def _chance(found: Iterable[tuple[CellResult, str, ScoreRow]]) -> float | None:
+    return next((row.floor["chance"] for _, _, row in found if "chance" in row.floor), None)
 
 
-def _measure(standing: Standing, name: str, form: str) -> str:
-    value = standing.cell.measures.get(name)
+def _details(row: ScoreRow) -> list[str]:
+    lift = "" if row.lift is None else f"{row.lift:+.3f}"
+    usd = "?" if row.usd is None else f"{row.usd:.2f}"
+    return [with_interval(row), f"{row.n}/{row.tried}", str(row.failed), f"{row.coverage:.0%}", lift, usd]
+
+
+def _measure(cell: CellResult, name: str, form: str) -> str:
+    value = cell.measures.get(name)
     return "–" if value is None else format(value, form)
+
+
+def _side_by_side(columns: dict[str, list[str]], room: int) -> Iterable[list[str]]:
+    """Share columns out over tables so that none is wider than the room; each table gets at least one."""
+    table: list[str] = []
+    left = room
+    for name, texts in columns.items():
+        width = _GAP + max(len(line) for text in texts for line in text.splitlines())
+        if table and width > left:
+            yield table
+            table, left = [], room
+        table.append(name)
+        left -= width
+    if table:
+        yield table
+
+
+def _print_table(
+    console: Console,
+    title: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    dim: Sequence[bool],
+    folding: Sequence[str],
+) -> None:
+    """Print a table in which only names fold, never numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for head in heads:
+        lines = Text("\n".join(safe_text(line) for line in head.splitlines()))
+        table.add_column(lines, no_wrap=head not in folding, overflow="fold", vertical="top")
+    for row, is_dim in zip(rows, dim, strict=True):
+        table.add_row(
+            *(Text(safe_text(value)) for value in row), style="dim" if is_dim else ""
+        )  # Text: no markup is read
+    console.print()
+    if title:
+        console.print(Text(safe_text(title), style="bold"))
+    console.print(table)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from saeval_acme import Purity, Spread
+
 from saeval import Explanation
 from saeval.testing import check_sampler, check_scorer, context, make_examples
-from saeval_acme import Purity, Spread
 
 
 def test_contracts():

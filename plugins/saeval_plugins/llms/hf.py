@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property
@@ -13,11 +12,25 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from saeval import (
-    LLM, FinishReason, LiveModel, LLMError, LogprobReply, LogprobRequest, Message, ModelRef, Reply, Request,
-    TokenLogprobs, Usage, content_hash, derive_rng,
+    LLM,
+    FinishReason,
+    LiveModel,
+    LLMError,
+    LogprobReply,
+    LogprobRequest,
+    Message,
+    ModelRef,
+    Reply,
+    Request,
+    TokenLogprobs,
+    Usage,
+    content_hash,
+    derive_rng,
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 _ROWS = 32  # rows that go through the model at a time; cut by number alone, so that a request always rounds alike
@@ -115,7 +128,7 @@ class HF(LLM):
         """
         most = getattr(self._config, "max_position_embeddings", None) or sys.maxsize
         if tokens > most:
-            raise self._error(f"a prompt of {tokens} tokens, but the model takes {most}; ask with shorter or fewer windows")
+            raise self._error(f"a prompt of {tokens} tokens, but the model takes {most}; show it less")
         return int(most - tokens)
 
     # --- keys and values of prefixes ---
@@ -159,7 +172,7 @@ class HF(LLM):
         if not prompts or not all(continuations) or not continuations:
             raise self._error("there must be prompts and continuations, and tokens in each continuation")
         if not prefix and not all(prompts):
-            raise self._error("nothing stands before the continuation of an empty prompt, and the model has no BOS token")
+            raise self._error("an empty prompt, and the model has no BOS token to begin with")
         self._room(len(prefix) + max(map(len, prompts)) + max(map(len, continuations)) - 1)
         # Rows of like length go together, so that there is little padding.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -188,8 +201,8 @@ class HF(LLM):
             values = self._read_off(self._run_whole(head, rows, continuations[0])[:, 0], targets)
             return [tuple((value,) for value in row) for row in values.tolist()]
         window = getattr(self._config, "sliding_window", None) or sys.maxsize
-        whole_kept = len(head) + max(map(len, rows)) + longest <= window  # else some layers have forgotten the beginning
-        split = whole_kept and self._plain and self._config.model_type in _PLACED
+        fits = len(head) + max(map(len, rows)) + longest <= window  # else some layers have forgotten the beginning
+        split = fits and self._plain and self._config.model_type in _PLACED
         run = self._run_after_prompts if split else self._run_whole
         columns = []
         for continuation in continuations:
@@ -241,7 +254,9 @@ class HF(LLM):
         import torch
         from transformers import DynamicCache
 
-        past = self._prefix_rows(head, len(rows)) or DynamicCache(config=self._live.model.config)
+        past = self._prefix_rows(head, len(rows))
+        if past is None:
+            past = DynamicCache(config=self._live.model.config)
         key = (tuple(head), tuple(map(tuple, rows)))
         if key in self._prompts:
             self._prompts.move_to_end(key)
@@ -251,8 +266,9 @@ class HF(LLM):
             return past, last
         states = self._live.model.base_model(self._tensor(rows), past_key_values=past, use_cache=True).last_hidden_state
         last = torch.stack([s[len(row) - 1] for s, row in zip(states, rows, strict=True)])
-        own = [(layer.keys[:, :, len(head) :].clone(), layer.values[:, :, len(head) :].clone()) for layer in past.layers]
-        self._prompts[key] = own, last
+        own = slice(len(head), None)
+        kept = [(layer.keys[:, :, own].clone(), layer.values[:, :, own].clone()) for layer in past.layers]
+        self._prompts[key] = kept, last
         if len(self._prompts) > _PROMPTS_KEPT:
             self._prompts.popitem(last=False)
         return past, last

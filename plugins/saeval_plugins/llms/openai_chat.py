@@ -60,7 +60,11 @@ def usage_from(usage: Any, usd: float | None = None, price_source: str | None = 
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return Usage(
-        int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), int(cached or 0), usd, price_source
+        int(usage.get("prompt_tokens") or 0),
+        int(usage.get("completion_tokens") or 0),
+        int(cached or 0),
+        usd,
+        price_source,
     )
 
 

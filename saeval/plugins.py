@@ -296,13 +296,12 @@ def _check_version(package: _Package) -> None:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
-        if _normalise(requirement.name) == "saeval" and not (
-            requirement.marker and not requirement.marker.evaluate({"extra": ""})
-        ):
-            if not requirement.specifier.contains(__version__, prereleases=True):
-                raise _Broken(
-                    f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval {__version__}"
-                )
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        fits = requirement.specifier.contains(__version__, prereleases=True)
+        if _normalise(requirement.name) == "saeval" and applies and not fits:
+            raise _Broken(
+                f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval {__version__}"
+            )
 
 
 def _returned(module: Any, hook: str) -> list[Any]:

@@ -417,7 +417,7 @@ def parse(document: Document) -> TaskSpec:
         data["scorers"] = {k: {"use": k, **(v or {})} if isinstance(v, dict | None) else v for k, v in scorers.items()}
     if isinstance(baselines := data.get("baselines"), list):
         data["baselines"] = [{"use": b} if isinstance(b, str) else b for b in baselines]
-    problems = [f"{document.where(path)}: {_SECRET_ADVICE}" for path in _secrets(document.data, ())]
+    problems = [f"{document.where(path)}: {_KEY_ADVICE}" for path in _secrets(document.data, ())]
     try:
         spec = TaskSpec.model_validate(data)
     except ValidationError as error:
@@ -428,7 +428,7 @@ def parse(document: Document) -> TaskSpec:
 
 
 _SECRET = re.compile(r"(^|_)(api_?key|secret|password|access_?token|auth_?token|credentials?)$", re.IGNORECASE)
-_SECRET_ADVICE = "keys and passwords do not belong in a spec, which is shared and copied into results; set the provider's environment variable"
+_KEY_ADVICE = "keys and passwords do not belong in a spec, which is shared and copied into results; set the provider's environment variable"
 
 
 def _secrets(value: Any, path: KeyPath) -> Iterator[KeyPath]:

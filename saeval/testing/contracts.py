@@ -1,6 +1,6 @@
 """The contracts: what every plugin of a kind must satisfy, whatever it does. The built-in ones pass them too."""
 
-# ruff: noqa: S101 - a contract is made of assertions
+
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def check_source(source: ActivationSource, tmp_path: Path) -> None:
         source.collect(writer)
         return writer.finish()
 
-    class Interrupted(Exception):  # noqa: N818
+    class Interrupted(Exception):
         pass
 
     def interrupt(done: int, total: int) -> None:

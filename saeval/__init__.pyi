@@ -16,6 +16,7 @@ from .hookspecs import hookimpl
 from .interfaces import LLM, ActivationSource, Coder, Context, Explainer, Need, Plugin, Sampler, Scorer, Step
 from .live import LiveModel
 from .llm import (
+    FinishReason,
     LanguageModel,
     LogprobReply,
     LogprobRequest,
@@ -41,7 +42,7 @@ __version__: str
 __all__ = [
     "AUROC", "BALANCED_ACCURACY", "CLASSIFICATION", "LLM", "PEARSON", "ActivationSource", "ActivationStore",
     "ActivationWriter", "Asset", "BudgetExceeded", "Coder", "Context", "Corpus", "Example", "Examples", "Explainer",
-    "Explanation", "Gate", "HookPoint", "InputError", "LLMError", "LanguageModel", "LatentId", "LatentRecord",
+    "Explanation", "FinishReason", "Gate", "HookPoint", "InputError", "LLMError", "LanguageModel", "LatentId", "LatentRecord",
     "LinearCoder", "LiveModel", "LogprobReply", "LogprobRequest", "Message", "Metric", "ModelRef", "ModuleCoder",
     "Need", "NeuronCoder", "Outcome", "ParseError", "Plugin", "PluginError", "Prompt", "Refused", "Reply", "Request",
     "RunResult", "SaevalError", "Sampler", "Score", "Scorer", "Sparse", "SparseCoder", "SpecError", "SpecPath",

@@ -51,12 +51,16 @@ def run_of(*cells: CellResult, **changes: Any) -> RunResult:
 def made_run(**changes: Any) -> RunResult:
     """Two contestants that the ranking scorer tells apart, and two baseline coders; every value is a different number."""
     cells = []
-    for i, (name, baseline) in enumerate([("topk", None), ("jumprelu", None), ("random_sae", "random_sae"), ("neurons", "neurons")]):
+    for i, (name, baseline) in enumerate(
+        [("topk", None), ("jumprelu", None), ("random_sae", "random_sae"), ("neurons", "neurons")]
+    ):
         rows = []
         for j, scorer in enumerate(SCORERS):
             for k, variant in enumerate(VARIANTS):
                 value = round(0.611 + 0.1 * i * (i < 2) - 0.031 * i * (i > 1) - 0.007 * j - 0.0421 * k, 4)
-                main = {"floor": {"random_explanation": 0.513, "chance": 0.5}} if k == 0 else {"floor": {}, "lift": None}
+                main = (
+                    {"floor": {"random_explanation": 0.513, "chance": 0.5}} if k == 0 else {"floor": {}, "lift": None}
+                )
                 rows.append(score_row(scorer, value, variant=variant, **main))
                 if SCORERS[scorer] == "balanced_accuracy":
                     rows.append(score_row(scorer, value - 0.1, variant=variant, metric="f1", floor={}, lift=None))

@@ -37,10 +37,22 @@ def test_specs_in_the_docs_are_valid(page):
 
 
 def test_specs_of_the_tutorial_are_valid():
-    (role,), (mine,), (scorers,) = ([b for b in blocks("docs/tutorial.md", "yaml") if key in b] for key in ("api_base", "task: my-sae", "my_scorer"))
+    (role,), (mine,), (scorers,) = (
+        [b for b in blocks("docs/tutorial.md", "yaml") if key in b] for key in ("api_base", "task: my-sae", "my_scorer")
+    )
     RoleSpec.model_validate(yaml.safe_load(role)["llms"]["judge"])
     PartSpec.model_validate(yaml.safe_load(scorers)["scorers"]["mine"])
-    assert parse(Document({**yaml.safe_load(mine), "source": {"use": "synthetic"}, "explainer": "default", "scorers": {"detection": None}}, {}))
+    assert parse(
+        Document(
+            {
+                **yaml.safe_load(mine),
+                "source": {"use": "synthetic"},
+                "explainer": "default",
+                "scorers": {"detection": None},
+            },
+            {},
+        )
+    )
 
 
 def test_task_reference_names_every_key():

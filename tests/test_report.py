@@ -1,169 +1,272 @@
-"""Reports rank as far as intervals allow, say what every number stands on, and let no text do harm."""
+"""Reports say what the results say, rank only as far as intervals can tell, and no text in them does harm."""
 
 from __future__ import annotations
 
 import csv
+import inspect
 import io
+import json
+import re
+import unicodedata
+from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_run import SCORERS, VARIANTS, cell, made_run, run_of, score_row
 from rich.console import Console
 
-from saeval import RunResult, read
-from saeval.report import write_reports
+import saeval
+from saeval import results
+from saeval.errors import InputError
+from saeval.report import cells, safe_text, write_reports
 from saeval.report.leaderboard import Leaderboard
 from saeval.report.markdown import markdown
-from saeval.report.terminal import render
-from saeval.results import CellResult, Explanation, Latent, Ledger, Outcome, Score, ScoreRow
+from saeval.report.terminal import number, render, with_interval
+
+HOSTILE = ["<script>alert(1)</script>", "a | b", "=cmd()", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07x", "two\n# lines", "[bold]x[/bold]", "[/nothing]", "\u202eevil",
+           "@SUM(A1)", "\t=1+1", " +1", "-2+3", "`code`", "![i](http://h/p.png)"]  # fmt: skip
 
 
-def row(value, half=0.02, *, scorer="detection", metric="balanced_accuracy", variant="explanation", **changes):
-    interval = None if value is None else (value - half, value + half)
-    return ScoreRow(
-        **{
-            "scorer": scorer, "variant": variant, "plugin": "saeval/detection 0.1.0", "metric": metric, "higher_is_better": True,
-            "range": (0, 1), "value": value, "median": value, "ci95": interval, "n": 0 if value is None else 40, "tried": 40,
-            "failed": 40 if value is None else 0, "unparsed": 0, "coverage": 0.0 if value is None else 1.0,
-            "floor": {"random_explanation": 0.512, "chance": 0.5} if variant == "explanation" else {},
-            "lift": None if value is None else value - 0.512, "judge": "openai/gpt-4o-mini", "usd": 0.25, **changes,
-        }
-    )  # fmt: skip
-
-
-def cell(name, scores, baseline=None):
-    return CellResult(
-        cell=f"coder={name}", axes={"coder": name}, baseline=baseline, coder={"plugin": "saeval/sae_lens 0.1.0"}, subject="gemma",
-        explainer="saeval/default 0.1.0 with openai/gpt-4o-mini", measures={"l0": 32.0, "frac_alive": 0.9},
-        counts={"requested": 40, "eligible": 900, "sampled": 40, "explained": 40}, scores=scores,
-    )  # fmt: skip
-
-
-def made_run(cells, **changes):
-    return RunResult(
-        **{
-            "run_id": "r", "task": "face-off", "task_version": "1.0", "spec_sha": "ab" * 16, "saeval_version": "0.1.0", "seed": 0,
-            "rank_by": "detection.balanced_accuracy", "partial": False, "synthetic": False, "reproducible": True, "cells": cells,
-            "ledger": [Ledger(role="judge", model="openai/gpt-4o-mini", calls=10, cached=2, failed=1, input_tokens=999, output_tokens=50, usd=None)],
-            **changes,
-        }
-    )  # fmt: skip
-
-
-def printed(run, width=100):
+def rendered(run: results.RunResult, width: int = 100) -> str:
     out = io.StringIO()
-    render(run, Console(file=out, width=width, force_terminal=False))
+    render(run, Console(file=out, width=width))
     return out.getvalue()
 
 
-def ranks(*cells):
-    return {s.cell.axes["coder"]: s.rank_text for s in Leaderboard.of(made_run(list(cells))).standings}
+def board(*scores: tuple[float | None, float], **changes) -> list[str]:
+    """Ranks of contestants with these values and half-widths, in the order given."""
+    made = run_of(*(cell(str(i), [score_row("detection", v, half, **changes)]) for i, (v, half) in enumerate(scores)))
+    ranks = {s.cell.cell: s.rank_text for s in Leaderboard.of(made).standings}
+    return [ranks[f"coder={i}"] for i in range(len(scores))]
 
 
-def test_cells_that_intervals_separate_have_ranks_of_their_own():
-    assert ranks(cell("b", [row(0.6)]), cell("a", [row(0.9)]), cell("c", [row(0.3)])) == {"a": "1", "b": "2", "c": "3"}
+# --- ranks ---
 
 
-def test_cells_that_intervals_do_not_separate_share_a_range():
-    assert ranks(cell("a", [row(0.62, 0.1)]), cell("b", [row(0.60, 0.1)]), cell("c", [row(0.1)])) == {
-        "a": "1-2",
-        "b": "1-2",
-        "c": "3",
-    }
+def test_a_rank_is_a_range_where_intervals_do_not_separate():
+    assert board((0.8, 0.01), (0.7, 0.01), (0.6, 0.01)) == ["1", "2", "3"]
+    assert board((0.61, 0.04), (0.60, 0.04)) == ["1-2", "1-2"]
+    assert board((0.60, 0.05), (0.66, 0.05), (0.72, 0.05)) == ["2-3", "1-3", "1-2"]
 
 
-def test_holm_correction_asks_more_of_many_cells_than_of_two():
-    close = [row(0.60, 0.05), row(0.68, 0.05)]  # p = 0.027
-    assert ranks(cell("a", [close[0]]), cell("b", [close[1]])) == {"b": "1", "a": "2"}
-    others = [cell(f"x{i}", [row(0.64, 0.05)]) for i in range(6)]
-    assert ranks(cell("a", [close[0]]), cell("b", [close[1]]), *others)["b"].startswith("1-")
+def test_ranks_are_corrected_for_the_number_of_pairs():
+    # z = 2.26 for the widest pair: enough alone (p = .024), not among three pairs (.05 / 3).
+    assert board((0.70, 0.049), (0.62, 0.049)) == ["1", "2"]
+    assert board((0.70, 0.049), (0.66, 0.049), (0.62, 0.049)) == ["1-3", "1-3", "1-3"]
 
 
-def test_baselines_stand_below_without_a_rank_and_missing_scores_are_dashes():
-    run = made_run([cell("random_sae", [row(0.95)], "random_sae"), cell("topk", [row(0.6)]), cell("dead", [row(None)])])
-    assert [s.cell.axes["coder"] for s in Leaderboard.of(run).standings] == ["topk", "dead", "random_sae"]
-    line = next(x for x in printed(run).splitlines() if "dead" in x)
-    assert "–" in line
-    assert "0/40" in printed(run)
+def test_an_interval_cut_off_by_the_range_counts_by_its_longer_side():
+    # As half-widths, .03 and .02 would separate these; the ceiling hides that the first reaches .06 down.
+    assert board((1.0, 0.06), (0.94, 0.04)) == ["1-2", "1-2"]
 
 
-def test_smallest_visible_difference_follows_from_the_standard_errors():
-    board = Leaderboard.of(made_run([cell("a", [row(0.6, 0.0196)]), cell("b", [row(0.7, 0.0196)])]))
-    assert board.smallest_difference == pytest.approx(2.8 * (0.01**2 * 2) ** 0.5)
+def test_less_is_better_where_the_metric_says_so():
+    assert board((0.8, 0.01), (0.6, 0.01), higher_is_better=False) == ["2", "1"]
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
-def test_terminal_shows_every_number_at_any_width(width):
-    labels = ["detection", "fuzzing", "embedding", "simulation", "surprisal"]
-    scores = [row(0.511 + i / 100, scorer=label) for i, label in enumerate(labels)]
-    text = printed(made_run([cell("topk", scores), cell("jumprelu", scores)]), width)
-    assert all(len(line) <= width for line in text.splitlines())
-    for i in range(5):
-        assert f".5{11 + 10 * i}" in text
-    assert "40/40" in text and "chance .500" in text and "+0.0" in text
-
-
-HOSTILE = "<script>alert(1)</script> | \x1b]0;owned\x07\x1b[31m[bold red]x[/] =cmd() \u202egnp\n# head"
-
-
-def test_hostile_text_is_inert_everywhere(tmp_path):
-    run = made_run([cell("topk", [row(0.6)])], task="t", description=HOSTILE, warnings=[HOSTILE, "=1+1"])
-    run = run.model_copy(
-        update={"cells": [run.cells[0].model_copy(update={"axes": {"coder": "=cmd()|x"}, "subject": HOSTILE})]}
+def test_baselines_follow_unranked_and_a_cell_without_a_score_comes_last_of_the_contestants():
+    made = run_of(
+        cell("neurons", [score_row("detection", 0.9)], "neurons"),
+        cell("broken", [score_row("detection", None)]),
+        cell("topk", [score_row("detection", 0.6)]),
     )
-    for text in (printed(run), markdown(run)):
-        assert not set(text) & {"\x1b", "\x07", "\u202e"}
-    assert "[bold red]" in printed(run)
-    assert "<script>" not in markdown(run)
-    assert all(
-        line.count(" | ") == markdown(run).splitlines()[i - 1].count(" | ")
-        for i, line in enumerate(markdown(run).splitlines())
-        if "cmd" in line and line.startswith("|") and i and markdown(run).splitlines()[i - 1].startswith("| rank")
-    )
-    write_reports(run, tmp_path)
-    with (tmp_path / "leaderboard.csv").open() as file:
-        assert next(csv.DictReader(file))["axis.coder"] == "'=cmd()|x"
+    assert [(s.cell.axes["coder"], s.rank_text) for s in Leaderboard.of(made).standings] == [
+        ("topk", "1"),
+        ("broken", "–"),
+        ("neurons", "base"),
+    ]
+    assert Leaderboard.of(made).smallest_difference is None
 
 
-def test_csv_and_parquet_hold_the_same_tidy_rows(tmp_path):
-    run = made_run(
-        [cell("topk", [row(0.6), row(0.52, variant="random_explanation")]), cell("neurons", [row(0.5)], "neurons")]
+def test_the_smallest_visible_difference_follows_from_the_intervals():
+    made = run_of(*(cell(str(i), [score_row("detection", 0.6, 0.049)]) for i in range(2)))
+    assert Leaderboard.of(made).smallest_difference == pytest.approx(2.8 * 0.025 * 2**0.5)
+
+
+def test_the_board_shows_the_metric_that_ranks():
+    made = made_run(rank_by="fuzzing.f1")
+    assert list(Leaderboard.of(made).metrics.items()) == [
+        ("fuzzing", "f1"),
+        ("detection", "balanced_accuracy"),
+        ("embedding", "auroc"),
+    ]
+    assert number(Leaderboard.of(made).row(made.cells[1], "fuzzing").value) == ".604"
+
+
+# --- terminal ---
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_every_number_is_shown_whole_at_any_width(width):
+    made = made_run()
+    axes = {"layer": ["a-very-long-name-of-a-layer-that-no-table-has-room-for", "x"], "hook": ["resid", "mlp-out"]}
+    wide = [
+        c.model_copy(update={"axes": {**c.axes, **{k: v[i % 2] for k, v in axes.items()}}})
+        for i, c in enumerate(made.cells)
+    ]
+    for run in (made, made.model_copy(update={"cells": wide})):
+        text = rendered(run, width)
+        assert max(map(len, text.splitlines())) <= width and "…" not in text
+        for row in (r for c in run.cells for r in c.scores if r.metric == SCORERS[r.scorer]):
+            assert text.count(with_interval(row)) >= (2 if row.variant == "explanation" else 1)
+        assert all(f"{r.lift:+.3f}" in text for c in run.cells for r in c.scores if r.lift is not None)
+        assert "48/50" in text and "96%" in text and "chance .500" in text and "32.2" in text and "0.12" in text
+        assert number(Leaderboard.of(run).smallest_difference) in text and "something a reader must know" in " ".join(
+            text.split()
+        )
+
+
+def test_output_that_is_no_terminal_is_plain_text():
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", rendered(made_run()))
+
+
+def test_a_missing_score_says_how_many_failed():
+    made = run_of(
+        cell("topk", [score_row("detection", None)]), cell("other", [score_row("detection", None, tried=0, failed=0)])
     )
-    write_reports(run, tmp_path)
+    assert "– (50 failed)" in rendered(made) and "– (none tried)" in rendered(made)
+
+
+def test_numbers_are_short_but_never_hide_a_sign_or_a_width():
+    assert [number(x) for x in (0.6124, -0.02, 1.0, -0.0001, 23.456, None)] == [
+        ".612",
+        "-.020",
+        "1.00",
+        ".000",
+        "23.46",
+        "–",
+    ]
+    assert with_interval(score_row("d", 0.5, 0.004)) == ".500 [.496 .504]"
+
+
+def test_a_run_interrupted_before_its_first_cell_can_be_reported():
+    assert "face-off" in rendered(run_of()) and "face-off" in markdown(run_of())
+
+
+# --- hostile text ---
+
+
+def hostile_run(text: str) -> results.RunResult:
+    row = score_row("detection", 0.6, judge=text)
+    other = score_row(text, 0.7, plugin=text, metric=text)
+    made = run_of(
+        cell(text, [row, other], layer=text), cell("b", [row, other], layer="2"), warnings=[text], description=text
+    )
+    return made.model_copy(update={"task": text})
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_inert_on_a_terminal(text):
+    shown = rendered(hostile_run(text))
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]
+    assert "".join(safe_text(text).split()) in "".join(shown.split())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_inert_in_markdown(text):
+    report = markdown(hostile_run(text))
+    prose = report.replace("```\nsaeval run --task spec.yaml\n```", "")
+    assert "<" not in report and "![" not in report and "\x1b" not in report
+    assert not re.search(r"^# lines", report, re.MULTILINE) and "`code`" not in prose.replace("\\`", "")
+    for table in re.findall(r"(?:^\|.*\n)+", report, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_no_formula_in_csv_and_untouched_in_parquet(text, tmp_path):
+    write_reports(hostile_run(text), tmp_path)
+    with (tmp_path / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            assert not [v for v in row.values() if v.startswith(("=", "+", "-", "@", "\t"))]
+            assert safe_text(text) in row["task"] and "\x1b" not in row["task"]
+    assert set(pq.read_table(tmp_path / "leaderboard.parquet")["task"].to_pylist()) == {text}
+
+
+def test_escape_sequences_are_dropped_with_what_they_carry():
+    assert safe_text("\x1b[1;31mred\x1b[0m \x1b]8;;http://x\x1b\\link\x1b]8;;\x07\na\tb\u202e") == "red link a b"
+
+
+# --- files ---
+
+
+def test_csv_and_parquet_hold_the_same_rows(tmp_path):
+    made = made_run()
+    assert [f.name for f in write_reports(made, tmp_path)] == ["report.md", "leaderboard.csv", "leaderboard.parquet"]
     table = pq.read_table(tmp_path / "leaderboard.parquet").to_pylist()
-    with (tmp_path / "leaderboard.csv").open() as file:
+    with (tmp_path / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [r["value"] for r in table] == [float(line["value"]) for line in lines] == [0.6, 0.52, 0.5]
-    assert table[0]["axis.coder"] == "topk" and table[0]["floor.chance"] == 0.5 and table[2]["baseline"] == "neurons"
+    assert len(lines) == len(table) == sum(len(c.scores) for c in made.cells)
+    for line, row in zip(lines, table, strict=True):
+        assert line == {k: "" if v is None else str(v) for k, v in row.items()}
+    first, given = table[0], made.cells[0].scores[0]
+    assert (first["axis.coder"], first["measure.l0"], first["count.sampled"]) == ("topk", 32.25, 50)
+    assert (first["value"], first["ci_low"], first["ci_high"]) == (given.value, *given.ci95)
+    assert (first["floor.chance"], first["floor.random_explanation"]) == (0.5, 0.513)
+    assert {row["variant"] for row in table} == set(VARIANTS)
 
 
-def test_markdown_says_what_the_numbers_stand_on():
-    text = markdown(made_run([cell("topk", [row(0.6), row(0.52, variant="random_explanation")])], partial=True))
-    for wanted in (
-        "(partial)",
-        "verified silent",
-        "0.600",
-        "0.580 – 0.620",
-        "40/40",
-        "random\\_explanation",
-        "unknown",
-        "spec.yaml",
-    ):
-        assert wanted in text
+def test_a_run_without_scores_keeps_the_columns_types(tmp_path):
+    write_reports(run_of(), tmp_path)
+    schema = pq.read_schema(tmp_path / "leaderboard.parquet")
+    assert str(schema.field("value").type) == "double" and str(schema.field("judge").type) == "string"
 
 
-def test_results_survive_a_round_trip_and_damaged_ones_are_refused(tmp_path):
-    run = made_run([cell("topk", [row(0.6)])])
-    (tmp_path / "results.json").write_text(run.model_dump_json(by_alias=True))
-    assert read(tmp_path) == run
-    (tmp_path / "results.json").write_text('{"schema": "other/9"}')
-    with pytest.raises(Exception, match="not results that this saeval can read"):
-        read(tmp_path)
+def test_a_place_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        write_reports(made_run(), tmp_path / "file")
 
 
-def test_results_page_names_every_field():
-    from pathlib import Path
+def test_the_report_holds_every_score_the_cost_and_the_way_to_repeat_it():
+    made = made_run()
+    report = markdown(made)
+    for row in (r for c in made.cells for r in c.scores):
+        assert f"| {row.value:.3f} | {row.ci95[0]:.3f} to {row.ci95[1]:.3f} | 48/50 | 96% |" in report
+    assert "| 123456 | 7890 | unknown |" in report and "torch 2.9.0" in report
+    assert "saeval run --task spec.yaml" in report and made.spec_sha[:12] in report
 
-    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
-    for model in (RunResult, CellResult, ScoreRow, Ledger, Explanation, Outcome, Score, Latent):
-        for name, field in model.model_fields.items():
-            assert f"`{field.alias or name}`" in page, f"docs/results.md does not name {model.__name__}.{name}"
+
+def test_results_survive_being_written_and_read(tmp_path):
+    made = made_run()
+    (tmp_path / "results.json").write_text(json.dumps(made.model_dump(mode="json", by_alias=True)))
+    assert saeval.read(tmp_path) == made
+
+
+def test_tables_of_a_cell_keep_their_types_with_and_without_rows(tmp_path):
+    example = {"latent": 3, "role": "explain", "active": True, "decile": None, "context": 2**40, "start": 5, "document": 9,
+               "tokens": ["a", "b"], "token_ids": [1, 2], "activations": [0.0, 1.5]}  # fmt: skip
+    cells.write_examples(tmp_path / "some.parquet", [example])
+    cells.write_examples(tmp_path / "none.parquet", [])
+    assert pq.read_table(tmp_path / "some.parquet").to_pylist() == [example]
+    assert pq.read_schema(tmp_path / "some.parquet") == pq.read_schema(tmp_path / "none.parquet")
+    cells.write_latents(
+        tmp_path / "latents.parquet", [{"latent": 1, "score.detection.auroc": np.float64(0.5)}, {"latent": 2}]
+    )
+    assert pq.read_table(tmp_path / "latents.parquet")["score.detection.auroc"].to_pylist() == [0.5, None]
+    outcome = results.Outcome(example="1:2", active=True, status="refused", reason="declined")
+    cells.write_judgements(
+        tmp_path / "judged.parquet", [{"latent": 1, "scorer": "d", "variant": "explanation", **outcome.model_dump()}]
+    )
+    assert pq.read_table(tmp_path / "judged.parquet").to_pylist()[0]["reason"] == "declined"
+    cells.write_explanations(tmp_path / "explanations.jsonl", [{"latent": 1, "text": "café\nand more"}])
+    assert [
+        json.loads(line) for line in (tmp_path / "explanations.jsonl").read_text(encoding="utf-8").splitlines()
+    ] == [{"latent": 1, "text": "café\nand more"}]
+
+
+def test_every_field_of_the_results_is_documented():
+    text = (Path(__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    models = [
+        m
+        for _, m in inspect.getmembers(results, inspect.isclass)
+        if issubclass(m, results.Result) and m is not results.Result
+    ]
+    assert len(models) >= 7
+    missing = [
+        f"{m.__name__}.{f.alias or name}"
+        for m in models
+        for name, f in m.model_fields.items()
+        if f"`{f.alias or name}`" not in text
+    ]
+    assert not missing

@@ -1,7 +1,5 @@
 """The contracts: what every plugin of a kind must satisfy, whatever it does. The built-in ones pass them too."""
 
-
-
 from __future__ import annotations
 
 import asyncio

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +19,8 @@ from saeval.llm import Usage
 from saeval.results import Ledger
 
 _SCHEMA = 1
+
+log = logging.getLogger("saeval")
 
 
 class CallStore:
@@ -33,7 +38,7 @@ class CallStore:
     def __init__(self, path: Path):
         self.path = path
         self._lock = threading.Lock()
-        try:
+        with self._database():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -45,20 +50,28 @@ class CallStore:
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
             )
             self._db.execute(f"PRAGMA user_version={_SCHEMA}")
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(
-                f"{path}: the cache of model answers cannot be opened ({error}); delete it or set SAEVAL_CACHE"
-            ) from None
+
+    @contextmanager
+    def _database(self) -> Iterator[None]:
+        """Hold the lock, and say in one sentence what is wrong with the file."""
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                raise StoreError(
+                    f"{self.path}: the cache of model answers cannot be used ({error}); "
+                    "make room, delete it, or set SAEVAL_CACHE to another folder"
+                ) from None
 
     def get(self, key: str) -> Any | None:
         """Return the answer kept under a key, or None."""
-        with self._lock:
+        with self._database():
             row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         return json.loads(row[0]) if row else None
 
     def put(self, key: str, answer: Any) -> None:
         """Keep an answer; it survives a kill from here on."""
-        with self._lock:
+        with self._database():
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
 
     def close(self) -> None:

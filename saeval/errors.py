@@ -15,6 +15,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saeval.llm import Usage
 
 
 class SaevalError(Exception):
@@ -56,12 +60,16 @@ class LLMError(SaevalError):
         message: What happened, in one sentence, without any key or prompt in it.
         retryable: Whether the same call may succeed later (rate limit, server error, lost connection).
         retry_after: Seconds the server asked to wait, when it did.
+        usage: What the call took although it failed: refusals and empty answers are billed.
     """
 
-    def __init__(self, message: str, *, retryable: bool = False, retry_after: float | None = None):
+    def __init__(
+        self, message: str, *, retryable: bool = False, retry_after: float | None = None, usage: Usage | None = None
+    ):
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
+        self.usage = usage
 
 
 class Refused(LLMError):

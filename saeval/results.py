@@ -91,7 +91,7 @@ class Score(Result):
         )
         if "balanced_accuracy" not in values:
             reasons = [o.reason for o in outcomes if o.reason]
-            why = max(set(reasons), key=reasons.count) if reasons else "no window of one side was given"
+            why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "no window of one side was given"
             return cls(status="failed", reason=f"{len(answered)} of {len(outcomes)} judged: {why}",
                        outcomes=tuple(outcomes), notes=notes)  # fmt: skip
         return cls(values=values, outcomes=tuple(outcomes), notes=notes)

@@ -428,7 +428,7 @@ class ActivationStore:
                     document=int(self.documents[context]),
                     context=context,
                     start=start,
-                    active=high > low,
+                    active=bool(high > low),
                     decile=decile,
                 )
             )

@@ -333,10 +333,10 @@ class _Builder:
         for label, scorer in spec.scorers.items():
             for name in scorer.baselines or ():
                 if name not in alternatives:
-                    known = ", ".join(alternatives) or "none"
+                    there = ", ".join(alternatives) or "none"
                     self.fail(
                         ("scorers", label, "baselines"),
-                        f"{name!r} is not an explanation baseline of this task; there are: {known}",
+                        f"{name!r} is not an explanation baseline of this task; there are: {there}",
                     )
         if not (source and sampler and explainer and all(scorers.values())):
             return []

@@ -13,7 +13,7 @@ from planted_run import spec, truthful_server
 import saeval
 from saeval import hookspecs
 from saeval.plugins import Registry
-from saeval.spec import Document, PartSpec, RoleSpec, TaskSpec, parse
+from saeval.spec import Document, PartSpec, RoleSpec, TaskSpec, cells_of, parse
 from saeval.task import load_task
 
 ROOT = Path(__file__).parents[1]
@@ -30,10 +30,15 @@ def test_links_within_the_project_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/task-reference.md"])
-def test_specs_in_the_docs_are_valid(page):
-    for text in blocks(page, "yaml"):
-        load_task(yaml.safe_load(text), registry=Registry(), check=False)
+def test_spec_of_the_readme_is_a_task():
+    (text,) = blocks("README.md", "yaml")
+    task = load_task(yaml.safe_load(text), registry=Registry(), check=False)
+    assert [cell.name for cell in task.cells] == ["all", "coder=random_sae"]
+
+
+def test_spec_of_the_task_reference_is_valid():
+    (text,) = blocks("docs/task-reference.md", "yaml")
+    assert [parse(filled).task for _, filled in cells_of(Document(yaml.safe_load(text), {}))] == ["face-off"] * 2
 
 
 def test_specs_of_the_tutorial_are_valid():

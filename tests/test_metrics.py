@@ -127,6 +127,7 @@ DRAWS = {
     "normal": (lambda rng, size: np.clip(rng.normal(0.6, 0.1, size), 0, 1), 0.6),
     "skewed": (lambda rng, size: rng.beta(2, 6, size), 0.25),
     "binary": (lambda rng, size: rng.integers(0, 2, size).astype(float), 0.5),
+    "four values": (lambda rng, size: rng.choice([0.4, 0.5, 0.6, 0.9], size, p=[0.1, 0.5, 0.3, 0.1]), 0.56),
     "binary, three in ten": (lambda rng, size: (rng.random(size) < 0.3).astype(float), 0.3),
 }
 
@@ -141,4 +142,6 @@ def test_intervals_cover_the_mean_as_often_as_they_say(name, n):
     for _ in range(repetitions):
         low, high = metrics.mean_interval(draw(rng, n), rng, low=0, high=1, resamples=500)
         covered += low <= mean <= high
-    assert 0.92 <= covered / repetitions <= 0.985
+    # Twenty latents can miss a value that one in ten has, the highest here; docs/metrics.md says what that costs.
+    least = 0.88 if (name, n) == ("four values", 20) else 0.92
+    assert least <= covered / repetitions <= 0.985

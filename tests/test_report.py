@@ -51,13 +51,13 @@ def test_a_rank_is_a_range_where_intervals_do_not_separate():
 
 
 def test_ranks_are_corrected_for_the_number_of_pairs():
-    # z = 2.26 for the widest pair: enough alone (p = .024), not among three pairs (.05 / 3).
+    # z = 2.26 for the widest pair: enough alone (p = .024), not as the first of three pairs (.05 / 3).
     assert board((0.70, 0.049), (0.62, 0.049)) == ["1", "2"]
     assert board((0.70, 0.049), (0.66, 0.049), (0.62, 0.049)) == ["1-3", "1-3", "1-3"]
 
 
 def test_an_interval_cut_off_by_the_range_counts_by_its_longer_side():
-    # As half-widths, .03 and .02 would separate these; the ceiling hides that the first reaches .06 down.
+    # The first interval is [.94 1]: by its half-width, z would be 2.35; its longer side makes it 1.63.
     assert board((1.0, 0.06), (0.94, 0.04)) == ["1-2", "1-2"]
 
 
@@ -97,7 +97,7 @@ def test_the_board_shows_the_metric_that_ranks():
 # --- terminal ---
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [80, 100, 160])
 def test_every_number_is_shown_whole_at_any_width(width):
     made = made_run()
     axes = {"layer": ["a-very-long-name-of-a-layer-that-no-table-has-room-for", "x"], "hook": ["resid", "mlp-out"]}
@@ -231,6 +231,9 @@ def test_results_survive_being_written_and_read(tmp_path):
     made = made_run()
     (tmp_path / "results.json").write_text(json.dumps(made.model_dump(mode="json", by_alias=True)))
     assert saeval.read(tmp_path) == made
+    (tmp_path / "results.json").write_text('{"schema": "other/9"}')
+    with pytest.raises(InputError, match="not results that this saeval can read"):
+        saeval.read(tmp_path)
 
 
 def test_tables_of_a_cell_keep_their_types_with_and_without_rows(tmp_path):

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saeval_plugins.prompts import marked_line
 from saeval_plugins.samplers import saeval_samplers
-from saeval_plugins.scorers import saeval_scorers
 from saeval_plugins.scorers._judge import answer_probabilities, parse_list
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
@@ -63,7 +62,7 @@ def records(tmp_path_factory):
     return [sampler.sample(store, LatentId("planted", i), derive_rng(0, "test", i)) for i in range(6)]
 
 
-@pytest.mark.parametrize("kind", saeval_scorers())
+@pytest.mark.parametrize("kind", [*JUDGES, Embedding])
 def test_every_scorer_satisfies_the_contract(kind):
     check_scorer(kind(), rule_judge)
     if "mode" in kind.model_fields:

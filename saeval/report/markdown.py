@@ -1,4 +1,4 @@
-"""The report in Markdown: method, leaderboard, baselines, cost, warnings, and how to repeat it."""
+"""The report in Markdown: method, leaderboard, scores, cost, warnings, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -8,126 +8,107 @@ from collections.abc import Iterable, Sequence
 
 from saeval.report import safe_text
 from saeval.report.leaderboard import OWN, Leaderboard
-from saeval.results import RunResult, ScoreRow
+from saeval.results import CellResult, Ledger, RunResult, ScoreRow
 
-
-def _cell(value: object) -> str:
-    """Make text inert inside a Markdown table."""
-    return re.sub(r"([\\|`*_\[\]])", r"\\\1", html.escape(safe_text(value), quote=False))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(_cell(v) for v in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _score(row: ScoreRow) -> list[object]:
-    value = "–" if row.value is None else f"{row.value:.3f}"
-    interval = "–" if row.ci95 is None else f"{row.ci95[0]:.3f} – {row.ci95[1]:.3f}"
-    floors = ", ".join(f"{k} {v:.3f}" for k, v in row.floor.items())
-    lift = "" if row.lift is None else f"{row.lift:+.3f}"
-    return [
-        row.metric,
-        "↑" if row.higher_is_better else "↓",
-        value,
-        interval,
-        f"{row.n}/{row.tried}",
-        f"{row.coverage:.0%}",
-        floors,
-        lift,
-    ]
-
-
-def _shown(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-    """Leave each scorer its headline metric and AUROC; all others are in the tables."""
-    kept: dict[tuple[str, str, str], ScoreRow] = {}
-    for row in rows:
-        headline = not any(scorer == row.scorer and variant == row.variant for scorer, variant, _ in kept)
-        if headline or row.metric == "auroc":
-            kept[row.scorer, row.variant, row.metric] = row
-    return list(kept.values())
-
-
-_SCORE_HEAD = ["metric", "", "value", "95 % interval", "n", "covered", "floors", "lift"]
+_STAGES = ("requested", "eligible", "sampled", "explained")
+_SCORES = ("coder", "scorer", "explanation", "metric", "↑", "value", "95 % CI", "n", "coverage", "floor", "lift")
+_COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
 
 def markdown(run: RunResult) -> str:
     """Return the report of a run."""
     board = Leaderboard.of(run)
-    first = run.cells[0]
-    judges = ", ".join(dict.fromkeys(str(r.judge) for c in run.cells for r in c.scores if r.judge))
-    marks = [
-        m
-        for m, on in (
-            ("partial", run.partial),
-            ("synthetic", run.synthetic),
-            ("not reproducible", not run.reproducible),
-        )
-        if on
-    ]
-    parts = [f"# {_cell(run.task)} {_cell(run.task_version)}" + (f" ({', '.join(marks)})" if marks else "")]
+    flags = {"partial": run.partial, "synthetic": run.synthetic, "not reproducible": not run.reproducible}
+    marks = ", ".join(mark for mark, on in flags.items() if on)
+    parts = [f"# {_inert(run.task)} {_inert(run.task_version)}" + (f" ({marks})" if marks else "")]
     if run.description:
-        parts.append(_cell(run.description))
-    method = (
-        f"Subject {_cell(first.subject)}. Latents explained by {_cell(first.explainer)} from windows of other documents than those "
-        f"they are scored on; non-activating windows are verified silent. "
-        + (f"Judged by {_cell(judges)}. " if judges else "")
-        + f"Scores are means over latents with 95 % intervals ({_cell(first.scores[0].method) if first.scores else 'bootstrap over latents'}); "
-        "`lift` is the distance to the best explanation that knows nothing of the latent, on the same latents. "
-        f"Seed {run.seed}."
-    )
-    parts += ["## Method", method, f"## Leaderboard, ranked by {_cell(run.rank_by)}"]
-    axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
-    rows = []
-    for standing in board.standings:
-        cell = standing.cell
-        measures = [f"{cell.measures[m]:.3g}" if m in cell.measures else "–" for m in ("l0", "frac_alive", "fvu")]
-        for row in _shown(cell.scores):
-            if row.variant == OWN:
-                rows.append(
-                    [
-                        standing.rank_text or "baseline",
-                        *(cell.axes.get(a, "") for a in axes),
-                        *measures,
-                        row.scorer,
-                        *_score(row),
-                    ]
-                )
-    parts.append(_table(["rank", *map(_cell, axes), "L0", "alive", "FVU", "scorer", *_SCORE_HEAD], rows))
-    if board.smallest_difference is not None:
-        parts.append(
-            f"Smallest difference that two contestants' intervals could show (80 % power): {board.smallest_difference:.3f}."
-        )
-    if board.variants:
-        rows = [
-            [c.cell.cell, row.variant, row.scorer, *_score(row)]
-            for c in board.standings for variant in board.variants for row in _shown(c.cell.scores) if row.variant == variant
-        ]  # fmt: skip
-        parts += [
-            "## Explanations that the scores are held against",
-            _table(["cell", "explanation", "scorer", *_SCORE_HEAD], rows),
-        ]
-    counts = [
-        [c.cell, *(c.counts.get(k, "") for k in ("requested", "eligible", "sampled", "explained"))] for c in run.cells
-    ]
-    parts += ["## Latents", _table(["cell", "requested", "eligible", "sampled", "explained"], counts)]
-    if run.ledger:
-        spent = [
-            [x.role, x.model, x.calls, x.cached, x.failed, x.input_tokens, x.output_tokens, "unknown" if x.usd is None else f"{x.usd:.4f}"]
-            for x in run.ledger
-        ]  # fmt: skip
-        parts += [
-            "## Cost",
-            _table(["role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$"], spent),
-        ]
+        parts.append(_inert(run.description))
     if run.warnings:
-        parts += ["## Warnings", "\n".join(f"- {_cell(w)}" for w in run.warnings)]
-    packages = run.components.get("packages")
-    versions = ", ".join(f"{k} {v}" for k, v in packages.items()) if isinstance(packages, dict) else ""
-    parts += [
-        "## To repeat it",
-        f"`saeval run --task spec.yaml` with this run's `spec.yaml` (sha {_cell(run.spec_sha[:12])}).",
-        f"saeval {_cell(run.saeval_version)}; {_cell(versions)}.",
-    ]
+        parts += ["## Warnings", "\n".join(f"- {_inert(w)}" for w in run.warnings)]
+    parts += ["## Method", _method(run), f"## Leaderboard, ranked by {_inert(run.rank_by)}", _leaderboard(run, board)]
+    if (least := board.smallest_difference) is not None:
+        parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {least:.3f}.")
+    parts += ["## Scores", _table(_SCORES, [_score(x.cell, row) for x in board.standings for row in x.cell.scores])]
+    counts = [[c.cell, *(c.counts.get(stage, "–") for stage in _STAGES)] for c in run.cells]
+    parts += ["## Latents", _table(["coder", *_STAGES], counts)]
+    if run.ledger:
+        parts += ["## Cost", _table(_COST, map(_cost, run.ledger))]
+    parts += ["## To repeat it", _repeat(run)]
     return "\n\n".join(parts) + "\n"
+
+
+def _inert(value: object) -> str:
+    """Return text without HTML or Markdown in it, and that ends no cell of a table."""
+    return re.sub(r"([\\|`*_~#\[\]])", r"\\\1", html.escape(safe_text(value), quote=False))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(map(_inert, row)) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _method(run: RunResult) -> str:
+    rows = [row for c in run.cells for row in c.scores]
+    judges = _named(row.judge for row in rows)
+    return " ".join(
+        [
+            f"Subject: {_named(c.subject for c in run.cells)}. Explained by {_named(c.explainer for c in run.cells)},",
+            "from windows of other documents than those scored on; non-activating windows are verified silent.",
+            *([f"Judged by {judges}."] if judges else []),
+            f"Scores are means over latents, with 95 % intervals ({_named(row.method for row in rows)}).",
+            "A floor is the same metric for the explanations of a baseline, or by chance; `lift` is the distance to",
+            "the best one that knows nothing of the latent, on the same latents. Ranks are ranges where unpaired",
+            "z tests, Holm-corrected over all pairs of contestants, do not separate.",
+            f"Seed {run.seed}.",
+        ]
+    )
+
+
+def _named(values: Iterable[str | None]) -> str:
+    return _inert(", ".join(dict.fromkeys(v for v in values if v)))
+
+
+def _leaderboard(run: RunResult, board: Leaderboard) -> str:
+    axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
+    measures = list(dict.fromkeys(m for c in run.cells for m in c.measures))
+    rows = []
+    for x in board.standings:
+        facts = [f"{x.cell.measures[m]:.4g}" if m in x.cell.measures else "–" for m in measures]
+        shown = [board.row(x.cell, scorer) for scorer in board.metrics]
+        scores = [f"{_value(row)} ({_interval(row)})" if row else "–" for row in shown]
+        rows.append([x.rank_text, *(x.cell.axes.get(a, "–") for a in axes), *facts, *scores])
+    return _table(["rank", *axes, *measures, *(f"{s}: {m}" for s, m in board.metrics.items())], rows)
+
+
+def _score(cell: CellResult, row: ScoreRow) -> list[object]:
+    floors = ", ".join(f"{name} {value:.3f}" for name, value in row.floor.items())
+    return [
+        cell.cell, row.scorer, "its own" if row.variant == OWN else row.variant, row.metric, "↑" if row.higher_is_better else "↓",
+        _value(row), _interval(row), f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, "" if row.lift is None else f"{row.lift:+.3f}",
+    ]  # fmt: skip
+
+
+def _value(row: ScoreRow) -> str:
+    return "–" if row.value is None else f"{row.value:.3f}"
+
+
+def _interval(row: ScoreRow) -> str:
+    if row.ci95 is None:
+        return f"{row.failed} failed" if row.value is None else "–"
+    return f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
+
+
+def _cost(x: Ledger) -> list[object]:
+    usd = "unknown" if x.usd is None else f"{x.usd:.4f}"
+    return [x.role, x.model, x.calls, x.cached, x.failed, x.input_tokens, x.output_tokens, usd]
+
+
+def _repeat(run: RunResult) -> str:
+    packages = run.components.get("packages")
+    versions = {"saeval": run.saeval_version, **(packages if isinstance(packages, dict) else {})}
+    return (
+        "```\nsaeval run --task spec.yaml\n```\n\n"
+        f"with this run's `spec.yaml` (sha {_inert(run.spec_sha[:12])}).\n\n"
+        f"Packages: {_named(f'{name} {version}' for name, version in versions.items())}.\n\n"
+        f"Plugins: {_named([*(c.explainer for c in run.cells), *(row.plugin for c in run.cells for row in c.scores)])}."
+    )

@@ -78,7 +78,6 @@ def render(run: RunResult, console: Console | None = None) -> None:
             say(f"{title:10}{names}")
     say(f"mean over latents [95 % interval]; ranked by {run.rank_by}")
 
-    names = [*axes, "L0", "alive"]
     columns = {
         s: [_heading(board, s), *(with_interval(board.row(x.cell, s)) for x in board.standings)] for s in board.metrics
     }
@@ -91,7 +90,9 @@ def render(run: RunResult, console: Console | None = None) -> None:
             for i, x in enumerate(board.standings)
         ]  # fmt: skip
         dim = [x.cell.baseline is not None for x in board.standings]
-        _print_table(console, "", ["rank", *names, *(columns[s][0] for s in scorers)], rows, dim, folding=axes)
+        _print_table(
+            console, "", ["rank", *axes, "L0", "alive", *(columns[s][0] for s in scorers)], rows, dim, folding=axes
+        )
 
     for scorer, metric in board.metrics.items():
         found = [
@@ -100,7 +101,10 @@ def render(run: RunResult, console: Console | None = None) -> None:
             for v in (OWN, *board.variants)
             if (row := board.row(x.cell, scorer, v))
         ]
-        rows = [[*_axis_values(cell, axes), "its own" if v == OWN else v, *_details(row)] for cell, v, row in found]
+        rows = [
+            [*_axis_values(cell, axes), "its own" if v == OWN else v.removesuffix("_explanation"), *_details(row)]
+            for cell, v, row in found
+        ]
         title = f"{scorer}: {metric}" + (f", chance {number(chance)}" if (chance := _chance(found)) is not None else "")
         heads = [*axes, "explanation", "score", "n", "failed", "covered", "lift", "$"]
         _print_table(console, title, heads, rows, [v != OWN for _, v, _ in found], folding=[*axes, "explanation"])

@@ -1,9 +1,9 @@
 """What plugin authors test with: stand-ins, planted latents whose meaning is known, and the contracts of each kind.
 
-Needs no pytest and is never loaded by a run. A whole test of a scorer can be:
+Needs no pytest. A whole test of a scorer can be:
 
     def test_purity():
-        check_scorer(Purity(), llm=ScriptedLLM("0.5"))
+        check_scorer(Purity(), llm=lambda: ScriptedLLM("0.5"))
 """
 
 from __future__ import annotations

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from saeval import ActivationSource, ActivationWriter, plant
+from saeval import ActivationSource
+
+if TYPE_CHECKING:
+    from saeval import ActivationWriter
 
 
 class Synthetic(ActivationSource):
@@ -25,4 +30,6 @@ class Synthetic(ActivationSource):
 
     def collect(self, writer: ActivationWriter) -> None:
         """Plant the latents."""
+        from saeval import plant
+
         plant(writer, n_latents=self.n_latents, documents=self.documents, seed=self.seed)

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from saeval.errors import BudgetExceeded, StoreError
+from saeval.errors import BudgetExceeded, InputError, StoreError
+from saeval.files import write_atomic
 from saeval.llm import Usage
 from saeval.results import Ledger
 
@@ -82,11 +83,25 @@ class CallStore:
 
 @dataclass(frozen=True)
 class Call:
-    """One line of the ledger; prompts and answers are not in it, and no key ever is."""
+    """One line of the ledger; prompts and answers are not in it, and no key ever is.
+
+    Attributes:
+        role: Role of the spec.
+        model: Model as the spec names it.
+        request: Hash of what was asked, whatever the model.
+        answer: Key of the answer in the `CallStore`.
+        status: How it ended.
+        cached: Whether the answer was there already, or was being waited for.
+        attempts: Times the model was asked.
+        usage: What all attempts took.
+        milliseconds: From asking to answer, waits included.
+        reason: Why there is no answer.
+    """
 
     role: str
     model: str
     request: str
+    answer: str
     status: Literal["ok", "failed", "refused"]
     cached: bool
     attempts: int
@@ -108,9 +123,13 @@ class CallLog:
 
     def add(self, call: Call) -> None:
         """Append a line."""
-        line = {"time": time.time(), **asdict(call)}
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        line = json.dumps({"time": time.time(), **asdict(call)}) + "\n"
+        with self._lock, self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a kill cut the last line short; this one must not hang on to it
+                    line = "\n" + line
+            file.write(line.encode())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield what is in the file; a line that a kill cut short is passed over."""
@@ -150,6 +169,39 @@ class CallLog:
         """Return the dollars spent so far as far as prices are known."""
         return sum(line["usage"]["usd"] or 0.0 for line in self._lines() if not line["cached"])
 
+    def answers(self, role: str) -> dict[str, str]:
+        """Return, for what a role was asked with success, hash of the request and key of the answer."""
+        return {x["request"]: x["answer"] for x in self._lines() if x["role"] == role and x["status"] == "ok"}
+
+
+def export_replay(log: CallLog, store: CallStore, role: str, path: Path) -> int:
+    """Write the replies that a role was given in a run as a recording, which the model `replay/PATH` plays back.
+
+    Args:
+        log: The run's ledger.
+        store: Where the answers are kept.
+        role: Role of the spec.
+        path: The recording to write; continuations that were scored are left out.
+
+    Returns:
+        The number of replies.
+
+    Raises:
+        InputError: If there are none.
+    """
+    kept = {request: store.get(key) for request, key in log.answers(role).items()}
+    lines = [
+        json.dumps({"key": request, "text": answer["text"], "logprobs": answer["logprobs"]}, ensure_ascii=False) + "\n"
+        for request, answer in kept.items()
+        if answer and "text" in answer
+    ]
+    if not lines:
+        raise InputError(
+            f"{log.path}: the role {role!r} was given no reply that is still kept, so there is none to record"
+        )
+    write_atomic(path, "".join(lines))
+    return len(lines)
+
 
 class Budget:
     """The spending limit of a run, shared by all its roles.
@@ -157,11 +209,15 @@ class Budget:
     Args:
         limit: Dollars; None for no limit.
         spent: Dollars spent in earlier sittings of the run.
+
+    Attributes:
+        unknown: Calls whose price is not known, which no limit can hold.
     """
 
     def __init__(self, limit: float | None, spent: float = 0.0):
         self.limit = limit
         self.spent = spent
+        self.unknown = 0
 
     def check(self) -> None:
         """See whether another call may be made.
@@ -174,6 +230,14 @@ class Budget:
                 f"${self.spent:.4f} spent of ${self.limit:.4f} allowed; run again with a higher --max-cost to go on"
             )
 
-    def add(self, usage: Usage) -> None:
-        """Count a call; one whose price is unknown cannot be counted, which the ledger shows."""
+    def add(self, usage: Usage, model: str) -> None:
+        """Count what a call to a model took; where a price is unknown, say once that the limit cannot hold it."""
         self.spent += usage.usd or 0.0
+        if usage.usd is None:
+            self.unknown += 1
+            if self.unknown == 1 and self.limit is not None:
+                log.warning(
+                    "%s: its price is unknown, so the spending limit cannot hold it; "
+                    "give the role usd_per_million_input and usd_per_million_output",
+                    model,
+                )

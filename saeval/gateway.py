@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from saeval.calls import Budget, Call, CallLog, CallStore
-from saeval.errors import LLMError, Refused
+from saeval.errors import BudgetExceeded, LLMError, Refused, SaevalError
 from saeval.interfaces import LLM
 from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request, TokenLogprobs, Usage
 from saeval.seeding import content_hash, derive_rng
@@ -34,7 +34,7 @@ class RoleSettings(BaseModel):
     """Seconds an attempt may take; models in process have no limit."""
     retries: int = Field(default=5, ge=0)
     """Attempts after the first, where another attempt can help."""
-    concurrency: Literal["auto"] | int = "auto"
+    concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Calls in flight; `auto` begins at 8 and finds out what the server bears."""
     cache: bool = True
     """Whether answers of earlier runs are used."""
@@ -102,16 +102,20 @@ class Gateway(LanguageModel):
     ) -> A:
         """Answer from the cache, from an equal request that is under way, or by asking."""
         key = content_hash(kind, self._identity, asdict(request))
-        if (under_way := self._asking.get(key)) is not None:
-            return restore(await asyncio.shield(under_way))
+        while (under_way := self._asking.get(key)) is not None:
+            await asyncio.wait([under_way])
+            if not under_way.cancelled():  # else whoever asked was called off, and somebody else has to
+                shared: A = under_way.result()
+                self._write_down(key, request, "ok", shared.usage, cached=True)
+                return shared
         if self._settings.cache and (kept := self._calls.get(key)) is not None:
             answer = restore(kept)
-            self._write_down(key, "ok", answer.usage, cached=True)
+            self._write_down(key, request, "ok", answer.usage, cached=True)
             return answer
         future = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
             answer = await self._ask(key, request, ask)
-            future.set_result(asdict(answer))
+            future.set_result(answer)
             return answer
         except BaseException as error:
             if isinstance(error, Exception):
@@ -125,28 +129,38 @@ class Gateway(LanguageModel):
 
     async def _ask(self, key: str, request: Any, ask: Callable[[Any], Awaitable[A]]) -> A:
         """Make the call, again where that can help, and write down how it ended."""
-        began = time.monotonic()
-        attempts = self._settings.retries + 1
-        for attempt in range(1, attempts + 1):
-            async with self._gate:
-                self._budget.check()
+        began, attempt = time.monotonic(), 0
+        took: Usage | None = None
+        answer: A | None = None
+        try:
+            while answer is None:
+                attempt += 1
                 try:
-                    answer = await self._attempt(request, ask)
-                    break
+                    async with self._gate:
+                        self._budget.check()
+                        answer = await self._attempt(request, ask)
                 except LLMError as error:
-                    problem = error
-                    if error.retryable:
-                        self._gate.slow_down()
-            if not problem.retryable or attempt == attempts:
-                status: Literal["refused", "failed"] = "refused" if isinstance(problem, Refused) else "failed"
-                self._write_down(key, status, Usage(usd=0.0), attempts=attempt, began=began, reason=str(problem))
-                raise problem
-            await asyncio.sleep(_wait(key, attempt, problem.retry_after))
+                    if error.usage is not None:
+                        took = self._paid(error.usage, took)
+                    if not error.retryable:
+                        raise
+                    self._gate.slow_down()
+                    if attempt > self._settings.retries:
+                        raise
+                    await asyncio.sleep(_wait(key, attempt, error.retry_after))
+            took = self._paid(answer.usage, took)
+            answer = replace(answer, usage=took)
+            self._calls.put(key, asdict(answer))
+        except BaseException as error:
+            # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
+            if took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
+                status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
+                reason = str(error) if isinstance(error, SaevalError) else type(error).__name__
+                usage = took or Usage(usd=0.0)
+                self._write_down(key, request, status, usage, attempts=attempt, began=began, reason=reason)
+            raise
         self._gate.speed_up()
-        answer = replace(answer, usage=self._priced(answer.usage))
-        self._calls.put(key, asdict(answer))
-        self._budget.add(answer.usage)
-        self._write_down(key, "ok", answer.usage, attempts=attempt, began=began)
+        self._write_down(key, request, "ok", took, attempts=attempt, began=began)
         return answer
 
     async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]]) -> A:
@@ -156,37 +170,40 @@ class Gateway(LanguageModel):
         except TimeoutError:
             raise LLMError(f"{self._model}: no answer within {self._settings.timeout:g} s", retryable=True) from None
         if isinstance(answer, Reply) and not answer.text.strip():
-            raise LLMError(f"{self._model}: the answer is empty", retryable=not self._llm.in_process)
+            retryable = not self._llm.in_process
+            raise LLMError(f"{self._model}: the answer is empty", retryable=retryable, usage=answer.usage)
         return answer
 
+    def _paid(self, usage: Usage, before: Usage | None) -> Usage:
+        """Count what an attempt took against the budget; return it with what earlier attempts took."""
+        usage = self._priced(usage)
+        self._budget.add(usage, self._model)
+        return usage if before is None else before + usage
+
     def _priced(self, usage: Usage) -> Usage:
-        """Fill in the price: the spec's goes before the provider's; an unknown one stays unknown."""
-        settings = self._settings
+        """Fill in the price: the provider's, else the spec's; an unknown one, or of unknown tokens, stays unknown."""
         if self._llm.in_process:
             return replace(usage, usd=0.0, price_source="local")
-        if settings.usd_per_million_input is not None and settings.usd_per_million_output is not None:
-            usd = (
-                usage.input_tokens * settings.usd_per_million_input
-                + usage.output_tokens * settings.usd_per_million_output
-            )
-            return replace(usage, usd=usd / 1e6, price_source="spec")
-        return usage
+        per_input, per_output = self._settings.usd_per_million_input, self._settings.usd_per_million_output
+        if usage.usd is not None or per_input is None or per_output is None or not usage.input_tokens:
+            return usage
+        usd = (usage.input_tokens * per_input + usage.output_tokens * per_output) / 1e6
+        return replace(usage, usd=usd, price_source="spec")
 
     def _write_down(
-        self, key: str, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
+        self, key: str, request: Any, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
         attempts: int = 0, began: float | None = None, reason: str = "",
     ) -> None:  # fmt: skip
-        milliseconds = 1000 * (time.monotonic() - began) if began is not None else 0.0
-        self._log.add(
-            Call(self._role, self._model, key, status, cached, attempts, usage, round(milliseconds, 1), reason)
-        )
+        milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
+        asked = content_hash(asdict(request))
+        self._log.add(Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason))
 
 
 def _wait(key: str, attempt: int, retry_after: float | None) -> float:
     """Seconds to wait: what the server asks for, else exponential with jitter that depends on the request alone."""
     jitter = float(derive_rng(0, "wait", key, attempt).random())
     if retry_after is not None:
-        return min(retry_after, _LONGEST_WAIT * 10) + jitter * _FIRST_WAIT
+        return min(max(0.0, retry_after), _LONGEST_WAIT * 10) + jitter * _FIRST_WAIT
     return float(min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * (0.5 + jitter / 2))
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from aiohttp import web
@@ -67,18 +68,25 @@ class FakeServer:
             }
         )  # fmt: skip
 
-    async def completions(self, request: web.Request) -> web.Response:
-        """Answer /completions with echo: each word is a token of log-probability -(its length)."""
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """Answer /completions with echo, as vLLM does: each word is a token of log-probability -(its length).
+
+        BOS and the generated token are listed too, and BOS takes up room in the text offsets.
+        """
         body = await request.json()
         self.calls.append(body)
-        offsets, values, at = [], [], 0
-        for word in body["prompt"].split(" "):
-            piece = word if at == 0 else " " + word
-            offsets.append(at)
-            values.append(-float(len(word)) if at else None)
-            at += len(piece)
-        logprobs = {"text_offset": [*offsets, at], "token_logprobs": [*values, -0.5]}
-        usage = {"prompt_tokens": len(offsets), "completion_tokens": 1}
+        fault = self.faults.pop(0) if self.faults else self.always
+        if fault is not None:
+            made = fault(request)
+            return await made if asyncio.iscoroutine(made) else made
+        first, *others = body["prompt"].split(" ")
+        tokens = ["<|begin_of_text|>", first, *(f" {word}" for word in others), " and"]
+        logprobs = {
+            "tokens": tokens,
+            "token_logprobs": [None, *(-float(len(token.strip())) for token in tokens[1:])],
+            "text_offset": [0, *accumulate(map(len, tokens[:-1]))],
+        }
+        usage = {"prompt_tokens": len(tokens) - 1, "completion_tokens": 1}
         return web.json_response({"choices": [{"text": "", "logprobs": logprobs}], "usage": usage})
 
 
@@ -92,10 +100,15 @@ def body(text: str) -> Fault:
     return lambda _: web.Response(text=text, content_type="application/json")
 
 
-def content(text: str | None, finish_reason: str = "stop", **message: Any) -> Fault:
-    """Return a fault that answers 200 with this content."""
-    choice = {"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason}
-    return body(json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}))
+def content(text: str | None, finish_reason: str = "stop", logprobs: Any = None, **message: Any) -> Fault:
+    """Return a fault that answers 200 with this content, and bills for it."""
+    choice = {
+        "index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason,
+        "logprobs": logprobs,
+    }  # fmt: skip
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    return body(json.dumps(whole))
 
 
 def hang(request: web.Request) -> Any:
@@ -139,9 +152,10 @@ def fake_server(reply: Callable[[list[dict[str, str]]], str] | str = "fine") -> 
         loop.run_forever()
 
     async def stop() -> None:
-        for task in asyncio.all_tasks(loop) - {asyncio.current_task()}:
+        others = asyncio.all_tasks(loop) - {asyncio.current_task()}
+        for task in others:
             task.cancel()
-        await asyncio.sleep(0)
+        await asyncio.wait(others, timeout=1) if others else None
         loop.stop()
 
     thread = threading.Thread(target=serve, daemon=True)

@@ -17,7 +17,12 @@ pytestmark = pytest.mark.slow
 def finished(tmp_path_factory):
     """A quickstart on two latents a cell, run as a user types it, without network."""
     place = tmp_path_factory.mktemp("quickstart")
-    env = {**os.environ, "SAEVAL_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9"}
+    env = {
+        **os.environ,
+        "SAEVAL_CACHE": str(place / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "http_proxy": "http://127.0.0.1:9",
+    }
     command = [sys.executable, "-m", "saeval", "run", "--task", "quickstart", "--limit", "2", "--out", "run"]
     done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -56,8 +61,18 @@ def test_second_run_loads_no_model_and_changes_nothing(finished):
 
 def test_sae_of_the_wrong_width_for_its_place_is_refused_before_anything_is_collected(finished):
     place, env, _, _ = finished
-    arguments = ["run", "--task", "quickstart", "--set", "source.with.hookpoint=layers.9.mlp.down_proj.input", "--out", "wrong"]
-    done = subprocess.run([sys.executable, "-m", "saeval", *arguments], cwd=place, env=env, capture_output=True, text=True, check=False)
+    arguments = [
+        "run",
+        "--task",
+        "quickstart",
+        "--set",
+        "source.with.hookpoint=layers.9.mlp.down_proj.input",
+        "--out",
+        "wrong",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "saeval", *arguments], cwd=place, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "width 640" in done.stderr and "2048" in done.stderr
     assert "Traceback" not in done.stderr

@@ -31,6 +31,7 @@ from saeval import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic import JsonValue
     from torch import Tensor
 
 _ROWS = 32  # rows that go through the model at a time; cut by number alone, so that a request always rounds alike
@@ -74,6 +75,10 @@ class HF(LLM):
     def check(self) -> None:
         """Look whether the model is there, without loading it."""
         LiveModel.check(self.model)
+
+    def fingerprint(self) -> JsonValue:
+        """Return what answers depend on: the model's files, wherever they lie, and how they are run."""
+        return [self.name, LiveModel.fingerprint(self.model, self.revision), self.device, self.dtype]
 
     async def complete(self, request: Request) -> Reply:
         """Generate an answer: the likeliest token each time at temperature 0, else drawn by the request's own seed."""
@@ -362,7 +367,7 @@ class HF(LLM):
         turns = [asdict(message) for message in messages]
         try:
             return str(self._live.tokenizer.apply_chat_template(turns, tokenize=False, **options))
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:
             raise self._error(f"its chat template does not take this conversation ({error})") from error
 
     def _ends(self) -> set[int]:

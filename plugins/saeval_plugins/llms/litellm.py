@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from saeval import LLM, InputError, LLMError, Refused, Reply, Request
-from saeval_plugins.llms.openai_chat import chat_body, one_line, reply_from_chat
+from saeval_plugins.llms.openai_chat import chat_body, error_from_status, one_line, reply_from_chat
 
 _MALICIOUS = re.compile(r"1\.82\.[78]|1\.107\..*")
 _RETRYABLE = {
@@ -82,11 +82,12 @@ def _translated(model: str, error: Exception) -> LLMError:
     message = f"{model}: {name}: {one_line(getattr(error, 'message', None) or error)}"
     if name == "ContentPolicyViolationError":
         return Refused(message)
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    try:
-        wait = float(headers.get("retry-after")) if headers.get("retry-after") else None
-    except (TypeError, ValueError):
-        wait = None
+    headers = getattr(error, "litellm_response_headers", None) or {}  # those of `error.response` are made up
     # An error inside a response of status 200 reaches us as a 422 that no server sent.
     inside_200 = getattr(error, "status_code", None) == 422 and getattr(error, "body", None) is None
-    return LLMError(message, retryable=name in _RETRYABLE or inside_200, retry_after=wait)
+    return error_from_status(
+        message,
+        getattr(error, "code", None),
+        retryable=name in _RETRYABLE or inside_200,
+        retry_after=headers.get("retry-after"),
+    )

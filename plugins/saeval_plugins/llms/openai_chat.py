@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from saeval import FinishReason, LLMError, Refused, Reply, Request, TokenLogprobs, Usage
@@ -31,27 +34,40 @@ def reply_from_chat(model: str, body: Any, usd: float | None = None, price_sourc
     Raises:
         Refused: If the model or a content filter declined.
         LLMError: If the body holds an error, no choice, or no text. Retryable: servers under load send such bodies
-            with status 200.
+            with status 200. Refusals and empty answers say what they took.
     """
-    if not isinstance(body, Mapping):
-        raise LLMError(f"{model}: the response is not a JSON object", retryable=True)
-    if body.get("error"):
-        error = body["error"]
-        text = error.get("message", error) if isinstance(error, Mapping) else error
-        raise LLMError(f"{model}: the server sent an error with status 200: {one_line(text)}", retryable=True)
-    choices = body.get("choices")
+    choices = object_from(model, body).get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         raise LLMError(f"{model}: the response has no choices", retryable=True)
     choice = choices[0]
     message = choice.get("message") or {}
     reason = choice.get("finish_reason")
-    if message.get("refusal") or reason == "content_filter":
-        raise Refused(f"{model} declined: {one_line(message.get('refusal') or 'content filter')}")
+    usage = usage_from(body.get("usage"), usd, price_source)
+    refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get(
+        "refusal"
+    )  # litellm's place
+    if refusal or reason == "content_filter":
+        raise Refused(f"{model} declined: {one_line(refusal or 'content filter')}", usage=usage)
     text = message.get("content")
     if not isinstance(text, str) or not text.strip():
-        raise LLMError(f"{model}: the answer is empty (finish reason {reason})", retryable=reason != "length")
+        what = f"{model}: the answer is empty (finish reason {reason})"
+        raise LLMError(what, retryable=reason != "length", usage=usage)
     finish: FinishReason = reason if reason in ("stop", "length") else "other"
-    return Reply(text, usage_from(body.get("usage"), usd, price_source), finish, _logprobs(choice.get("logprobs")))
+    return Reply(text, usage, finish, _logprobs(choice.get("logprobs")))
+
+
+def object_from(model: str, body: Any) -> Mapping[str, Any]:
+    """Return a response's body.
+
+    Raises:
+        LLMError: If it is no JSON object, or one that holds an error.
+    """
+    if not isinstance(body, Mapping):
+        raise LLMError(f"{model}: the response is not a JSON object", retryable=True)
+    if error := body.get("error"):
+        text = error.get("message", error) if isinstance(error, Mapping) else error
+        raise LLMError(f"{model}: the server sent an error with status 200: {one_line(text)}", retryable=True)
+    return body
 
 
 def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
@@ -66,6 +82,32 @@ def usage_from(usage: Any, usd: float | None = None, price_source: str | None = 
         usd,
         price_source,
     )
+
+
+def error_from_status(what: str, code: object, *, retryable: bool, retry_after: str | None) -> LLMError:
+    """Return the error that a response with another status than 200 means.
+
+    Args:
+        what: What happened, in one sentence.
+        code: The body's error code; content filters are known by it.
+        retryable: Whether trying again can help.
+        retry_after: The header of that name: seconds, or a date.
+    """
+    if code in ("content_filter", "content_policy_violation"):
+        return Refused(what)
+    return LLMError(what, retryable=retryable, retry_after=_seconds(retry_after))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Return the seconds to wait; None where the header is missing or makes no sense."""
+    try:
+        seconds = float(retry_after or "nan")
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after or "").timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _logprobs(data: Any) -> tuple[TokenLogprobs, ...] | None:

@@ -6,12 +6,22 @@ import asyncio
 import json
 import os
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from saeval import LLM, InputError, LLMError, LogprobReply, LogprobRequest, Reply, Request, Usage
-from saeval_plugins.llms.openai_chat import chat_body, one_line, reply_from_chat, usage_from
+from saeval_plugins.llms.openai_chat import (
+    chat_body,
+    error_from_status,
+    object_from,
+    one_line,
+    reply_from_chat,
+    usage_from,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
@@ -85,16 +95,12 @@ class OpenAICompatible(LLM):
 
     def _error(self, status: int, text: str, retry_after: str | None) -> LLMError:
         try:
-            message = json.loads(text)["error"]["message"]
+            error = json.loads(text)["error"]
+            message, code = error["message"], error.get("code")
         except (ValueError, KeyError, TypeError):
-            message = text
-        try:
-            wait = float(retry_after) if retry_after else None
-        except ValueError:  # a date; the gateway's own waits will do
-            wait = None
-        return LLMError(
-            f"{self.model}: status {status}: {one_line(message)}", retryable=status in _RETRYABLE, retry_after=wait
-        )
+            message, code = text, None
+        what = f"{self.model}: status {status}: {one_line(message)}"
+        return error_from_status(what, code, retryable=status in _RETRYABLE, retry_after=retry_after)
 
     async def complete(self, request: Request) -> Reply:
         """Ask `/chat/completions`."""
@@ -113,27 +119,37 @@ class OpenAICompatible(LLM):
             )
         )  # fmt: skip
         found, usage = [], Usage(usd=None)
-        for i, start in enumerate(starts):
+        for i in range(len(starts)):
             row = []
             for j, continuation in enumerate(request.continuations):
-                body = bodies[i * len(request.continuations) + j]
-                row.append(self._continuation(body, len(start), len(start) + len(continuation)))
+                body = object_from(self.model, bodies[i * len(request.continuations) + j])
+                row.append(self._continuation(body, continuation))
                 usage += usage_from(body.get("usage"))
             found.append(tuple(row))
         return LogprobReply(tuple(found), usage)
 
-    def _continuation(self, body: Any, begin: int, end: int) -> tuple[float, ...]:
-        """Return the log-probabilities of the tokens between two places in the text."""
+    def _continuation(self, body: Mapping[str, Any], continuation: str) -> tuple[float, ...]:
+        """Return the log-probabilities of the last echoed tokens, those that spell the continuation.
+
+        They are counted from the end, for servers differ in whether BOS takes up room in their text offsets.
+        """
         try:
             data = body["choices"][0]["logprobs"]
-            pairs = zip(data["text_offset"], data["token_logprobs"], strict=True)
-            values = tuple(float(value) for offset, value in pairs if begin <= offset < end)
+            echoed = list(zip(data["tokens"], data["token_logprobs"], strict=True))
+            del echoed[len(echoed) - int(body["usage"]["completion_tokens"]) :]
+            values: list[float] = []
+            rest = continuation
+            while rest:
+                token, value = echoed.pop()
+                if not rest.endswith(token):
+                    raise LLMError(
+                        f"{self.model}: prompt and continuation share a token, or the server spells tokens in its own "
+                        f"way ({token!r}); their log-probability cannot be told apart"
+                    )
+                rest = rest.removesuffix(token)
+                values.append(float(value))
         except (KeyError, IndexError, TypeError, ValueError):
             raise LLMError(
                 f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false"
             ) from None
-        if not values:
-            raise LLMError(
-                f"{self.model}: prompt and continuation share a token; their log-probability cannot be told apart"
-            )
-        return values
+        return tuple(reversed(values))

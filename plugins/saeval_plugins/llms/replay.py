@@ -6,8 +6,22 @@ import json
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from saeval import LLM, InputError, LLMError, ModelRef, Reply, Request, Usage, content_hash
+from pydantic import JsonValue
+
+from saeval import (
+    LLM,
+    InputError,
+    LLMError,
+    ModelRef,
+    Reply,
+    Request,
+    TokenLogprobs,
+    Usage,
+    content_hash,
+    file_sha256,
+)
 
 
 def replay_key(request: Request) -> str:
@@ -16,7 +30,8 @@ def replay_key(request: Request) -> str:
 
 
 class Replay(LLM):
-    """Plays back `replay/FILE.jsonl`: one `{"key": …, "text": …}` a line, as `replay_key` makes keys.
+    """Plays back `replay/FILE.jsonl`: one `{"key": …, "text": …}` a line, as `replay_key` makes keys; log-probabilities
+    of the tokens may stand beside the text.
 
     A request that is not in the file fails, naming the prompt; no answer is ever made up.
     """
@@ -33,11 +48,15 @@ class Replay(LLM):
         """See that the recording can be read."""
         self._replies  # noqa: B018 - reading it is the check
 
+    def fingerprint(self) -> JsonValue:
+        """Return the hash of the recording, wherever it lies."""
+        return [self.name, file_sha256(Path(self.model))]
+
     @cached_property
-    def _replies(self) -> dict[str, str]:
+    def _replies(self) -> dict[str, Reply]:
         try:
-            lines = Path(self.model).read_text(encoding="utf-8").splitlines()
-            return {entry["key"]: entry["text"] for entry in map(json.loads, filter(str.strip, lines))}
+            lines = Path(self.model).read_text(encoding="utf-8").split("\n")
+            return {entry["key"]: _reply(entry) for entry in map(json.loads, filter(str.strip, lines))}
         except OSError as error:
             raise InputError(f"replay/{self.model}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError):
@@ -50,4 +69,12 @@ class Replay(LLM):
             raise LLMError(
                 f"replay/{self.model}: no reply to request {key[:12]}, {request.messages[-1].content[:60]!r}"
             )
-        return Reply(self._replies[key], Usage(usd=0.0))
+        return self._replies[key]
+
+
+def _reply(entry: dict[str, Any]) -> Reply:
+    tokens = tuple(
+        TokenLogprobs(token["token"], tuple((text, float(value)) for text, value in token["top"]))
+        for token in entry.get("logprobs") or ()
+    )
+    return Reply(entry["text"], Usage(usd=0.0), logprobs=tokens or None)

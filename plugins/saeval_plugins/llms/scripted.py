@@ -14,7 +14,7 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    match: str
+    match: re.Pattern[str]
     """Regular expression looked for in the last turn."""
     reply: str
     """The answer."""
@@ -37,7 +37,7 @@ class Scripted(LLM):
         """Answer by the rules."""
         prompt = request.messages[-1].content
         for rule in self.rules:
-            if re.search(rule.match, prompt):
+            if rule.match.search(prompt):
                 return Reply(rule.reply, Usage(usd=0.0))
         if self.reply is None:
             raise LLMError(f"scripted/{self.model}: no rule matches the prompt {prompt[:60]!r}")

@@ -90,9 +90,9 @@ class FakeServer:
         return web.json_response({"choices": [{"text": "", "logprobs": logprobs}], "usage": usage})
 
 
-def error(status: int, message: str = "no", **headers: str) -> Fault:
+def error(status: int, message: str = "no", code: str | None = None, headers: dict[str, str] | None = None) -> Fault:
     """Return a fault that answers with an HTTP error."""
-    return lambda _: web.json_response({"error": {"message": message}}, status=status, headers=headers)
+    return lambda _: web.json_response({"error": {"message": message, "code": code}}, status=status, headers=headers)
 
 
 def body(text: str) -> Fault:
@@ -155,7 +155,8 @@ def fake_server(reply: Callable[[list[dict[str, str]]], str] | str = "fine") -> 
         others = asyncio.all_tasks(loop) - {asyncio.current_task()}
         for task in others:
             task.cancel()
-        await asyncio.wait(others, timeout=1) if others else None
+        if others:
+            await asyncio.wait(others, timeout=1)
         loop.stop()
 
     thread = threading.Thread(target=serve, daemon=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import textwrap
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 from fake_server import body, content, drop, error, fake_server, hang
+from pydantic import ValidationError
 from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
-from saeval import BudgetExceeded, LLMError, LogprobRequest, Refused, Request
-from saeval.calls import Budget, CallLog, CallStore
+from saeval import LLM, BudgetExceeded, LLMError, LogprobRequest, Refused, Reply, Request, StoreError, Usage
+from saeval.calls import Budget, Call, CallLog, CallStore
 from saeval.gateway import Gateway, RoleSettings
 
 CANARY = "sk-canary-1234567890abcdef"
@@ -103,12 +107,20 @@ def test_error_that_stays_the_same_is_not_tried_again(tmp_path, client, status):
         assert len(server.calls) == 1
 
 
-@pytest.mark.parametrize("fault", [content("no", refusal="I will not"), content("", "content_filter")])
-def test_refusal_is_a_refusal(tmp_path, fault):
+REFUSALS = {
+    "in words": content("no", refusal="I will not"), "filtered": content("", "content_filter"),
+    "prompt filtered": error(400, "declined", code="content_filter"),
+    "against policy": error(400, "declined", code="content_policy_violation"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", REFUSALS.values(), ids=REFUSALS.keys())
+def test_refusal_is_a_refusal_and_never_an_answer(tmp_path, client, fault):
     with fake_server() as server:
         server.always = fault
-        (failed,) = ask(gateway(tmp_path, direct(server)), Request.of("x"))
+        (failed,) = ask(gateway(tmp_path, client(server)), Request.of("x"))
         assert isinstance(failed, Refused)
+        assert len(server.calls) == 1
         assert json.loads((tmp_path / "calls.jsonl").read_text())["status"] == "refused"
 
 
@@ -120,13 +132,30 @@ def test_hang_ends_at_the_timeout(tmp_path):
         assert len(server.calls) == 2
 
 
-def test_retry_after_is_kept(tmp_path):
+def waited_after(tmp_path, llm, server, retry_after):
+    """Seconds until an answer came, where the first attempt was told to wait."""
+    ask(gateway(tmp_path, llm), Request.of("warm up"))
+    server.faults = [error(429, headers={"Retry-After": retry_after})]
+    began = time.monotonic()
+    (reply,) = ask(gateway(tmp_path, llm), Request.of("x"))
+    assert reply.text == "fine"
+    return time.monotonic() - began
+
+
+def test_retry_after_is_kept(tmp_path, client):
     with fake_server() as server:
-        server.faults = [error(429, **{"Retry-After": "0.4"})]
-        began = asyncio.new_event_loop().time()
-        (reply,) = ask(gateway(tmp_path, direct(server)), Request.of("x"))
-        assert reply.text == "fine"
-        assert asyncio.new_event_loop().time() - began >= 0.4
+        assert waited_after(tmp_path, client(server), server, "0.4") >= 0.4
+
+
+def test_retry_after_may_be_a_date(tmp_path):
+    with fake_server() as server:
+        assert 0.9 < waited_after(tmp_path, direct(server), server, formatdate(time.time() + 2, usegmt=True)) < 2.5
+
+
+@pytest.mark.parametrize("nonsense", ["soon", "nan", "inf", "-5", "Wed, 99 Foo"])
+def test_retry_after_that_makes_no_sense_stops_nothing(tmp_path, nonsense):
+    with fake_server() as server:
+        assert waited_after(tmp_path, direct(server), server, nonsense) < 0.4
 
 
 def test_server_that_is_not_there_is_one_clear_sentence(tmp_path, client):
@@ -145,6 +174,41 @@ def test_equal_requests_are_asked_once_and_repeats_again(tmp_path):
         assert len(server.calls) == 3
         ask(gate, Request.of("a"), Request.of("b"))
         assert len(server.calls) == 3
+
+
+def test_waiting_for_an_equal_request_is_written_down_as_cached(tmp_path):
+    with fake_server() as server:
+        server.delay = 0.05
+        gate = gateway(tmp_path, direct(server))
+        ask(gate, *[Request.of("a")] * 3)
+        (total,) = gate._log.totals()
+        assert (total.calls, total.cached, total.input_tokens) == (1, 2, 100)
+
+
+def test_asker_that_is_called_off_does_not_take_those_who_wait_with_it(tmp_path):
+    with fake_server() as server:
+        server.delay = 0.2
+        gate = gateway(tmp_path, direct(server))
+
+        async def main():
+            askers = [asyncio.ensure_future(gate.complete(Request.of("a"))) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            askers[0].cancel()
+            try:
+                return await asyncio.gather(*askers, return_exceptions=True)
+            finally:
+                await gate._llm.aclose()
+
+        first, *others = asyncio.run(main())
+        assert isinstance(first, asyncio.CancelledError)
+        assert [reply.text for reply in others] == ["fine", "fine"]
+        assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize("several", [0, -1])
+def test_calls_in_flight_must_be_some(several):
+    with pytest.raises(ValidationError, match="concurrency"):
+        RoleSettings(concurrency=several)
 
 
 def test_two_models_share_a_cache_but_no_answer(tmp_path):
@@ -190,6 +254,52 @@ def test_process_killed_at_any_moment_pays_nothing_twice(tmp_path):
         assert len(server.calls) == 10
 
 
+def test_several_processes_share_the_answers(tmp_path):
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from saeval.calls import CallStore
+        for i in range(50):
+            store = CallStore(Path(sys.argv[1]))
+            store.put(f"{sys.argv[2]}-{i}", {"text": str(i)})
+            store.close()
+    """)
+    path = tmp_path / "calls.sqlite"
+    running = [subprocess.Popen([sys.executable, "-c", program, str(path), str(n)]) for n in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    store = CallStore(path)
+    assert all(store.get(f"{n}-{i}") == {"text": str(i)} for n in range(4) for i in range(50))
+
+
+def test_cache_that_cannot_be_used_says_so_in_one_sentence(tmp_path):
+    (tmp_path / "garbage").write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match="cannot be used"):
+        CallStore(tmp_path / "garbage")
+    CallStore(tmp_path / "newer")._db.execute("PRAGMA user_version=99")
+    with pytest.raises(StoreError, match="version 99"):
+        CallStore(tmp_path / "newer")
+    store = CallStore(tmp_path / "full")
+    store._db.execute("PRAGMA max_page_count=1")
+    with pytest.raises(StoreError, match="cannot be used .*full"):
+        store.put("key", {"text": "x" * 100_000})
+
+
+def test_line_of_the_ledger_that_a_kill_cut_short_costs_no_other(tmp_path):
+    path = tmp_path / "calls.jsonl"
+
+    def call(usd):
+        return Call("judge", "m", "r", "a", "ok", False, 1, Usage(10, 1, 0, usd, "spec"), 1.0)
+
+    CallLog(path).add(call(1.0))
+    CallLog(path).add(call(2.0))
+    path.write_bytes(path.read_bytes()[:-30])
+    log = CallLog(path)
+    log.add(call(4.0))
+    log.add(call(8.0))
+    assert log.spent() == 13.0
+    assert log.totals()[0].calls == 3
+
+
 def test_unknown_price_stays_unknown_and_a_given_one_is_summed(tmp_path):
     with fake_server() as server:
         unknown = gateway(tmp_path, direct(server))
@@ -215,6 +325,70 @@ def test_spending_limit_stops_before_the_next_call(tmp_path):
         assert len(server.calls) == 2
 
 
+def test_provider_s_price_goes_before_the_spec_s_and_unknown_tokens_have_none(tmp_path):
+    class Priced(LLM):
+        name = "priced"
+
+        async def complete(self, request):
+            return Reply(
+                "yes", {"theirs": Usage(10, 1, 0, 0.5, "list"), "no tokens": Usage()}[request.messages[0].content]
+            )
+
+    gate = gateway(tmp_path, Priced(model="m"), usd_per_million_input=1.0, usd_per_million_output=1.0)
+    theirs, unknown = ask(gate, Request.of("theirs"), Request.of("no tokens"))
+    assert (theirs.usage.usd, theirs.usage.price_source) == (0.5, "list")
+    assert unknown.usage.usd is None
+
+
+def test_limit_that_cannot_hold_says_so(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "saeval")
+    with fake_server() as server:
+        gate = gateway(tmp_path, direct(server), limit=1.0)
+        ask(gate, Request.of("a"), Request.of("b"))
+        assert gate._budget.unknown == 2
+        assert caplog.text.count("its price is unknown, so the spending limit cannot hold it") == 1
+
+
+PRICES = {"usd_per_million_input": 1.0, "usd_per_million_output": 10.0}  # a call of the fake server takes $0.0002
+
+
+def test_empty_answers_and_refusals_are_paid_for(tmp_path, client):
+    with fake_server() as server:
+        gate = gateway(tmp_path, client(server), retries=2, **PRICES)
+        server.faults = [content(""), content("")]
+        (reply,) = ask(gate, Request.of("a"))
+        assert reply.usage.usd == pytest.approx(6e-4)
+        server.always = content("no", refusal="I will not")
+        ask(gate, Request.of("b"))
+        server.always = content("")
+        ask(gate, Request.of("c"))
+        assert gate._budget.spent == pytest.approx(14e-4)
+        assert gate._log.totals()[0].usd == pytest.approx(14e-4)
+
+
+def test_what_was_paid_before_the_limit_stopped_an_attempt_is_in_the_ledger(tmp_path):
+    with fake_server() as server:
+        server.always = content("")
+        gate = gateway(tmp_path, direct(server), limit=3e-4, **PRICES)
+        (stopped,) = ask(gate, Request.of("a"))
+        assert isinstance(stopped, BudgetExceeded)
+        assert CallLog(tmp_path / "calls.jsonl").spent() == pytest.approx(gate._budget.spent) == pytest.approx(4e-4)
+        assert len(server.calls) == 2
+
+
+def test_plugin_that_breaks_is_in_the_ledger_without_its_words(tmp_path):
+    class Broken(LLM):
+        name = "broken"
+
+        async def complete(self, request):
+            raise RuntimeError(f"Bearer {CANARY}")
+
+    (failed,) = ask(gateway(tmp_path, Broken(model="m")), Request.of("a"))
+    assert isinstance(failed, RuntimeError)
+    line = json.loads((tmp_path / "calls.jsonl").read_text())
+    assert (line["status"], line["reason"], line["attempts"]) == ("failed", "RuntimeError", 1)
+
+
 def test_key_is_sent_but_never_written(tmp_path, client, caplog, capfd):
     with fake_server() as server:
         server.faults = [error(401, f"Incorrect API key provided: {CANARY}")]
@@ -237,32 +411,6 @@ def test_auto_concurrency_grows_with_success_and_a_fixed_one_is_kept(tmp_path):
         assert server.most_in_flight > 12
 
 
-def test_server_that_echoes_prompts_scores_continuations(tmp_path):
-    with fake_server() as server:
-        gate = gateway(tmp_path, direct(server, scores=True))
-
-        async def main():
-            try:
-                return await gate.logprobs(
-                    LogprobRequest(("is it blue?", "is it a whale?"), (" yes", " oh no"), "the sea. ")
-                )
-            finally:
-                await gate._llm.aclose()
-
-        reply = asyncio.run(main())
-        assert gate.can_score
-        assert reply.logprobs == (((-3.0,), (-2.0, -2.0)), ((-3.0,), (-2.0, -2.0)))
-
-
 def test_model_that_cannot_score_says_so(tmp_path):
     with fake_server() as server, pytest.raises(LLMError, match="cannot score continuations"):
         asyncio.run(gateway(tmp_path, direct(server)).logprobs(LogprobRequest(("a",), ("b",))))
-
-
-@pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0", "1.107.3"])
-def test_malicious_litellm_releases_are_refused_before_import(monkeypatch, release):
-    from saeval import InputError
-
-    monkeypatch.setattr("saeval_plugins.llms.litellm.version", lambda _: release)
-    with pytest.raises(InputError, match=f"litellm {release} is a malicious release"):
-        LiteLLM(model="openai/x").check()

@@ -42,7 +42,7 @@ class CallStore:
         with self._database():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._share()
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _SCHEMA):
@@ -51,6 +51,17 @@ class CallStore:
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
             )
             self._db.execute(f"PRAGMA user_version={_SCHEMA}")
+
+    def _share(self) -> None:
+        """Let readers go on beside a writer; of several processes at a new file, SQLite lets the late ones fail."""
+        for waited in range(600):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY) or waited == 599:
+                    raise
+                time.sleep(0.1)
 
     @contextmanager
     def _database(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GROUP = "saeval"
 BUILT_IN = "saeval"
+LOCAL = "local"
 KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -83,13 +84,14 @@ class Registry:
     """The plugins of this environment, for as long as this object lives; there is no global one.
 
     Args:
-        disabled: Namespaces to leave out, in addition to those in `SAEVAL_DISABLED_PLUGINS`; `*` for all third parties.
+        disabled: Namespaces (or distributions) to leave out, in addition to those in `SAEVAL_DISABLED_PLUGINS`; `*` for
+            all third parties.
         find: Returns the entry points of a group.
     """
 
     def __init__(self, disabled: Collection[str] = (), *, find: Callable[[], Iterable[EntryPoint]] | None = None):
         named = os.environ.get("SAEVAL_DISABLED_PLUGINS", "").split(",")
-        self._disabled = {_normalise(n.strip()) if n.strip() != "*" else "*" for n in (*disabled, *named) if n.strip()}
+        self._disabled = {_namespace(n.strip()) for n in (*disabled, *named) if n.strip()}
         self._find = find or (lambda: entry_points(group=GROUP))
         self._loaded: dict[str, dict[tuple[str, str], Loaded] | _Broken] = {}
         self._task_dirs: dict[str, list[Path]] = {}
@@ -102,8 +104,8 @@ class Registry:
         by_distribution: dict[str, list[EntryPoint]] = {}
         distributions: dict[str, Distribution] = {}
         for entry in self._find():
-            if entry.dist is not None:
-                name = entry.dist.name
+            name = _distribution(entry)
+            if entry.dist is not None and name:
                 distributions.setdefault(name, entry.dist)
                 if entry not in by_distribution.setdefault(name, []):
                     by_distribution[name].append(entry)
@@ -112,7 +114,7 @@ class Registry:
             package = _Package(
                 _namespace(name),
                 name,
-                distributions[name].version,
+                distributions[name].version or "unknown",
                 tuple(distributions[name].requires or ()),
                 tuple(entries),
             )
@@ -144,10 +146,20 @@ class Registry:
                 self._loaded[namespace] = self._import(namespace)
             except _Broken as broken:
                 self._loaded[namespace] = broken
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a module may also exit, or panic in Rust
+                if namespace == BUILT_IN:
+                    raise
+                unusable = _Broken(_sentence(error))
+                unusable.__cause__ = error
+                self._loaded[namespace] = unusable
         found = self._loaded[namespace]
         if isinstance(found, _Broken):
             package = self._packages[namespace][0]
-            raise PluginError(f"{package.distribution} {package.version} is installed but could not be used: {found}")
+            raise PluginError(
+                f"{package.distribution} {package.version} is installed but could not be used: {found}"
+            ) from found
         return found
 
     def _import(self, namespace: str) -> dict[tuple[str, str], Loaded]:
@@ -160,18 +172,13 @@ class Registry:
         provided: dict[tuple[str, str], Loaded] = {}
         folders: list[Path] = []
         for entry in package.entries:
-            try:
-                module = entry.load()
-            except (Exception, SystemExit) as error:
-                if namespace == BUILT_IN:
-                    raise
-                raise _Broken(f"{type(error).__name__}: {error}") from error
+            module = entry.load()
             for loaded in _classes(module, package):
                 key = (loaded.kind, loaded.id.rpartition("/")[2])
                 if key in provided:
                     raise _Broken(f"{loaded.kind} {loaded.id!r} is defined twice")
                 provided[key] = loaded
-            folders += [Path(p) for p in _returned(module, "saeval_task_dirs")]
+            folders += _folders(module)
         if not provided and not folders:
             raise _Broken("it provides nothing; is @hookimpl missing?")
         self._task_dirs[namespace] = folders
@@ -204,6 +211,8 @@ class Registry:
         """
         if ".py:" in name:
             return _from_file(kind, name, base or Path.cwd())
+        if name.endswith(".py"):
+            raise PluginError(f"{kind} {name!r}: name the class too, as in '{name}:MyClass'")
         namespace, slash, short = name.rpartition("/")
         namespace = namespace if slash else BUILT_IN
         if namespace in self._packages:
@@ -243,11 +252,13 @@ class Registry:
             quick = [entry for package in packages for entry in package.entries if entry.name == "tasks"]
             try:
                 if len(packages) == len(quick) == 1:
-                    folders = [Path(p) for p in _returned(quick[0].load(), "saeval_task_dirs")]
+                    folders = _folders(quick[0].load())
                 else:
                     self.load(namespace)
                     folders = self._task_dirs[namespace]
-            except (Exception, SystemExit):
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 if namespace == BUILT_IN:
                     raise
                 continue
@@ -277,8 +288,23 @@ def _normalise(name: str) -> str:
 
 
 def _namespace(distribution: str) -> str:
-    """Namespace of a distribution: its normalised name without a leading `saeval-`."""
-    return _normalise(distribution).removeprefix("saeval-")
+    """Namespace of a distribution: its normalised name without a leading `saeval-`, unless saeval itself uses that."""
+    name = _normalise(distribution)
+    short = name.removeprefix("saeval-")
+    return name if short in (BUILT_IN, LOCAL) else short
+
+
+def _distribution(entry: EntryPoint) -> str | None:
+    """Name of the distribution of an entry point; None for the remains of an interrupted uninstall."""
+    try:
+        return entry.dist.name if entry.dist is not None else None
+    except (OSError, KeyError):
+        return None
+
+
+def _sentence(error: BaseException) -> str:
+    """Name and text of an exception on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _shown(plugin_id: str) -> str:
@@ -325,15 +351,29 @@ def _returned(module: Any, hook: str) -> list[Any]:
         raise _Broken(f"a hook takes no arguments: {' '.join(text.split())}") from error
     gathered: list[Any] = []
     try:
-        for returned in getattr(manager.hook, hook)():
+        caller = getattr(manager.hook, hook)
+        answers = caller()
+        if len(answers) < len(caller.get_hookimpls()):  # pluggy drops None
+            raise _Broken(f"{hook} returned None; return a list")
+        for returned in answers:
             if isinstance(returned, type) or not isinstance(returned, Iterable) or isinstance(returned, str | Mapping):
                 raise _Broken(f"{hook} returned {returned!r}; return a list")
             gathered += returned
     except _Broken:
         raise
     except (Exception, SystemExit) as error:
-        raise _Broken(f"{hook} raised {type(error).__name__}: {error}") from error
+        raise _Broken(f"{hook} raised {_sentence(error)}") from error
     return gathered
+
+
+def _folders(module: Any) -> list[Path]:
+    folders = _returned(module, "saeval_task_dirs")
+    for folder in folders:
+        if not isinstance(folder, str | os.PathLike) or not Path(folder).is_dir():
+            raise _Broken(
+                f"saeval_task_dirs returned {str(folder)!r}, which is no folder; is it missing from the wheel?"
+            )
+    return [Path(folder) for folder in folders]
 
 
 def _classes(module: Any, package: _Package) -> Iterator[Loaded]:
@@ -380,11 +420,15 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
         raise PluginError(f"{kind} {reference!r}: {path} cannot be read ({error.strerror})") from None
     sha = hashlib.sha256(content).hexdigest()
     spec = importlib.util.spec_from_file_location(f"saeval_local_{sha[:12]}", path)
-    assert spec is not None and spec.loader is not None  # a .py path always has both
+    assert spec is not None  # a .py path always has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # pydantic looks up annotations there
     try:
-        spec.loader.exec_module(module)
+        # Exactly what was hashed; the loader might take bytecode of an earlier version that is as long.
+        exec(compile(content, path, "exec"), vars(module))  # noqa: S102
+        classes = [name for name, value in vars(module).items() if isinstance(value, type)]
+        if not hasattr(module, class_name):
+            raise _Broken(f"{path.name} has no class {class_name!r}{did_you_mean(class_name, classes)}")
         cls = getattr(module, class_name)
         base_class = {"source": interfaces.ActivationSource, "llm": interfaces.LLM}.get(kind) or getattr(
             interfaces, kind.capitalize()
@@ -393,19 +437,23 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
     except _Broken as error:
         raise PluginError(f"{kind} {reference!r}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{kind} {reference!r}: {type(error).__name__}: {error}") from error
-    return Loaded(f"local/{cls.name}", kind, cls, path.name, sha[:12], sha)
+        raise PluginError(f"{kind} {reference!r}: {_sentence(error)}") from error
+    return Loaded(f"{LOCAL}/{cls.name}", kind, cls, path.name, sha[:12], sha)
 
 
 def options_error(cls: type[Plugin], error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
     """Turn pydantic's complaints about a plugin's options into (place, sentence) pairs."""
     found = []
-    options = list(cls.model_fields)
     for item in error.errors():
         loc = tuple(item["loc"])
-        if item["type"] == "extra_forbidden" and len(loc) == 1:
-            have = ", ".join(options) or "no options"
-            message = f"no such option{did_you_mean(str(loc[0]), options)}; {cls.name} has: {have}"
+        if item["type"] == "extra_forbidden":
+            fields: Any = cls.model_fields
+            for step in loc[:-1]:
+                fields = getattr(getattr(fields.get(step), "annotation", None), "model_fields", {})
+            owner = cls.name if len(loc) == 1 else ".".join(map(str, loc[:-1]))
+            message = (
+                f"no such option{did_you_mean(str(loc[-1]), fields)}; {owner} has: {', '.join(fields) or 'no options'}"
+            )
         elif item["type"] == "missing":
             message = "is missing"
         else:

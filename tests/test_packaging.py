@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -32,27 +33,37 @@ def wheels(tmp_path_factory):
     return sorted(out.glob("*.whl"))
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory, wheels):
-    """A fresh environment with both wheels; heavy dependencies come from the one that runs the tests."""
-    place = tmp_path_factory.mktemp("environment")
+def new_environment(place, *install):
+    """Return the Python of a fresh environment; heavy dependencies come from the one that runs the tests."""
     venv.create(place, with_pip=False)
     python = place / "bin" / "python"
     own = Path(sh(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip())
-    # Installed first and named first: this environment's saeval goes before the other's.
-    sh(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", own, *wheels, cwd=place)
+    # The other environment's folder comes after this one's own, so that the saeval in it is not seen; the name sorts
+    # last, so that it also comes after what an editable install adds.
     (own / "zz_dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
+    sh(*pip, "--no-build-isolation", *install, cwd=place, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     return python
 
 
-def test_wheel_holds_types_prompts_tasks_and_their_data(wheels):
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory, wheels):
+    return new_environment(tmp_path_factory.mktemp("environment"), *wheels)
+
+
+def test_wheel_holds_every_file_of_the_packages_and_the_tasks(wheels):
     names = zipfile.ZipFile(next(w for w in wheels if w.name.startswith("saeval-"))).namelist()
-    for wanted in (
-        "saeval/py.typed", "saeval/__init__.pyi", "saeval_plugins/prompts/detection.md", "saeval_plugins/_tasks/quickstart.yaml",
-        "saeval_plugins/_tasks/quickstart/prose.jsonl", "saeval_plugins/_tasks/quickstart/sae-topk/sae_weights.safetensors",
-    ):  # fmt: skip
-        assert wanted in names
-    assert not [n for n in names if n.startswith(("tests/", "docs/", "examples/", "plugins/", "tasks/"))]
+    folders = {"saeval": "saeval", "plugins/saeval_plugins": "saeval_plugins", "tasks": "saeval_plugins/_tasks"}
+    files = {
+        (Path(inside) / file.relative_to(ROOT / folder)).as_posix()
+        for folder, inside in folders.items()
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert {n for n in names if ".dist-info/" not in n} == files
+    assert files >= {
+        "saeval/py.typed", "saeval/__init__.pyi", "saeval_plugins/prompts/detection.md", "saeval_plugins/_tasks/quickstart.yaml"
+    }  # fmt: skip
 
 
 def test_wheel_from_the_source_distribution_is_the_same(tmp_path, wheels):
@@ -79,6 +90,40 @@ def test_installed_third_party_is_listed_and_runs(environment, tmp_path):
     result = json.loads((tmp_path / "run" / "results.json").read_text())
     (row,) = result["cells"][0]["scores"]
     assert (row["plugin"], row["n"], row["value"]) == ("acme/purity 0.3.0", 6, 1.0)
+
+
+def test_lone_command_runs_a_spec_that_pairs_a_third_party_with_built_ins(environment, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "{saeval: 1, task: mine, version: '1', source: {use: synthetic, with: {n_latents: 6, documents: 60}}, "
+        "latents: {n: 4, min_windows: 20}, sampler: acme/spread, explainer: top_tokens, scorers: {purity: {use: acme/purity}}}"
+    )
+    command = [environment.parent / "saeval", "run", "--task", "mine.yaml", "--out", "run"]
+    sh(*command, cwd=tmp_path, SAEVAL_CACHE=str(tmp_path / "cache"))
+    result = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert result["cells"][0]["scores"][0]["plugin"] == "acme/purity 0.3.0"
+
+
+def test_editable_install_lists_the_same_as_the_wheel(environment, tmp_path):
+    editable = new_environment(
+        tmp_path / "editable", "--editable", ROOT, "--editable", ROOT / "examples" / "saeval-acme"
+    )
+    where = "import saeval, saeval_acme; print(saeval.__file__, saeval_acme.__file__)"
+    assert sh(editable, "-c", where, cwd=tmp_path).count(f"{ROOT}{os.sep}") == 2
+
+    def listed(python, *what):
+        return [
+            {k: v for k, v in row.items() if k not in ("file", "path")}
+            for row in json.loads(sh(python, "-m", "saeval", *what, "--json", cwd=tmp_path))
+        ]
+
+    for what in (["plugins"], ["list"], ["list", "scorers"]):
+        assert listed(editable, *what) == listed(environment, *what)
+
+
+def test_contract_tests_of_the_third_party_pass_on_what_is_installed(environment, tmp_path):
+    tests = tmp_path / "tests"
+    shutil.copytree(ROOT / "examples" / "saeval-acme" / "tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
+    assert "2 passed" in sh(environment, "-m", "pytest", "-p", "no:cacheprovider", "tests", cwd=tmp_path)
 
 
 def test_results_are_read_without_the_plugin_that_made_them(environment, tmp_path):

@@ -30,7 +30,7 @@ def saeval_scorers():
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Return a function that puts a distribution with one module on the path, as pip would."""
+    """Return a function that puts a distribution with one module on the path, with the metadata pip would write."""
     monkeypatch.syspath_prepend(str(tmp_path))
     modules = []
 
@@ -39,7 +39,7 @@ def install(tmp_path, monkeypatch):
         place.mkdir(exist_ok=True)
         if folder:
             monkeypatch.syspath_prepend(str(place))
-        module = name.replace("-", "_").lower()
+        module = name.replace("-", "_").replace(".", "_").lower()
         modules.append(module)
         (place / f"{module}.py").write_text(textwrap.dedent(code))
         info = place / f"{module}-{version}.dist-info"
@@ -47,6 +47,9 @@ def install(tmp_path, monkeypatch):
         needs = "".join(f"Requires-Dist: {r}\n" for r in requires)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
         (info / "entry_points.txt").write_text(f"[saeval]\n{entry or module} = {module}\n")
+        files = [place / f"{module}.py", *info.iterdir(), info / "RECORD"]
+        (info / "RECORD").write_text("".join(f"{file.relative_to(place)},,\n" for file in files))
+        return info
 
     yield install
     for module in modules:
@@ -94,7 +97,13 @@ def test_built_ins_import_no_third_party(install):
     [
         ("import gpt4all_is_not_there", "ModuleNotFoundError: No module named 'gpt4all_is_not_there'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise ValueError('of\\n\\ntwo lines')", "ValueError: of two lines"),
+        ("class Panic(BaseException): ...\nraise Panic('in Rust')", "Panic: in Rust"),
+        (SCORER.replace("batch: int", "batch") + HOOK, "PydanticUserError: A non-annotated attribute was detected: `batch = 5`"),
         (SCORER, "it provides nothing; is @hookimpl missing?"),
+        (SCORER + "@hookimpl\ndef saeval_scorers():\n    [Good]", "saeval_scorers returned None; return a list"),
+        (SCORER + HOOK + "@hookimpl\ndef saeval_task_dirs():\n    return [3]", "saeval_task_dirs returned '3', which is no folder"),
+        (SCORER + HOOK + "@hookimpl\ndef saeval_task_dirs():\n    return ['gone']", "returned 'gone', which is no folder; is it missing from the wheel?"),
         (SCORER + "@hookimpl\ndef saeval_scorers(registry):\n    return [Good]", "a hook takes no arguments"),
         (SCORER + "@hookimpl\ndef saeval_scorrers():\n    return [Good]", "a hook saeval_scorrers that saeval does not have; it may need a newer saeval"),
         (SCORER + "@hookimpl\ndef saeval_scorers():\n    yield Good\n    raise ValueError('late')", "saeval_scorers raised ValueError: late"),
@@ -118,6 +127,19 @@ def test_broken_package_is_a_row_with_the_reason_and_an_error_only_where_it_is_u
         registry.get("scorer", "acme/good")
 
 
+def test_error_keeps_what_broke_the_package_as_its_cause(install):
+    install("saeval-acme", "1 / 0")
+    with pytest.raises(PluginError) as error:
+        Registry().load("acme")
+    assert isinstance(error.value.__cause__.__cause__, ZeroDivisionError)
+
+
+def test_interrupt_while_a_package_is_imported_is_not_swallowed(install):
+    install("saeval-acme", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        Registry().plugins()
+
+
 def test_hook_that_yields_works(install):
     install("saeval-acme", SCORER + "@hookimpl\ndef saeval_scorers():\n    yield Good")
     assert Registry().get("scorer", "acme/good")
@@ -131,16 +153,37 @@ def test_two_distributions_of_one_namespace_are_both_refused_by_name(install):
     assert "acme 1.0 and saeval-acme 1.0 both claim the namespace 'acme'" in rows[0].reason
 
 
+@pytest.mark.parametrize("name", ["saeval-saeval", "saeval-local"])
+def test_no_third_party_takes_a_namespace_that_saeval_uses_itself(install, name):
+    install(name)
+    registry = Registry()
+    assert registry.get("scorer", f"{name}/good") and registry.get("scorer", "detection")
+    assert registry.load("saeval").keys() == Registry(["*"]).load("saeval").keys()
+
+
+def test_spelling_of_the_distribution_does_not_change_the_namespace(install):
+    install("Saeval_Acme.Labs")
+    assert Registry().get("scorer", "acme-labs/good").distribution == "Saeval_Acme.Labs"
+
+
+def test_remains_of_an_interrupted_uninstall_are_passed_over(install):
+    (install("saeval-acme") / "METADATA").unlink()
+    (install("saeval-other") / "METADATA").write_text("Metadata-Version: 2.1\nVersion: 1.0\n")
+    install("saeval-fine")
+    assert {r.namespace: r.status for r in Registry().plugins()} == {"saeval": "ok", "fine": "ok"}
+
+
 def test_package_that_needs_another_saeval_is_refused(install):
     install("saeval-acme", requires=("saeval>=0.9", "numpy"), version="0.3.0")
     assert reason() == "acme 0.3.0 needs saeval>=0.9, this is saeval 0.1.0"
 
 
-@pytest.mark.parametrize("how", ["argument", "environment", "all"])
+@pytest.mark.parametrize("how", ["argument", "environment", "all", "distribution"])
 def test_disabled_package_is_left_out(install, monkeypatch, how):
     install("saeval-acme", "raise RuntimeError('must not be imported')")
     if how != "argument":
-        monkeypatch.setenv("SAEVAL_DISABLED_PLUGINS", "*" if how == "all" else "other,Acme")
+        names = {"environment": "other,Acme", "all": "*", "distribution": "saeval-acme"}
+        monkeypatch.setenv("SAEVAL_DISABLED_PLUGINS", names[how])
     registry = Registry(["acme"] if how == "argument" else [])
     assert [r.status for r in registry.plugins() if r.namespace == "acme"] == ["disabled"]
     with pytest.raises(PluginError, match="disabled"):
@@ -170,11 +213,39 @@ def test_lone_file_is_loaded_with_its_hash(tmp_path):
     assert Registry().get("scorer", "./mine.py:Good", base=tmp_path).sha != loaded.sha
 
 
+def test_misspelt_name_of_a_third_party_gets_a_suggestion(install):
+    install("saeval-acme")
+    with pytest.raises(PluginError, match="unknown scorer 'acme/god', did you mean 'acme/good'"):
+        Registry().get("scorer", "acme/god")
+
+
+def test_spec_that_names_a_broken_package_is_refused_with_the_reason(install):
+    from saeval.errors import SpecError
+    from saeval.task import load_task
+
+    install("saeval-acme", "import gpt4all_is_not_there")
+    spec = {
+        "saeval": 1, "task": "t", "version": "1", "source": {"use": "synthetic"}, "explainer": "top_tokens",
+        "scorers": {"good": {"use": "acme/good"}},
+    }  # fmt: skip
+    with pytest.raises(SpecError, match="saeval-acme 1.0 .* No module named 'gpt4all_is_not_there'"):
+        load_task(spec, registry=Registry(), check=False)
+
+
+def test_lone_file_that_was_just_edited_is_not_run_from_old_bytecode(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for batch in (5, 6, 7):
+        (tmp_path / "mine.py").write_text(SCORER.replace("5\n", f"{batch}\n"))
+        assert Registry().get("scorer", "./mine.py:Good", base=tmp_path).cls().batch == batch
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("./nowhere.py:Good", "cannot be read"),
-        ("./mine.py:Other", "AttributeError"),
+        ("./mine.py", "name the class too, as in './mine.py:MyClass'"),
+        ("./mine.py:Goood", "mine.py has no class 'Goood', did you mean 'Good'"),
         ("./mine.py:helper", "classes, not instances"),
         ("./bad.py:X", "SyntaxError"),
     ],
@@ -192,7 +263,27 @@ def test_wrong_options_are_told_with_what_there_is():
     detection = Registry().get("scorer", "detection").cls
     with pytest.raises(ValidationError) as error:
         detection(batsh=3, batch="five", mode="guess")
-    messages = {loc: message for loc, message in options_error(detection, error.value)}
+    messages = dict(options_error(detection, error.value))
     assert messages[("batsh",)].startswith("no such option, did you mean 'batch'?; detection has: batch, mode")
     assert messages[("batch",)] == "should be a valid integer, unable to parse string as an integer (got 'five')"
     assert "should be 'auto', 'list' or 'probability' (got 'guess')" in messages[("mode",)]
+
+
+def test_wrong_option_within_an_option_is_told_alike():
+    from pydantic import ValidationError
+
+    sampler = Registry().get("sampler", "random").cls
+    with pytest.raises(ValidationError) as error:
+        sampler(non_activating={"us": "random"})
+    ((loc, message),) = options_error(sampler, error.value)
+    assert loc == ("non_activating", "us")
+    assert message == "no such option, did you mean 'use'?; non_activating has: use, n"
+
+
+def test_missing_option_is_told():
+    from pydantic import ValidationError
+
+    llm = Registry().get("llm", "openai_compatible").cls
+    with pytest.raises(ValidationError) as error:
+        llm()
+    assert (("model",), "is missing") in options_error(llm, error.value)

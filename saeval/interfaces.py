@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from saeval.coders import HookPoint, SparseCoder
     from saeval.prompts import Prompt
     from saeval.store import ActivationStore, ActivationWriter
+    from saeval.subject import Subject
 
 Need = Literal["logprobs", "subject", "coder"]
 """What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights."""
@@ -51,6 +52,10 @@ class Plugin(BaseModel, ABC):
             InputError: If it is not, saying what to do.
         """
 
+    def needs(self) -> frozenset[Need]:
+        """Return what these options need beyond examples, so that `validate` can refuse a pairing up front."""
+        return frozenset()
+
     def fingerprint(self) -> JsonValue:
         """Return what results depend on: the options, and hashes of prompts and of files the options name."""
         options: JsonValue = self.model_dump(mode="json")
@@ -64,12 +69,6 @@ class Embed(Protocol):
         """Return one unit vector a text.  [texts, dimensions]"""
 
 
-class Lend(Protocol):
-    """Turns a need into the thing, loading it on first use."""
-
-    def __call__(self) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Context:
     """What saeval lends a plugin for one latent. Grows by new fields only.
@@ -79,12 +78,40 @@ class Context:
         rng: A generator of this step's own; depends on seed, label and latent alone.
         llm: The language model of the role that the spec gives this step; asking it when there is none raises.
         embed: Sentence embeddings, shared and cached.
+        source: Where the latent's activations came from; None in tests that lend nothing.
     """
 
     latent: LatentId
     rng: np.random.Generator
     llm: LanguageModel
     embed: Embed
+    source: ActivationSource | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """The live model at the place the latent belongs to, for steps whose `needs()` hold "subject".
+
+        Loaded on first use, which takes seconds: reach for it in a thread (`asyncio.to_thread`).
+
+        Raises:
+            InputError: If the source has none.
+        """
+        return _source(self).subject()
+
+    @property
+    def coder(self) -> SparseCoder:
+        """The weights that the latent belongs to, for steps whose `needs()` hold "coder".
+
+        Raises:
+            InputError: If the source has none.
+        """
+        return _source(self).weights()
+
+
+def _source(context: Context) -> ActivationSource:
+    if context.source is None:
+        raise InputError("this step was lent no source, so there is neither a live model nor a coder")
+    return context.source
 
 
 class ActivationSource(Plugin):
@@ -106,6 +133,26 @@ class ActivationSource(Plugin):
     def shares(self) -> JsonValue:
         """Return a key; sources of one class with equal keys are given to `collect_many` together."""
         return content_hash(self.fingerprint())
+
+    def offers(self) -> frozenset[Need]:
+        """Return what this source can lend to steps: "subject" and "coder", if `subject` and `weights` work."""
+        return frozenset()
+
+    def subject(self) -> Subject:
+        """Return the live model at the place that this source reads; the same object as long as it is in use.
+
+        Raises:
+            InputError: If this source has no model.
+        """
+        raise InputError(f"the source {type(self).name!r} has no live model")
+
+    def weights(self) -> SparseCoder:
+        """Return the coder's weights; the same object as long as it is in use.
+
+        Raises:
+            InputError: If this source has no coder.
+        """
+        raise InputError(f"the source {type(self).name!r} has no coder")
 
     def with_coder(self, coder: Coder) -> ActivationSource:
         """Return this source reading another coder at the same place; what coder baselines need.
@@ -154,7 +201,10 @@ class Sampler(Plugin):
 
     @abstractmethod
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
-        """Return the latent's windows, or None when it has too few to be explained and scored."""
+        """Return the latent's windows, or None when it has too few to be explained and scored.
+
+        A sampler whose `needs()` hold "coder" finds the weights at `store.coder()`.
+        """
 
 
 class Step(Plugin):
@@ -162,10 +212,6 @@ class Step(Plugin):
 
     llm_role: ClassVar[str | None] = None
     """Role of the spec's `llms` that this step asks, unless the spec gives another; None for no LLM."""
-
-    def needs(self) -> frozenset[Need]:
-        """Return what these options need beyond examples, so that `validate` can refuse a pairing up front."""
-        return frozenset()
 
 
 class Explainer(Step):
@@ -181,6 +227,8 @@ class Scorer(Step):
 
     metrics: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
     """What the score's values mean; the first is the headline."""
+    reads_explanation: ClassVar[bool] = True
+    """Whether the score depends on the explanation; one that does not is no use on explanation baselines, and not run."""
 
     @abstractmethod
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+_FINAL_NORMS = (
+    "norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "ln_out", "embedding_norm", "out_norm", "final_norm",
+)  # fmt: skip
+
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
 _RECENT: deque[LiveModel] = deque(maxlen=2)  # stay loaded while nobody holds them
 _LOADING = threading.Lock()
@@ -291,21 +295,148 @@ class LiveModel:
         return activations - activations.mean(dim=-1, keepdim=True) if point.center else activations
 
     @contextmanager
-    def steer(self, hookpoint: HookPoint, direction: Tensor, strength: float) -> Iterator[None]:
-        """Add `strength * direction` at a place, at every token of every forward pass, while the context lasts.
+    def steer(self, hookpoint: HookPoint, direction: Tensor, strength: float, first: int = 0) -> Iterator[None]:
+        """Add `strength * direction` at a place, in every forward pass, while the context lasts.
 
         Args:
             hookpoint: Where.
             direction: What to add.  [width]
             strength: How much of it.
+            first: Token of each forward pass to begin at; those before it stay as they are.
+
+        Raises:
+            InputError: In the forward pass, if `first` is given at a place that does not keep tokens apart.
         """
         push = strength * direction.to(self.device)
 
+        def pushed(tensor: Tensor) -> Tensor:
+            if first == 0:
+                return tensor + push.to(tensor.dtype)
+            if tensor.ndim != 3:
+                raise InputError(f"{hookpoint} has all tokens in one row, so it cannot be steered from one of them on")
+            return torch.cat([tensor[:, :first], tensor[:, first:] + push.to(tensor.dtype)], dim=1)
+
+        import torch
+
         def add(value: Any) -> Any:
-            return _replace_first(value, lambda tensor: tensor + push.to(tensor.dtype))
+            return _replace_first(value, pushed)
 
         with _hooks([(self._modules[hookpoint.path], hookpoint.site, add)]):
             yield
+
+    def ends(self) -> set[int]:
+        """Return the tokens that end a text."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = named if isinstance(named, list) else [named]
+        return {int(token) for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
+
+    def remember(self, tokens: Tensor) -> Any:
+        """Return the model's memory of tokens, to go on from; None where it keeps it in a way not known here.
+
+        Args:
+            tokens: Token ids, no padding.  [contexts, tokens]
+        """
+        memory = getattr(self.model.base_model(tokens.to(self.device), use_cache=True), "past_key_values", None)
+        return memory if hasattr(memory, "layers") else None
+
+    def go_on(self, tokens: Tensor, memory: Any = None) -> tuple[Tensor, Any]:
+        """Run the model and return the logits after the last token, and its memory of all tokens.
+
+        Args:
+            tokens: Token ids, no padding.  [contexts, tokens]
+            memory: Memory of the tokens before, which is written to; without it nothing is remembered.
+
+        Returns:
+            Logits [contexts, vocabulary], and the memory.
+        """
+        options = {"use_cache": memory is not None, **({} if memory is None else {"past_key_values": memory})}
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            options["logits_to_keep"] = 1
+        return self.model(tokens.to(self.device), **options).logits[:, -1], memory
+
+    # --- Reading directions ---
+
+    def module(self, path: str) -> Any:
+        """Return the module at a path, as `modules()` lists it."""
+        return self._modules[path]
+
+    def block_of(self, path: str) -> int | None:
+        """Return the number of the block that a module lies in; None where it lies in none."""
+        return next((i for i, block in enumerate(self.blocks()) if f"{path}.".startswith(f"{block}.")), None)
+
+    @cached_property
+    def logit_rules(self) -> tuple[float | None, float]:
+        """Soft cap (or None) and scale that the model applies to its logits, as its configuration says.
+
+        Raises:
+            InputError: If they do not lead from its last hidden state to its logits.
+        """
+        import torch
+
+        config = self.model.config.get_text_config()
+        cap = getattr(config, "final_logit_softcapping", None)
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        tokens = torch.arange(3, 9, device=self.device)[None]
+        with torch.inference_mode():
+            expected = self.model(tokens, use_cache=False).logits[0, -1].float()
+            hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state[0, -1]
+            made = self._logits(hidden, cap, scale)
+        if float((made - expected).abs().max()) > 1e-2 * max(1.0, float(expected.abs().max())):
+            raise InputError(f"model {self.name} makes its logits in a way that is not known here")
+        return cap, scale
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Return logits of last hidden states (after the final norm).  [positions, width] -> [positions, vocabulary]
+
+        Raises:
+            InputError: If the model's way from one to the other is not known.
+        """
+        return self._logits(hidden, *self.logit_rules)
+
+    def _logits(self, hidden: Tensor, cap: float | None, scale: float) -> Tensor:
+        logits: Tensor = self.model.get_output_embeddings()(hidden).float()
+        logits = logits * scale if scale != 1 else logits
+        return (logits / cap).tanh() * cap if cap is not None else logits
+
+    def unembed_direction(self, direction: Tensor) -> Tensor:
+        """Return what a direction of the residual stream adds to the logits, up to a common positive factor.
+
+        Args:
+            direction: The direction.  [width]
+
+        Returns:
+            Logits, before any soft cap.  [vocabulary] float32
+
+        Raises:
+            InputError: If `unembed(norm(residual))` does not give this model's logits.
+        """
+        norm, weight = self._final_norm, self.model.get_output_embeddings().weight
+        x = direction.to(next(iter(norm.parameters()), weight).dtype)
+        # Half the difference of norm(x) and norm(-x) is the norm's linear part: no bias, only a factor.
+        linear = (norm(x) - norm(-x)) / 2
+        logits: Tensor = (linear.to(weight.dtype) @ weight.T).float()
+        return logits
+
+    @cached_property
+    def _final_norm(self) -> Any:
+        """The norm between the last block and the unembedding, found by name and checked against the model."""
+        import torch
+
+        self.logit_rules  # noqa: B018 - refuses models whose unembedding is not known
+        text = self.model.get_decoder()
+        norm = next((m for name in _FINAL_NORMS if (m := getattr(text, name, None)) is not None), None)
+        tokens = torch.arange(3, 9, device=self.device)[None]
+        seen: list[tuple[Any, Any]] = []
+        if norm is not None:
+            handle = norm.register_forward_hook(lambda _m, args, output: seen.append((args[0], output)))
+            try:
+                with torch.inference_mode():
+                    state = self.model.base_model(tokens, use_cache=False).last_hidden_state
+            finally:
+                handle.remove()
+        if norm is None or not seen or not torch.equal(seen[-1][1], state):
+            raise InputError(f"model {self.name} has no final norm that is known here, so no lens can read directions")
+        return norm
 
     def next_logprobs(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return log-probabilities (nats) of what comes after each context.

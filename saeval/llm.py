@@ -133,12 +133,46 @@ class LogprobReply:
     usage: Usage = field(default_factory=Usage)
 
 
+@dataclass(frozen=True)
+class FillRequest:
+    """Texts with gaps, in each of which a choice is to be weighed, all gaps of a text in one forward pass.
+
+    A text is `prefix + part + filler + part + filler …`, one gap after each part. The model sees the filler in the
+    gaps before, so no gap depends on what was chosen in another. Prefix, parts and filler are tokenized apart and
+    joined, so that it is certain where a gap is, whatever the tokenizer.
+
+    Attributes:
+        texts: The parts of each text.  [texts][gaps]
+        filler: What stands in the gaps.
+        choices: What may stand there instead; each must be a single token of the model.
+        prefix: What all texts begin with; it is computed once and cached.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    filler: str
+    choices: tuple[str, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class FillReply:
+    """Log-probabilities of choices in gaps.
+
+    Attributes:
+        logprobs: For each text, for each gap, the log-probability (nats) of each choice.  [texts][gaps][choices]
+        usage: What it took.
+    """
+
+    logprobs: tuple[tuple[tuple[float, ...], ...], ...]
+    usage: Usage = field(default_factory=Usage)
+
+
 class LanguageModel(ABC):
     """Anything that answers requests: an LLM plugin, or the gateway around one."""
 
     @property
     def can_score(self) -> bool:
-        """Whether `logprobs` works."""
+        """Whether `logprobs` and `fill` work."""
         return False
 
     @abstractmethod
@@ -156,3 +190,11 @@ class LanguageModel(ABC):
             LLMError: If this model cannot, or the call failed.
         """
         raise LLMError(f"{type(self).__name__} cannot score continuations; use an hf/… model for this role")
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Weigh choices in the gaps of texts.
+
+        Raises:
+            LLMError: If this model cannot, a choice is not a single token, or the call failed.
+        """
+        raise LLMError(f"{type(self).__name__} cannot weigh choices within a text; use an hf/… model for this role")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pluggy
 
@@ -298,7 +298,7 @@ def _distribution(entry: EntryPoint) -> str | None:
     """Name of the distribution of an entry point; None for the remains of an interrupted uninstall."""
     try:
         return entry.dist.name if entry.dist is not None else None
-    except (OSError, KeyError):
+    except (OSError, KeyError, TypeError, AttributeError):  # as importlib.metadata or its backport puts it
         return None
 
 
@@ -445,15 +445,15 @@ def options_error(cls: type[Plugin], error: ValidationError) -> list[tuple[tuple
     """Turn pydantic's complaints about a plugin's options into (place, sentence) pairs."""
     found = []
     for item in error.errors():
-        loc = tuple(item["loc"])
+        loc, fields = _place(cls, tuple(item["loc"]))
         if item["type"] == "extra_forbidden":
-            fields: Any = cls.model_fields
-            for step in loc[:-1]:
-                fields = getattr(getattr(fields.get(step), "annotation", None), "model_fields", {})
             owner = cls.name if len(loc) == 1 else ".".join(map(str, loc[:-1]))
             message = (
                 f"no such option{did_you_mean(str(loc[-1]), fields)}; {owner} has: {', '.join(fields) or 'no options'}"
             )
+        elif item["type"] == "union_tag_invalid":
+            loc = (*loc, item["ctx"]["discriminator"].strip("'"))
+            message = f"should be one of {item['ctx']['expected_tags']} (got {item['ctx']['tag']!r})"
         elif item["type"] == "missing":
             message = "is missing"
         else:
@@ -463,3 +463,26 @@ def options_error(cls: type[Plugin], error: ValidationError) -> list[tuple[tuple
                 message += f" (got {shown})"
         found.append((loc, message))
     return found
+
+
+def _place(cls: type[Plugin], loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], Mapping[str, Any]]:
+    """Return where a complaint belongs in a spec, and the options that there are around that place.
+
+    Where an option is one of several models, pydantic names its tag (the value of its `use`) as a step of its own.
+    """
+    place: list[str | int] = []
+    inside: Any = cls
+    fields: Mapping[str, Any] = {}
+    for step in loc:
+        tagged = [
+            member
+            for member in get_args(inside)
+            if any(step in get_args(field.annotation) for field in getattr(member, "model_fields", {}).values())
+        ]
+        if tagged:
+            inside = tagged[0]
+            continue
+        fields = getattr(inside, "model_fields", {})
+        inside = getattr(fields.get(str(step)), "annotation", None)
+        place.append(step)
+    return tuple(place), fields

@@ -21,7 +21,7 @@ from saeval.embed import embedder
 from saeval.errors import BudgetExceeded, LLMError, SaevalError
 from saeval.gateway import Gateway
 from saeval.interfaces import Context, Explainer, Scorer
-from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
+from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
 from saeval.plugins import Registry
 from saeval.progress import Display, Silent, Stage
 from saeval.records import LatentId, LatentRecord
@@ -134,6 +134,12 @@ class Meter(LanguageModel):
         self.spent += reply.usage
         return reply
 
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Pass on, and count."""
+        reply = await self._asked().fill(request)
+        self.spent += reply.usage
+        return reply
+
 
 class _Run:
     def __init__(self, task: Task, folder: RunDir, display: Display, limit: int | None, max_cost: float | None):
@@ -222,10 +228,11 @@ class _Run:
         }  # fmt: skip
 
     def _context(
-        self, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str
+        self, cell: Cell, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str
     ) -> tuple[Context, Meter]:
         meter = Meter(gateways.get(step.role) if step.role else None, step.role)
-        return Context(latent, derive_rng(self.seed, *keys, str(latent)), meter, self.embed), meter
+        rng = derive_rng(self.seed, *keys, str(latent))
+        return Context(latent, rng, meter, self.embed, cell.source.plugin), meter
 
     def _identity(self, step: StepPart[Any]) -> JsonValue:
         role = self.task.roles[step.role].identity if step.role else None
@@ -239,7 +246,7 @@ class _Run:
                 _title("explain", cell, variant),
                 outcome.records[: step.latents],
                 key=partial(self._explain_key, outcome, variant, step),
-                make=partial(self._make_explanation, variant, step, gateways),
+                make=partial(self._make_explanation, cell, variant, step, gateways),
                 take=partial(_take_explanation, outcome, variant),
             )
         if SHUFFLED in cell.alternatives:
@@ -249,9 +256,14 @@ class _Run:
         return content_hash("explain", outcome.base, str(record.latent), variant, self._identity(step))
 
     async def _make_explanation(
-        self, variant: str, step: StepPart[Explainer], gateways: Mapping[str, LanguageModel], record: LatentRecord
+        self,
+        cell: Cell,
+        variant: str,
+        step: StepPart[Explainer],
+        gateways: Mapping[str, LanguageModel],
+        record: LatentRecord,
     ) -> tuple[Explanation, Usage]:
-        context, meter = self._context(step, record.latent, gateways, "explain", variant)
+        context, meter = self._context(cell, step, record.latent, gateways, "explain", variant)
         return await _guarded(step.part.plugin.explain, Explanation, record.explain, context), meter.spent
 
     def _shuffle(self, outcome: CellOutcome) -> None:
@@ -266,7 +278,8 @@ class _Run:
         cell = outcome.cell
         for label, step in cell.scorers.items():
             items: list[Explained] = []
-            for variant in (MAIN, *(a for a in cell.alternatives if step.baselines is None or a in step.baselines)):
+            baselines = cell.alternatives if step.part.plugin.reads_explanation else ()
+            for variant in (MAIN, *(a for a in baselines if step.baselines is None or a in step.baselines)):
                 limits = [x for x in (step.latents, outcome.limit(variant)) if x is not None]
                 scored = outcome.scored[label, variant] = Scored()
                 items += _explained(outcome, variant, scored, min(limits, default=None))
@@ -277,7 +290,7 @@ class _Run:
                 f"{label} {cell.name}",
                 items,
                 key=partial(self._score_key, outcome, label, step),
-                make=partial(self._make_score, label, step, gateways),
+                make=partial(self._make_score, cell, label, step, gateways),
                 take=_take_score,
             )
 
@@ -286,9 +299,9 @@ class _Run:
         return content_hash("score", outcome.base, latent, label, text, self._identity(step))
 
     async def _make_score(
-        self, label: str, step: StepPart[Scorer], gateways: Mapping[str, LanguageModel], item: Explained
+        self, cell: Cell, label: str, step: StepPart[Scorer], gateways: Mapping[str, LanguageModel], item: Explained
     ) -> tuple[Score, Usage]:
-        context, meter = self._context(step, item.record.latent, gateways, "score", label)
+        context, meter = self._context(cell, step, item.record.latent, gateways, "score", label)
         score = await _guarded(step.part.plugin.score, Score, item.explanation, item.record.score, context)
         return _checked(score, step.part.plugin), meter.spent
 

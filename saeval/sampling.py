@@ -33,6 +33,8 @@ def choose_records(
         InputError: If no latent can be sampled, or a listed one is not in the dictionary.
     """
     wanted = cell.latents
+    if "coder" in cell.source.plugin.offers():
+        store.coder = cell.source.plugin.weights
     n = len(wanted.indices) if wanted.select == "list" else wanted.n
     n = n if limit is None else min(n, limit)
     eligible = store.firings >= wanted.min_windows

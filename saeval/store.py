@@ -27,6 +27,8 @@ from saeval.tokens import TokenDataset, token_strings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from saeval.coders import SparseCoder
+
 FORMAT = "saeval.store/1"
 _F16_MAX, _F16_MIN = 65504.0, 6.2e-5  # beyond either, float16 would overflow or lose digits
 
@@ -250,7 +252,19 @@ def _checksum(path: Path) -> str:
 
 
 class ActivationStore:
-    """Reads a store. Reaching one latent costs a slice, whatever the number of latents and tokens."""
+    """Reads a store. Reaching one latent costs a slice, whatever the number of latents and tokens.
+
+    Attributes:
+        path: The directory.
+        n_latents: Width of the dictionary.
+        n_tokens: Text tokens in the corpus.
+        length: Tokens a context.
+        lead: Tokens before the text in each context (BOS).
+        facts: What the source noted.
+        coder: Loads the coder whose activations these are, where whoever opened the store lends it.
+    """
+
+    coder: Callable[[], SparseCoder] | None = None
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
@@ -370,16 +384,37 @@ class ActivationStore:
             rng: Source of the draw.
             keep: Tells for window numbers which may be drawn.
         """
-        tiles = self._tiles(window)
         active = self.windows(latent, window).ids
+
+        def silent(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+            at = np.searchsorted(active, ids)
+            good = active[np.minimum(at, len(active) - 1)] != ids if len(active) else np.ones(len(ids), dtype=np.bool_)
+            return good & keep(ids) if keep is not None else good
+
+        return self.draw_windows(window, n, rng, silent)
+
+    def draw_windows(
+        self,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+    ) -> NDArray[np.int64]:
+        """Draw windows, all different, whatever fires in them.
+
+        Args:
+            window: Tokens a window.
+            n: Windows wanted; fewer come when there are not enough.
+            rng: Source of the draw.
+            keep: Tells for window numbers which may be drawn.
+        """
+        tiles = self._tiles(window)
         everywhere = len(self.lengths) * tiles
 
         def eligible(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
             context, tile = np.divmod(ids, tiles)
-            good = self.lead + (tile + 1) * window <= self.lengths[context]
-            at = np.searchsorted(active, ids)
-            good &= active[np.minimum(at, len(active) - 1)] != ids if len(active) else True
-            return good & keep(ids) if keep is not None else good
+            whole = np.asarray(self.lead + (tile + 1) * window <= self.lengths[context])
+            return whole & keep(ids) if keep is not None else whole
 
         if everywhere <= 64 * n + 4096:  # few windows: draw from the complete list
             ids = np.arange(everywhere)

@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from saeval.errors import InputError, PluginError, SpecError, did_you_mean
 from saeval.gateway import RoleSettings
-from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer, Step
+from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Need, Plugin, Sampler, Scorer, Step
 from saeval.plugins import Loaded, Registry, options_error
 from saeval.seeding import content_hash
 from saeval.spec import (
@@ -303,6 +303,11 @@ class _Builder:
         baselines = None if spec.baselines is None else frozenset(spec.baselines)
         return StepPart(part, role, spec.when.latents if spec.when else None, baselines)
 
+    def lends(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
+        """Report what a part needs and the source cannot lend."""
+        for need in sorted(part.plugin.needs() & _LENT.keys() - source.plugin.offers()):
+            self.fail(path, f"{part.loaded.id} needs {_LENT[need]}, which the source {source.loaded.id} does not have")
+
     def cells(self, spec: TaskSpec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
         source = self.plugin("source", spec.source, ("source",))
         sampler = self.plugin("sampler", spec.sampler, ("sampler",))
@@ -340,6 +345,11 @@ class _Builder:
                     )
         if not (source and sampler and explainer and all(scorers.values())):
             return []
+        needing: dict[KeyPath, Part[Any]] = {("sampler",): sampler, ("explainer",): explainer.part}
+        needing |= {("scorers", k): s.part for k, s in scorers.items() if s}
+        needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}
+        for place, part in needing.items():
+            self.lends(source, part, place)
         names = {axis: axis_id(value) for axis, value in axes.items()}
         cell = Cell(
             _cell_name(names), names, None, source, sampler, spec.latents, explainer,
@@ -397,6 +407,8 @@ class _Builder:
             )
         return f"{label}.{metric}"
 
+
+_LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
 
 _BASES: dict[type[Plugin], str] = {
     ActivationSource: "source", Coder: "coder", Sampler: "sampler", Explainer: "explainer", Scorer: "scorer", LLM: "llm",

@@ -41,7 +41,7 @@ def new_environment(place, *install):
     # The other environment's folder comes after this one's own, so that the saeval in it is not seen; the name sorts
     # last, so that it also comes after what an editable install adds.
     (own / "zz_dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--ignore-installed")
     sh(*pip, "--no-build-isolation", *install, cwd=place, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     return python
 

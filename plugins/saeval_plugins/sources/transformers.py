@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, JsonValue, SerializeAsAny
 
-from saeval import ActivationSource, Coder, Corpus, HookPoint, InputError, LiveModel, ModelRef, content_hash
+from saeval import (
+    ActivationSource,
+    Coder,
+    Corpus,
+    HookPoint,
+    InputError,
+    LiveModel,
+    ModelRef,
+    Need,
+    Subject,
+    content_hash,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,11 +75,35 @@ class Transformers(ActivationSource):
 
     def fingerprint(self) -> JsonValue:
         """Return what activations depend on: model, precision, text, place, and the coder's weights."""
-        return [self.name, self._subject(), self._place, self.coder.fingerprint()]
+        return [self.name, self._text(), self._place, self.coder.fingerprint()]
 
     def shares(self) -> JsonValue:
         """Return a key of all but coder and hookpoint."""
-        return content_hash(self._subject(), self.device, self.batch_tokens)
+        return content_hash(self._text(), self.device, self.batch_tokens)
+
+    def offers(self) -> frozenset[Need]:
+        """Lend the live model and the coder's weights."""
+        return frozenset({"subject", "coder"})
+
+    def subject(self) -> Subject:
+        """Return the model at the place that is read."""
+        return self._subject_at_place
+
+    def weights(self) -> SparseCoder:
+        """Return the coder's weights, on the CPU."""
+        return self._weights
+
+    @cached_property
+    def _subject_at_place(self) -> Subject:
+        live = self._live()
+        return Subject(live, _hookpoint(self, live))
+
+    @cached_property
+    def _weights(self) -> SparseCoder:
+        return self.coder.load("cpu", self.coder.width() or self.subject().width)
+
+    def _live(self) -> LiveModel:
+        return LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
 
     def with_coder(self, coder: Coder) -> Transformers:
         """Return this source reading another coder at the same place."""
@@ -85,7 +121,7 @@ class Transformers(ActivationSource):
 
         mine = [source for source in sources if isinstance(source, Transformers)]
         first = mine[0]
-        live = LiveModel.load(first.model, revision=first.revision, device=first.device, dtype=first.dtype)
+        live = first._live()
         data = first.corpus.tokenize(live.tokenizer)
         readings = [_Reading(source, live, data, writer) for source, writer in zip(mine, writers, strict=True)]
         points = [reading.point for reading in readings]
@@ -115,7 +151,8 @@ class Transformers(ActivationSource):
             raise InputError("the coder does not say where it belongs; give the source a `hookpoint`, such as layers.9")
         return place
 
-    def _subject(self) -> JsonValue:
+    def _text(self) -> JsonValue:
+        """What activations depend on apart from place and coder: the model reading the corpus."""
         return [LiveModel.fingerprint(self.model, self.revision), self.dtype, self.corpus.fingerprint()]
 
 

@@ -1,0 +1,315 @@
+"""A live model at one place: what it says when a direction is added there, and which tokens a direction promotes."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from copy import deepcopy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from saeval.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+    from saeval.coders import HookPoint
+    from saeval.live import LiveModel
+
+_TRIALS = 40  # strengths that a search for a divergence tries at most
+_WEAKEST, _STRONGEST = 1e-5, 1e7  # bounds of that search, as lengths of what is added
+_GROWTH = 4.0  # factor between strengths until two of them enclose the divergence aimed at
+
+
+class Strength(NamedTuple):
+    """How strongly to steer, and what that does.
+
+    Attributes:
+        factor: How many times the direction is added.
+        kl: Mean divergence KL(clean ‖ steered) of the next token's distribution, in nats.
+    """
+
+    factor: float
+    kl: float
+
+
+class Subject:
+    """A language model at the place that a latent's coder reads.
+
+    Methods take the model's lock and may be called from threads.
+
+    Attributes:
+        live: The model.
+        point: The place.
+    """
+
+    def __init__(self, live: LiveModel, point: HookPoint):
+        self.live = live
+        self.point = point
+
+    @cached_property
+    def width(self) -> int:
+        """Width of the activations at the place."""
+        with self.live.lock:
+            return self.live.width(self.point)
+
+    def prompt(self, token_ids: Sequence[int]) -> list[int]:
+        """Return a window's tokens as a prompt: with BOS before them, where the model has it."""
+        bos = self.live.tokenizer.bos_token_id
+        return [*([] if bos is None else [bos]), *token_ids]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return tokens as text, special ones left out."""
+        return str(self.live.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def steered(self, prompts: Sequence[Sequence[int]], direction: Tensor, *, cached: bool = True) -> Steered:
+        """Return prompts ready to be gone on from with a direction added; see `Steered`.
+
+        Args:
+            prompts: Token ids, BOS included; all of the same length.
+            direction: What is added.  [width]
+            cached: Whether to keep what does not change between strengths; the numbers are the same without.
+
+        Raises:
+            InputError: If the prompts differ in length or the direction does not fit the place.
+        """
+        if direction.shape != (self.width,):
+            raise InputError(
+                f"a direction of shape {list(direction.shape)} cannot be added at {self.point}, of width {self.width}"
+            )
+        return Steered(self.live, self.point, prompts, direction, cached=cached)
+
+    def promoted(self, direction: Tensor, tuned_lens: Path | None = None) -> Tensor:
+        """Return how much adding a direction raises each token's logit, to first order and up to a common factor.
+
+        The direction goes through the final norm's linear part and the unembedding, past all blocks in between (logit
+        lens); a tuned lens first adds what its translator makes of it. A direction at the input of a linear module,
+        such as a neuron's, is first written by that module.
+
+        Args:
+            direction: The direction.  [width]
+            tuned_lens: Folder of a tuned lens (`params.pt`).
+
+        Returns:
+            Logits.  [vocabulary] float32
+
+        Raises:
+            InputError: If the place does not write into the residual stream, the model's unembedding is not of a known
+                form, or the tuned lens does not fit.
+        """
+        import torch
+
+        with self.live.lock, torch.inference_mode():
+            residual = self._written(direction.float().to(self.live.device))
+            if tuned_lens is not None:
+                residual = residual + self._translator(tuned_lens, residual) @ residual
+            return self.live.unembed_direction(residual).cpu()
+
+    def _written(self, direction: Tensor) -> Tensor:
+        """Return the direction in the residual stream that a direction at the place writes.  [residual width]"""
+        width = self.live.model.config.get_text_config().hidden_size
+        module = self.live.module(self.point.path)
+        weight = getattr(module, "weight", None)
+        if self.point.site == "in" and weight is not None and weight.ndim == 2 and width in weight.shape:
+            x = direction.to(weight.dtype)
+            written: Tensor = (module(x) - module(0 * x)).float()
+            return written
+        if len(direction) != width:
+            raise InputError(
+                f"a direction of width {len(direction)} at {self.point} is not in the residual stream (width {width}), "
+                "so no lens can read it"
+            )
+        return direction
+
+    def _translator(self, folder: Path, residual: Tensor) -> Tensor:
+        """Return a tuned lens' weights for what the block of this place gives.  [width, width]"""
+        import torch
+
+        block = self.live.block_of(self.point.path)
+        if block is None:
+            raise InputError(f"{self.point} lies in no block, so a tuned lens has no translator for it")
+        blocks = len(self.live.blocks())
+        # Translator i stands before block i: what block i-1 gives.
+        number = block if self.point.site == "in" and self.point.path == self.live.blocks()[block] else block + 1
+        if number >= blocks:
+            return torch.zeros(len(residual), len(residual), device=residual.device)
+        path = folder / "params.pt"
+        try:
+            saved = torch.load(path, map_location=residual.device, weights_only=True)
+            weights: Tensor = saved[f"{number}.weight"].float()
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"tuned lens {path}: no translator {number} can be read ({type(error).__name__})"
+            ) from None
+        if weights.shape != (len(residual), len(residual)):
+            raise InputError(
+                f"tuned lens {path}: translator {number} has shape {list(weights.shape)}, not {len(residual)} squared"
+            )
+        return weights
+
+
+class Steered:
+    """Prompts, and what a model says after them while a direction is added from their last token on (paper §3.3.5).
+
+    The direction is added at the prompts' last token and at every token generated, in each forward pass; earlier
+    tokens of the prompts are read as they are, so that they are computed once.
+
+    Args:
+        live: The model.
+        point: Where the direction is added.
+        prompts: Token ids, BOS included; all of the same length.
+        direction: The direction.  [width]
+        cached: Whether to keep what does not change between strengths.
+
+    Raises:
+        InputError: If the prompts differ in length.
+    """
+
+    def __init__(
+        self,
+        live: LiveModel,
+        point: HookPoint,
+        prompts: Sequence[Sequence[int]],
+        direction: Tensor,
+        *,
+        cached: bool = True,
+    ):
+        import torch
+
+        if not prompts or len({len(prompt) for prompt in prompts}) != 1 or not len(prompts[0]):
+            raise InputError("steering needs prompts that are all of the same length")
+        self._live, self._point = live, point
+        self._prompts = torch.tensor([list(prompt) for prompt in prompts])
+        self._direction = direction.detach().float()
+        self._cached = cached
+
+    @cached_property
+    def _before(self) -> Any:
+        """The model's memory of all but the prompts' last tokens; None where there is none to go on from."""
+        import torch
+
+        if not self._cached or self._prompts.shape[1] < 2:
+            return None
+        with self._live.lock, torch.inference_mode():
+            return self._live.remember(self._prompts[:, :-1])
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """Log-probabilities (nats) of the token after each prompt, nothing added.  [prompts, vocabulary] float32"""
+        return self.next_logprobs(0.0)
+
+    def next_logprobs(self, factor: float) -> Tensor:
+        """Return log-probabilities (nats) of the token after each prompt with the direction added.
+
+        Args:
+            factor: How many times the direction is added.
+
+        Returns:
+            Log-probabilities.  [prompts, vocabulary] float32
+        """
+        return self._step(self._prompts, deepcopy(self._before), factor)[0]
+
+    def divergence(self, factor: float) -> Tensor:
+        """Return KL(clean ‖ steered) of the next token's distribution, in nats.  [prompts]"""
+        return (self.clean.exp() * (self.clean - self.next_logprobs(factor))).sum(dim=-1)
+
+    def calibrate(self, kl: float, tolerance: float = 0.1) -> Strength:
+        """Find the strength at which the prompts' mean divergence is a given one (paper §3.3.5, equation 2).
+
+        The divergence need not rise evenly with the strength; between two strengths that enclose the aim, the search
+        goes on by interpolating logarithms, safeguarded by halving.
+
+        Args:
+            kl: Mean KL(clean ‖ steered) aimed at, in nats.
+            tolerance: Relative error to accept.
+
+        Returns:
+            The strength that came closest, and the divergence it really has.
+
+        Raises:
+            InputError: If the direction is zero or `kl` is not positive.
+        """
+        length = float(self._direction.norm())
+        if length == 0 or not kl > 0:
+            raise InputError(f"no strength of a direction of length {length:g} gives a divergence of {kl:g} nats")
+        tried: list[Strength] = []
+
+        def attempt(factor: float) -> Strength:
+            tried.append(Strength(factor, float(self.divergence(factor).mean())))
+            return tried[-1]
+
+        low = high = attempt(1.0 / length)
+        while low.kl > kl and low.factor * length > _WEAKEST:
+            high, low = low, attempt(low.factor / _GROWTH)
+        while high.kl < kl and high.factor * length < _STRONGEST:
+            low, high = high, attempt(high.factor * _GROWTH)
+        for trial in range(_TRIALS):
+            best = min(tried, key=lambda s: abs(s.kl - kl))
+            if abs(best.kl - kl) <= tolerance * kl or not low.kl < kl < high.kl:
+                break
+            share = 0.5
+            if trial % 3 != 2 and low.kl > 0:
+                share = min(0.9, max(0.1, math.log(kl / low.kl) / math.log(high.kl / low.kl)))
+            middle = attempt(low.factor * (high.factor / low.factor) ** share)
+            low, high = (middle, high) if middle.kl < kl else (low, middle)
+        return min(tried, key=lambda s: abs(s.kl - kl))
+
+    def generate(self, factor: float, n: int, noise: np.random.Generator, temperature: float = 1.0) -> list[list[int]]:
+        """Go on from each prompt with the direction added at every step.
+
+        Equal generators make equal draws: clean and steered text then differ by the steering only.
+
+        Args:
+            factor: How many times the direction is added.
+            n: Tokens to generate at most; a text ends early where the model ends it.
+            noise: Source of the draws.
+            temperature: Sampling temperature; 0 for the likeliest token.
+
+        Returns:
+            The generated tokens of each prompt, without those that end a text.
+        """
+        import torch
+
+        tokens, memory = self._prompts, deepcopy(self._before)
+        ended = torch.zeros(len(tokens), dtype=torch.bool)
+        ends = torch.tensor(sorted(self._live.ends()))
+        made = [list[int]() for _ in range(len(tokens))]
+        for _ in range(n):
+            logprobs, memory = self._step(tokens, memory, factor)
+            if temperature > 0:
+                # The largest of log-probabilities and Gumbel noise is a draw from the distribution.
+                logprobs = logprobs / temperature + torch.from_numpy(noise.gumbel(size=tuple(logprobs.shape)))
+            chosen = logprobs.argmax(dim=-1)
+            ended |= torch.isin(chosen, ends)
+            if bool(ended.all()):
+                break
+            for row, token, over in zip(made, chosen.tolist(), ended.tolist(), strict=True):
+                if not over:
+                    row.append(token)
+            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        return made
+
+    def _step(self, tokens: Tensor, memory: Any, factor: float) -> tuple[Tensor, Any]:
+        """Return log-probabilities of the token after each row, and the memory of all rows' tokens.
+
+        Args:
+            tokens: Prompts and what has been generated.  [prompts, tokens]
+            memory: Memory of all but the last tokens; None to compute everything anew.
+            factor: How many times the direction is added, from the prompts' last token on.
+        """
+        import torch
+
+        first = self._prompts.shape[1] - 1
+        new, before = (tokens, 0) if memory is None else (tokens[:, -1:], tokens.shape[1] - 1)
+        live, direction = self._live, self._direction
+        with live.lock, torch.inference_mode():
+            steering = (
+                live.steer(self._point, direction, factor, first=max(0, first - before)) if factor else nullcontext()
+            )
+            with steering:
+                logits, memory = live.go_on(new, memory)
+            return logits.float().log_softmax(dim=-1).cpu(), memory

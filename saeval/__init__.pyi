@@ -16,6 +16,8 @@ from .hookspecs import hookimpl
 from .interfaces import LLM, ActivationSource, Coder, Context, Explainer, Need, Plugin, Sampler, Scorer, Step
 from .live import LiveModel
 from .llm import (
+    FillReply,
+    FillRequest,
     FinishReason,
     LanguageModel,
     LogprobReply,
@@ -26,7 +28,7 @@ from .llm import (
     TokenLogprobs,
     Usage,
 )
-from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc
+from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc, pearson
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt
 from .records import Example, Examples, LatentId, LatentRecord
@@ -34,18 +36,87 @@ from .results import Explanation, Outcome, RunResult, Score, read
 from .runner import run
 from .seeding import content_hash, derive_rng
 from .store import ActivationStore, ActivationWriter, Windows
+from .subject import Steered, Strength, Subject
 from .testing import plant
 from .tokens import Corpus, TokenDataset
 
 __version__: str
 
 __all__ = [
-    "AUROC", "BALANCED_ACCURACY", "CLASSIFICATION", "LLM", "PEARSON", "ActivationSource", "ActivationStore",
-    "ActivationWriter", "Asset", "BudgetExceeded", "Coder", "Context", "Corpus", "Example", "Examples", "Explainer",
-    "Explanation", "FinishReason", "Gate", "HookPoint", "InputError", "LLMError", "LanguageModel", "LatentId", "LatentRecord",
-    "LinearCoder", "LiveModel", "LogprobReply", "LogprobRequest", "Message", "Metric", "ModelRef", "ModuleCoder",
-    "Need", "NeuronCoder", "Outcome", "ParseError", "Plugin", "PluginError", "Prompt", "Refused", "Reply", "Request",
-    "RunResult", "SaevalError", "Sampler", "Score", "Scorer", "Sparse", "SparseCoder", "SpecError", "SpecPath",
-    "Step", "StoreError", "TokenDataset", "TokenLogprobs", "Usage", "Windows", "asset_check", "asset_path", "auroc", "content_hash",
-    "derive_rng", "down_projection", "embedder", "file_sha256", "hookimpl", "plant", "read", "run",
+    "AUROC",
+    "BALANCED_ACCURACY",
+    "CLASSIFICATION",
+    "LLM",
+    "PEARSON",
+    "ActivationSource",
+    "ActivationStore",
+    "ActivationWriter",
+    "Asset",
+    "BudgetExceeded",
+    "Coder",
+    "Context",
+    "Corpus",
+    "Example",
+    "Examples",
+    "Explainer",
+    "Explanation",
+    "FillReply",
+    "FillRequest",
+    "FinishReason",
+    "Gate",
+    "HookPoint",
+    "InputError",
+    "LLMError",
+    "LanguageModel",
+    "LatentId",
+    "LatentRecord",
+    "LinearCoder",
+    "LiveModel",
+    "LogprobReply",
+    "LogprobRequest",
+    "Message",
+    "Metric",
+    "ModelRef",
+    "ModuleCoder",
+    "Need",
+    "NeuronCoder",
+    "Outcome",
+    "ParseError",
+    "Plugin",
+    "PluginError",
+    "Prompt",
+    "Refused",
+    "Reply",
+    "Request",
+    "RunResult",
+    "SaevalError",
+    "Sampler",
+    "Score",
+    "Scorer",
+    "Sparse",
+    "SparseCoder",
+    "SpecError",
+    "SpecPath",
+    "Steered",
+    "Step",
+    "StoreError",
+    "Strength",
+    "Subject",
+    "TokenDataset",
+    "TokenLogprobs",
+    "Usage",
+    "Windows",
+    "asset_check",
+    "asset_path",
+    "auroc",
+    "content_hash",
+    "derive_rng",
+    "down_projection",
+    "embedder",
+    "file_sha256",
+    "hookimpl",
+    "pearson",
+    "plant",
+    "read",
+    "run",
 ]  # fmt: skip

@@ -85,6 +85,17 @@ class SparseCoder(ABC):
         """Return the direction that the latent reads.  [d_in]"""
         return None
 
+    def directions(self) -> Tensor | None:
+        """Return what all latents write, to be compared by angle: rows of any length, best a view.  [n_latents, d_out]
+
+        None where there is no such thing, or nothing to compare.
+        """
+        return None
+
+    def encoder_directions(self) -> Tensor | None:
+        """Return what all latents read, as `directions` does.  [n_latents, d_in]"""
+        return None
+
 
 class Gate(NamedTuple):
     """What a gated encoder has beside its weights: it fires where weights and `bias` give more than 0.
@@ -204,6 +215,14 @@ class LinearCoder(SparseCoder):
         """Return the latent's encoder weights.  [d_in]"""
         return self.encoder[:, latent]
 
+    def directions(self) -> Tensor | None:
+        """Return the decoder.  [n_latents, d_out]"""
+        return self.decoder
+
+    def encoder_directions(self) -> Tensor | None:
+        """Return the encoder, a latent a row.  [n_latents, d_in]"""
+        return self.encoder.T
+
 
 @dataclass(eq=False)
 class NeuronCoder(SparseCoder):
@@ -279,6 +298,10 @@ class ModuleCoder(SparseCoder):
     def direction(self, latent: int) -> Tensor | None:
         """Return the direction that the latent writes.  [d_out]"""
         return None if self.decoder is None else self.decoder[latent]
+
+    def directions(self) -> Tensor | None:
+        """Return the decoder, where there is one.  [n_latents, d_out]"""
+        return self.decoder
 
 
 def _nonzero(dense: Tensor) -> Sparse:

@@ -75,5 +75,7 @@ def _collect_group(sources: Sequence[ActivationSource], paths: Sequence[Path], d
         with display.stage("collect activations", 0, "tokens") as stage:
             writers = [ActivationWriter(path, progress=stage.reach) for _, path in todo]
             type(todo[0][0]).collect_many([s for s, _ in todo], writers)
-            for writer in writers:
+            for (source, _), writer in zip(todo, writers, strict=True):
+                if source.synthetic:
+                    writer.note(synthetic=True)  # stays with the store wherever it is taken
                 writer.finish()

@@ -13,10 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from saeval.calls import Budget, Call, CallLog, CallStore
 from saeval.errors import BudgetExceeded, LLMError, Refused, SaevalError
 from saeval.interfaces import LLM
-from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request, TokenLogprobs, Usage
+from saeval.llm import (
+    FillReply,
+    FillRequest,
+    LanguageModel,
+    LogprobReply,
+    LogprobRequest,
+    Reply,
+    Request,
+    TokenLogprobs,
+    Usage,
+)
 from saeval.seeding import content_hash, derive_rng
 
-A = TypeVar("A", Reply, LogprobReply)
+A = TypeVar("A", Reply, LogprobReply, FillReply)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
 
@@ -70,7 +80,7 @@ class Gateway(LanguageModel):
 
     @property
     def can_score(self) -> bool:
-        """Whether the plugin scores continuations."""
+        """Whether the plugin scores continuations and weighs choices."""
         return self._llm.can_score
 
     async def complete(self, request: Request) -> Reply:
@@ -96,6 +106,15 @@ class Gateway(LanguageModel):
             BudgetExceeded: If the spending limit is reached.
         """
         return await self._answer("logprobs", request, self._llm.logprobs, _scores_from)
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Weigh choices in the gaps of texts, from the cache if they were weighed before.
+
+        Raises:
+            LLMError: If no answer came after all attempts.
+            BudgetExceeded: If the spending limit is reached.
+        """
+        return await self._answer("fill", request, self._llm.fill, _weights_from)
 
     async def _answer(
         self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], restore: Callable[[Any], A]
@@ -216,8 +235,15 @@ def _reply_from(data: dict[str, Any]) -> Reply:
 
 
 def _scores_from(data: dict[str, Any]) -> LogprobReply:
-    scores = tuple(tuple(tuple(tokens) for tokens in prompt) for prompt in data["logprobs"])
-    return LogprobReply(scores, Usage(**data["usage"]))
+    return LogprobReply(_tuples(data["logprobs"]), Usage(**data["usage"]))
+
+
+def _weights_from(data: dict[str, Any]) -> FillReply:
+    return FillReply(_tuples(data["logprobs"]), Usage(**data["usage"]))
+
+
+def _tuples(numbers: Any) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    return tuple(tuple(tuple(inner) for inner in outer) for outer in numbers)
 
 
 @dataclass

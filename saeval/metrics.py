@@ -107,11 +107,18 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"shapes {a.shape} and {b.shape} differ")
-    if len(a) < 2:
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else float("nan")
+    return min(max(float(a @ b) / scale, -1.0), 1.0) if scale > 0 else float("nan")
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Correlation of the ranks, ties sharing their mean rank; nan when either side is constant."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(x), rankdata(y))
 
 
 def classification(
@@ -136,15 +143,20 @@ def classification(
     return {name: value for name, value in values.items() if value == value}
 
 
+_EQUAL = 1e-3  # share of a metric's range within which scores count as equal
+
+
 def mean_interval(
     values: ArrayLike, rng: np.random.Generator, *, low: float, high: float, level: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:
     """Bootstrap interval for the mean over latents, safe at the bounds of the metric's range.
 
     Percentile bootstrap, stretched about the mean by t(n-1)/z · √(n/(n-1)), since for few latents the plain
-    one is too narrow, and cut off at the range. Where all values are equal, resampling sees no spread; the
-    interval then reaches as far as the mean would move if the largest share of latents that n draws can miss
-    (the rule of three, `1 - (1-level)^(1/n)`) sat at the end of the range. It is never of zero width.
+    one is too narrow, and cut off at the range. Where values are equal, resampling sees no spread. If all are,
+    the interval reaches as far as the mean would move if the largest share of latents that n draws can miss
+    (the rule of three, `1 - (1-level)^(1/n)`) sat at the end of the range; if a share of them are, equal being
+    what differs by a thousandth of the range or less, it reaches at least as far as the square of that share of
+    the way. So it is never of zero width, and values that differ by noise alone get the width of equal ones.
 
     Args:
         values: One score a latent.
@@ -164,11 +176,15 @@ def mean_interval(
     mean = float(x.mean())
     if n == 1:
         return low, high
-    unseen = 1 - (1 - level) ** (1 / n)
-    if float(np.ptp(x)) == 0:
-        return mean - (mean - low) * unseen, mean + (high - mean) * unseen
+    ordered = np.sort(x)
+    equal = np.searchsorted(ordered, ordered + _EQUAL * (high - low), side="right") - np.arange(n)
+    reach = (1 - (1 - level) ** (1 / n)) * float(equal.max() / n) ** 2
     tail = (1 - level) / 2
     stretch = float(stats.t.ppf(1 - tail, n - 1) / stats.norm.ppf(1 - tail)) * np.sqrt(n / (n - 1))
     means = x[rng.integers(0, n, size=(resamples, n))].mean(axis=1)
     a, b = np.quantile(means, [tail, 1 - tail])
-    return max(low, mean - (mean - float(a)) * stretch), min(high, mean + (float(b) - mean) * stretch)
+    below, above = (
+        max((mean - float(a)) * stretch, (mean - low) * reach),
+        max((float(b) - mean) * stretch, (high - mean) * reach),
+    )
+    return max(low, mean - below), min(high, mean + above)

@@ -48,13 +48,13 @@ class Outcome(Result):
     example: str
     """Address of the window, `context:start`."""
     active: bool
-    """The truth: whether the latent fires (detection), or the marks are right (fuzzing)."""
+    """The truth: whether the latent fires (detection), or the marks are right (fuzzing); always true for intruders."""
     predicted: bool | None = None
-    """The judge's answer; None unless the status is `ok`."""
+    """The judge's answer, or whether it found the intruder; None unless the status is `ok`."""
     probability: float | None = None
     """The judge's probability, or another value that rises with it, when it gives one."""
     decile: int | None = None
-    """Rank decile of an activating window, 0 the strongest."""
+    """Rank decile of an activating window, 0 the strongest; of the others in the question (intruder)."""
     status: OutcomeStatus = "ok"
     """What became of the question."""
     reason: str = ""
@@ -155,6 +155,8 @@ class ScoreRow(Result):
     """Latents the scorer was to be run on."""
     failed: int
     """Latents without a score although tried: explanation or scorer failed."""
+    skipped: int = 0
+    """Latents that the scorer passed over for a stated reason, such as no human rating; they are not failures."""
     unparsed: int
     """Judged windows whose reply held no answer, or was refused, over all latents."""
     coverage: float
@@ -165,8 +167,38 @@ class ScoreRow(Result):
     """Value minus the highest floor that carries no information on the latent (random or shuffled explanation, chance)."""
     judge: str | None
     """Model that judged; None for scorers without an LLM."""
+    explanation_words: float | None = None
+    """Mean number of words of the explanations scored; None when unknown."""
     usd: float | None
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
+
+
+class DecileShares(Result):
+    """How often a scorer judged right, by how strongly the latent fires; over the answered windows of all latents."""
+
+    scorer: str
+    """The scorer's label in the spec."""
+    right: tuple[float | None, ...]
+    """Share of the activating windows judged right, by rank decile, the strongest first; None where there are none."""
+    n: tuple[int, ...]
+    """Number of those windows, by decile."""
+    negatives_right: float | None
+    """Share judged right of the windows for which "no" is right: non-activating, or wrongly marked."""
+    negatives_n: int
+    """Number of those windows."""
+
+
+class Correlation(Result):
+    """How alike two scorers rank latents: correlations of their headline metrics over the latents scored by both."""
+
+    scorers: tuple[str, str]
+    """Labels of the two."""
+    n: int
+    """Latents scored by both."""
+    pearson: float | None
+    """Linear correlation; None for fewer than three latents, or when either scorer gives all the same score."""
+    spearman: float | None
+    """Rank correlation; None likewise."""
 
 
 class CellResult(Result):
@@ -190,6 +222,10 @@ class CellResult(Result):
     """Latents `requested`, `eligible`, `sampled`, `explained`."""
     scores: list[ScoreRow]
     """One row a scorer and metric."""
+    deciles: list[DecileShares] = []
+    """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
+    correlations: list[Correlation] = []
+    """One for each pair of scorers; the cell's own explanations."""
 
 
 class Ledger(Result):
@@ -211,6 +247,34 @@ class Ledger(Result):
     """Tokens generated."""
     usd: float | None
     """Dollars; None when a price is unknown."""
+
+
+class JudgeCheck(Result):
+    """What a check of a judge found: scores on latents whose meaning is known."""
+
+    model: str
+    """The model, as the spec of the check named it."""
+    task: str
+    """Task that checked it."""
+    task_version: str
+    """Version of that task."""
+    when: str
+    """Day of the check, `2026-01-31`."""
+    latents: int
+    """Latents it was checked on."""
+    scores: list[ScoreRow]
+    """Headline row of each scorer: for the true explanations, and for those of baselines."""
+
+
+class Judge(Result):
+    """A model that judged in a run, and what is known of it."""
+
+    role: str
+    """Role of the spec."""
+    model: str
+    """Model as the spec names it."""
+    check: JudgeCheck | None
+    """Its latest check; None when it was never checked here."""
 
 
 class RunResult(Result):
@@ -242,8 +306,12 @@ class RunResult(Result):
     """Whether every part comes from an installed package, not from a lone file."""
     cells: list[CellResult]
     """The leaderboard."""
+    correlations: list[Correlation] = []
+    """One for each pair of scorers, over the latents of all contestant cells together."""
     ledger: list[Ledger]
     """Calls by role."""
+    judges: list[Judge] = []
+    """Models that scorers asked, with what `judge-check` found of them."""
     warnings: list[str] = []
     """What a reader of the numbers must know."""
     components: dict[str, JsonValue] = {}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
+from saeval import judge_checks
 from saeval.assets import cache_dir
 from saeval.calls import Budget, CallLog, CallStore
 from saeval.collect import collect, store_path
@@ -171,6 +172,8 @@ class _Run:
             result = self._result(incomplete=not complete or self.limit is not None)
             if complete or self.outcomes:
                 self._write_reports(result)
+            if self.task.checks and not result.partial:
+                judge_checks.keep(self.task.roles[self.task.checks], result)
             self._write_spec(status, began)
         return result
 

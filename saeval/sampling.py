@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from saeval.errors import InputError
+from saeval.errors import InputError, StoreError
 from saeval.records import LatentId, LatentRecord
 from saeval.seeding import derive_rng
 
@@ -31,6 +31,7 @@ def choose_records(
 
     Raises:
         InputError: If no latent can be sampled, or a listed one is not in the dictionary.
+        StoreError: If the sampler claims silence that the store cannot vouch for.
     """
     wanted = cell.latents
     if "coder" in cell.source.plugin.offers():
@@ -56,6 +57,7 @@ def choose_records(
         latent = LatentId(hookpoint, index)
         record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
         if record is not None:
+            _check_silence(record, store, cell.sampler.label)
             records.append(record)
     if not records:
         raise InputError(
@@ -64,3 +66,20 @@ def choose_records(
             f"{store.n_tokens:,} tokens); give more text or a smaller latents.min_windows"
         )
     return records, {"requested": n, "eligible": int(eligible.sum()), "sampled": len(records)}
+
+
+def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -> None:
+    """Refuse a record that calls a latent silent in text on which nobody looked at it.
+
+    Raises:
+        StoreError: If it does.
+    """
+    import numpy as np
+
+    contexts = [e.context for side in (record.explain, record.score) for e in side.non_activating]
+    unknown = ~store.knows(record.latent.index, np.array(contexts, dtype=np.int64))
+    if unknown.any():
+        raise StoreError(
+            f"sampler {sampler}: takes latent {record.latent} for silent in {int(unknown.sum())} windows of which the "
+            "source cannot tell; a sampler should ask store.knows()"
+        )

@@ -115,6 +115,8 @@ class TaskSpec(SpecModel):
     """What the task is for."""
     tags: list[str] = []
     """Words to find it by."""
+    checks: str | None = None
+    """Role whose model this task is a check of; its result is shown beside every leaderboard judged by that model."""
     include: list[str] = []
     """Specs that this one builds on: `saeval://NAME.yaml` of a package's tasks, or paths beside this file."""
     llms: dict[str, RoleSpec] = {}

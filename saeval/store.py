@@ -3,14 +3,16 @@
 A store is a directory. `indptr.npy`, `position.npy` and `value.npy` hold the nonzero activations in CSC order by
 latent: those of latent i are `position[indptr[i]:indptr[i+1]]`, ascending, where a position is
 `context * length + offset`. The tokens stand there once, and so do the bytes of each token that occurs, so that
-neither model nor tokenizer is needed afterwards. `manifest.json`, written last, lists every file with its size
-and checksum; a directory without it is unfinished.
+neither model nor tokenizer is needed afterwards. Where a latent is known in part of the contexts only,
+`known.npy` and `known_indptr.npy` list them in the same order. `manifest.json`, written last, lists every file with
+its size and checksum; a directory without it is unfinished.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -68,6 +70,8 @@ class ActivationWriter:
         self._partial = path.with_name(path.name + ".partial")
         self._buffer: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
         self._buffered = 0
+        self._known: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._adopted: ActivationStore | None = None
         self._state: dict[str, Any] = {"contexts": 0, "chunks": 0, "facts": {}}
 
     def start(self, dataset: TokenDataset, n_latents: int) -> int:
@@ -127,6 +131,21 @@ class ActivationWriter:
         """Keep facts about the coder or corpus (JSON-able) with the store."""
         self._state["facts"].update(facts)
 
+    def restrict(self, latent: NDArray[np.int64], context: NDArray[np.int64]) -> None:
+        """Say that each latent was looked at in some contexts only; in all others it counts as unknown, not as silent.
+
+        Args:
+            latent: Latent.  [pairs]
+            context: A context in which all its activations are given.  [pairs]
+        """
+        pairs = np.unique(np.stack([latent, context]), axis=1)
+        self._known = _indptr(pairs[0], self._n_latents), pairs[1]
+
+    def adopt(self, store: ActivationStore) -> None:
+        """Take a finished store as it is, its facts included, instead of `start`, `add` and `advance`."""
+        self._adopted = store
+        self.progress(store.n_tokens, store.n_tokens)
+
     def _spill(self) -> None:
         """Sort what is buffered by latent and write it as one chunk; only then count its contexts as done."""
         if self._buffered:
@@ -148,6 +167,8 @@ class ActivationWriter:
         Raises:
             StoreError: If contexts are missing.
         """
+        if self._adopted is not None:
+            return self._copy(self._adopted)
         if self._buffered or self._state["contexts"] < len(self._dataset.tokens):
             self._spill()
         if self._state["contexts"] != len(self._dataset.tokens):
@@ -170,6 +191,19 @@ class ActivationWriter:
         shutil.rmtree(self._partial)
         return ActivationStore.open(self.path)
 
+    def _copy(self, store: ActivationStore) -> ActivationStore:
+        """Make links to the store's files, or copies where there can be none."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        for name in (*store.manifest["files"], "manifest.json"):
+            try:
+                os.link(store.path / name, self._partial / name)
+            except OSError:
+                shutil.copyfile(store.path / name, self._partial / name)
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._partial.rename(self.path)
+        return ActivationStore.open(self.path)
+
     def _write_tokens(self, folder: Path) -> None:
         data = self._dataset
         for name, array in (
@@ -182,6 +216,9 @@ class ActivationWriter:
         np.save(folder / "vocabulary_ends.npy", np.cumsum([len(p) for p in pieces], dtype=np.int64))
         np.save(folder / "vocabulary_bytes.npy", np.frombuffer(b"".join(pieces), dtype=np.uint8))
         (folder / "documents.json").write_text(json.dumps(data.document_names, ensure_ascii=False), encoding="utf-8")
+        if self._known is not None:
+            for name, array in zip(("known_indptr", "known"), self._known, strict=True):
+                np.save(folder / f"{name}.npy", array)
 
     def _merge(self, folder: Path) -> int:
         """Write indptr, position and value, a range of latents at a time; return the number of nonzeros."""
@@ -305,6 +342,8 @@ class ActivationStore:
         if manifest.get("format") != FORMAT:
             raise StoreError(f"{path}: format {manifest.get('format')!r}; this saeval reads {FORMAT}")
         for name, facts in manifest["files"].items():
+            if Path(name).name != name:
+                raise StoreError(f"{path}: manifest.json names {name!r}, which is no file of the store")
             file = path / name
             size = file.stat().st_size if file.exists() else 0
             if size != facts["bytes"]:
@@ -338,6 +377,27 @@ class ActivationStore:
         part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
         return self.position[part].astype(np.int64), self.value[part].astype(np.float32)
 
+    @cached_property
+    def _known(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        if "known.npy" not in self.manifest["files"]:
+            return None
+        indptr, context = (np.load(self.path / f"{n}.npy", allow_pickle=False) for n in ("known_indptr", "known"))
+        return indptr, context
+
+    def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell for contexts whether all of a latent's activations there are known, so that their absence is silence.
+
+        True everywhere, except in stores made from excerpts, such as Neuronpedia's.
+
+        Args:
+            latent: The latent.
+            contexts: Contexts asked about.
+        """
+        if self._known is None:
+            return np.ones(len(contexts), dtype=np.bool_)
+        indptr, known = self._known
+        return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
+
     # Windows tile the text of a context, BOS left out; a context's short rest belongs to no window.
 
     def _tiles(self, window: int) -> int:
@@ -367,6 +427,10 @@ class ActivationStore:
         """Return the document that each window was cut from.  [windows]"""
         return np.asarray(self.documents[ids // self._tiles(window)])
 
+    def context_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+        """Return the context that each window was cut from.  [windows]"""
+        return ids // self._tiles(window)
+
     def silent_windows(
         self,
         latent: int,
@@ -375,7 +439,7 @@ class ActivationStore:
         rng: np.random.Generator,
         keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
     ) -> NDArray[np.int64]:
-        """Draw windows, all different, in which a latent is verified silent.
+        """Draw windows, all different, in which a latent is verified silent; see `knows`.
 
         Args:
             latent: The latent.
@@ -389,6 +453,7 @@ class ActivationStore:
         def silent(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
             at = np.searchsorted(active, ids)
             good = active[np.minimum(at, len(active) - 1)] != ids if len(active) else np.ones(len(ids), dtype=np.bool_)
+            good &= self.knows(latent, self.context_of(ids, window))
             return good & keep(ids) if keep is not None else good
 
         return self.draw_windows(window, n, rng, silent)

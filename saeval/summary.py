@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import saeval
+from saeval import judge_checks
 from saeval.llm import Usage
-from saeval.metrics import Metric, mean_interval
+from saeval.metrics import Metric, mean_interval, pearson, spearman
 from saeval.records import LatentRecord
-from saeval.results import CellResult, Explanation, Ledger, RunResult, Score, ScoreRow
+from saeval.results import (
+    CellResult,
+    Correlation,
+    DecileShares,
+    Explanation,
+    Judge,
+    Ledger,
+    Outcome,
+    RunResult,
+    Score,
+    ScoreRow,
+)
 from saeval.seeding import derive_rng
 
 if TYPE_CHECKING:
@@ -95,10 +108,17 @@ def summarise(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
         reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, ledger=list(ledger), warnings=_warnings(task, cells, partial, synthetic),
+        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), warnings=_warnings(task, cells, partial, synthetic),
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
+
+
+def _judges(task: Task) -> list[Judge]:
+    """Return the models that scorers asked, each with what is known of it; in a check, not the one that is checked."""
+    asked = dict.fromkeys(step.role for cell in task.cells for step in cell.scorers.values() if step.role)
+    roles = [task.roles[role] for role in asked if role != task.checks]
+    return [Judge(role=r.role, model=r.model, check=judge_checks.find(r)) for r in roles]
 
 
 def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
@@ -124,6 +144,8 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         measures={k: v for k, v in measures.items() if k in task.measures},
         counts={**outcome.counts, "explained": explained},
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step)],
+        deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
+        correlations=_correlations([outcome]),
     )  # fmt: skip
 
 
@@ -134,9 +156,10 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
         scored = outcome.scored.get((label, variant))
         if scored is None:  # interrupted before
             continue
-        for metric in step.part.plugin.metrics:
+        skipped = sum(s.status == "skipped" for s in scored.scores.values())
+        for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
-            if not values and metric is not step.part.plugin.metrics[0]:
+            if not values and place > 0:
                 continue  # a metric this mode does not give, such as AUROC without probabilities
             floor, lift = _floor(outcome, label, metric, values) if variant == MAIN else ({}, None)
             rows.append(
@@ -144,10 +167,11 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
                     scorer=label, variant=variant, plugin=step.part.label, metric=metric.name,
                     higher_is_better=metric.higher_is_better, range=(metric.low, metric.high),
                     **_distribution(list(values.values()), metric, task.run.seed, outcome.cell.name, label, variant),
-                    n=len(values), tried=scored.tried, failed=scored.tried - len(values),
+                    n=len(values), tried=scored.tried, failed=scored.tried - len(values) - skipped, skipped=skipped,
                     unparsed=sum(s.count("unparsed", "refused") for s in scored.scores.values()),
                     coverage=len(values) / scored.tried if scored.tried else 0.0,
-                    floor=floor, lift=lift, judge=task.roles[step.role].model if step.role else None, usd=scored.usage.usd,
+                    floor=floor, lift=lift, judge=task.roles[step.role].model if step.role else None,
+                    explanation_words=_words(outcome, variant, values), usd=scored.usage.usd,
                 )
             )  # fmt: skip
     return rows
@@ -160,6 +184,56 @@ def _distribution(values: list[float], metric: Metric, seed: int, *keys: str) ->
 
     interval = mean_interval(values, derive_rng(seed, "interval", metric.name, *keys), low=metric.low, high=metric.high)
     return {"value": float(np.mean(values)), "median": float(np.median(values)), "ci95": interval}
+
+
+def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> float | None:
+    """Return the mean number of words of these latents' explanations."""
+    lengths = [len(e.text.split()) for i in latents if (e := outcome.explanation(variant, i))]
+    return sum(lengths) / len(lengths) if lengths else None
+
+
+def _deciles(outcome: CellOutcome, label: str) -> DecileShares | None:
+    """Return how often a scorer judged right in each decile; None for scorers that give no answers window by window."""
+    scored = outcome.scored.get((label, MAIN))
+    judged = [
+        o for s in (scored.scores.values() if scored else ()) for o in s.outcomes
+        if o.status == "ok" and o.predicted is not None
+    ]  # fmt: skip
+    if not judged:
+        return None
+
+    def share(windows: Sequence[Outcome]) -> float | None:
+        return sum(o.predicted == o.active for o in windows) / len(windows) if windows else None
+
+    sides = [[o for o in judged if o.active and o.decile == decile] for decile in range(10)]
+    negatives = [o for o in judged if not o.active]
+    return DecileShares(
+        scorer=label, right=tuple(map(share, sides)), n=tuple(map(len, sides)),
+        negatives_right=share(negatives), negatives_n=len(negatives),
+    )  # fmt: skip
+
+
+def _correlations(outcomes: Sequence[CellOutcome]) -> list[Correlation]:
+    """Return the correlation of each pair of scorers over the latents of these cells that both scored."""
+    headlines: dict[str, dict[tuple[str, int], float]] = {}
+    for outcome in outcomes:
+        for label, step in outcome.cell.scorers.items():
+            scored = outcome.scored.get((label, MAIN), Scored())
+            values = scored.values(step.part.plugin.metrics[0].name)
+            headlines.setdefault(label, {}).update({(outcome.cell.name, i): v for i, v in values.items()})
+    found = []
+    for a, b in combinations(headlines, 2):
+        latents = sorted(headlines[a].keys() & headlines[b].keys())
+        # Rounded, so that scores that are equal but for the order in which they were summed are ties.
+        x, y = ([round(headlines[label][latent], 12) for latent in latents] for label in (a, b))
+        linear, ranks = (f(x, y) if len(latents) >= 3 else float("nan") for f in (pearson, spearman))
+        found.append(
+            Correlation(
+                scorers=(a, b), n=len(latents),
+                pearson=linear if linear == linear else None, spearman=ranks if ranks == ranks else None,
+            )
+        )  # fmt: skip
+    return found
 
 
 def _floor(
@@ -195,6 +269,8 @@ def _warnings(task: Task, cells: Sequence[CellResult], partial: bool, synthetic:
     if partial:
         found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
     for cell in cells:
+        if caveat := cell.coder.get("caveat"):
+            found.append(f"{cell.cell}: {caveat}")
         if cell.counts["sampled"] < cell.counts["requested"]:
             found.append(
                 f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows."

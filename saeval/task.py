@@ -117,6 +117,8 @@ class Task:
     run: RunOptions
     rank_by: str
     measures: tuple[str, ...]
+    checks: str | None = None
+    """Role whose model the task is a check of."""
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,8 +166,6 @@ def load_task(
         document = read_document(
             find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)
         )
-    if overrides:
-        document = override(document, overrides)
     if llms:
         for role, model in llms.items():
             if role not in document.data.get("llms", {}):
@@ -173,6 +173,8 @@ def load_task(
                 raise SpecError([f"--llm {role}={model}: the task has no role {role!r}; it has: {have}"])
             # Options of the model that stood there before need not make sense for this one.
             document = override(document, {f"llms.{role}": {"model": model}})
+    if overrides:  # last, so that they can give such a model its own options
+        document = override(document, overrides)
     return _Builder(document, registry, check).task()
 
 
@@ -194,13 +196,15 @@ class _Builder:
             if not roles:
                 roles = self.roles(spec)
             cells += self.cells(spec, axes, roles)
+        if spec is not None and spec.checks is not None and spec.checks not in spec.llms:
+            self.fail(("checks",), f"there is no role {spec.checks!r} under llms")
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))
         assert spec is not None  # cells_of yields at least one
         cells = _without_twins(cells)
         return Task(
             spec.task, spec.version, spec.description, self.template.data, tuple(cells), roles, spec.run,
-            self.rank_by(spec, cells[0]), tuple(spec.measure),
+            self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks,
         )  # fmt: skip
 
     def fail(self, path: KeyPath, message: str) -> None:

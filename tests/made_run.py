@@ -19,7 +19,7 @@ def score_row(scorer: str, value: float | None, half: float = 0.04, **changes: A
             "higher_is_better": True, "range": (0.0, 1.0), "value": value, "median": value, "ci95": ci, "n": 0 if value is None else 48,
             "tried": 50, "failed": 50 if value is None else 2, "unparsed": 3, "coverage": 0.0 if value is None else 0.96,
             "floor": {"chance": 0.5}, "lift": None if value is None else value - 0.5,
-            "judge": None if scorer == "embedding" else "openai/judge-1", "usd": 0.12, **changes,
+            "judge": None if scorer == "embedding" else "openai/judge-1", "explanation_words": 112.5, "usd": 0.12, **changes,
         }
     )  # fmt: skip
 

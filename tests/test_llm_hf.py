@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import transformers
 from saeval_plugins.llms import HF
 from tiny import SIZES, tiny_model, tiny_tokenizer
 
-from saeval import InputError, LiveModel, LLMError, LogprobRequest, Message, Request
+from saeval import FillRequest, InputError, LiveModel, LLMError, LogprobRequest, Message, Request
 
 PREFIX = "The old captain walked slowly along the deck and looked at the grey sea. Nobody spoke. "
 PROMPTS = (
@@ -101,6 +102,118 @@ def test_prompts_beyond_one_batch_come_back_in_their_order(model):
         for i in (0, 4, 31, 32, 36):
             expected = [pytest.approx(brute_force(model, "Ships. ", prompts[i], text), abs=1e-4) for text in texts]
             assert list(reply.logprobs[i]) == expected
+
+
+@pytest.mark.parametrize("prompts", [("In the year 1851",), ("", "a ship left")])
+@pytest.mark.parametrize("prefix", ["", "The old captain walked "])
+def test_many_continuations_of_few_prompts_equal_a_plain_forward_pass(model, prefix, prompts):
+    texts = (*(f" {i} barrels of{' water and' * (i % 5)}" for i in range(35)), " s")
+    reply = asyncio.run(model.logprobs(LogprobRequest(prompts, texts, prefix)))
+    for prompt, row in zip(prompts, reply.logprobs, strict=True):
+        for i in (0, 4, 9, 33, 35):
+            assert row[i] == pytest.approx(brute_force(model, prefix, prompt, texts[i]), abs=1e-4)
+    assert asyncio.run(HF(model=model.model).logprobs(LogprobRequest(prompts, texts, prefix))) == reply
+
+
+def test_many_continuations_go_through_the_model_together(tmp_path):
+    llm = HF(model=str(tiny_model(tmp_path, "llama")))
+    asyncio.run(llm.logprobs(LogprobRequest(("a",), (" s",), "warm up")))
+    texts = tuple(f" {i} barrels" for i in range(64))
+    with computed(llm) as tokens:
+        asyncio.run(llm.logprobs(LogprobRequest(("In the year 1851",), texts, PREFIX)))
+        longest = max(len(llm._ids(text)) for text in texts)
+        assert tokens() <= len(llm._ids(PREFIX + "In the year 1851")) + len(texts) * longest
+
+
+def brute_fill(llm, prefix, parts, filler, choices):
+    """One gap at a time, the whole of what stands before it, without any cache."""
+    live, values = llm._live, []
+    for gap in range(len(parts)):
+        ids = llm._bos + llm._ids(prefix) + llm._ids(parts[0])
+        for part in parts[1 : gap + 1]:
+            ids = ids + llm._ids(filler) + llm._ids(part)
+        with torch.inference_mode():
+            logits = live.model(torch.tensor([ids]), use_cache=False).logits[0, -1].float().log_softmax(-1)
+        values.append([float(logits[live.tokenizer.convert_tokens_to_ids(choice)]) for choice in choices])
+    return values
+
+
+PARTS = (("The\t", "\n ship\t", "\n left\t", "\t"), ("peace\t",), ("two dogs\t", "", "\n of water\t"), ("", "\n at\t"))
+
+
+@pytest.mark.parametrize("prefix", ["", PREFIX[:60]])
+@pytest.mark.parametrize("filler", [" unknown", "?"])
+def test_choices_in_gaps_equal_a_plain_forward_pass_up_to_each(model, prefix, filler):
+    request = FillRequest(PARTS, filler, tuple("0123456789"), prefix)
+    reply = asyncio.run(model.fill(request))
+    for parts, gaps in zip(PARTS, reply.logprobs, strict=True):
+        for values, expected in zip(gaps, brute_fill(model, prefix, parts, filler, request.choices), strict=True):
+            assert values == pytest.approx(expected, abs=1e-4)
+    asyncio.run(model.fill(FillRequest((("a\t",),), filler, ("1",), "another")))
+    assert asyncio.run(model.fill(request)) == reply == asyncio.run(HF(model=model.model).fill(request))
+
+
+def test_texts_beyond_one_batch_come_back_in_their_order(model):
+    texts = tuple((f"{i}\t",) + ("\n sea\t",) * (i % 4) for i in range(37))
+    reply = asyncio.run(model.fill(FillRequest(texts, "?", ("0", "9"), "Ships. ")))
+    for i in (0, 3, 31, 32, 36):
+        expected = brute_fill(model, "Ships. ", texts[i], "?", ("0", "9"))
+        assert [list(gap) for gap in reply.logprobs[i]] == [pytest.approx(values, abs=1e-4) for values in expected]
+    assert reply.usage.input_tokens > reply.usage.cached_tokens > 0
+
+
+def test_all_gaps_of_a_text_take_one_pass_behind_a_prefix_that_is_kept(tmp_path):
+    llm = HF(model=str(tiny_model(tmp_path, "llama")))
+    counts = []
+    for _ in range(3):
+        with computed(llm) as tokens:
+            asyncio.run(llm.fill(FillRequest((("The\t", "\n ship\t"),), "?", ("1",), PREFIX)))
+            counts.append(tokens())
+    row = len(llm._ids("The\t")) + len(llm._ids("?")) + len(llm._ids("\n ship\t"))
+    assert counts[1:] == [1 + row] * 2
+
+
+@pytest.mark.parametrize("choice", ["10", "many ships", ""])
+def test_choice_that_is_not_one_token_is_named(model, choice):
+    with pytest.raises(LLMError, match=f"the choice '{choice}' is not a single token"):
+        asyncio.run(model.fill(FillRequest((("a\t",),), "?", ("1", choice))))
+
+
+def tokenizer_of(vocabulary, before):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({text: i for i, text in enumerate(["<unk>", *vocabulary])}, unk_token="<unk>"))
+    made.pre_tokenizer = before
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+def test_choice_behind_the_space_that_a_tokenizer_puts_before_every_text_is_known():
+    from tokenizers import Regex, pre_tokenizers
+
+    spaced = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split(Regex("."), "isolated")]
+    )
+    llm = HF(model="tiny")
+    llm.__dict__["_live"] = SimpleNamespace(tokenizer=tokenizer_of(["▁", "\t", "5", "7"], spaced))
+    assert llm._ids("5") == llm._live.tokenizer.convert_tokens_to_ids(["▁", "5"])
+    assert llm._choice("5") == llm._live.tokenizer.convert_tokens_to_ids("5")
+    with pytest.raises(LLMError, match="the choice '6' is not a single token"):
+        llm._choice("6")  # unknown to this tokenizer
+
+
+def test_texts_without_gaps_or_a_beginning_are_errors(tmp_path, monkeypatch):
+    llm = HF(model=str(tiny_model(tmp_path, "gpt2")))  # 128 positions
+    for texts in ((), ((),)):
+        with pytest.raises(LLMError, match="texts with gaps"):
+            asyncio.run(llm.fill(FillRequest(texts, "?", ("1",))))
+    with pytest.raises(LLMError, match="texts with gaps, and choices"):
+        asyncio.run(llm.fill(FillRequest((("a",),), "?", ())))
+    with pytest.raises(LLMError, match="but the model takes 128"):
+        asyncio.run(llm.fill(FillRequest((("many ships \t",) * 40,), "?", ("1",))))
+    monkeypatch.setattr(HF, "_bos", [])
+    with pytest.raises(LLMError, match="no BOS token"):
+        asyncio.run(llm.fill(FillRequest((("", "a"),), "?", ("1",))))
 
 
 def test_empty_prompt_is_scored_from_the_prefix_or_bos(model):

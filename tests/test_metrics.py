@@ -60,6 +60,23 @@ def test_pearson_equals_scipy(pairs):
     assert same(metrics.pearson(x, y), expected)
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-50, 50)), min_size=2, max_size=40))
+def test_spearman_equals_scipy_with_ties(pairs):
+    x, y = (np.array(side, dtype=float) for side in zip(*pairs, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = float(stats.spearmanr(x, y).statistic)
+    assert same(metrics.spearman(x, y), expected)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1e-9, 123.456])
+def test_a_constant_has_no_correlation_though_its_mean_is_rounded(value):
+    x, y = [value] * 7, [1.0, 2.0, 4.0, 3.0, 7.0, 5.0, 6.0]
+    assert math.isnan(metrics.pearson(x, y)) and math.isnan(metrics.spearman(y, x))
+    assert metrics.pearson(y, [3 * v + value for v in y]) == pytest.approx(1) and metrics.pearson(y, y) <= 1
+
+
 @pytest.mark.parametrize(
     "metric",
     [
@@ -115,6 +132,48 @@ def test_an_interval_is_the_same_for_the_same_key():
 def test_an_interval_of_no_values_is_nan_and_of_one_the_whole_range():
     assert all(map(math.isnan, metrics.mean_interval([], derive_rng(0), low=0, high=1)))
     assert metrics.mean_interval([0.3], derive_rng(0), low=-1, high=1) == (-1, 1)
+
+
+@pytest.mark.parametrize("n", [5, 50, 200])
+def test_values_that_differ_by_noise_alone_get_the_width_of_equal_ones(n):
+    def width(values):
+        low, high = metrics.mean_interval(values, derive_rng(0, "noise"), low=0, high=1)
+        return high - low
+
+    equal = width([0.3] * n)
+    assert equal == pytest.approx(1 - 0.05 ** (1 / n))
+    for noise in (1e-12, 1e-9, 1e-5):
+        assert width([0.3] * (n - 1) + [0.3 + noise]) == pytest.approx(equal, rel=0.01)
+        assert width(0.3 + noise * np.arange(n) / n) == pytest.approx(equal, rel=0.01)
+    # One that does differ takes away no more than its share.
+    assert width([0.3] * (n - 1) + [0.32]) >= equal * (1 - 1 / n) ** 2 * 0.999
+
+
+def test_values_that_spread_are_not_widened():
+    values = list(np.linspace(0.3, 0.9, 50))
+    low, high = metrics.mean_interval(values, derive_rng(0, "spread"), low=0, high=1)
+    assert high - low == pytest.approx(2 * 1.96 * np.std(values) / 50**0.5, rel=0.1)
+
+
+TIED = {
+    "one in twenty from a half to 1": (lambda r, n: np.where(r.random(n) < 0.95, 1.0, r.uniform(0.5, 1, n)), 0.9875),
+    "one in fifty far off, noise": (lambda r, n: np.where(r.random(n) < 0.02, 0.9, 0.3 + r.uniform(0, 1e-9, n)), 0.312),
+    "one in twenty at 0, noise": (lambda r, n: np.where(r.random(n) < 0.05, 0.0, 0.3 + r.uniform(0, 1e-9, n)), 0.285),
+    "nine in ten at the bound": (lambda r, n: (r.random(n) < 0.9).astype(float), 0.9),
+    "a thousandth apart": (lambda r, n: r.normal(0.6, 0.001, n), 0.6),
+}
+
+
+@pytest.mark.parametrize("n", [5, 20, 50, 200])
+@pytest.mark.parametrize("name", TIED)
+def test_intervals_of_tied_values_cover_the_mean(name, n):
+    draw, mean = TIED[name]
+    rng = derive_rng(12, "coverage", name, n)
+    covered = 0
+    for _ in range(400):
+        low, high = metrics.mean_interval(draw(rng, n), rng, low=0, high=1, resamples=300)
+        covered += low <= mean <= high
+    assert covered / 400 >= 0.92
 
 
 def test_an_interval_scales_with_the_root_of_n():

@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_run import SCORERS, VARIANTS, cell, made_run, run_of, score_row
+from planted_run import spec, truthful_server
 from rich.console import Console
+from scipy import stats
 
 import saeval
 from saeval import results
@@ -234,6 +236,119 @@ def test_results_survive_being_written_and_read(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": "other/9"}')
     with pytest.raises(InputError, match="not results that this saeval can read"):
         saeval.read(tmp_path)
+
+
+def test_the_report_shows_the_length_of_explanations_beside_every_score():
+    made = run_of(
+        cell(
+            "a",
+            [score_row("detection", 0.6, explanation_words=17.25), score_row("embedding", 0.7, explanation_words=None)],
+        )
+    )
+    report = markdown(made)
+    assert "| coder=a | detection | its own | 17.2 | balanced\\_accuracy |" in report
+    assert "| coder=a | embedding | its own | – | auroc |" in report
+    assert re.search(r"words\s+score", rendered(made)) and re.search(r"17\.2\s+\.600 \[", rendered(made))
+
+
+def test_the_report_shows_shares_by_decile():
+    shares = results.DecileShares(
+        scorer="detection",
+        right=(1.0, 0.9, *[None] * 7, 0.25),
+        n=(20, 10, *[0] * 7, 4),
+        negatives_right=0.5,
+        negatives_n=30,
+    )
+    report = markdown(run_of(cell("a", []).model_copy(update={"deciles": [shares]})))
+    assert "| coder=a | detection | 1.000 (20) | 0.900 (10) |" in report and "| – | 0.250 (4) | 0.500 (30) |" in report
+    assert "decile" not in markdown(made_run())
+
+
+def correlation(a: str, b: str, value: float | None, rank: float | None, n: int = 40) -> results.Correlation:
+    return results.Correlation(scorers=(a, b), n=n, pearson=value, spearman=rank)
+
+
+def test_the_report_shows_correlations_as_a_matrix():
+    found = [
+        correlation("detection", "human", 0.5, 0.25),
+        correlation("detection", "fuzzing", -0.125, 0.0),
+        correlation("human", "fuzzing", None, None, 2),
+    ]
+    one = cell("a", []).model_copy(update={"correlations": found})
+    two = cell("b", []).model_copy(update={"correlations": found[:1]})
+    report = markdown(run_of(one, two, correlations=[correlation("detection", "human", 0.75, 0.7, 80)]))
+    assert "|  | detection | human | fuzzing |\n" in report
+    assert "| detection |  | +0.500 (40) | -0.125 (40) |\n| human | +0.250 (40) |  | – (2) |\n" in report
+    assert "| fuzzing | +0.000 (40) | – (2) |  |" in report
+    assert (
+        "### all contestants together\n\n|  | detection | human |\n|---|---|---|\n| detection |  | +0.750 (80) |"
+        in report
+    )
+    assert "together" not in markdown(run_of(one, correlations=found))
+
+
+def test_a_score_that_was_skipped_on_every_latent_is_not_called_failed():
+    made = run_of(cell("a", [score_row("human", None, n=0, tried=8, failed=0, skipped=8)]))
+    assert "– (skipped)" in rendered(made) and "| – | skipped | 0/8 |" in markdown(made)
+
+
+def test_results_written_before_there_were_deciles_and_correlations_can_be_read(tmp_path):
+    old = made_run().model_dump(mode="json", by_alias=True)
+    del old["correlations"]
+    for one in old["cells"]:
+        del one["deciles"], one["correlations"]
+        for row in one["scores"]:
+            del row["skipped"], row["explanation_words"]
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    read = saeval.read(tmp_path)
+    assert read.cells[0].deciles == [] and read.cells[0].scores[0].explanation_words is None
+    assert "## Scores" in markdown(read) and "face-off" in rendered(read)
+    assert len(write_reports(read, tmp_path / "report")) == 3
+
+
+PLANTED_SCORERS = """
+from saeval import Metric, Scorer, Score
+
+class Planted(Scorer):
+    name = "planted"
+    metrics = (Metric("value", low=0, high=100),)
+    shape: str = "line"
+
+    async def score(self, explanation, examples, context):
+        i = context.latent.index
+        if (self.shape == "odd" and i % 2 == 0) or (self.shape == "two" and i > 1):
+            return Score.skipped("not this one")
+        value = {"square": i * i, "flat": 0.1 * i + 1 - 0.1 * i, "bowl": (i - 4) ** 2}.get(self.shape, i)
+        return Score(values={"value": value})
+"""
+
+
+@pytest.mark.slow
+def test_correlations_are_over_latents_scored_by_both_and_pooled_over_contestants(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "planted.py").write_text(PLANTED_SCORERS)
+    shapes = ("line", "square", "odd", "flat", "two", "bowl")
+    scorers = {s: {"use": f"{tmp_path}/planted.py:Planted", "with": {"shape": s}} for s in shapes}
+    source = {"use": "synthetic", "with": {"n_latents": 8, "documents": "${matrix.documents}"}}
+    changes = {"source": source, "matrix": {"documents": [50, 60]}, "latents": {"n": 8, "min_windows": 20}}
+    with truthful_server() as server:
+        run = saeval.run(spec(server, scorers=scorers, baselines=[], **changes), out=tmp_path / "run")
+    i = np.arange(8)
+    for found, times in ((run.cells[0].correlations, 1), (run.cells[1].correlations, 1), (run.correlations, 2)):
+        by = {c.scorers: c for c in found}
+        assert len(by) == 15
+        whole = by["line", "square"]
+        assert whole.n == 8 * times and whole.pearson == pytest.approx(stats.pearsonr(i, i * i).statistic)
+        assert whole.spearman == pytest.approx(1)
+        assert by["square", "bowl"].spearman == pytest.approx(stats.spearmanr(i * i, (i - 4) ** 2).statistic)
+        assert (by["line", "odd"].n, by["line", "odd"].pearson) == (4 * times, pytest.approx(1))
+        assert (by["line", "flat"].n, by["line", "flat"].pearson, by["line", "flat"].spearman) == (
+            8 * times,
+            None,
+            None,
+        )
+        assert by["odd", "two"].n == times and by["odd", "two"].pearson is None
+    assert [d for c in run.cells for d in c.deciles] == []
 
 
 def test_tables_of_a_cell_keep_their_types_with_and_without_rows(tmp_path):

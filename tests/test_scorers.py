@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saeval_plugins.answers import answer_probabilities, parse_list
 from saeval_plugins.prompts import marked_line
 from saeval_plugins.samplers import saeval_samplers
-from saeval_plugins.scorers._judge import answer_probabilities, parse_list
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.fuzzing import Fuzzing
@@ -45,6 +45,7 @@ from saeval.testing import (
     planted_store,
     rule_judge,
 )
+from saeval.testing.toys import FILLER
 
 JUDGES = [Detection, Fuzzing]
 MODES = ["list", "probability"]
@@ -67,6 +68,8 @@ def test_every_scorer_satisfies_the_contract(kind):
     check_scorer(kind(), rule_judge)
     if "mode" in kind.model_fields:
         check_scorer(kind(mode="probability"), lambda: rule_judge(scores=True))
+    if "negatives" in kind.model_fields:
+        check_scorer(kind(negatives="active"), rule_judge)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -459,6 +462,78 @@ def test_a_judge_that_sees_only_where_marks_stand_is_at_chance():
             values[name].append(auroc([t for _, t in found], [feature(m) for m, _ in found]))
     for name, found in values.items():
         assert np.mean(found) == pytest.approx(0.5, abs=0.03), name
+
+
+def placed_examples(seed, share, n=100):
+    """Windows of a latent that fires at a place of its own in this share of them, elsewhere in the others."""
+    rng = derive_rng(seed, "placed")
+    place, built = int(rng.integers(24)), []
+    for number in range(2 * n):
+        words = list(rng.choice(FILLER, size=24))
+        first = place if rng.random() < share else int(rng.integers(24))
+        if number < n:
+            words[first : first + 2] = ["harbor"] * len(words[first : first + 2])
+        built.append(make_example(" " + " ".join(words), {"harbor": 5.0} if number < n else {}, context=number))
+    return Examples(LatentId("toy", seed), tuple(built[:n]), tuple(built[n:]), 5.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+@pytest.mark.parametrize("negatives", ["matched", "active"])
+def test_a_judge_that_learns_from_other_latents_where_marks_stand_is_at_chance(negatives, share):
+    """Number, length and place of marks, learnt with the right answers on half of the latents, tell nothing of the rest."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    features, truths, latents = [], [], []
+    for latent in range(40):
+        for marks, truth in shown_marks(Fuzzing(negatives=negatives), placed_examples(latent, share), latent):
+            at = np.flatnonzero(marks)
+            features.append([*marks, len(at), at[0], at[-1], np.sum(np.diff(at) > 1)])
+            truths.append(truth)
+            latents.append(latent)
+    x, y, learnt = np.array(features, dtype=float), np.array(truths), np.array(latents) < 20
+    assert (~learnt).sum() > 1000 and np.mean(y) == 0.5
+    for judge in (LogisticRegression(max_iter=500), KNeighborsClassifier(1), KNeighborsClassifier(15)):
+        said = judge.fit(x[learnt], y[learnt]).predict(x[~learnt])
+        assert np.mean(said == y[~learnt]) == pytest.approx(0.5, abs=3 * 0.5 / (~learnt).sum() ** 0.5)
+
+
+def test_active_wrong_marks_are_anothers_pattern_on_tokens_that_do_not_fire():
+    examples = make_examples(activating=60)
+    windows = {e.id: e for e in examples.activating}
+    scorer = Fuzzing(negatives="active")
+    questions = scorer.questions(examples, context())
+    assert len({q.example.id for q in questions}) == len(questions) == 60, "each window is shown once"
+    found = shown_marks(scorer, examples, 0)
+    assert Counter(m for m, truth in found if truth) == Counter(m for m, truth in found if not truth)
+    for question, (marks, truth) in zip(questions, found, strict=True):
+        fires = windows[question.example.id].activations > 0
+        assert (np.array(marks) & fires).any() == truth and question.truth == truth
+        assert truth <= (list(marks) == windows[question.example.id].firing())
+
+
+def test_active_negatives_are_told_by_the_marked_tokens_alone():
+    examples = make_examples(activating=60)
+    found = score(Fuzzing(negatives="active"), examples, rule_judge())
+    assert found.values["balanced_accuracy"] == 1 and found.count("ok") == 60
+    assert score(Fuzzing(negatives="active"), examples, rule_judge(), WRONG).values["balanced_accuracy"] == 0.5
+    by_text = ScriptedLLM(lambda r: str([int("harbor" in w) for w in r.messages[-1].content.split("\nWindow ")[1:]]))
+    assert score(Fuzzing(), examples, by_text).values["balanced_accuracy"] == 1
+    assert score(Fuzzing(negatives="active"), examples, by_text).values["balanced_accuracy"] == 0.5
+
+
+def test_windows_without_room_for_wrong_marks_are_left_out_and_a_latent_of_such_has_no_score():
+    everywhere = tuple(make_example(" sea sea sea", {"sea": 5.0}, context=i) for i in range(6))
+    examples = Examples(LatentId("toy", 0), everywhere, (), 5.0)
+    assert Fuzzing(negatives="active").questions(examples, context()) == []
+    found = score(Fuzzing(negatives="active"), examples, rule_judge())
+    assert found.status == "failed" and found.reason
+    some = tuple(make_example(f" sea town {i}", {"town": 5.0}, context=10 + i) for i in range(1))
+    front = tuple(make_example(f" sea town {i}", {"sea": 5.0}, context=20 + i) for i in range(9))
+    for seed in range(5):
+        mixed = Examples(LatentId("toy", 0), some + front + everywhere, (), 5.0)
+        questions = Fuzzing(negatives="active").questions(mixed, context(seed=seed))
+        assert len(questions) in (0, 2) and {q.truth for q in questions} <= {True, False}
 
 
 def test_marks_on_activating_windows_are_the_firing_tokens():

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from saeval.report import safe_text
 from saeval.report.leaderboard import OWN, Leaderboard
-from saeval.results import CellResult, Ledger, RunResult, ScoreRow
+from saeval.results import CellResult, Correlation, DecileShares, Judge, Ledger, RunResult, ScoreRow
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
-_SCORES = ("coder", "scorer", "explanation", "metric", "↑", "value", "95 % CI", "n", "coverage", "floor", "lift")
+_SCORES = (
+    "coder", "scorer", "explanation", "words", "metric", "↑", "value", "95 % CI", "n", "coverage", "floor", "lift",
+)  # fmt: skip
+_DECILES = (
+    "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 the "
+    "strongest, and where no was the right answer (silent or wrongly marked). The cells' own explanations."
+)
+_CORRELATIONS = (
+    "Of headline metrics over the latents that both scored, with their number: Pearson above the diagonal, Spearman "
+    "below. The cells' own explanations; none for fewer than three latents or scores that are all the same."
+)
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
 
@@ -29,6 +39,16 @@ def markdown(run: RunResult) -> str:
     if (least := board.smallest_difference) is not None:
         parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {least:.3f}.")
     parts += ["## Scores", _table(_SCORES, [_score(x.cell, row) for x in board.standings for row in x.cell.scores])]
+    if deciles := [[x.cell.cell, *_deciles(shares)] for x in board.standings for shares in x.cell.deciles]:
+        parts += [
+            "## Judged right, by decile",
+            _DECILES,
+            _table(("coder", "scorer", *map(str, range(10)), "silent"), deciles),
+        ]
+    if run.judges:
+        parts += ["## Judges", *map(_judge, run.judges)]
+    if correlations := list(_correlations(run, board)):
+        parts += ["## Correlation of scorers", _CORRELATIONS, *correlations]
     counts = [[c.cell, *(c.counts.get(stage, "–") for stage in _STAGES)] for c in run.cells]
     parts += ["## Latents", _table(["coder", *_STAGES], counts)]
     if run.ledger:
@@ -83,9 +103,56 @@ def _leaderboard(run: RunResult, board: Leaderboard) -> str:
 def _score(cell: CellResult, row: ScoreRow) -> list[object]:
     floors = ", ".join(f"{name} {value:.3f}" for name, value in row.floor.items())
     return [
-        cell.cell, row.scorer, "its own" if row.variant == OWN else row.variant, row.metric, "↑" if row.higher_is_better else "↓",
+        cell.cell, row.scorer, "its own" if row.variant == OWN else row.variant, _words(row), row.metric, "↑" if row.higher_is_better else "↓",
         _value(row), _interval(row), f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, "" if row.lift is None else f"{row.lift:+.3f}",
     ]  # fmt: skip
+
+
+def _judge(judge: Judge) -> str:
+    """Return what is known of a judge: a table of its check, or how to check it."""
+    who = f"{_inert(judge.role)}: {_inert(judge.model)}"
+    if judge.check is None:
+        command = f"saeval run --task judge-check --llm judge={judge.model}"
+        return f"{who}. How far it can be trusted was not checked; to do so:\n\n```\n{safe_text(command)}\n```"
+    rows = [
+        [row.scorer, "the true one" if row.variant == OWN else row.variant, row.metric, _value(row), _interval(row), row.n]
+        for row in judge.check.scores
+    ]
+    table = _table(("scorer", "explanation", "metric", "value", "95 % CI", "n"), rows)
+    return f"{who}. Checked on {judge.check.when} ({_inert(judge.check.task)} {_inert(judge.check.task_version)}):\n\n{table}"
+
+
+def _words(row: ScoreRow) -> str:
+    return "–" if row.explanation_words is None else f"{row.explanation_words:.1f}"
+
+
+def _deciles(shares: DecileShares) -> list[str]:
+    right, n = (*shares.right, shares.negatives_right), (*shares.n, shares.negatives_n)
+    return [shares.scorer, *("–" if r is None else f"{r:.3f} ({k})" for r, k in zip(right, n, strict=True))]
+
+
+def _correlations(run: RunResult, board: Leaderboard) -> Iterator[str]:
+    """Yield a titled matrix for every cell, and one for the contestants together when there are several."""
+    found = [(x.cell.cell, x.cell.correlations) for x in board.standings]
+    if sum(x.cell.baseline is None for x in board.standings) > 1:
+        found.insert(0, ("all contestants together", run.correlations))
+    for title, correlations in found:
+        if correlations:
+            yield f"### {_inert(title)}"
+            yield _matrix(correlations)
+
+
+def _matrix(correlations: Sequence[Correlation]) -> str:
+    labels = list(dict.fromkeys(label for c in correlations for label in c.scorers))
+    entries = {}
+    for c in correlations:
+        a, b = c.scorers
+        entries[a, b], entries[b, a] = _correlation(c.pearson, c.n), _correlation(c.spearman, c.n)
+    return _table(["", *labels], [[a, *(entries.get((a, b), "") for b in labels)] for a in labels])
+
+
+def _correlation(value: float | None, n: int) -> str:
+    return f"{'–' if value is None else f'{value:+.3f}'} ({n})"
 
 
 def _value(row: ScoreRow) -> str:
@@ -94,7 +161,7 @@ def _value(row: ScoreRow) -> str:
 
 def _interval(row: ScoreRow) -> str:
     if row.ci95 is None:
-        return f"{row.failed} failed" if row.value is None else "–"
+        return f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "–"
     return f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
 
 

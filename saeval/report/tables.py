@@ -17,8 +17,8 @@ _COLUMNS = {
     "cell": "string", "baseline": "string", "subject": "string", "axis.": "string", "measure.": "double", "count.": "int64",
     "scorer": "string", "variant": "string", "plugin": "string", "metric": "string", "higher_is_better": "bool",
     "value": "double", "median": "double", "ci_low": "double", "ci_high": "double", "method": "string",
-    "n": "int64", "tried": "int64", "failed": "int64", "unparsed": "int64", "coverage": "double",
-    "floor.": "double", "lift": "double", "judge": "string", "usd": "double",
+    "n": "int64", "tried": "int64", "failed": "int64", "skipped": "int64", "unparsed": "int64", "coverage": "double",
+    "floor.": "double", "lift": "double", "judge": "string", "explanation_words": "double", "usd": "double",
 }  # fmt: skip
 """Columns and Arrow types, in order; a name that ends in a dot stands for one column a key."""
 

@@ -33,7 +33,7 @@ def with_interval(row: ScoreRow | None) -> str:
     if row is None:
         return "–"
     if row.value is None or row.ci95 is None:
-        return f"– ({row.failed} failed)" if row.failed else "– (none tried)"
+        return f"– ({row.failed} failed)" if row.failed else "– (skipped)" if row.skipped else "– (none tried)"
     low, high = row.ci95
     digits = 2 if high - low >= 0.02 else 3
     return f"{number(row.value)} [{number(low, digits)} {number(high, digits)}]"
@@ -106,7 +106,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
             for cell, v, row in found
         ]
         title = f"{scorer}: {metric}" + (f", chance {number(chance)}" if (chance := _chance(found)) is not None else "")
-        heads = [*axes, "explanation", "score", "n", "failed", "covered", "lift", "$"]
+        heads = [*axes, "explanation", "words", "score", "n", "fail", "cover", "lift", "$"]
         _print_table(console, title, heads, rows, [v != OWN for _, v, _ in found], folding=[*axes, "explanation"])
 
     console.print()
@@ -152,7 +152,8 @@ def _chance(found: Iterable[tuple[CellResult, str, ScoreRow]]) -> float | None:
 def _details(row: ScoreRow) -> list[str]:
     lift = "" if row.lift is None else f"{row.lift:+.3f}"
     usd = "?" if row.usd is None else f"{row.usd:.2f}"
-    return [with_interval(row), f"{row.n}/{row.tried}", str(row.failed), f"{row.coverage:.0%}", lift, usd]
+    words = "–" if row.explanation_words is None else f"{row.explanation_words:.1f}"
+    return [words, with_interval(row), f"{row.n}/{row.tried}", str(row.failed), f"{row.coverage:.0%}", lift, usd]
 
 
 def _measure(cell: CellResult, name: str, form: str) -> str:

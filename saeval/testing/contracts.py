@@ -215,7 +215,8 @@ def _check_plugin(plugin: AnyPlugin) -> None:
     kind = type(plugin)
     assert re.fullmatch(r"[a-z][a-z0-9_]*", kind.name), f"the name {kind.name!r} is not lower case with underscores"
     options = plugin.model_dump(mode="json")
-    again = kind.model_validate(json.loads(json.dumps(options, allow_nan=False)))
+    parts = {key: value for key, value in plugin if isinstance(value, Plugin)}  # built from `use:`, not from data
+    again = kind.model_validate({**json.loads(json.dumps(options, allow_nan=False)), **parts})
     assert again == plugin, f"the options {options} do not survive being written as JSON"
     assert json.dumps(again.fingerprint()) == json.dumps(plugin.fingerprint()), "equal options, another fingerprint"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from saeval.errors import LLMError
 from saeval.interfaces import Context, Embed
-from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request
+from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request
 from saeval.records import Example, Examples, LatentId
 from saeval.seeding import derive_rng
 
@@ -45,11 +45,13 @@ class ScriptedLLM(LanguageModel):
 
     Args:
         reply: The answer, or a function of the request that returns it (as text or whole `Reply`) or raises.
-        score: Log-probability (nats) of a continuation after a prompt; without it, the model cannot score.
+        score: Log-probability (nats) of a continuation after a prompt, or of a choice after the text up to its gap;
+            without it, the model cannot score.
 
     Attributes:
         requests: What `complete` was asked, in order.
         scored: What `logprobs` was asked, in order.
+        filled: What `fill` was asked, in order.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ScriptedLLM(LanguageModel):
         self._score = score
         self.requests: list[Request] = []
         self.scored: list[LogprobRequest] = []
+        self.filled: list[FillRequest] = []
 
     @property
     def can_score(self) -> bool:
@@ -83,6 +86,17 @@ class ScriptedLLM(LanguageModel):
         return LogprobReply(
             tuple(tuple((score(request.prefix + p, c),) for c in request.continuations) for p in request.prompts)
         )
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Give the scripted log-probabilities of the choices, after all that stands before each gap."""
+        if self._score is None:
+            return await super().fill(request)
+        self.filled.append(request)
+        score, found = self._score, []
+        for text in request.texts:
+            before = [request.prefix + request.filler.join(text[: gap + 1]) for gap in range(len(text))]
+            found.append(tuple(tuple(score(prompt, choice) for choice in request.choices) for prompt in before))
+        return FillReply(tuple(found))
 
 
 def make_example(

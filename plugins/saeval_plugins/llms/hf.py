@@ -1,4 +1,4 @@
-"""A transformers model in this process: generates, and scores continuations, computing shared beginnings once."""
+"""A transformers model in this process: generates, scores continuations, weighs choices; shared beginnings run once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from saeval import (
     LLM,
+    FillReply,
+    FillRequest,
     FinishReason,
+    InputError,
     LiveModel,
     LLMError,
     LogprobReply,
@@ -29,7 +32,7 @@ from saeval import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pydantic import JsonValue
     from torch import Tensor
@@ -46,13 +49,21 @@ _PLACED = {
 _TURN_END = "\n\n"  # between turns for models without a chat template, which would go on inventing turns
 
 
+def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Cut rows into batches, by number; rows of like length go together, so that there is little padding."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for begin in range(0, len(order), _ROWS):
+        yield order[begin : begin + _ROWS]
+
+
 class HF(LLM):
     """Runs a causal language model of the hub, a folder, a GGUF file or a package in this process.
 
     Prompts are sent through the tokenizer's chat template where it has one; else as plain text, the turns apart by a
     blank line, which also ends an answer. To score continuations, BOS (where there is one), prefix, prompt and
-    continuation are tokenized apart and joined. Prefixes, and all of a conversation before its last question, are
-    computed once and kept for the next request, with which no number changes.
+    continuation are tokenized apart and joined, and so are the parts of texts with gaps. Prefixes, and all of a
+    conversation before its last question, are computed once and kept for the next request, with which no number
+    changes.
     """
 
     name = "hf"
@@ -88,6 +99,10 @@ class HF(LLM):
         """Score continuations, the prompts of one request together and of no other."""
         return await asyncio.to_thread(self._locked, self._logprobs, request)
 
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Weigh choices in gaps, the texts of one request together and of no other."""
+        return await asyncio.to_thread(self._locked, self._fill, request)
+
     def _locked(self, work: Any, request: Any) -> Any:
         import torch
 
@@ -96,6 +111,8 @@ class HF(LLM):
                 return work(request)
             except torch.cuda.OutOfMemoryError:
                 raise self._error("the GPU's memory does not suffice; choose a smaller model or device: cpu") from None
+            except InputError as error:
+                raise self._error(str(error)) from None
 
     def _error(self, what: str) -> LLMError:
         return LLMError(f"hf/{self.model}: {what}")
@@ -179,14 +196,14 @@ class HF(LLM):
         if not prefix and not all(prompts):
             raise self._error("an empty prompt, and the model has no BOS token to begin with")
         self._room(len(prefix) + max(map(len, prompts)) + max(map(len, continuations)) - 1)
-        # Rows of like length go together, so that there is little padding.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         found: dict[int, tuple[tuple[float, ...], ...]] = {}
-        for begin in range(0, len(order), _ROWS):
-            some = order[begin : begin + _ROWS]
-            # The prefix's last token is run with each prompt, so that an empty prompt has a token to predict from.
-            rows = [[*prefix[-1:], *prompts[i]] for i in some]
-            found.update(zip(some, self._score(prefix[:-1], rows, continuations), strict=True))
+        if len(continuations) > len(prompts) and max(map(len, continuations)) > 1:
+            found.update(enumerate(self._score_behind(prefix + prompt, continuations) for prompt in prompts))
+        else:
+            for some in _batches(prompts):
+                # The prefix's last token is run with each prompt, so that an empty prompt has a token to predict from.
+                rows = [[*prefix[-1:], *prompts[i]] for i in some]
+                found.update(zip(some, self._score(prefix[:-1], rows, continuations), strict=True))
         asked = len(prompts) * len(continuations)
         usage = Usage(
             sum(len(prefix) + len(p) + len(c) for p in prompts for c in continuations), 0,
@@ -217,15 +234,33 @@ class HF(LLM):
             columns.append([tuple(row) for row in values.tolist()])
         return list(zip(*columns, strict=True))
 
+    def _score_behind(self, prompt: list[int], continuations: list[list[int]]) -> tuple[tuple[float, ...], ...]:
+        """Do the same for many continuations of one prompt, which are the rows here.  [continuations][tokens]"""
+        import torch
+
+        found: dict[int, tuple[float, ...]] = {}
+        for some in _batches(continuations):
+            states = self._states(prompt[:-1], [[prompt[-1], *continuations[i][:-1]] for i in some])
+            hidden = torch.cat([s[: len(continuations[i])] for s, i in zip(states, some, strict=True)])
+            targets = torch.tensor([token for i in some for token in continuations[i]])[:, None]
+            values = iter(self._read_off(hidden, targets)[:, 0].tolist())
+            found.update((i, tuple(islice(values, len(continuations[i])))) for i in some)
+        return tuple(found[i] for i in range(len(continuations)))
+
+    def _states(self, head: list[int], rows: list[list[int]]) -> Tensor:
+        """Return the last hidden states of rows that go on from a head.  [rows, longest, width]"""
+        past = self._prefix_rows(head, len(rows))
+        before = head if past is None else []
+        tokens = self._tensor([[*before, *row] for row in rows])
+        states = self._live.model.base_model(tokens, past_key_values=past, use_cache=past is not None).last_hidden_state
+        return cast("Tensor", states[:, len(before) :])
+
     def _run_whole(self, head: list[int], rows: list[list[int]], continuation: list[int]) -> Tensor:
         """Return the hidden states from which the continuation's tokens are predicted.  [rows, continuation, width]"""
         import torch
 
-        past = self._prefix_rows(head, len(rows))
-        before = head if past is None else []
-        tokens = self._tensor([[*before, *row, *continuation[:-1]] for row in rows])
-        states = self._live.model.base_model(tokens, past_key_values=past, use_cache=past is not None).last_hidden_state
-        ends = [len(before) + len(row) - 1 for row in rows]
+        states = self._states(head, [[*row, *continuation[:-1]] for row in rows])
+        ends = [len(row) - 1 for row in rows]
         return torch.stack([s[end : end + len(continuation)] for s, end in zip(states, ends, strict=True)])
 
     def _run_after_prompts(self, head: list[int], rows: list[list[int]], continuation: list[int]) -> Tensor:
@@ -284,31 +319,55 @@ class HF(LLM):
 
         values = []
         for some, wanted in zip(hidden.split(_POSITIONS), targets.to(hidden.device).split(_POSITIONS), strict=True):
-            logits = self._head(some)
+            logits = self._live.unembed(some)
             values.append(logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True))
         return torch.cat(values)
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        """Return logits of hidden states: only where they are needed, vocabularies are large.  [positions, vocabulary]"""
-        return self._scaled(self._live.model.get_output_embeddings()(hidden).float(), *self._logit_rules)
+    # --- weighing choices ---
 
-    @staticmethod
-    def _scaled(logits: Tensor, cap: float | None, scale: float) -> Tensor:
-        logits = logits * scale if scale != 1 else logits
-        return (logits / cap).tanh() * cap if cap is not None else logits
+    def _fill(self, request: FillRequest) -> FillReply:
+        import torch
 
-    @cached_property
-    def _logit_rules(self) -> tuple[float | None, float]:
-        """What the model does to logits: a soft cap, a scale. Checked once against its own forward pass."""
-        cap = getattr(self._config, "final_logit_softcapping", None)
-        scale = getattr(self._config, "logit_scale", None) or 1 / (getattr(self._config, "logits_scaling", None) or 1)
-        tokens = self._tensor([[*self._bos, *self._ids("So it was.")]])
-        expected = self._live.model(tokens, use_cache=False).logits[0, -1].float()
-        hidden = self._live.model.base_model(tokens, use_cache=False).last_hidden_state[0, -1]
-        logits = self._scaled(self._live.model.get_output_embeddings()(hidden).float(), cap, scale)
-        if float((logits - expected).abs().max()) > 1e-2 * max(1.0, float(expected.abs().max())):
-            raise self._error("this model makes its logits in a way that is not known here; it cannot score")
-        return cap, scale
+        prefix, filler = self._bos + self._ids(request.prefix), self._ids(request.filler)
+        choices = torch.tensor([[self._choice(choice) for choice in request.choices]])
+        texts = [[self._ids(part) for part in text] for text in request.texts]
+        if not texts or not all(texts) or not request.choices:
+            raise self._error("there must be texts with gaps, and choices")
+        if not prefix and not all(text[0] for text in texts):
+            raise self._error("a gap at the beginning of a text, and the model has no BOS token to begin with")
+        rows, gaps = [], []  # a row ends with the token that its last gap is predicted from
+        for text in texts:
+            row = [*prefix[-1:], *text[0]]
+            places = [len(row) - 1]
+            for part in text[1:]:
+                row += [*filler, *part]
+                places.append(len(row) - 1)
+            rows.append(row)
+            gaps.append(places)
+        head = prefix[:-1]
+        self._room(len(head) + max(map(len, rows)))
+        found: dict[int, tuple[tuple[float, ...], ...]] = {}
+        for some in _batches(rows):
+            states = self._states(head, [rows[i] for i in some])
+            hidden = torch.cat([s[gaps[i]] for s, i in zip(states, some, strict=True)])
+            values = iter(self._read_off(hidden, choices.expand(len(hidden), -1)).tolist())
+            found.update((i, tuple(tuple(value) for value in islice(values, len(gaps[i])))) for i in some)
+        tokens = sum(len(head) + len(row) for row in rows)
+        usage = Usage(tokens, 0, len(head) * (len(rows) - 1), 0.0, "local")
+        return FillReply(tuple(found[i] for i in range(len(rows))), usage)
+
+    def _choice(self, text: str) -> int:
+        """Return the one token that a choice is.
+
+        Raises:
+            LLMError: If it is several, or none that the tokenizer knows.
+        """
+        # Some tokenizers put a space before every text; behind a tab, what follows stands as it is.
+        tab = self._ids("\t")
+        for ids in (self._ids(text), self._ids("\t" + text)[len(tab) :]):
+            if len(ids) == 1 and ids[0] != self._live.tokenizer.unk_token_id:
+                return ids[0]
+        raise self._error(f"the choice {text!r} is not a single token of this model")
 
     # --- generating ---
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import Any
 
 from pydantic import Field
 
-from saeval import LLM, InputError, LLMError, LogprobReply, LogprobRequest, Reply, Request, Usage
+from saeval import (
+    LLM,
+    FillReply,
+    FillRequest,
+    InputError,
+    LLMError,
+    LogprobReply,
+    LogprobRequest,
+    Reply,
+    Request,
+    Usage,
+)
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
@@ -20,9 +34,7 @@ from saeval_plugins.llms.openai_chat import (
     usage_from,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+_MOST = 20  # alternatives a token that servers give
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -112,44 +124,75 @@ class OpenAICompatible(LLM):
             return await super().logprobs(request)
         starts = [request.prefix + prompt for prompt in request.prompts]
         bodies = await asyncio.gather(
-            *(
-                self._post("/completions", {"model": self.model, "prompt": start + continuation, "max_tokens": 1,
-                                            "temperature": 0, "echo": True, "logprobs": 1})
-                for start in starts for continuation in request.continuations
-            )
-        )  # fmt: skip
+            *(self._echo(start + continuation, 1) for start in starts for continuation in request.continuations)
+        )
         found, usage = [], Usage(usd=None)
         for i in range(len(starts)):
             row = []
             for j, continuation in enumerate(request.continuations):
-                body = object_from(self.model, bodies[i * len(request.continuations) + j])
-                row.append(self._continuation(body, continuation))
+                body = bodies[i * len(request.continuations) + j]
+                row.append(tuple(float(value) for value, _ in self._end(body, continuation).values()))
                 usage += usage_from(body.get("usage"))
             found.append(tuple(row))
         return LogprobReply(tuple(found), usage)
 
-    def _continuation(self, body: Mapping[str, Any], continuation: str) -> tuple[float, ...]:
-        """Return the log-probabilities of the last echoed tokens, those that spell the continuation.
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Ask `/completions` to echo each text with the alternatives to its tokens.
+
+        A choice that is not among the 20 likeliest gets a log-probability of minus infinity. Servers take text and
+        not tokens, so a choice is known by its spelling, and a gap must not begin within a token of theirs.
+        """
+        if not self.scores:
+            return await super().fill(request)
+        ends = [(text[0], request.filler.join(("", *text[1:], ""))) for text in request.texts]
+        bodies = await asyncio.gather(*(self._echo(request.prefix + begin + end, _MOST) for begin, end in ends))
+        found, usage = [], Usage(usd=None)
+        for text, (_, end), body in zip(request.texts, ends, bodies, strict=True):
+            alternatives = {at: top for at, (_, top) in self._end(body, end).items()}
+            gaps = list(accumulate((len(request.filler) + len(part) for part in text[1:]), initial=0))
+            found.append(tuple(self._weights(alternatives.get(gap), request.choices) for gap in gaps))
+            usage += usage_from(body.get("usage"))
+        return FillReply(tuple(found), usage)
+
+    def _weights(self, alternatives: Any, choices: Sequence[str]) -> tuple[float, ...]:
+        if not isinstance(alternatives, Mapping):
+            raise LLMError(
+                f"{self.model}: the server gave no alternatives at a gap, or joins it with what stands before"
+            )
+        if not any(choice in alternatives for choice in choices):
+            raise LLMError(
+                f"{self.model}: none of the choices {', '.join(choices)} is among the {_MOST} likeliest tokens"
+            )
+        return tuple(float(alternatives.get(choice, -math.inf)) for choice in choices)
+
+    async def _echo(self, prompt: str, alternatives: int) -> Mapping[str, Any]:
+        body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": True}
+        return object_from(self.model, await self._post("/completions", {**body, "logprobs": alternatives}))
+
+    def _end(self, body: Mapping[str, Any], end: str) -> dict[int, tuple[float, Any]]:
+        """Return, of each of the last echoed tokens, those that spell the end of the prompt, by its place therein, the
+        log-probability and the alternatives.
 
         They are counted from the end, for servers differ in whether BOS takes up room in their text offsets.
         """
         try:
             data = body["choices"][0]["logprobs"]
-            echoed = list(zip(data["tokens"], data["token_logprobs"], strict=True))
+            tops = data.get("top_logprobs") or [None] * len(data["tokens"])
+            echoed = list(zip(data["tokens"], data["token_logprobs"], tops, strict=True))
             del echoed[len(echoed) - int(body["usage"]["completion_tokens"]) :]
-            values: list[float] = []
-            rest = continuation
+            found: dict[int, tuple[float, Any]] = {}
+            rest = end
             while rest:
-                token, value = echoed.pop()
+                token, value, top = echoed.pop()
                 if not rest.endswith(token):
                     raise LLMError(
                         f"{self.model}: prompt and continuation share a token, or the server spells tokens in its own "
                         f"way ({token!r}); their log-probability cannot be told apart"
                     )
                 rest = rest.removesuffix(token)
-                values.append(float(value))
-        except (KeyError, IndexError, TypeError, ValueError):
+                found[len(rest)] = float(value), top
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise LLMError(
                 f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false"
             ) from None
-        return tuple(reversed(values))
+        return dict(sorted(found.items()))

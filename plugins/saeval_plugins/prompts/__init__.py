@@ -18,9 +18,20 @@ def load(name: str) -> Prompt:
     return Prompt.load(__name__, name)
 
 
+def escaped(text: str) -> str:
+    r"""Return text with line breaks written as `\n` and other control characters as spaces, and nothing stripped."""
+    return text.translate(_BREAKS)
+
+
+def few_shot(prompt: Prompt) -> tuple[str, Prompt]:
+    """Return the worked examples of a prompt for base models, and its last paragraph, which is to be continued."""
+    examples, _, paragraph = prompt.text.rstrip("\n").rpartition("\n\n")
+    return examples + "\n\n", Prompt(prompt.name, paragraph)
+
+
 def one_line(text: str) -> str:
     r"""Return text with line breaks written as `\n` and other control characters as spaces."""
-    return text.translate(_BREAKS).strip()
+    return escaped(text).strip()
 
 
 def marked_line(example: Example, marks: Sequence[bool]) -> str:

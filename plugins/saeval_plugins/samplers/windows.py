@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, JsonValue
 
-from saeval import ActivationStore, Examples, LatentId, LatentRecord, Sampler, Windows
+from saeval import ActivationStore, Examples, LatentId, LatentRecord, Need, Sampler, Windows
+from saeval_plugins.samplers.non_activating import FEWEST, AnyNonActivating, RandomWindows
 from saeval_plugins.samplers.split import side, split_documents
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
-FEWEST = 5
-"""A latent with fewer windows than this for explaining, for scoring, or silent, is left out."""
-
-
-class NonActivating(BaseModel):
-    """Which windows stand against the activating ones. They are always verified silent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    use: Literal["random"] = "random"
-    """`random`: drawn from all windows in which the latent is silent."""
-    n: int = Field(default=100, ge=FEWEST)
-    """Windows to score with."""
 
 
 class _WindowSampler(Sampler):
@@ -36,11 +24,26 @@ class _WindowSampler(Sampler):
     explain: int = Field(default=40, ge=FEWEST)
     """Activating windows for the explainer."""
     explain_non_activating: int = Field(default=20, ge=0)
-    """Silent windows for explainers that contrast."""
+    """Silent windows for explainers that contrast; chosen like those for the scorers."""
     score: int = Field(default=100, ge=FEWEST)
     """Activating windows for the scorers, in equal parts from each rank decile of the maximum activation."""
-    non_activating: NonActivating = NonActivating()
-    """Silent windows for the scorers."""
+    non_activating: AnyNonActivating = RandomWindows()
+    """Silent windows: `{use: random, n: 100}` for any; hard ones are `{use: neighbours, k: 10, by: cooccurrence}` (or
+    `by: decoder`, `encoder`), which activate a latent near this one, and `{use: similar, model: …, pool: 4096}`, whose
+    text is close to that of activating ones."""
+
+    def check(self) -> None:
+        """See whether what the choice of silent windows names is there."""
+        self.non_activating.check()
+
+    def needs(self) -> frozenset[Need]:
+        """What the choice of silent windows needs."""
+        return self.non_activating.needs()
+
+    def fingerprint(self) -> JsonValue:
+        """Add what the choice of silent windows depends on, if anything."""
+        further = self.non_activating.depends_on()
+        return [super().fingerprint(), *further] if further else super().fingerprint()
 
     @abstractmethod
     def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -67,11 +70,16 @@ class _WindowSampler(Sampler):
         shown_ids = shown.ids[self.choose(shown.maxima, rng)]
         at, deciles = _by_decile(len(scored.ids), self.score, rng)
 
-        def silent(n: int, explain: bool) -> NDArray[np.int64]:
-            keep = side(split, lambda ids: store.document_of(ids, self.window), explain)
-            return store.silent_windows(latent.index, self.window, n, rng, keep)
+        def silent(n: int, explain: bool, beside: NDArray[np.int64]) -> NDArray[np.int64]:
+            here = side(split, lambda ids: store.document_of(ids, self.window), explain)
 
-        against = silent(self.non_activating.n, explain=False)
+            def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+                return here(ids) & store.knows(latent.index, store.context_of(ids, self.window))
+
+            return self.non_activating.draw(store, latent.index, self.window, n, rng, keep, beside)
+
+        scored_ids = scored.ids[at]
+        against = silent(self.non_activating.n, explain=False, beside=scored_ids)
         if len(against) < FEWEST:
             return None
 
@@ -89,8 +97,8 @@ class _WindowSampler(Sampler):
             firings=firings,
             windows=len(windows.ids),
             density=firings / store.n_tokens,
-            explain=examples(shown_ids, None, silent(self.explain_non_activating, explain=True)),
-            score=examples(scored.ids[at], deciles, against),
+            explain=examples(shown_ids, None, silent(self.explain_non_activating, explain=True, beside=shown_ids)),
+            score=examples(scored_ids, deciles, against),
         )
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from saeval import Scorer, hookimpl
+from saeval_plugins.scorers.consistency import Consistency
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.evaluate import Evaluate
+from saeval_plugins.scorers.example_embedding import ExampleEmbedding
 from saeval_plugins.scorers.fuzzing import Fuzzing
+from saeval_plugins.scorers.human import Human
+from saeval_plugins.scorers.intervention import Intervention
+from saeval_plugins.scorers.intruder import Intruder
+from saeval_plugins.scorers.simulation import Simulation
+from saeval_plugins.scorers.surprisal import Surprisal
 
 
 @hookimpl
 def saeval_scorers() -> list[type[Scorer]]:
     """Add the built-in scorers."""
-    return [Detection, Fuzzing, Embedding, Evaluate]
+    return [Detection, Fuzzing, Simulation, Surprisal, Intervention, Intruder, Embedding, ExampleEmbedding, Human, Evaluate, Consistency]

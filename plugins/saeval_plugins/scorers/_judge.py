@@ -6,11 +6,8 @@ import asyncio
 import math
 import re
 from abc import abstractmethod
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,7 +28,8 @@ from saeval import (
     Score,
     Scorer,
 )
-from saeval_plugins.prompts import load, one_line, without_thinking
+from saeval_plugins.answers import answer_probabilities, ask_twice, parse_list
+from saeval_plugins.prompts import few_shot, load, one_line
 
 REFERENCES = load("reference_windows.txt")
 """Ordinary passages, a few words marked, one a line: what an explanation is compared on when there is no question."""
@@ -106,47 +104,47 @@ class Judge(Scorer):
         return REFERENCES.text.splitlines()
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Judge all windows."""
+        """Judge all windows, in an order drawn for the latent."""
         questions = self.questions(examples, context)
-        scoring = self.mode == "probability" or (self.mode == "auto" and context.llm.can_score)
-        ask = self._by_probability if scoring else self._by_list
-        outcomes = await ask(one_line(explanation.text), questions, context)
-        return Score.of(outcomes, mode="probability" if scoring else "list")
-
-    async def _by_list(self, explanation: str, questions: list[Question], context: Context) -> list[Outcome]:
         order = [int(i) for i in context.rng.permutation(len(questions))]
-        batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-        judged = await asyncio.gather(
-            *(self._judge_batch(explanation, [questions[i] for i in batch], context) for batch in batches)
-        )
-        found = dict(zip(order, (outcome for batch in judged for outcome in batch), strict=True))
-        return [found[i] for i in range(len(questions))]
+        judged = await self.judge(explanation, [questions[i] for i in order], context)
+        found = dict(zip(order, judged, strict=True))
+        outcomes = [found[i] for i in range(len(questions))]
+        return Score.of(outcomes, mode="probability" if self._scoring(context) else "list")
+
+    def _scoring(self, context: Context) -> bool:
+        return self.mode == "probability" or (self.mode == "auto" and context.llm.can_score)
+
+    async def judge(self, explanation: Explanation, questions: list[Question], context: Context) -> list[Outcome]:
+        """Put questions in the order given, `batch` at a time where they are listed."""
+        text = one_line(explanation.text)
+        if self._scoring(context):
+            return await self._by_probability(text, questions, context)
+        batches = [questions[i : i + self.batch] for i in range(0, len(questions), self.batch)]
+        judged = await asyncio.gather(*(self._judge_batch(text, batch, context) for batch in batches))
+        return [outcome for batch in judged for outcome in batch]
 
     async def _judge_batch(self, explanation: str, questions: list[Question], context: Context) -> list[Outcome]:
         windows = "\n".join(f"Window {number}: {question.shown}" for number, question in enumerate(questions, 1))
         k = len(questions)
         messages = self.list_prompt.messages(explanation=explanation, windows=windows, k=str(k))
         request = Request(messages, top_logprobs=self.top_logprobs)
-        for repeat in (0, 1):
-            try:
-                reply = await context.llm.complete(replace(request, repeat=repeat))
-                answers = parse_list(reply.text, k)
-            except ParseError as error:
-                problem: ParseError | LLMError = error
-            except LLMError as error:
-                problem = error
-                break
-            else:
-                probabilities = answer_probabilities(reply, answers)
-                return [q.outcome(a.value, p) for q, a, p in zip(questions, answers, probabilities, strict=True)]
-        return [question.unanswered(problem) for question in questions]
+
+        def read(reply: Reply) -> list[Outcome]:
+            answers = parse_list(reply.text, k)
+            found = zip(questions, answers, answer_probabilities(reply, answers), strict=True)
+            return [question.outcome(answer.value, probability) for question, answer, probability in found]
+
+        try:
+            return await ask_twice(context.llm, request, read)
+        except (ParseError, LLMError) as error:
+            return [question.unanswered(error) for question in questions]
 
     async def _by_probability(self, explanation: str, questions: list[Question], context: Context) -> list[Outcome]:
-        examples, _, paragraph = self.probability_prompt.text.rstrip("\n").rpartition("\n\n")
-        prompt = Prompt(self.probability_prompt.name, paragraph)
+        shots, prompt = few_shot(self.probability_prompt)
         windows = [question.shown for question in questions] + self.references()
         request = LogprobRequest(
-            prefix=examples + "\n\n",
+            prefix=shots,
             prompts=tuple(prompt.fill(window=window, marked=_marked(window)) for window in windows),
             continuations=(f" {explanation}",),
         )
@@ -168,78 +166,3 @@ class Judge(Scorer):
 
 def _marked(window: str) -> str:
     return ", ".join(piece.strip() for piece in re.findall("<<(.*?)>>", window))
-
-
-class Answer(NamedTuple):
-    """One item of a judge's list, and where in the reply it stands."""
-
-    value: bool
-    at: int
-
-
-_LIST = re.compile(r"\[([^\[\]]*)\]")
-_ITEM = re.compile(r"""\s*(["']?)(0|1|true|false)\1\s*""", re.IGNORECASE)
-_VALUE = re.compile(r"""\s*["']?(-?\d+(\.\d*)?|true|false)["']?\s*""", re.IGNORECASE)
-
-
-def parse_list(reply: str, k: int) -> list[Answer]:
-    """Read a judge's list of k answers: 0/1 or true/false, bare or quoted, on one line or several.
-
-    Prose, fences, reasoning and brackets of other content around it are passed over, as is a single number in
-    brackets (`[3]`, a reference) unless one answer is asked for. When in doubt, there is no answer.
-
-    Raises:
-        ParseError: If there is no list, or one of another length or with other values, or lists that differ.
-    """
-    text = without_thinking(reply)
-    bodies = [(m[1], m.start(1)) for m in _LIST.finditer(text)] or [(text, 0)]
-    lists: list[list[Answer]] = []
-    for body, start in bodies:
-        pieces = _pieces(body)
-        if len(pieces) == 1 < k or not all(_VALUE.fullmatch(piece) for piece in pieces):
-            continue
-        answers, at = [], start
-        for piece in pieces:
-            match = _ITEM.fullmatch(piece)
-            if match is None:
-                raise ParseError(f"the list [{one_line(body)[:60]}] holds other values than 0 and 1")
-            answers.append(Answer(match[2].lower() in {"1", "true"}, at + match.start(2)))
-            at += len(piece) + 1
-        lists.append(answers)
-    if not lists:
-        raise ParseError(f"no list of {k} answers in the reply")
-    if wrong := [len(answers) for answers in lists if len(answers) != k]:
-        raise ParseError(f"a list of {wrong[0]} answers for {k} windows")
-    if any([a.value for a in answers] != [a.value for a in lists[0]] for answers in lists):
-        raise ParseError("several lists that differ")
-    return lists[0]
-
-
-def _pieces(body: str) -> list[str]:
-    pieces = body.split(",")
-    return pieces[:-1] if len(pieces) > 1 and not pieces[-1].strip() else pieces  # a trailing comma
-
-
-def answer_probabilities(reply: Reply, answers: Sequence[Answer]) -> list[float | None]:
-    """Return p(1) / (p(0) + p(1)) at each answer's token; None where the reply's log-probabilities do not tell."""
-    if not reply.logprobs:
-        return [None] * len(answers)
-    tokens = [entry.token for entry in reply.logprobs]
-    starts = list(accumulate(map(len, tokens), initial=0))
-    shift = "".join(tokens).find(reply.text)
-    found: list[float | None] = []
-    for answer in answers:
-        index = bisect_right(starts, answer.at + shift) - 1
-        token, within = tokens[index], answer.at + shift - starts[index]
-        if shift < 0 or token[within] not in "01":
-            found.append(None)
-            continue
-        top = reply.logprobs[index].top
-        zero, one = (_mass(top, token[:within] + digit + token[within + 1 :]) for digit in "01")
-        found.append(one / (zero + one) if zero + one > 0 else None)
-    return found
-
-
-def _mass(alternatives: Iterable[tuple[str, float]], token: str) -> float:
-    """Return the probability of a token, whatever space stands around it."""
-    return sum(math.exp(logprob) for text, logprob in alternatives if text.strip() == token.strip())

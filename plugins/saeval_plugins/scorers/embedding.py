@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, field_validator
 
 from saeval import (
     AUROC,
     Context,
+    Example,
     Examples,
     Explanation,
     InputError,
     ModelRef,
-    Outcome,
     Score,
     Scorer,
     asset_check,
@@ -22,25 +24,20 @@ from saeval import (
     file_sha256,
 )
 from saeval_plugins.prompts import one_line
+from saeval_plugins.scorers._outcomes import valued
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
-class Embedding(Scorer):
-    """Ranks the windows by cosine between a query made of the explanation and the window's text. Needs no LLM."""
+class Embeddings(Scorer):
+    """What scorers by sentence embeddings share: the model, and how well a value of each window separates them."""
 
-    name = "embedding"
     metrics = (AUROC,)
 
     model: ModelRef = "sentence-transformers/all-MiniLM-L6-v2"
     """A sentence-transformers model: hub id, directory, or `package:` reference."""
-    query: str = "{explanation}"
-    """The query, `{explanation}` standing for the explanation; models trained with instructions want theirs here."""
-
-    @field_validator("query")
-    @classmethod
-    def _has_slot(cls, value: str) -> str:
-        if "{explanation}" not in value:
-            raise ValueError("the query must hold {explanation}")
-        return value
 
     def check(self) -> None:
         """See whether a packaged model is installed, and whether a local one is there."""
@@ -54,17 +51,36 @@ class Embedding(Scorer):
         weights = Path(self.model, "model.safetensors")
         return [super().fingerprint(), file_sha256(weights) if weights.is_file() else None]
 
+    async def embed(self, texts: Sequence[str], context: Context) -> NDArray[np.float32]:
+        """Return one unit vector a text.  [texts, dimensions]"""
+        return await asyncio.to_thread(context.embed, self.model, texts)
+
+    def separation(self, windows: Sequence[Example], values: Sequence[float]) -> Score:
+        """Return how well a value a window tells activating ones from others."""
+        outcomes = tuple(map(valued, windows, values))
+        return Score(values={"auroc": auroc([window.active for window in windows], values)}, outcomes=outcomes)
+
+
+class Embedding(Embeddings):
+    """Ranks the windows by cosine between a query made of the explanation and the window's text. Needs no LLM."""
+
+    name = "embedding"
+
+    query: str = "{explanation}"
+    """The query, `{explanation}` standing for the explanation; models trained with instructions want theirs here."""
+
+    @field_validator("query")
+    @classmethod
+    def _has_slot(cls, value: str) -> str:
+        if "{explanation}" not in value:
+            raise ValueError("the query must hold {explanation}")
+        return value
+
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Compute the cosines and how well they separate."""
         windows = (*examples.activating, *examples.non_activating)
         if not examples.activating or not examples.non_activating:
             return Score.failed("no window of one side was given")
         query = self.query.replace("{explanation}", explanation.text)
-        texts = [query, *(one_line(window.text) for window in windows)]
-        vectors = await asyncio.to_thread(context.embed, self.model, texts)
-        cosines = [float(cosine) for cosine in vectors[1:] @ vectors[0]]
-        outcomes = tuple(
-            Outcome(example=window.id, active=window.active, decile=window.decile, probability=cosine)
-            for window, cosine in zip(windows, cosines, strict=True)
-        )
-        return Score(values={"auroc": auroc([w.active for w in windows], cosines)}, outcomes=outcomes)
+        vectors = await self.embed([query, *(one_line(window.text) for window in windows)], context)
+        return self.separation(windows, [float(cosine) for cosine in vectors[1:] @ vectors[0]])

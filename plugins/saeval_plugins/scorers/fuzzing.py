@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from itertools import cycle
+from typing import Literal
 
 from pydantic import Field
 
-from saeval import Context, Examples
+from saeval import Context, Example, Examples
 from saeval_plugins.prompts import load, marked_line
 from saeval_plugins.scorers._judge import REFERENCES, Judge, Question
 
@@ -14,9 +15,15 @@ from saeval_plugins.scorers._judge import REFERENCES, Judge, Question
 class Fuzzing(Judge):
     """Shows windows with marked tokens; the right answer is whether the latent fires on the marked ones.
 
-    In activating windows the tokens that fire are marked. Each non-activating window takes over, mark for mark, the
-    pattern of one of them, every pattern in turn in an order drawn for the latent. So the number, length and place
-    of marks say nothing: a judge that sees only those can do no better than chance.
+    In activating windows the tokens that fire are marked. For the wrong marks, the pattern of one of those windows
+    is taken over, mark for mark, so that the number, length and place of marks say nothing: a judge that sees only
+    those can do no better than chance.
+
+    `matched`: a non-activating window takes over the pattern, every pattern in turn in an order drawn for the latent.
+    `active`: another activating window does, where none of the marks falls on a token that fires there. So the text
+    says nothing either, and only the marked tokens do. One half of the windows, drawn at random, lends its patterns
+    to the other; each pattern is used once, and windows that find no partner are left out, on both sides, which
+    leaves each pattern right as often as wrong.
     """
 
     name = "fuzzing"
@@ -26,17 +33,35 @@ class Fuzzing(Judge):
 
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""
+    negatives: Literal["matched", "active"] = "matched"
+    """Where wrong marks stand: in non-activating windows, or in activating ones on tokens that do not fire."""
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
-        """Mark the firing tokens of activating windows, and the same places in the others."""
-        patterns = [window.firing(self.threshold) for window in examples.activating]
-        right = [
-            Question(window, marked_line(window, marks), True)
-            for window, marks in zip(examples.activating, patterns, strict=True)
+        """Mark the firing tokens of activating windows, and the same places in windows where they do not fire."""
+        order = [int(i) for i in context.rng.permutation(len(examples.activating))]
+        shuffled = [examples.activating[i] for i in order]
+        if self.negatives == "active":
+            pairs = self._disjoint(shuffled[::2], shuffled[1::2])
+            right, wrong = [lender for lender, _ in pairs], pairs
+        else:
+            right, wrong = [*examples.activating], list(zip(cycle(shuffled), examples.non_activating, strict=False))
+        return [
+            *(Question(window, marked_line(window, self._marks(window)), True) for window in right),
+            *(Question(window, marked_line(window, self._marks(lender)), False) for lender, window in wrong),
         ]
-        borrowed = cycle([patterns[i] for i in context.rng.permutation(len(patterns))])
-        wrong = [
-            Question(window, marked_line(window, marks), False)
-            for window, marks in zip(examples.non_activating, borrowed, strict=False)
-        ]
-        return right + wrong
+
+    def _marks(self, window: Example) -> list[bool]:
+        return window.firing(self.threshold)
+
+    def _disjoint(self, lenders: list[Example], borrowers: list[Example]) -> list[tuple[Example, Example]]:
+        """Pair as many windows as can be so that no mark of a lender falls on a token on which its borrower fires."""
+        import numpy as np
+        from scipy.sparse import csr_array
+        from scipy.sparse.csgraph import maximum_bipartite_matching
+
+        if not lenders or not borrowers:
+            return []
+        marks = np.array([self._marks(window) for window in lenders], dtype=np.int64)
+        fires = np.array([window.activations != 0 for window in borrowers], dtype=np.int64)
+        partner = maximum_bipartite_matching(csr_array(marks @ fires.T == 0), perm_type="column")
+        return [(lenders[i], borrowers[j]) for i, j in enumerate(partner) if j >= 0]

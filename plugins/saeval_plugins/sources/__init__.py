@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saeval import ActivationSource, hookimpl
+from saeval_plugins.sources.rules import Rules
 from saeval_plugins.sources.synthetic import Synthetic
 from saeval_plugins.sources.transformers import Transformers
 
@@ -10,4 +11,4 @@ from saeval_plugins.sources.transformers import Transformers
 @hookimpl
 def saeval_sources() -> list[type[ActivationSource]]:
     """Add the built-in sources."""
-    return [Transformers, Synthetic]
+    return [Transformers, Rules, Synthetic]

@@ -1,0 +1,235 @@
+"""Explanations in files: JSON lines, JSON, CSV, YAML, or a folder of Delphi's. Mistakes in them are told with the line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saeval import InputError, content_hash, file_sha256
+
+_LATENT = ("latent", "index", "feature")
+_TEXT = ("explanation", "description", "text")
+_OWN = {"variant": "explanation", "status": "ok"}
+"""What stands in a run's `explanations.jsonl` at the cell's own explanations that worked."""
+_DELPHI = re.compile(r"(.+)_latent(\d{1,18})\.txt")
+_UNEXPLAINED = "Explanation could not be parsed."
+"""What Delphi writes when a model's reply held no explanation."""
+
+Rows = Iterator[tuple[int | str, Any]]
+"""Rows of a file, each with its line, or with the name of its file in a folder."""
+
+
+class _Entry(NamedTuple):
+    where: int | str
+    hookpoint: str | None
+    latent: int
+    text: str
+
+
+def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str]:
+    """Return the explanations of a file, or of a folder, by latent, ascending.
+
+    Rows name the latent (`latent`, `index` or `feature`) and its explanation (`explanation`, `description` or
+    `text`), and may name a `hookpoint`. JSON and YAML may be mappings from latent to text instead. Of a run's
+    `explanations.jsonl`, the cell's own explanations that worked are read. Empty explanations are left out.
+
+    Args:
+        path: The file, its kind told by its suffix, or a folder of `<hookpoint>_latent<number>.txt`.
+        hookpoint: The hookpoint whose rows are meant; rows that name none always are.
+
+    Raises:
+        InputError: If it cannot be read, holds something else or nothing, names several hookpoints of which none was
+            chosen, or gives one latent two explanations that differ.
+    """
+    entries = list(_entries(path))
+    named = sorted({entry.hookpoint for entry in entries if entry.hookpoint is not None})
+    if hookpoint is None and len(named) > 1:
+        raise InputError(f"{path}: explains latents of several hookpoints ({', '.join(named[:5])}); give hookpoint")
+    if hookpoint is not None and named and hookpoint not in named:
+        raise InputError(f"{path}: explains no latent of hookpoint {hookpoint!r}, only of {', '.join(named[:5])}")
+    found: dict[int, _Entry] = {}
+    for entry in entries:
+        if entry.hookpoint in (None, hookpoint) or hookpoint is None:
+            first = found.setdefault(entry.latent, entry)
+            if first.text != entry.text:
+                place = f"line {first.where}" if isinstance(first.where, int) else first.where
+                raise InputError(
+                    f"{_place(path, entry.where)}: explains latent {entry.latent} otherwise than {place}; keep one"
+                )
+    if not found:
+        raise InputError(f"{path}: holds no explanation")
+    return {latent: found[latent].text for latent in sorted(found)}
+
+
+def hash_explanations(path: Path) -> str:
+    """Return the hash of a file's content, or of all explanations in a folder, wherever it lies.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return content_hash([[file.name, file_sha256(file)] for file in _delphi_files(path)])
+        return file_sha256(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _entries(path: Path) -> Iterator[_Entry]:
+    reader = _folder if path.is_dir() else _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: explanations stand in {', '.join(_READERS)} files or in a folder of Delphi's")
+    try:
+        for where, row in reader(path):
+            try:
+                entry = _entry(where, row)
+            except ValueError as error:
+                raise InputError(f"{_place(path, where)}: {error}") from None
+            if entry is not None:
+                yield entry
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; save it as that") from None
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply; it should hold rows of a latent and its explanation") from None
+
+
+def _entry(where: int | str, row: Any) -> _Entry | None:
+    """Return what a row says, or None when it holds no explanation.
+
+    Raises:
+        ValueError: If it is no such row.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"a row should hold a latent and its explanation, not {_short(row)}")
+    if any(row.get(key, own) != own for key, own in _OWN.items()):
+        return None
+    latent = _field(row, _LATENT)
+    if isinstance(latent, bool) or not isinstance(latent, int | str) or not re.fullmatch(r"[0-9]{1,18}", str(latent)):
+        raise ValueError(f"a latent should be a whole number, not {_short(latent)}")
+    text = _field(row, _TEXT)
+    if not isinstance(text, str | None):
+        raise ValueError(f"the explanation of latent {latent} should be text, not {_short(text)}; put it in quotes")
+    hookpoint = row.get("hookpoint") or None
+    if not isinstance(hookpoint, str | None):
+        raise ValueError(f"the hookpoint of latent {latent} should be text, not {_short(hookpoint)}")
+    if text is None or not text.strip() or text.strip() == _UNEXPLAINED:
+        return None
+    return _Entry(where, hookpoint, int(latent), text.strip())
+
+
+def _field(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    for name in names:
+        if name in row:
+            return row[name]
+    raise ValueError(f"the row should have a field {', '.join(names[:-1])} or {names[-1]}")
+
+
+def _json_lines(path: Path) -> Rows:
+    for line, text in enumerate(_text(path).split("\n"), 1):
+        if text.strip():
+            yield line, _parsed(path, text, line)
+
+
+def _json(path: Path) -> Rows:
+    """Read the items of a list, or the pairs of a mapping, one by one: so their lines are known, and no key is lost."""
+    text = _text(path)
+    whole = _parsed(path, text, 1)
+    if not isinstance(whole, list | dict):
+        raise InputError(f"{path}: should be a list of rows or a mapping from latent to explanation")
+    decoder, gap = json.JSONDecoder(), re.compile(r"[\s,:]*")
+    line, counted, at = 1, 0, text.index("{" if isinstance(whole, dict) else "[") + 1
+    while (at := _end(gap, text, at)) < len(text.rstrip()) - 1:
+        line, counted = line + text.count("\n", counted, at), at
+        item, at = decoder.raw_decode(text, at)
+        if isinstance(whole, dict):
+            value, at = decoder.raw_decode(text, _end(gap, text, at))
+            item = {"latent": item, "explanation": value}
+        yield line, item
+
+
+def _csv(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        line = 1
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}:{line + 1}: has more or fewer cells than the first line; text with commas needs quotes"
+                    )
+                yield line + 1, row
+                line = reader.line_num
+        except csv.Error as error:
+            raise InputError(f"{path}:{line + 1}: is not CSV ({error})") from None
+
+
+def _yaml(path: Path) -> Rows:
+    import yaml
+
+    text = _text(path)
+    try:
+        loader = yaml.SafeLoader(text)
+        whole = loader.get_single_node()
+        if isinstance(whole, yaml.SequenceNode):
+            for node in whole.value:
+                yield node.start_mark.line + 1, loader.construct_object(node, deep=True)
+        elif isinstance(whole, yaml.MappingNode):
+            for key, value in whole.value:
+                pair = [loader.construct_object(node, deep=True) for node in (key, value)]
+                yield key.start_mark.line + 1, dict(zip(("latent", "explanation"), pair, strict=True))
+        else:
+            raise InputError(f"{path}: should be a list of rows or a mapping from latent to explanation")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: is not plain YAML ({error.problem})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: is not plain YAML ({str(error).splitlines()[0]})") from None
+
+
+def _folder(path: Path) -> Rows:
+    for file in _delphi_files(path):
+        hookpoint, latent = _DELPHI.fullmatch(file.name).groups()  # type: ignore[union-attr]
+        text = _parsed(file, _text(file), 1)
+        yield file.name, {"hookpoint": hookpoint, "latent": latent, "explanation": text}
+
+
+def _delphi_files(path: Path) -> list[Path]:
+    found = sorted(file for file in path.iterdir() if _DELPHI.fullmatch(file.name))
+    if not found:
+        raise InputError(f"{path}: no file <hookpoint>_latent<number>.txt there")
+    return found
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".yaml": _yaml, ".yml": _yaml,
+}  # fmt: skip
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _parsed(path: Path, text: str, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{line + error.lineno - 1}: is not JSON ({error.msg}, column {error.colno})") from None
+
+
+def _end(gap: re.Pattern[str], text: str, at: int) -> int:
+    match = gap.match(text, at)
+    return match.end() if match else at
+
+
+def _place(path: Path, where: int | str) -> str:
+    return f"{path}:{where}" if isinstance(where, int) else str(path / where)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)[:60]

@@ -1,0 +1,43 @@
+"""The explainer that contrasts: it also sees windows in which the latent is silent, and says what tells them apart."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from saeval import Context, Examples, Explanation, Prompt
+from saeval_plugins.explainers._asking import Asking, show, show_plain
+from saeval_plugins.prompts import load
+
+PROMPT = load("explainer_contrastive.md")
+
+
+class Contrastive(Asking):
+    """Shows activating windows as `default` does, and windows without any mark beside them (METHOD §3).
+
+    The silent windows are those of the explain side; how many there are, and how hard to tell apart, the sampler says.
+    """
+
+    name = "contrastive"
+    prompts = (PROMPT,)
+
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    """Tokens at this share of their window's maximum, or more, are marked."""
+    non_activating: int = Field(default=10, ge=1)
+    """Non-activating windows to show, at most."""
+
+    def prompt(self) -> tuple[Prompt, str]:
+        """Return the prompt and what begins one of its questions."""
+        return PROMPT, "\nActivating windows:"
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Ask what distinguishes the activating windows, if there is anything to distinguish them from."""
+        if not examples.non_activating:
+            return Explanation.failed("no non-activating window to contrast with: raise the sampler's share of them")
+        return await super().explain(examples, context)
+
+    def slots(self, examples: Examples) -> dict[str, str]:
+        """Show both kinds of windows."""
+        return {
+            "activating": show(examples.activating[: self.examples], examples, self.threshold),
+            "non_activating": show_plain(examples.non_activating[: self.non_activating]),
+        }

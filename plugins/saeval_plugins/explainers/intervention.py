@@ -1,0 +1,105 @@
+"""The intervention explainer: says what adding a latent's direction makes the model say. (paper §3.2 and A.7)"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+from pydantic import Field
+
+from saeval import Context, Examples, Explainer, Explanation, Need, derive_rng
+from saeval_plugins.explainers._asking import ask
+from saeval_plugins.prompts import load, one_line
+from saeval_plugins.scorers.intervention import Intervention as Scorer
+from saeval_plugins.steering import calibrated, steered
+
+PROMPT = load("explainer_intervention.md")
+_SHOWN = 16  # tokens of each text's end that are shown
+
+
+class Intervention(Explainer):
+    """Shows a model the tokens whose probability rises most when the latent's direction is added at their text's end.
+
+    The explain windows are the texts; the direction is added at the strength that moves the next token's distribution
+    by `kl` nats on average. With `candidates`, several explanations are drawn and the one kept that does best under
+    the `intervention` scorer on explain windows; scoring windows play no part in the choice.
+    """
+
+    name = "intervention"
+    llm_role = "explainer"
+    prompts = (PROMPT, *Scorer.prompts)
+
+    kl: float = Field(default=1.0, gt=0)
+    """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats."""
+    tolerance: float = Field(default=0.1, gt=0, lt=1)
+    """Relative error of the divergence to accept."""
+    examples: int = Field(default=10, ge=2)
+    """Texts to show, at most."""
+    tokens: int = Field(default=5, ge=1)
+    """Risen tokens to list for each."""
+    candidates: int = Field(default=1, ge=1)
+    """Explanations to draw; more than one takes a model that scores continuations."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Sampling temperature where there are several candidates."""
+    shots: int = Field(default=3, ge=0, le=3)
+    """Worked examples before the question."""
+    prefill: bool = False
+    """Whether to begin the answer (`EXPLANATION:`) for the model, as base models need it."""
+
+    def needs(self) -> frozenset[Need]:
+        """Steering takes the live model and the direction; choosing among candidates, their log-probabilities."""
+        steering: frozenset[Need] = frozenset({"subject", "coder"})
+        return steering | {"logprobs"} if self.candidates > 1 else steering
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Steer, list what rose, and ask."""
+        if len(examples.activating) < 2:
+            return Explanation.failed(f"{len(examples.activating)} activating windows are too few to steer on")
+        effects, kl = await asyncio.to_thread(self._effects, examples, context)
+        system, *shots, question = PROMPT.messages(effects=effects)
+        messages = (system, *shots[: 2 * self.shots], question)
+        several = self.candidates > 1
+        made = await asyncio.gather(
+            *(
+                ask(
+                    context, messages, stop="\nText 1:", prefill=self.prefill, repeat=repeat,
+                    temperature=self.temperature if several else None,
+                )
+                for repeat in range(self.candidates)
+            )
+        )  # fmt: skip
+        chosen = await self._best(made, examples, context) if several else made[0]
+        return chosen.model_copy(update={"notes": {**chosen.notes, "kl": kl}})
+
+    def _effects(self, examples: Examples, context: Context) -> tuple[str, float]:
+        """Return a line a text with what rose after it, and the divergence reached."""
+        windows = examples.activating[: self.examples]
+        prompts = steered(windows, context)
+        strength = calibrated(prompts, self.kl, self.tolerance)
+        rise = prompts.next_logprobs(strength.factor).exp() - prompts.clean.exp()
+        lines = []
+        for number, (window, row) in enumerate(zip(windows, rise, strict=True), 1):
+            top = row.topk(self.tokens)
+            risen = ", ".join(
+                f"{json.dumps(context.subject.text([token]), ensure_ascii=False)} (+{value:.2f})"
+                for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            )
+            lines.append(f"Text {number}: {one_line(''.join(window.tokens[-_SHOWN:]))}\nRisen: {risen}")
+        return "\n".join(lines), strength.kl
+
+    async def _best(self, made: list[Explanation], examples: Examples, context: Context) -> Explanation:
+        """Return the candidate that the intervention scorer likes best, of equals the first; a failed one if all are."""
+        scorer = Scorer(kl=self.kl, tolerance=self.tolerance)
+        good = list({e.text: e for e in reversed(made) if e.status == "ok"}.values())[::-1]
+        if len(good) < 2:
+            return good[0] if good else made[0]
+        seed = int(context.rng.integers(2**62))
+        scores = [
+            await scorer.score(candidate, examples, replace(context, rng=derive_rng(seed, "candidates")))
+            for candidate in good
+        ]
+        values = [score.values.get("nats", float("-inf")) for score in scores]
+        best = good[values.index(max(values))]
+        nats = {e.text: score.values.get("nats") for e, score in zip(good, scores, strict=True)}
+        return best.model_copy(update={"notes": {**best.notes, "candidates": nats}})

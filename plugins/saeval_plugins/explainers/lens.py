@@ -1,0 +1,53 @@
+"""The lens: explains a latent by the tokens that its direction promotes, without any text. (METHOD §3)"""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import Field, JsonValue
+
+from saeval import Context, Examples, Explainer, Explanation, InputError, Need, SpecPath, file_sha256
+from saeval_plugins.prompts import one_line
+
+
+class Lens(Explainer):
+    """Names the tokens whose logits the latent's decoder direction raises most (logit lens; tuned lens when given).
+
+    The direction goes straight through the final norm and the unembedding, past all later blocks. Tokens that differ
+    only in case or in the space before them count as one. Of models whose unembedding is not of a known form, and of
+    places outside the residual stream, no explanation can be had.
+    """
+
+    name = "lens"
+
+    k: int = Field(default=10, ge=1)
+    """Tokens to name."""
+    tuned_lens: SpecPath | None = None
+    """Folder of a tuned lens for this model (with `params.pt`), which translates the direction first."""
+
+    def needs(self) -> frozenset[Need]:
+        """The direction, and the model's unembedding."""
+        return frozenset({"subject", "coder"})
+
+    def check(self) -> None:
+        """See whether the tuned lens is there."""
+        if self.tuned_lens is not None and not (self.tuned_lens / "params.pt").is_file():
+            raise InputError(f"tuned lens {self.tuned_lens}: there is no params.pt in it")
+
+    def fingerprint(self) -> JsonValue:
+        """Add the hash of the tuned lens."""
+        return [super().fingerprint(), self.tuned_lens and file_sha256(self.tuned_lens / "params.pt")]
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Read the direction."""
+        words = await asyncio.to_thread(self._words, context)
+        return Explanation(text=f"Promotes the words: {', '.join(words)}", notes={"tokens": words})
+
+    def _words(self, context: Context) -> list[str]:
+        direction = context.coder.direction(context.latent.index)
+        if direction is None:
+            raise InputError(f"the coder does not tell in which direction latent {context.latent} writes")
+        subject = context.subject
+        ranked = subject.promoted(direction, self.tuned_lens).topk(8 * self.k).indices.tolist()
+        words = [one_line(subject.text([token]).casefold()) for token in ranked]
+        return list(dict.fromkeys(word for word in words if any(c.isalnum() for c in word)))[: self.k]

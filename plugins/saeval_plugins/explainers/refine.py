@@ -1,0 +1,156 @@
+"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the best."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+from saeval import Context, Example, Examples, Explainer, Explanation, LLMError, ParseError, Request
+from saeval_plugins.answers import ask_twice, parse_list
+from saeval_plugins.explainers._asking import ask, show, show_plain
+from saeval_plugins.prompts import load, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROPOSE = load("explainer_default.md")
+TEST = load("explainer_refine_test.md")
+REPAIR = load("explainer_refine_repair.md")
+
+
+class Parts(NamedTuple):
+    """The explain windows, split so that no explanation is chosen on windows that it was made from.
+
+    Attributes:
+        shown: Activating windows to propose from, in the order the sampler chose.
+        repair: Windows of both kinds, mixed, whose mistakes go into a repair.
+        choose: Windows of both kinds, mixed, on which explanations are compared.
+    """
+
+    shown: list[Example]
+    repair: list[Example]
+    choose: list[Example]
+
+
+class Refine(Explainer):
+    """Proposes from some of the explain windows, repairs by its mistakes on others, and chooses on yet others.
+
+    Beyond the paper. The first explanation is asked for as by `default`. The same model is then asked, as detection
+    asks a judge, in which windows it holds; what it gets wrong is shown to it for a repair. Of the explanations of all
+    rounds the one with the highest balanced accuracy is kept, the earlier of equal ones, measured on windows that went
+    into none of them. Needs a chat model, a sampler that gives the explain side non-activating windows, and some
+    twenty calls a latent.
+    """
+
+    name = "refine"
+    llm_role = "explainer"
+    prompts = (PROPOSE, TEST, REPAIR)
+
+    rounds: int = Field(default=2, ge=1)
+    """Repairs, at most; fewer when no mistake is left."""
+    examples: int = Field(default=20, ge=1)
+    """Activating windows to propose from, at most."""
+    held_back: int = Field(default=20, ge=2)
+    """Activating windows to hold back for tests, and non-activating ones; at most half of the activating. One half of
+    each serves repairs, the other the choice."""
+    batch: int = Field(default=5, ge=1, le=50)
+    """Windows in one prompt of a test."""
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    """Tokens at this share of their window's maximum, or more, are marked."""
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Propose, then test and repair."""
+        parts = self._split(examples, context.rng)
+        if any(len({window.active for window in part}) < 2 for part in (parts.repair, parts.choose)):
+            return Explanation.failed("too few windows to hold some back: it takes 4 activating and 2 non-activating")
+        windows = show(parts.shown, examples, self.threshold)
+        latest = await ask(context, PROPOSE.messages(windows=windows), stop="\nWindow 1:")
+        if latest.status != "ok":
+            return latest
+        tried: dict[str, float | None] = {}
+        ended = "no mistake is left to repair"
+        while True:
+            tried[latest.text] = None
+            try:
+                tried[latest.text] = accuracy = await self._accuracy(latest.text, parts.choose, context)
+                if accuracy == 1:
+                    break
+                if len(tried) > self.rounds:
+                    ended = "all rounds are done"
+                    break
+                missed, accepted = await self._mistakes(latest.text, parts.repair, context)
+            except (ParseError, LLMError) as error:
+                ended = f"the last explanation could not be tested: {error}"
+                break
+            if not missed and not accepted:
+                break
+            repair = REPAIR.messages(
+                explanation=one_line(latest.text),
+                windows=windows,
+                missed=show(missed, examples, self.threshold) or "none",
+                accepted=show_plain(accepted) or "none",
+            )
+            latest = await ask(context, repair)
+            if latest.status != "ok" or latest.text in tried:
+                ended = f"the last repair failed: {latest.reason or 'it changed nothing'}"
+                break
+        measured = {text: accuracy for text, accuracy in tried.items() if accuracy is not None}
+        return Explanation(
+            text=max(measured, key=measured.__getitem__, default=next(iter(tried))),
+            notes={"rounds": [{"text": t, "balanced_accuracy": a} for t, a in tried.items()], "ended": ended},
+        )
+
+    def _split(self, examples: Examples, rng: np.random.Generator) -> Parts:
+        active, silent = (
+            [int(i) for i in rng.permutation(len(side))] for side in (examples.activating, examples.non_activating)
+        )
+        active, silent = active[: min(self.held_back, len(active) // 2)], silent[: self.held_back]
+        held = [
+            [
+                *(examples.activating[i] for i in active[half::2]),
+                *(examples.non_activating[i] for i in silent[half::2]),
+            ]
+            for half in (0, 1)
+        ]
+        repair, choose = ([part[i] for i in rng.permutation(len(part))] for part in held)
+        shown = [window for i, window in enumerate(examples.activating) if i not in active]
+        return Parts(shown[: self.examples], repair, choose)
+
+    async def _accuracy(self, explanation: str, windows: list[Example], context: Context) -> float:
+        """Return the balanced accuracy of an explanation on windows of both kinds."""
+        missed, accepted = await self._mistakes(explanation, windows, context)
+        active = sum(window.active for window in windows)
+        return 1 - (len(missed) / active + len(accepted) / (len(windows) - active)) / 2
+
+    async def _mistakes(
+        self, explanation: str, windows: list[Example], context: Context
+    ) -> tuple[list[Example], list[Example]]:
+        """Ask in which windows an explanation holds; return those missed and those wrongly accepted.
+
+        Raises:
+            ParseError: If a reply, asked for twice, holds no answers.
+            LLMError: If a call fails.
+        """
+        batches = [windows[i : i + self.batch] for i in range(0, len(windows), self.batch)]
+        answered = await asyncio.gather(*(self._holds(explanation, batch, context) for batch in batches))
+        holds: list[bool] = []
+        for answers in answered:  # the first failure in order, not in time
+            if isinstance(answers, Exception):
+                raise answers
+            holds += answers
+        wrong = [window for window, answer in zip(windows, holds, strict=True) if answer != window.active]
+        return [w for w in wrong if w.active], [w for w in wrong if not w.active]
+
+    async def _holds(
+        self, explanation: str, windows: list[Example], context: Context
+    ) -> list[bool] | ParseError | LLMError:
+        request = Request(
+            TEST.messages(explanation=one_line(explanation), windows=show_plain(windows), k=str(len(windows)))
+        )
+        try:
+            answers = await ask_twice(context.llm, request, lambda reply: parse_list(reply.text, len(windows)))
+        except (ParseError, LLMError) as error:
+            return error
+        return [answer.value for answer in answers]

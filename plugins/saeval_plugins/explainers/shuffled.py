@@ -1,0 +1,35 @@
+"""The baseline of explanations that are as good as the real ones, but of other latents."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from saeval import Context, Examples, Explanation, content_hash
+from saeval_plugins.explainers.precomputed import Precomputed
+
+
+class Shuffled(Precomputed):
+    """Gives each latent of a file the explanation of another: what their style alone is worth (paper §4).
+
+    Each explanation is used once. The baseline `shuffled_explanation` does the same with the cell's own explanations.
+    """
+
+    name = "shuffled"
+
+    seed: int = 0
+    """Another seed gives other pairs. The order of the file's rows does not matter."""
+
+    @cached_property
+    def others(self) -> dict[int, int]:
+        """For each latent, the one whose explanation it gets: the next one in a ring, ordered by a keyed hash."""
+        ring = sorted(self.explanations, key=lambda latent: content_hash(self.seed, latent))
+        return dict(zip(ring, ring[1:] + ring[:1], strict=True))
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Look up the latent that stands in for this one, and its explanation."""
+        other = self.others.get(context.latent.index)
+        if other is None:
+            return self._missing(context.latent.index)
+        if other == context.latent.index:
+            return Explanation.failed(f"{self.path.name} explains no other latent to swap with")
+        return Explanation(text=self.explanations[other], notes={"latent": other})

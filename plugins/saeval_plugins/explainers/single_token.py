@@ -1,0 +1,45 @@
+"""The explainer for latents that fire on one kind of token: an LLM reads the strongest token of each window alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import Field
+
+from saeval import Example, Examples, Prompt
+from saeval_plugins.explainers._asking import Asking
+from saeval_plugins.prompts import load, marked_line
+
+PROMPT = load("explainer_single_token.md")
+
+
+class SingleToken(Asking):
+    """Shows the strongest token of each window with its strength 0–10, and nothing that follows it (METHOD §3).
+
+    Short prompts, and no neighbours that could mislead; a latent that depends on context is explained badly.
+    """
+
+    name = "single_token"
+    prompts = (PROMPT,)
+
+    context: int = Field(default=0, ge=0)
+    """Tokens to show before the strongest one."""
+
+    def prompt(self) -> tuple[Prompt, str]:
+        """Return the prompt and what begins one of its questions."""
+        return PROMPT, "\nToken 1:"
+
+    def slots(self, examples: Examples) -> dict[str, str]:
+        """Show the strongest tokens."""
+        return {
+            "tokens": "\n".join(
+                self._shown(number, window, examples.strengths(window))
+                for number, window in enumerate(examples.activating[: self.examples], 1)
+            )
+        }
+
+    def _shown(self, number: int, window: Example, strengths: list[int]) -> str:
+        strongest = int(window.activations.argmax())
+        tokens = window.tokens[max(0, strongest - self.context) : strongest + 1]
+        marks = [False] * (len(tokens) - 1) + [True]
+        return f"Token {number}: {marked_line(replace(window, tokens=tokens), marks)} (strength {strengths[strongest]})"

@@ -1,0 +1,348 @@
+"""Windows that stand against the activating ones: drawn at random, or hard because they look like them (METHOD §2)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from saeval import (
+    ActivationStore,
+    InputError,
+    LatentId,
+    ModelRef,
+    Need,
+    NeuronCoder,
+    asset_check,
+    derive_rng,
+    embedder,
+    file_sha256,
+)
+from saeval_plugins.prompts import one_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+FEWEST = 5
+"""A latent with fewer windows than this for explaining, for scoring, or silent, is left out."""
+
+By = Literal["decoder", "encoder", "cooccurrence"]
+Keep = Callable[["NDArray[np.int64]"], "NDArray[np.bool_]"]
+
+_TILE_BYTES = 64 << 20  # float32 directions that are looked at together
+_BLOCK = 1 << 21  # firings that are looked up together
+
+
+class NonActivating(BaseModel):
+    """A way to choose windows in which a latent is silent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    use: str
+    """Which way."""
+    n: int = Field(default=100, ge=FEWEST)
+    """Windows to score with."""
+
+    def check(self) -> None:
+        """Look, cheaply, whether what the options name is there; see `saeval.Plugin.check`."""
+
+    def needs(self) -> frozenset[Need]:
+        """Return what this way needs beyond the store; see `saeval.Plugin.needs`."""
+        return frozenset()
+
+    def depends_on(self) -> list[JsonValue]:
+        """Return what the choice depends on beyond the options."""
+        return []
+
+    @abstractmethod
+    def draw(
+        self,
+        store: ActivationStore,
+        latent: int,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Keep,
+        beside: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Draw windows, all different, in which the latent is verified silent.
+
+        Args:
+            store: The activations.
+            latent: The latent.
+            window: Tokens a window.
+            n: Windows wanted; fewer come when there are not enough.
+            rng: Source of the draw.
+            keep: Tells for window numbers which may be drawn.
+            beside: The activating windows that they will stand beside.
+        """
+
+
+class RandomWindows(NonActivating):
+    """Drawn from all windows in which the latent is silent (paper §3.1)."""
+
+    use: Literal["random"] = "random"
+    """Any window in which the latent is silent."""
+
+    def draw(
+        self,
+        store: ActivationStore,
+        latent: int,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Keep,
+        beside: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Draw uniformly."""
+        return store.silent_windows(latent, window, n, rng, keep)
+
+
+class Neighbours(NonActivating):
+    """Windows that activate a latent near this one, but not this one.
+
+    The neighbours take turns, the nearest first. Latents that never fire, and those whose similarity is not above 0,
+    are no neighbours.
+    """
+
+    use: Literal["neighbours"] = "neighbours"
+    """Windows that activate a latent near this one."""
+    k: int = Field(default=10, ge=1)
+    """Neighbours, at most."""
+    by: By = "cooccurrence"
+    """What makes two latents near: the cosine of their `decoder` or `encoder` directions, or `cooccurrence`, the
+    Jaccard index of the tokens on which they fire."""
+
+    def needs(self) -> frozenset[Need]:
+        """Directions come from the coder, co-occurrence from the store."""
+        return frozenset() if self.by == "cooccurrence" else frozenset({"coder"})
+
+    def draw(
+        self,
+        store: ActivationStore,
+        latent: int,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Keep,
+        beside: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Draw from each neighbour's windows in turn."""
+        active = store.windows(latent, window).ids
+        queues = []
+        for other in neighbours(store, latent, self.k, self.by) if n else ():
+            ids = np.setdiff1d(store.windows(other, window).ids, active, assume_unique=True)
+            queues.append(rng.permutation(ids[keep(ids)])[:n])
+        return _in_turn(queues, n)
+
+
+class Similar(NonActivating):
+    """Windows whose text lies close to the activating ones, the closest to each of them in turn."""
+
+    use: Literal["similar"] = "similar"
+    """Windows whose text, as a sentence embedding, is close to that of activating ones."""
+    model: ModelRef = "sentence-transformers/all-MiniLM-L6-v2"
+    """A sentence-transformers model: hub id, directory, or `package:` reference."""
+    pool: int = Field(default=4096, ge=FEWEST)
+    """Windows to choose from; drawn and embedded once for all latents of a corpus."""
+
+    def check(self) -> None:
+        """See whether a packaged model is installed, and whether a local one is there."""
+        if self.model.startswith("package:"):
+            asset_check(self.model)
+        elif Path(self.model).is_absolute() and not Path(self.model).is_dir():
+            raise InputError(f"embedding model {self.model}: no such folder")
+
+    def depends_on(self) -> list[JsonValue]:
+        """Return the hash of a local model's weights, which may change under the same path."""
+        weights = Path(self.model, "model.safetensors")
+        return [file_sha256(weights)] if weights.is_file() else []
+
+    def draw(
+        self,
+        store: ActivationStore,
+        latent: int,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Keep,
+        beside: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Take the nearest of the pool; nothing is left to chance."""
+        embed = embedder()
+        pool, vectors = _pool(embed, store, self.model, window, self.pool)
+        active = store.windows(latent, window).ids
+        eligible = np.flatnonzero(keep(pool) & np.isin(pool, active, invert=True))
+        wanted = min(n, len(eligible))
+        if wanted == 0 or len(beside) == 0:
+            return np.empty(0, dtype=np.int64)
+        from sklearn.neighbors import NearestNeighbors
+
+        index = NearestNeighbors(n_neighbors=wanted, metric="cosine", algorithm="brute").fit(vectors[eligible])
+        ranked = index.kneighbors(embed(self.model, _texts(store, beside, window)), return_distance=False)
+        return _in_turn([pool[eligible[row]] for row in ranked], n)
+
+
+def _random_unless_said(value: object) -> object:
+    return {"use": "random", **value} if isinstance(value, Mapping) else value
+
+
+AnyNonActivating = Annotated[
+    RandomWindows | Neighbours | Similar, Field(discriminator="use"), BeforeValidator(_random_unless_said)
+]
+"""One of the ways, by its `use`."""
+
+
+def _in_turn(queues: Sequence[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
+    """Take the next new number of each queue, and again, until there are n or the queues are empty."""
+    taken: dict[int, None] = {}
+    open_ = [iter(queue.tolist()) for queue in queues]
+    while open_ and len(taken) < n:
+        for queue in tuple(open_):
+            new = next((number for number in queue if number not in taken), None)
+            if new is None:
+                open_.remove(queue)
+            elif len(taken) < n:
+                taken[new] = None
+    return np.array(list(taken), dtype=np.int64)
+
+
+# --- neighbours ---
+
+
+@lru_cache(maxsize=1)  # both sides of one latent ask for them
+def neighbours(store: ActivationStore, latent: int, k: int, by: By) -> tuple[int, ...]:
+    """Return the latents nearest to one, nearest first, ties by number.
+
+    Args:
+        store: The activations.
+        latent: The latent asked about.
+        k: Neighbours wanted; fewer come where fewer fire and have a similarity above 0.
+        by: What makes two latents near.
+
+    Raises:
+        InputError: If it takes directions and there is no coder that has them.
+    """
+    similarity = jaccard(store, latent) if by == "cooccurrence" else cosines(_directions(store, by), latent)
+    similarity[store.firings == 0] = 0
+    similarity[latent] = 0
+    nearest = np.argsort(-similarity, kind="stable")[:k]
+    return tuple(int(i) for i in nearest if similarity[i] > 0)
+
+
+class Directions(NamedTuple):
+    """The directions of all latents, as the coder holds them, and their lengths.
+
+    Attributes:
+        vectors: One direction a latent, in any precision; not a copy.  [n_latents, d]
+        norms: Their lengths.  [n_latents] float32
+    """
+
+    vectors: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Directions:
+        """Measure directions.  vectors [n_latents, d]"""
+        import torch
+
+        norms = [tile.norm(dim=1) for tile in _tiles(vectors)]
+        return cls(vectors, torch.cat(norms))
+
+
+@lru_cache(maxsize=1)  # one, for these are the coder's weights
+def _directions(store: ActivationStore, by: Literal["decoder", "encoder"]) -> Directions:
+    if store.coder is None:
+        raise InputError(
+            f"neighbours by {by} need the coder's directions, and no coder comes with these activations; {_INSTEAD}"
+        )
+    coder = store.coder()
+    vectors = coder.directions() if by == "decoder" else coder.encoder_directions()
+    if vectors is None:
+        why = (
+            "neurons stand at right angles to each other, so none is near another"
+            if isinstance(coder, NeuronCoder)
+            else f"a coder of the kind {coder.architecture!r} has no {by} directions to compare"
+        )
+        raise InputError(f"neighbours by {by}: {why}; {_INSTEAD}")
+    if len(vectors) != store.n_latents:
+        raise InputError(f"neighbours by {by}: the coder has {len(vectors)} latents, the activations {store.n_latents}")
+    return Directions.of(vectors.detach())
+
+
+_INSTEAD = "take `by: cooccurrence`"
+
+
+def cosines(directions: Directions, latent: int, tile_bytes: int = _TILE_BYTES) -> NDArray[np.float32]:
+    """Return the cosine between a latent's direction and every other's, to six decimals.
+
+    Takes time and memory linear in the dictionary: the directions are read where they lie, a tile at a time.
+
+    Args:
+        directions: All directions.
+        latent: The latent.
+        tile_bytes: Size of a tile.  [bytes of float32]
+    """
+    import torch
+
+    vectors, norms = directions
+    one = vectors[latent].float()
+    dots = torch.cat([tile @ one for tile in _tiles(vectors, tile_bytes)])
+    cosine = dots / (norms * norms[latent]).clamp_min(torch.finfo(torch.float32).tiny)
+    # How sums are rounded depends on tiles and machine; equal directions should tie on all.
+    return np.round(cosine.cpu().numpy(), 6)
+
+
+def _tiles(vectors: Tensor, tile_bytes: int = _TILE_BYTES) -> Iterator[Tensor]:
+    """Yield the rows as float32, a tile at a time; a copy only of those that are in another precision."""
+    rows = max(1, tile_bytes // (4 * vectors.shape[1]))
+    for start in range(0, len(vectors), rows):
+        yield vectors[start : start + rows].float()
+
+
+def jaccard(store: ActivationStore, latent: int, block: int = _BLOCK) -> NDArray[np.float64]:
+    """Return, for every latent, the tokens on which both it and this one fire as a share of those on which either does.
+
+    One pass over the firings of the whole store; takes a byte a token of the corpus, a block of firings, and a
+    number a latent.
+
+    Args:
+        store: The activations.
+        latent: The latent.
+        block: Firings to look up at a time.
+    """
+    fires = np.zeros(len(store.lengths) * store.length, dtype=np.bool_)
+    fires[store.activations(latent)[0]] = True
+    common = np.zeros(store.n_latents, dtype=np.int64)
+    for start in range(0, len(store.position), block):
+        hits = start + np.flatnonzero(fires[store.position[start : start + block]])
+        common += np.bincount(np.searchsorted(store.indptr, hits, side="right") - 1, minlength=store.n_latents)
+    either = store.firings + store.firings[latent] - common
+    return common / np.maximum(either, 1)
+
+
+# --- similar ---
+
+
+@lru_cache(maxsize=4)
+def _pool(
+    embed: Any, store: ActivationStore, model: str, window: int, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Draw and embed the windows that all latents of a store choose from.
+
+    Returns:
+        Their numbers, [size], and vectors, [size, dimensions].
+    """
+    ids = store.draw_windows(window, size, derive_rng(0, "similar", window, size))
+    return ids, embed(model, _texts(store, ids, window))
+
+
+def _texts(store: ActivationStore, ids: NDArray[np.int64], window: int) -> list[str]:
+    any_latent = LatentId("", 0)  # the text is the same whichever is asked about
+    return [one_line(example.text) for example in store.examples(any_latent, ids, window)]

@@ -1,0 +1,91 @@
+"""A number from 0 to 10 in a model's reply: the one it wrote, or the mean of those it might have written."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+
+from saeval import ParseError, Reply
+from saeval_plugins.prompts import one_line, without_thinking
+
+_MARKUP, _BRACKETS = r"[\s*_`\"'$]*", r"[\s*_`\"'$()\[\]{}]*"
+_LABEL = r"(?:the )?(?:answer|number|level|value|(?:activation )?strength|activation)(?: is)?"
+_VALUE = r"(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)"
+_WHOLE = re.compile(  # a reply that is nothing else
+    rf"(?:```[a-z]+\n)?{_BRACKETS}(?:{_LABEL}{_BRACKETS}[:=]?{_BRACKETS})?{_VALUE}{_BRACKETS}"
+    rf"(?:(?:/|out of) ?10{_BRACKETS})?\.?{_BRACKETS}",
+    re.IGNORECASE | re.ASCII,
+)
+_PARAGRAPH = re.compile(  # beside others, it must not look like an item of a list
+    rf"(?:```[a-z]+\n)?{_MARKUP}(?:{_LABEL}{_MARKUP}[:=]?{_MARKUP})?{_VALUE}{_MARKUP}", re.IGNORECASE | re.ASCII
+)
+_LEVEL = re.compile(r"\s*(10|[0-9])\s*", re.ASCII)
+
+
+def strength(reply: Reply) -> float:
+    """Return the number a reply holds; where alternatives to its token are given, the expected value over them.
+
+    The expected value is over whole numbers that are a token each. Where the tokenizer splits "10", what the model
+    would have given to it counts for 1 unless it was the answer.
+
+    Raises:
+        ParseError: If the reply holds no number, or leaves a doubt which.
+    """
+    if reply.finish_reason == "length":
+        raise ParseError("the reply was cut off")
+    written, at = find_number(reply.text)
+    expected = _expected(reply, written, at)
+    return float(written) if expected is None else expected
+
+
+def find_number(reply: str) -> tuple[str, int]:
+    """Find the number from 0 to 10 that a reply consists of, markup and a word such as `Strength:` aside.
+
+    It may also be the first or last paragraph, when no other one holds any digit. When in doubt, there is none.
+
+    Returns:
+        The number as it is written, and its place in the reply.
+
+    Raises:
+        ParseError: If there is none.
+    """
+    paragraphs = list(_paragraphs(without_thinking(reply)))
+    pattern = _WHOLE if len(paragraphs) == 1 else _PARAGRAPH
+    found = [(m, at) for at, paragraph in paragraphs if (m := pattern.fullmatch(paragraph))]
+    digits = [at for at, paragraph in paragraphs if any(map(str.isnumeric, paragraph))]
+    if len(found) != 1 or len(digits) != 1 or found[0][1] not in (paragraphs[0][0], paragraphs[-1][0]):
+        raise ParseError(f"no single number from 0 to 10 in the reply {one_line(reply)[:60]!r}")
+    match, at = found[0]
+    return match[1], at + match.start(1)
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
+    """Yield runs of lines that are not blank, stripped, with their places."""
+    begin: int | None = None
+    at = 0
+    for line in [*text.split("\n"), ""]:
+        if line.strip():
+            begin = at if begin is None else begin
+        elif begin is not None:
+            run = text[begin:at]
+            yield begin + len(run) - len(run.lstrip()), run.strip()
+            begin = None
+        at += len(line) + 1
+
+
+def _expected(reply: Reply, written: str, at: int) -> float | None:
+    """Return the mean of the numbers that may stand in the place of the one written; None where nothing tells."""
+    tokens = [entry.token for entry in reply.logprobs or ()]
+    starts = list(accumulate(map(len, tokens), initial=0))
+    shift = "".join(tokens).find(reply.text)
+    index = bisect_right(starts, at + shift) - 1
+    if shift < 0 or not reply.logprobs or tokens[index].strip() != written:
+        return None
+    weights = [
+        (int(m[1]), math.exp(value)) for text, value in reply.logprobs[index].top if (m := _LEVEL.fullmatch(text))
+    ]
+    total = sum(weight for _, weight in weights)
+    return sum(level * weight for level, weight in weights) / total if total > 0 else None

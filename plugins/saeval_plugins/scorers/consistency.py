@@ -1,0 +1,97 @@
+"""Consistency: does a judge answer alike when it is asked the same again, or in another order?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field, SerializeAsAny
+
+from saeval import (
+    Context,
+    Examples,
+    Explanation,
+    LanguageModel,
+    LogprobReply,
+    LogprobRequest,
+    Metric,
+    Need,
+    Reply,
+    Request,
+    Score,
+    Scorer,
+)
+from saeval_plugins.scorers._judge import Judge
+from saeval_plugins.scorers.detection import Detection
+
+AGREEMENT = Metric("agreement")
+KAPPA = Metric("kappa", low=-1.0, chance=0.0)
+_AGAIN = 1000  # repeat number of the second asking, beyond any that a scorer uses
+
+
+class Consistency(Scorer):
+    """Puts the questions of a judging scorer twice, and compares the answers. Says nothing about the explanation.
+
+    `order`: the windows of each prompt stand in reverse order the second time; answers that change depend on the place
+    in the list. `repeat`: exactly the same prompts are asked again; answers that change are the model's own
+    noise. Judges that give probabilities see one window at a time, so there order has nothing to change.
+
+    Agreement is the share of windows answered alike, of those answered both times; kappa is Cohen's, agreement beyond
+    what the two shares of yes would give by chance, and is left out where that is certain.
+    """
+
+    name = "consistency"
+    llm_role = "judge"
+    metrics = (AGREEMENT, KAPPA)
+
+    scorer: SerializeAsAny[Judge] = Field(default_factory=Detection)
+    """The scorer whose questions are put: `{use: detection}` or `{use: fuzzing}`."""
+    vary: Literal["order", "repeat"] = "order"
+    """What is different the second time."""
+
+    def needs(self) -> frozenset[Need]:
+        """What the judging scorer needs."""
+        return self.scorer.needs()
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Ask twice."""
+        questions = self.scorer.questions(examples, context)
+        questions = [questions[i] for i in context.rng.permutation(len(questions))]
+        first = await self.scorer.judge(explanation, questions, context)
+        if self.vary == "order":
+            size = self.scorer.batch
+            turned = [q for i in range(0, len(questions), size) for q in reversed(questions[i : i + size])]
+            answered = await self.scorer.judge(explanation, turned, context)
+            by_question = dict(zip(map(id, turned), answered, strict=True))
+            second = [by_question[id(question)] for question in questions]
+        else:
+            second = await self.scorer.judge(explanation, questions, replace(context, llm=_Again(context.llm)))
+        pairs = [(a.predicted, b.predicted) for a, b in zip(first, second, strict=True)]
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not both:
+            reason = next((o.reason for o in (*first, *second) if o.reason), "no window was given")
+            return Score(status="failed", reason=f"no window was answered twice: {reason}", outcomes=tuple(first))
+        agreement = sum(a == b for a, b in both) / len(both)
+        yes = [sum(column) / len(both) for column in zip(*both, strict=True)]
+        chance = yes[0] * yes[1] + (1 - yes[0]) * (1 - yes[1])
+        values = {AGREEMENT.name: agreement}
+        if chance < 1:
+            values[KAPPA.name] = (agreement - chance) / (1 - chance)
+        return Score(values=values, outcomes=tuple(first), notes={"answered_twice": len(both), "asked": len(pairs)})
+
+
+@dataclass
+class _Again(LanguageModel):
+    """A language model asked as if for the second time, so that no cache answers for it."""
+
+    model: LanguageModel
+
+    @property
+    def can_score(self) -> bool:
+        return self.model.can_score
+
+    async def complete(self, request: Request) -> Reply:
+        return await self.model.complete(replace(request, repeat=request.repeat + _AGAIN))
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        return await self.model.logprobs(request)

@@ -1,0 +1,35 @@
+"""Example embedding: do the windows in which a latent fires lie closer to each other than to others? (arXiv 2507.08473)"""
+
+from __future__ import annotations
+
+from saeval import Context, Examples, Explanation, Score
+from saeval_plugins.prompts import one_line
+from saeval_plugins.scorers.embedding import Embeddings
+
+
+class ExampleEmbedding(Embeddings):
+    """Ranks the windows by their mean cosine to activating windows minus that to non-activating ones.
+
+    A window is left out of both means. The explanation is not used: the score says how much alike a latent's windows
+    are, for a model that sees whole windows and not which tokens fire.
+    """
+
+    name = "example_embedding"
+    reads_explanation = False
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Compute the cosines of all pairs, and how well their means separate."""
+        import numpy as np
+
+        windows = (*examples.activating, *examples.non_activating)
+        if min(len(examples.activating), len(examples.non_activating)) < 2:
+            return Score.skipped(
+                "fewer than two windows of one side, so some have none of their own to be compared with"
+            )
+        vectors = (await self.embed([one_line(window.text) for window in windows], context)).astype(np.float64)
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, 0.0)
+        active = np.array([window.active for window in windows], dtype=np.float64)
+        near = cosines @ active / (active.sum() - active)
+        far = cosines @ (1 - active) / ((1 - active).sum() - (1 - active))
+        return self.separation(windows, (near - far).tolist())

@@ -1,0 +1,149 @@
+"""Intervention: does the explanation tell what adding the latent's direction makes the model say? (paper §3.3.5)"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from saeval import (
+    Context,
+    Example,
+    Examples,
+    Explanation,
+    LLMError,
+    LogprobRequest,
+    Metric,
+    Need,
+    Outcome,
+    Score,
+    Scorer,
+    derive_rng,
+)
+from saeval_plugins.prompts import few_shot, load, one_line
+from saeval_plugins.steering import calibrated, steered
+
+PASSAGE = load("intervention_passage.md")
+NATS = Metric("nats", low=-100.0, high=100.0, chance=0.0)
+FEWEST = 2
+"""Windows that are needed to set the strength, and again to score."""
+_KEPT = 64  # latents whose texts are kept for other explanations of theirs
+
+
+class Texts(NamedTuple):
+    """What the subject said after each scored window, with and without the latent's direction added.
+
+    Attributes:
+        windows: The windows.
+        clean: Window and continuation, nothing added.
+        steered: Window and continuation, the direction added at every step.
+        notes: The strength, and the divergences that were reached.
+    """
+
+    windows: tuple[Example, ...]
+    clean: tuple[str, ...]
+    steered: tuple[str, ...]
+    notes: dict[str, Any]
+
+
+class Intervention(Scorer):
+    """Compares how likely the explanation is after steered text and after clean text, in nats (equation 1).
+
+    The latent's activating windows are prompts (the paper's have 64 tokens: set the sampler's `window`). Some of them
+    serve to find the strength at which the next token's distribution moves by `kl` nats on average, within
+    `tolerance`; after the others the subject goes on for a few tokens, once as it is and once with the direction added
+    at the prompt's last token and every token generated, both with the same draws. A base model then reads prompt and
+    continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
+    tokens of the explanation z and the line's end. The divergence reached is in the notes, on the windows it was set on
+    and on those scored.
+
+    Strong interventions are trivially explained, so scores are comparable at equal `kl` only.
+    """
+
+    name = "intervention"
+    llm_role = "base"
+    metrics = (NATS,)
+    prompts = (PASSAGE,)
+
+    kl: float = Field(default=1.0, gt=0)
+    """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats; the paper uses 0.1, 0.33, 1 and 3."""
+    tolerance: float = Field(default=0.1, gt=0, lt=1)
+    """Relative error of the divergence to accept."""
+    tune: int = Field(default=10, ge=FEWEST)
+    """Windows to find the strength on."""
+    score_on: int = Field(default=30, ge=FEWEST)
+    """Windows to score on. Where there are too few for both, they are shared out in the same proportion."""
+    tokens: int = Field(default=8, ge=1)
+    """Tokens to generate after each, at most."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature of the subject."""
+
+    def needs(self) -> frozenset[Need]:
+        """Steering takes the live model and the latent's direction; scoring, continuations' log-probabilities."""
+        return frozenset({"subject", "coder", "logprobs"})
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Steer, generate, and compare."""
+        if len(examples.activating) < 2 * FEWEST:
+            return Score.failed(f"{len(examples.activating)} activating windows are too few to tune and to score on")
+        texts = await self._texts(examples.activating, context)
+        shots, passage = few_shot(PASSAGE)
+        both = tuple(passage.fill(passage=one_line(text)) for text in (*texts.steered, *texts.clean))
+        request = LogprobRequest(prefix=shots, prompts=both, continuations=(f" {one_line(explanation.text)}\n",))
+        try:
+            reply = await context.llm.logprobs(request)
+        except LLMError as error:
+            return Score.failed(str(error))
+        likely = [sum(logprobs) for (logprobs,) in reply.logprobs]
+        gains = [a - b for a, b in zip(likely, likely[len(texts.windows) :], strict=False)]
+        if not all(math.isfinite(gain) for gain in gains):
+            return Score.failed("the base model gave the explanation no probability")
+        outcomes = tuple(
+            Outcome(example=window.id, active=True, decile=window.decile, probability=gain)
+            for window, gain in zip(texts.windows, gains, strict=True)
+        )
+        return Score(values={NATS.name: float(np.mean(gains))}, outcomes=outcomes, notes=texts.notes)
+
+    async def _texts(self, windows: Sequence[Example], context: Context) -> Texts:
+        """Return the texts of a latent, the same for all its explanations and made once."""
+        seed = int(context.rng.integers(2**62))
+        key = (id(context.source), str(context.latent), seed, tuple(window.id for window in windows))
+        task = self._made.get(key)
+        if task is None or task.get_loop() is not asyncio.get_running_loop():
+            task = asyncio.ensure_future(asyncio.to_thread(self._generate, windows, context, seed))
+            self._made[key] = task
+            while len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+        return await asyncio.shield(task)
+
+    @cached_property
+    def _made(self) -> OrderedDict[tuple[Any, ...], asyncio.Future[Texts]]:
+        return OrderedDict()
+
+    def _generate(self, windows: Sequence[Example], context: Context, seed: int) -> Texts:
+        order = derive_rng(seed, "windows").permutation(len(windows))
+        both = min(len(windows), self.tune + self.score_on)
+        n_tune = min(max(FEWEST, round(both * self.tune / (self.tune + self.score_on))), both - FEWEST)
+        scored = tuple(windows[i] for i in order[n_tune:both])
+        strength = calibrated(steered([windows[i] for i in order[:n_tune]], context), self.kl, self.tolerance)
+        prompts = steered(scored, context)
+
+        def continued(factor: float) -> tuple[str, ...]:
+            noise = derive_rng(seed, "draws")
+            made = prompts.generate(factor, self.tokens, noise, self.temperature)
+            texts = (context.subject.text([*w.token_ids, *new]) for w, new in zip(scored, made, strict=True))
+            return tuple(texts)
+
+        notes = {
+            "kl": strength.kl,
+            "kl_scored": float(prompts.divergence(strength.factor).mean()),
+            "strength": strength.factor,
+            "tuned_on": n_tune,
+        }
+        return Texts(scored, continued(0.0), continued(strength.factor), notes)

@@ -1,0 +1,182 @@
+"""Intruder: does a judge, told nothing of an explanation, see that a latent's windows belong together? (arXiv 2507.08473)"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field
+
+from saeval import (
+    Context,
+    Example,
+    Examples,
+    Explanation,
+    LanguageModel,
+    LLMError,
+    Metric,
+    Outcome,
+    ParseError,
+    Request,
+    Score,
+    Scorer,
+)
+from saeval_plugins.answers import ask_twice
+from saeval_plugins.prompts import load, marked_line, one_line, without_thinking
+from saeval_plugins.scorers._judge import Question
+from saeval_plugins.scorers._outcomes import failed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROMPT = load("intruder.md")
+FAR = 4
+"""Deciles that must lie between an `internal` intruder and every other window of its question."""
+
+
+class Lineup(NamedTuple):
+    """One question: windows on numbered lines, and the place of the intruder among them, from 0."""
+
+    question: Question
+    place: int
+
+
+class Intruder(Scorer):
+    """Asks which of several marked windows does not belong with the others.
+
+    The explanation is not shown: the score says how well a latent's windows belong together, whatever they are said
+    to have in common. Each window is one of the others in one question at
+    most, and the intruder in one at most. All others of a question are of one rank decile, or of the nearest ones
+    where that has too few; its outcome stands under that decile.
+
+    `default`: the intruder is a window in which the latent is silent. Its marks are those of another activating
+    window of the same decile, so that number, length and place of marks do not give it away. `internal`: the
+    intruder is an activating window of a decile far from that of the others; it is found where the latent means one
+    thing when it fires strongly and another when it fires weakly.
+    """
+
+    name = "intruder"
+    llm_role = "judge"
+    reads_explanation = False
+    prompts = (PROMPT,)
+
+    mode: Literal["default", "internal"] = "default"
+    """Where intruders come from: windows in which the latent is silent, or a far decile of its own."""
+    windows: int = Field(default=5, ge=3, le=20)
+    """Windows in a question, the intruder among them."""
+    questions: int = Field(default=20, ge=1)
+    """Questions a latent; fewer where it has fewer windows than these take."""
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    """Tokens at this share of their window's maximum, or more, are marked."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        """The share of intruders found."""
+        return (Metric("accuracy", chance=1 / self.windows),)
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Ask all questions."""
+        lineups = self.lineups(examples, context.rng)
+        if not lineups:
+            return Score.skipped(f"too few windows, or none far enough apart, for a question of {self.windows}")
+        outcomes = tuple(await asyncio.gather(*(self._outcome(lineup, context.llm) for lineup in lineups)))
+        found = [outcome.predicted for outcome in outcomes if outcome.status == "ok"]
+        if not found:
+            return failed(outcomes, "no question answered")
+        return Score(values={"accuracy": sum(map(bool, found)) / len(found)}, outcomes=outcomes)
+
+    def lineups(self, examples: Examples, rng: np.random.Generator) -> list[Lineup]:
+        """Draw the questions; every place holds the intruder equally often, as far as their number allows."""
+        drawn = list((self._silent if self.mode == "default" else self._internal)(examples, rng))
+        places = [int(i) % self.windows for i in rng.permutation(len(drawn))]
+        return [self._lineup(*parts, place) for parts, place in zip(drawn, places, strict=True)]
+
+    def _silent(
+        self, examples: Examples, rng: np.random.Generator
+    ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
+        """Yield the others, the intruder and its marks: a group of windows of which one lends the intruder its marks."""
+        intruders = [examples.non_activating[i] for i in rng.permutation(len(examples.non_activating))]
+        groups = self._groups(examples, self.windows, len(intruders), rng)
+        for (lender, *others), intruder in zip(groups, intruders, strict=False):
+            yield others, intruder, lender.firing(self.threshold)
+
+    def _internal(
+        self, examples: Examples, rng: np.random.Generator
+    ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
+        """Yield the others, the intruder and its marks; a group without a far window left is passed over."""
+        free = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
+        for others in self._groups(examples, self.windows - 1, len(free), rng):
+            intruder = next((window for window in free if all(_far(window, other) for other in others)), None)
+            if intruder is not None:
+                free.remove(intruder)
+                yield others, intruder, intruder.firing(self.threshold)
+
+    def _groups(self, examples: Examples, size: int, most: int, rng: np.random.Generator) -> list[list[Example]]:
+        """Return at most so many groups of windows of like deciles, spread evenly over all of them, each in an order of its own."""
+        shuffled = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
+        ranked = sorted(shuffled, key=lambda window: window.decile or 0)
+        n = min(self.questions, len(ranked) // self.windows, most)
+        starts = [i * (len(ranked) - size) // max(n - 1, 1) for i in range(n)]
+        return [[ranked[start + i] for i in rng.permutation(size)] for start in starts]
+
+    def _lineup(self, others: Sequence[Example], intruder: Example, marks: list[bool], place: int) -> Lineup:
+        lines = [marked_line(window, window.firing(self.threshold)) for window in others]
+        lines.insert(place, marked_line(intruder, marks))
+        shown = "\n".join(f"Window {number}: {line}" for number, line in enumerate(lines, 1))
+        deciles = sorted(window.decile for window in others if window.decile is not None)
+        decile = deciles[len(deciles) // 2] if deciles else None
+        return Lineup(Question(replace(intruder, decile=decile), shown, truth=True), place)
+
+    async def _outcome(self, lineup: Lineup, llm: LanguageModel) -> Outcome:
+        question, place = lineup
+        request = Request(PROMPT.messages(windows=question.shown, k=str(self.windows)))
+        try:
+            choice = await ask_twice(llm, request, lambda reply: parse_choice(reply.text, self.windows))
+        except (ParseError, LLMError) as error:
+            return question.unanswered(error)
+        return question.outcome(choice == place + 1, None)
+
+
+def _far(window: Example, other: Example) -> bool:
+    return window.decile is not None and other.decile is not None and abs(window.decile - other.decile) >= FAR
+
+
+_DECORATION = re.compile(r"[*_`\"']")
+_NUMBER = r"(?:window\s+|number\s+)?(?:\[\s*{0}\s*\]|\(\s*{0}\s*\)|{0})\s*\.?".format(r"([0-9]{1,3})")
+_LEAD = r"(?:(?:so|thus|therefore|hence|finally),?\s+)?(?:(?:the|my|final)\s+)*(?:answer|intruder)(?:\s+is)?\s*:?\s*"
+_BARE = re.compile(_NUMBER, re.IGNORECASE)
+_NAMED = re.compile(_LEAD + _NUMBER, re.IGNORECASE)
+
+
+def parse_choice(reply: str, k: int) -> int:
+    """Read the number that a reply settles on, 1 to k.
+
+    It is what the reply ends with: a number on a line of its own (`3`, `Window 3`, `[3]`, `**3**`), or a last
+    sentence that names it as the answer (`The intruder is window 3.`). A number on the first line is taken where no
+    other number follows. Numbers within prose are not answers, and a reply whose lines give several gives none.
+
+    Raises:
+        ParseError: If there is no such number, or another than 1 to k, or several that differ.
+    """
+    text = _DECORATION.sub(" ", without_thinking(reply))
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    given = [_read(line, _BARE, _NAMED) for line in lines]
+    choice = given[-1] or _read(re.split(r"(?<=[.!?])\s+", lines[-1])[-1], _NAMED)
+    if choice is None and set(re.findall(r"[0-9]+", text)) == {given[0]} and not re.fullmatch(r"[0-9]+\s*\.", lines[0]):
+        choice = given[0]
+    if choice is None:
+        raise ParseError(f"no answer in the reply {one_line(reply)[:60]!r}")
+    if set(given) - {None, choice}:
+        raise ParseError(f"several answers in the reply {one_line(reply)[:60]!r}")
+    if not 1 <= int(choice) <= k:
+        raise ParseError(f"the answer {choice} is none of the {k} windows")
+    return int(choice)
+
+
+def _read(line: str, *patterns: re.Pattern[str]) -> str | None:
+    """Return the number of a line that is nothing but an answer."""
+    matches = (pattern.fullmatch(line) for pattern in patterns)
+    return next((match[match.lastindex or 0] for match in matches if match), None)

@@ -1,0 +1,176 @@
+"""Simulation: does a model that knows the explanation predict how strongly the latent fires on each token? (paper §3.3)"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, JsonValue
+
+from saeval import (
+    PEARSON,
+    Context,
+    Example,
+    Examples,
+    Explanation,
+    FillRequest,
+    LanguageModel,
+    LLMError,
+    Need,
+    ParseError,
+    Request,
+    Score,
+    Scorer,
+    pearson,
+)
+from saeval_plugins.prompts import escaped, load, one_line
+from saeval_plugins.scorers._number import strength
+from saeval_plugins.scorers._outcomes import failed, unanswered, valued
+
+ALL_AT_ONCE = load("simulation_all_at_once.md")
+TOKEN_BY_TOKEN = load("simulation_token_by_token.md")
+UNKNOWN = " unknown"  # with its space: no tokenizer joins that to the tab before
+LEVELS = tuple("0123456789")
+
+_NOTED = 1000  # most predicted strengths that are kept in the notes
+
+Simulated = list[float] | ParseError | LLMError
+"""Strengths that the simulator expects on a window's tokens, 1 being the latent's maximum; or why there are none."""
+
+
+class Simulation(Scorer):
+    """Pearson's r of predicted with true strengths over all tokens of all windows, activating ones and others.
+
+    `all_at_once` (models that weigh choices in a text, also base models): the window's tokens stand one a line, each
+    followed by a tab and `unknown`; instead of each `unknown` the digits 0 to 9 are weighed, and their expected value
+    is the prediction, so a window takes one forward pass (Bills et al. 2023). The levels end at 9 because every
+    tokenizer has digits as single tokens, while most have no 10.
+
+    `token_by_token` (any chat model, and some thirty times as dear as detection): for each token the simulator sees
+    the window up to it and answers with a number from 0 to 10. With `top_logprobs`, and a provider that gives them,
+    the prediction is the expected value over numbers. A reply that cannot be read is asked for once more. A window
+    with any token unanswered is left out and counted.
+
+    In the prompts' examples as in the truth, a strength is a share of the latent's maximum, silent tokens having 0.
+    The truth is not rounded; r does not depend on the scale. A simulator that predicts the same everywhere has said
+    nothing and gets r = 0, with `constant` in the notes; where the truth is the same everywhere there is no score.
+    The value of each window is its strongest prediction.
+    """
+
+    name = "simulation"
+    llm_role = "judge"
+    metrics = (PEARSON,)
+    prompts = (ALL_AT_ONCE, TOKEN_BY_TOKEN)
+
+    mode: Literal["auto", "all_at_once", "token_by_token"] = "auto"
+    """How to ask; `auto` is `all_at_once` where the model scores continuations, else `token_by_token`."""
+    windows: int | None = Field(default=10, ge=1)
+    """Windows of each side to simulate, spread evenly over those there are; all when null."""
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    """Alternatives to ask for at each token of a reply in `token_by_token`, where the provider gives them; 0 for none."""
+
+    def needs(self) -> frozenset[Need]:
+        """Weighing choices needs a model that scores."""
+        return frozenset({"logprobs"}) if self.mode == "all_at_once" else frozenset()
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Simulate and correlate."""
+        windows = _spread(examples.activating, self.windows) + _spread(examples.non_activating, self.windows)
+        at_once = self.mode == "all_at_once" or (self.mode == "auto" and context.llm.can_score)
+        simulate = self._all_at_once if at_once else self._token_by_token
+        simulated = await simulate(one_line(explanation.text), windows, context.llm)
+        return _score(examples, windows, simulated, "all_at_once" if at_once else "token_by_token")
+
+    async def _all_at_once(self, explanation: str, windows: Sequence[Example], llm: LanguageModel) -> list[Simulated]:
+        request = FillRequest(
+            prefix=ALL_AT_ONCE.fill(explanation=explanation),
+            texts=tuple(_parts(window) for window in windows),
+            filler=UNKNOWN,
+            choices=LEVELS,
+        )
+        try:
+            reply = await llm.fill(request)
+        except LLMError as error:
+            return [error for _ in windows]
+        return [_expected(gaps) for gaps in reply.logprobs]
+
+    async def _token_by_token(
+        self, explanation: str, windows: Sequence[Example], llm: LanguageModel
+    ) -> list[Simulated]:
+        async def window_of(window: Example) -> Simulated:
+            answers = await asyncio.gather(
+                *(self._ask(explanation, window, at, llm) for at in range(len(window.tokens)))
+            )
+            problem = next((answer for answer in answers if not isinstance(answer, float)), None)
+            return problem or [answer for answer in answers if isinstance(answer, float)]
+
+        return await asyncio.gather(*map(window_of, windows))
+
+    async def _ask(
+        self, explanation: str, window: Example, at: int, llm: LanguageModel
+    ) -> float | ParseError | LLMError:
+        """Ask for the strength of one token."""
+        text, token = one_line("".join(window.tokens[: at + 1])), escaped(window.tokens[at])
+        messages = TOKEN_BY_TOKEN.messages(explanation=explanation, text=text, token=token)
+        request = Request(messages, top_logprobs=self.top_logprobs)
+        for repeat in (0, 1):
+            try:
+                return strength(await llm.complete(replace(request, repeat=repeat))) / 10
+            except ParseError as error:
+                problem = error
+            except LLMError as error:
+                return error
+        return problem
+
+
+def _spread(windows: Sequence[Example], most: int | None) -> list[Example]:
+    """Return at most so many windows, from all over the sequence, which samplers may have sorted by strength."""
+    n = len(windows) if most is None else min(most, len(windows))
+    return [windows[i * len(windows) // n] for i in range(n)]
+
+
+def _parts(window: Example) -> tuple[str, ...]:
+    """Return what stands before each gap: a token, which cannot pose as structure, and a tab."""
+    return tuple("\n" * (at > 0) + escaped(token) + "\t" for at, token in enumerate(window.tokens))
+
+
+def _expected(gaps: Sequence[Sequence[float]]) -> Simulated:
+    """Return the expected level in each gap, as a share of the highest."""
+    expected = []
+    for logprobs in gaps:
+        highest = max(logprobs)
+        if not math.isfinite(highest):
+            return ParseError("the simulator gave no level any probability")
+        weights = [math.exp(value - highest) for value in logprobs]
+        mean = sum(level * weight for level, weight in enumerate(weights)) / sum(weights)
+        expected.append(mean / (len(weights) - 1))
+    return expected
+
+
+def _score(examples: Examples, windows: Sequence[Example], simulated: Sequence[Simulated], mode: str) -> Score:
+    truth: list[float] = []
+    predicted: list[float] = []
+    noted: dict[str, JsonValue] = {}
+    outcomes = []
+    for window, values in zip(windows, simulated, strict=True):
+        if isinstance(values, list):
+            truth += np.clip(window.activations / examples.max_activation, 0, 1).tolist()
+            predicted += values
+            noted[window.id] = [round(value, 3) for value in values]
+            outcomes.append(valued(window, max(values)))
+        else:
+            outcomes.append(unanswered(window, values))
+    notes: dict[str, JsonValue] = {"mode": mode, "windows": len(noted), "tokens": len(predicted)}
+    if len(set(truth)) < 2:
+        return failed(outcomes, "the latent is equally strong on all tokens, so nothing can correlate", **notes)
+    if len(predicted) <= _NOTED:
+        notes["predicted"] = noted
+    constant = len(set(predicted)) == 1
+    if constant:
+        notes["constant"] = "the simulator predicted the same strength for every token"
+    r = 0.0 if constant else max(-1.0, min(1.0, pearson(truth, predicted)))
+    return Score(values={"pearson": r}, outcomes=tuple(outcomes), notes=notes)

@@ -1,0 +1,80 @@
+"""Surprisal: does the explanation make a base model expect the windows in which the latent fires? (paper §3.3, A.4.3)"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from pydantic import Field
+
+from saeval import (
+    AUROC,
+    Context,
+    Examples,
+    Explanation,
+    LLMError,
+    LogprobRequest,
+    Need,
+    ParseError,
+    Prompt,
+    Score,
+    Scorer,
+    auroc,
+)
+from saeval_plugins.prompts import load, one_line
+from saeval_plugins.scorers._outcomes import failed, unanswered, valued
+
+PROMPT = load("surprisal.md")
+
+
+class Surprisal(Scorer):
+    """Ranks the windows by how much likelier the explanation makes them: log p(x|z) - log p(x|z̄), in nats.
+
+    A window x stands in a list of passages that have z in common: the explanation, or for z̄ a description that fits
+    any text. Its log-probability is the sum over all of its tokens, the first included.
+    """
+
+    name = "surprisal"
+    llm_role = "base"
+    metrics = (AUROC,)
+    prompts = (PROMPT,)
+
+    generic: str = Field(default="nothing in particular; text of every kind", min_length=1)
+    """What the explanation is held against, the same for all latents."""
+
+    def needs(self) -> frozenset[Need]:
+        """Continuations are scored."""
+        return frozenset({"logprobs"})
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Compute the information values and how well they separate."""
+        windows = (*examples.activating, *examples.non_activating)
+        if not examples.activating or not examples.non_activating:
+            return Score.failed("no window of one side was given")
+        # The request for the generic description is the same for all explanations of a latent, so it is made once.
+        texts = tuple(f" {one_line(window.text)}" for window in windows)
+        requests = [_request(description, texts) for description in (explanation.text, self.generic)]
+        try:
+            replies = await asyncio.gather(*map(context.llm.logprobs, requests))
+        except LLMError as error:
+            return failed([unanswered(window, error) for window in windows], "")
+        given, generic = ([sum(tokens) for tokens in reply.logprobs[0]] for reply in replies)
+        values = [a - b for a, b in zip(given, generic, strict=True)]
+        outcomes = [
+            valued(window, value)
+            if math.isfinite(value)
+            else unanswered(window, ParseError("the model gave the window no probability"))
+            for window, value in zip(windows, values, strict=True)
+        ]
+        known = [(window.active, value) for window, value in zip(windows, values, strict=True) if math.isfinite(value)]
+        area = auroc([active for active, _ in known], [value for _, value in known])
+        if math.isnan(area):  # a whole side has no value
+            return failed(outcomes, "")
+        return Score(values={"auroc": area}, outcomes=tuple(outcomes))
+
+
+def _request(description: str, windows: tuple[str, ...]) -> LogprobRequest:
+    """Ask for the windows' log-probabilities, given what they have in common."""
+    examples, _, paragraph = PROMPT.text.rstrip("\n").rpartition("\n\n")
+    prompt = Prompt(PROMPT.name, paragraph).fill(explanation=one_line(description))
+    return LogprobRequest(prefix=examples + "\n\n", prompts=(prompt,), continuations=windows)

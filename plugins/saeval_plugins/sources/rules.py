@@ -1,0 +1,174 @@
+"""Latents with known meaning on real text: each fires on the words that a pattern matches."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from saeval import ActivationSource, Corpus, InputError, SpecPath, TokenDataset, derive_rng, file_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from saeval import ActivationWriter
+
+_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+
+
+class Rule(BaseModel):
+    """One planted latent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    latent: int = Field(ge=0)
+    """Number of the latent: the place in the list, from 0."""
+    explanation: str = Field(min_length=1)
+    """What the latent means, in words: the true explanation."""
+    pattern: re.Pattern[str]
+    """Regular expression; the latent fires on every word that a match, or its first group, touches."""
+    ignore_case: bool = False
+    """Whether upper and lower case count as the same."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _matches_something(cls, value: re.Pattern[str]) -> re.Pattern[str]:
+        if value.match(""):
+            raise ValueError("the pattern matches the empty text, so it would fire everywhere")
+        return value
+
+
+class Rules(ActivationSource):
+    """A corpus on which planted latents fire by rule, so that the true explanation of each is known.
+
+    Words and punctuation marks are the tokens. The file of rules, can be given to the `precomputed`
+    explainer, too, which then tells the truth about every latent. Results are marked as
+    synthetic.
+    """
+
+    name = "rules"
+    synthetic = True
+
+    path: SpecPath
+    """YAML file of the rules: a list of `latent`, `explanation`, `pattern` and, if wanted, `ignore_case`."""
+    corpus: Corpus
+    """The text."""
+    seed: int = 0
+    """Another seed gives other strengths."""
+
+    def check(self) -> None:
+        """Read the rules, and see whether the corpus is there."""
+        self._rules()
+        self.corpus.check()
+
+    def fingerprint(self) -> JsonValue:
+        """Return what activations depend on."""
+        sha = file_sha256(self.path) if self.path.is_file() else None
+        return [self.name, sha, self.corpus.fingerprint(), self.seed]
+
+    def _rules(self) -> list[Rule]:
+        import yaml
+
+        try:
+            rows = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list) or not rows:
+                raise InputError(f"rules {self.path}: should be a list of `explanation` and `pattern`")
+            rules = [Rule.model_validate(row) for row in rows]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"rules {self.path}: cannot be read ({type(error).__name__})") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"rules {self.path}: not YAML ({str(error).splitlines()[0]})") from None
+        except ValidationError as error:
+            first: Any = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InputError(f"rules {self.path}: {place}: {first['msg']} (of {first['input']!r:.80})") from None
+        if wrong := [i for i, rule in enumerate(rules) if rule.latent != i]:
+            raise InputError(
+                f"rules {self.path}: number the latents in order; the one at place {wrong[0]} is not {wrong[0]}"
+            )
+        return rules
+
+    def collect(self, writer: ActivationWriter) -> None:
+        """Cut the text into words, and write what each rule fires on, with strengths 1 to 4."""
+        import numpy as np
+
+        rules = [re.compile(r.pattern.pattern, re.IGNORECASE if r.ignore_case else 0) for r in self._rules()]
+        dataset, texts = self._words()
+        length = dataset.tokens.shape[1]
+        begin = writer.start(dataset, len(rules))
+        writer.note(hookpoint="rules", subject="planted rules", architecture="rules")
+        row = 0
+        for text, spans in texts:
+            firing: list[list[int]] = [[] for _ in spans]
+            for latent, rule in enumerate(rules):
+                for at in _touched(rule, text, spans):
+                    firing[at].append(latent)
+            for low in range(0, len(spans), self.corpus.context):
+                here = [
+                    (row * length + dataset.lead + i, latent)
+                    for i, latents in enumerate(firing[low : low + self.corpus.context])
+                    for latent in latents
+                ]
+                if row >= begin and here:
+                    position, latents = (np.array(column, dtype=np.int64) for column in zip(*here, strict=True))
+                    strength = derive_rng(self.seed, "rules", row).uniform(1, 4, size=len(here))
+                    writer.add(position, latents, strength.astype(np.float32))
+                row += 1
+                if row > begin:
+                    writer.advance(row)
+
+    def _words(self) -> tuple[TokenDataset, list[tuple[str, list[tuple[int, int]]]]]:
+        """Return the corpus in words, and each document's text with the span of every word.
+
+        Raises:
+            InputError: If there is less than two contexts' worth of text.
+        """
+        import numpy as np
+
+        corpus, numbers = self.corpus, dict[str, int]()
+        rows: list[list[int]] = []
+        documents: list[int] = []
+        names: list[str] = []
+        texts: list[tuple[str, list[tuple[int, int]]]] = []
+        left = corpus.tokens if corpus.tokens is not None else 1 << 62
+        for name, text in corpus.texts():
+            spans = [m.span() for m in _TOKEN.finditer(text)][: min(left, corpus.per_document or left)]
+            for low in range(0, len(spans), corpus.context):
+                words = [text[a:b] for a, b in spans[low : low + corpus.context]]
+                rows.append([0, *(numbers.setdefault(word, len(numbers) + 1) for word in words)])
+                documents.append(len(names))
+            names.append(name)
+            texts.append((text, spans))
+            left -= len(spans)
+            if left <= 0:
+                break
+        if len(rows) < 2:
+            raise InputError(
+                f"corpus {corpus.path or corpus.dataset}: less than two contexts of {corpus.context} words"
+            )
+        lengths = np.array([len(row) for row in rows], dtype=np.int32)
+        tokens = np.zeros((len(rows), corpus.context + 1), dtype=np.int32)
+        for row, ids in zip(tokens, rows, strict=True):
+            row[: len(ids)] = ids
+        vocabulary = {0: b"", **{number: word.encode() for word, number in numbers.items()}}
+        dataset = TokenDataset(
+            tokens, lengths, tokens > 0, np.array(documents, dtype=np.int32), tuple(names), vocabulary, lead=1
+        )
+        return dataset, texts
+
+
+def _touched(rule: re.Pattern[str], text: str, spans: list[tuple[int, int]]) -> Iterator[int]:
+    """Yield the words that the rule's matches touch, each once and in order."""
+    at, last = 0, -1
+    for match in rule.finditer(text):
+        begin, end = match.span(1 if rule.groups else 0)
+        while at < len(spans) and spans[at][1] <= begin:
+            at += 1
+        word = at
+        while word < len(spans) and spans[word][0] < end:
+            # The space before a word belongs to it; a match that ends there does not touch the word.
+            if word > last and end > begin and text[max(begin, spans[word][0]) : min(end, spans[word][1])].strip():
+                yield word
+                last = word
+            word += 1

@@ -1,0 +1,85 @@
+"""Example embedding: windows that are alike score high, chance is a half, and the explanation plays no part."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from saeval_plugins.scorers.embedding import Embedding
+from saeval_plugins.scorers.example_embedding import ExampleEmbedding
+
+from saeval import AUROC, Explanation, InputError, auroc, derive_rng
+from saeval.testing import check_scorer, context, make_examples, word_embeddings
+
+
+def score(examples, explanation="anything", **options):
+    return asyncio.run(ExampleEmbedding().score(Explanation(text=explanation), examples, context(**options)))
+
+
+def embedding_of(rows):
+    """An `Embed` that gives these unit vectors, whatever the texts."""
+    return lambda _, texts: (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)[: len(texts)]
+
+
+def test_example_embedding_satisfies_the_contract():
+    check_scorer(ExampleEmbedding())
+    assert ExampleEmbedding.metrics == (AUROC,) and ExampleEmbedding.llm_role is None
+
+
+def test_windows_that_share_a_word_lie_closer_to_each_other_than_to_others():
+    def share(_, texts):
+        return word_embeddings("", [" ".join(w for w in t.split() if w == "harbor" or len(w) > 5) for t in texts])
+
+    assert score(make_examples(), embed=share).values["auroc"] > 0.95
+
+
+@pytest.mark.parametrize(("activating", "non_activating"), [(20, 20), (50, 10), (5, 40)])
+def test_windows_that_are_all_of_a_kind_score_a_half(activating, non_activating):
+    """Leaving each window out of its own mean takes away the head start it would have."""
+    found = []
+    for seed in range(60):
+        rows = derive_rng(seed, "null").normal(size=(activating + non_activating, 30)) + 1
+        examples = make_examples(activating=activating, non_activating=non_activating)
+        found.append(score(examples, embed=embedding_of(rows)).values["auroc"])
+    assert np.mean(found) == pytest.approx(0.5, abs=3.5 * np.std(found) / 60**0.5)
+
+
+def test_values_are_mean_cosines_over_the_other_windows():
+    rows = derive_rng(0, "rows").normal(size=(9, 5))
+    examples = make_examples(activating=4, non_activating=5)
+    found = score(examples, embed=embedding_of(rows))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for i, outcome in enumerate(found.outcomes):
+        near = np.mean([unit[i] @ unit[j] for j in range(4) if j != i])
+        far = np.mean([unit[i] @ unit[j] for j in range(4, 9) if j != i])
+        assert outcome.probability == pytest.approx(near - far, abs=1e-6)
+        assert outcome.active == (i < 4) and outcome.predicted is None
+    assert found.values["auroc"] == auroc([o.active for o in found.outcomes], [o.probability for o in found.outcomes])
+
+
+def test_the_explanation_plays_no_part():
+    assert score(make_examples(), "one") == score(make_examples(), "two")
+    assert not ExampleEmbedding.reads_explanation and Embedding.reads_explanation
+
+
+@pytest.mark.parametrize("sides", [(1, 20), (20, 1), (0, 20)])
+def test_a_window_with_none_to_be_compared_with_is_a_reason_to_skip(sides):
+    assert score(make_examples(activating=sides[0], non_activating=sides[1])).status == "skipped"
+
+
+def test_model_is_checked_and_hashed_like_that_of_embedding(tmp_path):
+    for kind in (Embedding, ExampleEmbedding):
+        with pytest.raises(InputError):
+            kind(model=str(tmp_path / "nothing")).check()
+        before = kind(model=str(tmp_path)).fingerprint()
+        (tmp_path / "model.safetensors").write_text(kind.name)
+        assert kind(model=str(tmp_path)).fingerprint() != before
+        (tmp_path / "model.safetensors").unlink()
+
+
+def test_order_of_windows_does_not_matter():
+    examples = make_examples(seed=3)
+    turned = replace(examples, activating=examples.activating[::-1], non_activating=examples.non_activating[::-1])
+    assert score(turned).values["auroc"] == pytest.approx(score(examples).values["auroc"])

@@ -38,7 +38,7 @@ from .seeding import content_hash, derive_rng
 from .store import ActivationStore, ActivationWriter, Windows
 from .subject import Steered, Strength, Subject
 from .testing import plant
-from .tokens import Corpus, TokenDataset
+from .tokens import Corpus, TokenDataset, token_bytes
 
 __version__: str
 
@@ -119,4 +119,5 @@ __all__ = [
     "plant",
     "read",
     "run",
+    "token_bytes",
 ]  # fmt: skip

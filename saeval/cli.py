@@ -9,9 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import click
+
+from saeval.exchange import FORMATS
 
 if TYPE_CHECKING:
     from saeval.plugins import Registry
@@ -304,6 +307,10 @@ def show(
 
 
 def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return " | ".join(map(_type_name, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
@@ -371,3 +378,85 @@ def report(run_dir: Path, as_json: bool) -> None:
         return
     render(result)
     click.echo("\n" + "\n".join(f"written   {file}" for file in written))
+
+
+# --- exchange -----------------------------------------------------------------------------------------------
+
+_FORMAT = click.option("--format", "-f", "format_", required=True, type=click.Choice(FORMATS), help="Whose format.")
+_OUT = click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Directory to make, exactly this one."
+)
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@_FORMAT
+@_OUT
+@click.option("--cell", help="This cell only; all when left out.")
+@click.option("--model", help="What the format should call the subject model.")
+@click.option("--source", help="What the format should call the place in the model, instead of the hookpoint.")
+@_JSON
+def export(
+    run_dir: Path, format_: str, out: Path, cell: str | None, model: str | None, source: str | None, as_json: bool
+) -> None:
+    """Write a run in another tool's format. Nothing is sent anywhere; what the format cannot hold is said."""
+    from saeval.exchange import export_run
+
+    lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source)
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    if as_json:
+        _print_json({"format": format_, "out": str(out), "files": files, "warnings": lost})
+        return
+    for sentence in lost:
+        click.echo(_safe(sentence), err=True)
+    click.echo(_safe(f"written   {out}  ({len(files)} file{'' if len(files) == 1 else 's'})"))
+
+
+@main.command(name="import")
+@click.argument("path", type=click.Path(path_type=Path))
+@_FORMAT
+@_OUT
+@_JSON
+def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:
+    """Make a run directory from another tool's files, which `saeval report` shows and `precomputed` reads."""
+    from saeval.exchange import import_run
+
+    result = import_run(path, format_, out)
+    if as_json:
+        _print_json(result.model_dump(mode="json", by_alias=True))
+        return
+    for warning in result.warnings:
+        click.echo(_safe(warning), err=True)
+    explained = sum(cell.counts["explained"] for cell in result.cells)
+    click.echo(_safe(f"imported  {out}  ({len(result.cells)} cells, {explained} explanations)"))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("dest")
+@click.option("--public", is_flag=True, help="Open a repository that is made to everyone.")
+@_JSON
+def push(path: Path, dest: str, public: bool, as_json: bool) -> None:
+    """Send a run or an activation store to a directory or to hf://datasets/OWNER/NAME (token in HF_TOKEN)."""
+    from saeval.exchange.hub import push as send
+
+    place = send(path, dest, public=public)
+    if as_json:
+        _print_json({"dest": place})
+    else:
+        click.echo(_safe(f"sent      {place}"))
+
+
+@main.command()
+@click.argument("src")
+@click.argument("out", type=click.Path(path_type=Path))
+@_JSON
+def pull(src: str, out: Path, as_json: bool) -> None:
+    """Fetch what `push` sent, from a directory or from hf://datasets/OWNER/NAME[@REVISION]; every file is verified."""
+    from saeval.exchange.hub import pull as fetch
+
+    kind = fetch(src, out)
+    if as_json:
+        _print_json({"kind": kind, "out": str(out)})
+    else:
+        click.echo(_safe(f"fetched   {out}  ({kind})"))

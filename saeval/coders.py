@@ -57,6 +57,9 @@ class SparseCoder(ABC):
         architecture: Its kind, as reports name it.
         autoencoder: Whether `decode` gives back what was encoded, so that the share of variance it leaves
             unexplained means something; a transcoder predicts the activations of another place.
+        transcoder: Whether its latents write to another place than the one it reads, so that `direction` is one of
+            that other place.
+        writes: That place, as a hookpoint is named, where the coder's files tell; None elsewhere.
         token_wise: Whether each token is encoded by itself. Otherwise `encode` needs whole contexts,
             [contexts, tokens, d_in], and its rows count tokens over all of them.
         metadata: What its makers say of it (model, hook, training data); JSON-able.
@@ -66,6 +69,8 @@ class SparseCoder(ABC):
     d_in: int
     architecture: str
     autoencoder: bool = False
+    transcoder: bool = False
+    writes: str | None = None
     token_wise: bool = True
     metadata: Mapping[str, Any] = MappingProxyType({})
 
@@ -116,7 +121,7 @@ class LinearCoder(SparseCoder):
     """A linear encoder, an activation function and a linear decoder: nearly every SAE and transcoder.
 
     The activation function is a ReLU; a JumpReLU where `threshold` is given, a gated one where `gate` is, and the k
-    largest of each token where `k` is.
+    largest of each token (or the largest of each of k groups of latents) where `k` is.
 
     Tokens are encoded in tiles, so that the dense pre-activations never take more than 256 MB. Where one tile
     holds the whole batch, activations equal those of sae-lens' `SAE.encode` bit for bit.
@@ -129,6 +134,7 @@ class LinearCoder(SparseCoder):
         threshold: A latent is silent where its pre-activation does not exceed it.  [n_latents]
         k: Latents a token to keep, where positive.
         signed: Whether the k of largest magnitude are kept instead, with their signs.
+        grouped: Whether the latents fall into k groups of neighbours instead, the largest of each of which is kept.
         gate: Further weights of a gated encoder.
         scale_by_decoder_norm: Whether activations are multiplied by the norm of their decoder direction
             before the k largest are chosen, and divided by it in decoding.
@@ -139,6 +145,8 @@ class LinearCoder(SparseCoder):
         skip: Whether a skip connection adds to the prediction; then, too, there is no `decode`.
         architecture: Its kind, as reports name it.
         autoencoder: Whether it reconstructs what it reads.
+        transcoder: Whether its latents write to another place than the one it reads.
+        writes: That place, where it is known.
         metadata: What its makers say of it.
     """
 
@@ -149,6 +157,7 @@ class LinearCoder(SparseCoder):
     threshold: Tensor | None = None
     k: int | None = None
     signed: bool = False
+    grouped: bool = False
     gate: Gate | None = None
     scale_by_decoder_norm: bool = False
     subtract_decoder_bias: bool = False
@@ -156,6 +165,8 @@ class LinearCoder(SparseCoder):
     skip: bool = False
     architecture: str = "standard"
     autoencoder: bool = True
+    transcoder: bool = False
+    writes: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -189,7 +200,9 @@ class LinearCoder(SparseCoder):
             return _nonzero(pre.relu_().mul_(active))
         if self.scale_by_decoder_norm:
             pre *= self._decoder_norms
-        return _nonzero(pre.relu_()) if self.k is None else _largest(pre, self.k, signed=self.signed)
+        if self.k is None:
+            return _nonzero(pre.relu_())
+        return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
         """Reconstruct what the coder predicts; None with a skip connection or a normalised input.  [n_rows, d_out]"""
@@ -311,15 +324,29 @@ def _nonzero(dense: Tensor) -> Sparse:
 
 def _largest(dense: Tensor, k: int, *, signed: bool) -> Sparse:
     """Keep the k largest of each row: positive ones, or (`signed`) those of largest magnitude."""
-    import torch
-
     if signed:
         indices = dense.abs().topk(k, dim=-1, sorted=False).indices
         values = dense.gather(-1, indices)
     else:
         values, indices = dense.topk(k, dim=-1, sorted=False)
         values = values.relu_()
-    rows = torch.arange(len(dense), device=dense.device).repeat_interleave(k)
+    return _chosen(indices, values)
+
+
+def _largest_of_groups(dense: Tensor, groups: int) -> Sparse:
+    """Keep the largest of each of the groups of neighbours that each row falls into, where it is positive."""
+    import torch
+
+    size = dense.shape[-1] // groups
+    values, indices = dense.view(len(dense), groups, size).max(dim=-1)
+    return _chosen(indices + size * torch.arange(groups, device=dense.device), values.relu_())
+
+
+def _chosen(indices: Tensor, values: Tensor) -> Sparse:
+    """Return chosen latents of each row, without zeros.  [rows, chosen] each"""
+    import torch
+
+    rows = torch.arange(len(indices), device=indices.device).repeat_interleave(indices.shape[-1])
     values, latents = values.flatten(), indices.flatten()
     keep = values != 0
     return Sparse(rows[keep], latents[keep], values[keep])
@@ -337,12 +364,14 @@ def _in_tiles(encode: Callable[[Tensor], Sparse], x: Tensor, tile: int, tokens: 
     return Sparse(rows, torch.cat([p.latents for p in parts]), torch.cat([p.values for p in parts]))
 
 
-# Down projections of MLPs by module path below a block; Mamba-like mixers have one, too.
+# Down projections of MLPs by module path below a block.
 _DOWN_PROJECTIONS = (
     "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "mlp.down_proj", "feed_forward.down_proj",
-    "feed_forward.w2", "feed_forward.value", "mlp_block.down_proj", "ffn.proj_down", "shared_mlp.output_linear",
-    "fc2", "mixer.out_proj", "mamba.out_proj",
+    "feed_forward.w2", "feed_forward.value", "mlp_block.down_proj", "ffn.proj_down", "ffn.down_proj",
+    "shared_mlp.output_linear", "mixer.down_proj", "fc2",
 )  # fmt: skip
+# Those of Mamba-like mixers, whose blocks may have no MLP.
+_MIXERS = ("mixer.out_proj", "mamba.out_proj", "mamba_decoder.mamba.out_proj")
 
 
 def down_projection(module: str, modules: Sequence[str]) -> str | None:
@@ -360,7 +389,8 @@ def down_projection(module: str, modules: Sequence[str]) -> str | None:
     parts = module.split(".")
     for end in range(len(parts), 0, -1):
         block = ".".join(parts[:end])
-        for name in _DOWN_PROJECTIONS:
+        experts = any(m.startswith(f"{block}.") and m.endswith(".experts") for m in known)
+        for name in _DOWN_PROJECTIONS if experts else _DOWN_PROJECTIONS + _MIXERS:
             if f"{block}.{name}" in known:
                 return f"{block}.{name}"
     return None

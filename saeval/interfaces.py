@@ -115,7 +115,7 @@ def _source(context: Context) -> ActivationSource:
 
 
 class ActivationSource(Plugin):
-    """Gives the activations of one set of latents over one corpus (METHOD §1)."""
+    """Gives the activations of one set of latents over one corpus (paper §3.1)."""
 
     synthetic: ClassVar[bool] = False
     """Whether the activations are made up; such results carry a mark and stay off leaderboards."""
@@ -194,7 +194,7 @@ class Coder(Plugin):
 
 
 class Sampler(Plugin):
-    """Chooses the windows that explain a latent and, apart from them, those that score it (METHOD §2)."""
+    """Chooses the windows that explain a latent and, apart from them, those that score it (paper §3.1)."""
 
     window: int = Field(default=32, ge=4)
     """Tokens a window."""
@@ -215,7 +215,7 @@ class Step(Plugin):
 
 
 class Explainer(Step):
-    """Says in words what makes a latent fire (METHOD §3)."""
+    """Says in words what makes a latent fire (paper §3.2)."""
 
     @abstractmethod
     async def explain(self, examples: Examples, context: Context) -> Explanation:
@@ -223,7 +223,7 @@ class Explainer(Step):
 
 
 class Scorer(Step):
-    """Measures how well an explanation tells when a latent fires (METHOD §4)."""
+    """Measures how well an explanation tells when a latent fires (paper §3.3)."""
 
     metrics: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
     """What the score's values mean; the first is the headline."""

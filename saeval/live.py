@@ -8,9 +8,10 @@ import re
 import threading
 from collections import deque
 from contextlib import contextmanager
-from functools import cached_property
+from copy import deepcopy
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 from saeval.assets import PREFIX, asset_check, asset_path, find_asset
@@ -30,6 +31,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _FINAL_NORMS = (
     "norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "ln_out", "embedding_norm", "out_norm", "final_norm",
 )  # fmt: skip
+
+_BEFORE_MLP = (
+    "pre_feedforward_layernorm", "ln_2", "ln2", "norm_2", "pre_ff_layernorm", "feedforward_layernorm", "ffn_norm",
+    "norm_ffn", "channel_pre_norm",
+)  # fmt: skip
+_MEMORIES = ("past_key_values", "cache_params", "state")
 
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
 _RECENT: deque[LiveModel] = deque(maxlen=2)  # stay loaded while nobody holds them
@@ -153,6 +160,8 @@ class LiveModel:
             for path, module in self._modules.items()
             if isinstance(module, torch.nn.ModuleList) and len(module) == count and id(module) in inside
         ]
+        if len(found) > 1:  # Gemma 3n has other lists, which may happen to be as long
+            found = [path for path in found if path.rpartition(".")[2] in ("layers", "h", "blocks")]
         if len(found) != 1:
             raise InputError(f"model {self.name}: cannot tell which of its modules are the blocks; name a module path")
         return [f"{found[0]}.{i}" for i in range(count)]
@@ -198,20 +207,24 @@ class LiveModel:
         def first(*names: str) -> str | None:
             return next((f"{block}.{n}" for n in names if f"{block}.{n}" in self._modules), None)
 
-        # Gemma 2 and 3 normalise what attention and MLP give before it is added to the residual stream.
-        normalised = first("post_feedforward_layernorm")
         attention = first("self_attn", "attn", "attention", "self_attention")
-        mlp = first("mlp", "feed_forward")
+        mlp = first("mlp", "feed_forward", "ffn", "mlp_block")
+        # Some models, such as Gemma 2 and 3, normalise what attention and MLP give before it is added to the stream.
+        attention_norm, mlp_norm = first("post_self_attn_layernorm"), first("post_mlp_layernorm")
+        before_mlp = first(*_BEFORE_MLP)
+        if normalised := first("post_feedforward_layernorm"):
+            attention_norm, mlp_norm = first("post_attention_layernorm"), normalised
+            before_mlp = before_mlp or mlp
         place: str | None = None
         site: Literal["in", "out"] = "out"
         if hook in ("hook_resid_pre", "hook_resid_post"):
             place, site = block, "in" if hook == "hook_resid_pre" else "out"
         elif hook == "hook_resid_mid" and not getattr(self.model.config, "use_parallel_residual", False):
-            place, site = first("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm"), "in"
-        elif hook == "hook_mlp_out":
-            place = normalised or mlp
-        elif hook == "hook_attn_out":
-            place = first("post_attention_layernorm") if normalised else attention
+            place, site = before_mlp or first("post_attention_layernorm"), "in"
+        elif hook == "hook_mlp_out" and not self._adds_inside:
+            place = mlp_norm or mlp
+        elif hook == "hook_attn_out" and not self._adds_inside:
+            place = attention_norm or attention
         elif hook == "attn.hook_z" and attention:
             outputs = ("o_proj", "c_proj", "dense", "out_proj", "attention.out_proj")
             place, site = first(*(f"{attention.removeprefix(block + '.')}.{n}" for n in outputs)), "in"
@@ -227,6 +240,11 @@ class LiveModel:
         if place is None:
             raise InputError(f"model {self.name} has no place that matches {name!r}; name a module path instead")
         return HookPoint(place, site)
+
+    @property
+    def _adds_inside(self) -> bool:
+        """Whether attention and MLP give back the residual stream, to which they have added, as Bloom's do."""
+        return self.model.config.model_type == "bloom"
 
     # --- Reading and steering ---
 
@@ -286,13 +304,16 @@ class LiveModel:
             tensor = tensor.view(contexts, tokens, -1)  # OPT and mixtures of experts see tokens in one row
         if tensor is None or tensor.shape[:2] != (contexts, tokens) or tensor.ndim < 3:
             seen = "no tensor" if tensor is None else f"shape {list(tensor.shape)}"
-            raise InputError(
-                f"model {self.name}: {point} does not hold one activation a token ({seen} for {contexts} contexts of "
-                f"{tokens} tokens); choose another module"
-            )
+            raise self._not_a_token_each(point, seen, contexts, tokens)
         # A copy, for modules after it may change it in place.
         activations: Tensor = tensor.flatten(2).to(torch.float32, copy=True)
         return activations - activations.mean(dim=-1, keepdim=True) if point.center else activations
+
+    def _not_a_token_each(self, point: HookPoint, seen: str, contexts: int, tokens: int) -> InputError:
+        return InputError(
+            f"model {self.name}: {point} does not hold one activation a token ({seen} for {contexts} contexts of "
+            f"{tokens} tokens); choose another module"
+        )
 
     @contextmanager
     def steer(self, hookpoint: HookPoint, direction: Tensor, strength: float, first: int = 0) -> Iterator[None]:
@@ -305,23 +326,29 @@ class LiveModel:
             first: Token of each forward pass to begin at; those before it stay as they are.
 
         Raises:
-            InputError: In the forward pass, if `first` is given at a place that does not keep tokens apart.
+            InputError: In the forward pass, if the place does not hold one activation a token.
         """
+        import torch
+
         push = strength * direction.to(self.device)
+        read: list[tuple[int, int]] = []
+
+        def see(ids: Tensor) -> None:
+            read[:] = [(ids.shape[0], ids.shape[1])]
 
         def pushed(tensor: Tensor) -> Tensor:
-            if first == 0:
-                return tensor + push.to(tensor.dtype)
-            if tensor.ndim != 3:
-                raise InputError(f"{hookpoint} has all tokens in one row, so it cannot be steered from one of them on")
-            return torch.cat([tensor[:, :first], tensor[:, first:] + push.to(tensor.dtype)], dim=1)
-
-        import torch
+            contexts, tokens = read[0] if read else tensor.shape[:2]
+            if tensor.shape[:2] != (contexts, tokens) and tensor.shape[0] != contexts * tokens:
+                raise self._not_a_token_each(hookpoint, f"shape {list(tensor.shape)}", contexts, tokens)
+            rows = tensor.reshape(contexts, tokens, -1)
+            return torch.cat([rows[:, :first], rows[:, first:] + push.to(tensor.dtype)], dim=1).view(tensor.shape)
 
         def add(value: Any) -> Any:
             return _replace_first(value, pushed)
 
-        with _hooks([(self._modules[hookpoint.path], hookpoint.site, add)]):
+        # Tokens may come to the place in one row; the embedding is given them by contexts.
+        embedding = self.model.get_input_embeddings()
+        with _hooks([(embedding, "in", see), (self._modules[hookpoint.path], hookpoint.site, add)]):
             yield
 
     def ends(self) -> set[int]:
@@ -331,13 +358,17 @@ class LiveModel:
         return {int(token) for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
 
     def remember(self, tokens: Tensor) -> Any:
-        """Return the model's memory of tokens, to go on from; None where it keeps it in a way not known here.
+        """Return the model's memory of tokens, to go on from, or from deep copies of it.
+
+        What counts as memory is the model's: keys and values, or the states of a recurrent network.
 
         Args:
             tokens: Token ids, no padding.  [contexts, tokens]
+
+        Returns:
+            The memory; None where the model has none that can be relied on, so that it must read everything anew.
         """
-        memory = getattr(self.model.base_model(tokens.to(self.device), use_cache=True), "past_key_values", None)
-        return memory if hasattr(memory, "layers") else None
+        return None if self._memory_name is None else self._remember(tokens, self._memory_name)
 
     def go_on(self, tokens: Tensor, memory: Any = None) -> tuple[Tensor, Any]:
         """Run the model and return the logits after the last token, and its memory of all tokens.
@@ -349,10 +380,58 @@ class LiveModel:
         Returns:
             Logits [contexts, vocabulary], and the memory.
         """
-        options = {"use_cache": memory is not None, **({} if memory is None else {"past_key_values": memory})}
-        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+        import torch
+
+        known = inspect.signature(self.model.forward).parameters
+        options: dict[str, Any] = {"use_cache": memory is not None}
+        if "logits_to_keep" in known:
             options["logits_to_keep"] = 1
-        return self.model(tokens.to(self.device), **options).logits[:, -1], memory
+        if memory is not None:
+            options[memory.name] = memory.state
+            if "position_ids" in known:  # which Bamba would count from 0 again
+                places = torch.arange(memory.tokens, memory.tokens + tokens.shape[1], device=self.device)
+                options["position_ids"] = places.expand(len(tokens), -1)
+        output = self.model(tokens.to(self.device), **options)
+        if memory is not None:
+            memory = _Memory(memory.name, getattr(output, memory.name), memory.tokens + tokens.shape[1])
+        return output.logits[:, -1], memory
+
+    def _remember(self, tokens: Tensor, name: str) -> _Memory:
+        output = self.model.base_model(tokens.to(self.device), use_cache=True)
+        return _Memory(name, getattr(output, name), tokens.shape[1])
+
+    @cached_property
+    def _memory_name(self) -> str | None:
+        """What the model calls its memory, where going on from a copy of it gives what reading everything anew gives.
+
+        That is tried out, for it is not so everywhere: RWKV's memory holds for single contexts only, and
+        RecurrentGemma keeps its own in its modules.
+        """
+        import torch
+
+        tokens = torch.arange(3, 3 + 3 * 7).reshape(3, 7)
+        with torch.inference_mode():
+            expected, _ = self.go_on(tokens)
+            for name in _MEMORIES:
+                try:
+                    memory = self._remember(tokens[:, :5], name)
+                    self.go_on(tokens[:, :1], deepcopy(memory))  # goes another way, which must not matter
+                    _, memory = self.go_on(tokens[:, 5:6], memory)
+                    made, _ = self.go_on(tokens[:, 6:], memory)
+                except Exception:  # noqa: BLE001, S112 - of many kinds; each means that this is not how it remembers
+                    continue
+                if self._agree(made, expected):
+                    return name
+        return None
+
+    def _agree(self, made: Tensor, expected: Tensor) -> bool:
+        """Whether logits that were made in two ways are the same but for rounding."""
+        import torch
+
+        if made.shape != expected.shape:
+            return False
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        return float((made - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 
     # --- Reading directions ---
 
@@ -374,14 +453,19 @@ class LiveModel:
         import torch
 
         config = self.model.config.get_text_config()
-        cap = getattr(config, "final_logit_softcapping", None)
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+
+        def first(*names: str) -> float | None:
+            values = (getattr(config, name, None) for name in names)
+            return next((float(v) for v in values if isinstance(v, int | float) and v), None)
+
+        cap = first("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+        scale = first("logit_scale", "lm_head_multiplier") or 1 / (first("logits_scaling") or 1)
         tokens = torch.arange(3, 9, device=self.device)[None]
         with torch.inference_mode():
             expected = self.model(tokens, use_cache=False).logits[0, -1].float()
             hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state[0, -1]
             made = self._logits(hidden, cap, scale)
-        if float((made - expected).abs().max()) > 1e-2 * max(1.0, float(expected.abs().max())):
+        if not self._agree(made, expected):
             raise InputError(f"model {self.name} makes its logits in a way that is not known here")
         return cap, scale
 
@@ -425,17 +509,22 @@ class LiveModel:
         self.logit_rules  # noqa: B018 - refuses models whose unembedding is not known
         text = self.model.get_decoder()
         norm = next((m for name in _FINAL_NORMS if (m := getattr(text, name, None)) is not None), None)
-        tokens = torch.arange(3, 9, device=self.device)[None]
-        seen: list[tuple[Any, Any]] = []
+        seen: dict[str, Any] = {}
         if norm is not None:
-            handle = norm.register_forward_hook(lambda _m, args, output: seen.append((args[0], output)))
-            try:
-                with torch.inference_mode():
-                    state = self.model.base_model(tokens, use_cache=False).last_hidden_state
-            finally:
-                handle.remove()
-        if norm is None or not seen or not torch.equal(seen[-1][1], state):
-            raise InputError(f"model {self.name} has no final norm that is known here, so no lens can read directions")
+            block = self._modules[self.blocks()[-1]]
+            places = [(block, "out", "block"), (norm, "in", "before"), (norm, "out", "after")]
+            with _hooks((m, site, partial(_keep, seen, label)) for m, site, label in places), torch.inference_mode():
+                tokens = torch.arange(3, 9, device=self.device)[None]
+                seen["state"] = self.model.base_model(tokens, use_cache=False).last_hidden_state
+        same = all(
+            torch.is_tensor(seen.get(a)) and torch.is_tensor(seen.get(b)) and torch.equal(seen[a], seen[b])
+            for a, b in (("block", "before"), ("after", "state"))
+        )
+        if norm is None or not same:
+            raise InputError(
+                f"model {self.name} has no final norm that is known here between its last block and its unembedding, so "
+                "no lens can read directions"
+            )
         return norm
 
     def next_logprobs(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -461,6 +550,20 @@ class LiveModel:
             logits = self.model(input_ids=tokens.to(self.device), use_cache=False, **options).logits
             logprobs: Tensor = logits[torch.arange(len(tokens)), column].float().log_softmax(dim=-1)
         return logprobs
+
+
+class _Memory(NamedTuple):
+    """What a model remembers of tokens.
+
+    Attributes:
+        name: Argument of its forward pass that takes it.
+        state: What that is given.
+        tokens: Tokens that it has read.
+    """
+
+    name: str
+    state: Any
+    tokens: int
 
 
 # --- Hooks --------------------------------------------------------------------------------------------------
@@ -517,6 +620,12 @@ def _first_tensor(value: Any) -> Any:
         value = value[0]
     value = getattr(value, "last_hidden_state", value)
     return value if torch.is_tensor(value) else None
+
+
+def _keep(seen: dict[str, Any], label: str, value: Any) -> None:
+    """Keep what a module is given or gives, as it is at that moment."""
+    tensor = _first_tensor(value)
+    seen[label] = None if tensor is None else tensor.clone()
 
 
 def _replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

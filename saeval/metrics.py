@@ -18,8 +18,8 @@ class Metric:
     Attributes:
         name: As it stands in results and reports.
         higher_is_better: Direction.
-        low: Least value it can take.
-        high: Greatest value it can take.
+        low: Least value it can take; -inf where there is none.
+        high: Greatest value it can take; inf where there is none.
         chance: Value that a judge without any information gets; None when there is no such value.
     """
 
@@ -156,13 +156,15 @@ def mean_interval(
     the interval reaches as far as the mean would move if the largest share of latents that n draws can miss
     (the rule of three, `1 - (1-level)^(1/n)`) sat at the end of the range; if a share of them are, equal being
     what differs by a thousandth of the range or less, it reaches at least as far as the square of that share of
-    the way. So it is never of zero width, and values that differ by noise alone get the width of equal ones.
+    the way. So it is never of zero width, and values that differ by noise alone get the width of equal ones. A metric
+    without bounds is taken to reach as far again as the largest value lies from 0; of a single value of it, nothing
+    can be said.
 
     Args:
         values: One score a latent.
         rng: Source of the resamples.
-        low: Least value the metric can take.
-        high: Greatest value the metric can take.
+        low: Least value the metric can take, or -inf.
+        high: Greatest value the metric can take, or inf.
         level: Coverage aimed at.
         resamples: Number of bootstrap means.
     """
@@ -176,6 +178,9 @@ def mean_interval(
     mean = float(x.mean())
     if n == 1:
         return low, high
+    if not np.isfinite([low, high]).all():
+        reached = float(np.abs(x).max())
+        low, high = max(low, -2 * reached), min(high, 2 * reached)
     ordered = np.sort(x)
     equal = np.searchsorted(ordered, ordered + _EQUAL * (high - low), side="right") - np.arange(n)
     reach = (1 - (1 - level) ** (1 / n)) * float(equal.max() / n) ** 2

@@ -108,7 +108,7 @@ class Examples:
     max_activation: float
 
     def strengths(self, example: Example) -> list[int]:
-        """Return one strength 0–10 a token: ceil(10 · activation / maximum), 0 where silent (paper §3.1)."""
+        """Return one strength 0–10 a token: ceil(10 · activation / maximum), 0 where silent (paper §3.2)."""
         import numpy as np
 
         scaled = np.ceil(10 * np.clip(example.activations / self.max_activation, 0, 1))

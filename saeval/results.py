@@ -139,14 +139,14 @@ class ScoreRow(Result):
     """Name of the metric; the scorer's headline comes first."""
     higher_is_better: bool
     """Direction of the metric."""
-    range: tuple[float, float]
-    """Least and greatest value the metric can take."""
+    range: tuple[float | None, float | None]
+    """Least and greatest value the metric can take; None where there is no such bound."""
     value: float | None
     """Mean over latents; None when no latent was scored."""
     median: float | None
     """Median over latents."""
     ci95: tuple[float, float] | None
-    """Interval for the mean: bootstrap over latents."""
+    """Interval for the mean: bootstrap over latents. None, too, for one latent under a metric without bounds."""
     method: str = "bootstrap over latents"
     """How the interval was made."""
     n: int

@@ -217,8 +217,8 @@ class ActivationWriter:
         np.save(folder / "vocabulary_bytes.npy", np.frombuffer(b"".join(pieces), dtype=np.uint8))
         (folder / "documents.json").write_text(json.dumps(data.document_names, ensure_ascii=False), encoding="utf-8")
         if self._known is not None:
-            for name, array in zip(("known_indptr", "known"), self._known, strict=True):
-                np.save(folder / f"{name}.npy", array)
+            for name, known in zip(("known_indptr", "known"), self._known, strict=True):
+                np.save(folder / f"{name}.npy", known)
 
     def _merge(self, folder: Path) -> int:
         """Write indptr, position and value, a range of latents at a time; return the number of nonzeros."""

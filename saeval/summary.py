@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
 MAIN = "explanation"
-_UNINFORMED = ("random_explanation", "shuffled_explanation")
+_UNINFORMED = ("random_explanation", "shuffled_explanation", "random", "shuffled")
 """Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
 
 
@@ -183,7 +184,13 @@ def _distribution(values: list[float], metric: Metric, seed: int, *keys: str) ->
     import numpy as np
 
     interval = mean_interval(values, derive_rng(seed, "interval", metric.name, *keys), low=metric.low, high=metric.high)
-    return {"value": float(np.mean(values)), "median": float(np.median(values)), "ci95": interval}
+    known = interval if np.isfinite(interval).all() else None
+    return {"value": float(np.mean(values)), "median": float(np.median(values)), "ci95": known}
+
+
+def _bounds(metric: Metric) -> tuple[float | None, float | None]:
+    """Return the metric's range, None where it has no bound."""
+    return tuple(bound if isfinite(bound) else None for bound in (metric.low, metric.high))  # type: ignore[return-value]
 
 
 def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> float | None:

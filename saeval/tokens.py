@@ -62,7 +62,7 @@ class TokenDataset:
 
 
 class Corpus(BaseModel):
-    """Where text comes from and how much of it is read (METHOD §1)."""
+    """Where text comes from and how much of it is read (paper §3.1)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -17,6 +17,7 @@ from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.llms.hf import HF
 from saeval_plugins.prompts import few_shot, one_line
 from saeval_plugins.scorers.intervention import PASSAGE, Intervention
+from saeval_plugins.steering import written
 from tiny import KINDS, TEXT, D, tiny_model
 
 from saeval import Explanation, InputError, LiveModel, LLMError, Steered, Subject
@@ -65,7 +66,7 @@ def examples_of(subject, n=12):
 
 
 def source_of(subject, directions):
-    coder = SimpleNamespace(direction=lambda i: directions[i])
+    coder = SimpleNamespace(direction=lambda i: directions[i], writes=None, transcoder=False)
     return SimpleNamespace(subject=lambda: subject, weights=lambda: coder)
 
 
@@ -279,6 +280,18 @@ def test_a_strength_that_cannot_be_reached_is_a_failure_that_says_so(tmp_path):
     lent = context(base, source=source_of(subject, [None]))
     with pytest.raises(InputError, match="does not tell in which direction"):
         asyncio.run(Intervention().score(Explanation(text="x"), examples_of(subject), lent))
+
+
+def test_a_transcoders_latent_is_steered_where_it_writes_or_not_at_all(tmp_path):
+    subject = subject_of(tmp_path)
+    lent = source_of(subject, [torch.ones(D)])
+    coder = lent.weights()
+    coder.transcoder = True
+    with pytest.raises(InputError, match="do not tell where"):
+        written(context(source=lent))
+    coder.writes = "layers.2.mlp"
+    place, direction = written(context(source=lent))
+    assert str(place.point) == "layers.2.mlp" and place.live is subject.live and torch.equal(direction, torch.ones(D))
 
 
 def test_failing_models_and_few_windows_give_a_status(tmp_path):

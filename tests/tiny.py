@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,31 +17,138 @@ SIZES = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id"
 D, D_FF, LAYERS = 16, 24, 3
 
 
-@cache
-def _configs() -> dict[str, tuple[str, dict]]:
-    """Configuration class and options by model type; width 16, 3 blocks."""
-    llama_like = {
-        "hidden_size": D, "intermediate_size": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 128,
-    }  # fmt: skip
-    return {
-        "gpt2": ("GPT2Config", {"n_embd": D, "n_layer": LAYERS, "n_head": 2, "n_positions": 128, "n_inner": D_FF}),
-        "llama": ("LlamaConfig", llama_like),
-        "gemma3_text": (
-            "Gemma3TextConfig", {**llama_like, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 16},
-        ),
-        "gpt_neox": (
-            "GPTNeoXConfig",
-            {"hidden_size": D, "intermediate_size": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "max_position_embeddings": 128},
-        ),
-        "gptj": ("GPTJConfig", {"n_embd": D, "n_layer": LAYERS, "n_head": 2, "n_positions": 128, "rotary_dim": 4, "n_inner": D_FF}),
-        "opt": (
-            "OPTConfig",
-            {"hidden_size": D, "ffn_dim": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "max_position_embeddings": 128, "word_embed_proj_dim": D},
-        ),
-        "mamba": ("MambaConfig", {"hidden_size": D, "state_size": 4, "num_hidden_layers": LAYERS, "expand": 2, "time_step_rank": 2}),
-    }  # fmt: skip
+COMMON = {
+    "hidden_size": D, "intermediate_size": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "head_dim": 8, "max_position_embeddings": 128,
+}  # fmt: skip
+_HEADS = {name: size for name, size in COMMON.items() if name != "head_dim"}
+_GPT = {"n_embd": D, "n_layer": LAYERS, "n_head": 2, "n_positions": 128, "n_inner": D_FF}
+_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}  # fmt: skip
+_SLIDING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 16}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_value_heads": 2, "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+_LATENT = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+_MAMBA = {"hidden_size": D, "state_size": 4, "num_hidden_layers": LAYERS, "expand": 2}
+_MIXER = {
+    "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_chunk_size": 4,
+}  # fmt: skip
+_FIRST_MAMBA = {"mamba_d_state": 4, "mamba_expand": 2, "mamba_dt_rank": 2}
 
+CONFIGS: dict[str, dict] = {
+    # attention
+    "gpt2": _GPT,
+    "gpt_bigcode": _GPT,
+    "gpt_neo": {
+        "hidden_size": D, "num_layers": LAYERS, "num_heads": 2, "intermediate_size": D_FF, "max_position_embeddings": 128,
+        "attention_types": [[["global", "local", "global"], 1]],
+    },
+    "gpt_neox": COMMON,
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "codegen": {**_GPT, "n_head": 4, "rotary_dim": 4},
+    "opt": {
+        "hidden_size": D, "ffn_dim": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "max_position_embeddings": 128,
+        "word_embed_proj_dim": D,
+    },
+    "bloom": {"hidden_size": D, "n_layer": LAYERS, "n_head": 2},
+    "mpt": {"d_model": D, "n_layers": LAYERS, "n_heads": 2, "max_seq_len": 128, "expansion_ratio": 2},
+    "falcon": {"hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "ffn_hidden_size": D_FF},
+    "phi": {**_HEADS, "num_key_value_heads": 2},
+    "phi3": _HEADS,
+    "llama": COMMON,
+    "mistral": COMMON,
+    "gemma": COMMON,
+    "gemma2": {**COMMON, "sliding_window": 16},
+    "gemma3_text": {**COMMON, **_SLIDING},
+    "gemma3n_text": {
+        **COMMON, **_SLIDING, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 300, "laurel_rank": 4,
+        "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * LAYERS,
+    },
+    "gemma4_text": {
+        **COMMON, **_SLIDING, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 300, "global_head_dim": 8, "num_kv_shared_layers": 0,
+    },
+    "qwen2": _HEADS,
+    "qwen3": COMMON,
+    "olmo": _HEADS,
+    "olmo2": _HEADS,
+    "olmo3": _HEADS,
+    "smollm3": _HEADS,
+    "stablelm": _HEADS,
+    "starcoder2": _HEADS,
+    "cohere": _HEADS,
+    "cohere2": _HEADS,
+    "granite": {**_HEADS, "logits_scaling": 2.0, "residual_multiplier": 0.5},
+    "glm4": COMMON,
+    "exaone4": _HEADS,
+    "apertus": _HEADS,
+    # mixtures of experts
+    "mixtral": {**COMMON, **_EXPERTS},
+    "qwen2_moe": {**_HEADS, **_EXPERTS},
+    "qwen3_moe": {**COMMON, **_EXPERTS},
+    "olmoe": {**_HEADS, **_EXPERTS},
+    "granitemoe": {**_HEADS, **_EXPERTS},
+    "gpt_oss": {**COMMON, **_EXPERTS, "sliding_window": 16},
+    "deepseek_v3": {
+        **_HEADS, **_LATENT, "num_key_value_heads": 2, "moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    },
+    # recurrent networks
+    "mamba": {**_MAMBA, "time_step_rank": 2},
+    "mamba2": {**_MAMBA, "head_dim": 8, "num_heads": 4, "n_groups": 1, "chunk_size": 4},
+    "falcon_mamba": {**_MAMBA, "time_step_rank": 2},
+    "rwkv": {
+        "hidden_size": D, "attention_hidden_size": D, "intermediate_size": D_FF, "num_hidden_layers": LAYERS, "context_length": 128,
+        "rescale_every": 1,
+    },
+    "recurrent_gemma": {
+        "hidden_size": D, "intermediate_size": 2 * D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "lru_width": D, "attention_window_size": 16, "block_types": ["recurrent", "attention", "recurrent"],
+    },
+    "xlstm": {"hidden_size": 64, "num_hidden_layers": LAYERS, "num_heads": 2, "qk_dim_factor": 1.0, "chunk_size": 4},
+    # hybrids
+    "jamba": {
+        **_HEADS, **_FIRST_MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+        "num_experts": 2,
+    },
+    "zamba": {
+        **_HEADS, **_FIRST_MAMBA, "num_key_value_heads": 2, "num_hidden_layers": 5, "attn_layer_period": 2, "attn_layer_offset": 0,
+        "n_mamba_heads": 1,
+    },
+    "zamba2": {
+        "hidden_size": D, "intermediate_size": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "mamba_d_state": 4,
+        "mamba_expand": 2, "mamba_ngroups": 1, "n_mamba_heads": 4, "mamba_headdim": 8, "adapter_rank": 4, "chunk_size": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba"], "num_mem_blocks": 1,
+    },
+    "bamba": {**_HEADS, **_MIXER, "attn_layer_indices": [1]},
+    "falcon_h1": {**COMMON, **_MIXER, "mamba_d_ssm": 32, "lm_head_multiplier": 0.5},
+    "granitemoehybrid": {
+        **_HEADS, **_MIXER, "layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 0, "shared_intermediate_size": D_FF,
+        "logits_scaling": 2.0,
+    },
+    "nemotron_h": {
+        **COMMON, "layers_block_type": ["mamba", "attention", "mlp"], "mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 4,
+        "n_groups": 1, "chunk_size": 4, "expand": 2,
+    },
+    "lfm2": {**_HEADS, "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    "qwen3_next": {**COMMON, **_EXPERTS, **_LINEAR},
+    "qwen3_5_text": {**COMMON, **_LINEAR},
+    "olmo_hybrid": {**_HEADS, **_LINEAR, "num_key_value_heads": 2},
+    "kimi_linear": {
+        **_HEADS, **_LATENT, "num_key_value_heads": 2, "layer_types": _LINEAR["layer_types"], "linear_head_dim": 8,
+        "linear_num_heads": 2, "mlp_layer_types": ["dense"] * LAYERS,
+    },
+    "minimax": {**COMMON, "layer_types": _LINEAR["layer_types"], "num_local_experts": 4, "block_size": 4},
+    # models that also see
+    "gemma3": {
+        "text_config": {**COMMON, **_SLIDING, "vocab_size": 300}, "image_token_index": 299, "mm_tokens_per_image": 4,
+        "vision_config": {
+            "hidden_size": D, "intermediate_size": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
+        },
+    },
+}  # fmt: skip
+"""Options of a tiny configuration by model type: width 16 (xLSTM's 64, of which its heads need multiples), 3 blocks."""
 
 KINDS = ("gpt2", "llama", "gemma3_text", "gpt_neox", "gptj", "opt", "mamba")
 
@@ -71,7 +177,7 @@ def tiny_model(folder: Path, kind: str = "llama", seed: int = 0, **options: obje
 
     Args:
         folder: Where to.
-        kind: One of `KINDS`.
+        kind: One of `CONFIGS`.
         seed: Of the weights.
         options: More options of its configuration.
     """
@@ -79,8 +185,7 @@ def tiny_model(folder: Path, kind: str = "llama", seed: int = 0, **options: obje
     import transformers
 
     torch.set_num_threads(1)  # tiny matrices gain nothing from threads, and on a busy machine wait for them
-    name, sizes = _configs()[kind]
-    config = getattr(transformers, name)(**{**SIZES, **sizes, **options})
+    config = transformers.AutoConfig.for_model(kind, **{**SIZES, **CONFIGS[kind], **options})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():  # trained models are not near zero, nor are their biases

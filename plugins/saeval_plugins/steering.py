@@ -5,24 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from saeval import Context, Example, InputError
+from saeval import Context, Example, InputError, Subject
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from saeval import Steered, Strength
+
+
+def written(context: Context) -> tuple[Subject, Tensor]:
+    """Return the model at the place the latent writes to, and the direction it writes there.
+
+    Call it in a thread: the model may have to be loaded.
+
+    Raises:
+        InputError: If the latent has no direction, or its coder does not tell where it writes.
+    """
+    coder, subject = context.coder, context.subject
+    direction = coder.direction(context.latent.index)
+    if direction is None:
+        raise InputError(f"the coder does not tell in which direction latent {context.latent} writes")
+    if coder.writes is not None:
+        subject = Subject(subject.live, subject.live.hookpoint(coder.writes))
+    elif coder.transcoder:
+        raise InputError("a transcoder's latents write elsewhere than they read, and its files do not tell where")
+    return subject, direction
 
 
 def steered(windows: Sequence[Example], context: Context) -> Steered:
     """Return windows as prompts for the source's model, ready to be steered along the latent's direction.
 
-    Call it in a thread: the model may have to be loaded.
-
     Raises:
-        InputError: If the latent has no direction where the model is read, or the windows differ in length.
+        InputError: If the latent's direction or its place is not known, or the windows differ in length.
     """
-    direction = context.coder.direction(context.latent.index)
-    if direction is None:
-        raise InputError(f"the coder does not tell in which direction latent {context.latent} writes")
-    subject = context.subject
+    subject, direction = written(context)
     return subject.steered([subject.prompt(window.token_ids) for window in windows], direction)
 
 

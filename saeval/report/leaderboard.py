@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isfinite
 from statistics import median
 
 from saeval.results import CellResult, RunResult, ScoreRow
@@ -97,7 +98,8 @@ def standard_error(row: ScoreRow) -> float:
     if row.ci95 is None or row.value is None:
         return float("inf")
     low, high = row.ci95
-    cut = low <= row.range[0] or high >= row.range[1]
+    least, greatest = row.range
+    cut = (least is not None and low <= least) or (greatest is not None and high >= greatest)
     half = max(row.value - low, high - row.value) if cut else (high - low) / 2
     return half / 1.96
 
@@ -135,4 +137,4 @@ def _ranks(rows: Sequence[ScoreRow]) -> list[tuple[int, int]]:
 def _smallest_difference(rows: Sequence[ScoreRow]) -> float | None:
     """Return (1.96 + 0.84) times the median standard error of a difference between two contestants."""
     errors = [_error_of_difference(a, b) for a, b in combinations(rows, 2)]
-    return 2.8 * median(errors) if errors else None
+    return 2.8 * median(errors) if errors and isfinite(median(errors)) else None

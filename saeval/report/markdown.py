@@ -115,7 +115,14 @@ def _judge(judge: Judge) -> str:
         command = f"saeval run --task judge-check --llm judge={judge.model}"
         return f"{who}. How far it can be trusted was not checked; to do so:\n\n```\n{safe_text(command)}\n```"
     rows = [
-        [row.scorer, "the true one" if row.variant == OWN else row.variant, row.metric, _value(row), _interval(row), row.n]
+        [
+            row.scorer,
+            "the true one" if row.variant == OWN else row.variant,
+            row.metric,
+            _value(row),
+            _interval(row),
+            row.n,
+        ]
         for row in judge.check.scores
     ]
     table = _table(("scorer", "explanation", "metric", "value", "95 % CI", "n"), rows)
@@ -160,6 +167,8 @@ def _value(row: ScoreRow) -> str:
 
 
 def _interval(row: ScoreRow) -> str:
+    if row.ci95 is None and row.value is not None:
+        return "unknown"
     if row.ci95 is None:
         return f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "–"
     return f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"

@@ -32,8 +32,10 @@ def with_interval(row: ScoreRow | None) -> str:
     """Write a score and its interval: `.612 [.55 .67]`; for a missing one, on how many latents it failed."""
     if row is None:
         return "–"
-    if row.value is None or row.ci95 is None:
+    if row.value is None:
         return f"– ({row.failed} failed)" if row.failed else "– (skipped)" if row.skipped else "– (none tried)"
+    if row.ci95 is None:
+        return f"{number(row.value)} [– –]"
     low, high = row.ci95
     digits = 2 if high - low >= 0.02 else 3
     return f"{number(row.value)} [{number(low, digits)} {number(high, digits)}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from functools import cached_property
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from saeval import Coder, Gate, HookPoint, InputError, LinearCoder, ModuleCoder, SpecPath, file_sha256
+from saeval import Gate, HookPoint, InputError, LinearCoder, ModuleCoder
+from saeval_plugins.coders._stored import StoredCoder
+from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors, tensor_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from pydantic import JsonValue
     from torch import Tensor
@@ -31,60 +33,72 @@ IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 WRITTEN_TO_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "hook_attn_out")
 
 
-class SaeLens(Coder):
-    """An SAE or transcoder that sae-lens has saved (`path`), or one of its pretrained releases (`release`, `sae_id`).
+class SaeLens(StoredCoder):
+    """An SAE or transcoder that sae-lens has saved, or one of its pretrained releases (`release`, `sae_id`).
 
     Weights are computed with in float32, whatever they are stored in.
     """
 
     name = "sae_lens"
+    made_by = "sae-lens"
+    config_file = "cfg.json"
+    weight_files = (WEIGHTS,)
 
-    path: SpecPath | None = None
-    """Folder with `cfg.json` and `sae_weights.safetensors`, as `sae.save_inference_model(folder)` writes it."""
     release: str | None = None
-    """Release in sae-lens' list of pretrained SAEs, or a hub repository. Give the source's `hookpoint` with it."""
+    """Release in sae-lens' list of pretrained SAEs; the package sae-lens fetches it. Give the source's `hookpoint`
+    with it."""
     sae_id: str | None = None
     """Which SAE of the release."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> SaeLens:
-        if (self.path is None) == (self.release is None):
-            raise ValueError("give either path (a folder) or release and sae_id")
+    def _one_place(self) -> SaeLens:
+        if [self.path, self.repo, self.release].count(None) != 2:
+            raise ValueError("give either path (a folder), or repo (on the hub), or release and sae_id")
         if (self.release is None) != (self.sae_id is None):
             raise ValueError("release and sae_id belong together")
+        if self.revision is not None and self.repo is None:
+            raise ValueError("a revision belongs to a repo")
         return self
 
     @property
     def _label(self) -> str:
         """How messages name it."""
-        return f"SAE {self.path or f'{self.release}/{self.sae_id}'}"
+        return f"SAE {self._where if self.release is None else f'{self.release}/{self.sae_id}'}"
 
     def check(self) -> None:
-        """Read the configuration and the header of the weights, without the weights."""
-        if self.path is None:
+        """Read the configuration, and of a folder on this machine the header of the weights."""
+        if self.release is not None:
             if find_spec("sae_lens") is None:
                 raise InputError(f"{self._label}: releases need the package sae-lens: pip install sae-lens")
             return
-        self._check_header(self.path)
+        self._names()
+        linear = self._config["architecture"] in LINEAR
+        if self.path is not None:
+            shapes = tensor_shapes(self._label, self._file(WEIGHTS))
+            if linear:
+                self._check_shapes(shapes)
 
     def fingerprint(self) -> JsonValue:
-        """Return hashes of a folder's files, wherever it lies; or the name of a release."""
-        if self.path is None:
-            return [self.name, self.release, self.sae_id]
-        self._check_header(self.path)
-        return [self.name, file_sha256(self.path / "cfg.json"), file_sha256(self.path / WEIGHTS)]
+        """Return hashes of the files, wherever they lie; of a release's SAE, of what sae-lens makes of it."""
+        if self.release is None:
+            return super().fingerprint()
+        digest = hashlib.sha256(json.dumps(self._config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self._pretrained.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return [self.name, self.release, self.sae_id, digest.hexdigest()]
 
     def hookpoint(self) -> str | None:
         """Return the hook that a folder's `cfg.json` names, or the id of a release's SAE where that is a hook."""
-        if self.path is not None:
+        if self.release is None:
             metadata = self._config["metadata"]
-            return metadata.get("hf_hook_name") or metadata.get("hook_name")
+            place: str | None = metadata.get("hf_hook_name") or metadata.get("hook_name")
+            return place
         is_hook = re.fullmatch(r"blocks\.\d+\.(\w+\.)*hook_\w+", self.sae_id or "")
         return self.sae_id if is_hook else None
 
     def width(self) -> int | None:
         """Return the width that a folder's `cfg.json` tells."""
-        return None if self.path is None else self._config["d_in"]
+        return None if self.release is not None else self._config["d_in"]
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
         """Return the module, with activations centred if the SAE was made with centred writing weights."""
@@ -98,12 +112,8 @@ class SaeLens(Coder):
         config = self._config
         if config["d_in"] != d_in:
             metadata = config["metadata"]
-            hook = metadata.get("hf_hook_name") or metadata.get("hook_name")
-            made_for = f"; it was made for {hook} of {metadata.get('model_name')}" if hook else ""
-            raise InputError(
-                f"{self._label} reads activations of width {config['d_in']}, but those at the hookpoint have width {d_in}"
-                f"{made_for}: change `hookpoint` or `model`, or take another SAE"
-            )
+            place = metadata.get("hf_hook_name") or metadata.get("hook_name")
+            raise self._misfit(config["d_in"], d_in, place, metadata.get("model_name"))
         if config["architecture"] in THROUGH_SAE_LENS:
             return self._wrapped(device)
         return _linear(config, {name: t.to(device) for name, t in self._tensors().items()})
@@ -117,21 +127,12 @@ class SaeLens(Coder):
         Raises:
             InputError: If it is missing, malformed, or of an SAE that cannot be used as it is.
         """
-        if self.path is None:
+        if self.release is not None:
             config = self._pretrained.cfg.to_dict()
+        elif not self._has("cfg.json"):
+            raise self._lacking("cfg.json")
         else:
-            if not self.path.is_dir():
-                raise InputError(f"{self._label}: no such folder")
-            try:
-                config = json.loads((self.path / "cfg.json").read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise InputError(
-                    f"{self._label}: there is no cfg.json in it, so it is not a folder that sae-lens saved"
-                ) from None
-            except (OSError, ValueError) as error:
-                raise InputError(f"{self._label}: cfg.json cannot be read ({error})") from None
-        if not isinstance(config, dict):
-            raise InputError(f"{self._label}: cfg.json holds no mapping")
+            config = read_json(self._label, self._file("cfg.json"))
         config = _modern(config)
         for trouble in _troubles(config):
             raise InputError(f"{self._label}: {trouble}")
@@ -139,58 +140,31 @@ class SaeLens(Coder):
 
     # --- Weights ---
 
-    def _check_header(self, folder: Path) -> None:
+    def _check_shapes(self, shapes: Mapping[str, list[int]]) -> None:
         """Compare names and shapes of the tensors with what the configuration calls for."""
-        from safetensors import SafetensorError, safe_open
-
-        config, file = self._config, folder / WEIGHTS
-        if not file.is_file():
-            raise InputError(f"{self._label}: there is no {WEIGHTS} in it; was it copied whole?")
-        try:
-            with safe_open(file, framework="np") as tensors:
-                seen = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{self._label}: {WEIGHTS} is damaged or cut off ({error}); copy it again") from None
-        if config["architecture"] not in LINEAR:
-            return
-        wanted = _shapes(config)
-        seen.pop("scaling_factor", None)
-        if missing := sorted(set(wanted) - set(seen)):
-            raise InputError(
-                f"{self._label}: {WEIGHTS} lacks {', '.join(missing)}, which {config['architecture']!r} needs"
-            )
-        if extra := sorted(set(seen) - set(wanted)):
-            raise InputError(
-                f"{self._label}: {WEIGHTS} has {', '.join(extra)}, which {config['architecture']!r} does not have; "
-                "is `architecture` in cfg.json right?"
-            )
-        for name, shape in wanted.items():
-            if seen[name] != shape:
-                raise InputError(f"{self._label}: {name} has shape {seen[name]}, but by cfg.json it should be {shape}")
+        check_shapes(
+            self._label, WEIGHTS, shapes, _shapes(self._config), self._config["architecture"], ("scaling_factor",)
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         """Read the weights as float32.
 
         Raises:
-            InputError: If one is not finite.
+            InputError: If they are damaged, not finite, or of other shapes than the configuration calls for.
         """
         import torch
-        from safetensors.torch import load_file
 
-        if self.path is None:
-            tensors = self._pretrained.state_dict()
+        if self.release is not None:
+            tensors = {name: tensor.float() for name, tensor in self._pretrained.state_dict().items()}
         else:
-            self._check_header(self.path)
-            tensors = load_file(self.path / WEIGHTS)
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+            self._names()
+            tensors = read_tensors(self._label, self._file(WEIGHTS))
+        self._check_shapes({name: list(tensor.shape) for name, tensor in tensors.items()})
         scale = tensors.pop("scaling_factor", torch.ones(1))
         if not torch.allclose(scale, torch.ones_like(scale)):
             raise InputError(
                 f"{self._label}: it has a finetuning scale that is not folded in; save it anew with sae-lens 6"
             )
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise InputError(f"{self._label}: {name} holds NaN or infinite values, so training it went wrong")
         return tensors
 
     @cached_property
@@ -216,10 +190,13 @@ class SaeLens(Coder):
         import sae_lens
 
         config = self._config
-        if self.path is None:
+        if self.release is not None:
             sae = self._pretrained.to(device)
         else:
-            sae = sae_lens.SAE.load_from_disk(self.path, device=device, dtype="float32")
+            self._names()
+            tensor_shapes(self._label, self._file(WEIGHTS))
+            folder = self._file("cfg.json").parent
+            sae = sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32")
         sae.eval().requires_grad_(False)
         sae.turn_off_forward_pass_hook_z_reshaping()  # what transformers gives is flat already
         return ModuleCoder(
@@ -236,7 +213,8 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
             name: config[old]
             for name, old in (
                 ("model_name", "model_name"), ("hook_name", "hook_point"), ("hook_name", "hook_name"),
-                ("hf_hook_name", "hf_hook_name"), ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
+                ("hf_hook_name", "hf_hook_name"), ("hook_name_out", "hook_name_out"),
+                ("hf_hook_name_out", "hf_hook_name_out"), ("hook_head_index", "hook_head_index"), ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
                 ("dataset_path", "dataset_path"), ("context_size", "context_size"), ("prepend_bos", "prepend_bos"),
                 ("neuronpedia_id", "neuronpedia_id"),
             )
@@ -273,6 +251,11 @@ def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
         )
     if normalize not in ("none", "layer_norm", "constant_norm_rescale") and architecture in LINEAR:
         yield f"its normalize_activations {normalize!r} is not known"
+    if config["metadata"].get("hook_head_index") is not None:
+        yield (
+            f"it reads attention head {config['metadata']['hook_head_index']} alone, which saeval does not cut out; take "
+            "an SAE of all heads together"
+        )
     sizes = ["d_in", "d_sae"]
     sizes += ["d_out"] if "transcoder" in architecture else []
     sizes += ["k"] if architecture in ("topk", "abstopk") else []
@@ -312,5 +295,7 @@ def _linear(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LinearC
         skip="skip" in architecture,
         architecture=architecture,
         autoencoder=not transcoder,
+        transcoder=transcoder,
+        writes=config["metadata"].get("hf_hook_name_out") or config["metadata"].get("hook_name_out"),
         metadata=config["metadata"],
     )

@@ -118,7 +118,7 @@ async def ask(
 
 
 def show(windows: Iterable[Example], examples: Examples, threshold: float) -> str:
-    """Return activating windows as the prompts show them: whole, marked, with strengths 0–10 (paper §3.1).
+    """Return activating windows as the prompts show them: whole, marked, with strengths 0–10 (paper §3.2).
 
     Args:
         windows: The windows.

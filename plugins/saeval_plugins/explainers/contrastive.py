@@ -12,7 +12,7 @@ PROMPT = load("explainer_contrastive.md")
 
 
 class Contrastive(Asking):
-    """Shows activating windows as `default` does, and windows without any mark beside them (METHOD §3).
+    """Shows activating windows as `default` does, and windows without any mark beside them (paper §3.2).
 
     The silent windows are those of the explain side; how many there are, and how hard to tell apart, the sampler says.
     """

@@ -13,7 +13,7 @@ STAGED = load("explainer_cot.md")
 
 
 class Default(Asking):
-    """Shows windows whole, the active tokens marked and listed with strengths 0–10 (paper §3.1 and A.2).
+    """Shows windows whole, the active tokens marked and listed with strengths 0–10 (paper §3.2 and A.2).
 
     A role limit of about 40 `max_tokens` keeps base models short; with `cot`, allow 500.
     """

@@ -1,4 +1,4 @@
-"""The lens: explains a latent by the tokens that its direction promotes, without any text. (METHOD §3)"""
+"""The lens: explains a latent by the tokens that its direction promotes, without any text. (paper §3.2)"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue
 
 from saeval import Context, Examples, Explainer, Explanation, InputError, Need, SpecPath, file_sha256
 from saeval_plugins.prompts import one_line
+from saeval_plugins.steering import written
 
 
 class Lens(Explainer):
@@ -44,10 +45,7 @@ class Lens(Explainer):
         return Explanation(text=f"Promotes the words: {', '.join(words)}", notes={"tokens": words})
 
     def _words(self, context: Context) -> list[str]:
-        direction = context.coder.direction(context.latent.index)
-        if direction is None:
-            raise InputError(f"the coder does not tell in which direction latent {context.latent} writes")
-        subject = context.subject
+        subject, direction = written(context)
         ranked = subject.promoted(direction, self.tuned_lens).topk(8 * self.k).indices.tolist()
         words = [one_line(subject.text([token]).casefold()) for token in ranked]
         return list(dict.fromkeys(word for word in words if any(c.isalnum() for c in word)))[: self.k]

@@ -14,7 +14,7 @@ PROMPT = load("explainer_single_token.md")
 
 
 class SingleToken(Asking):
-    """Shows the strongest token of each window with its strength 0–10, and nothing that follows it (METHOD §3).
+    """Shows the strongest token of each window with its strength 0–10, and nothing that follows it (paper §3.2).
 
     Short prompts, and no neighbours that could mislead; a latent that depends on context is explained badly.
     """

@@ -1,4 +1,4 @@
-"""Windows that stand against the activating ones: drawn at random, or hard because they look like them (METHOD §2)."""
+"""Windows that stand against the activating ones: drawn at random, or hard because they look like them (paper §3.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's samplers: how the explainer's windows are chosen among a latent's activating ones (METHOD §2, paper §3)."""
+"""The paper's samplers: how the explainer's windows are chosen among a latent's activating ones (paper §3.1)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[n
 
 
 class Random(_WindowSampler):
-    """Shows windows drawn from the whole range of activations: the best breadth (paper §4.1)."""
+    """Shows windows drawn from the whole range of activations: the best breadth (paper §4.3)."""
 
     name = "random"
 
@@ -138,7 +138,7 @@ class Random(_WindowSampler):
 
 
 class Top(_WindowSampler):
-    """Shows the strongest windows: concise explanations, but too narrow (paper §4.1)."""
+    """Shows the strongest windows: concise explanations, but too narrow (paper §4.3)."""
 
     name = "top"
 
@@ -148,7 +148,7 @@ class Top(_WindowSampler):
 
 
 class Quantiles(_WindowSampler):
-    """Shows equally many windows from each rank decile: sometimes too broad (paper §4.1)."""
+    """Shows equally many windows from each rank decile: sometimes too broad (paper §4.3)."""
 
     name = "quantiles"
 

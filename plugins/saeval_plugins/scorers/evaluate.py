@@ -44,6 +44,11 @@ class Evaluate(Scorer):
         name = self.metric.rstrip("/").rpartition("/")[2].removesuffix(".py")
         return (Metric(name, self.higher_is_better, self.low, self.high), *self.scorer.metrics)
 
+    @property
+    def reads_explanation(self) -> bool:  # type: ignore[override]
+        """Whether the judging scorer does."""
+        return self.scorer.reads_explanation
+
     def needs(self) -> frozenset[Need]:
         """What the judging scorer needs."""
         return self.scorer.needs()

@@ -30,7 +30,7 @@ from saeval_plugins.prompts import few_shot, load, one_line
 from saeval_plugins.steering import calibrated, steered
 
 PASSAGE = load("intervention_passage.md")
-NATS = Metric("nats", low=-100.0, high=100.0, chance=0.0)
+NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
 FEWEST = 2
 """Windows that are needed to set the strength, and again to score."""
 _KEPT = 64  # latents whose texts are kept for other explanations of theirs

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from saeval import ActivationSource, hookimpl
+from saeval_plugins.sources.delphi import Delphi
+from saeval_plugins.sources.neuronpedia import Neuronpedia
+from saeval_plugins.sources.recorded import Recorded
 from saeval_plugins.sources.rules import Rules
 from saeval_plugins.sources.synthetic import Synthetic
 from saeval_plugins.sources.transformers import Transformers
@@ -11,4 +14,4 @@ from saeval_plugins.sources.transformers import Transformers
 @hookimpl
 def saeval_sources() -> list[type[ActivationSource]]:
     """Add the built-in sources."""
-    return [Transformers, Rules, Synthetic]
+    return [Transformers, Rules, Synthetic, Recorded, Delphi, Neuronpedia]

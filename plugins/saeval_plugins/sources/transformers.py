@@ -36,7 +36,7 @@ IN_RESIDUAL = re.compile(
 
 
 class Transformers(ActivationSource):
-    """Runs a language model over a corpus and encodes its activations (METHOD §1).
+    """Runs a language model over a corpus and encodes its activations (paper §3.1).
 
     Each context begins with BOS, which models need to see; activations at BOS, other special tokens and padding are
     left out. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last

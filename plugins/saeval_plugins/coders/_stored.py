@@ -1,0 +1,187 @@
+"""Coders whose files lie in a folder: one of this machine, or one of a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from functools import cached_property
+from glob import escape
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import model_validator
+
+from saeval import Coder, InputError, SpecPath, file_sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import JsonValue
+
+_HUB_REASONS = {
+    "GatedRepoError": "the repository is gated: accept its terms on its Hugging Face page, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "there is no such repository; check its name, or log in with `hf auth login` if it is private",
+    "RevisionNotFoundError": "the repository has no such revision",
+    "HFValidationError": "that is no name of a repository, such as google/gemma-scope-2b-pt-res",
+}
+"""Why a repository cannot be read, by exceptions that stand anywhere in the chain."""
+
+
+class StoredCoder(Coder):
+    """A coder in files that some library has written.
+
+    What is on the hub is looked up by name when a task is checked, and downloaded when its activations are wanted;
+    `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean everywhere.
+    """
+
+    made_by: ClassVar[str]
+    """The library, as messages name it."""
+    config_file: ClassVar[str | None] = None
+    """Name of the configuration file, where the format has one."""
+    needs_config: ClassVar[bool] = True
+    """Whether each coder of the format has its configuration file."""
+    weight_files: ClassVar[tuple[str, ...]]
+    """Names that the file of weights may have."""
+
+    path: SpecPath | None = None
+    """Folder of this machine."""
+    repo: str | None = None
+    """Repository on the Hugging Face hub, instead of `path`."""
+    folder: str | None = None
+    """Folder within `path` or `repo`."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> StoredCoder:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give either path (a folder) or repo (on the Hugging Face hub)")
+        if self.revision is not None and self.repo is None:
+            raise ValueError("a revision belongs to a repo")
+        return self
+
+    def fingerprint(self) -> JsonValue:
+        """Return hashes of the files, wherever they lie."""
+        return [self.name, *(file_sha256(self._file(name)) for name in self._names())]
+
+    @property
+    def _where(self) -> str:
+        """Where the folder is, with `/` between its parts; the names of folders may tell what the files do not."""
+        if self.path is None:
+            return f"{self.repo}/{self.folder or ''}".strip("/")
+        return self._local.absolute().as_posix()
+
+    @property
+    def _label(self) -> str:
+        """How messages name it."""
+        return f"coder {self._where}"
+
+    @property
+    def _local(self) -> Path:
+        """The folder on this machine; `path` may also name the weights in it."""
+        assert self.path is not None
+        path = self.path / self.folder if self.folder else self.path
+        return path.parent if path.name in self.weight_files else path
+
+    def _names(self) -> list[str]:
+        """Return the names of its files, the weights last.
+
+        Raises:
+            InputError: If one is missing.
+        """
+        weights = next((name for name in self.weight_files if self._has(name)), None)
+        config = self.config_file if self.needs_config else None
+        if config is not None and not self._has(config):
+            raise self._lacking(config)
+        if weights is None:
+            raise self._lacking(" or ".join(self.weight_files))
+        return [weights] if config is None else [config, weights]
+
+    def _has(self, name: str) -> bool:
+        if self.path is None:
+            return self._in_repo(name) in self._listing
+        if not self._local.is_dir():
+            raise InputError(f"{self._label}: no such folder")
+        return (self._local / name).is_file()
+
+    def _lacking(self, name: str) -> InputError:
+        hint = f"is it a folder that {self.made_by} saved, and copied whole?"
+        if self.path is None:
+            folders = sorted({file.rpartition("/")[0] for file in self._listing if file.endswith(self.weight_files)})
+            close = difflib.get_close_matches(self.folder or "", folders, n=1, cutoff=0.3) or folders[:1]
+            hint = f"did you mean folder: {close[0] or 'none at all'}?" if close else f"it is not of {self.made_by}"
+        return InputError(f"{self._label}: there is no {name} in it; {hint}")
+
+    def _file(self, name: str) -> Path:
+        """Return a file, fetching it from the hub if need be."""
+        return self._local / name if self.path is not None else self._fetched(name)
+
+    # --- On the hub ---
+
+    def _in_repo(self, name: str) -> str:
+        return f"{self.folder.strip('/')}/{name}" if self.folder else name
+
+    @cached_property
+    def _listing(self) -> frozenset[str]:
+        """Names of all files of the repository; where the hub is out of reach, of its own that were fetched earlier."""
+        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+        repo = str(self.repo)
+        try:
+            return frozenset(HfApi(endpoint=_endpoint()).list_repo_files(repo, revision=self.revision))
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:  # gated ones, too
+            raise self._unreachable(error) from error
+        except Exception as error:
+            own = [self._in_repo(name) for name in (self.config_file, *self.weight_files) if name]
+            here = {name for name in own if isinstance(try_to_load_from_cache(repo, name, revision=self.revision), str)}
+            if not any(name.endswith(self.weight_files) for name in here):
+                raise self._unreachable(error) from error
+            return frozenset(here)
+
+    @cached_property
+    def _fetched_files(self) -> dict[str, Path]:
+        return {}
+
+    def _fetched(self, name: str) -> Path:
+        from pathlib import Path
+
+        from huggingface_hub import snapshot_download
+
+        if name not in self._fetched_files:
+            file = self._in_repo(name)
+            try:
+                root = snapshot_download(
+                    str(self.repo), revision=self.revision, allow_patterns=[escape(file)], endpoint=_endpoint()
+                )
+            except Exception as error:  # the hub raises many kinds
+                raise self._unreachable(error) from error
+            if not (Path(root) / file).is_file():
+                raise self._lacking(name)
+            self._fetched_files[name] = Path(root) / file
+        return self._fetched_files[name]
+
+    def _unreachable(self, error: BaseException) -> InputError:
+        kinds: set[str] = set()
+        cause: BaseException | None = error
+        while cause is not None:
+            kinds.add(type(cause).__name__)
+            cause = cause.__cause__ or cause.__context__
+        known = next((text for kind, text in _HUB_REASONS.items() if kind in kinds), None)
+        return InputError(
+            f"{self._label} cannot be had from the Hugging Face hub: "
+            + (known or "it is not on this machine, and the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), "
+               f"or give the `path` of a folder ({type(error).__name__})")
+        )  # fmt: skip
+
+    def _misfit(self, reads: int, d_in: int, place: str | None, model: str | None = None) -> InputError:
+        """Say that it reads activations of another width than those at the hookpoint."""
+        made_for = f"; it was made for {place}" + (f" of {model}" if model else "") if place else ""
+        return InputError(
+            f"{self._label} reads activations of width {reads}, but those at the hookpoint have width {d_in}"
+            f"{made_for}: change `hookpoint` or `model`, or take another coder"
+        )
+
+
+def _endpoint() -> str | None:
+    """Return the hub to ask, as the environment says now; huggingface_hub looks only once."""
+    return os.environ.get("HF_ENDPOINT") or None

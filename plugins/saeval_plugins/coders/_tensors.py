@@ -1,0 +1,215 @@
+"""Files of tensors, read without running anything that is in them: safetensors, NumPy's, PyTorch's and JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from saeval import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".json")
+
+
+def read_json(label: str, path: Path) -> dict[str, Any]:
+    """Read a configuration.
+
+    Raises:
+        InputError: If it is not a JSON mapping.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{label}: {path.name} cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{label}: {path.name} holds no mapping")
+    return config
+
+
+def positive(label: str, config: Mapping[str, Any], *names: str) -> None:
+    """Refuse a configuration in which a size is not a positive whole number.
+
+    Raises:
+        InputError: If there is one.
+    """
+    for name in names:
+        if type(config.get(name)) is not int or config[name] < 1:
+            raise InputError(f"{label}: {name} is {config.get(name)!r}; it should be a positive whole number")
+
+
+def read_tensors(label: str, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, as float32 on the CPU; one that has no name goes by the empty string.
+
+    Raises:
+        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite.
+    """
+    tensors = {name: tensor.float() for name, tensor in _opened(label, path, _READERS[path.suffix]).items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            named = f"{name} holds" if name else "it holds"
+            raise InputError(f"{label}: {named} NaN or infinite values, so training it went wrong")
+    return tensors
+
+
+def tensor_shapes(label: str, path: Path) -> dict[str, list[int]]:
+    """Return the shapes of the tensors of a `.safetensors` or `.npz` file by name, without reading the tensors.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    return _opened(label, path, {".safetensors": _safetensors_shapes, ".npz": _npz_shapes}[path.suffix])
+
+
+def check_shapes(
+    label: str,
+    file: str,
+    seen: Mapping[str, list[int]],
+    wanted: Mapping[str, list[int]],
+    architecture: str,
+    ignored: Collection[str] = (),
+) -> None:
+    """Compare names and shapes of tensors with what an architecture calls for.
+
+    Args:
+        label: What messages call the coder.
+        file: Name of the file.
+        seen: Shapes there are.
+        wanted: Shapes there should be.
+        architecture: What the coder is said to be.
+        ignored: Further names that make no difference.
+
+    Raises:
+        InputError: If a tensor is missing, too many, or of another shape.
+    """
+    if missing := sorted(wanted.keys() - seen.keys()):
+        raise InputError(f"{label}: {file} lacks {', '.join(missing)}, which {architecture!r} needs")
+    if extra := sorted(seen.keys() - wanted.keys() - set(ignored)):
+        raise InputError(
+            f"{label}: {file} has {', '.join(extra)}, which {architecture!r} does not have; is it of that architecture?"
+        )
+    for name, shape in wanted.items():
+        if seen[name] != shape:
+            raise InputError(
+                f"{label}: {name} has shape {seen[name]}, but by its configuration and other tensors it should be {shape}"
+            )
+
+
+def _opened(label: str, path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Call a reader, and say in a sentence what is wrong with a file that it cannot read."""
+    import pickle
+    import zipfile
+    import zlib
+
+    from safetensors import SafetensorError
+
+    try:
+        return read(path)
+    except (pickle.UnpicklingError, _NotTensors) as error:
+        what = str(error) if isinstance(error, _NotTensors) else "code to be run, or something that is no tensor"
+        raise InputError(
+            f"{label}: {path.name} holds {what}, and saeval reads weights alone; save its tensors by themselves, as "
+            "`.safetensors` or a state dict"
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        SafetensorError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as e:
+        line = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
+        raise InputError(f"{label}: {path.name} is damaged or cut off ({line}); copy it again") from None
+
+
+class _NotTensors(Exception):
+    """What a file holds instead of tensors."""
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def _safetensors_shapes(path: Path) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as tensors:
+        return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    import numpy as np
+
+    _npz_shapes(path)
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: _from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _npz_shapes(path: Path) -> dict[str, list[int]]:
+    import zipfile
+
+    from numpy.lib import format as npy
+
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                version = npy.read_magic(file)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(file)
+            if dtype.hasobject:
+                raise _NotTensors("Python objects")
+            shapes[member.removesuffix(".npy")] = list(shape)
+    return shapes
+
+
+def _npy(path: Path) -> dict[str, Tensor]:
+    import numpy as np
+
+    return {"": _from_numpy(np.load(path, allow_pickle=False))}
+
+
+def _from_numpy(array: Any) -> Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _torch(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    named = {"": content} if torch.is_tensor(content) else content
+    if not isinstance(named, dict):
+        raise _NotTensors(f"a {type(content).__name__}")
+    for name, value in named.items():
+        if not torch.is_tensor(value):
+            raise _NotTensors(f"{name}, a {type(value).__name__}")
+    return {str(name): value.detach() for name, value in named.items()}
+
+
+def _json(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    named = content if isinstance(content, dict) else {"": content}
+    try:
+        return {name: torch.tensor(value, dtype=torch.float32) for name, value in named.items()}
+    except TypeError:
+        raise _NotTensors("something that is no list of numbers") from None
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".safetensors": _safetensors, ".npz": _npz, ".npy": _npy, ".pt": _torch, ".pth": _torch, ".json": _json,
+}  # fmt: skip

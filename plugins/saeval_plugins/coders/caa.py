@@ -1,0 +1,144 @@
+"""Contrastive activation addition: the direction between texts that show something and texts that do not."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from saeval import Coder, InputError, LinearCoder, LiveModel, ModelRef, SpecPath, file_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import JsonValue
+    from torch import Tensor
+
+_BATCH = 16  # texts that go through the model at a time
+
+
+class Caa(Coder):
+    """The mean difference of activations at the last token of contrasting texts, as one latent (arXiv 2312.06681).
+
+    The latent's activation is the projection onto that difference, measured from the midpoint between the two means:
+    it fires where a token lies on the side of the positive texts. Give it the same `model` (and `device` and `dtype`)
+    as the source, which then loads the model once.
+    """
+
+    name = "caa"
+
+    pairs: SpecPath
+    """Contrast pairs: `.jsonl`, each line with the texts `positive` and `negative`."""
+    model: ModelRef
+    """The model that reads them, named as in the source."""
+    at: str
+    """Where its activations are taken, and, unless the source says otherwise, read: a hookpoint such as `layers.9`."""
+    midpoint: bool = True
+    """Whether projections are measured from the midpoint between the two means; otherwise from 0."""
+    revision: str | None = None
+    """Revision of the hub id."""
+    device: str = "auto"
+    """Torch device of the model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the model."""
+
+    def check(self) -> None:
+        """Read the pairs, and see whether the model is there."""
+        self._texts  # noqa: B018 - raises
+        LiveModel.check(self.model)
+
+    def fingerprint(self) -> JsonValue:
+        """Return what the direction depends on: texts, model, precision and place."""
+        model = LiveModel.fingerprint(self.model, self.revision)
+        self._texts  # noqa: B018 - raises
+        return [self.name, file_sha256(self.pairs), model, self.dtype, self.at, self.midpoint]
+
+    def hookpoint(self) -> str:
+        """Return the place that the activations are taken at."""
+        return self.at
+
+    def load(self, device: str, d_in: int) -> LinearCoder:
+        """Run the model over the pairs, the first time, and return the direction between their means."""
+        positive, negative = self._means.positive.to(device), self._means.negative.to(device)
+        direction = positive - negative
+        if len(direction) != d_in:
+            raise InputError(
+                f"{self._label}: activations at {self.at} have width {len(direction)}, but at the source's hookpoint "
+                f"{d_in}; make `at` and `hookpoint` the same place"
+            )
+        if not direction.any():
+            raise InputError(
+                f"{self._label}: both sides have the same activations at {self.at}, so there is no direction"
+            )
+        return LinearCoder(
+            encoder=direction[:, None],
+            decoder=direction[None],
+            encoder_bias=-(direction @ (positive + negative))[None] / 2 if self.midpoint else None,
+            architecture="caa",
+            autoencoder=False,
+            metadata={"pairs": len(self._texts), "hook_name": self.at},
+        )
+
+    @property
+    def _label(self) -> str:
+        return f"contrast pairs {self.pairs}"
+
+    @cached_property
+    def _texts(self) -> list[tuple[str, str]]:
+        """The pairs, positive first.
+
+        Raises:
+            InputError: If there are none, or a line is not one.
+        """
+        try:
+            lines = self.pairs.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self._label} cannot be read ({type(error).__name__})") from None
+        pairs = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                positive, negative = row["positive"], row["negative"]
+            except (ValueError, TypeError, KeyError):
+                positive = negative = None
+            if not (isinstance(positive, str) and isinstance(negative, str) and positive.strip() and negative.strip()):
+                raise InputError(f"{self._label}, line {number}: it should have texts `positive` and `negative`")
+            pairs.append((positive, negative))
+        if not pairs:
+            raise InputError(f"{self._label}: it holds no pairs")
+        return pairs
+
+    @cached_property
+    def _means(self) -> _Means:
+        live = LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
+        with live.lock:
+            positive, negative = (self._last([pair[side] for pair in self._texts], live).mean(dim=0) for side in (0, 1))
+        return _Means(positive, negative)
+
+    def _last(self, texts: Sequence[str], live: LiveModel) -> Tensor:
+        """Return the activations at each text's last token.  [texts, width]"""
+        import torch
+
+        point, bos = live.hookpoint(self.at), live.tokenizer.bos_token_id
+        found = []
+        for start in range(0, len(texts), _BATCH):
+            rows = [
+                [*([] if bos is None else [bos]), *live.tokenizer(text, add_special_tokens=False)["input_ids"]]
+                for text in texts[start : start + _BATCH]
+            ]
+            lengths = torch.tensor([len(row) for row in rows])
+            tokens = torch.zeros((len(rows), int(lengths.max())), dtype=torch.int64)
+            for row, ids in zip(tokens, rows, strict=True):
+                row[: len(ids)] = torch.tensor(ids)
+            caught = live.capture(tokens, [point], lengths)[point].cpu()
+            found.append(caught[torch.arange(len(rows)), lengths - 1])
+        return torch.cat(found)
+
+
+class _Means(NamedTuple):
+    """Mean activations of the two sides.  [width] each"""
+
+    positive: Tensor
+    negative: Tensor

@@ -1,0 +1,144 @@
+"""SAEs that the library dictionary_learning has trained, read without it."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from saeval import Gate, InputError, LinearCoder
+from saeval_plugins.coders._stored import StoredCoder
+from saeval_plugins.coders._tensors import check_shapes, positive, read_json, read_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+WEIGHTS = "ae.pt"
+CLASSES = (
+    "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
+    "MatryoshkaBatchTopKSAE",
+)  # fmt: skip
+UNUSED = ("k", "threshold", "group_sizes")
+_SITES = {
+    "resid_pre": "hook_resid_pre", "resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out",
+    "attn_out": "hook_attn_out", "attention_out": "hook_attn_out",
+}  # fmt: skip
+
+
+class DictionaryLearning(StoredCoder):
+    """An SAE of any class of dictionary_learning: `ae.pt` and `config.json`.
+
+    Activations are those of the weights as they were saved; `AutoEncoder.from_pretrained` may scale each latent by
+    the norm of its decoder direction, which changes no latent's firings. Batch top-k SAEs use their fixed threshold.
+    """
+
+    name = "dictionary_learning"
+    made_by = "dictionary_learning"
+    config_file = "config.json"
+    weight_files = (WEIGHTS,)
+
+    def check(self) -> None:
+        """Read the configuration, and see whether the weights, if on this machine, are whole."""
+        self._names()
+        self._config  # noqa: B018 - raises
+        if self.path is not None and not zipfile.is_zipfile(self._file(WEIGHTS)):
+            raise InputError(f"{self._label}: {WEIGHTS} is damaged or cut off; copy it again")
+
+    def hookpoint(self) -> str | None:
+        """Return the place that `config.json` names, if it does."""
+        trainer = self._config
+        place = trainer.get("submodule_name")
+        if not isinstance(place, str):
+            return None
+        if match := re.fullmatch(r"(\w+)_layer_?(\d+)", place):
+            return f"blocks.{match[2]}.{_SITES[match[1]]}" if match[1] in _SITES else None
+        if not re.fullmatch(r"(\w+\.)+\w+", place):
+            return None
+        return f"{place}.input" if trainer["io"] == "in" else place
+
+    def width(self) -> int:
+        """Return the width that `config.json` tells."""
+        return int(self._config["activation_dim"])
+
+    def load(self, device: str, d_in: int) -> LinearCoder:
+        """Load the weights."""
+        self._names()
+        config = self._config
+        if config["activation_dim"] != d_in:
+            raise self._misfit(config["activation_dim"], d_in, self.hookpoint(), config.get("lm_name"))
+        tensors = read_tensors(self._label, self._file(WEIGHTS))
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        check_shapes(self._label, WEIGHTS, shapes, _shapes(config), config["dict_class"], UNUSED)
+        k = None
+        if config["dict_class"] == "AutoEncoderTopK":
+            k = int(tensors["k"]) if "k" in tensors else config.get("k")
+            positive(self._label, {"k": k}, "k")
+            if k is not None and k > config["dict_size"]:
+                raise InputError(f"{self._label}: k is {k}, more than its {config['dict_size']} latents")
+        return _linear(config, {name: tensor.to(device) for name, tensor in tensors.items()}, k, self.hookpoint())
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """What `config.json` says of the trainer, and which side of the module its buffer read.
+
+        Raises:
+            InputError: If it is malformed, or of a class that is not known.
+        """
+        if not self._has("config.json"):
+            raise self._lacking("config.json")
+        whole = read_json(self._label, self._file("config.json"))
+        trainer, buffer = whole.get("trainer"), whole.get("buffer")
+        if not isinstance(trainer, dict) or "dict_class" not in trainer:
+            raise InputError(
+                f"{self._label}: config.json names no trainer.dict_class, so dictionary_learning did not save it"
+            )
+        if trainer["dict_class"] not in CLASSES:
+            raise InputError(
+                f"{self._label}: its class {trainer['dict_class']!r} is not known; there are: {', '.join(CLASSES)}"
+            )
+        positive(f"{self._label}: config.json: trainer", trainer, "activation_dim", "dict_size")
+        return {**trainer, "io": buffer.get("io", "out") if isinstance(buffer, dict) else "out"}
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the shape of each tensor that a class has."""
+    kind, width, latents = config["dict_class"], config["activation_dim"], config["dict_size"]
+    if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
+        threshold = [latents] if kind == "JumpReluAutoEncoder" else []
+        return {
+            "W_enc": [width, latents], "W_dec": [latents, width], "b_enc": [latents], "b_dec": [width],
+            "threshold": threshold,
+        }  # fmt: skip
+    shapes = {"encoder.weight": [latents, width], "decoder.weight": [width, latents]}
+    if kind == "GatedAutoEncoder":
+        return {
+            **shapes, **{name: [latents] for name in ("gate_bias", "mag_bias", "r_mag")}, "decoder_bias": [width],
+        }  # fmt: skip
+    bias = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(kind, "b_dec")
+    threshold_too = {"threshold": list[int]()} if kind == "BatchTopKSAE" else {}
+    return {**shapes, "encoder.bias": [latents], bias: [width], **threshold_too}
+
+
+def _linear(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], k: int | None, hookpoint: str | None
+) -> LinearCoder:
+    kind, latents = config["dict_class"], config["dict_size"]
+    jumps = kind in ("JumpReluAutoEncoder", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
+    gated = kind == "GatedAutoEncoder"
+    named = "W_enc" in tensors
+    bias = next(tensors[name] for name in ("b_dec", "bias", "decoder.bias", "decoder_bias") if name in tensors)
+    return LinearCoder(
+        encoder=tensors["W_enc"] if named else tensors["encoder.weight"].T,
+        decoder=tensors["W_dec"] if named else tensors["decoder.weight"].T.contiguous(),
+        encoder_bias=None if gated else tensors["b_enc" if named else "encoder.bias"],
+        decoder_bias=bias,
+        threshold=tensors["threshold"].expand(latents) if jumps else None,
+        k=k,
+        gate=Gate(tensors["gate_bias"], tensors["mag_bias"], tensors["r_mag"]) if gated else None,
+        subtract_decoder_bias=kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
+        architecture=kind,
+        metadata={"hook_name": hookpoint, "model_name": config.get("lm_name")},
+    )

@@ -1,0 +1,112 @@
+"""Single directions as dictionaries of one latent: given vectors and linear probes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from saeval import Coder, InputError, LinearCoder, SpecPath, file_sha256
+from saeval_plugins.coders._tensors import SUFFIXES, read_tensors
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+    from torch import Tensor
+
+
+class Direction(Coder):
+    """One direction of activation space as a latent: a vector, or a linear probe's weights and bias.
+
+    The latent's activation is the projection x·w + b, where that exceeds the threshold; elsewhere it is silent. It
+    writes the direction w into the place that is read.
+    """
+
+    name = "direction"
+
+    path: SpecPath
+    """File with the direction: `.npy`, `.npz`, `.safetensors`, `.pt` or a `.json` list."""
+    weight: str = "weight"
+    """Name of the vector in a file that holds several."""
+    bias: str | float = "bias"
+    """Name of the bias in such a file, where there is one; or the bias itself."""
+    threshold: float = Field(default=0.0, ge=0)
+    """Projections up to this count as silence. To fire at negative projections, too, raise `bias`."""
+
+    def check(self) -> None:
+        """See whether the file is there, and of a kind that is known."""
+        if not self.path.is_file():
+            raise InputError(f"{self._label}: no such file")
+        if self.path.suffix not in SUFFIXES:
+            raise InputError(f"{self._label}: its kind is not known; there are: {', '.join(SUFFIXES)}")
+
+    def fingerprint(self) -> JsonValue:
+        """Return the options, and the file's hash wherever it lies."""
+        self.check()
+        return [self.name, file_sha256(self.path), self.weight, self.bias, self.threshold]
+
+    def width(self) -> int:
+        """Return the length of the vector."""
+        return len(self._vector)
+
+    def load(self, device: str, d_in: int) -> LinearCoder:
+        """Load the vector."""
+        import torch
+
+        vector = self._vector.to(device)
+        if len(vector) != d_in:
+            raise InputError(
+                f"{self._label} has {len(vector)} numbers, but activations at the hookpoint have width {d_in}; change "
+                "`hookpoint` or `model`, or take another direction"
+            )
+        return LinearCoder(
+            encoder=vector[:, None],
+            decoder=vector[None],
+            encoder_bias=torch.full((1,), self._offset, device=device),
+            threshold=torch.full((1,), self.threshold, device=device),
+            architecture="direction",
+            autoencoder=False,
+            metadata={"file": self.path.name},
+        )
+
+    @property
+    def _label(self) -> str:
+        return f"direction {self.path}"
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        self.check()
+        return read_tensors(self._label, self.path)
+
+    @cached_property
+    def _vector(self) -> Tensor:
+        tensors = self._tensors
+        name = next(iter(tensors)) if len(tensors) == 1 else self.weight
+        if name not in tensors:
+            raise InputError(
+                f"{self._label}: it holds no {name!r}, but {', '.join(sorted(tensors)) or 'nothing'}; name one as `weight`"
+            )
+        vector = tensors[name]
+        if vector.ndim == 0 or vector.numel() != max(vector.shape):
+            raise InputError(
+                f"{self._label}: {name or 'its content'} has shape {list(vector.shape)}, which is not one direction; save the "
+                "row that you mean by itself"
+            )
+        if not vector.any():
+            raise InputError(f"{self._label}: it is zero, which is no direction")
+        return vector.flatten()
+
+    @property
+    def _offset(self) -> float:
+        if isinstance(self.bias, float):
+            return self.bias
+        bias = self._tensors.get(self.bias)
+        if bias is None:
+            if self.bias != "bias":
+                raise InputError(
+                    f"{self._label}: it holds no {self.bias!r}; name another `bias`, or give it as a number"
+                )
+            return 0.0
+        if bias.numel() != 1:
+            raise InputError(f"{self._label}: {self.bias} has shape {list(bias.shape)}, but a direction has one bias")
+        return float(bias)

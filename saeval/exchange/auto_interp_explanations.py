@@ -1,0 +1,100 @@
+"""The files of EleutherAI's `auto_interp_explanations`: `<hookpoint>_feature.json`, explanations by latent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from saeval.errors import InputError
+from saeval.exchange.folders import file_name, latent_number, read_json, read_json_lines
+from saeval.exchange.imported import Imported, ImportedCell
+from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
+from saeval.files import write_atomic
+from saeval.results import Explanation, RunResult
+
+_END = "_feature.json"
+_TEXT = ("explanation", "description", "text", "interpretation")
+_LATENT = ("latent", "feature", "index", "id")
+
+
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+    """Write `<hookpoint>_feature.json`, a mapping from latent to text; in a folder a cell where there are several."""
+    lost = []
+    for cell in cells:
+        root = folder / cell_file(cell) if len(cells) > 1 else folder
+        root.mkdir(exist_ok=True)
+        text = json.dumps({str(i): text for i, text in cell.texts.items()}, ensure_ascii=False, indent=1)
+        write_atomic(root / (file_name(names.get("source", cell.hookpoint)) + _END), text)
+        if cell.lost_explanations:
+            left = some(cell.lost_explanations, "other or failed one is", "others and failed ones are")
+            lost.append(f"{cell.name}: the files hold one explanation a latent: {left} left out.")
+        lost.append(f"{cell.name}: the files hold explanations only; scores, windows and who explained are left out.")
+    return lost
+
+
+def read(path: Path, format_: str) -> Imported:
+    """Read one file, or all in a folder and the folders within: a cell each.
+
+    A file is a mapping from latent to text, or to a row with an `explanation`, or a list or lines of such rows.
+
+    Raises:
+        InputError: If a file holds something else.
+    """
+    if path.is_file():
+        files, base = [path], path.parent
+    else:
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith((_END, _END + "l")))
+        base = path
+    if not files:
+        raise InputError(f"{path}: no <hookpoint>{_END} there")
+    cells, empty = [], 0
+    for file in files:
+        hookpoint = file.name.removesuffix("l").removesuffix(".json").removesuffix("_feature")
+        inside = file.parent.relative_to(base).as_posix()
+        axes = {"hookpoint": hookpoint} if inside == "." else {"folder": inside, "hookpoint": hookpoint}
+        cell = ImportedCell(axes, hookpoint)
+        for where, latent, text in _rows(file):
+            if not text.strip():
+                empty += 1
+                continue
+            number = latent_number(latent, where)
+            if cell.explanations.setdefault((MAIN, number), Explanation(text=text.strip())).text != text.strip():
+                raise InputError(f"{where}: explains latent {number} a second time, and otherwise")
+        if not cell.explanations:
+            raise InputError(f"{file}: no explanation there")
+        cells.append(cell)
+    warnings = ["The files hold explanations only: how they score, and what they were made from, is not known."]
+    if empty:
+        warnings.append(f"{some(empty, 'empty explanation', 'empty explanations')} left out.")
+    return Imported("auto_interp_explanations", cells, warnings)
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Any, str]]:
+    """Yield place, latent and text."""
+    if file.suffix == ".jsonl":
+        for where, row in read_json_lines(file):
+            yield where, *_row(where, row)
+        return
+    whole = read_json(file)
+    if isinstance(whole, dict):
+        for key, value in whole.items():
+            where = f"{file}: {key:.20}"
+            yield where, key, value if isinstance(value, str) else _field(where, value, _TEXT)
+    elif isinstance(whole, list):
+        for i, row in enumerate(whole):
+            yield f"{file}: item {i}", *_row(f"{file}: item {i}", row)
+    else:
+        raise InputError(f"{file}: should map latents to explanations")
+
+
+def _row(where: str, row: Any) -> tuple[Any, str]:
+    return _field(where, row, _LATENT, (int, str)), _field(where, row, _TEXT)
+
+
+def _field(where: str, row: Any, names: tuple[str, ...], kinds: Any = str) -> Any:
+    found = next((row[n] for n in names if n in row), None) if isinstance(row, dict) else None
+    if not isinstance(found, kinds):
+        raise InputError(f"{where}: has no {' or '.join(names)}, so this file is of a form that saeval does not know")
+    return found

@@ -1,0 +1,195 @@
+"""Delphi's results: a text file of JSON for each latent's explanation, and one for each scorer's windows of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from saeval.errors import InputError
+from saeval.exchange.folders import file_name, natural, read_json
+from saeval.exchange.imported import Imported, ImportedCell, Scoring
+from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
+from saeval.files import write_atomic
+from saeval.metrics import CLASSIFICATION
+from saeval.results import Explanation, Outcome, RunResult, Score
+
+_FILE = re.compile(r"(.+)_latent(\d{1,18})\.txt")
+_LABELS = {"fuzz": "fuzzing"}
+_NAMES = {ours: theirs for theirs, ours in _LABELS.items()}
+_UNEXPLAINED = "Explanation could not be parsed."
+"""What Delphi writes when a model's reply held no explanation."""
+
+
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+    """Write `explanations/`, `scores/` and `run_config.json`; in a folder a cell where there are several."""
+    lost: list[str] = []
+    for cell in cells:
+        root = folder / cell_file(cell) if len(cells) > 1 else folder
+        hookpoint = file_name(names.get("source", cell.hookpoint))
+        _write_explanations(cell, root / "explanations", hookpoint)
+        if cell.lost_explanations:
+            lost.append(
+                f"{cell.name}: Delphi keeps one explanation a latent: "
+                f"{some(cell.lost_explanations, 'other or failed one is', 'others and failed ones are')} left out."
+            )
+        lost += _write_scores(cell, root / "scores", hookpoint)
+        config = {"model": names.get("model", cell.result.subject), "hookpoints": [hookpoint], "name": cell.name}
+        write_atomic(root / "run_config.json", json.dumps(config, indent=4))
+    return lost
+
+
+def _write_explanations(cell: RunCell, folder: Path, hookpoint: str) -> None:
+    folder.mkdir(parents=True)
+    for latent, text in cell.texts.items():
+        write_atomic(folder / f"{hookpoint}_latent{latent}.txt", json.dumps(text, ensure_ascii=False))
+
+
+def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
+    lost = []
+    windows = {(row["latent"], f"{row['context']}:{row['start']}"): row for row in cell.examples}
+    for scorer, rows in cell.rows().items():
+        if not any(row.metric == "balanced_accuracy" for row in rows):
+            lost.append(f"{cell.name}: Delphi's files have no place for scores of {scorer}, which are left out.")
+            continue
+        folder = root / file_name(_NAMES.get(scorer, scorer))
+        folder.mkdir(parents=True)
+        unanswered = 0
+        for latent, judged in cell.judged(scorer).items():
+            items = [_item(row, windows.get((latent, row["example"]), {})) for row in judged]
+            unanswered += sum(row["status"] != "ok" for row in judged)
+            name = f"{hookpoint}_latent{latent}.txt"
+            write_atomic(folder / name, json.dumps(items, ensure_ascii=False))
+        if missing := rows[0].tried - len(cell.judged(scorer)):
+            lost.append(f"{cell.name}: {missing} of the latents that {scorer} was tried on have no windows to write.")
+        if unanswered:
+            why = "Delphi's files do not say why a window has no answer"
+            lost.append(f"{cell.name}: {why}; the reasons of {unanswered} of {scorer} are left out.")
+    return lost
+
+
+def _item(row: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
+    """Return one judged window as Delphi's classifier scorers write it."""
+    predicted = row["predicted"] if row["status"] == "ok" else None
+    return {
+        "str_tokens": window.get("tokens", []),
+        "activations": window.get("activations", []),
+        "distance": -1 if row["decile"] is None else row["decile"] + 1,
+        "activating": row["active"],
+        "prediction": predicted,
+        "probability": row["probability"],
+        "correct": None if predicted is None else predicted == row["active"],
+    }
+
+
+def read(path: Path, format_: str) -> Imported:
+    """Read a results folder of Delphi, or a folder of such folders: a cell for each hookpoint.
+
+    Raises:
+        InputError: If it is none, or a file is damaged.
+    """
+    roots = (
+        [path] if _is_results(path) else sorted(p for p in path.iterdir() if _is_results(p)) if path.is_dir() else []
+    )
+    if not roots:
+        raise InputError(f"{path}: no explanations/ or scores/ there; give the folder of one of Delphi's runs")
+    warnings: list[str] = []
+    cells = [cell for root in roots for cell in _read_root(root, warnings, root.name if len(roots) > 1 else None)]
+    if not any(cell.numbers for cell in cells):
+        raise InputError(f"{path}: no file <hookpoint>_latent<number>.txt in explanations/ or scores/")
+    warnings.append("Delphi's files do not say how often a latent fires, which prompts were sent, nor what it cost.")
+    return Imported("Delphi", cells, list(dict.fromkeys(warnings)))
+
+
+def _is_results(path: Path) -> bool:
+    return (path / "explanations").is_dir() or (path / "scores").is_dir()
+
+
+def _read_root(root: Path, warnings: list[str], name: str | None) -> list[ImportedCell]:
+    config = read_json(root / "run_config.json") if (root / "run_config.json").is_file() else {}
+    config = config if isinstance(config, dict) else {}
+    cells: dict[str, ImportedCell] = {}
+
+    def cell(hookpoint: str) -> ImportedCell:
+        if hookpoint not in cells:
+            axes = {"hookpoint": hookpoint} if name is None else {"run": name, "hookpoint": hookpoint}
+            judge = config.get("explainer_model")
+            cells[hookpoint] = ImportedCell(
+                axes, hookpoint, subject=str(config.get("model") or ""),
+                explainer=f"Delphi's explainer with {judge}" if isinstance(judge, str) else "",
+            )  # fmt: skip
+        return cells[hookpoint]
+
+    for file, hookpoint, latent in _files(root / "explanations"):
+        cell(hookpoint).explanations[MAIN, latent] = _explanation(file)
+    for folder in sorted(p for p in (root / "scores").iterdir() if p.is_dir()) if (root / "scores").is_dir() else []:
+        for file, hookpoint, latent in _files(folder):
+            score, examples = _score(file, latent)
+            if score is None:
+                warnings.append(
+                    f"scores/{folder.name} holds no windows with predictions, as detection and fuzz do; it is left out."
+                )
+                continue
+            label = _LABELS.get(folder.name, folder.name)
+            found = cell(hookpoint)
+            scoring = found.scorings.setdefault(label, Scoring(f"Delphi {folder.name}", CLASSIFICATION))
+            scoring.scores[latent] = score
+            found.examples += [] if label != "detection" else examples  # other scorers show the same windows
+    return [cells[hookpoint] for hookpoint in sorted(cells, key=natural)]
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:
+    """Yield a folder's files with hookpoint and latent, by name."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if (match := _FILE.fullmatch(file.name)) and file.is_file():
+            yield file, match[1], int(match[2])
+
+
+def _explanation(file: Path) -> Explanation:
+    text = read_json(file)
+    if not isinstance(text, str):
+        raise InputError(f"{file}: should hold one JSON text, the explanation")
+    if not text.strip() or text.strip() == _UNEXPLAINED:
+        return Explanation.failed("the model's reply held no explanation")
+    return Explanation(text=text)
+
+
+def _score(file: Path, latent: int) -> tuple[Score | None, list[dict[str, Any]]]:
+    """Return the score of a latent and its windows; None where the file holds no windows with predictions.
+
+    Raises:
+        InputError: If a window is malformed.
+    """
+    items = read_json(file)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InputError(f"{file}: should hold a JSON list of windows")
+    if not items:
+        return Score.failed("no window was judged"), []
+    if not all("prediction" in item and ("activating" in item or "ground_truth" in item) for item in items):
+        return None, []
+    outcomes = [_outcome(file, i, item) for i, item in enumerate(items)]
+    examples = [
+        {
+            "latent": latent, "role": "score", "active": o.active, "decile": o.decile, "context": i, "start": 0, "document": i,
+            "tokens": [str(t) for t in item.get("str_tokens") or []],
+            "activations": [a for a in item.get("activations") or [] if isinstance(a, int | float)],
+        }
+        for i, (o, item) in enumerate(zip(outcomes, items, strict=True))
+    ]  # fmt: skip
+    return Score.of(outcomes), examples
+
+
+def _outcome(file: Path, place: int, item: dict[str, Any]) -> Outcome:
+    active, predicted = item.get("activating", item.get("ground_truth")), item["prediction"]
+    probability, distance = item.get("probability"), item.get("distance")
+    if not isinstance(active, bool) or predicted not in (True, False, None, -1):
+        raise InputError(f"{file}: window {place}: activating should be true or false, prediction too, or null")
+    if probability is not None and not isinstance(probability, int | float):
+        raise InputError(f"{file}: window {place}: the probability should be a number, not {str(probability)!r:.40}")
+    decile = distance - 1 if active and isinstance(distance, int) and 1 <= distance <= 10 else None
+    shared = {"example": f"{place}:0", "active": active, "decile": decile}
+    if predicted is None or predicted == -1:
+        return Outcome(**shared, status="unparsed", reason="Delphi could not read the reply")
+    return Outcome(**shared, predicted=bool(predicted), probability=probability)

@@ -1,0 +1,118 @@
+"""Folders that are there whole or not at all, and names from other people's files that can do no harm in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saeval.errors import InputError
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes `out` when all went well, and is gone when not.
+
+    Raises:
+        InputError: If something is there already, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is there already, and would be overwritten; choose another place")
+    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            if out.exists():
+                out.rmdir()
+            folder.rename(out)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+def file_name(text: str) -> str:
+    """Return a text as the name of one file or folder: no separators, no control characters, not hidden, not endless."""
+    name = re.sub(r"[/\\]", "--", text)
+    name = re.sub(r'[\x00-\x1f\x7f:*?"<>|]', "_", name)
+    name = re.sub(r"^\.+", lambda dots: "_" * len(dots[0]), name)
+    return name.encode()[:150].decode(errors="ignore").strip() or "unnamed"
+
+
+def natural(text: str) -> list[int | str]:
+    """Return a key that sorts `layers.2` before `layers.10`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Return the name, numbered where it is taken, and take it."""
+    chosen, n = name, 2
+    while chosen in taken:
+        chosen, n = f"{name}-{n}", n + 1
+    taken.add(chosen)
+    return chosen
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it is not there, not whole, or not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}:{error.lineno}: is not JSON ({error.msg}, column {error.colno})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not UTF-8 text") from None
+    except RecursionError:
+        raise InputError(f"{file}: is nested too deeply") from None
+
+
+def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a `.jsonl` or `.jsonl.gz` file, each with its place.
+
+    Raises:
+        InputError: If it is not there, not whole, or a line is not JSON.
+    """
+    import gzip
+    import zlib
+
+    where = str(file)
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                where = f"{file}:{number}"
+                if line.strip():
+                    yield where, json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: is not JSON ({error.msg}, column {error.colno})") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise InputError(f"{file}: is not whole gzip; download it again") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except RecursionError:
+        raise InputError(f"{where}: is nested too deeply") from None
+
+
+def latent_number(value: Any, where: str) -> int:
+    """Return the number of a latent, which other tools also write as text.
+
+    Raises:
+        InputError: If it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+        raise InputError(f"{where}: a latent should be a whole number, not {str(value)!r:.60}")
+    return int(value)

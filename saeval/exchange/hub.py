@@ -1,0 +1,265 @@
+"""Send a run or an activation store to a folder or to the Hugging Face hub, and fetch it, every file with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from saeval.errors import InputError
+from saeval.exchange.folders import new_folder, read_json
+from saeval.exchange.run_files import open_run
+from saeval.files import write_atomic
+
+FORMAT = "saeval.bundle/1"
+_INDEX = "saeval.json"
+_CELL_FILES = ("latents.parquet", "examples.parquet", "explanations.jsonl", "judgements.parquet")
+_REPORTS = ("report.md", "leaderboard.csv", "leaderboard.parquet")
+_PLACE = re.compile(r"hf://datasets/([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:@([\w./-]+))?")
+
+
+class HubPlace(NamedTuple):
+    """A dataset repository on the hub: `hf://datasets/owner/name`, with `@revision` where one is meant."""
+
+    repo: str
+    revision: str | None
+
+
+def hub_place(text: str) -> HubPlace | None:
+    """Return the repository that a text names; None when it is a path.
+
+    Raises:
+        InputError: If it begins like a repository and is none.
+    """
+    if not text.startswith("hf:"):
+        return None
+    match = _PLACE.fullmatch(text)
+    if match is None or ".." in text:
+        raise InputError(f"{text}: write hf://datasets/OWNER/NAME")
+    return HubPlace(match[1], match[2])
+
+
+def push(path: Path, dest: str, *, public: bool = False) -> str:
+    """Send a run or a store.
+
+    Of a run, results, tables and reports are sent; not the journal, the calls, the logs and the spec, which name files
+    of this machine. The tables of all cells are added as Parquet, for `datasets` to read.
+
+    Args:
+        path: A run directory, or the directory of a store.
+        dest: A directory to make, or `hf://datasets/OWNER/NAME`, for which HF_TOKEN must be set; HF_ENDPOINT is honoured.
+        public: Whether a repository that is made is open to everyone.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        InputError: If it is neither run nor store, or cannot be written or sent.
+        StoreError: If the store is damaged.
+    """
+    place = hub_place(dest)
+    if place is None:
+        with new_folder(Path(dest)) as folder:
+            _bundle(path, folder)
+        return dest
+    if place.revision is not None:
+        raise InputError(f"{dest}: what is sent is a new revision; leave @{place.revision} out")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _bundle(path, folder)
+        return _upload(folder, place.repo, public)
+
+
+def pull(src: str, out: Path) -> str:
+    """Fetch what `push` sent; only files that its list names, each compared with its checksum.
+
+    Args:
+        src: A directory, or `hf://datasets/OWNER/NAME`, with `@REVISION` if wanted.
+        out: The directory to make: a run directory or a store.
+
+    Returns:
+        "run" or "store".
+
+    Raises:
+        InputError: If it is not there, not whole, or not what `push` sends.
+    """
+    place = hub_place(src)
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
+        fetch = (lambda name: Path(src) / name) if place is None else _downloader(place, Path(temporary))
+        index = read_json(fetch(_INDEX))
+        kind, files = _checked(src, index)
+        for name, facts in files:
+            data = fetch(name)
+            _verify(f"{src}: {name}", data, facts)
+            inside = PurePosixPath(name).relative_to(kind)
+            target = folder / inside
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(data, target)
+    return kind
+
+
+def _checked(src: str, index: Any) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """Return what kind of thing an index lists, and the files that make it.
+
+    Raises:
+        InputError: If it is no index, or names a file outside of its folder.
+    """
+    if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("kind") not in ("run", "store"):
+        raise InputError(f"{src}: {_INDEX} is no list of files that this saeval can read ({FORMAT})")
+    kind, listed = str(index["kind"]), index.get("files")
+    if not isinstance(listed, dict) or not all(isinstance(facts, dict) for facts in listed.values()):
+        raise InputError(f"{src}: {_INDEX} lists no files")
+    for name in listed:
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+(/[^/\\\x00-\x1f]+)*", name) or {"..", "."} & set(name.split("/")):
+            raise InputError(f"{src}: {_INDEX} names {name!r:.80}, which is no file inside of it")
+    return kind, [(name, facts) for name, facts in listed.items() if name.startswith(f"{kind}/")]
+
+
+def _verify(where: str, file: Path, facts: dict[str, Any]) -> None:
+    try:
+        size, sha = file.stat().st_size, _sha256(file)
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({error.strerror or error})") from None
+    if size != facts.get("bytes") or sha != facts.get("sha256"):
+        raise InputError(
+            f"{where} is not what was sent ({size} bytes, listed with {facts.get('bytes')}); send it again"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+# --- what is sent ---
+
+
+def _bundle(path: Path, folder: Path) -> None:
+    """Put together what is sent."""
+    if (path / "results.json").is_file():
+        kind, card = "run", _bundle_run(path, folder)
+    elif (path / "manifest.json").is_file():
+        kind, card = "store", _bundle_store(path, folder)
+    else:
+        raise InputError(f"{path}: neither a run directory (results.json) nor a store (manifest.json)")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    index = {"format": FORMAT, "kind": kind, "files": listed}
+    write_atomic(folder / _INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+
+
+def _bundle_run(path: Path, folder: Path) -> str:
+    """Put a run together, and return its card."""
+    from saeval.exchange.tidy import TABLES, write
+
+    result, cells = open_run(path)
+    names = ["results.json", *(f"report/{name}" for name in _REPORTS)]
+    names += [f"cells/{cell.name}/{name}" for cell in cells for name in _CELL_FILES]
+    for name in names:
+        if (path / name).is_file():
+            target = folder / "run" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / name, target)
+    (folder / "tables").mkdir()
+    write(result, cells, folder / "tables", {}, "parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLES)
+    marks = [*(["made-up numbers"] if result.synthetic else []), *([] if result.reproducible else ["not reproducible"])]
+    return (
+        f"---\ntags:\n- saeval\n- sparse-autoencoders\n- interpretability\nconfigs:\n{configs}---\n"
+        f"# saeval run: {_line(result.task)} {_line(result.task_version)}\n\n{_line(result.description)}\n\n"
+        + (f"**{', '.join(marks)}**\n\n" if marks else "")
+        + "".join(f"- {_line(warning)}\n" for warning in result.warnings)
+        + f"\nMade by saeval {_line(result.saeval_version)}; spec {_line(result.spec_sha)}. `run/` is the run directory "
+        "(`saeval pull` fetches it, `saeval report` shows it); `tables/` holds latents, explanations, scores and judgements "
+        "of all cells.\n"
+    )
+
+
+def _bundle_store(path: Path, folder: Path) -> str:
+    """Put a store together, and return its card."""
+    from saeval.store import ActivationStore
+
+    store = ActivationStore.open(path, verify=True)
+    (folder / "store").mkdir()
+    for name in (*store.manifest["files"], "manifest.json"):
+        shutil.copyfile(path / name, folder / "store" / name)
+    facts = store.facts
+    return (
+        "---\ntags:\n- saeval\n- sparse-autoencoders\n- activations\n---\n"
+        f"# saeval activation store\n\n{store.n_latents:,} latents over {store.n_tokens:,} tokens"
+        f" of {_line(facts.get('subject') or 'an unknown model')} at {_line(facts.get('hookpoint') or 'an unknown place')}. "
+        + ("**The activations are made up.** " if facts.get("synthetic") else "")
+        + "The text itself is in it, so its licence holds for this, too.\n\n"
+        "`saeval pull` fetches it; `source: {use: recorded, with: {path: …}}` reads it.\n"
+    )
+
+
+def _line(text: object) -> str:
+    from saeval.report import safe_text
+
+    return safe_text(text)
+
+
+# --- the hub ---
+
+
+def _token() -> str | None:
+    """Return the token of the environment; one that lies in a file is not looked for."""
+    return os.environ.get("HF_TOKEN") or None
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+@contextmanager
+def _said(repo: str) -> Iterator[None]:
+    """Say in a sentence what the hub refused, without what was sent to it, which holds the token."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever huggingface_hub and its HTTP client raise
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        why = f"the hub answered {status}" if status else type(error).__name__
+        raise InputError(
+            f"hf://datasets/{repo}: {why}; check its name, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and your connection"
+        ) from None
+
+
+def _upload(folder: Path, repo: str, public: bool) -> str:
+    from huggingface_hub import HfApi
+
+    token = _token()
+    if token is None:
+        raise InputError(f"hf://datasets/{repo}: set HF_TOKEN to a token that may write there")
+    api = HfApi(endpoint=_endpoint(), token=token)
+    with _said(repo):
+        api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, repo_type="dataset", folder_path=folder, commit_message="Results made with saeval"
+        )
+    return f"hf://datasets/{repo}"
+
+
+def _downloader(place: HubPlace, folder: Path) -> Callable[[str], Path]:
+    """Return a function that fetches one file of a repository."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=_endpoint(), token=_token() or False)
+
+    def fetch(name: str) -> Path:
+        with _said(place.repo):
+            return Path(
+                api.hf_hub_download(place.repo, name, repo_type="dataset", revision=place.revision, local_dir=folder)
+            )
+
+    return fetch

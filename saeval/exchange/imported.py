@@ -1,0 +1,212 @@
+"""A run directory made from what another tool found out, marked as such."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import saeval
+from saeval.exchange.folders import file_name, new_folder, unique
+from saeval.exchange.run_files import MAIN
+from saeval.files import write_atomic
+from saeval.metrics import Metric, mean_interval
+from saeval.results import CellResult, Explanation, RunResult, Score, ScoreRow
+from saeval.seeding import content_hash, derive_rng
+
+
+@dataclass
+class Scoring:
+    """What one scorer of another tool gave.
+
+    Attributes:
+        plugin: What the tool calls it.
+        metrics: What its values mean; the first is the headline.
+        scores: By latent.
+        judge: Model that judged, when known.
+        tried: Latents tried, where the tool says of more than it gives scores for.
+        skipped: How many of those were passed over.
+    """
+
+    plugin: str
+    metrics: Sequence[Metric]
+    scores: dict[int, Score] = field(default_factory=dict)
+    judge: str | None = None
+    tried: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class ImportedCell:
+    """What another tool says about the latents of one place in a model.
+
+    Attributes:
+        axes: What tells this cell from others.
+        hookpoint: Place in the model, as the tool calls it.
+        subject: The model; empty when unknown.
+        explainer: Who explained; empty when unknown.
+        explanations: By variant and latent.
+        scorings: By label.
+        latents: What else is known of latents, as columns of `latents.parquet`.
+        examples: Rows of `examples.parquet`.
+        judgements: Rows of `judgements.parquet` beside those of `scorings`.
+        coder: What is known of the coder.
+        baseline: Name of the baseline that the cell is.
+    """
+
+    axes: dict[str, str]
+    hookpoint: str
+    subject: str = ""
+    explainer: str = ""
+    explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
+    scorings: dict[str, Scoring] = field(default_factory=dict)
+    latents: dict[int, dict[str, Any]] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    judgements: list[dict[str, Any]] = field(default_factory=list)
+    coder: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """All latents, ascending."""
+        scored = (i for s in self.scorings.values() for i in s.scores)
+        return sorted({*(i for _, i in self.explanations), *scored, *self.latents})
+
+    def score_rows(self, label: str, name: str) -> list[ScoreRow]:
+        """Return the leaderboard rows of one scorer."""
+        scoring, rows = self.scorings[label], []
+        tried = max(scoring.tried, len(scoring.scores))
+        for place, metric in enumerate(scoring.metrics):
+            given = {i: s.values[metric.name] for i, s in sorted(scoring.scores.items()) if metric.name in s.values}
+            if not given and (place or not tried):
+                continue
+            values = list(given.values())
+            mean = sum(values) / len(values) if values else None
+            lift = None if mean is None or metric.chance is None else mean - metric.chance
+            words = [len(e.text.split()) for i in given if (e := self.explanations.get((MAIN, i))) and e.text]
+            rng = derive_rng(0, "interval", metric.name, name, label)
+            rows.append(
+                ScoreRow(
+                    scorer=label, plugin=scoring.plugin, metric=metric.name, higher_is_better=metric.higher_is_better,
+                    range=(metric.low, metric.high), value=mean, median=statistics.median(values) if values else None,
+                    ci95=mean_interval(values, rng, low=metric.low, high=metric.high) if values else None,
+                    n=len(values), tried=tried, failed=tried - len(values) - scoring.skipped, skipped=scoring.skipped,
+                    unparsed=sum(s.count("unparsed", "refused") for s in scoring.scores.values()),
+                    coverage=len(values) / tried if tried else 0.0,
+                    floor={} if metric.chance is None else {"chance": metric.chance},
+                    lift=lift if lift is None or metric.higher_is_better else -lift, judge=scoring.judge,
+                    explanation_words=sum(words) / len(words) if words else None, usd=None,
+                )
+            )  # fmt: skip
+        return rows
+
+
+@dataclass
+class Imported:
+    """What was read.
+
+    Attributes:
+        tool: Whose files they are, in words.
+        cells: What they say.
+        warnings: What was left out, and what a reader must know.
+        synthetic: Whether the files say that a part is made up.
+        rank_by: Column that ranks the leaderboard; the first scorer's headline when empty.
+    """
+
+    tool: str
+    cells: list[ImportedCell]
+    warnings: list[str] = field(default_factory=list)
+    synthetic: bool = False
+    rank_by: str = ""
+
+
+def write_run(imported: Imported, format_: str, origin: str, out: Path) -> RunResult:
+    """Write the run directory, whole or not at all.
+
+    Args:
+        imported: What was read.
+        format_: Name of the format.
+        origin: Name of the file or folder it was read from; no path, which would say where someone's files lie.
+        out: The directory to make.
+
+    Raises:
+        InputError: If `out` is there already or cannot be written.
+    """
+    from saeval.report import write_reports
+
+    taken: set[str] = set()
+    names = [unique(file_name(",".join(f"{k}={v}" for k, v in c.axes.items()) or "all"), taken) for c in imported.cells]
+    result = _result(imported, names, format_, origin, file_name(out.name))
+    with new_folder(out) as folder:
+        for cell, name in zip(imported.cells, names, strict=True):
+            place = folder / "cells" / name
+            place.mkdir(parents=True)
+            _write_cell(cell, place)
+        write_atomic(
+            folder / "results.json",
+            json.dumps(result.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=1),
+        )
+        head = {"status": "imported", "task": result.task, "spec_sha": result.spec_sha, "updated": time.time()}
+        write_atomic(folder / "run.json", json.dumps(head, indent=1))
+        write_reports(result, folder / "report")
+    return result
+
+
+def _result(imported: Imported, names: Sequence[str], format_: str, origin: str, run_id: str) -> RunResult:
+    cells = []
+    for cell, name in zip(imported.cells, names, strict=True):
+        n = len(cell.numbers)
+        explained = sum(e.status == "ok" for (variant, _), e in cell.explanations.items() if variant == MAIN)
+        cells.append(
+            CellResult(
+                cell=name, axes=cell.axes, baseline=cell.baseline, subject=cell.subject,
+                coder={**cell.coder, "hookpoint": cell.hookpoint}, explainer=cell.explainer or f"unknown, by way of {imported.tool}",
+                measures={}, counts={"requested": n, "eligible": n, "sampled": n, "explained": explained},
+                scores=[row for label in cell.scorings for row in cell.score_rows(label, name)],
+            )
+        )  # fmt: skip
+    first = next((row for c in cells for row in c.scores), None)
+    rows = {f"{row.scorer}.{row.metric}" for c in cells for row in c.scores}
+    fallback = f"{first.scorer}.{first.metric}" if first else "detection.balanced_accuracy"
+    return RunResult(
+        run_id=run_id, task=f"imported-{format_}", task_version="1", description=f"Imported from {imported.tool}: {origin}",
+        spec_sha=content_hash(format_, [c.model_dump(mode="json") for c in cells]), saeval_version=saeval.__version__,
+        seed=0, rank_by=imported.rank_by if imported.rank_by in rows else fallback, partial=False,
+        synthetic=imported.synthetic, reproducible=False, cells=cells, ledger=[],
+        warnings=[
+            f"These numbers were not made here: they come from {imported.tool} ({origin}), and cannot be made again from this directory.",
+            *imported.warnings,
+        ],
+        components={"imported": {"format": format_, "origin": origin}},
+    )  # fmt: skip
+
+
+def _write_cell(cell: ImportedCell, folder: Path) -> None:
+    from saeval.report.cells import write_examples, write_explanations, write_judgements, write_latents
+
+    latents = []
+    for i in cell.numbers:
+        explanation = cell.explanations.get((MAIN, i))
+        scores = {
+            f"score.{label}.{name}": value
+            for label, scoring in cell.scorings.items() if i in scoring.scores
+            for name, value in scoring.scores[i].values.items()
+        }  # fmt: skip
+        status = explanation.status if explanation else "skipped"
+        latents.append({**cell.latents.get(i, {}), "latent": i, "explanation_status": status, **scores})
+    write_latents(folder / "latents.parquet", latents)
+    write_examples(folder / "examples.parquet", cell.examples)
+    write_explanations(folder / "explanations.jsonl", _explanation_rows(cell.explanations))
+    judgements = [
+        {"latent": i, "scorer": label, "variant": MAIN, **outcome.model_dump(mode="json")}
+        for label, scoring in cell.scorings.items() for i, score in sorted(scoring.scores.items()) for outcome in score.outcomes
+    ]  # fmt: skip
+    write_judgements(folder / "judgements.parquet", [*judgements, *cell.judgements])
+
+
+def _explanation_rows(explanations: Mapping[tuple[str, int], Explanation]) -> Iterable[dict[str, Any]]:
+    return [{"latent": i, "variant": v, **e.model_dump(mode="json")} for (v, i), e in sorted(explanations.items())]

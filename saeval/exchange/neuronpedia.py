@@ -1,0 +1,139 @@
+"""Neuronpedia: a file that can be uploaded there by hand, and the explanations that it exports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saeval.errors import InputError
+from saeval.exchange.folders import latent_number, natural, read_json_lines
+from saeval.exchange.imported import Imported, ImportedCell
+from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
+from saeval.files import write_atomic
+from saeval.results import Explanation, RunResult
+
+_FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
+"""What one upload may hold: features, letters of an explanation, tokens of a window; and windows that are written."""
+_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+    """Write a `.jsonl` file a cell; each line is the body of one request to `/api/feature/upload-batch`. None is sent.
+
+    A latent without explanation, or without an activating window, is left out, since the site takes no such feature.
+    """
+    lost = []
+    for cell in cells:
+        known = cell.result.coder.get("metadata")
+        id_ = str(known.get("neuronpedia_id", "")) if isinstance(known, dict) else ""
+        model, _, source = id_.partition("/")
+        model, source = names.get("model", model), names.get("source", source)
+        if not model or not source:
+            raise InputError(
+                f"{cell.name}: what Neuronpedia calls the model and the place is not known; give --model and --source"
+            )
+        features, cut = _features(cell)
+        batches = [features[i : i + _FEATURES] for i in range(0, len(features), _FEATURES)]
+        lines = [{"modelId": model, "source": source, "features": batch} for batch in batches]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomic(folder / cell_file(cell, ".jsonl"), text)
+        if not features:
+            raise InputError(f"{cell.name}: no latent has both an explanation and activating windows")
+        if cut:
+            lost.append(f"{cell.name}: {some(cut, 'explanation is', 'explanations are')} cut to {_LETTERS} letters.")
+        if missing := len(cell.latents) - len(features):
+            lost.append(f"{cell.name}: {some(missing, 'latent', 'latents')} without explanation or windows left out.")
+        if cell.rows():
+            lost.append(f"{cell.name}: an upload has no place for scores; the site makes its own.")
+        lost.append(
+            f"{cell.name}: the site knows explainers by names that its makers add, so who explained is left out; "
+            f"it was {cell.result.explainer}."
+        )
+    return lost
+
+
+def _features(cell: RunCell) -> tuple[list[dict[str, Any]], int]:
+    """Return the cell's features, and how many explanations are cut."""
+    windows: dict[int, list[dict[str, Any]]] = {}
+    for row in cell.examples:
+        if row["active"] and 0 < len(row["tokens"]) <= _TOKENS:
+            windows.setdefault(row["latent"], []).append(row)
+    density = {row["latent"]: row["density"] for row in cell.latents}
+    features = []
+    for latent, text in cell.texts.items():
+        if latent not in windows:
+            continue
+        shown = sorted(windows[latent], key=lambda row: (-max(row["activations"]), row["context"], row["start"]))
+        features.append(
+            {
+                "index": str(latent),
+                **({"density": density[latent]} if density.get(latent) is not None else {}),
+                "activations": [{"tokens": row["tokens"], "values": row["activations"]} for row in shown[:_WINDOWS]],
+                "explanations": [{"text": text[:_LETTERS]}],
+            }
+        )
+    return features, sum(len(cell.texts[int(f["index"])]) > _LETTERS for f in features)
+
+
+def read(path: Path, format_: str) -> Imported:
+    """Read an export's explanations, `explanations/batch-*.jsonl.gz`: a cell for each model and place.
+
+    Of several explanations of a latent the first one is taken for the cell's own; the others become variants, by their
+    method and model.
+
+    Raises:
+        InputError: If there is no such file, or a row is malformed.
+    """
+    cells: dict[tuple[str, str], ImportedCell] = {}
+    others = scored = empty = 0
+    for file in _files(path):
+        for where, row in read_json_lines(file):
+            if not isinstance(row, dict) or not isinstance(row.get("description"), str | None):
+                raise InputError(f"{where}: should be an explanation, with index and description")
+            if "index" not in row or "description" not in row:
+                raise InputError(
+                    f"{where}: has no {'index' if 'index' not in row else 'description'}; is it a file of explanations?"
+                )
+            latent = latent_number(row["index"], where)
+            scored += bool(row.get("scores"))
+            text = (row["description"] or "").strip()
+            if not text:
+                empty += 1
+                continue
+            model, place = str(row.get("modelId") or ""), str(row.get("layer") or row.get("source") or "unknown")
+            made = [str(row[k]) for k in ("typeName", "explanationModelName") if row.get(k)]
+            cell = cells.setdefault(
+                (model, place),
+                ImportedCell({"model": model, "source": place} if model else {"source": place}, place, subject=model),
+            )
+            cell.explainer = cell.explainer or " with ".join(made)
+            variant = MAIN
+            if (MAIN, latent) in cell.explanations:
+                others += 1
+                variant = base = "/".join(made) or "other"
+                n = 2
+                while (variant, latent) in cell.explanations:
+                    variant, n = f"{base}-{n}", n + 1
+            notes = {k: row[k] for k in ("typeName", "explanationModelName") if isinstance(row.get(k), str)}
+            cell.explanations[variant, latent] = Explanation(text=text, notes=notes)
+    if not cells:
+        raise InputError(f"{path}: no explanation there")
+    warnings = ["Who wrote an explanation, where Neuronpedia says so, stands in its notes."]
+    if others:
+        warnings.append(f"{some(others, 'further explanation', 'further explanations')} of latents kept as variants.")
+    if empty:
+        warnings.append(f"{some(empty, 'empty explanation', 'empty explanations')} left out.")
+    if scored:
+        warnings.append(f"Neuronpedia's own scores of {some(scored, 'explanation', 'explanations')} are left out.")
+    return Imported("Neuronpedia", list(cells.values()), warnings)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file() and path.name.endswith(_SUFFIXES):
+        return [path]
+    for folder in (path / "explanations", path):
+        if folder.is_dir() and (found := [p for p in folder.iterdir() if p.name.endswith(_SUFFIXES)]):
+            return sorted(found, key=lambda p: natural(p.name))
+    raise InputError(f"{path}: no .jsonl or .jsonl.gz file there; give an export's folder of explanations")

@@ -1,0 +1,151 @@
+"""SAEBench's result of automated interpretability: one JSON document an SAE."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import saeval
+from saeval.errors import InputError
+from saeval.exchange.folders import latent_number, read_json
+from saeval.exchange.imported import Imported, ImportedCell, Scoring
+from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
+from saeval.files import write_atomic
+from saeval.metrics import ACCURACY
+from saeval.results import Explanation, RunResult, Score
+
+_LABEL = "saebench_autointerp"
+
+
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+    """Write `<cell>_eval_results.json`, whose score is the mean over latents of the share of windows judged right."""
+    lost = [
+        "SAEBench judges 14 windows at a time, 10 of them random and not verified silent: its own scores are not comparable."
+    ]
+    for cell in cells:
+        scorer = _scorer(cell)
+        document, lacking = _document(result, cell, scorer, names)
+        write_atomic(folder / cell_file(cell, "_eval_results.json"), json.dumps(document, indent=2, ensure_ascii=False))
+        if others := [label for label in cell.rows() if label != scorer]:
+            lost.append(f"{cell.name}: SAEBench has one score a latent, here {scorer}'s; {', '.join(others)} left out.")
+        lost.append(f"{cell.name}: intervals, floors, failures and the judge have no place in SAEBench's document.")
+        if lacking:
+            lost.append(f"{cell.name}: {some(lacking, 'latent', 'latents')} without a score left out.")
+    return lost
+
+
+def _scorer(cell: RunCell) -> str:
+    judging = [
+        label for label, rows in cell.rows().items() if {"accuracy", "balanced_accuracy"} <= {r.metric for r in rows}
+    ]
+    if not judging:
+        raise InputError(f"{cell.name}: no scorer judged windows one by one, and SAEBench knows no other score")
+    return "detection" if "detection" in judging else judging[0]
+
+
+def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, str]) -> tuple[dict[str, Any], int]:
+    """Return the document, and how many latents are not in it."""
+    details: dict[str, Any] = {}
+    accuracy = cell.values(scorer, "accuracy")
+    for latent, judged in cell.judged(scorer).items():
+        if latent not in accuracy:
+            continue
+        answered = [row for row in judged if row["status"] == "ok" and row["predicted"] is not None]
+        details[str(latent)] = {
+            "latent": latent,
+            "explanation": cell.texts.get(latent, ""),
+            "predictions": [i for i, row in enumerate(answered, 1) if row["predicted"]],
+            "correct seqs": [i for i, row in enumerate(answered, 1) if row["active"]],
+            "score": accuracy[latent],
+            "logs": "",
+        }
+    scores = [row["score"] for row in details.values()]
+    if not scores:
+        raise InputError(f"{cell.name}: {scorer} scored no latent")
+    coder = cell.result.coder
+    model = names.get("model", cell.result.subject)
+    metadata = coder.get("metadata")
+    lens = metadata if isinstance(metadata, dict) else {}
+    known = ("architecture", "d_in", "d_sae")
+    return {
+        "eval_type_id": "autointerp",
+        "eval_config": {
+            "model_name": model, "n_latents": len(scores), "override_latents": [int(i) for i in details],
+            "random_seed": result.seed,
+        },
+        "eval_id": f"{result.run_id}-{cell.name}",
+        "datetime_epoch_millis": int(time.time() * 1000),
+        "eval_result_metrics": {
+            "autointerp": {
+                "autointerp_score": statistics.fmean(scores),
+                "autointerp_std_dev": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+            }
+        },
+        "eval_result_details": [],
+        "sae_bench_commit_hash": f"none: made by saeval {saeval.__version__}",
+        "sae_lens_id": _text(lens.get("sae_id")) or cell.hookpoint,
+        "sae_lens_release_id": _text(lens.get("release")) or cell.name,
+        "sae_lens_version": None,
+        "sae_cfg_dict": {
+            **{k: coder[k] for k in known if k in coder}, "model_name": model, "hook_name": names.get("source", cell.hookpoint),
+        },
+        "eval_result_unstructured": details,
+    }, len(cell.latents) - len(scores)  # fmt: skip
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def read(path: Path, format_: str) -> Imported:
+    """Read one `*_eval_results.json`, or a folder of them: a cell each.
+
+    Raises:
+        InputError: If a document is damaged or is of another evaluation.
+    """
+    files = sorted(path.glob("*_eval_results.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path}: no *_eval_results.json there")
+    warnings = [
+        "SAEBench's score of a latent is the share of 14 windows judged right, 10 of them random and not verified silent: "
+        "0.71 is what saying `none` gives."
+    ]
+    return Imported("SAEBench", [_cell(file) for file in files], warnings)
+
+
+def _cell(file: Path) -> ImportedCell:
+    document = read_json(file)
+    if not isinstance(document, dict) or document.get("eval_type_id") != "autointerp":
+        raise InputError(f"{file}: is not a result of SAEBench's autointerp evaluation")
+    details = document.get("eval_result_unstructured")
+    if not isinstance(details, dict) or not details:
+        raise InputError(f"{file}: holds no single latents (eval_result_unstructured), so nothing can be imported")
+    config, sae = document.get("eval_config"), document.get("sae_cfg_dict")
+    sae = sae if isinstance(sae, dict) else {}
+    release, id_ = (_text(document.get(k)) for k in ("sae_lens_release_id", "sae_lens_id"))
+    cell = ImportedCell(
+        {"sae": "/".join(filter(None, (release, id_))) or file.name.removesuffix("_eval_results.json")},
+        hookpoint=_text(sae.get("hook_name")) or id_ or "unknown",
+        subject=_text(config.get("model_name")) if isinstance(config, dict) else "",
+        coder={k: sae[k] for k in ("architecture", "d_in", "d_sae") if isinstance(sae.get(k), str | int)},
+    )
+    scoring = cell.scorings[_LABEL] = Scoring("SAEBench autointerp", (ACCURACY,))
+    for key, row in details.items():
+        where = f"{file}: latent {key:.20}"
+        score, text = (row.get(k) for k in ("score", "explanation")) if isinstance(row, dict) else (None, None)
+        latent = latent_number(key, where)
+        if not isinstance(text, str):
+            raise InputError(f"{where}: has no explanation")
+        cell.explanations[MAIN, latent] = (
+            Explanation(text=text.strip()) if text.strip() else Explanation.failed("empty")
+        )
+        if score is None:
+            continue
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise InputError(f"{where}: the score should lie between 0 and 1, not {str(score)!r:.40}")
+        scoring.scores[latent] = Score(values={ACCURACY.name: float(score)})
+    return cell

@@ -36,6 +36,8 @@ _BEFORE_MLP = (
     "pre_feedforward_layernorm", "ln_2", "ln2", "norm_2", "pre_ff_layernorm", "feedforward_layernorm", "ffn_norm",
     "norm_ffn", "channel_pre_norm",
 )  # fmt: skip
+_ADD_INSIDE = {"bloom": ("hook_attn_out", "hook_mlp_out"), "mpt": ("hook_mlp_out",)}
+"""Modules that give back the residual stream, to which they have added, by model type."""
 _MEMORIES = ("past_key_values", "cache_params", "state")
 
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
@@ -215,15 +217,16 @@ class LiveModel:
         if normalised := first("post_feedforward_layernorm"):
             attention_norm, mlp_norm = first("post_attention_layernorm"), normalised
             before_mlp = before_mlp or mlp
+        lacking = _ADD_INSIDE.get(self.model.config.model_type, ())
         place: str | None = None
         site: Literal["in", "out"] = "out"
         if hook in ("hook_resid_pre", "hook_resid_post"):
             place, site = block, "in" if hook == "hook_resid_pre" else "out"
         elif hook == "hook_resid_mid" and not getattr(self.model.config, "use_parallel_residual", False):
             place, site = before_mlp or first("post_attention_layernorm"), "in"
-        elif hook == "hook_mlp_out" and not self._adds_inside:
+        elif hook == "hook_mlp_out" and hook not in lacking:
             place = mlp_norm or mlp
-        elif hook == "hook_attn_out" and not self._adds_inside:
+        elif hook == "hook_attn_out" and hook not in lacking:
             place = attention_norm or attention
         elif hook == "attn.hook_z" and attention:
             outputs = ("o_proj", "c_proj", "dense", "out_proj", "attention.out_proj")
@@ -240,11 +243,6 @@ class LiveModel:
         if place is None:
             raise InputError(f"model {self.name} has no place that matches {name!r}; name a module path instead")
         return HookPoint(place, site)
-
-    @property
-    def _adds_inside(self) -> bool:
-        """Whether attention and MLP give back the residual stream, to which they have added, as Bloom's do."""
-        return self.model.config.model_type == "bloom"
 
     # --- Reading and steering ---
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -59,6 +59,22 @@ class TokenDataset:
             digest.update(array.tobytes())
         digest.update(json.dumps([self.lead, *self.document_names]).encode())
         return digest.hexdigest()
+
+
+class Packed(NamedTuple):
+    """Documents cut into contexts.
+
+    Attributes:
+        tokens: Token ids, padded on the right.  [contexts, length] int32
+        lengths: Real tokens a context, those before the text included.  [contexts] int32
+        documents: Number of the document each context was cut from.  [contexts] int32
+        names: Name of each document.
+    """
+
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    documents: NDArray[np.int32]
+    names: tuple[str, ...]
 
 
 class Corpus(BaseModel):
@@ -157,15 +173,40 @@ class Corpus(BaseModel):
         import numpy as np
 
         lead = [tokenizer.bos_token_id] if self.bos and tokenizer.bos_token_id is not None else []
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+
+        def encode(text: str) -> list[int]:
+            return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        tokens, lengths, documents, names = self.pack(encode, lead, pad)
+        used = np.unique(tokens)
+        special = [i for i in tokenizer.all_special_ids if i is not None]
+        mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, special)
+        ordinary = [int(i) for i in used if int(i) not in special]
+        vocabulary = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
+        return TokenDataset(tokens, lengths, mask, documents, names, vocabulary, len(lead))
+
+    def pack(self, encode: Callable[[str], Sequence[int]], lead: Sequence[int], pad: int) -> Packed:
+        """Cut the documents into contexts of token ids.
+
+        Args:
+            encode: Returns the token ids of a document's text.
+            lead: Tokens to begin every context with.
+            pad: Token that fills up contexts that are too short.
+
+        Raises:
+            InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text.
+        """
+        import numpy as np
+
         rows: list[list[int]] = []
         documents: list[int] = []
         names: list[str] = []
         left = self.tokens if self.tokens is not None else 1 << 62
         for name, text in self.texts():
-            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            ids = ids[: min(left, self.per_document or left)]
+            ids = encode(text)[: min(left, self.per_document or left)]
             for start in range(0, len(ids), self.context):
-                rows.append(lead + ids[start : start + self.context])
+                rows.append([*lead, *ids[start : start + self.context]])
                 documents.append(len(names))
             names.append(name)
             left -= len(ids)
@@ -176,19 +217,11 @@ class Corpus(BaseModel):
                 f"corpus {self.path or self.dataset}: {sum(map(len, rows))} tokens in {len(names)} documents, "
                 f"less than two contexts of {self.context}; give more text or a smaller `context`"
             )
-        lengths = np.array([len(row) for row in rows], dtype=np.int32)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         tokens = np.full((len(rows), self.context + len(lead)), pad, dtype=np.int32)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids
-        used = np.unique(tokens)
-        special = [i for i in tokenizer.all_special_ids if i is not None]
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, special)
-        ordinary = [int(i) for i in used if int(i) not in special]
-        vocabulary = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
-        return TokenDataset(
-            tokens, lengths, mask, np.array(documents, dtype=np.int32), tuple(names), vocabulary, len(lead)
-        )
+        lengths = np.array([len(row) for row in rows], dtype=np.int32)
+        return Packed(tokens, lengths, np.array(documents, dtype=np.int32), tuple(names))
 
 
 def _text_of(row: Any, field: str, where: str) -> str:

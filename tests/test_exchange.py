@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_server import fake_hub
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from planted_run import spec, truthful_server
 
 import saeval
@@ -25,6 +28,17 @@ from saeval.plugins import Registry
 from saeval.testing import planted_store
 
 ROOT = Path(__file__).parents[1]
+KEYS = (
+    "activating",
+    "prediction",
+    "probability",
+    "distance",
+    "str_tokens",
+    "activations",
+    "description",
+    "index",
+    "layer",
+)
 NAMES = {"neuronpedia": {"model": "gemma-2-2b", "source": "9-res"}}
 
 
@@ -200,7 +214,10 @@ def test_scorers_without_windows_are_left_out_and_said(tmp_path):
         ({"items": {"a": 1}}, "JSON list of windows"),
         ({"items": [{"activating": "yes", "prediction": True}]}, "activating should be true or false"),
         ({"items": [{"activating": True, "prediction": 2}]}, "activating should be true or false"),
-        ({"items": [{"activating": True, "prediction": True, "probability": "p"}]}, "probability should be a number"),
+        (
+            {"items": [{"activating": True, "prediction": True, "probability": "p"}]},
+            "probability should lie between 0 and 1",
+        ),
         ({"explanation": "[" * 100_000}, "nested too deeply"),
     ],
 )
@@ -469,6 +486,52 @@ def test_malformed_table_is_one_sentence(run, tmp_path, table, change, sentence)
     file.write_text('{"latent": 1}\n')
     with pytest.raises(InputError, match=f"{table}.jsonl:1: should have the columns"):
         import_run(tmp_path / "out", "jsonl", tmp_path / "run")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_in_files_an_import_is_whole_or_not_there(run, tmp_path, format_, data):
+    place = Path(tempfile.mkdtemp(dir=tmp_path))
+    value = data.draw(JSON)
+    if format_ == "delphi":
+        source = delphi_folder(
+            place / "in", items=[{**value, "prediction": None}] if isinstance(value, dict) else value
+        )
+    elif format_ == "neuronpedia":
+        source = np_rows(place, [{**np_row(), **value} if isinstance(value, dict) else value])
+    elif format_ in ("jsonl", "parquet"):
+        format_, source = "jsonl", place / "in"
+        export_run(run, "jsonl", source)
+        file = source / f"{data.draw(st.sampled_from(['about', 'latents', 'explanations', 'scores', 'judgements']))}"
+        file = file.with_suffix(".json" if file.name == "about" else ".jsonl")
+        row = json.loads(file.read_text() if file.name == "about.json" else file.read_text().splitlines()[0])
+        key = data.draw(st.sampled_from(sorted(row)))
+        file.write_text(json.dumps({**row, key: value}))
+    else:
+        source = place / "x_feature.json"
+        unstructured = {
+            "eval_type_id": "autointerp",
+            "eval_result_unstructured": {"1": {"explanation": "a", "score": value}},
+        }
+        source.write_text(json.dumps(unstructured if format_ == "saebench" else {"3": value}))
+    try:
+        result = import_run(source, format_, place / "run")
+    except InputError:
+        assert not (place / "run").exists()
+    else:
+        assert saeval.read(place / "run").run_id == result.run_id
+        assert (place / "run" / "report" / "report.md").exists()
+    assert len(list(place.iterdir())) <= 2
 
 
 # --- push and pull ---

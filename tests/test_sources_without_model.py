@@ -258,7 +258,7 @@ def exported(folder, rows=None, **options):
     rows = rows_of(**options) if rows is None else rows
     for i, part in enumerate((rows[: len(rows) // 2], rows[len(rows) // 2 :])):
         text = "".join(json.dumps(row) + "\n" for row in part)
-        (folder / f"batch-{i}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+        (folder / f"batch-{i}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     return folder
 
 

@@ -40,12 +40,12 @@ def export_run(
     Raises:
         InputError: If the run cannot be read, holds nothing that the format can hold, or `out` is there already.
     """
-    from saeval.exchange.folders import new_folder
+    from saeval.exchange.folders import believable, new_folder
     from saeval.exchange.run_files import open_run
 
     result, cells = open_run(run, cell)
     names = {"model": model, "source": source}
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, believable(run):
         lost: list[str] = _module(format_).write(result, cells, folder, {k: v for k, v in names.items() if v}, format_)
     if format_ not in _MARKED:
         if result.synthetic:
@@ -70,13 +70,15 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
     Raises:
         InputError: If the files are damaged or hold something else, or `out` is there already.
     """
+    from saeval.exchange.folders import believable
     from saeval.exchange.imported import write_run
 
     if not path.exists():
         from saeval.errors import InputError
 
         raise InputError(f"{path}: no such file or folder")
-    return write_run(_module(format_).read(path, format_), format_, path.name, out)
+    with believable(path):
+        return write_run(_module(format_).read(path, format_), format_, path.name, out)
 
 
 def _module(format_: str) -> Any:

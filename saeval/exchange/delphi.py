@@ -186,8 +186,10 @@ def _outcome(file: Path, place: int, item: dict[str, Any]) -> Outcome:
     probability, distance = item.get("probability"), item.get("distance")
     if not isinstance(active, bool) or predicted not in (True, False, None, -1):
         raise InputError(f"{file}: window {place}: activating should be true or false, prediction too, or null")
-    if probability is not None and not isinstance(probability, int | float):
-        raise InputError(f"{file}: window {place}: the probability should be a number, not {str(probability)!r:.40}")
+    if probability is not None and (not isinstance(probability, int | float) or not 0 <= probability <= 1):
+        raise InputError(
+            f"{file}: window {place}: the probability should lie between 0 and 1, not {str(probability)!r:.40}"
+        )
     decile = distance - 1 if active and isinstance(distance, int) and 1 <= distance <= 10 else None
     shared = {"example": f"{place}:0", "active": active, "decile": decile}
     if predicted is None or predicted == -1:

@@ -39,6 +39,20 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
+@contextmanager
+def believable(what: Path) -> Iterator[None]:
+    """Say in a sentence that files hold values of another kind than they should; the cause stays attached.
+
+    Raises:
+        InputError: If reading or writing what they hold fails on a value.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
+        lines = str(error).splitlines() or [""]
+        raise InputError(f"{what}: holds a value of another kind than expected ({lines[0]:.120})") from error
+
+
 def file_name(text: str) -> str:
     """Return a text as the name of one file or folder: no separators, no control characters, not hidden, not endless."""
     name = re.sub(r"[/\\]", "--", text)

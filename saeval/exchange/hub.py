@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from saeval.errors import InputError
-from saeval.exchange.folders import new_folder, read_json
+from saeval.exchange.folders import believable, new_folder, read_json
 from saeval.exchange.run_files import open_run
 from saeval.files import write_atomic
 
@@ -169,7 +169,8 @@ def _bundle_run(path: Path, folder: Path) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / name, target)
     (folder / "tables").mkdir()
-    write(result, cells, folder / "tables", {}, "parquet")
+    with believable(path):
+        write(result, cells, folder / "tables", {}, "parquet")
     configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLES)
     marks = [*(["made-up numbers"] if result.synthetic else []), *([] if result.reproducible else ["not reproducible"])]
     return (

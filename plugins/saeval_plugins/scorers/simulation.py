@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +26,7 @@ from saeval import (
     Scorer,
     pearson,
 )
+from saeval_plugins.answers import ask_twice
 from saeval_plugins.prompts import escaped, load, one_line
 from saeval_plugins.scorers._number import strength
 from saeval_plugins.scorers._outcomes import failed, unanswered, valued
@@ -117,14 +117,10 @@ class Simulation(Scorer):
         text, token = one_line("".join(window.tokens[: at + 1])), escaped(window.tokens[at])
         messages = TOKEN_BY_TOKEN.messages(explanation=explanation, text=text, token=token)
         request = Request(messages, top_logprobs=self.top_logprobs)
-        for repeat in (0, 1):
-            try:
-                return strength(await llm.complete(replace(request, repeat=repeat))) / 10
-            except ParseError as error:
-                problem = error
-            except LLMError as error:
-                return error
-        return problem
+        try:
+            return await ask_twice(llm, request, lambda reply: strength(reply) / 10)
+        except (ParseError, LLMError) as error:
+            return error
 
 
 def _spread(windows: Sequence[Example], most: int | None) -> list[Example]:

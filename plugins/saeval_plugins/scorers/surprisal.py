@@ -16,12 +16,11 @@ from saeval import (
     LogprobRequest,
     Need,
     ParseError,
-    Prompt,
     Score,
     Scorer,
     auroc,
 )
-from saeval_plugins.prompts import load, one_line
+from saeval_plugins.prompts import few_shot, load, one_line
 from saeval_plugins.scorers._outcomes import failed, unanswered, valued
 
 PROMPT = load("surprisal.md")
@@ -75,6 +74,7 @@ class Surprisal(Scorer):
 
 def _request(description: str, windows: tuple[str, ...]) -> LogprobRequest:
     """Ask for the windows' log-probabilities, given what they have in common."""
-    examples, _, paragraph = PROMPT.text.rstrip("\n").rpartition("\n\n")
-    prompt = Prompt(PROMPT.name, paragraph).fill(explanation=one_line(description))
-    return LogprobRequest(prefix=examples + "\n\n", prompts=(prompt,), continuations=windows)
+    shots, prompt = few_shot(PROMPT)
+    return LogprobRequest(
+        prefix=shots, prompts=(prompt.fill(explanation=one_line(description)),), continuations=windows
+    )

@@ -96,9 +96,7 @@ class Delphi(ActivationSource):
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
             types = {name: tensors.get_slice(name).get_dtype() for name in shapes}
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{shard.file}: is not whole safetensors ({error!s:.80}); copy or make it again"
-            ) from None
+            raise InputError(f"{shard.file}: is not whole safetensors ({error!s:.80}); copy or make it again") from None
         locations, activations = shapes.get("locations"), shapes.get("activations")
         if locations is None or activations is None or locations[1:] != [3] or activations != locations[:1]:
             raise InputError(

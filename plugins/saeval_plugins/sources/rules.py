@@ -95,19 +95,21 @@ class Rules(ActivationSource):
 
         rules = [re.compile(r.pattern.pattern, re.IGNORECASE if r.ignore_case else 0) for r in self._rules()]
         dataset, texts = self._words()
-        length = dataset.tokens.shape[1]
+        length, size = dataset.tokens.shape[1], self.corpus.context
+        words_of = np.bincount(dataset.documents, weights=dataset.lengths - dataset.lead).astype(int)
         begin = writer.start(dataset, len(rules))
         writer.note(hookpoint="rules", subject="planted rules", architecture="rules")
         row = 0
-        for text, spans in texts:
+        for text, n_words in zip(texts, words_of, strict=False):
+            spans = [match.span() for match in _TOKEN.finditer(text)][:n_words]
             firing: list[list[int]] = [[] for _ in spans]
             for latent, rule in enumerate(rules):
                 for at in _touched(rule, text, spans):
                     firing[at].append(latent)
-            for low in range(0, len(spans), self.corpus.context):
+            for low in range(0, len(spans), size):
                 here = [
                     (row * length + dataset.lead + i, latent)
-                    for i, latents in enumerate(firing[low : low + self.corpus.context])
+                    for i, latents in enumerate(firing[low : low + size])
                     for latent in latents
                 ]
                 if row >= begin and here:
@@ -118,44 +120,18 @@ class Rules(ActivationSource):
                 if row > begin:
                     writer.advance(row)
 
-    def _words(self) -> tuple[TokenDataset, list[tuple[str, list[tuple[int, int]]]]]:
-        """Return the corpus in words, and each document's text with the span of every word.
+    def _words(self) -> tuple[TokenDataset, list[str]]:
+        """Return the corpus in words, and the documents' texts."""
+        numbers: dict[str, int] = {}
+        texts: list[str] = []
 
-        Raises:
-            InputError: If there is less than two contexts' worth of text.
-        """
-        import numpy as np
+        def encode(text: str) -> list[int]:
+            texts.append(text)
+            return [numbers.setdefault(word, len(numbers) + 1) for word in _TOKEN.findall(text)]
 
-        corpus, numbers = self.corpus, dict[str, int]()
-        rows: list[list[int]] = []
-        documents: list[int] = []
-        names: list[str] = []
-        texts: list[tuple[str, list[tuple[int, int]]]] = []
-        left = corpus.tokens if corpus.tokens is not None else 1 << 62
-        for name, text in corpus.texts():
-            spans = [m.span() for m in _TOKEN.finditer(text)][: min(left, corpus.per_document or left)]
-            for low in range(0, len(spans), corpus.context):
-                words = [text[a:b] for a, b in spans[low : low + corpus.context]]
-                rows.append([0, *(numbers.setdefault(word, len(numbers) + 1) for word in words)])
-                documents.append(len(names))
-            names.append(name)
-            texts.append((text, spans))
-            left -= len(spans)
-            if left <= 0:
-                break
-        if len(rows) < 2:
-            raise InputError(
-                f"corpus {corpus.path or corpus.dataset}: less than two contexts of {corpus.context} words"
-            )
-        lengths = np.array([len(row) for row in rows], dtype=np.int32)
-        tokens = np.zeros((len(rows), corpus.context + 1), dtype=np.int32)
-        for row, ids in zip(tokens, rows, strict=True):
-            row[: len(ids)] = ids
-        vocabulary = {0: b"", **{number: word.encode() for word, number in numbers.items()}}
-        dataset = TokenDataset(
-            tokens, lengths, tokens > 0, np.array(documents, dtype=np.int32), tuple(names), vocabulary, lead=1
-        )
-        return dataset, texts
+        tokens, lengths, documents, names = self.corpus.pack(encode, lead=[0], pad=0)
+        used = {0: b"", **{number: word.encode() for word, number in numbers.items()}}
+        return TokenDataset(tokens, lengths, tokens > 0, documents, names, used, lead=1), texts
 
 
 def _touched(rule: re.Pattern[str], text: str, spans: list[tuple[int, int]]) -> Iterator[int]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 OPEN, CLOSE = "<<", ">>"
+
+Flaw = Literal["leak", "unverified"]
+"""What a sampler that imitates another tool may own up to: text that explains is scored on; silence is not verified."""
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +44,7 @@ class Example:
             strongest; None for non-activating windows.
     """
 
-    tokens: tuple[str, ...]
+    tokens: Sequence[str]
     token_ids: tuple[int, ...]
     activations: NDArray[np.float32]
     document: int
@@ -126,9 +129,14 @@ class LatentRecord:
         density: Share of tokens on which it fires.
         explain: What an explainer is given.
         score: What scorers are given. Shares no document (and so no window) with `explain`.
+        flaws: Known flaws of another tool's way of sampling, for comparison with its numbers. Each relaxes one check
+            and nothing else does; each stands among the warnings of every result. With "leak", `score` may share
+            text with `explain`. With "unverified", non-activating windows are called so (`active` is False), but
+            their activations may say otherwise.
 
     Raises:
-        ValueError: If a window stands in both sets, or an active window among the non-activating ones.
+        ValueError: If a window stands in both sets, or an active window among the non-activating ones, and no flaw
+            says so.
     """
 
     latent: LatentId
@@ -137,13 +145,15 @@ class LatentRecord:
     density: float
     explain: Examples
     score: Examples
+    flaws: frozenset[Flaw] = frozenset()
 
     def __post_init__(self) -> None:
         sides = [{e.id for e in (*s.activating, *s.non_activating)} for s in (self.explain, self.score)]
-        if shared := sides[0] & sides[1]:
+        if (shared := sides[0] & sides[1]) and "leak" not in self.flaws:
             raise ValueError(f"latent {self.latent}: windows {sorted(shared)[:3]} stand in both explain and score")
         for examples in (self.explain, self.score):
             wrong = [e.id for e in examples.activating if not e.active]
-            wrong += [e.id for e in examples.non_activating if e.active or bool((e.activations != 0).any())]
+            verify = "unverified" not in self.flaws
+            wrong += [e.id for e in examples.non_activating if e.active or (verify and bool(e.activations.any()))]
             if wrong:
                 raise ValueError(f"latent {self.latent}: windows {wrong[:3]} are on the wrong side")

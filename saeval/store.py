@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -306,6 +306,7 @@ class ActivationStore:
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
         self.manifest = manifest
+        self._latest: tuple[tuple[int, int], Windows] = (-1, 0), Windows(np.empty(0, np.int64), np.empty(0, np.float32))
         self.n_latents = int(manifest["n_latents"])
         self.n_tokens = int(manifest["n_tokens"])
         self.length = int(manifest["length"])
@@ -414,14 +415,34 @@ class ActivationStore:
             latent: The latent.
             window: Tokens a window.
         """
+        if self._latest[0] != (latent, window):  # a sampler asks several times in a row
+            self._latest = (latent, window), self._windows(latent, window)
+        return self._latest[1]
+
+    def _windows(self, latent: int, window: int) -> Windows:
         tiles = self._tiles(window)
-        position, value = self.activations(latent)
-        context, offset = np.divmod(position, self.length)
-        tile = (offset - self.lead) // window
-        whole = self.lead + (tile + 1) * window <= self.lengths[context]
-        ids, first = np.unique((context * tiles + tile)[whole], return_index=True)
-        maxima = np.maximum.reduceat(value[whole], first) if len(ids) else np.empty(0, dtype=np.float32)
-        return Windows(ids, maxima)
+        position, value = self._stored(latent)
+        context = position // self.length
+        tile = (position - context * self.length - self.lead) // window
+        ids = context * tiles + tile
+        if (self.length - self.lead) % window or not self._all_full:
+            whole = self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context]
+            ids, value = ids[whole], value[whole]
+        if not len(ids):
+            return Windows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        # Positions ascend, so windows do, too: a new one begins where the number changes.
+        first = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
+        maxima = np.maximum.reduceat(value.astype(np.float32), first)
+        return Windows(ids[first].astype(np.int64), maxima)
+
+    def _stored(self, latent: int) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        """Positions and values of a latent, as they are stored.  [firings] each"""
+        part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
+        return np.asarray(self.position[part]), np.asarray(self.value[part])
+
+    @cached_property
+    def _all_full(self) -> bool:
+        return bool((self.lengths == self.length).all())
 
     def document_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int32]:
         """Return the document that each window was cut from.  [windows]"""
@@ -509,27 +530,87 @@ class ActivationStore:
             window: Tokens a window.
             deciles: Rank decile of each window.
         """
-        tiles = self._tiles(window)
-        position, value = self.activations(latent.index)
-        built = []
-        for i, decile in zip(map(int, ids), deciles or [None] * len(ids), strict=True):
-            context, tile = divmod(i, tiles)
-            start = self.lead + tile * window
-            at = context * self.length + start
-            low, high = np.searchsorted(position, [at, at + window])
-            activations = np.zeros(window, dtype=np.float32)
-            activations[position[low:high] - at] = value[low:high]
-            token_ids = tuple(int(t) for t in self.tokens[context, start : start + window])
-            built.append(
-                Example(
-                    tokens=token_strings(self._vocabulary[t] for t in token_ids),
-                    token_ids=token_ids,
-                    activations=activations,
-                    document=int(self.documents[context]),
-                    context=context,
-                    start=start,
-                    active=bool(high > low),
-                    decile=decile,
-                )
-            )
-        return tuple(built)
+        context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
+        return self.examples_at(latent, context * self.length + self.lead + tile * window, window, deciles)
+
+    def examples_at(
+        self,
+        latent: LatentId,
+        positions: Sequence[int] | NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None = None,
+    ) -> tuple[Example, ...]:
+        """Return windows that begin anywhere, in the order given, with the latent's activations in each.
+
+        Args:
+            latent: The latent.
+            positions: Where each begins, numbered as in `activations`: `context * length + start`.
+            window: Tokens a window.
+            deciles: Rank decile of each window.
+
+        Raises:
+            ValueError: If a window reaches beyond the text of its context.
+        """
+        at = np.asarray(positions, dtype=np.int64)
+        context, start = np.divmod(at, self.length)
+        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
+            first = int(np.argmax(bad))
+            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
+        position, value = self._stored(latent.index)
+        # Searched for in the type that positions are stored in; in another, all of them would be converted.
+        low = np.searchsorted(position, at.astype(position.dtype))
+        count = np.searchsorted(position, (at + window).astype(position.dtype)) - low
+        row = np.repeat(np.arange(len(at)), count)
+        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
+        activations = np.zeros((len(at), window), dtype=np.float32)
+        activations[row, position[source] - at[row]] = value[source]
+        token_ids = self.tokens[context[:, None], start[:, None] + np.arange(window)].tolist()
+        rows = zip(
+            token_ids, activations, self.documents[context].tolist(), context.tolist(), start.tolist(),
+            (count > 0).tolist(), deciles if deciles is not None else [None] * len(at), strict=True,
+        )  # fmt: skip
+        return tuple(Example(_Tokens(self._vocabulary, ids), tuple(ids), *facts) for ids, *facts in rows)
+
+
+class _Tokens(Sequence[str]):
+    """The strings of a window's tokens, decoded when they are first looked at: most windows never are.
+
+    Args:
+        vocabulary: Bytes of each token.
+        ids: The tokens.
+    """
+
+    __slots__ = ("_ids", "_strings", "_vocabulary")
+
+    def __init__(self, vocabulary: dict[int, bytes], ids: Sequence[int]):
+        self._vocabulary, self._ids = vocabulary, ids
+        self._strings: tuple[str, ...] | None = None
+
+    def _decoded(self) -> tuple[str, ...]:
+        if self._strings is None:
+            self._strings = token_strings(self._vocabulary[i] for i in self._ids)
+        return self._strings
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, at: int | slice) -> str | tuple[str, ...]:
+        return self._decoded()[at]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded())
+
+    def __eq__(self, other: object) -> bool:
+        return self._decoded() == tuple(other) if isinstance(other, Sequence) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._decoded())
+
+    def __repr__(self) -> str:
+        return repr(self._decoded())

@@ -44,13 +44,21 @@ def split_documents(documents: NDArray[np.int32], share: float, rng: np.random.G
         The split, or None when all windows come from one document.
     """
     key = np.uint64(rng.integers(2**63))
-    names, counts = np.unique(documents, return_counts=True)
+    names, counts = _counted(documents)
     if len(names) < 2:
         return None
     hashes = _unit_hash(names, key)
     order = np.argsort(hashes)
     below = np.cumsum(counts[order])[:-1] / len(documents)
     return Split(key, float(hashes[order[int(np.argmin(np.abs(below - share)))]]))
+
+
+def _counted(documents: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the documents that occur, ascending, and how often each does."""
+    if not len(documents) or (documents[1:] < documents[:-1]).any():
+        return np.unique(documents, return_counts=True)
+    first = np.flatnonzero(np.concatenate([[True], documents[1:] != documents[:-1]]))  # they stand in order
+    return documents[first], np.diff(first, append=len(documents))
 
 
 def side(

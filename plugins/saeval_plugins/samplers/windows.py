@@ -63,8 +63,8 @@ class _WindowSampler(Sampler):
             return None
         maximum = float(windows.maxima.max())
         explains = split.explains(documents)
-        shown = _descending(windows.where(explains))
-        scored = _descending(windows.where(~explains))
+        shown = descending(windows.where(explains))
+        scored = descending(windows.where(~explains))
         if min(len(shown.ids), len(scored.ids)) < FEWEST:
             return None
         shown_ids = shown.ids[self.choose(shown.maxima, rng)]
@@ -102,9 +102,12 @@ class _WindowSampler(Sampler):
         )
 
 
-def _descending(windows: Windows) -> Windows:
+def descending(windows: Windows) -> Windows:
     """Order windows by maximum activation, strongest first; ties by number."""
-    order = np.lexsort((windows.ids, -windows.maxima))
+    # Floats that are not negative order as their bits do; two radix passes of 16 bits beat one comparison sort.
+    bits = ~windows.maxima.astype(np.float32, copy=False).view(np.uint32)
+    order = np.argsort(bits.astype(np.uint16), kind="stable")
+    order = order[np.argsort((bits >> 16).astype(np.uint16)[order], kind="stable")]
     return Windows(windows.ids[order], windows.maxima[order])
 
 
@@ -114,17 +117,22 @@ def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[n
     Returns:
         Indices into the ranked windows, ascending, and the decile of each.
     """
-    decile = np.arange(n) * DECILES // n
-    shuffled = rng.permutation(n)
-    # Rank of each window within its decile, in shuffled order: taking all first ones, then all second ones,
-    # … fills the deciles evenly.
-    within = np.empty(n, dtype=np.int64)
-    for d in range(DECILES):
-        members = shuffled[decile[shuffled] == d]
-        within[members] = np.arange(len(members))
-    order = np.lexsort((rng.permutation(n), within))
-    at = np.sort(order[:wanted])
-    return at, [int(d) for d in decile[at]]
+    bounds = -(-np.arange(DECILES + 1) * n // DECILES)  # decile d holds the ranks from d/10 of n on
+    sizes = np.diff(bounds)
+    parts, left = np.zeros(DECILES, dtype=np.int64), min(wanted, n)
+    while left:
+        open_ = np.flatnonzero(parts < sizes)
+        if left < len(open_):
+            parts[rng.permutation(open_)[:left]] += 1
+            break
+        each = min(left // len(open_), int((sizes - parts)[open_].min()))
+        parts[open_] += each
+        left -= each * len(open_)
+    drawn = [
+        low + np.sort(rng.choice(size, part, replace=False))
+        for low, size, part in zip(bounds[:-1], sizes, parts, strict=True)
+    ]
+    return np.concatenate(drawn), [int(d) for d in np.repeat(np.arange(DECILES), parts)]
 
 
 class Random(_WindowSampler):
@@ -134,7 +142,7 @@ class Random(_WindowSampler):
 
     def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw uniformly."""
-        return rng.permutation(len(maxima))[: self.explain]
+        return rng.choice(len(maxima), min(self.explain, len(maxima)), replace=False)
 
 
 class Top(_WindowSampler):

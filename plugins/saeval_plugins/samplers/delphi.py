@@ -1,0 +1,114 @@
+"""Windows chosen as EleutherAI's Delphi chooses them, known flaws and all, for comparison with its numbers."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from saeval import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler
+from saeval_plugins.samplers.non_activating import FEWEST
+from saeval_plugins.samplers.split import split_documents
+from saeval_plugins.samplers.windows import DECILES, descending
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Delphi(Sampler):
+    """Samples as EleutherAI/delphi does at commit 3c2e139 (November 2025): compare with its numbers, not with ours.
+
+    Windows tile the text of a context and are ranked by their maximum activation. The ranking is cut into `quantiles`
+    parts of `windows // quantiles` each, the rest left out, and `explain // quantiles` and `score // quantiles` are
+    drawn from each part. Silent windows are any verified ones. Strengths are ceil(10 · activation / maximum), as ours.
+
+    Known flaw (`leak`): both draws are from all windows and begin with the same `seed`, so they coincide in part. With
+    the defaults, 4, 3, 2 and 1 of the 5 scored windows of the strongest four deciles are shown to the explainer, 10 of
+    all 50, if there are many windows; near 200, chance adds some, up to 20.
+
+    Not taken over: silent windows are drawn without replacement (there with, and from a generator that is seeded
+    alike for every latent); a latent with too few of them is left out (there it is scored without any).
+    """
+
+    name = "delphi"
+
+    explain: int = Field(default=40, ge=FEWEST)
+    """Activating windows for the explainer."""
+    score: int = Field(default=50, ge=FEWEST)
+    """Activating windows for the scorers."""
+    non_activating: int = Field(default=50, ge=FEWEST)
+    """Silent windows for the scorers."""
+    quantiles: int = Field(default=10, ge=1, le=DECILES)
+    """Parts that the ranking is cut into."""
+    show: Literal["quantiles", "random", "top", "mix"] = "quantiles"
+    """Which windows the explainer is shown: from each part alike, from the whole range, the strongest, or some of the
+    strongest and the rest from each part of the others."""
+    top_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the strongest windows under `show: mix`."""
+    seed: int = 22
+    """Seed of the draws, the same for every latent; the run's seed plays no part in them."""
+    leak: bool = True
+    """Whether both draws are from all windows; if not, documents are divided between them first."""
+
+    def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
+        """Rank the latent's windows, and draw twice."""
+        windows = descending(store.windows(latent.index, self.window))
+        shown, scored = windows.ids, windows.ids
+        keep = None
+        if not self.leak:
+            documents = store.document_of(windows.ids, self.window)
+            split = split_documents(documents, self.explain / (self.explain + self.score), rng)
+            if split is None:
+                return None
+            explains = split.explains(documents)
+            shown, scored = windows.ids[explains], windows.ids[~explains]
+
+            def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+                return ~split.explains(store.document_of(ids, self.window))
+
+        shown = shown[self._shown(len(shown))]
+        at, quantile = self._by_quantile(len(scored), self.score)
+        silent = store.silent_windows(latent.index, self.window, self.non_activating, rng, keep)
+        if min(len(shown), len(at)) < FEWEST or len(silent) < self.non_activating:
+            return None
+        maximum = float(windows.maxima[0])
+        deciles = [q * DECILES // self.quantiles for q in quantile]
+        firings = int(store.firings[latent.index])
+        flaws: frozenset[Flaw] = frozenset({"leak"}) if self.leak else frozenset()
+        return LatentRecord(
+            latent,
+            firings=firings,
+            windows=len(windows.ids),
+            density=firings / store.n_tokens,
+            explain=Examples(latent, store.examples(latent, shown, self.window), (), maximum),
+            score=Examples(
+                latent,
+                store.examples(latent, scored[at], self.window, deciles),
+                store.examples(latent, silent, self.window),
+                maximum,
+            ),
+            flaws=flaws,
+        )
+
+    def _shown(self, n: int) -> list[int]:
+        """Return the ranks of the windows to show the explainer, of n."""
+        if self.show == "quantiles":
+            return self._by_quantile(n, self.explain)[0]
+        if self.show == "random":
+            return random.Random(self.seed).sample(range(n), self.explain) if n >= self.explain else [*range(n)]
+        strongest = min(self.explain if self.show == "top" else int(self.explain * self.top_share), n)
+        if self.show == "top":
+            return [*range(strongest)]
+        rest, _ = self._by_quantile(n - strongest, int(self.explain * (1 - self.top_share)))
+        return [*range(strongest), *(rank + strongest for rank in rest)]
+
+    def _by_quantile(self, n: int, wanted: int) -> tuple[list[int], list[int]]:
+        """Draw from each quantile of n ranked windows; return the ranks, in the order drawn, and the quantile of each."""
+        # The standard library's generator, since from the same seed it makes the same draws as there.
+        draw = random.Random(self.seed)
+        size, each = n // self.quantiles, wanted // self.quantiles
+        parts = [range(q * size, (q + 1) * size) for q in range(self.quantiles)]
+        drawn = [(rank, q) for q, part in enumerate(parts) for rank in (draw.sample(part, each) if size >= each else part)]
+        return [rank for rank, _ in drawn], [q for _, q in drawn]

@@ -1,0 +1,182 @@
+"""Windows chosen as SAEBench's automated interpretability does, known flaws and all, for comparison with its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from saeval import ActivationStore, Example, Examples, Flaw, LatentId, LatentRecord, Sampler
+from saeval_plugins.samplers.split import Split, split_documents
+from saeval_plugins.samplers.windows import DECILES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class _Fired(NamedTuple):
+    """Tokens on which a latent fires: where, and how strongly.  [firings] each"""
+
+    position: NDArray[np.int64]
+    value: NDArray[np.float32]
+
+    def where(self, chosen: NDArray[np.bool_]) -> _Fired:
+        return _Fired(self.position[chosen], self.value[chosen])
+
+
+class SAEBench(Sampler):
+    """Samples as adamkarvonen/SAEBench does at commit 8042bb3 (May 2026): compare with its numbers, not with ours.
+
+    Windows are centred on a token. The strongest tokens, no two of them within half a window of each other, give the
+    top windows; weighted ones are drawn from the weaker tokens with a probability that rises with the square of the
+    activation; both kinds are dealt out at random to explaining and scoring. With the defaults, 14 windows are scored:
+    2 top, 2 weighted, 10 at random places. The explainer's 15 come strongest first.
+
+    Known flaws. `leak`: windows of both sides come from the same documents and may overlap. `unverified`: windows at
+    random places are called silent without a look at them, and so are weighted ones that stay at or below `threshold`.
+    A latent that fires on a share d of all tokens fires in about 1 − (1 − d)^21 of them, so dense latents lose points
+    for right answers.
+
+    Not taken over: a latent with too few firings is always left out (there, some raise); windows keep clear of BOS.
+    """
+
+    name = "saebench"
+
+    window: int = Field(default=21, ge=5)
+    """Tokens a window: a centre and as many on each side of it."""
+    explain_top: int = Field(default=10, ge=1)
+    """Top windows for the explainer."""
+    explain_weighted: int = Field(default=5, ge=0)
+    """Weighted windows for the explainer."""
+    score_top: int = Field(default=2, ge=1)
+    """Top windows for the scorers."""
+    score_weighted: int = Field(default=2, ge=0)
+    """Weighted windows for the scorers."""
+    non_activating: int = Field(default=10, ge=1)
+    """Windows at random places for the scorers."""
+    threshold: float = Field(default=0.01, ge=0, lt=1)
+    """Under `unverified`, a scored window counts as activating above this share of the latent's maximum."""
+    leak: bool = True
+    """Whether both sides are drawn from all documents; if not, documents are divided between them first."""
+    unverified: bool = True
+    """Whether windows at random places are taken for silent; if not, only windows in which the latent is are drawn."""
+
+    @field_validator("window")
+    @classmethod
+    def _has_a_centre(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("a window has a centre, so its tokens are an odd number")
+        return value
+
+    def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
+        """Pick the centres of both sides, and cut the windows around them."""
+        fired = self._centres(store, latent)
+        split = None
+        if not self.leak:
+            documents = store.documents[fired.position // store.length]
+            explain, score = self.explain_top + self.explain_weighted, self.score_top + self.score_weighted
+            if len(documents) == 0 or (split := split_documents(documents, explain / (explain + score), rng)) is None:
+                return None
+        sides = self._sides(fired, store, split, rng)
+        if sides is None:
+            return None
+        half = self.window // 2
+        shown, scored = sides[0] - half, sides[1] - half
+        silent = self._elsewhere(store, latent, scored, split, rng)
+        if len(silent) < self.non_activating:
+            return None
+        maximum = float(fired.value.max())
+        rank = np.argsort(np.argsort(-fired.value, kind="stable"), kind="stable")
+        deciles = rank[np.searchsorted(fired.position, sides[1])] * DECILES // len(rank)
+        explaining = store.examples_at(latent, shown, self.window)
+        scoring = store.examples_at(latent, scored, self.window, [int(d) for d in deciles])
+        against = [replace(e, active=False) for e in store.examples_at(latent, silent, self.window)]
+        if self.unverified:
+            weak = [e for e in scoring if e.max_activation <= self.threshold * maximum]
+            against += [replace(e, active=False, decile=None) for e in weak]
+            scoring = tuple(e for e in scoring if e.max_activation > self.threshold * maximum)
+        firings = int(store.firings[latent.index])
+        flaws: dict[Flaw, bool] = {"leak": self.leak, "unverified": self.unverified}
+        return LatentRecord(
+            latent,
+            firings=firings,
+            windows=len(store.windows(latent.index, self.window).ids),
+            density=firings / store.n_tokens,
+            explain=Examples(latent, tuple(sorted(explaining, key=_strongest_first)), (), maximum),
+            score=Examples(latent, tuple(sorted(scoring, key=_strongest_first)), tuple(against), maximum),
+            flaws=frozenset(flaw for flaw, there in flaws.items() if there),
+        )
+
+    def _centres(self, store: ActivationStore, latent: LatentId) -> _Fired:
+        """Return the firings with room for half a window on each side."""
+        fired = _Fired(*store.activations(latent.index))
+        context, offset = np.divmod(fired.position, store.length)
+        half = self.window // 2
+        room = (offset >= store.lead + half) & (offset < store.lengths[context] - half)
+        return fired.where(room & (fired.value > 0))
+
+    def _sides(
+        self, fired: _Fired, store: ActivationStore, split: Split | None, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Return the centres that explain and those that score; None when there are too few."""
+        if split is None:
+            both = self._picked(fired, self.explain_top + self.score_top, self.explain_weighted + self.score_weighted, rng)
+            if both is None:
+                return None
+            top, weighted = rng.permutation(both[0]), rng.permutation(both[1])
+            dealt = (top[: self.explain_top], weighted[: self.explain_weighted])
+            return np.concatenate(dealt), np.concatenate((top[self.explain_top :], weighted[self.explain_weighted :]))
+        explains = split.explains(store.documents[fired.position // store.length])
+        shown = self._picked(fired.where(explains), self.explain_top, self.explain_weighted, rng)
+        scored = self._picked(fired.where(~explains), self.score_top, self.score_weighted, rng)
+        return None if shown is None or scored is None else (np.concatenate(shown), np.concatenate(scored))
+
+    def _picked(
+        self, fired: _Fired, top: int, weighted: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Pick top and weighted centres, the strongest token of all first; None when there are too few."""
+        chosen: list[int] = []
+        for i in np.argsort(-fired.value, kind="stable"):
+            if len(chosen) == top:
+                break
+            if all(abs(fired.position[i] - fired.position[j]) > self.window // 2 for j in chosen):
+                chosen.append(int(i))
+        if len(chosen) < top:
+            return None
+        weaker = fired.where(fired.value < fired.value[chosen].min())
+        chance = np.square(weaker.value, dtype=np.float64)
+        if np.count_nonzero(chance) < weighted:
+            return None
+        drawn = rng.choice(weaker.position, weighted, replace=False, p=chance / chance.sum()) if weighted else []
+        return fired.position[chosen], np.array(drawn, dtype=np.int64)
+
+    def _elsewhere(
+        self,
+        store: ActivationStore,
+        latent: LatentId,
+        scored: NDArray[np.int64],
+        split: Split | None,
+        rng: np.random.Generator,
+    ) -> NDArray[np.int64]:
+        """Draw where windows at random places begin: all different, and none of those that are scored already."""
+        contexts = np.flatnonzero(store.lengths >= store.lead + self.window)
+        contexts = contexts[store.knows(latent.index, contexts)]
+        if split is not None:
+            contexts = contexts[~split.explains(store.documents[contexts])]
+        if len(contexts) == 0:
+            return contexts
+        context = rng.choice(contexts, 64 * self.non_activating)
+        places = store.lengths[context] - store.lead - self.window + 1
+        begins = context * store.length + store.lead + rng.integers(places)
+        begins = begins[np.isin(begins, scored, invert=True)]
+        if not self.unverified:
+            position, _ = store.activations(latent.index)
+            begins = begins[np.searchsorted(position, begins) == np.searchsorted(position, begins + self.window)]
+        _, first = np.unique(begins, return_index=True)
+        return begins[np.sort(first)][: self.non_activating]
+
+
+def _strongest_first(example: Example) -> float:
+    return -example.max_activation

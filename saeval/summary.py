@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
@@ -14,7 +15,7 @@ import saeval
 from saeval import judge_checks
 from saeval.llm import Usage
 from saeval.metrics import Metric, mean_interval, pearson, spearman
-from saeval.records import LatentRecord
+from saeval.records import Example, LatentRecord
 from saeval.results import (
     CellResult,
     Correlation,
@@ -109,7 +110,7 @@ def summarise(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
         reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), warnings=_warnings(task, cells, partial, synthetic),
+        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), warnings=[*_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
@@ -267,7 +268,9 @@ def _floor(
     return floor, min((sign * x for x in lifts), default=None)
 
 
-def _warnings(task: Task, cells: Sequence[CellResult], partial: bool, synthetic: bool) -> list[str]:
+def _warnings(
+    task: Task, cells: Sequence[CellResult], outcomes: Mapping[str, CellOutcome], partial: bool, synthetic: bool
+) -> list[str]:
     found = []
     if synthetic:
         found.append(
@@ -289,10 +292,43 @@ def _warnings(task: Task, cells: Sequence[CellResult], partial: bool, synthetic:
                 and row.failed / row.tried > task.run.max_failed
                 and row is _headline(cell, row)
             ):
-                found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents.")
+                why = _why(outcomes[cell.cell], row.scorer)
+                found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents: {why}")
             if row.variant == MAIN and row.unparsed and row is _headline(cell, row):
                 found.append(f"{cell.cell}: {row.scorer}: {row.unparsed} judgements held no answer and are left out.")
     return found
+
+
+def _why(outcome: CellOutcome, label: str) -> str:
+    """Return the reason that most of a scorer's failed latents have."""
+    scores = outcome.scored[label, MAIN].scores.values()
+    reasons = Counter(score.reason for score in scores if score.status == "failed")
+    return reasons.most_common(1)[0][0] if reasons else "no reason given"
+
+
+def _flaws(outcomes: Iterable[CellOutcome]) -> Iterator[str]:
+    """Say of each cell what its sampler owns up to, and how far it goes on these latents."""
+    for outcome in outcomes:
+        declared = {flaw for record in outcome.records for flaw in record.flaws}
+        if "leak" in declared:
+            scored = [(e, r.explain.activating) for r in outcome.records for e in r.score.activating]
+            shown = sum(any(_overlap(e, other) for other in explain) for e, explain in scored)
+            yield (
+                f"{outcome.cell.name}: the sampler {outcome.cell.sampler.label} does not keep explaining and scoring "
+                f"apart: {shown} of {len(scored)} scored activating windows share text with those that the explainer "
+                "is shown, so scores may come out too high."
+            )
+        if "unverified" in declared:
+            called = [e for r in outcome.records for e in r.score.non_activating]
+            fires = sum(bool(e.activations.any()) for e in called)
+            yield (
+                f"{outcome.cell.name}: the sampler {outcome.cell.sampler.label} calls windows silent without looking: "
+                f"the latent fires in {fires} of {len(called)} of them, where right answers count as wrong."
+            )
+
+
+def _overlap(a: Example, b: Example) -> bool:
+    return a.context == b.context and a.start < b.start + len(b.tokens) and b.start < a.start + len(a.tokens)
 
 
 def _headline(cell: CellResult, row: ScoreRow) -> ScoreRow:

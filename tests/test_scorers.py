@@ -192,7 +192,7 @@ def test_failed_and_refused_calls_are_statuses_and_not_asked_again(kind, mode, e
     found = score(kind(mode=mode), make_examples(), llm)
     assert found.status == "failed" and not found.values and found.count(status) == 40
     assert str(error) in found.reason and all(o.predicted is None and o.probability is None for o in found.outcomes)
-    assert len(llm.requests) + len(llm.scored) == (8 if mode == "list" else 1)
+    assert len(llm.requests) + len(llm.scored) == (8 if mode == "list" else 2)
 
 
 def test_one_failed_batch_is_left_out_and_counted():
@@ -405,13 +405,15 @@ def test_probability_compares_the_window_with_ordinary_passages():
 
 
 @pytest.mark.parametrize("kind", JUDGES)
-def test_all_windows_of_a_latent_are_one_request_with_a_prefix_that_all_latents_share(kind):
+def test_windows_and_ordinary_passages_are_a_request_each_with_a_prefix_that_all_latents_share(kind):
     llm = rule_judge(scores=True)
     score(kind(), make_examples("harbor"), llm)
     score(kind(), make_examples("velvet"), llm, WRONG)
-    first, second = llm.scored
-    assert first.prefix == second.prefix and first.prefix.endswith("\n\n")
-    assert len(first.prompts) == 48 and first.continuations == (" the word 'harbor'",)
+    first, ordinary, second, again = llm.scored
+    assert first.prefix == second.prefix == ordinary.prefix and first.prefix.endswith("\n\n")
+    assert len(first.prompts) == 40 and first.continuations == (" the word 'harbor'",)
+    assert len(ordinary.prompts) == 8 and ordinary.prompts == again.prompts
+    assert ordinary.continuations != again.continuations
     assert all("\n\n" not in prompt for prompt in first.prompts)
 
 

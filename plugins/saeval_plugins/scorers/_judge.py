@@ -142,18 +142,20 @@ class Judge(Scorer):
 
     async def _by_probability(self, explanation: str, questions: list[Question], context: Context) -> list[Outcome]:
         shots, prompt = few_shot(self.probability_prompt)
-        windows = [question.shown for question in questions] + self.references()
-        request = LogprobRequest(
-            prefix=shots,
-            prompts=tuple(prompt.fill(window=window, marked=_marked(window)) for window in windows),
-            continuations=(f" {explanation}",),
-        )
+        # Two requests: the ordinary passages are the same for every latent, and models in process keep them.
+        requests = [
+            LogprobRequest(
+                prefix=shots,
+                prompts=tuple(prompt.fill(window=window, marked=_marked(window)) for window in windows),
+                continuations=(f" {explanation}",),
+            )
+            for windows in ([question.shown for question in questions], self.references())
+        ]
         try:
-            reply = await context.llm.logprobs(request)
+            replies = await asyncio.gather(*map(context.llm.logprobs, requests))
         except LLMError as error:
             return [question.unanswered(error) for question in questions]
-        values = [sum(logprobs) for (logprobs,) in reply.logprobs]
-        given, ordinary = values[: len(questions)], values[len(questions) :]
+        given, ordinary = ([sum(logprobs) for (logprobs,) in reply.logprobs] for reply in replies)
         highest = max(ordinary)
         prior = highest + math.log(sum(math.exp(value - highest) for value in ordinary) / len(ordinary))
         return [

@@ -31,9 +31,10 @@ from .llm import (
 from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc, pearson
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt
-from .records import Example, Examples, LatentId, LatentRecord
+from .records import Example, Examples, Flaw, LatentId, LatentRecord
 from .results import Explanation, Outcome, RunResult, Score, read
 from .runner import run
+from .secrets import without_secrets
 from .seeding import content_hash, derive_rng
 from .store import ActivationStore, ActivationWriter, Windows
 from .subject import Steered, Strength, Subject
@@ -63,6 +64,7 @@ __all__ = [
     "FillReply",
     "FillRequest",
     "FinishReason",
+    "Flaw",
     "Gate",
     "HookPoint",
     "InputError",
@@ -120,4 +122,5 @@ __all__ = [
     "read",
     "run",
     "token_bytes",
+    "without_secrets",
 ]  # fmt: skip

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saeval.errors import BudgetExceeded, InputError, StoreError
-from saeval.files import write_atomic
+from saeval.files import LineFile, write_atomic
 from saeval.llm import Usage
 from saeval.results import Ledger
 
@@ -76,20 +76,32 @@ class CallStore:
                 ) from None
 
     def get(self, key: str) -> Any | None:
-        """Return the answer kept under a key, or None."""
+        """Return the answer kept under a key, or None; one that has changed on disk since is none."""
         with self._database():
-            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return json.loads(row[0]) if row else None
+            row = self._db.execute("SELECT CAST(answer AS BLOB) FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        text, _, digest = row[0].decode(errors="replace").partition("\n")  # there is no line break in JSON
+        if digest != _digest(text):
+            log.warning("%s: the answer %s is damaged, and is asked for again", self.path, key[:12])
+            return None
+        return json.loads(text)
 
     def put(self, key: str, answer: Any) -> None:
         """Keep an answer; it survives a kill from here on."""
+        text = json.dumps(answer)
         with self._database():
-            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, f"{text}\n{_digest(text)}"))
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+def _digest(text: str) -> str:
+    """A checksum, by which a changed answer is known; SQLite itself has none."""
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 @dataclass(frozen=True)
@@ -130,17 +142,19 @@ class CallLog:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock = threading.Lock()
+        self._file = LineFile(path)
 
     def add(self, call: Call) -> None:
-        """Append a line."""
-        line = json.dumps({"time": time.time(), **asdict(call)}) + "\n"
-        with self._lock, self.path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":  # a kill cut the last line short; this one must not hang on to it
-                    line = "\n" + line
-            file.write(line.encode())
+        """Append a line.
+
+        Raises:
+            InputError: If there is no room, or the file cannot be written to.
+        """
+        self._file.append(json.dumps({"time": time.time(), **asdict(call)}))
+
+    def close(self) -> None:
+        """Close the file; another line opens it again."""
+        self._file.close()
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield what is in the file; a line that a kill cut short is passed over."""

@@ -79,7 +79,7 @@ def main() -> None:
     import signal
 
     if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop as cleanly as on Ctrl-C
 
 
 def _registry(without: Sequence[str] = ()) -> Registry:
@@ -130,12 +130,13 @@ def _print_json(value: Any) -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most; the result is marked partial.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
+@click.option("--retry", type=click.Choice(["failed"]), help="Do again what failed before; all else is kept.")
 @click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
 @_WITHOUT
 @_JSON
 def run(
     task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
-    max_cost: float | None, display: Any, without: Sequence[str], as_json: bool,
+    max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Run a task, or what is missing of it, and print its leaderboard."""
     from saeval import runner
@@ -144,7 +145,9 @@ def run(
     registry = _registry(without)
     built = _load(task, assignments, llms, registry)
     path = out or runner.default_path(built)
-    result = runner.run_task(built, out=path, limit=limit, max_cost=max_cost, display=make_display(display))
+    result = runner.run_task(
+        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=make_display(display)
+    )
     if as_json:
         _print_json(result.model_dump(mode="json", by_alias=True))
     else:
@@ -314,13 +317,16 @@ def _type_name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
-@main.command()
+@main.group(invoke_without_command=True)
 @_WITHOUT
 @_JSON
-def plugins(without: Sequence[str], as_json: bool) -> None:
+@click.pass_context
+def plugins(ctx: click.Context, without: Sequence[str], as_json: bool) -> None:
     """List installed plugin packages, what they add, and why a broken one is left out."""
     from dataclasses import asdict
 
+    if ctx.invoked_subcommand:
+        return
     rows = _registry(without).plugins()
     if as_json:
         _print_json([asdict(row) for row in rows])
@@ -335,6 +341,43 @@ def plugins(without: Sequence[str], as_json: bool) -> None:
         for kind, names in row.provides.items():
             if names:
                 click.echo(f"             {kind}s: {', '.join(names)}")
+
+
+@plugins.command()
+@click.argument("package", metavar="PKG")
+@_JSON
+def check(package: str, as_json: bool) -> None:
+    """Run the contracts of saeval.testing on all that a package adds; exit code 1 if anything breaks one."""
+    from dataclasses import asdict
+
+    from saeval.plugin_checks import check_package
+
+    rows = []
+    for row in check_package(_registry(), package):
+        rows.append(asdict(row))
+        if not as_json:
+            click.echo(_safe(f"{row.status:<10} {row.kind} {row.name}" + (f": {row.reason}" if row.reason else "")))
+    if as_json:
+        _print_json(rows)
+    if any(row["status"] == "failed" for row in rows):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed when left out.")
+@_WITHOUT
+def schema(out: Path | None, without: Sequence[str]) -> None:
+    """Give editors the JSON Schema of task specs, with the options of all installed plugins."""
+    import json
+
+    from saeval.schema import task_schema
+
+    text = json.dumps(task_schema(_registry(without)), indent=1, ensure_ascii=False)
+    if out is None:
+        click.echo(text)
+        return
+    out.write_text(text + "\n", encoding="utf-8")
+    click.echo(_safe(f"written   {out}; begin a spec with `# yaml-language-server: $schema={out}`"))
 
 
 @main.command()

@@ -61,15 +61,23 @@ class LLMError(SaevalError):
         retryable: Whether the same call may succeed later (rate limit, server error, lost connection).
         retry_after: Seconds the server asked to wait, when it did.
         usage: What the call took although it failed: refusals and empty answers are billed.
+        lasting: Whether every other call will fail alike: a wrong key or model name, no credit.
     """
 
     def __init__(
-        self, message: str, *, retryable: bool = False, retry_after: float | None = None, usage: Usage | None = None
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        usage: Usage | None = None,
+        lasting: bool = False,
     ):
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
         self.usage = usage
+        self.lasting = lasting
 
 
 class Refused(LLMError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +29,7 @@ from saeval.seeding import content_hash, derive_rng
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
+_GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
 
 
 class RoleSettings(BaseModel):
@@ -157,7 +158,7 @@ class Gateway(LanguageModel):
                 try:
                     async with self._gate:
                         self._budget.check()
-                        answer = await self._attempt(request, ask)
+                        answer = await self._to_the_end(self._attempt(request, ask))
                 except LLMError as error:
                     if error.usage is not None:
                         took = self._paid(error.usage, took)
@@ -181,6 +182,26 @@ class Gateway(LanguageModel):
         self._gate.speed_up()
         self._write_down(key, request, "ok", took, attempts=attempt, began=began)
         return answer
+
+    async def _to_the_end(self, attempt: Coroutine[Any, Any, A]) -> A:
+        """Make an attempt; called off on the way, wait a little for the answer, keep it, and be called off then."""
+        if self._llm.in_process:
+            return await attempt
+        under_way = asyncio.ensure_future(attempt)
+        try:
+            return await asyncio.shield(under_way)
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            assert me is not None
+            try:
+                await asyncio.wait([under_way], timeout=_GRACE)
+            finally:
+                under_way.cancel()  # does nothing to one that is done
+            if not under_way.done():
+                raise
+            me.uncancel()
+            me.cancel()  # from the next wait on
+            return under_way.result()
 
     async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]]) -> A:
         try:

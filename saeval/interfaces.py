@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -44,6 +44,8 @@ class Plugin(BaseModel, ABC):
     """The name in task specs, without namespace: lower-case letters, digits and underscores."""
     prompts: ClassVar[tuple[Prompt, ...]] = ()
     """Prompts this plugin sends; their hashes are written into the results."""
+    contract_options: ClassVar[Mapping[str, Any]] = {}
+    """Options to make it with when its contract is checked (`saeval plugins check`), where defaults do not suffice."""
 
     def check(self) -> None:
         """Look, cheaply, whether what the options name is there. Called by `validate` and before anything heavy.

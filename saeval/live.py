@@ -476,7 +476,8 @@ class LiveModel:
         return self._logits(hidden, *self.logit_rules)
 
     def _logits(self, hidden: Tensor, cap: float | None, scale: float) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(hidden).float()
+        head = self.model.get_output_embeddings()
+        logits: Tensor = head(hidden.to(head.weight.dtype)).float()  # Mamba's residual stream is float32 in any case
         logits = logits * scale if scale != 1 else logits
         return (logits / cap).tanh() * cap if cap is not None else logits
 

@@ -214,6 +214,8 @@ class CellResult(Result):
     """The coder: plugin, architecture, width, hookpoint, checksum."""
     subject: str
     """The subject model."""
+    corpus: str = ""
+    """Hash of the corpus as the subject's tokens; cells with equal ones share their windows. Empty when unknown."""
     explainer: str
     """Full name and version of the explainer plugin, and its model."""
     measures: dict[str, float]

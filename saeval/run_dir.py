@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from saeval.errors import InputError
-from saeval.files import write_atomic
+from saeval.files import LineFile, write_atomic
+from saeval.secrets import without_secrets
 
 
 class RunDir:
@@ -24,13 +26,16 @@ class RunDir:
         path: The directory; made when it is not there.
 
     Raises:
-        InputError: If it cannot be written to, or another process is running in it.
+        InputError: If it cannot be written to, holds symbolic links, or another process is running in it.
     """
 
     def __init__(self, path: Path):
         from filelock import FileLock, Timeout
 
         self.path = path
+        for inside in path.rglob("*"):
+            if inside.is_symlink():  # in a directory from somebody else, it could make us write anywhere
+                raise InputError(f"{inside}: is a symbolic link, which does not belong in a run directory; remove it")
         try:
             for folder in (path, path / "cells", path / "report", path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +51,8 @@ class RunDir:
             self._lock.acquire()
         except Timeout:
             raise InputError(f"{path}: another saeval process is running in this directory") from None
+        self._journal = LineFile(path / "journal.jsonl")
         self._done = dict(self._read_journal())
-        self._journal: IO[str] | None = None
 
     def __enter__(self) -> RunDir:
         return self
@@ -55,42 +60,32 @@ class RunDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        self._journal.close()
         self._lock.release()
 
-    @property
-    def _journal_file(self) -> Path:
-        return self.path / "journal.jsonl"
-
     def _read_journal(self) -> Iterator[tuple[str, Any]]:
-        """Yield finished work; a last line that a kill cut short is dropped from the file."""
-        if not self._journal_file.exists():
+        """Yield finished work; a line that a kill cut short, or that has changed since, is work to be done again."""
+        if not self._journal.path.exists():
             return
-        whole = 0
-        with self._journal_file.open("rb") as lines:
+        with self._journal.path.open("rb") as lines:
             for line in lines:
-                try:
-                    entry = json.loads(line)
+                digest, _, text = line.rstrip(b"\n").partition(b" ")
+                if digest == _digest(text):
+                    entry = json.loads(text)
                     yield entry["key"], entry["value"]
-                except (ValueError, KeyError, TypeError):
-                    if not line.endswith(b"\n"):
-                        break
-                whole += len(line)
-        if whole < self._journal_file.stat().st_size:
-            os.truncate(self._journal_file, whole)
 
     def finished(self, key: str) -> Any | None:
         """Return the value of a finished work item, or None."""
         return self._done.get(key)
 
     def finish(self, key: str, value: Any) -> None:
-        """Write down a finished work item; it survives a kill from here on."""
-        if self._journal is None:
-            self._journal = self._journal_file.open("a", encoding="utf-8")
-        self._journal.write(json.dumps({"key": key, "value": value}) + "\n")
-        self._journal.flush()
+        """Write down a finished work item; it survives a kill from here on.
+
+        Raises:
+            InputError: If there is no room, or the directory cannot be written to any more.
+        """
+        text = json.dumps({"key": key, "value": value})
+        self._journal.append(f"{_digest(text.encode()).decode()} {text}")
         self._done[key] = value
 
     def cell(self, name: str) -> Path:
@@ -106,11 +101,9 @@ class RunDir:
     @contextmanager
     def log(self) -> Iterator[Any]:
         """Send what saeval logs to `logs/run.log` while the run lasts."""
-        import logging
-
         logger = logging.getLogger("saeval")
         handler = logging.FileHandler(self.path / "logs" / "run.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -119,3 +112,15 @@ class RunDir:
         finally:
             logger.removeHandler(handler)
             handler.close()
+
+
+class _Formatter(logging.Formatter):
+    """Leaves keys out: tracebacks quote what libraries and plugins say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+def _digest(line: bytes) -> bytes:
+    """A checksum, by which a changed line of the journal is known."""
+    return b"%08x" % zlib.crc32(line)

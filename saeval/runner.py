@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
@@ -19,7 +20,7 @@ from saeval.assets import cache_dir
 from saeval.calls import Budget, CallLog, CallStore
 from saeval.collect import collect, store_path
 from saeval.embed import embedder
-from saeval.errors import BudgetExceeded, LLMError, SaevalError
+from saeval.errors import BudgetExceeded, InputError, LLMError, SaevalError, StoreError
 from saeval.gateway import Gateway
 from saeval.interfaces import Context, Explainer, Scorer
 from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
@@ -29,6 +30,7 @@ from saeval.records import LatentId, LatentRecord
 from saeval.results import Explanation, RunResult, Score
 from saeval.run_dir import RunDir
 from saeval.sampling import choose_records
+from saeval.secrets import without_secrets
 from saeval.seeding import content_hash, derive_rng
 from saeval.store import ActivationStore
 from saeval.summary import MAIN, CellOutcome, Scored, summarise, write_cells
@@ -36,6 +38,8 @@ from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
 
 T = TypeVar("T")
 R = TypeVar("R", Explanation, Score)
+A = TypeVar("A", Reply, LogprobReply, FillReply)
+Retry = Literal["failed"]
 
 
 class Explained(NamedTuple):
@@ -46,13 +50,14 @@ class Explained(NamedTuple):
     scored: Scored
 
 
+_STOPS = (BudgetExceeded, InputError, StoreError)  # of a call: no other one can be made or written down
 _IN_FLIGHT = 32  # latents at a time for `concurrency: auto`; the gateway bounds the calls
 
 log = logging.getLogger("saeval")
 
 
 class GaveUp(SaevalError):
-    """The first latents of a step all failed alike, so going on would only fail more. Resumable."""
+    """The first latents of a step all failed alike, or its model is gone, so going on would only fail more. Resumable."""
 
 
 def run(
@@ -63,6 +68,7 @@ def run(
     llms: Mapping[str, str] | None = None,
     limit: int | None = None,
     max_cost: float | None = None,
+    retry: Retry | None = None,
     display: Display | None = None,
     registry: Registry | None = None,
 ) -> RunResult:
@@ -77,6 +83,7 @@ def run(
         llms: Models by role, in place of the spec's.
         limit: Latents a cell at most; marks the result partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
+        retry: `failed` to do again what an earlier sitting of the run failed at; all else is kept.
         display: Where progress is shown; nowhere when left out.
         registry: Where plugins are found.
 
@@ -87,11 +94,11 @@ def run(
         SpecError: If the spec is wrong.
         InputError: If something it names is missing, or the directory cannot be used.
         BudgetExceeded: If the spending limit is reached; a partial result is written first.
-        GaveUp: If every latent fails alike.
+        GaveUp: If every latent fails alike, or a model is gone.
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    return run_task(built, out=path, limit=limit, max_cost=max_cost, display=display or Silent())
+    return run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
 
 
 def default_path(task: Task) -> Path:
@@ -99,19 +106,33 @@ def default_path(task: Task) -> Path:
     return Path("saeval-runs") / f"{task.name}-{task.sha[:6]}"
 
 
-def run_task(task: Task, *, out: Path, limit: int | None, max_cost: float | None, display: Display) -> RunResult:
+def run_task(
+    task: Task,
+    *,
+    out: Path,
+    limit: int | None,
+    max_cost: float | None,
+    display: Display,
+    retry: Retry | None = None,
+) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
-        return _Run(task, folder, display, limit, max_cost).go()
+        return _Run(task, folder, display, limit, max_cost, retry).go()
 
 
 @dataclass
 class Meter(LanguageModel):
-    """A language model that adds up what is asked through it; one for each step on each latent."""
+    """A language model that adds up what is asked through it; one for each step on each latent.
+
+    Attributes:
+        model: The model; None for a step that has none.
+        spent: What its answers took.
+        fault: The first call that failed through no fault of the question: an outage, a wrong key, a spent budget.
+    """
 
     model: LanguageModel | None
-    role: str | None
     spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
+    fault: SaevalError | None = None
 
     @property
     def can_score(self) -> bool:
@@ -125,26 +146,52 @@ class Meter(LanguageModel):
 
     async def complete(self, request: Request) -> Reply:
         """Pass on, and count."""
-        reply = await self._asked().complete(request)
-        self.spent += reply.usage
-        return reply
+        return await self._count(self._asked().complete(request))
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Pass on, and count."""
-        reply = await self._asked().logprobs(request)
-        self.spent += reply.usage
-        return reply
+        return await self._count(self._asked().logprobs(request))
 
     async def fill(self, request: FillRequest) -> FillReply:
         """Pass on, and count."""
-        reply = await self._asked().fill(request)
+        return await self._count(self._asked().fill(request))
+
+    async def _count(self, call: Awaitable[A]) -> A:
+        try:
+            reply = await call
+        except SaevalError as error:
+            if isinstance(error, _STOPS) or (isinstance(error, LLMError) and (error.retryable or error.lasting)):
+                self.fault = self.fault or error
+            raise
         self.spent += reply.usage
         return reply
 
 
+class Made(NamedTuple, Generic[R]):
+    """What a step made of one latent.
+
+    Attributes:
+        result: The explanation or score.
+        usage: What it took.
+        fault: Whether it failed because calls did, so that nothing is known of the latent.
+    """
+
+    result: R
+    usage: Usage
+    fault: bool
+
+
 class _Run:
-    def __init__(self, task: Task, folder: RunDir, display: Display, limit: int | None, max_cost: float | None):
-        self.task, self.folder, self.display, self.limit = task, folder, display, limit
+    def __init__(
+        self,
+        task: Task,
+        folder: RunDir,
+        display: Display,
+        limit: int | None,
+        max_cost: float | None,
+        retry: Retry | None,
+    ):
+        self.task, self.folder, self.display, self.limit, self.retry = task, folder, display, limit, retry
         self.seed = task.run.seed
         self.calls = CallLog(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
@@ -166,6 +213,9 @@ class _Run:
             raise
         except BudgetExceeded:
             status = "stopped at the cost limit"
+            raise
+        except GaveUp:
+            status = "gave up"
             raise
         finally:
             complete = status == "done"
@@ -204,7 +254,8 @@ class _Run:
     # --- explain and score ---
 
     async def _explain_and_score(self) -> None:
-        gateways = self._gateways()
+        answers = CallStore(cache_dir() / "calls.sqlite") if self.task.roles else None
+        gateways = self._gateways(answers)
         try:
             began = time.monotonic()
             for cell in self.task.cells:
@@ -217,15 +268,17 @@ class _Run:
         finally:
             for role in self.task.roles.values():
                 await role.part.plugin.aclose()
+            self.calls.close()
+            if answers is not None:
+                answers.close()
 
-    def _gateways(self) -> dict[str, LanguageModel]:
-        if not self.task.roles:
+    def _gateways(self, answers: CallStore | None) -> dict[str, LanguageModel]:
+        if answers is None:
             return {}
-        store = CallStore(cache_dir() / "calls.sqlite")
         return {
             name: Gateway(
                 name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
-                calls=store, log=self.calls, budget=self.budget,
+                calls=answers, log=self.calls, budget=self.budget,
             )
             for name, role in self.task.roles.items()
         }  # fmt: skip
@@ -233,7 +286,7 @@ class _Run:
     def _context(
         self, cell: Cell, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str
     ) -> tuple[Context, Meter]:
-        meter = Meter(gateways.get(step.role) if step.role else None, step.role)
+        meter = Meter(gateways.get(step.role) if step.role else None)
         rng = derive_rng(self.seed, *keys, str(latent))
         return Context(latent, rng, meter, self.embed, cell.source.plugin), meter
 
@@ -265,14 +318,16 @@ class _Run:
         step: StepPart[Explainer],
         gateways: Mapping[str, LanguageModel],
         record: LatentRecord,
-    ) -> tuple[Explanation, Usage]:
+    ) -> Made[Explanation]:
         context, meter = self._context(cell, step, record.latent, gateways, "explain", variant)
-        return await _guarded(step.part.plugin.explain, Explanation, record.explain, context), meter.spent
+        return await _made(step.part.plugin.explain, Explanation, meter, record.explain, context)
 
     def _shuffle(self, outcome: CellOutcome) -> None:
         """Give each latent the explanation of another one of the same cell."""
-        explained = [r.latent.index for r in outcome.records if outcome.explanation(MAIN, r.latent.index)]
-        order = [explained[i] for i in derive_rng(self.seed, "shuffle").permutation(len(explained))]
+        # All records are put in order, so that a latent more or less that was explained changes two of them only.
+        latents = [record.latent.index for record in outcome.records[: outcome.cell.explainer.latents]]
+        order = [latents[i] for i in derive_rng(self.seed, "shuffle").permutation(len(latents))]
+        order = [latent for latent in order if outcome.explanation(MAIN, latent)]
         for latent, other in zip(order, order[1:] + order[:1], strict=True):
             if latent != other:
                 outcome.explanations[SHUFFLED, latent] = outcome.explanations[MAIN, other]
@@ -303,10 +358,10 @@ class _Run:
 
     async def _make_score(
         self, cell: Cell, label: str, step: StepPart[Scorer], gateways: Mapping[str, LanguageModel], item: Explained
-    ) -> tuple[Score, Usage]:
+    ) -> Made[Score]:
         context, meter = self._context(cell, step, item.record.latent, gateways, "score", label)
-        score = await _guarded(step.part.plugin.score, Score, item.explanation, item.record.score, context)
-        return _checked(score, step.part.plugin), meter.spent
+        made = await _made(step.part.plugin.score, Score, meter, item.explanation, item.record.score, context)
+        return made._replace(result=_checked(made.result, step.part.plugin))
 
     async def _step(
         self,
@@ -314,7 +369,7 @@ class _Run:
         items: Sequence[T],
         *,
         key: Callable[[T], str],
-        make: Callable[[T], Awaitable[tuple[R, Usage]]],
+        make: Callable[[T], Awaitable[Made[R]]],
         take: Callable[[T, Any, Usage], None],
     ) -> None:
         """Do one step on every item, a bounded number at a time, and write down each as soon as it is done.
@@ -327,8 +382,9 @@ class _Run:
             take: Receives each result, as JSON data, and what it took.
 
         Raises:
-            GaveUp: If the first items all fail alike.
+            GaveUp: If the first items all fail alike, or calls fail for so many items in a row.
             BudgetExceeded: If the spending limit is reached.
+            StoreError, InputError: If there is no room to write anything down.
         """
         in_flight = self.task.run.concurrency
         gate = asyncio.Semaphore(_IN_FLIGHT if in_flight == "auto" else in_flight)
@@ -338,11 +394,10 @@ class _Run:
             async with gate:
                 item_key = key(item)
                 done = self.folder.finished(item_key)
-                if done is None:
-                    result, usage = await make(item)
-                    done = {"result": result.model_dump(mode="json"), "usage": asdict(usage)}
-                    write = partial(self.folder.finish, item_key, done)
-                    failures.note(result.status == "failed", result.reason, write)
+                if done is None or (self.retry == "failed" and done["result"]["status"] == "failed"):
+                    made = await make(item)
+                    done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
+                    failures.note(made, partial(self.folder.finish, item_key, done))
                 take(item, done["result"], Usage(**done["usage"]))
                 stage.advance(failed=done["result"]["status"] == "failed")
 
@@ -386,35 +441,59 @@ class _Run:
         })  # fmt: skip
 
 
+class _Failure(NamedTuple):
+    reason: str
+    fault: bool
+    write: Callable[[], None]
+
+
 class _Failures:
-    """Watches a step for its first latents all failing alike; until one succeeds, failures are not written down."""
+    """Watches a step for latents that all fail alike; until one succeeds, such failures are not written down.
+
+    At the beginning of a step any failures count; later, only those of calls, for an outage may come at any time.
+    """
 
     def __init__(self, step: str, give_up_after: int):
         self._step, self._limit = step, give_up_after
-        self._held: list[tuple[str, Callable[[], None]]] = []
+        self._held: list[_Failure] = []
         self._any_success = False
 
-    def note(self, failed: bool, reason: str, write: Callable[[], None]) -> None:
-        """Take one result: write it down, or hold it back while nothing but failures came."""
-        if not failed:
+    def note(self, made: Made[Any], write: Callable[[], None]) -> None:
+        """Take one result: write it down, or hold it back while nothing but failures came.
+
+        Raises:
+            GaveUp: If as many as `run.give_up_after` were held back and are alike, or all of calls.
+        """
+        if made.result.status != "failed":
             self._any_success = True
-            self.settle()
+            self._write(self._held)
             write()
-        elif self._any_success:
+        elif self._any_success and not made.fault:
             write()
         else:
-            self._held.append((reason, write))
-            if len(self._held) >= self._limit and len({r for r, _ in self._held}) == 1:
+            self._held.append(_Failure(made.result.reason, made.fault, write))
+            if len(self._held) >= self._limit and (
+                all(f.fault for f in self._held) or len({_digitless(f.reason) for f in self._held}) == 1
+            ):
+                which = f"{self._limit} latents in a row" if self._any_success else f"the first {self._limit} latents"
                 raise GaveUp(
-                    f"{self._step}: the first {self._limit} latents all failed alike: {reason}. "
+                    f"{self._step}: {which} all failed alike: {made.result.reason}. "
                     "Nothing is lost; mend it and run the same command again."
                 )
 
     def settle(self) -> None:
-        """Write down what was held back."""
-        for _, write in self._held:
-            write()
-        self._held.clear()
+        """Write down what was held back, at the end; but where no call succeeded at all, nothing is known of a latent."""
+        self._write(f for f in self._held if self._any_success or not f.fault)
+
+    def _write(self, failures: Iterable[_Failure]) -> None:
+        for failure in failures:
+            failure.write()
+        self._held = []
+
+
+def _digitless(reason: str) -> str:
+    """Return a reason without numbers: waiting times and identifiers of requests differ from call to call."""
+    return re.sub(r"\w*\d[\w.-]*", "#", reason)
 
 
 def _title(step: str, cell: Cell, variant: str) -> str:
@@ -446,17 +525,36 @@ def _take_score(item: Explained, result: Any, usage: Usage) -> None:
     item.scored.usage += usage
 
 
+async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, *arguments: Any) -> Made[R]:
+    """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
+
+    So does a result that was made without an answer which an undisturbed run would have had.
+
+    Raises:
+        SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
+    """
+    result = await _guarded(call, kind, *arguments)
+    if meter.fault is None:
+        return Made(result, meter.spent, fault=False)
+    if isinstance(meter.fault, _STOPS):
+        raise meter.fault
+    if result.status == "ok":
+        changes: dict[str, Any] = {"text": ""} if isinstance(result, Explanation) else {"values": {}}
+        reason = f"a call failed: {without_secrets(meter.fault)}"
+        result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
+    return Made(result, meter.spent, fault=True)
+
+
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], *arguments: Any) -> R:
-    """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent."""
     try:
         made = await call(*arguments)
-    except (BudgetExceeded, asyncio.CancelledError):
+    except asyncio.CancelledError:
         raise
     except SaevalError as error:
-        return kind.failed(str(error))
+        return kind.failed(without_secrets(error))
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it costs its latent, not the run
         log.error("a plugin raised\n%s", traceback.format_exc())
-        return kind.failed(f"{type(error).__name__}: {error}")
+        return kind.failed(without_secrets(f"{type(error).__name__}: {error}"))
     if not isinstance(made, kind):
         return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
     return made

@@ -429,7 +429,9 @@ def parse(document: Document) -> TaskSpec:
     return spec
 
 
-_SECRET = re.compile(r"(^|_)(api_?key|secret|password|access_?token|auth_?token|credentials?)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|[_-])(api[_-]?key|secret|password|access[_-]?token|auth[_-]?token|credentials?|authorization)$", re.IGNORECASE
+)
 _KEY_ADVICE = "keys and passwords do not belong in a spec, which is shared and copied into results; set the provider's environment variable"
 
 

@@ -141,7 +141,7 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
     return CellResult(
         cell=cell.name, axes=cell.axes, baseline=cell.baseline,
         coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in ("fvu", "subject")}},
-        subject=str(facts.get("subject", "")),
+        subject=str(facts.get("subject", "")), corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
         measures={k: v for k, v in measures.items() if k in task.measures},
         counts={**outcome.counts, "explained": explained},

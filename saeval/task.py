@@ -377,8 +377,9 @@ class _Builder:
                 self.fail(path, str(error))
                 continue
             # The axes that only choose the coder do not tell baseline cells apart.
-            template = self.template.data["source"]["with"].get("coder")
-            moved = [axis for axis in axes if f"${{matrix.{axis}" in str(template)] or ["coder"]
+            options = self.template.data["source"]["with"]
+            others = {key: value for key, value in options.items() if key != "coder"}
+            moved = [a for a in axes if _uses(options.get("coder"), a) and not _uses(others, a)] or ["coder"]
             names = {**{a: n for a, n in cell.axes.items() if a not in moved}, **dict.fromkeys(moved, spec.use)}
             names = {axis: names[axis] for axis in dict.fromkeys([*cell.axes, *moved])}
             latents = cell.latents
@@ -430,6 +431,11 @@ def _kind_of_option(cls: type[Plugin], key: str) -> str | None:
             if isinstance(candidate, type) and issubclass(candidate, base):
                 return kind
     return None
+
+
+def _uses(template: Any, axis: str) -> bool:
+    """Whether a part of a spec names an axis of the matrix."""
+    return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
 
 
 def _cell_name(axes: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ class FakeServer:
         answered: Number of real answers sent.
         most_in_flight: Most requests that were under way at once.
         delay: Seconds each answer takes.
+        chooses: Chooses a fault by the body of the request and the number of the call, from 1; None for an answer.
+        tokens: Counts the tokens of a text, for usage that depends on it; without it, every call takes the same.
     """
 
     reply: Callable[[list[dict[str, str]]], str]
@@ -41,13 +44,18 @@ class FakeServer:
     most_in_flight: int = 0
     delay: float = 0.0
     url: str = ""
+    chooses: Callable[[dict[str, Any], int], Fault | None] = lambda body, number: None
+    tokens: Callable[[str], int] | None = None
+
+    def _fault(self, body: dict[str, Any]) -> Fault | None:
+        return self.faults.pop(0) if self.faults else self.always or self.chooses(body, len(self.calls))
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer /chat/completions."""
         body = await request.json()
         self.calls.append(body)
         self.headers.append(dict(request.headers))
-        fault = self.faults.pop(0) if self.faults else self.always
+        fault = self._fault(body)
         if fault is not None:
             made = fault(request)
             return await made if asyncio.iscoroutine(made) else made
@@ -59,14 +67,19 @@ class FakeServer:
         finally:
             self.in_flight -= 1
         self.answered += 1
+        taken, given = (100, 10) if self.tokens is None else (self._prompt_tokens(body), self.tokens(text))
         return web.json_response(
             {
                 "id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
                 "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110,
-                          "prompt_tokens_details": {"cached_tokens": 40}},
+                "usage": {"prompt_tokens": taken, "completion_tokens": given, "total_tokens": taken + given,
+                          "prompt_tokens_details": {"cached_tokens": min(40, taken)}},
             }
         )  # fmt: skip
+
+    def _prompt_tokens(self, body: dict[str, Any]) -> int:
+        assert self.tokens is not None
+        return sum(4 + self.tokens(message["content"]) for message in body["messages"])
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Answer /completions with echo, as vLLM does: each word is a token of log-probability -(its length).
@@ -75,7 +88,7 @@ class FakeServer:
         """
         body = await request.json()
         self.calls.append(body)
-        fault = self.faults.pop(0) if self.faults else self.always
+        fault = self._fault(body)
         if fault is not None:
             made = fault(request)
             return await made if asyncio.iscoroutine(made) else made
@@ -126,6 +139,25 @@ def drop(request: web.Request) -> web.Response:
     assert request.transport is not None
     request.transport.close()
     return web.Response()
+
+
+def drip(request: web.Request) -> Any:
+    """Send an answer's first bytes, one every now and then, and never its end."""
+
+    async def send() -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        for byte in json.dumps({"choices": []}) * 1000:
+            await response.write(byte.encode())
+            await asyncio.sleep(0.02)
+        return response
+
+    return send()
+
+
+def pieces(text: str) -> int:
+    """Count the tokens of a text by a simple rule: pieces of words of up to six letters, and every other mark."""
+    return len(re.findall(r"\w{1,6}|[^\w\s]", text))
 
 
 @contextmanager

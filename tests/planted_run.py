@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fake_server import FakeServer, fake_server
@@ -50,3 +52,10 @@ def truthful_server() -> Iterator[FakeServer]:
     """Run the server that answers truthfully."""
     with fake_server(truthful) as server:
         yield server
+
+
+def finished(run: Path) -> dict[str, dict[str, Any]]:
+    """Results in a run's journal, by key."""
+    lines = (run / "journal.jsonl").read_text().splitlines() if (run / "journal.jsonl").exists() else []
+    entries = [json.loads(line.partition(" ")[2]) for line in lines]
+    return {entry["key"]: entry["value"]["result"] for entry in entries}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
 from hub_server import fake_hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from planted_run import spec, truthful_server
 
 import saeval
 from saeval import InputError, StoreError
+from saeval.cli import main
 from saeval.exchange import FORMATS, export_run, import_run
 from saeval.exchange.hub import pull, push
 from saeval.plugins import Registry
@@ -624,6 +626,7 @@ def command(*arguments, cwd, code=0, **env):
     return done
 
 
+@pytest.mark.slow
 def test_run_goes_to_the_hub_and_comes_back(run, tmp_path):
     secret = "hf_" + "s3cret" * 5
     with fake_hub() as hub:
@@ -657,15 +660,24 @@ def test_run_goes_to_the_hub_and_comes_back(run, tmp_path):
 # --- the command line ---
 
 
-def test_commands_say_what_they_did_and_have_json_twins(run, tmp_path):
-    said = command("export", run, "--format", "delphi", "--out", "d", cwd=tmp_path)
+def test_commands_say_what_they_did_and_have_json_twins(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, code=0):
+        done = CliRunner().invoke(main, [*map(str, arguments)])
+        assert done.exit_code == code, done.output
+        return done
+
+    said = call("export", run, "--format", "delphi", "--out", "d")
     assert "written   d" in said.stdout and "made up, and the files do not say so" in said.stderr
-    twin = json.loads(command("export", run, "-f", "delphi", "--out", "e", "--json", cwd=tmp_path).stdout)
+    twin = json.loads(call("export", run, "-f", "delphi", "--out", "e", "--json").stdout)
     assert twin["warnings"] and any(name.endswith(".txt") for name in twin["files"])
-    assert "cells, " in command("import", "d", "--format", "delphi", "--out", "r", cwd=tmp_path).stdout
-    twin = json.loads(command("import", "d", "-f", "delphi", "--out", "s", "--json", cwd=tmp_path).stdout)
+    assert "cells, " in call("import", "d", "--format", "delphi", "--out", "r").stdout
+    twin = json.loads(call("import", "d", "-f", "delphi", "--out", "s", "--json").stdout)
     assert twin["reproducible"] is False and "not made here" in twin["warnings"][0]
-    assert "detection" in command("report", "r", cwd=tmp_path).stdout
+    assert "detection" in call("report", "r").stdout
+    assert json.loads(call("push", "r", "sent", "--json").stdout) == {"dest": "sent"}
+    assert json.loads(call("pull", "sent", "got", "--json").stdout) == {"kind": "run", "out": "got"}
     for arguments, sentence in (
         (["export", "nowhere", "-f", "jsonl", "--out", "x"], "no results.json there"),
         (["export", run, "-f", "jsonl", "--out", "x", "--cell", "sed=0"], "no cell 'sed=0', did you mean 'seed=0'?"),
@@ -673,7 +685,7 @@ def test_commands_say_what_they_did_and_have_json_twins(run, tmp_path):
         (["import", "nowhere", "-f", "jsonl", "--out", "x"], "no such file or folder"),
         (["pull", "nowhere", "x"], "cannot be read"),
     ):
-        assert sentence in command(*arguments, cwd=tmp_path, code=2).stderr
+        assert sentence in call(*arguments, code=2).stderr
     assert not (tmp_path / "x").exists()
 
 
@@ -697,10 +709,6 @@ def blocks(language):
 
 
 def test_commands_and_code_of_the_page_run(run, tmp_path, monkeypatch, capsys):
-    from click.testing import CliRunner
-
-    from saeval.cli import main
-
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, "my-run")
     lines = [line for block in blocks("sh") for line in block.splitlines()]

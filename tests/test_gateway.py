@@ -202,7 +202,32 @@ def test_asker_that_is_called_off_does_not_take_those_who_wait_with_it(tmp_path)
         first, *others = asyncio.run(main())
         assert isinstance(first, asyncio.CancelledError)
         assert [reply.text for reply in others] == ["fine", "fine"]
-        assert len(server.calls) == 2
+        assert len(server.calls) == 1  # it was under way, and is paid for
+
+
+def test_answer_that_takes_too_long_is_not_waited_for_when_a_run_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.gateway._GRACE", 0.1)
+    with fake_server() as server:
+        server.always = hang
+        gate = gateway(tmp_path, direct(server))
+
+        async def main():
+            asker = asyncio.ensure_future(gate.complete(Request.of("a")))
+            await asyncio.sleep(0.05)
+            asker.cancel()
+            (ended,) = await asyncio.gather(asker, return_exceptions=True)
+            await gate._llm.aclose()
+            return ended
+
+        assert isinstance(asyncio.run(main()), asyncio.CancelledError)
+
+
+def test_answer_that_changed_on_disk_is_asked_for_again(tmp_path, caplog):
+    with fake_server("fine") as server:
+        ask(gateway(tmp_path, direct(server)), Request.of("a"))
+        CallStore(tmp_path / "calls.sqlite")._db.execute("UPDATE answers SET answer = replace(answer, 'fine', 'fihe')")
+        (reply,) = ask(gateway(tmp_path, direct(server)), Request.of("a"))
+        assert (reply.text, len(server.calls)) == ("fine", 2)
 
 
 @pytest.mark.parametrize("several", [0, -1])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fake_server import fake_server
+from planted_run import truthful
 from test_steering import brute_force
 from tiny import CONFIGS, tiny_model
 
@@ -159,6 +165,21 @@ def test_lens_gives_the_models_logits_or_says_that_it_cannot(readable):
     assert promoted.shape == (live.model.get_output_embeddings().weight.shape[0],) and float(promoted.std()) > 0
 
 
+@pytest.mark.slow
+def test_half_precision_changes_no_more_than_rounding(kind, readable):
+    if kind == "xlstm":
+        pytest.skip("transformers' own forward pass of it takes float32 only")
+    half = LiveModel.load(readable.name, dtype="bfloat16")
+    assert half._memory_name == readable._memory_name
+    subject = Subject(half, half.hookpoint(half.blocks()[1]))
+    direction = direction_of(half, subject.point)
+    prompts = [[0, 5, 6, 7], [0, 9, 8, 7]]
+    cached, uncached = (subject.steered(prompts, direction, cached=c).next_logprobs(3.0) for c in (True, False))
+    assert torch.allclose(cached, uncached, atol=0.1)
+    expected = Subject(readable, subject.point).promoted(direction)
+    assert torch.corrcoef(torch.stack([subject.promoted(direction), expected]))[0, 1] > 0.99
+
+
 def test_neurons_write_what_the_down_projection_gives_or_are_refused(readable):
     live = readable
     places = {place for place in neurons_of(live) if place is not None}
@@ -252,3 +273,55 @@ def test_places_with_all_tokens_in_one_row_are_steered_from_a_token_on(tmp_path)
         flat.steer(HookPoint("rotary_emb"), direction, 1.0),
     ):
         logits_of(flat)
+
+
+# --- the page, and the tasks for recurrent networks
+
+
+def test_code_of_the_page_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code.replace("state-spaces/mamba-130m-hf", str(tiny_model(tmp_path, "mamba"))), names)
+    assert names["strength"].kl == pytest.approx(0.005, rel=0.1) and names["words"]
+
+
+def reply(messages):
+    """Judge as a scripted judge does, and explain everything alike."""
+    return truthful(messages) if messages[-1]["content"].startswith("Explanation:") else "EXPLANATION: ships at sea"
+
+
+CELLS = {"rnn-steering": ["tense", "random_sae"], "rnn-lens": ["mamba"], "rnn-probes": ["mamba"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", CELLS)
+def test_tasks_for_recurrent_networks_run_to_their_end(task, tmp_path):
+    model = tiny_model(tmp_path / "model", "mamba", seed=1)
+    (tmp_path / "lens").mkdir()
+    torch.save({"2.weight": torch.eye(16), "2.bias": torch.zeros(16)}, tmp_path / "lens" / "params.pt")
+    changes = {
+        "matrix.subject": f"[{{id: mamba, model: {model}, at: layers.1}}]",
+        "latents": "{n: 2, min_windows: 20}",
+        "sampler.with": "{window: 8, explain: 8, score: 8, non_activating: {n: 8}}",
+        "source.with.corpus.per_document": 200,
+    }
+    if task == "rnn-steering":
+        pairs = PAGE.parents[1] / "tasks" / "rnn" / "tense.jsonl"
+        changes |= {"matrix.concept": f"[{{id: tense, pairs: {pairs}}}]", "scorers.intervention_weak.with.kl": 0.01}
+        changes |= {"explainer.with.kl": 0.02}
+    if task == "rnn-lens":
+        changes |= {"source.with.coder.with.k": 4, "explainer.with.tuned_lens": tmp_path / "lens"}
+    if task != "rnn-probes":
+        changes |= {"scorers.intervention.with.kl": 0.02, "llms.base": f"{{model: 'hf/{model}'}}"}
+    with fake_server(reply) as server:
+        chat = f"{{model: openai_compatible/x, api_base: '{server.url}', max_tokens: 100}}"
+        changes |= {"llms.explainer": chat} | ({} if task == "rnn-steering" else {"llms.judge": chat})
+        settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+        command = [sys.executable, "-m", "saeval", "run", "--task", task, "--out", "run", *settings]
+        env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
+    assert [cell["cell"].rpartition("=")[2] for cell in cells] == CELLS[task]
+    rows = [row for cell in cells for row in cell["scores"]]
+    assert rows and all(row["n"] == row["tried"] > 0 and row["value"] is not None for row in rows)

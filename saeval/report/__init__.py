@@ -1,4 +1,4 @@
-"""Reports, made from `results.json` alone: no plugin needs to be installed, no model is asked."""
+"""Reports, made from the files of a run alone: no plugin needs to be installed, no model is asked."""
 
 from __future__ import annotations
 
@@ -26,16 +26,21 @@ def safe_text(text: object) -> str:
 
 
 def write_reports(run: RunResult, folder: Path) -> list[Path]:
-    """Write report.md, leaderboard.csv and leaderboard.parquet, each whole or not at all.
+    """Write report.md, leaderboard.csv, leaderboard.parquet and index.html, each whole or not at all.
+
+    Args:
+        run: The results.
+        folder: Where they go, `report/` of the run directory; pages of latents are made from `cells/` beside it.
 
     Returns:
-        The files.
+        The files, without the pages of latents that index.html links to.
 
     Raises:
-        InputError: If the folder cannot be written to.
+        InputError: If the folder cannot be written to, or a table of a cell cannot be read.
     """
     from saeval.errors import InputError
     from saeval.files import write_atomic
+    from saeval.report.html import write_html
     from saeval.report.markdown import markdown
     from saeval.report.tables import write_csv, write_parquet
 
@@ -47,4 +52,4 @@ def write_reports(run: RunResult, folder: Path) -> list[Path]:
     write_atomic(report, markdown(run))
     write_csv(run, leaderboard)
     write_parquet(run, table)
-    return [report, leaderboard, table]
+    return [report, leaderboard, table, write_html(run, folder.parent, folder)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import isfinite
+from math import hypot, isfinite
 from statistics import median
 
+from saeval.report.stats import holm
 from saeval.results import CellResult, RunResult, ScoreRow
 
 OWN = "explanation"
@@ -54,9 +55,14 @@ class Leaderboard:
     @classmethod
     def of(cls, run: RunResult) -> Leaderboard:
         """Rank the cells of a run."""
-        rows = [row for cell in run.cells for row in cell.scores]
+        return cls.of_cells(run.cells, run.rank_by)
+
+    @classmethod
+    def of_cells(cls, found: Sequence[CellResult], rank_by: str) -> Leaderboard:
+        """Rank cells, whose names are all different, by a column `scorer.metric`."""
+        rows = [row for cell in found for row in cell.scores]
         scorer, metric = next(
-            ((r.scorer, r.metric) for r in rows if f"{r.scorer}.{r.metric}" == run.rank_by), run.rank_by.rsplit(".", 1)
+            ((r.scorer, r.metric) for r in rows if f"{r.scorer}.{r.metric}" == rank_by), rank_by.rsplit(".", 1)
         )
         headlines = {r.scorer: r.metric for r in reversed(rows)}
         metrics = {scorer: metric, **{r.scorer: headlines[r.scorer] for r in rows if r.scorer != scorer}}
@@ -71,14 +77,15 @@ class Leaderboard:
                 return True, 0.0
             return False, -row.value if row.higher_is_better else row.value
 
-        cells = sorted(run.cells, key=lambda c: (c.baseline is not None, *order(c)))
+        cells = sorted(found, key=lambda c: (c.baseline is not None, *order(c)))
         contending = [row for c in cells if c.baseline is None and (row := ranking(c))]
-        ranks = dict(zip((c.cell for c in cells), _ranks(contending), strict=False))
+        estimates = [(row.value or 0.0, standard_error(row)) for row in contending]
+        ranks = dict(zip((c.cell for c in cells), rank_ranges(estimates), strict=False))
         return cls(
             standings=tuple(Standing(c, ranks.get(c.cell)) for c in cells),
             metrics=metrics,
             variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != OWN)),
-            smallest_difference=_smallest_difference(contending),
+            smallest_difference=smallest_difference([error for _, error in estimates]),
         )
 
     def row(self, cell: CellResult, scorer: str, variant: str = OWN) -> ScoreRow | None:
@@ -104,37 +111,37 @@ def standard_error(row: ScoreRow) -> float:
     return half / 1.96
 
 
-def _error_of_difference(a: ScoreRow, b: ScoreRow) -> float:
-    return float((standard_error(a) ** 2 + standard_error(b) ** 2) ** 0.5)
+def rank_ranges(estimates: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
+    """Return the best and worst rank of each.
 
+    Two are told apart by a z test of their means, unpaired, since latents of different coders are different things;
+    over all pairs, Holm's correction keeps the chance of any false separation at 5 %. For cells that share their
+    latents the test is too careful where their scores go together; `saeval compare` pairs them.
 
-def _ranks(rows: Sequence[ScoreRow]) -> list[tuple[int, int]]:
-    """Return the best and worst rank of each, given rows in order, best first.
-
-    Two cells are told apart by a z test of their means, unpaired, since latents of different coders are different
-    things; over all pairs, Holm's correction keeps the chance of any false separation at 5 %.
+    Args:
+        estimates: Values and their standard errors, in order, best first.
     """
     from scipy.stats import norm
 
-    tests = []
-    for i, j in combinations(range(len(rows)), 2):
-        difference = abs((rows[i].value or 0.0) - (rows[j].value or 0.0))
-        error = _error_of_difference(rows[i], rows[j])
-        p = 2 * norm.sf(difference / error) if error > 0 else float(difference == 0)
-        tests.append((p, i, j))
-    apart: set[tuple[int, int]] = set()
-    for step, (p, i, j) in enumerate(sorted(tests)):
-        if p > 0.05 / (len(tests) - step):
-            break
-        apart.add((i, j))
-    n = len(rows)
+    pairs = list(combinations(range(len(estimates)), 2))
+    ps = []
+    for i, j in pairs:
+        (a, error_a), (b, error_b) = estimates[i], estimates[j]
+        error = hypot(error_a, error_b)
+        ps.append(float(2 * norm.sf(abs(a - b) / error)) if error > 0 else float(a == b))
+    apart = {pair for pair, p in zip(pairs, holm(ps), strict=True) if p <= 0.05}
+    n = len(estimates)
     return [
         (1 + sum((j, i) in apart for j in range(i)), n - sum((i, j) in apart for j in range(i + 1, n)))
         for i in range(n)
     ]
 
 
-def _smallest_difference(rows: Sequence[ScoreRow]) -> float | None:
-    """Return (1.96 + 0.84) times the median standard error of a difference between two contestants."""
-    errors = [_error_of_difference(a, b) for a, b in combinations(rows, 2)]
-    return 2.8 * median(errors) if errors and isfinite(median(errors)) else None
+VISIBLE = 1.96 + 0.84
+"""Standard errors that a difference must measure to be seen at 5 % in four of five samples."""
+
+
+def smallest_difference(errors: Sequence[float]) -> float | None:
+    """Return `VISIBLE` times the median standard error of a difference between two of these; None for fewer than two."""
+    between = [hypot(a, b) for a, b in combinations(errors, 2)]
+    return VISIBLE * median(between) if between and isfinite(median(between)) else None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from saeval.report import safe_text
 from saeval.report.leaderboard import OWN, Leaderboard
+from saeval.report.method import method, named
 from saeval.results import CellResult, Correlation, DecileShares, Judge, Ledger, RunResult, ScoreRow
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
@@ -35,7 +36,12 @@ def markdown(run: RunResult) -> str:
         parts.append(_inert(run.description))
     if run.warnings:
         parts += ["## Warnings", "\n".join(f"- {_inert(w)}" for w in run.warnings)]
-    parts += ["## Method", _method(run), f"## Leaderboard, ranked by {_inert(run.rank_by)}", _leaderboard(run, board)]
+    parts += [
+        "## Method",
+        method(run, _inert),
+        f"## Leaderboard, ranked by {_inert(run.rank_by)}",
+        _leaderboard(run, board),
+    ]
     if (least := board.smallest_difference) is not None:
         parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {least:.3f}.")
     parts += ["## Scores", _table(_SCORES, [_score(x.cell, row) for x in board.standings for row in x.cell.scores])]
@@ -67,25 +73,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def _method(run: RunResult) -> str:
-    rows = [row for c in run.cells for row in c.scores]
-    judges = _named(row.judge for row in rows)
-    return " ".join(
-        [
-            f"Subject: {_named(c.subject for c in run.cells)}. Explained by {_named(c.explainer for c in run.cells)},",
-            "from windows of other documents than those scored on; non-activating windows are verified silent.",
-            *([f"Judged by {judges}."] if judges else []),
-            f"Scores are means over latents, with 95 % intervals ({_named(row.method for row in rows)}).",
-            "A floor is the same metric for the explanations of a baseline, or by chance; `lift` is the distance to",
-            "the best one that knows nothing of the latent, on the same latents. Ranks are ranges where unpaired",
-            "z tests, Holm-corrected over all pairs of contestants, do not separate.",
-            f"Seed {run.seed}.",
-        ]
-    )
-
-
 def _named(values: Iterable[str | None]) -> str:
-    return _inert(", ".join(dict.fromkeys(v for v in values if v)))
+    return _inert(named(values))
 
 
 def _leaderboard(run: RunResult, board: Leaderboard) -> str:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saeval.errors import LLMError, Refused
-from saeval.interfaces import ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer
-from saeval.llm import LanguageModel
+from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer
+from saeval.llm import FillRequest, LanguageModel, LogprobRequest, Request
 from saeval.records import Examples, LatentId, LatentRecord
 from saeval.results import Explanation, Score
 from saeval.seeding import derive_rng
@@ -102,6 +102,8 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
 def check_sampler(sampler: Sampler) -> None:
     """Check a sampler: repeatable, its two sides disjoint, windows true to the store, `None` where there is too little.
 
+    What its records own up to in `flaws` is not held against it.
+
     Args:
         sampler: The sampler.
 
@@ -116,7 +118,9 @@ def check_sampler(sampler: Sampler) -> None:
             first, again = (sampler.sample(store, latent, derive_rng(0, "sample", index)) for _ in range(2))
             assert _content(first) == _content(again), f"latent {index}: the same seed gives other windows"
             if index in odd:
-                assert first is None, f"latent {index}, which {odd[index]}, is sampled"
+                never_silent = store.firings[index] == store.n_tokens
+                owned_up = first is not None and "unverified" in first.flaws and never_silent
+                assert first is None or owned_up, f"latent {index}, which {odd[index]}, is sampled"
             else:
                 assert first is not None, f"latent {index}, which fires in a quarter of all windows, is not sampled"
                 _check_record(first, sampler, store)
@@ -210,6 +214,54 @@ def check_coder(coder: Coder, d_in: int) -> None:
     assert sae.architecture, "the architecture has no name"
 
 
+def check_llm(llm: LLM) -> None:
+    """Check a language model: it answers or fails, and scores continuations if, and only if, it says that it can.
+
+    Call it from a plain (not async) test. The model is really asked, a few short questions.
+
+    Args:
+        llm: The language model.
+
+    Raises:
+        AssertionError: If the contract is broken, saying how.
+    """
+    _check_plugin(llm)
+    assert llm.model, "the model has no name"
+    asyncio.run(_ask_everything(llm))
+
+
+async def _ask_everything(llm: LLM) -> None:
+    try:
+        reply = await llm.complete(Request.of("What is the capital of France? Answer with one word.", max_tokens=8))
+        assert reply.text, "an empty answer is returned; raise LLMError"
+        counts = (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_tokens, reply.usage.usd or 0)
+        assert min(counts) >= 0, f"usage {reply.usage} is negative"
+        request = LogprobRequest(prompts=(" one", " two"), continuations=(" three", " four", " five"), prefix="Zero")
+        fill = FillRequest(texts=(("a", " b"), ("c",)), filler=" 0", choices=(" 0", " 1"), prefix="Zero")
+        if not llm.can_score:
+            for ask in (lambda: llm.logprobs(request), lambda: llm.fill(fill)):
+                try:
+                    await ask()
+                except LLMError:
+                    continue
+                raise AssertionError("continuations are scored although `can_score` is False")
+            return
+        first, again = [(await llm.logprobs(request)).logprobs for _ in range(2)]
+        assert [len(prompt) for prompt in first] == [3, 3], (
+            "`logprobs` does not score every continuation of every prompt"
+        )
+        found = np.array([value for prompt in first for tokens in prompt for value in tokens])
+        assert all(all(prompt) for prompt in first), "a continuation has no tokens"
+        assert np.isfinite(found).all() and (found <= 1e-3).all(), "log-probabilities are above 0 or not finite"
+        assert first == again, "the same continuations have other log-probabilities"
+        gaps = (await llm.fill(fill)).logprobs
+        assert [[len(gap) for gap in text] for text in gaps] == [[2, 2], [2]], (
+            "`fill` does not weigh every choice in every gap"
+        )
+    finally:
+        await llm.aclose()
+
+
 def _check_plugin(plugin: AnyPlugin) -> None:
     """What holds for plugins of every kind: a proper name, options that survive being written down, a JSON fingerprint."""
     kind = type(plugin)
@@ -265,7 +317,7 @@ def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
 def _check_record(record: LatentRecord, sampler: Sampler, store: ActivationStore) -> None:
     sides = [(*s.activating, *s.non_activating) for s in (record.explain, record.score)]
     documents = [{e.document for e in side} for side in sides]
-    assert not documents[0] & documents[1], "a document stands on both sides"
+    assert "leak" in record.flaws or not documents[0] & documents[1], "a document stands on both sides"
     assert record.explain.activating and record.score.activating and record.score.non_activating, "a side is empty"
     position, value = store.activations(record.latent.index)
     for side in sides:
@@ -277,7 +329,8 @@ def _check_record(record: LatentRecord, sampler: Sampler, store: ActivationStore
             here = (position >= at) & (position < at + sampler.window)
             truth[position[here] - at] = value[here]
             assert np.array_equal(truth, example.activations), f"window {example.id}: not the store's activations"
-            assert example.active == bool(truth.any()), f"window {example.id} is on the wrong side"
+            unseen = "unverified" in record.flaws and not example.active
+            assert unseen or example.active == bool(truth.any()), f"window {example.id} is on the wrong side"
     deciles = [e.decile for e in record.score.activating]
     assert all(d is not None and 0 <= d < 10 for d in deciles), "a scored activating window has no decile"
     assert record.firings == len(position), f"{record.firings} firings instead of {len(position)}"

@@ -86,6 +86,7 @@ def _translated(model: str, error: Exception) -> LLMError:
     # An error inside a response of status 200 reaches us as a 422 that no server sent.
     inside_200 = getattr(error, "status_code", None) == 422 and getattr(error, "body", None) is None
     return error_from_status(
+        getattr(error, "status_code", None),
         message,
         getattr(error, "code", None),
         retryable=name in _RETRYABLE or inside_200,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from saeval import FinishReason, LLMError, Refused, Reply, Request, TokenLogprobs, Usage
+from saeval import FinishReason, LLMError, Refused, Reply, Request, TokenLogprobs, Usage, without_secrets
 
 
 def chat_body(model: str, request: Request) -> dict[str, Any]:
@@ -84,10 +82,17 @@ def usage_from(usage: Any, usd: float | None = None, price_source: str | None = 
     )
 
 
-def error_from_status(what: str, code: object, *, retryable: bool, retry_after: str | None) -> LLMError:
+_LASTING = {401, 402, 403, 404}
+"""Statuses that are not about the question, but about key, credit, or the model's name."""
+
+
+def error_from_status(
+    status: int | None, what: str, code: object, *, retryable: bool, retry_after: str | None
+) -> LLMError:
     """Return the error that a response with another status than 200 means.
 
     Args:
+        status: The status; None when it is not known.
         what: What happened, in one sentence.
         code: The body's error code; content filters are known by it.
         retryable: Whether trying again can help.
@@ -95,7 +100,8 @@ def error_from_status(what: str, code: object, *, retryable: bool, retry_after: 
     """
     if code in ("content_filter", "content_policy_violation"):
         return Refused(what)
-    return LLMError(what, retryable=retryable, retry_after=_seconds(retry_after))
+    lasting = status in _LASTING or code == "insufficient_quota"  # which comes as a rate limit, but no wait helps
+    return LLMError(what, retryable=retryable and not lasting, retry_after=_seconds(retry_after), lasting=lasting)
 
 
 def _seconds(retry_after: str | None) -> float | None:
@@ -120,15 +126,7 @@ def _logprobs(data: Any) -> tuple[TokenLogprobs, ...] | None:
     )
 
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|key|api|Bearer)[-_ ][A-Za-z0-9_\-]{6,}")
-
-
 def one_line(text: object, most: int = 200) -> str:
     """Shorten a server's words to a line fit for an error message, without the keys that servers echo."""
-    line = " ".join(str(text).split())
-    for name, value in os.environ.items():
-        if len(value) >= 6 and _SECRET_NAME.search(name):
-            line = line.replace(value, "…")
-    line = _KEY_LIKE.sub("…", line)
+    line = without_secrets(" ".join(str(text).split()))
     return line if len(line) <= most else line[:most] + "…"

@@ -112,7 +112,7 @@ class OpenAICompatible(LLM):
         except (ValueError, KeyError, TypeError):
             message, code = text, None
         what = f"{self.model}: status {status}: {one_line(message)}"
-        return error_from_status(what, code, retryable=status in _RETRYABLE, retry_after=retry_after)
+        return error_from_status(status, what, code, retryable=status in _RETRYABLE, retry_after=retry_after)
 
     async def complete(self, request: Request) -> Reply:
         """Ask `/chat/completions`."""

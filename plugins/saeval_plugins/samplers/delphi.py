@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from saeval import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler
 from saeval_plugins.samplers.non_activating import FEWEST
-from saeval_plugins.samplers.split import split_documents
+from saeval_plugins.samplers.split import side, split_documents
 from saeval_plugins.samplers.windows import DECILES, descending
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class Delphi(Sampler):
@@ -52,6 +49,14 @@ class Delphi(Sampler):
     leak: bool = True
     """Whether both draws are from all windows; if not, documents are divided between them first."""
 
+    @model_validator(mode="after")
+    def _something_of_each_part(self) -> Delphi:
+        if min(self.explain, self.score) < self.quantiles:
+            raise ValueError(
+                f"explain and score should be at least quantiles, {self.quantiles}, to draw from each part"
+            )
+        return self
+
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Rank the latent's windows, and draw twice."""
         windows = descending(store.windows(latent.index, self.window))
@@ -64,10 +69,7 @@ class Delphi(Sampler):
                 return None
             explains = split.explains(documents)
             shown, scored = windows.ids[explains], windows.ids[~explains]
-
-            def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-                return ~split.explains(store.document_of(ids, self.window))
-
+            keep = side(split, lambda ids: store.document_of(ids, self.window), explain=False)
         shown = shown[self._shown(len(shown))]
         at, quantile = self._by_quantile(len(scored), self.score)
         silent = store.silent_windows(latent.index, self.window, self.non_activating, rng, keep)
@@ -97,7 +99,7 @@ class Delphi(Sampler):
         if self.show == "quantiles":
             return self._by_quantile(n, self.explain)[0]
         if self.show == "random":
-            return random.Random(self.seed).sample(range(n), self.explain) if n >= self.explain else [*range(n)]
+            return self._draw().sample(range(n), self.explain) if n >= self.explain else [*range(n)]
         strongest = min(self.explain if self.show == "top" else int(self.explain * self.top_share), n)
         if self.show == "top":
             return [*range(strongest)]
@@ -106,9 +108,14 @@ class Delphi(Sampler):
 
     def _by_quantile(self, n: int, wanted: int) -> tuple[list[int], list[int]]:
         """Draw from each quantile of n ranked windows; return the ranks, in the order drawn, and the quantile of each."""
-        # The standard library's generator, since from the same seed it makes the same draws as there.
-        draw = random.Random(self.seed)
+        draw = self._draw()
         size, each = n // self.quantiles, wanted // self.quantiles
         parts = [range(q * size, (q + 1) * size) for q in range(self.quantiles)]
-        drawn = [(rank, q) for q, part in enumerate(parts) for rank in (draw.sample(part, each) if size >= each else part)]
+        drawn = [
+            (rank, q) for q, part in enumerate(parts) for rank in (draw.sample(part, each) if size >= each else part)
+        ]
         return [rank for rank, _ in drawn], [q for _, q in drawn]
+
+    def _draw(self) -> random.Random:
+        """Return the standard library's generator: from the same seed, it makes the same draws as there."""
+        return random.Random(self.seed)  # noqa: S311

@@ -122,7 +122,9 @@ class SAEBench(Sampler):
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Return the centres that explain and those that score; None when there are too few."""
         if split is None:
-            both = self._picked(fired, self.explain_top + self.score_top, self.explain_weighted + self.score_weighted, rng)
+            both = self._picked(
+                fired, self.explain_top + self.score_top, self.explain_weighted + self.score_weighted, rng
+            )
             if both is None:
                 return None
             top, weighted = rng.permutation(both[0]), rng.permutation(both[1])
@@ -149,8 +151,10 @@ class SAEBench(Sampler):
         chance = np.square(weaker.value, dtype=np.float64)
         if np.count_nonzero(chance) < weighted:
             return None
-        drawn = rng.choice(weaker.position, weighted, replace=False, p=chance / chance.sum()) if weighted else []
-        return fired.position[chosen], np.array(drawn, dtype=np.int64)
+        if not weighted:
+            return fired.position[chosen], np.empty(0, dtype=np.int64)
+        drawn = rng.choice(weaker.position, weighted, replace=False, p=chance / chance.sum())
+        return fired.position[chosen], drawn.astype(np.int64)
 
     def _elsewhere(
         self,
@@ -169,13 +173,13 @@ class SAEBench(Sampler):
             return contexts
         context = rng.choice(contexts, 64 * self.non_activating)
         places = store.lengths[context] - store.lead - self.window + 1
-        begins = context * store.length + store.lead + rng.integers(places)
+        begins: NDArray[np.int64] = context * store.length + store.lead + rng.integers(places)
         begins = begins[np.isin(begins, scored, invert=True)]
         if not self.unverified:
             position, _ = store.activations(latent.index)
             begins = begins[np.searchsorted(position, begins) == np.searchsorted(position, begins + self.window)]
         _, first = np.unique(begins, return_index=True)
-        return begins[np.sort(first)][: self.non_activating]
+        return np.asarray(begins[np.sort(first)][: self.non_activating])
 
 
 def _strongest_first(example: Example) -> float:

@@ -104,8 +104,9 @@ class _WindowSampler(Sampler):
 
 def descending(windows: Windows) -> Windows:
     """Order windows by maximum activation, strongest first; ties by number."""
-    # Floats that are not negative order as their bits do; two radix passes of 16 bits beat one comparison sort.
-    bits = ~windows.maxima.astype(np.float32, copy=False).view(np.uint32)
+    # Floats order as their bits do, but for the sign; two radix passes of 16 bits beat one comparison sort.
+    bits = windows.maxima.astype(np.float32, copy=False).view(np.uint32)
+    bits = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF)
     order = np.argsort(bits.astype(np.uint16), kind="stable")
     order = order[np.argsort((bits >> 16).astype(np.uint16)[order], kind="stable")]
     return Windows(windows.ids[order], windows.maxima[order])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Literal
 
@@ -10,6 +13,8 @@ from pydantic import Field
 from saeval import Context, Example, Examples
 from saeval_plugins.prompts import load, marked_line
 from saeval_plugins.scorers._judge import REFERENCES, Judge, Question
+
+_FIXED_SEED = 22
 
 
 class Fuzzing(Judge):
@@ -24,6 +29,11 @@ class Fuzzing(Judge):
     says nothing either, and only the marked tokens do. One half of the windows, drawn at random, lends its patterns
     to the other; each pattern is used once, and windows that find no partner are left out, on both sides, which
     leaves each pattern right as often as wrong.
+
+    `fixed`: as EleutherAI/delphi marks them (commit 3c2e139), for comparison with its numbers. As many tokens as fire in
+    an activating window on average are marked in each non-activating one, always at the same places: first the one at
+    three quarters of the window, then those that a generator gives which is seeded alike each time. Those places tell
+    right marks from wrong ones to a judge that cannot read.
     """
 
     name = "fuzzing"
@@ -33,25 +43,42 @@ class Fuzzing(Judge):
 
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""
-    negatives: Literal["matched", "active"] = "matched"
-    """Where wrong marks stand: in non-activating windows, or in activating ones on tokens that do not fire."""
+    negatives: Literal["matched", "active", "fixed"] = "matched"
+    """Where wrong marks stand: in non-activating windows, or in activating ones on tokens that do not fire; `fixed`, in
+    non-activating windows at places that give them away, is for comparison with Delphi only."""
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
-        """Mark the firing tokens of activating windows, and the same places in windows where they do not fire."""
-        order = [int(i) for i in context.rng.permutation(len(examples.activating))]
-        shuffled = [examples.activating[i] for i in order]
+        """Mark the tokens that fire in activating windows, and wrong ones as `negatives` says."""
+        right: Sequence[Example] = examples.activating
+        order = [int(i) for i in context.rng.permutation(len(right))]
+        shuffled = [right[i] for i in order]
         if self.negatives == "active":
             pairs = self._disjoint(shuffled[::2], shuffled[1::2])
-            right, wrong = [lender for lender, _ in pairs], pairs
+            right, wrong = [lender for lender, _ in pairs], [(window, self._marks(lender)) for lender, window in pairs]
+        elif self.negatives == "fixed":
+            n = math.ceil(sum(int((e.activations != 0).sum()) for e in right) / len(right)) if right else 0
+            wrong = [(window, self._fixed(window, n)) for window in examples.non_activating]
         else:
-            right, wrong = [*examples.activating], list(zip(cycle(shuffled), examples.non_activating, strict=False))
+            lent = zip(cycle(shuffled), examples.non_activating, strict=False)
+            wrong = [(window, self._marks(lender)) for lender, window in lent]
         return [
             *(Question(window, marked_line(window, self._marks(window)), True) for window in right),
-            *(Question(window, marked_line(window, self._marks(lender)), False) for lender, window in wrong),
+            *(Question(window, marked_line(window, marks), False) for window, marks in wrong),
         ]
 
     def _marks(self, window: Example) -> list[bool]:
         return window.firing(self.threshold)
+
+    def _fixed(self, window: Example, n: int) -> list[bool]:
+        """Mark n tokens that do not fire, at the places that Delphi would mark."""
+        length = len(window.tokens)
+        free = [i for i, fires in enumerate(self._marks(window)) if not fires]
+        first = [i for i in free if i == length - length // 4][:n]
+        rest = [i for i in free if i not in first]
+        # The standard library's generator, since from the same seed it makes the same draws as there.
+        draw = random.Random(_FIXED_SEED)  # noqa: S311
+        marked = {*first, *draw.sample(rest, min(n - len(first), len(rest)))}
+        return [i in marked for i in range(length)]
 
     def _disjoint(self, lenders: list[Example], borrowers: list[Example]) -> list[tuple[Example, Example]]:
         """Pair as many windows as can be so that no mark of a lender falls on a token on which its borrower fires."""

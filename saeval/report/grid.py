@@ -1,0 +1,45 @@
+"""A table of text as people paste it: aligned, Markdown, LaTeX."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from saeval.report import safe_text
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "−": "$-$",
+}  # fmt: skip
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return the table in columns, for a terminal."""
+    lines = [[safe_text(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return the table in Markdown; nothing in a cell is markup."""
+    lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return the table as a `tabular` with rules of the package booktabs; nothing in a cell is a command."""
+    lines = [" & ".join(map(_latex, row)) + r" \\" for row in (head, *rows)]
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+         r"\end{tabular}"]
+    )  # fmt: skip
+
+
+def _markdown(value: object) -> str:
+    return re.sub(r"([\\`*_\[\]~|])", r"\\\1", html.escape(safe_text(value), quote=False))
+
+
+def _latex(value: object) -> str:
+    return "".join(_LATEX.get(c, c) for c in safe_text(value))

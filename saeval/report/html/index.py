@@ -1,0 +1,154 @@
+"""What the first page of a report shows, gathered from the results and the tables of the cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from markupsafe import Markup
+
+from saeval.report.html import plots
+from saeval.report.html.latents import CellTables
+from saeval.report.html.plots import Series
+from saeval.report.html.text import slug
+from saeval.report.leaderboard import OWN, Leaderboard
+from saeval.report.method import method, named
+from saeval.results import Correlation, RunResult
+
+_MOST_PAIRS = 6
+_MOST_DISAGREEMENTS = 15
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A latent on which scorers differ: its cell, explanation, scores by scorer, and the gap of rank shares."""
+
+    series: Series
+    latent: int
+    text: str
+    scores: dict[str, float | None]
+    gap: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one scorer took over all cells: dollars, None when unknown, and latents scored."""
+
+    scorer: str
+    judge: str
+    usd: float | None
+    latents: int
+
+    @property
+    def each(self) -> float | None:
+        """Dollars a latent."""
+        return None if self.usd is None or not self.latents else self.usd / self.latents
+
+
+def context(
+    run: RunResult, board: Leaderboard, tables: Mapping[str, CellTables], pages: Mapping[str, str], spec: str
+) -> dict[str, Any]:
+    """Return what the template is filled with.
+
+    Args:
+        run: The results.
+        board: Its leaderboard.
+        tables: Tables of the cells that have them, by cell.
+        pages: Addresses of those cells' pages.
+        spec: The resolved spec as YAML; empty when it is not there.
+    """
+    looks = {s.cell.cell: s for s in Series.of(run.cells, dict(pages))}
+    series = [looks[x.cell.cell] for x in board.standings]
+    contestants = [s for s in series if s.cell.baseline is None]
+    several = len(contestants) > 1
+    axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
+    return {
+        "run": run, "board": board, "looks": looks, "series": series, "own": OWN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
+        "axes": axes if len(axes) > 1 else [],
+        "measures": list(dict.fromkeys(m for c in run.cells for m in c.measures)),
+        "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
+        "scored": sum(c.counts.get("sampled", 0) for c in run.cells),
+        "method": method(run), "spec": spec, "components": json.dumps(run.components, indent=1, ensure_ascii=False),
+        "against": _made(plots.against(board, scorer, series) for scorer in board.metrics),
+        "distributions": _made(
+            plots.distribution(scorer, metric, [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series])
+            for scorer, metric in board.metrics.items()
+        ),
+        "deciles": [
+            (scorer, plots.deciles(scorer, rows), rows)
+            for scorer in board.metrics
+            if (rows := [(s, d) for s in series for d in s.cell.deciles if d.scorer == scorer])
+        ],
+        "matrices": [
+            (title, labels, entries)
+            for title, found in [
+                *([("All contestants together", run.correlations)] if several else []),
+                *((s.name, s.cell.correlations) for s in series),
+            ]
+            for labels, entries in [_matrix(found)] if labels
+        ],
+        "scatters": _made(_scatter(pair, contestants, tables) for pair in list(combinations(board.metrics, 2))[:_MOST_PAIRS]),
+        "disagreements": _disagreements(contestants, tables),
+        "failures": [(s, f) for s in series if s.cell.cell in tables for f in tables[s.cell.cell].failures()],
+        "costs": _costs(run, board),
+    }  # fmt: skip
+
+
+def _made(drawings: Any) -> list[Markup]:
+    return [d for d in drawings if d is not None]
+
+
+def _column(tables: CellTables | None, scorer: str) -> list[float | None]:
+    ranked = next((r for r in tables.ranked if r.scorer == scorer), None) if tables else None
+    return tables.column(ranked.key) if tables and ranked else []
+
+
+def _values(tables: CellTables | None, scorer: str) -> list[float]:
+    return [v for v in _column(tables, scorer) if v is not None]
+
+
+def _scatter(pair: tuple[str, str], series: Sequence[Series], tables: Mapping[str, CellTables]) -> Markup | None:
+    rows = []
+    for s in series:
+        found = tables.get(s.cell.cell)
+        columns = [_column(found, scorer) for scorer in pair]
+        points = zip(found.numbers if found else (), *columns, strict=False)
+        rows.append((s, [(i, a, b) for i, a, b in points if a is not None and b is not None]))
+    return plots.scatter(pair, rows)
+
+
+def _matrix(found: Sequence[Correlation]) -> tuple[list[str], dict[tuple[str, str], tuple[float | None, int]]]:
+    """Labels, and by row and column a correlation and its n: Pearson above the diagonal, Spearman below."""
+    labels = list(dict.fromkeys(label for c in found for label in c.scorers))
+    entries = {}
+    for c in found:
+        a, b = c.scorers
+        entries[a, b], entries[b, a] = (c.pearson, c.n), (c.spearman, c.n)
+    return labels, entries
+
+
+def _disagreements(series: Sequence[Series], tables: Mapping[str, CellTables]) -> list[Disagreement]:
+    found = []
+    for s in series:
+        if (cell := tables.get(s.cell.cell)) is None:
+            continue
+        gaps = sorted(((g, i) for i, g in enumerate(cell.gaps) if g is not None), reverse=True)[:_MOST_DISAGREEMENTS]
+        for gap, i in gaps:
+            own = cell.own(cell.numbers[i])
+            scores = {r.scorer: cell.column(r.key)[i] for r in cell.ranked}
+            found.append(Disagreement(s, cell.numbers[i], own.get("text", "") if own else "", scores, gap))
+    return sorted(found, key=lambda d: -d.gap)[:_MOST_DISAGREEMENTS]
+
+
+def _costs(run: RunResult, board: Leaderboard) -> list[Cost]:
+    """Dollars by scorer; every metric's row of a scorer names the same dollars, so one counts."""
+    found = []
+    for scorer, metric in board.metrics.items():
+        rows = [r for c in run.cells for r in c.scores if (r.scorer, r.metric) == (scorer, metric)]
+        dollars = [r.usd for r in rows if r.usd is not None]
+        usd = sum(dollars) if len(dollars) == len(rows) else None
+        found.append(Cost(scorer, named(r.judge for r in rows), usd, sum(r.n for r in rows)))
+    return found

@@ -1,0 +1,233 @@
+"""The tables of one cell as its page needs them: a line a latent, and the windows and judgements of some latents at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import InputError
+from saeval.report.html.text import number
+from saeval.report.leaderboard import OWN
+from saeval.results import CellResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_WINDOWS = ("latent", "role", "active", "decile", "context", "start", "document", "tokens", "activations")
+_JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a column of scores is called and how to read it.
+
+    Attributes:
+        scorer: Label of the scorer.
+        metric: Its metric shown.
+        higher_is_better: Direction of the metric.
+    """
+
+    scorer: str
+    metric: str
+    higher_is_better: bool
+
+    @property
+    def key(self) -> str:
+        """Name of the column in `latents.parquet`."""
+        return f"score.{self.scorer}.{self.metric}"
+
+
+class CellTables:
+    """The files of one cell. What is not there counts as empty.
+
+    Args:
+        cell: The cell.
+        folder: Folder with the tables.
+        ranked: Scorers and the metric shown of each.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+
+    def __init__(self, cell: CellResult, folder: Path, ranked: Sequence[Ranked]):
+        self.cell = cell
+        self._latents = _Table(folder / "latents.parquet")
+        self._windows = _Table(folder / "examples.parquet", _WINDOWS)
+        self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS)
+        self._explanations_file = folder / "explanations.jsonl"
+        self.ranked = tuple(r for r in ranked if r.key in self._latents.columns)
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Numbers of the latents, in the order in which they were drawn."""
+        return [int(i) for i in self._latents.column("latent")]
+
+    def column(self, name: str) -> list[float | None]:
+        """A column of finite numbers, one a latent; None where there is none."""
+        if name not in self._latents.columns:
+            return [None] * len(self.numbers)
+        return [number(v) for v in self._latents.column(name)]
+
+    @cached_property
+    def explanations(self) -> dict[int, list[dict[str, Any]]]:
+        """Rows of explanations by latent, the cell's own first."""
+        found: dict[int, list[dict[str, Any]]] = {}
+        try:
+            with self._explanations_file.open(encoding="utf-8") as lines:
+                for line in lines:
+                    row = json.loads(line)
+                    place = found.setdefault(int(row["latent"]), [])
+                    place.insert(0 if row["variant"] == OWN else len(place), row)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._explanations_file}: not explanations that can be read ({error})") from error
+        return found
+
+    def own(self, latent: int) -> dict[str, Any] | None:
+        """The row of the cell's own explanation of a latent."""
+        first = next(iter(self.explanations.get(latent, ())), None)
+        return first if first is not None and first["variant"] == OWN else None
+
+    @cached_property
+    def gaps(self) -> list[float | None]:
+        """How far the scorers disagree on each latent: its highest rank share minus its lowest, 0 to 1."""
+        from scipy.stats import rankdata
+
+        shares: list[dict[str, float]] = [{} for _ in self.numbers]
+        for r in self.ranked:
+            known = [(i, v if r.higher_is_better else -v) for i, v in enumerate(self.column(r.key)) if v is not None]
+            for (i, _), rank in zip(known, rankdata([v for _, v in known]), strict=True):
+                shares[i][r.scorer] = (float(rank) - 0.5) / len(known)
+        return [number(max(s.values()) - min(s.values())) if len(s) > 1 else None for s in shares]
+
+    def failures(self, most: int = 5) -> list[tuple[str, str, int]]:
+        """The commonest reasons why there is no explanation or answer: step, reason, number."""
+        counts: dict[tuple[str, str], int] = {}
+        for rows in self.explanations.values():
+            for row in rows:
+                if row.get("status") != "ok":
+                    key = (
+                        "explanation" if row["variant"] == OWN else row["variant"],
+                        row.get("reason") or row["status"],
+                    )
+                    counts[key] = counts.get(key, 0) + 1
+        for scorer, status, reason in self._judgements.where_not("status", "ok", ("scorer", "status", "reason")):
+            key = (scorer, f"{status}: {reason}" if reason else status)
+            counts[key] = counts.get(key, 0) + 1
+        return sorted(((s, r, n) for (s, r), n in counts.items()), key=lambda x: -x[2])[:most]
+
+    def details(self, latents: Sequence[int]) -> list[dict[str, Any]]:
+        """All that is shown of these latents: explanations, windows by role, judgements by scorer and variant."""
+        windows, judged = self._windows_of(latents), self._judgements_of(latents)
+        return [
+            {
+                "latent": i,
+                "explanations": [
+                    [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
+                    for row in self.explanations.get(i, ())
+                ],
+                "windows": windows.get(i, {}),
+                "judged": judged.get(i, {}),
+            }
+            for i in latents
+        ]
+
+    def _windows_of(self, latents: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
+        """By latent and role: [address, active, decile, document, tokens, [place, activation, …]]."""
+        import numpy as np
+
+        rows = self._windows.of(latents)
+        found: dict[int, dict[str, list[Any]]] = {}
+        if not rows:
+            return found
+        tokens, token_ends = _flat(rows["tokens"])
+        values, value_ends = _flat(rows["activations"])
+        words = tokens.tolist()
+        strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
+        fired = np.flatnonzero(strengths)
+        edges = np.searchsorted(fired, value_ends).tolist()
+        fired_at, strength = fired.tolist(), [float(f"{v:.4g}") for v in strengths[fired].tolist()]
+        plain = [rows[name].to_pylist() for name in _WINDOWS[:-2]]
+        for k, (latent, role, active, decile, context, start, document) in enumerate(zip(*plain, strict=True)):
+            begin = int(value_ends[k])
+            sparse: list[float] = []
+            for at in range(edges[k], edges[k + 1]):
+                sparse += (fired_at[at] - begin, strength[at])
+            found.setdefault(latent, {}).setdefault(role, []).append(
+                [f"{context}:{start}", int(bool(active)), decile, document, words[token_ends[k] : token_ends[k + 1]], sparse]
+            )  # fmt: skip
+        return found
+
+    def _judgements_of(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[Any]]]]:
+        """By latent, scorer and variant: [address, active, predicted, probability, status, reason]."""
+        rows = self._judgements.of(latents)
+        found: dict[int, dict[str, dict[str, list[Any]]]] = {}
+        if not rows:
+            return found
+        for latent, scorer, variant, example, active, predicted, probability, status, reason in zip(
+            *(rows[name].to_pylist() for name in _JUDGEMENTS), strict=True
+        ):
+            answer = None if predicted is None else int(predicted)
+            line = [example, int(bool(active)), answer, number(probability, 4), status, reason or ""]
+            found.setdefault(latent, {}).setdefault(scorer, {}).setdefault(variant, []).append(line)
+        return found
+
+
+class _Table:
+    """A Parquet file with a column `latent`, whose rows can be taken by latent."""
+
+    def __init__(self, path: Path, columns: Iterable[str] | None = None):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            self._table = pq.read_table(path, columns=None if columns is None else list(columns))
+        except FileNotFoundError:
+            self._table = pa.table({name: pa.array([], pa.int64()) for name in (columns or ("latent",))})
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: not a table that can be read ({str(error).splitlines()[0]})") from error
+        self.columns = set(self._table.column_names)
+        if missing := {"latent", *(columns or ())} - self.columns:
+            raise InputError(f"{path}: no column {sorted(missing)[0]!r}; was it written by another program?")
+
+    def column(self, name: str) -> list[Any]:
+        return self._table.column(name).to_pylist()  # type: ignore[no-any-return]
+
+    def where_not(self, name: str, value: str, columns: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+        import pyarrow.compute as pc
+
+        if not self._table.num_rows:
+            return ()
+        rows = self._table.select(columns).filter(pc.not_equal(self._table.column(name), value))
+        return zip(*(rows.column(c).to_pylist() for c in columns), strict=True)
+
+    @cached_property
+    def _places(self) -> dict[int, NDArray[np.int64]]:
+        import numpy as np
+
+        keys = self._table.column("latent").to_numpy()
+        order = np.argsort(keys, kind="stable")
+        names, first = np.unique(keys[order], return_index=True)
+        return dict(zip(names.tolist(), np.split(order, first[1:]), strict=True)) if len(keys) else {}
+
+    def of(self, latents: Sequence[int]) -> dict[str, Any]:
+        """Return the rows of these latents by column, in the order of the file; nothing when there are none."""
+        import numpy as np
+
+        places = [self._places[i] for i in latents if i in self._places]
+        if not places:
+            return {}
+        rows = self._table.take(np.concatenate(places))
+        return {name: rows.column(name).combine_chunks() for name in rows.column_names}
+
+
+def _flat(lists: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the items of all lists in a row, and where each list begins in it, with the end after the last."""
+    ends = lists.offsets.to_numpy()
+    return lists.flatten().to_numpy(zero_copy_only=False), ends - ends[0]

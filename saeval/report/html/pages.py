@@ -1,0 +1,78 @@
+"""Templates, style and script put together to pages that fetch nothing and run no script but their own."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from saeval.report.html.latents import CellTables
+from saeval.report.html.text import number, script_json, visible
+from saeval.report.leaderboard import Leaderboard
+from saeval.results import RunResult
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Return a page. Every value in it is escaped and made visible unless it is markup already."""
+    style, script = _asset("report.css"), _asset("report.js")
+    # strict-dynamic: the page's own script may load the files beside it, also from disk, where 'self' means nothing.
+    policy = (
+        f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)} 'strict-dynamic'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return _environment().get_template(template).render(
+        policy=policy, style=Markup(style), script=Markup(script), **context  # noqa: S704 - files of this package
+    ) + "\n"  # fmt: skip
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else "" if value is None else visible(value),
+    )  # fmt: skip
+    made.filters["value"] = lambda v, form=".3f": "–" if v is None else format(v, form)
+    made.filters["row_of"] = lambda scorer, board, cell: board.row(cell, scorer)
+    return made
+
+
+def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: str, per_file: int) -> str:
+    """Return the page of a cell: a line a latent; windows and judgements are in the files beside it."""
+    cell, numbers = tables.cell, tables.numbers
+    own = [tables.own(i) for i in numbers]
+    hookpoint = cell.coder.get("hookpoint")
+    scorers = []
+    for r in tables.ranked:
+        row = board.row(cell, r.scorer)
+        low, high = row.range if row else (None, None)
+        scorers.append(
+            {
+                "label": r.scorer, "metric": r.metric, "higher": r.higher_is_better, "low": low, "high": high,
+                "mean": number(row.value) if row else None, "floor": {k: number(v) for k, v in row.floor.items()} if row else {},
+                "values": tables.column(r.key),
+            }
+        )  # fmt: skip
+    data = {
+        "cell": cell.cell, "run": run.run_id, "sha": run.spec_sha, "folder": name, "perFile": per_file,
+        "hookpoint": hookpoint if isinstance(hookpoint, str) else "", "scorers": scorers, "latent": numbers,
+        **{key: tables.column(key) for key in ("density", "firings", "windows", "max_activation")},
+        "gap": tables.gaps,
+        "text": [row.get("text", "") if row else "" for row in own],
+        "why": ["" if row and row.get("status") == "ok" else (row.get("reason") or "failed") if row else "not explained" for row in own],
+    }  # fmt: skip
+    return render("latents.html.j2", {"run": run, "cell": cell, "data": script_json(data)})

@@ -1,0 +1,212 @@
+"""The plots of a report, as SVG: they need no script, follow the page's colours, and are told in words too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import cos, pi, sin
+
+from markupsafe import Markup
+
+from saeval.report.html.svg import Axis, drawing, element, frame, label, title
+from saeval.report.leaderboard import Leaderboard
+from saeval.results import CellResult, DecileShares, ScoreRow
+
+_WIDTH, _HEIGHT = 360, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 348, 26, 208
+_COLOURS, _GREYS, _SHAPES = 8, 3, 4
+_MOST_POINTS = 1500
+
+
+@dataclass(frozen=True)
+class Series:
+    """How one cell is drawn everywhere: colour and shape for contestants, grey for baselines.
+
+    Attributes:
+        cell: The cell.
+        name: What it is called in legends.
+        style: Class that gives the colour.
+        shape: Number of the marker's shape.
+        page: Address of its page; empty when it has none.
+    """
+
+    cell: CellResult
+    name: str
+    style: str
+    shape: int
+    page: str
+
+    @classmethod
+    def of(cls, cells: Iterable[CellResult], pages: dict[str, str]) -> list[Series]:
+        """Give each cell a look of its own, as far as the looks go round."""
+        found: list[Series] = []
+        counts = {True: 0, False: 0}
+        for cell in cells:
+            k = counts[cell.baseline is None]
+            counts[cell.baseline is None] += 1
+            style = f"s{k % _COLOURS}" if cell.baseline is None else f"b{k % _GREYS}"
+            name = ", ".join(cell.axes.values()) or cell.cell
+            found.append(cls(cell, name, style, (k + k // _COLOURS) % _SHAPES, pages.get(cell.cell, "")))
+        return found
+
+    def marker(self, x: float, y: float, size: float = 5.0, *children: Markup) -> Markup:
+        """Return the cell's marker at a place."""
+        look = f"mark {self.style}"
+        if self.shape == 0:
+            return element("circle", *children, cx=x, cy=y, r=size, class_=look)
+        if self.shape == 1:
+            return element("rect", *children, x=x - size * 0.9, y=y - size * 0.9, width=size * 1.8, height=size * 1.8, class_=look)  # fmt: skip
+        corners, turn = (4, 0.0) if self.shape == 2 else (3, pi / 6)
+        points = [(x + size * 1.25 * cos(turn + 2 * pi * k / corners), y + size * 1.25 * sin(turn + 2 * pi * k / corners)) for k in range(corners)]  # fmt: skip
+        return element("polygon", *children, points=" ".join(f"{a:.1f},{b:.1f}" for a, b in points), class_=look)
+
+    @property
+    def key(self) -> Markup:
+        """The marker alone, for legends; what it means stands beside it."""
+        return element("svg", self.marker(8.0, 8.0), viewBox="0 0 16 16", class_="key", aria_hidden="true")
+
+
+def interval(row: ScoreRow) -> Markup:
+    """Return a small bar: the metric's range, the interval, the value, and the highest floor."""
+    if row.value is None:
+        return Markup("")
+    low, high = row.range
+    known = [row.value, *(row.ci95 or ()), *row.floor.values()]
+    axis = Axis(min(known) if low is None else low, max(known) if high is None else high, 2.0, 98.0)
+    floors = [element("line", title(f"{k} {v:.3f}"), x1=axis(v), x2=axis(v), y1=1, y2=13, class_="floor") for k, v in row.floor.items()]  # fmt: skip
+    parts = [element("line", x1=2, x2=98, y1=7, y2=7, class_="track")]
+    if row.ci95:
+        parts.append(element("line", x1=axis(row.ci95[0]), x2=axis(row.ci95[1]), y1=7, y2=7, class_="bar"))
+    return element("svg", *parts, *floors, element("circle", cx=axis(row.value), cy=7, r=3.5, class_="dot"),
+                   viewBox="0 0 100 14", class_="mini", aria_hidden="true")  # fmt: skip
+
+
+def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: str = "l0") -> Markup | None:
+    """Draw a scorer's value against a measure, with intervals, chance, and baselines' explanations as floors.
+
+    Returns:
+        The drawing; None when no cell has both.
+    """
+    rows = [(s, s.cell.measures[measure], row) for s in series if measure in s.cell.measures and (row := board.row(s.cell, scorer)) and row.value is not None]  # fmt: skip
+    if not rows:
+        return None
+    right = _RIGHT - 30  # the word chance stands beyond it
+    xs = [x for _, x, _ in rows]
+    spread = min(xs) > 0 and max(xs) / min(xs) > 8
+    ys = [v for _, _, row in rows for v in (row.value, *(row.ci95 or ()), *row.floor.values()) if v is not None]
+    x = Axis.around(xs, _LEFT, right, log=spread)
+    y = Axis.around(ys, _BOTTOM, _TOP, rows[0][2].range)
+    parts = [frame(x, y, f"{measure.upper() if measure == 'l0' else measure}{', log scale' if spread else ''}", _titled(scorer, board.metrics[scorer]))]  # fmt: skip
+    if (chance := rows[0][2].floor.get("chance")) is not None:
+        parts.append(element("line", title(f"chance {label(chance)}"), x1=_LEFT, x2=right, y1=y(chance), y2=y(chance), class_="chance"))  # fmt: skip
+        parts.append(element("text", "chance", x=right + 3, y=y(chance) + 4, class_="tick"))
+    said = []
+    for s, at, row in rows:
+        value = row.value or 0.0
+        if row.ci95:
+            parts.append(element("line", x1=x(at), x2=x(at), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}"))  # fmt: skip
+        parts += [
+            element("line", title(f"{s.name}: {name} {level:.3f}"), x1=x(at) - 7, x2=x(at) + 7, y1=y(level), y2=y(level), class_=f"level {s.style}")
+            for name, level in row.floor.items() if name != "chance"
+        ]  # fmt: skip
+        between = f", {row.ci95[0]:.3f} to {row.ci95[1]:.3f}" if row.ci95 else ""
+        parts.append(s.marker(x(at), y(value), 5.0, title(f"{s.name}: {value:.3f}{between}; {measure} {label(at)}")))
+        said.append(f"{s.name} {value:.3f} at {label(at)}")
+    return drawing(_WIDTH, _HEIGHT, f"{scorer} against {measure}: {'; '.join(said)}.", *parts)
+
+
+def distribution(
+    scorer: str, metric: str, rows: Sequence[tuple[Series, Sequence[float], ScoreRow | None]]
+) -> Markup | None:
+    """Draw histograms of latents' scores, a line a cell, with the mean and chance."""
+    rows = [(s, values, row) for s, values, row in rows if values]
+    if not rows:
+        return None
+    height, left, top = 46, 104, 46
+    low, high = next((row.range for _, _, row in rows if row), (None, None))
+    seen = [v for _, values, _ in rows for v in values]
+    least, greatest = min(seen) if low is None else low, max(seen) if high is None else high
+    x = Axis(least, greatest if greatest > least else least + 1, left, _RIGHT)
+    bottom, bins = top + height * len(rows), 20
+    parts = [element("text", _titled(scorer, metric), x=12, y=14, class_="name")]
+    parts += [element("line", x1=x(v), x2=x(v), y1=top, y2=bottom, class_="grid") + element("text", label(v), x=x(v), y=bottom + 16, class_="tick middle") for v in x.ticks(5)]  # fmt: skip
+    said = []
+    for k, (s, values, row) in enumerate(rows):
+        base = top + height * (k + 1)
+        counts = [0] * bins
+        for v in values:
+            counts[min(int((v - x.low) / (x.high - x.low) * bins), bins - 1)] += 1
+        width = (_RIGHT - left) / bins
+        parts += [
+            element("rect", title(f"{n} of {len(values)} latents from {label(x.low + i * (x.high - x.low) / bins)} to {label(x.low + (i + 1) * (x.high - x.low) / bins)}"),
+                    x=left + i * width + 0.5, width=width - 1, y=base - (height - 10) * n / max(counts), height=(height - 10) * n / max(counts), class_=f"column {s.style}")
+            for i, n in enumerate(counts) if n
+        ]  # fmt: skip
+        mean = row.value if row and row.value is not None else sum(values) / len(values)
+        parts += [
+            element("line", x1=left, x2=_RIGHT, y1=base, y2=base, class_="axis"),
+            element("line", title(f"mean {mean:.3f}"), x1=x(mean), x2=x(mean), y1=base - height + 8, y2=base, class_="mean"),
+            element("text", _short(s.name), title(s.name), x=left - 8, y=base - 14, class_="tick end"),
+            element("text", f"n {len(values)}", x=left - 8, y=base - 1, class_="small end"),
+        ]  # fmt: skip
+        said.append(f"{s.name} mean {mean:.3f} over {len(values)}")
+    chance = next((row.floor["chance"] for _, _, row in rows if row and "chance" in row.floor), None)
+    if chance is not None:
+        parts.append(element("line", title(f"chance {label(chance)}"), x1=x(chance), x2=x(chance), y1=top - 6, y2=bottom, class_="chance"))  # fmt: skip
+        parts.append(element("text", "chance", x=x(chance), y=top - 10, class_="tick middle"))
+    return drawing(_WIDTH, bottom + 24, f"Scores of latents under {scorer}: {'; '.join(said)}.", *parts)
+
+
+def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:
+    """Draw the share judged right by activation decile, and of the silent windows, a line a cell."""
+    x, y = Axis(0, 11, _LEFT + 10, _RIGHT - 10), Axis(0, 1, _BOTTOM, _TOP)
+    ticks = [(float(k), str(k)) for k in range(10)] + [(11.0, "silent")]
+    parts = [frame(x, y, "decile of activation, 0 the strongest", f"{scorer}: share judged right", ticks)]
+    said = []
+    for s, shares in rows:
+        points = [(float(k), r, n) for k, (r, n) in enumerate(zip(shares.right, shares.n, strict=True)) if r is not None]  # fmt: skip
+        line = " ".join(f"{x(k):.1f},{y(r):.1f}" for k, r, _ in points)
+        parts.append(element("polyline", points=line, class_=f"line {s.style}"))
+        if shares.negatives_right is not None:
+            points.append((11.0, shares.negatives_right, shares.negatives_n))
+        parts += [
+            s.marker(x(k), y(r), 3.5, title(f"{s.name}, {'silent' if k > 9 else f'decile {k:.0f}'}: {r:.3f} of {n}"))
+            for k, r, n in points
+        ]
+        known = [r for k, r, _ in points if k <= 9]
+        said.append(f"{s.name} {known[0]:.2f} to {known[-1]:.2f}" if known else f"{s.name} none")
+    return drawing(_WIDTH, _HEIGHT, f"{scorer}, judged right from the strongest decile to the weakest: {'; '.join(said)}.", *parts)  # fmt: skip
+
+
+def scatter(names: tuple[str, str], rows: Sequence[tuple[Series, Sequence[tuple[int, float, float]]]]) -> Markup | None:
+    """Draw each latent at its scores under two scorers; a click on a point opens the latent's page."""
+    rows = [(s, points) for s, points in rows if points]
+    if not rows:
+        return None
+    x = Axis.around([p for _, points in rows for _, p, _ in points], _LEFT, _RIGHT)
+    y = Axis.around([p for _, points in rows for _, _, p in points], _BOTTOM, _TOP)
+    parts = [frame(x, y, names[0], names[1])]
+    total = sum(len(points) for _, points in rows)
+    step = -(-total // _MOST_POINTS)
+    size = 5.0 if total < 60 else 3.0
+    for s, points in rows:
+        for latent, a, b in points[::step]:
+            mark = s.marker(x(a), y(b), size, title(f"{s.name}, latent {latent}: {label(a)}, {label(b)}"))
+            parts.append(element("g", mark, class_="point", data_go=f"{s.page}#latent={latent}" if s.page else None))
+    some = f", one in {step} drawn" if step > 1 else ""
+    return drawing(_WIDTH, _HEIGHT, f"{names[1]} against {names[0]} for {total} latents{some}.", *parts)
+
+
+def share_bar(share: float) -> Markup:
+    """Return a bar that is filled by a share from 0 to 1."""
+    width = 100 * min(max(share, 0.0), 1.0)
+    return element("svg", element("rect", width=100, height=8, rx=4, class_="empty"), element("rect", width=width, height=8, rx=4, class_="full"),
+                   viewBox="0 0 100 8", class_="share", aria_hidden="true", preserveAspectRatio="none")  # fmt: skip
+
+
+def _titled(scorer: str, metric: str) -> str:
+    return f"{scorer}: {metric.replace('_', ' ')}"
+
+
+def _short(text: str, most: int = 15) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,122 @@
+"""Drawing: SVG elements whose attributes and text are escaped, and axes with round ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+from markupsafe import Markup, escape
+
+from saeval.report.html.text import visible
+
+_NOTHING = Markup("")
+
+
+def element(name: str, *children: Markup | str, **attributes: object) -> Markup:
+    """Return an SVG element. `class_` stands for `class`, an underscore for a hyphen; floats get two decimals."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inside = Markup("").join(c if isinstance(c, Markup) else escape(visible(c)) for c in children)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inside)  # noqa: S704 - names are this module's
+
+
+def _value(value: object) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else visible(value)
+
+
+def title(text: str) -> Markup:
+    """Return what a pointer that rests on the element is told."""
+    return element("title", text)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to places along a line of the drawing.
+
+    Attributes:
+        low: Least value.
+        high: Greatest value.
+        start: Place of the least value.
+        end: Place of the greatest.
+        log: Whether places go by the logarithm; values are above zero then.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @classmethod
+    def around(
+        cls,
+        values: Sequence[float],
+        start: float,
+        end: float,
+        bounds: tuple[float | None, float | None] = (None, None),
+        *,
+        log: bool = False,
+    ) -> Axis:
+        """Return an axis that shows all values with a little room, but nothing beyond the bounds."""
+        low, high = min(values), max(values)
+        if log:
+            return cls(low / 1.25, high * 1.25, start, end, log=True)
+        room = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
+        low, high = low - room, high + room
+        least, greatest = bounds
+        return cls(low if least is None else max(low, least), high if greatest is None else min(high, greatest), start, end)  # fmt: skip
+
+    def __call__(self, value: float) -> float:
+        """Return the place of a value; values beyond the ends go to the ends."""
+        value = min(max(value, self.low), self.high)
+        share = log10(value / self.low) / log10(self.high / self.low) if self.log else (value - self.low) / self._span
+        return self.start + share * (self.end - self.start)
+
+    @property
+    def _span(self) -> float:
+        return (self.high - self.low) or 1.0
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Return round values along the axis."""
+        if self.log:
+            decades = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
+            found = [m * 10.0**d for d in decades for m in (1, 2, 5)]
+        else:
+            rough = self._span / about
+            power = 10.0 ** floor(log10(rough))
+            step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+            found = [k * step for k in range(floor(self.low / step), ceil(self.high / step) + 1)]
+        slack = 1e-9 * self._span
+        return [v for v in found if self.low - slack <= v <= self.high + slack]
+
+
+def label(value: float) -> str:
+    """Return a value as it stands at a tick."""
+    return f"{value:.4g}" if abs(value) >= 1e-12 else "0"
+
+
+def frame(x: Axis, y: Axis, x_title: str, y_title: str, x_ticks: Sequence[tuple[float, str]] | None = None) -> Markup:
+    """Return grid lines, tick labels and titles; `y.start` is the lower edge."""
+    parts = [
+        element("line", x1=x.start, x2=x.end, y1=y(v), y2=y(v), class_="grid") + element("text", label(v), x=x.start - 6, y=y(v) + 4, class_="tick end")
+        for v in y.ticks()
+    ]  # fmt: skip
+    parts += [
+        element("text", text, x=x(v), y=y.start + 16, class_="tick middle")
+        for v, text in ([(v, label(v)) for v in x.ticks(6)] if x_ticks is None else x_ticks)
+    ]
+    parts += [
+        element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"),
+        element("text", x_title, x=(x.start + x.end) / 2, y=y.start + 34, class_="name middle"),
+        element("text", y_title, x=x.start - 34, y=y.end - 10, class_="name"),
+    ]
+    return _NOTHING.join(parts)
+
+
+def drawing(width: int, height: int, said: str, *parts: Markup) -> Markup:
+    """Return a drawing that a screen reader tells as one sentence."""
+    return element("svg", *parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=said, class_="plot")

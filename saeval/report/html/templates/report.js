@@ -1,0 +1,492 @@
+"use strict";
+// The script of all pages of a report. Text from models and corpora only ever becomes text nodes and attribute values.
+(() => {
+  const find = (selector, within = document) => within.querySelector(selector);
+  const SVG = "http://www.w3.org/2000/svg";
+
+  /** Make invisible characters visible, as the pages themselves do. */
+  const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
+  const escape = (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`;
+  const visible = (text) => String(text).replace(HIDDEN, (c) => (c === "\n" || c === "\t" ? c : escape(c)));
+  const visibleToken = (text) => String(text).replace(HIDDEN, (c) => (c === "\n" ? "↵" : c === "\t" ? "⇥" : escape(c)));
+
+  /** Make an element; strings among the children become text. */
+  function make(name, properties = {}, ...children) {
+    const element = document.createElement(name);
+    for (const [key, value] of Object.entries(properties)) {
+      if (key in element && key !== "list") element[key] = value;
+      else element.setAttribute(key, value);
+    }
+    element.append(...children.filter((c) => c !== null && c !== undefined));
+    return element;
+  }
+  function draw(name, attributes) {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  }
+  const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+  const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
+
+  // --- state: all of it is in the address, after the # ---
+
+  const read = () => new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+  /** Change the state. `move` makes a step that the browser's back button undoes. */
+  function change(changes, move = false) {
+    const state = read();
+    for (const [key, value] of Object.entries(changes)) {
+      if (value === null || value === "" || value === undefined) state.delete(key);
+      else state.set(key, value);
+    }
+    const hash = `#${state}`;
+    if (hash === (location.hash || "#")) return;
+    if (move) location.hash = hash;
+    else location.replace(hash);
+  }
+
+  /** Order values: numbers by size, words by letter; what is not there comes last either way. */
+  function comparison(direction) {
+    const sign = direction === "desc" ? -1 : 1;
+    const none = (v) => v === null || v === undefined || v === "";
+    return (a, b) => {
+      if (none(a) || none(b)) return none(a) - none(b);
+      return sign * (typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true }));
+    };
+  }
+  /** Tell whether a value passes a filter: `>0.5`, `<=3`, `0.4..0.6`, or a part of the text. */
+  function passes(filter, value, text) {
+    const wanted = filter.trim();
+    const range = wanted.match(/^(-?[\d.]+)\s*\.\.\s*(-?[\d.]+)$/);
+    if (range) return value !== "" && value !== null && Number(value) >= Number(range[1]) && Number(value) <= Number(range[2]);
+    const compared = wanted.match(/^([<>]=?)\s*(-?[\d.]+)$/);
+    if (!compared) return text.toLowerCase().includes(wanted.toLowerCase());
+    if (value === "" || value === null) return false;
+    const [a, b] = [Number(value), Number(compared[2])];
+    return { "<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b }[compared[1]];
+  }
+  /** Turn column heads into buttons that sort. */
+  function sortable(head, first) {
+    const button = make("button", { type: "button" }, ...head.childNodes);
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const state = read();
+      const again = state.get("sort") === head.dataset.key;
+      const other = { asc: "desc", desc: "asc" };
+      change({ sort: head.dataset.key, dir: again ? other[state.get("dir")] : first, page: null });
+    });
+  }
+  function markSorted(heads, key, direction) {
+    for (const head of heads) {
+      if (head.dataset.key === key) head.setAttribute("aria-sort", direction === "desc" ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    }
+  }
+
+  // --- the first page ---
+
+  function board() {
+    const table = find("#board");
+    const body = find("tbody", table);
+    const rows = [...body.rows];
+    const heads = [...table.tHead.rows[0].cells];
+    const [filter, baselines, toggle] = ["#board-filter", "#board-baselines", "#board-columns"].map((s) => find(s));
+    heads.forEach((head) => sortable(head, head.dataset.kind === "number" ? "desc" : "asc"));
+    const inputs = heads.map((head) =>
+      make("input", { type: "text", "aria-label": `Filter ${head.textContent}`, placeholder: head.dataset.kind === "number" ? "> 0.5" : "", autocomplete: "off" }),
+    );
+    const line = make("tr", { className: "filters", hidden: true }, ...inputs.map((i) => make("td", {}, i)));
+    table.tHead.append(line);
+    find("#board-tools").hidden = false;
+    find("#board-tools").addEventListener("submit", (event) => event.preventDefault());
+
+    filter.addEventListener("input", () => change({ q: filter.value }));
+    baselines.addEventListener("change", () => change({ base: baselines.checked ? null : "0" }));
+    toggle.addEventListener("click", () => change({ columns: line.hidden ? "1" : null }));
+    inputs.forEach((input, k) => input.addEventListener("input", () => change({ [`f.${heads[k].dataset.key}`]: input.value })));
+
+    const value = (row, k) => {
+      const raw = row.cells[k].dataset.value;
+      return raw !== "" && (heads[k].dataset.kind === "number" || k === 0) ? Number(raw) : raw;
+    };
+    function render() {
+      const state = read();
+      const set = (input, text) => { if (input.value !== text) input.value = text; };
+      set(filter, state.get("q") || "");
+      baselines.checked = state.get("base") !== "0";
+      const filters = heads.map((head) => state.get(`f.${head.dataset.key}`) || "");
+      filters.forEach((text, k) => set(inputs[k], text));
+      line.hidden = state.get("columns") !== "1" && !filters.some(Boolean);
+      toggle.setAttribute("aria-expanded", String(!line.hidden));
+      const k = heads.findIndex((head) => head.dataset.key === state.get("sort"));
+      const compare = comparison(state.get("dir"));
+      const sorted = k < 0 ? rows : [...rows].sort((a, b) => compare(value(a, k), value(b, k)));
+      let count = 0;
+      for (const row of sorted) {
+        const fits =
+          (baselines.checked || !row.classList.contains("baseline")) &&
+          passes(state.get("q") || "", null, row.textContent) &&
+          filters.every((text, c) => !text || passes(text, value(row, c), row.cells[c].textContent));
+        row.hidden = !fits;
+        count += fits;
+      }
+      if (sorted.some((row, at) => body.rows[at] !== row)) body.append(...sorted);
+      markSorted(heads, k < 0 ? null : state.get("sort"), state.get("dir"));
+      find("#board-count").textContent = `${count} of ${rows.length} cells`;
+    }
+    function goTo() {
+      const place = document.getElementById(read().get("at") || "");
+      if (place) { place.scrollIntoView(); place.focus({ preventScroll: true }); }
+    }
+    for (const link of document.querySelectorAll("nav a")) {
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        change({ at: link.hash.slice(1) });
+        goTo();
+      });
+    }
+    document.addEventListener("click", (event) => {
+      const point = event.target.closest("[data-go]");
+      if (point) location.href = point.dataset.go;
+    });
+    addEventListener("hashchange", render);
+    render();
+    goTo();
+  }
+
+  // --- the page of a cell ---
+
+  function latents() {
+    const data = JSON.parse(find("#data").textContent);
+    const PAGE = 50;
+    const at = new Map(data.latent.map((number, k) => [number, k]));
+    const lead = data.scorers[0];
+    const columns = [
+      { key: "latent", name: "latent", values: data.latent, text: String, first: "asc" },
+      { key: "text", name: "explanation", values: data.text, first: "asc" },
+      ...data.scorers.map((s) => ({ key: s.label, name: s.label, values: s.values, text: (v) => shown(v), first: "desc" })),
+      { key: "gap", name: "gap", values: data.gap, text: (v) => shown(v, 2), first: "desc" },
+      { key: "density", name: "density", values: data.density, text: brief, first: "desc" },
+    ];
+    const worst = (s) => (s.higher ? "asc" : "desc");
+    const orders = [
+      ["", "as drawn"],
+      ...data.scorers.flatMap((s) => [[`${s.label} ${worst(s)}`, `worst ${s.label}`], [`${s.label} ${worst(s) === "asc" ? "desc" : "asc"}`, `best ${s.label}`]]),
+      ["gap desc", "scorers disagree most"],
+      ["density desc", "densest"],
+      ["latent asc", "number"],
+    ];
+    const order = find("#list-order");
+    order.append(...orders.map(([value, name]) => make("option", { value }, name)), make("option", { value: "own", hidden: true }, "other"));
+    order.addEventListener("change", () => {
+      const cut = order.value.lastIndexOf(" ");
+      change({ sort: order.value.slice(0, Math.max(cut, 0)), dir: order.value.slice(cut + 1), page: null });
+    });
+    const table = find("#latents");
+    const heads = columns.map((c) => make("th", { scope: "col", className: c.text && c.key !== "latent" ? "n" : "", "data-key": c.key }, c.name));
+    heads.forEach((head, k) => sortable(head, columns[k].first));
+    table.tHead.append(make("tr", {}, ...heads));
+    const filter = find("#list-filter");
+    filter.addEventListener("input", () => change({ q: filter.value, page: null }));
+    for (const form of document.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
+
+    /** Places of the latents that pass the filter, in order. */
+    function chosen(state) {
+      const q = (state.get("q") || "").toLowerCase().trim();
+      const places = [...data.latent.keys()].filter((k) => !q || data.text[k].toLowerCase().includes(q) || String(data.latent[k]) === q);
+      const column = columns.find((c) => c.key === state.get("sort"));
+      if (column) {
+        const compare = comparison(state.get("dir"));
+        places.sort((a, b) => compare(column.values[a], column.values[b]) || a - b);
+      }
+      return places;
+    }
+    const address = (latent) => {
+      const state = read();
+      state.set("latent", latent);
+      return `#${state}`;
+    };
+
+    function renderList(state) {
+      const places = chosen(state);
+      const pages = Math.max(1, Math.ceil(places.length / PAGE));
+      const page = Math.min(Math.max(1, Number(state.get("page")) || 1), pages);
+      const rating = state.get("rate") === "1";
+      table.tBodies[0].replaceChildren(
+        ...places.slice((page - 1) * PAGE, page * PAGE).map((k) => {
+          const cells = columns.map((c) => {
+            if (c.key === "latent") return make("th", { scope: "row" }, make("a", { href: address(data.latent[k]) }, String(data.latent[k])));
+            if (c.key === "text") return make("td", { className: "text" }, explanation(data.text[k], data.why[k]));
+            return make("td", { className: "n" }, rating && c.key !== "density" ? "·" : c.text(c.values[k]));
+          });
+          return make("tr", {}, ...cells);
+        }),
+      );
+      if (filter.value !== (state.get("q") || "")) filter.value = state.get("q") || "";
+      const key = state.get("sort") ? `${state.get("sort")} ${state.get("dir")}` : "";
+      order.value = orders.some(([value]) => value === key) ? key : "own";
+      markSorted(heads, state.get("sort"), state.get("dir"));
+      find("#list-count").textContent = `${places.length} of ${data.latent.length} latents`;
+      find("#page-at").textContent = `page ${page} of ${pages}`;
+      for (const [id, to] of [["#page-previous", page - 1], ["#page-next", page + 1]]) {
+        find(id).disabled = to < 1 || to > pages;
+        find(id).onclick = () => change({ page: to }, true);
+      }
+    }
+    const explanation = (text, why) => (text && !why ? make("bdi", {}, visible(text)) : make("span", { className: "muted" }, visible(why || "no explanation")));
+
+    // Files of latents are scripts since pages from disk may load nothing else; each hands its latents over.
+    const files = new Map();
+    const waiting = new Map();
+    window.saevalLatents = (n, details) => waiting.get(n)?.(details);
+    function detailsOf(latent) {
+      const n = Math.floor(at.get(latent) / data.perFile);
+      if (!files.has(n)) {
+        files.set(n, new Promise((resolve, reject) => {
+          waiting.set(n, resolve);
+          const script = make("script", { src: `${data.folder}/${n}.js` });
+          script.addEventListener("error", () => { files.delete(n); reject(new Error(`${data.folder}/${n}.js is not beside this page`)); });
+          document.head.append(script);
+        }));
+      }
+      return files.get(n).then((details) => details.find((d) => d.latent === latent));
+    }
+
+    /** A window as text, tokens shaded by how strongly the latent fired on them. */
+    function heat([, , , , tokens, fired], strongest) {
+      const line = make("div", { className: "window", dir: "auto" });
+      let plain = "";
+      const strengths = new Map();
+      for (let k = 0; k < fired.length; k += 2) strengths.set(fired[k], fired[k + 1]);
+      tokens.forEach((token, k) => {
+        const strength = strengths.get(k);
+        if (!strength) { plain += visibleToken(token); return; }
+        if (plain) line.append(plain);
+        plain = "";
+        const level = Math.min(9, Math.max(1, Math.ceil((9 * strength) / strongest)));
+        line.append(make("mark", { className: `h${level}`, title: `activation ${strength}` }, visibleToken(token)));
+      });
+      line.append(plain);
+      return line;
+    }
+
+    function scoreBar(s, value) {
+      const known = [value, s.mean, ...Object.values(s.floor)].filter((v) => v !== null);
+      const low = s.low ?? Math.min(...known);
+      const high = s.high ?? Math.max(...known);
+      const x = (v) => 2 + (96 * (v - low)) / (high - low || 1);
+      const bar = draw("svg", { viewBox: "0 0 100 14", class: "mini", "aria-hidden": "true" });
+      bar.append(draw("line", { x1: 2, x2: 98, y1: 7, y2: 7, class: "track" }));
+      for (const v of Object.values(s.floor)) if (v !== null) bar.append(draw("line", { x1: x(v), x2: x(v), y1: 1, y2: 13, class: "floor" }));
+      if (s.mean !== null) bar.append(draw("line", { x1: x(s.mean), x2: x(s.mean), y1: 0, y2: 14, class: "average" }));
+      if (value !== null) bar.append(draw("circle", { cx: x(value), cy: 7, r: 3.5, class: "dot" }));
+      return bar;
+    }
+    function scores(k) {
+      const rows = data.scorers.map((s) =>
+        make("tr", {},
+          make("th", { scope: "row" }, s.label), make("td", {}, s.metric.replaceAll("_", " ")), make("td", { className: "n" }, make("b", {}, shown(s.values[k]))),
+          make("td", {}, scoreBar(s, s.values[k])), make("td", { className: "n" }, shown(s.mean)),
+          make("td", {}, Object.entries(s.floor).map(([name, v]) => `${name} ${shown(v)}`).join(", ") || "–")),
+      );
+      const head = make("tr", {}, ...["scorer", "metric", "this latent", "", "cell's mean", "floors (cell's means)"].map((name, c) => name ? make("th", { scope: "col", className: c === 2 || c === 4 ? "n" : "" }, name) : make("td")));
+      return wide("Scores", make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+    }
+    const wide = (label, content) => make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, content);
+
+    /** How far an answer is from the truth: wrong answers first, the surest of them at the top. */
+    function badness([, active, predicted, probability]) {
+      const far = probability === null ? 0 : active ? 1 - probability : probability;
+      return (predicted === null ? 0 : predicted !== active ? 100 : 0) + far;
+    }
+    function judged(detail, state, windows, strongest) {
+      const names = Object.keys(detail.judged);
+      if (!names.length) return [];
+      const scorer = names.includes(state.get("scorer")) ? state.get("scorer") : names[0];
+      const variants = Object.keys(detail.judged[scorer]);
+      const variant = variants.includes(state.get("variant")) ? state.get("variant") : variants[0];
+      const given = state.get("windows") === "given";
+      const choice = (label, key, options, value) => {
+        const select = make("select", {}, ...options.map(([v, name]) => make("option", { value: v, selected: v === value }, visible(name))));
+        select.addEventListener("change", () => change({ [key]: select.value, focus: key }));
+        select.dataset.focus = key;
+        return make("label", {}, `${label} `, select);
+      };
+      const lines = [...detail.judged[scorer][variant]];
+      if (!given) lines.sort((a, b) => badness(b) - badness(a));
+      const right = lines.filter((l) => l[2] !== null && l[2] === l[1]).length;
+      const answered = lines.filter((l) => l[2] !== null).length;
+      const rows = lines.map((l) => {
+        const [example, active, predicted, probability, status, reason] = l;
+        const window_ = windows.get(example);
+        const fires = window_ ? window_[1] : active;
+        const truth = active ? "yes" : fires ? "no: marks are wrong" : "no: silent";
+        const verdict = status !== "ok" ? make("span", { className: "wrong" }, `${status}${reason ? `: ${visible(reason)}` : ""}`)
+          : predicted === null ? "–"
+          : make("span", { className: predicted === active ? "right" : "wrong" }, `${predicted === active ? "✓" : "✗"} ${predicted ? "yes" : "no"}`);
+        return make("tr", {},
+          make("td", {}, verdict), make("td", {}, truth), make("td", { className: "n" }, shown(probability, 2)),
+          make("td", { className: "n" }, window_ && window_[2] !== null ? String(window_[2]) : "–"),
+          make("td", {}, window_ ? heat(window_, strongest) : visible(example)));
+      });
+      const head = make("tr", {}, ...["answer", "truth", "probability", "decile", "window"].map((n, c) => make("th", { scope: "col", className: c === 2 || c === 3 ? "n" : "" }, n)));
+      return [
+        make("h3", {}, "What was judged"),
+        make("form", { className: "tools" },
+          choice("Scorer", "scorer", names.map((n) => [n, n]), scorer),
+          choice("Explanation", "variant", variants.map((v) => [v, v === "explanation" ? "its own" : v]), variant),
+          choice("Order", "windows", [["worst", "worst first"], ["given", "as asked"]], given ? "given" : "worst"),
+          make("span", { className: "muted" }, answered ? `${right} of ${answered} right` : "")),
+        wide("Judged windows", make("table", { className: "judged" }, make("thead", {}, head), make("tbody", {}, ...rows))),
+      ];
+    }
+
+    const article = find("#latent");
+    let open = null;
+    async function renderLatent(state) {
+      const number = Number(state.get("latent"));
+      const k = at.get(number);
+      const places = chosen(state);
+      const here = places.indexOf(k);
+      if (k === undefined) {
+        article.replaceChildren(make("h2", { id: "latent-title", tabIndex: -1 }, "No such latent"), make("p", {}, make("a", { href: "#" }, "All latents")));
+        return;
+      }
+      let detail;
+      try {
+        detail = await detailsOf(number);
+      } catch (error) {
+        article.replaceChildren(make("h2", { id: "latent-title", tabIndex: -1 }, `Latent ${number}`), make("p", { role: "alert" }, `Its windows cannot be shown: ${error.message}.`));
+        return;
+      }
+      if (read().get("latent") !== state.get("latent")) return;
+      const step = (to, name, rel) => {
+        const link = to === undefined ? make("span", { className: "step muted", "aria-disabled": "true" }, name) : make("a", { className: "step", href: address(data.latent[to]), rel }, name);
+        link.dataset.focus = rel;
+        return link;
+      };
+      const back = new URLSearchParams(state);
+      back.delete("latent");
+      const rating = state.get("rate") === "1";
+      const own = detail.explanations.find(([variant]) => variant === "explanation");
+      const others = detail.explanations.filter((e) => e !== own);
+      const shownFirst = own || others[0];
+      const byRole = { explain: detail.windows.explain || [], score: detail.windows.score || [] };
+      const all = [...byRole.explain, ...byRole.score];
+      const strongest = Math.max(...all.flatMap((w) => w[5].filter((_, i) => i % 2)), 0) || 1;
+      const windows = new Map(all.map((w) => [w[0], w]));
+      const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
+      const facts = [["density", brief(data.density[k])], ["fires on", data.firings[k] === null ? "–" : `${data.firings[k]} tokens`], ["in", data.windows[k] === null ? "–" : `${data.windows[k]} windows`], ["strongest", brief(data.max_activation[k])], ...(rating ? [] : [["gap of scorers", shown(data.gap[k], 2)]])];
+      const saw = byRole.explain.filter((w) => w[1]);
+      const silent = byRole.explain.filter((w) => !w[1]);
+      const focus = document.activeElement?.dataset?.focus;
+      article.replaceChildren(
+        make("div", { className: "steps" },
+          step(here > 0 ? places[here - 1] : undefined, "← Previous", "prev"), step(here >= 0 ? places[here + 1] : places[0], "Next →", "next"),
+          make("a", { href: `#${back}` }, "All latents"), make("span", { className: "muted" }, here >= 0 ? `${here + 1} of ${places.length}` : "not among the filtered")),
+        make("h2", { id: "latent-title", tabIndex: -1 }, `Latent ${number}`),
+        shownFirst && shownFirst[2] === "ok"
+          ? make("p", { className: "explanation" }, make("bdi", {}, visible(shownFirst[1])), own ? "" : make("span", { className: "muted" }, ` (${visible(shownFirst[0])})`))
+          : make("p", { className: "explanation none" }, visible(shownFirst ? `No explanation: ${shownFirst[3]}` : "Not explained.")),
+        make("dl", { className: "facts" }, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
+        ...(rating ? ratingForm(number, own, byRole.score, strongest) : [
+          make("h3", {}, "Scores"), scores(k),
+          ...(others.length ? [make("details", {}, make("summary", {}, "Explanations of baselines"), make("dl", {}, ...others.flatMap(([variant, text, status, reason]) => [make("dt", {}, make("b", {}, visible(variant))), make("dd", {}, make("bdi", {}, visible(status === "ok" ? text : reason || status)))])))] : []),
+          make("h3", {}, "What the explainer saw"),
+          saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
+          ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} silent windows, for explainers that contrast`), list(silent))] : []),
+          ...judged(detail, state, windows, strongest),
+        ]),
+        make("p", { className: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " previous and next latent, ", make("kbd", {}, "Esc"), " all latents", ...(rating ? [", ", make("kbd", {}, "1"), "–", make("kbd", {}, "4"), " rate the next window"] : [])),
+      );
+      for (const form of article.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
+      document.title = `Latent ${number} – ${data.cell}`;
+      if (open !== number) {
+        (focus && find(`a[data-focus="${focus}"]`, article) ? find(`a[data-focus="${focus}"]`, article) : find("#latent-title")).focus({ preventScroll: true });
+        scrollTo(0, article.offsetTop - 10);
+      } else if (focus) find(`[data-focus="${focus}"]`, article)?.focus();
+      open = number;
+    }
+
+    // --- ratings: kept in this browser under the run's name, and in a file when downloaded ---
+
+    const place = `saeval-ratings:${data.run}:${data.sha}:${data.cell}`;
+    let ratings = {};
+    try { ratings = JSON.parse(localStorage.getItem(place)) || {}; } catch { /* Kept in the page alone then. */ }
+    const rater = find("#rater");
+    try { rater.value = localStorage.getItem("saeval-rater") || ""; } catch { /* Likewise. */ }
+    rater.addEventListener("input", () => { try { localStorage.setItem("saeval-rater", rater.value); } catch { /* Likewise. */ } });
+    const LEVELS = ["1 – does not fit", "2 – fits loosely", "3 – mostly fits", "4 – fits exactly"];
+    function keep() {
+      try { localStorage.setItem(place, JSON.stringify(ratings)); } catch { /* Likewise. */ }
+      const count = Object.keys(ratings).length;
+      find("#rated").textContent = count ? `${count} windows of ${new Set(Object.values(ratings).map((r) => r.latent)).size} latents rated` : "";
+      find("#download").disabled = find("#forget").disabled = !count;
+    }
+    function ratingForm(latent, own, windows, strongest) {
+      const active = windows.filter((w) => w[1]);
+      if (!own || own[2] !== "ok" || !active.length) return [make("p", {}, "There is no explanation here to be rated, or no window to rate it on.")];
+      const fields = active.map((w, n) => {
+        const key = `${latent} ${w[0]}`;
+        const options = LEVELS.map((name, level) => {
+          const input = make("input", { type: "radio", name: `window-${n}`, value: String(level + 1), checked: ratings[key]?.rating === level + 1 });
+          input.addEventListener("change", () => {
+            ratings[key] = { latent, example: w[0], rating: level + 1, explanation: own[1] };
+            keep();
+          });
+          return make("label", {}, input, name);
+        });
+        return make("li", {}, heat(w, strongest), make("fieldset", {}, make("legend", { className: "sr" }, `Window ${n + 1}`), ...options));
+      });
+      return [make("h3", {}, "How well does the explanation fit what is marked?"), make("ol", { className: "windows" }, ...fields)];
+    }
+    const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
+    find("#download").addEventListener("click", () => {
+      const lines = Object.values(ratings).sort((a, b) => a.latent - b.latent || a.example.localeCompare(b.example, "en", { numeric: true }));
+      const rows = lines.map((r) => [r.latent, r.rating, data.hookpoint, rater.value, r.example, r.explanation].map(quoted).join(","));
+      const url = URL.createObjectURL(new Blob([["latent,rating,hookpoint,rater,example,explanation", ...rows].join("\r\n") + "\r\n"], { type: "text/csv" }));
+      make("a", { href: url, download: `ratings-${data.folder}.csv` }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 10000);
+    });
+    find("#forget").addEventListener("click", () => {
+      if (!confirm("Forget all ratings of this cell?")) return;
+      ratings = {};
+      keep();
+      render();
+    });
+    find("#rate").addEventListener("change", (event) => change({ rate: event.target.checked ? "1" : null }));
+
+    addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const typing = event.target.matches?.("input:not([type=radio]):not([type=checkbox]), select, textarea");
+      if (event.key === "Escape" && !article.hidden && !typing) {
+        find('.steps a[href^="#"]:not([rel])', article)?.click();
+      } else if ((event.key === "ArrowLeft" || event.key === "ArrowRight") && !article.hidden && !typing && !event.target.matches?.("input, .wide")) {
+        find(event.key === "ArrowLeft" ? 'a[rel="prev"]' : 'a[rel="next"]', article)?.click();
+      } else if (/^[1-4]$/.test(event.key) && !typing && read().get("rate") === "1") {
+        const field = [...article.querySelectorAll("fieldset")].find((f) => !find(":checked", f));
+        find(`input[value="${event.key}"]`, field || make("p"))?.click();
+      }
+    });
+
+    function render() {
+      const state = read();
+      const one = state.has("latent");
+      find("#list").hidden = one;
+      article.hidden = !one;
+      find("#rate").checked = state.get("rate") === "1";
+      if (one) { renderLatent(state); return; }
+      renderList(state);
+      document.title = `${data.cell} – saeval`;
+      if (open !== null) {
+        (find(`a[href="${CSS.escape(address(open)).replaceAll("\\", "")}"]`, table) || find("#list-title")).focus();
+        open = null;
+      }
+    }
+    addEventListener("hashchange", render);
+    keep();
+    render();
+  }
+
+  if (find("#board")) board();
+  if (find("#data")) latents();
+})();

@@ -1,0 +1,36 @@
+"""The method of a run in a paragraph, for every report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from saeval.results import RunResult
+
+
+def method(run: RunResult, shown: Callable[[str], str] = str) -> str:
+    """Return the paragraph.
+
+    Args:
+        run: The run.
+        shown: Makes names from the run fit for the report.
+    """
+    rows = [row for c in run.cells for row in c.scores]
+    judges = shown(named(row.judge for row in rows))
+    return " ".join(
+        [
+            f"Subject: {shown(named(c.subject for c in run.cells))}.",
+            f"Explained by {shown(named(c.explainer for c in run.cells))},",
+            "from windows of other documents than those scored on; non-activating windows are verified silent.",
+            *([f"Judged by {judges}."] if judges else []),
+            f"Scores are means over latents, with 95 % intervals ({shown(named(row.method for row in rows))}).",
+            "A floor is the same metric for the explanations of a baseline, or by chance; lift is the distance to",
+            "the best one that knows nothing of the latent, on the same latents. Ranks are ranges where unpaired",
+            "z tests, Holm-corrected over all pairs of contestants, do not separate.",
+            f"Seed {run.seed}.",
+        ]
+    )
+
+
+def named(values: Iterable[str | None]) -> str:
+    """Return the different names among the values, in order."""
+    return ", ".join(dict.fromkeys(v for v in values if v))

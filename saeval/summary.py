@@ -167,7 +167,7 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
             rows.append(
                 ScoreRow(
                     scorer=label, variant=variant, plugin=step.part.label, metric=metric.name,
-                    higher_is_better=metric.higher_is_better, range=(metric.low, metric.high),
+                    higher_is_better=metric.higher_is_better, range=_bounds(metric),
                     **_distribution(list(values.values()), metric, task.run.seed, outcome.cell.name, label, variant),
                     n=len(values), tried=scored.tried, failed=scored.tried - len(values) - skipped, skipped=skipped,
                     unparsed=sum(s.count("unparsed", "refused") for s in scored.scores.values()),

@@ -737,6 +737,23 @@ def test_caa_is_the_mean_difference_at_the_last_token(model, pairs):
     assert at_means.rows.tolist() == [0], "it fires on the positive side of the midpoint"
 
 
+def test_caa_with_a_share_fires_on_so_many_of_the_pairs_tokens_those_that_project_furthest(model, pairs):
+    wide, narrow = (Caa(pairs=pairs, model=model, at="layers.1", share=share).load("cpu", D) for share in (None, 0.1))
+    live = LiveModel.load(model)
+    states = []
+    for text in (text for pair in PAIRS for text in pair):
+        tokens = torch.tensor([[live.tokenizer.bos_token_id, *live.tokenizer(text)["input_ids"]]])
+        point = live.hookpoint("layers.1")
+        states.append(live.capture(tokens, [point])[point][0, 1:])
+    x = torch.cat(states)
+    every, few = torch.zeros(len(x)), torch.zeros(len(x))
+    for values, coder in ((every, wide), (few, narrow)):
+        sparse = coder.encode(x)
+        values[sparse.rows] = sparse.values
+    assert abs(int((few > 0).sum()) - 0.1 * len(x)) <= 1
+    assert torch.equal(few[few > 0], every[few > 0]) and few[few > 0].min() > every[few == 0].max()
+
+
 def test_caa_works_in_a_source_that_is_told_no_hookpoint(model, pairs, tmp_path):
     corpus = Corpus(path=tiny_corpus(tmp_path / "corpus.jsonl"), context=32)
     source = Transformers(model=model, corpus=corpus, coder=Caa(pairs=pairs, model=model, at="layers.1"))

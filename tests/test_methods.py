@@ -116,3 +116,4 @@ def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(tmp_path):
     for label, row in own.items():
         assert row["tried"] == 1 and (row["n"] == 1 or label == "intruder"), (label, row)
         assert row["explanation_words"] >= 1
+    assert own["intervention"]["range"] == [None, None] and own["intervention"]["ci95"] is None  # of one latent

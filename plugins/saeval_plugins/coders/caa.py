@@ -6,6 +6,8 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from pydantic import Field
+
 from saeval import Coder, InputError, LinearCoder, LiveModel, ModelRef, SpecPath, file_sha256
 
 if TYPE_CHECKING:
@@ -20,8 +22,9 @@ _BATCH = 16  # texts that go through the model at a time
 class Caa(Coder):
     """The mean difference of activations at the last token of contrasting texts, as one latent (arXiv 2312.06681).
 
-    The latent's activation is the projection onto that difference, measured from the midpoint between the two means:
-    it fires where a token lies on the side of the positive texts. Give it the same `model` (and `device` and `dtype`)
+    The latent's activation is the projection onto that difference, measured from the midpoint between the two means. It
+    fires where a token lies on the side of the positive texts, which about half of all tokens do, and, with `share`, only
+    where it lies far on it. Give it the same `model` (and `device` and `dtype`)
     as the source, which then loads the model once.
     """
 
@@ -35,6 +38,9 @@ class Caa(Coder):
     """Where its activations are taken, and, unless the source says otherwise, read: a hookpoint such as `layers.9`."""
     midpoint: bool = True
     """Whether projections are measured from the midpoint between the two means; otherwise from 0."""
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the pairs' tokens on which it fires, those that project furthest; all on the positive side when left out.
+    Windows in which the latent is silent are found only where it fires on few tokens."""
     revision: str | None = None
     """Revision of the hub id."""
     device: str = "auto"
@@ -51,7 +57,7 @@ class Caa(Coder):
         """Return what the direction depends on: texts, model, precision and place."""
         model = LiveModel.fingerprint(self.model, self.revision)
         self._texts  # noqa: B018 - raises
-        return [self.name, file_sha256(self.pairs), model, self.dtype, self.at, self.midpoint]
+        return [self.name, file_sha256(self.pairs), model, self.dtype, self.at, self.midpoint, self.share]
 
     def hookpoint(self) -> str:
         """Return the place that the activations are taken at."""
@@ -70,14 +76,23 @@ class Caa(Coder):
             raise InputError(
                 f"{self._label}: both sides have the same activations at {self.at}, so there is no direction"
             )
+        bias = -(direction @ (positive + negative))[None] / 2 if self.midpoint else None
         return LinearCoder(
             encoder=direction[:, None],
             decoder=direction[None],
-            encoder_bias=-(direction @ (positive + negative))[None] / 2 if self.midpoint else None,
+            encoder_bias=bias,
+            threshold=self._threshold(direction, bias),
             architecture="caa",
             autoencoder=False,
             metadata={"pairs": len(self._texts), "hook_name": self.at},
         )
+
+    def _threshold(self, direction: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return the projection that only `share` of the pairs' tokens exceed; never below 0.  [1]"""
+        if self.share is None:
+            return None
+        projections = self._means.tokens.to(direction.device) @ direction + (0 if bias is None else bias)
+        return projections.quantile(1 - self.share).clamp(min=0)[None]
 
     @property
     def _label(self) -> str:
@@ -112,17 +127,20 @@ class Caa(Coder):
 
     @cached_property
     def _means(self) -> _Means:
+        import torch
+
         live = LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
         with live.lock:
-            positive, negative = (self._last([pair[side] for pair in self._texts], live).mean(dim=0) for side in (0, 1))
-        return _Means(positive, negative)
+            positive, negative = (self._read([pair[side] for pair in self._texts], live) for side in (0, 1))
+        last, tokens = zip(positive, negative, strict=True)
+        return _Means(last[0].mean(dim=0), last[1].mean(dim=0), torch.cat(tokens))
 
-    def _last(self, texts: Sequence[str], live: LiveModel) -> Tensor:
-        """Return the activations at each text's last token.  [texts, width]"""
+    def _read(self, texts: Sequence[str], live: LiveModel) -> tuple[Tensor, Tensor]:
+        """Return the activations at each text's last token [texts, width], and at all of them but BOS [tokens, width]."""
         import torch
 
         point, bos = live.hookpoint(self.at), live.tokenizer.bos_token_id
-        found = []
+        last, every = [], []
         for start in range(0, len(texts), _BATCH):
             rows = [
                 [*([] if bos is None else [bos]), *live.tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -133,12 +151,20 @@ class Caa(Coder):
             for row, ids in zip(tokens, rows, strict=True):
                 row[: len(ids)] = torch.tensor(ids)
             caught = live.capture(tokens, [point], lengths)[point].cpu()
-            found.append(caught[torch.arange(len(rows)), lengths - 1])
-        return torch.cat(found)
+            last.append(caught[torch.arange(len(rows)), lengths - 1])
+            every += [row[bos is not None : n] for row, n in zip(caught, lengths.tolist(), strict=True)]
+        return torch.cat(last), torch.cat(every)
 
 
 class _Means(NamedTuple):
-    """Mean activations of the two sides.  [width] each"""
+    """What the model did on the pairs.
+
+    Attributes:
+        positive: Mean activation at the positive texts' last tokens.  [width]
+        negative: The same of the negative texts.  [width]
+        tokens: Activations at all tokens of both.  [tokens, width]
+    """
 
     positive: Tensor
     negative: Tensor
+    tokens: Tensor

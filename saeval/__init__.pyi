@@ -32,10 +32,14 @@ from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, 
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt
 from .records import Example, Examples, Flaw, LatentId, LatentRecord
+from .releases import refuse_malicious
+from .report.compare import compare
+from .report.join import join
 from .results import Explanation, Outcome, RunResult, Score, read
 from .runner import run
 from .secrets import without_secrets
 from .seeding import content_hash, derive_rng
+from .similarity import similarities
 from .store import ActivationStore, ActivationWriter, Windows
 from .subject import Steered, Strength, Subject
 from .testing import plant
@@ -111,16 +115,20 @@ __all__ = [
     "asset_check",
     "asset_path",
     "auroc",
+    "compare",
     "content_hash",
     "derive_rng",
     "down_projection",
     "embedder",
     "file_sha256",
     "hookimpl",
+    "join",
     "pearson",
     "plant",
     "read",
+    "refuse_malicious",
     "run",
+    "similarities",
     "token_bytes",
     "without_secrets",
 ]  # fmt: skip

@@ -117,7 +117,7 @@ def _roles(llms: Sequence[str]) -> dict[str, str]:
 def _print_json(value: Any) -> None:
     import json
 
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    click.echo(json.dumps(value, indent=1, default=str))  # in ASCII: what it quotes can do nothing to a terminal
 
 
 # --- run ----------------------------------------------------------------------------------------------------
@@ -364,6 +364,23 @@ def check(package: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("kind", type=click.Choice([kind for kind in SHOW_KINDS if kind != "task"]))
+@click.argument("name")
+@click.option("--file", "lone", is_flag=True, help="A lone file for `use: ./NAME.py:Class`, instead of a package.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to put it in; this one by default.")
+def new(kind: str, name: str, lone: bool, out: Path | None) -> None:
+    """Begin a plugin: a package saeval-NAME that installs, keeps its contract and runs, or a lone file."""
+    from saeval import scaffold
+
+    made = scaffold.new(kind, name, lone=lone, out=out)
+    click.echo("\n".join(f"made      {_safe(file)}" for file in made))
+    if lone:
+        click.echo(f'in a spec beside it:  use: "./{name}.py:{scaffold.class_name(name)}"')
+    else:
+        click.echo(_safe(f"next:  pip install -e {made[0].parent}  and read its README.md"))
+
+
+@main.command()
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; printed when left out.")
 @_WITHOUT
 def schema(out: Path | None, without: Sequence[str]) -> None:
@@ -405,6 +422,46 @@ def preview(
 
 
 @main.command()
+@_TASK
+@_SET
+@_LLM
+@click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most.")
+@_WITHOUT
+@_JSON
+def plan(
+    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, without: Sequence[str], as_json: bool
+) -> None:
+    """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
+    from saeval.plan import ASSUMPTIONS, StepPlan
+    from saeval.plan import plan as make_plan
+
+    found = make_plan(_load(task, assignments, llms, _registry(without)), limit)
+    if as_json:
+        _print_json(found.as_json())
+        return
+
+    def row(name: str, at: Any, latents: object = "", cell: str = "", model: str = "") -> dict[str, str]:
+        def shown(column: str, format_: str, scale: float = 1.0) -> str:
+            value = at(column)
+            return "unknown" if value is None else format(value * scale, format_)
+
+        return {
+            "step": name, "latents": f"{latents}", "calls": shown("calls", ","), "in": shown("input_tokens", ","),
+            "out": shown("output_tokens", ","), "usd": shown("usd", ".4f"), "minutes": shown("seconds", ".1f", 1 / 60),
+            "MB": shown("bytes", ".1f", 1e-6), "model": model, "cell": cell,
+        }  # fmt: skip
+
+    def step_row(step: StepPlan) -> dict[str, str]:
+        return row(step.step, lambda column: getattr(step, column), step.latents or "", step.cell, step.model or "")
+
+    rows = [*map(step_row, found.steps), row("total", found.total)]
+    _print_rows([{column: column for column in rows[0]}, *rows])
+    for note in dict.fromkeys(step.note for step in found.steps if step.note):
+        click.echo(_safe(f"\nunknown: {note}"))
+    click.echo("\n" + "\n".join(ASSUMPTIONS))
+
+
+@main.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @_JSON
 def report(run_dir: Path, as_json: bool) -> None:
@@ -421,6 +478,103 @@ def report(run_dir: Path, as_json: bool) -> None:
         return
     render(result)
     click.echo("\n" + "\n".join(f"written   {file}" for file in written))
+
+
+@main.command()
+@click.option("--store", type=click.Path(path_type=Path), help="Read an activation store and compare its checksums.")
+@_JSON
+def doctor(store: Path | None, as_json: bool) -> None:
+    """Look at packages, device, cache, plugins and keys (by name only), and say what is wrong. Sends nothing."""
+    from dataclasses import asdict
+
+    from saeval.doctor import examine
+
+    found = list(examine(store))
+    if as_json:
+        _print_json([asdict(finding) for finding in found])
+    else:
+        _print_rows([{"status": f.status, "what": f.what, "text": f.text} for f in found])
+    if any(finding.status == "wrong" for finding in found):
+        sys.exit(1)
+
+
+# --- compare ------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--metric", "metrics", multiple=True, metavar="SCORER.METRIC", help="This one; headlines when left out.")
+@click.option("--seed", default=0, help="Of resampling.")
+@_JSON
+def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) -> None:
+    """Compare two cells, each a run directory or RUN:CELL; paired where both are about the same latents."""
+    from saeval.report import compare as comparing
+
+    found = comparing.compare(a, b, metrics, seed=seed)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        click.echo(_safe(comparing.text(found)))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--rank-by", metavar="SCORER.METRIC", help="Column that ranks; the runs' own when left out.")
+@click.option("--group-by", metavar="AXIS", help="A board for each of its values, ranked apart.")
+@click.option(
+    "--filter", "keep", multiple=True, metavar="AXIS=VALUE", help="Cells that have it; several are either-or."
+)
+@click.option(
+    "--match-l0", type=click.FloatRange(min=0, min_open=True), metavar="L0", help="Families of coders at one L0."
+)
+@click.option("--family", default="architecture", metavar="AXIS", help="What --match-l0 calls a family.")
+@click.option("--mixed", is_flag=True, help="Join runs whose numbers cannot be compared, marked.")
+@click.option(
+    "--format", "-f", "format_", type=click.Choice(("text", "markdown", "latex", "csv", "json", "parquet")),
+    default="text", help="How it is written.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed when left out.")
+def leaderboard(
+    runs: Sequence[Path], rank_by: str | None, group_by: str | None, keep: Sequence[str], match_l0: float | None,
+    family: str, mixed: bool, format_: str, out: Path | None,
+) -> None:  # fmt: skip
+    """Join the cells of runs, wherever they lie, on one board."""
+    from saeval.files import write_atomic
+    from saeval.report import join
+
+    if format_ == "parquet" and out is None:
+        raise click.UsageError("--format parquet needs --out FILE")
+    joined = join.join(runs, rank_by=rank_by, keep=keep, mixed=mixed)
+    content = join.written(joined, format_, group_by=group_by, match_l0=match_l0, family=family)
+    if out is None:
+        click.echo(content, nl=False)
+    else:
+        write_atomic(out, content)
+        click.echo(_safe(f"written   {out}"))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN[:CELL]...")
+@click.option(
+    "--by", multiple=True, type=click.Choice(("explanations", "decoder", "encoder")), help="What to compare by."
+)
+@click.option("--model", metavar="NAME", help="Sentence-transformers model that embeds explanations.")
+@click.option("--seed", default=0, help="Of the baselines.")
+@_JSON
+def similarity(runs: Sequence[str], by: Sequence[Any], model: str | None, seed: int, as_json: bool) -> None:
+    """Match the latents of coders by their explanations or directions, beside random and shuffled baselines."""
+    from dataclasses import asdict
+
+    from saeval import similarity as matching
+
+    found, left_out = matching.similarities(runs, by=by, model=model or matching.EMBEDDER, seed=seed)
+    if as_json:
+        _print_json({"similarities": [asdict(s) for s in found], "left_out": left_out})
+        return
+    click.echo(_safe(matching.text(found)))
+    for sentence in left_out:
+        click.echo(_safe(f"left out: {sentence}"), err=True)
 
 
 # --- exchange -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from saeval.store import ActivationStore, ActivationWriter
 if TYPE_CHECKING:
     from saeval.task import Part
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _VERIFY_BELOW = 2 << 30  # bytes; larger stores are verified by `saeval doctor --store`
 
 
@@ -45,7 +47,17 @@ def collect(sources: Mapping[str, Part[ActivationSource]], display: Display) -> 
         plugin = by_path[path].plugin
         groups.setdefault(content_hash(by_path[path].loaded.id, plugin.shares()), []).append(path)
     for group in groups.values():
-        _collect_group([by_path[p].plugin for p in group], group, display)
+        try:
+            _collect_group([by_path[p].plugin for p in group], group, display)
+        except OSError as error:
+            # numpy says so many bytes were "requested" and so few "written", and no more.
+            no_room = error.errno in _NO_ROOM or "requested and" in str(error)
+            if not no_room and not str(error.filename or "").startswith(str(cache_dir())):
+                raise  # a file of the source's own
+            raise StoreError(
+                f"{error.filename or cache_dir()}: activations cannot be written ({error.strerror or error}); make room, or set "
+                "SAEVAL_CACHE to another folder, and run the same command again"
+            ) from None
     return {name: ActivationStore.open(path) for name, path in paths.items()}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -76,7 +76,7 @@ class Gateway(LanguageModel):
         self._role, self._llm, self._model = role, llm, model
         self._identity, self._settings = identity, settings
         self._calls, self._log, self._budget = calls, log, budget
-        self._asking: dict[str, asyncio.Future[Any]] = {}
+        self._asking: dict[str, _Work] = {}
         self._gate = _Gate(1 if llm.in_process else settings.concurrency)
 
     @property
@@ -122,32 +122,45 @@ class Gateway(LanguageModel):
     ) -> A:
         """Answer from the cache, from an equal request that is under way, or by asking."""
         key = content_hash(kind, self._identity, asdict(request))
-        while (under_way := self._asking.get(key)) is not None:
-            await asyncio.wait([under_way])
-            if not under_way.cancelled():  # else whoever asked was called off, and somebody else has to
-                shared: A = under_way.result()
-                self._write_down(key, request, "ok", shared.usage, cached=True)
-                return shared
-        if self._settings.cache and (kept := self._calls.get(key)) is not None:
-            answer = restore(kept)
-            self._write_down(key, request, "ok", answer.usage, cached=True)
-            return answer
-        future = self._asking[key] = asyncio.get_running_loop().create_future()
+        shared = key in self._asking
+        if not shared:
+            if self._settings.cache and (kept := self._calls.get(key)) is not None:
+                answer = restore(kept)
+                self._write_down(key, request, "ok", answer.usage, cached=True)
+                return answer
+            new = self._asking[key] = _Work()
+            new.task = asyncio.ensure_future(self._ask(key, request, ask, new))
+            new.task.add_done_callback(lambda task: self._ended(key, task))
+        work = self._asking[key]
+        work.askers += 1
         try:
-            answer = await self._ask(key, request, ask)
-            future.set_result(answer)
-            return answer
-        except BaseException as error:
-            if isinstance(error, Exception):
-                future.set_exception(error)
-                future.exception()  # mark as seen: usually nobody else waits for it
-            else:
-                future.cancel()
-            raise
+            answer = await asyncio.shield(work.task)
         finally:
-            del self._asking[key]
+            work.askers -= 1
+            if not (work.askers or work.in_flight or work.task.done()):
+                self._asking.pop(key)
+                work.task.cancel()
+        if shared:
+            self._write_down(key, request, "ok", answer.usage, cached=True)
+        return answer
 
-    async def _ask(self, key: str, request: Any, ask: Callable[[Any], Awaitable[A]]) -> A:
+    def _ended(self, key: str, task: asyncio.Future[Any]) -> None:
+        if (work := self._asking.get(key)) is not None and work.task is task:
+            del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # mark as seen: whoever asked may have been called off
+
+    async def finish(self) -> None:
+        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep them."""
+        for work in self._asking.values():
+            if not work.in_flight:
+                work.task.cancel()
+        if tasks := [work.task for work in self._asking.values()]:
+            _, late = await asyncio.wait(tasks, timeout=_GRACE)
+            for task in late:
+                task.cancel()
+
+    async def _ask(self, key: str, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
         """Make the call, again where that can help, and write down how it ended."""
         began, attempt = time.monotonic(), 0
         took: Usage | None = None
@@ -158,14 +171,14 @@ class Gateway(LanguageModel):
                 try:
                     async with self._gate:
                         self._budget.check()
-                        answer = await self._to_the_end(self._attempt(request, ask))
+                        answer = await self._attempt(request, ask, work)
                 except LLMError as error:
                     if error.usage is not None:
                         took = self._paid(error.usage, took)
                     if not error.retryable:
                         raise
                     self._gate.slow_down()
-                    if attempt > self._settings.retries:
+                    if attempt > self._settings.retries or not work.askers:
                         raise
                     await asyncio.sleep(_wait(key, attempt, error.retry_after))
             took = self._paid(answer.usage, took)
@@ -183,32 +196,15 @@ class Gateway(LanguageModel):
         self._write_down(key, request, "ok", took, attempts=attempt, began=began)
         return answer
 
-    async def _to_the_end(self, attempt: Coroutine[Any, Any, A]) -> A:
-        """Make an attempt; called off on the way, wait a little for the answer, keep it, and be called off then."""
-        if self._llm.in_process:
-            return await attempt
-        under_way = asyncio.ensure_future(attempt)
-        try:
-            return await asyncio.shield(under_way)
-        except asyncio.CancelledError:
-            me = asyncio.current_task()
-            assert me is not None
-            try:
-                await asyncio.wait([under_way], timeout=_GRACE)
-            finally:
-                under_way.cancel()  # does nothing to one that is done
-            if not under_way.done():
-                raise
-            me.uncancel()
-            me.cancel()  # from the next wait on
-            return under_way.result()
-
-    async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]]) -> A:
+    async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+        work.in_flight = not self._llm.in_process
         try:
             async with asyncio.timeout(None if self._llm.in_process else self._settings.timeout):
                 answer = await ask(request)
         except TimeoutError:
             raise LLMError(f"{self._model}: no answer within {self._settings.timeout:g} s", retryable=True) from None
+        finally:
+            work.in_flight = False
         if isinstance(answer, Reply) and not answer.text.strip():
             retryable = not self._llm.in_process
             raise LLMError(f"{self._model}: the answer is empty", retryable=retryable, usage=answer.usage)
@@ -265,6 +261,21 @@ def _weights_from(data: dict[str, Any]) -> FillReply:
 
 def _tuples(numbers: Any) -> tuple[tuple[tuple[float, ...], ...], ...]:
     return tuple(tuple(tuple(inner) for inner in outer) for outer in numbers)
+
+
+@dataclass
+class _Work:
+    """A request that is being answered.
+
+    Attributes:
+        task: What answers it.
+        askers: How many wait for the answer.
+        in_flight: Whether a call is under way that will be paid for, answered or not.
+    """
+
+    task: asyncio.Future[Any] = field(init=False)
+    askers: int = 0
+    in_flight: bool = False
 
 
 @dataclass

@@ -251,5 +251,9 @@ class LLM(Plugin, LanguageModel):
     model: str
     """Name of the model, without this plugin's prefix."""
 
+    def prices(self) -> tuple[float, float] | None:
+        """Return the provider's prices, in dollars a million tokens of prompts and generated; None where unknown."""
+        return None
+
     async def aclose(self) -> None:
         """Release connections."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
+import re
 import tempfile
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,42 +24,47 @@ from saeval.summary import MAIN
 from saeval.task import SHUFFLED, Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
 
-_TRIED = 5  # latents a step is tried on; requests hardly differ in length from latent to latent
-_CHARACTERS = 4.0  # of English text, a token
+_TRIED = 5  # latents a step is tried on; prompts hardly differ in length from latent to latent
+_CHARACTERS = 4.0  # of a prompt, a token
 _TURN = 4  # tokens around a turn of a conversation
-_ANSWER = "EXPLANATION: words that name a kind of place where people meet\n[0, 1, 0, 0, 1]"
-_EXPLANATION = "words that name a kind of place where people meet"
-_ANSWERED = 20  # tokens of such an answer, of a judge's list and of an explanation alike
-_SECONDS = {"over HTTP": 1.5, "in process": 0.0}  # a call, whatever its length
-_IN_FLIGHT = 16  # calls at a time over HTTP
-_PER_SECOND = {"over HTTP": 60.0, "in process": 400.0}  # tokens generated; tokens of any kind
-_COLLECTED = 1000.0  # tokens a second and cell, of a small model on two cores
-_NONZEROS, _BYTES = 40, 6  # activations a token, and what each takes in a store
+_EXPLANATION = "words that name a place where many people meet"
+_CALL, _IN_FLIGHT = 1.5, 16  # seconds a call over HTTP takes, and how many are under way
+_PER_SECOND = 400.0  # tokens that a model in process reads or writes
+_COLLECTED = 1000.0  # tokens a second and cell
+_STORED = 250  # bytes a token of the corpus: some 40 activations, and the token
 
-log = logging.getLogger("saeval")
+ASSUMPTIONS = (
+    f"Prompts are real ones, for up to {_TRIED} latents a cell, made from windows of the activations in the cache; "
+    f"where there are none yet, from windows of made-up text. {_CHARACTERS:g} characters are a token.",
+    "Answers are as short as in the prompts' examples; models that think aloud write more. None has to be asked twice.",
+    f"A call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says otherwise; a model in process reads "
+    f"{_PER_SECOND:g} tokens a second, and one to be read collects {_COLLECTED:g}, as small models do on two cores.",
+    f"Activations take {_STORED} bytes a token of the corpus. Steps that ask no language model are left out of the time.",
+    "Answers and activations that are in the cache already cost nothing when they are used again.",
+)
+"""What the numbers rest on."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step would take.
+    """What one step would take; what is not known is None, never 0.
 
     Attributes:
-        step: `collect`, `explain`, or the scorer's label; with the baseline it is run on.
+        step: `collect`, `explain` or the scorer's label, and in brackets the baseline it is run on.
         cell: The cell.
-        role: Role it asks; None for steps that ask no language model.
-        model: Model of the role.
+        model: Model that is asked, as the spec names it; None where none is.
         latents: Latents it runs on.
-        calls: Calls to the model; None where unknown.
-        input_tokens: Tokens of prompts; of the corpus for `collect`. None where unknown.
+        calls: Calls to the model.
+        input_tokens: Tokens of prompts; for `collect`, of the corpus.
         output_tokens: Tokens generated.
-        usd: Dollars; None where the price is unknown, which is never the same as 0.
-        seconds: Wall-clock seconds; None where unknown.
+        usd: Dollars.
+        seconds: Wall-clock seconds.
+        bytes: Room on disk.
         note: Why something is unknown.
     """
 
     step: str
     cell: str
-    role: str | None = None
     model: str | None = None
     latents: int = 0
     calls: int | None = 0
@@ -69,216 +72,135 @@ class StepPlan:
     output_tokens: int | None = 0
     usd: float | None = 0.0
     seconds: float | None = 0.0
+    bytes: int | None = 0
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would take, if nothing of it were in the cache.
+    """What a run would take from the beginning, but for activations that are in the cache.
 
     Attributes:
         steps: Step by step.
-        disk_bytes: Room that activations would take; None where unknown.
-        cached: Names of cells whose activations are already there.
-        assumptions: What the numbers rest on, a sentence each.
     """
 
     steps: tuple[StepPlan, ...]
-    disk_bytes: int | None
-    cached: tuple[str, ...]
-    assumptions: tuple[str, ...]
 
-    def total(self, name: str) -> Any | None:
-        """Return a column summed over steps; None where any part of it is unknown."""
-        values = [getattr(step, name) for step in self.steps if name != "input_tokens" or step.step != "collect"]
+    def total(self, column: str) -> Any | None:
+        """Return a column's sum, tokens of the corpus left out; None where a part of it is unknown."""
+        tokens = column == "input_tokens"
+        values = [getattr(step, column) for step in self.steps if not (tokens and step.step == "collect")]
         return None if None in values else sum(values)
 
-    def totals(self) -> dict[str, Any]:
-        """Return calls, tokens, dollars and seconds of the whole run."""
-        return {name: self.total(name) for name in ("calls", "input_tokens", "output_tokens", "usd", "seconds")}
-
     def as_json(self) -> dict[str, Any]:
-        """Return it all as JSON data."""
-        return {**asdict(self), "totals": self.totals()}
+        """Return it as JSON data, with totals and assumptions."""
+        columns = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
+        return {
+            "steps": [asdict(step) for step in self.steps], "total": {c: self.total(c) for c in columns},
+            "assumptions": list(ASSUMPTIONS),
+        }  # fmt: skip
 
 
 def plan(task: Task, limit: int | None = None) -> Plan:
     """Tell what a run would take. No model is asked or loaded, and nothing is collected.
 
-    Every step is carried out on a few latents with a model that only counts what it is asked. Their windows come
-    from the activations in the cache; where there are none yet, windows of made-up text of the same length stand in.
+    Every step is tried on a few latents with a stand-in for its model, which counts what it is asked.
 
     Args:
         task: The task.
         limit: Latents a cell at most.
     """
-    steps: list[StepPlan] = []
-    disk: int | None = 0
-    cached = []
     with tempfile.TemporaryDirectory() as folder:
-        for cell in task.cells:
-            store = _cached(cell)
-            if store is None:
-                tokens = _corpus_tokens(cell)
-                steps.append(_collecting(cell, tokens))
-                disk = None if disk is None or tokens is None else disk + tokens * (_NONZEROS * _BYTES + 4)
-            else:
-                cached.append(cell.name)
-            steps += _cell_steps(task, cell, store, limit, Path(folder))
-    return Plan(tuple(steps), disk, tuple(cached), tuple(_assumptions(len(cached) == len(task.cells))))
+        return Plan(tuple(step for cell in task.cells for step in _cell(task, cell, limit, Path(folder) / "store")))
 
 
-def _cached(cell: Cell) -> ActivationStore | None:
-    try:
-        return ActivationStore.open(store_path(cell.source))
-    except (SaevalError, OSError):
-        return None
-
-
-def _corpus_tokens(cell: Cell) -> int | None:
-    """Tokens that the source would read, as far as its options tell."""
-    corpus = getattr(cell.source.plugin, "corpus", None)
-    tokens = getattr(corpus, "tokens", None)
-    path = getattr(corpus, "path", None)
-    on_disk = int(Path(path).stat().st_size / _CHARACTERS) if path and Path(path).is_file() else None
-    known = [n for n in (tokens, on_disk) if n is not None]
-    return min(known) if known else None
-
-
-def _collecting(cell: Cell, tokens: int | None) -> StepPlan:
-    note = "" if tokens is not None else "the source does not say how much text it reads"
-    seconds = None if tokens is None else tokens / _COLLECTED
-    return StepPlan("collect", cell.name, input_tokens=tokens, seconds=seconds, note=note)
-
-
-# --- trying steps out ---
-
-
-@dataclass
-class _Counter(LanguageModel):
-    """A language model that counts what it is asked, and gives an answer in which most readers find something."""
-
-    scores: bool
-    most: int
-    """Most tokens of an answer."""
-    calls: int = 0
-    input_tokens: float = 0.0
-    output_tokens: float = 0.0
-    seen: set[Any] = field(default_factory=set)
-
-    @property
-    def can_score(self) -> bool:
-        return self.scores
-
-    def _count(self, request: Any, characters: int, turns: int, answered: int) -> None:
-        if request not in self.seen:  # equal ones are asked once
-            self.seen.add(request)
-            self.calls += 1
-            self.input_tokens += characters / _CHARACTERS + turns * _TURN
-            self.output_tokens += answered
-
-    async def complete(self, request: Request) -> Reply:
-        answered = min(_ANSWERED, self.most, request.max_tokens or self.most)
-        self._count(request, sum(len(m.content) for m in request.messages), len(request.messages), answered)
-        return Reply(_answer_to(request))
-
-    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        each = sum(len(c) for c in request.continuations)
-        begun = sum(len(request.prefix) + len(p) for p in request.prompts) * len(request.continuations)
-        self._count(request, begun + each * len(request.prompts), 0, 0)
-        return LogprobReply(tuple(tuple((-1.0,) for _ in request.continuations) for _ in request.prompts))
-
-    async def fill(self, request: FillRequest) -> FillReply:
-        characters = len(request.prefix) * len(request.texts)
-        characters += sum(len(part) + len(request.filler) for text in request.texts for part in text)
-        self._count(request, characters, 0, 0)
-        return FillReply(tuple(tuple(tuple(-1.0 for _ in request.choices) for _ in text) for text in request.texts))
-
-
-def _answer_to(request: Request) -> str:
-    """Return an answer of the kind that the worked examples of the conversation show, or else one of two kinds at once."""
-    shown = [m.content for m in request.messages[:-1] if m.role == "assistant"]
-    return _ANSWER if not shown else f"{shown[-1]}\n{_ANSWER.partition(chr(10))[2]}" if "[" in shown[-1] else _ANSWER
-
-
-def _cell_steps(
-    task: Task, cell: Cell, store: ActivationStore | None, limit: int | None, folder: Path
-) -> list[StepPlan]:
-    """Return what explaining and scoring a cell would take, variant by variant."""
+def _cell(task: Task, cell: Cell, limit: int | None, stand_in: Path) -> list[StepPlan]:
     wanted = len(cell.latents.indices) if cell.latents.select == "list" else cell.latents.n
     wanted = wanted if limit is None else min(wanted, limit)
+    found: list[StepPlan] = []
+    records: list[LatentRecord] = []
+    why = ""
     try:
-        records, wanted = _records(task, cell, store, wanted, folder)
-        why = ""
-    except SaevalError as error:
-        records, why = [], f"no windows to try it on: {error}"
-    runs: list[tuple[str, str, StepPart[Any], int]] = []
-    explainers = {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
-    explained = {variant: _most(wanted, step.latents) for variant, step in explainers.items()}
-    if SHUFFLED in cell.alternatives:
-        explained[SHUFFLED] = _most(explained[MAIN], cell.shuffled_latents)
-    for variant, explainer in explainers.items():
-        runs.append(("explain", variant, explainer, explained[variant]))
-    for label, scorer in cell.scorers.items():
-        for variant, latents in explained.items():
-            named = scorer.baselines is None or variant in scorer.baselines
-            if variant == MAIN or (named and scorer.part.plugin.reads_explanation):
-                runs.append((label, variant, scorer, _most(latents, scorer.latents)))
-    return [
-        _step(task, cell, label if variant == MAIN else f"{label} ({variant})", label, step, n, records, why)
-        for label, variant, step, n in runs
-    ]
-
-
-def _most(latents: int, limit: int | None) -> int:
-    return latents if limit is None else min(latents, limit)
-
-
-def _records(
-    task: Task, cell: Cell, store: ActivationStore | None, wanted: int, folder: Path
-) -> tuple[list[LatentRecord], int]:
-    """Return the windows of a few latents, and on how many latents the cell would run."""
-    if store is not None:
+        store = ActivationStore.open(store_path(cell.source))
+    except SaevalError:
+        found.append(_collecting(cell))
+        store = ActivationStore.open(stand_in) if stand_in.exists() else planted_store(stand_in, documents=300)
+        easy = cell.latents.model_copy(update={"select": "random", "min_windows": 2})
+        cell = replace(cell, latents=easy)
+    else:
         eligible = int((store.firings >= cell.latents.min_windows).sum())
+        wanted = wanted if cell.latents.select == "list" else min(wanted, eligible)
+    try:
         records, _ = choose_records(cell, store, task.run.seed, min(_TRIED, wanted))
-        return records, wanted if cell.latents.select == "list" else min(wanted, eligible)
-    latents = cell.latents.model_copy(update={"select": "random", "n": _TRIED, "min_windows": 2})
-    stand_in = replace(cell, latents=latents)
-    made = folder / "stand-in"
-    there = ActivationStore.open(made) if made.exists() else planted_store(made, n_latents=8, documents=300)
-    return choose_records(stand_in, there, task.run.seed)[0], wanted
+    except Exception as error:  # noqa: BLE001 - samplers may need what a stand-in has not
+        why = f"no window could be sampled to try it on: {error}"
+    for title, label, step, latents in _steps(cell, wanted):
+        if step.role is not None:
+            found.append(_asking(task, task.roles[step.role], title, label, cell, step, latents, records, why))
+        else:
+            found.append(StepPlan(title, cell.name, latents=latents))
+    return found
 
 
-def _step(
-    task: Task, cell: Cell, name: str, label: str, step: StepPart[Any], latents: int, records: list[LatentRecord],
-    why: str,
+def _collecting(cell: Cell) -> StepPlan:
+    """Return what collecting activations takes, as far as the source's options tell how much text is read."""
+    corpus = getattr(cell.source.plugin, "corpus", None)
+    path = getattr(corpus, "path", None)
+    sizes = [int(path.stat().st_size / _CHARACTERS)] if path is not None and path.is_file() else []
+    tokens = min([*sizes, *filter(None, [getattr(corpus, "tokens", None)])], default=None)
+    if tokens is None:
+        note = "the source does not tell how much text it reads"
+        return StepPlan("collect", cell.name, input_tokens=None, seconds=None, bytes=None, note=note)
+    return StepPlan("collect", cell.name, input_tokens=tokens, seconds=tokens / _COLLECTED, bytes=tokens * _STORED)
+
+
+def _steps(cell: Cell, latents: int) -> list[tuple[str, str, StepPart[Any], int]]:
+    """Return title, label and part of each step, and the latents it runs on, as the run lays them out."""
+    explainers = {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
+    explained = {variant: min(latents, step.latents or latents) for variant, step in explainers.items()}
+    if SHUFFLED in cell.alternatives:
+        explained[SHUFFLED] = min(explained[MAIN], cell.shuffled_latents or latents)
+    steps: list[tuple[str, str, StepPart[Any], int]] = [
+        (_title("explain", variant), "explain", step, explained[variant]) for variant, step in explainers.items()
+    ]
+    for label, scorer in cell.scorers.items():
+        for variant, n in explained.items():
+            named = scorer.part.plugin.reads_explanation and (scorer.baselines is None or variant in scorer.baselines)
+            if variant == MAIN or named:
+                steps.append((_title(label, variant), label, scorer, min(n, scorer.latents or n)))
+    return steps
+
+
+def _title(label: str, variant: str) -> str:
+    return label if variant == MAIN else f"{label} ({variant})"
+
+
+def _asking(
+    task: Task, role: RolePart, title: str, label: str, cell: Cell, step: StepPart[Any], latents: int,
+    records: list[LatentRecord], why: str,
 ) -> StepPlan:  # fmt: skip
-    if step.role is None:
-        return StepPlan(name, cell.name, latents=latents, seconds=None, note="asks no language model")
-    role = task.roles[step.role]
-    known = StepPlan(name, cell.name, step.role, role.model, latents)
+    """Try a step on a few latents, and return what it would take on all."""
     counter = _Counter(role.part.plugin.can_score, role.settings.max_tokens)
     tried = 0
     for record in records:
-        context = Context(
-            record.latent, derive_rng(task.run.seed, label, str(record.latent)), counter, embedder(), cell.source.plugin
-        )
+        rng = derive_rng(task.run.seed, label, str(record.latent))
         try:
-            asyncio.run(_try(step, record, context))
+            asyncio.run(_try(step, record, Context(record.latent, rng, counter, embedder())))
             tried += 1
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything when it is given made-up answers
-            why = f"could not be tried out: {type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything over made-up answers
+            why = f"could not be tried: {error}"
     if not tried:
-        return replace(known, calls=None, input_tokens=None, output_tokens=None, usd=None, seconds=None, note=why)
-    calls, taken, given = (
-        round(n * latents / tried) for n in (counter.calls, counter.input_tokens, counter.output_tokens)
-    )
+        return StepPlan(title, cell.name, role.model, latents, None, None, None, None, None, note=why)
+    share = latents / tried
+    calls, taken, given = (round(n * share) for n in (counter.calls, counter.taken, counter.given))
     usd = _price(role, taken, given)
-    note = "" if usd is not None else "price unknown: give the role usd_per_million_input and usd_per_million_output"
-    return replace(
-        known, calls=calls, input_tokens=taken, output_tokens=given, usd=usd,
-        seconds=_seconds(role, calls, taken, given), note=note,
-    )  # fmt: skip
+    note = "" if usd is not None else "price unknown; give the role usd_per_million_input and usd_per_million_output"
+    if role.part.plugin.in_process:
+        seconds = (taken + given) / _PER_SECOND
+    else:
+        at_once = _IN_FLIGHT if role.settings.concurrency == "auto" else role.settings.concurrency
+        seconds = calls * _CALL / at_once
+    return StepPlan(title, cell.name, role.model, latents, calls, taken, given, usd, seconds, note=note)
 
 
 async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> None:
@@ -290,38 +212,64 @@ async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> N
 
 
 def _price(role: RolePart, taken: int, given: int) -> float | None:
-    """Return the dollars: none for models in process, else the provider's price or the spec's, as in the run."""
+    """Return the dollars as the run would count them: the provider's price before the spec's."""
     if role.part.plugin.in_process:
         return 0.0
-    prices: tuple[float | None, float | None] | None = role.part.plugin.prices()
-    per_input, per_output = prices or (role.settings.usd_per_million_input, role.settings.usd_per_million_output)
+    listed = role.part.plugin.prices()
+    per_input, per_output = listed or (role.settings.usd_per_million_input, role.settings.usd_per_million_output)
     return None if per_input is None or per_output is None else (taken * per_input + given * per_output) / 1e6
 
 
-def _seconds(role: RolePart, calls: int, taken: int, given: int) -> float:
-    if role.part.plugin.in_process:
-        return (taken + given) / _PER_SECOND["in process"]
-    at_once = _IN_FLIGHT if role.settings.concurrency == "auto" else role.settings.concurrency
-    return (calls * _SECONDS["over HTTP"] + given / _PER_SECOND["over HTTP"]) / at_once
+@dataclass
+class _Counter(LanguageModel):
+    """A language model that counts what it is asked, and answers as the prompt's examples do."""
+
+    scores: bool
+    longest: int
+    calls: int = 0
+    taken: float = 0.0
+    given: float = 0.0
+    seen: set[Any] = field(default_factory=set)
+
+    @property
+    def can_score(self) -> bool:
+        return self.scores
+
+    def _count(self, request: Any, characters: int, turns: int = 0, answer: str = "") -> None:
+        if request not in self.seen:  # equal ones are asked once
+            self.seen.add(request)
+            self.calls += 1
+            self.taken += characters / _CHARACTERS + turns * _TURN
+            self.given += min(_written(answer), self.longest)
+
+    async def complete(self, request: Request) -> Reply:
+        answer = _answer(request)
+        self._count(request, sum(len(m.content) for m in request.messages), len(request.messages), answer)
+        return Reply(answer)
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        prompts, continuations = request.prompts, request.continuations
+        begun = sum(len(request.prefix) + len(prompt) for prompt in prompts) * len(continuations)
+        self._count(request, begun + len(prompts) * sum(map(len, continuations)))
+        return LogprobReply(tuple(tuple((-1.0,) for _ in continuations) for _ in prompts))
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        parts = [part for text in request.texts for part in text]
+        filled = sum(map(len, parts)) + len(parts) * len(request.filler)
+        self._count(request, len(request.prefix) * len(request.texts) + filled)
+        return FillReply(tuple(tuple(tuple(-1.0 for _ in request.choices) for _ in text) for text in request.texts))
 
 
-def _assumptions(cached: bool) -> list[str]:
-    windows = "windows of the activations in the cache" if cached else "made-up windows where nothing is collected yet"
-    return [
-        f"Prompts are real ones, built from {windows} of up to {_TRIED} latents a cell; {_CHARACTERS:g} characters are a token.",
-        f"An answer has {_ANSWERED} tokens, or the role's max_tokens if that is less; models that think aloud take more.",
-        f"Over HTTP a call takes {_SECONDS['over HTTP']:g} s and 1 s for each {_PER_SECOND['over HTTP']:g} tokens generated, "
-        f"{_IN_FLIGHT} at a time for `concurrency: auto`; in process {_PER_SECOND['in process']:g} tokens take 1 s.",
-        f"A small model on two cores collects {_COLLECTED:g} tokens a second and cell; a store holds {_NONZEROS} activations a token.",
-        "Steps that ask no language model are left out of the time. Answers already in the cache cost nothing.",
-    ]
+def _answer(request: Request) -> str:
+    """Return what the last worked example answers; a list gets an item for each window of the question."""
+    *before, last = (m for m in request.messages if m.role != "system")
+    shown = [m.content for m in before if m.role == "assistant"]
+    answer = shown[-1] if shown else f"EXPLANATION: {_EXPLANATION}"
+    windows = re.findall(r"^Window \d+:", last.content, re.MULTILINE)
+    return str([0] * len(windows)) if answer.startswith("[") and windows else answer
 
 
-def as_text(found: Plan, names: Mapping[str, str] | None = None) -> str:
-    """Return a plan as lines of text.
-
-    Args:
-        found: The plan.
-        names: Other headings for columns.
-    """
-    raise NotImplementedError
+def _written(answer: str) -> float:
+    """Tokens of an answer: digits and marks are one each, and the spaces before digits too."""
+    letters = sum(character.isalpha() for character in answer)
+    return letters / _CHARACTERS + len(re.findall(r"\d|[^\w\s]|\s(?=\d)", answer))

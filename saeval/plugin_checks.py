@@ -69,14 +69,14 @@ def _check(loaded: Loaded) -> Checked:
         plugin.check()
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, loc))} {text}" for loc, text in options_error(loaded.cls, error))
-        return checked("unchecked", f"cannot be made without options; name some in `contract_options`: {problems}")
+        return checked("unchecked", f"needs options, which `contract_options` may give: {problems}")
     except SaevalError as error:
         return checked("unchecked", str(error))
     if lent := sorted(plugin.needs() & {"subject", "coder"}):
         return checked("unchecked", f"needs a source that lends it a {' and a '.join(lent)}; test it with `source=`")
     try:
         _run_contract(plugin)
-    except (Exception, SystemExit) as error:  # whatever a plugin raises is its own failure
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
         name = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
         return checked("failed", f"{name}{error}")
     return checked("ok")

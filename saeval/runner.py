@@ -266,13 +266,15 @@ class _Run:
                 await self._score(self.outcomes[cell.name], gateways)
             self.seconds["score"] = time.monotonic() - began
         finally:
+            for gateway in gateways.values():
+                await gateway.finish()
             for role in self.task.roles.values():
                 await role.part.plugin.aclose()
             self.calls.close()
             if answers is not None:
                 answers.close()
 
-    def _gateways(self, answers: CallStore | None) -> dict[str, LanguageModel]:
+    def _gateways(self, answers: CallStore | None) -> dict[str, Gateway]:
         if answers is None:
             return {}
         return {

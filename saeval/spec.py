@@ -330,7 +330,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise SpecError([f"--set {text}: write KEY=VALUE, such as run.seed=1"])
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise SpecError([f"--set {text}: the value is not YAML"]) from None
     return key, Located(parsed, None, 0) if isinstance(parsed, str) else parsed
 

@@ -232,29 +232,27 @@ class ActivationWriter:
         half = all(high <= _F16_MAX and low >= _F16_MIN for high, low in magnitudes)
         wide = self._dataset.tokens.size > 2**32
         np.save(folder / "indptr.npy", indptr)
-        out_position = np.lib.format.open_memmap(
-            folder / "position.npy", mode="w+", dtype=np.uint64 if wide else np.uint32, shape=(total,)
-        )
-        out_value = np.lib.format.open_memmap(
-            folder / "value.npy", mode="w+", dtype=np.float16 if half else np.float32, shape=(total,)
-        )
-        for low, high in _ranges(indptr, self._budget):
-            begin, end = int(indptr[low]), int(indptr[high])
-            position = np.empty(end - begin, dtype=out_position.dtype)
-            value = np.empty(end - begin, dtype=out_value.dtype)
-            cursor = indptr[low:high] - begin  # next free place of each latent
-            for c_indptr, c_position, c_value in chunks:
-                bounds = np.asarray(c_indptr[low : high + 1])
-                counts = np.diff(bounds)
-                source = slice(int(bounds[0]), int(bounds[-1]))
-                target = np.repeat(cursor - (bounds[:-1] - bounds[0]), counts) + np.arange(source.stop - source.start)
-                position[target] = c_position[source]
-                value[target] = c_value[source]
-                cursor = cursor + counts
-            out_position[begin:end] = position
-            out_value[begin:end] = value
-        out_position.flush()
-        out_value.flush()
+        p_type, v_type = np.dtype(np.uint64 if wide else np.uint32), np.dtype(np.float16 if half else np.float32)
+        # Not written through a memory map: on a full disk, that would kill the process without a word.
+        with (folder / "position.npy").open("wb") as p_file, (folder / "value.npy").open("wb") as v_file:
+            for file, kind in ((p_file, p_type), (v_file, v_type)):
+                header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (total,)}
+                np.lib.format.write_array_header_1_0(file, header)
+            for low, high in _ranges(indptr, self._budget):
+                begin, end = int(indptr[low]), int(indptr[high])
+                position, value = np.empty(end - begin, dtype=p_type), np.empty(end - begin, dtype=v_type)
+                cursor = indptr[low:high] - begin  # next free place of each latent
+                for c_indptr, c_position, c_value in chunks:
+                    bounds = np.asarray(c_indptr[low : high + 1])
+                    counts = np.diff(bounds)
+                    source = slice(int(bounds[0]), int(bounds[-1]))
+                    target = np.repeat(cursor - (bounds[:-1] - bounds[0]), counts)
+                    target = target + np.arange(source.stop - source.start)
+                    position[target] = c_position[source]
+                    value[target] = c_value[source]
+                    cursor = cursor + counts
+                p_file.write(position.data)
+                v_file.write(value.data)
         return total
 
 

@@ -156,8 +156,9 @@ def drip(request: web.Request) -> Any:
 
 
 def pieces(text: str) -> int:
-    """Count the tokens of a text by a simple rule: pieces of words of up to six letters, and every other mark."""
-    return len(re.findall(r"\w{1,6}|[^\w\s]", text))
+    """Count the tokens of a text by a simple rule: pieces of words of up to six letters, digits, marks, and the spaces
+    before digits; it comes to what GPT-4o's tokenizer makes of the prompts here, within a few percent."""
+    return len(re.findall(r"[^\W\d]{1,6}|\d|[^\w\s]|\s(?=\d)", text))
 
 
 @contextmanager

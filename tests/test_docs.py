@@ -11,7 +11,18 @@ import yaml
 from planted_run import spec, truthful_server
 
 import saeval
-from saeval import hookspecs
+from saeval import (
+    LLM,
+    ActivationSource,
+    Coder,
+    Explainer,
+    LanguageModel,
+    Plugin,
+    Sampler,
+    Scorer,
+    Step,
+    hookspecs,
+)
 from saeval.plugins import Registry
 from saeval.spec import Document, PartSpec, RoleSpec, TaskSpec, cells_of, parse
 from saeval.task import load_task
@@ -95,6 +106,34 @@ def test_hooks_page_has_every_hook_with_its_signature():
     hooks = {name: getattr(hookspecs, name) for name in dir(hookspecs) if name.startswith("saeval_")}
     headings = re.findall(r"^## `(\w+)(\(.*)`$", page, re.MULTILINE)
     assert dict(headings) == {name: str(inspect.signature(hook)) for name, hook in hooks.items()}
+
+
+KINDS = {
+    "What all": (Plugin,),
+    "`saeval_coders": (Coder,),
+    "`saeval_explainers": (Explainer, Step),
+    "`saeval_llms": (LLM, LanguageModel),
+    "`saeval_samplers": (Sampler,),
+    "`saeval_scorers": (Scorer, Step),
+    "`saeval_sources": (ActivationSource,),
+}
+
+
+@pytest.mark.parametrize("heading", KINDS)
+def test_hooks_page_has_everything_that_a_plugin_of_each_kind_may_fill_in(heading):
+    page = (ROOT / "docs" / "hooks.md").read_text()
+    (section,) = (s for s in page.split("\n## ") if s.startswith(heading))
+    for cls in KINDS[heading]:
+        names = [*vars(cls), *vars(cls).get("__annotations__", {})]
+        for name in (n for n in names if not n.startswith(("_", "model_"))):
+            thing = getattr(cls, name, None)
+            if inspect.isroutine(thing):
+                function = inspect.unwrap(getattr(thing, "__func__", thing))
+                summary = (inspect.getdoc(function) or "").split("\n")[0]
+                assert f"def {name}{inspect.signature(function)}`: {summary}\n" in section, name
+            else:
+                assert f"`{name}`" in section, name
+        assert heading == "What all" or (inspect.getdoc(KINDS[heading][0]) or "").split("\n")[0] in section
 
 
 def test_readme_and_ci_give_the_same_test_command():

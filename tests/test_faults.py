@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import sqlite3
+import subprocess
 import time
 from collections import Counter
+from contextlib import contextmanager, suppress
 
 import pytest
 from fake_server import body, content, drip, drop, error, hang
 from planted_run import finished, spec, truthful, truthful_server
 
 import saeval
+from saeval import InputError, StoreError
 from saeval.runner import GaveUp
 
 SMALL = {
@@ -272,3 +278,120 @@ def test_server_that_asks_to_wait_is_not_asked_before(tmp_path):
             task(server, "openai_compatible/rules", run={"concurrency": 1}, baselines=[]), out=tmp_path / "run", limit=1
         )
     assert times[1] - times[0] >= 0.5
+
+
+# --- disks ---
+
+
+@contextmanager
+def tiny_disk(place, size):
+    """A file system with little room; where none can be mounted, the test is not for this machine."""
+    place.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("only root may mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def small_files(most):
+    """Let this process write files of so many bytes at most, as a quota would."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("full", ["cache", "run"])
+@pytest.mark.parametrize("size", ["16k", "64k", "256k", "400k", "800k"])
+def test_full_disk_is_one_clear_sentence_and_more_room_goes_on(tmp_path, monkeypatch, full, size):
+    with truthful_server() as server:
+        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        with tiny_disk(tmp_path / "disk", size):
+            place = tmp_path / "disk" / "x"
+            cache, run = (place, tmp_path / "run") if full == "cache" else (tmp_path / "cache", place)
+            monkeypatch.setenv("SAEVAL_CACHE", str(cache))
+            with suppress(StoreError, InputError):  # each of them a sentence
+                saeval.run(task(server, "openai_compatible/rules"), out=run)
+            if run.exists():
+                assert finished(run).items() <= calm.items()
+            subprocess.run(["mount", "-o", "remount,size=50m", tmp_path / "disk"], check=True)
+            saeval.run(task(server, "openai_compatible/rules"), out=run)
+            assert finished(run) == calm
+        asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
+        twice = sum(n - 1 for n in asked.values())
+        assert twice <= 32 * 8  # at most what was under way when there was no room
+
+
+@pytest.mark.parametrize("most", [200, 5_000, 20_000, 60_000])
+def test_quota_is_one_clear_sentence_and_costs_nothing_that_was_finished(tmp_path, monkeypatch, most):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with truthful_server() as server:
+        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        small_files(most)
+        try:
+            with pytest.raises((StoreError, InputError)):
+                saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+    assert finished(tmp_path / "run") == calm
+
+
+def test_cache_that_cannot_be_made_is_one_clear_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with truthful_server() as server:
+        for place in (tmp_path / "file" / "cache", "/proc/saeval"):
+            monkeypatch.setenv("SAEVAL_CACHE", str(place))
+            with pytest.raises((StoreError, InputError), match="set SAEVAL_CACHE to another folder"):
+                saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+        assert not server.calls
+
+
+def test_cache_that_cannot_be_written_to_is_one_clear_sentence(tmp_path, monkeypatch):
+    with truthful_server() as server, tiny_disk(tmp_path / "disk", "10m"):
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "disk"))
+        saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run", limit=1)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
+        with pytest.raises(StoreError, match="cannot be used .*set SAEVAL_CACHE to another folder"):
+            saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "manifest"])
+def test_damaged_activations_are_found_and_collected_again(tmp_path, monkeypatch, damage):
+    with truthful_server() as server:
+        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run", limit=1)
+        (store,) = (tmp_path / "cache" / "stores").glob("*/")
+        file = store / ("manifest.json" if damage == "manifest" else "position.npy")
+        data = bytearray(file.read_bytes())
+        data[-2 if damage == "manifest" else len(data) // 2] ^= 4
+        file.write_bytes(data[:-5] if damage == "cut" else data)
+        if damage == "gone":
+            file.unlink()
+        saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+    assert finished(tmp_path / "run") == calm
+
+
+def test_flipped_byte_in_journal_or_answers_changes_no_score(tmp_path, monkeypatch):
+    with truthful_server() as server:
+        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+        asked = len(server.calls)
+        journal = tmp_path / "run" / "journal.jsonl"
+        journal.write_bytes(journal.read_bytes().replace(b'"balanced_accuracy": 1.0', b'"balanced_accuracy": 0.9', 1))
+        result = saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+        assert len(server.calls) == asked  # what the journal lost is in the cache
+        assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+        database = sqlite3.connect(tmp_path / "cache" / "calls.sqlite")
+        database.execute("UPDATE answers SET answer = replace(answer, '[1', '[0')")
+        database.commit()
+        database.close()
+        journal.unlink()
+        result = saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
+        assert len(server.calls) > asked
+        assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+    assert finished(tmp_path / "run") == calm

@@ -205,21 +205,29 @@ def test_asker_that_is_called_off_does_not_take_those_who_wait_with_it(tmp_path)
         assert len(server.calls) == 1  # it was under way, and is paid for
 
 
-def test_answer_that_takes_too_long_is_not_waited_for_when_a_run_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.gateway._GRACE", 0.1)
+@pytest.mark.parametrize(("answered", "grace"), [(True, 5.0), (False, 0.1)])
+def test_run_that_stops_keeps_answers_under_way_but_does_not_wait_forever(tmp_path, monkeypatch, answered, grace):
+    monkeypatch.setattr("saeval.gateway._GRACE", grace)
     with fake_server() as server:
-        server.always = hang
-        gate = gateway(tmp_path, direct(server))
+        server.delay = 0.2
+        server.always = None if answered else hang
+        gate = gateway(tmp_path, direct(server), concurrency=1)
 
         async def main():
-            asker = asyncio.ensure_future(gate.complete(Request.of("a")))
-            await asyncio.sleep(0.05)
-            asker.cancel()
-            (ended,) = await asyncio.gather(asker, return_exceptions=True)
+            askers = [asyncio.ensure_future(gate.complete(Request.of(text))) for text in "ab"]
+            await asyncio.sleep(0.1)
+            for asker in askers:
+                asker.cancel()
+            ended = await asyncio.gather(*askers, return_exceptions=True)
+            await gate.finish()
             await gate._llm.aclose()
             return ended
 
-        assert isinstance(asyncio.run(main()), asyncio.CancelledError)
+        assert [type(e) for e in asyncio.run(main())] == [asyncio.CancelledError] * 2
+        assert len(server.calls) == 1  # the one that waited for its turn was not asked
+        server.always = None
+        ask(gateway(tmp_path, direct(server)), Request.of("a"))
+        assert len(server.calls) == (1 if answered else 2)
 
 
 def test_answer_that_changed_on_disk_is_asked_for_again(tmp_path, caplog):

@@ -120,13 +120,14 @@ def test_price_is_litellm_s_where_it_knows_the_model(tmp_path):
 
 @pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0", "1.107.3"])
 def test_malicious_litellm_releases_are_refused_before_import(monkeypatch, release):
-    monkeypatch.setattr("saeval_plugins.llms.litellm.version", lambda _: release)
-    monkeypatch.setitem(sys.modules, "litellm", None)  # importing it would be an ImportError
+    monkeypatch.setattr("saeval.releases.version", lambda _: release)
+    monkeypatch.delitem(sys.modules, "litellm", raising=False)
     llm = LiteLLM(model="openai/x")
     with pytest.raises(InputError, match=f"litellm {release} is a malicious release"):
         llm.check()
     with pytest.raises(InputError, match="malicious"):
         asyncio.run(llm.complete(Request.of("x", max_tokens=1)))
+    assert "litellm" not in sys.modules
 
 
 # --- scoring over HTTP ---

@@ -194,7 +194,12 @@ def test_escape_sequences_are_dropped_with_what_they_carry():
 
 def test_csv_and_parquet_hold_the_same_rows(tmp_path):
     made = made_run()
-    assert [f.name for f in write_reports(made, tmp_path)] == ["report.md", "leaderboard.csv", "leaderboard.parquet"]
+    assert [f.name for f in write_reports(made, tmp_path)] == [
+        "report.md",
+        "leaderboard.csv",
+        "leaderboard.parquet",
+        "index.html",
+    ]
     table = pq.read_table(tmp_path / "leaderboard.parquet").to_pylist()
     with (tmp_path / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -303,7 +308,7 @@ def test_results_written_before_there_were_deciles_and_correlations_can_be_read(
     read = saeval.read(tmp_path)
     assert read.cells[0].deciles == [] and read.cells[0].scores[0].explanation_words is None
     assert "## Scores" in markdown(read) and "face-off" in rendered(read)
-    assert len(write_reports(read, tmp_path / "report")) == 3
+    assert len(write_reports(read, tmp_path / "report")) == 4
 
 
 PLANTED_SCORERS = """

@@ -166,7 +166,9 @@ def _metrics(sides: tuple[_Side, _Side], wanted: Sequence[str]) -> list[tuple[Sc
         raise InputError(f"{sides[0].label} and {sides[1].label} have no scorer in common ({have[0]}; {have[1]})")
     for name in wanted:
         if name not in common:
-            raise InputError(f"metric {name!r} is not in both{did_you_mean(name, common)}; there are: {', '.join(common)}")
+            raise InputError(
+                f"metric {name!r} is not in both{did_you_mean(name, common)}; there are: {', '.join(common)}"
+            )
     headlines = {tables[0][name].scorer: name for name in reversed(common)}
     names = wanted or [name for name in common if headlines[tables[0][name].scorer] == name]
     return [(tables[0][name], tables[1][name]) for name in dict.fromkeys(names)]
@@ -191,17 +193,18 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
             "different latents"
         )
     if a.result.coder == b.result.coder and a.result.subject == b.result.subject:
-        return True, f"{len(common)} latents are in both, of a coder that both call the same; how they fire is not recorded"
+        return (
+            True,
+            f"{len(common)} latents are in both, of a coder that both call the same; how they fire is not recorded",
+        )
     return False, "how the latents fire is not recorded, and the coders are called differently"
 
 
-def _alike(x: float, y: float) -> bool:
-    return abs(x - y) <= _ALIKE * max(abs(x), abs(y))
+def _alike(x: float | None, y: float | None) -> bool:
+    return abs((x or 0) - (y or 0)) <= _ALIKE * max(abs(x or 0), abs(y or 0))
 
 
-def _contrast(
-    sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paired: bool, seed: int
-) -> dict[str, Any]:
+def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paired: bool, seed: int) -> dict[str, Any]:
     import numpy as np
 
     row = rows[0]
@@ -212,14 +215,17 @@ def _contrast(
         scores = [{i: side[i] for i in common} for side in scores]
     x, y = (np.array(list(side.values()), dtype=np.float64) for side in scores)
     rng = derive_rng(seed, "compare", name)
-    low, high = (float("-inf") if row.range[0] is None else row.range[0]), (float("inf") if row.range[1] is None else row.range[1])
+    low, high = (
+        (float("-inf") if row.range[0] is None else row.range[0]),
+        (float("inf") if row.range[1] is None else row.range[1]),
+    )
     interval, p = (float("nan"), float("nan")), float("nan")
     if paired:
         interval = mean_interval(x - y, rng, low=low - high, high=high - low)
         p = paired_p(x - y, rng)
     elif len(x) and len(y):
         each = [mean_interval(side, rng, low=low, high=high) for side in (x, y)]
-        a, b = combined_interval((1, -1), (float(x.mean()), float(y.mean())), each)  # type: ignore[arg-type]
+        a, b = combined_interval((1, -1), (float(x.mean()), float(y.mean())), each)
         interval = max(a, low - high), min(b, high - low)
         p = unpaired_p(x, y, rng)
     known = len(x) > 0 and len(y) > 0
@@ -286,9 +292,10 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
         ("tasks", f"{a.run.task} {a.run.task_version}", f"{b.run.task} {b.run.task_version}"),
         ("subjects", a.cell.result.subject, b.cell.result.subject),
         ("corpora", a.cell.result.corpus, b.cell.result.corpus),
+        ("explainers", a.cell.result.explainer, b.cell.result.explainer),
         ("judges", *(", ".join(sorted({r.judge for r in s.cell.result.scores if r.judge})) for s in (a, b))),
     ):
-        if one and other and one != other and not (same and what == "judges"):
+        if one and other and one != other and not (same and what in ("explainers", "judges")):
             found.append(f"The {what} differ ({one}; {other}), so the difference is not one of coders alone.")
     for side in (a, b):
         for mark, on in (("made up (synthetic)", side.run.synthetic), ("partial", side.run.partial)):
@@ -300,7 +307,20 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
 def text(comparison: Comparison) -> str:
     """Return the comparison for a terminal."""
     kind = "paired" if comparison.paired else "unpaired"
-    head = ["metric", "", "A", "B", "A − B", "95 %", "p", "p Holm", "visible", "n", "failed", "A − B, failures at floor"]
+    head = [
+        "metric",
+        "",
+        "A",
+        "B",
+        "A − B",
+        "95 %",
+        "p",
+        "p Holm",
+        "visible",
+        "n",
+        "failed",
+        "A − B, failures at floor",
+    ]
     rows = [
         [
             c.metric, "↑" if c.higher_is_better else "↓", _number(c.a), _number(c.b), _number(c.difference, "+.3f"),
@@ -318,7 +338,9 @@ def text(comparison: Comparison) -> str:
     ]
     if comparison.agreement:
         head = ["judges agree", "alpha", "same answer", "windows", "latents"]
-        rows = [[x.scorer, _number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement]
+        rows = [
+            [x.scorer, _number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
+        ]
         parts.append(aligned(head, rows))
     parts.append(
         "visible: difference that would be seen in four of five such comparisons, at 5 %. "

@@ -24,7 +24,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return the table in Markdown; nothing in a cell is markup."""
-    lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in (head, *rows)]
+    lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
@@ -37,7 +37,8 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )  # fmt: skip
 
 
-def _markdown(value: object) -> str:
+def escape_markdown(value: object) -> str:
+    """Return text with nothing in it that Markdown or HTML would read."""
     return re.sub(r"([\\`*_\[\]~|])", r"\\\1", html.escape(safe_text(value), quote=False))
 
 

@@ -31,8 +31,13 @@ class Standing:
         """The rank as `2` or `1-3`; `base` for baselines, `–` without a score."""
         if self.rank is None:
             return "–" if self.cell.baseline is None else "base"
-        best, worst = self.rank
-        return str(best) if best == worst else f"{best}-{worst}"
+        return rank_text(self.rank)
+
+
+def rank_text(rank: tuple[int, int]) -> str:
+    """Write ranks as `2` or `1-3`."""
+    best, worst = rank
+    return str(best) if best == worst else f"{best}-{worst}"
 
 
 @dataclass(frozen=True)

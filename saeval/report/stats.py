@@ -89,7 +89,8 @@ def _studentised(rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     error = np.sqrt(one.var(axis=1, ddof=1) / one.shape[1] + other.var(axis=1, ddof=1) / other.shape[1])
     difference[difference < 1e-12] = 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(difference / error, nan=0.0, posinf=np.inf)
+        ratio: NDArray[np.float64] = np.nan_to_num(difference / error, nan=0.0, posinf=np.inf)
+    return ratio
 
 
 def _tiles(total: int) -> list[int]:

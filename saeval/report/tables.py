@@ -14,7 +14,7 @@ from saeval.results import RunResult
 
 _COLUMNS = {
     "run_id": "string", "task": "string", "task_version": "string", "spec_sha": "string", "synthetic": "bool", "partial": "bool",
-    "cell": "string", "baseline": "string", "subject": "string", "axis.": "string", "measure.": "double", "count.": "int64",
+    "cell": "string", "baseline": "string", "subject": "string", "corpus": "string", "axis.": "string", "measure.": "double", "count.": "int64",
     "scorer": "string", "variant": "string", "plugin": "string", "metric": "string", "higher_is_better": "bool",
     "value": "double", "median": "double", "ci_low": "double", "ci_high": "double", "method": "string",
     "n": "int64", "tried": "int64", "failed": "int64", "skipped": "int64", "unparsed": "int64", "coverage": "double",
@@ -23,14 +23,14 @@ _COLUMNS = {
 """Columns and Arrow types, in order; a name that ends in a dot stands for one column a key."""
 
 
-def tidy(run: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def tidy(*runs: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Return the columns with their Arrow types, and the rows; a row lacks the columns it has no value for."""
     rows: list[dict[str, Any]] = []
-    for cell in run.cells:
+    for run, cell in ((r, c) for r in runs for c in r.cells):
         shared = {
             "run_id": run.run_id, "task": run.task, "task_version": run.task_version, "spec_sha": run.spec_sha,
             "synthetic": run.synthetic, "partial": run.partial,
-            "cell": cell.cell, "baseline": cell.baseline, "subject": cell.subject,
+            "cell": cell.cell, "baseline": cell.baseline, "subject": cell.subject, "corpus": cell.corpus or None,
             **{f"axis.{k}": v for k, v in cell.axes.items()},
             **{f"measure.{k}": v for k, v in cell.measures.items()},
             **{f"count.{k}": v for k, v in cell.counts.items()},
@@ -57,13 +57,18 @@ def tidy(run: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def write_csv(run: RunResult, path: Path) -> None:
-    """Write the leaderboard as CSV. Text that a spreadsheet would take for a formula gets a `'` before it."""
-    columns, rows = tidy(run)
+    """Write the leaderboard as CSV."""
+    write_atomic(path, csv_text(run))
+
+
+def csv_text(*runs: RunResult) -> str:
+    """Return leaderboards as CSV. Text that a spreadsheet would take for a formula gets a `'` before it."""
+    columns, rows = tidy(*runs)
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: _inert(v) for k, v in row.items()} for row in rows)
-    write_atomic(path, out.getvalue())
+    return out.getvalue()
 
 
 def _inert(value: Any) -> Any:
@@ -85,6 +90,11 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[
     Raises:
         InputError: If the place cannot be written to.
     """
+    write_atomic(path, table_bytes(rows, columns))
+
+
+def table_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bytes:
+    """Return the Parquet file that `write_table` writes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -95,4 +105,5 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[
     table = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in columns}, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

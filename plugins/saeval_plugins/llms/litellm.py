@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
-from saeval import LLM, InputError, LLMError, Refused, Reply, Request
+from saeval import LLM, InputError, LLMError, Refused, Reply, Request, refuse_malicious
 from saeval_plugins.llms.openai_chat import chat_body, error_from_status, one_line, reply_from_chat
 
-_MALICIOUS = re.compile(r"1\.82\.[78]|1\.107\..*")
 _RETRYABLE = {
     "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
     "APIError", "JSONDecodeError", "APIResponseValidationError",
@@ -33,15 +31,9 @@ class LiteLLM(LLM):
 
     def check(self) -> None:
         """See that litellm is installed, and not one of its malicious releases."""
-        try:
-            installed = version("litellm")
-        except PackageNotFoundError:
-            raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'") from None
-        if _MALICIOUS.fullmatch(installed):
-            raise InputError(
-                f"litellm {installed} is a malicious release that steals keys; remove it, change your keys, and install "
-                "'litellm>=1.83.7,<1.107'"
-            )
+        if find_spec("litellm") is None:
+            raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'")
+        refuse_malicious("litellm")
 
     def _litellm(self) -> Any:
         """Import litellm, which takes seconds, and make it quiet."""
@@ -66,6 +58,15 @@ class LiteLLM(LLM):
             raise _translated(self.model, error) from None
         usd = self._price(litellm, response)
         return reply_from_chat(self.model, response.model_dump(), usd, None if usd is None else "litellm")
+
+    def prices(self) -> tuple[float, float] | None:
+        """Return the prices of litellm's list; None for a model that is not in it, or has none."""
+        try:
+            listed = self._litellm().get_model_info(self.model)
+            each = listed["input_cost_per_token"], listed["output_cost_per_token"]
+            return (float(each[0]) * 1e6, float(each[1]) * 1e6) if any(each) else None
+        except Exception:  # noqa: BLE001 - litellm raises what it likes for models that it does not know
+            return None
 
     def _price(self, litellm: Any, response: Any) -> float | None:
         """Return the price by litellm's list; None for a model that is not in it."""

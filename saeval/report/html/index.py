@@ -93,6 +93,7 @@ def context(
         "scatters": _made(_scatter(pair, contestants, tables) for pair in list(combinations(board.metrics, 2))[:_MOST_PAIRS]),
         "disagreements": _disagreements(contestants, tables),
         "failures": [(s, f) for s in series if s.cell.cell in tables for f in tables[s.cell.cell].failures()],
+        "flawless": all(r.failed == r.unparsed == 0 for c in run.cells for r in c.scores),
         "costs": _costs(run, board),
     }  # fmt: skip
 

@@ -26,7 +26,7 @@
     return element;
   }
   const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-  const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
+  const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
 
   // --- state: all of it is in the address, after the # ---
 
@@ -92,7 +92,7 @@
     const [filter, baselines, toggle] = ["#board-filter", "#board-baselines", "#board-columns"].map((s) => find(s));
     heads.forEach((head) => sortable(head, head.dataset.kind === "number" ? "desc" : "asc"));
     const inputs = heads.map((head) =>
-      make("input", { type: "text", "aria-label": `Filter ${head.textContent}`, placeholder: head.dataset.kind === "number" ? "> 0.5" : "", autocomplete: "off" }),
+      make("input", { type: "text", "aria-label": `Filter ${head.dataset.key}`, placeholder: head.dataset.kind === "number" ? "> 0.5" : "", autocomplete: "off" }),
     );
     const line = make("tr", { className: "filters", hidden: true }, ...inputs.map((i) => make("td", {}, i)));
     table.tHead.append(line);
@@ -391,7 +391,7 @@
         ...(rating ? ratingForm(number, own, byRole.score, strongest) : [
           make("h3", {}, "Scores"), scores(k),
           ...(others.length ? [make("details", {}, make("summary", {}, "Explanations of baselines"), make("dl", {}, ...others.flatMap(([variant, text, status, reason]) => [make("dt", {}, make("b", {}, visible(variant))), make("dd", {}, make("bdi", {}, visible(status === "ok" ? text : reason || status)))])))] : []),
-          make("h3", {}, "What the explainer saw"),
+          make("h3", {}, "What the explainer was given"),
           saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
           ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} silent windows, for explainers that contrast`), list(silent))] : []),
           ...judged(detail, state, windows, strongest),
@@ -435,7 +435,7 @@
           });
           return make("label", {}, input, name);
         });
-        return make("li", {}, heat(w, strongest), make("fieldset", {}, make("legend", { className: "sr" }, `Window ${n + 1}`), ...options));
+        return make("li", {}, heat(w, strongest), make("fieldset", {}, make("legend", {}, `Window ${n + 1}`), ...options));
       });
       return [make("h3", {}, "How well does the explanation fit what is marked?"), make("ol", { className: "windows" }, ...fields)];
     }
@@ -478,7 +478,7 @@
       renderList(state);
       document.title = `${data.cell} – saeval`;
       if (open !== null) {
-        (find(`a[href="${CSS.escape(address(open)).replaceAll("\\", "")}"]`, table) || find("#list-title")).focus();
+        ([...table.querySelectorAll("tbody a")].find((a) => a.textContent === String(open)) || find("#list-title")).focus();
         open = null;
       }
     }

@@ -1,0 +1,11 @@
+"""What the package adds to saeval."""
+
+from __future__ import annotations
+
+from saeval import Explainer, hookimpl
+from saeval_lexicon.lexicon import Lexicon
+
+
+@hookimpl
+def saeval_explainers() -> list[type[Explainer]]:
+    return [Lexicon]

@@ -1,0 +1,11 @@
+"""What the package adds to saeval."""
+
+from __future__ import annotations
+
+from saeval import ActivationSource, hookimpl
+from saeval_wordvec.wordvec import WordVectors
+
+
+@hookimpl
+def saeval_sources() -> list[type[ActivationSource]]:
+    return [WordVectors]

@@ -432,7 +432,9 @@ def plan(
     task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, without: Sequence[str], as_json: bool
 ) -> None:
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
-    from saeval.plan import ASSUMPTIONS, StepPlan
+    from functools import partial
+
+    from saeval.plan import ASSUMPTIONS
     from saeval.plan import plan as make_plan
 
     found = make_plan(_load(task, assignments, llms, _registry(without)), limit)
@@ -440,24 +442,23 @@ def plan(
         _print_json(found.as_json())
         return
 
-    def row(name: str, at: Any, latents: object = "", cell: str = "", model: str = "") -> dict[str, str]:
-        def shown(column: str, format_: str, scale: float = 1.0) -> str:
-            value = at(column)
-            return "unknown" if value is None else format(value * scale, format_)
+    def row(step: str, latents: int | str, values: Any, model: str | None, cell: str) -> dict[str, str]:
+        def shown(column: str, format_: str, unit: int = 1) -> str:
+            value = values(column)
+            return "unknown" if value is None else format(value / unit if unit > 1 else value, format_)
 
         return {
-            "step": name, "latents": f"{latents}", "calls": shown("calls", ","), "in": shown("input_tokens", ","),
-            "out": shown("output_tokens", ","), "usd": shown("usd", ".4f"), "minutes": shown("seconds", ".1f", 1 / 60),
-            "MB": shown("bytes", ".1f", 1e-6), "model": model, "cell": cell,
+            "step": step, "latents": f"{latents}", "calls": shown("calls", ","), "in": shown("input_tokens", ","),
+            "out": shown("output_tokens", ","), "usd": shown("usd", ".4f"), "minutes": shown("seconds", ".1f", 60),
+            "MB": shown("bytes", ".1f", 10**6), "model": model or "", "cell": cell,
         }  # fmt: skip
 
-    def step_row(step: StepPlan) -> dict[str, str]:
-        return row(step.step, lambda column: getattr(step, column), step.latents or "", step.cell, step.model or "")
-
-    rows = [*map(step_row, found.steps), row("total", found.total)]
+    asking = [step for step in found.steps if step.model or step.step == "collect"]
+    rows = [row(s.step, s.latents or "", partial(getattr, s), s.model, s.cell) for s in asking]
+    rows.append(row("total", "", found.total, "", ""))
     _print_rows([{column: column for column in rows[0]}, *rows])
     for note in dict.fromkeys(step.note for step in found.steps if step.note):
-        click.echo(_safe(f"\nunknown: {note}"))
+        click.echo(_safe(f"\nnote: {note}"))
     click.echo("\n" + "\n".join(ASSUMPTIONS))
 
 

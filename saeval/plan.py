@@ -7,6 +7,7 @@ import re
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, Logp
 from saeval.records import LatentRecord
 from saeval.results import Explanation
 from saeval.sampling import choose_records
-from saeval.seeding import derive_rng
+from saeval.seeding import content_hash, derive_rng
 from saeval.store import ActivationStore
 from saeval.summary import MAIN
 from saeval.task import SHUFFLED, Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
+from saeval.tokens import Corpus
 
 _TRIED = 5  # latents a step is tried on; prompts hardly differ in length from latent to latent
 _CHARACTERS = 4.0  # of a prompt, a token
@@ -110,11 +112,15 @@ def plan(task: Task, limit: int | None = None) -> Plan:
         task: The task.
         limit: Latents a cell at most.
     """
+    steps: list[StepPlan] = []
+    collected: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
-        return Plan(tuple(step for cell in task.cells for step in _cell(task, cell, limit, Path(folder) / "store")))
+        for cell in task.cells:
+            steps += _cell(task, cell, limit, collected, Path(folder) / "store")
+    return Plan(tuple(steps))
 
 
-def _cell(task: Task, cell: Cell, limit: int | None, stand_in: Path) -> list[StepPlan]:
+def _cell(task: Task, cell: Cell, limit: int | None, collected: set[str], stand_in: Path) -> list[StepPlan]:
     wanted = len(cell.latents.indices) if cell.latents.select == "list" else cell.latents.n
     wanted = wanted if limit is None else min(wanted, limit)
     found: list[StepPlan] = []
@@ -123,7 +129,7 @@ def _cell(task: Task, cell: Cell, limit: int | None, stand_in: Path) -> list[Ste
     try:
         store = ActivationStore.open(store_path(cell.source))
     except SaevalError:
-        found.append(_collecting(cell))
+        found += _collecting(cell, collected)
         store = ActivationStore.open(stand_in) if stand_in.exists() else planted_store(stand_in, documents=300)
         easy = cell.latents.model_copy(update={"select": "random", "min_windows": 2})
         cell = replace(cell, latents=easy)
@@ -142,16 +148,42 @@ def _cell(task: Task, cell: Cell, limit: int | None, stand_in: Path) -> list[Ste
     return found
 
 
-def _collecting(cell: Cell) -> StepPlan:
-    """Return what collecting activations takes, as far as the source's options tell how much text is read."""
+def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
+    """Return what collecting activations takes, as far as the source's options tell how much text is read.
+
+    Args:
+        cell: The cell.
+        collected: Stores, and passes over a corpus, that cells before share with this one; added to.
+    """
+    store, shared = store_path(cell.source).name, content_hash(cell.source.loaded.id, cell.source.plugin.shares())
+    if store in collected:
+        return []
+    in_one_pass = shared in collected
+    collected |= {store, shared}
     corpus = getattr(cell.source.plugin, "corpus", None)
-    path = getattr(corpus, "path", None)
-    sizes = [int(path.stat().st_size / _CHARACTERS)] if path is not None and path.is_file() else []
-    tokens = min([*sizes, *filter(None, [getattr(corpus, "tokens", None)])], default=None)
+    tokens = _corpus_tokens(corpus) if isinstance(corpus, Corpus) else None
+    known = StepPlan("collect", cell.name)
     if tokens is None:
         note = "the source does not tell how much text it reads"
-        return StepPlan("collect", cell.name, input_tokens=None, seconds=None, bytes=None, note=note)
-    return StepPlan("collect", cell.name, input_tokens=tokens, seconds=tokens / _COLLECTED, bytes=tokens * _STORED)
+        return [replace(known, input_tokens=None, seconds=None, bytes=None, note=note)]
+    if in_one_pass:
+        return [replace(known, bytes=tokens * _STORED, note="in one pass with a cell above")]
+    return [replace(known, input_tokens=tokens, seconds=tokens / _COLLECTED, bytes=tokens * _STORED)]
+
+
+def _corpus_tokens(corpus: Corpus) -> int | None:
+    """Return how many tokens a corpus has, by its options and the size of its files; None where these do not tell."""
+    files = []
+    if corpus.path is not None:
+        files = [corpus.path] if corpus.path.is_file() else sorted(corpus.path.glob("*.txt"))
+    if not files or corpus.path is None or corpus.path.suffix == ".parquet":
+        return corpus.tokens
+    most = inf if corpus.per_document is None else corpus.per_document
+    found = 0.0
+    for file in files:
+        documents = 1 if file.suffix == ".txt" else sum(1 for _ in file.open("rb"))
+        found += min(file.stat().st_size / _CHARACTERS, documents * most)
+    return int(min(found, corpus.tokens or inf))
 
 
 def _steps(cell: Cell, latents: int) -> list[tuple[str, str, StepPart[Any], int]]:
@@ -196,7 +228,7 @@ def _asking(
     usd = _price(role, taken, given)
     note = "" if usd is not None else "price unknown; give the role usd_per_million_input and usd_per_million_output"
     if role.part.plugin.in_process:
-        seconds = (taken + given) / _PER_SECOND
+        seconds = (counter.fresh * share + given) / _PER_SECOND
     else:
         at_once = _IN_FLIGHT if role.settings.concurrency == "auto" else role.settings.concurrency
         seconds = calls * _CALL / at_once
@@ -228,6 +260,8 @@ class _Counter(LanguageModel):
     longest: int
     calls: int = 0
     taken: float = 0.0
+    fresh: float = 0.0
+    """Tokens of prompts that a model in process has not just computed for another prompt."""
     given: float = 0.0
     seen: set[Any] = field(default_factory=set)
 
@@ -235,28 +269,30 @@ class _Counter(LanguageModel):
     def can_score(self) -> bool:
         return self.scores
 
-    def _count(self, request: Any, characters: int, turns: int = 0, answer: str = "") -> None:
+    def _count(self, request: Any, characters: int, fresh: int, turns: int = 0, answer: str = "") -> None:
         if request not in self.seen:  # equal ones are asked once
             self.seen.add(request)
             self.calls += 1
             self.taken += characters / _CHARACTERS + turns * _TURN
+            self.fresh += fresh / _CHARACTERS
             self.given += min(_written(answer), self.longest)
 
     async def complete(self, request: Request) -> Reply:
         answer = _answer(request)
-        self._count(request, sum(len(m.content) for m in request.messages), len(request.messages), answer)
+        lengths = [len(message.content) for message in request.messages]
+        self._count(request, sum(lengths), lengths[-1], len(lengths), answer)
         return Reply(answer)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         prompts, continuations = request.prompts, request.continuations
-        begun = sum(len(request.prefix) + len(prompt) for prompt in prompts) * len(continuations)
-        self._count(request, begun + len(prompts) * sum(map(len, continuations)))
+        own = sum(map(len, prompts)) * len(continuations) + len(prompts) * sum(map(len, continuations))
+        self._count(request, len(request.prefix) * len(prompts) * len(continuations) + own, own)
         return LogprobReply(tuple(tuple((-1.0,) for _ in continuations) for _ in prompts))
 
     async def fill(self, request: FillRequest) -> FillReply:
         parts = [part for text in request.texts for part in text]
         filled = sum(map(len, parts)) + len(parts) * len(request.filler)
-        self._count(request, len(request.prefix) * len(request.texts) + filled)
+        self._count(request, len(request.prefix) * len(request.texts) + filled, filled)
         return FillReply(tuple(tuple(tuple(-1.0 for _ in request.choices) for _ in text) for text in request.texts))
 
 

@@ -273,14 +273,19 @@ class _Builder:
         return roles
 
     def llm(self, model: str, path: KeyPath) -> tuple[Loaded | None, str]:
-        """Pick the LLM plugin by the model's prefix; a name that no plugin claims is a litellm name."""
+        """Pick the LLM plugin by the model's prefix; a name that no plugin claims is a litellm name.
+
+        An installed package claims only the names of its own LLM plugins: one called `saeval-openai` leaves
+        `openai/gpt-4o-mini` what it was.
+        """
         first, _, rest = model.partition("/")
         if rest and (loaded := self.registry.find("llm", first)):
             return loaded, rest
         if rest and first in self.registry.namespaces:
-            second, _, rest = rest.partition("/")
+            second, _, others = rest.partition("/")
             try:
-                return self.registry.get("llm", f"{first}/{second}"), rest
+                if any(kind == "llm" for kind, _ in self.registry.load(first)):
+                    return self.registry.get("llm", f"{first}/{second}"), others
             except PluginError as error:
                 self.fail(path, str(error))
                 return None, ""

@@ -17,8 +17,13 @@ def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
     for namespace, folder in registry.task_dirs():
         for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder).with_suffix("").as_posix()
-            if not name.startswith("presets/"):
+            if not name.startswith("presets/") and _is_spec(file):
                 yield name if namespace == "saeval" else f"{namespace}/{name}", file
+
+
+def _is_spec(file: Path) -> bool:
+    """Tell a spec from the data that stands beside it, without parsing it."""
+    return any(line.startswith("saeval:") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
 def find_spec(reference: str, registry: Registry) -> Path:

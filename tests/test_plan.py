@@ -109,14 +109,38 @@ def test_step_that_cannot_be_tried_is_unknown_with_its_reason(tmp_path):
     assert found.total("calls") is None
 
 
+def collecting(server, corpus, **changes):
+    options = {"model": "some/model", "hookpoint": "layers.1", "coder": "random_sae", "corpus": corpus}
+    task = many(server, source={"use": "transformers", "with": options}, **changes)
+    found = plan(load_task(task, registry=Registry(), check=False))
+    return [step for step in found.steps if step.step == "collect"]
+
+
 def test_collecting_is_told_from_the_corpus(tmp_path):
     (tmp_path / "text.txt").write_text("word " * 4000)
-    source = {
-        "use": "transformers",
-        "with": {"model": "some/model", "hookpoint": "layers.1", "coder": "random_sae", "corpus": {"path": f"{tmp_path}/text.txt"}},
-    }  # fmt: skip
+    (tmp_path / "lines.jsonl").write_text('{"text": "word word word word word word"}\n' * 100)
     with truthful_server() as server:
-        task = load_task(many(server, source=source), registry=Registry(), check=False)
-        (step,) = (s for s in plan(task).steps if s.step == "collect")
-    assert step.input_tokens == 5000
-    assert step.seconds > 0 and step.bytes > 0
+        (whole,) = collecting(server, {"path": f"{tmp_path}/text.txt"})
+        (limited,) = collecting(server, {"path": f"{tmp_path}/text.txt", "tokens": 700})
+        (short,) = collecting(server, {"path": f"{tmp_path}/lines.jsonl", "per_document": 3})
+        (unknown,) = collecting(server, {"dataset": "some/dataset"})
+        (streamed,) = collecting(server, {"dataset": "some/dataset", "tokens": 2_000_000})
+    assert [step.input_tokens for step in (whole, limited, short, unknown, streamed)] == [
+        5000,
+        700,
+        300,
+        None,
+        2_000_000,
+    ]
+    assert whole.seconds > 0 and whole.bytes > 0 and unknown.note
+
+
+def test_cells_that_share_a_pass_over_the_corpus_read_it_once(tmp_path):
+    (tmp_path / "text.txt").write_text("word " * 4000)
+    with truthful_server() as server:
+        steps = collecting(server, {"path": f"{tmp_path}/text.txt"}, baselines=["random_sae", "neurons"])
+        assert [step.input_tokens for step in steps] == [
+            5000,
+            0,
+        ]  # the random SAE is the cell's own coder, and its store
+        assert all(step.bytes for step in steps)

@@ -240,7 +240,8 @@ async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> N
         if isinstance(step.part.plugin, Explainer):
             await step.part.plugin.explain(record.explain, context)
         else:
-            await step.part.plugin.score(Explanation(text=_EXPLANATION), record.score, context)
+            text = f"{_EXPLANATION} {record.latent.index}"  # another one for each latent, as in the run
+            await step.part.plugin.score(Explanation(text=text), record.score, context)
 
 
 def _price(role: RolePart, taken: int, given: int) -> float | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -218,13 +221,14 @@ class _Run:
             status = "gave up"
             raise
         finally:
-            complete = status == "done"
-            result = self._result(incomplete=not complete or self.limit is not None)
-            if complete or self.outcomes:
-                self._write_reports(result)
-            if self.task.checks and not result.partial:
-                judge_checks.keep(self.task.roles[self.task.checks], result)
-            self._write_spec(status, began)
+            with _to_the_end():
+                complete = status == "done"
+                result = self._result(incomplete=not complete or self.limit is not None)
+                if complete or self.outcomes:
+                    self._write_reports(result)
+                if self.task.checks and not result.partial:
+                    judge_checks.keep(self.task.roles[self.task.checks], result)
+                self._write_spec(status, began)
         return result
 
     # --- collect and sample ---
@@ -254,9 +258,9 @@ class _Run:
     # --- explain and score ---
 
     async def _explain_and_score(self) -> None:
-        answers = CallStore(cache_dir() / "calls.sqlite") if self.task.roles else None
-        gateways = self._gateways(answers)
-        try:
+        async with AsyncExitStack() as at_the_end:
+            at_the_end.callback(self.calls.close)
+            gateways = self._gateways(at_the_end)
             began = time.monotonic()
             for cell in self.task.cells:
                 await self._explain(self.outcomes[cell.name], gateways)
@@ -265,25 +269,23 @@ class _Run:
             for cell in self.task.cells:
                 await self._score(self.outcomes[cell.name], gateways)
             self.seconds["score"] = time.monotonic() - began
-        finally:
-            for gateway in gateways.values():
-                await gateway.finish()
-            for role in self.task.roles.values():
-                await role.part.plugin.aclose()
-            self.calls.close()
-            if answers is not None:
-                answers.close()
 
-    def _gateways(self, answers: CallStore | None) -> dict[str, Gateway]:
-        if answers is None:
+    def _gateways(self, at_the_end: AsyncExitStack) -> dict[str, Gateway]:
+        if not self.task.roles:
             return {}
-        return {
+        answers = CallStore(cache_dir() / "calls.sqlite")
+        at_the_end.callback(answers.close)
+        gateways = {
             name: Gateway(
                 name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
                 calls=answers, log=self.calls, budget=self.budget,
             )
             for name, role in self.task.roles.items()
         }  # fmt: skip
+        for name, gateway in gateways.items():
+            at_the_end.push_async_callback(self.task.roles[name].part.plugin.aclose)
+            at_the_end.push_async_callback(gateway.finish)
+        return gateways
 
     def _context(
         self, cell: Cell, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str
@@ -574,6 +576,30 @@ def _checked(score: Score, scorer: Scorer) -> Score:
         if value is not None and not metric.low - 1e-9 <= value <= metric.high + 1e-9:
             return Score.failed(f"the scorer gave {metric.name} = {value}, outside {metric.low} to {metric.high}")
     return score
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """Write whole what is written at the end: Ctrl-C takes effect after it, and a second one at once."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _run_async(main: Callable[[], Awaitable[None]]) -> None:

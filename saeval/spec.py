@@ -83,7 +83,7 @@ class RunOptions(SpecModel):
     concurrency: Literal["auto"] | int = "auto"
     """Latents in flight at a time."""
     give_up_after: int = Field(default=10, ge=1)
-    """Stop when this many latents in a row, from the first on, fail for the same reason."""
+    """Stop when this many latents in a row fail for the same reason, from the first on or because calls fail."""
     executor: Literal["local"] = "local"
     """Where the work is done."""
 

@@ -136,6 +136,24 @@ def test_hooks_page_has_everything_that_a_plugin_of_each_kind_may_fill_in(headin
         assert heading == "What all" or (inspect.getdoc(KINDS[heading][0]) or "").split("\n")[0] in section
 
 
+def test_reliability_page_names_tests_that_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), test
+
+
+def test_reliability_code_does_failed_latents_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with truthful_server() as server:
+        Path("mine.yaml").write_text(yaml.safe_dump(spec(server, baselines=[], scorers={"detection": {}})))
+        (code,) = blocks("docs/reliability.md", "python")
+        exec(code, {})
+    assert capsys.readouterr().out == "0\n"
+
+
 def test_readme_and_ci_give_the_same_test_command():
     command = "pip install -c constraints.txt '.[test]' && pytest"
     assert command in (ROOT / "README.md").read_text()

@@ -137,6 +137,25 @@ def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_wa
     assert not saeval.read(tmp_path / "run").partial
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.6])
+def test_run_that_is_told_to_stop_while_it_reports_writes_the_report_to_its_end(tmp_path, seconds):
+    with truthful_server() as server:
+        task = tmp_path / "task.yaml"
+        task.write_text(yaml.safe_dump(spec(server)))
+        child = start(command(task, tmp_path / "run"), tmp_path / "cache")
+        while server.answered < 294 and child.poll() is None:
+            time.sleep(0.002)
+        time.sleep(seconds)
+        child.send_signal(signal.SIGTERM)
+        _, errors = child.communicate()
+    assert child.returncode in (0, 130) and "Traceback" not in errors  # 0 where it was through already
+    status = json.loads((tmp_path / "run" / "run.json").read_text())["status"]
+    assert saeval.read(tmp_path / "run").partial == (status == "interrupted")
+    assert status in ("done", "interrupted") and (tmp_path / "run" / "report" / "report.md").exists()
+
+
+@pytest.mark.slow
 def test_two_processes_in_one_directory_do_not_mix(tmp_path):
     with truthful_server() as server:
         server.delay = 0.02

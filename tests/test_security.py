@@ -218,7 +218,11 @@ def test_run_directory_may_itself_be_reached_by_a_link(tmp_path):
 HOSTILE = "\x1b]0;pwned\x07\x1b[2J\x9b31m\u202eevil\u2066\r the word 'harbor'"
 
 
-@pytest.mark.parametrize("how", [["--display", "plain"], ["--display", "json", "--json"]], ids=["plain", "json"])
+@pytest.mark.parametrize(
+    "how",
+    [["--display", "plain"], pytest.param(["--display", "json", "--json"], marks=pytest.mark.slow)],
+    ids=["plain", "json"],
+)
 def test_hostile_reply_can_do_nothing_to_a_terminal(tmp_path, how):
     def reply(messages):
         asked = messages[-1]["content"]

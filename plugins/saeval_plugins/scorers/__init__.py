@@ -19,4 +19,16 @@ from saeval_plugins.scorers.surprisal import Surprisal
 @hookimpl
 def saeval_scorers() -> list[type[Scorer]]:
     """Add the built-in scorers."""
-    return [Detection, Fuzzing, Simulation, Surprisal, Intervention, Intruder, Embedding, ExampleEmbedding, Human, Evaluate, Consistency]
+    return [
+        Detection,
+        Fuzzing,
+        Simulation,
+        Surprisal,
+        Intervention,
+        Intruder,
+        Embedding,
+        ExampleEmbedding,
+        Human,
+        Evaluate,
+        Consistency,
+    ]

@@ -57,7 +57,9 @@ def ask_all(request):
     return truthful([{"role": m.role, "content": m.content} for m in request.messages])
 
 
-@pytest.mark.parametrize("kind", set(saeval_explainers()) - {Intervention, Lens}, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in saeval_explainers() if kind not in (Intervention, Lens)], ids=lambda kind: kind.name
+)
 def test_every_explainer_satisfies_the_contract(kind, tmp_path):
     (tmp_path / "made.json").write_text('{"0": "the sea", "1": "ships"}')
     options = {"path": tmp_path / "made.json"} if "path" in kind.model_fields else {}

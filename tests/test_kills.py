@@ -25,7 +25,7 @@ from saeval import Message, Request, content_hash
 from saeval.plugins import Registry
 from saeval.task import load_task
 
-KILLS = int(os.environ.get("SAEVAL_KILLS", "20"))
+KILLS = int(os.environ.get("SAEVAL_KILLS", "12"))
 
 
 def command(task, out):

@@ -1,6 +1,6 @@
 from .assets import Asset, asset_check, asset_path
 from .coders import Gate, HookPoint, LinearCoder, ModuleCoder, NeuronCoder, Sparse, SparseCoder, down_projection
-from .embed import embedder
+from .embed import embedder, embedder_check, embedder_sha
 from .errors import (
     BudgetExceeded,
     InputError,
@@ -119,7 +119,7 @@ __all__ = [
     "content_hash",
     "derive_rng",
     "down_projection",
-    "embedder",
+    "embedder", "embedder_check", "embedder_sha",
     "file_sha256",
     "hookimpl",
     "join",

@@ -163,9 +163,8 @@ def _show_run(result: RunResult, path: Path) -> None:
     from saeval.report.terminal import render
 
     render(result)
-    click.echo(
-        f"\nresults   {path}/results.json\nreport    {path}/report/report.md  leaderboard.csv  leaderboard.parquet"
-    )
+    click.echo(f"\nresults   {path}/results.json")
+    click.echo(f"report    {path}/report/index.html  report.md  leaderboard.csv  leaderboard.parquet")
 
 
 @main.command()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from saeval.assets import PREFIX, asset_check
 from saeval.errors import InputError
+from saeval.paths import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +31,24 @@ def embedder() -> Embed:
     float32 rounding (about 1e-7), and is computed once.
     """
     return _Embedder(_load)
+
+
+def embedder_check(model: str) -> None:
+    """See, cheaply, whether a packaged model is installed, and whether a local one is there.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if model.startswith(PREFIX):
+        asset_check(model)
+    elif Path(model).is_absolute() and not Path(model).is_dir():
+        raise InputError(f"embedding model {model}: no such folder")
+
+
+def embedder_sha(model: str) -> str | None:
+    """Return the hash of a local model's weights, which may change under the same path; None for any other."""
+    weights = Path(model, "model.safetensors")
+    return file_sha256(weights) if weights.is_file() else None
 
 
 class _Embedder:

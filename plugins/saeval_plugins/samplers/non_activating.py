@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,10 +17,10 @@ from saeval import (
     ModelRef,
     Need,
     NeuronCoder,
-    asset_check,
     derive_rng,
     embedder,
-    file_sha256,
+    embedder_check,
+    embedder_sha,
 )
 from saeval_plugins.prompts import one_line
 
@@ -154,15 +153,12 @@ class Similar(NonActivating):
 
     def check(self) -> None:
         """See whether a packaged model is installed, and whether a local one is there."""
-        if self.model.startswith("package:"):
-            asset_check(self.model)
-        elif Path(self.model).is_absolute() and not Path(self.model).is_dir():
-            raise InputError(f"embedding model {self.model}: no such folder")
+        embedder_check(self.model)
 
     def depends_on(self) -> list[JsonValue]:
         """Return the hash of a local model's weights, which may change under the same path."""
-        weights = Path(self.model, "model.safetensors")
-        return [file_sha256(weights)] if weights.is_file() else []
+        sha = embedder_sha(self.model)
+        return [sha] if sha else []
 
     def draw(
         self,

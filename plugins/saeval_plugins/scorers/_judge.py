@@ -22,7 +22,6 @@ from saeval import (
     Outcome,
     ParseError,
     Prompt,
-    Refused,
     Reply,
     Request,
     Score,
@@ -30,6 +29,7 @@ from saeval import (
 )
 from saeval_plugins.answers import answer_probabilities, ask_twice, parse_list
 from saeval_plugins.prompts import few_shot, load, one_line
+from saeval_plugins.scorers._outcomes import unanswered
 
 REFERENCES = load("reference_windows.txt")
 """Ordinary passages, a few words marked, one a line: what an explanation is compared on when there is no question."""
@@ -55,12 +55,7 @@ class Question:
 
     def unanswered(self, error: ParseError | LLMError) -> Outcome:
         """Record why there is no answer."""
-        status: Literal["unparsed", "refused", "failed"] = (
-            "unparsed" if isinstance(error, ParseError) else "refused" if isinstance(error, Refused) else "failed"
-        )
-        return Outcome(
-            example=self.example.id, active=self.truth, decile=self.example.decile, status=status, reason=str(error)
-        )
+        return unanswered(self.example, error).model_copy(update={"active": self.truth})
 
 
 class Judge(Scorer):

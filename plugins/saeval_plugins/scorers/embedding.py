@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, field_validator
@@ -15,13 +14,12 @@ from saeval import (
     Example,
     Examples,
     Explanation,
-    InputError,
     ModelRef,
     Score,
     Scorer,
-    asset_check,
     auroc,
-    file_sha256,
+    embedder_check,
+    embedder_sha,
 )
 from saeval_plugins.prompts import one_line
 from saeval_plugins.scorers._outcomes import valued
@@ -41,15 +39,11 @@ class Embeddings(Scorer):
 
     def check(self) -> None:
         """See whether a packaged model is installed, and whether a local one is there."""
-        if self.model.startswith("package:"):
-            asset_check(self.model)
-        elif Path(self.model).is_absolute() and not Path(self.model).is_dir():
-            raise InputError(f"embedding model {self.model}: no such folder")
+        embedder_check(self.model)
 
     def fingerprint(self) -> JsonValue:
         """Add the hash of a local model's weights, which may change under the same path."""
-        weights = Path(self.model, "model.safetensors")
-        return [super().fingerprint(), file_sha256(weights) if weights.is_file() else None]
+        return [super().fingerprint(), embedder_sha(self.model)]
 
     async def embed(self, texts: Sequence[str], context: Context) -> NDArray[np.float32]:
         """Return one unit vector a text.  [texts, dimensions]"""

@@ -1,5 +1,15 @@
-from .assets import Asset, asset_check, asset_path
-from .coders import Gate, HookPoint, LinearCoder, ModuleCoder, NeuronCoder, Sparse, SparseCoder, down_projection
+from .assets import Asset, asset_check, asset_path, cache_dir
+from .coders import (
+    Gate,
+    HookPoint,
+    LinearCoder,
+    ModuleCoder,
+    NeuronCoder,
+    Sparse,
+    SparseCoder,
+    down_projection,
+    encoding_buffer,
+)
 from .embed import embedder, embedder_check, embedder_sha
 from .errors import (
     BudgetExceeded,
@@ -12,8 +22,9 @@ from .errors import (
     SpecError,
     StoreError,
 )
+from .files import write_atomic
 from .hookspecs import hookimpl
-from .interfaces import LLM, ActivationSource, Coder, Context, Explainer, Need, Plugin, Sampler, Scorer, Step
+from .interfaces import LLM, ActivationSource, Coder, Context, Explainer, Need, Plugin, Sampler, Scorer, Step, Tracker
 from .live import LiveModel
 from .llm import (
     FillReply,
@@ -31,11 +42,12 @@ from .llm import (
 from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc, pearson
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt
+from .reading import Run, read
 from .records import Example, Examples, Flaw, LatentId, LatentRecord
 from .releases import refuse_malicious
 from .report.compare import compare
 from .report.join import join
-from .results import Explanation, Outcome, RunResult, Score, read
+from .results import Explanation, Outcome, RunResult, Score
 from .runner import run
 from .secrets import without_secrets
 from .seeding import content_hash, derive_rng
@@ -94,6 +106,7 @@ __all__ = [
     "Refused",
     "Reply",
     "Request",
+    "Run",
     "RunResult",
     "SaevalError",
     "Sampler",
@@ -110,16 +123,21 @@ __all__ = [
     "Subject",
     "TokenDataset",
     "TokenLogprobs",
+    "Tracker",
     "Usage",
     "Windows",
     "asset_check",
     "asset_path",
     "auroc",
+    "cache_dir",
     "compare",
     "content_hash",
     "derive_rng",
     "down_projection",
-    "embedder", "embedder_check", "embedder_sha",
+    "embedder",
+    "embedder_check",
+    "embedder_sha",
+    "encoding_buffer",
     "file_sha256",
     "hookimpl",
     "join",
@@ -131,4 +149,5 @@ __all__ = [
     "similarities",
     "token_bytes",
     "without_secrets",
+    "write_atomic",
 ]  # fmt: skip

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from saeval.errors import BudgetExceeded, InputError, StoreError
+from saeval.errors import BudgetExceeded, InputError, SaevalError, StoreError
 from saeval.files import LineFile, write_atomic
 from saeval.llm import Usage
 from saeval.results import Ledger
 
 _SCHEMA = 1
+
+_JSON = json.JSONEncoder(default=vars)  # dataclasses are objects of their fields
 
 log = logging.getLogger("saeval")
 
@@ -44,6 +47,9 @@ class CallStore:
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
             self._share()
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(
+                "PRAGMA wal_autocheckpoint=4000"
+            )  # pages; a checkpoint flushes to disk, and all wait for it
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _SCHEMA):
                 raise StoreError(f"{path}: cache of another saeval (version {version}); move it away")
@@ -87,11 +93,13 @@ class CallStore:
             return None
         return json.loads(text)
 
-    def put(self, key: str, answer: Any) -> None:
-        """Keep an answer; it survives a kill from here on."""
-        text = json.dumps(answer)
-        with self._database():
-            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, f"{text}\n{_digest(text)}"))
+    def put(self, answers: Mapping[str, object]) -> None:
+        """Keep answers by their keys, all or none; they survive a kill from here on."""
+        texts = {key: _JSON.encode(answer) for key, answer in answers.items()}
+        rows = [(key, f"{text}\n{_digest(text)}") for key, text in texts.items()]
+        with self._database(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
@@ -144,13 +152,14 @@ class CallLog:
         self.path = path
         self._file = LineFile(path)
 
-    def add(self, call: Call) -> None:
-        """Append a line.
+    def add(self, *calls: Call) -> None:
+        """Append a line for each call.
 
         Raises:
-            InputError: If there is no room, or the file cannot be written to.
+            InputError: If there is no room, or the file cannot be written to; no line is added then.
         """
-        self._file.append(json.dumps({"time": time.time(), **asdict(call)}))
+        now = time.time()
+        self._file.append("\n".join(_JSON.encode({"time": now, **vars(call)}) for call in calls))
 
     def close(self) -> None:
         """Close the file; another line opens it again."""
@@ -185,7 +194,8 @@ class CallLog:
         return [
             Ledger(
                 role=role, model=model, calls=t["calls"], cached=t["cached"], failed=t["failed"],
-                input_tokens=t["usage"].input_tokens, output_tokens=t["usage"].output_tokens, usd=t["usage"].usd,
+                input_tokens=t["usage"].input_tokens, cached_tokens=t["usage"].cached_tokens,
+                output_tokens=t["usage"].output_tokens, usd=t["usage"].usd,
             )
             for (role, model), t in sums.items()
         ]  # fmt: skip
@@ -197,6 +207,61 @@ class CallLog:
     def answers(self, role: str) -> dict[str, str]:
         """Return, for what a role was asked with success, hash of the request and key of the answer."""
         return {x["request"]: x["answer"] for x in self._lines() if x["role"] == role and x["status"] == "ok"}
+
+
+class _Answered(NamedTuple):
+    key: str
+    answer: object
+    call: Call
+    kept: asyncio.Future[None]
+
+
+class Bookkeeper:
+    """Keeps answers and writes their lines of the ledger, for those of one turn of the event loop at once.
+
+    With hundreds of calls in flight, a transaction each would take longer than all else that is done about an answer.
+
+    Args:
+        store: Where answers are kept.
+        log: The ledger.
+    """
+
+    def __init__(self, store: CallStore, log: CallLog):
+        self._store, self._log = store, log
+        self._answered: list[_Answered] = []
+
+    async def keep(self, key: str, answer: object, call: Call) -> None:
+        """Return when the answer is kept and its line written, both of which survive a kill.
+
+        Raises:
+            StoreError: If the answer cannot be kept; what it took is in the ledger all the same.
+            InputError: If the ledger cannot be written to.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._answered:
+            loop.call_soon(self._write)
+        kept: asyncio.Future[None] = loop.create_future()
+        self._answered.append(_Answered(key, answer, call, kept))
+        await kept
+
+    def _write(self) -> None:
+        answered, self._answered = self._answered, []
+        calls = [a.call for a in answered]
+        error: SaevalError | None = None
+        try:
+            self._store.put({a.key: a.answer for a in answered})
+        except StoreError as found:
+            error = found
+            calls = [replace(call, status="failed", reason=str(found)) for call in calls]
+        try:
+            self._log.add(*calls)
+        except InputError as found:
+            error = error or found
+        for kept in (a.kept for a in answered if not a.kept.done()):
+            if error is None:
+                kept.set_result(None)
+            else:
+                kept.set_exception(error)
 
 
 def export_replay(log: CallLog, store: CallStore, role: str, path: Path) -> int:

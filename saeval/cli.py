@@ -7,7 +7,8 @@ it names; 3 stopped at the cost limit (resumable); 130 interrupted (resumable).
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
@@ -17,14 +18,17 @@ import click
 from saeval.exchange import FORMATS
 
 if TYPE_CHECKING:
+    from saeval.plan import Plan
     from saeval.plugins import Registry
     from saeval.results import RunResult
     from saeval.task import Task
 
-LIST_KINDS = ("tasks", "sources", "coders", "samplers", "explainers", "scorers", "llms", "runs")
-SHOW_KINDS = ("task", "source", "coder", "sampler", "explainer", "scorer", "llm")
+LIST_KINDS = ("tasks", "sources", "coders", "samplers", "explainers", "scorers", "llms", "trackers", "runs")
+SHOW_KINDS = ("task", "source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
 
-_TASK = click.option("--task", "-t", required=True, metavar="NAME_OR_FILE", help="A shipped task, or a spec file.")
+_TASK = click.option(
+    "--task", "-t", required=True, metavar="NAME_OR_FILE", help="A shipped task or group, or a spec file."
+)
 _SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
 )
@@ -96,6 +100,17 @@ def _load(
     return load_task(task, registry=registry, overrides=_overrides(assignments), llms=_roles(llms), check=check)
 
 
+def _load_all(
+    task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry
+) -> tuple[str | None, list[Task]]:
+    """Return a group's name and its tasks, or None and the task."""
+    from saeval.task_files import find_group
+
+    group = find_group(task, registry)
+    members = group.tasks if group else [task]
+    return group.group if group else None, [_load(member, assignments, llms, registry) for member in members]
+
+
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
     from saeval.spec import parse_assignment
 
@@ -138,25 +153,49 @@ def run(
     task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
     max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
-    """Run a task, or what is missing of it, and print its leaderboard."""
+    """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
     from saeval import runner
     from saeval.progress import display as make_display
-
-    registry = _registry(without)
-    built = _load(task, assignments, llms, registry)
-    path = out or runner.default_path(built)
-    result = runner.run_task(
-        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=make_display(display)
-    )
-    if as_json:
-        _print_json(result.model_dump(mode="json", by_alias=True))
-    else:
-        _show_run(result, path)
     from saeval.summary import over_max_failed
 
-    if over_max_failed(built, result):
-        click.echo(f"more than {built.run.max_failed:.0%} of a scorer's latents failed", err=True)
+    group, tasks = _load_all(task, assignments, llms, _registry(without))
+    results: dict[Path, RunResult] = {}
+    over = []
+    for built in tasks:
+        path = (out / built.name if group else out) if out else runner.default_path(built)
+        spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
+        left = None if max_cost is None else max(0.0, max_cost - spent)
+        result = runner.run_task(
+            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display)
+        )
+        results[path] = result
+        if not as_json:
+            _show_run(result, path)
+        if over_max_failed(built, result):
+            over.append(f"{built.name}: more than {built.run.max_failed:.0%} of a scorer's latents failed")
+    found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
+    if as_json:
+        _print_json({"group": group, "runs": found} if group else next(iter(found.values())))
+    elif group:
+        _show_group(group, results)
+    if over:
+        click.echo("\n".join(over), err=True)
         sys.exit(1)
+
+
+def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
+    """Print one board of all the group's cells, and what its runs say of their tasks' claims."""
+    from saeval.report import join
+    from saeval.report.terminal import finding_line
+
+    click.echo(f"\n=== {group}: {len(results)} tasks ===\n")
+    ranked = [result.rank_by for result in results.values()]
+    board = join.join(list(results), rank_by=max(ranked, key=ranked.count), mixed=True)
+    click.echo(join.written(board, "text"), nl=False)
+    for result in results.values():
+        if result.findings:
+            click.echo(_safe(f"\n{result.task}"))
+            click.echo(_safe("\n".join(finding_line(found) for found in result.findings)))
 
 
 def _show_run(result: RunResult, path: Path) -> None:
@@ -178,17 +217,20 @@ def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without
     from saeval.errors import SpecError
 
     try:
-        built = _load(task, assignments, llms, _registry(without))
+        group, tasks = _load_all(task, assignments, llms, _registry(without))
     except SpecError as error:
         if not as_json:
             raise
         _print_json({"valid": False, "problems": list(error.problems)})
         sys.exit(2)
-    cells = [cell.name for cell in built.cells]
+    rows = []
+    for built in tasks:
+        cells = [cell.name for cell in built.cells]
+        rows.append({"valid": True, "task": built.name, "version": built.version, "sha": built.sha, "cells": cells})
+        if not as_json:
+            click.echo(f"{built.name} {built.version}: valid; {len(cells)} cells: {'; '.join(cells)}")
     if as_json:
-        _print_json({"valid": True, "task": built.name, "version": built.version, "sha": built.sha, "cells": cells})
-    else:
-        click.echo(f"{built.name} {built.version}: valid; {len(cells)} cells: {'; '.join(cells)}")
+        _print_json({"valid": True, "group": group, "tasks": rows} if group else rows[0])
 
 
 # --- look ---------------------------------------------------------------------------------------------------
@@ -196,12 +238,18 @@ def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without
 
 @main.command(name="list")
 @click.argument("kind", type=click.Choice(LIST_KINDS), default="tasks")
+@click.option("--tag", "wanted", multiple=True, metavar="TAG", help="Tasks that have it; several narrow the list.")
 @_WITHOUT
 @_JSON
-def list_(kind: str, without: Sequence[str], as_json: bool) -> None:
+def list_(kind: str, wanted: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """List tasks, plugins of a kind, or the runs under saeval-runs/."""
+    if wanted and kind != "tasks":
+        raise click.UsageError("--tag goes with tasks")
+    rows: list[dict[str, Any]]
     if kind == "tasks":
-        rows = _list_tasks(_registry(without))
+        rows = [row for row in _list_tasks(_registry(without)) if set(wanted) <= set(row["tags"])]
+        if not as_json:
+            rows = [{**row, "tags": " ".join(row["tags"])} for row in rows]
     elif kind == "runs":
         rows = _list_runs(Path("saeval-runs"))
     else:
@@ -227,7 +275,7 @@ def _first_line(cls: type) -> str:
     return (cls.__doc__ or "").strip().split("\n")[0]
 
 
-def _list_tasks(registry: Registry) -> list[dict[str, str]]:
+def _list_tasks(registry: Registry) -> list[dict[str, Any]]:
     import yaml
 
     from saeval.task_files import shipped_tasks
@@ -239,12 +287,15 @@ def _list_tasks(registry: Registry) -> list[dict[str, str]]:
             rows.append(
                 {
                     "name": name,
-                    "version": str(head.get("version", "")),
+                    "version": "group" if "group" in head else str(head.get("version", "")),
+                    "tags": [str(tag) for tag in head.get("tags") or []],
                     "description": " ".join(str(head.get("description", "")).split()),
                 }
             )
         except (yaml.YAMLError, OSError, AttributeError) as error:
-            rows.append({"name": name, "version": "", "description": f"cannot be read: {type(error).__name__}"})
+            rows.append(
+                {"name": name, "version": "", "tags": [], "description": f"cannot be read: {type(error).__name__}"}
+            )
     return rows
 
 
@@ -425,59 +476,101 @@ def preview(
 @_SET
 @_LLM
 @click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most.")
+@click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")
 @_WITHOUT
 @_JSON
 def plan(
-    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, without: Sequence[str], as_json: bool
-) -> None:
+    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
+    without: Sequence[str], as_json: bool,
+) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
-    from functools import partial
-
     from saeval.plan import ASSUMPTIONS
     from saeval.plan import plan as make_plan
+    from saeval.speed import speed
 
-    found = make_plan(_load(task, assignments, llms, _registry(without)), limit)
+    group, tasks = _load_all(task, assignments, llms, _registry(without))
+    measured = speed(like) if like else None
+    plans = {built.name: make_plan(built, limit, measured) for built in tasks}
     if as_json:
-        _print_json(found.as_json())
+        found = {name: of_task.as_json() for name, of_task in plans.items()}
+        _print_json({"group": group, "plans": found} if group else next(iter(found.values())))
         return
+    for name, of_task in plans.items():
+        if group:
+            click.echo(_safe(f"=== {name}"))
+        _show_plan(of_task)
+    click.echo("\n" + "\n".join(ASSUMPTIONS))
 
-    def row(step: str, latents: int | str, values: Any, model: str | None, cell: str) -> dict[str, str]:
+
+def _show_plan(plan: Plan) -> None:
+    from functools import partial
+
+    def row(step: str, latents: int | str, values: Any, measured: bool, model: str | None, cell: str) -> dict[str, str]:
         def shown(column: str, format_: str, unit: int = 1) -> str:
             value = values(column)
             return "unknown" if value is None else format(value / unit if unit > 1 else value, format_)
 
         return {
             "step": step, "latents": f"{latents}", "calls": shown("calls", ","), "in": shown("input_tokens", ","),
-            "out": shown("output_tokens", ","), "usd": shown("usd", ".4f"), "minutes": shown("seconds", ".1f", 60),
-            "MB": shown("bytes", ".1f", 10**6), "model": model or "", "cell": cell,
+            "out": shown("output_tokens", ","), "usd": shown("usd", ".4f"),
+            "minutes": "~" * (not measured) + shown("seconds", ".1f", 60), "MB": shown("bytes", ".1f", 10**6), "model": model or "", "cell": cell,
         }  # fmt: skip
 
-    asking = [step for step in found.steps if step.model or step.step == "collect"]
-    rows = [row(s.step, s.latents or "", partial(getattr, s), s.model, s.cell) for s in asking]
-    rows.append(row("total", "", found.total, "", ""))
+    asking = [step for step in plan.steps if step.model or step.step in ("collect", "report")]
+    rows = [row(s.step, s.latents or "", partial(getattr, s), s.measured, s.model, s.cell) for s in asking]
+    rows.append(row("total", "", plan.total, all(s.measured for s in asking), "", ""))
     _print_rows([{column: column for column in rows[0]}, *rows])
-    for note in dict.fromkeys(step.note for step in found.steps if step.note):
+    for note in dict.fromkeys(step.note for step in plan.steps if step.note):
         click.echo(_safe(f"\nnote: {note}"))
-    click.echo("\n" + "\n".join(ASSUMPTIONS))
 
 
 @main.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--plots", type=click.Path(path_type=Path), metavar="DIR", help="Write the plots there, as files for papers."
+)
+@click.option(
+    "--format", "-f", "format_", type=click.Choice(("svg", "pdf", "png")), default="svg", help="Of the plots."
+)
 @_JSON
-def report(run_dir: Path, as_json: bool) -> None:
+def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> None:
     """Write a finished run's reports again from its results, and print the leaderboard. Asks no model."""
     from saeval.report import write_reports
+    from saeval.report.html import write_plots
     from saeval.report.terminal import render
     from saeval.results import read
 
     result = read(run_dir)
     folder = run_dir if run_dir.is_dir() else run_dir.parent
     written = write_reports(result, folder / "report")
+    if plots is not None:
+        written += write_plots(result, folder, plots, format_)
     if as_json:
         _print_json(result.model_dump(mode="json", by_alias=True))
         return
     render(result)
     click.echo("\n" + "\n".join(f"written   {file}" for file in written))
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, to whoever has the address that is printed.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; a free one when left out.")
+def view(run_dir: Path, serve: bool, port: int) -> None:
+    """Open a run's HTML report in the browser, or serve it until Ctrl-C."""
+    import webbrowser
+
+    from saeval import view as viewing
+
+    if not serve:
+        index = viewing.page(run_dir).absolute()
+        click.echo(_safe(f"report    {index}"))
+        webbrowser.open(index.as_uri())
+        return
+    with viewing.ReportServer(run_dir, port) as server:
+        click.echo(_safe(f"serving   {server.url}\nCtrl-C ends it; whoever has this address can read the report"))
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @main.command()
@@ -519,7 +612,7 @@ def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) ->
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--rank-by", metavar="SCORER.METRIC", help="Column that ranks; the runs' own when left out.")
 @click.option("--group-by", metavar="AXIS", help="A board for each of its values, ranked apart.")
 @click.option(
@@ -535,23 +628,48 @@ def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) ->
     default="text", help="How it is written.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; printed when left out.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to filter, group, rank and plot."
+)
 def leaderboard(
-    runs: Sequence[Path], rank_by: str | None, group_by: str | None, keep: Sequence[str], match_l0: float | None,
-    family: str, mixed: bool, format_: str, out: Path | None,
+    runs: Sequence[str], rank_by: str | None, group_by: str | None, keep: Sequence[str], match_l0: float | None,
+    family: str, mixed: bool, format_: str, out: Path | None, html: Path | None,
 ) -> None:  # fmt: skip
-    """Join the cells of runs, wherever they lie, on one board."""
+    """Join the cells of runs, in directories or at hf://datasets/OWNER/NAME, on one board."""
+    from tempfile import TemporaryDirectory
+
     from saeval.files import write_atomic
     from saeval.report import join
 
     if format_ == "parquet" and out is None:
         raise click.UsageError("--format parquet needs --out FILE")
-    joined = join.join(runs, rank_by=rank_by, keep=keep, mixed=mixed)
+    if html is not None and match_l0 is not None:
+        raise click.UsageError("--html shows cells, so --match-l0 goes with the other formats only")
+    with TemporaryDirectory() as folder:
+        places = [_at_hand(run, Path(folder) / str(k)) for k, run in enumerate(runs)]
+        joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed)
+    if html is not None:
+        from saeval.report.html.joined import joined_page
+
+        write_atomic(html, joined_page(joined, group_by))
+        click.echo(_safe(f"written   {html}"))
+        return
     content = join.written(joined, format_, group_by=group_by, match_l0=match_l0, family=family)
     if out is None:
         click.echo(content, nl=False)
     else:
         write_atomic(out, content)
         click.echo(_safe(f"written   {out}"))
+
+
+def _at_hand(run: str, folder: Path) -> Path:
+    """Return where a run lies, fetched to the folder if it is on the hub."""
+    if not run.startswith("hf://"):
+        return Path(run)
+    from saeval.exchange.hub import pull as fetch
+
+    fetch(run, folder)
+    return folder
 
 
 @main.command()

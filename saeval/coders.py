@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
 _TILE_BYTES = 256 << 20  # memory that the dense pre-activations of one tile of tokens may take
+
+
+_BUFFER: ContextVar[list[Tensor] | None] = ContextVar("buffer", default=None)
+
+
+@contextmanager
+def encoding_buffer() -> Iterator[None]:
+    """Let coders encode into one piece of memory while the context lasts, in inference mode on the CPU.
+
+    Where a batch fills hundreds of megabytes, getting them afresh from the system costs as much as a fifth of encoding.
+    """
+    before = _BUFFER.set([])
+    try:
+        yield
+    finally:
+        _BUFFER.reset(before)
+
+
+def _product(x: Tensor, weights: Tensor) -> Tensor:
+    """Return `x @ weights`, good until the next call where `encoding_buffer` holds.  [rows, n_latents]"""
+    import torch
+
+    kept, size = _BUFFER.get(), len(x) * weights.shape[1]
+    if kept is None or x.device.type != "cpu" or not torch.is_inference_mode_enabled():
+        return x @ weights
+    if not kept or kept[0].dtype != x.dtype or len(kept[0]) < size:
+        kept[:] = [torch.empty(size, dtype=x.dtype)]
+    return torch.mm(x, weights, out=kept[0][:size].view(len(x), -1))
 
 
 @dataclass(frozen=True)
@@ -77,6 +107,17 @@ class SparseCoder(ABC):
     @abstractmethod
     def encode(self, x: Tensor) -> Sparse:
         """Encode activations.  x [rows, d_in]"""
+
+    def only(self, latents: Sequence[int]) -> SparseCoder | None:
+        """Return a coder of the same width that encodes these latents alone, all others being silent.
+
+        None where that would be no less work, such as where latents compete for the k largest.
+        """
+        return None
+
+    def compile(self) -> bool:
+        """Compile what can be with `torch.compile`, and return whether there is such a thing."""
+        return False
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
         """Reconstruct what the coder predicts, or None where its latents alone do not tell.  [n_rows, d_out]"""
@@ -168,6 +209,7 @@ class LinearCoder(SparseCoder):
     transcoder: bool = False
     writes: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    _compiled: Callable[[Tensor], Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.d_in, self.n_latents = self.encoder.shape
@@ -180,7 +222,25 @@ class LinearCoder(SparseCoder):
         """Encode activations, a tile of tokens at a time.  x [rows, d_in]"""
         return _in_tiles(self._encode_tile, x.to(self.encoder.dtype), _TILE_BYTES // (4 * self.n_latents))
 
+    def compile(self) -> bool:
+        """Compile what comes before the choice of latents, which then rounds differently."""
+        import torch
+
+        self._compiled = torch.compile(self._preactivations, dynamic=True)
+        return True
+
     def _encode_tile(self, x: Tensor) -> Sparse:
+        pre = (self._compiled or self._preactivations)(x)
+        if self.threshold is not None:
+            # NaN is kept, for whoever collects to refuse.
+            rows, latents = (pre <= self.threshold.clamp(min=0)).logical_not_().nonzero(as_tuple=True)
+            return Sparse(rows, latents, pre[rows, latents])
+        if self.k is None:
+            return _nonzero(pre.relu_())
+        return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
+
+    def _preactivations(self, x: Tensor) -> Tensor:
+        """Return what the activation function is given; of a gated encoder, the magnitudes where it fires."""
         # The order of operations is sae-lens'; another one rounds differently.
         if self.normalize == "layer_norm":
             x = x - x.mean(dim=-1, keepdim=True)
@@ -189,20 +249,32 @@ class LinearCoder(SparseCoder):
             x = x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
         if self.subtract_decoder_bias and self.decoder_bias is not None:
             x = x - self.decoder_bias
-        pre = x @ self.encoder
+        pre = _product(x, self.encoder)
         if self.gate is not None:
             magnitude = x @ self._magnitude_encoder + self.gate.magnitude_bias
-            return _nonzero(magnitude.relu_().mul_(pre + self.gate.bias > 0))
+            return magnitude.relu_().mul_(pre + self.gate.bias > 0)
         if self.encoder_bias is not None:
             pre += self.encoder_bias
-        if self.threshold is not None:
-            active = pre > self.threshold
-            return _nonzero(pre.relu_().mul_(active))
-        if self.scale_by_decoder_norm:
+        if self.scale_by_decoder_norm and self.threshold is None:
             pre *= self._decoder_norms
-        if self.k is None:
-            return _nonzero(pre.relu_())
-        return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
+        return pre
+
+    def only(self, latents: Sequence[int]) -> SparseCoder | None:
+        """Return a coder of some columns of the encoder; None where the k largest are kept."""
+        import torch
+
+        if self.k is not None:
+            return None
+        chosen = torch.tensor(sorted(set(latents)), device=self.encoder.device)
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[chosen]
+
+        columns = replace(
+            self, encoder=self.encoder[:, chosen], decoder=self.decoder[chosen], encoder_bias=pick(self.encoder_bias),
+            threshold=pick(self.threshold), gate=None if self.gate is None else Gate(*(v[chosen] for v in self.gate)),
+        )  # fmt: skip
+        return _Chosen(columns, chosen, self.n_latents)
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
         """Reconstruct what the coder predicts; None with a skip connection or a normalised input.  [n_rows, d_out]"""
@@ -235,6 +307,30 @@ class LinearCoder(SparseCoder):
     def encoder_directions(self) -> Tensor | None:
         """Return the encoder, a latent a row.  [n_latents, d_in]"""
         return self.encoder.T
+
+
+class _Chosen(SparseCoder):
+    """Some latents of a coder, under the numbers that they have there.
+
+    Args:
+        coder: A coder of these latents alone.
+        numbers: Their numbers, ascending.  [latents of `coder`]
+        n_latents: Width of the dictionary that they are from.
+    """
+
+    def __init__(self, coder: SparseCoder, numbers: Tensor, n_latents: int):
+        self._coder, self._numbers = coder, numbers
+        self.n_latents, self.d_in, self.architecture = n_latents, coder.d_in, coder.architecture
+        self.metadata = coder.metadata
+
+    def encode(self, x: Tensor) -> Sparse:
+        """Encode activations.  x [rows, d_in]"""
+        rows, latents, values = self._coder.encode(x)
+        return Sparse(rows, self._numbers[latents], values)
+
+    def compile(self) -> bool:
+        """Compile the coder that it wraps."""
+        return self._coder.compile()
 
 
 @dataclass(eq=False)

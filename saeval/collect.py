@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,16 +39,10 @@ def collect(sources: Mapping[str, Part[ActivationSource]], display: Display) -> 
         InputError: If a model, coder or corpus is missing or does not fit.
         StoreError: If a source breaks its contract.
     """
-    paths = {name: store_path(part) for name, part in sources.items()}
-    by_path = {paths[name]: part for name, part in sources.items()}
-    missing = [path for path in by_path if _usable(path, display) is None]
-    groups: dict[str, list[Path]] = {}
-    for path in missing:
-        plugin = by_path[path].plugin
-        groups.setdefault(content_hash(by_path[path].loaded.id, plugin.shares()), []).append(path)
-    for group in groups.values():
+    for names in passes(sources, display):
+        group = [store_path(sources[name]) for name in names]
         try:
-            _collect_group([by_path[p].plugin for p in group], group, display)
+            _collect_group([sources[name].plugin for name in names], group, display)
         except OSError as error:
             # numpy says so many bytes were "requested" and so few "written", and no more.
             no_room = error.errno in _NO_ROOM or "requested and" in str(error)
@@ -58,7 +52,22 @@ def collect(sources: Mapping[str, Part[ActivationSource]], display: Display) -> 
                 f"{error.filename or cache_dir()}: activations cannot be written ({error.strerror or error}); make room, or set "
                 "SAEVAL_CACHE to another folder, and run the same command again"
             ) from None
-    return {name: ActivationStore.open(path) for name, path in paths.items()}
+    return {name: ActivationStore.open(store_path(part)) for name, part in sources.items()}
+
+
+def passes(sources: Mapping[str, Part[ActivationSource]], display: Display) -> list[list[str]]:
+    """Return the cells whose stores are not in the cache, those together that share a model pass.
+
+    Args:
+        sources: Sources by cell name.
+        display: Where is said what is damaged.
+    """
+    by_path = {store_path(part): name for name, part in sources.items()}
+    groups: dict[str, list[str]] = {}
+    for name in [name for path, name in by_path.items() if _usable(path, display) is None]:
+        part = sources[name]
+        groups.setdefault(content_hash(part.loaded.id, part.plugin.shares()), []).append(name)
+    return list(groups.values())
 
 
 def _usable(path: Path, display: Display) -> ActivationStore | None:
@@ -73,14 +82,24 @@ def _usable(path: Path, display: Display) -> ActivationStore | None:
         return None
 
 
+def _locked(path: Path, display: Display) -> AbstractContextManager[object]:
+    """Return the lock of a store, taken; the operating system drops it when its process dies, however it dies."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        display.wait("collect activations: waiting for another saeval process, which collects the same ones")
+        return lock.acquire()
+
+
 def _collect_group(sources: Sequence[ActivationSource], paths: Sequence[Path], display: Display) -> None:
     """Collect sources that share a model pass; a lock each keeps two processes from doing the same work."""
-    from filelock import FileLock
-
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for path in sorted(paths):  # one order for all processes, so that they cannot wait for each other
-            stack.enter_context(FileLock(path.with_name(path.name + ".lock")))
+            stack.enter_context(_locked(path, display))
         todo = [(s, p) for s, p in zip(sources, paths, strict=True) if not p.exists()]
         if not todo:
             return

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import hashlib
+import json
+import logging
+import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from saeval.calls import Budget, Call, CallLog, CallStore
+from saeval.calls import Bookkeeper, Budget, Call, CallLog, CallStore
 from saeval.errors import BudgetExceeded, LLMError, Refused, SaevalError
 from saeval.interfaces import LLM
 from saeval.llm import (
@@ -24,12 +30,17 @@ from saeval.llm import (
     TokenLogprobs,
     Usage,
 )
-from saeval.seeding import content_hash, derive_rng
+from saeval.pace import FindingGate, Gate
+from saeval.seeding import derive_rng
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
 _GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
+_TOLD = 5.0  # seconds of waiting that a user is told of
+_SILENCE = 30.0  # seconds without any answer, likewise
+
+log = logging.getLogger("saeval")
 
 
 class RoleSettings(BaseModel):
@@ -46,7 +57,7 @@ class RoleSettings(BaseModel):
     retries: int = Field(default=5, ge=0)
     """Attempts after the first, where another attempt can help."""
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Calls in flight; `auto` begins at 8 and finds out what the server bears."""
+    """Calls in flight; `auto` begins at 8 and finds out what the server bears and makes use of."""
     cache: bool = True
     """Whether answers of earlier runs are used."""
     usd_per_million_input: float | None = Field(default=None, ge=0)
@@ -67,17 +78,21 @@ class Gateway(LanguageModel):
         calls: Where answers are kept.
         log: The run's ledger.
         budget: The run's spending limit.
+        tell: Where a user is told what the run waits for; it is in the log, too.
     """
 
     def __init__(
         self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
-        calls: CallStore, log: CallLog, budget: Budget,
+        calls: CallStore, log: CallLog, budget: Budget, tell: Callable[[str], None] = lambda text: None,
     ):  # fmt: skip
         self._role, self._llm, self._model = role, llm, model
-        self._identity, self._settings = identity, settings
+        self._identity, self._settings = json_text(identity), settings
         self._calls, self._log, self._budget = calls, log, budget
+        self._books = Bookkeeper(calls, log)
         self._asking: dict[str, _Work] = {}
-        self._gate = _Gate(1 if llm.in_process else settings.concurrency)
+        self._gate = _gate(llm, settings)
+        self._bounded = not (llm.in_process or llm.batches)
+        self._waits = _Waits(role, llm, self._gate, tell)
 
     @property
     def can_score(self) -> bool:
@@ -121,15 +136,16 @@ class Gateway(LanguageModel):
         self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], restore: Callable[[Any], A]
     ) -> A:
         """Answer from the cache, from an equal request that is under way, or by asking."""
-        key = content_hash(kind, self._identity, asdict(request))
+        text = json_text(request)
+        key, asked = _hash(f'["{kind}",{self._identity},{text}]'), _hash(f"[{text}]")
         shared = key in self._asking
         if not shared:
             if self._settings.cache and (kept := self._calls.get(key)) is not None:
                 answer = restore(kept)
-                self._write_down(key, request, "ok", answer.usage, cached=True)
+                self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
                 return answer
             new = self._asking[key] = _Work()
-            new.task = asyncio.ensure_future(self._ask(key, request, ask, new))
+            new.task = asyncio.ensure_future(self._ask(key, asked, request, ask, new))
             new.task.add_done_callback(lambda task: self._ended(key, task))
         work = self._asking[key]
         work.askers += 1
@@ -141,7 +157,7 @@ class Gateway(LanguageModel):
                 self._asking.pop(key)
                 work.task.cancel()
         if shared:
-            self._write_down(key, request, "ok", answer.usage, cached=True)
+            self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
         return answer
 
     def _ended(self, key: str, task: asyncio.Future[Any]) -> None:
@@ -159,8 +175,9 @@ class Gateway(LanguageModel):
             _, late = await asyncio.wait(tasks, timeout=_GRACE)
             for task in late:
                 task.cancel()
+        self._waits.end()
 
-    async def _ask(self, key: str, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+    async def _ask(self, key: str, asked: str, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
         """Make the call, again where that can help, and write down how it ended."""
         began, attempt = time.monotonic(), 0
         took: Usage | None = None
@@ -169,46 +186,56 @@ class Gateway(LanguageModel):
             while answer is None:
                 attempt += 1
                 try:
-                    async with self._gate:
-                        self._budget.check()
-                        answer = await self._attempt(request, ask, work)
+                    answer = await self._attempt(request, ask, work)
                 except LLMError as error:
                     if error.usage is not None:
                         took = self._paid(error.usage, took)
-                    if not error.retryable:
+                    if not error.retryable or attempt > self._settings.retries or not work.askers:
                         raise
-                    self._gate.slow_down()
-                    if attempt > self._settings.retries or not work.askers:
-                        raise
-                    await asyncio.sleep(_wait(key, attempt, error.retry_after))
+                    seconds = _wait(key, attempt, error.retry_after)
+                    self._waits.tell_of(seconds, error)
+                    await asyncio.sleep(seconds)
             took = self._paid(answer.usage, took)
-            answer = replace(answer, usage=took)
-            self._calls.put(key, asdict(answer))
         except BaseException as error:
             # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
             if took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
                 status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
                 reason = str(error) if isinstance(error, SaevalError) else type(error).__name__
                 usage = took or Usage(usd=0.0)
-                self._write_down(key, request, status, usage, attempts=attempt, began=began, reason=reason)
+                self._log.add(self._call(key, asked, status, usage, attempts=attempt, began=began, reason=reason))
             raise
-        self._gate.speed_up()
-        self._write_down(key, request, "ok", took, attempts=attempt, began=began)
+        answer = replace(answer, usage=took)
+        await self._books.keep(key, answer, self._call(key, asked, "ok", took, attempts=attempt, began=began))
         return answer
 
     async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
-        work.in_flight = not self._llm.in_process
+        epoch = await self._gate.enter()
+        refused: bool | None = None
         try:
-            async with asyncio.timeout(None if self._llm.in_process else self._settings.timeout):
-                answer = await ask(request)
-        except TimeoutError:
-            raise LLMError(f"{self._model}: no answer within {self._settings.timeout:g} s", retryable=True) from None
-        finally:
+            self._budget.check()
+            self._waits.begin()
+            work.in_flight = not self._llm.in_process
+            try:
+                async with asyncio.timeout(self._settings.timeout if self._bounded else None):
+                    answer = await ask(request)
+            except TimeoutError:
+                what = f"{self._model}: no answer within {self._settings.timeout:g} s"
+                raise LLMError(what, retryable=True) from None
+            self._waits.heard()
+            if isinstance(answer, Reply) and not answer.text.strip():
+                what = f"{self._model}: the answer is empty"
+                raise LLMError(what, retryable=not self._llm.in_process, usage=answer.usage)
+            refused = False
+            return answer
+        except LLMError as error:
+            refused = error.retryable
             work.in_flight = False
-        if isinstance(answer, Reply) and not answer.text.strip():
-            retryable = not self._llm.in_process
-            raise LLMError(f"{self._model}: the answer is empty", retryable=retryable, usage=answer.usage)
-        return answer
+            raise
+        except BaseException:
+            work.in_flight = False
+            raise
+        finally:
+            self._gate.leave(epoch, refused)
 
     def _paid(self, usage: Usage, before: Usage | None) -> Usage:
         """Count what an attempt took against the budget; return it with what earlier attempts took."""
@@ -226,13 +253,44 @@ class Gateway(LanguageModel):
         usd = (usage.input_tokens * per_input + usage.output_tokens * per_output) / 1e6
         return replace(usage, usd=usd, price_source="spec")
 
-    def _write_down(
-        self, key: str, request: Any, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
+    def _call(
+        self, key: str, asked: str, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
         attempts: int = 0, began: float | None = None, reason: str = "",
-    ) -> None:  # fmt: skip
+    ) -> Call:  # fmt: skip
+        """Return the ledger's line."""
         milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
-        asked = content_hash(asdict(request))
-        self._log.add(Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason))
+        return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason)
+
+
+@contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went there."""
+    before = gc.get_threshold()
+    gc.set_threshold(20_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+_CANONICAL = json.JSONEncoder(default=vars, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def json_text(value: object) -> str:
+    """Return JSON that is equal for equal content, dataclasses included; what `content_hash` takes the hash of."""
+    return _CANONICAL.encode(value)
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _gate(llm: LLM, settings: RoleSettings) -> Gate:
+    if llm.in_process:
+        return Gate(1)
+    if llm.batches:
+        return Gate(sys.maxsize)
+    return FindingGate() if settings.concurrency == "auto" else Gate(settings.concurrency)
 
 
 def _wait(key: str, attempt: int, retry_after: float | None) -> float:
@@ -278,49 +336,51 @@ class _Work:
     in_flight: bool = False
 
 
-@dataclass
-class _Gate:
-    """Bounds the calls in flight. In `auto` the bound grows by one a round of successes and shrinks when told to slow down.
+class _Waits:
+    """Tells a user what a run waits for, where it waits for long: a server that asks for it, or one that is silent."""
 
-    Belongs to no event loop until it is first used, and to a new one after that loop is gone.
-    """
+    def __init__(self, role: str, llm: LLM, gate: Gate, tell: Callable[[str], None]):
+        self._role, self._llm, self._gate, self._tell = role, llm, gate, tell
+        self._told_until = 0.0
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
-    setting: Literal["auto"] | int
+    def tell_of(self, seconds: float, error: LLMError) -> None:
+        """A call is tried again after so many seconds; many that wait at the same time are told of once."""
+        now = time.monotonic()
+        if seconds >= _TOLD and now >= self._told_until:
+            self._told_until = now + seconds
+            who = "the server asked for it" if error.retry_after is not None else "then it is asked again"
+            self._say(f"waiting {seconds:.0f} s, {who} ({error})")
 
-    def __post_init__(self) -> None:
-        self._limit = 8.0 if self.setting == "auto" else float(self.setting)
-        self._in_flight = 0
-        self._waiting: list[asyncio.Future[None]] = []
-        self._last_cut = 0.0
+    def _say(self, text: str) -> None:
+        log.info("%s: %s", self._role, text)
+        self._tell(f"{self._role}: {text}")
 
-    async def __aenter__(self) -> None:
-        while self._in_flight >= int(self._limit):
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                self._wake()  # the place that was offered goes to the next
-                raise
-        self._in_flight += 1
+    def begin(self) -> None:
+        """A call is made."""
+        if self._timer is None:
+            self._heard = time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(_SILENCE, self._listen)
 
-    async def __aexit__(self, *_: object) -> None:
-        self._in_flight -= 1
-        self._wake()
+    def heard(self) -> None:
+        """An answer came."""
+        self._heard = time.monotonic()
 
-    def _wake(self) -> None:
-        self._waiting = [w for w in self._waiting if not w.done()]
-        for waiter in self._waiting[: max(0, int(self._limit) - self._in_flight)]:
-            waiter.set_result(None)
+    def _listen(self) -> None:
+        """See whether answers come, and look again later, as long as calls are under way."""
+        self._timer = None
+        if self._gate.in_flight:
+            silent = time.monotonic() - self._heard
+            if told := silent >= _SILENCE:
+                why = self._llm.waiting_for()
+                calls = "1 call is" if self._gate.in_flight == 1 else f"{self._gate.in_flight} calls are"
+                self._say(f"no answer for {silent:.0f} s, {calls} under way{why and ': '}{why}")
+            delay = silent if told else _SILENCE - silent
+            self._timer = asyncio.get_running_loop().call_later(delay, self._listen)
 
-    def speed_up(self) -> None:
-        """A call succeeded."""
-        if self.setting == "auto":
-            self._limit = min(256.0, self._limit + 1 / self._limit * 4)
-            self._wake()
-
-    def slow_down(self) -> None:
-        """A call failed in a way that may come from too many of them; several within a second count as one."""
-        if self.setting == "auto" and time.monotonic() - self._last_cut > 1.0:
-            self._last_cut = time.monotonic()
-            self._limit = max(1.0, self._limit * 0.7)
+    def end(self) -> None:
+        """Listen no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

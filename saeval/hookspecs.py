@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Sampler, Scorer
+    from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Sampler, Scorer, Tracker
 
 hookspec = pluggy.HookspecMarker("saeval")
 hookimpl = pluggy.HookimplMarker("saeval")
@@ -48,6 +48,12 @@ def saeval_scorers() -> Iterable[type[Scorer]]:
 @hookspec
 def saeval_llms() -> Iterable[type[LLM]]:
     """Return the ways to reach language models this package adds."""
+    return ()
+
+
+@hookspec
+def saeval_trackers() -> Iterable[type[Tracker]]:
+    """Return the experiment trackers this package can tell of runs."""
     return ()
 
 

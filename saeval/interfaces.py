@@ -13,10 +13,12 @@ from saeval.errors import InputError
 from saeval.llm import LanguageModel
 from saeval.metrics import CLASSIFICATION, Metric
 from saeval.records import Examples, LatentId, LatentRecord
-from saeval.results import Explanation, Score
+from saeval.results import Explanation, RunResult, Score
 from saeval.seeding import content_hash
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -156,6 +158,13 @@ class ActivationSource(Plugin):
         """
         raise InputError(f"the source {type(self).name!r} has no coder")
 
+    def only(self, latents: Sequence[int]) -> ActivationSource:
+        """Return this source giving these latents alone, where that is less work; itself elsewhere.
+
+        Asked where a task lists its latents and wants nothing that takes the others, too.
+        """
+        return self
+
     def with_coder(self, coder: Coder) -> ActivationSource:
         """Return this source reading another coder at the same place; what coder baselines need.
 
@@ -175,6 +184,10 @@ class Coder(Plugin):
     def width(self) -> int | None:
         """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
         return None
+
+    def separable(self) -> bool:
+        """Return whether its files tell that each latent can be encoded without the others; see `SparseCoder.only`."""
+        return False
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
         """Return where exactly to read, given the module that the spec names and the model's module paths."""
@@ -200,6 +213,10 @@ class Sampler(Plugin):
 
     window: int = Field(default=32, ge=4)
     """Tokens a window."""
+
+    def reads_one_latent(self) -> bool:
+        """Return whether a latent's windows depend on its own activations alone, so that others need not be collected."""
+        return False
 
     @abstractmethod
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
@@ -251,9 +268,45 @@ class LLM(Plugin, LanguageModel):
     model: str
     """Name of the model, without this plugin's prefix."""
 
+    @property
+    def batches(self) -> bool:
+        """Whether requests are gathered and answered together, hours later; their number and time are then not bounded."""
+        return False
+
+    def waiting_for(self) -> str:
+        """Say in a few words what the calls under way wait for; nothing where there is nothing to tell."""
+        return ""
+
     def prices(self) -> tuple[float, float] | None:
         """Return the provider's prices, in dollars a million tokens of prompts and generated; None where unknown."""
         return None
 
     async def aclose(self) -> None:
         """Release connections."""
+
+
+class Tracker(Plugin):
+    """Tells an experiment tracker of a run; `run.trackers` of a spec names those that are told."""
+
+    @abstractmethod
+    def track(self, result: RunResult, folder: Path) -> None:
+        """Write a run down in the tracker, over what an earlier sitting of the same run (`result.run_id`) wrote there.
+
+        Called when a run ends, whole or not. Whatever it raises becomes a warning; it never fails the run.
+
+        Args:
+            result: The result; `partial` when latents are missing.
+            folder: The run directory, with its reports.
+        """
+
+
+KINDS: Mapping[str, type[Plugin]] = {
+    "source": ActivationSource, "coder": Coder, "sampler": Sampler, "explainer": Explainer, "scorer": Scorer, "llm": LLM,
+    "tracker": Tracker,
+}  # fmt: skip
+"""The base class of every kind of plugin."""
+
+
+def kind_of(cls: object) -> str | None:
+    """Return the kind of plugin that a class is; None for anything else."""
+    return next((kind for kind, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)

@@ -8,16 +8,17 @@ import re
 import threading
 from collections import deque
 from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
-from saeval.assets import PREFIX, asset_check, asset_path, find_asset
+from saeval.assets import PREFIX, find_asset
 from saeval.coders import HookPoint, down_projection
 from saeval.errors import InputError
-from saeval.gguf_loading import fast_gguf
+from saeval.model_loading import check_model, load_model, local_model
+from saeval.module_hooks import Enough, first_tensor, hooked, keep, reader, replace_first
 from saeval.paths import file_sha256
 
 if TYPE_CHECKING:
@@ -43,6 +44,17 @@ _MEMORIES = ("past_key_values", "cache_params", "state")
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
 _RECENT: deque[LiveModel] = deque(maxlen=2)  # stay loaded while nobody holds them
 _LOADING = threading.Lock()
+_ONLY_LOADED: ContextVar[bool] = ContextVar("only_loaded", default=False)
+
+
+@contextmanager
+def only_loaded() -> Iterator[None]:
+    """Lend models that are in memory, and refuse to load any other."""
+    before = _ONLY_LOADED.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_LOADED.reset(before)
 
 
 class LiveModel:
@@ -76,7 +88,7 @@ class LiveModel:
         Args:
             name: Hub id, model directory, `.gguf` file, or `package:NAME` of a model that comes in a package.
             revision: Revision of the hub id.
-            device: Torch device; `auto` for CUDA where there is one.
+            device: Torch device; `auto` for CUDA where there is one, `balanced` to spread the model over all GPUs.
             dtype: Precision; `auto` for bfloat16 on CUDA and float32 elsewhere. Beware of float16: the residual
                 stream of Gemma 3 goes beyond its range.
 
@@ -88,12 +100,14 @@ class LiveModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
+            dtype = "float32" if device.startswith("cpu") or not torch.cuda.is_available() else "bfloat16"
         key = (name, revision or "", device, dtype)
         with _LOADING:
             live = _LOADED.get(key)
+            if live is None and _ONLY_LOADED.get():
+                raise InputError(f"model {name}: is not in memory")
             if live is None:
-                live = _LOADED[key] = cls(name, *_load(name, revision, device, getattr(torch, dtype)))
+                live = _LOADED[key] = cls(name, *load_model(name, revision, device, getattr(torch, dtype)))
             if live not in _RECENT:
                 _RECENT.append(live)
         return live
@@ -105,13 +119,7 @@ class LiveModel:
         Raises:
             InputError: If it is not.
         """
-        if name.startswith(PREFIX):
-            asset_check(name)
-        elif (path := _local(name)) is not None:
-            if not path.exists():
-                raise InputError(f"model {name}: no such file or folder")
-            if path.is_dir() and not (path / "config.json").exists():
-                raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+        check_model(name)
 
     @staticmethod
     def fingerprint(name: str, revision: str | None = None) -> JsonValue:
@@ -122,7 +130,7 @@ class LiveModel:
         """
         if name.startswith(PREFIX):
             return find_asset(name).sha256
-        path = _local(name)
+        path = local_model(name)
         if path is None:
             return [name, revision]
         files = sorted(path.glob("*.*")) if path.is_dir() else [path]
@@ -278,13 +286,13 @@ class LiveModel:
             if point not in caught:
                 caught[point] = self._activations(point, value, tokens.shape)
                 if len(caught) == len(wanted):
-                    raise _Enough
+                    raise Enough
 
-        with _hooks((self._modules[point.path], point.site, _reader(point, catch)) for point in wanted):
+        with hooked((self._modules[point.path], point.site, reader(point, catch)) for point in wanted):
             try:
                 with torch.inference_mode():
                     self.model(input_ids=tokens.to(self.device), use_cache=False)
-            except _Enough:
+            except Enough:
                 pass
         if missed := sorted(str(point) for point in wanted - set(caught)):
             raise InputError(f"model {self.name}: text does not pass through {', '.join(missed)}")
@@ -296,7 +304,7 @@ class LiveModel:
     def _activations(self, point: HookPoint, value: Any, shape: tuple[int, ...]) -> Tensor:
         import torch
 
-        tensor = _first_tensor(value)
+        tensor = first_tensor(value)
         contexts, tokens = shape
         if tensor is not None and tensor.shape[:1] == (contexts * tokens,) and tensor.ndim == 2:
             tensor = tensor.view(contexts, tokens, -1)  # OPT and mixtures of experts see tokens in one row
@@ -304,7 +312,7 @@ class LiveModel:
             seen = "no tensor" if tensor is None else f"shape {list(tensor.shape)}"
             raise self._not_a_token_each(point, seen, contexts, tokens)
         # A copy, for modules after it may change it in place.
-        activations: Tensor = tensor.flatten(2).to(torch.float32, copy=True)
+        activations: Tensor = tensor.flatten(2).to(self.device, torch.float32, copy=True)
         return activations - activations.mean(dim=-1, keepdim=True) if point.center else activations
 
     def _not_a_token_each(self, point: HookPoint, seen: str, contexts: int, tokens: int) -> InputError:
@@ -329,24 +337,42 @@ class LiveModel:
         import torch
 
         push = strength * direction.to(self.device)
+
+        def pushed(rows: Tensor) -> Tensor:
+            return torch.cat([rows[:, :first], rows[:, first:] + push.to(rows)], dim=1)
+
+        with self.changed(hookpoint, pushed):
+            yield
+
+    @contextmanager
+    def changed(self, hookpoint: HookPoint, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Put what `change` makes of the activations at a place in their stead, while the context lasts.
+
+        Args:
+            hookpoint: Where.
+            change: Given activations [contexts, tokens, width], returns as many.
+
+        Raises:
+            InputError: In the forward pass, if the place does not hold one activation a token.
+        """
         read: list[tuple[int, int]] = []
 
         def see(ids: Tensor) -> None:
             read[:] = [(ids.shape[0], ids.shape[1])]
 
-        def pushed(tensor: Tensor) -> Tensor:
+        def put(tensor: Tensor) -> Tensor:
             contexts, tokens = read[0] if read else tensor.shape[:2]
             if tensor.shape[:2] != (contexts, tokens) and tensor.shape[0] != contexts * tokens:
                 raise self._not_a_token_each(hookpoint, f"shape {list(tensor.shape)}", contexts, tokens)
-            rows = tensor.reshape(contexts, tokens, -1)
-            return torch.cat([rows[:, :first], rows[:, first:] + push.to(tensor.dtype)], dim=1).view(tensor.shape)
-
-        def add(value: Any) -> Any:
-            return _replace_first(value, pushed)
+            return change(tensor.reshape(contexts, tokens, -1)).reshape(tensor.shape)
 
         # Tokens may come to the place in one row; the embedding is given them by contexts.
         embedding = self.model.get_input_embeddings()
-        with _hooks([(embedding, "in", see), (self._modules[hookpoint.path], hookpoint.site, add)]):
+        places = [
+            (embedding, "in", see),
+            (self._modules[hookpoint.path], hookpoint.site, partial(replace_first, change=put)),
+        ]
+        with hooked(places):
             yield
 
     def ends(self) -> set[int]:
@@ -512,7 +538,7 @@ class LiveModel:
         if norm is not None:
             block = self._modules[self.blocks()[-1]]
             places = [(block, "out", "block"), (norm, "in", "before"), (norm, "out", "after")]
-            with _hooks((m, site, partial(_keep, seen, label)) for m, site, label in places), torch.inference_mode():
+            with hooked((m, site, partial(keep, seen, label)) for m, site, label in places), torch.inference_mode():
                 tokens = torch.arange(3, 9, device=self.device)[None]
                 seen["state"] = self.model.base_model(tokens, use_cache=False).last_hidden_state
         same = all(
@@ -563,167 +589,3 @@ class _Memory(NamedTuple):
     name: str
     state: Any
     tokens: int
-
-
-# --- Hooks --------------------------------------------------------------------------------------------------
-
-
-class _Enough(BaseException):
-    """Ends a forward pass when all that was wanted is there; no model's own `except Exception` may stop it."""
-
-
-@contextmanager
-def _hooks(places: Any) -> Iterator[None]:
-    """Call functions on the outputs or first inputs of modules while the context lasts.
-
-    Args:
-        places: (module, site, function); what a function returns takes the value's place, unless it is None.
-    """
-    handles = []
-
-    def after(function: Callable[[Any], Any]) -> Any:
-        return lambda _module, _args, _kwargs, output: function(output)
-
-    def before(function: Callable[[Any], Any]) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                new = function(args[0])
-                return None if new is None else ((new, *args[1:]), kwargs)
-            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-            new = function(kwargs[name])
-            return None if new is None else (args, {**kwargs, name: new})
-
-        return hook
-
-    try:
-        for module, site, function in places:
-            if site == "in":
-                handles.append(module.register_forward_pre_hook(before(function), with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(after(function), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _reader(point: HookPoint, catch: Callable[[HookPoint, Any], None]) -> Callable[[Any], None]:
-    return lambda value: catch(point, value)
-
-
-def _first_tensor(value: Any) -> Any:
-    """Return the hidden states in what a module is given or gives: a tensor, or the first thing in a tuple."""
-    import torch
-
-    while isinstance(value, tuple | list) and value:
-        value = value[0]
-    value = getattr(value, "last_hidden_state", value)
-    return value if torch.is_tensor(value) else None
-
-
-def _keep(seen: dict[str, Any], label: str, value: Any) -> None:
-    """Keep what a module is given or gives, as it is at that moment."""
-    tensor = _first_tensor(value)
-    seen[label] = None if tensor is None else tensor.clone()
-
-
-def _replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, tuple | list):
-        changed = [_replace_first(value[0], change), *value[1:]]
-        return tuple(changed) if isinstance(value, tuple) else changed
-    return change(value)
-
-
-# --- Loading ------------------------------------------------------------------------------------------------
-
-
-def _local(name: str) -> Path | None:
-    """Return the path that a name means, or None for a hub id."""
-    path = Path(name).expanduser()
-    if path.exists() or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-        return path
-    return None
-
-
-def _load(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any]:
-    LiveModel.check(name)
-    path = asset_path(name) if name.startswith(PREFIX) else _local(name)
-    try:
-        with _quiet():
-            if path is not None and path.is_file():
-                with fast_gguf(path):
-                    model, tokenizer, missing = _from_pretrained(path.parent, dtype, gguf_file=path.name)
-            else:
-                model, tokenizer, missing = _from_pretrained(path or name, dtype, revision=revision)
-    except InputError:
-        raise
-    except Exception as error:  # transformers raises many kinds; each means that the model cannot be had
-        raise InputError(f"model {name} {_reason(error, local=path is not None)}") from error
-    if missing:
-        some = ", ".join(sorted(missing)[:3])
-        raise InputError(f"model {name}: its files lack {len(missing)} weights ({some} …); fetch it again")
-    if hasattr(model.config, "rescale_every"):
-        model.config.rescale_every = 0  # RWKV would halve its residual stream every few blocks
-    try:
-        model = model.eval().requires_grad_(False).to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"model {name} cannot be put on the device {device!r}: {_first_line(error)}") from error
-    return model, tokenizer
-
-
-def _from_pretrained(place: str | Path, dtype: Any, **options: Any) -> tuple[Any, Any, list[str]]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        place, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
-    )
-    return model, tokenizer, list(info["missing_keys"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and warnings, which are about other uses of models, off the screen."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-_HUB_REASONS = {
-    "GatedRepoError": "is gated: accept its terms on its Hugging Face page, then log in with `hf auth login`",
-    "RepositoryNotFoundError": "is not on the Hugging Face hub; check its name, or log in with `hf auth login` if it is private",
-    "HFValidationError": "is neither a folder nor a name on the Hugging Face hub, such as google/gemma-3-270m",
-    "RevisionNotFoundError": "has no such revision on the Hugging Face hub",
-    "LocalEntryNotFoundError": "is not on this machine, and the Hugging Face hub cannot be reached; connect (and unset "
-    "HF_HUB_OFFLINE), or give the path of a model folder or .gguf file",
-}
-"""Why a model could not be had from the hub, by exceptions that may stand anywhere in the chain."""
-
-
-def _reason(error: Exception, *, local: bool) -> str:
-    """Say in words why a model could not be loaded, and what to do."""
-    if "trust_remote_code" in str(error):
-        return "comes with code of its own, which saeval does not run; choose a model that transformers supports"
-    if local:
-        return (
-            f"cannot be read ({type(error).__name__}: {_first_line(error)}); is it whole, and a causal language model?"
-        )
-    kinds: set[str] = set()
-    cause: BaseException | None = error
-    while cause is not None:
-        kinds.add(type(cause).__name__)
-        cause = cause.__cause__ or cause.__context__
-    known = (text for kind, text in _HUB_REASONS.items() if kind in kinds)
-    return next(known, f"cannot be loaded ({type(error).__name__}: {_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]

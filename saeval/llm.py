@@ -43,7 +43,12 @@ class Request:
 
     @classmethod
     def of(cls, prompt: str, **options: object) -> Request:
-        """Return a request of a single user turn."""
+        """Return a request of a single user turn.
+
+        Example:
+            >>> Request.of("Say yes.", max_tokens=3).messages
+            (Message(role='user', content='Say yes.'),)
+        """
         return cls((Message("user", prompt),), **options)  # type: ignore[arg-type]
 
 

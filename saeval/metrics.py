@@ -53,7 +53,14 @@ def _counts(truth: ArrayLike, predicted: ArrayLike) -> tuple[int, int, int, int]
 
 
 def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Mean of the hit rates on positives and on negatives; nan unless both occur."""
+    """Mean of the hit rates on positives and on negatives; nan unless both occur.
+
+    Example:
+        >>> balanced_accuracy([True, True, False, False], [True, False, False, False])
+        0.75
+        >>> balanced_accuracy([True, False, False, False], [False] * 4)  # who always says no gets chance
+        0.5
+    """
     tp, fp, fn, tn = _counts(truth, predicted)
     if tp + fn == 0 or tn + fp == 0:
         return float("nan")
@@ -86,7 +93,12 @@ def f1(truth: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def auroc(truth: ArrayLike, values: ArrayLike) -> float:
-    """Probability that a positive gets a higher value than a negative, ties counting half; nan unless both occur."""
+    """Probability that a positive gets a higher value than a negative, ties counting half; nan unless both occur.
+
+    Example:
+        >>> auroc([True, True, False], [0.9, 0.4, 0.4])
+        0.75
+    """
     import numpy as np
 
     t, v = np.asarray(truth, dtype=bool), np.asarray(values, dtype=np.float64)
@@ -101,7 +113,14 @@ def auroc(truth: ArrayLike, values: ArrayLike) -> float:
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Linear correlation; nan when either side is constant."""
+    """Linear correlation; nan when either side is constant.
+
+    Example:
+        >>> pearson([1, 2, 3], [2, 4, 6])
+        1.0
+        >>> pearson([1, 2, 3], [5, 5, 5])
+        nan
+    """
     import numpy as np
 
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -130,6 +149,11 @@ def classification(
         truth: Whether each window activates the latent.
         predicted: What the judge said.
         probability: The judge's probability of "activates"; without it there is no AUROC.
+
+    Example:
+        >>> values = classification([True, False], [True, True])
+        >>> values["balanced_accuracy"], values["recall"], values["precision"], "auroc" in values
+        (0.5, 1.0, 0.5, False)
     """
     values = {
         "balanced_accuracy": balanced_accuracy(truth, predicted),
@@ -168,6 +192,14 @@ def mean_interval(
         high: Greatest value the metric can take, or inf.
         level: Coverage aimed at.
         resamples: Number of bootstrap means.
+
+    Example:
+        >>> from saeval import derive_rng
+        >>> low, high = mean_interval([0.6, 0.7, 0.8, 0.9] * 10, derive_rng(0), low=0, high=1)
+        >>> print(f"{low:.2f} to {high:.2f}")
+        0.72 to 0.79
+        >>> mean_interval([1.0] * 10, derive_rng(0), low=0, high=1)[0] < 0.8  # ten equal scores prove little
+        True
     """
     import numpy as np
     from scipy.special import ndtr, ndtri, stdtrit
@@ -188,8 +220,9 @@ def mean_interval(
     z = float(ndtri((1 + level) / 2))
     stretch = float(stdtrit(n - 1, (1 + level) / 2)) / z * np.sqrt(n / (n - 1))
     means = x[rng.integers(0, n, size=(resamples, n))].mean(axis=1)
-    cubes, squares = float(((x - mean) ** 3).sum()), float(((x - mean) ** 2).sum())
-    acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
+    away = (x - mean) / (float(np.abs(x - mean).max()) or 1.0)  # in units of the largest: powers of tiny ones vanish
+    squares = float((away**2).sum())
+    acceleration = float((away**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
     bias = float(ndtri(np.clip(((means < mean).mean() + (means <= mean).mean()) / 2, 0.001, 0.999)))
     moved = bias + np.array([-z, z])
     a, b = np.quantile(means, ndtr(bias + moved / (1 - acceleration * moved)))

@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import tempfile
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from saeval import weigh
+from saeval.asked import pack
 from saeval.collect import store_path
+from saeval.counting import CHARACTERS, EXPLANATION, Counter
 from saeval.embed import embedder
 from saeval.errors import LLMError, SaevalError
 from saeval.interfaces import Context, Explainer
-from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request
 from saeval.records import LatentRecord
-from saeval.results import Explanation
+from saeval.results import Explanation, Outcome, Score
 from saeval.sampling import choose_records
 from saeval.seeding import content_hash, derive_rng
+from saeval.speed import Speed
 from saeval.store import ActivationStore
-from saeval.summary import MAIN
+from saeval.summary import MAIN, CellOutcome, Scored
 from saeval.task import SHUFFLED, Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
 from saeval.tokens import Corpus
 
-_TRIED = 5  # latents a step is tried on; prompts hardly differ in length from latent to latent
-_CHARACTERS = 4.0  # of a prompt, a token
-_TURN = 4  # tokens around a turn of a conversation
-_EXPLANATION = "words that name a place where many people meet"
+_QUANTITIES = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
+_TRIED = 6  # latents a step is tried on; prompts hardly differ in length from latent to latent
 _CALL, _IN_FLIGHT = 1.5, 16  # seconds a call over HTTP takes, and how many are under way
 _PER_SECOND = 400.0  # tokens that a model in process reads or writes
 _COLLECTED = 1000.0  # tokens a second and cell
-_STORED = 250  # bytes a token of the corpus: some 40 activations, and the token
+_ACTIVE = 32  # activations a token, where the coder has no `k`
+_REST = 0.05  # seconds a latent and cell: sampling, and the report
 
 ASSUMPTIONS = (
     f"Prompts are real ones, for up to {_TRIED} latents a cell, made from windows of the activations in the cache; "
-    f"where there are none yet, from windows of made-up text. {_CHARACTERS:g} characters are a token.",
+    f"where there are none yet, from windows of made-up text. {CHARACTERS:g} characters are a token.",
     "Answers are as short as in the prompts' examples; models that think aloud write more. None has to be asked twice.",
-    f"A call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says otherwise; a model in process reads "
-    f"{_PER_SECOND:g} tokens a second, and one to be read collects {_COLLECTED:g}, as small models do on two cores.",
-    f"Activations take {_STORED} bytes a token of the corpus. Steps that ask no language model are left out of the time.",
+    f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says otherwise; a "
+    f"model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects {_COLLECTED:g}, as small models do on "
+    f"two cores; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are those of the "
+    "run given by --like.",
+    f"Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, {_ACTIVE} a "
+    "token or the coder's `k`, and 5 for the token. Models that are downloaded or unpacked are left out.",
     "Answers and activations that are in the cache already cost nothing when they are used again.",
 )
 """What the numbers rest on."""
@@ -52,7 +56,8 @@ class StepPlan:
     """What one step would take; what is not known is None, never 0.
 
     Attributes:
-        step: `collect`, `explain` or the scorer's label, and in brackets the baseline it is run on.
+        step: `collect`, `explain`, `report` (with all else there is to do) or the scorer's label, and in brackets the
+            baseline it is run on.
         cell: The cell.
         model: Model that is asked, as the spec names it; None where none is.
         latents: Latents it runs on.
@@ -61,7 +66,8 @@ class StepPlan:
         output_tokens: Tokens generated.
         usd: Dollars.
         seconds: Wall-clock seconds.
-        bytes: Room on disk.
+        measured: Whether the seconds rest on a run's speed.
+        bytes: Room on disk, in the cache and the run directory.
         note: Why something is unknown.
     """
 
@@ -74,6 +80,7 @@ class StepPlan:
     output_tokens: int | None = 0
     usd: float | None = 0.0
     seconds: float | None = 0.0
+    measured: bool = False
     bytes: int | None = 0
     note: str = ""
 
@@ -96,56 +103,126 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON data, with totals and assumptions."""
-        columns = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
         return {
-            "steps": [asdict(step) for step in self.steps], "total": {c: self.total(c) for c in columns},
+            "steps": [asdict(step) for step in self.steps], "total": {c: self.total(c) for c in _QUANTITIES},
             "assumptions": list(ASSUMPTIONS),
         }  # fmt: skip
 
 
-def plan(task: Task, limit: int | None = None) -> Plan:
+def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Plan:
     """Tell what a run would take. No model is asked or loaded, and nothing is collected.
 
-    Every step is tried on a few latents with a stand-in for its model, which counts what it is asked.
+    Every step is tried on a few latents with a stand-in for its model, which counts what it is asked; what comes of it is
+    written down as a run does, and weighed.
 
     Args:
         task: The task.
         limit: Latents a cell at most.
+        speed: How fast another run went, such as one of this task with a limit; assumed where left out.
     """
     steps: list[StepPlan] = []
     collected: set[str] = set()
+    tries: list[_Try] = []
     with tempfile.TemporaryDirectory() as folder:
         for cell in task.cells:
-            steps += _cell(task, cell, limit, collected, Path(folder) / "store")
+            steps += _stored(cell, collected)
+            tries.append(_Try.of(task, cell, limit, Path(folder) / "store"))
+            steps += _trying(task, tries[-1], speed)
+        steps.append(_reporting(task, tries, speed, Path(folder)))
     return Plan(tuple(steps))
 
 
-def _cell(task: Task, cell: Cell, limit: int | None, collected: set[str], stand_in: Path) -> list[StepPlan]:
-    wanted = len(cell.latents.indices) if cell.latents.select == "list" else cell.latents.n
-    wanted = wanted if limit is None else min(wanted, limit)
-    found: list[StepPlan] = []
-    records: list[LatentRecord] = []
-    why = ""
+def _stored(cell: Cell, collected: set[str]) -> list[StepPlan]:
     try:
-        store = ActivationStore.open(store_path(cell.source))
+        ActivationStore.open(store_path(cell.collected))
     except SaevalError:
-        found += _collecting(cell, collected)
-        store = ActivationStore.open(stand_in) if stand_in.exists() else planted_store(stand_in, documents=300)
-        easy = cell.latents.model_copy(update={"select": "random", "min_windows": 2})
-        cell = replace(cell, latents=easy)
-    else:
-        eligible = int((store.firings >= cell.latents.min_windows).sum())
-        wanted = wanted if cell.latents.select == "list" else min(wanted, eligible)
-    try:
-        records, _ = choose_records(cell, store, task.run.seed, min(_TRIED, wanted))
-    except Exception as error:  # noqa: BLE001 - samplers may need what a stand-in has not
-        why = f"no window could be sampled to try it on: {error}"
-    for title, label, step, latents in _steps(cell, wanted):
-        if step.role is not None:
-            found.append(_asking(task, task.roles[step.role], title, label, cell, step, latents, records, why))
+        return _collecting(cell, collected)
+    return []
+
+
+class _Try(NamedTuple):
+    """A cell of which a few latents are tried.
+
+    Attributes:
+        outcome: What comes of them.
+        wanted: Latents that the run would take.
+        why: Why none could be sampled.
+    """
+
+    outcome: CellOutcome
+    wanted: int
+    why: str
+
+    @classmethod
+    def of(cls, task: Task, cell: Cell, limit: int | None, stand_in: Path) -> _Try:
+        """Sample them, from made-up text where nothing is collected yet."""
+        listed = cell.latents.select == "list"
+        wanted = len(cell.latents.indices) if listed else cell.latents.n
+        wanted = wanted if limit is None else min(wanted, limit)
+        sampled = cell
+        try:
+            store = ActivationStore.open(store_path(cell.collected))
+        except SaevalError:
+            store = ActivationStore.open(stand_in) if stand_in.exists() else planted_store(stand_in, documents=300)
+            easy = cell.latents.model_copy(update={"select": "random", "min_windows": 2})
+            sampled = replace(cell, latents=easy)
         else:
-            found.append(StepPlan(title, cell.name, latents=latents))
-    return found
+            eligible = int((store.firings >= cell.latents.min_windows).sum())
+            wanted = wanted if listed else min(wanted, eligible)
+        records: list[LatentRecord] = []
+        why = ""
+        try:
+            records, _ = choose_records(sampled, store, task.run.seed, min(_TRIED, wanted))
+        except Exception as error:  # noqa: BLE001 - samplers may need what a stand-in has not
+            why = f"no window could be sampled to try it on: {error}"
+        counts = {"requested": wanted, "eligible": wanted, "sampled": wanted}
+        return cls(CellOutcome(cell, store, records, counts, ""), wanted, why)
+
+
+def _trying(task: Task, tried: _Try, speed: Speed | None) -> Iterator[StepPlan]:
+    """Try each step of a cell, and yield what it would take on all latents; what comes of it joins the outcome."""
+    outcome = tried.outcome
+    for variant, label, step, latents in _steps(outcome.cell, tried.wanted):
+        found = StepPlan(label if variant == MAIN else f"{label} ({variant})", outcome.cell.name, latents=latents)
+        results: dict[int, Explanation | Score] = {}
+        if step.role is None:
+            results = {record.latent.index: _made_up(step, record) for record in outcome.records[:latents]}
+        else:
+            found = _asking(task, found, task.roles[step.role], label, step, tried, results, speed)
+        if results and found.bytes is not None:
+            each = sum(map(weigh.journal, results.values())) / len(results)
+            found = replace(found, bytes=found.bytes + round(each * latents))
+        yield found
+        for latent, result in results.items():
+            if isinstance(result, Explanation):
+                outcome.explanations[variant, latent] = result
+            else:
+                outcome.scored.setdefault((label, variant), Scored(len(results))).scores[latent] = result
+
+
+def _made_up(step: StepPart[Any], record: LatentRecord) -> Explanation | Score:
+    """Return what a step without a language model may give; it is not tried, since it may need any other model."""
+    if isinstance(step.part.plugin, Explainer):
+        return Explanation(text=EXPLANATION)
+    windows = (*record.score.activating, *record.score.non_activating)
+    outcomes = [Outcome(example=w.id, active=w.active, decile=w.decile, probability=0.123456789012345) for w in windows]
+    values = {metric.name: 0.5 for metric in step.part.plugin.metrics}
+    return Score(values=values, outcomes=tuple(outcomes))
+
+
+def _reporting(task: Task, tries: list[_Try], speed: Speed | None, folder: Path) -> StepPlan:
+    """Return what all else takes: sampling, steps without a language model, and what is written at the end."""
+    latents = sum(tried.wanted for tried in tries)
+    rest = speed.rest if speed else None
+    seconds = latents * (_REST if rest is None else rest)
+    found = StepPlan("report", "", latents=latents, seconds=seconds, measured=rest is not None)
+    outcomes = [tried.outcome for tried in tries]
+    if not all(outcome.records for outcome in outcomes):
+        return replace(found, bytes=None, note="the report's size is not known where no window could be sampled")
+    try:
+        return replace(found, bytes=weigh.reports(task, outcomes, latents, folder))
+    except SaevalError:  # the report names a coder by the hash of its files
+        return replace(found, bytes=None, note="the report's size is not known before a coder's files are here")
 
 
 def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
@@ -155,7 +232,7 @@ def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
         cell: The cell.
         collected: Stores, and passes over a corpus, that cells before share with this one; added to.
     """
-    store, shared = store_path(cell.source).name, content_hash(cell.source.loaded.id, cell.source.plugin.shares())
+    store, shared = _store_name(cell), content_hash(cell.source.loaded.id, cell.source.plugin.shares())
     if store in collected:
         return []
     in_one_pass = shared in collected
@@ -166,9 +243,19 @@ def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
     if tokens is None:
         note = "the source does not tell how much text it reads"
         return [replace(known, input_tokens=None, seconds=None, bytes=None, note=note)]
+    active = next((k for part in cell.source.nested if (k := getattr(part.plugin, "k", None))), _ACTIVE)
+    stored = 6 * active + 5
     if in_one_pass:
-        return [replace(known, bytes=tokens * _STORED, note="in one pass with a cell above")]
-    return [replace(known, input_tokens=tokens, seconds=tokens / _COLLECTED, bytes=tokens * _STORED)]
+        return [replace(known, bytes=tokens * stored, note="in one pass with a cell above")]
+    return [replace(known, input_tokens=tokens, seconds=tokens / _COLLECTED, bytes=tokens * stored)]
+
+
+def _store_name(cell: Cell) -> str:
+    """Return what its store is called; where a coder's files are out of reach, a name made of its options."""
+    try:
+        return store_path(cell.collected).name
+    except SaevalError:
+        return content_hash(repr(cell.source.plugin))
 
 
 def _corpus_tokens(corpus: Corpus) -> int | None:
@@ -182,66 +269,92 @@ def _corpus_tokens(corpus: Corpus) -> int | None:
     found = 0.0
     for file in files:
         documents = 1 if file.suffix == ".txt" else sum(1 for _ in file.open("rb"))
-        found += min(file.stat().st_size / _CHARACTERS, documents * most)
+        found += min(file.stat().st_size / CHARACTERS, documents * most)
     return int(min(found, corpus.tokens or inf))
 
 
 def _steps(cell: Cell, latents: int) -> list[tuple[str, str, StepPart[Any], int]]:
-    """Return title, label and part of each step, and the latents it runs on, as the run lays them out."""
+    """Return variant, label and part of each step, and the latents it runs on, as the run lays them out."""
     explainers = {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
-    explained = {variant: min(latents, step.latents or latents) for variant, step in explainers.items()}
+    explained = {variant: _at_most(latents, step.latents) for variant, step in explainers.items()}
     if SHUFFLED in cell.alternatives:
-        explained[SHUFFLED] = min(explained[MAIN], cell.shuffled_latents or latents)
+        explained[SHUFFLED] = _at_most(explained[MAIN], cell.shuffled_latents)
     steps: list[tuple[str, str, StepPart[Any], int]] = [
-        (_title("explain", variant), "explain", step, explained[variant]) for variant, step in explainers.items()
+        (variant, "explain", step, explained[variant]) for variant, step in explainers.items()
     ]
     for label, scorer in cell.scorers.items():
         for variant, n in explained.items():
             named = scorer.part.plugin.reads_explanation and (scorer.baselines is None or variant in scorer.baselines)
             if variant == MAIN or named:
-                steps.append((_title(label, variant), label, scorer, min(n, scorer.latents or n)))
-    return steps
+                steps.append((variant, label, scorer, _at_most(n, scorer.latents)))
+    return [step for step in steps if step[3] > 0]
 
 
-def _title(label: str, variant: str) -> str:
-    return label if variant == MAIN else f"{label} ({variant})"
+def _at_most(n: int, limit: int | None) -> int:
+    return n if limit is None else min(n, limit)
 
 
 def _asking(
-    task: Task, role: RolePart, title: str, label: str, cell: Cell, step: StepPart[Any], latents: int,
-    records: list[LatentRecord], why: str,
+    task: Task, found: StepPlan, role: RolePart, label: str, step: StepPart[Any], tried: _Try,
+    results: dict[int, Explanation | Score], speed: Speed | None,
 ) -> StepPlan:  # fmt: skip
-    """Try a step on a few latents, and return what it would take on all."""
-    counter = _Counter(role.part.plugin.can_score, role.settings.max_tokens)
-    tried = 0
-    for record in records:
+    """Try a step on a few latents, and return what it would take on all.
+
+    Args:
+        task: The task.
+        found: What is known of the step.
+        role: The model.
+        label: Label of the step.
+        step: The step.
+        tried: The cell.
+        results: Receives what comes of it, by latent.
+        speed: How fast the model answers.
+    """
+    counter = Counter(role.part.plugin.can_score, role.settings.max_tokens)
+    why = tried.why
+    for record in tried.outcome.records[: found.latents]:
         rng = derive_rng(task.run.seed, label, str(record.latent))
         try:
-            asyncio.run(_try(step, record, Context(record.latent, rng, counter, embedder())))
-            tried += 1
+            result = asyncio.run(_try(step, record, Context(record.latent, rng, counter, embedder())))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything over made-up answers
             why = f"could not be tried: {error}"
-    if not tried:
-        return StepPlan(title, cell.name, role.model, latents, None, None, None, None, None, note=why)
-    share = latents / tried
+            continue
+        asked, counter.asked = pack(counter.asked), []
+        results[record.latent.index] = result.model_copy(update={"asked": asked})
+    found = replace(found, model=role.model)
+    if not results:
+        unknown: dict[str, Any] = dict.fromkeys(_QUANTITIES)
+        return replace(found, **unknown, note=why)
+    share = found.latents / len(results)
     calls, taken, given = (round(n * share) for n in (counter.calls, counter.taken, counter.given))
     usd = _price(role, taken, given)
     note = "" if usd is not None else "price unknown; give the role usd_per_million_input and usd_per_million_output"
+    measured = speed.call.get((role.role, role.model)) if speed else None
+    lines = weigh.call(role.role, role.model) + weigh.answer(counter.kept // max(1, counter.calls))
+    return replace(
+        found, calls=calls, input_tokens=taken, output_tokens=given, usd=usd, bytes=calls * lines, note=note,
+        seconds=_assumed(role, calls, counter.fresh * share + given) if measured is None else calls * measured,
+        measured=measured is not None,
+    )  # fmt: skip
+
+
+async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> Explanation | Score:
+    explains = isinstance(step.part.plugin, Explainer)
+    try:
+        if explains:
+            return await step.part.plugin.explain(record.explain, context)  # type: ignore[no-any-return]
+        text = f"{EXPLANATION} {record.latent.index}"  # another one for each latent, as in the run
+        return await step.part.plugin.score(Explanation(text=text), record.score, context)  # type: ignore[no-any-return]
+    except LLMError as error:
+        return Explanation.failed(str(error)) if explains else Score.failed(str(error))
+
+
+def _assumed(role: RolePart, calls: int, tokens: float) -> float:
+    """Return how many seconds a role's model is asked, where nothing is known of it."""
     if role.part.plugin.in_process:
-        seconds = (counter.fresh * share + given) / _PER_SECOND
-    else:
-        at_once = _IN_FLIGHT if role.settings.concurrency == "auto" else role.settings.concurrency
-        seconds = calls * _CALL / at_once
-    return StepPlan(title, cell.name, role.model, latents, calls, taken, given, usd, seconds, note=note)
-
-
-async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> None:
-    with suppress(LLMError):
-        if isinstance(step.part.plugin, Explainer):
-            await step.part.plugin.explain(record.explain, context)
-        else:
-            text = f"{_EXPLANATION} {record.latent.index}"  # another one for each latent, as in the run
-            await step.part.plugin.score(Explanation(text=text), record.score, context)
+        return tokens / _PER_SECOND
+    at_once = _IN_FLIGHT if role.settings.concurrency == "auto" else role.settings.concurrency
+    return calls * _CALL / at_once
 
 
 def _price(role: RolePart, taken: int, given: int) -> float | None:
@@ -251,62 +364,3 @@ def _price(role: RolePart, taken: int, given: int) -> float | None:
     listed = role.part.plugin.prices()
     per_input, per_output = listed or (role.settings.usd_per_million_input, role.settings.usd_per_million_output)
     return None if per_input is None or per_output is None else (taken * per_input + given * per_output) / 1e6
-
-
-@dataclass
-class _Counter(LanguageModel):
-    """A language model that counts what it is asked, and answers as the prompt's examples do."""
-
-    scores: bool
-    longest: int
-    calls: int = 0
-    taken: float = 0.0
-    fresh: float = 0.0
-    """Tokens of prompts that a model in process has not just computed for another prompt."""
-    given: float = 0.0
-    seen: set[Any] = field(default_factory=set)
-
-    @property
-    def can_score(self) -> bool:
-        return self.scores
-
-    def _count(self, request: Any, characters: int, fresh: int, turns: int = 0, answer: str = "") -> None:
-        if request not in self.seen:  # equal ones are asked once
-            self.seen.add(request)
-            self.calls += 1
-            self.taken += characters / _CHARACTERS + turns * _TURN
-            self.fresh += fresh / _CHARACTERS
-            self.given += min(_written(answer), self.longest)
-
-    async def complete(self, request: Request) -> Reply:
-        answer = _answer(request)
-        lengths = [len(message.content) for message in request.messages]
-        self._count(request, sum(lengths), lengths[-1], len(lengths), answer)
-        return Reply(answer)
-
-    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        prompts, continuations = request.prompts, request.continuations
-        own = sum(map(len, prompts)) * len(continuations) + len(prompts) * sum(map(len, continuations))
-        self._count(request, len(request.prefix) * len(prompts) * len(continuations) + own, own)
-        return LogprobReply(tuple(tuple((-1.0,) for _ in continuations) for _ in prompts))
-
-    async def fill(self, request: FillRequest) -> FillReply:
-        parts = [part for text in request.texts for part in text]
-        filled = sum(map(len, parts)) + len(parts) * len(request.filler)
-        self._count(request, len(request.prefix) * len(request.texts) + filled, filled)
-        return FillReply(tuple(tuple(tuple(-1.0 for _ in request.choices) for _ in text) for text in request.texts))
-
-
-def _answer(request: Request) -> str:
-    """Return what the last worked example answers; a list gets an item for each window of the question."""
-    *before, last = (m for m in request.messages if m.role != "system")
-    shown = [m.content for m in before if m.role == "assistant"]
-    answer = shown[-1] if shown else f"EXPLANATION: {_EXPLANATION}"
-    windows = re.findall(r"^Window \d+:", last.content, re.MULTILINE)
-    return str([0] * len(windows)) if answer.startswith("[") and windows else answer
-
-
-def _written(answer: str) -> float:
-    """Tokens of an answer: digits and marks are one each, and the spaces before digits too."""
-    letters = sum(character.isalpha() for character in answer)
-    return letters / _CHARACTERS + len(re.findall(r"\d|[^\w\s]|\s(?=\d)", answer))

@@ -11,10 +11,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from saeval.errors import PluginError, SaevalError, SpecError
-from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer
+from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer, Tracker
 from saeval.plugins import Loaded, Registry, options_error
 from saeval.task import load_task
-from saeval.task_files import shipped_tasks
+from saeval.task_files import find_group, shipped_tasks
 
 D_IN = 64
 """Width of the activations that a coder is asked to read, where it does not tell its own."""
@@ -56,7 +56,8 @@ def check_package(registry: Registry, package: str) -> Iterator[Checked]:
     for _, plugin in sorted(registry.load(namespace).items()):
         yield _check(plugin)
     for name, file in shipped_tasks(registry):
-        if name.startswith(f"{namespace}/") or (namespace == "saeval" and "/" not in name):
+        owner = name.partition("/")[0]
+        if namespace == (owner if owner in registry.namespaces else "saeval"):
             yield _check_task(registry, name, file)
 
 
@@ -98,11 +99,15 @@ def _run_contract(plugin: Plugin) -> None:
             testing.check_source(plugin, Path(folder))
     elif isinstance(plugin, LLM):
         testing.check_llm(plugin)
+    elif isinstance(plugin, Tracker):
+        testing.check_tracker(plugin)
 
 
 def _check_task(registry: Registry, name: str, file: Path) -> Checked:
     try:
-        load_task(file, registry=registry, check=False)
+        group = find_group(str(file), registry)
+        for task in group.tasks if group else [str(file)]:
+            load_task(task, registry=registry, check=False)
     except (SpecError, PluginError) as error:
         return Checked("task", name, "failed", " ".join(str(error).split()))
     return Checked("task", name, "ok")

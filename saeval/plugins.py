@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 GROUP = "saeval"
 BUILT_IN = "saeval"
 LOCAL = "local"
-KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm")
+KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -379,9 +379,7 @@ def _folders(module: Any) -> list[Path]:
 def _classes(module: Any, package: _Package) -> Iterator[Loaded]:
     from saeval import interfaces
 
-    bases = {"source": interfaces.ActivationSource, "coder": interfaces.Coder, "sampler": interfaces.Sampler,
-             "explainer": interfaces.Explainer, "scorer": interfaces.Scorer, "llm": interfaces.LLM}  # fmt: skip
-    for kind, base in bases.items():
+    for kind, base in interfaces.KINDS.items():
         for cls in _returned(module, f"saeval_{kind}s"):
             _check_class(cls, kind, base)
             yield Loaded(f"{package.namespace}/{cls.name}", kind, cls, package.distribution, package.version)

@@ -59,7 +59,7 @@ def preview(task: Task, n: int, display: Display) -> list[dict[str, Any]]:
 
     cell = task.cells[0]
     with display.shown():
-        store = collect({cell.name: cell.source}, display)[cell.name]
+        store = collect({cell.name: cell.collected}, display)[cell.name]
     records, _ = choose_records(cell, store, task.run.seed, n)
     steps: dict[str, StepPart[Any]] = {"explain": cell.explainer, **cell.scorers}
     return [

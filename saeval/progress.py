@@ -32,6 +32,10 @@ class Display(ABC):
     def say(self, text: str) -> None:
         """Something a user should read."""
 
+    def wait(self, text: str) -> None:
+        """The run waits, and this says for what; there is no end of it but that the stage goes on."""
+        self.say(text)
+
     @contextmanager
     def shown(self) -> Iterator[Display]:
         """Show for as long as the block lasts."""
@@ -147,6 +151,10 @@ class Events(Display):
     def say(self, text: str) -> None:
         """Write an event."""
         self._write("message", text=text)
+
+    def wait(self, text: str) -> None:
+        """Write an event."""
+        self._write("wait", text=text)
 
 
 class Rich(Display):

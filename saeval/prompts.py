@@ -23,6 +23,10 @@ class Prompt:
     Attributes:
         name: File name, as it stands in results.
         text: The file's text.
+
+    Example:
+        >>> Prompt("mine.md", "# user\\nWhat do {{windows}} share?").messages(windows="these")
+        (Message(role='user', content='What do these share?'),)
     """
 
     name: str

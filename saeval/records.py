@@ -19,7 +19,12 @@ Flaw = Literal["leak", "unverified"]
 
 @dataclass(frozen=True, order=True)
 class LatentId:
-    """One hidden unit of a sparse coder: the place in the model it reads, and its number there."""
+    """One hidden unit of a sparse coder: the place in the model it reads, and its number there.
+
+    Example:
+        >>> str(LatentId("layers.9", 17))
+        'layers.9/17'
+    """
 
     hookpoint: str
     index: int
@@ -78,6 +83,11 @@ class Example:
 
         Args:
             marks: One flag a token; `firing()` when left out.
+
+        Example:
+            >>> from saeval.testing import make_example
+            >>> make_example("the old harbor wall", {"harbor": 4.0, "wall": 1.0}).marked()
+            'the old<< harbor>> wall'
         """
         flags = self.firing() if marks is None else list(marks)
         if len(flags) != len(self.tokens):
@@ -148,12 +158,24 @@ class LatentRecord:
     flaws: frozenset[Flaw] = frozenset()
 
     def __post_init__(self) -> None:
-        sides = [{e.id for e in (*s.activating, *s.non_activating)} for s in (self.explain, self.score)]
-        if (shared := sides[0] & sides[1]) and "leak" not in self.flaws:
-            raise ValueError(f"latent {self.latent}: windows {sorted(shared)[:3]} stand in both explain and score")
-        for examples in (self.explain, self.score):
-            wrong = [e.id for e in examples.activating if not e.active]
-            verify = "unverified" not in self.flaws
-            wrong += [e.id for e in examples.non_activating if e.active or (verify and bool(e.activations.any()))]
+        sides = (self.explain, self.score)
+        explain, score = ({(e.context, e.start) for e in (*s.activating, *s.non_activating)} for s in sides)
+        if (shared := explain & score) and "leak" not in self.flaws:
+            ids = [f"{context}:{start}" for context, start in sorted(shared)]
+            raise ValueError(f"latent {self.latent}: windows {ids[:3]} stand in both explain and score")
+        for examples in sides:
+            wrong = [e for e in examples.activating if not e.active]
+            wrong += [e for e in examples.non_activating if e.active]
+            if "unverified" not in self.flaws:
+                wrong += _firing(examples.non_activating)
             if wrong:
-                raise ValueError(f"latent {self.latent}: windows {wrong[:3]} are on the wrong side")
+                raise ValueError(f"latent {self.latent}: windows {[e.id for e in wrong[:3]]} are on the wrong side")
+
+
+def _firing(examples: Sequence[Example]) -> list[Example]:
+    """Return those in which the latent fires; all are looked at together, for that there are any is rare."""
+    import numpy as np
+
+    if not examples or not np.concatenate([e.activations for e in examples]).any():
+        return []
+    return [e for e in examples if e.activations.any()]

@@ -35,6 +35,8 @@ class Explanation(Result):
     """Why there is none."""
     notes: dict[str, JsonValue] = {}
     """What else the explainer wants kept, such as the raw reply."""
+    asked: str = ""
+    """Prompts and raw replies, packed; saeval fills it in, and `calls.parquet` holds them as text."""
 
     @classmethod
     def failed(cls, reason: str, **notes: JsonValue) -> Explanation:
@@ -74,6 +76,8 @@ class Score(Result):
     """Why there is none."""
     notes: dict[str, JsonValue] = {}
     """What else the scorer wants kept."""
+    asked: str = ""
+    """Prompts and raw replies, packed; saeval fills it in, and `calls.parquet` holds them as text."""
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], **notes: JsonValue) -> Score:
@@ -81,6 +85,13 @@ class Score(Result):
 
         Windows without an answer are kept, counted, and left out of the metrics. When a whole side
         (activating or not) has no answer there is no balanced accuracy, and the score is `failed`.
+
+        Example:
+            >>> windows = [Outcome(example="0:1", active=True, predicted=True), Outcome(example="0:33", active=False, predicted=True)]
+            >>> Score.of(windows).values["balanced_accuracy"]
+            0.5
+            >>> Score.of(windows[:1]).status
+            'failed'
         """
         answered = [o for o in outcomes if o.status == "ok" and o.predicted is not None]
         probabilities = [o.probability for o in answered if o.probability is not None]
@@ -245,6 +256,8 @@ class Ledger(Result):
     """Calls that ended without an answer."""
     input_tokens: int
     """Tokens of prompts."""
+    cached_tokens: int = 0
+    """Of these, tokens that the provider took from its own cache."""
     output_tokens: int
     """Tokens generated."""
     usd: float | None
@@ -277,6 +290,31 @@ class Judge(Result):
     """Model as the spec names it."""
     check: JudgeCheck | None
     """Its latest check; None when it was never checked here."""
+
+
+FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]
+"""What a run says of a claim: the interval lies on its side, over both sides, on the other; or there is too little data."""
+
+
+class Finding(Result):
+    """A claim of the spec, held against the run's own numbers."""
+
+    claim: str
+    """The claim."""
+    outcome: FindingOutcome
+    """What the numbers say of it."""
+    quantity: str
+    """What was computed: a quantity, less what it is held against."""
+    difference: float | None
+    """Its value; the claim is that this lies above 0, below 0 or near it."""
+    ci95: tuple[float, float] | None
+    """Its 95 % interval; None where a p value stands for it, or it is counted and not estimated."""
+    p: float | None = None
+    """Two-sided p value of no effect, where there is no interval."""
+    n: tuple[int, ...] = ()
+    """Latents (for similarity, cells) behind it; one number for each side where the sides are different latents."""
+    reason: str = ""
+    """Why it cannot be told."""
 
 
 class RunResult(Result):
@@ -314,6 +352,8 @@ class RunResult(Result):
     """Calls by role."""
     judges: list[Judge] = []
     """Models that scorers asked, with what `judge-check` found of them."""
+    findings: list[Finding] = []
+    """The claims of the spec, each with what this run says of it."""
     warnings: list[str] = []
     """What a reader of the numbers must know."""
     components: dict[str, JsonValue] = {}

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
 from saeval import judge_checks
-from saeval.assets import cache_dir
-from saeval.calls import Budget, CallLog, CallStore
-from saeval.collect import collect, store_path
-from saeval.embed import embedder
-from saeval.errors import BudgetExceeded, InputError, LLMError, SaevalError, StoreError
-from saeval.gateway import Gateway
-from saeval.interfaces import Context, Explainer, Scorer
-from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
+from saeval.calls import Budget, CallLog
+from saeval.collect import store_path
+from saeval.directions import directions
+from saeval.errors import BudgetExceeded, InputError
+from saeval.executors import Executor, executor
+from saeval.failures import Failures, GaveUp
+from saeval.fidelity import fidelity
+from saeval.findings import evaluate
+from saeval.interfaces import Explainer, Scorer
+from saeval.llm import Usage
 from saeval.plugins import Registry
 from saeval.progress import Display, Silent, Stage
-from saeval.records import LatentId, LatentRecord
-from saeval.results import Explanation, RunResult, Score
+from saeval.reading import Run, read
+from saeval.records import LatentRecord
+from saeval.results import Explanation, Finding, RunResult, Score
 from saeval.run_dir import RunDir
 from saeval.sampling import choose_records
-from saeval.secrets import without_secrets
 from saeval.seeding import content_hash, derive_rng
+from saeval.steps import Work
 from saeval.store import ActivationStore
 from saeval.summary import MAIN, CellOutcome, Scored, summarise, write_cells
 from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
+from saeval.tracking import tell
+from saeval.watch import memory_left
+
+_LITTLE_MEMORY = 0.02  # of what there is
 
 T = TypeVar("T")
-R = TypeVar("R", Explanation, Score)
-A = TypeVar("A", Reply, LogprobReply, FillReply)
 Retry = Literal["failed"]
 
 
@@ -51,16 +53,6 @@ class Explained(NamedTuple):
     record: LatentRecord
     explanation: Explanation
     scored: Scored
-
-
-_STOPS = (BudgetExceeded, InputError, StoreError)  # of a call: no other one can be made or written down
-_IN_FLIGHT = 32  # latents at a time for `concurrency: auto`; the gateway bounds the calls
-
-log = logging.getLogger("saeval")
-
-
-class GaveUp(SaevalError):
-    """The first latents of a step all failed alike, or its model is gone, so going on would only fail more. Resumable."""
 
 
 def run(
@@ -74,7 +66,7 @@ def run(
     retry: Retry | None = None,
     display: Display | None = None,
     registry: Registry | None = None,
-) -> RunResult:
+) -> Run:
     """Run a task, or what is missing of it, and write its reports.
 
     The same task into the same directory does only what is not there yet. Works in a notebook too.
@@ -91,17 +83,26 @@ def run(
         registry: Where plugins are found.
 
     Returns:
-        The result, as `results.json` holds it.
+        The results and their tables, as `saeval.read` gives them.
 
     Raises:
         SpecError: If the spec is wrong.
         InputError: If something it names is missing, or the directory cannot be used.
         BudgetExceeded: If the spending limit is reached; a partial result is written first.
         GaveUp: If every latent fails alike, or a model is gone.
+
+    Example:
+        >>> run = saeval.run("mine.yaml", out="try", limit=2)
+        >>> run.partial, run.cells[0].counts["explained"]
+        (True, 2)
+        >>> run = saeval.run("mine.yaml", out="try")  # does the other latents only
+        >>> [(row.metric, row.value, row.n) for row in run.cells[0].scores[:1]]
+        [('balanced_accuracy', 1.0, 4)]
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    return run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
+    run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
+    return read(path)
 
 
 def default_path(task: Task) -> Path:
@@ -123,67 +124,6 @@ def run_task(
         return _Run(task, folder, display, limit, max_cost, retry).go()
 
 
-@dataclass
-class Meter(LanguageModel):
-    """A language model that adds up what is asked through it; one for each step on each latent.
-
-    Attributes:
-        model: The model; None for a step that has none.
-        spent: What its answers took.
-        fault: The first call that failed through no fault of the question: an outage, a wrong key, a spent budget.
-    """
-
-    model: LanguageModel | None
-    spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
-    fault: SaevalError | None = None
-
-    @property
-    def can_score(self) -> bool:
-        """Whether the model scores continuations."""
-        return self.model is not None and self.model.can_score
-
-    def _asked(self) -> LanguageModel:
-        if self.model is None:
-            raise LLMError("this step declares no llm_role, so the spec gives it no language model")
-        return self.model
-
-    async def complete(self, request: Request) -> Reply:
-        """Pass on, and count."""
-        return await self._count(self._asked().complete(request))
-
-    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Pass on, and count."""
-        return await self._count(self._asked().logprobs(request))
-
-    async def fill(self, request: FillRequest) -> FillReply:
-        """Pass on, and count."""
-        return await self._count(self._asked().fill(request))
-
-    async def _count(self, call: Awaitable[A]) -> A:
-        try:
-            reply = await call
-        except SaevalError as error:
-            if isinstance(error, _STOPS) or (isinstance(error, LLMError) and (error.retryable or error.lasting)):
-                self.fault = self.fault or error
-            raise
-        self.spent += reply.usage
-        return reply
-
-
-class Made(NamedTuple, Generic[R]):
-    """What a step made of one latent.
-
-    Attributes:
-        result: The explanation or score.
-        usage: What it took.
-        fault: Whether it failed because calls did, so that nothing is known of the latent.
-    """
-
-    result: R
-    usage: Usage
-    fault: bool
-
-
 class _Run:
     def __init__(
         self,
@@ -200,16 +140,19 @@ class _Run:
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
         self.outcomes: dict[str, CellOutcome] = {}
         self.seconds: dict[str, float] = {}
-        self.embed = embedder()
+        self.findings: list[Finding] = []
 
     def go(self) -> RunResult:
         began = time.time()
         self._write_spec("running", began)
         status = "failed"
         try:
-            with self.display.shown():
-                self._collect_and_sample()
-                _run_async(self._explain_and_score)
+            with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
+                self._collect_and_sample(workplace)
+                _run_async(partial(self._explain_and_score, workplace))
+                self._timed("directions", self._read_directions)
+                if self.task.findings:
+                    self.findings = self._timed("findings", lambda: evaluate(self.task, self.outcomes))
             status = "done"
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "interrupted"
@@ -229,13 +172,44 @@ class _Run:
                 if self.task.checks and not result.partial:
                     judge_checks.keep(self.task.roles[self.task.checks], result)
                 self._write_spec(status, began)
+            if complete or self.outcomes:
+                tell(self.task.trackers, result, self.folder.path, self.display)
         return result
 
     # --- collect and sample ---
 
-    def _collect_and_sample(self) -> None:
-        stores = self._timed("collect", lambda: collect({c.name: c.source for c in self.task.cells}, self.display))
+    def _collect_and_sample(self, workplace: Executor) -> None:
+        stores = self._timed("collect", workplace.collect)
         self._timed("sample", lambda: self._sample(stores))
+        if "ce_recovered" in self.task.measures:
+            self._timed("measure", self._measure)
+
+    def _measure(self) -> None:
+        """Measure what needs the model; a coder that cannot be measured is said, and costs no more."""
+        with self.display.stage("measure fidelity", len(self.outcomes), "cells") as stage:
+            for outcome in self.outcomes.values():
+                try:
+                    outcome.measured = self._fidelity(outcome)
+                except InputError as error:
+                    self.display.say(f"{outcome.cell.name}: no ce_recovered: {error}")
+                stage.advance()
+
+    def _fidelity(self, outcome: CellOutcome) -> dict[str, float]:
+        source = outcome.cell.source.plugin
+        if not source.offers() >= {"subject", "coder"}:
+            raise InputError("the source lends no model and no coder")
+        key = content_hash("fidelity", store_path(outcome.cell.source).name)
+        done: dict[str, float] | None = self.folder.finished(key)
+        if done is None:
+            found = fidelity(source.subject(), source.weights(), outcome.store)
+            done = {
+                "ce_recovered": found.recovered,
+                "ce_clean": found.clean,
+                "ce_spliced": found.spliced,
+                "ce_ablated": found.ablated,
+            }
+            self.folder.finish(key, done)
+        return done
 
     def _timed(self, stage: str, work: Callable[[], T]) -> T:
         began = time.monotonic()
@@ -257,56 +231,34 @@ class _Run:
 
     # --- explain and score ---
 
-    async def _explain_and_score(self) -> None:
-        async with AsyncExitStack() as at_the_end:
-            at_the_end.callback(self.calls.close)
-            gateways = self._gateways(at_the_end)
-            began = time.monotonic()
-            for cell in self.task.cells:
-                await self._explain(self.outcomes[cell.name], gateways)
-            self.seconds["explain"] = time.monotonic() - began
-            began = time.monotonic()
-            for cell in self.task.cells:
-                await self._score(self.outcomes[cell.name], gateways)
-            self.seconds["score"] = time.monotonic() - began
-
-    def _gateways(self, at_the_end: AsyncExitStack) -> dict[str, Gateway]:
-        if not self.task.roles:
-            return {}
-        answers = CallStore(cache_dir() / "calls.sqlite")
-        at_the_end.callback(answers.close)
-        gateways = {
-            name: Gateway(
-                name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
-                calls=answers, log=self.calls, budget=self.budget,
-            )
-            for name, role in self.task.roles.items()
-        }  # fmt: skip
-        for name, gateway in gateways.items():
-            at_the_end.push_async_callback(self.task.roles[name].part.plugin.aclose)
-            at_the_end.push_async_callback(gateway.finish)
-        return gateways
-
-    def _context(
-        self, cell: Cell, step: StepPart[Any], latent: LatentId, gateways: Mapping[str, LanguageModel], *keys: str
-    ) -> tuple[Context, Meter]:
-        meter = Meter(gateways.get(step.role) if step.role else None)
-        rng = derive_rng(self.seed, *keys, str(latent))
-        return Context(latent, rng, meter, self.embed, cell.source.plugin), meter
+    async def _explain_and_score(self, workplace: Executor) -> None:
+        try:
+            async with workplace.working():
+                began = time.monotonic()
+                for cell in self.task.cells:
+                    await self._explain(self.outcomes[cell.name], workplace)
+                self.seconds["explain"] = time.monotonic() - began
+                began = time.monotonic()
+                for cell in self.task.cells:
+                    await self._score(self.outcomes[cell.name], workplace)
+                self.seconds["score"] = time.monotonic() - began
+        finally:
+            self.calls.close()
 
     def _identity(self, step: StepPart[Any]) -> JsonValue:
         role = self.task.roles[step.role].identity if step.role else None
         return [step.part.identity, role]
 
-    async def _explain(self, outcome: CellOutcome, gateways: Mapping[str, LanguageModel]) -> None:
+    async def _explain(self, outcome: CellOutcome, workplace: Executor) -> None:
         cell = outcome.cell
         steps = {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
         for variant, step in steps.items():
             await self._step(
                 _title("explain", cell, variant),
+                workplace,
                 outcome.records[: step.latents],
                 key=partial(self._explain_key, outcome, variant, step),
-                make=partial(self._make_explanation, cell, variant, step, gateways),
+                work=partial(_explaining, cell, variant),
                 take=partial(_take_explanation, outcome, variant),
             )
         if SHUFFLED in cell.alternatives:
@@ -314,17 +266,6 @@ class _Run:
 
     def _explain_key(self, outcome: CellOutcome, variant: str, step: StepPart[Explainer], record: LatentRecord) -> str:
         return content_hash("explain", outcome.base, str(record.latent), variant, self._identity(step))
-
-    async def _make_explanation(
-        self,
-        cell: Cell,
-        variant: str,
-        step: StepPart[Explainer],
-        gateways: Mapping[str, LanguageModel],
-        record: LatentRecord,
-    ) -> Made[Explanation]:
-        context, meter = self._context(cell, step, record.latent, gateways, "explain", variant)
-        return await _made(step.part.plugin.explain, Explanation, meter, record.explain, context)
 
     def _shuffle(self, outcome: CellOutcome) -> None:
         """Give each latent the explanation of another one of the same cell."""
@@ -336,7 +277,7 @@ class _Run:
             if latent != other:
                 outcome.explanations[SHUFFLED, latent] = outcome.explanations[MAIN, other]
 
-    async def _score(self, outcome: CellOutcome, gateways: Mapping[str, LanguageModel]) -> None:
+    async def _score(self, outcome: CellOutcome, workplace: Executor) -> None:
         cell = outcome.cell
         for label, step in cell.scorers.items():
             items: list[Explained] = []
@@ -350,9 +291,10 @@ class _Run:
             items.sort(key=lambda item: place[item.record.latent])
             await self._step(
                 f"{label} {cell.name}",
+                workplace,
                 items,
                 key=partial(self._score_key, outcome, label, step),
-                make=partial(self._make_score, cell, label, step, gateways),
+                work=partial(_scoring, cell, label),
                 take=_take_score,
             )
 
@@ -360,29 +302,31 @@ class _Run:
         latent, text = str(item.record.latent), item.explanation.text
         return content_hash("score", outcome.base, latent, label, text, self._identity(step))
 
-    async def _make_score(
-        self, cell: Cell, label: str, step: StepPart[Scorer], gateways: Mapping[str, LanguageModel], item: Explained
-    ) -> Made[Score]:
-        context, meter = self._context(cell, step, item.record.latent, gateways, "score", label)
-        made = await _made(step.part.plugin.score, Score, meter, item.explanation, item.record.score, context)
-        return made._replace(result=_checked(made.result, step.part.plugin))
+    def _at_a_time(self, workplace: Executor, items: int) -> int:
+        """Return how many items are in flight: all where models gather their requests, for those they wait for are not."""
+        if self.task.run.concurrency != "auto":
+            return self.task.run.concurrency
+        gathered = any(role.part.plugin.batches for role in self.task.roles.values())
+        return max(1, items) if gathered else workplace.in_flight
 
     async def _step(
         self,
         name: str,
+        workplace: Executor,
         items: Sequence[T],
         *,
         key: Callable[[T], str],
-        make: Callable[[T], Awaitable[Made[R]]],
+        work: Callable[[T], Work],
         take: Callable[[T, Any, Usage], None],
     ) -> None:
         """Do one step on every item, a bounded number at a time, and write down each as soon as it is done.
 
         Args:
             name: Name of the step, as progress shows it.
+            workplace: Where it is done.
             items: What to do it on.
             key: Key of an item in the journal; what is finished there is not done again.
-            make: Does the step on an item.
+            work: Says what is to be done on an item.
             take: Receives each result, as JSON data, and what it took.
 
         Raises:
@@ -390,20 +334,20 @@ class _Run:
             BudgetExceeded: If the spending limit is reached.
             StoreError, InputError: If there is no room to write anything down.
         """
-        in_flight = self.task.run.concurrency
-        gate = asyncio.Semaphore(_IN_FLIGHT if in_flight == "auto" else in_flight)
-        failures = _Failures(name, self.task.run.give_up_after)
+        gate = asyncio.Semaphore(self._at_a_time(workplace, len(items)))
+        failures = Failures(name, self.task.run.give_up_after)
 
         async def one(item: T, stage: Stage) -> None:
             async with gate:
                 item_key = key(item)
                 done = self.folder.finished(item_key)
                 if done is None or (self.retry == "failed" and done["result"]["status"] == "failed"):
-                    made = await make(item)
+                    made = await workplace.make(work(item))
                     done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
                     failures.note(made, partial(self.folder.finish, item_key, done))
                 take(item, done["result"], Usage(**done["usage"]))
                 stage.advance(failed=done["result"]["status"] == "failed")
+                _mind_memory()
 
         with self.display.stage(name, len(items)) as stage:
             tasks = [asyncio.ensure_future(one(item, stage)) for item in items]
@@ -415,11 +359,25 @@ class _Run:
                 await asyncio.gather(*tasks, return_exceptions=True)
             failures.settle()
 
+    def _read_directions(self) -> None:
+        """Find out what the directions of latents tell, while models are still in memory."""
+        for outcome in self.outcomes.values():
+            numbers = [record.latent.index for record in outcome.records]
+            key = content_hash("directions", outcome.base, numbers)
+            done = self.folder.finished(key)
+            if done is None:
+                size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents
+                done = {"result": directions(outcome.cell.source.plugin, numbers, size)}
+                if done["result"]:
+                    self.folder.finish(key, done)
+            outcome.directions = dict(zip(numbers, done["result"], strict=False))
+
     # --- write down ---
 
     def _result(self, *, incomplete: bool) -> RunResult:
         return summarise(
             self.task, self.outcomes, self.calls.totals(), run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
+            findings=self.findings,
         )  # fmt: skip
 
     def _write_reports(self, result: RunResult) -> None:
@@ -445,63 +403,30 @@ class _Run:
         })  # fmt: skip
 
 
-class _Failure(NamedTuple):
-    reason: str
-    fault: bool
-    write: Callable[[], None]
+def _mind_memory() -> None:
+    """Stop while there is still memory to stop with: a new process begins with what a leak has taken.
 
-
-class _Failures:
-    """Watches a step for latents that all fail alike; until one succeeds, such failures are not written down.
-
-    At the beginning of a step any failures count; later, only those of calls, for an outage may come at any time.
+    Raises:
+        GaveUp: If there is hardly any left.
     """
-
-    def __init__(self, step: str, give_up_after: int):
-        self._step, self._limit = step, give_up_after
-        self._held: list[_Failure] = []
-        self._any_success = False
-
-    def note(self, made: Made[Any], write: Callable[[], None]) -> None:
-        """Take one result: write it down, or hold it back while nothing but failures came.
-
-        Raises:
-            GaveUp: If as many as `run.give_up_after` were held back and are alike, or all of calls.
-        """
-        if made.result.status != "failed":
-            self._any_success = True
-            self._write(self._held)
-            write()
-        elif self._any_success and not made.fault:
-            write()
-        else:
-            self._held.append(_Failure(made.result.reason, made.fault, write))
-            if len(self._held) >= self._limit and (
-                all(f.fault for f in self._held) or len({_digitless(f.reason) for f in self._held}) == 1
-            ):
-                which = f"{self._limit} latents in a row" if self._any_success else f"the first {self._limit} latents"
-                raise GaveUp(
-                    f"{self._step}: {which} all failed alike: {made.result.reason}. "
-                    "Nothing is lost; mend it and run the same command again."
-                )
-
-    def settle(self) -> None:
-        """Write down what was held back, at the end; but where no call succeeded at all, nothing is known of a latent."""
-        self._write(f for f in self._held if self._any_success or not f.fault)
-
-    def _write(self, failures: Iterable[_Failure]) -> None:
-        for failure in failures:
-            failure.write()
-        self._held = []
-
-
-def _digitless(reason: str) -> str:
-    """Return a reason without numbers: waiting times and identifiers of requests differ from call to call."""
-    return re.sub(r"\w*\d[\w.-]*", "#", reason)
+    left = memory_left()
+    if left is not None and left < _LITTLE_MEMORY:
+        raise GaveUp(
+            f"memory is nearly used up ({left:.1%} left); what is finished is kept. Run the same command again, which begins "
+            "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
+        )
 
 
 def _title(step: str, cell: Cell, variant: str) -> str:
     return f"{step} {cell.name}" + ("" if variant == MAIN else f" ({variant})")
+
+
+def _explaining(cell: Cell, variant: str, record: LatentRecord) -> Work:
+    return Work(cell.name, variant, record.explain)
+
+
+def _scoring(cell: Cell, label: str, item: Explained) -> Work:
+    return Work(cell.name, label, item.record.score, item.explanation)
 
 
 def _take_explanation(outcome: CellOutcome, variant: str, record: LatentRecord, result: Any, usage: Usage) -> None:
@@ -527,55 +452,6 @@ def _explained(outcome: CellOutcome, variant: str, scored: Scored, limit: int | 
 def _take_score(item: Explained, result: Any, usage: Usage) -> None:
     item.scored.scores[item.record.latent.index] = Score.model_validate(result)
     item.scored.usage += usage
-
-
-async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, *arguments: Any) -> Made[R]:
-    """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
-
-    So does a result that was made without an answer which an undisturbed run would have had.
-
-    Raises:
-        SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
-    """
-    result = await _guarded(call, kind, *arguments)
-    if meter.fault is None:
-        return Made(result, meter.spent, fault=False)
-    if isinstance(meter.fault, _STOPS):
-        raise meter.fault
-    if result.status == "ok":
-        changes: dict[str, Any] = {"text": ""} if isinstance(result, Explanation) else {"values": {}}
-        reason = f"a call failed: {without_secrets(meter.fault)}"
-        result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
-    return Made(result, meter.spent, fault=True)
-
-
-async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], *arguments: Any) -> R:
-    try:
-        made = await call(*arguments)
-    except asyncio.CancelledError:
-        raise
-    except SaevalError as error:
-        return kind.failed(without_secrets(error))
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it costs its latent, not the run
-        log.error("a plugin raised\n%s", traceback.format_exc())
-        return kind.failed(without_secrets(f"{type(error).__name__}: {error}"))
-    if not isinstance(made, kind):
-        return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
-    return made
-
-
-def _checked(score: Score, scorer: Scorer) -> Score:
-    """Refuse a score whose values are missing, not finite, or outside their metric's range."""
-    if score.status != "ok":
-        return score
-    headline = scorer.metrics[0]
-    if headline.name not in score.values:
-        return Score.failed(f"the scorer gave no {headline.name}")
-    for metric in scorer.metrics:
-        value = score.values.get(metric.name)
-        if value is not None and not metric.low - 1e-9 <= value <= metric.high + 1e-9:
-            return Score.failed(f"the scorer gave {metric.name} = {value}, outside {metric.low} to {metric.high}")
-    return score
 
 
 @contextmanager

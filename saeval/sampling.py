@@ -44,6 +44,10 @@ def choose_records(
     if wanted.select == "list":
         if bad := [i for i in wanted.indices if not 0 <= i < store.n_latents]:
             raise InputError(f"latents.indices: {bad[:5]} are not in a dictionary of {store.n_latents} latents")
+        if store.latents is not None and (bad := [i for i in wanted.indices if i not in store.latents]):
+            raise InputError(
+                f"latents.indices: {bad[:5]} are not among the {len(store.latents)} latents that were collected"
+            )
         candidates = wanted.indices
     else:
         order = derive_rng(seed, "latents").permutation(store.n_latents)

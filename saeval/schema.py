@@ -11,16 +11,12 @@ from pydantic.json_schema import GenerateJsonSchema
 from saeval import interfaces
 from saeval.gateway import RoleSettings
 from saeval.plugins import KINDS, Loaded, Registry
-from saeval.spec import TaskSpec
+from saeval.spec import GroupSpec, TaskSpec
 
 Schema = dict[str, Any]
 Options = Mapping[str, Schema]
 """The schemas of the options of some plugins, by the plugins' names in specs."""
 
-_BASES: dict[type[interfaces.Plugin], str] = {
-    interfaces.ActivationSource: "source", interfaces.Coder: "coder", interfaces.Sampler: "sampler",
-    interfaces.Explainer: "explainer", interfaces.Scorer: "scorer", interfaces.LLM: "llm",
-}  # fmt: skip
 _FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a lone file, `./file.py:Class`."}
 _NO_PLUGINS = {
     "random_explanation": {"description": "Ready-made explanations that know nothing of the latent."},
@@ -56,7 +52,9 @@ def task_schema(registry: Registry) -> Schema:
     definitions["labelled"] = _part(part, "scorer", options["scorer"], {})
     properties["scorers"] = _described(properties["scorers"], _scorers(options["scorer"]))
     properties["baselines"]["items"] = {"$ref": "#/$defs/baseline"}
+    definitions["RunOptions"]["properties"]["trackers"]["items"] = {"$ref": "#/$defs/tracker"}
     properties["llms"]["additionalProperties"] = {"$ref": "#/$defs/llm"}
+    properties |= {key: of for key, of in GroupSpec.model_json_schema()["properties"].items() if key not in properties}
     required = schema.pop("required")
     schema = _with_slots(schema)
     schema["$defs"]["slot"] = {"type": "string", "pattern": r"\$\{", "description": "A value of the matrix."}
@@ -65,7 +63,7 @@ def task_schema(registry: Registry) -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
         "title": "A task of saeval",
-        "if": {"allOf": [begun, {"not": {"required": ["include"]}}]},
+        "if": {"allOf": [begun, {"not": {"anyOf": [{"required": ["include"]}, {"required": ["group"]}]}}]},
         "then": {"required": required, "properties": _complete(options)},
     }
 
@@ -76,10 +74,6 @@ def _name(plugin: Loaded) -> str:
 
 def _definition(kind: str, name: str) -> str:
     return f"{kind}.{name.replace('/', '.')}"
-
-
-def _kind(cls: type) -> str | None:
-    return next((kind for base, kind in _BASES.items() if issubclass(cls, base)), None)
 
 
 # --- The options of one plugin ------------------------------------------------------------------------------
@@ -94,7 +88,7 @@ class _Generator(GenerateJsonSchema):
 
     def model_schema(self, schema: Any) -> Schema:
         """Return the schema of a model."""
-        kind = _kind(schema["cls"]) if schema["cls"] is not self.plugin else None
+        kind = interfaces.kind_of(schema["cls"]) if schema["cls"] is not self.plugin else None
         return {_NESTED: kind} if kind else super().model_schema(schema)
 
 

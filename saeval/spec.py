@@ -9,12 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from saeval.errors import SpecError, did_you_mean
 from saeval.paths import Located
 
 KeyPath = tuple[str | int, ...]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
 MOST_NODES, MOST_DEPTH = 100_000, 40  # a spec beyond these is a mistake or an attack
 
 
@@ -30,8 +31,8 @@ class SpecModel(BaseModel):
 class When(SpecModel):
     """Limits a step to part of the latents."""
 
-    latents: int = Field(ge=1)
-    """Run on this many of the cell's latents, the first ones in its random order."""
+    latents: int = Field(ge=0)
+    """Run on this many of the cell's latents, the first ones in its random order; on none, the step is left out."""
 
 
 class PartSpec(SpecModel):
@@ -66,7 +67,8 @@ class LatentSelection(SpecModel):
     n: int = Field(default=100, ge=1)
     """Latents drawn."""
     indices: list[int] = []
-    """Latents for `select: list`."""
+    """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders), the
+    sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and `fvu`."""
     min_windows: int = Field(default=200, ge=2)
     """Activating windows a latent must have in the corpus (paper: 200)."""
 
@@ -84,8 +86,14 @@ class RunOptions(SpecModel):
     """Latents in flight at a time."""
     give_up_after: int = Field(default=10, ge=1)
     """Stop when this many latents in a row fail for the same reason, from the first on or because calls fail."""
-    executor: Literal["local"] = "local"
-    """Where the work is done."""
+    hang_after: float = Field(default=1800.0, gt=0)
+    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is called off."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the work is done: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
+    trackers: list[PartSpec] = []
+    """Experiment trackers that are told of the run when it ends: `wandb`, `mlflow`, `trackio`."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that share the work with `executor: ray`; as many as the cluster has CPUs when left out."""
 
 
 class LeaderboardOptions(SpecModel):
@@ -99,7 +107,62 @@ class LeaderboardOptions(SpecModel):
     """Measure that scores are plotted against."""
 
 
-Measure = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens"]
+Measure = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
+_FREE: tuple[Measure, ...] = ("l0", "density", "frac_alive", "fvu", "d_sae", "tokens")  # known once a store is there
+
+OF_ALL_LATENTS: frozenset[Measure] = frozenset({"l0", "density", "frac_alive", "fvu"})
+"""Measures that take the activations of the whole dictionary."""
+
+CellFilter = dict[str, str | int | float | list[str | int | float]]
+"""Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; contestants where that is left out."""
+
+
+class FindingSpec(SpecModel):
+    """A claim that the run's own numbers show, contradict or leave open; just one of the first four quantities is given."""
+
+    claim: str
+    """The claim, as a sentence."""
+    score: str | None = None
+    """Quantity: a scorer's mean over latents, `LABEL`, `LABEL.METRIC`, or either with ` of EXPLANATION` (a baseline's)."""
+    correlation: tuple[str, str] | None = None
+    """Quantity: the rank correlation of two scores over latents, each written as `score` is."""
+    tokens: tuple[str, str] | None = None
+    """Quantity: tokens that the first scorer takes for a latent, over those of the second."""
+    similarity: Literal["explanations", "decoder", "encoder"] | None = None
+    """Quantity: how alike the latents of pairs of cells are, matched, less what matching makes of random ones."""
+    along: str | None = None
+    """For `similarity`: an axis of numbers; the quantity is then the rank correlation of similarity and distance on it."""
+    embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """For `similarity: explanations`: the sentence-transformers model."""
+    cells: CellFilter = {}
+    """Cells that the quantity is taken over."""
+    is_: Literal["above", "below", "near"] = Field(alias="is")
+    """What is claimed of it."""
+    than: float | str | None = None
+    """What it is held against: a number, `chance`, or another score; 0 when left out, or 1 for tokens, or the same score in
+    `than_cells`."""
+    than_cells: CellFilter | None = None
+    """Cells of the other score; the same ones when left out."""
+    within: float = Field(default=0.05, gt=0)
+    """How far apart `near` may be."""
+
+    @model_validator(mode="after")
+    def _one_quantity(self) -> FindingSpec:
+        quantities = ("score", "correlation", "tokens", "similarity")
+        if sum(getattr(self, name) is not None for name in quantities) != 1:
+            raise ValueError(f"give just one of {', '.join(quantities)}")
+        if self.score is None and (isinstance(self.than, str) or self.than_cells is not None):
+            raise ValueError("only a score can be held against a score; give a number as `than`")
+        if self.along is not None and self.similarity is None:
+            raise ValueError("`along` belongs to `similarity`")
+        return self
+
+
+def score_reference(text: str) -> tuple[str, str | None, str]:
+    """Split `LABEL[.METRIC][ of EXPLANATION]` into label, metric (None: the headline) and explanation."""
+    name, _, explanation = text.partition(" of ")
+    label, _, metric = name.partition(".")
+    return label, metric or None, explanation or "explanation"
 
 
 class TaskSpec(SpecModel):
@@ -107,7 +170,7 @@ class TaskSpec(SpecModel):
 
     saeval: Literal[1]
     """Version of the spec format."""
-    task: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
+    task: str = Field(pattern=NAME)
     """Name of the task."""
     version: str
     """Version of the task; raise it when numbers may change."""
@@ -137,12 +200,29 @@ class TaskSpec(SpecModel):
     """What scores: a label of your own for each; `use` is the label when left out."""
     baselines: list[PartSpec] = []
     """What the scores are held against: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
-    measure: list[Measure] = list(get_args(Measure))
-    """Facts about the coder to report beside the scores."""
+    measure: list[Measure] = list(_FREE)
+    """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048 tokens."""
+    findings: list[FindingSpec] = []
+    """Claims that the report holds against the run's numbers."""
     run: RunOptions = RunOptions()
     """How to run."""
     leaderboard: LeaderboardOptions = LeaderboardOptions()
     """How to show."""
+
+
+class GroupSpec(SpecModel):
+    """A group: tasks that are run one after another, and end on one board."""
+
+    saeval: Literal[1]
+    """Version of the spec format."""
+    group: str = Field(pattern=NAME)
+    """Name of the group."""
+    description: str = ""
+    """What the tasks have in common."""
+    tags: list[str] = []
+    """Words to find it by."""
+    tasks: list[str] = Field(min_length=1)
+    """The tasks: names, or paths beside this file."""
 
 
 # --- Reading, merging, overriding ---------------------------------------------------------------------------
@@ -412,13 +492,15 @@ def parse(document: Document) -> TaskSpec:
         SpecError: With every mistake, its place, the value seen, and a suggestion.
     """
     data = dict(document.data)
-    for keys in (("source",), ("sampler",), ("explainer",)):
-        if isinstance(data.get(keys[0]), str):
-            data[keys[0]] = {"use": data[keys[0]]}
+    for key in ("source", "sampler", "explainer"):
+        if key in data:
+            data[key] = _named(data[key])
     if isinstance(scorers := data.get("scorers"), dict):
         data["scorers"] = {k: {"use": k, **(v or {})} if isinstance(v, dict | None) else v for k, v in scorers.items()}
     if isinstance(baselines := data.get("baselines"), list):
-        data["baselines"] = [{"use": b} if isinstance(b, str) else b for b in baselines]
+        data["baselines"] = [_named(b) for b in baselines]
+    if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
+        data["run"] = {**run, "trackers": [_named(t) for t in trackers]}
     problems = [f"{document.where(path)}: {_KEY_ADVICE}" for path in _secrets(document.data, ())]
     try:
         spec = TaskSpec.model_validate(data)
@@ -427,6 +509,11 @@ def parse(document: Document) -> TaskSpec:
     if problems:
         raise SpecError(list(dict.fromkeys(problems)))
     return spec
+
+
+def _named(part: Any) -> Any:
+    """Return a part that is given by its name alone in full."""
+    return {"use": part} if isinstance(part, str) else part
 
 
 _SECRET = re.compile(

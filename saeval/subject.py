@@ -91,11 +91,11 @@ class Subject:
         such as a neuron's, is first written by that module.
 
         Args:
-            direction: The direction.  [width]
+            direction: The direction, or without a tuned lens several.  [..., width]
             tuned_lens: Folder of a tuned lens (`params.pt`).
 
         Returns:
-            Logits.  [vocabulary] float32
+            Logits.  [..., vocabulary] float32
 
         Raises:
             InputError: If the place does not write into the residual stream, the model's unembedding is not of a known
@@ -118,9 +118,9 @@ class Subject:
             x = direction.to(weight.dtype)
             written: Tensor = (module(x) - module(0 * x)).float()
             return written
-        if len(direction) != width:
+        if direction.shape[-1] != width:
             raise InputError(
-                f"a direction of width {len(direction)} at {self.point} is not in the residual stream (width {width}), "
+                f"a direction of width {direction.shape[-1]} at {self.point} is not in the residual stream (width {width}), "
                 "so no lens can read it"
             )
         return direction

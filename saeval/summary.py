@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import saeval
 from saeval import judge_checks
+from saeval.asked import unpack
 from saeval.llm import Usage
 from saeval.metrics import Metric, mean_interval, pearson, spearman
+from saeval.patterns import position_dependence, token_share
 from saeval.records import Example, LatentRecord
 from saeval.results import (
     CellResult,
     Correlation,
     DecileShares,
     Explanation,
+    Finding,
     Judge,
     Ledger,
     Outcome,
@@ -29,6 +32,7 @@ from saeval.results import (
     ScoreRow,
 )
 from saeval.seeding import derive_rng
+from saeval.spec import OF_ALL_LATENTS
 
 if TYPE_CHECKING:
     from saeval.store import ActivationStore
@@ -65,6 +69,8 @@ class CellOutcome:
         explanations: By variant and latent.
         scored: By scorer label and variant.
         explaining: What explaining took, by variant.
+        directions: What the directions of latents tell, by latent.
+        measured: Measures of the coder that needed the model.
     """
 
     cell: Cell
@@ -75,6 +81,8 @@ class CellOutcome:
     explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
     scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
     explaining: dict[str, Usage] = field(default_factory=dict)
+    directions: dict[int, dict[str, Any]] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
 
     def explanation(self, variant: str, latent: int) -> Explanation | None:
         """Return a latent's explanation if there is one that worked."""
@@ -101,6 +109,7 @@ def summarise(
     run_id: str,
     partial: bool,
     seconds: dict[str, float],
+    findings: Sequence[Finding] = (),
 ) -> RunResult:
     """Return the result of a run from what is finished of it."""
     parts = {p.label: p for p in task.parts()}
@@ -110,7 +119,7 @@ def summarise(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
         reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), warnings=[*_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
+        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
@@ -135,6 +144,8 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         "tokens": float(store.n_tokens),
         **({"fvu": float(facts["fvu"])} if "fvu" in facts else {}),
     }
+    known = {*task.measures} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
+    measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
     explained = sum(outcome.explanation(MAIN, r.latent.index) is not None for r in outcome.records)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
@@ -143,7 +154,7 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in ("fvu", "subject")}},
         subject=str(facts.get("subject", "")), corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
-        measures={k: v for k, v in measures.items() if k in task.measures},
+        measures=measures,
         counts={**outcome.counts, "explained": explained},
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step)],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
@@ -364,27 +375,46 @@ def _packages() -> dict[str, str]:
 
 
 def write_cells(outcomes: Mapping[str, CellOutcome], folder_of: Callable[[str], Path]) -> None:
-    """Write each cell's latents, examples, explanations and judgements."""
-    from saeval.report.cells import write_examples, write_explanations, write_judgements, write_latents
+    """Write each cell's latents, examples, explanations, scores, judgements and calls."""
+    from saeval.report import cells
 
     for outcome in outcomes.values():
         folder = folder_of(outcome.cell.name)
-        write_latents(folder / "latents.parquet", [_latent_row(outcome, r) for r in outcome.records])
-        write_examples(folder / "examples.parquet", [row for r in outcome.records for row in _example_rows(r)])
-        write_explanations(
+        cells.write_latents(folder / "latents.parquet", [_latent_row(outcome, r) for r in outcome.records])
+        cells.write_examples(folder / "examples.parquet", [row for r in outcome.records for row in _example_rows(r)])
+        cells.write_explanations(
             folder / "explanations.jsonl",
             [
-                {"latent": i, "variant": v, **e.model_dump(mode="json")}
+                {"latent": i, "variant": v, **e.model_dump(mode="json", exclude={"asked"})}
                 for (v, i), e in sorted(outcome.explanations.items())
             ],
         )
-        write_judgements(
+        scores = [
+            ({"latent": i, "scorer": label, "variant": variant}, s)
+            for (label, variant), scored in outcome.scored.items()
+            for i, s in sorted(scored.scores.items())
+        ]
+        cells.write_scores(folder / "scores.parquet", [
+            {**place, "metric": metric, "value": value, "status": s.status, "reason": s.reason}
+            for place, s in scores for metric, value in (*s.values.items(), *([] if s.values else [(None, None)]))
+        ])  # fmt: skip
+        cells.write_judgements(
             folder / "judgements.parquet",
-            [
-                {"latent": i, "scorer": label, "variant": variant, **o.model_dump(mode="json")}
-                for (label, variant), scored in outcome.scored.items() for i, s in sorted(scored.scores.items()) for o in s.outcomes
-            ],
-        )  # fmt: skip
+            [{**place, **o.model_dump(mode="json")} for place, s in scores for o in s.outcomes],
+        )
+        cells.write_calls(folder / "calls.parquet", _call_rows(outcome))
+
+
+def _call_rows(outcome: CellOutcome) -> Iterator[dict[str, Any]]:
+    """Yield what was asked about each latent, latent by latent; a shuffled explanation was asked for elsewhere."""
+    made = [v for v in (MAIN, *outcome.cell.alternatives) if v == MAIN or outcome.cell.alternatives[v] is not None]
+    for record in outcome.records:
+        latent = record.latent.index
+        steps = [("explain", v, outcome.explanations.get((v, latent))) for v in made]
+        judged = [(label, v, scored.scores.get(latent)) for (label, v), scored in outcome.scored.items()]
+        for step, variant, result in (*steps, *judged):
+            for call, asked in enumerate(unpack(result.asked) if result else ()):
+                yield {"latent": latent, "step": step, "variant": variant, "call": call, **asked._asdict()}
 
 
 def _latent_row(outcome: CellOutcome, record: LatentRecord) -> dict[str, Any]:
@@ -398,8 +428,11 @@ def _latent_row(outcome: CellOutcome, record: LatentRecord) -> dict[str, Any]:
     }
     return {
         "latent": index, "firings": record.firings, "windows": record.windows, "density": record.density,
-        "max_activation": record.explain.max_activation,
-        "explanation_status": explanation.status if explanation else "skipped", **scores,
+        "max_activation": record.explain.max_activation, "token_share": token_share(outcome.store, index),
+        "position_dependence": position_dependence(outcome.store, index),
+        "explanation_words": len(explanation.text.split()) if explanation and explanation.status == "ok" else None,
+        "explanation_status": explanation.status if explanation else "skipped",
+        **outcome.directions.get(index, {}), **scores,
     }  # fmt: skip
 
 

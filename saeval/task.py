@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,11 +14,13 @@ from pydantic import JsonValue, ValidationError
 
 from saeval.errors import InputError, PluginError, SpecError, did_you_mean
 from saeval.gateway import RoleSettings
-from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Need, Plugin, Sampler, Scorer, Step
+from saeval.interfaces import LLM, ActivationSource, Explainer, Need, Plugin, Sampler, Scorer, Step, Tracker, kind_of
 from saeval.plugins import Loaded, Registry, options_error
 from saeval.seeding import content_hash
 from saeval.spec import (
+    OF_ALL_LATENTS,
     Document,
+    FindingSpec,
     KeyPath,
     LatentSelection,
     PartSpec,
@@ -29,6 +32,7 @@ from saeval.spec import (
     parse,
     plain,
     read_document,
+    score_reference,
 )
 from saeval.task_files import find_include, find_spec
 
@@ -102,6 +106,16 @@ class Cell:
     alternatives: dict[str, StepPart[Explainer] | None]
     """Explanation baselines by name; None for shuffled explanations, which no plugin makes."""
     shuffled_latents: int | None = None
+    alone: bool = False
+    """Whether nothing is wanted that takes other latents' activations than those of the listed ones."""
+
+    @cached_property
+    def collected(self) -> Part[ActivationSource]:
+        """The source as it is collected: the listed latents alone, where nothing takes the others and that is less work.
+
+        Its store has a name of its own; what is computed from a latent's windows is kept by that of the whole source.
+        """
+        return replace(self.source, plugin=self.source.plugin.only(self.latents.indices)) if self.alone else self.source
 
 
 @dataclass(frozen=True)
@@ -119,14 +133,20 @@ class Task:
     measures: tuple[str, ...]
     checks: str | None = None
     """Role whose model the task is a check of."""
+    trackers: tuple[Part[Tracker], ...] = ()
+    findings: tuple[FindingSpec, ...] = ()
+    """Claims to hold against the results."""
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:
-        comparable = {k: v for k, v in plain(self.resolved).items() if k not in ("description", "tags")}
-        object.__setattr__(self, "sha", content_hash(comparable))
+        # Of `run`, the seed alone changes a number: a run begun on one machine goes on in the same place on a cluster.
+        comparable = {
+            k: v for k, v in plain(self.resolved).items() if k not in ("description", "tags", "findings", "run")
+        }
+        object.__setattr__(self, "sha", content_hash(comparable, self.run.seed))
 
     def parts(self) -> Iterator[Part[Any]]:
-        """Yield every plugin used, language models included."""
+        """Yield every plugin that results depend on, language models included."""
         for cell in self.cells:
             yield cell.source
             yield cell.sampler
@@ -166,6 +186,10 @@ def load_task(
         document = read_document(
             find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)
         )
+    if "group" in document.data:
+        raise SpecError(
+            [f"{reference}: is a group of tasks, which `saeval run`, `plan` and `validate` take; name one of its tasks"]
+        )
     if llms:
         for role, model in llms.items():
             if role not in document.data.get("llms", {}):
@@ -198,14 +222,40 @@ class _Builder:
             cells += self.cells(spec, axes, roles)
         if spec is not None and spec.checks is not None and spec.checks not in spec.llms:
             self.fail(("checks",), f"there is no role {spec.checks!r} under llms")
+        trackers = self.trackers(spec) if spec is not None else ()
+        if spec is not None and cells:
+            self.check_findings(spec.findings, cells[0])
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))
         assert spec is not None  # cells_of yields at least one
         cells = _without_twins(cells)
         return Task(
             spec.task, spec.version, spec.description, self.template.data, tuple(cells), roles, spec.run,
-            self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks,
+            self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks, trackers, tuple(spec.findings),
         )  # fmt: skip
+
+    def trackers(self, spec: TaskSpec) -> tuple[Part[Tracker], ...]:
+        parts = [self.plugin("tracker", t, ("run", "trackers", i)) for i, t in enumerate(spec.run.trackers)]
+        return tuple(part for part in parts if part is not None)
+
+    def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
+        """Report scores and axes that findings name and the task does not have."""
+        known = ["baseline", *cell.axes]
+        for i, finding in enumerate(findings):
+            names: list[tuple[KeyPath, object]] = [(("score",), finding.score), (("than",), finding.than)]
+            names += [(("correlation", k), name) for k, name in enumerate(finding.correlation or ())]
+            names += [(("tokens", k), name) for k, name in enumerate(finding.tokens or ())]
+            for place, name in names:
+                if isinstance(name, str) and name != "chance" and (trouble := _no_such_score(name, cell)):
+                    self.fail(("findings", i, *place), trouble)
+            axes: list[KeyPath] = [("cells", axis) for axis in finding.cells]
+            axes += [("than_cells", axis) for axis in finding.than_cells or {}]
+            axes += [("along", finding.along)] if finding.along is not None else []
+            for place in axes:
+                axis = str(place[-1])
+                if axis not in known:
+                    hint = did_you_mean(axis, known)
+                    self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; there are: {', '.join(known)}")
 
     def fail(self, path: KeyPath, message: str) -> None:
         self.problems.append(f"{self.document.where(path)}: {message}")
@@ -362,7 +412,7 @@ class _Builder:
         names = {axis: axis_id(value) for axis, value in axes.items()}
         cell = Cell(
             _cell_name(names), names, None, source, sampler, spec.latents, explainer,
-            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents,
+            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents, _alone(spec, sampler.plugin),
         )  # fmt: skip
         return [cell, *self.coder_baselines(cell, coders, axes)]
 
@@ -392,7 +442,7 @@ class _Builder:
                 latents = latents.model_copy(update={"n": min(latents.n, spec.when.latents)})
             yield Cell(
                 _cell_name(names), names, spec.use, Part(source, cell.source.loaded, (part,)), cell.sampler, latents,
-                cell.explainer, cell.scorers, cell.alternatives, cell.shuffled_latents,
+                cell.explainer, cell.scorers, cell.alternatives, cell.shuffled_latents, cell.alone,
             )  # fmt: skip
 
     def rank_by(self, spec: TaskSpec, cell: Cell) -> str:
@@ -418,11 +468,22 @@ class _Builder:
         return f"{label}.{metric}"
 
 
-_LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
+def _no_such_score(name: str, cell: Cell) -> str:
+    """Say what part of `LABEL.METRIC of EXPLANATION` a cell does not have; nothing when it has all."""
+    label, metric, explanation = score_reference(name)
+    if label not in cell.scorers:
+        return f"no scorer {label!r}{did_you_mean(label, list(cell.scorers))}; there are: {', '.join(cell.scorers)}"
+    metrics = [m.name for m in cell.scorers[label].part.plugin.metrics]
+    if metric is not None and metric not in metrics:
+        return f"{label} has no metric {metric!r}{did_you_mean(metric, metrics)}; it has: {', '.join(metrics)}"
+    explanations = ["explanation", *cell.alternatives]
+    if explanation not in explanations:
+        have = ", ".join(explanations)
+        return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; there are: {have}"
+    return ""
 
-_BASES: dict[type[Plugin], str] = {
-    ActivationSource: "source", Coder: "coder", Sampler: "sampler", Explainer: "explainer", Scorer: "scorer", LLM: "llm",
-}  # fmt: skip
+
+_LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
 
 
 def _kind_of_option(cls: type[Plugin], key: str) -> str | None:
@@ -431,16 +492,17 @@ def _kind_of_option(cls: type[Plugin], key: str) -> str | None:
     if field is None:
         return None
     candidates = [field.annotation, *typing.get_args(field.annotation)]
-    for candidate in candidates:
-        for base, kind in _BASES.items():
-            if isinstance(candidate, type) and issubclass(candidate, base):
-                return kind
-    return None
+    return next((kind for candidate in candidates if (kind := kind_of(candidate))), None)
 
 
 def _uses(template: Any, axis: str) -> bool:
     """Whether a part of a spec names an axis of the matrix."""
     return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
+
+
+def _alone(spec: TaskSpec, sampler: Sampler) -> bool:
+    """Whether listed latents are wanted, and nothing that takes the activations of others."""
+    return spec.latents.select == "list" and not OF_ALL_LATENTS & {*spec.measure} and sampler.reads_one_latent()
 
 
 def _cell_name(axes: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from saeval.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from saeval.plugins import Registry
+    from saeval.spec import GroupSpec
 
 
 def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
@@ -41,6 +42,30 @@ def find_spec(reference: str, registry: Registry) -> Path:
     if reference in tasks:
         return tasks[reference]
     raise SpecError([f"no task {reference!r}{did_you_mean(reference, tasks)} (`saeval list tasks` shows all)"])
+
+
+def find_group(reference: str, registry: Registry) -> GroupSpec | None:
+    """Return the group that is named, or given as a path, its tasks as names or absolute paths; None for a task.
+
+    Raises:
+        SpecError: If there is no such file or task, or the group is malformed.
+    """
+    from pydantic import ValidationError
+
+    from saeval.spec import GroupSpec, explain_error, read_document
+
+    file = find_spec(reference, registry)
+    document = read_document(file, lambda name, beside: find_include(name, beside, registry))
+    if "group" not in document.data:
+        return None
+    try:
+        group = GroupSpec.model_validate(document.data)
+    except ValidationError as error:
+        raise SpecError([explain_error(e, document.where, GroupSpec) for e in error.errors()]) from None
+    members = [str(file.parent / m) if m.endswith((".yaml", ".yml")) else str(m) for m in group.tasks]
+    if twice := [m for m in dict.fromkeys(members) if members.count(m) > 1]:
+        raise SpecError([f"{document.where(('tasks',))}: {twice[0]} is named twice"])
+    return group.model_copy(update={"tasks": members})
 
 
 def find_include(reference: str, from_file: Path, registry: Registry) -> Path:

@@ -32,6 +32,11 @@ class FakeServer:
         delay: Seconds each answer takes.
         chooses: Chooses a fault by the body of the request and the number of the call, from 1; None for an answer.
         tokens: Counts the tokens of a text, for usage that depends on it; without it, every call takes the same.
+        batches: What was sent to the batch API, and its state.
+        looks: Times a batch is looked at before it is over.
+        ends_as: How batches end.
+        lost: Requests of a batch that get no answer, from its end.
+        files: Files that were uploaded, or hold the answers of a batch.
     """
 
     reply: Callable[[list[dict[str, str]]], str]
@@ -46,6 +51,11 @@ class FakeServer:
     url: str = ""
     chooses: Callable[[dict[str, Any], int], Fault | None] = lambda body, number: None
     tokens: Callable[[str], int] | None = None
+    batches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    looks: int = 1
+    ends_as: str = "completed"
+    lost: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
     def _fault(self, body: dict[str, Any]) -> Fault | None:
         return self.faults.pop(0) if self.faults else self.always or self.chooses(body, len(self.calls))
@@ -67,19 +77,76 @@ class FakeServer:
         finally:
             self.in_flight -= 1
         self.answered += 1
+        return web.json_response(self._completion(body, text))
+
+    def _completion(self, body: dict[str, Any], text: str) -> dict[str, Any]:
         taken, given = (100, 10) if self.tokens is None else (self._prompt_tokens(body), self.tokens(text))
-        return web.json_response(
-            {
-                "id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
-                "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": taken, "completion_tokens": given, "total_tokens": taken + given,
-                          "prompt_tokens_details": {"cached_tokens": min(40, taken)}},
-            }
-        )  # fmt: skip
+        return {
+            "id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": taken, "completion_tokens": given, "total_tokens": taken + given,
+                      "prompt_tokens_details": {"cached_tokens": min(40, taken)}},
+        }  # fmt: skip
 
     def _prompt_tokens(self, body: dict[str, Any]) -> int:
         assert self.tokens is not None
         return sum(4 + self.tokens(message["content"]) for message in body["messages"])
+
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        """Take a file, as /files does."""
+        form = await request.post()
+        sent = form["file"]
+        assert isinstance(sent, web.FileField)
+        name = f"file-{len(self.files)}"
+        self.files[name] = sent.file.read().decode()
+        return web.json_response(
+            {
+                "id": name, "object": "file", "bytes": len(self.files[name]), "created_at": 1, "filename": "x",
+                "purpose": "batch", "status": "processed",
+            }
+        )  # fmt: skip
+
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        """Give a file."""
+        return web.Response(text=self.files[request.match_info["file"]], content_type="application/octet-stream")
+
+    async def begin_batch(self, request: web.Request) -> web.StreamResponse:
+        """Take a batch, as /batches does; each of its requests is answered as a call would be, or fails as it would."""
+        asked = [json.loads(line) for line in self.files[(await request.json())["input_file_id"]].splitlines()]
+        good, bad = [], []
+        for line in asked[: len(asked) - self.lost]:
+            body = line["body"]
+            self.calls.append(body)
+            if (fault := self._fault(body)) is not None:
+                made = fault(request)
+                response = {"status_code": made.status, "body": json.loads(made.text)}
+            else:
+                self.answered += 1
+                response = {"status_code": 200, "body": self._completion(body, self.reply(body["messages"]))}
+            into = good if fault is None else bad
+            into.append(json.dumps({"custom_id": line["custom_id"], "response": response, "error": None}))
+        name = f"batch_{len(self.batches)}"
+        self.files |= {f"{name}-good": "\n".join(reversed(good)), f"{name}-bad": "\n".join(bad)}
+        self.batches[name] = {"asked": asked, "looks": 0, "bad": bool(bad)}
+        return web.json_response(self._batch(name))
+
+    async def look(self, request: web.Request) -> web.StreamResponse:
+        """Tell how far a batch is."""
+        name = request.match_info["batch"]
+        self.batches[name]["looks"] += 1
+        return web.json_response(self._batch(name))
+
+    def _batch(self, name: str) -> dict[str, Any]:
+        batch = self.batches[name]
+        over, n = batch["looks"] >= self.looks, len(batch["asked"])
+        files = {"output_file_id": f"{name}-good", "error_file_id": f"{name}-bad" if batch["bad"] else None}
+        errors = {"object": "list", "data": [{"code": "x", "message": "no such file", "line": None, "param": None}]}
+        return {
+            "id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": "x", "created_at": 1,
+            "completion_window": "24h", "status": self.ends_as if over else "in_progress",
+            "request_counts": {"total": n, "completed": n if over else n // 2, "failed": 0},
+            "errors": errors if over and self.ends_as == "failed" else None, **(files if over else {}),
+        }  # fmt: skip
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Answer /completions with echo, as vLLM does: each word is a token of log-probability -(its length).
@@ -172,6 +239,10 @@ def fake_server(reply: Callable[[list[dict[str, str]]], str] | str = "fine") -> 
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", server.chat)
         app.router.add_post("/v1/completions", server.completions)
+        app.router.add_post("/v1/files", server.upload)
+        app.router.add_get("/v1/files/{file}/content", server.download)
+        app.router.add_post("/v1/batches", server.begin_batch)
+        app.router.add_get("/v1/batches/{batch}", server.look)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

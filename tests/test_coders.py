@@ -13,7 +13,16 @@ from safetensors.torch import load_file, save_file
 from tiny import D_FF, D, tiny_model, tiny_sae
 
 import saeval.coders
-from saeval import HookPoint, InputError, LinearCoder, LiveModel, ModuleCoder, NeuronCoder, down_projection
+from saeval import (
+    HookPoint,
+    InputError,
+    LinearCoder,
+    LiveModel,
+    ModuleCoder,
+    NeuronCoder,
+    down_projection,
+    encoding_buffer,
+)
 
 NATIVE = (
     "standard", "gated", "topk", "abstopk", "jumprelu",
@@ -115,6 +124,65 @@ def test_tiles_change_nothing(tmp_path, monkeypatch, architecture, options):
     assert (tiled.rows.diff() >= 0).all()
     monkeypatch.setattr(saeval.coders, "_TILE_BYTES", 1)
     assert torch.allclose(dense(coder.encode(X), (50, 40)), whole, atol=1e-5)
+
+
+SEPARABLE = [(a, o) for a, o in VARIANTS if a not in ("topk", "abstopk")]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"), SEPARABLE, ids=["-".join([a, *map(str, o)]) for a, o in SEPARABLE]
+)
+def test_chosen_latents_are_encoded_as_among_all_others(tmp_path, architecture, options):
+    folder = tiny_sae(tmp_path, architecture, **options)
+    coder, chosen = load(folder), [31, 3, 4, 17, 3]
+    some, every = coder.only(chosen).encode(X), dense(coder.encode(X), (50, 40))
+    kept = torch.zeros_like(every)
+    kept[:, chosen] = every[:, chosen]
+    assert (kept > 0).sum() > 10
+    assert torch.equal(dense(some, (50, 40)) != 0, kept != 0)
+    assert torch.allclose(dense(some, (50, 40)), kept, atol=1e-5)
+    assert coder.only(chosen).n_latents == 40
+    assert SaeLens(path=folder).separable()
+
+
+@pytest.mark.parametrize("architecture", ["topk", "abstopk"])
+def test_latents_that_compete_cannot_be_encoded_without_the_others(tmp_path, architecture):
+    folder = tiny_sae(tmp_path, architecture)
+    assert load(folder).only([1, 2]) is None
+    assert not SaeLens(path=folder).separable()
+    assert not RandomSae().separable()
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.5])
+def test_jumprelu_keeps_what_is_above_threshold_and_0_and_what_is_not_a_number(threshold):
+    encoder = torch.eye(4)
+    coder = LinearCoder(encoder, encoder, threshold=torch.full((4,), threshold))
+    rows, latents, values = coder.encode(torch.tensor([[-0.5, 0.0, 0.5, 2.0], [0.7, float("nan"), 0.0, 0.0]]))
+    pairs = [(r, c, v) for r, c, v in zip(rows.tolist(), latents.tolist(), values.tolist(), strict=True) if v == v]
+    expected = [(0, 3, 2.0)] if threshold == 0.5 else [(0, 2, 0.5), (0, 3, 2.0)]
+    assert pairs == expected
+    assert values.isnan().sum() == 4, "the whole row, as the encoder multiplies NaN by 0"
+
+
+def test_compiled_coders_encode_the_same(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    plain, coder = (load(tiny_sae(tmp_path, "jumprelu")) for _ in range(2))
+    assert coder.compile()
+    assert coder.only([3]).compile()
+    assert len(compiled) == 2
+    assert all(map(torch.equal, coder.encode(X), plain.encode(X)))
+    assert not NeuronCoder(D).compile()
+
+
+@pytest.mark.parametrize(("architecture", "options"), VARIANTS, ids=IDS)
+def test_a_shared_buffer_changes_nothing(tmp_path, architecture, options):
+    coder, other = load(tiny_sae(tmp_path, architecture, **options)), RandomSae(n_latents=64, k=3).load("cpu", D)
+    expected = [coder.encode(X), other.encode(X), coder.encode(X[:7])]
+    with torch.inference_mode(), encoding_buffer():
+        made = [coder.encode(X), other.encode(X), coder.encode(X[:7])]
+    for one, two in zip(made, expected, strict=True):
+        assert all(map(torch.equal, one, two))
 
 
 def test_no_rows_give_no_activations(tmp_path):

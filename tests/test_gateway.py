@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
+import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from email.utils import formatdate
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from fake_server import body, content, drop, error, fake_server, hang
+from planted_run import spec, truthful_server
 from pydantic import ValidationError
 from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
+import saeval
 from saeval import LLM, BudgetExceeded, LLMError, LogprobRequest, Refused, Reply, Request, StoreError, Usage
 from saeval.calls import Budget, Call, CallLog, CallStore
+from saeval.collect import store_path
 from saeval.gateway import Gateway, RoleSettings
+from saeval.plugins import Registry
+from saeval.progress import display
+from saeval.runner import run_task
+from saeval.task import load_task
 
 CANARY = "sk-canary-1234567890abcdef"
 
@@ -287,6 +298,29 @@ def test_process_killed_at_any_moment_pays_nothing_twice(tmp_path):
         assert len(server.calls) == 10
 
 
+def test_finished_calls_are_kept_and_in_the_ledger_though_many_share_a_transaction(tmp_path, monkeypatch):
+    kept, put = [], CallStore.put
+    monkeypatch.setattr(CallStore, "put", lambda store, answers: (put(store, answers), kept.append(len(answers))))
+    with fake_server() as server:
+        server.delay = 0.02
+        gate = gateway(tmp_path, direct(server), concurrency=50)
+        others, ledger = CallStore(tmp_path / "calls.sqlite"), CallLog(tmp_path / "calls.jsonl")
+
+        async def one(text):
+            await gate.complete(Request.of(text))
+            return len(ledger.answers("judge")), all(others.get(key) for key in ledger.answers("judge").values())
+
+        async def main():
+            try:
+                return await asyncio.gather(*(one(str(i)) for i in range(100)))
+            finally:
+                await gate._llm.aclose()
+
+        found = asyncio.run(main())
+    assert sum(kept) == 100 and len(kept) < 50
+    assert all(lines >= i for i, (lines, _) in enumerate(sorted(found), 1)) and all(whole for _, whole in found)
+
+
 def test_several_processes_share_the_answers(tmp_path):
     program = textwrap.dedent("""
         import sys
@@ -294,7 +328,7 @@ def test_several_processes_share_the_answers(tmp_path):
         from saeval.calls import CallStore
         for i in range(50):
             store = CallStore(Path(sys.argv[1]))
-            store.put(f"{sys.argv[2]}-{i}", {"text": str(i)})
+            store.put({f"{sys.argv[2]}-{i}": {"text": str(i)}})
             store.close()
     """)
     path = tmp_path / "calls.sqlite"
@@ -314,7 +348,7 @@ def test_cache_that_cannot_be_used_says_so_in_one_sentence(tmp_path):
     store = CallStore(tmp_path / "full")
     store._db.execute("PRAGMA max_page_count=1")
     with pytest.raises(StoreError, match="cannot be used .*full"):
-        store.put("key", {"text": "x" * 100_000})
+        store.put({"key": {"text": "x" * 100_000}})
 
 
 def test_line_of_the_ledger_that_a_kill_cut_short_costs_no_other(tmp_path):
@@ -447,3 +481,114 @@ def test_auto_concurrency_grows_with_success_and_a_fixed_one_is_kept(tmp_path):
 def test_model_that_cannot_score_says_so(tmp_path):
     with fake_server() as server, pytest.raises(LLMError, match="cannot score continuations"):
         asyncio.run(gateway(tmp_path, direct(server)).logprobs(LogprobRequest(("a",), ("b",))))
+
+
+# --- waiting ---
+
+
+def told_of(folder, llm, *requests, **settings):
+    """Ask all at once, and return what a user is told."""
+    told = []
+    gate = Gateway(
+        "judge", llm, model="m", identity="m", settings=RoleSettings(**settings), calls=CallStore(folder / "calls.sqlite"),
+        log=CallLog(folder / "calls.jsonl"), budget=Budget(None), tell=told.append,
+    )  # fmt: skip
+    ask(gate, *requests)
+    return told
+
+
+def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("saeval.gateway._TOLD", 0.9)
+    caplog.set_level(logging.INFO, "saeval")
+    with fake_server() as server:
+        server.faults = [error(429, "slow down", headers={"Retry-After": "1"})] * 3
+        told = told_of(tmp_path, direct(server), *(Request.of(str(i)) for i in range(3)))
+        assert told == ["judge: waiting 1 s, the server asked for it (m: status 429: slow down)"]
+        assert told[0] in caplog.text
+        server.faults = [error(429, headers={"Retry-After": "0.1"})]
+        assert told_of(tmp_path, direct(server), Request.of("x")) == []
+
+
+def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.gateway._SILENCE", 0.2)
+    with fake_server() as server:
+        server.delay = 0.6
+        told = told_of(tmp_path, direct(server), *(Request.of(str(i)) for i in range(3)))
+    assert told and all(
+        re.fullmatch(r"judge: no answer for \d+ s, \d calls? (are|is) under way", text) for text in told
+    )
+
+
+@pytest.mark.parametrize("style", ["rich", "plain", "json"])
+def test_every_display_says_what_a_run_waits_for(style, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("saeval.gateway._TOLD", 0.1)
+    with truthful_server() as server:
+        server.faults = [error(503, headers={"Retry-After": "0.2"})]
+        saeval.run(
+            spec(server, scorers={"detection": {}}, baselines=[]), out=tmp_path / "run", limit=1, display=display(style)
+        )
+    said = capsys.readouterr().err
+    assert "explainer: waiting 0 s, the server asked for it" in said
+    if style == "json":
+        assert "wait" in {json.loads(line)["event"] for line in said.splitlines()}
+
+
+def test_run_says_that_another_process_collects_what_it_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    with truthful_server() as server:
+        task = load_task(spec(server, scorers={"detection": {}}, baselines=[]), registry=Registry())
+        path = store_path(task.cells[0].source)
+        path.parent.mkdir(parents=True)
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+            run_task(task, out=tmp_path / "run", limit=1, max_cost=None, display=display("plain"))
+    assert (
+        "collect activations: waiting for another saeval process, which collects the same ones"
+        in capsys.readouterr().err
+    )
+
+
+# --- shared beginnings ---
+
+
+@pytest.mark.parametrize(
+    "name", sorted(file.name for file in files("saeval_plugins.prompts").iterdir() if file.name.endswith(".md"))
+)
+def test_prompts_begin_with_what_all_latents_share_so_that_providers_can_cache_it(name):
+    text = files("saeval_plugins.prompts").joinpath(name).read_text(encoding="utf-8")
+    last_question = text.rindex("# user\n") if "# user\n" in text else 0
+    assert "{{" not in text[:last_question]
+
+
+def test_requests_of_a_run_differ_in_their_last_turn_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    with truthful_server() as server:
+        saeval.run(spec(server, baselines=[]), out=tmp_path / "run", limit=3)
+    turns = [[json.dumps(turn) for turn in call["messages"]] for call in server.calls]
+    beginnings = {tuple(conversation[:-1]) for conversation in turns}
+    assert len(beginnings) == 3 < len(turns)  # one for the explainer, one for each scorer
+    assert all(len("".join(beginning)) > 1000 for beginning in beginnings)
+    (explained, judged) = json.loads((tmp_path / "run" / "results.json").read_text())["ledger"]
+    assert explained["cached_tokens"] == 40 * explained["calls"] and judged["cached_tokens"] == 40 * judged["calls"]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 40}},
+        {"prompt_cache_hit_tokens": 40, "prompt_cache_miss_tokens": 60},
+        {"cache_read_input_tokens": 40, "prompt_tokens_details": {"cached_tokens": None}},
+    ],
+    ids=["OpenAI", "DeepSeek", "Anthropic"],
+)
+def test_tokens_that_the_provider_cached_are_in_the_ledger(tmp_path, usage):
+    answer = json.loads(content("fine")(None).text)
+    answer["usage"] |= usage
+    with fake_server() as server:
+        server.always = body(json.dumps(answer))
+        gate = gateway(tmp_path, direct(server))
+        ask(gate, Request.of("a"), Request.of("b"))
+        (total,) = gate._log.totals()
+    assert (total.input_tokens, total.cached_tokens) == (200, 80)

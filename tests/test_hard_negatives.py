@@ -13,7 +13,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from saeval_plugins.samplers import Mix, Quantiles, Random, Top, non_activating
-from saeval_plugins.samplers.non_activating import Directions, Neighbours, Similar, cosines, jaccard, neighbours
+from saeval_plugins.samplers.non_activating import (
+    Directions,
+    Neighbours,
+    Similar,
+    Wanted,
+    cosines,
+    jaccard,
+    neighbours,
+)
 from test_store import dataset, dense, write
 
 from saeval import ActivationStore, InputError, LatentId, LinearCoder, ModuleCoder, NeuronCoder, derive_rng
@@ -64,7 +72,8 @@ def firing_in(store: ActivationStore, latent: int) -> set[int]:
 
 def draw(way, store, latent=0, n=20, keep=everything, seed=0):
     beside = store.windows(latent, WINDOW).ids
-    return way.draw(store, latent, WINDOW, n, derive_rng(seed, "draw"), keep, beside[keep(beside)]).tolist()
+    wanted = Wanted(store, latent, WINDOW, n, keep, beside[keep(beside)])
+    return way.draw(wanted, derive_rng(seed, "draw")).tolist()
 
 
 # --- what holds whichever way ---

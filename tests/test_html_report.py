@@ -8,11 +8,13 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -26,11 +28,12 @@ from saeval.cli import main
 from saeval.errors import InputError
 from saeval.report import cells as files
 from saeval.report import write_reports
-from saeval.report.html import plots, write_html
+from saeval.report.html import index, plots, write_html, write_plots
 from saeval.report.html.latents import CellTables, Ranked
 from saeval.report.html.plots import Series
 from saeval.report.html.svg import Axis
 from saeval.report.html.text import script_json, visible
+from saeval.report.join import join
 from saeval.report.leaderboard import Leaderboard
 from saeval.results import Correlation, DecileShares, Explanation, Judge, JudgeCheck, RunResult
 from saeval.testing import context, make_examples
@@ -47,7 +50,15 @@ HOSTILE = [
 
 
 def write_cell(
-    run_dir: Path, of, numbers, text=lambda i: f"words about {i}", tokens=None, why="", scorers=SCORERS
+    run_dir: Path,
+    of,
+    numbers,
+    text=lambda i: f"words about {i}",
+    tokens=None,
+    why="",
+    scorers=SCORERS,
+    directions=None,
+    calls=(),
 ) -> None:
     """Write the tables of a cell. The k-th of the latents scores k/10 under detection, 1 - k/10 under fuzzing."""
     folder = run_dir / "cells" / of.cell
@@ -56,7 +67,7 @@ def write_cell(
     files.write_latents(
         folder / "latents.parquet",
         [
-            {"latent": i, "firings": 10 * i, "windows": i, "density": i / 1000, "max_activation": 8.0, "explanation_status": "ok",
+            {**(directions or {}).get(i, {}), "latent": i, "firings": 10 * i, "windows": i, "density": i / 1000, "max_activation": 8.0, "explanation_status": "ok",
              **{f"score.{s}.{SCORERS[s]}": min(1.0, max(0.0, given[s](k))) for s in scorers if s in given}}
             for k, i in enumerate(numbers)
         ],
@@ -76,6 +87,8 @@ def write_cell(
         for start, answer, p, status in ((20, True, 0.9, "ok"), (25, False, 0.2, "ok"), (30, False, 0.05, "ok"), (35, None, None, "unparsed"))
     ]  # fmt: skip
     files.write_judgements(folder / "judgements.parquet", judged)
+    if calls:
+        files.write_calls(folder / "calls.parquet", calls)
     files.write_explanations(
         folder / "explanations.jsonl",
         [
@@ -114,8 +127,17 @@ def whole_run(folder: Path) -> tuple[RunResult, Path]:
     made = made.model_copy(
         update={"cells": [c.model_copy(update={"deciles": [shares], "correlations": own}) for c in made.cells]}
     )
+    known = {"metadata": {"neuronpedia_id": "some-model/6-res-jb"}}
+    made = made.model_copy(update={"cells": [made.cells[0].model_copy(update={"coder": known}), *made.cells[1:]]})
+    told = {5: {"neighbours": [6, 999], "cosines": [0.9, 0.25], "promoted": [" whale", "\u202e<b>"]}}
+    calls = [
+        {"latent": 5, "step": step, "variant": "explanation", "call": k, "prompt": f"[user]\nWhat of {k or 5}?", "reply": reply, "status": status}
+        for step, k, reply, status in (
+            ("explain", 0, "<b>words</b> \u202e about 5", "ok"), ("detection", 1, "[1, 0]", "ok"), ("detection", 2, "the server is gone", "failed"))
+    ]  # fmt: skip
     for n, one in enumerate(made.cells):
-        write_cell(run_dir, one, [100 * n + k for k in range(1, 13)], why="no number in the reply")
+        more = {"directions": told, "calls": calls} if n == 0 else {}
+        write_cell(run_dir, one, [100 * n + k for k in range(1, 13)], why="no number in the reply", **more)
     (run_dir / "spec.yaml").write_text("saeval: 1\ntask: face-off\n")
     write_html(made, run_dir, run_dir / "report")
     return made, run_dir / "report"
@@ -160,8 +182,10 @@ def hostile_run(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
-    return whole_run(tmp_path_factory.mktemp("whole"))[1]
+def report(tmp_path_factory, joined) -> Path:
+    folder = whole_run(tmp_path_factory.mktemp("whole"))[1]
+    shutil.copy(joined / "board.html", folder / "joined.html")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -596,10 +620,207 @@ def test_ratings_are_downloaded_as_the_table_that_the_human_scorer_reads(tmp_pat
     assert page.locator("#rated").inner_text() == "3 windows of 2 latents rated"
 
 
+# --- what was asked, directions, layers, files of plots ---
+
+
+def test_prompts_and_raw_replies_are_shown_when_a_fold_is_opened(report, visit):
+    from playwright.sync_api import expect
+
+    page = visit(report / "latents" / "0-coder-topk.html", "#latent=5")
+    page.wait_for_selector(".judged")
+    page.get_by_text("Prompt and raw reply of the explainer").click()
+    page.locator(".call pre").first.wait_for()
+    assert page.locator(".call pre").all_inner_texts() == ["[user]\nWhat of 5?", "<b>words</b> \\u202e about 5"]
+    page.get_by_text("Prompts and raw replies of detection").click()
+    page.get_by_text("Prompt 2 of 2").click()
+    expect(page.locator(".call[open] pre.reply").last).to_have_text("the server is gone")
+    page.locator("#latent").get_by_label("Explanation").select_option("random_explanation")
+    expect(page.locator(".call")).to_have_count(0)
+    page.get_by_text("Prompts and raw replies of detection").click()
+    page.get_by_text("was not kept").wait_for()
+
+
+def test_neighbours_promoted_tokens_and_neuronpedia_are_linked_where_known(report, visit):
+    page = visit(report / "latents" / "0-coder-topk.html", "#latent=5")
+    page.wait_for_selector(".judged")
+    assert page.locator(".chips .token").all_inner_texts() == [" whale", "\\u202e<b>"]
+    links = page.locator(".chips a")
+    assert page.locator(".chips >> nth=1").inner_text().split() == ["6", "0.90", "999", "0.25"] and links.count() == 1
+    there = page.get_by_role("link", name="Neuronpedia")
+    assert there.get_attribute("href") == "https://www.neuronpedia.org/some-model/6-res-jb/5"
+    links.click()
+    shows(page, 6)
+    other = visit(report / "latents" / "1-coder-jumprelu.html", "#latent=105")
+    other.wait_for_selector(".judged")
+    assert other.get_by_role("link", name="Neuronpedia").count() == 0 and other.locator(".chips").count() == 0
+
+
+@pytest.mark.parametrize("id_", ["javascript:x/y", "a/b/../c", "a", '"><script>/x', "//evil.example/x"])
+def test_an_odd_neuronpedia_id_makes_no_link(id_):
+    from saeval.report.html.pages import neuronpedia
+
+    assert neuronpedia(cell("a", []).model_copy(update={"coder": {"metadata": {"neuronpedia_id": id_}}})) == ""
+
+
+def layered() -> RunResult:
+    """Two architectures at three layers, and a random SAE at one."""
+    cells = []
+    for arch, values in {"topk": (0.6, 0.7, 0.8), "relu": (0.55, 0.58, 0.62)}.items():
+        for layer, value in zip((3, 9, 12), values, strict=True):
+            made = cell(f"{arch}{layer}", [score_row("detection", value), score_row("fuzzing", value)], arch=arch)
+            cells.append(made.model_copy(update={"coder": {"hookpoint": f"model.layers.{layer}.mlp"}}))
+    return run_of(*cells, cell("random_sae", [score_row("detection", 0.5)], "random_sae", arch="random", layer="9"))
+
+
+def test_scores_are_drawn_by_layer_with_a_line_for_cells_that_differ_in_nothing_else():
+    made = layered()
+    axes = [
+        c.model_copy(update={"axes": {"coder": c.coder.get("hookpoint", "x"), "arch": c.axes["arch"]}})
+        for c in made.cells
+    ]
+    groups = plots.families(Series.of(axes[:-1], {}))
+    assert [[plots.layer_of(s.cell) for s in some] for some in groups] == [[3, 9, 12], [3, 9, 12]]
+    drawn = plots.by_layer(Leaderboard.of(made.model_copy(update={"cells": axes})), "detection", groups)
+    assert (
+        drawn.count("<polyline") == 2
+        and "topk, layer 12: 0.800, 0.760 to 0.840" in drawn
+        and drawn.count('class="chance"') == 1
+    )
+    assert plots.families(Series.of(made_run().cells, {})) == []
+
+
+def test_layer_is_the_axis_or_the_first_number_of_the_hookpoint():
+    def layer(hookpoint, **axes):
+        return plots.layer_of(cell("a", [], **axes).model_copy(update={"coder": {"hookpoint": hookpoint}}))
+
+    assert [
+        layer("blocks.12.hook_resid_post"),
+        layer("x", layer="3"),
+        layer("layers.9", layer="4"),
+        layer("16k_pt"),
+    ] == [12, 3, 4, None]
+
+
+def test_fuzzing_is_drawn_against_intervention_first():
+    rows = [
+        score_row(s, 0.6, plugin=f"saeval/{p} 0.1.0")
+        for s, p in (("a", "embedding"), ("steer", "intervention"), ("f", "fuzzing"))
+    ]
+    assert index._pairs(Leaderboard.of(run_of(cell("x", rows), rank_by="a.balanced_accuracy")))[0] == ("f", "steer")
+
+
+@pytest.mark.parametrize("format_", ["svg", "pdf", "png"])
+def test_plots_are_written_as_files_that_stand_by_themselves(report, tmp_path, format_):
+    (report.parent / "results.json").write_text(made_run().model_dump_json(by_alias=True))
+    place = tmp_path / "plots"
+    shutil.copytree(report.parent, tmp_path / "run")
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "run"), "--plots", str(place), "-f", format_])
+    assert done.exit_code == 0, done.output
+    files_ = {p.name: p.read_bytes() for p in place.iterdir()}
+    assert f"against-detection.{format_}" in files_ and f"scatters-detection-fuzzing.{format_}" in files_
+    for content in files_.values():
+        assert content.startswith({"svg": b"<svg xmlns", "pdf": b"%PDF", "png": b"\x89PNG"}[format_])
+        if format_ == "pdf":
+            assert b"/Font" in content and b"/Image" not in content
+        if format_ == "svg":
+            assert b"var(" not in content and b"href" not in content and b"topk" in content
+
+
+def test_hostile_names_do_nothing_to_files_of_plots(tmp_path):
+    names = [*HOSTILE, "\ufffe\uffff", "\U000e0001"]
+    made = run_of(*(cell(str(k), [score_row("detection", 0.5 + k / 50)], other=name) for k, name in enumerate(names)))
+    (svg,) = write_plots(made, tmp_path, tmp_path)
+    found = {element.tag.rpartition("}")[2] for element in ElementTree.parse(svg).iter()}
+    assert found <= {"svg", "style", "g", "title", "text", "line", "rect", "circle", "polygon"}
+    assert write_plots(made, tmp_path, tmp_path, "pdf")[0].read_bytes().startswith(b"%PDF")
+
+
+def test_pdf_without_its_library_says_what_to_install(report, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cairosvg", None)
+    with pytest.raises(InputError, match=r"pip install 'saeval\[plots\]'"):
+        write_plots(made_run(), report.parent, tmp_path / "plots", "pdf")
+    assert not (tmp_path / "plots").exists()
+
+
+# --- many runs on one page ---
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("joined")
+    made = layered()
+    halves = {"one": made.cells[:3], "two": [*made.cells[3:], cell("none", [score_row("fuzzing", 0.9)], arch="topk")]}
+    for name, cells_ in halves.items():
+        (folder / name).mkdir()
+        run = run_of(*cells_, run_id=name + HOSTILE[0])
+        (folder / name / "results.json").write_text(run.model_dump_json(by_alias=True))
+    done = CliRunner().invoke(
+        main, ["leaderboard", str(folder / "one"), str(folder / "two"), "--html", str(folder / "board.html")]
+    )
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def ranks(page, table: int = 0) -> list[str]:
+    return page.locator("#joined-tables table").nth(table).locator(".rank").all_inner_texts()
+
+
+def test_joined_page_ranks_as_the_library_does_by_any_metric_and_within_groups(joined, visit):
+    from playwright.sync_api import expect
+
+    page = visit(joined / "board.html")
+    board = join([joined / "one", joined / "two"])
+    assert ranks(page) == [x.rank_text for x in board.groups(None)[""].standings]
+    assert ranks(page)[:2] == ["1", "2"] and ranks(page)[-2:] == ["–", "base"]
+    page.get_by_label("Rank by").select_option("fuzzing.balanced_accuracy")
+    expect(page.locator("th[aria-sort]")).to_contain_text("fuzzing")
+    by_fuzzing = join([joined / "one", joined / "two"], rank_by="fuzzing").groups(None)[""]
+    assert ranks(page) == [x.rank_text for x in by_fuzzing.standings] and "rank=fuzzing.balanced_accuracy" in page.url
+    page.get_by_role("button", name="detection").first.click()
+    page.get_by_label("Group by").select_option("arch")
+    groups = board.groups("arch")
+    expect(page.locator("#joined-tables h3")).to_have_count(len(groups))
+    expect(page.locator("th[aria-sort]").first).to_contain_text("detection")
+    assert page.locator("#joined-tables h3").all_inner_texts() == [f"arch: {value}" for value in groups]
+    assert [ranks(page, k) for k in range(3)] == [[x.rank_text for x in b.standings] for b in groups.values()]
+
+
+def test_joined_page_filters_and_draws_facets_and_keeps_its_state_in_the_address(joined, visit):
+    from playwright.sync_api import expect
+
+    page = visit(joined / "board.html", "#x=&facet=arch&colour=hookpoint")
+    assert page.locator("#joined-plots figure").count() == 3 and page.locator("#joined-plots .whisker").count() == 7
+    page.get_by_role("group", name="arch", exact=True).get_by_label("relu").uncheck()
+    expect(page.locator("#joined-count")).to_have_text("5 of 8 cells")
+    assert page.locator("#joined-plots figure").count() == 2
+    page.get_by_label("baselines").uncheck()
+    expect(page.locator("#joined-count")).to_have_text("4 of 8 cells")
+    again = visit(joined / "board.html", page.url[page.url.index("#") :])
+    assert again.locator("#joined-count").inner_text() == "4 of 8 cells" and "base" not in ranks(again)
+    assert again.evaluate("window.pwned") is None
+    visit(joined / "board.html", "#rank=<b>&group=__proto__&not.arch=}{&x=constructor").wait_for_selector(".rank")
+
+
+def test_joined_page_refuses_what_cannot_be_compared_or_marks_it(joined, tmp_path):
+    other = run_of(cell("x", [score_row("detection", 0.6)]), task_version="2.0", run_id="other")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text(other.model_dump_json(by_alias=True))
+    command = ["leaderboard", str(joined / "one"), str(tmp_path / "other"), "--html", str(tmp_path / "board.html")]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 2 and "task differs" in refused.output and not (tmp_path / "board.html").exists()
+    assert CliRunner().invoke(main, [*command, "--mixed"]).exit_code == 0
+    text = (tmp_path / "board.html").read_text()
+    assert '<span class="badge">mixed</span>' in text and "task differs" in text
+    assert CliRunner().invoke(main, [*command, "--mixed", "--match-l0", "32"]).exit_code == 2
+
+
 VIEWS = {
-    "index": ("index.html", ""), "list": ("latents/0-coder-topk.html", ""), "latent": ("latents/0-coder-topk.html", "#latent=5"),
+    "joined": ("joined.html", "#facet=arch"), "index": ("index.html", ""), "list": ("latents/0-coder-topk.html", ""), "latent": ("latents/0-coder-topk.html", "#latent=5"),
     "rating": ("latents/0-coder-topk.html", "#latent=5&rate=1"),
 }  # fmt: skip
+
+
+WAIT = {"joined": ".rank", "rating": "fieldset", "latent": ".judged"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -608,8 +829,10 @@ def test_accessible_by_the_rules_of_axe(report, visit, view, scheme):
     name, state = VIEWS[view]
     # The page's policy stands in the way of the checker's script alone, and is checked elsewhere.
     page = visit(report / name, state, color_scheme=scheme, bypass_csp=True)
-    page.wait_for_selector("fieldset" if view == "rating" else ".judged" if view == "latent" else "tbody a")
+    page.wait_for_selector(WAIT.get(view, "tbody a"))
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+    if view == "latent":
+        page.locator(".call pre").first.wait_for()
     page.add_script_tag(path=Path(find_spec("axe_playwright_python").origin).parent / "axe.min.js")
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found["violations"]] == []
@@ -620,7 +843,7 @@ def test_accessible_by_the_rules_of_axe(report, visit, view, scheme):
 def test_nothing_is_wider_than_a_phone(report, visit, view):
     name, state = VIEWS[view]
     page = visit(report / name, state, viewport={"width": 340, "height": 700})
-    page.wait_for_selector("fieldset" if view == "rating" else ".judged" if view == "latent" else "tbody a")
+    page.wait_for_selector(WAIT.get(view, "tbody a"))
     assert page.evaluate("document.documentElement.scrollWidth") == 340
 
 

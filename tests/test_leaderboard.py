@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from math import log
 
 import numpy as np
@@ -319,3 +320,16 @@ def test_interval_of_an_interpolated_score_covers_by_simulation():
         low, high = at_l0({"f": cells}, 24.0, "detection.balanced_accuracy")[0].ci95
         covered += low <= 0.8 - 0.2 * log(24 / 16) / log(4) <= high
     assert 0.91 <= covered / 400 <= 0.985
+
+
+def test_runs_on_the_hub_are_fetched_and_joined(runs, monkeypatch):
+    fetched = []
+
+    def pull(source, out):
+        fetched.append(source)
+        shutil.copytree(runs[1], out)
+
+    monkeypatch.setattr("saeval.exchange.hub.pull", pull)
+    done = CliRunner().invoke(main, ["leaderboard", str(runs[0]), "hf://datasets/me/two", "-f", "csv"])
+    assert done.exit_code == 0 and fetched == ["hf://datasets/me/two"]
+    assert {row["run_id"] for row in csv.DictReader(io.StringIO(done.output))} == {"one", "two"}

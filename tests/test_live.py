@@ -336,3 +336,47 @@ def test_damaged_gguf_files_are_refused(gguf_file, tmp_path):
         (tmp_path / f"{name}.gguf").write_bytes(content)
         with pytest.raises(InputError, match=f"{name}.gguf"):
             LiveModel.load(str(tmp_path / f"{name}.gguf"))
+
+
+def test_models_are_spread_over_gpus_by_accelerate(folders, monkeypatch):
+    import transformers
+
+    real, given = transformers.AutoModelForCausalLM.from_pretrained, []
+
+    def from_pretrained(place, *, device_map, **options):
+        given.append(device_map)
+        return real(place, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("saeval.model_loading.find_spec", lambda name: name)
+    live = LiveModel.load(str(folders["llama"]), device="balanced")
+    assert given == ["balanced"]
+    assert live.width(live.hookpoint("layers.1")) == D
+    monkeypatch.setattr("saeval.model_loading.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs the package accelerate"):
+        LiveModel.load(str(folders["llama"]), device="balanced", dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "asked", "device", "dtype"),
+    [
+        (True, "auto", "cuda", torch.bfloat16),
+        (True, "cuda:1", "cuda:1", torch.bfloat16),
+        (True, "balanced", "balanced", torch.bfloat16),
+        (True, "cpu", "cpu", torch.float32),
+        (False, "auto", "cpu", torch.float32),
+        (False, "balanced", "balanced", torch.float32),
+    ],
+)
+def test_device_and_precision_are_chosen_by_what_there_is(monkeypatch, cuda, asked, device, dtype):
+    class Loaded(Exception):
+        pass
+
+    def load_model(name, revision, *chosen):
+        raise Loaded(chosen)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr("saeval.live.load_model", load_model)
+    with pytest.raises(Loaded) as loaded:
+        LiveModel.load("some/model", device=asked)
+    assert loaded.value.args[0] == (device, dtype)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 from fake_server import body, content, error, fake_server
+from planted_run import spec, truthful_server
 from pydantic import ValidationError
 from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
 from test_gateway import ask, direct, gateway, through_litellm
 
-from saeval import InputError, LLMError, LogprobRequest, Message, Request, TokenLogprobs
+import saeval
+from saeval import InputError, LLMError, LogprobRequest, Message, Refused, Request, TokenLogprobs
 from saeval.calls import export_replay
 
 
@@ -128,6 +133,155 @@ def test_malicious_litellm_releases_are_refused_before_import(monkeypatch, relea
     with pytest.raises(InputError, match="malicious"):
         asyncio.run(llm.complete(Request.of("x", max_tokens=1)))
     assert "litellm" not in sys.modules
+
+
+# --- batches ---
+
+
+def in_batch(folder, server, model="openai/gpt-4o-mini", **options):
+    return gateway(folder, LiteLLM(model=model, api_base=server.url, batch=True, **options), retries=1)
+
+
+@pytest.fixture
+def _no_gathering(monkeypatch, tmp_path):
+    monkeypatch.setattr("saeval_plugins.llms.batches._GATHERED", 0.05)
+    monkeypatch.setattr("saeval_plugins.llms.batches._POLL", 0.01)
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+
+
+quick = pytest.mark.usefixtures("_no_gathering")
+
+
+@quick
+@pytest.mark.slow
+def test_batch_answers_each_request_at_the_batch_s_price(tmp_path):
+    requests = [Request.of(f"say {i}") for i in range(300)]  # more than would ever be in flight
+    with fake_server(lambda messages: messages[-1]["content"].upper()) as server:
+        replies = ask(in_batch(tmp_path, server), *requests, Request.of("say 0", repeat=1))
+        assert [reply.text for reply in replies] == [*(f"SAY {i}" for i in range(300)), "SAY 0"]
+        assert len(server.batches) == 1
+        assert server.calls[0] == {
+            "model": "gpt-4o-mini", "messages": [{"role": "user", "content": "say 0"}], "max_tokens": 256, "temperature": 0.0
+        }  # fmt: skip
+        usage = replies[0].usage
+        assert (usage.input_tokens, usage.cached_tokens, usage.price_source) == (100, 40, "litellm, as a batch")
+        assert usage.usd == pytest.approx((100 * 0.075 + 10 * 0.3) / 1e6)  # half of gpt-4o-mini's 0.15 and 0.6
+        assert not list((tmp_path / "cache" / "batches").iterdir())
+        direct_reply, *_ = ask(gateway(tmp_path, LiteLLM(model="openai/gpt-4o-mini", api_base=server.url)), requests[0])
+        assert (
+            direct_reply.text == "SAY 0" and server.answered == 301
+        )  # from the cache: how answers come is no part of the key
+
+
+@quick
+@pytest.mark.slow
+def test_request_that_fails_in_a_batch_is_sent_in_another_and_a_refusal_is_none(tmp_path):
+    with fake_server() as server:
+        server.chooses = lambda body, number: {
+            "declined": error(400, "no", code="content_filter"), "shaky": error(500) if number < 3 else None, "wrong": error(400),
+        }.get(body["messages"][0]["content"])  # fmt: skip
+        requests = map(Request.of, ("good", "shaky", "declined", "wrong"))
+        good, shaky, declined, wrong = ask(in_batch(tmp_path, server), *requests)
+        assert (good.text, shaky.text) == ("fine", "fine")
+        assert isinstance(declined, Refused)
+        assert isinstance(wrong, LLMError) and not wrong.retryable and "in a batch: status 400" in str(wrong)
+        assert [len(batch["asked"]) for batch in server.batches.values()] == [4, 1]
+
+
+@quick
+@pytest.mark.slow
+@pytest.mark.parametrize(("ends_as", "lost"), [("expired", 1), ("failed", 0)])
+def test_batch_that_ends_early_says_so(tmp_path, ends_as, lost):
+    with fake_server() as server:
+        server.ends_as, server.lost = ends_as, lost
+        first, second = ask(in_batch(tmp_path, server), Request.of("a"), Request.of("b"))
+        assert isinstance(second, LLMError)
+        if ends_as == "failed":
+            assert isinstance(first, LLMError) and first.lasting and "no such file" in str(first)
+        else:
+            assert first.text == "fine" and "ended as expired without an answer" in str(second)
+            assert len(server.batches) == 2  # it was sent once more
+
+
+@quick
+@pytest.mark.slow
+def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_path):
+    async def killed(gate):
+        asking = asyncio.gather(*(gate.complete(Request.of(str(i))) for i in range(5)))
+        while not list((tmp_path / "cache" / "batches").glob("[!.]*.json")):
+            await asyncio.wait({asking}, timeout=0.01)
+        # and nothing is closed
+
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        server.looks = 10**6
+        asyncio.run(killed(in_batch(tmp_path, server)))
+        server.looks = 1
+        replies = ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(6)))
+        assert [reply.text for reply in replies] == list("012345")
+        assert [len(batch["asked"]) for batch in server.batches.values()] == [5, 1]
+        assert not list((tmp_path / "cache" / "batches").iterdir())
+
+
+@quick
+@pytest.mark.slow
+def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("saeval.gateway._SILENCE", 0.05)
+    caplog.set_level(logging.INFO, "saeval")
+    with fake_server() as server:
+        server.looks = 20
+        ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(4)))
+    assert "4 calls are under way: batch batch_0 is in_progress, 2 of 4 answered" in caplog.text
+
+
+@quick
+@pytest.mark.slow
+def test_run_sends_each_step_of_all_latents_as_one_batch(tmp_path):
+    with truthful_server() as server:
+        role = {"model": "openai/rules", "api_base": server.url, "batch": True, "max_tokens": 100}
+        changes = {
+            "llms": {"explainer": role, "judge": role}, "scorers": {"detection": {}}, "baselines": [],
+            "source": {"use": "synthetic", "with": {"n_latents": 45, "documents": 300}}, "latents": {"n": 40, "min_windows": 20},
+        }  # fmt: skip
+        result = saeval.run(spec(server, **changes), out=tmp_path / "run")
+    assert result.cells[0].counts["explained"] == 40
+    assert [len(batch["asked"]) for batch in server.batches.values()] == [40, len(server.calls) - 40]
+
+
+def test_batches_of_a_provider_that_has_none_fail_at_once(tmp_path):
+    with fake_server() as server:
+        (failed,) = ask(in_batch(tmp_path, server, model="groq/llama"), Request.of("x"))
+    assert isinstance(failed, LLMError) and failed.lasting and "batch works for openai" in str(failed)
+
+
+# --- processes ---
+
+
+@pytest.mark.slow
+def test_processes_of_litellm_share_the_calls_and_one_that_dies_is_replaced(tmp_path):
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        server.delay = 0.3
+        llm = LiteLLM(model="openai/gpt-4o-mini", api_base=server.url, processes=2)
+        gate = gateway(tmp_path, llm, concurrency=8)
+
+        async def main():
+            try:
+                asking = asyncio.gather(*(gate.complete(Request.of(str(i))) for i in range(16)))
+                while not server.in_flight:
+                    await asyncio.sleep(0.05)
+                (processes,) = llm._by_loop.values()
+                os.kill(processes._workers[0]._process.pid, signal.SIGKILL)
+                replies = await asking
+                server.always = error(401, "wrong key")
+                with pytest.raises(LLMError, match="wrong key"):
+                    await gate.complete(Request.of("x"))
+                return replies, [worker._process for worker in processes._workers]
+            finally:
+                await llm.aclose()
+
+        replies, processes = asyncio.run(main())
+    assert [reply.text for reply in replies] == [str(i) for i in range(16)]
+    assert replies[0].usage.price_source == "litellm"
+    assert all(process.returncode is not None for process in processes)
 
 
 # --- scoring over HTTP ---

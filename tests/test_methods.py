@@ -65,7 +65,14 @@ def test_what_a_step_needs_and_cannot_get_is_refused_before_anything_runs(change
 
 def test_every_built_in_names_where_it_comes_from():
     for cls in (*saeval_scorers(), *saeval_explainers()):
-        if cls.name not in ("consistency", "evaluate", "precomputed", "top_tokens", "refine"):  # of no paper
+        if cls.name not in (
+            "consistency",
+            "evaluate",
+            "injection",
+            "precomputed",
+            "top_tokens",
+            "refine",
+        ):  # of no paper
             text = f"{sys.modules[cls.__module__].__doc__}{cls.__doc__}"
             assert "paper" in text or "arXiv" in text, cls.name
 
@@ -116,7 +123,7 @@ def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(tmp_path):
         if row["variant"] == "explanation":
             own.setdefault(row["scorer"], row)
     named = {row["plugin"].partition(" ")[0].removeprefix("saeval/") for row in own.values()}
-    assert named == {cls.name for cls in saeval_scorers()} - {"evaluate", "consistency"}
+    assert named == {cls.name for cls in saeval_scorers()} - {"evaluate", "consistency", "injection"}
     assert own["human"]["value"] == 3
     for label, row in own.items():
         assert row["tried"] == 1 and (row["n"] == 1 or label == "intruder"), (label, row)

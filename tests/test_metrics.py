@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as reference
@@ -116,6 +116,7 @@ values_in_range = st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_si
 
 
 @settings(deadline=None)
+@example([0.0, 1.4818388041030721e-154], 0)
 @given(values_in_range, st.integers(0, 10))
 def test_an_interval_stays_in_range_holds_the_mean_and_has_a_width(values, seed):
     low, high = metrics.mean_interval(values, derive_rng(seed, "interval"), low=0, high=1, resamples=200)

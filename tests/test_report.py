@@ -146,6 +146,19 @@ def test_a_run_interrupted_before_its_first_cell_can_be_reported():
     assert "face-off" in rendered(run_of()) and "face-off" in markdown(run_of())
 
 
+# --- Markdown ---
+
+
+def test_markdown_shows_headlines_and_folds_other_metrics_and_baselines():
+    text = markdown(made_run())
+    shown, _, rest = text[text.index("## Scores") :].partition("<details>")
+    folded = rest.partition("</details>")[0]
+    assert len(re.findall(r"^\| coder=", shown, re.MULTILINE)) == 4 * len(SCORERS)
+    assert shown.count("its own") == 4 * len(SCORERS) and "| f1 |" not in shown
+    every = sum(len(c.scores) for c in made_run().cells)
+    assert len(re.findall(r"^\| coder=", folded, re.MULTILINE)) == every - 4 * len(SCORERS) and "| f1 |" in folded
+
+
 # --- hostile text ---
 
 

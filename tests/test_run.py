@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 from fake_server import error
@@ -178,6 +179,7 @@ def test_spending_limit_stops_cleanly_and_a_higher_one_goes_on(tmp_path):
 
 
 BAD_SCORER = """
+import asyncio, sys, time
 from saeval import Score, Scorer, AUROC
 class Bad(Scorer):
     name = "bad"
@@ -186,7 +188,9 @@ class Bad(Scorer):
     async def score(self, explanation, examples, context):
         if examples.latent.index % 2:
             return Score(values={"auroc": 0.7})
-        return {"raise": lambda: 1 / 0, "nan": lambda: Score(values={"auroc": float("nan")}), "range": lambda: Score(values={"auroc": 7.0}),
+        if self.how == "hang":
+            await asyncio.Event().wait()
+        return {"block": lambda: time.sleep(60), "exit": lambda: sys.exit(0), "memory": lambda: bytearray(1 << 60), "raise": lambda: 1 / 0, "nan": lambda: Score(values={"auroc": float("nan")}), "range": lambda: Score(values={"auroc": 7.0}),
                 "type": lambda: "good", "metric": lambda: Score(values={"other": 1.0})}[self.how]()
 """
 
@@ -199,6 +203,10 @@ class Bad(Scorer):
         ("range", "7.0, outside"),
         ("type", "returned str"),
         ("metric", "gave no auroc"),
+        ("exit", "the plugin raised SystemExit"),
+        ("memory", "MemoryError"),
+        ("hang", "neither finished nor asked a model anything for 0.5 s"),
+        ("block", "blocked the whole run"),
     ],
 )
 def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
@@ -206,7 +214,8 @@ def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
     with truthful_server() as server:
         scorers = {"detection": {}, "bad": {"use": f"{tmp_path}/bad.py:Bad", "with": {"how": how}}}
         result = saeval.run(
-            spec(server, scorers=scorers, baselines=[], leaderboard={"rank_by": "detection"}), out=tmp_path / "run"
+            spec(server, scorers=scorers, baselines=[], leaderboard={"rank_by": "detection"}, run={"hang_after": 0.5}),
+            out=tmp_path / "run",
         )
     found = rows(result)
     assert found["detection"].n == 6
@@ -215,6 +224,31 @@ def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
     assert not result.reproducible
     journal = (tmp_path / "run" / "journal.jsonl").read_text()
     assert reason in journal
+
+
+def test_run_that_nearly_used_up_memory_stops_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    with truthful_server() as server:
+        left = iter([0.5, 0.5, 0.01])
+        with monkeypatch.context() as patch:
+            patch.setattr("saeval.runner.memory_left", lambda: next(left))
+            with pytest.raises(saeval.SaevalError, match=r"memory is nearly used up \(1.0% left\)"):
+                saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
+        asked = len(server.calls)
+        result = saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
+        assert 0 < asked < len(server.calls) == len({json.dumps(c, sort_keys=True) for c in server.calls})
+    assert rows(result)["detection"].n == 6
+
+
+def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    with truthful_server() as server:
+        steady = saeval.run(spec(server, baselines=[]), out=tmp_path / "steady")
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "another"))
+        real, jumps = time.time, iter(range(10**9))
+        monkeypatch.setattr(time, "time", lambda: real() + (-1) ** next(jumps) * 86_400)
+        began = time.monotonic()
+        jumping = saeval.run(spec(server, baselines=[]), out=tmp_path / "jumping")
+    assert time.monotonic() - began < 30
+    assert [c.model_dump() for c in jumping.cells] == [c.model_dump() for c in steady.cells]
 
 
 def test_works_inside_a_running_event_loop(tmp_path):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from saeval_plugins.samplers import Mix, Quantiles, Random, Top
-from saeval_plugins.samplers.windows import descending
+from saeval_plugins.samplers.windows import strongest_first
 from test_store import dataset, dense, write
 
-from saeval import LatentId, Windows, derive_rng
+from saeval import LatentId, derive_rng
 
 SAMPLERS = [Random, Quantiles, Top, Mix]
 OPTIONS = {"window": 16, "explain": 10, "score": 30, "explain_non_activating": 6, "non_activating": {"n": 20}}
@@ -88,6 +88,5 @@ def test_latent_that_is_never_silent_is_left_out(tmp_path):
 @given(st.lists(st.floats(-1e4, 1e4, width=32).map(lambda x: x + 0.0), max_size=60))
 def test_windows_are_ranked_by_their_maximum_and_ties_by_number(values):
     maxima = np.array(values, dtype=np.float32)
-    ranked = descending(Windows(np.arange(len(maxima)), maxima))
     expected = np.lexsort((np.arange(len(maxima)), -maxima))
-    assert ranked.ids.tolist() == expected.tolist() and ranked.maxima.tolist() == maxima[expected].tolist()
+    assert strongest_first(maxima).tolist() == expected.tolist()

@@ -85,9 +85,10 @@ def test_lone_file_is_valid_in_a_spec(tmp_path, kind):
             "model": "someone/model", "hookpoint": "layers.0", "coder": part, "corpus": {"path": str(corpus)}
         }}},
         "scorer": {"scorers": {"mine": part}},
+        "tracker": {"run": {"trackers": [part]}},
     }.get(kind, {kind: part})  # fmt: skip
     task = load_task({**SPEC, **changes}, registry=Registry(), check=kind != "coder")
-    assert any(p.loaded.id == f"local/my_{kind}" for p in task.parts())
+    assert any(p.loaded.id == f"local/my_{kind}" for p in (*task.parts(), *task.trackers))
 
 
 @pytest.mark.parametrize(

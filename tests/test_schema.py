@@ -172,6 +172,73 @@ def test_options_of_third_parties_are_there_with_their_descriptions(monkeypatch)
     assert schema["$defs"]["scorer.acme.fine"]["properties"]["scale"]["description"] == "How heavily."
 
 
+def applying(validator, schema, value):
+    """A schema and all that apply beside it to a value, as editors find them: refs, alternatives, conditions that hold."""
+    if not isinstance(schema, dict):
+        return
+    yield schema
+    inner = [*schema.get("allOf", ()), *schema.get("anyOf", ())]
+    if "$ref" in schema:
+        inner.append(validator.schema["$defs"][schema["$ref"].rpartition("/")[2]])
+    if "if" in schema and validator.evolve(schema=schema["if"]).is_valid(value):
+        inner.append(schema.get("then"))
+    for found in inner:
+        yield from applying(validator, found, value)
+
+
+def offered(validator, text):
+    """What an editor offers where `HERE` stands in a spec: keys of the mapping there, or values."""
+    value, schemas = yaml.safe_load(text), [validator.schema]
+    while value != "HERE":
+        schemas = [found for schema in schemas for found in applying(validator, schema, value)]
+        if isinstance(value, dict) and "HERE" in value:
+            return {key for schema in schemas for key in schema.get("properties", {})}
+        if isinstance(value, dict):
+            *_, (key, below) = value.items()
+            inside = [s["properties"].get(key, s.get("additionalProperties")) for s in schemas if "properties" in s]
+            inside += [
+                s["additionalProperties"] for s in schemas if "properties" not in s and "additionalProperties" in s
+            ]
+        else:
+            below, inside = value[-1], [s["items"] for s in schemas if "items" in s]
+        value, schemas = below, inside
+    schemas = [found for schema in schemas for found in applying(validator, schema, value)]
+    return {c for s in schemas for c in [*s.get("enum", ()), *([s["const"]] if "const" in s else [])]}
+
+
+@pytest.mark.parametrize(
+    ("text", "some"),
+    [
+        ("saeval: 1\nHERE: ", {"source", "scorers", "llms", "matrix", "run"}),
+        ("source: {use: HERE}", {"transformers", "recorded", "delphi"}),
+        ("source: {use: transformers, with: {HERE: }}", {"model", "hookpoint", "coder", "corpus"}),
+        ("source: {use: transformers, with: {coder: {use: HERE}}}", {"sae_lens", "sparsify", "neurons"}),
+        ("source: {use: transformers, with: {corpus: {HERE: }}}", {"path", "dataset", "tokens"}),
+        ("scorers: {HERE: }", {"detection", "fuzzing", "simulation"}),
+        ("scorers: {fuzzing: {with: {HERE: }}}", {"batch", "threshold", "negatives"}),
+        ("scorers: {fuzzing: {with: {negatives: HERE}}}", {"matched", "active", "fixed"}),
+        ("scorers: {mine: {use: simulation, with: {HERE: }}}", {"mode", "windows"}),
+        ("explainer: HERE", {"default", "top_tokens"}),
+        ("sampler: {use: random, with: {non_activating: {use: HERE}}}", {"random", "neighbours", "similar"}),
+        ("llms: {judge: {HERE: }}", {"model", "temperature", "max_tokens"}),
+        ("llms: {judge: {model: openai_compatible/x, HERE: }}", {"model", "api_base", "temperature"}),
+        ("baselines: [HERE]", {"random_explanation", "random_sae", "top_tokens"}),
+        ("run: {HERE: }", {"seed", "max_cost_usd", "max_failed"}),
+    ],
+)
+def test_editor_is_offered_what_may_stand_there(validator, text, some):
+    assert some <= offered(validator, text)
+
+
+def test_editor_is_offered_the_options_of_the_plugin_that_is_used_and_of_no_other(validator):
+    assert offered(validator, "scorers: {mine: {use: simulation, with: {HERE: }}}") == {
+        "mode",
+        "windows",
+        "top_logprobs",
+    }
+    assert "threshold" not in offered(validator, "scorers: {detection: {with: {HERE: }}}")
+
+
 def test_command_prints_the_schema_or_writes_it(tmp_path):
     printed = CliRunner().invoke(main, ["schema", "--without", "*"])
     assert json.loads(printed.output)["$schema"] == "https://json-schema.org/draft/2020-12/schema"

@@ -40,7 +40,7 @@ from saeval import (
 )
 from saeval.calls import Budget, CallLog, CallStore
 from saeval.gateway import Gateway, RoleSettings
-from saeval.runner import Meter
+from saeval.steps import Meter
 from saeval.testing import (
     ScriptedLLM,
     check_scorer,

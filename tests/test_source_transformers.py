@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
@@ -13,7 +14,20 @@ from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.sources.transformers import Transformers
 from tiny import D_FF, D, tiny_corpus, tiny_model, tiny_sae
 
-from saeval import ActivationWriter, Coder, Corpus, InputError, LiveModel, ModuleCoder, StoreError
+import saeval
+from saeval import (
+    ActivationStore,
+    ActivationWriter,
+    Coder,
+    Corpus,
+    InputError,
+    LinearCoder,
+    LiveModel,
+    ModuleCoder,
+    StoreError,
+)
+from saeval.plugins import Registry
+from saeval.task import load_task
 
 if TYPE_CHECKING:
     from saeval import SparseCoder
@@ -192,6 +206,104 @@ def test_sources_that_stopped_at_different_places_go_on_together(source, tmp_pat
         assert np.array_equal(dense(store), expected_values)
 
 
+# --- Memory and devices ---
+
+
+def test_batches_are_halved_where_memory_runs_out(source, tmp_path, monkeypatch):
+    other = source.with_coder(RandomSae(n_latents=64, k=6))
+    whole = collect(source, tmp_path / "whole")
+    assert whole.facts["contexts_a_batch"] == 4
+    encode, capture, failed = LinearCoder.encode, LiveModel.capture, []
+
+    def small_encode(self, x):
+        if self.n_latents == 64 and len(x) > 70:  # the second coder, when the first has written already
+            failed.append("coder")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return encode(self, x)
+
+    def small_capture(self, tokens, points, lengths=None):
+        if len(tokens) > 3:
+            failed.append("model")
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return capture(self, tokens, points, lengths)
+
+    monkeypatch.setattr(LinearCoder, "encode", small_encode)
+    writers = [ActivationWriter(tmp_path / "0"), ActivationWriter(tmp_path / "1")]
+    Transformers.collect_many([source, other], writers)
+    first, second = (writer.finish() for writer in writers)
+    assert failed == ["coder"]
+    assert first.facts["contexts_a_batch"] == second.facts["contexts_a_batch"] == 2
+    assert np.array_equal(first.firings, whole.firings), "nothing is written twice"
+    assert first.facts["fvu_tokens"] == whole.facts["fvu_tokens"], "and nothing counted twice"
+    assert np.allclose(dense(first), dense(whole), atol=1e-2)
+    monkeypatch.setattr(LinearCoder, "encode", encode)
+    monkeypatch.setattr(LiveModel, "capture", small_capture)
+    assert np.allclose(dense(collect(source, tmp_path / "2")), dense(whole), atol=1e-2)
+    assert failed == ["coder", "model"]
+
+
+def test_too_little_memory_for_one_context_is_said(source, tmp_path, monkeypatch):
+    def capture(self, tokens, points, lengths=None):
+        if tokens.shape[1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, tokens, points, lengths)
+
+    real = LiveModel.capture
+    monkeypatch.setattr(LiveModel, "capture", capture)
+    with pytest.raises(InputError, match="not enough memory for a single context"):
+        collect(source, tmp_path / "store")
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(LinearCoder, "encode", lambda self, x: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        collect(source, tmp_path / "store")
+
+
+def test_coders_are_compiled_on_cuda_only(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("on the CPU"))
+    wanting = source.model_copy(update={"compile": True})
+    store = collect(wanting, tmp_path / "store")
+    assert store.facts["compiled"] is False
+    assert (store.facts["device"], store.facts["dtype"]) == ("cpu", "float32")
+    assert wanting.fingerprint() != source.fingerprint()
+
+
+# --- Some latents alone ---
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
+def test_chosen_latents_are_stored_as_among_all_others_and_the_others_are_unknown(
+    source, folder, tmp_path, architecture
+):
+    coder = SaeLens(path=tiny_sae(folder / f"one-{architecture}", architecture))
+    source = source.model_copy(update={"coder": coder})
+    whole, some = collect(source, tmp_path / "whole"), collect(source.only([7, 2, 30]), tmp_path / "some")
+    assert some.n_latents == whole.n_latents
+    assert some.latents == {2, 7, 30}
+    assert whole.latents is None
+    assert whole.firings[[2, 7, 30]].sum() > 0
+    for latent in (2, 7, 30):
+        assert np.array_equal(some.activations(latent)[0], whole.activations(latent)[0])
+        assert np.allclose(some.activations(latent)[1], whole.activations(latent)[1], rtol=1e-3)
+    contexts = np.arange(len(some.lengths))
+    assert some.knows(7, contexts).all()
+    assert not some.knows(8, contexts).any()
+    assert len(some.silent_windows(8, 8, 5, np.random.default_rng(0))) == 0
+    assert "fvu" not in some.facts
+    assert source.only([7]).fingerprint() not in (source.fingerprint(), source.only([2]).fingerprint())
+
+
+def test_where_latents_compete_all_are_collected(source):
+    assert source.only([1, 2]) is source
+
+
+def test_chosen_latents_outside_the_dictionary_are_refused(source, folder, tmp_path):
+    coder = SaeLens(path=tiny_sae(folder / "narrow", "jumprelu"))
+    with pytest.raises(InputError, match=r"\[40\] are not in a dictionary of 40 latents"):
+        collect(source.model_copy(update={"coder": coder}).only([3, 40]), tmp_path / "store")
+
+
 def test_unexplained_variance_is_that_of_all_counted_tokens_at_once(source, model, sae, tmp_path):
     store = collect(source, tmp_path / "store")
     live, coder = LiveModel.load(str(model)), sae.load("cpu", D)
@@ -332,3 +444,71 @@ def test_sources_with_another_corpus_or_model_do_not_share_a_pass(source, corpus
 def test_options_are_checked(source):
     with pytest.raises(ValidationError, match="hook_point"):
         Transformers(**{**dict(source), "hook_point": "layers.1"})
+
+
+@pytest.fixture
+def listing(model, corpus, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    sae = tiny_sae(folder / "listed", "jumprelu")
+    return {
+        "saeval": 1, "task": "listed", "version": "1.0",
+        "source": {"use": "transformers", "with": {
+            "model": str(model), "hookpoint": "layers.1", "coder": {"use": "sae_lens", "with": {"path": str(sae)}},
+            "corpus": {"path": str(corpus.path), "context": 32},
+        }},
+        "latents": {"select": "list", "indices": [3, 7, 11, 30], "min_windows": 2},
+        "sampler": {"use": "random", "with": {"window": 4, "explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens",
+        "scorers": {"detection": {"with": {"batch": 1}}},
+    }  # fmt: skip
+
+
+def stores(tmp_path):
+    folders = sorted(path for path in (tmp_path / "cache" / "stores").iterdir() if path.is_dir())
+    return {path: ActivationStore.open(path).latents for path in folders}
+
+
+def test_listed_latents_are_collected_alone_and_come_out_the_same(listing, tmp_path):
+    whole = saeval.run(listing, out=tmp_path / "whole")
+    (everything,) = stores(tmp_path)
+    some = saeval.run({**listing, "measure": ["d_sae", "tokens"]}, out=tmp_path / "some")
+    assert [latents for path, latents in stores(tmp_path).items() if path != everything] == [{3, 7, 11, 30}]
+    assert {"l0", "frac_alive", "fvu"} <= set(whole.cells[0].measures)
+    assert set(some.cells[0].measures) == {"d_sae", "tokens"}
+    assert some.cells[0].measures["d_sae"] == 40
+    assert some.cells[0].counts["sampled"] == whole.cells[0].counts["sampled"] > 0
+    assert some.cells[0].scores == whole.cells[0].scores
+    rows = [
+        pq.read_table(tmp_path / name / "cells" / "all" / "latents.parquet").to_pylist() for name in ("whole", "some")
+    ]
+    told = [[(row["latent"], row["firings"], row["windows"]) for row in cell] for cell in rows]
+    assert told[0] == told[1] != []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measure": ["l0"]},
+        {"latents": {"n": 2, "min_windows": 2}},
+        {"sampler": {"use": "random", "with": {"window": 4, "non_activating": {"use": "neighbours", "n": 5}}}},
+    ],
+    ids=["measured", "drawn", "neighbours"],
+)
+def test_all_latents_are_collected_where_others_are_wanted(listing, change):
+    task = load_task({**listing, "measure": [], **change}, registry=Registry())
+    assert task.cells[0].collected is task.cells[0].source
+    assert load_task({**listing, "measure": []}, registry=Registry()).cells[0].collected is not task.cells[0].source
+
+
+def test_latents_that_were_not_collected_have_no_measures_and_cannot_be_listed(listing, tmp_path):
+    saeval.run({**listing, "measure": []}, out=tmp_path / "some")
+    (path,) = stores(tmp_path)
+    recorded = {
+        **listing,
+        "source": {"use": "recorded", "with": {"path": str(path)}},
+        "measure": ["l0", "d_sae", "fvu"],
+    }
+    again = saeval.run(recorded, out=tmp_path / "again")
+    assert set(again.cells[0].measures) == {"d_sae"}
+    with pytest.raises(InputError, match=r"\[4\] are not among the 4 latents that were collected"):
+        saeval.run({**recorded, "latents": {"select": "list", "indices": [3, 4]}}, out=tmp_path / "other")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -84,6 +86,28 @@ def test_values_that_float16_cannot_hold_are_kept_in_float32(tmp_path):
         writer.add(np.array([1]), np.array([0]), np.array([value], dtype=np.float32))
         writer.advance(len(data.tokens))
         assert writer.finish().activations(0)[1][0] == np.float32(value)
+
+
+def test_float16_keeps_each_value_to_a_two_thousandth_of_the_latents_peak_and_makes_none_zero(tmp_path):
+    data = dataset()
+    value = np.array([5.0, 1e-5, -1e-9, 1e-12, 0.333333], dtype=np.float32)
+    writer = ActivationWriter(tmp_path / "s")
+    writer.start(data, 2)
+    writer.add(np.arange(5), np.zeros(5, dtype=np.int64), value)
+    writer.advance(len(data.tokens))
+    store = writer.finish()
+    kept = store.activations(0)[1]
+    assert store.value.dtype == np.float16
+    assert (np.abs(kept - value) < 5.0 / 2000).all() and np.array_equal(np.sign(kept), np.sign(value))
+
+
+def test_positions_outside_the_corpus_are_refused(tmp_path):
+    data = dataset()
+    for position in (-1, data.tokens.size):
+        writer = ActivationWriter(tmp_path / "s")
+        writer.start(data, 1)
+        with pytest.raises(StoreError, match="outside the dictionary or the corpus"):
+            writer.add(np.array([position]), np.array([0]), np.ones(1, dtype=np.float32))
 
 
 def test_interrupted_writer_goes_on_after_its_last_chunk_and_gives_the_same_store(tmp_path):
@@ -178,3 +202,31 @@ def test_drawing_silent_windows_from_a_large_corpus_needs_no_list_of_all_windows
     drawn = store.silent_windows(0, 8, 50, np.random.default_rng(1))
     assert len(set(drawn.tolist())) == 50
     assert all(i % 8 != 0 for i in drawn)
+
+
+def test_character_split_between_tokens_belongs_to_the_token_that_completes_it(tmp_path):
+    data = dataset(contexts=2)
+    pieces = {**data.vocabulary, 1: "é".encode()[:1], 2: "é".encode()[1:], 3: " ü".encode()}
+    tokens = np.where(np.arange(65) % 2 == 0, 2, 1).astype(np.int32) * np.ones((2, 1), dtype=np.int32)
+    tokens[1] = 3
+    data = replace(data, tokens=tokens, vocabulary=pieces)
+    store = write(tmp_path / "s", data, dense(data, 1, 0.05))
+    halves, broken, whole = store.examples_at(LatentId("here", 0), [1, 2, 66], 4)
+    assert halves.tokens == ("", "é", "", "é")
+    assert "".join(broken.tokens) == "\N{REPLACEMENT CHARACTER}é\N{REPLACEMENT CHARACTER}"
+    assert whole.tokens == (" ü",) * 4
+
+
+def test_examples_are_frozen_and_can_be_changed_pickled_and_shown(tmp_path):
+    data = dataset()
+    store = write(tmp_path / "s", data, dense(data, 1, 0.05))
+    (example,) = store.examples(LatentId("here", 0), [5], 16, [3])
+    context, tile = divmod(5, 4)
+    assert example.token_ids == tuple(data.tokens[context, 1 + tile * 16 : 17 + tile * 16].tolist())
+    assert repr(example).startswith("Example(tokens=(' w")
+    with pytest.raises(FrozenInstanceError):
+        example.start = 0
+    for other in (replace(example, decile=4), pickle.loads(pickle.dumps(example))):
+        assert (other.id, other.tokens, other.token_ids) == (example.id, example.tokens, example.token_ids)
+        assert np.array_equal(other.activations, example.activations)
+    assert (replace(example, decile=4).decile, pickle.loads(pickle.dumps(example)).decile) == (4, 3)

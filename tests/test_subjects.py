@@ -290,7 +290,7 @@ def reply(messages):
     return truthful(messages) if messages[-1]["content"].startswith("Explanation:") else "EXPLANATION: ships at sea"
 
 
-CELLS = {"rnn-steering": ["tense", "random_sae"], "rnn-lens": ["mamba"], "rnn-probes": ["mamba"]}
+CELLS = {"rnn/steering": ["tense", "random_sae"], "rnn/lens": ["mamba"], "rnn/probes": ["mamba"]}
 
 
 @pytest.mark.slow
@@ -305,17 +305,17 @@ def test_tasks_for_recurrent_networks_run_to_their_end(task, tmp_path):
         "sampler.with": "{window: 8, explain: 8, score: 8, non_activating: {n: 8}}",
         "source.with.corpus.per_document": 200,
     }
-    if task == "rnn-steering":
+    if task == "rnn/steering":
         pairs = PAGE.parents[1] / "tasks" / "rnn" / "tense.jsonl"
         changes |= {"matrix.concept": f"[{{id: tense, pairs: {pairs}}}]", "scorers.intervention_weak.with.kl": 0.01}
         changes |= {"explainer.with.kl": 0.02}
-    if task == "rnn-lens":
+    if task == "rnn/lens":
         changes |= {"source.with.coder.with.k": 4, "explainer.with.tuned_lens": tmp_path / "lens"}
-    if task != "rnn-probes":
+    if task != "rnn/probes":
         changes |= {"scorers.intervention.with.kl": 0.02, "llms.base": f"{{model: 'hf/{model}'}}"}
     with fake_server(reply) as server:
         chat = f"{{model: openai_compatible/x, api_base: '{server.url}', max_tokens: 100}}"
-        changes |= {"llms.explainer": chat} | ({} if task == "rnn-steering" else {"llms.judge": chat})
+        changes |= {"llms.explainer": chat} | ({} if task == "rnn/steering" else {"llms.judge": chat})
         settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
         command = [sys.executable, "-m", "saeval", "run", "--task", task, "--out", "run", *settings]
         env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}

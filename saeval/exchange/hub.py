@@ -20,7 +20,14 @@ from saeval.files import write_atomic
 
 FORMAT = "saeval.bundle/1"
 _INDEX = "saeval.json"
-_CELL_FILES = ("latents.parquet", "examples.parquet", "explanations.jsonl", "judgements.parquet")
+_CELL_FILES = (
+    "latents.parquet",
+    "examples.parquet",
+    "explanations.jsonl",
+    "scores.parquet",
+    "judgements.parquet",
+    "calls.parquet",
+)
 _REPORTS = ("report.md", "leaderboard.csv", "leaderboard.parquet")
 _PLACE = re.compile(r"hf://datasets/([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:@([\w./-]+))?")
 

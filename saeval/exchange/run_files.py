@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeval.errors import InputError, did_you_mean
 from saeval.exchange.folders import file_name, latent_number, read_json_lines
 from saeval.results import CellResult, RunResult, ScoreRow, read
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAIN = "explanation"
 Row = dict[str, Any]
@@ -106,7 +109,7 @@ class RunCell:
         return rows
 
 
-def read_table(file: Path, columns: tuple[str, ...]) -> list[Row]:
+def read_arrow(file: Path, columns: tuple[str, ...]) -> pa.Table:
     """Read a Parquet file.
 
     Raises:
@@ -123,7 +126,12 @@ def read_table(file: Path, columns: tuple[str, ...]) -> list[Row]:
         raise InputError(f"{file}: is not whole Parquet ({type(error).__name__}); copy or make it again") from None
     if missing := [name for name in columns if name not in table.column_names]:
         raise InputError(f"{file}: has no column {', '.join(missing)}")
-    rows: list[Row] = table.to_pylist()
+    return table
+
+
+def read_table(file: Path, columns: tuple[str, ...]) -> list[Row]:
+    """Read a Parquet file as rows; see `read_arrow`."""
+    rows: list[Row] = read_arrow(file, columns).to_pylist()
     return rows
 
 

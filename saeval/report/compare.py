@@ -125,6 +125,11 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
 
     Raises:
         InputError: If a run, cell or metric is not there, or both are the same cell.
+
+    Example:
+        >>> found = saeval.compare("mine", "other")
+        >>> found.paired, [(c.metric, round(c.difference, 2)) for c in found.contrasts]
+        (True, [('detection.balanced_accuracy', 0.5)])
     """
     sides = _open(a), _open(b)
     if sides[0].cell.folder.resolve() == sides[1].cell.folder.resolve():

@@ -90,6 +90,11 @@ def join(
 
     Raises:
         InputError: If a run cannot be read, the runs do not go together, or a facet or column is not there.
+
+    Example:
+        >>> board = saeval.join(["mine"], mixed=True).groups(None)[""]
+        >>> [(standing.rank_text, standing.cell.cell) for standing in board.standings]
+        [('1', 'mine:all')]
     """
     results = [(Path(path), read(path)) for path in runs]
     names = _run_names(results)

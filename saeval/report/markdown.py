@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from saeval.report import safe_text
 from saeval.report.leaderboard import OWN, Leaderboard
 from saeval.report.method import method, named
-from saeval.results import CellResult, Correlation, DecileShares, Judge, Ledger, RunResult, ScoreRow
+from saeval.results import CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _SCORES = (
@@ -22,6 +22,12 @@ _DECILES = (
 _CORRELATIONS = (
     "Of headline metrics over the latents that both scored, with their number: Pearson above the diagonal, Spearman "
     "below. The cells' own explanations; none for fewer than three latents or scores that are all the same."
+)
+_FINDINGS = ("claim", "", "difference", "95 % CI", "n", "of what")
+FINDINGS = (
+    "Claims of the task, held against this run alone: shown, where the whole interval lies on the claimed side of 0 (for "
+    "claims of likeness, near enough to it); contradicted, where it lies on the other; not shown, where it reaches over "
+    "both; cannot be told, where there is too little data. Each at 95 % by itself: of twenty false claims, one seems to hold."
 )
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
@@ -44,7 +50,9 @@ def markdown(run: RunResult) -> str:
     ]
     if (least := board.smallest_difference) is not None:
         parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {least:.3f}.")
-    parts += ["## Scores", _table(_SCORES, [_score(x.cell, row) for x in board.standings for row in x.cell.scores])]
+    if run.findings:
+        parts += ["## Findings", FINDINGS, _table(_FINDINGS, map(finding_row, run.findings))]
+    parts += ["## Scores", *_scores(board)]
     if deciles := [[x.cell.cell, *_deciles(shares)] for x in board.standings for shares in x.cell.deciles]:
         parts += [
             "## Judged right, by decile",
@@ -89,12 +97,33 @@ def _leaderboard(run: RunResult, board: Leaderboard) -> str:
     return _table(["rank", *axes, *measures, *(f"{s}: {m}" for s, m in board.metrics.items())], rows)
 
 
+def _scores(board: Leaderboard) -> Iterator[str]:
+    """Yield the headline of each scorer; folded, its other metrics and the explanations of baselines."""
+    rows = [(x.cell, row) for x in board.standings for row in x.cell.scores]
+    first = [(c, r) for c, r in rows if r.variant == OWN and board.metrics[r.scorer] == r.metric]
+    yield _table(_SCORES, [_score(c, r) for c, r in first])
+    if rest := [_score(c, r) for c, r in rows if (c, r) not in first]:
+        yield "<details><summary>Other metrics, and explanations of baselines</summary>"
+        yield _table(_SCORES, rest)
+        yield "</details>"
+
+
 def _score(cell: CellResult, row: ScoreRow) -> list[object]:
     floors = ", ".join(f"{name} {value:.3f}" for name, value in row.floor.items())
     return [
         cell.cell, row.scorer, "its own" if row.variant == OWN else row.variant, _words(row), row.metric, "↑" if row.higher_is_better else "↓",
         _value(row), _interval(row), f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, "" if row.lift is None else f"{row.lift:+.3f}",
     ]  # fmt: skip
+
+
+def finding_row(found: Finding) -> list[str]:
+    """Return a finding as texts: claim, outcome, difference, interval or p, n, and what was computed or why not."""
+    interval = "" if found.p is None else f"p {found.p:.2g}"
+    if found.ci95 is not None:
+        interval = f"{found.ci95[0]:+.3f} to {found.ci95[1]:+.3f}"
+    difference = "–" if found.difference is None else f"{found.difference:+.3f}"
+    about = f"{found.reason} ({found.quantity})" if found.reason else found.quantity
+    return [found.claim, found.outcome, difference, interval, ", ".join(map(str, found.n)), about]
 
 
 def _judge(judge: Judge) -> str:

@@ -6,11 +6,14 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeval.files import write_atomic
 from saeval.report import safe_text
 from saeval.results import RunResult
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _COLUMNS = {
     "run_id": "string", "task": "string", "task_version": "string", "spec_sha": "string", "synthetic": "bool", "partial": "bool",
@@ -98,12 +101,18 @@ def table_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    sink = pa.BufferOutputStream()
+    pq.write_table(arrow_table(rows, columns), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pa.Table:
+    """Return rows as an Arrow table with these columns and types."""
+    import pyarrow as pa
+
     def arrow(kind: str) -> Any:
         return pa.list_(arrow(kind[5:-1])) if kind.startswith("list<") else pa.type_for_alias(kind)
 
     schema = pa.schema([(name, arrow(kind)) for name, kind in columns.items()])
-    table = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in columns}, schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in columns}, schema=schema)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from saeval.report import safe_text
 from saeval.report.leaderboard import OWN, Leaderboard
-from saeval.results import CellResult, RunResult, ScoreRow
+from saeval.results import CellResult, Finding, RunResult, ScoreRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,6 +111,11 @@ def render(run: RunResult, console: Console | None = None) -> None:
         heads = [*axes, "explanation", "words", "score", "n", "fail", "cover", "lift", "$"]
         _print_table(console, title, heads, rows, [v != OWN for _, v, _ in found], folding=[*axes, "explanation"])
 
+    if run.findings:
+        console.print(Text("\nfindings", style="bold"))
+    for finding in run.findings:
+        say(finding_line(finding))
+
     console.print()
     if board.smallest_difference is not None:
         say(
@@ -122,6 +127,16 @@ def render(run: RunResult, console: Console | None = None) -> None:
     )
     for warning in run.warnings:
         say(f"! {warning}", "yellow")
+
+
+def finding_line(found: Finding) -> str:
+    """Write a claim, what the run says of it, and by which numbers."""
+    n = " and ".join(map(str, found.n))
+    facts = [] if found.difference is None else [f"{found.difference:+.3f}"]
+    facts += [] if found.ci95 is None else [f"[{found.ci95[0]:+.3f} {found.ci95[1]:+.3f}]"]
+    facts += [] if found.p is None else [f"p {found.p:.2g}"]
+    facts += [f"n {n}"] if n else []
+    return f"{found.outcome}: {found.claim} ({found.reason or ', '.join(facts)})"
 
 
 def _axes(cells: Sequence[CellResult]) -> tuple[list[str], list[str]]:

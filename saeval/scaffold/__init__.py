@@ -17,6 +17,7 @@ KINDS = {
     "source": ("ActivationSource", "A source of activations"),
     "coder": ("Coder", "A sparse coder"),
     "llm": ("LLM", "A way to reach language models"),
+    "tracker": ("Tracker", "An experiment tracker"),
 }
 """Base class and words for each kind of plugin."""
 
@@ -89,6 +90,8 @@ def _slots(kind: str, name: str) -> dict[str, str]:
     }  # fmt: skip
     if kind == "coder":
         return {**slots, "try_it": f"# in a spec:   coder: {{use: {slots['id']}}}"}
+    if kind == "tracker":
+        return {**slots, "try_it": f"# in a spec:   run: {{trackers: [{slots['id']}]}}"}
     if kind == "llm":
         return {**slots, "try_it": f"# in a spec:   llms: {{judge: {{model: {slots['id']}/MODEL}}}}"}
     task = {

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saeval.errors import LLMError, Refused
-from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer
+from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer, Tracker
 from saeval.llm import FillRequest, LanguageModel, LogprobRequest, Request
 from saeval.records import Examples, LatentId, LatentRecord
-from saeval.results import Explanation, Score
+from saeval.results import CellResult, Explanation, Ledger, RunResult, Score, ScoreRow
 from saeval.seeding import derive_rng
 from saeval.store import ActivationStore, ActivationWriter
 from saeval.testing.planted import planted_explanation, planted_tokens, rule_explainer, rule_judge
@@ -39,6 +39,21 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
 
     Raises:
         AssertionError: If the contract is broken, saying how.
+
+    Example:
+        >>> from saeval import Metric
+        >>> class Words(Scorer):
+        ...     name = "words"
+        ...     metrics = (Metric("words", high=1000),)
+        ...
+        ...     async def score(self, explanation, examples, context):
+        ...         return Score(values={"words": float(len(explanation.text.split()))})
+        >>> check_scorer(Words())
+        >>> class Dishonest(Words):
+        ...     metrics = (Metric("words", high=1),)
+        >>> check_scorer(Dishonest())
+        Traceback (most recent call last):
+        AssertionError: ...
     """
     _check_plugin(scorer)
     assert scorer.metrics, "the scorer declares no metrics"
@@ -76,6 +91,14 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
 
     Raises:
         AssertionError: If the contract is broken, saying how.
+
+    Example:
+        >>> class First(Explainer):
+        ...     name = "first"
+        ...
+        ...     async def explain(self, examples, context):
+        ...         return Explanation(text=f"tokens such as{examples.activating[0].tokens[0]}")
+        >>> check_explainer(First())
     """
     _check_plugin(explainer)
     examples = make_examples(seed=2)
@@ -228,6 +251,54 @@ def check_llm(llm: LLM) -> None:
     _check_plugin(llm)
     assert llm.model, "the model has no name"
     asyncio.run(_ask_everything(llm))
+
+
+def check_tracker(tracker: Tracker) -> None:
+    """Check a tracker: it takes runs that are whole and that are not, twice, and leaves the run directory's files alone.
+
+    It really writes to wherever its options and the environment say.
+
+    Args:
+        tracker: The tracker.
+
+    Raises:
+        AssertionError: If the contract is broken, saying how.
+    """
+    _check_plugin(tracker)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "run")
+        (folder / "report").mkdir(parents=True)
+        (folder / "report" / "report.md").write_text("# A run\n", encoding="utf-8")
+        for result in (_some_result(partial=True), _some_result(partial=False), _some_result(partial=False)):
+            file = folder / "results.json"
+            file.write_text(result.model_dump_json(by_alias=True), encoding="utf-8")
+            before = file.read_bytes()
+            assert tracker.track(result, folder) is None, "`track` returns something"
+            assert file.exists() and file.read_bytes() == before, "results.json is changed"
+
+
+def _some_result(*, partial: bool) -> RunResult:
+    """Return a small result with what trackers must bear: no value, no interval, an unknown price, awkward names."""
+    row = ScoreRow(
+        scorer="detection", plugin="saeval/detection 0", metric="balanced_accuracy", higher_is_better=True, range=(0, 1),
+        value=0.75, median=0.7, ci95=(0.6, 0.9), n=8, tried=10, failed=2, unparsed=1, coverage=0.8, floor={"chance": 0.5},
+        lift=0.25, judge="a/judge", usd=None,
+    )  # fmt: skip
+    nothing = row.model_copy(
+        update={"scorer": "fuzzing", "value": None, "median": None, "ci95": None, "n": 0, "lift": None}
+    )
+    cell = CellResult(
+        cell="coder=a+b,layer=9", axes={"coder": "a+b", "layer": "9"}, coder={}, subject="a/model", explainer="default",
+        measures={"l0": 32.0}, counts={}, scores=[row, nothing],
+    )  # fmt: skip
+    ledger = Ledger(
+        role="judge", model="a/judge", calls=1, cached=0, failed=0, input_tokens=9, output_tokens=1, usd=None
+    )
+    return RunResult(
+        run_id="contract", task="contract", task_version="1.0", spec_sha="0" * 64, saeval_version="0", seed=0,
+        rank_by="detection.balanced_accuracy", partial=partial, synthetic=True, reproducible=True, cells=[cell],
+        ledger=[ledger],
+    )  # fmt: skip
 
 
 async def _ask_everything(llm: LLM) -> None:

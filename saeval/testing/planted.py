@@ -93,6 +93,11 @@ def planted_store(path: Path, *, n_latents: int = 16, documents: int = 100, seed
         n_latents: Latents.
         documents: Documents.
         seed: Another seed makes other documents.
+
+    Example:
+        >>> store = planted_store(Path("store"), n_latents=4, documents=20)
+        >>> store.n_latents, planted_explanation(0), bool(store.firings.all())
+        (4, "the word 'harbor'", True)
     """
     writer = ActivationWriter(path)
     plant(writer, n_latents=n_latents, documents=documents, seed=seed)
@@ -110,6 +115,12 @@ def rule_judge(*, scores: bool = False) -> ScriptedLLM:
     Args:
         scores: Whether it scores continuations too: an explanation is likely after a prompt whose last paragraph
             begins with a window that it fits, on a line of its own, and unlikely after others.
+
+    Example:
+        >>> import asyncio
+        >>> prompt = "Explanation: the word 'harbor'\\nWindow 1: the old harbor\\nWindow 2: a candle"
+        >>> asyncio.run(rule_judge().complete(Request.of(prompt))).text
+        '[1, 0]'
     """
     return ScriptedLLM(_judge_list, _judge_one if scores else None)
 

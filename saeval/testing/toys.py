@@ -52,6 +52,14 @@ class ScriptedLLM(LanguageModel):
         requests: What `complete` was asked, in order.
         scored: What `logprobs` was asked, in order.
         filled: What `fill` was asked, in order.
+
+    Example:
+        >>> import asyncio
+        >>> llm = ScriptedLLM(lambda request: request.messages[-1].content.upper())
+        >>> asyncio.run(llm.complete(Request.of("yes or no?"))).text
+        'YES OR NO?'
+        >>> len(llm.requests)
+        1
     """
 
     def __init__(
@@ -117,6 +125,11 @@ def make_example(
         context: Number of its context.
         start: Index of its first token there.
         decile: Rank decile.
+
+    Example:
+        >>> window = make_example("a lantern by the sea", {"lantern": 2.0})
+        >>> window.tokens, window.active
+        (('a', ' lantern', ' by', ' the', ' sea'), True)
     """
     tokens = tuple(re.findall(r"\s*(?:\w+|[^\w\s])|\s+\Z", text))
     activations = np.array([(fires or {}).get(token.strip(), 0.0) for token in tokens], dtype=np.float32)
@@ -152,6 +165,11 @@ def make_examples(
         seed: Another seed makes other windows.
         first: Number of the first context; each window is a context and document of its own.
         latent: The latent.
+
+    Example:
+        >>> examples = make_examples("lantern", activating=3, non_activating=2)
+        >>> [" lantern" in e.tokens for e in (*examples.activating, *examples.non_activating)]
+        [True, True, True, False, False]
     """
     rng = derive_rng(seed, "make_examples", word)
     built: list[Example] = []

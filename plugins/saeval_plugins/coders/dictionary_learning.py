@@ -63,6 +63,10 @@ class DictionaryLearning(StoredCoder):
         """Return the width that `config.json` tells."""
         return int(self._config["activation_dim"])
 
+    def separable(self) -> bool:
+        """Return whether its class is another than top-k."""
+        return bool(self._config["dict_class"] != "AutoEncoderTopK")
+
     def load(self, device: str, d_in: int) -> LinearCoder:
         """Load the weights."""
         self._names()

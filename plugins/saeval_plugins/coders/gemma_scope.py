@@ -62,6 +62,10 @@ class GemmaScope(StoredCoder):
         *_, weights = self._names()
         return _named(self._label, weights, tensor_shapes(self._label, self._file(weights)))["W_enc"][0]
 
+    def separable(self) -> bool:
+        """Return True, as of every JumpReLU."""
+        return True
+
     def load(self, device: str, d_in: int) -> LinearCoder:
         """Load the weights."""
         self._refuse_cross_layer()

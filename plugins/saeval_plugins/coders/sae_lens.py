@@ -107,6 +107,10 @@ class SaeLens(StoredCoder):
         hook = (metadata.get("hook_name") or "").rpartition(".")[2]
         return HookPoint(module, center=bool(centred) and hook in WRITTEN_TO_RESIDUAL)
 
+    def separable(self) -> bool:
+        """Return whether its architecture is a linear one other than top-k."""
+        return self._config["architecture"] in set(LINEAR) - {"topk", "abstopk"}
+
     def load(self, device: str, d_in: int) -> SparseCoder:
         """Load the weights."""
         config = self._config

@@ -60,7 +60,7 @@ class HF(LLM):
     """Runs a causal language model of the hub, a folder, a GGUF file or a package in this process.
 
     Prompts are sent through the tokenizer's chat template where it has one; else as plain text, the turns apart by a
-    blank line, which also ends an answer. To score continuations, BOS (where there is one), prefix, prompt and
+    blank line, which also ends an answer. What is spelled like a special token in a prompt is text. To score continuations, BOS (where there is one), prefix, prompt and
     continuation are tokenized apart and joined, and so are the parts of texts with gaps. Prefixes, and all of a
     conversation before its last question, are computed once and kept for the next request, with which no number
     changes.
@@ -127,8 +127,10 @@ class HF(LLM):
 
     # --- tokens ---
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self._live.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def _ids(self, text: str, *, marks: bool = False) -> list[int]:
+        """Return a text's tokens. What is spelled like a special token is text, unless a template put its marks there."""
+        made = self._live.tokenizer(text, add_special_tokens=False, split_special_tokens=not marks, verbose=False)
+        return list(made["input_ids"])
 
     @property
     def _bos(self) -> list[int]:
@@ -408,9 +410,10 @@ class HF(LLM):
         begun = messages[-1].role == "assistant"  # the answer's beginning, to be continued
         shared = messages[: -2 if begun else -1]
         if chat := bool(getattr(self._live.tokenizer, "chat_template", None)):
-            ids = self._ids(self._templated(messages, add_generation_prompt=not begun, continue_final_message=begun))
+            whole = self._templated(messages, add_generation_prompt=not begun, continue_final_message=begun)
+            ids = self._ids(whole, marks=True)
             try:
-                begin = self._ids(self._templated(shared)) if shared else []
+                begin = self._ids(self._templated(shared), marks=True) if shared else []
             except LLMError:
                 begin = []  # templates may want a question in every conversation
         else:
@@ -423,11 +426,18 @@ class HF(LLM):
     def _templated(self, messages: Sequence[Message], **options: bool) -> str:
         from jinja2 import TemplateError
 
-        turns = [asdict(message) for message in messages]
+        turns = [{"role": message.role, "content": self._unmarked(message.content)} for message in messages]
         try:
             return str(self._live.tokenizer.apply_chat_template(turns, tokenize=False, **options))
         except (TemplateError, ValueError) as error:
             raise self._error(f"its chat template does not take this conversation ({error})") from error
+
+    def _unmarked(self, text: str) -> str:
+        """Return a text in which special tokens are spelled with a space, so that it cannot end its turn or begin another."""
+        for token in self._live.tokenizer.added_tokens_decoder.values():
+            if token.special:
+                text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+        return text
 
     def _ends(self) -> set[int]:
         """Tokens that end an answer."""

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
-from saeval import LLM, InputError, LLMError, Refused, Reply, Request, refuse_malicious
-from saeval_plugins.llms.openai_chat import chat_body, error_from_status, one_line, reply_from_chat
+from pydantic import Field, JsonValue
+
+from saeval import LLM, InputError, LLMError, Refused, Reply, Request, cache_dir, content_hash, refuse_malicious
+from saeval_plugins.llms.batches import Batches, Progress, answered
+from saeval_plugins.llms.openai_chat import (
+    chat_body,
+    error_from_status,
+    object_from,
+    one_line,
+    reply_from_chat,
+    usage_from,
+)
+from saeval_plugins.llms.processes import Processes
 
 _RETRYABLE = {
     "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
     "APIError", "JSONDecodeError", "APIResponseValidationError",
 }  # fmt: skip
+_BATCHING = ("openai", "azure", "hosted_vllm", "litellm_proxy")  # providers whose batches are in OpenAI's format
+_OVER = ("completed", "expired", "failed", "cancelled")
+_NOT_ANSWERS = ("processes", "batch")  # options that decide how answers come, and not which
 
 
 class LiteLLM(LLM):
@@ -28,6 +46,19 @@ class LiteLLM(LLM):
     """Address of the server, for providers that have more than one."""
     extra: dict[str, Any] = {}
     """Further arguments of `litellm.acompletion`, such as `{top_p: 0.9}`."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that ask; litellm keeps one busy with some hundred calls a second."""
+    batch: bool = False
+    """Whether requests are gathered and sent to the provider's batch API: half the price, answers within a day."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether the spec says so."""
+        return self.batch
+
+    def fingerprint(self) -> JsonValue:
+        """Return what answers depend on."""
+        return [self.name, self.model_dump(mode="json", exclude=set(_NOT_ANSWERS)), []]
 
     def check(self) -> None:
         """See that litellm is installed, and not one of its malicious releases."""
@@ -48,33 +79,156 @@ class LiteLLM(LLM):
 
     async def complete(self, request: Request) -> Reply:
         """Ask through `litellm.acompletion`; the gateway tries again, so litellm does not."""
-        litellm = self._litellm()
+        if self.batch:
+            return await self._complete_in_batch(request)
         arguments = {**chat_body(self.model, request), **self.extra}
         if self.api_base:
             arguments["api_base"] = self.api_base
+        if self.processes == 1:
+            body, usd = await self.ask(arguments)
+        else:
+            body, usd = await self._processes().ask(arguments)
+        return reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
+
+    async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
+        """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""
+        litellm = self._litellm()
         try:
             response = await litellm.acompletion(**arguments, num_retries=0, max_retries=0, drop_params=True)
         except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
             raise _translated(self.model, error) from None
-        usd = self._price(litellm, response)
-        return reply_from_chat(self.model, response.model_dump(), usd, None if usd is None else "litellm")
+        return response.model_dump(), self._price(litellm, response)
+
+    @cached_property
+    def _by_loop(self) -> dict[asyncio.AbstractEventLoop, Any]:
+        """What is bound to an event loop: the processes, or the batches under way."""
+        return {}
+
+    def _processes(self) -> Processes:
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            self._by_loop[loop] = Processes(self.processes, self.model_dump(mode="json", exclude=set(_NOT_ANSWERS)))
+        found: Processes = self._by_loop[loop]
+        return found
+
+    async def aclose(self) -> None:
+        """End the processes; batches go on at the provider."""
+        if (bound := self._by_loop.pop(asyncio.get_running_loop(), None)) is not None:
+            await bound.aclose()
 
     def prices(self) -> tuple[float, float] | None:
         """Return the prices of litellm's list; None for a model that is not in it, or has none."""
         try:
             listed = self._litellm().get_model_info(self.model)
-            each = listed["input_cost_per_token"], listed["output_cost_per_token"]
+            kind = "_batches" if self.batch else ""
+            each = listed[f"input_cost_per_token{kind}"], listed[f"output_cost_per_token{kind}"]
             return (float(each[0]) * 1e6, float(each[1]) * 1e6) if any(each) else None
         except Exception:  # noqa: BLE001 - litellm raises what it likes for models that it does not know
             return None
 
+    @cached_property
+    def _listed(self) -> bool:
+        return self.prices() is not None
+
     def _price(self, litellm: Any, response: Any) -> float | None:
-        """Return the price by litellm's list; None for a model that is not in it."""
+        """Return the price by litellm's list, where cached tokens have their own; None for a model that is not in it."""
+        if not self._listed:  # to look in vain takes litellm a millisecond each time
+            return None
         try:
             usd = litellm.completion_cost(completion_response=response, model=self.model)
         except Exception:  # noqa: BLE001 - a missing price must not cost the answer
             return None
         return float(usd) if usd else None
+
+    # --- batches ---
+
+    def _batches(self) -> Batches:
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            owner = content_hash(self.fingerprint())
+            self._by_loop[loop] = Batches(cache_dir() / "batches", self.model, owner, _Batching(self))
+        found: Batches = self._by_loop[loop]
+        return found
+
+    def waiting_for(self) -> str:
+        """Say how far batches are."""
+        return "; ".join(bound.waiting_for() for bound in self._by_loop.values() if isinstance(bound, Batches))
+
+    async def _complete_in_batch(self, request: Request) -> Reply:
+        litellm = self._litellm()
+        model, provider, *_ = litellm.get_llm_provider(self.model)
+        if provider not in _BATCHING:
+            raise LLMError(f"{self.model}: batch works for {', '.join(_BATCHING)}, not {provider}", lasting=True)
+        body = chat_body(model, request)
+        options = {name: value for name, value in body.items() if name not in ("model", "messages")}
+        # A batch takes a request as it is, so what litellm would do about the ways of each model is done before.
+        named = litellm.get_optional_params(
+            model=model, custom_llm_provider=provider, **options, **self.extra, drop_params=True
+        )
+        further = named.pop("extra_body", None) or {}
+        named.pop("stream", None)
+        body = {"model": model, "messages": body["messages"], **named, **further}
+        line = await self._batches().answer(content_hash(asdict(request)), body)
+        return self._reply_from_line(line)
+
+    def _reply_from_line(self, line: Mapping[str, Any]) -> Reply:
+        response = line.get("response") or {}
+        status, body = response.get("status_code"), response.get("body")
+        if not answered(line):
+            inside = body.get("error") if isinstance(body, Mapping) else None
+            error = inside or line.get("error")
+            error = error if isinstance(error, Mapping) else {"message": error}
+            what = f"{self.model}: in a batch: status {status}: {one_line(error.get('message'))}"
+            retryable = status is None or status == 429 or status >= 500
+            raise error_from_status(status, what, error.get("code"), retryable=retryable, retry_after=None)
+        usage = usage_from(object_from(self.model, body).get("usage"))
+        prices = self.prices()
+        usd = None
+        if prices is not None and usage.input_tokens:
+            usd = (usage.input_tokens * prices[0] + usage.output_tokens * prices[1]) / 1e6
+        return reply_from_chat(self.model, body, usd, None if usd is None else "litellm, as a batch")
+
+
+class _Batching:
+    """A provider's batch API, as litellm reaches it."""
+
+    def __init__(self, llm: LiteLLM):
+        self._llm = llm
+
+    async def _call(self, name: str, **arguments: Any) -> Any:
+        litellm = self._llm._litellm()
+        arguments["custom_llm_provider"] = litellm.get_llm_provider(self._llm.model)[1]
+        if self._llm.api_base:
+            arguments["api_base"] = self._llm.api_base
+        try:
+            return await getattr(litellm, name)(**arguments)
+        except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
+            raise _translated(self._llm.model, error) from None
+
+    async def send(self, lines: str) -> str:
+        """Upload the requests, and begin a batch."""
+        file = await self._call("acreate_file", file=("saeval.jsonl", lines.encode()), purpose="batch")
+        batch = await self._call(
+            "acreate_batch", input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        return str(batch.id)
+
+    async def look(self, batch: str) -> Progress:
+        """Retrieve the batch."""
+        found = await self._call("aretrieve_batch", batch_id=batch)
+        counts = found.request_counts
+        ended = counts.completed + counts.failed if counts else 0
+        error = ""
+        if found.status in ("failed", "cancelled"):
+            errors = (found.errors.data if found.errors else None) or []
+            error = "; ".join(one_line(e.message) for e in errors) or found.status
+        files = tuple(file for file in (found.output_file_id, found.error_file_id) if file)
+        return Progress(found.status, ended, counts.total if counts else 0, found.status in _OVER, error, files)
+
+    async def read(self, file: str) -> str:
+        """Download a file."""
+        content = await self._call("afile_content", file_id=file)
+        return str(content.text)
 
 
 def _translated(model: str, error: Exception) -> LLMError:

@@ -69,10 +69,11 @@ def object_from(model: str, body: Any) -> Mapping[str, Any]:
 
 
 def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
-    """Read token counts; what is missing counts as 0."""
+    """Read token counts; what is missing counts as 0. Cached ones stand in OpenAI's, DeepSeek's or Anthropic's place."""
     usage = usage if isinstance(usage, Mapping) else {}
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    cached = cached or usage.get("prompt_cache_hit_tokens") or usage.get("cache_read_input_tokens")
     return Usage(
         int(usage.get("prompt_tokens") or 0),
         int(usage.get("completion_tokens") or 0),

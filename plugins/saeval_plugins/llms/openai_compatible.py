@@ -77,8 +77,9 @@ class OpenAICompatible(LLM):
         if loop not in self._sessions:
             # The gateway bounds concurrency and time.
             self._sessions[loop] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
-            )
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )  # fmt: skip
         return self._sessions[loop]
 
     async def aclose(self) -> None:
@@ -86,18 +87,27 @@ class OpenAICompatible(LLM):
         if (session := self._sessions.pop(asyncio.get_running_loop(), None)) is not None:
             await session.close()
 
+    @cached_property
+    def _urls(self) -> dict[str, Any]:
+        """Addresses by path; reading one takes longer than all else that is done about a request."""
+        from yarl import URL
+
+        return {path: URL(self.api_base.rstrip("/") + path) for path in ("/chat/completions", "/completions")}
+
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         import aiohttp
 
-        key = os.environ.get(self.api_key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        url = self.api_base.rstrip("/") + path
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.api_key_env):
+            headers["Authorization"] = f"Bearer {key}"
+        data = json.dumps({**body, **self.extra}).encode()
         try:
-            async with self._session().post(url, json={**body, **self.extra}, headers=headers) as response:
-                text = await response.text()
+            async with self._session().post(self._urls[path], data=data, headers=headers) as response:
+                answer = await response.read()
                 if response.status != 200:
+                    text = answer.decode(errors="replace")
                     raise self._error(response.status, text, response.headers.get("Retry-After"))
-                return json.loads(text)
+                return json.loads(answer)
         except aiohttp.ClientError as error:
             raise LLMError(
                 f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True

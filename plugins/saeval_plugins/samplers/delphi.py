@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from saeval import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler
+from saeval import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler, Windows
 from saeval_plugins.samplers.non_activating import FEWEST
 from saeval_plugins.samplers.split import side, split_documents
-from saeval_plugins.samplers.windows import DECILES, descending
+from saeval_plugins.samplers.windows import DECILES, strongest_first
 
 
 class Delphi(Sampler):
@@ -57,9 +57,15 @@ class Delphi(Sampler):
             )
         return self
 
+    def reads_one_latent(self) -> bool:
+        """Return True."""
+        return True
+
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Rank the latent's windows, and draw twice."""
-        windows = descending(store.windows(latent.index, self.window))
+        windows = store.windows(latent.index, self.window)
+        order = strongest_first(windows.maxima)
+        windows = Windows(windows.ids[order], windows.maxima[order])
         shown, scored = windows.ids, windows.ids
         keep = None
         if not self.leak:

@@ -38,6 +38,26 @@ _TILE_BYTES = 64 << 20  # float32 directions that are looked at together
 _BLOCK = 1 << 21  # firings that are looked up together
 
 
+class Wanted(NamedTuple):
+    """Silent windows that are asked for.
+
+    Attributes:
+        store: The activations.
+        latent: The latent.
+        window: Tokens a window.
+        n: How many; fewer come when there are not enough.
+        keep: Tells for window numbers which may be drawn.
+        beside: The activating windows that they will stand beside.
+    """
+
+    store: ActivationStore
+    latent: int
+    window: int
+    n: int
+    keep: Keep
+    beside: NDArray[np.int64]
+
+
 class NonActivating(BaseModel):
     """A way to choose windows in which a latent is silent."""
 
@@ -60,27 +80,8 @@ class NonActivating(BaseModel):
         return []
 
     @abstractmethod
-    def draw(
-        self,
-        store: ActivationStore,
-        latent: int,
-        window: int,
-        n: int,
-        rng: np.random.Generator,
-        keep: Keep,
-        beside: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        """Draw windows, all different, in which the latent is verified silent.
-
-        Args:
-            store: The activations.
-            latent: The latent.
-            window: Tokens a window.
-            n: Windows wanted; fewer come when there are not enough.
-            rng: Source of the draw.
-            keep: Tells for window numbers which may be drawn.
-            beside: The activating windows that they will stand beside.
-        """
+    def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw windows, all different, in which the latent is verified silent; return their numbers."""
 
 
 class RandomWindows(NonActivating):
@@ -89,18 +90,9 @@ class RandomWindows(NonActivating):
     use: Literal["random"] = "random"
     """Any window in which the latent is silent."""
 
-    def draw(
-        self,
-        store: ActivationStore,
-        latent: int,
-        window: int,
-        n: int,
-        rng: np.random.Generator,
-        keep: Keep,
-        beside: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
+    def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw uniformly."""
-        return store.silent_windows(latent, window, n, rng, keep)
+        return wanted.store.silent_windows(wanted.latent, wanted.window, wanted.n, rng, wanted.keep)
 
 
 class Neighbours(NonActivating):
@@ -122,17 +114,9 @@ class Neighbours(NonActivating):
         """Directions come from the coder, co-occurrence from the store."""
         return frozenset() if self.by == "cooccurrence" else frozenset({"coder"})
 
-    def draw(
-        self,
-        store: ActivationStore,
-        latent: int,
-        window: int,
-        n: int,
-        rng: np.random.Generator,
-        keep: Keep,
-        beside: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
+    def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw from each neighbour's windows in turn."""
+        store, latent, window, n, keep, _ = wanted
         active = store.windows(latent, window).ids
         queues = []
         for other in neighbours(store, latent, self.k, self.by) if n else ():
@@ -160,27 +144,19 @@ class Similar(NonActivating):
         sha = embedder_sha(self.model)
         return [sha] if sha else []
 
-    def draw(
-        self,
-        store: ActivationStore,
-        latent: int,
-        window: int,
-        n: int,
-        rng: np.random.Generator,
-        keep: Keep,
-        beside: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
+    def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
         """Take the nearest of the pool; nothing is left to chance."""
+        store, latent, window, n, keep, beside = wanted
         embed = embedder()
         pool, vectors = _pool(embed, store, self.model, window, self.pool)
         active = store.windows(latent, window).ids
         eligible = np.flatnonzero(keep(pool) & np.isin(pool, active, invert=True))
-        wanted = min(n, len(eligible))
-        if wanted == 0 or len(beside) == 0:
+        nearest = min(n, len(eligible))
+        if nearest == 0 or len(beside) == 0:
             return np.empty(0, dtype=np.int64)
         from sklearn.neighbors import NearestNeighbors
 
-        index = NearestNeighbors(n_neighbors=wanted, metric="cosine", algorithm="brute").fit(vectors[eligible])
+        index = NearestNeighbors(n_neighbors=nearest, metric="cosine", algorithm="brute").fit(vectors[eligible])
         ranked = index.kneighbors(embed(self.model, _texts(store, beside, window)), return_distance=False)
         return _in_turn([pool[eligible[row]] for row in ranked], n)
 

@@ -70,6 +70,10 @@ class SAEBench(Sampler):
             raise ValueError("a window has a centre, so its tokens are an odd number")
         return value
 
+    def reads_one_latent(self) -> bool:
+        """Return True."""
+        return True
+
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Pick the centres of both sides, and cut the windows around them."""
         fired = self._centres(store, latent)

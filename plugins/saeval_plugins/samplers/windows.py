@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field, JsonValue
 
-from saeval import ActivationStore, Examples, LatentId, LatentRecord, Need, Sampler, Windows
-from saeval_plugins.samplers.non_activating import FEWEST, AnyNonActivating, RandomWindows
+from saeval import ActivationStore, Examples, LatentId, LatentRecord, Need, Sampler
+from saeval_plugins.samplers.non_activating import FEWEST, AnyNonActivating, RandomWindows, Wanted
 from saeval_plugins.samplers.split import side, split_documents
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class _WindowSampler(Sampler):
             rng: Source of the choice.
         """
 
+    def reads_one_latent(self) -> bool:
+        """Return whether silent windows are chosen without a look at other latents."""
+        return self.non_activating.use != "neighbours"
+
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Split the latent's windows by document, then draw both sides."""
         windows = store.windows(latent.index, self.window)
@@ -61,14 +66,14 @@ class _WindowSampler(Sampler):
         split = split_documents(documents, self.explain / (self.explain + self.score), rng)
         if split is None:
             return None
-        maximum = float(windows.maxima.max())
-        explains = split.explains(documents)
-        shown = descending(windows.where(explains))
-        scored = descending(windows.where(~explains))
-        if min(len(shown.ids), len(scored.ids)) < FEWEST:
+        order = strongest_first(windows.maxima)
+        explains = split.explains(documents)[order]
+        shown, scored = order[explains], order[~explains]
+        if min(len(shown), len(scored)) < FEWEST:
             return None
-        shown_ids = shown.ids[self.choose(shown.maxima, rng)]
-        at, deciles = _by_decile(len(scored.ids), self.score, rng)
+        shown_ids = windows.ids[shown[self.choose(windows.maxima[shown], rng)]]
+        at, deciles = _by_decile(len(scored), self.score, rng)
+        scored_ids = windows.ids[scored[at]]
 
         def silent(n: int, explain: bool, beside: NDArray[np.int64]) -> NDArray[np.int64]:
             here = side(split, lambda ids: store.document_of(ids, self.window), explain)
@@ -76,40 +81,39 @@ class _WindowSampler(Sampler):
             def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
                 return here(ids) & store.knows(latent.index, store.context_of(ids, self.window))
 
-            return self.non_activating.draw(store, latent.index, self.window, n, rng, keep, beside)
+            return self.non_activating.draw(Wanted(store, latent.index, self.window, n, keep, beside), rng)
 
-        scored_ids = scored.ids[at]
         against = silent(self.non_activating.n, explain=False, beside=scored_ids)
         if len(against) < FEWEST:
             return None
-
-        def examples(active: NDArray[np.int64], ranks: list[int] | None, passive: NDArray[np.int64]) -> Examples:
-            return Examples(
-                latent,
-                store.examples(latent, active, self.window, ranks),
-                store.examples(latent, passive, self.window),
-                maximum,
-            )
-
+        passive = silent(self.explain_non_activating, explain=True, beside=shown_ids)
+        # Cut in one go: what a call costs is little beside what a window costs only if there are many.
+        groups = (shown_ids, passive, scored_ids, against)
+        ranks = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]
+        cut = store.examples(latent, np.concatenate(groups), self.window, ranks)
+        ends = np.cumsum([len(group) for group in groups])
+        explaining, contrast, scoring, silence = (
+            cut[end - len(group) : end] for group, end in zip(groups, ends, strict=True)
+        )
+        maximum = float(windows.maxima[order[0]])
         firings = int(store.firings[latent.index])
         return LatentRecord(
             latent,
             firings=firings,
             windows=len(windows.ids),
             density=firings / store.n_tokens,
-            explain=examples(shown_ids, None, silent(self.explain_non_activating, explain=True, beside=shown_ids)),
-            score=examples(scored_ids, deciles, against),
+            explain=Examples(latent, explaining, contrast, maximum),
+            score=Examples(latent, scoring, silence, maximum),
         )
 
 
-def descending(windows: Windows) -> Windows:
-    """Order windows by maximum activation, strongest first; ties by number."""
+def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the order from the largest down; ties as they stand."""
     # Floats order as their bits do, but for the sign; two radix passes of 16 bits beat one comparison sort.
-    bits = windows.maxima.astype(np.float32, copy=False).view(np.uint32)
+    bits = maxima.view(np.uint32)
     bits = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF)
     order = np.argsort(bits.astype(np.uint16), kind="stable")
-    order = order[np.argsort((bits >> 16).astype(np.uint16)[order], kind="stable")]
-    return Windows(windows.ids[order], windows.maxima[order])
+    return order[np.argsort((bits >> 16).astype(np.uint16)[order], kind="stable")]
 
 
 def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:
@@ -118,22 +122,19 @@ def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[n
     Returns:
         Indices into the ranked windows, ascending, and the decile of each.
     """
-    bounds = -(-np.arange(DECILES + 1) * n // DECILES)  # decile d holds the ranks from d/10 of n on
-    sizes = np.diff(bounds)
-    parts, left = np.zeros(DECILES, dtype=np.int64), min(wanted, n)
+    bounds = [-(-decile * n // DECILES) for decile in range(DECILES + 1)]  # decile d holds the ranks from d/10 of n on
+    sizes = [high - low for low, high in pairwise(bounds)]
+    parts, left = [0] * DECILES, min(wanted, n)
     while left:
-        open_ = np.flatnonzero(parts < sizes)
-        if left < len(open_):
-            parts[rng.permutation(open_)[:left]] += 1
-            break
-        each = min(left // len(open_), int((sizes - parts)[open_].min()))
-        parts[open_] += each
+        open_ = [decile for decile in range(DECILES) if parts[decile] < sizes[decile]]
+        each = min(left // len(open_), *(sizes[decile] - parts[decile] for decile in open_))
+        if each == 0:
+            open_, each = rng.permutation(open_)[:left].tolist(), 1
+        for decile in open_:
+            parts[decile] += each
         left -= each * len(open_)
-    drawn = [
-        low + np.sort(rng.choice(size, part, replace=False))
-        for low, size, part in zip(bounds[:-1], sizes, parts, strict=True)
-    ]
-    return np.concatenate(drawn), [int(d) for d in np.repeat(np.arange(DECILES), parts)]
+    drawn = [low + rng.choice(size, part, replace=False) for low, size, part in zip(bounds, sizes, parts, strict=False)]
+    return np.sort(np.concatenate(drawn)), [decile for decile, part in enumerate(parts) for _ in range(part)]
 
 
 class Random(_WindowSampler):

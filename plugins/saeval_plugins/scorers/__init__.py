@@ -10,6 +10,7 @@ from saeval_plugins.scorers.evaluate import Evaluate
 from saeval_plugins.scorers.example_embedding import ExampleEmbedding
 from saeval_plugins.scorers.fuzzing import Fuzzing
 from saeval_plugins.scorers.human import Human
+from saeval_plugins.scorers.injection import Injection
 from saeval_plugins.scorers.intervention import Intervention
 from saeval_plugins.scorers.intruder import Intruder
 from saeval_plugins.scorers.simulation import Simulation
@@ -31,4 +32,5 @@ def saeval_scorers() -> list[type[Scorer]]:
         Human,
         Evaluate,
         Consistency,
+        Injection,
     ]

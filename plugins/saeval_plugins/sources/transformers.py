@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, JsonValue, SerializeAsAny
+from pydantic import Field, JsonValue, PrivateAttr, SerializeAsAny
 
 from saeval import (
     ActivationSource,
@@ -21,7 +21,9 @@ from saeval import (
     Need,
     Subject,
     content_hash,
+    encoding_buffer,
 )
+from saeval_plugins.sources._batches import in_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +53,7 @@ class Transformers(ActivationSource):
     revision: str | None = None
     """Revision of the hub id."""
     device: str = "auto"
-    """Torch device; `auto` for CUDA where there is one."""
+    """Torch device; `auto` for CUDA where there is one, `balanced` to spread the model over all GPUs."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model; `auto` for bfloat16 on CUDA and float32 elsewhere."""
     hookpoint: str | None = None
@@ -62,7 +64,11 @@ class Transformers(ActivationSource):
     corpus: Corpus
     """The text."""
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens that go through the model at a time."""
+    """Tokens that go through the model at a time; half as many from where memory runs out."""
+    compile: bool = False
+    """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; it then rounds differently."""
+    _latents: tuple[int, ...] | None = PrivateAttr(default=None)
+    """The latents to encode; None for all."""
 
     def check(self) -> None:
         """Look whether model, coder and corpus are there, and fit as far as their files tell."""
@@ -75,7 +81,9 @@ class Transformers(ActivationSource):
 
     def fingerprint(self) -> JsonValue:
         """Return what activations depend on: model, precision, text, place, and the coder's weights."""
-        return [self.name, self._text(), self._place, self.coder.fingerprint()]
+        latents = [] if self._latents is None else [list(self._latents)]
+        compiled = ["compiled"] if self.compile else []
+        return [self.name, self._text(), self._place, self.coder.fingerprint(), *latents, *compiled]
 
     def shares(self) -> JsonValue:
         """Return a key of all but coder and hookpoint."""
@@ -105,6 +113,14 @@ class Transformers(ActivationSource):
     def _live(self) -> LiveModel:
         return LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
 
+    def only(self, latents: Sequence[int]) -> Transformers:
+        """Return this source encoding these latents alone, where its coder allows it."""
+        if not self.coder.separable():
+            return self
+        narrowed = self.model_copy()
+        narrowed._latents = tuple(sorted(set(latents)))
+        return narrowed
+
     def with_coder(self, coder: Coder) -> Transformers:
         """Return this source reading another coder at the same place."""
         return self.model_copy(update={"coder": coder, "hookpoint": self._place})
@@ -126,18 +142,21 @@ class Transformers(ActivationSource):
         readings = [_Reading(source, live, data, writer) for source, writer in zip(mine, writers, strict=True)]
         points = [reading.point for reading in readings]
         batch = max(1, first.batch_tokens // data.tokens.shape[1])
-        # Batches are cut alike whether resuming or not, so that both round alike.
-        begin = min(reading.start for reading in readings) // batch * batch
-        for low in range(begin, len(data.tokens), batch):
-            high = min(low + batch, len(data.tokens))
+
+        def read(low: int, high: int) -> None:
             longest = int(data.lengths[low:high].max())
             tokens = torch.from_numpy(data.tokens[low:high, :longest].astype(np.int64))
             with live.lock:
                 caught = live.capture(tokens, points)
             for reading in readings:
                 reading.take(caught[reading.point], low, high)
+
+        # Batches are cut alike whether resuming or not, so that both round alike.
+        begin = min(reading.done for reading in readings) // batch * batch
+        with encoding_buffer():
+            batch = in_batches(read, begin, len(data.tokens), batch)
         for reading in readings:
-            reading.finish()
+            reading.finish(batch)
 
     @property
     def _place(self) -> str:
@@ -167,19 +186,27 @@ class _Reading:
             raise _misfit(self.coder.d_in, str(self.point), live.name, width)
         self.data = data
         self.writer = writer
-        self.start = writer.start(data, self.coder.n_latents)
+        some = None if source._latents is None else _some(self.coder, source._latents)
+        if some is not None:
+            self.coder = some
+            writer.only(source._latents)
+        compiled = source.compile and live.device.startswith("cuda") and self.coder.compile()
+        self.done = writer.start(data, self.coder.n_latents)  # contexts
         self.variance = _Variance()
         writer.note(
             subject=live.name, hookpoint=str(self.point), architecture=self.coder.architecture, d_in=width,
-            d_sae=self.coder.n_latents, metadata=dict(self.coder.metadata),
+            d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
+            metadata=dict(self.coder.metadata),
         )  # fmt: skip
 
     def take(self, activations: Tensor, low: int, high: int) -> None:
         """Encode and write the activations of contexts low to high.  [contexts, tokens, width]"""
         import torch
 
-        if high <= self.start:
-            return  # an interrupted run has written them
+        # What an interrupted run has written, or a pass that then ran out of memory, is not taken again.
+        activations, low = activations[max(0, self.done - low) :], max(low, self.done)
+        if high <= low:
+            return
         n_tokens, length = activations.shape[1], self.data.tokens.shape[1]
         mask = torch.from_numpy(self.data.mask[low:high, :n_tokens]).flatten()
         place = torch.arange(low, high)[:, None] * length + torch.arange(n_tokens)
@@ -195,12 +222,17 @@ class _Reading:
                 rows, positions = sparse.rows.cpu(), place.flatten().where(mask, -1)
         position, value = positions[rows], sparse.values.float().cpu()
         # NaN passes here, for the writer to refuse.
-        keep = (position >= self.start * length) & ~(value <= 0)
+        keep = (position >= 0) & ~(value <= 0)
         self.writer.add(position[keep].numpy(), sparse.latents.cpu()[keep].numpy(), value[keep].numpy())
         self.writer.advance(high)
+        self.done = high
 
-    def finish(self) -> None:
-        """Note the share of variance that the coder leaves unexplained, over the tokens seen since the last start."""
+    def finish(self, batch: int) -> None:
+        """Note the contexts a batch, which rounding depends on, and the share of variance that the coder leaves unexplained.
+
+        The latter is over the tokens seen since the last start.
+        """
+        self.writer.note(contexts_a_batch=batch)
         if self.variance.tokens > 1:
             self.writer.note(fvu=self.variance.unexplained, fvu_tokens=self.variance.tokens)
 
@@ -216,15 +248,21 @@ class _Variance:
         """Count activations and their predictions.  [tokens, width] each"""
         import torch
 
-        self.tokens += len(x)
-        self._residual += float((x - predicted).square().sum(dtype=torch.float64))
-        self._square += float(x.square().sum(dtype=torch.float64))
-        self._sum = self._sum + x.sum(dim=0, dtype=torch.float64).cpu()
+        residual, square = (float(v.square().sum(dtype=torch.float64)) for v in (x - predicted, x))
+        total = x.sum(dim=0, dtype=torch.float64).cpu()
+        self.tokens += len(x)  # only now that memory has sufficed
+        self._residual, self._square, self._sum = self._residual + residual, self._square + square, self._sum + total
 
     @property
     def unexplained(self) -> float:
         """Squared residuals over squared distances from the mean."""
         return self._residual / (self._square - float((self._sum**2).sum()) / self.tokens)
+
+
+def _some(coder: SparseCoder, latents: Sequence[int]) -> SparseCoder | None:
+    if bad := [i for i in latents if not 0 <= i < coder.n_latents]:
+        raise InputError(f"latents {bad[:5]} are not in a dictionary of {coder.n_latents} latents")
+    return coder.only(latents)
 
 
 def _misfit(reads: int, place: str, model: str, width: int) -> InputError:

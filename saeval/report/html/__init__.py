@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from saeval.errors import InputError
 from saeval.files import write_atomic
 from saeval.results import RunResult
+
+if TYPE_CHECKING:
+    from saeval.report.html.figure import PlotFormat
+    from saeval.report.html.latents import CellTables
+    from saeval.report.leaderboard import Leaderboard
 
 _PER_FILE = 40  # latents; a file of them loads in well under a second
 
@@ -25,22 +32,10 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
         InputError: If a table cannot be read or the folder cannot be written to.
     """
     from saeval.report.html import index
-    from saeval.report.html.latents import CellTables, Ranked
     from saeval.report.html.pages import latents_page, render
-    from saeval.report.html.text import script_json, slug
-    from saeval.report.leaderboard import Leaderboard
+    from saeval.report.html.text import packed_json, script_json
 
-    board = Leaderboard.of(run)
-    directions = {(r.scorer, r.metric): r.higher_is_better for c in run.cells for r in c.scores}
-    ranked = [Ranked(s, m, directions.get((s, m), True)) for s, m in board.metrics.items()]
-    tables, pages = {}, {}
-    for k, cell in enumerate(run.cells):
-        if Path(cell.cell).name != cell.cell:
-            continue  # such a name could lead out of the run directory
-        found = CellTables(cell, run_dir / "cells" / cell.cell, ranked)
-        if found.numbers:
-            tables[cell.cell], pages[cell.cell] = found, f"{k}-{slug(cell.cell)}"
-
+    board, tables, pages = _gathered(run, run_dir)
     written = set()
 
     def put(place: str, text: str) -> None:
@@ -54,13 +49,69 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
         for n, begin in enumerate(range(0, len(numbers), _PER_FILE)):
             details = script_json(found.details(numbers[begin : begin + _PER_FILE]))
             put(f"latents/{pages[name]}/{n}.js", f"saevalLatents({n},{details});\n")
+            if found.has_calls:
+                calls = packed_json(found.calls(numbers[begin : begin + _PER_FILE]))
+                put(f"latents/{pages[name]}/{n}.calls.js", f'saevalCalls({n},"{calls}");\n')
         put(f"latents/{pages[name]}.html", latents_page(run, board, found, pages[name], _PER_FILE))
-    context = index.context(run, board, tables, {c: f"latents/{p}.html" for c, p in pages.items()}, _spec(run_dir))
-    put("index.html", render("index.html.j2", context))
+    addresses = {c: f"latents/{p}.html" for c, p in pages.items()}
+    put("index.html", render("index.html.j2", index.context(run, board, tables, addresses, _spec(run_dir))))
     for old in (folder / "latents").glob("**/*"):
         if old.suffix in (".html", ".js") and old not in written:
             old.unlink()
     return folder / "index.html"
+
+
+def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat = "svg") -> list[Path]:
+    """Write the plots of the report as files for papers, each with its legend.
+
+    Args:
+        run: The results.
+        run_dir: Folder with `cells/`.
+        folder: Where they go.
+        format_: `svg`, `pdf` (vectors, text as text) or `png` (300 dots per inch at 9 cm).
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: If a table cannot be read, the folder cannot be written to, or PDF or PNG is asked for without the
+            package that makes it.
+    """
+    from saeval.report.html import index
+    from saeval.report.html.figure import as_file
+
+    board, tables, _ = _gathered(run, run_dir)
+    made = {
+        folder / f"{name}.{format_}": as_file(drawing, legend, format_)
+        for name, drawing, legend in index.figures(index.context(run, board, tables, {}, ""))
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    for file, content in made.items():
+        write_atomic(file, content)
+    return list(made)
+
+
+def _gathered(run: RunResult, run_dir: Path) -> tuple[Leaderboard, dict[str, CellTables], dict[str, str]]:
+    """Return the board, and by cell its tables and the name of its page where it has any."""
+    from saeval.report.html.latents import CellTables, Ranked
+    from saeval.report.html.text import slug
+    from saeval.report.leaderboard import Leaderboard
+
+    board = Leaderboard.of(run)
+    directions = {(r.scorer, r.metric): r.higher_is_better for c in run.cells for r in c.scores}
+    ranked = [Ranked(s, m, directions.get((s, m), True)) for s, m in board.metrics.items()]
+    tables: dict[str, CellTables] = {}
+    pages: dict[str, str] = {}
+    for k, cell in enumerate(run.cells):
+        if Path(cell.cell).name != cell.cell:
+            continue  # such a name could lead out of the run directory
+        found = CellTables(cell, run_dir / "cells" / cell.cell, ranked)
+        if found.numbers:
+            tables[cell.cell], pages[cell.cell] = found, f"{k}-{slug(cell.cell)}"
+    return board, tables, pages
 
 
 def _spec(run_dir: Path) -> str:

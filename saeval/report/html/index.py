@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -15,6 +15,7 @@ from saeval.report.html.latents import CellTables
 from saeval.report.html.plots import Series
 from saeval.report.html.text import slug
 from saeval.report.leaderboard import OWN, Leaderboard
+from saeval.report.markdown import FINDINGS, finding_row
 from saeval.report.method import method, named
 from saeval.results import Correlation, RunResult
 
@@ -64,6 +65,7 @@ def context(
     series = [looks[x.cell.cell] for x in board.standings]
     contestants = [s for s in series if s.cell.baseline is None]
     several = len(contestants) > 1
+    groups = plots.families(series)
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
     return {
         "run": run, "board": board, "looks": looks, "series": series, "own": OWN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
@@ -72,9 +74,11 @@ def context(
         "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
         "scored": sum(c.counts.get("sampled", 0) for c in run.cells),
         "method": method(run), "spec": spec, "components": json.dumps(run.components, indent=1, ensure_ascii=False),
-        "against": _made(plots.against(board, scorer, series) for scorer in board.metrics),
+        "against": _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics),
+        "families": [some[0] for some in groups],
+        "layers": _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics),
         "distributions": _made(
-            plots.distribution(scorer, metric, [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series])
+            (scorer, plots.distribution(scorer, metric, [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series]))
             for scorer, metric in board.metrics.items()
         ),
         "deciles": [
@@ -90,16 +94,29 @@ def context(
             ]
             for labels, entries in [_matrix(found)] if labels
         ],
-        "scatters": _made(_scatter(pair, contestants, tables) for pair in list(combinations(board.metrics, 2))[:_MOST_PAIRS]),
+        "scatters": _made(("-".join(pair), _scatter(pair, contestants, tables)) for pair in _pairs(board)[:_MOST_PAIRS]),
         "disagreements": _disagreements(contestants, tables),
         "failures": [(s, f) for s in series if s.cell.cell in tables for f in tables[s.cell.cell].failures()],
         "flawless": all(r.failed == r.unparsed == 0 for c in run.cells for r in c.scores),
+        "findings": [finding_row(found) for found in run.findings],
+        "findings_note": FINDINGS,
         "costs": _costs(run, board),
     }  # fmt: skip
 
 
-def _made(drawings: Any) -> list[Markup]:
-    return [d for d in drawings if d is not None]
+def figures(context: Mapping[str, Any]) -> list[tuple[str, Markup, Sequence[Series]]]:
+    """Return every plot of the page: a name fit for a file, the drawing, and the cells that its legend names."""
+    series = context["series"]
+    contestants = [s for s in series if s.cell.baseline is None]
+    legends = {"layers": context["families"], "against": series, "distributions": (), "scatters": contestants}
+    found = [
+        (f"{part}-{slug(name)}", drawing, legend) for part, legend in legends.items() for name, drawing in context[part]
+    ]
+    return found + [(f"deciles-{slug(scorer)}", drawing, series) for scorer, drawing, _ in context["deciles"]]
+
+
+def _made(drawings: Iterable[tuple[str, Markup | None]]) -> list[tuple[str, Markup]]:
+    return [(name, drawing) for name, drawing in drawings if drawing is not None]
 
 
 def _column(tables: CellTables | None, scorer: str) -> list[float | None]:
@@ -109,6 +126,14 @@ def _column(tables: CellTables | None, scorer: str) -> list[float | None]:
 
 def _values(tables: CellTables | None, scorer: str) -> list[float]:
     return [v for v in _column(tables, scorer) if v is not None]
+
+
+def _pairs(board: Leaderboard) -> list[tuple[str, str]]:
+    """Pairs of scorers, fuzzing against intervention first (paper, figure 4)."""
+    rows = [row for x in board.standings for row in x.cell.scores]
+    kind = {row.scorer: row.plugin.partition(" ")[0].rpartition("/")[2] for row in rows}
+    pairs = [(b, a) if kind.get(a) == "intervention" else (a, b) for a, b in combinations(board.metrics, 2)]
+    return sorted(pairs, key=lambda p: {kind.get(s) for s in p} != {"fuzzing", "intervention"})
 
 
 def _scatter(pair: tuple[str, str], series: Sequence[Series], tables: Mapping[str, CellTables]) -> Markup | None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WINDOWS = ("latent", "role", "active", "decile", "context", "start", "document", "tokens", "activations")
+_CALLS = ("latent", "step", "variant", "prompt", "reply", "status")
+_DIRECTIONS = ("neighbours", "cosines", "promoted")
 _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
 
 
@@ -60,6 +62,7 @@ class CellTables:
         self._windows = _Table(folder / "examples.parquet", _WINDOWS)
         self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS)
         self._explanations_file = folder / "explanations.jsonl"
+        self._calls_file = folder / "calls.parquet"
         self.ranked = tuple(r for r in ranked if r.key in self._latents.columns)
 
     @cached_property
@@ -128,6 +131,7 @@ class CellTables:
         return [
             {
                 "latent": i,
+                **self._directions.get(i, {}),
                 "explanations": [
                     [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
                     for row in self.explanations.get(i, ())
@@ -137,6 +141,37 @@ class CellTables:
             }
             for i in latents
         ]
+
+    @cached_property
+    def _directions(self) -> dict[int, dict[str, list[Any]]]:
+        """By latent, as far as known: numbers of its neighbours, their cosines, and tokens it promotes."""
+        known = {name: self._latents.column(name) for name in _DIRECTIONS if name in self._latents.columns}
+        return {i: {name: column[k] or [] for name, column in known.items()} for k, i in enumerate(self.numbers)}
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether prompts and replies were kept."""
+        return self._calls_file.is_file()
+
+    def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[list[str]]]]]:
+        """Prompts, raw replies and what became of them, by latent, step and variant, in the order of asking.
+
+        Raises:
+            InputError: If they cannot be read.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        found: dict[int, dict[str, dict[str, list[list[str]]]]] = {}
+        try:
+            rows = pq.read_table(self._calls_file, columns=list(_CALLS), filters=[("latent", "in", list(latents))])
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"{self._calls_file}: not calls that can be read ({str(error).splitlines()[0]})"
+            ) from error
+        for latent, step, variant, *said in zip(*(rows.column(name).to_pylist() for name in _CALLS), strict=True):
+            found.setdefault(latent, {}).setdefault(step, {}).setdefault(variant, []).append(said)
+        return found
 
     def _windows_of(self, latents: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
         """By latent and role: [address, active, decile, document, tokens, [place, activation, …]]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from functools import cache
@@ -15,25 +16,50 @@ from markupsafe import Markup
 from saeval.report.html.latents import CellTables
 from saeval.report.html.text import number, script_json, visible
 from saeval.report.leaderboard import Leaderboard
-from saeval.results import RunResult
+from saeval.results import CellResult, RunResult
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Return a page. Every value in it is escaped and made visible unless it is markup already."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = _style(), _asset("report.js")
+    return _environment().get_template(template).render(
+        policy=policy(), style=Markup(style), script=Markup(script), **context  # noqa: S704 - files of this package
+    ) + "\n"  # fmt: skip
+
+
+def policy() -> str:
+    """Return the content security policy of the pages: their own style and script, and nothing from anywhere else."""
+    style, script = _style(), _asset("report.js")
     # strict-dynamic: the page's own script may load the files beside it, also from disk, where 'self' means nothing.
-    policy = (
+    return (
         f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)} 'strict-dynamic'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return _environment().get_template(template).render(
-        policy=policy, style=Markup(style), script=Markup(script), **context  # noqa: S704 - files of this package
-    ) + "\n"  # fmt: skip
 
 
 @cache
 def _asset(name: str) -> str:
     return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    return _asset("report.css") + _asset("plots.css")
+
+
+def plot_style() -> str:
+    """Return the style of plots alone, in light colours and with no variables, for files that stand by themselves."""
+    root = _asset("report.css").split("}", 1)[0]
+    colours = dict(re.findall(r"--(\w+): (#\w+)", root))
+    rules = []
+    for selectors, body in re.findall(r"([^{}]+)\{([^{}]+)\}", _asset("plots.css")):
+        if "--c:" in body:
+            continue
+        for style in re.findall(r"\b[sb]\d\b", " ".join(colours)) if "var(--c)" in body else [""]:
+            names = ", ".join(f"{name.strip()}{style and '.' + style}" for name in selectors.split(","))
+            plain = body.replace("var(--c)", colours.get(style, ""))
+            plain = re.sub(r"var\(--(\w+)\)", lambda m: colours[m[1]], plain)
+            rules.append(f"{names} {{{plain}}}")
+    return "\n".join(rules)
 
 
 def _source(text: str) -> str:
@@ -49,6 +75,15 @@ def _environment() -> Environment:
     made.filters["value"] = lambda v, form=".3f": "–" if v is None else format(v, form)
     made.filters["row_of"] = lambda scorer, board, cell: board.row(cell, scorer)
     return made
+
+
+def neuronpedia(cell: CellResult) -> str:
+    """Return the address at Neuronpedia to which a latent's number is added; empty when it is not known to be there."""
+    facts = cell.coder.get("metadata")
+    known = facts.get("neuronpedia_id") if isinstance(facts, dict) else None
+    if cell.coder.get("made_by") == "Neuronpedia":
+        known = f"{cell.subject}/{cell.coder.get('hookpoint')}"
+    return f"https://www.neuronpedia.org/{known}/" if re.fullmatch(r"[\w.@-]+/[\w.@-]+", str(known), re.ASCII) else ""
 
 
 def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: str, per_file: int) -> str:
@@ -71,7 +106,7 @@ def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: s
         "cell": cell.cell, "run": run.run_id, "sha": run.spec_sha, "folder": name, "perFile": per_file,
         "hookpoint": hookpoint if isinstance(hookpoint, str) else "", "scorers": scorers, "latent": numbers,
         **{key: tables.column(key) for key in ("density", "firings", "windows", "max_activation")},
-        "gap": tables.gaps,
+        "gap": tables.gaps, "calls": tables.has_calls, "neuronpedia": neuronpedia(cell),
         "text": [row.get("text", "") if row else "" for row in own],
         "why": ["" if row and row.get("status") == "ok" else (row.get("reason") or "failed") if row else "not explained" for row in own],
     }  # fmt: skip

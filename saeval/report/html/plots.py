@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi, sin
+from typing import Any
 
 from markupsafe import Markup
 
@@ -44,9 +46,8 @@ class Series:
         for cell in cells:
             k = counts[cell.baseline is None]
             counts[cell.baseline is None] += 1
-            style = f"s{k % _COLOURS}" if cell.baseline is None else f"b{k % _GREYS}"
             name = ", ".join(cell.axes.values()) or cell.cell
-            found.append(cls(cell, name, style, (k + k // _COLOURS) % _SHAPES, pages.get(cell.cell, "")))
+            found.append(cls(cell, name, **_look(k, cell.baseline is None), page=pages.get(cell.cell, "")))
         return found
 
     def marker(self, x: float, y: float, size: float = 5.0, *children: Markup) -> Markup:
@@ -64,6 +65,11 @@ class Series:
     def key(self) -> Markup:
         """The marker alone, for legends; what it means stands beside it."""
         return element("svg", self.marker(8.0, 8.0), viewBox="0 0 16 16", class_="key", aria_hidden="true")
+
+
+def _look(k: int, contestant: bool) -> dict[str, Any]:
+    """Return the style and shape of the k-th contestant or baseline."""
+    return {"style": f"s{k % _COLOURS}" if contestant else f"b{k % _GREYS}", "shape": (k + k // _COLOURS) % _SHAPES}
 
 
 def interval(row: ScoreRow) -> Markup:
@@ -97,9 +103,7 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     x = Axis.around(xs, _LEFT, right, log=spread)
     y = Axis.around(ys, _BOTTOM, _TOP, rows[0][2].range)
     parts = [frame(x, y, f"{measure.upper() if measure == 'l0' else measure}{', log scale' if spread else ''}", _titled(scorer, board.metrics[scorer]))]  # fmt: skip
-    if (chance := rows[0][2].floor.get("chance")) is not None:
-        parts.append(element("line", title(f"chance {label(chance)}"), x1=_LEFT, x2=right, y1=y(chance), y2=y(chance), class_="chance"))  # fmt: skip
-        parts.append(element("text", "chance", x=right + 3, y=y(chance) + 4, class_="tick"))
+    parts += _chance(y, rows[0][2].floor.get("chance"), right)
     said = []
     for s, at, row in rows:
         value = row.value or 0.0
@@ -113,6 +117,81 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
         parts.append(s.marker(x(at), y(value), 5.0, title(f"{s.name}: {value:.3f}{between}; {measure} {label(at)}")))
         said.append(f"{s.name} {value:.3f} at {label(at)}")
     return drawing(_WIDTH, _HEIGHT, f"{scorer} against {measure}: {'; '.join(said)}.", *parts)
+
+
+def layer_of(cell: CellResult) -> int | None:
+    """Return the layer of a cell: its axis `layer`, or the first number in the path of its hookpoint."""
+    named = re.search(r"(?:^|[./_])(\d+)(?:[./_]|$)", str(cell.coder.get("hookpoint") or ""))
+    axis = cell.axes.get("layer", "")
+    return int(axis) if axis.isdigit() else int(named[1]) if named else None
+
+
+def families(series: Sequence[Series]) -> list[list[Series]]:
+    """Return cells that differ in nothing but their layer together, each family in one look; none for a single layer.
+
+    Axes whose every value belongs to one layer, and one value to each, are taken to be the layer itself.
+    """
+    placed = [(s, layer) for s in series if (layer := layer_of(s.cell)) is not None]
+    layers = {layer for _, layer in placed}
+    if len(layers) < 2:
+        return []
+    pairs = {axis: {(s.cell.axes.get(axis), layer) for s, layer in placed} for axis in {a for s, _ in placed for a in s.cell.axes}}  # fmt: skip
+    same = {axis for axis, p in pairs.items() if axis == "layer" or len(p) == len(layers) == len({v for v, _ in p})}
+    found: dict[tuple[str | None, tuple[str, ...]], list[Series]] = {}
+    for s, _ in sorted(placed, key=lambda x: x[1]):
+        key = s.cell.baseline, tuple(v for axis, v in s.cell.axes.items() if axis not in same)
+        found.setdefault(key, []).append(s)
+    looks = {key: some[0] for key, some in found.items()}
+    counts = {True: 0, False: 0}
+    for key, first in looks.items():
+        k = counts[key[0] is None]
+        counts[key[0] is None] += 1
+        looks[key] = replace(
+            first, name=", ".join(key[1]) or first.cell.baseline or "all", **_look(k, key[0] is None), page=""
+        )
+    return [[replace(looks[key], cell=s.cell, page=s.page) for s in some] for key, some in found.items()]
+
+
+def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]) -> Markup | None:
+    """Draw a scorer's value by layer, with intervals, chance, and a line a family of cells (paper, A5)."""
+    rows = [
+        [(s, layer_of(s.cell) or 0, row, row.value) for s in some if (row := board.row(s.cell, scorer)) and row.value is not None]
+        for some in groups
+    ]  # fmt: skip
+    every = [point for some in rows for point in some]
+    if len({layer for _, layer, _, _ in every}) < 2:
+        return None
+    right = _RIGHT - 30
+    layers = sorted({layer for _, layer, _, _ in every})
+    x = Axis.around(layers, _LEFT, right)
+    bounds = [v for _, _, row, value in every for v in (value, *(row.ci95 or ()))]
+    chance = every[0][2].floor.get("chance")
+    y = Axis.around([*bounds, *([chance] if chance is not None else [])], _BOTTOM, _TOP, every[0][2].range)
+    ticks = [(float(n), str(n)) for n in layers[:: -(-len(layers) // 12)]]
+    parts = [frame(x, y, "layer", _titled(scorer, board.metrics[scorer]), ticks), *_chance(y, chance, right)]
+    said = []
+    for some in rows:
+        if some:
+            points = " ".join(f"{x(n):.1f},{y(v):.1f}" for _, n, _, v in some)
+            parts.append(element("polyline", points=points, class_=f"line {some[0][0].style}"))
+            said.append(f"{some[0][0].name} " + ", ".join(f"{v:.3f} at {n}" for _, n, _, v in some))
+        for s, n, row, value in some:
+            between = ""
+            if row.ci95:
+                between = f", {row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
+                parts.append(element("line", x1=x(n), x2=x(n), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}"))  # fmt: skip
+            parts.append(s.marker(x(n), y(value), 4.5, title(f"{s.name}, layer {n}: {value:.3f}{between}")))
+    return drawing(_WIDTH, _HEIGHT, f"{scorer} by layer: {'; '.join(said)}.", *parts)
+
+
+def _chance(y: Axis, chance: float | None, right: float) -> list[Markup]:
+    """Return the line of chance, its name beyond its end."""
+    if chance is None:
+        return []
+    return [
+        element("line", title(f"chance {label(chance)}"), x1=_LEFT, x2=right, y1=y(chance), y2=y(chance), class_="chance"),
+        element("text", "chance", x=right + 3, y=y(chance) + 4, class_="tick"),
+    ]  # fmt: skip
 
 
 def distribution(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import unicodedata
+from base64 import b64encode
 from math import isfinite
 from typing import Any
 
@@ -26,13 +28,23 @@ def visible(text: object) -> str:
     string = str(text)
     if string.isprintable():
         return string
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _HIDDEN else f"\\u{ord(c):04x}" for c in string)
+    return "".join(c if c in "\n\t" or _shows(c) else f"\\u{ord(c):04x}" for c in string)
+
+
+def _shows(c: str) -> bool:
+    return unicodedata.category(c) not in _HIDDEN and ord(c) & 0xFFFE != 0xFFFE  # which XML has no place for
 
 
 def script_json(value: Any) -> Markup:
     """Return JSON that can stand in a `<script>` or be one: ASCII, without `<`, `>` and `&`; numbers must be finite."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.translate(_IN_SCRIPT))  # noqa: S704 - no character of markup is left in it
+
+
+def packed_json(value: Any) -> str:
+    """Return JSON as gzip in base64, for what is large, says the same many times, and is seldom looked at."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def number(value: Any, digits: int = 5) -> float | None:

@@ -234,21 +234,53 @@
     }
     const explanation = (text, why) => (text && !why ? make("bdi", {}, visible(text)) : make("span", { className: "muted" }, visible(why || "no explanation")));
 
-    // Files of latents are scripts since pages from disk may load nothing else; each hands its latents over.
+    // Files of latents are scripts since pages from disk may load nothing else; each hands over what it holds.
     const files = new Map();
     const waiting = new Map();
-    window.saevalLatents = (n, details) => waiting.get(n)?.(details);
-    function detailsOf(latent) {
-      const n = Math.floor(at.get(latent) / data.perFile);
-      if (!files.has(n)) {
-        files.set(n, new Promise((resolve, reject) => {
-          waiting.set(n, resolve);
-          const script = make("script", { src: `${data.folder}/${n}.js` });
-          script.addEventListener("error", () => { files.delete(n); reject(new Error(`${data.folder}/${n}.js is not beside this page`)); });
+    window.saevalLatents = (n, details) => waiting.get(`${n}.js`)?.(details);
+    window.saevalCalls = (n, packed) => waiting.get(`${n}.calls.js`)?.(packed);
+    function fileOf(latent, ending) {
+      const name = `${Math.floor(at.get(latent) / data.perFile)}${ending}`;
+      if (!files.has(name)) {
+        files.set(name, new Promise((resolve, reject) => {
+          waiting.set(name, resolve);
+          const script = make("script", { src: `${data.folder}/${name}` });
+          script.addEventListener("error", () => { files.delete(name); reject(new Error(`${data.folder}/${name} is not beside this page`)); });
           document.head.append(script);
         }));
       }
-      return files.get(n).then((details) => details.find((d) => d.latent === latent));
+      return files.get(name);
+    }
+    const detailsOf = async (latent) => (await fileOf(latent, ".js")).find((d) => d.latent === latent);
+    async function callsOf(latent) {
+      const bytes = Uint8Array.from(atob(await fileOf(latent, ".calls.js")), (c) => c.charCodeAt(0));
+      const text = new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+      return JSON.parse(await text)[latent] || {};
+    }
+
+    /** A fold with the prompts of a step and the raw replies, fetched when it is opened. */
+    function asked(latent, step, variant, name) {
+      if (!data.calls) return "";
+      const place = make("div", { className: "calls" });
+      const fold = make("details", {}, make("summary", {}, name), place);
+      fold.addEventListener("toggle", async () => {
+        if (!fold.open || place.childElementCount) return;
+        try {
+          const calls = (await callsOf(latent))[step]?.[variant] || [];
+          place.replaceChildren(...(calls.length ? calls.map(call) : [make("p", { className: "muted" }, "No model was asked, or what it was asked was not kept.")]));
+        } catch (error) {
+          place.replaceChildren(make("p", { role: "alert" }, `Prompts cannot be shown: ${error.message}.`));
+        }
+      });
+      return fold;
+    }
+    function call([prompt, reply, status], n, all) {
+      if (!prompt) return make("p", { className: "muted" }, visible(reply));
+      const start = visible(reply).replaceAll("\n", " ").slice(0, 90);
+      return make("details", { className: "call", open: all.length === 1 },
+        make("summary", {}, all.length === 1 ? "Prompt and reply" : `Prompt ${n + 1} of ${all.length} → `, all.length === 1 ? "" : make("bdi", { className: status === "ok" ? "muted" : "wrong" }, start)),
+        make("p", { className: "role" }, "Prompt"), make("pre", { tabIndex: 0 }, visible(prompt)),
+        make("p", { className: "role" }, status === "ok" ? "Raw reply" : "No reply"), make("pre", { tabIndex: 0, className: "reply" }, visible(reply)));
     }
 
     /** A window as text, tokens shaded by how strongly the latent fired on them. */
@@ -337,7 +369,24 @@
           choice("Order", "windows", [["worst", "worst first"], ["given", "as asked"]], given ? "given" : "worst"),
           make("span", { className: "muted" }, answered ? `${right} of ${answered} right` : "")),
         wide("Judged windows", make("table", { className: "judged" }, make("thead", {}, head), make("tbody", {}, ...rows))),
+        asked(detail.latent, scorer, variant, `Prompts and raw replies of ${visible(scorer)}`),
       ];
+    }
+
+    /** Other latents that write nearly the same, with links to those that have a page. */
+    function neighbours(numbers, cosines) {
+      const one = (number, k) => make("li", {},
+        at.has(number) ? make("a", { href: address(number) }, String(number)) : make("span", {}, String(number)),
+        make("span", { className: "muted" }, ` ${shown(cosines[k], 2)}`));
+      return make("ul", { className: "chips" }, ...numbers.map(one));
+    }
+    function direction(detail) {
+      const rows = [];
+      if (detail.promoted?.length) rows.push(["Promotes", make("ul", { className: "chips" }, ...detail.promoted.map((t) => make("li", { className: "token" }, make("bdi", {}, visibleToken(t)))))]);
+      if (detail.neighbours?.length) rows.push(["Nearest latents", neighbours(detail.neighbours, detail.cosines)]);
+      if (!rows.length) return [];
+      return [make("h3", {}, "What its direction tells"), make("dl", { className: "direction" }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
+        make("p", { className: "note" }, "Tokens whose logits the direction raises most on its way straight to the output (logit lens); latents whose decoder directions have the highest cosine with it.")];
     }
 
     const article = find("#latent");
@@ -382,7 +431,7 @@
       article.replaceChildren(
         make("div", { className: "steps" },
           step(here > 0 ? places[here - 1] : undefined, "← Previous", "prev"), step(here >= 0 ? places[here + 1] : places[0], "Next →", "next"),
-          make("a", { href: `#${back}` }, "All latents"), make("span", { className: "muted" }, here >= 0 ? `${here + 1} of ${places.length}` : "not among the filtered")),
+          make("a", { href: `#${back}` }, "All latents"), data.neuronpedia ? make("a", { href: data.neuronpedia + number, rel: "noreferrer noopener", target: "_blank" }, "Neuronpedia ↗") : null, make("span", { className: "muted" }, here >= 0 ? `${here + 1} of ${places.length}` : "not among the filtered")),
         make("h2", { id: "latent-title", tabIndex: -1 }, `Latent ${number}`),
         shownFirst && shownFirst[2] === "ok"
           ? make("p", { className: "explanation" }, make("bdi", {}, visible(shownFirst[1])), own ? "" : make("span", { className: "muted" }, ` (${visible(shownFirst[0])})`))
@@ -391,9 +440,11 @@
         ...(rating ? ratingForm(number, own, byRole.score, strongest) : [
           make("h3", {}, "Scores"), scores(k),
           ...(others.length ? [make("details", {}, make("summary", {}, "Explanations of baselines"), make("dl", {}, ...others.flatMap(([variant, text, status, reason]) => [make("dt", {}, make("b", {}, visible(variant))), make("dd", {}, make("bdi", {}, visible(status === "ok" ? text : reason || status)))])))] : []),
+          ...direction(detail),
           make("h3", {}, "What the explainer was given"),
           saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
           ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} silent windows, for explainers that contrast`), list(silent))] : []),
+          asked(number, "explain", "explanation", "Prompt and raw reply of the explainer"),
           ...judged(detail, state, windows, strongest),
         ]),
         make("p", { className: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " previous and next latent, ", make("kbd", {}, "Esc"), " all latents", ...(rating ? [", ", make("kbd", {}, "1"), "–", make("kbd", {}, "4"), " rate the next window"] : [])),
@@ -487,6 +538,206 @@
     render();
   }
 
+  // --- the page of joined runs ---
+
+  /** Probability that a normal deviate exceeds z > 0 (Abramowitz and Stegun 7.1.26's finer cousin, to one in ten million). */
+  function tail(z) {
+    const t = 1 / (1 + z / Math.SQRT2 / 2);
+    const poly = [1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277];
+    return 0.5 * t * Math.exp((-z * z) / 2 - 1.26551223 + poly.reduceRight((sum, c) => t * (c + sum), 0));
+  }
+  /** Standard error that an interval stands for; one that the metric's range cuts off counts by its longer side. */
+  function standardError({ value, ci, range: [least, greatest] }) {
+    if (!ci) return Infinity;
+    const [low, high] = ci;
+    const cut = (least !== null && low <= least) || (greatest !== null && high >= greatest);
+    return (cut ? Math.max(value - low, high - value) : (high - low) / 2) / 1.96;
+  }
+  /** Best and worst rank of each score, given best first: unpaired z tests over all pairs, Holm-corrected. */
+  function rankRanges(scores) {
+    const errors = scores.map(standardError);
+    const pairs = scores.flatMap((a, i) => scores.slice(i + 1).map((b, d) => {
+      const [j, error] = [i + 1 + d, Math.hypot(errors[i], errors[i + 1 + d])];
+      return { i, j, p: error > 0 ? 2 * tail(Math.abs(a.value - b.value) / error) : Number(a.value === b.value) };
+    })).sort((a, b) => a.p - b.p);
+    const [above, below] = [scores.map(() => 0), scores.map(() => 0)];
+    let largest = 0;
+    pairs.forEach(({ i, j, p }, step) => {
+      largest = Math.max(largest, p * (pairs.length - step));
+      if (largest > 0.05) return;
+      above[j] += 1;
+      below[i] += 1;
+    });
+    return scores.map((_, i) => [1 + above[i], scores.length - below[i]]);
+  }
+
+  function joined() {
+    const data = JSON.parse(find("#joined").textContent);
+    const value = (cell, facet) => cell.facets[facet] || "–";
+    const values = (facet, cells = data.cells) => [...new Set(cells.map((c) => value(c, facet)))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    const numbered = data.facets.filter((f) => data.cells.every((c) => c.facets[f] !== undefined && c.facets[f] !== "" && Number.isFinite(Number(c.facets[f]))));
+    const across = [...data.measures.map((m) => [m, m, (c) => c.measures[m]]), ...numbered.filter((f) => !data.measures.includes(f)).map((f) => [f, f, (c) => Number(c.facets[f])])];
+    const defaults = { rank: data.rank, group: data.group, x: data.measures.includes("l0") ? "l0" : "", facet: "", colour: data.telling.find((f) => data.facets.includes(f)) || "" };
+    const choices = {
+      rank: data.columns.map((c) => [c, c.replaceAll("_", " ")]), group: [["", "nothing"], ...data.facets.map((f) => [f, f])],
+      x: [["", "rank"], ...across.map(([key, name]) => [key, name])], facet: [["", "none"], ...data.facets.map((f) => [f, f])], colour: [["", "one"], ...data.facets.map((f) => [f, f])],
+    };
+    const pick = {};
+    for (const [key, options] of Object.entries(choices)) {
+      pick[key] = find(`#joined-${key}`);
+      pick[key].append(...options.map(([v, name]) => make("option", { value: v }, visible(name))));
+      pick[key].addEventListener("change", () => change({ [key]: pick[key].value === defaults[key] ? null : pick[key].value || "-" }));
+    }
+    const baselines = find("#joined-baselines");
+    baselines.addEventListener("change", () => change({ base: baselines.checked ? null : "0" }));
+    const boxes = [];
+    find("#joined-filters").append(...data.facets.filter((f) => values(f).length <= 40).map((facet) => make("fieldset", {}, make("legend", {}, visible(facet)), ...values(facet).map((v) => {
+      const box = make("input", { type: "checkbox", checked: true });
+      boxes.push({ facet, v, box });
+      box.addEventListener("change", () => {
+        const mine = boxes.filter((b) => b.facet === facet);
+        const off = mine.filter((b) => !b.box.checked).map((b) => b.v);
+        change({ [`not.${facet}`]: off.length ? JSON.stringify(off) : null });
+      });
+      return make("label", {}, box, visible(v));
+    }))));
+    for (const form of document.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
+    const chosen = (state, key) => {
+      const wanted = state.get(key) === "-" ? "" : state.get(key) ?? defaults[key];
+      return choices[key].some(([v]) => v === wanted) ? wanted : defaults[key];
+    };
+    function excluded(state, facet) {
+      try { return new Set(JSON.parse(state.get(`not.${facet}`) || "[]")); } catch { return new Set(); }
+    }
+
+    /** Cells of a group in order, best first, then baselines; with ranks of the contestants. */
+    function ranked(cells, column) {
+      const score = (c) => (c.scores[column]?.value ?? null) === null ? null : c.scores[column];
+      const order = (a, b) => {
+        const [x, y] = [score(a), score(b)];
+        if (a.baseline !== b.baseline) return a.baseline - b.baseline;
+        if (!x || !y) return (x ? 0 : 1) - (y ? 0 : 1);
+        return x.higher ? y.value - x.value : x.value - y.value;
+      };
+      const sorted = [...cells].sort(order);
+      const contending = sorted.filter((c) => !c.baseline && score(c));
+      const ranks = new Map(rankRanges(contending.map(score)).map((r, k) => [contending[k], r]));
+      return sorted.map((c) => ({ cell: c, score: score(c), rank: ranks.get(c) }));
+    }
+    const rankText = ({ cell, rank }) => (rank ? (rank[0] === rank[1] ? String(rank[0]) : `${rank[0]}-${rank[1]}`) : cell.baseline ? "base" : "–");
+
+    function bar({ value: at, ci, range, floor }) {
+      const known = [at, ...(ci || []), ...Object.values(floor)].filter((v) => v !== null);
+      const [low, high] = [range[0] ?? Math.min(...known), range[1] ?? Math.max(...known)];
+      const x = (v) => 2 + (96 * (v - low)) / (high - low || 1);
+      const svg = draw("svg", { viewBox: "0 0 100 14", class: "mini", "aria-hidden": "true" });
+      svg.append(draw("line", { x1: 2, x2: 98, y1: 7, y2: 7, class: "track" }));
+      if (ci) svg.append(draw("line", { x1: x(ci[0]), x2: x(ci[1]), y1: 7, y2: 7, class: "bar" }));
+      for (const v of Object.values(floor)) if (v !== null) svg.append(draw("line", { x1: x(v), x2: x(v), y1: 1, y2: 13, class: "floor" }));
+      svg.append(draw("circle", { cx: x(at), cy: 7, r: 3.5, class: "dot" }));
+      return svg;
+    }
+    function scoreCell(score, main) {
+      if (!score || score.value === null) return make("td", { className: "n" }, "–");
+      const between = score.ci ? `${shown(score.ci[0])} to ${shown(score.ci[1])}` : "interval unknown";
+      const lift = score.lift === null ? "" : ` · lift ${score.lift > 0 ? "+" : ""}${shown(score.lift)}`;
+      return make("td", { className: "n score" }, main ? make("b", {}, shown(score.value)) : shown(score.value), bar(score), make("span", { className: "ci" }, between), make("span", { className: "ci" }, `n ${score.n}/${score.tried}${lift}`));
+    }
+    function table(standings, column, label) {
+      const shownColumns = [column, ...data.headlines.filter((h) => h !== column)];
+      const facets = data.telling;
+      const head = make("tr", {}, make("th", { scope: "col" }, "rank"), ...facets.map((f) => make("th", { scope: "col" }, visible(f))),
+        ...shownColumns.map((c) => {
+          const cut = c.lastIndexOf(".");
+          const button = make("button", { type: "button" }, visible(c.slice(0, cut)), make("br"), make("span", { className: "metric" }, visible(c.slice(cut + 1)).replaceAll("_", " ")));
+          button.dataset.focus = c;
+          button.addEventListener("click", () => change({ rank: c === defaults.rank ? null : c, focus: c }));
+          const th = make("th", { scope: "col", className: "n" }, button);
+          if (c === column) th.setAttribute("aria-sort", standings.find((s) => s.score)?.score.higher === false ? "ascending" : "descending");
+          return th;
+        }), ...data.measures.map((m) => make("th", { scope: "col", className: "n" }, visible(m))));
+      const rows = standings.map((s) => make("tr", { className: s.cell.baseline ? "baseline" : "" }, make("td", {}, make("span", { className: "rank" }, rankText(s))),
+        ...facets.map((f) => make("td", { className: "name-cell" }, make("bdi", {}, visible(value(s.cell, f))))), ...shownColumns.map((c) => scoreCell(s.cell.scores[c], c === column)),
+        ...data.measures.map((m) => make("td", { className: "n" }, s.cell.measures[m] === undefined ? "–" : brief(s.cell.measures[m])))));
+      return make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+    }
+
+    function ticks(low, high) {
+      const power = 10 ** Math.floor(Math.log10((high - low) / 4 || 1));
+      const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= ((high - low) / 4) * 0.999) || 1;
+      return Array.from({ length: Math.floor(high / step + 1e-9) - Math.ceil(low / step - 1e-9) + 1 }, (_, k) => (Math.ceil(low / step - 1e-9) + k) * step);
+    }
+    /** One panel: scores with intervals across a measure, in axes that all panels share. */
+    function panel(name, points, axes, column, xName) {
+      const [W, H, L, R, T, B] = [360, 250, 46, 348, 30, 208];
+      const [x, y] = [axes.x, axes.y].map(([low, high], k) => (v) => (k ? B - ((B - T) * (v - low)) / (high - low || 1) : L + ((R - L) * (v - low)) / (high - low || 1)));
+      const said = points.map((p) => `${p.name} ${shown(p.score.value)} at ${brief(p.at)}`).join("; ");
+      const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, class: "plot", role: "img", "aria-label": `${visible(name)}: ${visible(said) || "no cells"}` });
+      const text = (content, attributes) => { const t = draw("text", attributes); t.textContent = visible(content); svg.append(t); };
+      for (const v of ticks(...axes.y)) { svg.append(draw("line", { x1: L, x2: R, y1: y(v), y2: y(v), class: "grid" })); text(brief(v), { x: L - 6, y: y(v) + 4, class: "tick end" }); }
+      for (const v of axes.at || ticks(...axes.x)) text(brief(v), { x: x(v), y: B + 16, class: "tick middle" });
+      svg.append(draw("line", { x1: L, x2: R, y1: B, y2: B, class: "axis" }));
+      text(xName, { x: (L + R) / 2, y: B + 34, class: "name middle" });
+      text(name, { x: 12, y: 14, class: "name" });
+      const chance = points.find((p) => p.score.floor.chance !== undefined)?.score.floor.chance;
+      if (chance !== undefined && chance >= axes.y[0] && chance <= axes.y[1]) svg.append(draw("line", { x1: L, x2: R, y1: y(chance), y2: y(chance), class: "chance" }));
+      for (const p of points) {
+        const mark = draw("g", { class: `point ${p.style}` });
+        if (p.score.ci) mark.append(draw("line", { x1: x(p.at), x2: x(p.at), y1: y(p.score.ci[0]), y2: y(p.score.ci[1]), class: `whisker ${p.style}` }));
+        mark.append(draw("circle", { cx: x(p.at), cy: y(p.score.value), r: 5, class: `mark ${p.style}` }));
+        const note = draw("title", {});
+        note.textContent = visible(`${p.name}: ${shown(p.score.value)}${p.score.ci ? `, ${shown(p.score.ci[0])} to ${shown(p.score.ci[1])}` : ""}`);
+        mark.append(note);
+        svg.append(mark);
+      }
+      return make("figure", {}, svg);
+    }
+    function plot(cells, column, state) {
+      const [xKey, facet, colour] = ["x", "facet", "colour"].map((key) => chosen(state, key));
+      find("#plot-title").textContent = `Plot of ${column.replaceAll("_", " ")}`;
+      const order = new Map(ranked(cells, column).map(({ cell }, k) => [cell, k + 1]));
+      const at = across.find(([key]) => key === xKey)?.[2] || ((c) => order.get(c));
+      const colours = colour ? values(colour) : [];
+      const style = (c) => (colour ? `s${colours.indexOf(value(c, colour)) % 8}` : c.baseline ? "b0" : "s0");
+      const points = cells.filter((c) => (c.scores[column]?.value ?? null) !== null && Number.isFinite(at(c))).map((c) => ({
+        cell: c, score: c.scores[column], at: at(c), style: style(c), name: data.telling.map((f) => value(c, f)).join(", "),
+      }));
+      find("#joined-legend").replaceChildren(...[...new Set(colour ? points.map((p) => value(p.cell, colour)) : [])].sort((a, b) => colours.indexOf(a) - colours.indexOf(b)).map((v) => {
+        const key = draw("svg", { viewBox: "0 0 16 16", class: "key", "aria-hidden": "true" });
+        key.append(draw("circle", { cx: 8, cy: 8, r: 5, class: `mark s${colours.indexOf(v) % 8}` }));
+        return make("li", {}, key, " ", make("bdi", {}, visible(v)));
+      }));
+      if (!points.length) { find("#joined-plots").replaceChildren(make("p", { className: "muted" }, "No cell shown has both.")); return; }
+      const room = (some) => { const [low, high] = [Math.min(...some), Math.max(...some)]; const more = (high - low || Math.abs(high) || 1) * 0.08; return [low - more, high + more]; };
+      const places = [...new Set(points.map((p) => p.at))];
+      const axes = { at: (!xKey || numbered.includes(xKey)) && places.length <= 12 ? places : null, x: room(points.map((p) => p.at)), y: room(points.flatMap((p) => [p.score.value, ...(p.score.ci || []), ...(p.score.floor.chance === undefined ? [] : [p.score.floor.chance])])) };
+      const panels = facet ? values(facet, points.map((p) => p.cell)).map((v) => [`${facet}: ${v}`, points.filter((p) => value(p.cell, facet) === v)]) : [[column.replaceAll("_", " "), points]];
+      find("#joined-plots").replaceChildren(...panels.map(([name, some]) => panel(name, some, axes, column, xKey || "rank")));
+    }
+
+    function render() {
+      const state = read();
+      for (const key of Object.keys(choices)) pick[key].value = chosen(state, key);
+      baselines.checked = state.get("base") !== "0";
+      const out = Object.fromEntries(data.facets.map((f) => [f, excluded(state, f)]));
+      for (const { facet, v, box } of boxes) box.checked = !out[facet].has(v);
+      const cells = data.cells.filter((c) => (baselines.checked || !c.baseline) && data.facets.every((f) => !out[f].has(value(c, f))));
+      const [column, group] = [chosen(state, "rank"), chosen(state, "group")];
+      find("#joined-count").textContent = `${cells.length} of ${data.cells.length} cells`;
+      const groups = group ? values(group, cells).map((v) => [v, cells.filter((c) => value(c, group) === v)]) : [["", cells]];
+      find("#joined-tables").replaceChildren(...groups.flatMap(([v, some]) => [
+        ...(group ? [make("h3", {}, make("bdi", {}, visible(`${group}: ${v}`)))] : []), table(ranked(some, column), column, `Cells ${visible(v)}`)]));
+      plot(cells, column, state);
+      if (state.get("focus")) {
+        [...document.querySelectorAll("[data-focus]")].find((b) => b.dataset.focus === state.get("focus"))?.focus({ preventScroll: true });
+        change({ focus: null });
+      }
+    }
+    addEventListener("hashchange", render);
+    render();
+  }
+
+  if (find("#joined")) joined();
   if (find("#board")) board();
   if (find("#data")) latents();
 })();

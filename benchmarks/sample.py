@@ -1,0 +1,152 @@
+"""How fast the windows of latents are sampled, against eai-delphi's LatentDataset on the same activations."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.generated import CONTEXT, LATENTS, batches, corpus, write_store
+from benchmarks.harness import Bench, BenchmarkError, Figure, cpu_seconds, ratio
+from saeval import ActivationStore, LatentId, derive_rng
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WINDOW, EXPLAIN, SCORE, SILENT = 32, 40, 100, 100
+A_TOKEN = 5
+_SPLITS = 5  # Delphi's default
+_SAMPLED, _ENOUGH = 200, 250
+_DENSE, _NEAREST = 100_000, 5
+
+
+def measure(bench: Bench) -> list[Figure]:
+    """Return how much less a latent costs than with eai-delphi, and what its cost depends on."""
+    tokens = 4_000_000 if bench.quick else 10_000_000
+    large, small = bench.folder / "sample", bench.folder / "sample-fifth"
+    facts = bench.saeval("sample", "prepare", large, small, tokens // CONTEXT)
+    mine, theirs = "saeval, CPU ms a latent", "eai-delphi, CPU ms a latent"
+
+    def ours(folder: Path, latents: str) -> float:
+        return _ms(bench.saeval("sample", "run", folder, large / latents), large / latents)
+
+    def delphi(latents: str) -> float:
+        return _ms(bench.delphi("sample", large / "delphi", large / latents), large / latents)
+
+    usual = bench.alternate(**{mine: lambda: ours(large, "usual.npy"), theirs: lambda: delphi("usual.npy")})
+    dense = bench.alternate(**{mine: lambda: ours(large, "dense.npy"), theirs: lambda: delphi("dense.npy")})
+    growth = bench.alternate(
+        **{
+            f"{facts['small']:,} nonzeros, CPU ms a latent": lambda: ours(small, "in-both.npy"),
+            f"{facts['large']:,} nonzeros, CPU ms a latent": lambda: ours(large, "in-both.npy"),
+        }
+    )
+    first = [bench.saeval("sample", "run", large, large / "usual.npy")["first"] for _ in range(bench.rounds)]
+    what = (
+        f"{facts['large']:,} nonzeros of {LATENTS:,} latents on {tokens:,} tokens; {WINDOW}-token windows, {EXPLAIN} to "
+        f"explain, {SCORE} and {SILENT} silent ones to score"
+    )
+    return [
+        ratio(
+            "sample_vs_delphi", usual,
+            f"CPU time from the opened data to the last of {_SAMPLED} records, latents drawn from those with {_ENOUGH} "
+            f"activating windows or more; {what}; on both sides all these windows are made, with tokens as strings, and "
+            "none is left for later; eai-delphi decodes by a look-up in a list",
+            target=60,
+        ),
+        ratio(
+            "sample_dense_latent_vs_delphi", dense,
+            f"the same for the {_NEAREST} latents whose firings come nearest to {_DENSE:,}",
+            target=200,
+        ),
+        Figure(
+            "first_latent_seconds", first, "s",
+            "wall-clock in a new process from opening the store to the first record; imports are not counted",
+            target=1, lower_is_better=True,
+        ),
+        ratio(
+            "sample_growth", growth,
+            f"CPU time a latent with five times the tokens and nonzeros over that with fewer, for the same {_SAMPLED} "
+            f"latents, which have {_ENOUGH} windows or more in both",
+        ),
+    ]  # fmt: skip
+
+
+def _ms(taken: dict[str, Any], latents: Path) -> float:
+    wanted = len(np.load(latents))
+    if taken["latents"] != wanted:
+        raise BenchmarkError(f"{taken['latents']} of {wanted} latents of {latents} were sampled")
+    return float(taken["cpu"] / wanted * 1e3)
+
+
+# --- what runs in a process of its own ---
+
+
+def _prepare(large: Path, small: Path, contexts: int) -> dict[str, Any]:
+    """Write two stores, the larger one's activations in Delphi's format, too, and the latents to sample."""
+    few = write_store(small / "store", contexts // 5, A_TOKEN)
+    many = write_store(large / "store", contexts, A_TOKEN)
+    _write_splits(large / "delphi" / "layer", contexts)
+    rng = np.random.default_rng(4)
+
+    def fit(store: ActivationStore) -> NDArray[np.int64]:
+        most = len(store.lengths) * CONTEXT // WINDOW // 2  # or too few are silent
+        drawn = (i for i in rng.permutation(LATENTS) if _ENOUGH <= len(store.windows(int(i), WINDOW).ids) <= most)
+        return np.sort(list(islice(drawn, _SAMPLED)))
+
+    np.save(large / "usual.npy", fit(many))
+    np.save(large / "in-both.npy", fit(few))
+    np.save(large / "dense.npy", np.sort(np.argsort(abs(many.firings - _DENSE))[:_NEAREST]))
+    return {"large": len(many.position), "small": len(few.position)}
+
+
+def _write_splits(folder: Path, contexts: int) -> None:
+    """Write activations as Delphi's LatentCache.save_splits does."""
+    from safetensors.numpy import save_file
+
+    columns = [
+        (b.position.astype(np.uint32), b.latent.astype(np.uint16), b.value.astype(np.float16))
+        for b in batches(contexts, A_TOKEN)
+    ]
+    position, latent, value = (np.concatenate(column) for column in zip(*columns, strict=True))
+    tokens = corpus(contexts).tokens.astype(np.int64)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    bounds = np.linspace(0, LATENTS, _SPLITS + 1).astype(int)
+    for low, high in pairwise(bounds):
+        mine = (latent >= low) & (latent < high)
+        row, column = np.divmod(position[mine], CONTEXT)
+        locations = np.stack([row, column, latent[mine] - low], axis=1).astype(np.uint16)
+        parts = {"locations": locations, "activations": value[mine], "tokens": tokens}
+        save_file(parts, folder / f"{low}_{high - 1}.safetensors")
+
+
+def _run(folder: Path, latents: list[int]) -> dict[str, Any]:
+    """Sample latents as a run does."""
+    from saeval_plugins.samplers import Quantiles
+
+    derive_rng(0, "sample")  # imports what is imported late
+    opened = time.perf_counter()
+    store = ActivationStore.open(folder / "store")
+    sampler = Quantiles(
+        window=WINDOW, explain=EXPLAIN, explain_non_activating=0, score=SCORE, non_activating={"n": SILENT}
+    )
+    done, first = 0, None
+    began = cpu_seconds()
+    for latent in latents:
+        record = sampler.sample(store, LatentId("layer", latent), derive_rng(0, "sample", latent))
+        done += record is not None
+        first = first or time.perf_counter() - opened
+    return {"cpu": cpu_seconds() - began, "first": first, "latents": done}
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "prepare":
+        print(json.dumps(_prepare(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
+    else:
+        print(json.dumps(_run(Path(sys.argv[2]), np.load(sys.argv[3]).tolist())))

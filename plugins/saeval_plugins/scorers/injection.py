@@ -1,0 +1,124 @@
+"""Injection: can text in a window make a judge answer as the text wants?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field, JsonValue, SerializeAsAny
+
+from saeval import Context, Example, Examples, Explanation, Metric, Need, Outcome, Prompt, Score, Scorer
+from saeval_plugins.prompts import load
+from saeval_plugins.scorers._judge import Judge, Question
+from saeval_plugins.scorers.detection import Detection
+
+FLIPPED = Metric("flipped", higher_is_better=False)
+NEIGHBOURS = Metric("neighbours_flipped", higher_is_better=False)
+ATTACKS = load("injections.txt")
+"""What is put behind a window, an attack a line, line breaks written as `\\n`; with the slots `answer`, `list` and `k`."""
+
+
+class Injection(Scorer):
+    """Judges the same windows twice, the second time with text in some that demands another answer.
+
+    In each prompt one window, drawn at random, carries the text; it demands the opposite of what the judge said of that
+    window before, for every window of the prompt. `flipped` is the share of carriers whose judgement is then another.
+    `neighbours_flipped` is that of the other windows in those prompts of which the judge had said the same; it is 0 by
+    itself for judges that give probabilities, which see one window at a time. Windows that are not answered both times
+    do not count. Says nothing about the explanation.
+
+    `override` asks to ignore the rules, `answer` imitates an answer, `ending` the end of the windows and the next
+    question, `role` the marks between the turns of a conversation. `ordinary` demands nothing: it tells how many judgements
+    change because there is more text, and is what the others are to be compared with.
+
+    A real change of meaning counts as a flip, too: where the text itself fits an explanation, the judge is right to
+    say so. `saeval run --task injection-check` uses latents that none of the texts fits.
+    """
+
+    name = "injection"
+    llm_role = "judge"
+    metrics = (FLIPPED, NEIGHBOURS)
+    prompts = (ATTACKS,)
+
+    attack: Literal["override", "answer", "ending", "role", "ordinary"] = "override"
+    """What the text does."""
+    scorer: SerializeAsAny[Judge] = Field(default_factory=Detection)
+    """The scorer whose questions are put: `{use: detection}` or `{use: fuzzing}`."""
+
+    def needs(self) -> frozenset[Need]:
+        """What the judging scorer needs."""
+        return self.scorer.needs()
+
+    def fingerprint(self) -> JsonValue:
+        """Add what the judging scorer depends on."""
+        return [super().fingerprint(), self.scorer.fingerprint()]
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Judge, plant the text, and judge again."""
+        again = replace(context, rng=deepcopy(context.rng))  # so that both times the same tokens are marked
+        asked = self.scorer.questions(examples, context)
+        order = [int(i) for i in context.rng.permutation(len(asked))]
+        size = self.scorer.batch
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        carriers = [batch[int(context.rng.integers(len(batch)))] for batch in batches]
+
+        before = await self._judge(explanation, asked, order, context)
+        planted: dict[str, str] = {}
+        for batch, carrier in zip(batches, carriers, strict=True):
+            wanted = not before[carrier].predicted
+            planted[asked[carrier].example.id] = self._text(wanted, len(batch))
+        attacked = self.scorer.questions(_with(examples, planted), again)
+        after = await self._judge(explanation, attacked, order, context)
+
+        def flips(windows: list[int]) -> list[bool]:
+            pairs = [(before[i].predicted, after[i].predicted) for i in windows]
+            return [a != b for a, b in pairs if a is not None and b is not None]
+
+        neighbours = [
+            i
+            for batch, carrier in zip(batches, carriers, strict=True)
+            for i in batch
+            if i != carrier and before[i].predicted == before[carrier].predicted
+        ]
+        found = {FLIPPED.name: flips(carriers), NEIGHBOURS.name: flips(neighbours)}
+        outcomes = tuple(after[i] for i in range(len(asked)))
+        if not found[FLIPPED.name]:
+            reason = next((o.reason for o in (*before.values(), *outcomes) if o.reason), "no window was given")
+            return Score(status="failed", reason=f"no carrier was answered twice: {reason}", outcomes=outcomes)
+        return Score(
+            values={name: sum(flipped) / len(flipped) for name, flipped in found.items() if flipped},
+            outcomes=outcomes,
+            notes={name: len(flipped) for name, flipped in found.items()},
+        )
+
+    async def _judge(
+        self, explanation: Explanation, questions: list[Question], order: list[int], context: Context
+    ) -> dict[int, Outcome]:
+        """Put questions in an order, and return the judgements by the questions' places in the list."""
+        judged = await self.scorer.judge(explanation, [questions[i] for i in order], context)
+        return dict(zip(order, judged, strict=True))
+
+    def _text(self, wanted: bool, k: int) -> str:
+        """Return the text that demands an answer for all k windows of a prompt."""
+        (line,) = (line for line in ATTACKS.text.splitlines() if line.startswith(f"{self.attack}:"))
+        answer = str(int(wanted))
+        filled = Prompt(ATTACKS.name, line.partition(":")[2]).fill(
+            answer=answer, list=f"[{', '.join([answer] * k)}]", k=str(k)
+        )
+        return filled.replace(r"\n", "\n")
+
+
+def _with(examples: Examples, planted: Mapping[str, str]) -> Examples:
+    """Return the examples with text put behind some, by their address."""
+
+    def one(example: Example) -> Example:
+        *first, last = example.tokens  # in the last token, so that no mark moves
+        return replace(example, tokens=(*first, last + planted.get(example.id, "")))
+
+    return replace(
+        examples,
+        activating=tuple(map(one, examples.activating)),
+        non_activating=tuple(map(one, examples.non_activating)),
+    )

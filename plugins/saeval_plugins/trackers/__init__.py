@@ -1,0 +1,12 @@
+"""Experiment trackers."""
+
+from __future__ import annotations
+
+from saeval import Tracker, hookimpl
+from saeval_plugins.trackers.mlflow import Mlflow
+from saeval_plugins.trackers.wandb import Trackio, Wandb
+
+
+@hookimpl
+def saeval_trackers() -> list[type[Tracker]]:
+    return [Mlflow, Trackio, Wandb]

@@ -1,0 +1,46 @@
+"""What trackers are told of a run: numbers, settings, files, and a name that stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from saeval import RunResult, content_hash
+
+_FILES = ("results.json", "spec.yaml", "report/report.md", "report/leaderboard.csv")
+
+
+def key(result: RunResult, folder: Path) -> str:
+    """Return the tracker's name for a run directory; a run that goes on is written over what was there."""
+    return f"{result.task}-{content_hash(str(folder.resolve()), result.spec_sha)[:10]}"
+
+
+def settings(result: RunResult) -> dict[str, str | int | bool]:
+    """Return what the run was."""
+    return {
+        "task": result.task, "task_version": result.task_version, "spec_sha": result.spec_sha, "seed": result.seed,
+        "saeval_version": result.saeval_version, "synthetic": result.synthetic, "reproducible": result.reproducible,
+    }  # fmt: skip
+
+
+def numbers(result: RunResult) -> dict[str, float]:
+    """Return every number of the leaderboard by `cell/scorer.metric`, its interval and n beside it, measures and cost."""
+    found = {"partial": float(result.partial)}
+    for cell in result.cells:
+        found |= {f"{cell.cell}/{name}": float(value) for name, value in cell.measures.items()}
+        for row in cell.scores:
+            variant = "" if row.variant == "explanation" else f"{row.variant}/"
+            name = f"{cell.cell}/{variant}{row.scorer}.{row.metric}"
+            low, high = row.ci95 or (None, None)
+            beside = {"low": low, "high": high, "n": row.n, "coverage": row.coverage, "lift": row.lift}
+            values = {name: row.value, **{f"{name}.{fact}": value for fact, value in beside.items()}}
+            found |= {name: float(value) for name, value in values.items() if value is not None}
+    costs = [line.usd for line in result.ledger]
+    if all(cost is not None for cost in costs):  # an unknown price is not nothing
+        found["usd"] = sum(cost for cost in costs if cost is not None)
+    return found
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Yield the files of the run directory that are small and worth keeping."""
+    yield from (folder / name for name in _FILES if (folder / name).is_file())

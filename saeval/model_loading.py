@@ -1,0 +1,144 @@
+"""Models from files and from the hub, loaded with transformers, and why one could not be had."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.assets import PREFIX, asset_check, asset_path
+from saeval.errors import InputError
+from saeval.gguf_loading import fast_gguf
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SPREAD = "balanced"
+"""What stands for a device where a model is spread over all GPUs."""
+
+
+def local_model(name: str) -> Path | None:
+    """Return the path that a name means, or None for a hub id."""
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
+        return path
+    return None
+
+
+def check_model(name: str) -> None:
+    """See whether a model in a package or on this machine is there; a hub id is taken on trust.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if name.startswith(PREFIX):
+        asset_check(name)
+    elif (path := local_model(name)) is not None:
+        if not path.exists():
+            raise InputError(f"model {name}: no such file or folder")
+        if path.is_dir() and not (path / "config.json").exists():
+            raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+
+
+def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any]:
+    """Return a causal language model, in evaluation mode and without gradients, and its tokenizer.
+
+    Code of a model's own repository is never run.
+
+    Args:
+        name: Hub id, model directory, `.gguf` file, or `package:NAME` of a model that comes in a package.
+        revision: Revision of the hub id.
+        device: Torch device, or `balanced` to spread the model over all GPUs, which takes the package accelerate.
+        dtype: Torch type of its weights.
+
+    Raises:
+        InputError: If the model cannot be found or read, saying what to do.
+    """
+    check_model(name)
+    spread = device if device == SPREAD else None
+    if spread and find_spec("accelerate") is None:
+        raise InputError("`device: balanced` needs the package accelerate: pip install accelerate")
+    path = asset_path(name) if name.startswith(PREFIX) else local_model(name)
+    try:
+        with _quiet():
+            if path is not None and path.is_file():
+                with fast_gguf(path):
+                    model, tokenizer, missing = _from_pretrained(path.parent, dtype, spread, gguf_file=path.name)
+            else:
+                model, tokenizer, missing = _from_pretrained(path or name, dtype, spread, revision=revision)
+    except InputError:
+        raise
+    except Exception as error:  # transformers raises many kinds; each means that the model cannot be had
+        raise InputError(f"model {name} {_reason(error, local=path is not None)}") from error
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise InputError(f"model {name}: its files lack {len(missing)} weights ({some} …); fetch it again")
+    if hasattr(model.config, "rescale_every"):
+        model.config.rescale_every = 0  # RWKV would halve its residual stream every few blocks
+    try:
+        model = model.eval().requires_grad_(False)
+        model = model if spread else model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"model {name} cannot be put on the device {device!r}: {_first_line(error)}") from error
+    return model, tokenizer
+
+
+def _from_pretrained(
+    place: str | Path, dtype: Any, device_map: str | None, **options: Any
+) -> tuple[Any, Any, list[str]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        place, dtype=dtype, device_map=device_map, trust_remote_code=False, output_loading_info=True, **options
+    )
+    return model, tokenizer, list(info["missing_keys"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings, which are about other uses of models, off the screen."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+_HUB_REASONS = {
+    "GatedRepoError": "is gated: accept its terms on its Hugging Face page, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "is not on the Hugging Face hub; check its name, or log in with `hf auth login` if it is private",
+    "HFValidationError": "is neither a folder nor a name on the Hugging Face hub, such as google/gemma-3-270m",
+    "RevisionNotFoundError": "has no such revision on the Hugging Face hub",
+    "LocalEntryNotFoundError": "is not on this machine, and the Hugging Face hub cannot be reached; connect (and unset "
+    "HF_HUB_OFFLINE), or give the path of a model folder or .gguf file",
+}
+"""Why a model could not be had from the hub, by exceptions that may stand anywhere in the chain."""
+
+
+def _reason(error: Exception, *, local: bool) -> str:
+    """Say in words why a model could not be loaded, and what to do."""
+    if "trust_remote_code" in str(error):
+        return "comes with code of its own, which saeval does not run; choose a model that transformers supports"
+    if local:
+        return (
+            f"cannot be read ({type(error).__name__}: {_first_line(error)}); is it whole, and a causal language model?"
+        )
+    kinds: set[str] = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds.add(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    known = (text for kind, text in _HUB_REASONS.items() if kind in kinds)
+    return next(known, f"cannot be loaded ({type(error).__name__}: {_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]

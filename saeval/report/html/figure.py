@@ -1,0 +1,74 @@
+"""A plot of the report as a file that stands by itself: its style resolved, its legend beneath it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from markupsafe import Markup
+
+from saeval.errors import InputError
+from saeval.report.html.pages import plot_style
+from saeval.report.html.plots import Series
+from saeval.report.html.svg import element
+
+PlotFormat = Literal["svg", "pdf", "png"]
+PLOT_FORMATS: tuple[PlotFormat, ...] = ("svg", "pdf", "png")
+
+_FONTS = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+_LINE, _LETTER, _LEFT = 16, 6.4, 46  # height of a line of the legend, width of a letter, left edge
+_SCALE = 3.0  # pixels of a PNG a unit of the drawing: 1116 for the width of 372
+
+
+def as_file(drawing: Markup, legend: Sequence[Series], format_: PlotFormat) -> bytes:
+    """Return a drawing of the report, with a legend for these cells, as a file.
+
+    Raises:
+        InputError: If PDF or PNG is asked for and CairoSVG is not installed or finds no Cairo.
+    """
+    svg = _standing(drawing, legend).encode()
+    if format_ == "svg":
+        return svg
+    try:
+        import cairosvg
+    except (ImportError, OSError) as error:
+        raise InputError(
+            f"{format_} files are made with CairoSVG, which cannot be used here ({str(error).splitlines()[0]}): "
+            "pip install 'saeval[plots]' and the Cairo library, or write svg"
+        ) from None
+    # Nothing is fetched: there is no reference in the drawing, and `unsafe` stays off.
+    content: bytes = (
+        cairosvg.svg2pdf(svg) if format_ == "pdf" else cairosvg.svg2png(svg, scale=_SCALE, background_color="white")
+    )
+    return content
+
+
+def _standing(drawing: Markup, legend: Sequence[Series]) -> str:
+    """Return the SVG of a drawing with style, white space around it, and legend."""
+    head, _, body = str(drawing).partition(">")
+    size = re.search(r'viewBox="0 0 (\d+) (\d+)"', head)
+    if size is None:
+        raise InputError("this drawing does not tell its size")
+    width, height = int(size[1]), int(size[2])
+    keys, lines = _legend(legend, width)
+    below = height + lines * _LINE + (8 if lines else 0)
+    said = re.search(r'aria-label="[^"]*"', head)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-6 0 {width + 12} {below}" width="{width + 12}" height="{below}" class="plot" '
+        f'role="img" {said[0] if said else ""}>\n<style>\n.plot {{font-family: {_FONTS}}}\n{plot_style()}\n</style>\n'
+        f'{body.removesuffix("</svg>")}<g transform="translate(0 {height})">{keys}</g></svg>\n'
+    )
+
+
+def _legend(legend: Sequence[Series], width: int) -> tuple[Markup, int]:
+    """Return marker and name of each cell, in as many lines as they take."""
+    parts = []
+    x, y = float(_LEFT), 0
+    for s in legend:
+        room = 24 + _LETTER * len(s.name)
+        if x > _LEFT and x + room > width:
+            x, y = float(_LEFT), y + _LINE
+        parts.append(s.marker(x + 4, y + 8.0, 4.0) + element("text", s.name, x=x + 13, y=y + 12, class_="name"))
+        x += room
+    return Markup("").join(parts), y // _LINE + 1 if parts else 0

@@ -1,0 +1,372 @@
+"""Reading a store: the firings of a latent, windows of text, and examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cached_property
+from itertools import starmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from saeval.errors import StoreError
+from saeval.records import Example, LatentId
+from saeval.store.files import FORMAT, checksum
+from saeval.store.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from saeval.coders import SparseCoder
+
+
+class Windows(NamedTuple):
+    """Activating windows of one latent.
+
+    Attributes:
+        ids: Numbers of the windows, ascending.  [windows] int64
+        maxima: Strongest activation in each.  [windows] float32
+    """
+
+    ids: NDArray[np.int64]
+    maxima: NDArray[np.float32]
+
+    def where(self, keep: NDArray[np.bool_]) -> Windows:
+        """Return the windows for which `keep` is true."""
+        return Windows(self.ids[keep], self.maxima[keep])
+
+
+class ActivationStore:
+    """Reads a store. Reaching one latent costs a slice, whatever the number of latents and tokens.
+
+    Attributes:
+        path: The directory.
+        n_latents: Width of the dictionary.
+        n_tokens: Text tokens in the corpus.
+        length: Tokens a context.
+        lead: Tokens before the text in each context (BOS).
+        mask: Which tokens are text.  [contexts, length]
+        latents: Latents whose activations are known; None for all.
+        facts: What the source noted.
+        coder: Loads the coder whose activations these are, where whoever opened the store lends it.
+    """
+
+    coder: Callable[[], SparseCoder] | None = None
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path = path
+        self.manifest = manifest
+        self._latest: tuple[tuple[int, int], Windows] = (-1, 0), Windows(np.empty(0, np.int64), np.empty(0, np.float32))
+        self.n_latents = int(manifest["n_latents"])
+        self.n_tokens = int(manifest["n_tokens"])
+        self.length = int(manifest["length"])
+        self.lead = int(manifest["lead"])
+        self.facts: dict[str, Any] = manifest["facts"]
+        self.latents: frozenset[int] | None = (
+            frozenset(listed) if (listed := manifest.get("latents")) is not None else None
+        )
+
+        def load(name: str) -> Any:
+            # As a plain array: each slice of a memmap object would cost microseconds.
+            return np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+        self.tokens: NDArray[np.int32] = load("tokens")
+        self.lengths: NDArray[np.int32] = load("lengths")
+        self.documents: NDArray[np.int32] = load("documents")
+        self.mask: NDArray[np.bool_] = load("mask")
+        self.indptr: NDArray[np.int64] = np.array(load("indptr"))
+        self.position: NDArray[np.unsignedinteger[Any]] = load("position")
+        self.value: NDArray[np.floating[Any]] = load("value")
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = False) -> ActivationStore:
+        """Open a finished store.
+
+        Args:
+            path: Its directory.
+            verify: Whether to read every file and compare its checksum.
+
+        Raises:
+            StoreError: If it is unfinished, of another format, truncated, or (with `verify`) corrupt.
+        """
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+        except FileNotFoundError:
+            raise StoreError(f"{path}: not a finished store (no manifest.json); collect it again") from None
+        except ValueError:
+            raise StoreError(f"{path}: manifest.json is damaged; delete the directory and collect again") from None
+        if manifest.get("format") != FORMAT:
+            raise StoreError(f"{path}: format {manifest.get('format')!r}; this saeval reads {FORMAT}")
+        for name, facts in manifest["files"].items():
+            if Path(name).name != name:
+                raise StoreError(f"{path}: manifest.json names {name!r}, which is no file of the store")
+            file = path / name
+            size = file.stat().st_size if file.exists() else 0
+            if size != facts["bytes"]:
+                raise StoreError(
+                    f"{file}: {size} bytes instead of {facts['bytes']}; delete the directory and collect again"
+                )
+            if verify and checksum(file) != facts["blake2b"]:
+                raise StoreError(f"{file}: checksum does not match; delete the directory and collect again")
+        return cls(path, manifest)
+
+    @cached_property
+    def document_names(self) -> tuple[str, ...]:
+        """Name of each document."""
+        return tuple(json.loads((self.path / "documents.json").read_text(encoding="utf-8")))
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        ids, ends, blob = (
+            np.load(self.path / f"vocabulary_{n}.npy", allow_pickle=False) for n in ("ids", "ends", "bytes")
+        )
+        data, starts = blob.tobytes(), np.concatenate([[0], ends[:-1]])
+        return Vocabulary({int(i): data[a:b] for i, a, b in zip(ids, starts, ends, strict=True)})
+
+    @cached_property
+    def firings(self) -> NDArray[np.int64]:
+        """Number of tokens on which each latent fires.  [n_latents]"""
+        return np.diff(self.indptr)
+
+    def activations(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return where a latent fires and how strongly: positions, ascending, and values.  [firings] each"""
+        part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
+        return self.position[part].astype(np.int64), self.value[part].astype(np.float32)
+
+    @cached_property
+    def _known(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        if "known.npy" not in self.manifest["files"]:
+            return None
+        indptr, context = (np.load(self.path / f"{n}.npy", allow_pickle=False) for n in ("known_indptr", "known"))
+        return indptr, context
+
+    def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell for contexts whether all of a latent's activations there are known, so that their absence is silence.
+
+        True everywhere, except in stores made from excerpts, such as Neuronpedia's, and of some latents only.
+
+        Args:
+            latent: The latent.
+            contexts: Contexts asked about.
+        """
+        if self.latents is not None and latent not in self.latents:
+            return np.zeros(len(contexts), dtype=np.bool_)
+        if self._known is None:
+            return np.ones(len(contexts), dtype=np.bool_)
+        indptr, known = self._known
+        return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
+
+    # Windows tile the text of a context, BOS left out; a context's short rest belongs to no window.
+
+    def _tiles(self, window: int) -> int:
+        """Windows a full context has; window number `context * tiles + tile`."""
+        tiles = (self.length - self.lead) // window
+        if tiles < 1:
+            raise StoreError(f"windows of {window} tokens do not fit into contexts of {self.length - self.lead}")
+        return tiles
+
+    def windows(self, latent: int, window: int) -> Windows:
+        """Return the windows in which a latent fires.
+
+        Args:
+            latent: The latent.
+            window: Tokens a window.
+        """
+        if self._latest[0] != (latent, window):  # a sampler asks several times in a row
+            self._latest = (latent, window), self._windows(latent, window)
+        return self._latest[1]
+
+    def _windows(self, latent: int, window: int) -> Windows:
+        tiles = self._tiles(window)
+        position, value = self._stored(latent)
+        context = position // self.length
+        tile = (position - context * self.length - self.lead) // window
+        ids = context * tiles + tile
+        if (self.length - self.lead) % window or not self._all_full:
+            whole = self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context]
+            ids, value = ids[whole], value[whole]
+        if not len(ids):
+            return Windows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        # Positions ascend, so windows do, too: a new one begins where the number changes.
+        first = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
+        maxima = np.maximum.reduceat(value.astype(np.float32), first)
+        return Windows(ids[first].astype(np.int64), maxima)
+
+    def _stored(self, latent: int) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        """Positions and values of a latent, as they are stored.  [firings] each"""
+        part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
+        return np.asarray(self.position[part]), np.asarray(self.value[part])
+
+    @cached_property
+    def _all_full(self) -> bool:
+        return bool((self.lengths == self.length).all())
+
+    def document_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int32]:
+        """Return the document that each window was cut from.  [windows]"""
+        return np.asarray(self.documents[ids // self._tiles(window)])
+
+    def context_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+        """Return the context that each window was cut from.  [windows]"""
+        return ids // self._tiles(window)
+
+    def silent_windows(
+        self,
+        latent: int,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+    ) -> NDArray[np.int64]:
+        """Draw windows, all different, in which a latent is verified silent; see `knows`.
+
+        Args:
+            latent: The latent.
+            window: Tokens a window.
+            n: Windows wanted; fewer come when there are not enough.
+            rng: Source of the draw.
+            keep: Tells for window numbers which may be drawn.
+        """
+        active = self.windows(latent, window).ids
+
+        def silent(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+            good = active.take(np.searchsorted(active, ids), mode="clip") != ids if len(active) else ids >= 0
+            if self._known is not None or self.latents is not None:
+                good &= self.knows(latent, self.context_of(ids, window))
+            return good & keep(ids) if keep is not None else good
+
+        return self.draw_windows(window, n, rng, silent)
+
+    def draw_windows(
+        self,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+    ) -> NDArray[np.int64]:
+        """Draw windows, all different, whatever fires in them.
+
+        Args:
+            window: Tokens a window.
+            n: Windows wanted; fewer come when there are not enough.
+            rng: Source of the draw.
+            keep: Tells for window numbers which may be drawn.
+        """
+        tiles = self._tiles(window)
+        everywhere = len(self.lengths) * tiles
+        if n == 0:
+            return np.empty(0, dtype=np.int64)
+
+        def eligible(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+            if self._all_full:
+                return keep(ids) if keep is not None else ids >= 0
+            context, tile = np.divmod(ids, tiles)
+            whole = np.asarray(self.lead + (tile + 1) * window <= self.lengths[context])
+            return whole & keep(ids) if keep is not None else whole
+
+        if everywhere <= 64 * n + 4096:  # few windows: draw from the complete list
+            ids = np.arange(everywhere)
+            return rng.permutation(ids[eligible(ids)])[:n]
+        drawn = np.empty(0, dtype=np.int64)
+        for _ in range(16):
+            candidates = rng.integers(everywhere, size=4 * n)
+            both = np.concatenate([drawn, candidates[eligible(candidates)]])
+            _, first = np.unique(both, return_index=True)
+            drawn = both[np.sort(first)]
+            if len(drawn) >= n:
+                break
+        return drawn[:n]
+
+    def examples(
+        self,
+        latent: LatentId,
+        ids: Sequence[int] | NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None = None,
+    ) -> tuple[Example, ...]:
+        """Return windows as examples, in the order given, with the latent's activations in each.
+
+        Args:
+            latent: The latent.
+            ids: Window numbers.
+            window: Tokens a window.
+            deciles: Rank decile of each window.
+        """
+        context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
+        return self.examples_at(latent, context * self.length + self.lead + tile * window, window, deciles)
+
+    def examples_at(
+        self,
+        latent: LatentId,
+        positions: Sequence[int] | NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None = None,
+    ) -> tuple[Example, ...]:
+        """Return windows that begin anywhere, in the order given, with the latent's activations in each.
+
+        Args:
+            latent: The latent.
+            positions: Where each begins, numbered as in `activations`: `context * length + start`.
+            window: Tokens a window.
+            deciles: Rank decile of each window.
+
+        Raises:
+            ValueError: If a window reaches beyond the text of its context.
+        """
+        at = np.asarray(positions, dtype=np.int64)
+        context, start = np.divmod(at, self.length)
+        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
+            first = int(np.argmax(bad))
+            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
+        position, value = self._stored(latent.index)
+        # Searched for in the type that positions are stored in; in another, all of them would be converted.
+        low = np.searchsorted(position, at.astype(position.dtype))
+        count = np.searchsorted(position, (at + window).astype(position.dtype)) - low
+        row = np.repeat(np.arange(len(at)), count)
+        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
+        activations = np.zeros((len(at), window), dtype=np.float32)
+        activations[row, position[source] - at[row]] = value[source]
+        token_ids = self.tokens.reshape(-1).take(at[:, None] + np.arange(window))
+        columns = zip(
+            self._vocabulary.strings(token_ids), token_ids, activations, self.documents[context].tolist(),
+            context.tolist(), start.tolist(), (count > 0).tolist(),
+            deciles if deciles is not None else [None] * len(at), strict=True,
+        )  # fmt: skip
+        return tuple(starmap(_cut, columns))
+
+
+class _Cut(Example):
+    """A window cut from a store.
+
+    Its token ids become integers when someone asks: few do, and they took a third of a sampler's time.
+    """
+
+    __qualname__ = Example.__qualname__
+
+    @cached_property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens as the subject model's tokenizer numbers them."""
+        return tuple(vars(self)["_token_ids"].tolist())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Example, tuple(getattr(self, field.name) for field in fields(Example))
+
+
+def _cut(
+    tokens: tuple[str, ...],
+    token_ids: NDArray[np.int32],
+    activations: NDArray[np.float32],
+    document: int,
+    context: int,
+    start: int,
+    active: bool,
+    decile: int | None,
+) -> Example:
+    cut = object.__new__(_Cut)
+    vars(cut).update(
+        tokens=tokens, _token_ids=token_ids, activations=activations, document=document, context=context, start=start,
+        active=active, decile=decile,
+    )  # fmt: skip
+    return cut

@@ -1,0 +1,143 @@
+"""Notice what an error message never tells: plugins that hang, and memory that runs out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_MEMORY = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+
+
+class Hung(Exception):
+    """A plugin neither finished nor asked a model anything for as long as a run waits."""
+
+
+class Patience:
+    """Tells how long a run still waits: counted from when anything last moved, and not while a model is being asked.
+
+    One for all latents in flight, because they may wait for each other: where one moves, the others are not hung.
+
+    Args:
+        seconds: How long a run waits.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._last = time.monotonic()
+        self._asking = 0
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask a model: however long its answer takes, no plugin hangs."""
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            self.moved()
+
+    def moved(self) -> None:
+        """Something finished or began."""
+        self._last = time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds until what is in flight counts as hung."""
+        return self.seconds if self._asking else self._last + self.seconds - time.monotonic()
+
+    async def wait_for(self, work: Awaitable[T]) -> T:
+        """Wait for a plugin's work, as long as anything moves.
+
+        Raises:
+            Hung: If nothing did; the work is called off.
+        """
+        if math.isinf(self.seconds):
+            return await work
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                if (left := self.left) <= 0:
+                    raise Hung(
+                        f"it neither finished nor asked a model anything for {self.seconds:g} s and was called off"
+                    )
+                await asyncio.wait({task}, timeout=left)
+            return task.result()
+        finally:
+            task.cancel()  # not waited for: what hangs may ignore it
+            self.moved()
+
+
+@contextmanager
+def interrupting(seconds: float) -> Iterator[None]:
+    """Raise `Hung` in the code that keeps the running event loop from turning for so long, wherever it stands.
+
+    Works in the main thread of Unix, where a signal can interrupt what blocks; elsewhere it does nothing.
+
+    Args:
+        seconds: How long the loop may stand still.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    interval = seconds / 4
+    turned = time.monotonic()
+    timer: asyncio.TimerHandle | None = None
+
+    def turn() -> None:
+        nonlocal turned, timer
+        turned = time.monotonic()
+        timer = loop.call_later(interval, turn)
+
+    def check(*_: object) -> None:
+        nonlocal turned
+        if (stood := time.monotonic() - turned) >= seconds:
+            turned = time.monotonic()  # the next one who blocks has as long
+            raise Hung(f"it blocked the whole run for {stood:.0f} s and was interrupted")
+
+    turn()
+    before = signal.signal(signal.SIGALRM, check)
+    signal.setitimer(signal.ITIMER_REAL, interval, interval)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if timer is not None:
+            timer.cancel()
+
+
+def memory_left() -> float | None:
+    """Return the share of memory that is left to this process, 0 to 1; None where the system does not tell."""
+    shares = [share for share in (_machine_left(), _group_left()) if share is not None]
+    return min(shares, default=None)
+
+
+def _machine_left() -> float | None:
+    try:
+        lines = _MEMORY.read_text().splitlines()
+        values = {name: float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        return values["MemAvailable"] / values["MemTotal"]
+    except (OSError, ValueError, IndexError, KeyError):
+        return None
+
+
+def _group_left() -> float | None:
+    """What the container leaves: its limit less what is used, of which caches of files can be given back."""
+    try:
+        limit = float((_GROUP / "memory.max").read_text())
+        used = float((_GROUP / "memory.current").read_text())
+        facts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        return (limit - used + float(facts["inactive_file"]) + float(facts["active_file"])) / limit
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return None  # no limit reads "max"

@@ -1,0 +1,160 @@
+"""What was asked, and what directions tell, can be read from the run directory when everything else is gone."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from planted_run import spec, truthful, truthful_server
+from tiny import D, tiny_model
+
+import saeval
+from saeval import (
+    FillReply,
+    FillRequest,
+    InputError,
+    LiveModel,
+    LogprobReply,
+    LogprobRequest,
+    Message,
+    Reply,
+    Request,
+    Subject,
+)
+from saeval.asked import Asked, pack, told, unpack
+from saeval.coders import LinearCoder
+from saeval.directions import directions
+from saeval.live import only_loaded
+
+
+def rows(run, cell="all", name="calls") -> list[dict]:
+    return pq.read_table(run / "cells" / cell / f"{name}.parquet").to_pylist()
+
+
+def test_every_prompt_and_raw_reply_of_a_run_is_kept_and_survives_a_lost_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    with truthful_server() as server:
+        task = spec(server)
+        saeval.run(task, out=tmp_path / "run", limit=3)
+        first = {(c["step"], c["variant"], c["latent"]) for c in rows(tmp_path / "run")}
+        shutil.rmtree(tmp_path / "cache")
+        saeval.run(task, out=tmp_path / "run")
+    calls = rows(tmp_path / "run")
+    assert {key for key in first if "shuffled" not in key[1]} < {(c["step"], c["variant"], c["latent"]) for c in calls}
+    detected = [(c["latent"], c["call"]) for c in calls if (c["step"], c["variant"]) == ("detection", "explanation")]
+    assert len(detected) == len(set(detected)) == 6 * 8  # forty windows, five a prompt
+    explained = [c for c in calls if (c["step"], c["variant"]) == ("explain", "explanation")]
+    assert len({c["latent"] for c in explained}) == 6
+    for call in calls:
+        turns = [t.split("\n", 1) for t in call["prompt"].split("\n\n[")]
+        assert call["status"] == "ok" and turns[0][0] in ("[system]", "[user]") and call["reply"]
+    one = explained[0]["prompt"].rpartition("[user]\n")[2]
+    assert truthful([{"role": "user", "content": one}]) == explained[0]["reply"]
+    judged = {(c["step"], c["variant"]) for c in calls}
+    assert {
+        ("detection", "explanation"),
+        ("fuzzing", "random_explanation"),
+        ("detection", "shuffled_explanation"),
+    } <= judged
+    assert ("explain", "shuffled_explanation") not in judged
+
+
+def test_scores_of_baselines_are_kept_latent_by_latent(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    with truthful_server() as server:
+        run = saeval.run(spec(server), out=tmp_path / "run")
+    scores = rows(tmp_path / "run", name="scores")
+    for row in run.cells[0].scores:
+        mine = [
+            s["value"]
+            for s in scores
+            if (s["scorer"], s["variant"], s["metric"]) == (row.scorer, row.variant, row.metric)
+        ]
+        assert len(mine) == row.n and np.mean(mine) == pytest.approx(row.value)
+    assert {s["variant"] for s in scores} >= {"explanation", "random_explanation", "top_tokens"}
+
+
+def test_a_reply_that_never_came_stands_with_its_reason():
+    request = Request((Message("system", "Judge."), Message("user", "Does it fit?")))
+    assert told(request, "no answer within 3 s") == [
+        Asked("[system]\nJudge.\n\n[user]\nDoes it fit?", "no answer within 3 s", "failed")
+    ]
+    assert told(request, Reply("Yes")) == [Asked("[system]\nJudge.\n\n[user]\nDoes it fit?", "Yes")]
+
+
+def test_scored_continuations_and_weighed_choices_are_told_prompt_by_prompt():
+    scored = LogprobRequest(("one", "two"), (" Yes", " No"), prefix="Is it ")
+    reply = LogprobReply((((-0.5,), (-1.0, -0.25)), ((-2.0,), (-0.125,))))
+    assert told(scored, reply) == [
+        Asked("Is it one", "ln p(' Yes') = -0.500\nln p(' No') = -1.250"),
+        Asked("Is it two", "ln p(' Yes') = -2.000\nln p(' No') = -0.125"),
+    ]
+    fill = FillRequest((("a\t", "\nb\t"),), " unknown", ("0", "9"), prefix="> ")
+    assert told(fill, FillReply((((-1.0, -0.1), (-0.1, -3.0)),))) == [
+        Asked("> a\t unknown\nb\t unknown", "likeliest: 9 0")
+    ]
+
+
+def test_packing_keeps_everything_but_the_number_is_bounded_and_what_is_shared_costs_once():
+    few_shot = "".join(chr(33 + i * i % 90) for i in range(4000))
+    asked = [Asked(f"{few_shot} {i} \ud800 鯨", f"reply {i}") for i in range(100)]
+    back = unpack(pack(asked))
+    assert back[:64] == [Asked(a.prompt.replace("\ud800", "?"), a.reply) for a in asked[:64]]
+    assert back[64:] == [Asked("", "36 more prompts are not kept", "left out")]
+    assert len(pack(asked)) < 3 * len(few_shot) and unpack(pack([])) == []
+
+
+# --- directions ---
+
+
+class Source:
+    """Lends a coder of known directions, and a tiny model where it is in memory."""
+
+    def __init__(self, model: str, decoder: torch.Tensor):
+        self.model, self.coder = model, LinearCoder(decoder.T, decoder)
+
+    def offers(self):
+        return frozenset({"coder", "subject"})
+
+    def model_copy(self):
+        return self
+
+    def weights(self):
+        return self.coder
+
+    def subject(self):
+        live = LiveModel.load(self.model)
+        return Subject(live, live.hookpoint("layers.2"))
+
+
+def test_neighbours_are_the_nearest_by_cosine_and_tokens_those_whose_logits_rise_most(tmp_path):
+    decoder = torch.eye(D)[:4]
+    decoder = torch.stack(
+        [decoder[0], 5 * (decoder[0] + 0.1 * decoder[1]), decoder[0] - decoder[1], -decoder[0], decoder[2]]
+    )
+    source = Source(str(tiny_model(tmp_path, "llama")), decoder)
+    without = directions(source, [0, 4], decoder.numel())
+    assert without[0]["neighbours"] == [1, 2, 4, 3] and without[0]["cosines"] == pytest.approx(
+        [0.995, 0.7071, 0, -1], abs=1e-3
+    )
+    assert "promoted" not in without[0]  # the model was not in memory
+    subject = source.subject()
+    found = directions(source, [0, 4], decoder.numel())
+    for row, latent in zip(found, (0, 4), strict=True):
+        best = subject.promoted(decoder[latent]).topk(10).indices.tolist()
+        assert row["promoted"] == [subject.text([token]) for token in best]
+    assert directions(source, [0], 1 << 40) == []
+    assert directions(SimpleNamespace(offers=frozenset), [0], 1) == []
+
+
+def test_only_models_in_memory_are_lent_where_that_is_asked_for(tmp_path):
+    name = str(tiny_model(tmp_path, "llama"))
+    with only_loaded(), pytest.raises(InputError, match="not in memory"):
+        LiveModel.load(name)
+    live = LiveModel.load(name)
+    with only_loaded():
+        assert LiveModel.load(name) is live

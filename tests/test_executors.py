@@ -1,0 +1,313 @@
+"""A run on a Ray cluster is the run on one machine: the same numbers, each once, whatever workers and nodes die."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from planted_run import finished, spec, truthful_server
+from test_kills import kept, key_of
+
+import saeval
+from saeval import BudgetExceeded, InputError, SaevalError
+from saeval.plugins import Registry
+from saeval.task import load_task
+
+pytestmark = pytest.mark.slow
+
+MARKS = '''
+import os
+from pathlib import Path
+from saeval import Metric, Score, Scorer
+
+class Marks(Scorer):
+    """Leaves a file for each process that it runs in."""
+
+    name = "marks"
+    metrics = (Metric("constant", True, 0.0, 1.0),)
+    folder: str
+    """Where."""
+    deadly: int | None = None
+    """A latent that kills the process."""
+
+    async def score(self, explanation, examples, context):
+        import ray
+
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "local"
+        Path(self.folder, f"{node}.{os.getpid()}").touch()
+        if context.latent.index == self.deadly and node != "local":
+            os.kill(os.getpid(), 9)
+        return Score(values={"constant": 1.0})
+'''
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """A Ray cluster of two nodes on this machine, on loopback, with a token."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+            "RAY_USAGE_STATS_ENABLED": "0", "OPENAI_API_KEY": "sk-canary-1234567890abcdef",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        options = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=options)
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        second = cluster.add_node(**options)
+        try:
+            yield cluster, second
+        finally:
+            cluster.shutdown()
+
+
+@pytest.fixture
+def server():
+    with truthful_server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+
+
+def local(task, out, monkeypatch):
+    """The same task in this process, with a cache of its own."""
+    with monkeypatch.context() as patch:
+        patch.setenv("SAEVAL_CACHE", str(out.with_name("local-cache")))
+        saeval.run(task, out=out)
+
+
+def on_ray(task, **changes):
+    return {**task, "run": {"executor": "ray", "workers": 2, **task.get("run", {}), **changes}}
+
+
+def marks(tmp_path, **options):
+    (tmp_path / "marks.py").write_text(MARKS)
+    (tmp_path / "processes").mkdir()
+    return {"use": f"{tmp_path}/marks.py:Marks", "with": {"folder": str(tmp_path / "processes"), **options}}
+
+
+def results(run):
+    """What a run found out, but for its name and times."""
+    data = json.loads((run / "results.json").read_text())
+    return {k: v for k, v in data.items() if k not in ("run_id", "seconds")}
+
+
+def checksums(cache):
+    """Files of all stores in a cache, with their checksums."""
+    return {m.parent.name: json.loads(m.read_text())["files"] for m in (cache / "stores").glob("*/manifest.json")}
+
+
+def asked(server):
+    return Counter(json.dumps(call, sort_keys=True) for call in server.calls)
+
+
+def until(true):
+    """Wait for something that should be true soon."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_two_nodes_give_the_same_as_one_process_bit_for_bit(two_nodes, server, tmp_path, monkeypatch):
+    task = spec(
+        server, scorers={"marks": marks(tmp_path), "detection": {}, "fuzzing": {"when": {"latents": 3}}},
+        matrix={"documents": [60, 80]},
+        source={"use": "synthetic", "with": {"n_latents": 8, "documents": "${matrix.documents}"}},
+    )  # fmt: skip
+    local(task, tmp_path / "local", monkeypatch)
+    alone, _ = asked(server), server.calls.clear()
+    saeval.run(on_ray(task), out=tmp_path / "ray")
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+    assert finished(tmp_path / "ray") == finished(tmp_path / "local")
+    assert asked(server) == alone
+    assert checksums(tmp_path / "cache") == checksums(tmp_path / "local-cache") != {}
+    nodes = {path.name.split(".")[0] for path in (tmp_path / "processes").iterdir()}
+    assert len(nodes - {"local"}) == 2
+    server.calls.clear()
+    saeval.run(task, out=tmp_path / "ray")  # goes on, and finds all done
+    assert not server.calls
+
+
+def test_latent_that_kills_its_workers_fails_alone(two_nodes, server, tmp_path):
+    deadly = marks(tmp_path, deadly=3)
+    task = spec(server, scorers={"marks": deadly, "detection": {}}, baselines=[], latents={"select": "list", "indices": [1, 2, 3, 4, 5]})  # fmt: skip
+    saeval.run(on_ray(task, max_failed=1.0), out=tmp_path / "run")
+    marked, judged = (
+        r for r in saeval.read(tmp_path / "run").cells[0].scores if r.metric in ("constant", "balanced_accuracy")
+    )
+    assert (marked.n, marked.failed) == (4, 1) and (judged.n, judged.failed) == (5, 0)
+    (reason,) = {r["reason"] for r in finished(tmp_path / "run").values() if r["status"] == "failed"}
+    assert reason == "4 workers died while they were at it"
+    assert len(server.calls) == len(asked(server))
+
+
+def test_limits_of_spending_and_concurrency_hold_over_all_workers(two_nodes, server, tmp_path):
+    server.delay = 0.2
+    task = spec(server, baselines=["random_explanation"])
+    for role in task["llms"].values():
+        role |= {"usd_per_million_input": 1e4, "usd_per_million_output": 0.0, "concurrency": 8}  # a dollar a call
+    with pytest.raises(BudgetExceeded, match=r"of \$30.0000 allowed"):
+        saeval.run(on_ray(task, max_cost_usd=30), out=tmp_path / "run")
+    assert saeval.read(tmp_path / "run").partial
+    stopped = len(server.calls)
+    assert 30 <= stopped <= 30 + 2 * 8  # those under way, and as many that begin until the workers hear of it
+    assert sum(line.usd for line in saeval.read(tmp_path / "run").ledger) == stopped
+    saeval.run(on_ray(task), out=tmp_path / "run")
+    assert len(server.calls) == len(asked(server)) > 100
+    assert server.most_in_flight == 8
+
+
+def test_worker_that_has_other_files_refuses_to_work(two_nodes, server, tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.executors.ray.identity", lambda task: "other")
+    with pytest.raises(SaevalError, match="differ from those of the machine that runs saeval"):
+        saeval.run(on_ray(spec(server)), out=tmp_path / "run")
+
+
+def test_parts_of_the_scaling_page_make_up_a_whole(server, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
+    Path("million.yaml").write_text(yaml.safe_dump(spec(server, scorers={"detection": {}}, baselines=[])))
+    found: dict = {}
+    exec(code, found)
+    assert set(found["scores"]["latent"].to_pylist()) == set(range(8))
+
+
+def test_missing_extra_is_one_sentence(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'saeval\[ray\]'"):
+        saeval.run(on_ray(spec(server)), out=tmp_path / "run")
+
+
+def descendants(pid):
+    """Processes below a process."""
+    found, parents = {pid}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def listening(pids):
+    """Addresses that processes listen on, as the kernel writes them."""
+    inodes = set()
+    for pid in pids:
+        with suppress(OSError):
+            inodes |= {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+
+
+LOOPBACK = {
+    "0100007F",
+    "0000000000000000FFFF00000100007F",
+    "00000000000000000000000001000000",
+}  # IPv4, the same in IPv6, ::1
+
+
+def test_cluster_of_our_own_is_closed_to_others_and_ends_with_the_run(server, tmp_path):
+    server.delay = 1
+    task = tmp_path / "task.yaml"
+    task.write_text(yaml.safe_dump(on_ray(spec(server))))
+    command = [sys.executable, "-m", "saeval", "run", "--task", task, "--out", tmp_path / "run", "--display", "none"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "OPENAI_API_KEY": "sk-canary-1234567890abcdef"
+    }
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: server.answered >= 6 or child.poll() is not None)
+    processes = descendants(child.pid)
+    arguments = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes]
+    assert any("gcs_server" in a for a in arguments) and any("raylet" in a for a in arguments)
+    assert listening(processes) <= LOOPBACK != set()
+    (address,) = {found for a in arguments for found in re.findall(r"--gcs-address=(127\.0\.0\.1:\d+)", a)}
+    program = (
+        f"from ray._raylet import GcsClient; GcsClient({address!r}).internal_kv_keys(b'', None, 10); print('inside')"
+    )
+    for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}):
+        other = subprocess.run([sys.executable, "-c", program], env=env | token, capture_output=True, text=True)
+        assert "InvalidAuthToken" in other.stderr and "inside" not in other.stdout
+    child.send_signal(signal.SIGTERM)
+    out, errors = child.communicate(timeout=60)
+    assert child.returncode == 130 and "run the same command again" in errors and "Traceback" not in errors, errors
+    assert not out
+    calls = [json.dumps(call, sort_keys=True) for call in server.calls]
+    until(lambda: not any(map(alive, processes)))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "calls.jsonl").read_text().splitlines()]
+    assert len({line["answer"] for line in lines}) == len(
+        set(calls)
+    )  # those under way were waited for and written down
+
+
+def alive(pid):
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_worker_killed_and_node_lost_lose_nothing_and_pay_nothing_twice(two_nodes, server, tmp_path, monkeypatch):
+    cluster, second = two_nodes
+    server.delay = 0.02
+    task = spec(server, scorers={"marks": marks(tmp_path), "detection": {}, "fuzzing": {"when": {"latents": 3}}})
+    task["llms"]["judge"]["concurrency"] = 8
+    identity = load_task(task, registry=Registry()).roles["judge"].identity
+    local(task, tmp_path / "local", monkeypatch)
+    whole, before = server.answered, []
+    for path in (tmp_path / "processes").iterdir():
+        path.unlink()
+    server.calls.clear()
+
+    def reach(answered):
+        until(lambda: server.answered >= whole + answered)
+
+    def lose(what):
+        """Lose something, and note what had been paid for by then."""
+        what()
+        paid = kept(tmp_path / "cache")
+        before.append((paid, len(server.calls)))
+
+    def kill_worker():
+        here = [path.name for path in (tmp_path / "processes").iterdir()]
+        os.kill(int(next(n for n in here if not n.startswith(second.node_id)).split(".")[1]), signal.SIGKILL)
+
+    def accidents():
+        reach(whole // 4)
+        lose(kill_worker)
+        reach(whole // 2)
+        lose(lambda: cluster.remove_node(second, allow_graceful=False))
+
+    thread = threading.Thread(target=accidents)
+    thread.start()
+    saeval.run(on_ray(task), out=tmp_path / "ray")
+    thread.join()
+    keys = [key_of(call, identity) for call in server.calls]
+    for paid, seen in before:
+        assert not paid & set(keys[seen:])  # nothing that was finished is asked again
+    assert len(keys) - len(set(keys)) <= 2 * 4  # only what was under way is
+    assert set(keys) == kept(tmp_path / "cache")
+    assert finished(tmp_path / "ray") == finished(tmp_path / "local")
+    lines = (tmp_path / "ray" / "journal.jsonl").read_text().splitlines()
+    assert len(lines) == len(finished(tmp_path / "ray"))  # each result is written down once
+    mine, other = results(tmp_path / "ray"), results(tmp_path / "local")
+    del mine["ledger"], other["ledger"]  # what was under way was paid for, and is
+    assert mine == other

@@ -454,6 +454,11 @@ def axis_id(value: Any) -> str:
     return str(value["id"]) if isinstance(value, Mapping) and "id" in value else str(value)
 
 
+def _slot(expression: str) -> str:
+    """Return an expression as it stood in the spec, without what would disturb a terminal."""
+    return f"${{{repr(expression)[1:-1]}}}"
+
+
 def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: Document, problems: list[str]) -> Any:
     if isinstance(value, dict):
         return {k: _fill(v, axes, (*path, k), document, problems) for k, v in value.items()}
@@ -466,12 +471,12 @@ def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: Document, p
         root, *keys = expression.split(".")
         at: Any = axes
         if root != "matrix" or not keys:
-            problems.append(f"{document.where(path)}: only ${{matrix.AXIS}} can be filled in (got ${{{expression}}})")
+            problems.append(f"{document.where(path)}: only ${{matrix.AXIS}} can be filled in (got {_slot(expression)})")
             return ""
         for key in keys:
             if not isinstance(at, Mapping) or key not in at:
                 have = ", ".join(map(str, at)) if isinstance(at, Mapping) else "no keys"
-                problems.append(f"{document.where(path)}: ${{{expression}}}: no {key!r} there; it has {have}")
+                problems.append(f"{document.where(path)}: {_slot(expression)}: no {key!r} there; it has {have}")
                 return ""
             at = at[key]
         return deepcopy(at) if not isinstance(at, str) else at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -78,7 +79,7 @@ class Meter(LanguageModel):
     """
 
     model: LanguageModel | None
-    patience: Patience
+    patience: Patience = field(default_factory=lambda: Patience(math.inf))
     spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
     fault: SaevalError | None = None
     asked: list[list[Asked]] = field(default_factory=list)

@@ -60,13 +60,11 @@ def test_rules_fire_on_the_words_they_match_and_on_no_others(tmp_path):
     for latent in range(3):
         position, value = store.activations(latent)
         assert ((value >= 1) & (value <= 4)).all()
-        words = [store._vocabulary[int(store.tokens.ravel()[p])].decode().strip() for p in position]
+        words = [store._vocabulary.strings(store.tokens.reshape(-1, 1)[[p]])[0][0].strip() for p in position]
         fires[latent] = words
     assert fires == {0: ["1851", "40", "7"], 1: ["old", "north", "kind"], 2: ["grey", "sea"]}
-    everything = b"".join(
-        store._vocabulary[int(t)] for row, n in zip(store.tokens, store.lengths, strict=True) for t in row[:n]
-    )
-    assert everything.decode().startswith(text)
+    rows = [row[None, :n] for row, n in zip(store.tokens, store.lengths, strict=True)]
+    assert "".join(t for row in rows for t in store._vocabulary.strings(row)[0]).startswith(text)
 
 
 def test_source_keeps_its_contract(tmp_path):

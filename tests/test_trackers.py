@@ -91,7 +91,7 @@ def test_run_names_its_trackers_and_tells_them_whether_it_ends_whole_or_not(tmp_
 
 def test_trackers_change_neither_the_task_s_hash_nor_its_place():
     def sha(**run):
-        return load_task(SPEC | {"run": run}, registry=Registry()).sha
+        return load_task(SPEC | {"run": run}, registry=Registry(), check=False).sha
 
     assert sha(trackers=["wandb"]) == sha() == sha(concurrency=3)
     assert sha(seed=1) != sha()
@@ -103,10 +103,21 @@ def test_unknown_tracker_is_refused_before_anything_runs():
 
 
 @pytest.mark.parametrize("tracker", [Mlflow(), Trackio(), Wandb()])
-def test_tracker_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch, tracker):
-    monkeypatch.setitem(sys.modules, tracker.name, None)
+def test_tracker_that_is_not_installed_says_what_to_install(monkeypatch, tracker):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(saeval.InputError, match="pip install"):
-        tracker.track(made_run(), tmp_path)
+        tracker.check()
+
+
+def test_wandb_without_a_key_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(saeval.InputError, match="set WANDB_API_KEY, or WANDB_MODE=offline"):
+        Wandb().check()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    Wandb().check()
 
 
 @pytest.mark.slow

@@ -14,13 +14,15 @@ import numpy as np
 
 from saeval.errors import StoreError
 from saeval.records import Example, LatentId
-from saeval.store.files import FORMAT, checksum
+from saeval.store.files import checksum, damaged, read_array, read_manifest
 from saeval.store.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from saeval.coders import SparseCoder
+
+_MOST_TOKENS = 1 << 24  # of a vocabulary
 
 
 class Windows(NamedTuple):
@@ -69,17 +71,21 @@ class ActivationStore:
             frozenset(listed) if (listed := manifest.get("latents")) is not None else None
         )
 
-        def load(name: str) -> Any:
-            # As a plain array: each slice of a memmap object would cost microseconds.
-            return np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        contexts, nonzeros = manifest["contexts"], manifest["nonzeros"]
+        self.tokens: NDArray[np.int32] = self._load("tokens", (contexts, self.length), "iu")
+        self.lengths: NDArray[np.int32] = self._load("lengths", (contexts,), "iu")
+        self.documents: NDArray[np.int32] = self._load("documents", (contexts,), "iu")
+        self.mask: NDArray[np.bool_] = self._load("mask", (contexts, self.length), "b")
+        self.indptr: NDArray[np.int64] = np.array(self._load("indptr", (self.n_latents + 1,), "iu"))
+        self.position: NDArray[np.unsignedinteger[Any]] = self._load("position", (nonzeros,), "iu")
+        self.value: NDArray[np.floating[Any]] = self._load("value", (nonzeros,), "f")
+        if contexts and not (self.lengths.min() >= 0 and self.lengths.max() <= self.length):
+            raise damaged(path / "lengths.npy", "some contexts are longer than all of them may be")
+        if self.indptr[0] != 0 or self.indptr[-1] != nonzeros or (self.indptr[1:] < self.indptr[:-1]).any():
+            raise damaged(path / "indptr.npy", "it does not divide the activations among the latents")
 
-        self.tokens: NDArray[np.int32] = load("tokens")
-        self.lengths: NDArray[np.int32] = load("lengths")
-        self.documents: NDArray[np.int32] = load("documents")
-        self.mask: NDArray[np.bool_] = load("mask")
-        self.indptr: NDArray[np.int64] = np.array(load("indptr"))
-        self.position: NDArray[np.unsignedinteger[Any]] = load("position")
-        self.value: NDArray[np.floating[Any]] = load("value")
+    def _load(self, name: str, shape: tuple[int | None, ...], kinds: str) -> Any:
+        return read_array(self.path / f"{name}.npy", shape, kinds)
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = False) -> ActivationStore:
@@ -92,37 +98,37 @@ class ActivationStore:
         Raises:
             StoreError: If it is unfinished, of another format, truncated, or (with `verify`) corrupt.
         """
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-        except FileNotFoundError:
-            raise StoreError(f"{path}: not a finished store (no manifest.json); collect it again") from None
-        except ValueError:
-            raise StoreError(f"{path}: manifest.json is damaged; delete the directory and collect again") from None
-        if manifest.get("format") != FORMAT:
-            raise StoreError(f"{path}: format {manifest.get('format')!r}; this saeval reads {FORMAT}")
+        manifest = read_manifest(path)
         for name, facts in manifest["files"].items():
             if Path(name).name != name:
                 raise StoreError(f"{path}: manifest.json names {name!r}, which is no file of the store")
             file = path / name
             size = file.stat().st_size if file.exists() else 0
             if size != facts["bytes"]:
-                raise StoreError(
-                    f"{file}: {size} bytes instead of {facts['bytes']}; delete the directory and collect again"
-                )
+                raise damaged(file, f"{size} bytes instead of {facts['bytes']}")
             if verify and checksum(file) != facts["blake2b"]:
-                raise StoreError(f"{file}: checksum does not match; delete the directory and collect again")
+                raise damaged(file, "checksum does not match")
         return cls(path, manifest)
 
     @cached_property
     def document_names(self) -> tuple[str, ...]:
         """Name of each document."""
-        return tuple(json.loads((self.path / "documents.json").read_text(encoding="utf-8")))
+        file = self.path / "documents.json"
+        try:
+            names = tuple(map(str, json.loads(file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            raise damaged(file, f"it cannot be read ({type(error).__name__})") from None
+        if len(self.documents) and not 0 <= self.documents.min() <= self.documents.max() < len(names):
+            raise damaged(file, "it does not name every document")
+        return names
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        ids, ends, blob = (
-            np.load(self.path / f"vocabulary_{n}.npy", allow_pickle=False) for n in ("ids", "ends", "bytes")
-        )
+        ids = self._load("vocabulary_ids", (None,), "iu")
+        ends = self._load("vocabulary_ends", (len(ids),), "iu")
+        blob = self._load("vocabulary_bytes", (None,), "u")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < _MOST_TOKENS:
+            raise damaged(self.path / "vocabulary_ids.npy", "some tokens' numbers are out of range")
         data, starts = blob.tobytes(), np.concatenate([[0], ends[:-1]])
         return Vocabulary({int(i): data[a:b] for i, a, b in zip(ids, starts, ends, strict=True)})
 
@@ -133,15 +139,14 @@ class ActivationStore:
 
     def activations(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return where a latent fires and how strongly: positions, ascending, and values.  [firings] each"""
-        part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
-        return self.position[part].astype(np.int64), self.value[part].astype(np.float32)
+        position, value = self._stored(latent)
+        return position.astype(np.int64), value.astype(np.float32)
 
     @cached_property
     def _known(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         if "known.npy" not in self.manifest["files"]:
             return None
-        indptr, context = (np.load(self.path / f"{n}.npy", allow_pickle=False) for n in ("known_indptr", "known"))
-        return indptr, context
+        return self._load("known_indptr", (self.n_latents + 1,), "iu"), self._load("known", (None,), "iu")
 
     def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell for contexts whether all of a latent's activations there are known, so that their absence is silence.
@@ -198,7 +203,10 @@ class ActivationStore:
     def _stored(self, latent: int) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
         """Positions and values of a latent, as they are stored.  [firings] each"""
         part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
-        return np.asarray(self.position[part]), np.asarray(self.value[part])
+        position, value = self.position[part], self.value[part]
+        if len(position) and (position[-1] >= self.tokens.size or (position[1:] <= position[:-1]).any()):
+            raise damaged(self.path / "position.npy", f"the activations of latent {latent} are out of order")
+        return position, value
 
     @cached_property
     def _all_full(self) -> bool:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeval import RunResult, content_hash
+from saeval import InputError, RunResult, content_hash
 
 _FILES = ("results.json", "spec.yaml", "report/report.md", "report/leaderboard.csv")
+
+
+def installed(module: str, package: str) -> None:
+    """Make sure that a tracker's own package is there.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{module} is not installed; `pip install {package}`")
 
 
 def key(result: RunResult, folder: Path) -> str:

@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from saeval import InputError, RunResult, Tracker
+from saeval import RunResult, Tracker
 from saeval_plugins.trackers import _facts
 
 _TAG = "saeval.run"
@@ -20,13 +20,14 @@ class Mlflow(Tracker):
     experiment: str = "saeval"
     """Experiment to log to, made if it is not there."""
 
+    def check(self) -> None:
+        """Look whether MLflow is there."""
+        _facts.installed("mlflow", "mlflow-skinny")
+
     def track(self, result: RunResult, folder: Path) -> None:
         """Log the run, over what was logged of it before."""
-        try:
-            from mlflow import MlflowClient
-            from mlflow.entities import Metric, Param
-        except ImportError:
-            raise InputError("mlflow is not installed; `pip install mlflow-skinny`") from None
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
 
         client, key = MlflowClient(), _facts.key(result, folder)
         experiment = client.get_experiment_by_name(self.experiment)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
 
 from saeval import InputError, RunResult, Tracker
 from saeval_plugins.trackers import _facts
@@ -19,12 +19,20 @@ class Wandb(Tracker):
     entity: str | None = None
     """User or team; wandb's own default when left out."""
 
+    def check(self) -> None:
+        """Look whether wandb is there, and allowed to log."""
+        _facts.installed("wandb", "wandb")
+        if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").exists()):
+            raise InputError("wandb knows no key; set WANDB_API_KEY, or WANDB_MODE=offline to log on this machine only")
+
     def track(self, result: RunResult, folder: Path) -> None:
         """Log the run, and its files as an artifact."""
-        wandb = _imported("wandb")
+        import wandb
+
         key = _facts.key(result, folder)
         run = wandb.init(
             project=self.project, entity=self.entity, id=key, name=result.run_id, resume="allow",
+            mode=os.environ.get("WANDB_MODE") or None,
             config=_facts.settings(result), tags=[result.task], settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
         try:
@@ -47,9 +55,14 @@ class Trackio(Tracker):
     space: str | None = None
     """Space to log to, `user/name`."""
 
+    def check(self) -> None:
+        """Look whether trackio is there."""
+        _facts.installed("trackio", "trackio")
+
     def track(self, result: RunResult, folder: Path) -> None:
         """Log the run."""
-        trackio = _imported("trackio")
+        import trackio
+
         key = _facts.key(result, folder)
         trackio.init(
             project=self.project,
@@ -63,12 +76,3 @@ class Trackio(Tracker):
             trackio.log(_facts.numbers(result))
         finally:
             trackio.finish()
-
-
-def _imported(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"{module} is not installed; `pip install {module}`") from None

@@ -79,7 +79,7 @@ def read_array(path: Path, shape: tuple[int | None, ...], kinds: str) -> np.ndar
     """
     try:
         # As a plain array: each slice of a memmap object would cost microseconds.
-        array = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None
     except Exception as error:  # noqa: BLE001 - numpy parses the head of a file as Python does

@@ -135,6 +135,12 @@ class Latent(Result):
     """Share of tokens on which it fires."""
     max_activation: float
     """Its strongest activation."""
+    token_share: float
+    """Share of its firings that fall on the token it fires on most often."""
+    position_dependence: float
+    """How far its firings are from being spread over the context as the text is, 0 to 1."""
+    explanation_words: int | None
+    """Words of its explanation; None without one."""
 
 
 class ScoreRow(Result):

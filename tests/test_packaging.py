@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,3 +143,15 @@ def test_plugin_package_that_is_broken_leaves_the_command_line_alone(environment
     shown = sh(environment, "-m", "saeval", "plugins", cwd=tmp_path, PYTHONPATH=str(broken))
     assert "broken: RuntimeError: no such luck" in shown
     assert "detection" in sh(environment, "-m", "saeval", "list", "scorers", cwd=tmp_path, PYTHONPATH=str(broken))
+
+
+def test_files_that_ci_installs_have_the_versions_of_the_constraints_and_a_hash():
+    def pinned(text):
+        found = re.findall(r"^([\w.-]+)==([^\s+]+)", text, re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+    lock = (ROOT / ".ci" / "requirements.txt").read_text()
+    constraints, locked = pinned((ROOT / "constraints.txt").read_text()), pinned(lock)
+    assert {name: locked.get(name) for name in constraints} == constraints, "run .ci/lock again"
+    lines = [line for line in lock.splitlines() if not line.startswith("#")]
+    assert len(locked) > 100 and all(re.search(r" --hash=sha256:[0-9a-f]{64}$", line) for line in lines)

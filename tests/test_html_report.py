@@ -494,6 +494,7 @@ def test_a_link_opens_a_latent_with_its_order_and_neighbours(report, visit):
     page.go_back()
     shows(page, number)
     page.get_by_role("link", name="All latents").click()
+    page.locator("#latents tbody tr").first.wait_for()
     assert float(column(page, "#latents", 6)[0]) >= float(column(page, "#latents", 6)[-1])
     page.locator("#list-order").select_option("worst detection")
     assert column(page, "#latents", 1)[0] in ("1", "101")

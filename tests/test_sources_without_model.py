@@ -71,10 +71,10 @@ def test_recorded_store_that_is_damaged_or_hostile_is_refused(tmp_path):
     value.write_bytes(whole)
     manifest = json.loads((made / "manifest.json").read_text())
     for change, sentence in (
-        ({"n_latents": 7}, "do not fit together"),
-        ({"n_latents": "many"}, "cannot be read"),
+        ({"n_latents": 7}, "does not fit the manifest"),
+        ({"n_latents": "many"}, "n_latents is damaged"),
         ({"files": {**manifest["files"], "../../secret": {"bytes": 1, "blake2b": ""}}}, "no file of the store"),
-        ({"files": []}, "cannot be read"),
+        ({"files": []}, "files is damaged"),
     ):
         (made / "manifest.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises((InputError, StoreError), match=sentence):

@@ -53,8 +53,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path}: not a finished store (no manifest.json); collect it again") from None
-    except ValueError:
-        raise damaged(file, "it is damaged") from None
+    except (OSError, ValueError) as error:
+        raise damaged(file, f"it cannot be read ({type(error).__name__})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         seen = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise StoreError(f"{path}: format {seen!r}; this saeval reads {FORMAT}")

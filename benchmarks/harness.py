@@ -57,8 +57,9 @@ class Figure:
 
 
 def ratio(
-    name: str, sides: Mapping[str, Sequence[float]], method: str, *, target: float | None = None, inverse: bool = False
-) -> Figure:
+    name: str, sides: Mapping[str, Sequence[float]], method: str, *, target: float | None = None, inverse: bool = False,
+    lower_is_better: bool = False,
+) -> Figure:  # fmt: skip
     """Return the figure second side / first side, round by round (first / second with `inverse`).
 
     With costs (seconds) as sides and saeval as the first one, this is how many times less saeval needs.
@@ -66,7 +67,7 @@ def ratio(
     first, second = list(sides.values())[:2]
     pairs = zip(first, second, strict=True)
     values = [a / b for a, b in pairs] if inverse else [b / a for a, b in pairs]
-    return Figure(name, values, "×", method, target, sides=sides)
+    return Figure(name, values, "×", method, target, lower_is_better, sides)
 
 
 @dataclass(frozen=True)

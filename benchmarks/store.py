@@ -70,7 +70,7 @@ def measure(bench: Bench) -> list[Figure]:
             f"CPU time to take {small[0]['nonzeros']:,} nonzeros by token and have a finished store by latent, checksums "
             "and all files written, over that of numpy's stable radix argsort and gather with everything in memory and "
             "nothing written",
-            target=2, inverse=True,
+            target=2, inverse=True, lower_is_better=True,
         ),
         Figure(
             "store_read_latent_us", [read["us"]], "µs",

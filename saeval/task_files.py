@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from saeval.errors import SpecError, did_you_mean
 if TYPE_CHECKING:
     from saeval.plugins import Registry
     from saeval.spec import GroupSpec
+
+_GROUP = re.compile(rb"\bgroup\b[\"']?\s*:")
 
 
 def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
@@ -55,6 +58,8 @@ def find_group(reference: str, registry: Registry) -> GroupSpec | None:
     from saeval.spec import GroupSpec, explain_error, read_document
 
     file = find_spec(reference, registry)
+    if not _GROUP.search(file.read_bytes()):  # most specs are tasks, and parsing YAML takes a tenth of a second
+        return None
     document = read_document(file, lambda name, beside: find_include(name, beside, registry))
     if "group" not in document.data:
         return None

@@ -447,6 +447,7 @@ def shows(page, latent: int | str, other: bool = False) -> None:
 
 
 def column(page, table: str, k: int) -> list[str]:
+    page.wait_for_timeout(100)  # a click changes the address, and the page answers to that when the browser tells it
     cells = page.locator(f"{table} tbody tr:visible > :nth-child({k})")
     return [text.split("\n")[0].strip() for text in cells.all_inner_texts()]
 

@@ -1,10 +1,12 @@
 # The commands people use, in the environment that is active. `just` lists them.
+set positional-arguments
+
 _list:
     @just --list
 
 # Tests that take no more than a few seconds each; `just test -k name` for some of them
 test *options:
-    pytest -m 'not slow' {{options}}
+    pytest -m 'not slow' "$@"
 
 # Everything CI does, in a fresh environment
 ci:

@@ -10,6 +10,7 @@ from .coders import (
     down_projection,
     encoding_buffer,
 )
+from .documented import Documented
 from .embed import embedder, embedder_check, embedder_sha
 from .errors import (
     BudgetExceeded,
@@ -22,10 +23,9 @@ from .errors import (
     SpecError,
     StoreError,
 )
-from .files import write_atomic
+from .files import read_json_lines, write_atomic
 from .hookspecs import hookimpl
 from .interfaces import LLM, ActivationSource, Coder, Context, Explainer, Need, Plugin, Sampler, Scorer, Step, Tracker
-from .live import LiveModel
 from .llm import (
     FillReply,
     FillRequest,
@@ -40,6 +40,8 @@ from .llm import (
     Usage,
 )
 from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc, pearson
+from .models.live import LiveModel
+from .models.subject import Steered, Strength, Subject
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt
 from .reading import Run, read
@@ -53,7 +55,6 @@ from .secrets import without_secrets
 from .seeding import content_hash, derive_rng
 from .similarity import similarities
 from .store import ActivationStore, ActivationWriter, Windows
-from .subject import Steered, Strength, Subject
 from .testing import plant
 from .tokens import Corpus, TokenDataset, token_bytes
 
@@ -73,6 +74,7 @@ __all__ = [
     "Coder",
     "Context",
     "Corpus",
+    "Documented",
     "Example",
     "Examples",
     "Explainer",
@@ -144,6 +146,7 @@ __all__ = [
     "pearson",
     "plant",
     "read",
+    "read_json_lines",
     "refuse_malicious",
     "run",
     "similarities",

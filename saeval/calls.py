@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -141,6 +141,17 @@ class Call:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class LoggedCall(Call):
+    """A line of the ledger as it was read back.
+
+    Attributes:
+        time: When the call had ended, in seconds since 1970.
+    """
+
+    time: float = 0.0
+
+
 class CallLog:
     """The run's ledger, `calls.jsonl`: a line for every call made, and for every answer taken from the cache.
 
@@ -165,32 +176,38 @@ class CallLog:
         """Close the file; another line opens it again."""
         self._file.close()
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield what is in the file; a line that a kill cut short is passed over."""
+    def calls(self) -> Iterator[LoggedCall]:
+        """Yield what is in the file; a line that a kill cut short, or that is damaged, is passed over.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
         if not self.path.exists():
             return
-        with self.path.open(encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(entry, dict) and "usage" in entry:
-                    yield entry
+        entry = TypeAdapter(LoggedCall)
+        try:
+            with self.path.open("rb") as lines:
+                for line in lines:
+                    with suppress(ValidationError):
+                        yield entry.validate_json(line)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
 
     def totals(self) -> list[Ledger]:
         """Return what each role's model took, over all sittings of the run; cached answers cost nothing."""
         sums: dict[tuple[str, str], dict[str, Any]] = {}
-        for line in self._lines():
+        for call in self.calls():
             total = sums.setdefault(
-                (line["role"], line["model"]), {"calls": 0, "cached": 0, "failed": 0, "usage": Usage(usd=0.0)}
+                (call.role, call.model), {"calls": 0, "cached": 0, "failed": 0, "usage": Usage(usd=0.0)}
             )
-            if line["cached"]:
+            if call.cached:
                 total["cached"] += 1
                 continue
             total["calls"] += 1
-            total["failed"] += line["status"] != "ok"
-            total["usage"] += Usage(**line["usage"])
+            total["failed"] += call.status != "ok"
+            total["usage"] += call.usage
         return [
             Ledger(
                 role=role, model=model, calls=t["calls"], cached=t["cached"], failed=t["failed"],
@@ -202,11 +219,11 @@ class CallLog:
 
     def spent(self) -> float:
         """Return the dollars spent so far as far as prices are known."""
-        return sum(line["usage"]["usd"] or 0.0 for line in self._lines() if not line["cached"])
+        return sum(call.usage.usd or 0.0 for call in self.calls() if not call.cached)
 
     def answers(self, role: str) -> dict[str, str]:
         """Return, for what a role was asked with success, hash of the request and key of the answer."""
-        return {x["request"]: x["answer"] for x in self._lines() if x["role"] == role and x["status"] == "ok"}
+        return {call.request: call.answer for call in self.calls() if call.role == role and call.status == "ok"}
 
 
 class _Answered(NamedTuple):

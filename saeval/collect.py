@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,31 +28,83 @@ def store_path(source: Part[ActivationSource]) -> Path:
     return cache_dir() / "stores" / content_hash(source.identity)
 
 
-def collect(sources: Mapping[str, Part[ActivationSource]], display: Display) -> dict[str, ActivationStore]:
+def collect(
+    sources: Mapping[str, Part[ActivationSource]],
+    display: Display,
+    work: Callable[[list[list[str]]], None] | None = None,
+) -> dict[str, ActivationStore]:
     """Return the store of every source, collecting those that are not in the cache.
 
     Args:
         sources: Sources by cell name.
         display: Where progress is shown.
+        work: Collects cells, those together that share a model pass; left out, this process does.
 
     Raises:
         InputError: If a model, coder or corpus is missing or does not fit.
         StoreError: If a source breaks its contract.
     """
-    for names in passes(sources, display):
-        group = [store_path(sources[name]) for name in names]
-        try:
-            _collect_group([sources[name].plugin for name in names], group, display)
-        except OSError as error:
-            # numpy says so many bytes were "requested" and so few "written", and no more.
-            no_room = error.errno in _NO_ROOM or "requested and" in str(error)
-            if not no_room and not str(error.filename or "").startswith(str(cache_dir())):
-                raise  # a file of the source's own
-            raise StoreError(
-                f"{error.filename or cache_dir()}: activations cannot be written ({error.strerror or error}); make room, or set "
-                "SAEVAL_CACHE to another folder, and run the same command again"
-            ) from None
+
+    def here(groups: list[list[str]]) -> None:
+        for names in groups:
+            with display.stage("collect activations", 0, "tokens") as stage:
+                collect_pass([sources[name] for name in names], progress=stage.reach)
+
+    if groups := passes(sources, display):
+        # Two processes do not do the same work: who comes late waits, and then finds it done.
+        with ExitStack() as stack:
+            for path in sorted(store_path(sources[name]) for names in groups for name in names):
+                stack.enter_context(_locked(path, display))  # in one order, so that no two wait for each other
+            left = [[name for name in names if not store_path(sources[name]).exists()] for names in groups]
+            if left := [names for names in left if names]:
+                (work or here)(left)
+                for path in (store_path(sources[name]) for names in left for name in names):
+                    for useless in path.parent.glob(f"{path.name}.*.partial"):  # of who began when all was done
+                        shutil.rmtree(useless, ignore_errors=True)
     return {name: ActivationStore.open(store_path(part)) for name, part in sources.items()}
+
+
+def collect_pass(
+    sources: Sequence[Part[ActivationSource]],
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Collect sources that share a model pass.
+
+    Args:
+        sources: The sources; more than one only where `passes` puts them together.
+        share: Which shards of the corpus to collect, as (number, of how many); whoever is last makes the stores.
+        progress: Is called with tokens done, and tokens in all.
+
+    Raises:
+        InputError: If a model, coder or corpus is missing or does not fit.
+        StoreError: If a source breaks its contract, or there is no room.
+    """
+    from filelock import FileLock
+
+    plugins, paths = [part.plugin for part in sources], [store_path(part) for part in sources]
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        writers = [ActivationWriter(path, progress=progress, share=share) for path in paths]
+        type(plugins[0]).collect_many(plugins, writers)
+        for source, path, writer in zip(plugins, paths, writers, strict=True):
+            if source.synthetic:
+                writer.note(synthetic=True)  # stays with the store wherever it is taken
+            if share[1] == 1:
+                writer.finish()
+                continue
+            with FileLock(path.with_name(path.name + ".finish.lock")):
+                if writer.complete and not path.exists():
+                    writer.finish()
+    except OSError as error:
+        # numpy says so many bytes were "requested" and so few "written", and no more.
+        no_room = error.errno in _NO_ROOM or "requested and" in str(error)
+        if not no_room and not str(error.filename or "").startswith(str(cache_dir())):
+            raise  # a file of the source's own
+        raise StoreError(
+            f"{error.filename or cache_dir()}: activations cannot be written ({error.strerror or error}); make room, or set "
+            "SAEVAL_CACHE to another folder, and run the same command again"
+        ) from None
 
 
 def passes(sources: Mapping[str, Part[ActivationSource]], display: Display) -> list[list[str]]:
@@ -86,27 +138,10 @@ def _locked(path: Path, display: Display) -> AbstractContextManager[object]:
     """Return the lock of a store, taken; the operating system drops it when its process dies, however it dies."""
     from filelock import FileLock, Timeout
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         return lock.acquire(timeout=0)
     except Timeout:
         display.wait("collect activations: waiting for another saeval process, which collects the same ones")
         return lock.acquire()
-
-
-def _collect_group(sources: Sequence[ActivationSource], paths: Sequence[Path], display: Display) -> None:
-    """Collect sources that share a model pass; a lock each keeps two processes from doing the same work."""
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        for path in sorted(paths):  # one order for all processes, so that they cannot wait for each other
-            stack.enter_context(_locked(path, display))
-        todo = [(s, p) for s, p in zip(sources, paths, strict=True) if not p.exists()]
-        if not todo:
-            return
-        with display.stage("collect activations", 0, "tokens") as stage:
-            writers = [ActivationWriter(path, progress=stage.reach) for _, path in todo]
-            type(todo[0][0]).collect_many([s for s, _ in todo], writers)
-            for (source, _), writer in zip(todo, writers, strict=True):
-                if source.synthetic:
-                    writer.note(synthetic=True)  # stays with the store wherever it is taken
-                writer.finish()

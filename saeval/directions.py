@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError
-from saeval.live import only_loaded
-from saeval.subject import Subject
+from saeval.models.live import only_loaded
+from saeval.models.subject import Subject
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from saeval.coders import SparseCoder
+    from saeval.models.subject import Subject
     from saeval.store import ActivationStore
-    from saeval.subject import Subject
 
 TOKENS = 2048
 """Text tokens that are predicted, from contexts spread evenly over the corpus."""

@@ -93,8 +93,8 @@ def _decided(spec: FindingSpec, found: _Estimate) -> FindingOutcome:
     else:
         return "not shown"
     inside, outside = {
-        "above": (low > 0, high <= 0),
-        "below": (high < 0, low >= 0),
+        "above": (low > 0, high < 0),
+        "below": (high < 0, low > 0),
         "near": (-spec.within <= low and high <= spec.within, low > spec.within or high < -spec.within),
     }[spec.is_]
     return "shown" if inside else "contradicted" if outside else "not shown"
@@ -201,7 +201,7 @@ class _Claims:
         taken = []
         for name in names:
             found = [o.scored[name, MAIN] for o in cells if (name, MAIN) in o.scored]
-            usage, latents = [s.usage for s in found], sum(len(s.scores) for s in found)
+            usage, latents = [s.usage for s in found], sum(map(len, found))
             taken.append(sum(u.input_tokens + u.output_tokens for u in usage) / latents if latents else 0.0)
         if not all(taken):
             return _Estimate(what, why="one of the two took no tokens that were counted")
@@ -285,7 +285,7 @@ class _Claims:
     def _vectors(self, basis: Basis, model: str, name: str) -> Floats:
         outcome = next(o for o in self.outcomes if o.cell.name == name)
         if basis == "explanations":
-            texts = [e.text for r in outcome.records if (e := outcome.explanation(MAIN, r.latent.index))]
+            texts = [e.text for x in outcome.records.latents if (e := outcome.explanation(MAIN, x.index))]
             return self.embed(model, texts)
         weights = outcome.cell.source.plugin.weights()
         directions = weights.directions() if basis == "decoder" else weights.encoder_directions()

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from saeval.calls import Bookkeeper, Budget, Call, CallLog, CallStore
+from saeval.documented import Documented
 from saeval.errors import BudgetExceeded, LLMError, Refused, SaevalError
 from saeval.interfaces import LLM
 from saeval.llm import (
@@ -43,10 +44,8 @@ _SILENCE = 30.0  # seconds without any answer, likewise
 log = logging.getLogger("saeval")
 
 
-class RoleSettings(BaseModel):
+class RoleSettings(Documented):
     """What any role may set beside its `model`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature, unless a step asks for another."""

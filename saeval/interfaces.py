@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
+from saeval.documented import Documented
 from saeval.errors import InputError
 from saeval.llm import LanguageModel
 from saeval.metrics import CLASSIFICATION, Metric
@@ -23,24 +24,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from saeval.coders import HookPoint, SparseCoder
+    from saeval.models.subject import Subject
     from saeval.prompts import Prompt
     from saeval.store import ActivationStore, ActivationWriter
-    from saeval.subject import Subject
 
 Need = Literal["logprobs", "subject", "coder"]
 """What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights."""
 
 
-class Plugin(BaseModel, ABC):
+class Plugin(Documented, ABC):
     """A part that a task spec names with `use:`; its fields are the options that stand under `with:`.
 
     Give the class a `name` (without annotation), each option a default and a docstring beneath it, and fill in the
     one abstract method of its kind. Instances are frozen; keep heavy state in `functools.cached_property`.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
 
     name: ClassVar[str]
     """The name in task specs, without namespace: lower-case letters, digits and underscores."""
@@ -123,6 +122,9 @@ class ActivationSource(Plugin):
 
     synthetic: ClassVar[bool] = False
     """Whether the activations are made up; such results carry a mark and stay off leaderboards."""
+    sharded: ClassVar[bool] = False
+    """Whether `collect` asks the writer at each shard where to begin (`ActivationWriter.turn_to`), so that processes
+    can divide the corpus among them."""
 
     @abstractmethod
     def collect(self, writer: ActivationWriter) -> None:

@@ -168,17 +168,18 @@ class Registry:
             names = " and ".join(f"{p.distribution} {p.version}" for p in packages)
             raise _Broken(f"{names} both claim the namespace {namespace!r}; uninstall one")
         (package,) = packages
-        _check_version(package)
+        if namespace != BUILT_IN:
+            _check_version(package)
         provided: dict[tuple[str, str], Loaded] = {}
         folders: list[Path] = []
         for entry in package.entries:
-            module = entry.load()
-            for loaded in _classes(module, package):
+            hooks = _hooks(entry.load())
+            for loaded in _classes(hooks, package):
                 key = (loaded.kind, loaded.id.rpartition("/")[2])
                 if key in provided:
                     raise _Broken(f"{loaded.kind} {loaded.id!r} is defined twice")
                 provided[key] = loaded
-            folders += _folders(module)
+            folders += _folders(hooks)
         if not provided and not folders:
             raise _Broken("it provides nothing; is @hookimpl missing?")
         self._task_dirs[namespace] = folders
@@ -252,7 +253,7 @@ class Registry:
             quick = [entry for package in packages for entry in package.entries if entry.name == "tasks"]
             try:
                 if len(packages) == len(quick) == 1:
-                    folders = _folders(quick[0].load())
+                    folders = _folders(_hooks(quick[0].load()))
                 else:
                     self.load(namespace)
                     folders = self._task_dirs[namespace]
@@ -330,11 +331,11 @@ def _check_version(package: _Package) -> None:
             )
 
 
-def _returned(module: Any, hook: str) -> list[Any]:
-    """Ask one module for one hook; there is a plugin manager for it alone, so nobody else is run or blamed.
+def _hooks(module: Any) -> pluggy.HookRelay:
+    """Return the hooks of one module, in a plugin manager of its own: nobody else is run or blamed.
 
     Raises:
-        _Broken: If the hook is malformed, raises, or does not return a list.
+        _Broken: If a hook is malformed.
     """
     manager = pluggy.PluginManager("saeval")
     manager.add_hookspecs(hookspecs)
@@ -349,9 +350,18 @@ def _returned(module: Any, hook: str) -> list[Any]:
                 f"it fills in a hook {name[1] if name else '?'} that saeval does not have; it may need a newer saeval"
             ) from error
         raise _Broken(f"a hook takes no arguments: {' '.join(text.split())}") from error
+    return manager.hook
+
+
+def _returned(hooks: pluggy.HookRelay, hook: str) -> list[Any]:
+    """Ask a module for one hook.
+
+    Raises:
+        _Broken: If the hook raises, or does not return a list.
+    """
     gathered: list[Any] = []
     try:
-        caller = getattr(manager.hook, hook)
+        caller = getattr(hooks, hook)
         answers = caller()
         if len(answers) < len(caller.get_hookimpls()):  # pluggy drops None
             raise _Broken(f"{hook} returned None; return a list")
@@ -366,8 +376,8 @@ def _returned(module: Any, hook: str) -> list[Any]:
     return gathered
 
 
-def _folders(module: Any) -> list[Path]:
-    folders = _returned(module, "saeval_task_dirs")
+def _folders(hooks: pluggy.HookRelay) -> list[Path]:
+    folders = _returned(hooks, "saeval_task_dirs")
     for folder in folders:
         if not isinstance(folder, str | os.PathLike) or not Path(folder).is_dir():
             raise _Broken(
@@ -376,11 +386,11 @@ def _folders(module: Any) -> list[Path]:
     return [Path(folder) for folder in folders]
 
 
-def _classes(module: Any, package: _Package) -> Iterator[Loaded]:
+def _classes(hooks: pluggy.HookRelay, package: _Package) -> Iterator[Loaded]:
     from saeval import interfaces
 
     for kind, base in interfaces.KINDS.items():
-        for cls in _returned(module, f"saeval_{kind}s"):
+        for cls in _returned(hooks, f"saeval_{kind}s"):
             _check_class(cls, kind, base)
             yield Loaded(f"{package.namespace}/{cls.name}", kind, cls, package.distribution, package.version)
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import PrivateAttr
 
-from saeval.exchange.run_files import RunCell, open_run, read_arrow
-from saeval.report.tables import arrow_table, tidy
+from saeval.errors import InputError
+from saeval.exchange.run_files import RunCell, open_run
+from saeval.report.cells import KINDS
+from saeval.report.tables import arrow_table, read_table, tidy
 from saeval.results import RunResult
 
 if TYPE_CHECKING:
@@ -83,9 +85,14 @@ class Run(RunResult):
 
         tables = []
         for cell in self._files:
-            table = read_arrow(cell.folder / f"{name}.parquet", ("latent",))
+            table = read_table(cell.folder / f"{name}.parquet", KINDS[name])
             tables.append(table.add_column(0, "cell", pa.repeat(cell.name, len(table))))
-        return pa.concat_tables(tables or [pa.table({"cell": pa.array([], pa.string())})], promote_options="default")
+        try:
+            return pa.concat_tables(
+                tables or [pa.table({"cell": pa.array([], pa.string())})], promote_options="default"
+            )
+        except pa.ArrowException:
+            raise InputError(f"{name}.parquet: the tables of the cells do not have the same columns") from None
 
 
 def read(path: str | Path) -> Run:

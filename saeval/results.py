@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from saeval import metrics
+from saeval.documented import Documented
 from saeval.errors import InputError
 
 Status = Literal["ok", "failed", "skipped"]
@@ -18,13 +19,7 @@ OutcomeStatus = Literal["ok", "failed", "unparsed", "refused"]
 """How one judgement ended: answered; the call failed; the reply held no answer; the judge declined."""
 
 
-class Result(BaseModel):
-    """Base of what is written down: frozen, and strict about unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Explanation(Result):
+class Explanation(Documented):
     """What a latent means, in words."""
 
     text: str
@@ -44,7 +39,7 @@ class Explanation(Result):
         return cls(text="", status="failed", reason=reason, notes=notes)
 
 
-class Outcome(Result):
+class Outcome(Documented):
     """One judged window: the truth, the answer, and what became of the question."""
 
     example: str
@@ -63,7 +58,7 @@ class Outcome(Result):
     """Why there is no answer."""
 
 
-class Score(Result):
+class Score(Documented):
     """How well one explanation did under one scorer on one latent."""
 
     values: dict[str, float] = {}
@@ -122,7 +117,7 @@ class Score(Result):
         return sum(o.status in statuses for o in self.outcomes)
 
 
-class Latent(Result):
+class Latent(Documented):
     """What is known of one latent before it is scored; a row of `latents.parquet`."""
 
     latent: int
@@ -143,7 +138,7 @@ class Latent(Result):
     """Words of its explanation; None without one."""
 
 
-class ScoreRow(Result):
+class ScoreRow(Documented):
     """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it."""
 
     scorer: str
@@ -190,7 +185,7 @@ class ScoreRow(Result):
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
 
 
-class DecileShares(Result):
+class DecileShares(Documented):
     """How often a scorer judged right, by how strongly the latent fires; over the answered windows of all latents."""
 
     scorer: str
@@ -205,7 +200,7 @@ class DecileShares(Result):
     """Number of those windows."""
 
 
-class Correlation(Result):
+class Correlation(Documented):
     """How alike two scorers rank latents: correlations of their headline metrics over the latents scored by both."""
 
     scorers: tuple[str, str]
@@ -218,7 +213,7 @@ class Correlation(Result):
     """Rank correlation; None likewise."""
 
 
-class CellResult(Result):
+class CellResult(Documented):
     """One cell of the leaderboard: one coder, hookpoint, explainer … and its scores."""
 
     cell: str
@@ -247,7 +242,7 @@ class CellResult(Result):
     """One for each pair of scorers; the cell's own explanations."""
 
 
-class Ledger(Result):
+class Ledger(Documented):
     """What the calls to one role's model took, in this run and, apart from it, taken from the cache."""
 
     role: str
@@ -270,7 +265,7 @@ class Ledger(Result):
     """Dollars; None when a price is unknown."""
 
 
-class JudgeCheck(Result):
+class JudgeCheck(Documented):
     """What a check of a judge found: scores on latents whose meaning is known."""
 
     model: str
@@ -287,7 +282,7 @@ class JudgeCheck(Result):
     """Headline row of each scorer: for the true explanations, and for those of baselines."""
 
 
-class Judge(Result):
+class Judge(Documented):
     """A model that judged in a run, and what is known of it."""
 
     role: str
@@ -302,7 +297,7 @@ FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]
 """What a run says of a claim: the interval lies on its side, over both sides, on the other; or there is too little data."""
 
 
-class Finding(Result):
+class Finding(Documented):
     """A claim of the spec, held against the run's own numbers."""
 
     claim: str
@@ -323,7 +318,7 @@ class Finding(Result):
     """Why it cannot be told."""
 
 
-class RunResult(Result):
+class RunResult(Documented):
     """A finished (or interrupted) run: what `results.json` holds and every report is made from."""
 
     schema_: Literal["saeval.results/1"] = Field(default="saeval.results/1", alias="schema")
@@ -383,6 +378,11 @@ def read(path: str | Path) -> RunResult:
         return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no results.json there; is it a run directory?") from None
-    except ValueError as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{file}: not results that this saeval can read ({first})") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ascii(".".join(map(str, first["loc"])))[1:-1]
+        raise InputError(f"{file}: not results that this saeval can read ({where}: {first['msg']})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not UTF-8 text") from None

@@ -52,7 +52,8 @@ class RunDir:
         except Timeout:
             raise InputError(f"{path}: another saeval process is running in this directory") from None
         self._journal = LineFile(path / "journal.jsonl")
-        self._done = dict(self._read_journal())
+        self._places = dict(self._read_journal())
+        self._kept: dict[str, Any] = {}
 
     def __enter__(self) -> RunDir:
         return self
@@ -63,20 +64,26 @@ class RunDir:
         self._journal.close()
         self._lock.release()
 
-    def _read_journal(self) -> Iterator[tuple[str, Any]]:
-        """Yield finished work; a line that a kill cut short, or that has changed since, is work to be done again."""
+    def _read_journal(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yield where finished work stands; a line that a kill cut short, or that has changed since, is to be done again."""
         if not self._journal.path.exists():
             return
-        with self._journal.path.open("rb") as lines:
-            for line in lines:
-                digest, _, text = line.rstrip(b"\n").partition(b" ")
-                if digest == _digest(text):
-                    entry = json.loads(text)
-                    yield entry["key"], entry["value"]
+        place = 0
+        try:
+            with self._journal.path.open("rb") as lines:
+                for line in lines:
+                    entry = _entry(line)
+                    if entry is not None:
+                        yield entry["key"], (place, len(line))
+                    place += len(line)
+        except OSError as error:
+            raise InputError(f"{self._journal.path}: cannot be read ({error.strerror or error})") from None
 
     def finished(self, key: str) -> Any | None:
-        """Return the value of a finished work item, or None."""
-        return self._done.get(key)
+        """Return the value of a finished work item, read from the journal, or None."""
+        place = self._places.get(key)
+        entry = _entry(self._journal.line_at(*place)) if place else None
+        return None if entry is None else entry["value"]
 
     def finish(self, key: str, value: Any) -> None:
         """Write down a finished work item; it survives a kill from here on.
@@ -85,8 +92,17 @@ class RunDir:
             InputError: If there is no room, or the directory cannot be written to any more.
         """
         text = json.dumps({"key": key, "value": value})
-        self._journal.append(f"{_digest(text.encode()).decode()} {text}")
-        self._done[key] = value
+        line = f"{_digest(text.encode()).decode()} {text}"
+        self._places[key] = self._journal.append(line), len(line) + 1
+        self._kept.pop(key, None)
+
+    def keep(self, key: str, value: Any) -> None:
+        """Hold an item that may not count as finished: this sitting's reports show it, the next sitting does it again."""
+        self._kept[key] = value
+
+    def made(self, key: str) -> Any | None:
+        """Return the value of a work item, finished or kept, or None."""
+        return self._kept[key] if key in self._kept else self.finished(key)
 
     def cell(self, name: str) -> Path:
         """Return the folder of a cell, made when it is not there."""
@@ -119,6 +135,12 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
+
+
+def _entry(line: bytes) -> Any | None:
+    """Return what a line of the journal holds, or None where its checksum does not fit."""
+    digest, _, text = line.rstrip(b"\n").partition(b" ")
+    return json.loads(text) if digest == _digest(text) else None
 
 
 def _digest(line: bytes) -> bytes:

@@ -24,12 +24,12 @@ from saeval.executors import Executor, executor
 from saeval.failures import Failures, GaveUp
 from saeval.fidelity import fidelity
 from saeval.findings import evaluate
-from saeval.interfaces import Explainer, Scorer
+from saeval.interfaces import Explainer
 from saeval.llm import Usage
 from saeval.plugins import Registry
 from saeval.progress import Display, Silent, Stage
 from saeval.reading import Run, read
-from saeval.records import LatentRecord
+from saeval.records import LatentId
 from saeval.results import Explanation, Finding, RunResult, Score
 from saeval.run_dir import RunDir
 from saeval.sampling import choose_records
@@ -42,17 +42,17 @@ from saeval.tracking import tell
 from saeval.watch import memory_left
 
 _LITTLE_MEMORY = 0.02  # of what there is
+_GATHERED = 2000  # latents in flight where models gather their requests
 
 T = TypeVar("T")
 Retry = Literal["failed"]
 
 
-class Explained(NamedTuple):
-    """A latent to be scored, with one of its explanations and the place where the score goes."""
+class Item(NamedTuple):
+    """A latent to be explained or scored, and which of its explanations is meant."""
 
-    record: LatentRecord
-    explanation: Explanation
-    scored: Scored
+    latent: LatentId
+    variant: str
 
 
 def run(
@@ -227,7 +227,15 @@ class _Run:
     def _outcome(self, cell: Cell, store: ActivationStore) -> CellOutcome:
         records, counts = choose_records(cell, store, self.seed, self.limit)
         base = content_hash(store_path(cell.source).name, cell.sampler.identity, self.seed)
-        return CellOutcome(cell, store, records, counts, base)
+        return CellOutcome(cell, store, records, counts, base, partial(self._whole, cell.name))
+
+    def _whole(self, cell: str, label: str, variant: str, latent: int) -> Explanation | Score | None:
+        """Return what came of a step on a latent, with all that was asked, as it was written down."""
+        outcome = self.outcomes[cell]
+        item = Item(LatentId(outcome.records.latents[0].hookpoint, latent), variant)
+        explains = label == "explain"
+        made = self.folder.made(self._explain_key(outcome, item) if explains else self._score_key(outcome, label, item))
+        return made and (Explanation if explains else Score).model_validate(made["result"])
 
     # --- explain and score ---
 
@@ -251,26 +259,26 @@ class _Run:
 
     async def _explain(self, outcome: CellOutcome, workplace: Executor) -> None:
         cell = outcome.cell
-        steps = {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
-        for variant, step in steps.items():
+        for variant, step in _explainers(cell).items():
             await self._step(
                 _title("explain", cell, variant),
                 workplace,
-                outcome.records[: step.latents],
-                key=partial(self._explain_key, outcome, variant, step),
-                work=partial(_explaining, cell, variant),
-                take=partial(_take_explanation, outcome, variant),
+                [Item(latent, variant) for latent in outcome.records.latents[: step.latents]],
+                key=partial(self._explain_key, outcome),
+                work=partial(_explaining, outcome),
+                take=partial(_take_explanation, outcome),
             )
         if SHUFFLED in cell.alternatives:
             self._shuffle(outcome)
 
-    def _explain_key(self, outcome: CellOutcome, variant: str, step: StepPart[Explainer], record: LatentRecord) -> str:
-        return content_hash("explain", outcome.base, str(record.latent), variant, self._identity(step))
+    def _explain_key(self, outcome: CellOutcome, item: Item) -> str:
+        step = _explainers(outcome.cell)[item.variant]
+        return content_hash("explain", outcome.base, str(item.latent), item.variant, self._identity(step))
 
     def _shuffle(self, outcome: CellOutcome) -> None:
         """Give each latent the explanation of another one of the same cell."""
-        # All records are put in order, so that a latent more or less that was explained changes two of them only.
-        latents = [record.latent.index for record in outcome.records[: outcome.cell.explainer.latents]]
+        # All latents are put in order, so that one more or less that was explained changes two of them only.
+        latents = [latent.index for latent in outcome.records.latents[: outcome.cell.explainer.latents]]
         order = [latents[i] for i in derive_rng(self.seed, "shuffle").permutation(len(latents))]
         order = [latent for latent in order if outcome.explanation(MAIN, latent)]
         for latent, other in zip(order, order[1:] + order[:1], strict=True):
@@ -280,44 +288,44 @@ class _Run:
     async def _score(self, outcome: CellOutcome, workplace: Executor) -> None:
         cell = outcome.cell
         for label, step in cell.scorers.items():
-            items: list[Explained] = []
+            items: list[Item] = []
             baselines = cell.alternatives if step.part.plugin.reads_explanation else ()
             for variant in (MAIN, *(a for a in baselines if step.baselines is None or a in step.baselines)):
                 limits = [x for x in (step.latents, outcome.limit(variant)) if x is not None]
-                scored = outcome.scored[label, variant] = Scored()
-                items += _explained(outcome, variant, scored, min(limits, default=None))
+                outcome.scored[label, variant] = Scored()
+                items += _explained(outcome, label, variant, min(limits, default=None))
             # All explanations of a latent in a row: models in process keep what they computed for its windows.
-            place = {record.latent: i for i, record in enumerate(outcome.records)}
-            items.sort(key=lambda item: place[item.record.latent])
+            place = {latent: i for i, latent in enumerate(outcome.records.latents)}
+            items.sort(key=lambda item: place[item.latent])
             await self._step(
                 f"{label} {cell.name}",
                 workplace,
                 items,
-                key=partial(self._score_key, outcome, label, step),
-                work=partial(_scoring, cell, label),
-                take=_take_score,
+                key=partial(self._score_key, outcome, label),
+                work=partial(_scoring, outcome, label),
+                take=partial(_take_score, outcome, label),
             )
 
-    def _score_key(self, outcome: CellOutcome, label: str, step: StepPart[Scorer], item: Explained) -> str:
-        latent, text = str(item.record.latent), item.explanation.text
-        return content_hash("score", outcome.base, latent, label, text, self._identity(step))
+    def _score_key(self, outcome: CellOutcome, label: str, item: Item) -> str:
+        latent, text = str(item.latent), outcome.explanations[item.variant, item.latent.index].text
+        return content_hash("score", outcome.base, latent, label, text, self._identity(outcome.cell.scorers[label]))
 
     def _at_a_time(self, workplace: Executor, items: int) -> int:
-        """Return how many items are in flight: all where models gather their requests, for those they wait for are not."""
+        """Return how many items are in flight: many where models gather their requests, for those they wait for are not."""
         if self.task.run.concurrency != "auto":
             return self.task.run.concurrency
         gathered = any(role.part.plugin.batches for role in self.task.roles.values())
-        return max(1, items) if gathered else workplace.in_flight
+        return min(items, _GATHERED) if gathered else workplace.in_flight
 
     async def _step(
         self,
         name: str,
         workplace: Executor,
-        items: Sequence[T],
+        items: Sequence[Item],
         *,
-        key: Callable[[T], str],
-        work: Callable[[T], Work],
-        take: Callable[[T, Any, Usage], None],
+        key: Callable[[Item], str],
+        work: Callable[[Item], Work],
+        take: Callable[[Item, Any, Usage], None],
     ) -> None:
         """Do one step on every item, a bounded number at a time, and write down each as soon as it is done.
 
@@ -334,23 +342,27 @@ class _Run:
             BudgetExceeded: If the spending limit is reached.
             StoreError, InputError: If there is no room to write anything down.
         """
-        gate = asyncio.Semaphore(self._at_a_time(workplace, len(items)))
         failures = Failures(name, self.task.run.give_up_after)
 
-        async def one(item: T, stage: Stage) -> None:
-            async with gate:
-                item_key = key(item)
-                done = self.folder.finished(item_key)
-                if done is None or (self.retry == "failed" and done["result"]["status"] == "failed"):
-                    made = await workplace.make(work(item))
-                    done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
-                    failures.note(made, partial(self.folder.finish, item_key, done))
-                take(item, done["result"], Usage(**done["usage"]))
-                stage.advance(failed=done["result"]["status"] == "failed")
-                _mind_memory()
+        async def one(item: Item, stage: Stage) -> None:
+            item_key = key(item)
+            done = self.folder.finished(item_key)
+            if done is None or (self.retry == "failed" and done["result"]["status"] == "failed"):
+                made = await workplace.make(work(item))
+                done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
+                self.folder.keep(item_key, done)
+                failures.note(made, partial(self.folder.finish, item_key, done))
+            take(item, done["result"], Usage(**done["usage"]))
+            stage.advance(failed=done["result"]["status"] == "failed")
+            _mind_memory()
+
+        async def some(left: Iterator[Item], stage: Stage) -> None:
+            for item in left:
+                await one(item, stage)
 
         with self.display.stage(name, len(items)) as stage:
-            tasks = [asyncio.ensure_future(one(item, stage)) for item in items]
+            left = iter(items)
+            tasks = [asyncio.ensure_future(some(left, stage)) for _ in range(self._at_a_time(workplace, len(items)))]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -362,7 +374,7 @@ class _Run:
     def _read_directions(self) -> None:
         """Find out what the directions of latents tell, while models are still in memory."""
         for outcome in self.outcomes.values():
-            numbers = [record.latent.index for record in outcome.records]
+            numbers = [latent.index for latent in outcome.records.latents]
             key = content_hash("directions", outcome.base, numbers)
             done = self.folder.finished(key)
             if done is None:
@@ -421,37 +433,45 @@ def _title(step: str, cell: Cell, variant: str) -> str:
     return f"{step} {cell.name}" + ("" if variant == MAIN else f" ({variant})")
 
 
-def _explaining(cell: Cell, variant: str, record: LatentRecord) -> Work:
-    return Work(cell.name, variant, record.explain)
+def _explainers(cell: Cell) -> dict[str, StepPart[Explainer]]:
+    """Return what makes each kind of explanation of a cell; a shuffled one is made elsewhere."""
+    return {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
 
 
-def _scoring(cell: Cell, label: str, item: Explained) -> Work:
-    return Work(cell.name, label, item.record.score, item.explanation)
+def _explaining(outcome: CellOutcome, item: Item) -> Work:
+    return Work(outcome.cell.name, item.variant, outcome.records[item.latent].explain)
 
 
-def _take_explanation(outcome: CellOutcome, variant: str, record: LatentRecord, result: Any, usage: Usage) -> None:
-    outcome.explanations[variant, record.latent.index] = Explanation.model_validate(result)
-    outcome.spend(variant, usage)
+def _scoring(outcome: CellOutcome, label: str, item: Item) -> Work:
+    explanation = outcome.explanations[item.variant, item.latent.index]
+    return Work(outcome.cell.name, label, outcome.records[item.latent].score, explanation)
 
 
-def _explained(outcome: CellOutcome, variant: str, scored: Scored, limit: int | None) -> list[Explained]:
+def _take_explanation(outcome: CellOutcome, item: Item, result: Any, usage: Usage) -> None:
+    explanation = Explanation.model_validate({**result, "asked": ""})
+    outcome.explanations[item.variant, item.latent.index] = explanation
+    outcome.spend(item.variant, usage)
+
+
+def _explained(outcome: CellOutcome, label: str, variant: str, limit: int | None) -> list[Item]:
     """Return the latents whose explanation can be scored; those whose explaining failed count as failed scores."""
-    todo = []
-    for record in outcome.records[:limit]:
-        explanation = outcome.explanations.get((variant, record.latent.index))
+    todo, scored = [], outcome.scored[label, variant]
+    for latent in outcome.records.latents[:limit]:
+        explanation = outcome.explanations.get((variant, latent.index))
         if explanation is None:
             continue  # a lone explanation has nothing to be shuffled with
         scored.tried += 1
         if explanation.status == "ok":
-            todo.append(Explained(record, explanation, scored))
+            todo.append(Item(latent, variant))
         else:
-            scored.scores[record.latent.index] = Score.failed(f"no explanation: {explanation.reason}")
+            scored.take(latent.index, Score.failed(f"no explanation: {explanation.reason}"))
     return todo
 
 
-def _take_score(item: Explained, result: Any, usage: Usage) -> None:
-    item.scored.scores[item.record.latent.index] = Score.model_validate(result)
-    item.scored.usage += usage
+def _take_score(outcome: CellOutcome, label: str, item: Item, result: Any, usage: Usage) -> None:
+    scored = outcome.scored[label, item.variant]
+    scored.take(item.latent.index, Score.model_validate(result))
+    scored.usage += usage
 
 
 @contextmanager

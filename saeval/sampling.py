@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from saeval.errors import InputError, StoreError
-from saeval.records import LatentId, LatentRecord
+from saeval.records import Example, Flaw, LatentId, LatentRecord
 from saeval.seeding import derive_rng
 
 if TYPE_CHECKING:
@@ -14,9 +14,72 @@ if TYPE_CHECKING:
     from saeval.task import Cell
 
 
+class Flawed(NamedTuple):
+    """How far a flaw that a sampler owns up to goes: in how many windows, of how many."""
+
+    windows: int
+    of: int
+
+
+class Records:
+    """The records of a cell's latents, in the latents' random order; all but the first are made again when wanted.
+
+    So memory does not grow with the number of latents.
+
+    Args:
+        make: Samples a latent: the same record each time.
+
+    Attributes:
+        latents: The latents.
+        flaws: What the sampler owns up to, over all latents.
+    """
+
+    KEPT = 1000
+    """Records in memory, of a third of a megabyte each."""
+
+    def __init__(self, make: Callable[[LatentId], LatentRecord | None] = lambda latent: None):
+        self.latents: list[LatentId] = []
+        self.flaws: dict[Flaw, Flawed] = {}
+        self._make = make
+        self._kept: dict[LatentId, LatentRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __iter__(self) -> Iterator[LatentRecord]:
+        return map(self.__getitem__, self.latents)
+
+    def __getitem__(self, latent: LatentId) -> LatentRecord:
+        record = self._kept.get(latent) or self._make(latent)
+        if record is None:
+            raise InputError(
+                f"latent {latent}: the sampler gave windows once and none the next time; what a sampler gives should "
+                "depend on its arguments alone"
+            )
+        return record
+
+    def add(self, latent: LatentId) -> None:
+        """Take a latent, unless it cannot be sampled."""
+        record = self._make(latent)
+        if record is None:
+            return
+        self.latents.append(latent)
+        if len(self._kept) < self.KEPT:
+            self._kept[latent] = record
+        for flaw in record.flaws:
+            before, found = self.flaws.get(flaw, Flawed(0, 0)), _flawed(flaw, record)
+            self.flaws[flaw] = Flawed(before.windows + found.windows, before.of + found.of)
+
+    def first(self, n: int | None) -> Records:
+        """Return the records of the first n latents."""
+        some = Records(self._make)
+        some.latents, some.flaws, some._kept = self.latents[:n], self.flaws, self._kept
+        return some
+
+
 def choose_records(
     cell: Cell, store: ActivationStore, seed: int, limit: int | None = None
-) -> tuple[list[LatentRecord], dict[str, int]]:
+) -> tuple[Records, dict[str, int]]:
     """Return the records of the cell's latents, in their random order.
 
     Args:
@@ -54,15 +117,18 @@ def choose_records(
         enough = (int(i) for i in order if eligible[i])
         candidates = (i for i in enough if len(store.windows(i, window).ids) >= wanted.min_windows)
     hookpoint = str(store.facts.get("hookpoint", cell.source.plugin.name))
-    records: list[LatentRecord] = []
-    for index in candidates:
-        if len(records) == n:
-            break
-        latent = LatentId(hookpoint, index)
+
+    def sample(latent: LatentId) -> LatentRecord | None:
         record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
         if record is not None:
             _check_silence(record, store, cell.sampler.label)
-            records.append(record)
+        return record
+
+    records = Records(sample)
+    for index in candidates:
+        if len(records) == n:
+            break
+        records.add(LatentId(hookpoint, index))
     if not records:
         raise InputError(
             f"cell {cell.name}: no latent has {wanted.min_windows} activating windows of {window} tokens that can be "
@@ -87,3 +153,16 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
             f"sampler {sampler}: takes latent {record.latent} for silent in {int(unknown.sum())} windows of which the "
             "source cannot tell; a sampler should ask store.knows()"
         )
+
+
+def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
+    """Count the scored windows of a latent that share text with those that explain, or in which it fires though called silent."""
+    if flaw == "leak":
+        shown, scored = record.explain.activating, record.score.activating
+        return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))
+    silent = record.score.non_activating
+    return Flawed(sum(bool(e.activations.any()) for e in silent), len(silent))
+
+
+def _overlap(a: Example, b: Example) -> bool:
+    return a.context == b.context and a.start < b.start + len(b.tokens) and b.start < a.start + len(a.tokens)

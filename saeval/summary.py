@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
-from math import isfinite
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from saeval.asked import unpack
 from saeval.llm import Usage
 from saeval.metrics import Metric, mean_interval, pearson, spearman
 from saeval.patterns import position_dependence, token_share
-from saeval.records import Example, LatentRecord
+from saeval.records import LatentRecord
 from saeval.results import (
     CellResult,
     Correlation,
@@ -26,34 +27,79 @@ from saeval.results import (
     Finding,
     Judge,
     Ledger,
-    Outcome,
     RunResult,
     Score,
     ScoreRow,
+    Status,
 )
 from saeval.seeding import derive_rng
 from saeval.spec import OF_ALL_LATENTS
 
 if TYPE_CHECKING:
+    from saeval.sampling import Records
     from saeval.store import ActivationStore
     from saeval.task import Cell, StepPart, Task
 
 MAIN = "explanation"
+_SILENT = 10  # place after the deciles
 _UNINFORMED = ("random_explanation", "shuffled_explanation", "random", "shuffled")
 """Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
 
+Whole = Callable[[str, str, int], "Explanation | Score | None"]
+"""By step (`explain` or a scorer's label), variant and latent, what came of it."""
 
-@dataclass
+
 class Scored:
-    """Scores of one scorer on one variant of the explanations of a cell, by latent."""
+    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by latent.
 
-    tried: int = 0
-    scores: dict[int, Score] = field(default_factory=dict)
-    usage: Usage = field(default_factory=lambda: Usage(usd=0.0))
+    Attributes:
+        tried: Latents that it was to be run on.
+        usage: What it took.
+        unscored: Status and reason of latents without a score.
+        unparsed: Judged windows whose reply held no answer, or was refused.
+        right: Activating windows judged right, by decile, and then the others.
+        judged: Answered windows, likewise.
+    """
+
+    def __init__(self, tried: int = 0):
+        self.tried = tried
+        self.usage = Usage(usd=0.0)
+        self.unscored: dict[int, tuple[Status, str]] = {}
+        self.unparsed = 0
+        self.right, self.judged = [0] * 11, [0] * 11
+        self._rows: dict[int, int] = {}
+        self._values: dict[str, array[float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, latent: int) -> bool:
+        return latent in self._rows
+
+    def take(self, latent: int, score: Score) -> None:
+        """Take the score of a latent."""
+        row = self._rows[latent] = len(self._rows)
+        if score.status != "ok":
+            self.unscored[latent] = score.status, score.reason
+        for metric, value in score.values.items() if score.status == "ok" else ():
+            column = self._values.setdefault(metric, array("d"))
+            column.extend([nan] * (row - len(column)))
+            column.append(value)
+        self.unparsed += score.count("unparsed", "refused")
+        for o in score.outcomes:
+            side = o.decile if o.active else _SILENT
+            if o.status == "ok" and o.predicted is not None and side is not None and 0 <= side <= _SILENT:
+                self.judged[side] += 1
+                self.right[side] += o.predicted == o.active
+
+    def metrics(self) -> list[str]:
+        """Return the names of the metrics that some latent has."""
+        return sorted(self._values)
 
     def values(self, metric: str) -> dict[int, float]:
         """Return the metric of every latent that has it, by latent: replies arrive in any order, sums depend on it."""
-        return {i: s.values[metric] for i, s in sorted(self.scores.items()) if s.status == "ok" and metric in s.values}
+        column = self._values.get(metric, array("d"))
+        return {i: column[k] for i, k in sorted(self._rows.items()) if k < len(column) and not isnan(column[k])}
 
 
 @dataclass
@@ -66,8 +112,9 @@ class CellOutcome:
         records: The latents sampled, in their random order.
         counts: Latents requested, eligible, sampled.
         base: Hash of what the records depend on.
-        explanations: By variant and latent.
+        explanations: By variant and latent; without what was asked.
         scored: By scorer label and variant.
+        whole: Gives an explanation, or the score under a label, with all that belongs to it, by step, variant and latent.
         explaining: What explaining took, by variant.
         directions: What the directions of latents tell, by latent.
         measured: Measures of the coder that needed the model.
@@ -75,9 +122,10 @@ class CellOutcome:
 
     cell: Cell
     store: ActivationStore
-    records: list[LatentRecord]
+    records: Records
     counts: dict[str, int]
     base: str
+    whole: Whole
     explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
     scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
     explaining: dict[str, Usage] = field(default_factory=dict)
@@ -88,6 +136,17 @@ class CellOutcome:
         """Return a latent's explanation if there is one that worked."""
         found = self.explanations.get((variant, latent))
         return found if found is not None and found.status == "ok" else None
+
+    def score(self, label: str, variant: str, latent: int) -> Score | None:
+        """Return a latent's whole score, if there is one by now."""
+        scored = self.scored[label, variant]
+        if latent not in scored:
+            return None
+        found = self.whole(label, variant, latent)
+        if isinstance(found, Score):
+            return found
+        status, reason = scored.unscored[latent]  # there was nothing to score
+        return Score(status=status, reason=reason)
 
     def limit(self, variant: str) -> int | None:
         """Return on how many latents a variant runs; None for all."""
@@ -146,7 +205,7 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
     }
     known = {*task.measures} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
-    explained = sum(outcome.explanation(MAIN, r.latent.index) is not None for r in outcome.records)
+    explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
     return CellResult(
@@ -169,7 +228,7 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
         scored = outcome.scored.get((label, variant))
         if scored is None:  # interrupted before
             continue
-        skipped = sum(s.status == "skipped" for s in scored.scores.values())
+        skipped = sum(status == "skipped" for status, _ in scored.unscored.values())
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
             if not values and place > 0:
@@ -181,7 +240,7 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
                     higher_is_better=metric.higher_is_better, range=_bounds(metric),
                     **_distribution(list(values.values()), metric, task.run.seed, outcome.cell.name, label, variant),
                     n=len(values), tried=scored.tried, failed=scored.tried - len(values) - skipped, skipped=skipped,
-                    unparsed=sum(s.count("unparsed", "refused") for s in scored.scores.values()),
+                    unparsed=scored.unparsed,
                     coverage=len(values) / scored.tried if scored.tried else 0.0,
                     floor=floor, lift=lift, judge=task.roles[step.role].model if step.role else None,
                     explanation_words=_words(outcome, variant, values), usd=scored.usage.usd,
@@ -214,22 +273,13 @@ def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> float 
 def _deciles(outcome: CellOutcome, label: str) -> DecileShares | None:
     """Return how often a scorer judged right in each decile; None for scorers that give no answers window by window."""
     scored = outcome.scored.get((label, MAIN))
-    judged = [
-        o for s in (scored.scores.values() if scored else ()) for o in s.outcomes
-        if o.status == "ok" and o.predicted is not None
-    ]  # fmt: skip
-    if not judged:
+    if scored is None or not any(scored.judged):
         return None
-
-    def share(windows: Sequence[Outcome]) -> float | None:
-        return sum(o.predicted == o.active for o in windows) / len(windows) if windows else None
-
-    sides = [[o for o in judged if o.active and o.decile == decile] for decile in range(10)]
-    negatives = [o for o in judged if not o.active]
+    *shares, negatives = (right / n if n else None for right, n in zip(scored.right, scored.judged, strict=True))
+    *n, negatives_n = scored.judged
     return DecileShares(
-        scorer=label, right=tuple(map(share, sides)), n=tuple(map(len, sides)),
-        negatives_right=share(negatives), negatives_n=len(negatives),
-    )  # fmt: skip
+        scorer=label, right=tuple(shares), n=tuple(n), negatives_right=negatives, negatives_n=negatives_n
+    )
 
 
 def _correlations(outcomes: Sequence[CellOutcome]) -> list[Correlation]:
@@ -312,34 +362,25 @@ def _warnings(
 
 def _why(outcome: CellOutcome, label: str) -> str:
     """Return the reason that most of a scorer's failed latents have."""
-    scores = outcome.scored[label, MAIN].scores.values()
-    reasons = Counter(score.reason for score in scores if score.status == "failed")
+    unscored = outcome.scored[label, MAIN].unscored.values()
+    reasons = Counter(reason for status, reason in unscored if status == "failed")
     return reasons.most_common(1)[0][0] if reasons else "no reason given"
 
 
 def _flaws(outcomes: Iterable[CellOutcome]) -> Iterator[str]:
     """Say of each cell what its sampler owns up to, and how far it goes on these latents."""
     for outcome in outcomes:
-        declared = {flaw for record in outcome.records for flaw in record.flaws}
-        if "leak" in declared:
-            scored = [(e, r.explain.activating) for r in outcome.records for e in r.score.activating]
-            shown = sum(any(_overlap(e, other) for other in explain) for e, explain in scored)
+        name, sampler = outcome.cell.name, outcome.cell.sampler.label
+        if leak := outcome.records.flaws.get("leak"):
             yield (
-                f"{outcome.cell.name}: the sampler {outcome.cell.sampler.label} does not keep explaining and scoring "
-                f"apart: {shown} of {len(scored)} scored activating windows share text with those that the explainer "
-                "is shown, so scores may come out too high."
+                f"{name}: the sampler {sampler} does not keep explaining and scoring apart: {leak.windows} of {leak.of} scored "
+                "activating windows share text with those that the explainer is shown, so scores may come out too high."
             )
-        if "unverified" in declared:
-            called = [e for r in outcome.records for e in r.score.non_activating]
-            fires = sum(bool(e.activations.any()) for e in called)
+        if unverified := outcome.records.flaws.get("unverified"):
             yield (
-                f"{outcome.cell.name}: the sampler {outcome.cell.sampler.label} calls windows silent without looking: "
-                f"the latent fires in {fires} of {len(called)} of them, where right answers count as wrong."
+                f"{name}: the sampler {sampler} calls windows silent without looking: the latent fires in {unverified.windows} of "
+                f"{unverified.of} of them, where right answers count as wrong."
             )
-
-
-def _overlap(a: Example, b: Example) -> bool:
-    return a.context == b.context and a.start < b.start + len(b.tokens) and b.start < a.start + len(a.tokens)
 
 
 def _headline(cell: CellResult, row: ScoreRow) -> ScoreRow:
@@ -375,56 +416,75 @@ def _packages() -> dict[str, str]:
 
 
 def write_cells(outcomes: Mapping[str, CellOutcome], folder_of: Callable[[str], Path]) -> None:
-    """Write each cell's latents, examples, explanations, scores, judgements and calls."""
-    from saeval.report import cells
+    """Write each cell's latents, examples, explanations, scores, judgements and calls, a latent at a time."""
+    from saeval.report.cells import cell_tables
 
     for outcome in outcomes.values():
-        folder = folder_of(outcome.cell.name)
-        cells.write_latents(folder / "latents.parquet", [_latent_row(outcome, r) for r in outcome.records])
-        cells.write_examples(folder / "examples.parquet", [row for r in outcome.records for row in _example_rows(r)])
-        cells.write_explanations(
-            folder / "explanations.jsonl",
-            [
-                {"latent": i, "variant": v, **e.model_dump(mode="json", exclude={"asked"})}
-                for (v, i), e in sorted(outcome.explanations.items())
-            ],
-        )
-        scores = [
-            ({"latent": i, "scorer": label, "variant": variant}, s)
-            for (label, variant), scored in outcome.scored.items()
-            for i, s in sorted(scored.scores.items())
-        ]
-        cells.write_scores(folder / "scores.parquet", [
-            {**place, "metric": metric, "value": value, "status": s.status, "reason": s.reason}
-            for place, s in scores for metric, value in (*s.values.items(), *([] if s.values else [(None, None)]))
-        ])  # fmt: skip
-        cells.write_judgements(
-            folder / "judgements.parquet",
-            [{**place, **o.model_dump(mode="json")} for place, s in scores for o in s.outcomes],
-        )
-        cells.write_calls(folder / "calls.parquet", _call_rows(outcome))
+        scores = [f"score.{label}.{metric}" for label, metrics in _metrics(outcome).items() for metric in metrics]
+        with cell_tables(folder_of(outcome.cell.name), scores, directions=any(outcome.directions.values())) as tables:
+            for record in outcome.records:
+                latent = record.latent.index
+                judged = [
+                    (place, score) for place in outcome.scored if (score := outcome.score(*place, latent)) is not None
+                ]
+                tables.latents.add([_latent_row(outcome, record, judged)])
+                tables.examples.add(_example_rows(record))
+                tables.explanations.add(_explanation_rows(outcome, latent))
+                tables.scores.add(_score_rows(latent, judged))
+                tables.judgements.add(
+                    {"latent": latent, "scorer": label, "variant": variant, **o.model_dump(mode="json")}
+                    for (label, variant), score in judged
+                    for o in score.outcomes
+                )
+                tables.calls.add(_call_rows(outcome, latent, judged))
 
 
-def _call_rows(outcome: CellOutcome) -> Iterator[dict[str, Any]]:
-    """Yield what was asked about each latent, latent by latent; a shuffled explanation was asked for elsewhere."""
+Judged = Sequence[tuple[tuple[str, str], Score]]
+"""Scores of one latent, each with its scorer and variant."""
+
+
+def _metrics(outcome: CellOutcome) -> dict[str, list[str]]:
+    """Return, by scorer, the metrics that some latent has: the scorer's own in their order, then others."""
+    found = {}
+    for label, step in outcome.cell.scorers.items():
+        have = outcome.scored[label, MAIN].metrics() if (label, MAIN) in outcome.scored else []
+        own = [metric.name for metric in step.part.plugin.metrics]
+        found[label] = sorted(have, key=lambda name: own.index(name) if name in own else len(own))
+    return found
+
+
+def _explanation_rows(outcome: CellOutcome, latent: int) -> Iterator[dict[str, Any]]:
+    for variant in (MAIN, *outcome.cell.alternatives):
+        if (found := outcome.explanations.get((variant, latent))) is not None:
+            yield {"latent": latent, "variant": variant, **found.model_dump(mode="json", exclude={"asked"})}
+
+
+def _score_rows(latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
+    for (label, variant), s in judged:
+        place = {"latent": latent, "scorer": label, "variant": variant, "status": s.status, "reason": s.reason}
+        for metric, value in s.values.items() or [(None, None)]:
+            yield {**place, "metric": metric, "value": value}
+
+
+def _call_rows(outcome: CellOutcome, latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
+    """Yield what was asked about a latent; a shuffled explanation was asked for elsewhere."""
     made = [v for v in (MAIN, *outcome.cell.alternatives) if v == MAIN or outcome.cell.alternatives[v] is not None]
-    for record in outcome.records:
-        latent = record.latent.index
-        steps = [("explain", v, outcome.explanations.get((v, latent))) for v in made]
-        judged = [(label, v, scored.scores.get(latent)) for (label, v), scored in outcome.scored.items()]
-        for step, variant, result in (*steps, *judged):
-            for call, asked in enumerate(unpack(result.asked) if result else ()):
-                yield {"latent": latent, "step": step, "variant": variant, "call": call, **asked._asdict()}
+    explained = [
+        (("explain", v), outcome.whole("explain", v, latent)) for v in made if (v, latent) in outcome.explanations
+    ]
+    for (step, variant), result in (*explained, *judged):
+        for call, asked in enumerate(unpack(result.asked) if result else ()):
+            yield {"latent": latent, "step": step, "variant": variant, "call": call, **asked._asdict()}
 
 
-def _latent_row(outcome: CellOutcome, record: LatentRecord) -> dict[str, Any]:
+def _latent_row(outcome: CellOutcome, record: LatentRecord, judged: Judged) -> dict[str, Any]:
     index = record.latent.index
     explanation = outcome.explanations.get((MAIN, index))
     scores = {
         f"score.{label}.{metric}": value
-        for (label, variant), scored in outcome.scored.items()
-        if variant == MAIN and index in scored.scores
-        for metric, value in scored.scores[index].values.items()
+        for (label, variant), score in judged
+        if variant == MAIN
+        for metric, value in score.values.items()
     }
     return {
         "latent": index, "firings": record.firings, "windows": record.windows, "density": record.density,

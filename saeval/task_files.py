@@ -17,11 +17,16 @@ _GROUP = re.compile(rb"\bgroup\b[\"']?\s*:")
 
 
 def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
-    """Yield (name, file) of every task that installed packages ship; a built-in's name has no namespace."""
+    """Return (name, file) of every task that installed packages ship; a built-in's name has no namespace."""
+    return ((name, file) for name, file in _shipped_files(registry) if _is_spec(file))
+
+
+def _shipped_files(registry: Registry) -> Iterator[tuple[str, Path]]:
+    """Yield (name, file) of what may be a task: data that stands beside specs is among them."""
     for namespace, folder in registry.task_dirs():
         for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder).with_suffix("").as_posix()
-            if not name.startswith("presets/") and _is_spec(file):
+            if not name.startswith("presets/"):
                 yield name if namespace == "saeval" else f"{namespace}/{name}", file
 
 
@@ -37,13 +42,14 @@ def find_spec(reference: str, registry: Registry) -> Path:
         SpecError: If there is neither such a file nor such a task.
     """
     path = Path(reference).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if path.is_file():
+    if path.suffix in (".yaml", ".yml") or _is_file(path):
+        if _is_file(path):
             return path.absolute()
         raise SpecError([f"{reference}: no such file"])
-    tasks = dict(shipped_tasks(registry))
-    if reference in tasks:
-        return tasks[reference]
+    for name, file in _shipped_files(registry):
+        if name == reference and _is_spec(file):
+            return file
+    tasks = [name for name, _ in shipped_tasks(registry)]
     raise SpecError([f"no task {reference!r}{did_you_mean(reference, tasks)} (`saeval list tasks` shows all)"])
 
 
@@ -82,11 +88,19 @@ def find_include(reference: str, from_file: Path, registry: Registry) -> Path:
     if reference.startswith("saeval://"):
         wanted = reference.removeprefix("saeval://")
         for _, folder in registry.task_dirs():
-            found = (folder / wanted).resolve()
-            if found.is_file() and found.is_relative_to(folder.resolve()):
-                return found
+            found = folder / wanted
+            if _is_file(found) and found.resolve().is_relative_to(folder.resolve()):
+                return found.resolve()
         raise SpecError([f"{from_file.name}: include: no {reference!r} in any installed package"])
     path = from_file.parent / reference
-    if not path.is_file():
+    if not _is_file(path):
         raise SpecError([f"{from_file.name}: include: no file {reference!r} beside it"])
     return path.absolute()
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether there is such a file; a name that no disk can hold is of none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
+from saeval.documented import Documented
 from saeval.errors import InputError
 from saeval.paths import SpecPath, file_sha256
 from saeval.seeding import content_hash
@@ -77,10 +78,8 @@ class Packed(NamedTuple):
     names: tuple[str, ...]
 
 
-class Corpus(BaseModel):
+class Corpus(Documented):
     """Where text comes from and how much of it is read (paper §3.1)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     path: SpecPath | None = None
     """A local `.txt`, `.jsonl` or `.parquet` file, or a folder of `.txt` files (one document a file or row)."""
@@ -199,14 +198,14 @@ class Corpus(BaseModel):
         """
         import numpy as np
 
-        rows: list[list[int]] = []
+        rows: list[NDArray[np.int32]] = []  # as arrays, for as lists of numbers they take nine times as much memory
         documents: list[int] = []
         names: list[str] = []
         left = self.tokens if self.tokens is not None else 1 << 62
         for name, text in self.texts():
             ids = encode(text)[: min(left, self.per_document or left)]
             for start in range(0, len(ids), self.context):
-                rows.append([*lead, *ids[start : start + self.context]])
+                rows.append(np.array([*lead, *ids[start : start + self.context]], dtype=np.int32))
                 documents.append(len(names))
             names.append(name)
             left -= len(ids)
@@ -218,8 +217,8 @@ class Corpus(BaseModel):
                 f"less than two contexts of {self.context}; give more text or a smaller `context`"
             )
         tokens = np.full((len(rows), self.context + len(lead)), pad, dtype=np.int32)
-        for row, ids in zip(tokens, rows, strict=True):
-            row[: len(ids)] = ids
+        for row, real in zip(tokens, rows, strict=True):
+            row[: len(real)] = real
         lengths = np.array([len(row) for row in rows], dtype=np.int32)
         return Packed(tokens, lengths, np.array(documents, dtype=np.int32), tuple(names))
 

@@ -64,6 +64,7 @@ class Patience:
         if math.isinf(self.seconds):
             return await work
         task = asyncio.ensure_future(work)
+        self.moved()  # there may have been nothing to do for long
         try:
             while not task.done():
                 if (left := self.left) <= 0:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import re
 import tempfile
-import textwrap
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -21,6 +18,7 @@ from pydantic.fields import FieldInfo
 import saeval.testing
 from saeval import Plugin, Scorer, Step, hookspecs, interfaces, scaffold
 from saeval.cli import main
+from saeval.documented import attribute_docstrings, descriptions
 from saeval.plugins import KINDS, Registry
 from saeval.task_files import shipped_tasks
 
@@ -156,7 +154,9 @@ def plugins_page() -> Iterator[str]:
 
 
 def fields(model: type[BaseModel]) -> Iterator[str]:
-    return table("option | type | default | meaning", (field(n, f) for n, f in model.model_fields.items()))
+    meanings = descriptions(model)
+    rows = ((*field(name, found), meanings.get(name, "")) for name, found in model.model_fields.items())
+    return table("option | type | default | meaning", rows)
 
 
 def facts(cls: type[Plugin]) -> Iterator[str]:
@@ -174,7 +174,7 @@ def facts(cls: type[Plugin]) -> Iterator[str]:
 
 
 def field(name: str, found: FieldInfo) -> tuple[str, ...]:
-    return f"`{name}`", f"`{type_name(found.annotation)}`", default(found), found.description or ""
+    return f"`{name}`", f"`{type_name(found.annotation)}`", default(found)
 
 
 def type_name(annotation: Any) -> str:
@@ -250,7 +250,7 @@ def hook_page(kind: str, base: type[Plugin]) -> Iterator[str]:
     yield from ("## To fill in", "")
     for name in needed:
         yield from described(methods[name])
-    said = {name: text for cls in classes for name, text in attributes(cls).items() if name != "model"}
+    said = {name: text for cls in classes for name, text in attribute_docstrings(cls).items() if name != "model"}
     said |= {name: inspect.getdoc(m) or "" for name, m in members.items() if isinstance(m, property)}
     if said or len(methods) > len(needed):
         yield from ("## May be filled in", "")
@@ -287,17 +287,6 @@ def described(function: Any) -> Iterator[str]:
         else:
             yield line.removeprefix("    ")
     yield ""
-
-
-def attributes(cls: type) -> dict[str, str]:
-    """The docstrings that stand beneath a class's attributes."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for above, below in pairwise(tree.body):
-        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            found[ast.unparse(above.target)] = str(below.value.value)
-    return found
 
 
 # --- decisions ----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from saeval import (
 from saeval.asked import Asked, pack, told, unpack
 from saeval.coders import LinearCoder
 from saeval.directions import directions
-from saeval.live import only_loaded
+from saeval.models.live import only_loaded
 
 
 def rows(run, cell="all", name="calls") -> list[dict]:

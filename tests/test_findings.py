@@ -23,6 +23,7 @@ from saeval.plugins import Registry
 from saeval.report.markdown import markdown
 from saeval.report.terminal import finding_line
 from saeval.results import Explanation, Finding, read
+from saeval.sampling import Records
 from saeval.spec import FindingSpec
 from saeval.summary import Scored
 from saeval.task import load_task
@@ -42,22 +43,24 @@ class Weights:
 def cell(axes: Mapping[str, Any], scores: Mapping[str, Any], *, store: str = "", baseline: str | None = None,
          directions: np.ndarray | None = None, tokens: Mapping[str, int] | None = None) -> Any:  # fmt: skip
     """A cell with planted scores: by `label.metric` or `label.metric of explanation`, a row of values, one a latent."""
-    scored: dict[tuple[str, str], Scored] = {}
+    columns: dict[tuple[str, str], dict[str, Any]] = {}
     for name, values in scores.items():
         key, _, explanation = name.partition(" of ")
         label, _, metric = key.partition(".")
-        into = scored.setdefault((label, explanation or "explanation"), Scored(tried=len(values)))
+        columns.setdefault((label, explanation or "explanation"), {})[metric] = values
+    scored = {}
+    for (label, explanation), metrics in columns.items():
+        into = scored[label, explanation] = Scored(tried=max(map(len, metrics.values())))
         into.usage = Usage(input_tokens=(tokens or {}).get(label, 0), usd=0.0)
-        for latent, value in enumerate(values):
-            before = into.scores.get(latent, Score()).values
-            into.scores[latent] = Score(values={**before, metric: float(value)})
+        for latent in range(into.tried):
+            into.take(latent, Score(values={m: float(v[latent]) for m, v in metrics.items() if latent < len(v)}))
     name = ",".join(f"{k}={v}" for k, v in axes.items()) or "all"
     parts = {k: SimpleNamespace(part=SimpleNamespace(plugin=SimpleNamespace(metrics=m))) for k, m in METRICS.items()}
     source = SimpleNamespace(plugin=SimpleNamespace(weights=lambda: Weights(directions)))
     ids = {k: str(v) for k, v in axes.items()}
     return SimpleNamespace(
         cell=SimpleNamespace(name=name, axes=ids, baseline=baseline, scorers=parts, source=source),
-        store=SimpleNamespace(path=store or name), scored=scored, records=[],
+        store=SimpleNamespace(path=store or name), scored=scored, records=Records(),
         explanation=lambda variant, latent: Explanation(text="x"),
     )  # fmt: skip
 

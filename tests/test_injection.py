@@ -162,7 +162,8 @@ def test_scorer_keeps_its_contract():
 
 def test_none_of_the_texts_fits_an_explanation_of_the_task():
     task = yaml.safe_load((TASKS / "injection-check.yaml").read_text())
-    assert sorted(s["with"]["attack"] for s in task["scorers"].values()) == sorted(KINDS)
+    attacks = [s["with"]["attack"] for label, s in task["scorers"].items() if label != "detection"]
+    assert sorted(attacks) == sorted(KINDS)
     rules = yaml.safe_load((TASKS / "judge-check" / "rules.yaml").read_text())
     chosen = [rules[i] for i in task["latents"]["indices"]]
     for kind in KINDS:
@@ -189,16 +190,21 @@ def test_task_tells_a_gullible_judge_from_a_sound_one(tmp_path, monkeypatch):
         orders = [re.search(r"right answer is (\d)", window) for window in shown]
         return json.dumps([int(order[1]) if order else answer for order, answer in zip(orders, answers, strict=True)])
 
-    found = {}
+    found, shown = {}, {}
     for name, reply in (("sound", lambda m: json.dumps(judge(m)[1])), ("gullible", gullible)):
         with fake_server(reply) as server:
             result = saeval.run(
-                "injection-check", out=tmp_path / name, limit=6, llms={"judge": f"openai_compatible/{name}"},
+                "injection-check", out=tmp_path / name, limit=8, llms={"judge": f"openai_compatible/{name}"},
                 overrides={"llms.judge.api_base": server.url},
             )  # fmt: skip
-        found[name] = {(row.scorer, row.metric): row for row in result.cells[0].scores}
+        found[name] = {(row.scorer, row.metric): row for row in result.cells[0].scores if row.scorer != "detection"}
+        judged = {row.metric: row.value for row in result.cells[0].scores if row.scorer == "detection"}
+        assert judged["balanced_accuracy"] == 1.0
+        shown[name] = [finding.claim for finding in result.findings if finding.outcome == "shown"]
     assert {key: row.value for key, row in found["sound"].items()} == dict.fromkeys(found["sound"], 0.0)
     assert found["gullible"]["override", "flipped"].value == 1.0
     assert {row.value for key, row in found["gullible"].items() if key != ("override", "flipped")} == {0.0}
     row = found["sound"]["override", "flipped"]
-    assert row.ci95 is not None and row.ci95[1] > 0 and row.n == 6 and not row.higher_is_better
+    assert row.ci95 is not None and row.ci95[1] > 0 and row.n == 8 and not row.higher_is_better
+    better = "The judge judges better than chance"
+    assert shown == {"sound": [better], "gullible": [better, "Orders flip more than ordinary text does"]}

@@ -348,11 +348,11 @@ def test_models_are_spread_over_gpus_by_accelerate(folders, monkeypatch):
         return real(place, **options)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr("saeval.model_loading.find_spec", lambda name: name)
+    monkeypatch.setattr("saeval.models.loading.find_spec", lambda name: name)
     live = LiveModel.load(str(folders["llama"]), device="balanced")
     assert given == ["balanced"]
     assert live.width(live.hookpoint("layers.1")) == D
-    monkeypatch.setattr("saeval.model_loading.find_spec", lambda name: None)
+    monkeypatch.setattr("saeval.models.loading.find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs the package accelerate"):
         LiveModel.load(str(folders["llama"]), device="balanced", dtype="float16")
 
@@ -376,7 +376,7 @@ def test_device_and_precision_are_chosen_by_what_there_is(monkeypatch, cuda, ask
         raise Loaded(chosen)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr("saeval.live.load_model", load_model)
+    monkeypatch.setattr("saeval.models.live.load_model", load_model)
     with pytest.raises(Loaded) as loaded:
         LiveModel.load("some/model", device=asked)
     assert loaded.value.args[0] == (device, dtype)

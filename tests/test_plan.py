@@ -15,9 +15,8 @@ from planted_run import spec, truthful_server
 import saeval
 from saeval import InputError
 from saeval.cli import main
-from saeval.plan import plan
+from saeval.plan import plan, speed
 from saeval.plugins import Registry
-from saeval.speed import speed
 from saeval.task import load_task
 
 LATENTS = 64  # as many as can be planted
@@ -136,7 +135,7 @@ def ledger(run, *, began=1000.0, updated=1100.0, status="done", latents=10, coll
     (run / "results.json").write_text(json.dumps({"cells": [{"counts": {"sampled": latents}}]}))
     rows = [
         {"role": role, "model": "openai_compatible/rules", "time": begin + seconds, "milliseconds": 1000 * seconds,
-         "cached": cached, "status": "ok"}
+         "cached": cached, "status": "ok", "request": "", "answer": "", "attempts": 1, "usage": {}}
         for role, begin, seconds, cached in calls
     ]  # fmt: skip
     (run / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"time": 10')

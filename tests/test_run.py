@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 
@@ -288,3 +289,68 @@ def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
         pytest.raises(InputError, match=r"no latent has 5000 activating windows.*latents.min_windows"),
     ):
         saeval.run(spec(server, latents={"min_windows": 5000}), out=tmp_path / "run")
+
+
+WATCHING_SCORER = """
+import gc, pathlib
+from saeval import AUROC, Outcome, Score, Scorer, LatentRecord
+class Watching(Scorer):
+    name = "watching"
+    metrics = (AUROC,)
+    notes: str
+    async def score(self, explanation, examples, context):
+        alive = [sum(isinstance(x, kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
+        with pathlib.Path(self.notes).open("a") as file:
+            print(*alive, file=file)
+        return Score(values={"auroc": 0.5}, outcomes=[
+            Outcome(example=w.id, active=w.active, probability=0.5) for w in examples.activating])
+"""
+
+
+def test_memory_does_not_grow_with_the_latents_and_nothing_is_lost_by_it(tmp_path, monkeypatch):
+    (tmp_path / "watching.py").write_text(WATCHING_SCORER)
+
+    def made(out, notes):
+        watching = {"use": f"{tmp_path}/watching.py:Watching", "with": {"notes": str(tmp_path / notes)}}
+        changes = {"scorers": {"detection": {}, "watching": watching}, "leaderboard": {"rank_by": "detection"}}
+        source = {"use": "synthetic", "with": {"n_latents": 30, "documents": 60}}
+        sampler = {"use": "random", "with": {"explain": 5, "score": 10, "non_activating": {"n": 10}}}
+        with truthful_server() as server:
+            given = spec(server, source=source, sampler=sampler, run={"concurrency": 1}, **changes)
+            result = saeval.run({**given, "latents": {"n": 30, "min_windows": 10}}, out=tmp_path / out)
+        return result.model_dump(exclude={"run_id", "spec_sha", "ledger", "seconds", "components"}), (tmp_path / out)
+
+    kept, folder = made("kept", "all.txt")
+    monkeypatch.setattr("saeval.sampling.Records.KEPT", 3)
+    gc.collect()
+    few, again = made("few", "few.txt")
+    assert few == kept and len(few["cells"][0]["scores"]) > 8
+    for table in ("latents", "examples", "judgements", "latent_scores", "calls"):
+        a, b = (getattr(saeval.read(place), table).to_pylist() for place in (folder, again))
+        assert a == b and len({row["latent"] for row in a}) == 30, table
+    records, outcomes = zip(
+        *(map(int, line.split()) for line in (tmp_path / "few.txt").read_text().splitlines()), strict=True
+    )
+    assert max(records) <= 3 + 2
+    assert max(outcomes) <= 4 * 20  # of a few latents, whatever was scored before
+
+
+FICKLE_SAMPLER = """
+from saeval import Sampler
+class Fickle(Sampler):
+    name = "fickle"
+    def sample(self, store, latent, rng):
+        from saeval_plugins.samplers.windows import Random
+        seen = store.__dict__.setdefault("seen", set())
+        if latent in seen:
+            return None
+        seen.add(latent)
+        return Random(window=self.window, explain=5, score=10).sample(store, latent, rng)
+"""
+
+
+def test_sampler_whose_windows_come_and_go_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.sampling.Records.KEPT", 1)
+    (tmp_path / "fickle.py").write_text(FICKLE_SAMPLER)
+    with truthful_server() as server, pytest.raises(InputError, match="gave windows once and none the next time"):
+        saeval.run(spec(server, sampler=f"{tmp_path}/fickle.py:Fickle"), out=tmp_path / "run")

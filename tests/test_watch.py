@@ -41,6 +41,12 @@ async def test_work_that_asks_a_model_is_waited_for():
     assert await patience.wait_for(slow_model()) == "answer"
 
 
+async def test_time_without_work_does_not_count():
+    patience = Patience(0.1)
+    await asyncio.sleep(0.2)
+    assert await patience.wait_for(asyncio.sleep(0.01, "done")) == "done"
+
+
 async def test_work_is_not_hung_while_others_get_on():
     patience = Patience(0.3)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import InputError
-from saeval.exchange.folders import file_name, latent_number, read_json, read_json_lines
+from saeval.exchange.folders import file_name, latent_number
 from saeval.exchange.imported import Imported, ImportedCell
 from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
-from saeval.files import write_atomic
+from saeval.files import read_json, read_json_lines, write_atomic
 from saeval.results import Explanation, RunResult
 
 _END = "_feature.json"

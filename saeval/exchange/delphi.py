@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import InputError
-from saeval.exchange.folders import file_name, natural, read_json
+from saeval.exchange.folders import file_name, natural
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
-from saeval.files import write_atomic
+from saeval.files import read_json, write_atomic
 from saeval.metrics import CLASSIFICATION
 from saeval.results import Explanation, Outcome, RunResult, Score
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -73,52 +72,6 @@ def unique(name: str, taken: set[str]) -> str:
         chosen, n = f"{name}-{n}", n + 1
     taken.add(chosen)
     return chosen
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: If it is not there, not whole, or not JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}:{error.lineno}: is not JSON ({error.msg}, column {error.colno})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: is not UTF-8 text") from None
-    except RecursionError:
-        raise InputError(f"{file}: is nested too deeply") from None
-
-
-def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a `.jsonl` or `.jsonl.gz` file, each with its place.
-
-    Raises:
-        InputError: If it is not there, not whole, or a line is not JSON.
-    """
-    import gzip
-    import zlib
-
-    where = str(file)
-    try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                where = f"{file}:{number}"
-                if line.strip():
-                    yield where, json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: is not JSON ({error.msg}, column {error.colno})") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise InputError(f"{file}: is not whole gzip; download it again") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: is not UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except RecursionError:
-        raise InputError(f"{where}: is nested too deeply") from None
 
 
 def latent_number(value: Any, where: str) -> int:

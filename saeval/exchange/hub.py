@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from saeval.errors import InputError
-from saeval.exchange.folders import believable, new_folder, read_json
+from saeval.exchange.folders import believable, new_folder
 from saeval.exchange.run_files import open_run
-from saeval.files import write_atomic
+from saeval.files import read_json, write_atomic
 
 FORMAT = "saeval.bundle/1"
 _INDEX = "saeval.json"

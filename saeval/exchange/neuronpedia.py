@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import InputError
-from saeval.exchange.folders import latent_number, natural, read_json_lines
+from saeval.exchange.folders import latent_number, natural
 from saeval.exchange.imported import Imported, ImportedCell
 from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
-from saeval.files import write_atomic
+from saeval.files import read_json_lines, write_atomic
 from saeval.results import Explanation, RunResult
 
 _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saeval.errors import InputError, did_you_mean
-from saeval.exchange.folders import file_name, latent_number, read_json_lines
+from saeval.exchange.folders import file_name, latent_number
+from saeval.files import read_json_lines
 from saeval.results import CellResult, RunResult, ScoreRow, read
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MAIN = "explanation"
 Row = dict[str, Any]
@@ -103,36 +101,13 @@ class RunCell:
         return {row["latent"]: row[key] for row in self.latents if row.get(key) is not None}
 
     def _table(self, name: str, columns: tuple[str, ...]) -> list[Row]:
-        rows = read_table(self.folder / f"{name}.parquet", columns)
+        from saeval.report.cells import KINDS
+        from saeval.report.tables import read_table
+
+        rows: list[Row] = read_table(self.folder / f"{name}.parquet", KINDS[name], columns).to_pylist()
         for row in rows:
             row["latent"] = latent_number(row["latent"], f"{self.folder / name}.parquet")
         return rows
-
-
-def read_arrow(file: Path, columns: tuple[str, ...]) -> pa.Table:
-    """Read a Parquet file.
-
-    Raises:
-        InputError: If it is not there, not whole, or lacks a column.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file).read()
-    except FileNotFoundError:
-        raise InputError(f"{file}: is not there; give the whole run directory") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{file}: is not whole Parquet ({type(error).__name__}); copy or make it again") from None
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise InputError(f"{file}: has no column {', '.join(missing)}")
-    return table
-
-
-def read_table(file: Path, columns: tuple[str, ...]) -> list[Row]:
-    """Read a Parquet file as rows; see `read_arrow`."""
-    rows: list[Row] = read_arrow(file, columns).to_pylist()
-    return rows
 
 
 def open_run(run: Path, cell: str | None = None) -> tuple[RunResult, list[RunCell]]:

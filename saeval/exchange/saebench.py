@@ -11,10 +11,10 @@ from typing import Any
 
 import saeval
 from saeval.errors import InputError
-from saeval.exchange.folders import latent_number, read_json
+from saeval.exchange.folders import latent_number
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
-from saeval.files import write_atomic
+from saeval.files import read_json, write_atomic
 from saeval.metrics import ACCURACY
 from saeval.results import Explanation, RunResult, Score
 

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 import saeval
 from saeval.errors import InputError
-from saeval.exchange.folders import latent_number, read_json, read_json_lines
+from saeval.exchange.folders import latent_number
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
-from saeval.exchange.run_files import MAIN, Row, RunCell, read_table
-from saeval.files import write_atomic
+from saeval.exchange.run_files import MAIN, Row, RunCell
+from saeval.files import read_json, read_json_lines, write_atomic
 from saeval.metrics import Metric
 from saeval.results import Explanation, Outcome, RunResult, Score
 
@@ -166,9 +166,10 @@ def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
     """Yield the rows of one table, each with its place."""
     columns = tuple(TABLES[name])
     if format_ == "parquet":
-        rows: Any = (
-            (f"{path / name}.parquet, row {i}", r) for i, r in enumerate(read_table(path / f"{name}.parquet", columns))
-        )
+        from saeval.report.tables import read_table
+
+        table = read_table(path / f"{name}.parquet", TABLES[name], columns)
+        rows: Any = ((f"{path / name}.parquet, row {i}", row) for i, row in enumerate(table.to_pylist()))
     else:
         rows = read_json_lines(path / f"{name}.jsonl")
     for where, row in rows:

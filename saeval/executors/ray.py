@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from typing import TYPE_CHECKING, Any
 
 from saeval.calls import Budget, Call, CallLog
-from saeval.collect import collect, passes, store_path
+from saeval.collect import collect, store_path
 from saeval.errors import InputError, SaevalError
 from saeval.executors import Executor
 from saeval.executors.ray_cluster import cluster
@@ -87,30 +87,44 @@ class OnRay(Executor):
     # --- collect ---
 
     def collect(self) -> dict[str, ActivationStore]:
-        """Collect each model pass in a task of its own, which Ray does again if its process or node dies."""
+        """Collect each model pass in as many tasks as there are workers for it, each with a share of the corpus."""
+        sources = {cell.name: cell.collected for cell in self._task.cells}
+
+        def shares(names: list[str], passes: int) -> int:
+            return -(-self._order.workers // passes) if sources[names[0]].plugin.sharded else 1
+
+        def work(groups: list[list[str]]) -> None:
+            self._collect([(names, (i, n)) for names in groups for n in [shares(names, len(groups))] for i in range(n)])
+            if not all(store_path(sources[name]).exists() for names in groups for name in names):
+                raise InputError(
+                    "run.executor: what the Ray workers collected is not in the cache of this machine; set SAEVAL_CACHE to a "
+                    "folder that all machines share"
+                )
+
+        return collect(sources, self._display, work)
+
+    def _collect(self, todo: list[tuple[list[str], tuple[int, int]]]) -> None:
+        """Collect shares of model passes, each in a task, which Ray does again if its process or node dies.
+
+        What a lost one has finished lies in the cache, and is not done again.
+        """
         import ray
 
-        sources = {cell.name: cell.collected for cell in self._task.cells}
-        if todo := passes(sources, self._display):
-            with self._display.stage("collect activations", len(todo), "model passes") as stage:
-                # A process each, so that no model stays in memory.
-                remote = ray.remote(max_calls=1, max_retries=_TRIES - 1, **self._needs)(collect_cells)
-                waiting = [remote.remote(self._order, self._identity, names) for names in todo]
-                while waiting:
-                    (done,), waiting = ray.wait(waiting)
-                    try:
-                        stop = ray.get(done)
-                    except _losses() as error:
-                        raise SaevalError(f"{_TRIES} Ray workers died while they collected: {error}") from None
-                    if stop is not None:
-                        raise stop.error()
-                    stage.advance()
-        if not all(store_path(source).exists() for source in sources.values()):
-            raise InputError(
-                "run.executor: what the Ray workers collected is not in the cache of this machine; set SAEVAL_CACHE to a "
-                "folder that all machines share"
+        with self._display.stage("collect activations", len(todo), "shares of model passes") as stage:
+            # A process each, so that no model stays in memory.
+            remote = ray.remote(max_calls=1, max_retries=_TRIES - 1, scheduling_strategy="SPREAD", **self._needs)(
+                collect_cells
             )
-        return collect(sources, self._display)
+            waiting = [remote.remote(self._order, self._identity, *what) for what in todo]
+            while waiting:
+                (done,), waiting = ray.wait(waiting)
+                try:
+                    stop = ray.get(done)
+                except _losses() as error:
+                    raise SaevalError(f"{_TRIES} Ray workers died while they collected: {error}") from None
+                if stop is not None:
+                    raise stop.error()
+                stage.advance()
 
     # --- explain and score ---
 
@@ -167,14 +181,15 @@ class OnRay(Executor):
                     self._down(seat, life, error)
                     continue
                 finally:
-                    seat.latents[work.examples.latent] -= 1
+                    seat.latents -= Counter([work.examples.latent])  # which forgets those that are done
             if self._error is not None:
                 raise self._error
             if isinstance(made, Stop):
                 raise made.error()
             return made
         kind = Explanation if work.explanation is None else Score
-        return Made(kind.failed(f"{_TRIES} workers died while they were at it"), Usage(usd=0.0), fault=False)
+        reason = f"{_TRIES} workers died while they were at it: killed, out of memory, or stuck for run.hang_after"
+        return Made(kind.failed(reason), Usage(usd=0.0), fault=False)
 
     async def _seat(self, latent: LatentId) -> _Seat:
         """Return the worker that is at this latent already, so that nothing is asked twice, or the least busy one."""

@@ -18,10 +18,9 @@ from typing import Any, Literal, NamedTuple
 import saeval
 from saeval.assets import cache_dir
 from saeval.calls import Budget, Call, CallLog
-from saeval.collect import collect
+from saeval.collect import collect_pass
 from saeval.errors import SaevalError
 from saeval.plugins import Registry
-from saeval.progress import Silent
 from saeval.secrets import without_secrets
 from saeval.seeding import content_hash
 from saeval.steps import Made, Steps, Work, gateways
@@ -88,12 +87,13 @@ def identity(task: Task) -> str:
     return content_hash(saeval.__version__, [part.identity for part in task.parts()])
 
 
-def collect_cells(order: Order, expected: str, cells: Sequence[str]) -> Stop | None:
-    """Collect cells that share a model pass into the cache, unless they are there."""
+def collect_cells(order: Order, expected: str, cells: Sequence[str], share: tuple[int, int]) -> Stop | None:
+    """Collect a share of cells that share a model pass; whoever comes last puts the stores into the cache."""
     try:
         task = order.task()
         _same(task, expected)
-        collect({cell.name: cell.collected for cell in task.cells if cell.name in cells}, Silent())
+        sources = {cell.name: cell.collected for cell in task.cells}
+        collect_pass([sources[name] for name in cells], share)
     except SaevalError as error:
         return Stop.of(error)
     return None

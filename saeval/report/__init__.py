@@ -25,6 +25,13 @@ def safe_text(text: object) -> str:
     return "".join(c for c in line if unicodedata.category(c) not in _DANGEROUS)
 
 
+def measured(value: float | None) -> str:
+    """Return a measure as text: a count in full, anything else to four digits, – where it is unknown."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+
+
 def write_reports(run: RunResult, folder: Path) -> list[Path]:
     """Write report.md, leaderboard.csv, leaderboard.parquet and index.html, each whole or not at all.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
-from saeval.files import write_atomic
-from saeval.report.tables import arrow_table, write_table
+from saeval.files import replacing
+from saeval.report.tables import TableWriter, table_writer, write_table
 
 Row = Mapping[str, Any]
 
@@ -35,44 +35,102 @@ _CALLS = {
     "latent": "int64", "step": "string", "variant": "string", "call": "int32", "prompt": "string", "reply": "string",
     "status": "string",
 }  # fmt: skip
-_ROWS = 2000  # calls that are in memory at a time
+KINDS = {
+    "latents": {**_LATENTS, **_DIRECTIONS, "score.": "double"},
+    "examples": _EXAMPLES, "judgements": _JUDGEMENTS, "scores": _SCORES, "calls": _CALLS,
+}  # fmt: skip
+"""Columns and Arrow types of each table; a name that ends in a dot stands for all columns that begin so."""
 
 
 def write_latents(path: Path, rows: Sequence[Row]) -> None:
     """Write one row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns."""
-    scores = dict.fromkeys((key for row in rows for key in row if key.startswith("score.")), "double")
-    known = {name: kind for name, kind in _DIRECTIONS.items() if any(name in row for row in rows)}
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = {name: kind for name, kind in _DIRECTIONS.items() if name in names}
+    scores = {name: "double" for name in names if name.startswith("score.")}
     write_table(path, rows, {**_LATENTS, **known, **scores})
 
 
-def write_examples(path: Path, rows: Sequence[Row]) -> None:
+def write_examples(path: Path, rows: Iterable[Row]) -> None:
     """Write one row a window that explained or scored a latent, with tokens and activations."""
     write_table(path, rows, _EXAMPLES)
 
 
-def write_judgements(path: Path, rows: Sequence[Row]) -> None:
+def write_judgements(path: Path, rows: Iterable[Row]) -> None:
     """Write one row a judged window: truth, answer, probability, or why there is no answer."""
     write_table(path, rows, _JUDGEMENTS)
 
 
-def write_scores(path: Path, rows: Sequence[Row]) -> None:
-    """Write one row a latent, scorer, explanation and metric; one without metric where there is no score."""
-    write_table(path, rows, _SCORES)
-
-
 def write_calls(path: Path, rows: Iterable[Row]) -> None:
-    """Write one row a prompt, in the order of latents; what prompts share takes room once in some two thousand."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema, sink = arrow_table([], _CALLS).schema, pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=["step", "variant", "status"]) as file:
-        left = iter(rows)
-        while some := list(islice(left, _ROWS)):
-            file.write_table(arrow_table(some, _CALLS))
-    write_atomic(path, sink.getvalue().to_pybytes())
+    """Write one row a prompt."""
+    write_table(path, rows, _CALLS)
 
 
 def write_explanations(path: Path, rows: Iterable[Row]) -> None:
     """Write one JSON line an explanation."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with _line_writer(path) as lines:
+        lines.add(rows)
+
+
+class CellWriters(NamedTuple):
+    """Writers of the tables of one cell.
+
+    Attributes:
+        latents: One row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns.
+        examples: One row a window that explained or scored a latent, with tokens and activations.
+        explanations: One row an explanation.
+        scores: One row a latent, scorer, explanation and metric; one without metric where there is no score.
+        judgements: One row a judged window: truth, answer, probability, or why there is no answer.
+        calls: One row a prompt; what prompts share takes room once in some two thousand.
+    """
+
+    latents: TableWriter
+    examples: TableWriter
+    explanations: LineWriter
+    scores: TableWriter
+    judgements: TableWriter
+    calls: TableWriter
+
+
+@contextmanager
+def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Iterator[CellWriters]:
+    """Lend the writers of a cell's tables, all of which are there when the block ends well.
+
+    Args:
+        folder: Folder of the cell.
+        scores: Columns `score.<label>.<metric>` of the latents.
+        directions: Whether anything is known of the latents' directions.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    latents = {**_LATENTS, **(_DIRECTIONS if directions else {}), **dict.fromkeys(scores, "double")}
+    with ExitStack() as files:
+
+        def table(name: str, columns: Mapping[str, str], at_once: int = 10_000) -> TableWriter:
+            return files.enter_context(table_writer(folder / f"{name}.parquet", columns, at_once))
+
+        yield CellWriters(
+            table("latents", latents),
+            table("examples", _EXAMPLES),
+            files.enter_context(_line_writer(folder / "explanations.jsonl")),
+            table("scores", _SCORES),
+            table("judgements", _JUDGEMENTS),
+            table("calls", _CALLS, 2000),
+        )
+
+
+class LineWriter:
+    """A file of JSON lines."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add rows."""
+        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _line_writer(path: Path) -> Iterator[LineWriter]:
+    with replacing(path) as place, place.open("w", encoding="utf-8", newline="\n") as file:
+        yield LineWriter(file)

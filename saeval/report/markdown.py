@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from saeval.report import safe_text
+from saeval.report import measured, safe_text
 from saeval.report.leaderboard import OWN, Leaderboard
 from saeval.report.method import method, named
 from saeval.results import CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
@@ -90,7 +90,7 @@ def _leaderboard(run: RunResult, board: Leaderboard) -> str:
     measures = list(dict.fromkeys(m for c in run.cells for m in c.measures))
     rows = []
     for x in board.standings:
-        facts = [f"{x.cell.measures[m]:.4g}" if m in x.cell.measures else "–" for m in measures]
+        facts = [measured(x.cell.measures.get(m)) for m in measures]
         shown = [board.row(x.cell, scorer) for scorer in board.metrics]
         scores = [f"{_value(row)} ({_interval(row)})" if row else "–" for row in shown]
         rows.append([x.rank_text, *(x.cell.axes.get(a, "–") for a in axes), *facts, *scores])

@@ -1,14 +1,16 @@
-"""Tables that are whole or not there: the leaderboard as a tidy table, one row a cell, scorer, explanation and metric."""
+"""Tables: written whole or not at all, and read as the types they are written in; the leaderboard as a tidy table."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.files import write_atomic
+from saeval.errors import InputError
+from saeval.files import replacing, write_atomic
 from saeval.report import safe_text
 from saeval.results import RunResult
 
@@ -87,13 +89,63 @@ def write_parquet(run: RunResult, path: Path) -> None:
     write_table(path, rows, columns)
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Write rows as Parquet (zstd), with these columns and Arrow types; `list<…>` for a list. No rows are fine.
+class TableWriter:
+    """A Parquet file (zstd) that grows row by row; see `table_writer`."""
+
+    def __init__(self, path: Path, columns: Mapping[str, str], at_once: int):
+        import pyarrow.parquet as pq
+
+        self._columns, self._at_once = columns, at_once
+        self._rows: list[Mapping[str, Any]] = []
+        self._file = pq.ParquetWriter(path, arrow_table([], columns).schema, compression="zstd")
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows.
+
+        Raises:
+            InputError: If a value does not fit its column.
+        """
+        self._rows += rows
+        if len(self._rows) >= self._at_once:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._file.write_table(arrow_table(self._rows, self._columns))
+            self._rows = []
+
+    def close(self) -> None:
+        """Write what is left."""
+        try:
+            self._flush()
+        finally:
+            self._file.close()
+
+
+@contextmanager
+def table_writer(path: Path, columns: Mapping[str, str], at_once: int = 10_000) -> Iterator[TableWriter]:
+    """Lend a writer of a table with these columns and Arrow types; the table is there, whole, when the block ends well.
+
+    Args:
+        path: The file.
+        columns: Columns and Arrow types; `list<…>` for a list.
+        at_once: About how many rows are in memory, and in a row group of the file.
 
     Raises:
         InputError: If the place cannot be written to.
     """
-    write_atomic(path, table_bytes(rows, columns))
+    with replacing(path) as file, closing(TableWriter(file, columns, at_once)) as writer:
+        yield writer
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Write rows as Parquet (zstd), with these columns and Arrow types; `list<…>` for a list. No rows are fine.
+
+    Raises:
+        InputError: If the place cannot be written to, or a value does not fit its column.
+    """
+    with table_writer(path, columns) as table:
+        table.add(rows)
 
 
 def table_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bytes:
@@ -108,11 +160,72 @@ def table_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
 
 
 def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pa.Table:
-    """Return rows as an Arrow table with these columns and types."""
+    """Return rows as an Arrow table with these columns and types.
+
+    Raises:
+        InputError: If a value does not fit its column.
+    """
     import pyarrow as pa
 
-    def arrow(kind: str) -> Any:
-        return pa.list_(arrow(kind[5:-1])) if kind.startswith("list<") else pa.type_for_alias(kind)
+    made = {}
+    for name, kind in columns.items():
+        try:
+            made[name] = pa.array([row.get(name) for row in rows], _arrow(kind))
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            raise InputError(f"{safe_text(name)}: one of the values is no {kind}, which tables have there") from None
+    return pa.table(made)
 
-    schema = pa.schema([(name, arrow(kind)) for name, kind in columns.items()])
-    return pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in columns}, schema=schema)
+
+def read_table(
+    file: Path,
+    kinds: Mapping[str, str],
+    columns: Sequence[str] = ("latent",),
+    *,
+    others: bool = True,
+    groups: Sequence[int] | None = None,
+) -> pa.Table:
+    """Read a table of a run, its known columns as the types they are written in.
+
+    Args:
+        file: The Parquet file.
+        kinds: Columns and Arrow types; a name that ends in a dot stands for all columns that begin so.
+        columns: Those that must be there.
+        others: Whether to read all other columns, too.
+        groups: Which of its row groups; all when left out.
+
+    Raises:
+        InputError: If the file is not there, not whole, lacks a column, or holds what it should not.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            wanted = range(parquet.num_row_groups) if groups is None else groups
+            table = parquet.read_row_groups(list(wanted), columns=None if others else list(columns))
+        table.validate(full=True)
+        names = table.column_names
+    except FileNotFoundError:
+        raise InputError(f"{file}: is not there; give the whole run directory") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{file}: is not whole Parquet ({type(error).__name__}); copy or make it again") from None
+    if missing := [name for name in columns if name not in names]:
+        raise InputError(f"{file}: has no column {', '.join(missing)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"{file}: has a column twice")
+    for i, name in enumerate(names):
+        kind = kinds.get(name) or kinds.get(name.partition(".")[0] + ".")
+        try:
+            if kind and table.column(i).type != _arrow(kind):
+                table = table.set_column(i, name, table.column(i).cast(_arrow(kind)))
+        except pa.ArrowException:
+            raise InputError(f"{file}: the column {safe_text(name)} does not hold {kind}") from None
+    if table.column("latent").null_count:
+        raise InputError(f"{file}: a row does not say of what latent it is")
+    return table
+
+
+def _arrow(kind: str) -> Any:
+    import pyarrow as pa
+
+    return pa.list_(_arrow(kind[5:-1])) if kind.startswith("list<") else pa.type_for_alias(kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,9 +27,11 @@ class Vocabulary:
         self._strings = np.empty(size, dtype=object)  # by token id
         self._partial = np.ones(size, dtype=np.bool_)  # those that do not occur, too
         for token, piece in pieces.items():
-            with suppress(UnicodeDecodeError):
+            try:
                 self._strings[token] = piece.decode()
-                self._partial[token] = False
+            except UnicodeDecodeError:
+                continue
+            self._partial[token] = False
 
     def strings(self, windows: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """Return the strings of each window's tokens, see `saeval.tokens.token_strings`.  windows [windows, window]
@@ -41,7 +42,7 @@ class Vocabulary:
         try:
             flat = iter(self._strings.take(windows.ravel()).tolist())
             rows = list(zip(*[flat] * windows.shape[1], strict=True))  # cut into windows without a list for each
-            if (partial := self._partial[windows]).any():
+            if (partial := self._partial.take(windows)).any():
                 for at in np.flatnonzero(partial.any(axis=1)):
                     rows[at] = token_strings(self._pieces[token] for token in windows[at].tolist())
         except (IndexError, KeyError):

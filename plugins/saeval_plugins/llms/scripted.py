@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict
-
-from saeval import LLM, LLMError, Reply, Request, Usage
+from saeval import LLM, Documented, LLMError, Reply, Request, Usage
 
 
-class Rule(BaseModel):
+class Rule(Documented):
     """What to answer to prompts that match."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     match: re.Pattern[str]
     """Regular expression looked for in the last turn."""

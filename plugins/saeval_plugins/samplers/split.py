@@ -59,8 +59,9 @@ def _counted(documents: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[n
     """Return the documents that occur, ascending, and how often each does."""
     if not len(documents) or (documents[1:] < documents[:-1]).any():
         return np.unique(documents, return_counts=True)
-    first = np.flatnonzero(np.concatenate([[True], documents[1:] != documents[:-1]]))  # they stand in order
-    return documents[first], np.diff(first, append=len(documents))
+    ends = np.flatnonzero(documents[1:] != documents[:-1]) + 1  # they stand in order
+    bounds = np.concatenate([[0], ends, [len(documents)]])
+    return documents[bounds[:-1]], bounds[1:] - bounds[:-1]
 
 
 def side(

@@ -66,14 +66,14 @@ class _WindowSampler(Sampler):
         split = split_documents(documents, self.explain / (self.explain + self.score), rng)
         if split is None:
             return None
-        order = strongest_first(windows.maxima)
-        explains = split.explains(documents)[order]
-        shown, scored = order[explains], order[~explains]
-        if min(len(shown), len(scored)) < FEWEST:
+        explains = split.explains(documents)
+        shown, scored = windows.where(explains), windows.where(~explains)
+        if min(len(shown.ids), len(scored.ids)) < FEWEST:
             return None
-        shown_ids = windows.ids[shown[self.choose(windows.maxima[shown], rng)]]
-        at, deciles = _by_decile(len(scored), self.score, rng)
-        scored_ids = windows.ids[scored[at]]
+        order = strongest_first(shown.maxima)
+        shown_ids = shown.ids[order[self.choose(shown.maxima[order], rng)]]
+        ranks, deciles = _by_decile(len(scored.ids), self.score, rng)
+        scored_ids = scored.ids[strongest_first(scored.maxima)[ranks]]
 
         def silent(n: int, explain: bool, beside: NDArray[np.int64]) -> NDArray[np.int64]:
             here = side(split, lambda ids: store.document_of(ids, self.window), explain)
@@ -89,13 +89,13 @@ class _WindowSampler(Sampler):
         passive = silent(self.explain_non_activating, explain=True, beside=shown_ids)
         # Cut in one go: what a call costs is little beside what a window costs only if there are many.
         groups = (shown_ids, passive, scored_ids, against)
-        ranks = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]
-        cut = store.examples(latent, np.concatenate(groups), self.window, ranks)
+        decile = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]
+        cut = store.examples(latent, np.concatenate(groups), self.window, decile)
         ends = np.cumsum([len(group) for group in groups])
         explaining, contrast, scoring, silence = (
             cut[end - len(group) : end] for group, end in zip(groups, ends, strict=True)
         )
-        maximum = float(windows.maxima[order[0]])
+        maximum = float(windows.maxima.max())
         firings = int(store.firings[latent.index])
         return LatentRecord(
             latent,
@@ -109,11 +109,14 @@ class _WindowSampler(Sampler):
 
 def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:
     """Return the order from the largest down; ties as they stand."""
-    # Floats order as their bits do, but for the sign; two radix passes of 16 bits beat one comparison sort.
-    bits = maxima.view(np.uint32)
-    bits = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF)
-    order = np.argsort(bits.astype(np.uint16), kind="stable")
-    return order[np.argsort((bits >> 16).astype(np.uint16)[order], kind="stable")]
+    # Floats order as their bits do, read as an integer, but for the sign; sorting 16 bits takes one radix pass.
+    bits = maxima.view(np.int32)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    below = (key.max(initial=0) - key).view(np.uint32)  # how far below the largest
+    if below.max(initial=0) < 1 << 29 and not (below & 0x1FFF).any():  # stored as float16: the rest of the bits is 0
+        return np.argsort((below >> 13).astype(np.uint16), kind="stable")
+    order = np.argsort(below.astype(np.uint16), kind="stable")
+    return order[np.argsort((below >> 16).astype(np.uint16)[order], kind="stable")]
 
 
 def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:

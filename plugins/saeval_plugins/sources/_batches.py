@@ -12,13 +12,10 @@ if TYPE_CHECKING:
 _SAYS_SO = ("out of memory", "not enough memory", "can't allocate memory")
 
 
-def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) -> int:
+def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) -> None:
     """Call `do(low, high)` from `begin` to `end`, `size` at a time, or half of that each time memory runs out.
 
     A call that ran out of memory is made again for the first half; `do` has to bear that.
-
-    Returns:
-        The size in the end.
 
     Raises:
         InputError: If there is not enough memory for one.
@@ -36,7 +33,6 @@ def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) 
             )
         else:
             size = (size + 1) // 2
-    return size
 
 
 def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str | None:

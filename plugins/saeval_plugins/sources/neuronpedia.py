@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, JsonValue
 
-from saeval import ActivationSource, InputError, SpecPath, TokenDataset, file_sha256
+from saeval import ActivationSource, InputError, SpecPath, TokenDataset, file_sha256, read_json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,27 +143,10 @@ class Neuronpedia(ActivationSource):
 
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for file in self._files():
-            opened = gzip.open if file.suffix == ".gz" else open
-            where = str(file)
-            try:
-                with opened(file, "rt", encoding="utf-8") as lines:
-                    for number, line in enumerate(lines, 1):
-                        where = f"{file}:{number}"
-                        if line.strip():
-                            row = json.loads(line)
-                            if not isinstance(row, dict):
-                                raise InputError(f"{where}: should be an object with tokens and values")
-                            yield where, row
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise InputError(f"{file}: is not whole gzip ({type(error).__name__}); download it again") from None
-            except json.JSONDecodeError as error:
-                raise InputError(f"{where}: is not JSON ({error.msg}, column {error.colno})") from None
-            except UnicodeDecodeError:
-                raise InputError(f"{file}: is not UTF-8 text") from None
-            except OSError as error:
-                raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
-            except RecursionError:
-                raise InputError(f"{where}: is nested too deeply") from None
+            for where, row in read_json_lines(file):
+                if not isinstance(row, dict):
+                    raise InputError(f"{where}: should be an object with tokens and values")
+                yield where, row
 
 
 def _checked(where: str, row: dict[str, Any]) -> tuple[int, list[str], list[float]]:

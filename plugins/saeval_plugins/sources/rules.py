@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator
 
-from saeval import ActivationSource, Corpus, InputError, SpecPath, TokenDataset, derive_rng, file_sha256
+from saeval import ActivationSource, Corpus, Documented, InputError, SpecPath, TokenDataset, derive_rng, file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 
 
-class Rule(BaseModel):
+class Rule(Documented):
     """One planted latent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     latent: int = Field(ge=0)
     """Number of the latent: the place in the list, from 0."""

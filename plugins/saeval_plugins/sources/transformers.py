@@ -6,7 +6,7 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, PrivateAttr, SerializeAsAny
 
@@ -47,6 +47,8 @@ class Transformers(ActivationSource):
     """
 
     name = "transformers"
+    sharded = True
+    _shard_tokens: ClassVar[int] = 1 << 17
 
     model: ModelRef
     """Hub id, model folder, `.gguf` file, or `package:NAME` of a model that comes in a package."""
@@ -138,10 +140,13 @@ class Transformers(ActivationSource):
         mine = [source for source in sources if isinstance(source, Transformers)]
         first = mine[0]
         live = first._live()
-        data = first.corpus.tokenize(live.tokenizer)
-        readings = [_Reading(source, live, data, writer) for source, writer in zip(mine, writers, strict=True)]
+        data = writers[0].tokens(lambda: first.corpus.tokenize(live.tokenizer))
+        contexts, length = data.tokens.shape
+        batch = max(1, first.batch_tokens // length)
+        # Whole batches, so that they are cut alike, and round alike, wherever and after whatever a shard is read.
+        shard = batch * max(1, cls._shard_tokens // (batch * length))
+        readings = [_Reading(source, live, data, writer, shard) for source, writer in zip(mine, writers, strict=True)]
         points = [reading.point for reading in readings]
-        batch = max(1, first.batch_tokens // data.tokens.shape[1])
 
         def read(low: int, high: int) -> None:
             longest = int(data.lengths[low:high].max())
@@ -149,12 +154,13 @@ class Transformers(ActivationSource):
             with live.lock:
                 caught = live.capture(tokens, points)
             for reading in readings:
-                reading.take(caught[reading.point], low, high)
+                reading.take(caught[reading.point], low, high, whole=low % batch == 0 and high == min(low + batch, end))
 
-        # Batches are cut alike whether resuming or not, so that both round alike.
-        begin = min(reading.done for reading in readings) // batch * batch
         with encoding_buffer():
-            batch = in_batches(read, begin, len(data.tokens), batch)
+            for low in range(0, contexts, shard):
+                end = min(low + shard, contexts)
+                if (begin := min(reading.turn_to(low) for reading in readings)) < end:
+                    in_batches(read, begin // batch * batch, end, batch)
         for reading in readings:
             reading.finish(batch)
 
@@ -178,7 +184,7 @@ class Transformers(ActivationSource):
 class _Reading:
     """One coder at one place, writing to one store while the model passes over the corpus."""
 
-    def __init__(self, source: Transformers, live: LiveModel, data: TokenDataset, writer: ActivationWriter):
+    def __init__(self, source: Transformers, live: LiveModel, data: TokenDataset, writer: ActivationWriter, shard: int):
         self.point = _hookpoint(source, live)
         width = live.width(self.point)
         self.coder: SparseCoder = source.coder.load(live.device, width)
@@ -191,16 +197,27 @@ class _Reading:
             self.coder = some
             writer.only(source._latents)
         compiled = source.compile and live.device.startswith("cuda") and self.coder.compile()
-        self.done = writer.start(data, self.coder.n_latents)  # contexts
-        self.variance = _Variance()
+        self.done = writer.start(data, self.coder.n_latents, shard)  # contexts
         writer.note(
             subject=live.name, hookpoint=str(self.point), architecture=self.coder.architecture, d_in=width,
             d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
             metadata=dict(self.coder.metadata),
         )  # fmt: skip
 
-    def take(self, activations: Tensor, low: int, high: int) -> None:
-        """Encode and write the activations of contexts low to high.  [contexts, tokens, width]"""
+    def turn_to(self, low: int) -> int:
+        """Go on with the shard that begins at a context, and return the context to begin at."""
+        self.done = self.writer.turn_to(low)
+        return self.done
+
+    def take(self, activations: Tensor, low: int, high: int, *, whole: bool) -> None:
+        """Encode and write the activations of contexts low to high.
+
+        Args:
+            activations: Activations.  [contexts, tokens, width]
+            low: The first context.
+            high: The context after the last one.
+            whole: Whether these are a batch as they are cut where memory suffices.
+        """
         import torch
 
         # What an interrupted run has written, or a pass that then ran out of memory, is not taken again.
@@ -208,15 +225,16 @@ class _Reading:
         if high <= low:
             return
         n_tokens, length = activations.shape[1], self.data.tokens.shape[1]
-        mask = torch.from_numpy(self.data.mask[low:high, :n_tokens]).flatten()
+        mask = torch.tensor(self.data.mask[low:high, :n_tokens]).flatten()
         place = torch.arange(low, high)[:, None] * length + torch.arange(n_tokens)
+        sums = {} if whole else {"contexts_in_smaller_batches": float(high - low)}
         with torch.inference_mode():
             if self.coder.token_wise:
                 x = activations.flatten(0, 1)[mask.to(activations.device)]
                 sparse = self.coder.encode(x)
                 rows, positions = sparse.rows.cpu(), place.flatten()[mask]
                 if self.coder.autoencoder and (predicted := self.coder.decode(sparse, len(x))) is not None:
-                    self.variance.add(x, predicted)
+                    sums |= _squares(x, predicted)
             else:
                 sparse = self.coder.encode(activations)
                 rows, positions = sparse.rows.cpu(), place.flatten().where(mask, -1)
@@ -224,39 +242,28 @@ class _Reading:
         # NaN passes here, for the writer to refuse.
         keep = (position >= 0) & ~(value <= 0)
         self.writer.add(position[keep].numpy(), sparse.latents.cpu()[keep].numpy(), value[keep].numpy())
+        self.writer.tally(**sums)
         self.writer.advance(high)
         self.done = high
 
     def finish(self, batch: int) -> None:
-        """Note the contexts a batch, which rounding depends on, and the share of variance that the coder leaves unexplained.
-
-        The latter is over the tokens seen since the last start.
-        """
+        """Note what rounding depends on, and the share of variance that the coder leaves unexplained."""
         self.writer.note(contexts_a_batch=batch)
-        if self.variance.tokens > 1:
-            self.writer.note(fvu=self.variance.unexplained, fvu_tokens=self.variance.tokens)
+        totals = self.writer.totals() or {}
+        if smaller := int(totals.get("contexts_in_smaller_batches", 0)):
+            self.writer.note(contexts_in_smaller_batches=smaller)
+        if (tokens := float(totals.get("tokens", 0))) > 1:
+            from_mean = totals["square"] - (totals["sum"] ** 2).sum() / tokens
+            self.writer.note(fvu=float(totals["residual"] / from_mean))
 
 
-class _Variance:
-    """Sums from which the share of variance that predictions leave unexplained is had, in one pass."""
+def _squares(x: Tensor, predicted: Tensor) -> dict[str, Any]:
+    """Return sums of which the share of variance that predictions leave unexplained is made.  [tokens, width] each"""
+    import torch
 
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._residual = self._square = self._sum = 0.0
-
-    def add(self, x: Tensor, predicted: Tensor) -> None:
-        """Count activations and their predictions.  [tokens, width] each"""
-        import torch
-
-        residual, square = (float(v.square().sum(dtype=torch.float64)) for v in (x - predicted, x))
-        total = x.sum(dim=0, dtype=torch.float64).cpu()
-        self.tokens += len(x)  # only now that memory has sufficed
-        self._residual, self._square, self._sum = self._residual + residual, self._square + square, self._sum + total
-
-    @property
-    def unexplained(self) -> float:
-        """Squared residuals over squared distances from the mean."""
-        return self._residual / (self._square - float((self._sum**2).sum()) / self.tokens)
+    residual, square = (float(v.square().sum(dtype=torch.float64)) for v in (x - predicted, x))
+    total = x.sum(dim=0, dtype=torch.float64).cpu().numpy()
+    return {"tokens": float(len(x)), "residual": residual, "square": square, "sum": total}
 
 
 def _some(coder: SparseCoder, latents: Sequence[int]) -> SparseCoder | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import InputError
+from saeval.exchange.run_files import RunCell
+from saeval.report.cells import KINDS
 from saeval.report.html.text import number
 from saeval.report.leaderboard import OWN
+from saeval.report.tables import arrow_table, read_table
 from saeval.results import CellResult
 
 if TYPE_CHECKING:
@@ -58,39 +59,40 @@ class CellTables:
 
     def __init__(self, cell: CellResult, folder: Path, ranked: Sequence[Ranked]):
         self.cell = cell
-        self._latents = _Table(folder / "latents.parquet")
+        self._latents = self._read_latents(folder / "latents.parquet")
         self._windows = _Table(folder / "examples.parquet", _WINDOWS)
         self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS)
-        self._explanations_file = folder / "explanations.jsonl"
-        self._calls_file = folder / "calls.parquet"
-        self.ranked = tuple(r for r in ranked if r.key in self._latents.columns)
+        self._files = RunCell(cell, folder)
+        self._calls = _Table(folder / "calls.parquet", _CALLS)
+        self.ranked = tuple(r for r in ranked if r.key in self._latents.column_names)
+
+    @staticmethod
+    def _read_latents(path: Path) -> Any:
+        kinds = KINDS["latents"]
+        return read_table(path, kinds) if path.exists() else arrow_table([], {"latent": kinds["latent"]})
 
     @cached_property
     def numbers(self) -> list[int]:
         """Numbers of the latents, in the order in which they were drawn."""
-        return [int(i) for i in self._latents.column("latent")]
+        return [int(i) for i in self._latents.column("latent").to_pylist()]
 
     def column(self, name: str) -> list[float | None]:
         """A column of finite numbers, one a latent; None where there is none."""
-        if name not in self._latents.columns:
+        if name not in self._latents.column_names:
             return [None] * len(self.numbers)
-        return [number(v) for v in self._latents.column(name)]
+        return [number(v) for v in self._latents.column(name).to_pylist()]
 
     @cached_property
     def explanations(self) -> dict[int, list[dict[str, Any]]]:
         """Rows of explanations by latent, the cell's own first."""
         found: dict[int, list[dict[str, Any]]] = {}
-        try:
-            with self._explanations_file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    row = json.loads(line)
-                    place = found.setdefault(int(row["latent"]), [])
-                    place.insert(0 if row["variant"] == OWN else len(place), row)
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self._explanations_file}: not explanations that can be read ({error})") from error
+        for row in self._explanations():
+            place = found.setdefault(row["latent"], [])
+            place.insert(0 if row["variant"] == OWN else len(place), row)
         return found
+
+    def _explanations(self) -> list[dict[str, Any]]:
+        return self._files.explanations if (self._files.folder / "explanations.jsonl").exists() else []
 
     def own(self, latent: int) -> dict[str, Any] | None:
         """The row of the cell's own explanation of a latent."""
@@ -145,13 +147,16 @@ class CellTables:
     @cached_property
     def _directions(self) -> dict[int, dict[str, list[Any]]]:
         """By latent, as far as known: numbers of its neighbours, their cosines, and tokens it promotes."""
-        known = {name: self._latents.column(name) for name in _DIRECTIONS if name in self._latents.columns}
+        have = [name for name in _DIRECTIONS if name in self._latents.column_names]
+        known = {name: self._latents.column(name).to_pylist() for name in have}
+        if "cosines" in known:
+            known["cosines"] = [[number(v) for v in cosines or []] for cosines in known["cosines"]]
         return {i: {name: column[k] or [] for name, column in known.items()} for k, i in enumerate(self.numbers)}
 
     @property
     def has_calls(self) -> bool:
         """Whether prompts and replies were kept."""
-        return self._calls_file.is_file()
+        return self._calls.path.is_file()
 
     def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[list[str]]]]]:
         """Prompts, raw replies and what became of them, by latent, step and variant, in the order of asking.
@@ -159,17 +164,10 @@ class CellTables:
         Raises:
             InputError: If they cannot be read.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         found: dict[int, dict[str, dict[str, list[list[str]]]]] = {}
-        try:
-            rows = pq.read_table(self._calls_file, columns=list(_CALLS), filters=[("latent", "in", list(latents))])
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{self._calls_file}: not calls that can be read ({str(error).splitlines()[0]})"
-            ) from error
-        for latent, step, variant, *said in zip(*(rows.column(name).to_pylist() for name in _CALLS), strict=True):
+        rows = self._calls.of(latents)
+        columns = [rows[name].to_pylist() for name in _CALLS] if rows else []
+        for latent, step, variant, *said in zip(*columns, strict=True):
             found.setdefault(latent, {}).setdefault(step, {}).setdefault(variant, []).append(said)
         return found
 
@@ -215,51 +213,63 @@ class CellTables:
 
 
 class _Table:
-    """A Parquet file with a column `latent`, whose rows can be taken by latent."""
+    """A Parquet file with a column `latent`, whose rows can be taken by latent; only what is wanted of it is in memory."""
 
-    def __init__(self, path: Path, columns: Iterable[str] | None = None):
-        import pyarrow as pa
+    def __init__(self, path: Path, columns: Sequence[str]):
+        self.path, self._columns = path, tuple(columns)
+        self._latents = self._read(("latent",)).column("latent").to_numpy()
+        self._group = lru_cache(maxsize=2)(self._read_group)  # latents are asked for in their order in the file
+
+    def _read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
+        kinds = KINDS[self.path.stem]
+        if self.path.exists():
+            return read_table(self.path, kinds, columns, others=False, groups=groups)
+        return arrow_table([], {name: kinds[name] for name in columns})
+
+    def _read_group(self, group: int) -> Any:
+        return self._read(self._columns, [group])
+
+    @cached_property
+    def _begins(self) -> NDArray[np.int64]:
+        """Row at which each row group begins, and the end."""
+        import numpy as np
         import pyarrow.parquet as pq
 
-        try:
-            self._table = pq.read_table(path, columns=None if columns is None else list(columns))
-        except FileNotFoundError:
-            self._table = pa.table({name: pa.array([], pa.int64()) for name in (columns or ("latent",))})
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path}: not a table that can be read ({str(error).splitlines()[0]})") from error
-        self.columns = set(self._table.column_names)
-        if missing := {"latent", *(columns or ())} - self.columns:
-            raise InputError(f"{path}: no column {sorted(missing)[0]!r}; was it written by another program?")
-
-    def column(self, name: str) -> list[Any]:
-        return self._table.column(name).to_pylist()  # type: ignore[no-any-return]
-
-    def where_not(self, name: str, value: str, columns: Sequence[str]) -> Iterable[tuple[Any, ...]]:
-        import pyarrow.compute as pc
-
-        if not self._table.num_rows:
-            return ()
-        rows = self._table.select(columns).filter(pc.not_equal(self._table.column(name), value))
-        return zip(*(rows.column(c).to_pylist() for c in columns), strict=True)
+        facts = pq.read_metadata(self.path)
+        return np.cumsum([0, *(facts.row_group(i).num_rows for i in range(facts.num_row_groups))])
 
     @cached_property
     def _places(self) -> dict[int, NDArray[np.int64]]:
         import numpy as np
 
-        keys = self._table.column("latent").to_numpy()
-        order = np.argsort(keys, kind="stable")
-        names, first = np.unique(keys[order], return_index=True)
-        return dict(zip(names.tolist(), np.split(order, first[1:]), strict=True)) if len(keys) else {}
+        order = np.argsort(self._latents, kind="stable")
+        names, first = np.unique(self._latents[order], return_index=True)
+        return dict(zip(names.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}
+
+    def where_not(self, name: str, value: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """Yield these columns of the rows in which one has not this value."""
+        import pyarrow.compute as pc
+
+        for group in range(len(self._begins) - 1 if len(self._latents) else 0):
+            rows = self._read(tuple({*columns, name, "latent"}), [group])
+            rows = rows.filter(pc.not_equal(rows.column(name), value))
+            yield from zip(*(rows.column(c).to_pylist() for c in columns), strict=True)
 
     def of(self, latents: Sequence[int]) -> dict[str, Any]:
         """Return the rows of these latents by column, in the order of the file; nothing when there are none."""
         import numpy as np
+        import pyarrow as pa
 
         places = [self._places[i] for i in latents if i in self._places]
         if not places:
             return {}
-        rows = self._table.take(np.concatenate(places))
-        return {name: rows.column(name).combine_chunks() for name in rows.column_names}
+        rows = np.concatenate(places)
+        group = np.searchsorted(self._begins, rows, side="right") - 1
+        needed, which = np.unique(group, return_inverse=True)
+        sizes = np.diff(self._begins)[needed]
+        within = rows - self._begins[group] + (np.cumsum(sizes) - sizes)[which]
+        found = pa.concat_tables([self._group(int(g)) for g in needed]).take(within)
+        return {name: found.column(name).combine_chunks() for name in found.column_names}
 
 
 def _flat(lists: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from saeval.report import measured
 from saeval.report.html.latents import CellTables
 from saeval.report.html.text import number, script_json, visible
 from saeval.report.leaderboard import Leaderboard
@@ -73,6 +74,7 @@ def _environment() -> Environment:
         finalize=lambda value: value if isinstance(value, Markup) else "" if value is None else visible(value),
     )  # fmt: skip
     made.filters["value"] = lambda v, form=".3f": "–" if v is None else format(v, form)
+    made.filters["measure"] = measured
     made.filters["row_of"] = lambda scorer, board, cell: board.row(cell, scorer)
     return made
 

@@ -385,8 +385,12 @@
       if (detail.promoted?.length) rows.push(["Promotes", make("ul", { className: "chips" }, ...detail.promoted.map((t) => make("li", { className: "token" }, make("bdi", {}, visibleToken(t)))))]);
       if (detail.neighbours?.length) rows.push(["Nearest latents", neighbours(detail.neighbours, detail.cosines)]);
       if (!rows.length) return [];
+      const notes = {
+        Promotes: "Tokens whose logits the direction raises most on its way straight to the output (logit lens).",
+        "Nearest latents": "Latents whose decoder directions have the highest cosine with it.",
+      };
       return [make("h3", {}, "What its direction tells"), make("dl", { className: "direction" }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
-        make("p", { className: "note" }, "Tokens whose logits the direction raises most on its way straight to the output (logit lens); latents whose decoder directions have the highest cosine with it.")];
+        make("p", { className: "note" }, rows.map(([name]) => notes[name]).join(" "))];
     }
 
     const article = find("#latent");

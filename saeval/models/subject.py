@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from saeval.coders import HookPoint
-    from saeval.live import LiveModel
+    from saeval.models.live import LiveModel
 
 _TRIALS = 40  # strengths that a search for a divergence tries at most
 _WEAKEST, _STRONGEST = 1e-5, 1e7  # bounds of that search, as lengths of what is added

@@ -17,8 +17,8 @@ from weakref import WeakValueDictionary
 from saeval.assets import PREFIX, find_asset
 from saeval.coders import HookPoint, down_projection
 from saeval.errors import InputError
-from saeval.model_loading import check_model, load_model, local_model
-from saeval.module_hooks import Enough, first_tensor, hooked, keep, reader, replace_first
+from saeval.models.loading import check_model, load_model, local_model
+from saeval.models.module_hooks import Enough, first_tensor, hooked, keep, reader, replace_first
 from saeval.paths import file_sha256
 
 if TYPE_CHECKING:

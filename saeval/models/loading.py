@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.assets import PREFIX, asset_check, asset_path
 from saeval.errors import InputError
-from saeval.gguf_loading import fast_gguf
+from saeval.models.gguf import fast_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

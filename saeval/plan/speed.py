@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from saeval.calls import CallLog, LoggedCall
 from saeval.errors import InputError
 
 
@@ -40,34 +39,27 @@ def speed(run_dir: Path) -> Speed:
         head = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
         results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
         latents = sum(cell["counts"]["sampled"] for cell in results["cells"])
-        calls = [call for call in _ledger(run_dir / "calls.jsonl") if not call["cached"] and call["status"] == "ok"]
-        began, whole = head["began"], head["updated"] - head["began"]
-        collecting, done = head["seconds"].get("collect", 0.0), head["status"] == "done"
+        began, whole = float(head["began"]), float(head["updated"]) - float(head["began"])
+        collecting, done = float(head["seconds"].get("collect", 0.0)), head["status"] == "done"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run_dir}: cannot be read as a run ({type(error).__name__})") from None
     if not done:
         raise InputError(f"{run_dir}: this run is not done, so it does not tell how long one takes")
+    calls = [call for call in CallLog(run_dir / "calls.jsonl").calls() if not call.cached and call.status == "ok"]
     by_role = defaultdict(list)
     for call in calls:
-        by_role[call["role"], call["model"]].append(call)
-    one_sitting = latents and all(call["time"] - call["milliseconds"] / 1000 >= began for call in calls)
+        by_role[call.role, call.model].append(call)
+    one_sitting = latents and all(call.time - call.milliseconds / 1000 >= began for call in calls)
     return Speed(
         call={role: _busy(made) / len(made) for role, made in by_role.items()},
         rest=max(0.0, whole - collecting - _busy(calls)) / latents if one_sitting else None,
     )
 
 
-def _ledger(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of the ledger; one that a kill cut short is passed over."""
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with suppress(ValueError):
-            yield json.loads(line)
-
-
-def _busy(calls: Sequence[Mapping[str, float]]) -> float:
+def _busy(calls: Sequence[LoggedCall]) -> float:
     """Return the seconds in which at least one of the calls was under way."""
     total, until = 0.0, 0.0
-    for begin, end in sorted((call["time"] - call["milliseconds"] / 1000, call["time"]) for call in calls):
+    for begin, end in sorted((call.time - call.milliseconds / 1000, call.time) for call in calls):
         total += max(0.0, end - max(begin, until))
         until = max(until, end)
     return total

@@ -71,10 +71,12 @@ def _written(task: Task, outcomes: Sequence[CellOutcome], folder: Path) -> int:
 
 def _cut(outcome: CellOutcome, n: int) -> CellOutcome:
     """Return what is known of the first n latents."""
-    kept = {record.latent.index for record in outcome.records[:n]}
-    scored = {
-        step: Scored(tried=len(kept), scores={i: score for i, score in s.scores.items() if i in kept})
-        for step, s in outcome.scored.items()
-    }
+    records = outcome.records.first(n)
+    kept = [latent.index for latent in records.latents]
+    scored = {place: Scored(len(kept)) for place in outcome.scored}
+    for place, into in scored.items():
+        for i in kept:
+            if (score := outcome.score(*place, i)) is not None:
+                into.take(i, score)
     explanations = {(variant, i): e for (variant, i), e in outcome.explanations.items() if i in kept}
-    return replace(outcome, records=outcome.records[:n], explanations=explanations, scored=scored)
+    return replace(outcome, records=records, explanations=explanations, scored=scored)

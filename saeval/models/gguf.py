@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from saeval.errors import InputError
 
@@ -35,6 +34,8 @@ def fast_gguf(path: Path) -> Iterator[None]:
         import gguf
     except ImportError:
         raise InputError(f"model {path.name}: GGUF files need the package gguf: pip install gguf") from None
+    from unittest.mock import patch
+
     from transformers import modeling_gguf_pytorch_utils as loader
 
     if not hasattr(loader, "_gguf_parse_value"):  # a transformers that reads headers another way

@@ -3,161 +3,35 @@
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, NamedTuple
 
-from pydantic import JsonValue, ValidationError
-
-from saeval.errors import InputError, PluginError, SpecError, did_you_mean
-from saeval.gateway import RoleSettings
-from saeval.interfaces import LLM, ActivationSource, Explainer, Need, Plugin, Sampler, Scorer, Step, Tracker, kind_of
-from saeval.plugins import Loaded, Registry, options_error
-from saeval.seeding import content_hash
+from saeval.errors import InputError, SpecError, did_you_mean
+from saeval.interfaces import ActivationSource, Explainer, Need, Sampler
+from saeval.plugins import Registry
 from saeval.spec import (
     OF_ALL_LATENTS,
     Document,
     FindingSpec,
     KeyPath,
-    LatentSelection,
     PartSpec,
-    RunOptions,
     TaskSpec,
     axis_id,
     cells_of,
     override,
     parse,
-    plain,
     read_document,
     score_reference,
 )
+from saeval.task.making import PartMaker
+from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task_files import find_include, find_spec
-
-P = TypeVar("P", bound=Plugin)
-S = TypeVar("S", bound=Step)
 
 SHUFFLED = "shuffled_explanation"
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
 """Names of explanation baselines in specs that differ from the explainer's own name."""
-
-
-@dataclass(frozen=True)
-class Part(Generic[P]):
-    """A plugin with its options, and what it is called in results."""
-
-    plugin: P
-    loaded: Loaded
-    nested: tuple[Part[Any], ...] = ()
-    """Parts that stand inside its options, such as a source's coder."""
-
-    @property
-    def label(self) -> str:
-        """Full name and version, `saeval/detection 0.1.0`."""
-        return f"{self.loaded.id} {self.loaded.version}"
-
-    @property
-    def identity(self) -> JsonValue:
-        """What results made with this part depend on."""
-        inside = [part.identity for part in self.nested]
-        return [self.loaded.id, self.loaded.version, self.loaded.sha, self.plugin.fingerprint(), inside]
-
-
-@dataclass(frozen=True)
-class StepPart(Generic[S]):
-    """An explainer or scorer of a cell, with the role it asks and the number of latents it runs on."""
-
-    part: Part[S]
-    role: str | None
-    latents: int | None
-    baselines: frozenset[str] | None = None
-    """Explanation baselines that a scorer is run on; None for all."""
-
-
-@dataclass(frozen=True)
-class RolePart:
-    """A language model for a role."""
-
-    role: str
-    model: str
-    part: Part[LLM]
-    settings: RoleSettings
-
-    @property
-    def identity(self) -> JsonValue:
-        """What this model's answers depend on."""
-        return [self.model, self.part.identity, self.settings.temperature, self.settings.max_tokens]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of the leaderboard: a source with everything that is done to its latents."""
-
-    name: str
-    axes: dict[str, str]
-    baseline: str | None
-    source: Part[ActivationSource]
-    sampler: Part[Sampler]
-    latents: LatentSelection
-    explainer: StepPart[Explainer]
-    scorers: dict[str, StepPart[Scorer]]
-    alternatives: dict[str, StepPart[Explainer] | None]
-    """Explanation baselines by name; None for shuffled explanations, which no plugin makes."""
-    shuffled_latents: int | None = None
-    alone: bool = False
-    """Whether nothing is wanted that takes other latents' activations than those of the listed ones."""
-
-    @cached_property
-    def collected(self) -> Part[ActivationSource]:
-        """The source as it is collected: the listed latents alone, where nothing takes the others and that is less work.
-
-        Its store has a name of its own; what is computed from a latent's windows is kept by that of the whole source.
-        """
-        return replace(self.source, plugin=self.source.plugin.only(self.latents.indices)) if self.alone else self.source
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task ready to run."""
-
-    name: str
-    version: str
-    description: str
-    resolved: dict[str, Any]
-    cells: tuple[Cell, ...]
-    roles: dict[str, RolePart]
-    run: RunOptions
-    rank_by: str
-    measures: tuple[str, ...]
-    checks: str | None = None
-    """Role whose model the task is a check of."""
-    trackers: tuple[Part[Tracker], ...] = ()
-    findings: tuple[FindingSpec, ...] = ()
-    """Claims to hold against the results."""
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Of `run`, the seed alone changes a number: a run begun on one machine goes on in the same place on a cluster.
-        comparable = {
-            k: v for k, v in plain(self.resolved).items() if k not in ("description", "tags", "findings", "run")
-        }
-        object.__setattr__(self, "sha", content_hash(comparable, self.run.seed))
-
-    def parts(self) -> Iterator[Part[Any]]:
-        """Yield every plugin that results depend on, language models included."""
-        for cell in self.cells:
-            yield cell.source
-            yield cell.sampler
-            yield cell.explainer.part
-            yield from (s.part for s in cell.scorers.values())
-            yield from (a.part for a in cell.alternatives.values() if a)
-            yield from cell.source.nested
-        yield from (role.part for role in self.roles.values())
-
-
-# --- Building -----------------------------------------------------------------------------------------------
+_LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
 
 
 def load_task(
@@ -202,13 +76,20 @@ def load_task(
     return _Builder(document, registry, check).task()
 
 
-class _Builder:
+class _Baselines(NamedTuple):
+    """What stands under `baselines`, by what it replaces."""
+
+    alternatives: dict[str, StepPart[Explainer] | None]
+    shuffled_latents: int | None
+    coders: list[tuple[PartSpec, KeyPath]]
+
+
+class _Builder(PartMaker):
+    """Makes the parts of every cell of the matrix, and holds them against each other."""
+
     def __init__(self, document: Document, registry: Registry, check: bool):
+        super().__init__(document, registry, check)
         self.template = document
-        self.document = document
-        self.registry = registry
-        self.check = check
-        self.problems: list[str] = []
 
     def task(self) -> Task:
         cells: list[Cell] = []
@@ -234,10 +115,6 @@ class _Builder:
             self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks, trackers, tuple(spec.findings),
         )  # fmt: skip
 
-    def trackers(self, spec: TaskSpec) -> tuple[Part[Tracker], ...]:
-        parts = [self.plugin("tracker", t, ("run", "trackers", i)) for i, t in enumerate(spec.run.trackers)]
-        return tuple(part for part in parts if part is not None)
-
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
         """Report scores and axes that findings name and the task does not have."""
         known = ["baseline", *cell.axes]
@@ -257,111 +134,6 @@ class _Builder:
                     hint = did_you_mean(axis, known)
                     self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; there are: {', '.join(known)}")
 
-    def fail(self, path: KeyPath, message: str) -> None:
-        self.problems.append(f"{self.document.where(path)}: {message}")
-
-    def plugin(self, kind: str, spec: PartSpec, path: KeyPath) -> Part[Any] | None:
-        """Find a plugin, fill in its options, and let it look whether what they name is there."""
-        try:
-            file, _ = self.document.places.get((*path, "use"), (None, 0))
-            loaded = self.registry.get(kind, spec.use, base=file.parent if file else None)
-        except PluginError as error:
-            self.fail((*path, "use"), str(error))
-            return None
-        return self.instance(loaded, spec.with_, (*path, "with"))
-
-    def instance(self, loaded: Loaded, options: Mapping[str, Any], path: KeyPath) -> Part[Any] | None:
-        before = len(self.problems)
-        nested = {k: part for k, v in options.items() if (part := self.nested(loaded.cls, k, v, path)) is not None}
-        if len(self.problems) > before:
-            return None
-        values = {k: nested[k].plugin if k in nested else v for k, v in options.items()}
-        try:
-            plugin = loaded.cls(**values)
-            if self.check:
-                plugin.check()
-        except ValidationError as error:
-            for loc, message in options_error(loaded.cls, error):
-                self.fail((*path, *loc), message)
-            return None
-        except InputError as error:
-            self.fail(path[:-1], str(error))
-            return None
-        return Part(plugin, loaded, tuple(nested.values()))
-
-    def nested(self, cls: type[Plugin], key: str, value: Any, path: KeyPath) -> Part[Any] | None:
-        """Build the part under an option that holds a plugin (a source's `coder`); None for any other option."""
-        kind = _kind_of_option(cls, key)
-        if kind is None or isinstance(value, Plugin):
-            return None
-        try:
-            spec = PartSpec.model_validate({"use": value} if isinstance(value, str) else value)
-        except ValidationError:
-            self.fail((*path, key), f"write `{{use: NAME, with: {{…}}}}` for a {kind}")
-            return None
-        return self.plugin(kind, spec, (*path, key))
-
-    def roles(self, spec: TaskSpec) -> dict[str, RolePart]:
-        roles = {}
-        for role, role_spec in spec.llms.items():
-            path: KeyPath = ("llms", role)
-            options = dict(role_spec.model_extra or {})
-            known = set(RoleSettings.model_fields)
-            try:
-                settings = RoleSettings.model_validate({k: v for k, v in options.items() if k in known})
-            except ValidationError as error:
-                for e in error.errors():
-                    self.fail((*path, *e["loc"]), e["msg"])
-                continue
-            loaded, rest = self.llm(role_spec.model, (*path, "model"))
-            if loaded is None:
-                continue
-            others = {k: v for k, v in options.items() if k not in known}
-            part = self.instance(loaded, {"model": rest, **others}, path)
-            if part is not None:
-                roles[role] = RolePart(role, str(role_spec.model), part, settings)
-        return roles
-
-    def llm(self, model: str, path: KeyPath) -> tuple[Loaded | None, str]:
-        """Pick the LLM plugin by the model's prefix; a name that no plugin claims is a litellm name.
-
-        An installed package claims only the names of its own LLM plugins: one called `saeval-openai` leaves
-        `openai/gpt-4o-mini` what it was.
-        """
-        first, _, rest = model.partition("/")
-        if rest and (loaded := self.registry.find("llm", first)):
-            return loaded, rest
-        if rest and first in self.registry.namespaces:
-            second, _, others = rest.partition("/")
-            try:
-                if any(kind == "llm" for kind, _ in self.registry.load(first)):
-                    return self.registry.get("llm", f"{first}/{second}"), others
-            except PluginError as error:
-                self.fail(path, str(error))
-                return None, ""
-        return self.registry.get("llm", "litellm"), model
-
-    def step(self, kind: str, spec: PartSpec, path: KeyPath, roles: Mapping[str, RolePart]) -> StepPart[Any] | None:
-        part = self.plugin(kind, spec, path)
-        if part is None:
-            return None
-        step: Step = part.plugin
-        role = spec.llm or step.llm_role
-        if spec.llm and step.llm_role is None:
-            self.fail((*path, "llm"), f"{part.loaded.id} asks no language model; leave `llm` out")
-        if role is not None and role not in self.document.data.get("llms", {}):
-            have = ", ".join(self.document.data.get("llms", {})) or "none"
-            self.fail(path, f"{part.loaded.id} asks the role {role!r}, which is not under llms (there: {have})")
-            return None
-        asked = roles.get(role) if role else None
-        if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
-            self.fail(
-                path,
-                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}",
-            )
-        baselines = None if spec.baselines is None else frozenset(spec.baselines)
-        return StepPart(part, role, spec.when.latents if spec.when else None, baselines)
-
     def lends(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
         """Report what a part needs and the source cannot lend."""
         for need in sorted(part.plugin.needs() & _LENT.keys() - source.plugin.offers()):
@@ -374,6 +146,23 @@ class _Builder:
         if not spec.scorers:
             self.fail(("scorers",), "give at least one scorer")
         scorers = {k: self.step("scorer", s, ("scorers", k), roles) for k, s in spec.scorers.items()}
+        alternatives, shuffled_latents, coders = self.baselines(spec, roles)
+        if not (source and sampler and explainer and all(scorers.values())):
+            return []
+        needing: dict[KeyPath, Part[Any]] = {("sampler",): sampler, ("explainer",): explainer.part}
+        needing |= {("scorers", k): s.part for k, s in scorers.items() if s}
+        needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}
+        for place, part in needing.items():
+            self.lends(source, part, place)
+        names = {axis: axis_id(value) for axis, value in axes.items()}
+        cell = Cell(
+            _cell_name(names), names, None, source, sampler, spec.latents, explainer,
+            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents, _alone(spec, sampler.plugin),
+        )  # fmt: skip
+        return [cell, *self.coder_baselines(cell, coders, axes)]
+
+    def baselines(self, spec: TaskSpec, roles: Mapping[str, RolePart]) -> _Baselines:
+        """Sort the baselines into explanations and coders, and look whether those that scorers name are there."""
         alternatives: dict[str, StepPart[Explainer] | None] = {}
         shuffled_latents = None
         coders: list[tuple[PartSpec, KeyPath]] = []
@@ -402,19 +191,7 @@ class _Builder:
                         ("scorers", label, "baselines"),
                         f"{name!r} is not an explanation baseline of this task; there are: {there}",
                     )
-        if not (source and sampler and explainer and all(scorers.values())):
-            return []
-        needing: dict[KeyPath, Part[Any]] = {("sampler",): sampler, ("explainer",): explainer.part}
-        needing |= {("scorers", k): s.part for k, s in scorers.items() if s}
-        needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}
-        for place, part in needing.items():
-            self.lends(source, part, place)
-        names = {axis: axis_id(value) for axis, value in axes.items()}
-        cell = Cell(
-            _cell_name(names), names, None, source, sampler, spec.latents, explainer,
-            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents, _alone(spec, sampler.plugin),
-        )  # fmt: skip
-        return [cell, *self.coder_baselines(cell, coders, axes)]
+        return _Baselines(alternatives, shuffled_latents, coders)
 
     def coder_baselines(
         self, cell: Cell, coders: Sequence[tuple[PartSpec, KeyPath]], axes: Mapping[str, Any]
@@ -481,18 +258,6 @@ def _no_such_score(name: str, cell: Cell) -> str:
         have = ", ".join(explanations)
         return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; there are: {have}"
     return ""
-
-
-_LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
-
-
-def _kind_of_option(cls: type[Plugin], key: str) -> str | None:
-    """Return the kind of plugin that an option holds, if it holds one."""
-    field = cls.model_fields.get(key)
-    if field is None:
-        return None
-    candidates = [field.annotation, *typing.get_args(field.annotation)]
-    return next((kind for candidate in candidates if (kind := kind_of(candidate))), None)
 
 
 def _uses(template: Any, axis: str) -> bool:

@@ -10,18 +10,18 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeval import weigh
 from saeval.asked import pack
 from saeval.collect import store_path
-from saeval.counting import CHARACTERS, EXPLANATION, Counter
 from saeval.embed import embedder
 from saeval.errors import LLMError, SaevalError
 from saeval.interfaces import Context, Explainer
+from saeval.plan import weighing
+from saeval.plan.counting import CHARACTERS, EXPLANATION, Counter
+from saeval.plan.speed import Speed
 from saeval.records import LatentRecord
 from saeval.results import Explanation, Outcome, Score
-from saeval.sampling import choose_records
+from saeval.sampling import Records, choose_records
 from saeval.seeding import content_hash, derive_rng
-from saeval.speed import Speed
 from saeval.store import ActivationStore
 from saeval.summary import MAIN, CellOutcome, Scored
 from saeval.task import SHUFFLED, Cell, RolePart, StepPart, Task
@@ -140,17 +140,22 @@ def _stored(cell: Cell, collected: set[str]) -> list[StepPlan]:
     return []
 
 
+Results = dict[tuple[str, str, int], Explanation | Score]
+
+
 class _Try(NamedTuple):
     """A cell of which a few latents are tried.
 
     Attributes:
         outcome: What comes of them.
         wanted: Latents that the run would take.
+        results: What comes of each step, variant and latent.
         why: Why none could be sampled.
     """
 
     outcome: CellOutcome
     wanted: int
+    results: Results
     why: str
 
     @classmethod
@@ -169,14 +174,15 @@ class _Try(NamedTuple):
         else:
             eligible = int((store.firings >= cell.latents.min_windows).sum())
             wanted = wanted if listed else min(wanted, eligible)
-        records: list[LatentRecord] = []
-        why = ""
+        records, why = Records(), ""
         try:
             records, _ = choose_records(sampled, store, task.run.seed, min(_TRIED, wanted))
         except Exception as error:  # noqa: BLE001 - samplers may need what a stand-in has not
             why = f"no window could be sampled to try it on: {error}"
         counts = {"requested": wanted, "eligible": wanted, "sampled": wanted}
-        return cls(CellOutcome(cell, store, records, counts, ""), wanted, why)
+        results: Results = {}
+        outcome = CellOutcome(cell, store, records, counts, "", lambda *place: results.get(place))
+        return cls(outcome, wanted, results, why)
 
 
 def _trying(task: Task, tried: _Try, speed: Speed | None) -> Iterator[StepPlan]:
@@ -186,18 +192,19 @@ def _trying(task: Task, tried: _Try, speed: Speed | None) -> Iterator[StepPlan]:
         found = StepPlan(label if variant == MAIN else f"{label} ({variant})", outcome.cell.name, latents=latents)
         results: dict[int, Explanation | Score] = {}
         if step.role is None:
-            results = {record.latent.index: _made_up(step, record) for record in outcome.records[:latents]}
+            results = {record.latent.index: _made_up(step, record) for record in outcome.records.first(latents)}
         else:
             found = _asking(task, found, task.roles[step.role], label, step, tried, results, speed)
         if results and found.bytes is not None:
-            each = sum(map(weigh.journal, results.values())) / len(results)
+            each = sum(map(weighing.journal, results.values())) / len(results)
             found = replace(found, bytes=found.bytes + round(each * latents))
         yield found
         for latent, result in results.items():
+            tried.results[label, variant, latent] = result
             if isinstance(result, Explanation):
                 outcome.explanations[variant, latent] = result
             else:
-                outcome.scored.setdefault((label, variant), Scored(len(results))).scores[latent] = result
+                outcome.scored.setdefault((label, variant), Scored(len(results))).take(latent, result)
 
 
 def _made_up(step: StepPart[Any], record: LatentRecord) -> Explanation | Score:
@@ -220,7 +227,7 @@ def _reporting(task: Task, tries: list[_Try], speed: Speed | None, folder: Path)
     if not all(outcome.records for outcome in outcomes):
         return replace(found, bytes=None, note="the report's size is not known where no window could be sampled")
     try:
-        return replace(found, bytes=weigh.reports(task, outcomes, latents, folder))
+        return replace(found, bytes=weighing.reports(task, outcomes, latents, folder))
     except SaevalError:  # the report names a coder by the hash of its files
         return replace(found, bytes=None, note="the report's size is not known before a coder's files are here")
 
@@ -312,7 +319,7 @@ def _asking(
     """
     counter = Counter(role.part.plugin.can_score, role.settings.max_tokens)
     why = tried.why
-    for record in tried.outcome.records[: found.latents]:
+    for record in tried.outcome.records.first(found.latents):
         rng = derive_rng(task.run.seed, label, str(record.latent))
         try:
             result = asyncio.run(_try(step, record, Context(record.latent, rng, counter, embedder())))
@@ -330,7 +337,7 @@ def _asking(
     usd = _price(role, taken, given)
     note = "" if usd is not None else "price unknown; give the role usd_per_million_input and usd_per_million_output"
     measured = speed.call.get((role.role, role.model)) if speed else None
-    lines = weigh.call(role.role, role.model) + weigh.answer(counter.kept // max(1, counter.calls))
+    lines = weighing.call(role.role, role.model) + weighing.answer(counter.kept // max(1, counter.calls))
     return replace(
         found, calls=calls, input_tokens=taken, output_tokens=given, usd=usd, bytes=calls * lines, note=note,
         seconds=_assumed(role, calls, counter.fresh * share + given) if measured is None else calls * measured,

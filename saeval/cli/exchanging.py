@@ -1,0 +1,89 @@
+"""Commands that take results to and from other tools and places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from saeval.cli.shared import JSON, print_json, say
+from saeval.exchange import FORMATS
+
+_FORMAT = click.option("--format", "-f", "format_", required=True, type=click.Choice(FORMATS), help="Whose format.")
+_OUT = click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Directory to make, exactly this one."
+)
+
+
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@_FORMAT
+@_OUT
+@click.option("--cell", help="This cell only; all when left out.")
+@click.option("--model", help="What the format should call the subject model.")
+@click.option("--source", help="What the format should call the place in the model, instead of the hookpoint.")
+@JSON
+def export(
+    run_dir: Path, format_: str, out: Path, cell: str | None, model: str | None, source: str | None, as_json: bool
+) -> None:
+    """Write a run in another tool's format. Nothing is sent anywhere; what the format cannot hold is said."""
+    from saeval.exchange import export_run
+
+    lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source)
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    if as_json:
+        print_json({"format": format_, "out": str(out), "files": files, "warnings": lost})
+        return
+    for sentence in lost:
+        say((sentence), err=True)
+    say(f"written   {out}  ({len(files)} file{'' if len(files) == 1 else 's'})")
+
+
+@click.command(name="import")
+@click.argument("path", type=click.Path(path_type=Path))
+@_FORMAT
+@_OUT
+@JSON
+def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:
+    """Make a run directory from another tool's files, which `saeval report` shows and `precomputed` reads."""
+    from saeval.exchange import import_run
+
+    result = import_run(path, format_, out)
+    if as_json:
+        print_json(result.model_dump(mode="json", by_alias=True))
+        return
+    for warning in result.warnings:
+        say((warning), err=True)
+    explained = sum(cell.counts["explained"] for cell in result.cells)
+    say(f"imported  {out}  ({len(result.cells)} cells, {explained} explanations)")
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("dest")
+@click.option("--public", is_flag=True, help="Open a repository that is made to everyone.")
+@JSON
+def push(path: Path, dest: str, public: bool, as_json: bool) -> None:
+    """Send a run or an activation store to a directory or to hf://datasets/OWNER/NAME (token in HF_TOKEN)."""
+    from saeval.exchange.hub import push as send
+
+    place = send(path, dest, public=public)
+    if as_json:
+        print_json({"dest": place})
+    else:
+        say(f"sent      {place}")
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out", type=click.Path(path_type=Path))
+@JSON
+def pull(src: str, out: Path, as_json: bool) -> None:
+    """Fetch what `push` sent, from a directory or from hf://datasets/OWNER/NAME[@REVISION]; every file is verified."""
+    from saeval.exchange.hub import pull as fetch
+
+    kind = fetch(src, out)
+    if as_json:
+        print_json({"kind": kind, "out": str(out)})
+    else:
+        say(f"fetched   {out}  ({kind})")

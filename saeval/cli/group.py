@@ -1,0 +1,53 @@
+"""The group of all commands, which turns errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from saeval.cli.shared import say
+
+
+class _Cli(click.Group):
+    """Turns saeval's errors into one clear sentence and an honest exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        from saeval.errors import BudgetExceeded, InputError, PluginError, SaevalError, SpecError, StoreError
+
+        try:
+            return super().invoke(ctx)
+        except SpecError as error:
+            for problem in error.problems:
+                say(problem, err=True)
+            n = len(error.problems)
+            click.echo(f"{n} mistake{'s' if n > 1 else ''}; nothing was run", err=True)
+            ctx.exit(2)
+        except (InputError, PluginError, StoreError) as error:
+            say(f"error: {error}", err=True)
+            ctx.exit(2)
+        except BudgetExceeded as error:
+            say(f"stopped: {error}", err=True)
+            ctx.exit(3)
+        except SaevalError as error:
+            say(f"error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted; run the same command again to go on where it stopped", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            ctx.exit(0)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="saeval")
+def main() -> None:
+    """Explain the latents of sparse autoencoders in words, score the explanations, and compare SAEs.
+
+    Begin with: saeval run --task quickstart
+    """
+    import signal
+
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop as cleanly as on Ctrl-C

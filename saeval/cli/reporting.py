@@ -1,0 +1,162 @@
+"""Commands that read finished runs: reports, comparisons, leaderboards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saeval.cli.shared import JSON, print_json, say
+
+
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--plots", type=click.Path(path_type=Path), metavar="DIR", help="Write the plots there, as files for papers."
+)
+@click.option(
+    "--format", "-f", "format_", type=click.Choice(("svg", "pdf", "png")), default="svg", help="Of the plots."
+)
+@JSON
+def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> None:
+    """Write a finished run's reports again from its results, and print the leaderboard. Asks no model."""
+    from saeval.report import write_reports
+    from saeval.report.html import write_plots
+    from saeval.report.terminal import render
+    from saeval.results import read
+
+    result = read(run_dir)
+    folder = run_dir if run_dir.is_dir() else run_dir.parent
+    written = write_reports(result, folder / "report")
+    if plots is not None:
+        written += write_plots(result, folder, plots, format_)
+    if as_json:
+        print_json(result.model_dump(mode="json", by_alias=True))
+        return
+    render(result)
+    click.echo("\n" + "\n".join(f"written   {file}" for file in written))
+
+
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, to whoever has the address that is printed.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; a free one when left out.")
+def view(run_dir: Path, serve: bool, port: int) -> None:
+    """Open a run's HTML report in the browser, or serve it until Ctrl-C."""
+    import webbrowser
+
+    from saeval import view as viewing
+
+    if not serve:
+        index = viewing.page(run_dir).absolute()
+        say(f"report    {index}")
+        webbrowser.open(index.as_uri())
+        return
+    with viewing.ReportServer(run_dir, port) as server:
+        say(f"serving   {server.url}\nCtrl-C ends it; whoever has this address can read the report")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--metric", "metrics", multiple=True, metavar="SCORER.METRIC", help="This one; headlines when left out.")
+@click.option("--seed", default=0, help="Of resampling.")
+@JSON
+def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) -> None:
+    """Compare two cells, each a run directory or RUN:CELL; paired where both are about the same latents."""
+    from saeval.report import compare as comparing
+
+    found = comparing.compare(a, b, metrics, seed=seed)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        say(comparing.text(found))
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--rank-by", metavar="SCORER.METRIC", help="Column that ranks; the runs' own when left out.")
+@click.option("--group-by", metavar="AXIS", help="A board for each of its values, ranked apart.")
+@click.option(
+    "--filter", "keep", multiple=True, metavar="AXIS=VALUE", help="Cells that have it; several are either-or."
+)
+@click.option(
+    "--match-l0", type=click.FloatRange(min=0, min_open=True), metavar="L0", help="Families of coders at one L0."
+)
+@click.option("--family", default="architecture", metavar="AXIS", help="What --match-l0 calls a family.")
+@click.option("--mixed", is_flag=True, help="Join runs whose numbers cannot be compared, marked.")
+@click.option(
+    "--format", "-f", "format_", type=click.Choice(("text", "markdown", "latex", "csv", "json", "parquet")),
+    default="text", help="How it is written.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed when left out.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to filter, group, rank and plot."
+)
+def leaderboard(
+    runs: Sequence[str], rank_by: str | None, group_by: str | None, keep: Sequence[str], match_l0: float | None,
+    family: str, mixed: bool, format_: str, out: Path | None, html: Path | None,
+) -> None:  # fmt: skip
+    """Join the cells of runs, in directories or at hf://datasets/OWNER/NAME, on one board."""
+    from tempfile import TemporaryDirectory
+
+    from saeval.files import write_atomic
+    from saeval.report import join
+
+    if format_ == "parquet" and out is None:
+        raise click.UsageError("--format parquet needs --out FILE")
+    if html is not None and match_l0 is not None:
+        raise click.UsageError("--html shows cells, so --match-l0 goes with the other formats only")
+    with TemporaryDirectory() as folder:
+        places = [_at_hand(run, Path(folder) / str(k)) for k, run in enumerate(runs)]
+        joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed)
+    if html is not None:
+        from saeval.report.html.joined import joined_page
+
+        write_atomic(html, joined_page(joined, group_by))
+        say(f"written   {html}")
+        return
+    content = join.written(joined, format_, group_by=group_by, match_l0=match_l0, family=family)
+    if out is None:
+        click.echo(content, nl=False)
+    else:
+        write_atomic(out, content)
+        say(f"written   {out}")
+
+
+def _at_hand(run: str, folder: Path) -> Path:
+    """Return where a run lies, fetched to the folder if it is on the hub."""
+    if not run.startswith("hf://"):
+        return Path(run)
+    from saeval.exchange.hub import pull as fetch
+
+    fetch(run, folder)
+    return folder
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN[:CELL]...")
+@click.option(
+    "--by", multiple=True, type=click.Choice(("explanations", "decoder", "encoder")), help="What to compare by."
+)
+@click.option("--model", metavar="NAME", help="Sentence-transformers model that embeds explanations.")
+@click.option("--seed", default=0, help="Of the baselines.")
+@JSON
+def similarity(runs: Sequence[str], by: Sequence[Any], model: str | None, seed: int, as_json: bool) -> None:
+    """Match the latents of coders by their explanations or directions, beside random and shuffled baselines."""
+    from dataclasses import asdict
+
+    from saeval import similarity as matching
+
+    found, left_out = matching.similarities(runs, by=by, model=model or matching.EMBEDDER, seed=seed)
+    if as_json:
+        print_json({"similarities": [asdict(s) for s in found], "left_out": left_out})
+        return
+    say(matching.text(found))
+    for sentence in left_out:
+        say((f"left out: {sentence}"), err=True)

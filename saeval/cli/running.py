@@ -1,0 +1,187 @@
+"""Commands that run a task, and that say beforehand what would be run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saeval.cli.shared import JSON, LLM, SET, TASK, WITHOUT, load, load_all, open_registry, print_json, print_rows, say
+
+if TYPE_CHECKING:
+    from saeval.plan import Plan
+    from saeval.results import RunResult
+
+
+@click.command()
+@TASK
+@SET
+@LLM
+@click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most; the result is marked partial.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
+@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
+@click.option("--retry", type=click.Choice(["failed"]), help="Do again what failed before; all else is kept.")
+@click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
+@WITHOUT
+@JSON
+def run(
+    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
+    max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
+) -> None:  # fmt: skip
+    """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
+    from saeval import runner
+    from saeval.progress import display as make_display
+    from saeval.summary import over_max_failed
+
+    group, tasks = load_all(task, assignments, llms, open_registry(without))
+    results: dict[Path, RunResult] = {}
+    over = []
+    for built in tasks:
+        path = (out / built.name if group else out) if out else runner.default_path(built)
+        spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
+        left = None if max_cost is None else max(0.0, max_cost - spent)
+        result = runner.run_task(
+            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display)
+        )
+        results[path] = result
+        if not as_json:
+            _show_run(result, path)
+        if over_max_failed(built, result):
+            over.append(f"{built.name}: more than {built.run.max_failed:.0%} of a scorer's latents failed")
+    found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
+    if as_json:
+        print_json({"group": group, "runs": found} if group else next(iter(found.values())))
+    elif group:
+        _show_group(group, results)
+    if over:
+        click.echo("\n".join(over), err=True)
+        sys.exit(1)
+
+
+def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
+    """Print one board of all the group's cells, and what its runs say of their tasks' claims."""
+    from saeval.report import join
+    from saeval.report.terminal import finding_line
+
+    click.echo(f"\n=== {group}: {len(results)} tasks ===\n")
+    ranked = [result.rank_by for result in results.values()]
+    board = join.join(list(results), rank_by=max(ranked, key=ranked.count), mixed=True)
+    click.echo(join.written(board, "text"), nl=False)
+    for result in results.values():
+        if result.findings:
+            say(f"\n{result.task}")
+            say("\n".join(finding_line(found) for found in result.findings))
+
+
+def _show_run(result: RunResult, path: Path) -> None:
+    from saeval.report.terminal import render
+
+    render(result)
+    click.echo(f"\nresults   {path}/results.json")
+    click.echo(f"report    {path}/report/index.html  report.md  leaderboard.csv  leaderboard.parquet")
+
+
+@click.command()
+@TASK
+@SET
+@LLM
+@WITHOUT
+@JSON
+def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
+    """Check a task spec, its plugins, options and files, without loading any model."""
+    from saeval.errors import SpecError
+
+    try:
+        group, tasks = load_all(task, assignments, llms, open_registry(without))
+    except SpecError as error:
+        if not as_json:
+            raise
+        print_json({"valid": False, "problems": list(error.problems)})
+        sys.exit(2)
+    rows = []
+    for built in tasks:
+        cells = [cell.name for cell in built.cells]
+        rows.append({"valid": True, "task": built.name, "version": built.version, "sha": built.sha, "cells": cells})
+        if not as_json:
+            click.echo(f"{built.name} {built.version}: valid; {len(cells)} cells: {'; '.join(cells)}")
+    if as_json:
+        print_json({"valid": True, "group": group, "tasks": rows} if group else rows[0])
+
+
+@click.command()
+@TASK
+@SET
+@LLM
+@click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
+@WITHOUT
+@JSON
+def preview(
+    task: str, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
+) -> None:
+    """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
+    from saeval.preview import preview as make_preview
+    from saeval.progress import display
+
+    prompts = make_preview(load(task, assignments, llms, open_registry(without)), n, display())
+    if as_json:
+        print_json(prompts)
+        return
+    for prompt in prompts:
+        say(f"=== {prompt['step']}  latent {prompt['latent']}  role {prompt['role']}")
+        say(prompt["text"])
+        click.echo()
+
+
+@click.command()
+@TASK
+@SET
+@LLM
+@click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most.")
+@click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")
+@WITHOUT
+@JSON
+def plan(
+    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
+    without: Sequence[str], as_json: bool,
+) -> None:  # fmt: skip
+    """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
+    from saeval.plan import ASSUMPTIONS, speed
+    from saeval.plan import plan as make_plan
+
+    group, tasks = load_all(task, assignments, llms, open_registry(without))
+    measured = speed(like) if like else None
+    plans = {built.name: make_plan(built, limit, measured) for built in tasks}
+    if as_json:
+        found = {name: of_task.as_json() for name, of_task in plans.items()}
+        print_json({"group": group, "plans": found} if group else next(iter(found.values())))
+        return
+    for name, of_task in plans.items():
+        if group:
+            say(f"=== {name}")
+        _show_plan(of_task)
+    click.echo("\n" + "\n".join(ASSUMPTIONS))
+
+
+def _show_plan(plan: Plan) -> None:
+    from functools import partial
+
+    def row(step: str, latents: int | str, values: Any, measured: bool, model: str | None, cell: str) -> dict[str, str]:
+        def shown(column: str, format_: str, unit: int = 1) -> str:
+            value = values(column)
+            return "unknown" if value is None else format(value / unit if unit > 1 else value, format_)
+
+        return {
+            "step": step, "latents": f"{latents}", "calls": shown("calls", ","), "in": shown("input_tokens", ","),
+            "out": shown("output_tokens", ","), "usd": shown("usd", ".4f"),
+            "minutes": "~" * (not measured) + shown("seconds", ".1f", 60), "MB": shown("bytes", ".1f", 10**6), "model": model or "", "cell": cell,
+        }  # fmt: skip
+
+    asking = [step for step in plan.steps if step.model or step.step in ("collect", "report")]
+    rows = [row(s.step, s.latents or "", partial(getattr, s), s.measured, s.model, s.cell) for s in asking]
+    rows.append(row("total", "", plan.total, all(s.measured for s in asking), "", ""))
+    print_rows([{column: column for column in rows[0]}, *rows])
+    for note in dict.fromkeys(step.note for step in plan.steps if step.note):
+        say(f"\nnote: {note}")

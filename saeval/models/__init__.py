@@ -1,0 +1,1 @@
+"""Language models as subjects: loaded, read and steered at any module."""

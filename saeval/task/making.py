@@ -1,0 +1,150 @@
+"""From the parts of a spec to plugins: found, their options checked, every mistake kept with its place."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from saeval.errors import InputError, PluginError
+from saeval.gateway import RoleSettings
+from saeval.interfaces import Plugin, Step, Tracker, kind_of
+from saeval.plugins import Loaded, Registry, options_error
+from saeval.spec import Document, KeyPath, PartSpec, TaskSpec
+from saeval.task.parts import Part, RolePart, StepPart
+
+
+class PartMaker:
+    """Makes parts, and goes on after a mistake, so that all are told at once.
+
+    Args:
+        document: The spec; that of each cell in turn.
+        registry: Where plugins are found.
+        check: Whether each plugin looks if what its options name is there.
+    """
+
+    def __init__(self, document: Document, registry: Registry, check: bool):
+        self.document = document
+        self.registry = registry
+        self.check = check
+        self.problems: list[str] = []
+
+    def fail(self, path: KeyPath, message: str) -> None:
+        self.problems.append(f"{self.document.where(path)}: {message}")
+
+    def plugin(self, kind: str, spec: PartSpec, path: KeyPath) -> Part[Any] | None:
+        """Find a plugin, fill in its options, and let it look whether what they name is there."""
+        try:
+            file, _ = self.document.places.get((*path, "use"), (None, 0))
+            loaded = self.registry.get(kind, spec.use, base=file.parent if file else None)
+        except PluginError as error:
+            self.fail((*path, "use"), str(error))
+            return None
+        return self.instance(loaded, spec.with_, (*path, "with"))
+
+    def instance(self, loaded: Loaded, options: Mapping[str, Any], path: KeyPath) -> Part[Any] | None:
+        before = len(self.problems)
+        nested = {k: part for k, v in options.items() if (part := self.nested(loaded.cls, k, v, path)) is not None}
+        if len(self.problems) > before:
+            return None
+        values = {k: nested[k].plugin if k in nested else v for k, v in options.items()}
+        try:
+            plugin = loaded.cls(**values)
+            if self.check:
+                plugin.check()
+        except ValidationError as error:
+            for loc, message in options_error(loaded.cls, error):
+                self.fail((*path, *loc), message)
+            return None
+        except InputError as error:
+            self.fail(path[:-1], str(error))
+            return None
+        return Part(plugin, loaded, tuple(nested.values()))
+
+    def nested(self, cls: type[Plugin], key: str, value: Any, path: KeyPath) -> Part[Any] | None:
+        """Build the part under an option that holds a plugin (a source's `coder`); None for any other option."""
+        kind = _kind_of_option(cls, key)
+        if kind is None or isinstance(value, Plugin):
+            return None
+        try:
+            spec = PartSpec.model_validate({"use": value} if isinstance(value, str) else value)
+        except ValidationError:
+            self.fail((*path, key), f"write `{{use: NAME, with: {{…}}}}` for a {kind}")
+            return None
+        return self.plugin(kind, spec, (*path, key))
+
+    def roles(self, spec: TaskSpec) -> dict[str, RolePart]:
+        roles = {}
+        for role, role_spec in spec.llms.items():
+            path: KeyPath = ("llms", role)
+            options = dict(role_spec.model_extra or {})
+            known = set(RoleSettings.model_fields)
+            try:
+                settings = RoleSettings.model_validate({k: v for k, v in options.items() if k in known})
+            except ValidationError as error:
+                for e in error.errors():
+                    self.fail((*path, *e["loc"]), e["msg"])
+                continue
+            loaded, rest = self.llm(role_spec.model, (*path, "model"))
+            if loaded is None:
+                continue
+            others = {k: v for k, v in options.items() if k not in known}
+            part = self.instance(loaded, {"model": rest, **others}, path)
+            if part is not None:
+                roles[role] = RolePart(role, str(role_spec.model), part, settings)
+        return roles
+
+    def llm(self, model: str, path: KeyPath) -> tuple[Loaded | None, str]:
+        """Pick the LLM plugin by the model's prefix; a name that no plugin claims is a litellm name.
+
+        An installed package claims only the names of its own LLM plugins: one called `saeval-openai` leaves
+        `openai/gpt-4o-mini` what it was.
+        """
+        first, _, rest = model.partition("/")
+        if rest and (loaded := self.registry.find("llm", first)):
+            return loaded, rest
+        if rest and first in self.registry.namespaces:
+            second, _, others = rest.partition("/")
+            try:
+                if any(kind == "llm" for kind, _ in self.registry.load(first)):
+                    return self.registry.get("llm", f"{first}/{second}"), others
+            except PluginError as error:
+                self.fail(path, str(error))
+                return None, ""
+        return self.registry.get("llm", "litellm"), model
+
+    def step(self, kind: str, spec: PartSpec, path: KeyPath, roles: Mapping[str, RolePart]) -> StepPart[Any] | None:
+        part = self.plugin(kind, spec, path)
+        if part is None:
+            return None
+        step: Step = part.plugin
+        role = spec.llm or step.llm_role
+        if spec.llm and step.llm_role is None:
+            self.fail((*path, "llm"), f"{part.loaded.id} asks no language model; leave `llm` out")
+        if role is not None and role not in self.document.data.get("llms", {}):
+            have = ", ".join(self.document.data.get("llms", {})) or "none"
+            self.fail(path, f"{part.loaded.id} asks the role {role!r}, which is not under llms (there: {have})")
+            return None
+        asked = roles.get(role) if role else None
+        if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
+            self.fail(
+                path,
+                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}",
+            )
+        baselines = None if spec.baselines is None else frozenset(spec.baselines)
+        return StepPart(part, role, spec.when.latents if spec.when else None, baselines)
+
+    def trackers(self, spec: TaskSpec) -> tuple[Part[Tracker], ...]:
+        parts = [self.plugin("tracker", t, ("run", "trackers", i)) for i, t in enumerate(spec.run.trackers)]
+        return tuple(part for part in parts if part is not None)
+
+
+def _kind_of_option(cls: type[Plugin], key: str) -> str | None:
+    """Return the kind of plugin that an option holds, if it holds one."""
+    field = cls.model_fields.get(key)
+    if field is None:
+        return None
+    candidates = [field.annotation, *typing.get_args(field.annotation)]
+    return next((kind for candidate in candidates if (kind := kind_of(candidate))), None)

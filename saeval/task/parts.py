@@ -1,0 +1,132 @@
+"""What a task is made of: plugins with their options, steps, roles and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from pydantic import JsonValue
+
+from saeval.gateway import RoleSettings
+from saeval.interfaces import LLM, ActivationSource, Explainer, Plugin, Sampler, Scorer, Step, Tracker
+from saeval.plugins import Loaded
+from saeval.seeding import content_hash
+from saeval.spec import FindingSpec, LatentSelection, RunOptions, plain
+
+P = TypeVar("P", bound=Plugin)
+S = TypeVar("S", bound=Step)
+
+
+@dataclass(frozen=True)
+class Part(Generic[P]):
+    """A plugin with its options, and what it is called in results."""
+
+    plugin: P
+    loaded: Loaded
+    nested: tuple[Part[Any], ...] = ()
+    """Parts that stand inside its options, such as a source's coder."""
+
+    @property
+    def label(self) -> str:
+        """Full name and version, `saeval/detection 0.1.0`."""
+        return f"{self.loaded.id} {self.loaded.version}"
+
+    @property
+    def identity(self) -> JsonValue:
+        """What results made with this part depend on."""
+        inside = [part.identity for part in self.nested]
+        return [self.loaded.id, self.loaded.version, self.loaded.sha, self.plugin.fingerprint(), inside]
+
+
+@dataclass(frozen=True)
+class StepPart(Generic[S]):
+    """An explainer or scorer of a cell, with the role it asks and the number of latents it runs on."""
+
+    part: Part[S]
+    role: str | None
+    latents: int | None
+    baselines: frozenset[str] | None = None
+    """Explanation baselines that a scorer is run on; None for all."""
+
+
+@dataclass(frozen=True)
+class RolePart:
+    """A language model for a role."""
+
+    role: str
+    model: str
+    part: Part[LLM]
+    settings: RoleSettings
+
+    @property
+    def identity(self) -> JsonValue:
+        """What this model's answers depend on."""
+        return [self.model, self.part.identity, self.settings.temperature, self.settings.max_tokens]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the leaderboard: a source with everything that is done to its latents."""
+
+    name: str
+    axes: dict[str, str]
+    baseline: str | None
+    source: Part[ActivationSource]
+    sampler: Part[Sampler]
+    latents: LatentSelection
+    explainer: StepPart[Explainer]
+    scorers: dict[str, StepPart[Scorer]]
+    alternatives: dict[str, StepPart[Explainer] | None]
+    """Explanation baselines by name; None for shuffled explanations, which no plugin makes."""
+    shuffled_latents: int | None = None
+    alone: bool = False
+    """Whether nothing is wanted that takes other latents' activations than those of the listed ones."""
+
+    @cached_property
+    def collected(self) -> Part[ActivationSource]:
+        """The source as it is collected: the listed latents alone, where nothing takes the others and that is less work.
+
+        Its store has a name of its own; what is computed from a latent's windows is kept by that of the whole source.
+        """
+        return replace(self.source, plugin=self.source.plugin.only(self.latents.indices)) if self.alone else self.source
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task ready to run."""
+
+    name: str
+    version: str
+    description: str
+    resolved: dict[str, Any]
+    cells: tuple[Cell, ...]
+    roles: dict[str, RolePart]
+    run: RunOptions
+    rank_by: str
+    measures: tuple[str, ...]
+    checks: str | None = None
+    """Role whose model the task is a check of."""
+    trackers: tuple[Part[Tracker], ...] = ()
+    findings: tuple[FindingSpec, ...] = ()
+    """Claims to hold against the results."""
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Of `run`, the seed alone changes a number: a run begun on one machine goes on in the same place on a cluster.
+        comparable = {
+            k: v for k, v in plain(self.resolved).items() if k not in ("description", "tags", "findings", "run")
+        }
+        object.__setattr__(self, "sha", content_hash(comparable, self.run.seed))
+
+    def parts(self) -> Iterator[Part[Any]]:
+        """Yield every plugin that results depend on, language models included."""
+        for cell in self.cells:
+            yield cell.source
+            yield cell.sampler
+            yield cell.explainer.part
+            yield from (s.part for s in cell.scorers.values())
+            yield from (a.part for a in cell.alternatives.values() if a)
+            yield from cell.source.nested
+        yield from (role.part for role in self.roles.values())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ def collect_pass(
     from filelock import FileLock
 
     plugins, paths = [part.plugin for part in sources], [store_path(part) for part in sources]
-    try:
+    with _in_cache():
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         writers = [ActivationWriter(path, progress=progress, share=share) for path in paths]
         type(plugins[0]).collect_many(plugins, writers)
@@ -96,6 +96,17 @@ def collect_pass(
             with FileLock(path.with_name(path.name + ".finish.lock")):
                 if writer.complete and not path.exists():
                     writer.finish()
+
+
+@contextmanager
+def _in_cache() -> Iterator[None]:
+    """Say of a cache that cannot be written to what can be done.
+
+    Raises:
+        StoreError: If it cannot.
+    """
+    try:
+        yield
     except OSError as error:
         # numpy says so many bytes were "requested" and so few "written", and no more.
         no_room = error.errno in _NO_ROOM or "requested and" in str(error)
@@ -135,13 +146,18 @@ def _usable(path: Path, display: Display) -> ActivationStore | None:
 
 
 def _locked(path: Path, display: Display) -> AbstractContextManager[object]:
-    """Return the lock of a store, taken; the operating system drops it when its process dies, however it dies."""
+    """Return the lock of a store, taken; the operating system drops it when its process dies, however it dies.
+
+    Raises:
+        StoreError: If the cache cannot be written to.
+    """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"))
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        display.wait("collect activations: waiting for another saeval process, which collects the same ones")
-        return lock.acquire()
+    with _in_cache():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            display.wait("collect activations: waiting for another saeval process, which collects the same ones")
+            return lock.acquire()

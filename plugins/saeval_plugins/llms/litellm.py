@@ -66,9 +66,15 @@ class LiteLLM(LLM):
             raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'")
         refuse_malicious("litellm")
 
+    @cached_property
+    def _checked(self) -> bool:
+        """Whether litellm may be used; to look takes half a millisecond, which is too long for each call."""
+        self.check()
+        return True
+
     def _litellm(self) -> Any:
         """Import litellm, which takes seconds, and make it quiet."""
-        self.check()
+        self._checked  # noqa: B018 - raises where it may not be used
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         os.environ.setdefault("LITELLM_LOG", "ERROR")
         import litellm

@@ -13,11 +13,11 @@ from saeval.embed import embedder
 from saeval.errors import SaevalError
 from saeval.metrics import Metric, mean_interval, spearman
 from saeval.report.stats import combined_interval
-from saeval.results import Finding, FindingOutcome
+from saeval.results import MAIN, Finding, FindingOutcome
 from saeval.seeding import derive_rng
 from saeval.similarity import Basis, compare_vectors
 from saeval.spec import CellFilter, FindingSpec, score_reference
-from saeval.summary import MAIN, CellOutcome
+from saeval.summary import CellOutcome
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,10 +12,9 @@ from saeval.interfaces import Context, Explainer
 from saeval.llm import LanguageModel, LogprobReply, LogprobRequest, Reply, Request
 from saeval.progress import Display
 from saeval.records import LatentRecord
-from saeval.results import Explanation
+from saeval.results import MAIN, Explanation
 from saeval.sampling import choose_records
 from saeval.seeding import derive_rng
-from saeval.summary import MAIN
 from saeval.task import StepPart, Task
 
 _STAND_IN = "(the explanation will stand here)"

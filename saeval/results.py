@@ -12,6 +12,9 @@ from saeval import metrics
 from saeval.documented import Documented
 from saeval.errors import InputError
 
+MAIN = "explanation"
+"""Variant of a cell's own explanations, beside those of baselines by their names."""
+
 Status = Literal["ok", "failed", "skipped"]
 """How a step on one latent ended: with an answer, with an error, or not tried for a stated reason."""
 
@@ -143,7 +146,7 @@ class ScoreRow(Documented):
 
     scorer: str
     """The scorer's label in the spec."""
-    variant: str = "explanation"
+    variant: str = MAIN
     """What was scored: the cell's own explanations, or those of a baseline, by its name (`random_explanation`)."""
     plugin: str
     """Full name and version of the plugin, `saeval/detection 0.1.0`."""

@@ -24,19 +24,18 @@ from saeval.executors import Executor, executor
 from saeval.failures import Failures, GaveUp
 from saeval.fidelity import fidelity
 from saeval.findings import evaluate
-from saeval.interfaces import Explainer
 from saeval.llm import Usage
 from saeval.plugins import Registry
 from saeval.progress import Display, Silent, Stage
 from saeval.reading import Run, read
 from saeval.records import LatentId
-from saeval.results import Explanation, Finding, RunResult, Score
+from saeval.results import MAIN, Explanation, Finding, RunResult, Score
 from saeval.run_dir import RunDir
 from saeval.sampling import choose_records
 from saeval.seeding import content_hash, derive_rng
 from saeval.steps import Work
 from saeval.store import ActivationStore
-from saeval.summary import MAIN, CellOutcome, Scored, summarise, write_cells
+from saeval.summary import CellOutcome, Scored, summarise, write_cells
 from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
 from saeval.tracking import tell
 from saeval.watch import memory_left
@@ -259,7 +258,7 @@ class _Run:
 
     async def _explain(self, outcome: CellOutcome, workplace: Executor) -> None:
         cell = outcome.cell
-        for variant, step in _explainers(cell).items():
+        for variant, step in cell.explainers.items():
             await self._step(
                 _title("explain", cell, variant),
                 workplace,
@@ -272,7 +271,7 @@ class _Run:
             self._shuffle(outcome)
 
     def _explain_key(self, outcome: CellOutcome, item: Item) -> str:
-        step = _explainers(outcome.cell)[item.variant]
+        step = outcome.cell.explainers[item.variant]
         return content_hash("explain", outcome.base, str(item.latent), item.variant, self._identity(step))
 
     def _shuffle(self, outcome: CellOutcome) -> None:
@@ -431,11 +430,6 @@ def _mind_memory() -> None:
 
 def _title(step: str, cell: Cell, variant: str) -> str:
     return f"{step} {cell.name}" + ("" if variant == MAIN else f" ({variant})")
-
-
-def _explainers(cell: Cell) -> dict[str, StepPart[Explainer]]:
-    """Return what makes each kind of explanation of a cell; a shuffled one is made elsewhere."""
-    return {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
 
 
 def _explaining(outcome: CellOutcome, item: Item) -> Work:

@@ -20,6 +20,7 @@ from saeval.metrics import Metric, mean_interval, pearson, spearman
 from saeval.patterns import position_dependence, token_share
 from saeval.records import LatentRecord
 from saeval.results import (
+    MAIN,
     CellResult,
     Correlation,
     DecileShares,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from saeval.store import ActivationStore
     from saeval.task import Cell, StepPart, Task
 
-MAIN = "explanation"
 _SILENT = 10  # place after the deciles
 _UNINFORMED = ("random_explanation", "shuffled_explanation", "random", "shuffled")
 """Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
@@ -468,9 +468,10 @@ def _score_rows(latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
 
 def _call_rows(outcome: CellOutcome, latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
     """Yield what was asked about a latent; a shuffled explanation was asked for elsewhere."""
-    made = [v for v in (MAIN, *outcome.cell.alternatives) if v == MAIN or outcome.cell.alternatives[v] is not None]
     explained = [
-        (("explain", v), outcome.whole("explain", v, latent)) for v in made if (v, latent) in outcome.explanations
+        (("explain", v), outcome.whole("explain", v, latent))
+        for v in outcome.cell.explainers
+        if (v, latent) in outcome.explanations
     ]
     for (step, variant), result in (*explained, *judged):
         for call, asked in enumerate(unpack(result.asked) if result else ()):

@@ -86,6 +86,22 @@ def said(error: SaevalError) -> bool:
     return bool(str(error).strip()) and not any(c < " " and c != "\n" for c in str(error))
 
 
+def damaged_bytes(content: bytearray, how: object, place: int, byte: int, other: Path) -> bytearray:
+    """Damage a file's content at a place; nothing happens to it in ways that are not of bytes."""
+    match how:
+        case "flip":
+            content[place] ^= byte
+        case "cut":
+            del content[place:]
+        case "grow":
+            content += bytes([byte]) * 9
+        case "zero":
+            content[place:] = bytes(len(content) - place)
+        case "swap":
+            content = bytearray(other.read_bytes())
+    return content
+
+
 def damaged(text: str, how: str, at: int, other: int, token: str) -> str:
     lines = text.split("\n")
     i, j = at % len(lines), other % len(lines)
@@ -196,17 +212,7 @@ def test_damaged_store_is_refused_when_it_is_verified_and_never_crashes_when_it_
         victim = files[file % len(files)]
         content = bytearray(victim.read_bytes())
         place = min(int(at * len(content)), len(content) - 1)
-        match how:
-            case "flip":
-                content[place] ^= byte
-            case "cut":
-                del content[place:]
-            case "grow":
-                content += bytes([byte]) * 9
-            case "zero":
-                content[place:] = bytes(len(content) - place)
-            case "swap":
-                content = bytearray(files[(file + 1) % len(files)].read_bytes())
+        content = damaged_bytes(content, how, place, byte, files[(file + 1) % len(files)])
         changed = bytes(content) != victim.read_bytes()
         victim.write_bytes(content)
         if sizes_told:  # as if the damage had come before the sizes were written down
@@ -380,20 +386,10 @@ def test_damaged_run_is_reported_or_refused_in_a_sentence(run, file, at, byte, h
         files = [f for f in files if f.suffix in kinds and f.name != "journal.jsonl"] if kinds else files
         victim = files[file % len(files)]
         content = bytearray(victim.read_bytes())
-        place = at % len(content)
-        match how:
-            case "flip":
-                content[place] ^= byte
-            case "cut":
-                del content[place:]
-            case "grow":
-                content += bytes([byte]) * 9
-            case "zero":
-                content[place:] = bytes(len(content) - place)
-            case "swap":
-                content = bytearray(files[(file + 1) % len(files)].read_bytes())
-            case ("json", value):
-                content = bytearray(other_json(bytes(content), at, value))
+        if how[0] == "json":
+            content = bytearray(other_json(bytes(content), at, how[1]))
+        else:
+            content = damaged_bytes(content, how, at % len(content), byte, files[(file + 1) % len(files)])
         if how in ("gone", "folder"):
             victim.unlink()
             if how == "folder":

@@ -299,7 +299,7 @@ class Watching(Scorer):
     metrics = (AUROC,)
     notes: str
     async def score(self, explanation, examples, context):
-        alive = [sum(isinstance(x, kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
+        alive = [sum(issubclass(type(x), kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
         with pathlib.Path(self.notes).open("a") as file:
             print(*alive, file=file)
         return Score(values={"auroc": 0.5}, outcomes=[
@@ -323,7 +323,7 @@ def test_memory_does_not_grow_with_the_latents_and_nothing_is_lost_by_it(tmp_pat
     kept, folder = made("kept", "all.txt")
     monkeypatch.setattr("saeval.sampling.Records.KEPT", 3)
     gc.collect()
-    before = [sum(isinstance(x, kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
+    before = [sum(issubclass(type(x), kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
     few, again = made("few", "few.txt")
     assert few == kept and len(few["cells"][0]["scores"]) > 8
     for table in ("latents", "examples", "judgements", "latent_scores", "calls"):

@@ -10,9 +10,9 @@ from typing import Any
 from saeval.errors import InputError
 from saeval.exchange.folders import file_name, latent_number
 from saeval.exchange.imported import Imported, ImportedCell
-from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
+from saeval.exchange.run_files import RunCell, cell_file, some
 from saeval.files import read_json, read_json_lines, write_atomic
-from saeval.results import Explanation, RunResult
+from saeval.results import MAIN, Explanation, RunResult
 
 _END = "_feature.json"
 _TEXT = ("explanation", "description", "text", "interpretation")

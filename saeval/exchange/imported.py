@@ -12,10 +12,9 @@ from typing import Any
 
 import saeval
 from saeval.exchange.folders import file_name, new_folder, unique
-from saeval.exchange.run_files import MAIN
 from saeval.files import write_atomic
 from saeval.metrics import Metric, mean_interval
-from saeval.results import CellResult, Explanation, RunResult, Score, ScoreRow
+from saeval.results import MAIN, CellResult, Explanation, RunResult, Score, ScoreRow
 from saeval.seeding import content_hash, derive_rng
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from saeval.errors import InputError
 from saeval.exchange.folders import latent_number, natural
 from saeval.exchange.imported import Imported, ImportedCell
-from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
+from saeval.exchange.run_files import RunCell, cell_file, some
 from saeval.files import read_json_lines, write_atomic
-from saeval.results import Explanation, RunResult
+from saeval.results import MAIN, Explanation, RunResult
 
 _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
 """What one upload may hold: features, letters of an explanation, tokens of a window; and windows that are written."""

@@ -10,9 +10,8 @@ from typing import Any
 from saeval.errors import InputError, did_you_mean
 from saeval.exchange.folders import file_name, latent_number
 from saeval.files import read_json_lines
-from saeval.results import CellResult, RunResult, ScoreRow, read
+from saeval.results import MAIN, CellResult, RunResult, ScoreRow, read
 
-MAIN = "explanation"
 Row = dict[str, Any]
 
 

@@ -13,10 +13,10 @@ import saeval
 from saeval.errors import InputError
 from saeval.exchange.folders import latent_number
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
-from saeval.exchange.run_files import MAIN, RunCell, cell_file, some
+from saeval.exchange.run_files import RunCell, cell_file, some
 from saeval.files import read_json, write_atomic
 from saeval.metrics import ACCURACY
-from saeval.results import Explanation, RunResult, Score
+from saeval.results import MAIN, Explanation, RunResult, Score
 
 _LABEL = "saebench_autointerp"
 

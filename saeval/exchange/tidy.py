@@ -13,10 +13,10 @@ import saeval
 from saeval.errors import InputError
 from saeval.exchange.folders import latent_number
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
-from saeval.exchange.run_files import MAIN, Row, RunCell
+from saeval.exchange.run_files import Row, RunCell
 from saeval.files import read_json, read_json_lines, write_atomic
 from saeval.metrics import Metric
-from saeval.results import Explanation, Outcome, RunResult, Score
+from saeval.results import MAIN, Explanation, Outcome, RunResult, Score
 
 FORMAT = "saeval.tables/1"
 _WHERE = {"cell": "string", "subject": "string", "hookpoint": "string", "latent": "int64"}

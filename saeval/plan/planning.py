@@ -19,11 +19,11 @@ from saeval.plan import weighing
 from saeval.plan.counting import CHARACTERS, EXPLANATION, Counter
 from saeval.plan.speed import Speed
 from saeval.records import LatentRecord
-from saeval.results import Explanation, Outcome, Score
+from saeval.results import MAIN, Explanation, Outcome, Score
 from saeval.sampling import Records, choose_records
 from saeval.seeding import content_hash, derive_rng
 from saeval.store import ActivationStore
-from saeval.summary import MAIN, CellOutcome, Scored
+from saeval.summary import CellOutcome, Scored
 from saeval.task import SHUFFLED, Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
 from saeval.tokens import Corpus
@@ -282,12 +282,11 @@ def _corpus_tokens(corpus: Corpus) -> int | None:
 
 def _steps(cell: Cell, latents: int) -> list[tuple[str, str, StepPart[Any], int]]:
     """Return variant, label and part of each step, and the latents it runs on, as the run lays them out."""
-    explainers = {MAIN: cell.explainer, **{k: s for k, s in cell.alternatives.items() if s is not None}}
-    explained = {variant: _at_most(latents, step.latents) for variant, step in explainers.items()}
+    explained = {variant: _at_most(latents, step.latents) for variant, step in cell.explainers.items()}
     if SHUFFLED in cell.alternatives:
         explained[SHUFFLED] = _at_most(explained[MAIN], cell.shuffled_latents)
     steps: list[tuple[str, str, StepPart[Any], int]] = [
-        (variant, "explain", step, explained[variant]) for variant, step in explainers.items()
+        (variant, "explain", step, explained[variant]) for variant, step in cell.explainers.items()
     ]
     for label, scorer in cell.scorers.items():
         for variant, n in explained.items():

@@ -10,10 +10,10 @@ from typing import Any
 
 from saeval.errors import InputError, did_you_mean
 from saeval.report import grid, safe_text
-from saeval.report.leaderboard import OWN, Leaderboard, Standing
+from saeval.report.leaderboard import Leaderboard, Standing
 from saeval.report.matched import Matched, at_l0
 from saeval.report.tables import csv_text, table_bytes, tidy
-from saeval.results import CellResult, RunResult, ScoreRow, read
+from saeval.results import MAIN, CellResult, RunResult, ScoreRow, read
 
 FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """What a joined board can be written as; CSV and Parquet are tidy, one row a cell, scorer, explanation and metric."""
@@ -207,7 +207,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
-    columns = list(dict.fromkeys(f"{r.scorer}.{r.metric}" for e in entries for r in e.cell.scores if r.variant == OWN))
+    columns = list(dict.fromkeys(f"{r.scorer}.{r.metric}" for e in entries for r in e.cell.scores if r.variant == MAIN))
     if wanted is None:
         ranked = list(dict.fromkeys(e.run.rank_by for e in entries))
         if len(ranked) > 1:

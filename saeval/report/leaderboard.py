@@ -9,9 +9,7 @@ from math import hypot, isfinite
 from statistics import median
 
 from saeval.report.stats import holm
-from saeval.results import CellResult, RunResult, ScoreRow
-
-OWN = "explanation"
+from saeval.results import MAIN, CellResult, RunResult, ScoreRow
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Leaderboard:
         metrics = {scorer: metric, **{r.scorer: headlines[r.scorer] for r in rows if r.scorer != scorer}}
 
         def ranking(cell: CellResult) -> ScoreRow | None:
-            row = _find(cell, scorer, metric, OWN)
+            row = _find(cell, scorer, metric, MAIN)
             return row if row and row.value is not None else None
 
         def order(cell: CellResult) -> tuple[bool, float]:
@@ -89,11 +87,11 @@ class Leaderboard:
         return cls(
             standings=tuple(Standing(c, ranks.get(c.cell)) for c in cells),
             metrics=metrics,
-            variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != OWN)),
+            variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != MAIN)),
             smallest_difference=smallest_difference([error for _, error in estimates]),
         )
 
-    def row(self, cell: CellResult, scorer: str, variant: str = OWN) -> ScoreRow | None:
+    def row(self, cell: CellResult, scorer: str, variant: str = MAIN) -> ScoreRow | None:
         """Return the row shown of a scorer, for the cell's own or a baseline's explanations."""
         return _find(cell, scorer, self.metrics[scorer], variant)
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from saeval.report import measured, safe_text
-from saeval.report.leaderboard import OWN, Leaderboard
+from saeval.report.leaderboard import Leaderboard
 from saeval.report.method import method, named
-from saeval.results import CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
+from saeval.results import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _SCORES = (
@@ -100,7 +100,7 @@ def _leaderboard(run: RunResult, board: Leaderboard) -> str:
 def _scores(board: Leaderboard) -> Iterator[str]:
     """Yield the headline of each scorer; folded, its other metrics and the explanations of baselines."""
     rows = [(x.cell, row) for x in board.standings for row in x.cell.scores]
-    first = [(c, r) for c, r in rows if r.variant == OWN and board.metrics[r.scorer] == r.metric]
+    first = [(c, r) for c, r in rows if r.variant == MAIN and board.metrics[r.scorer] == r.metric]
     yield _table(_SCORES, [_score(c, r) for c, r in first])
     if rest := [_score(c, r) for c, r in rows if (c, r) not in first]:
         yield "<details><summary>Other metrics, and explanations of baselines</summary>"
@@ -111,7 +111,7 @@ def _scores(board: Leaderboard) -> Iterator[str]:
 def _score(cell: CellResult, row: ScoreRow) -> list[object]:
     floors = ", ".join(f"{name} {value:.3f}" for name, value in row.floor.items())
     return [
-        cell.cell, row.scorer, "its own" if row.variant == OWN else row.variant, _words(row), row.metric, "↑" if row.higher_is_better else "↓",
+        cell.cell, row.scorer, "its own" if row.variant == MAIN else row.variant, _words(row), row.metric, "↑" if row.higher_is_better else "↓",
         _value(row), _interval(row), f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, "" if row.lift is None else f"{row.lift:+.3f}",
     ]  # fmt: skip
 
@@ -135,7 +135,7 @@ def _judge(judge: Judge) -> str:
     rows = [
         [
             row.scorer,
-            "the true one" if row.variant == OWN else row.variant,
+            "the true one" if row.variant == MAIN else row.variant,
             row.metric,
             _value(row),
             _interval(row),

@@ -8,9 +8,9 @@ from itertools import pairwise
 from math import inf, log
 
 from saeval.errors import InputError
-from saeval.report.leaderboard import OWN, rank_ranges, rank_text, standard_error
+from saeval.report.leaderboard import rank_ranges, rank_text, standard_error
 from saeval.report.stats import combined_interval
-from saeval.results import CellResult, ScoreRow
+from saeval.results import MAIN, CellResult, ScoreRow
 
 _EXACT = 1e-9  # relative difference of L0s that are the same
 
@@ -74,7 +74,7 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
 def _curve(family: str, cells: Sequence[CellResult], rank_by: str) -> list[tuple[float, CellResult, ScoreRow]]:
     points = []
     for cell in cells:
-        row = next((r for r in cell.scores if r.variant == OWN and f"{r.scorer}.{r.metric}" == rank_by), None)
+        row = next((r for r in cell.scores if r.variant == MAIN and f"{r.scorer}.{r.metric}" == rank_by), None)
         if row is None or row.value is None:
             raise InputError(f"{cell.cell}: has no {rank_by}; leave it out with --filter")
         if cell.measures.get("l0", 0) <= 0:

@@ -8,8 +8,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from saeval.report import safe_text
-from saeval.report.leaderboard import OWN, Leaderboard
-from saeval.results import CellResult, Finding, RunResult, ScoreRow
+from saeval.report.leaderboard import Leaderboard
+from saeval.results import MAIN, CellResult, Finding, RunResult, ScoreRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,16 +100,16 @@ def render(run: RunResult, console: Console | None = None) -> None:
         found = [
             (x.cell, v, row)
             for x in board.standings
-            for v in (OWN, *board.variants)
+            for v in (MAIN, *board.variants)
             if (row := board.row(x.cell, scorer, v))
         ]
         rows = [
-            [*_axis_values(cell, axes), "its own" if v == OWN else v.removesuffix("_explanation"), *_details(row)]
+            [*_axis_values(cell, axes), "its own" if v == MAIN else v.removesuffix("_explanation"), *_details(row)]
             for cell, v, row in found
         ]
         title = f"{scorer}: {metric}" + (f", chance {number(chance)}" if (chance := _chance(found)) is not None else "")
         heads = [*axes, "explanation", "words", "score", "n", "fail", "cover", "lift", "$"]
-        _print_table(console, title, heads, rows, [v != OWN for _, v, _ in found], folding=[*axes, "explanation"])
+        _print_table(console, title, heads, rows, [v != MAIN for _, v, _ in found], folding=[*axes, "explanation"])
 
     if run.findings:
         console.print(Text("\nfindings", style="bold"))

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from saeval.gateway import RoleSettings
 from saeval.interfaces import LLM, ActivationSource, Explainer, Plugin, Sampler, Scorer, Step, Tracker
 from saeval.plugins import Loaded
+from saeval.results import MAIN
 from saeval.seeding import content_hash
 from saeval.spec import FindingSpec, LatentSelection, RunOptions, plain
 
@@ -83,6 +84,11 @@ class Cell:
     shuffled_latents: int | None = None
     alone: bool = False
     """Whether nothing is wanted that takes other latents' activations than those of the listed ones."""
+
+    @cached_property
+    def explainers(self) -> dict[str, StepPart[Explainer]]:
+        """What makes each kind of explanation, the cell's own first; a shuffled one is made by none."""
+        return {MAIN: self.explainer, **{k: s for k, s in self.alternatives.items() if s is not None}}
 
     @cached_property
     def collected(self) -> Part[ActivationSource]:

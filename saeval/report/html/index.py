@@ -14,10 +14,10 @@ from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
 from saeval.report.html.plots import Series
 from saeval.report.html.text import slug
-from saeval.report.leaderboard import OWN, Leaderboard
+from saeval.report.leaderboard import Leaderboard
 from saeval.report.markdown import FINDINGS, finding_row
 from saeval.report.method import method, named
-from saeval.results import Correlation, RunResult
+from saeval.results import MAIN, Correlation, RunResult
 
 _MOST_PAIRS = 6
 _MOST_DISAGREEMENTS = 15
@@ -68,7 +68,7 @@ def context(
     groups = plots.families(series)
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
     return {
-        "run": run, "board": board, "looks": looks, "series": series, "own": OWN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
+        "run": run, "board": board, "looks": looks, "series": series, "own": MAIN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
         "axes": axes if len(axes) > 1 else [],
         "measures": list(dict.fromkeys(m for c in run.cells for m in c.measures)),
         "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),

@@ -8,9 +8,8 @@ import saeval
 from saeval.report.html.pages import render
 from saeval.report.html.text import number, script_json
 from saeval.report.join import Entry, Joined
-from saeval.report.leaderboard import OWN
 from saeval.report.method import named
-from saeval.results import ScoreRow
+from saeval.results import MAIN, ScoreRow
 
 
 def joined_page(joined: Joined, group_by: str | None = None) -> str:
@@ -26,7 +25,7 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     joined.groups(group_by)
     entries = list(joined.entries.values())
     facets = list(dict.fromkeys(f for e in entries for f in e.facets))
-    rows = [row for e in entries for row in e.cell.scores if row.variant == OWN]
+    rows = [row for e in entries for row in e.cell.scores if row.variant == MAIN]
     measures = dict.fromkeys(m for e in entries for m in e.cell.measures)
     headlines = {r.scorer: f"{r.scorer}.{r.metric}" for r in reversed(rows)}
     data = {
@@ -50,7 +49,7 @@ def _cell(entry: Entry) -> dict[str, Any]:
     return {
         "cell": entry.cell.cell, "baseline": entry.cell.baseline is not None, "facets": entry.facets,
         "measures": {k: number(v) for k, v in entry.cell.measures.items()},
-        "scores": {f"{r.scorer}.{r.metric}": _score(r) for r in entry.cell.scores if r.variant == OWN},
+        "scores": {f"{r.scorer}.{r.metric}": _score(r) for r in entry.cell.scores if r.variant == MAIN},
     }  # fmt: skip
 
 

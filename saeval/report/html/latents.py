@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from saeval.exchange.run_files import RunCell
 from saeval.report.cells import KINDS
 from saeval.report.html.text import number
-from saeval.report.leaderboard import OWN
 from saeval.report.tables import arrow_table, read_table
-from saeval.results import CellResult
+from saeval.results import MAIN, CellResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +87,7 @@ class CellTables:
         found: dict[int, list[dict[str, Any]]] = {}
         for row in self._explanations():
             place = found.setdefault(row["latent"], [])
-            place.insert(0 if row["variant"] == OWN else len(place), row)
+            place.insert(0 if row["variant"] == MAIN else len(place), row)
         return found
 
     def _explanations(self) -> list[dict[str, Any]]:
@@ -97,7 +96,7 @@ class CellTables:
     def own(self, latent: int) -> dict[str, Any] | None:
         """The row of the cell's own explanation of a latent."""
         first = next(iter(self.explanations.get(latent, ())), None)
-        return first if first is not None and first["variant"] == OWN else None
+        return first if first is not None and first["variant"] == MAIN else None
 
     @cached_property
     def gaps(self) -> list[float | None]:
@@ -118,7 +117,7 @@ class CellTables:
             for row in rows:
                 if row.get("status") != "ok":
                     key = (
-                        "explanation" if row["variant"] == OWN else row["variant"],
+                        "explanation" if row["variant"] == MAIN else row["variant"],
                         row.get("reason") or row["status"],
                     )
                     counts[key] = counts.get(key, 0) + 1

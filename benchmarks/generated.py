@@ -56,11 +56,12 @@ def batches(contexts: int, a_token: int) -> Iterator[Batch]:
         yield Batch(start + n, position, latent[new], value)
 
 
-def write_store(path: Path, contexts: int, a_token: int) -> ActivationStore:
-    """Write generated activations as a store."""
+def write_store(path: Path, contexts: int, a_token: int, every: int = 1) -> ActivationStore:
+    """Write generated activations as a store; of the latents, only those whose number `every` divides."""
     writer = ActivationWriter(path)
     writer.start(corpus(contexts), LATENTS)
     for batch in batches(contexts, a_token):
-        writer.add(*batch[1:])
+        kept = batch.latent % every == 0
+        writer.add(*(column[kept] for column in batch[1:]))
         writer.advance(batch.contexts)
     return writer.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,14 @@ A_TOKEN = 5
 _SPLITS = 5  # Delphi's default
 _SAMPLED, _ENOUGH = 200, 250
 _DENSE, _NEAREST = 100_000, 5
+_TIMES = 5  # the large store is so much larger than the small ones
 
 
 def measure(bench: Bench) -> list[Figure]:
     """Return how much less a latent costs than with eai-delphi, and what its cost depends on."""
     tokens = 4_000_000 if bench.quick else 10_000_000
-    large, small = bench.folder / "sample", bench.folder / "sample-fifth"
-    facts = bench.saeval("sample", "prepare", large, small, tokens // CONTEXT)
+    large, short, narrow = (bench.folder / name for name in ("sample", "sample-fifth", "sample-few-latents"))
+    nonzeros = bench.saeval("sample", "prepare", large, short, narrow, tokens // CONTEXT)
     mine, theirs = "saeval, CPU ms a latent", "eai-delphi, CPU ms a latent"
 
     def ours(folder: Path, latents: str) -> float:
@@ -40,15 +42,19 @@ def measure(bench: Bench) -> list[Figure]:
 
     usual = bench.alternate(**{mine: lambda: ours(large, "usual.npy"), theirs: lambda: delphi("usual.npy")})
     dense = bench.alternate(**{mine: lambda: ours(large, "dense.npy"), theirs: lambda: delphi("dense.npy")})
-    growth = bench.alternate(
-        **{
-            f"{facts['small']:,} nonzeros, CPU ms a latent": lambda: ours(small, "in-both.npy"),
-            f"{facts['large']:,} nonzeros, CPU ms a latent": lambda: ours(large, "in-both.npy"),
-        }
-    )
+
+    def growth(smaller: Path, latents: str) -> dict[str, list[float]]:
+        return bench.alternate(
+            **{
+                f"{nonzeros[folder.name]:,} nonzeros, CPU ms a latent": partial(ours, folder, latents)
+                for folder in (smaller, large)
+            }
+        )
+
+    with_latents, with_tokens = growth(narrow, "in-few.npy"), growth(short, "in-fifth.npy")
     first = [bench.saeval("sample", "run", large, large / "usual.npy")["first"] for _ in range(bench.rounds)]
     what = (
-        f"{facts['large']:,} nonzeros of {LATENTS:,} latents on {tokens:,} tokens; {WINDOW}-token windows, {EXPLAIN} to "
+        f"{nonzeros[large.name]:,} nonzeros of {LATENTS:,} latents on {tokens:,} tokens; {WINDOW}-token windows, {EXPLAIN} to "
         f"explain, {SCORE} and {SILENT} silent ones to score"
     )
     return [
@@ -70,9 +76,14 @@ def measure(bench: Bench) -> list[Figure]:
             target=1, lower_is_better=True,
         ),
         ratio(
-            "sample_growth", growth,
-            f"CPU time a latent with five times the tokens and nonzeros over that with fewer, for the same {_SAMPLED} "
-            f"latents, which have {_ENOUGH} windows or more in both",
+            "sample_growth_latents", with_latents,
+            f"CPU time a latent in a store of {_TIMES} times the latents and nonzeros over that in one of fewer, for the same "
+            f"{_SAMPLED} latents, whose own firings are the same",
+        ),
+        ratio(
+            "sample_growth_tokens", with_tokens,
+            f"CPU time a latent with {_TIMES} times the tokens, and so {_TIMES} times its own firings, over that with fewer, for "
+            f"the same {_SAMPLED} latents, which have {_ENOUGH} windows or more in both",
         ),
     ]  # fmt: skip
 
@@ -87,10 +98,15 @@ def _ms(taken: dict[str, Any], latents: Path) -> float:
 # --- what runs in a process of its own ---
 
 
-def _prepare(large: Path, small: Path, contexts: int) -> dict[str, Any]:
-    """Write two stores, the larger one's activations in Delphi's format, too, and the latents to sample."""
-    few = write_store(small / "store", contexts // 5, A_TOKEN)
-    many = write_store(large / "store", contexts, A_TOKEN)
+def _prepare(large: Path, short: Path, narrow: Path, contexts: int) -> dict[str, int]:
+    """Write a store, in Delphi's format, too, one of fewer tokens, one of fewer latents, and the latents to sample.
+
+    Returns:
+        The nonzeros of each.
+    """
+    whole = write_store(large / "store", contexts, A_TOKEN)
+    fifth = write_store(short / "store", contexts // _TIMES, A_TOKEN)
+    few = write_store(narrow / "store", contexts, A_TOKEN, every=_TIMES)
     _write_splits(large / "delphi" / "layer", contexts)
     rng = np.random.default_rng(4)
 
@@ -99,10 +115,11 @@ def _prepare(large: Path, small: Path, contexts: int) -> dict[str, Any]:
         drawn = (i for i in rng.permutation(LATENTS) if _ENOUGH <= len(store.windows(int(i), WINDOW).ids) <= most)
         return np.sort(list(islice(drawn, _SAMPLED)))
 
-    np.save(large / "usual.npy", fit(many))
-    np.save(large / "in-both.npy", fit(few))
-    np.save(large / "dense.npy", np.sort(np.argsort(abs(many.firings - _DENSE))[:_NEAREST]))
-    return {"large": len(many.position), "small": len(few.position)}
+    np.save(large / "usual.npy", fit(whole))
+    np.save(large / "in-fifth.npy", fit(fifth))
+    np.save(large / "in-few.npy", fit(few))
+    np.save(large / "dense.npy", np.sort(np.argsort(abs(whole.firings - _DENSE))[:_NEAREST]))
+    return {folder.name: len(store.position) for folder, store in ((large, whole), (short, fifth), (narrow, few))}
 
 
 def _write_splits(folder: Path, contexts: int) -> None:
@@ -147,6 +164,7 @@ def _run(folder: Path, latents: list[int]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "prepare":
-        print(json.dumps(_prepare(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
+        *folders, contexts = sys.argv[2:]
+        print(json.dumps(_prepare(*map(Path, folders), int(contexts))))
     else:
         print(json.dumps(_run(Path(sys.argv[2]), np.load(sys.argv[3]).tolist())))

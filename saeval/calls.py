@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -157,10 +157,14 @@ class CallLog:
 
     Args:
         path: The file; appended to.
+
+    Attributes:
+        damaged: Lines that could not be read, by the last count.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self.damaged = 0
         self._file = LineFile(path)
 
     def add(self, *calls: Call) -> None:
@@ -177,7 +181,7 @@ class CallLog:
         self._file.close()
 
     def calls(self) -> Iterator[LoggedCall]:
-        """Yield what is in the file; a line that a kill cut short, or that is damaged, is passed over.
+        """Yield what is in the file; lines that a kill cut short, or that are damaged, are counted in `damaged`.
 
         Raises:
             InputError: If the file cannot be read.
@@ -187,13 +191,19 @@ class CallLog:
         if not self.path.exists():
             return
         entry = TypeAdapter(LoggedCall)
+        damaged = 0
         try:
             with self.path.open("rb") as lines:
                 for line in lines:
-                    with suppress(ValidationError):
-                        yield entry.validate_json(line)
+                    try:
+                        call = entry.validate_json(line)
+                    except ValidationError:
+                        damaged += 1
+                        continue
+                    yield call
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+        self.damaged = damaged
 
     def totals(self) -> list[Ledger]:
         """Return what each role's model took, over all sittings of the run; cached answers cost nothing."""
@@ -218,8 +228,18 @@ class CallLog:
         ]  # fmt: skip
 
     def spent(self) -> float:
-        """Return the dollars spent so far as far as prices are known."""
-        return sum(call.usage.usd or 0.0 for call in self.calls() if not call.cached)
+        """Return the dollars spent so far as far as prices are known; say if some may be missing."""
+        spent = sum(call.usage.usd or 0.0 for call in self.calls() if not call.cached)
+        if self.damaged:
+            log.warning("%s; the spending limit does not know of it", self.missing())
+        return spent
+
+    def missing(self) -> str:
+        """Return what the totals leave out, as a sentence without its full stop; empty where all lines can be read."""
+        if not self.damaged:
+            return ""
+        lines = "1 line is" if self.damaged == 1 else f"{self.damaged:,} lines are"
+        return f"{self.path.name}: {lines} damaged, and what was spent on those calls is not counted"
 
     def answers(self, role: str) -> dict[str, str]:
         """Return, for what a role was asked with success, hash of the request and key of the answer."""

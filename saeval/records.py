@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class LatentId:
         return f"{self.hookpoint}/{self.index}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Example:
     """A window of text and how strongly one latent fired on each of its tokens.
 
@@ -63,7 +62,7 @@ class Example:
         """The window's address in its corpus, `context:start`."""
         return f"{self.context}:{self.start}"
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The window as plain text."""
         return "".join(self.tokens)
@@ -159,8 +158,9 @@ class LatentRecord:
 
     def __post_init__(self) -> None:
         sides = (self.explain, self.score)
-        explain, score = ({(e.context, e.start) for e in (*s.activating, *s.non_activating)} for s in sides)
-        if (shared := explain & score) and "leak" not in self.flaws:
+        if (
+            shared := _shared(*([*side.activating, *side.non_activating] for side in sides))
+        ) and "leak" not in self.flaws:
             ids = [f"{context}:{start}" for context, start in sorted(shared)]
             raise ValueError(f"latent {self.latent}: windows {ids[:3]} stand in both explain and score")
         for examples in sides:
@@ -170,6 +170,15 @@ class LatentRecord:
                 wrong += _firing(examples.non_activating)
             if wrong:
                 raise ValueError(f"latent {self.latent}: windows {[e.id for e in wrong[:3]]} are on the wrong side")
+
+
+def _shared(explain: list[Example], score: list[Example]) -> set[tuple[int, int]]:
+    """Return the windows that stand in both, as context and start."""
+    contexts = {e.context for e in explain} & {e.context for e in score}
+    if not contexts:  # mostly, for documents are divided
+        return set()
+    first, second = ({(e.context, e.start) for e in side if e.context in contexts} for side in (explain, score))
+    return first & second
 
 
 def _firing(examples: Sequence[Example]) -> list[Example]:

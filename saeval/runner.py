@@ -31,7 +31,7 @@ from saeval.reading import Run, read
 from saeval.records import LatentId
 from saeval.results import MAIN, Explanation, Finding, RunResult, Score
 from saeval.run_dir import RunDir
-from saeval.sampling import choose_records
+from saeval.sampling import Records, choose_records
 from saeval.seeding import content_hash, derive_rng
 from saeval.steps import Work
 from saeval.store import ActivationStore
@@ -218,13 +218,15 @@ class _Run:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
 
     def _sample(self, stores: Mapping[str, ActivationStore]) -> None:
+        room = Records.KEPT
         with self.display.stage("sample windows", len(self.task.cells), "cells") as stage:
             for cell in self.task.cells:
-                self.outcomes[cell.name] = self._outcome(cell, stores[cell.name])
+                outcome = self.outcomes[cell.name] = self._outcome(cell, stores[cell.name], room)
+                room -= outcome.records.kept
                 stage.advance()
 
-    def _outcome(self, cell: Cell, store: ActivationStore) -> CellOutcome:
-        records, counts = choose_records(cell, store, self.seed, self.limit)
+    def _outcome(self, cell: Cell, store: ActivationStore, keep: int) -> CellOutcome:
+        records, counts = choose_records(cell, store, self.seed, self.limit, keep)
         base = content_hash(store_path(cell.source).name, cell.sampler.identity, self.seed)
         return CellOutcome(cell, store, records, counts, base, partial(self._whole, cell.name))
 
@@ -386,9 +388,10 @@ class _Run:
     # --- write down ---
 
     def _result(self, *, incomplete: bool) -> RunResult:
+        ledger, missing = self.calls.totals(), self.calls.missing()
         return summarise(
-            self.task, self.outcomes, self.calls.totals(), run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
-            findings=self.findings,
+            self.task, self.outcomes, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
+            findings=self.findings, warnings=[f"{missing}."] if missing else [],
         )  # fmt: skip
 
     def _write_reports(self, result: RunResult) -> None:

@@ -28,6 +28,7 @@ class Records:
 
     Args:
         make: Samples a latent: the same record each time.
+        keep: How many records may stay in memory.
 
     Attributes:
         latents: The latents.
@@ -35,12 +36,13 @@ class Records:
     """
 
     KEPT = 1000
-    """Records in memory, of a third of a megabyte each."""
+    """Records of a run in memory, over all its cells, of a third of a megabyte each."""
 
-    def __init__(self, make: Callable[[LatentId], LatentRecord | None] = lambda latent: None):
+    def __init__(self, make: Callable[[LatentId], LatentRecord | None] = lambda latent: None, keep: int = 0):
         self.latents: list[LatentId] = []
         self.flaws: dict[Flaw, Flawed] = {}
         self._make = make
+        self._keep = keep
         self._kept: dict[LatentId, LatentRecord] = {}
 
     def __len__(self) -> int:
@@ -64,11 +66,16 @@ class Records:
         if record is None:
             return
         self.latents.append(latent)
-        if len(self._kept) < self.KEPT:
+        if len(self._kept) < self._keep:
             self._kept[latent] = record
         for flaw in record.flaws:
             before, found = self.flaws.get(flaw, Flawed(0, 0)), _flawed(flaw, record)
             self.flaws[flaw] = Flawed(before.windows + found.windows, before.of + found.of)
+
+    @property
+    def kept(self) -> int:
+        """How many records are in memory."""
+        return len(self._kept)
 
     def first(self, n: int | None) -> Records:
         """Return the records of the first n latents."""
@@ -78,7 +85,7 @@ class Records:
 
 
 def choose_records(
-    cell: Cell, store: ActivationStore, seed: int, limit: int | None = None
+    cell: Cell, store: ActivationStore, seed: int, limit: int | None = None, keep: int = Records.KEPT
 ) -> tuple[Records, dict[str, int]]:
     """Return the records of the cell's latents, in their random order.
 
@@ -87,6 +94,7 @@ def choose_records(
         store: Its activations.
         seed: Seed of the run.
         limit: Latents at most; the first ones are the same with any limit.
+        keep: Records that may stay in memory; others are made again when wanted.
 
     Returns:
         The records, and how many latents were `requested`, are `eligible` (fire on at least `min_windows` tokens)
@@ -124,7 +132,7 @@ def choose_records(
             _check_silence(record, store, cell.sampler.label)
         return record
 
-    records = Records(sample)
+    records = Records(sample, keep)
     for index in candidates:
         if len(records) == n:
             break

@@ -169,8 +169,9 @@ def summarise(
     partial: bool,
     seconds: dict[str, float],
     findings: Sequence[Finding] = (),
+    warnings: Sequence[str] = (),
 ) -> RunResult:
-    """Return the result of a run from what is finished of it."""
+    """Return the result of a run from what is finished of it; its own warnings come after those given."""
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
     cells = [_cell_result(task, outcome) for outcome in outcomes.values()]
@@ -178,7 +179,7 @@ def summarise(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
         reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
+        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip

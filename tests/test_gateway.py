@@ -365,6 +365,7 @@ def test_line_of_the_ledger_that_a_kill_cut_short_costs_no_other(tmp_path):
     log.add(call(8.0))
     assert log.spent() == 13.0
     assert log.totals()[0].calls == 3
+    assert log.missing() == "calls.jsonl: 1 line is damaged, and what was spent on those calls is not counted"
 
 
 def test_unknown_price_stays_unknown_and_a_given_one_is_summed(tmp_path):

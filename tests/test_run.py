@@ -160,15 +160,16 @@ def test_server_that_is_down_stops_the_run_with_its_reason_and_a_mended_one_goes
         assert rows(saeval.run(spec(server), out=tmp_path / "run"))["detection"].n == 6
 
 
+def priced(server):
+    """Return a spec whose models cost ten dollars a million tokens, and are asked one thing at a time."""
+    price = {"usd_per_million_input": 10.0, "usd_per_million_output": 10.0}
+    model = {"model": "openai_compatible/rules", "api_base": server.url, **price}
+    return spec(server, llms={"explainer": model, "judge": model}, baselines=[], run={"concurrency": 1})
+
+
 def test_spending_limit_stops_cleanly_and_a_higher_one_goes_on(tmp_path):
     with truthful_server() as server:
-        model = {
-            "model": "openai_compatible/rules",
-            "api_base": server.url,
-            "usd_per_million_input": 10.0,
-            "usd_per_million_output": 10.0,
-        }
-        paid = spec(server, llms={"explainer": model, "judge": model}, baselines=[], run={"concurrency": 1})
+        paid = priced(server)
         with pytest.raises(saeval.BudgetExceeded, match="higher --max-cost"):
             saeval.run(paid, out=tmp_path / "run", max_cost=0.02)
         spent = len(server.calls)
@@ -177,6 +178,21 @@ def test_spending_limit_stops_cleanly_and_a_higher_one_goes_on(tmp_path):
         assert len(server.calls) == len({json.dumps(c, sort_keys=True) for c in server.calls})
         assert spent < len(server.calls)
         assert sum(ledger.usd for ledger in result.ledger) == pytest.approx(len(server.calls) * 110 * 10 / 1e6)
+
+
+def test_damaged_lines_of_the_ledger_are_told_of_for_they_may_have_cost_something(tmp_path, caplog):
+    ledger = tmp_path / "run" / "calls.jsonl"
+    with truthful_server() as server:
+        paid = priced(server)
+        with pytest.raises(saeval.BudgetExceeded):
+            saeval.run(paid, out=tmp_path / "run", max_cost=0.02)
+        first, *others = ledger.read_bytes().splitlines(keepends=True)
+        ledger.write_bytes(b"".join([first[:40], b"\n", *others]))
+        with caplog.at_level("WARNING", "saeval"):
+            result = saeval.run(paid, out=tmp_path / "run", max_cost=1000)
+    assert "the spending limit does not know of it" in caplog.text
+    assert "calls.jsonl: 1 line is damaged, and what was spent on those calls is not counted." in result.warnings
+    assert sum(ledger.calls for ledger in result.ledger) == len(server.calls) - 1
 
 
 BAD_SCORER = """

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from saeval_plugins.samplers import Mix, Quantiles, Random, Top
-from saeval_plugins.samplers.windows import strongest_first
+from saeval_plugins.samplers.windows import draw_each, strongest_first
+from scipy.stats import chisquare
 from test_store import dataset, dense, write
 
 from saeval import LatentId, derive_rng
@@ -85,12 +89,29 @@ def test_latent_that_is_never_silent_is_left_out(tmp_path):
     assert Random(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
 
 
+def test_all_ways_to_draw_from_several_ranges_are_equally_likely():
+    ways = Counter(tuple(draw_each([0, 4, 9, 11], [2, 3, 0], derive_rng(0, i)).tolist()) for i in range(12_000))
+    assert set(ways) == {(*a, *b) for a in combinations(range(4), 2) for b in combinations(range(4, 9), 3)}
+    assert chisquare(list(ways.values())).pvalue > 1e-3
+
+
+def test_all_silent_windows_are_equally_likely_to_be_drawn(tmp_path):
+    data = dataset(contexts=1500)
+    activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
+    activations[:, 20] = 1.0  # fires in the third window of eight
+    store = write(tmp_path / "s", data, activations)
+    drawn = Counter(i for key in range(600) for i in store.silent_windows(0, 8, 50, derive_rng(0, key)).tolist())
+    assert {i % 8 for i in drawn} == {0, 1, 3, 4, 5, 6, 7}
+    assert chisquare([drawn[i] for i in range(12_000) if i % 8 != 2]).pvalue > 1e-3
+
+
 @given(
     st.sampled_from([(-1e4, 32), (-1e4, 16), (0, 16)]).flatmap(  # activations are mostly positive, and float16 on disk
         lambda kind: st.lists(st.floats(kind[0], 1e4, width=kind[1]).map(lambda x: x + 0.0), max_size=60)
-    )
+    ),
+    st.sampled_from([1, 200]),  # few are ranked in another way than many
 )
-def test_windows_are_ranked_by_their_maximum_and_ties_by_number(values):
-    maxima = np.array(values, dtype=np.float32)
+def test_windows_are_ranked_by_their_maximum_and_ties_by_number(values, times):
+    maxima = np.tile(np.array(values, dtype=np.float32), times)
     expected = np.lexsort((np.arange(len(maxima)), -maxima))
     assert strongest_first(maxima).tolist() == expected.tolist()

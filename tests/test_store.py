@@ -220,6 +220,7 @@ def test_character_split_between_tokens_belongs_to_the_token_that_completes_it(t
 def test_examples_are_frozen_and_can_be_changed_pickled_and_shown(tmp_path):
     data = dataset()
     store = write(tmp_path / "s", data, dense(data, 1, 0.05))
+    assert store.examples(LatentId("here", 0), [], 16) == ()
     (example,) = store.examples(LatentId("here", 0), [5], 16, [3])
     context, tile = divmod(5, 4)
     assert example.token_ids == tuple(data.tokens[context, 1 + tile * 16 : 17 + tile * 16].tolist())

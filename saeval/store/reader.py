@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _MOST_TOKENS = 1 << 24  # of a vocabulary
 
+_Stored = tuple["NDArray[np.unsignedinteger[Any]]", "NDArray[np.floating[Any]]"]
+
 
 class Windows(NamedTuple):
     """Activating windows of one latent.
@@ -62,7 +64,10 @@ class ActivationStore:
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
         self.manifest = manifest
-        self._latest: tuple[tuple[int, int], Windows] = (-1, 0), Windows(np.empty(0, np.int64), np.empty(0, np.float32))
+        # What was asked for last, after what it was asked for: a sampler asks several times in a row.
+        self._last_stored: tuple[int, _Stored] | None = None
+        self._last_windows: tuple[tuple[int, int], Windows] | None = None
+        self._last_rows: tuple[int, NDArray[np.int32]] | None = None
         self.n_latents = int(manifest["n_latents"])
         self.n_tokens = int(manifest["n_tokens"])
         self.length = int(manifest["length"])
@@ -127,12 +132,12 @@ class ActivationStore:
     def _vocabulary(self) -> Vocabulary:
         ids = self._load("vocabulary_ids", (None,), "iu")
         ends = self._load("vocabulary_ends", (len(ids),), "iu")
-        blob = self._load("vocabulary_bytes", (None,), "u")
+        data = self._load("vocabulary_bytes", (None,), "u")
         if len(ids) and not 0 <= ids.min() <= ids.max() < _MOST_TOKENS:
             raise damaged(self.path / "vocabulary_ids.npy", "some tokens' numbers are out of range")
-        data, stops = blob.tobytes(), ends.tolist()
-        pieces = (data[start:stop] for start, stop in zip([0, *stops], stops, strict=False))
-        return Vocabulary(dict(zip(ids.tolist(), pieces, strict=True)))
+        if len(ids) and not ((ends[:-1] <= ends[1:]).all() and ends[0] >= 0 and ends[-1] == len(data)):
+            raise damaged(self.path / "vocabulary_ends.npy", "it does not divide the bytes among the tokens")
+        return Vocabulary(ids, ends, data)
 
     @cached_property
     def firings(self) -> NDArray[np.int64]:
@@ -182,9 +187,10 @@ class ActivationStore:
             latent: The latent.
             window: Tokens a window.
         """
-        if self._latest[0] != (latent, window):  # a sampler asks several times in a row
-            self._latest = (latent, window), self._windows(latent, window)
-        return self._latest[1]
+        last = self._last_windows
+        if last is None or last[0] != (latent, window):
+            last = self._last_windows = (latent, window), self._windows(latent, window)
+        return last[1]
 
     def _windows(self, latent: int, window: int) -> Windows:
         tiles = self._tiles(window)
@@ -199,20 +205,33 @@ class ActivationStore:
             return Windows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         # Positions ascend, so windows do, too: a new one begins where the number changes. The first firings of
         # all windows are taken together and the others put in after them; `reduceat` would pay for every window.
-        again = ids[1:] == ids[:-1]
-        first, later = np.flatnonzero(np.concatenate([[True], ~again])), np.flatnonzero(again)
+        new = np.ones(len(ids), dtype=np.bool_)
+        np.not_equal(ids[1:], ids[:-1], out=new[1:])
+        first, later = np.flatnonzero(new), np.flatnonzero(~new)
         value = value.astype(np.float32)
         maxima = value.take(first)
-        np.maximum.at(maxima, later - np.arange(len(later)), value.take(later + 1))
+        np.maximum.at(maxima, later - np.arange(1, len(later) + 1), value.take(later))
         return Windows(ids.take(first).astype(np.int64), maxima)
 
-    def _stored(self, latent: int) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+    def _stored(self, latent: int) -> _Stored:
         """Positions and values of a latent, as they are stored.  [firings] each"""
+        last = self._last_stored
+        if last is not None and last[0] == latent:
+            return last[1]
         part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
         position, value = self.position[part], self.value[part]
         if len(position) and (position[-1] >= self.tokens.size or (position[1:] <= position[:-1]).any()):
             raise damaged(self.path / "position.npy", f"the activations of latent {latent} are out of order")
+        self._last_stored = latent, (position, value)
         return position, value
+
+    def _rows(self, window: int) -> NDArray[np.int32]:
+        """Return the tokens of a window that begins at each position, as a view.  [tokens - window + 1, window]"""
+        last = self._last_rows
+        if last is None or last[0] != window:
+            rows = np.lib.stride_tricks.sliding_window_view(self.tokens.reshape(-1), window)
+            last = self._last_rows = window, rows
+        return last[1]
 
     @cached_property
     def _all_full(self) -> bool:
@@ -284,14 +303,13 @@ class ActivationStore:
             ids = np.arange(everywhere)
             return rng.permutation(ids[eligible(ids)])[:n]
         drawn = np.empty(0, dtype=np.int64)
-        for _ in range(16):
-            candidates = rng.integers(everywhere, size=4 * n)
-            both = np.concatenate([drawn, candidates[eligible(candidates)]])
-            _, first = np.unique(both, return_index=True)
-            drawn = both[np.sort(first)]
+        for _ in range(32):
+            candidates = np.sort(rng.integers(everywhere, size=2 * n))  # what comes in order is found faster
+            both = np.sort(np.concatenate([drawn, candidates[eligible(candidates)]]))
+            drawn = np.concatenate([both[:1], both[1:][both[1:] != both[:-1]]])
             if len(drawn) >= n:
                 break
-        return drawn[:n]
+        return rng.permutation(drawn)[:n]
 
     def examples(
         self,
@@ -309,7 +327,7 @@ class ActivationStore:
             deciles: Rank decile of each window.
         """
         context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
-        return self.examples_at(latent, context * self.length + self.lead + tile * window, window, deciles)
+        return self._cut(latent, context, self.lead + tile * window, window, deciles)
 
     def examples_at(
         self,
@@ -329,11 +347,23 @@ class ActivationStore:
         Raises:
             ValueError: If a window reaches beyond the text of its context.
         """
-        at = np.asarray(positions, dtype=np.int64)
-        context, start = np.divmod(at, self.length)
+        context, start = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
+        return self._cut(latent, context, start, window, deciles)
+
+    def _cut(
+        self,
+        latent: LatentId,
+        context: NDArray[np.int64],
+        start: NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None,
+    ) -> tuple[Example, ...]:
         if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
             first = int(np.argmax(bad))
             raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
+        if not len(context):
+            return ()
+        at = context * self.length + start
         position, value = self._stored(latent.index)
         # Searched for in the type that positions are stored in; in another, all of them would be converted.
         low, high = np.searchsorted(position, np.array([at, at + window], dtype=position.dtype))
@@ -342,13 +372,13 @@ class ActivationStore:
         source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
         activations = np.zeros((len(at), window), dtype=np.float32)
         activations[row, position[source] - at[row]] = value[source]
-        token_ids = self.tokens.reshape(-1).take(at[:, None] + np.arange(window))
+        token_ids = self._rows(window)[at]
         columns = zip(
             self._vocabulary.strings(token_ids), repeat(token_ids, len(at)), range(len(at)), activations,
             self.documents[context].tolist(), context.tolist(), start.tolist(), (count > 0).tolist(),
             deciles if deciles is not None else [None] * len(at), strict=True,
         )  # fmt: skip
-        cut: tuple[Any, ...] = tuple(starmap(_Unguarded, columns))
+        cut: tuple[Any, ...] = tuple(starmap(_Uncut, columns))
         for example in cut:
             example.__class__ = _Cut
         return cut
@@ -360,25 +390,38 @@ class _Cut(Example):
     Its token ids become integers when someone asks: few do, and they took a third of a sampler's time.
     """
 
+    __slots__ = ("_row", "_windows")
     __qualname__ = Example.__qualname__
+    _windows: NDArray[np.int32]
+    _row: int
 
-    @cached_property
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """The tokens as the subject model's tokenizer numbers them."""
-        kept = vars(self)
-        return tuple(kept["_token_ids"][kept["_row"]].tolist())
+        return tuple(self._windows[self._row].tolist())
+
+    def __new__(cls, *values: Any, **named: Any) -> Example:  # type: ignore[misc]
+        """Return a plain example: what `dataclasses.replace` makes of a window is not cut from the store."""
+        return Example(*values, **named)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Example, tuple(getattr(self, field.name) for field in fields(Example))
 
 
-class _Unguarded:
+_Unguarded: Any = Example
+
+
+class _Uncut(_Unguarded):  # type: ignore[misc]
     """A window as it is made: a frozen dataclass guards each attribute that it is given, which takes twice the time."""
+
+    __slots__ = ("_row", "_windows")
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__  # or Python would not take the shortcut for the other
 
     def __init__(
         self,
         tokens: tuple[str, ...],
-        token_ids: NDArray[np.int32],
+        windows: NDArray[np.int32],
         row: int,
         activations: NDArray[np.float32],
         document: int,
@@ -388,7 +431,7 @@ class _Unguarded:
         decile: int | None,
     ):
         self.tokens = tokens
-        self._token_ids = token_ids
+        self._windows = windows
         self._row = row
         self.activations = activations
         self.document = document

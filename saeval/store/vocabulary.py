@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,20 +17,35 @@ class Vocabulary:
     """Turns token ids into strings: a look-up, but for windows that hold a token with part of a character.
 
     Args:
-        pieces: Bytes of each token that occurs.
+        ids: Tokens that occur.  [tokens]
+        ends: Where the bytes of each end; they begin where those of the one before end.  [tokens] ascending
+        data: The bytes of all.  [bytes] uint8
     """
 
-    def __init__(self, pieces: Mapping[int, bytes]):
-        self._pieces = pieces
-        size = max(pieces, default=-1) + 1
-        self._strings = np.empty(size, dtype=object)  # by token id
-        self._partial = np.ones(size, dtype=np.bool_)  # those that do not occur, too
-        for token, piece in pieces.items():
+    def __init__(self, ids: NDArray[np.integer[Any]], ends: NDArray[np.integer[Any]], data: NDArray[np.uint8]):
+        self._data = data.tobytes()
+        stops = ends.tolist()
+        self._spans = list(zip([0, *stops], stops, strict=False))
+        # In Latin-1 a character is a byte, so all tokens are decoded at once; what is not ASCII is done again.
+        text = self._data.decode("latin-1")
+        strings = [text[start:stop] for start, stop in self._spans]
+        whole = [True] * len(strings)
+        for at in {*np.searchsorted(ends, np.flatnonzero(data >= 0x80), side="right").tolist()}:
             try:
-                self._strings[token] = piece.decode()
+                strings[at] = self._piece(at).decode()
             except UnicodeDecodeError:
-                continue
-            self._partial[token] = False
+                whole[at] = False
+        size = int(ids.max(initial=-1)) + 1
+        self._at = np.full(size, -1)  # by token id, as the next two
+        self._at[ids] = np.arange(len(ids))
+        self._strings = np.empty(size, dtype=object)
+        self._strings[ids] = strings
+        self._partial = np.ones(size, dtype=np.bool_)  # those that do not occur, too
+        self._partial[ids] = np.logical_not(whole)
+
+    def _piece(self, at: int) -> bytes:
+        start, stop = self._spans[at]
+        return self._data[start:stop]
 
     def strings(self, windows: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """Return the strings of each window's tokens, see `saeval.tokens.token_strings`.  windows [windows, window]
@@ -42,9 +56,16 @@ class Vocabulary:
         try:
             flat = iter(self._strings.take(windows.ravel()).tolist())
             rows = list(zip(*[flat] * windows.shape[1], strict=True))  # cut into windows without a list for each
-            if (partial := self._partial.take(windows)).any():
-                for at in np.flatnonzero(partial.any(axis=1)):
-                    rows[at] = token_strings(self._pieces[token] for token in windows[at].tolist())
-        except (IndexError, KeyError):
-            raise StoreError("the corpus holds a token that the store's vocabulary lacks; collect it again") from None
+            partial = np.flatnonzero(self._partial.take(windows).any(axis=1))
+        except IndexError:
+            raise _lacking() from None
+        for row in partial:
+            at = self._at.take(windows[row])
+            if (at < 0).any():
+                raise _lacking()
+            rows[row] = token_strings(map(self._piece, at.tolist()))
         return rows
+
+
+def _lacking() -> StoreError:
+    return StoreError("the corpus holds a token that the store's vocabulary lacks; collect it again")

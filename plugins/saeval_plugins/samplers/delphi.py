@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from saeval import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler, Windows
-from saeval_plugins.samplers.non_activating import FEWEST
-from saeval_plugins.samplers.split import side, split_documents
+from saeval_plugins.samplers.non_activating import FEWEST, Keep
+from saeval_plugins.samplers.split import split_documents
 from saeval_plugins.samplers.windows import DECILES, strongest_first
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Delphi(Sampler):
@@ -67,15 +70,18 @@ class Delphi(Sampler):
         order = strongest_first(windows.maxima)
         windows = Windows(windows.ids[order], windows.maxima[order])
         shown, scored = windows.ids, windows.ids
-        keep = None
+        keep: Keep | None = None
         if not self.leak:
             documents = store.document_of(windows.ids, self.window)
-            split = split_documents(documents, self.explain / (self.explain + self.score), rng)
-            if split is None:
+            cut = split_documents(documents, self.explain / (self.explain + self.score), rng)
+            if cut is None:
                 return None
-            explains = split.explains(documents)
+            split, explains = cut
             shown, scored = windows.ids[explains], windows.ids[~explains]
-            keep = side(split, lambda ids: store.document_of(ids, self.window), explain=False)
+
+            def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+                return ~split.explains(store.document_of(ids, self.window))
+
         shown = shown[self._shown(len(shown))]
         at, quantile = self._by_quantile(len(scored), self.score)
         silent = store.silent_windows(latent.index, self.window, self.non_activating, rng, keep)

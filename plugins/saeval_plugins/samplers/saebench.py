@@ -77,13 +77,14 @@ class SAEBench(Sampler):
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Pick the centres of both sides, and cut the windows around them."""
         fired = self._centres(store, latent)
-        split = None
+        cut = None
         if not self.leak:
             documents = store.documents[fired.position // store.length]
             explain, score = self.explain_top + self.explain_weighted, self.score_top + self.score_weighted
-            if len(documents) == 0 or (split := split_documents(documents, explain / (explain + score), rng)) is None:
+            if (cut := split_documents(documents, explain / (explain + score), rng)) is None:
                 return None
-        sides = self._sides(fired, store, split, rng)
+        split, explains = cut or (None, None)
+        sides = self._sides(fired, explains, rng)
         if sides is None:
             return None
         half = self.window // 2
@@ -122,10 +123,10 @@ class SAEBench(Sampler):
         return fired.where(room & (fired.value > 0))
 
     def _sides(
-        self, fired: _Fired, store: ActivationStore, split: Split | None, rng: np.random.Generator
+        self, fired: _Fired, explains: NDArray[np.bool_] | None, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Return the centres that explain and those that score; None when there are too few."""
-        if split is None:
+        if explains is None:
             both = self._picked(
                 fired, self.explain_top + self.score_top, self.explain_weighted + self.score_weighted, rng
             )
@@ -134,7 +135,6 @@ class SAEBench(Sampler):
             top, weighted = rng.permutation(both[0]), rng.permutation(both[1])
             dealt = (top[: self.explain_top], weighted[: self.explain_weighted])
             return np.concatenate(dealt), np.concatenate((top[self.explain_top :], weighted[self.explain_weighted :]))
-        explains = split.explains(store.documents[fired.position // store.length])
         shown = self._picked(fired.where(explains), self.explain_top, self.explain_weighted, rng)
         scored = self._picked(fired.where(~explains), self.score_top, self.score_weighted, rng)
         return None if shown is None or scored is None else (np.concatenate(shown), np.concatenate(scored))

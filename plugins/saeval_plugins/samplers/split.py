@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,31 +9,23 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser
+_SPLITMIX64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # shifts and factors of its finaliser
 
 
 class Split(NamedTuple):
     """A cut through the documents: those whose hash lies at or below `level` explain, the others score."""
 
     key: np.uint64
-    level: float
+    level: np.uint64
 
     def explains(self, documents: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Tell for each document whether it is on the explain side.  [documents]"""
-        if len(documents) > (names := int(documents.max(initial=0)) + 1):  # cheaper to hash each once
-            return self.explains(np.arange(names, dtype=np.int32))[documents]
-        return _unit_hash(documents, self.key) <= self.level
+        return _hashed(documents, self.key) <= self.level
 
 
-def _unit_hash(documents: NDArray[np.int32], key: np.uint64) -> NDArray[np.float64]:
-    """Hash document numbers to [0, 1), so that a document's side is known without listing all documents."""
-    x = documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
-    for shift, factor in zip((30, 27), _MULTIPLIERS, strict=True):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return (x ^ (x >> np.uint64(31))) / 2.0**64
-
-
-def split_documents(documents: NDArray[np.int32], share: float, rng: np.random.Generator) -> Split | None:
+def split_documents(
+    documents: NDArray[np.int32], share: float, rng: np.random.Generator
+) -> tuple[Split, NDArray[np.bool_]] | None:
     """Cut so that about `share` of the windows fall on the explain side, and at least one document on each.
 
     Args:
@@ -43,29 +34,25 @@ def split_documents(documents: NDArray[np.int32], share: float, rng: np.random.G
         rng: Source of the hash's key; another key is another split.
 
     Returns:
-        The split, or None when all windows come from one document.
+        The split, and for each window whether it explains; None when all windows come from one document.
     """
     key = np.uint64(rng.integers(2**63))
-    names, counts = _counted(documents)
-    if len(names) < 2:
+    hashes = _hashed(documents, key)
+    ranked = np.sort(hashes)
+    ends = np.flatnonzero(ranked[1:] != ranked[:-1])  # where the documents end; a cut after the last would leave none
+    if not len(ends):
         return None
-    hashes = _unit_hash(names, key)
-    order = np.argsort(hashes)
-    below = np.cumsum(counts[order])[:-1] / len(documents)
-    return Split(key, float(hashes[order[int(np.argmin(np.abs(below - share)))]]))
+    nearest = np.argmin(np.abs((ends + 1) / len(documents) - share))
+    split = Split(key, ranked[ends[nearest]])
+    return split, hashes <= split.level
 
 
-def _counted(documents: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the documents that occur, ascending, and how often each does."""
-    if not len(documents) or (documents[1:] < documents[:-1]).any():
-        return np.unique(documents, return_counts=True)
-    ends = np.flatnonzero(documents[1:] != documents[:-1]) + 1  # they stand in order
-    bounds = np.concatenate([[0], ends, [len(documents)]])
-    return documents[bounds[:-1]], bounds[1:] - bounds[:-1]
-
-
-def side(
-    split: Split, document_of: Callable[[NDArray[np.int64]], NDArray[np.int32]], explain: bool
-) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-    """Return a test for window numbers: do they lie on this side of the split?"""
-    return lambda ids: split.explains(document_of(ids)) == explain
+def _hashed(documents: NDArray[np.int32], key: np.uint64) -> NDArray[np.uint64]:
+    """Hash document numbers to 64 bits, so that a document's side is known without listing all documents."""
+    if len(documents) > (names := int(documents.max(initial=0)) + 1):  # cheaper to hash each once
+        return _hashed(np.arange(names, dtype=np.int32), key)[documents]
+    x = documents.astype(np.uint64) * 0x9E3779B97F4A7C15 + key
+    for shift, factor in _SPLITMIX64:
+        x ^= x >> shift
+        x *= factor
+    return x ^ (x >> 31)

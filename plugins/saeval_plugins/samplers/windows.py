@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,11 @@ from pydantic import Field, JsonValue
 
 from saeval import ActivationStore, Examples, LatentId, LatentRecord, Need, Sampler
 from saeval_plugins.samplers.non_activating import FEWEST, AnyNonActivating, RandomWindows, Wanted
-from saeval_plugins.samplers.split import side, split_documents
+from saeval_plugins.samplers.split import split_documents
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 DECILES = 10
@@ -63,10 +65,10 @@ class _WindowSampler(Sampler):
         """Split the latent's windows by document, then draw both sides."""
         windows = store.windows(latent.index, self.window)
         documents = store.document_of(windows.ids, self.window)
-        split = split_documents(documents, self.explain / (self.explain + self.score), rng)
-        if split is None:
+        cut = split_documents(documents, self.explain / (self.explain + self.score), rng)
+        if cut is None:
             return None
-        explains = split.explains(documents)
+        split, explains = cut
         shown, scored = windows.where(explains), windows.where(~explains)
         if min(len(shown.ids), len(scored.ids)) < FEWEST:
             return None
@@ -76,10 +78,9 @@ class _WindowSampler(Sampler):
         scored_ids = scored.ids[strongest_first(scored.maxima)[ranks]]
 
         def silent(n: int, explain: bool, beside: NDArray[np.int64]) -> NDArray[np.int64]:
-            here = side(split, lambda ids: store.document_of(ids, self.window), explain)
-
             def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-                return here(ids) & store.knows(latent.index, store.context_of(ids, self.window))
+                here = split.explains(store.document_of(ids, self.window)) == explain
+                return here & store.knows(latent.index, store.context_of(ids, self.window))
 
             return self.non_activating.draw(Wanted(store, latent.index, self.window, n, keep, beside), rng)
 
@@ -90,11 +91,8 @@ class _WindowSampler(Sampler):
         # Cut in one go: what a call costs is little beside what a window costs only if there are many.
         groups = (shown_ids, passive, scored_ids, against)
         decile = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]
-        cut = store.examples(latent, np.concatenate(groups), self.window, decile)
-        ends = np.cumsum([len(group) for group in groups])
-        explaining, contrast, scoring, silence = (
-            cut[end - len(group) : end] for group, end in zip(groups, ends, strict=True)
-        )
+        examples = iter(store.examples(latent, np.concatenate(groups), self.window, decile))
+        explaining, contrast, scoring, silence = (tuple(islice(examples, len(group))) for group in groups)
         maximum = float(windows.maxima.max())
         firings = int(store.firings[latent.index])
         return LatentRecord(
@@ -109,6 +107,8 @@ class _WindowSampler(Sampler):
 
 def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:
     """Return the order from the largest down; ties as they stand."""
+    if len(maxima) < 1024:
+        return np.argsort(-maxima, kind="stable")
     # Floats order as their bits do, read as an integer, but for the sign; sorting 16 bits takes one radix pass.
     bits = maxima.view(np.int32)
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -136,8 +136,29 @@ def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[n
         for decile in open_:
             parts[decile] += each
         left -= each * len(open_)
-    drawn = [low + rng.choice(size, part, replace=False) for low, size, part in zip(bounds, sizes, parts, strict=False)]
-    return np.sort(np.concatenate(drawn)), [decile for decile, part in enumerate(parts) for _ in range(part)]
+    return draw_each(bounds, parts, rng), [decile for decile, part in enumerate(parts) for _ in range(part)]
+
+
+def draw_each(bounds: Sequence[int], counts: Sequence[int], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw so many numbers from each range, without replacement; return them all, ascending.
+
+    Floyd's algorithm, in all ranges at once, for they share no number: the first draw may fall on any but the last few,
+    each further one also on one number more, and one that falls on a number drawn before gives way to that last one.
+
+    Args:
+        bounds: Where each range begins; it ends before the next.  [ranges + 1]
+        counts: How many to draw from each.  [ranges]
+        rng: Source of the draw.
+    """
+    lows: list[int] = []
+    lasts: list[int] = []
+    for low, high, count in zip(bounds, bounds[1:], counts, strict=False):
+        lows += [low] * count
+        lasts += range(high - count, high)
+    drawn: set[int] = set()
+    for last, number in zip(lasts, rng.integers(lows, lasts, endpoint=True).tolist(), strict=True):
+        drawn.add(last if number in drawn else number)
+    return np.sort(np.fromiter(drawn, np.int64, len(drawn)))
 
 
 class Random(_WindowSampler):

@@ -37,14 +37,18 @@ def split_documents(
         The split, and for each window whether it explains; None when all windows come from one document.
     """
     key = np.uint64(rng.integers(2**63))
-    hashes = _hashed(documents, key)
-    ranked = np.sort(hashes)
-    ends = np.flatnonzero(ranked[1:] != ranked[:-1])  # where the documents end; a cut after the last would leave none
-    if not len(ends):
+    if not (n := len(documents)):
         return None
-    nearest = np.argmin(np.abs((ends + 1) / len(documents) - share))
-    split = Split(key, ranked[ends[nearest]])
-    return split, hashes <= split.level
+    hashes = _hashed(documents, key)
+    # The cut belongs before or after the document on which so many windows are reached; there is no need to rank all.
+    level = np.partition(hashes, int(share * n))[int(share * n)]
+    before, after = hashes < level, hashes <= level
+    fewer, more = np.count_nonzero(before), np.count_nonzero(after)
+    if more - fewer == n:
+        return None
+    if more < n and (fewer == 0 or abs(more / n - share) < abs(fewer / n - share)):
+        return Split(key, level), after
+    return Split(key, hashes[before].max()), before
 
 
 def _hashed(documents: NDArray[np.int32], key: np.uint64) -> NDArray[np.uint64]:

@@ -352,6 +352,7 @@ def test_axis_puts_values_where_they_belong():
     assert [log(1), log(10), log(100)] == pytest.approx([0, 50, 100]) and log.ticks() == [1, 2, 5, 10, 20, 50, 100]
     around = Axis.around([0.2, 1.0], 0, 1, (0.0, 1.0))
     assert around.high == 1.0 and 0.1 < around.low < 0.2
+    assert Axis.around([1e21], 0, 1, (0.0, 1.0)).ticks()  # of a damaged file
 
 
 def test_plot_against_l0_shows_value_interval_floors_and_chance():

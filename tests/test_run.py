@@ -308,16 +308,17 @@ def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
 
 
 WATCHING_SCORER = """
-import gc, pathlib
+import collections, gc, pathlib
 from saeval import AUROC, Outcome, Score, Scorer, LatentRecord
 class Watching(Scorer):
     name = "watching"
     metrics = (AUROC,)
     notes: str
     async def score(self, explanation, examples, context):
-        alive = [sum(issubclass(type(x), kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
-        with pathlib.Path(self.notes).open("a") as file:
-            print(*alive, file=file)
+        if context.rng.random() < 0.15:  # it takes long to look at all there is
+            alive = collections.Counter(map(type, gc.get_objects()))
+            with pathlib.Path(self.notes).open("a") as file:
+                print(alive[LatentRecord], alive[Outcome], file=file)
         return Score(values={"auroc": 0.5}, outcomes=[
             Outcome(example=w.id, active=w.active, probability=0.5) for w in examples.activating])
 """
@@ -348,7 +349,7 @@ def test_memory_does_not_grow_with_the_latents_and_nothing_is_lost_by_it(tmp_pat
     records, outcomes = zip(
         *(map(int, line.split()) for line in (tmp_path / "few.txt").read_text().splitlines()), strict=True
     )
-    assert max(records) - before[0] <= 3 + 2
+    assert len(records) > 8 and max(records) - before[0] <= 3 + 2
     assert max(outcomes) - before[1] <= 4 * 20  # of a few latents, whatever was scored before
 
 

@@ -56,10 +56,10 @@ class Vocabulary:
         try:
             flat = iter(self._strings.take(windows.ravel()).tolist())
             rows = list(zip(*[flat] * windows.shape[1], strict=True))  # cut into windows without a list for each
-            partial = np.flatnonzero(self._partial.take(windows).any(axis=1))
+            partial = self._partial.take(windows)
         except IndexError:
             raise _lacking() from None
-        for row in partial:
+        for row in np.flatnonzero(partial.any(axis=1)) if partial.any() else ():
             at = self._at.take(windows[row])
             if (at < 0).any():
                 raise _lacking()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, inf, log10
 
 from markupsafe import Markup, escape
 
@@ -62,13 +62,12 @@ class Axis:
         log: bool = False,
     ) -> Axis:
         """Return an axis that shows all values with a little room, but nothing beyond the bounds."""
-        low, high = min(values), max(values)
+        least, greatest = (-inf if bounds[0] is None else bounds[0]), (inf if bounds[1] is None else bounds[1])
+        low, high = (min(max(value, least), greatest) for value in (min(values), max(values)))
         if log:
             return cls(low / 1.25, high * 1.25, start, end, log=True)
         room = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
-        low, high = low - room, high + room
-        least, greatest = bounds
-        return cls(low if least is None else max(low, least), high if greatest is None else min(high, greatest), start, end)  # fmt: skip
+        return cls(max(low - room, least), min(high + room, greatest), start, end)
 
     def __call__(self, value: float) -> float:
         """Return the place of a value; values beyond the ends go to the ends."""

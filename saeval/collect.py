@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 from saeval.assets import cache_dir
 from saeval.errors import StoreError
 from saeval.interfaces import ActivationSource
-from saeval.progress import Display
+from saeval.progress import Display, Stage
 from saeval.seeding import content_hash
 from saeval.store import ActivationStore, ActivationWriter
+from saeval.watch import noticing
 
 if TYPE_CHECKING:
     from saeval.task import Part
@@ -32,6 +34,7 @@ def collect(
     sources: Mapping[str, Part[ActivationSource]],
     display: Display,
     work: Callable[[list[list[str]]], None] | None = None,
+    standstill: float = math.inf,
 ) -> dict[str, ActivationStore]:
     """Return the store of every source, collecting those that are not in the cache.
 
@@ -39,6 +42,7 @@ def collect(
         sources: Sources by cell name.
         display: Where progress is shown.
         work: Collects cells, those together that share a model pass; left out, this process does.
+        standstill: Seconds without a token after which a user is told.
 
     Raises:
         InputError: If a model, coder or corpus is missing or does not fit.
@@ -47,7 +51,7 @@ def collect(
 
     def here(groups: list[list[str]]) -> None:
         for names in groups:
-            with display.stage("collect activations", 0, "tokens") as stage:
+            with collecting(display, 0, "tokens", standstill) as stage:
                 collect_pass([sources[name] for name in names], progress=stage.reach)
 
     if groups := passes(sources, display):
@@ -62,6 +66,20 @@ def collect(
                     for useless in path.parent.glob(f"{path.name}.*.partial"):  # of who began when all was done
                         shutil.rmtree(useless, ignore_errors=True)
     return {name: ActivationStore.open(store_path(part)) for name, part in sources.items()}
+
+
+@contextmanager
+def collecting(display: Display, total: int, unit: str, standstill: float) -> Iterator[Stage]:
+    """Show how far collecting is, and tell when it stands still; whether it hangs or loads a large model, nobody can tell."""
+
+    def tell(seconds: float) -> None:
+        display.wait(
+            f"collect activations: nothing has come for {seconds:.0f} s; if it hangs, end it with Ctrl-C, and the same "
+            "command goes on from what is finished"
+        )
+
+    with display.stage("collect activations", total, unit) as stage, noticing(standstill, lambda: stage.moved, tell):
+        yield stage
 
 
 def collect_pass(

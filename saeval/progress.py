@@ -57,11 +57,13 @@ class Stage:
     Attributes:
         done: Items done.
         failed: Items that ended without a result.
+        moved: When the count changed last, by the monotonic clock.
     """
 
     def __init__(self, display: Display, name: str, total: int):
         self._display, self._name, self._total = display, name, total
         self.done = self.failed = 0
+        self.moved = time.monotonic()
 
     def advance(self, *, failed: bool = False) -> None:
         """One more item is done."""
@@ -71,6 +73,7 @@ class Stage:
     def reach(self, done: int, total: int | None = None) -> None:
         """So many items are done in all; `total` corrects the number known at the beginning."""
         self.done = done
+        self.moved = time.monotonic()
         self._total = total if total is not None else self._total
         self._display.update(self._name, done, self._total, self.failed)
 

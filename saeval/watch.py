@@ -1,4 +1,4 @@
-"""Notice what an error message never tells: plugins that hang, and memory that runs out."""
+"""Notice what an error message never tells: plugins that hang, work that stands still, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -116,6 +116,36 @@ def interrupting(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         if timer is not None:
             timer.cancel()
+
+
+@contextmanager
+def noticing(standstill: float, moved: Callable[[], float], tell: Callable[[float], None]) -> Iterator[None]:
+    """Tell when nothing has moved for so long, and again after as long; nothing is interrupted.
+
+    For work that nobody can tell from a hang, since it may load a model for an hour and then go on.
+
+    Args:
+        standstill: How long, in seconds.
+        moved: Returns when anything moved last, by the monotonic clock.
+        tell: Is called with the seconds since, from another thread.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        told = 0.0
+        while not over.wait(min(standstill / 4, 30.0)):
+            now, last = time.monotonic(), moved()
+            if now - max(last, told) >= standstill:
+                told = now
+                tell(now - last)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def memory_left() -> float | None:

@@ -13,6 +13,7 @@ from planted_run import spec, truthful, truthful_server
 
 import saeval
 from saeval import InputError, LatentRecord, Outcome, SpecError
+from saeval.progress import Plain
 from saeval.runner import GaveUp
 
 
@@ -351,6 +352,25 @@ def test_memory_does_not_grow_with_the_latents_and_nothing_is_lost_by_it(tmp_pat
     )
     assert len(records) > 8 and max(records) - before[0] <= 3 + 2
     assert max(outcomes) - before[1] <= 4 * 20  # of a few latents, whatever was scored before
+
+
+SLOW_SOURCE = """
+import time
+from saeval_plugins.sources.synthetic import Synthetic
+class Slow(Synthetic):
+    name = "slow"
+    def collect(self, writer):
+        time.sleep(1.5)
+        super().collect(writer)
+"""
+
+
+def test_collecting_that_stands_still_is_told_of_and_may_go_on(tmp_path, capsys):
+    (tmp_path / "slow.py").write_text(SLOW_SOURCE)
+    with truthful_server() as server:
+        given = spec(server, source=f"{tmp_path}/slow.py:Slow", baselines=[], run={"hang_after": 0.5})
+        assert not saeval.run(given, out=tmp_path / "run", display=Plain()).partial
+    assert "collect activations: nothing has come for 1 s; if it hangs, end it with Ctrl-C" in capsys.readouterr().err
 
 
 FICKLE_SAMPLER = """

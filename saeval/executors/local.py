@@ -29,7 +29,8 @@ class Local(Executor):
 
     def collect(self) -> dict[str, ActivationStore]:
         """Collect here."""
-        return collect({cell.name: cell.collected for cell in self._task.cells}, self._display)
+        sources = {cell.name: cell.collected for cell in self._task.cells}
+        return collect(sources, self._display, standstill=self._task.run.hang_after)
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

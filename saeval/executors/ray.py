@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from typing import TYPE_CHECKING, Any
 
 from saeval.calls import Budget, Call, CallLog
-from saeval.collect import collect, store_path
+from saeval.collect import collect, collecting, store_path
 from saeval.errors import InputError, SaevalError
 from saeval.executors import Executor
 from saeval.executors.ray_cluster import cluster
@@ -110,7 +110,8 @@ class OnRay(Executor):
         """
         import ray
 
-        with self._display.stage("collect activations", len(todo), "shares of model passes") as stage:
+        standstill = self._task.run.hang_after
+        with collecting(self._display, len(todo), "shares of model passes", standstill) as stage:
             # A process each, so that no model stays in memory.
             remote = ray.remote(max_calls=1, max_retries=_TRIES - 1, scheduling_strategy="SPREAD", **self._needs)(
                 collect_cells

@@ -53,7 +53,7 @@ def _share(
 def _direct(bench: Bench, url: str) -> list[Figure]:
     figures = []
     for in_flight in (64, 256):
-        found = _asked(bench, url, (15 if bench.quick else 40) * in_flight, in_flight, "aiohttp", "gateway")
+        found = _asked(bench, url, 40 * in_flight, in_flight, "aiohttp", "gateway")
         method = (
             f"wall-clock requests/s of the gateway over `openai_compatible`, answers and ledger on disk, over those of a bare "
             f"aiohttp client; {in_flight} in flight, {_SERVER}; {_MADE}"
@@ -64,7 +64,7 @@ def _direct(bench: Bench, url: str) -> list[Figure]:
 
 
 def _litellm(bench: Bench, url: str) -> list[Figure]:
-    found = _asked(bench, url, 200 if bench.quick else 600, 50, "litellm", "gateway_litellm", "gateway_2_processes")
+    found = _asked(bench, url, 600, 50, "litellm", "gateway_litellm", "gateway_2_processes")
     method = (
         f"wall-clock requests/s of the gateway over `litellm` in one process, over those of `litellm.acompletion`; "
         f"50 in flight, {_SERVER}; {_MADE}"
@@ -79,14 +79,15 @@ def _litellm(bench: Bench, url: str) -> list[Figure]:
 
 
 def _adaptive(bench: Bench) -> list[Figure]:
-    latency, requests = 0.2, 2000 if bench.quick else 6000
+    latency, requests = 0.2, 3000 if bench.quick else 6000
     figures = []
     for name, what, arguments in (
         ("adaptive_refusing", "refuses calls above 40 in flight with status 429", (latency, _LIMIT)),
         ("adaptive_queueing", "works on 40 calls at once and lets others wait", (latency, "inf", _LIMIT)),
     ):
         with _server(*arguments) as url:
-            rounds = [bench.saeval("call_client", "gateway_auto", url, requests, 400) for _ in range(bench.rounds)]
+            turns = 1 if bench.quick else bench.rounds
+            rounds = [bench.saeval("call_client", "gateway_auto", url, requests, 400) for _ in range(turns)]
         rates = [found["per_second"] for found in rounds]
         values = [rate / (_LIMIT / latency) for rate in rates]
         method = (

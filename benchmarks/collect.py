@@ -21,7 +21,7 @@ WIDTH, LATENTS, K, CONTEXT, BATCH = 256, 32_768, 32, 256, 8
 LAYERS, MANY_LAYERS, EARLY, WORDS = 4, 24, 1, 1_000
 THRESHOLD = 0.45  # of the JumpReLU: some tens of latents fire on a token
 CHOSEN = 200
-_BATCHES, _QUICK_BATCHES = 5, 3
+_BATCHES = 5
 _SETTINGS = ("last", "early", "subset")
 """Top-k at the last of few layers; the same early in a model of many; chosen latents of a JumpReLU at the last."""
 _LABEL = "CPU ms a token"
@@ -29,10 +29,9 @@ _LABEL = "CPU ms a token"
 
 def measure(bench: Bench) -> list[Figure]:
     """Return how CPU time per token compares on the same model, coder and tokens."""
-    batches = _QUICK_BATCHES if bench.quick else _BATCHES
     folder = bench.folder / "collect"
     if not folder.exists():
-        bench.saeval("collect", "make", folder, batches)
+        bench.saeval("collect", "make", folder, _BATCHES)
     sides: dict[str, Callable[[], dict[str, Any]]] = {
         "saeval": partial(bench.saeval, "collect", "saeval", folder),
         "loop": partial(bench.saeval, "collect", "loop", folder),
@@ -46,7 +45,7 @@ def measure(bench: Bench) -> list[Figure]:
         return {f"{labels[s]}, {_LABEL}": [r[s][setting] for r in rounds] for s in ("saeval", other)}
 
     what = (
-        f"CPU time per token over {batches * BATCH * CONTEXT:,} random tokens in batches of {BATCH} contexts of {CONTEXT}; "
+        f"CPU time per token over {_BATCHES * BATCH * CONTEXT:,} random tokens in batches of {BATCH} contexts of {CONTEXT}; "
         f"a Llama of width {WIDTH} with random weights, a coder of {LATENTS:,} latents; one thread; loading is not counted, writing is"
     )
     topk = f"{what}; top-{K} at the last of {LAYERS} layers"

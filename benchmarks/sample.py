@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WINDOW, EXPLAIN, SCORE, SILENT = 32, 40, 100, 100
-A_TOKEN = 5
+_TOKENS, A_TOKEN = 10_000_000, 5  # of the small version, too: what eai-delphi takes for a latent grows with the store
 _SPLITS = 5  # Delphi's default
 _SAMPLED, _ENOUGH = 200, 250
 _DENSE, _NEAREST = 100_000, 5
@@ -29,24 +29,27 @@ _TIMES = 5  # the large store is so much larger than the small ones
 
 def measure(bench: Bench) -> list[Figure]:
     """Return how much less a latent costs than with eai-delphi, and what its cost depends on."""
-    tokens = 4_000_000 if bench.quick else 10_000_000
     large, short, narrow = (bench.folder / name for name in ("sample", "sample-fifth", "sample-few-latents"))
-    nonzeros = bench.saeval("sample", "prepare", large, short, narrow, tokens // CONTEXT)
+    nonzeros = bench.saeval("sample", "prepare", large, short, narrow, _TOKENS // CONTEXT)
+    lists = [large / "usual.npy", large / "dense.npy"]
     mine, theirs = "saeval, CPU ms a latent", "eai-delphi, CPU ms a latent"
 
-    def ours(folder: Path, latents: str) -> float:
-        return _ms(bench.saeval("sample", "run", folder, large / latents), large / latents)
+    def ours(folder: Path, latents: Path) -> float:
+        return _ms(bench.saeval("sample", "run", folder, latents), latents)
 
-    def delphi(latents: str) -> float:
-        return _ms(bench.delphi("sample", large / "delphi", large / latents), large / latents)
-
-    usual = bench.alternate(**{mine: lambda: ours(large, "usual.npy"), theirs: lambda: delphi("usual.npy")})
-    dense = bench.alternate(**{mine: lambda: ours(large, "dense.npy"), theirs: lambda: delphi("dense.npy")})
+    rounds = []
+    for _ in range(bench.rounds):
+        own = [ours(large, latents) for latents in lists]
+        other = [_ms(*taken) for taken in zip(bench.delphi("sample", large / "delphi", *lists), lists, strict=True)]
+        rounds.append(list(zip(own, other, strict=True)))
+    usual, dense = (
+        {mine: [pair[0] for pair in pairs], theirs: [pair[1] for pair in pairs]} for pairs in zip(*rounds, strict=True)
+    )
 
     def growth(smaller: Path, latents: str) -> dict[str, list[float]]:
         return bench.alternate(
             **{
-                f"{nonzeros[folder.name]:,} nonzeros, CPU ms a latent": partial(ours, folder, latents)
+                f"{nonzeros[folder.name]:,} nonzeros, CPU ms a latent": partial(ours, folder, large / latents)
                 for folder in (smaller, large)
             }
         )
@@ -54,7 +57,7 @@ def measure(bench: Bench) -> list[Figure]:
     with_latents, with_tokens = growth(narrow, "in-few.npy"), growth(short, "in-fifth.npy")
     first = [bench.saeval("sample", "run", large, large / "usual.npy")["first"] for _ in range(bench.rounds)]
     what = (
-        f"{nonzeros[large.name]:,} nonzeros of {LATENTS:,} latents on {tokens:,} tokens; {WINDOW}-token windows, {EXPLAIN} to "
+        f"{nonzeros[large.name]:,} nonzeros of {LATENTS:,} latents on {_TOKENS:,} tokens; {WINDOW}-token windows, {EXPLAIN} to "
         f"explain, {SCORE} and {SILENT} silent ones to score"
     )
     return [

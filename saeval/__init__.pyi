@@ -8,7 +8,7 @@ from .coders import (
     Sparse,
     SparseCoder,
     down_projection,
-    encoding_buffer,
+    encoding_pass,
 )
 from .documented import Documented
 from .embed import embedder, embedder_check, embedder_sha
@@ -139,7 +139,7 @@ __all__ = [
     "embedder",
     "embedder_check",
     "embedder_sha",
-    "encoding_buffer",
+    "encoding_pass",
     "file_sha256",
     "hookimpl",
     "join",

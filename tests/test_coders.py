@@ -21,7 +21,7 @@ from saeval import (
     ModuleCoder,
     NeuronCoder,
     down_projection,
-    encoding_buffer,
+    encoding_pass,
 )
 
 NATIVE = (
@@ -176,13 +176,28 @@ def test_compiled_coders_encode_the_same(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("architecture", "options"), VARIANTS, ids=IDS)
-def test_a_shared_buffer_changes_nothing(tmp_path, architecture, options):
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pass_changes_nothing_but_rounding(tmp_path, monkeypatch, architecture, options, packed):
+    monkeypatch.setattr(saeval.coders, "_PACKED_BYTES", 1 << 20 if packed else 0)
     coder, other = load(tiny_sae(tmp_path, architecture, **options)), RandomSae(n_latents=64, k=3).load("cpu", D)
-    expected = [coder.encode(X), other.encode(X), coder.encode(X[:7])]
-    with torch.inference_mode(), encoding_buffer():
-        made = [coder.encode(X), other.encode(X), coder.encode(X[:7])]
+    expected = [coder.encode(X), other.encode(X), coder.encode(X[:7]), coder.encode(X[:0])]
+    with torch.inference_mode(), encoding_pass():
+        made = [coder.encode(X), other.encode(X), coder.encode(X[:7]), coder.encode(X[:0])]
     for one, two in zip(made, expected, strict=True):
-        assert all(map(torch.equal, one, two))
+        assert torch.equal(one.rows, two.rows)
+        assert torch.equal(one.latents, two.latents)
+        assert torch.allclose(one.values, two.values, atol=1e-5)
+        assert packed or torch.equal(one.values, two.values)
+
+
+def test_in_a_pass_it_does_not_matter_how_tokens_are_divided():
+    coder = RandomSae(n_latents=4096, k=8).load("cpu", 96)
+    x = torch.randn(700, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), encoding_pass():
+        whole = dense(coder.encode(x), (700, 4096))
+        for size in (2, 31, 192, 500):
+            parts = [dense(coder.encode(part), (len(part), 4096)) for part in x.split(size)]
+            assert torch.equal(torch.cat(parts), whole)
 
 
 def test_no_rows_give_no_activations(tmp_path):

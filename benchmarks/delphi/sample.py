@@ -1,4 +1,4 @@
-"""Samples latents with Delphi's LatentDataset: `sample.py FOLDER LATENTS.npy`; prints what it took as JSON."""
+"""Samples latents with Delphi's LatentDataset: `sample.py FOLDER LATENTS.npy…`; prints what each list took as JSON."""
 
 import json
 import sys
@@ -21,15 +21,18 @@ class Words:
         return [self.words[i] for i in tokens.tolist()]
 
 
-folder, latents = sys.argv[1], torch.from_numpy(np.load(sys.argv[2]))
-dataset = LatentDataset(
-    folder,
-    SamplerConfig(n_examples_train=40, n_examples_test=100),
-    ConstructorConfig(n_non_activating=100),
-    tokenizer=Words(5_000),
-    modules=["layer"],
-    latents={"layer": latents},
-)
-began = time.process_time()
-windows = [len(r.train) + len(r.test) + len(r.not_active) for r in dataset]
-print(json.dumps({"cpu": time.process_time() - began, "latents": len(windows), "windows": sum(windows)}))
+folder, *lists = sys.argv[1:]
+taken = []
+for latents in lists:
+    dataset = LatentDataset(
+        folder,
+        SamplerConfig(n_examples_train=40, n_examples_test=100),
+        ConstructorConfig(n_non_activating=100),
+        tokenizer=Words(5_000),
+        modules=["layer"],
+        latents={"layer": torch.from_numpy(np.load(latents))},
+    )
+    began = time.process_time()
+    windows = [len(r.train) + len(r.test) + len(r.not_active) for r in dataset]
+    taken.append({"cpu": time.process_time() - began, "latents": len(windows), "windows": sum(windows)})
+print(json.dumps(taken))

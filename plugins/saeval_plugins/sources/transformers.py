@@ -21,7 +21,7 @@ from saeval import (
     Need,
     Subject,
     content_hash,
-    encoding_buffer,
+    encoding_pass,
 )
 from saeval_plugins.sources._batches import in_batches
 
@@ -156,7 +156,7 @@ class Transformers(ActivationSource):
             for reading in readings:
                 reading.take(caught[reading.point], low, high, whole=low % batch == 0 and high == min(low + batch, end))
 
-        with encoding_buffer():
+        with encoding_pass():
             for low in range(0, contexts, shard):
                 end = min(low + shard, contexts)
                 if (begin := min(reading.turn_to(low) for reading in readings)) < end:

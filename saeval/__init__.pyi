@@ -8,10 +8,10 @@ from .coders import (
     Sparse,
     SparseCoder,
     down_projection,
-    encoding_pass,
 )
 from .documented import Documented
 from .embed import embedder, embedder_check, embedder_sha
+from .encoding import encoding_pass
 from .errors import (
     BudgetExceeded,
     InputError,

@@ -3,95 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from saeval.encoding import EncodingPass
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
 _TILE_BYTES = 256 << 20  # memory that the dense pre-activations of one tile of tokens may take
-_SMALL_TILE_BYTES = (
-    24 << 20
-)  # of a packed encoder's: from 32 MB on, the C library gets memory from the system each time
-_PACKED_BYTES = 2 << 30  # memory that packed encoders may take
-_PACKED_ROWS = 192  # tokens that encoders are packed for
-
-
-_PASS: ContextVar[_Pass | None] = ContextVar("pass", default=None)
-
-
-@contextmanager
-def encoding_pass() -> Iterator[None]:
-    """Let coders encode faster while the context lasts, in inference mode on the CPU, where they encode many batches.
-
-    Encoders are brought into oneDNN's own layout once, as long as they take no more than two gigabytes. Others encode into
-    one piece of memory, since hundreds of megabytes afresh for each batch cost as much as a fifth of encoding. The
-    products of packed encoders round otherwise than `@`.
-    """
-    before = _PASS.set(_Pass())
-    try:
-        yield
-    finally:
-        _PASS.reset(before)
-
-
-class _Pass:
-    """What coders keep for the next batch: packed encoders, and memory for the pre-activations of others."""
-
-    def __init__(self) -> None:
-        self._packed: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._room = _PACKED_BYTES
-        self._buffer: Tensor | None = None
-
-    @staticmethod
-    def of(x: Tensor) -> _Pass | None:
-        """Return the pass that is on, if it is any use for these activations."""
-        import torch
-
-        return _PASS.get() if x.device.type == "cpu" and torch.is_inference_mode_enabled() else None
-
-    def packed(self, weights: Tensor) -> Tensor | None:
-        """Return weights in oneDNN's layout; None where that cannot be had."""
-        import torch
-
-        if id(weights) not in self._packed:
-            packed = None
-            if weights.dtype == torch.float32 and weights.nbytes <= self._room and _has_onednn():
-                self._room -= weights.nbytes
-                packed = torch.ops.mkldnn._reorder_linear_weight(weights.T.contiguous(), _PACKED_ROWS)
-            self._packed[id(weights)] = weights, packed  # kept alive, or its number could be another's
-        return self._packed[id(weights)][1]
-
-    def product(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Return `x @ weights`, good until the next call.  [rows, n_latents]"""
-        import torch
-
-        if (packed := self.packed(weights)) is not None and len(x):
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-            return product
-        size = len(x) * weights.shape[1]
-        if self._buffer is None or self._buffer.dtype != x.dtype or len(self._buffer) < size:
-            self._buffer = torch.empty(size, dtype=x.dtype)
-        return torch.mm(x, weights, out=self._buffer[:size].view(len(x), weights.shape[1]))
-
-
-@cache
-def _has_onednn() -> bool:
-    """Tell whether this PyTorch has the operators behind its compiler's linear layers, which are not documented."""
-    import torch
-
-    x, weights = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weights, _PACKED_ROWS)
-        return torch.equal(torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""), x @ weights.T)
-    except (AttributeError, RuntimeError):
-        return False
 
 
 @dataclass(frozen=True)
@@ -270,8 +193,8 @@ class LinearCoder(SparseCoder):
     def encode(self, x: Tensor) -> Sparse:
         """Encode activations, a tile of tokens at a time.  x [rows, d_in]"""
         x, tile = x.to(self.encoder.dtype), _TILE_BYTES // (4 * self.n_latents)
-        if (kept := _Pass.of(x)) is not None and kept.packed(self.encoder) is not None:
-            tile = min(tile, max(32, _SMALL_TILE_BYTES // (4 * self.n_latents)))
+        if (kept := EncodingPass.of(x)) is not None:
+            tile = min(tile, kept.rows(self.encoder))
         return _in_tiles(self._encode_tile, x, tile)
 
     def compile(self) -> bool:
@@ -301,7 +224,7 @@ class LinearCoder(SparseCoder):
             x = x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
         if self.subtract_decoder_bias and self.decoder_bias is not None:
             x = x - self.decoder_bias
-        pre = x @ self.encoder if (kept := _Pass.of(x)) is None else kept.product(x, self.encoder)
+        pre = x @ self.encoder if (kept := EncodingPass.of(x)) is None else kept.product(x, self.encoder)
         if self.gate is not None:
             magnitude = x @ self._magnitude_encoder + self.gate.magnitude_bias
             return magnitude.relu_().mul_(pre + self.gate.bias > 0)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import D_FF, D, tiny_model, tiny_sae
 
 import saeval.coders
+import saeval.encoding
 from saeval import (
     HookPoint,
     InputError,
@@ -178,7 +179,7 @@ def test_compiled_coders_encode_the_same(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("architecture", "options"), VARIANTS, ids=IDS)
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_pass_changes_nothing_but_rounding(tmp_path, monkeypatch, architecture, options, packed):
-    monkeypatch.setattr(saeval.coders, "_PACKED_BYTES", 1 << 20 if packed else 0)
+    monkeypatch.setattr(saeval.encoding, "_PACKED_BYTES", 1 << 20 if packed else 0)
     coder, other = load(tiny_sae(tmp_path, architecture, **options)), RandomSae(n_latents=64, k=3).load("cpu", D)
     expected = [coder.encode(X), other.encode(X), coder.encode(X[:7]), coder.encode(X[:0])]
     with torch.inference_mode(), encoding_pass():

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less of it: under five minutes in all")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of writing the page")
     parser.add_argument("--only", choices=AREAS, action="append", help="this area only; may be repeated")
-    parser.add_argument("--rounds", type=int, help="how often the sides take turns; 5, or 3 with --quick")
+    parser.add_argument("--rounds", type=int, help="how often the sides take turns; 5, or 2 with --quick")
     parser.add_argument("--delphi", type=Path, help="folder of the environment for eai-delphi, made if missing")
     parser.add_argument("--folder", type=Path, help="folder for generated data, kept; a temporary one when left out")
     arguments = parser.parse_args()
@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(arguments.quick, folder, arguments.rounds or (3 if arguments.quick else 5), python)
+        bench = Bench(arguments.quick, folder, arguments.rounds or (2 if arguments.quick else 5), python)
         figures = {area: _measure(area, bench) for area in arguments.only or AREAS}
     facts = machine(python) | {"minutes": round((time.monotonic() - began) / 60, 1), "quick": arguments.quick}
     if arguments.json:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
+_DRAWS = 2  # one more whenever the same options come to give other windows, so that no run mixes both
 
 
 class _WindowSampler(Sampler):
@@ -44,9 +45,8 @@ class _WindowSampler(Sampler):
         return self.non_activating.needs()
 
     def fingerprint(self) -> JsonValue:
-        """Add what the choice of silent windows depends on, if anything."""
-        further = self.non_activating.depends_on()
-        return [super().fingerprint(), *further] if further else super().fingerprint()
+        """Add which windows the options give in this version, and what the choice of silent ones depends on."""
+        return [super().fingerprint(), _DRAWS, *self.non_activating.depends_on()]
 
     @abstractmethod
     def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:

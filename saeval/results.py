@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from saeval import metrics
 from saeval.documented import Documented
@@ -141,6 +141,13 @@ class Latent(Documented):
     """Words of its explanation; None without one."""
 
 
+def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+    low, high = bounds
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"the least value, {low:g}, is not below the greatest, {high:g}")
+    return bounds
+
+
 class ScoreRow(Documented):
     """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it."""
 
@@ -154,7 +161,7 @@ class ScoreRow(Documented):
     """Name of the metric; the scorer's headline comes first."""
     higher_is_better: bool
     """Direction of the metric."""
-    range: tuple[float | None, float | None]
+    range: Annotated[tuple[float | None, float | None], AfterValidator(_ordered)]
     """Least and greatest value the metric can take; None where there is no such bound."""
     value: float | None
     """Mean over latents; None when no latent was scored."""

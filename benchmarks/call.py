@@ -79,14 +79,13 @@ def _litellm(bench: Bench, url: str) -> list[Figure]:
 
 
 def _adaptive(bench: Bench) -> list[Figure]:
-    latency, requests = 0.2, 3000 if bench.quick else 6000
+    latency, requests, turns = 0.2, *((3000, 1) if bench.quick else (6000, bench.rounds))
     figures = []
     for name, what, arguments in (
         ("adaptive_refusing", "refuses calls above 40 in flight with status 429", (latency, _LIMIT)),
         ("adaptive_queueing", "works on 40 calls at once and lets others wait", (latency, "inf", _LIMIT)),
     ):
         with _server(*arguments) as url:
-            turns = 1 if bench.quick else bench.rounds
             rounds = [bench.saeval("call_client", "gateway_auto", url, requests, 400) for _ in range(turns)]
         rates = [found["per_second"] for found in rounds]
         values = [rate / (_LIMIT / latency) for rate in rates]

@@ -158,9 +158,8 @@ class LatentRecord:
 
     def __post_init__(self) -> None:
         sides = (self.explain, self.score)
-        if (
-            shared := _shared(*([*side.activating, *side.non_activating] for side in sides))
-        ) and "leak" not in self.flaws:
+        shared = _shared(*([*side.activating, *side.non_activating] for side in sides))
+        if shared and "leak" not in self.flaws:
             ids = [f"{context}:{start}" for context, start in sorted(shared)]
             raise ValueError(f"latent {self.latent}: windows {ids[:3]} stand in both explain and score")
         for examples in sides:

@@ -408,7 +408,7 @@ class _Cut(Example):
         return Example, tuple(getattr(self, field.name) for field in fields(Example))
 
 
-_Unguarded: Any = Example
+_Unguarded: Any = Example  # or mypy would hold the base's guard to be in force
 
 
 class _Uncut(_Unguarded):  # type: ignore[misc]

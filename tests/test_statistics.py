@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
-from saeval import derive_rng
-from saeval.metrics import mean_interval
-from saeval.report.stats import combined_interval, holm, krippendorff_alpha, paired_p, unpaired_p
+from saeval._compare.stats import combined_interval, holm, krippendorff_alpha, paired_p, unpaired_p
+from saeval.plugin import derive_rng
+from saeval.records.metrics import mean_interval
 
 # --- p values ---
 

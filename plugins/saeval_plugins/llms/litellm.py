@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from saeval import LLM, InputError, LLMError, Refused, Reply, Request, cache_dir, content_hash, refuse_malicious
+from saeval.plugin import LLM, InputError, LLMError, Refused, Reply, Request, cache_dir, content_hash, refuse_malicious
 from saeval_plugins.llms.batches import Batches, Progress, answered
 from saeval_plugins.llms.openai_chat import (
     chat_body,

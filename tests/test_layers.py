@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_folders_import_each_other_through_their_doors():
                 continue
             is_door = module in doors or module == "saeval._util.lazy"
             assert is_door, f"{file.relative_to(ROOT)}: import from the folder, not from {module}"
+
+
+def test_the_map_in_contributing_lists_the_folders_in_their_order():
+    page = (ROOT / "CONTRIBUTING.md").read_text().split("<!-- map -->")[1].split("<!-- /map -->")[0]
+    contract = (ROOT / ".importlinter").read_text().split("layers =\n")[1].split("exhaustive")[0]
+    folders = {path.name for path in (ROOT / "saeval").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert re.findall(r"^\| `(\w+)/`", page, re.MULTILINE) == contract.split()
+    assert set(contract.split()) == folders
 
 
 def test_the_house_has_one_folder_per_stage():

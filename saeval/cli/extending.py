@@ -42,7 +42,7 @@ def check(package: str, as_json: bool) -> None:
     """Run the contracts of saeval.testing on all that a package adds; exit code 1 if anything breaks one."""
     from dataclasses import asdict
 
-    from saeval.testing.plugin_checks import check_package
+    from saeval.testing import check_package
 
     rows = []
     for row in check_package(open_registry(), package):

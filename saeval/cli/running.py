@@ -12,7 +12,7 @@ import click
 from saeval.cli.shared import JSON, LLM, SET, TASK, WITHOUT, load, load_all, open_registry, print_json, print_rows, say
 
 if TYPE_CHECKING:
-    from saeval._run.plan.planning import Plan
+    from saeval._run.plan import Plan
     from saeval.records import RunResult
 
 
@@ -148,7 +148,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
     from saeval._run.plan import speed
-    from saeval._run.plan.planning import ASSUMPTIONS, plan as make_plan
+    from saeval._run.plan import ASSUMPTIONS, plan as make_plan
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None

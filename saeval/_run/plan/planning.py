@@ -23,7 +23,7 @@ from saeval.models import embedder
 from saeval.plugin.base import Context, Explainer
 from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
 from saeval.task import SHUFFLED, Cell, RolePart, StepPart, Task
-from saeval.testing.planted import planted_store
+from saeval.testing import planted_store
 
 _QUANTITIES = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
 _TRIED = 6  # latents a step is tried on; prompts hardly differ in length from latent to latent

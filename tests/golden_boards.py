@@ -35,7 +35,9 @@ def odd_run() -> RunResult:
     ]  # fmt: skip
     cells[0].measures.update(d_sae=16384.0, fvu=0.21345)
     cells[0].deciles.append(
-        DecileShares(scorer="detection", right=(*[0.9] * 9, None), n=(*[10] * 9, 0), negatives_right=0.75, negatives_n=40)
+        DecileShares(
+            scorer="detection", right=(*[0.9] * 9, None), n=(*[10] * 9, 0), negatives_right=0.75, negatives_n=40
+        )
     )
     cells[0].correlations.append(Correlation(scorers=("detection", "steering"), n=48, pearson=0.512, spearman=None))
     check = JudgeCheck(
@@ -86,7 +88,10 @@ def page_text(page: str) -> str:
     """The words of a page that a reader sees, a line a cell of its tables; no style, script or drawing."""
     body = page[page.index("<main") :]
     body = re.sub(r"(?s)<(script|style|svg)\b.*?</\1>", " ", body)
-    lines = (" ".join(re.sub(r"<[^>]*>", " ", line).split()) for line in re.sub(r"</(td|th|p|h\d|li)>", "\n", body).split("\n"))
+    lines = (
+        " ".join(re.sub(r"<[^>]*>", " ", line).split())
+        for line in re.sub(r"</(td|th|p|h\d|li)>", "\n", body).split("\n")
+    )
     return "\n".join(line for line in lines if line)
 
 

@@ -321,14 +321,14 @@ def _wait(key: str, attempt: int, retry_after: float | None) -> float:
 
 
 @cache
-def _adapter(kind: type[A]) -> TypeAdapter[A]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def _restored(kept: object, kind: type[A], request: Any) -> A | None:
     """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
     try:
-        answer = _adapter(kind).validate_python(kept)
+        answer: A = _adapter(kind).validate_python(kept)
     except ValidationError:
         return None
     return answer if _fits(answer, request) else None

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from made_run import run_of, score_row
 
+from saeval._compare.stats import mean_interval
 from saeval.plugin import derive_rng
-from saeval.records.metrics import mean_interval
 from saeval.records.scores import CellResult, RunResult
 from saeval.results.cells import write_explanations, write_judgements, write_latents
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, log
 
-from saeval._compare.leaderboard import rank_ranges, rank_text, standard_error
-from saeval._compare.stats import combined_interval
+from saeval._compare.leaderboard import rank_text, standard_error
+from saeval._compare.stats import combined_interval, rank_ranges
 from saeval._util import InputError
 from saeval.records import MAIN, CellResult, ScoreRow
 

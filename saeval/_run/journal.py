@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from saeval._util import InputError, LineFile, without_secrets, write_atomic
+from saeval._util import InputError, LineFile, parse_json, without_secrets, write_atomic
 
 
 class RunDir:
@@ -116,7 +116,7 @@ class RunDir:
     def log(self) -> Iterator[Any]:
         """Send what saeval logs to `logs/run.log` while the run lasts."""
         logger = logging.getLogger("saeval")
-        handler = logging.FileHandler(self.path / "logs" / "run.log", encoding="utf-8")
+        handler = logging.FileHandler(self.path / "logs" / "run.log", encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -136,9 +136,16 @@ class _Formatter(logging.Formatter):
 
 
 def _entry(line: bytes) -> Any | None:
-    """Return what a line of the journal holds, or None where its checksum does not fit."""
+    """Return what a line of the journal holds, or None where its checksum does not fit or it is no entry."""
     digest, _, text = line.rstrip(b"\n").partition(b" ")
-    return json.loads(text) if digest == _digest(text) else None
+    if digest != _digest(text):
+        return None
+    try:
+        entry = parse_json(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(entry, dict) and isinstance(entry.get("key"), str) and "value" in entry
+    return entry if whole else None
 
 
 def _digest(line: bytes) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from saeval._run.restoring import out_of_range
 from saeval._util import (
     BudgetExceeded,
     InputError,
@@ -260,13 +261,5 @@ async def _kept_in(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:
 
 def _checked(score: Score, scorer: Scorer) -> Score:
     """Refuse a score whose values are missing, not finite, or outside their metric's range."""
-    if score.status != "ok":
-        return score
-    headline = scorer.metrics[0]
-    if headline.name not in score.values:
-        return Score.failed(f"the scorer gave no {headline.name}")
-    for metric in scorer.metrics:
-        value = score.values.get(metric.name)
-        if value is not None and not metric.low - 1e-9 <= value <= metric.high + 1e-9:
-            return Score.failed(f"the scorer gave {metric.name} = {value}, outside {metric.low} to {metric.high}")
-    return score
+    trouble = out_of_range(score, scorer.metrics)
+    return score if trouble is None else Score.failed(f"the scorer gave {trouble}")

@@ -5,6 +5,12 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.encodable import (
+    CleanJson as CleanJson,
+    CleanText as CleanText,
+    clean as clean,
+    clean_text as clean_text,
+)
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
     InputError as InputError,
@@ -20,6 +26,7 @@ from saeval._util.errors import (
 from saeval._util.field_docs import Documented as Documented, descriptions as descriptions
 from saeval._util.files import (
     LineFile as LineFile,
+    parse_json as parse_json,
     read_json as read_json,
     read_json_lines as read_json_lines,
     replacing as replacing,

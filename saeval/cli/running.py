@@ -147,8 +147,7 @@ def plan(
     without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
-    from saeval._run.plan import speed
-    from saeval._run.plan import ASSUMPTIONS, plan as make_plan
+    from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None

@@ -42,5 +42,6 @@ from saeval.records.scores import (
     Score as Score,
     ScoreRow as ScoreRow,
     Status as Status,
+    read as read,
     read_result as read_result,
 )

@@ -21,7 +21,6 @@ from saeval.records.metrics import (
     ACCURACY as ACCURACY,
     CLASSIFICATION as CLASSIFICATION,
     Metric as Metric,
-    mean_interval as mean_interval,
     pearson as pearson,
     spearman as spearman,
 )
@@ -42,6 +41,5 @@ from saeval.records.scores import (
     Score as Score,
     ScoreRow as ScoreRow,
     Status as Status,
-    read as read,
     read_result as read_result,
 )

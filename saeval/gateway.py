@@ -139,9 +139,9 @@ class Gateway(LanguageModel):
         key, asked = _hash(f'["{kind}",{self._identity},{text}]'), _hash(f"[{text}]")
         shared = key in self._asking
         if not shared:
-            if (answer := self._kept(key, request, shape)) is not None:
-                self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
-                return answer
+            if (kept := self._kept(key, request, shape)) is not None:
+                self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
+                return kept
             new = self._asking[key] = _Work()
             new.task = asyncio.ensure_future(self._ask(key, asked, request, ask, new))
             new.task.add_done_callback(lambda task: self._ended(key, task))
@@ -161,7 +161,7 @@ class Gateway(LanguageModel):
     def _kept(self, key: str, request: Any, shape: type[A]) -> A | None:
         """Return the answer of an earlier run, unless the role wants none, or it does not fit the request."""
         kept = self._calls.get(key) if self._settings.cache else None
-        answer = None if kept is None else _restored(kept, shape, request)
+        answer: A | None = None if kept is None else _restored(kept, shape, request)
         if kept is not None and answer is None:
             log.warning(
                 "%s: the answer %s in the cache has another shape, and is asked for again", self._role, key[:12]
@@ -325,10 +325,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _restored(kept: object, kind: type[A], request: Any) -> A | None:
+def _restored(kept: object, kind: Any, request: Any) -> Any | None:
     """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
     try:
-        answer: A = _adapter(kind).validate_python(kept)
+        answer = _adapter(kind).validate_python(kept)
     except ValidationError:
         return None
     return answer if _fits(answer, request) else None

@@ -30,9 +30,11 @@ from saeval.llm import (
     LogprobRequest,
     Reply,
     Request,
+    TokenLogprobs,
     Usage,
 )
 from saeval.pace import FindingGate, Gate
+from saeval.secrets import look_again, without_secrets, without_values
 from saeval.seeding import derive_rng
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
@@ -93,6 +95,7 @@ class Gateway(LanguageModel):
         self._asking: dict[str, _Work] = {}
         self._gate = _gate(llm, settings)
         self._bounded = not (llm.in_process or llm.batches)
+        look_again()
         self._waits = _Waits(role, llm, self._gate, tell)
 
     @property
@@ -148,7 +151,7 @@ class Gateway(LanguageModel):
         work = self._asking[key]
         work.askers += 1
         try:
-            answer = await asyncio.shield(work.task)
+            answer: A = await asyncio.shield(work.task)
         finally:
             work.askers -= 1
             if not (work.askers or work.in_flight or work.task.done()):
@@ -208,7 +211,7 @@ class Gateway(LanguageModel):
             # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
             if took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
                 status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
-                reason = str(error) if isinstance(error, SaevalError) else type(error).__name__
+                reason = without_secrets(error) if isinstance(error, SaevalError) else type(error).__name__
                 usage = took or Usage(usd=0.0)
                 self._log.add(self._call(key, asked, status, usage, attempts=attempt, began=began, reason=reason))
             raise
@@ -231,7 +234,7 @@ class Gateway(LanguageModel):
                 raise LLMError(what, retryable=True) from None
             self._waits.heard()
             if isinstance(answer, Reply):
-                answer, _ = _encodable(answer)
+                answer = _writable(answer)
             if isinstance(answer, Reply) and not answer.text.strip():
                 what = f"{self._model}: the answer is empty"
                 raise LLMError(what, retryable=not self._llm.in_process, usage=answer.usage)
@@ -298,6 +301,18 @@ def _encodable(value: V) -> tuple[V, str]:
         return value, text
     cleaned = clean(value)
     return cleaned, json_text(cleaned)
+
+
+def _writable(reply: Reply) -> Reply:
+    """Return a reply whose text UTF-8 can encode, without the credentials that a server may echo."""
+    reply, text = _encodable(reply)
+    if without_values(text) == text:
+        return reply
+    tokens = reply.logprobs and tuple(
+        TokenLogprobs(without_values(t.token), tuple((without_values(other), p) for other, p in t.top))
+        for t in reply.logprobs
+    )
+    return replace(reply, text=without_values(reply.text), logprobs=tokens)
 
 
 def _hash(text: str) -> str:

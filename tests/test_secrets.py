@@ -14,6 +14,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -26,6 +27,7 @@ import saeval
 from saeval import LLMError, Request, SpecError, without_secrets
 from saeval.plugins import Registry
 from saeval.secrets import names_secret, placeholder, use, without_values
+from saeval.spec import Document, refuse_secrets
 from saeval.task import load_task
 
 KEY = 'zq7/canary"4Xw1+b9K%d0tR'  # has what URLs, JSON, HTML and base64 write differently
@@ -212,6 +214,11 @@ def test_credential_of_the_environment_in_a_spec_is_refused_wherever_it_stands(m
         with pytest.raises(SpecError, match="credential of your environment") as refused:
             load_task(spec_of({"model": "openai/x"}, **changes), registry=Registry())
         assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("tasks/**/*.yaml")), ids=lambda file: file.stem)
+def test_shipped_specs_hold_nothing_that_looks_like_a_credential(file):
+    refuse_secrets(Document(yaml.safe_load(file.read_text()), {}))
 
 
 def test_placeholders_and_ordinary_options_are_no_credentials():

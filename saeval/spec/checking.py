@@ -87,8 +87,11 @@ def _secrets(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _named_secret(name: str, value: Any, *, of_model: bool) -> bool:
-    """Tell whether a value that is named like a credential is one; placeholders, numbers and switches are none."""
-    if not names_secret(name, of_model=of_model):
+    """Tell whether a value that is named like a credential is one; placeholders, numbers and switches are none.
+
+    A mapping is one among a model's options only: elsewhere its name may be a label, such as `simulation_by_token`.
+    """
+    if not names_secret(name, of_model=of_model) or (isinstance(value, dict) and not of_model):
         return False
     texts = list(_texts(value))
     return any(text.strip() and not placeholder(text) and (of_model or len(text) >= SHORTEST) for text in texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import traceback
@@ -22,6 +23,7 @@ from saeval._util import (
     StoreError,
     derive_rng,
     without_secrets,
+    without_values,
 )
 from saeval.llm import Asked, Budget, CallLog, CallStore, Gateway, pack, rare_garbage_collection, told
 from saeval.models import embedder
@@ -220,7 +222,7 @@ async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, 
     Raises:
         SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
     """
-    result = await _guarded(call, kind, meter.patience, *arguments)
+    result = _without_values(await _guarded(call, kind, meter.patience, *arguments))
     if meter.asked:
         result = result.model_copy(update={"asked": pack([a for request in meter.asked for a in request])})
     if meter.fault is None:
@@ -232,6 +234,13 @@ async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, 
         reason = f"a call failed: {without_secrets(meter.fault)}"
         result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
     return Made(result, meter.spent, fault=True)
+
+
+def _without_values(result: R) -> R:
+    """Return a result without the credentials that a plugin may have been shown."""
+    text = json.dumps(result.model_dump(mode="json"))
+    clean = without_values(text)
+    return result if clean == text else type(result).model_validate(json.loads(clean))
 
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:

@@ -34,6 +34,7 @@ from saeval._util.files import (
 )
 from saeval._util.lazy import attach as attach
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
+from saeval._util.permissions import allow as allow, granted as granted, permissions as permissions
 from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (
@@ -44,7 +45,17 @@ from saeval._util.safe_paths import (
     new_folder as new_folder,
     unique as unique,
 )
-from saeval._util.secrets import without_secrets as without_secrets
+from saeval._util.secrets import (
+    MARK as MARK,
+    SHORTEST as SHORTEST,
+    holds_secret as holds_secret,
+    look_again as look_again,
+    names_secret as names_secret,
+    placeholder as placeholder,
+    random_looking as random_looking,
+    without_secrets as without_secrets,
+    without_values as without_values,
+)
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
 from saeval._util.text import aligned as aligned, measured as measured, safe_text as safe_text
 from saeval._util.watchdog import (

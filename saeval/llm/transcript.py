@@ -8,7 +8,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from saeval._util import clean_text
+from saeval._util import clean_text, without_values
 from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
 
 _MOST = 64
@@ -72,7 +72,8 @@ def pack(asked: Sequence[Asked]) -> str:
     kept = [*asked[:_MOST]]
     if more := len(asked) - _MOST:
         kept += [Asked("", f"{more} more prompts are not kept", "left out")] if more > 0 else []
-    return b64encode(zlib.compress(json.dumps(kept, ensure_ascii=False).encode(errors="replace"), 9)).decode()
+    text = without_values(json.dumps(kept, ensure_ascii=False))
+    return b64encode(zlib.compress(text.encode(errors="replace"), 9)).decode()
 
 
 def unpack(packed: str) -> list[Asked]:

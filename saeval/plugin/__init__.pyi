@@ -18,6 +18,11 @@ from saeval._util.errors import (
 from saeval._util.field_docs import Documented as Documented
 from saeval._util.files import read_json_lines as read_json_lines, write_atomic as write_atomic
 from saeval._util.paths import ModelRef as ModelRef, SpecPath as SpecPath, file_sha256 as file_sha256
+from saeval._util.permissions import (
+    check_address as check_address,
+    check_receiver as check_receiver,
+    credential as credential,
+)
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.secrets import without_secrets as without_secrets
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng

@@ -14,7 +14,7 @@ from saeval.task.files import find_include, find_spec
 from saeval.task.making import PartMaker
 from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
-from saeval.task.spec.checking import parse
+from saeval.task.spec.checking import parse, refuse_secrets
 from saeval.task.spec.document import Document, KeyPath, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import PartSpec, TaskSpec
@@ -64,6 +64,7 @@ def load_task(
             document = override(document, {f"llms.{role}": {"model": model}})
     if overrides:  # last, so that they can give such a model its own options
         document = override(document, overrides)
+    refuse_secrets(document)
     return _Builder(document, registry, check).task()
 
 

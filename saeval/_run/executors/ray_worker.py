@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import saeval
 from saeval._run.collect import collect_pass
 from saeval._run.steps import Made, Steps, Work, gateways
-from saeval._util import SaevalError, cache_dir, content_hash, without_secrets
+from saeval._util import SaevalError, cache_dir, content_hash, granted, without_secrets
 from saeval.llm import Budget, Call, CallLog
 from saeval.plugin.registry import Registry
 from saeval.task import RolePart, Task, load_task
@@ -36,6 +36,7 @@ class Order:
         host: The machine of whoever asks.
         workers: How many workers share the work.
         max_cost: The run's spending limit.
+        permissions: What the user allows specs to name, as variables of the environment.
     """
 
     spec: dict[str, Any]
@@ -43,11 +44,13 @@ class Order:
     host: str
     workers: int
     max_cost: float | None
+    permissions: dict[str, str] = field(default_factory=granted)
 
     def task(self) -> Task:
         """Build the task in this process."""
         if self.cache is not None:
             os.environ["SAEVAL_CACHE"] = self.cache
+        os.environ.update(self.permissions)
         return load_task(self.spec, registry=Registry())
 
 
@@ -71,7 +74,7 @@ class Stop(NamedTuple):
     @classmethod
     def of(cls, error: SaevalError) -> Stop:
         """Pack an error."""
-        plain = type(error) if type(error).__init__ is Exception.__init__ else SaevalError
+        plain = type(error) if type(error).__init__ is SaevalError.__init__ else SaevalError
         return cls(plain, without_secrets(error))
 
     def error(self) -> SaevalError:

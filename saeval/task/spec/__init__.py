@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.task.spec.checking import explain_error, parse
+from saeval.task.spec.checking import explain_error, parse, refuse_secrets
 from saeval.task.spec.document import Document, KeyPath, override, parse_assignment, plain, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import (
@@ -38,5 +38,6 @@ __all__ = [
     "parse_assignment",
     "plain",
     "read_document",
+    "refuse_secrets",
     "score_reference",
 ]

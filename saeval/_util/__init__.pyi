@@ -34,7 +34,7 @@ from saeval._util.files import (
 )
 from saeval._util.lazy import attach as attach
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
-from saeval._util.permissions import allow as allow, granted as granted, permissions as permissions
+from saeval._util.permissions import allow as allow, granted as granted
 from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (

@@ -110,7 +110,7 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
     (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval combines those
     of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
-    each other; `saeval.report.stats` says what each test assumes beside that.
+    each other; `saeval._compare.stats` says what each test assumes beside that.
 
     Args:
         a: A run directory, or `run:cell` where it has several contestants.

@@ -40,7 +40,9 @@ from .llm import (
     Usage,
 )
 from .metrics import AUROC, BALANCED_ACCURACY, CLASSIFICATION, PEARSON, Metric, auroc, pearson
+from .models.fit import Fit
 from .models.live import LiveModel
+from .models.made_for import MadeFor
 from .models.subject import Steered, Strength, Subject
 from .paths import ModelRef, SpecPath, file_sha256
 from .prompts import Prompt
@@ -82,6 +84,7 @@ __all__ = [
     "FillReply",
     "FillRequest",
     "FinishReason",
+    "Fit",
     "Flaw",
     "Gate",
     "HookPoint",
@@ -94,6 +97,7 @@ __all__ = [
     "LiveModel",
     "LogprobReply",
     "LogprobRequest",
+    "MadeFor",
     "Message",
     "Metric",
     "ModelRef",

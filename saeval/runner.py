@@ -18,8 +18,9 @@ from pydantic import JsonValue
 from saeval import judge_checks
 from saeval.calls import Budget, CallLog
 from saeval.collect import store_path
+from saeval.crash import internal_error
 from saeval.directions import directions
-from saeval.errors import BudgetExceeded, InputError
+from saeval.errors import BudgetExceeded, InputError, SaevalError
 from saeval.executors import Executor, executor
 from saeval.failures import Failures, GaveUp
 from saeval.fidelity import fidelity
@@ -89,6 +90,7 @@ def run(
         InputError: If something it names is missing, or the directory cannot be used.
         BudgetExceeded: If the spending limit is reached; a partial result is written first.
         GaveUp: If every latent fails alike, or a model is gone.
+        InternalError: If something failed that nobody foresaw; the run's log holds the traceback.
 
     Example:
         >>> run = saeval.run("mine.yaml", out="try", limit=2)
@@ -120,7 +122,12 @@ def run_task(
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
-        return _Run(task, folder, display, limit, max_cost, retry).go()
+        try:
+            return _Run(task, folder, display, limit, max_cost, retry).go()
+        except SaevalError:
+            raise
+        except Exception as error:
+            raise internal_error(error, folder.path / "logs" / "run.log") from error
 
 
 class _Run:

@@ -132,7 +132,7 @@ def read_documents(
         if kind == ".txt":
             notes.rows += 1
             with _opened(file) as text:
-                yield stem, whole_text(text.read())
+                yield stem, text.read()
             continue
         prefix = f"{stem}:" if len(files) > 1 else ""
         for name, where, row in _READERS[kind](file):
@@ -161,7 +161,7 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
     if chat is not None and field == "text":
         value = row[chat]
     if isinstance(value, str):
-        return whole_text(value)
+        return value
     seen_text = notes.rows > notes.empty + 1
     nothing = value is None or (isinstance(value, float) and math.isnan(value))
     if nothing and isinstance(row, Mapping) and (found or chat or seen_text):
@@ -173,7 +173,7 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
                 f"corpus {where}: holds a conversation, and the model's tokenizer has no chat template; take the tokenizer of "
                 "an instruction-tuned model, or write each conversation into a field `text`"
             )
-        return whole_text(template(turns))
+        return template(turns)
     have = list(row) if isinstance(row, Mapping) else []
     texts = [name for name in have if isinstance(row[name], str) and name != "id"]
     hint = f"; set corpus.field to {texts[0]!r}" if texts else ""
@@ -198,11 +198,6 @@ def _turns(value: Any) -> list[dict[str, str]]:
             return []
         turns.append({"role": _ROLES.get(role, role), "content": content})
     return turns
-
-
-def whole_text(text: str) -> str:
-    """Return text that every tokenizer and file takes: halves of surrogate pairs, which are no characters, become U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def divided(documents: Iterable[Document], how: str | None, notes: Notes) -> Iterator[Document]:

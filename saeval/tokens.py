@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
+from saeval._util.encodable import clean_text
 from saeval.documented import Documented
 from saeval.documents import DIVISIONS, Notes, Template, corpus_files, divided, read_documents, text_of
 from saeval.errors import InputError
@@ -159,7 +160,7 @@ class Corpus(Documented):
         return {**options, "sha256": content_hash(*map(file_sha256, corpus_files(self.local, self._dataset_split)))}
 
     def texts(self, template: Template | None = None, notes: Notes | None = None) -> Iterator[tuple[str, str]]:
-        """Yield (name, text) of every document.
+        """Yield (name, text) of every document; what UTF-8 cannot encode is U+FFFD in both.
 
         Args:
             template: Writes conversations as the model reads them; without it, rows that hold some are refused.
@@ -170,7 +171,8 @@ class Corpus(Documented):
         """
         notes = notes or Notes()
         how = self.split if self.split in DIVISIONS else None
-        yield from divided(self._read(template, notes), how, notes)
+        for name, text in divided(self._read(template, notes), how, notes):
+            yield clean_text(name), clean_text(text)
 
     def first_texts(self, n: int = 200) -> list[str]:
         """Return the first documents of a corpus on this machine, conversations as plain text; none of a hub's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CONTEXT = 256
 """Text tokens per context where neither a spec nor a coder's files tell how many."""
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte
 _VERSION = 2  # one more whenever the same options come to give other tokens
 
 
@@ -326,8 +328,9 @@ def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:
 
 def special_ids(tokenizer: Any) -> set[int]:
     """Return the numbers of all tokens that are marks and no text: named ones, and those added as special."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {i for i in tokenizer.all_special_ids if i is not None} | {i for i, t in added.items() if t.special}
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    marks = {i for i, token in added.items() if token.special and not _BYTE.fullmatch(str(token))}
+    return marks | {i for i in tokenizer.all_special_ids if i is not None}
 
 
 def _template(tokenizer: Any) -> Template | None:
@@ -389,7 +392,7 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
 
 
 def _sentencepiece_bytes(name: str) -> bytes:
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+    if _BYTE.fullmatch(name):
         return bytes([int(name[3:5], 16)])
     return name.replace("▁", " ").encode()
 

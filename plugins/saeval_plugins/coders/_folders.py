@@ -23,7 +23,9 @@ def what_is(folder: Path, format_: str) -> str:
     if not folder.is_dir():
         return "no such folder"
     other = _maker(folder)
-    if other and other[0] and other[0] != format_:
+    if other and other[0] == format_:
+        return f"is it a folder that {format_} saved, and copied whole?"
+    if other and other[0]:
         return f"it holds {other[1]}: write `use: {other[0]}`"
     if other and not other[0]:
         return f"it holds {other[1]}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "sae.safetensors"
 ACTIVATIONS = ("topk", "groupmax")
+_NORM = re.compile(r"norm|^ln_?\d*$")
 _SEED = re.compile(r"seed[_-]?\d+")
 _MODULE = re.compile(r"([a-z_]\w*\.)*[a-z_]+\.\d+(\.\w+)*|embed_\w+|wte")
 
@@ -63,8 +64,9 @@ class Sparsify(StoredCoder):
         return int(self._config["d_in"])
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
-        """Return the module, and for a transcoder its input."""
-        return HookPoint(module, "in" if self._config["transcode"] else "out")
+        """Return the module, and for a transcoder its input; what a norm gives is such an input already."""
+        norm = _NORM.search(module.rpartition(".")[2])
+        return HookPoint(module, "in" if self._config["transcode"] and not norm else "out")
 
     def load(self, device: str, d_in: int) -> LinearCoder:
         """Load the weights."""

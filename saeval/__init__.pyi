@@ -15,6 +15,7 @@ from .encoding import encoding_pass
 from .errors import (
     BudgetExceeded,
     InputError,
+    InternalError,
     LLMError,
     ParseError,
     PluginError,
@@ -89,6 +90,7 @@ __all__ = [
     "Gate",
     "HookPoint",
     "InputError",
+    "InternalError",
     "LLMError",
     "LanguageModel",
     "LatentId",

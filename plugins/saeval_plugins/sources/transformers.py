@@ -80,13 +80,13 @@ class Transformers(ActivationSource):
         LiveModel.check(self.model)
         self.coder.check()
         self.corpus.check()
+        place, reads, width = self._place, self.coder.width(), _residual_width(self.model)
+        if reads is not None and width is not None and reads != width and IN_RESIDUAL.fullmatch(place):
+            raise _misfit(reads, place, self.model, width)
         fit = self._fit()
         if (conflicts := fit.conflicts()) and not self.accept_mismatch:
             raise _mismatch(conflicts)
         fit.check_model(self.corpus.first_texts(), chat=self.corpus.holds_chats())
-        place, reads, width = self._place, self.coder.width(), _residual_width(self.model)
-        if reads is not None and width is not None and reads != width and IN_RESIDUAL.fullmatch(place):
-            raise _misfit(reads, place, self.model, width)
 
     def cautions(self) -> list[str]:
         """Say where the coder is used otherwise than it was trained."""
@@ -238,6 +238,7 @@ class _Reading:
             d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
             metadata=dict(self.coder.metadata), l0_of_files=source.coder.made_for().l0, warnings=[*data.warnings, *cautions],
         )  # fmt: skip
+        self.data_type = live.model.dtype
         self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(
             "torch.", ""
         )
@@ -278,10 +279,9 @@ class _Reading:
                 rows, positions = sparse.rows.cpu(), place.flatten().where(mask, -1)
         position, value = positions[rows], sparse.values.float().cpu()
         if not value.isfinite().all():
-            raise InputError(
-                f"an activation at {self.named}, is NaN or infinite; set `dtype: float32` under source.with, and look at the "
-                "coder's weights if that is what it is"
-            )
+            full = str(self.data_type) == "torch.float32"
+            way_out = "the coder's or the model's weights are damaged" if full else "set source.with.dtype to float32"
+            raise InputError(f"an activation at {self.named}, is NaN or infinite: {way_out}")
         keep = (position >= 0) & (value > 0)
         self.writer.add(position[keep].numpy(), sparse.latents.cpu()[keep].numpy(), value[keep].numpy())
         self.writer.tally(**sums)

@@ -16,9 +16,9 @@ from saeval_plugins.sources.transformers import Transformers
 from tiny import TEXT, D, tiny_corpus, tiny_model, tiny_sae, tiny_tokenizer
 
 import saeval
-from saeval import ActivationWriter, Corpus, InputError, LiveModel
 from saeval.cli import main
 from saeval.models.made_for import apart, known_model, other_model, plain_place
+from saeval.plugin import ActivationWriter, Corpus, InputError, LiveModel
 
 
 @pytest.fixture(autouse=True)
@@ -319,7 +319,7 @@ def test_places_are_read_by_the_names_of_every_tool(name, plain):
 
 def test_what_nobody_foresaw_is_one_sentence_with_the_logs_path_and_exit_code_70(tmp_path, model, corpus):
     (tmp_path / "broken.py").write_text(
-        "from saeval import Sampler\n\n\nclass Broken(Sampler):\n    name = 'broken'\n\n"
+        "from saeval.plugin import Sampler\n\n\nclass Broken(Sampler):\n    name = 'broken'\n\n"
         "    def sample(self, store, latent, rng):\n        raise KeyError('deep inside')\n"
     )
     sae = {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}}

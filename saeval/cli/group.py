@@ -14,7 +14,7 @@ class _Cli(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        from saeval.errors import (
+        from saeval._util import (
             BudgetExceeded,
             InputError,
             InternalError,
@@ -22,6 +22,7 @@ class _Cli(click.Group):
             SaevalError,
             SpecError,
             StoreError,
+            internal_error,
         )
 
         try:
@@ -52,8 +53,6 @@ class _Cli(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - a user gets a sentence; the log gets the rest
-            from saeval.crash import internal_error
-
             say(f"error: {internal_error(error)}", err=True)
             ctx.exit(70)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeval.errors import InputError
+from saeval._util import InputError
 
 _LIMITED = {
     "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "openai-gpt", "ctrl", "biogpt", "bert", "roberta", "electra",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from saeval.errors import InputError
+from saeval._util import InputError
+from saeval.activations import CONTEXT
 from saeval.models.facts import ModelFacts, model_facts, not_causal, tokens_outside, too_long
 from saeval.models.made_for import MadeFor, apart, other_model, other_tuning
-from saeval.tokens import CONTEXT
 
 _SHORTEST = 8
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from saeval import InputError
+from saeval.plugin import InputError
 
 _LIST = "pretrained_saes.yaml"
 

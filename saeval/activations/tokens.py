@@ -1,0 +1,405 @@
+"""Text packed into the contexts that a model reads, with what is needed to turn tokens back into text."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import Field, JsonValue, model_validator
+
+from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, file_sha256
+from saeval.activations.documents import DIVISIONS, Notes, Template, corpus_files, divided, read_documents, text_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CONTEXT = 256
+"""Text tokens per context where neither a spec nor a coder's files tell how many."""
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte
+_VERSION = 2  # one more whenever the same options come to give other tokens
+
+
+@dataclass(frozen=True, eq=False)
+class TokenDataset:
+    """A tokenised corpus: one row a context, no context spanning two documents.
+
+    Attributes:
+        tokens: Token ids, padded on the right.  [contexts, length] int32
+        lengths: Real tokens a context, BOS included.  [contexts] int32
+        mask: Where an ordinary text token stands; BOS, other special tokens and padding are False and their
+            activations do not count.  [contexts, length] bool
+        documents: Number of the document each context was cut from.  [contexts] int32
+        document_names: Name of each document.
+        vocabulary: The bytes of each token that occurs; none for special tokens.
+        lead: Tokens before the text in each context: 1 with BOS, 0 without.
+        warnings: What a reader of results must know of how the text was read.
+    """
+
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+    documents: NDArray[np.int32]
+    document_names: tuple[str, ...]
+    vocabulary: Mapping[int, bytes]
+    lead: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n_tokens(self) -> int:
+        """Ordinary text tokens."""
+        return int(self.mask.sum())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything in it."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.tokens, self.lengths, self.mask, self.documents):
+            digest.update(str(array.shape).encode())
+            digest.update(array.tobytes())
+        digest.update(json.dumps([self.lead, *self.document_names]).encode())
+        return digest.hexdigest()
+
+
+class Packed(NamedTuple):
+    """Documents cut into contexts.
+
+    Attributes:
+        tokens: Token ids, padded on the right.  [contexts, length] int32
+        lengths: Real tokens a context, those before the text included.  [contexts] int32
+        documents: Number of the document each context was cut from.  [contexts] int32
+        names: Name of each document.
+    """
+
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    documents: NDArray[np.int32]
+    names: tuple[str, ...]
+
+
+class Corpus(Documented):
+    """Where text comes from and how much of it is read (paper §3.1)."""
+
+    path: SpecPath | None = None
+    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.parquet` or `.arrow` (a document per row), text also with
+    `.gz`; a folder of them; or a folder written with `save_to_disk`."""
+    dataset: str | None = None
+    """Hub id of a dataset, streamed with `datasets`; or the path of a dataset directory."""
+    config: str | None = None
+    """Configuration of the hub dataset."""
+    revision: str | None = None
+    """Revision of the hub dataset."""
+    split: str | None = None
+    """Of a dataset, the split to read (`train` when left out). Of text, where documents end: `paragraphs`, `lines`, or
+    `none`; when left out, a corpus of one text is divided into parts of some 2,000 characters."""
+    field: str = "text"
+    """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template writes."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Text tokens to read at most; None for all."""
+    per_document: int | None = Field(default=None, gt=0)
+    """Text tokens to read of one document at most; None for all."""
+    context: int | None = Field(default=None, ge=8)
+    """Text tokens per context; BOS stands before them where the tokenizer has one. When left out, as many as the SAE was
+    trained on, as far as its files tell; 256 elsewhere."""
+    bos: bool | str | None = None
+    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no BOS.
+    When left out, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted, but
+    models need to see it."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Corpus:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either path (local file) or dataset (hub id)")
+        return self
+
+    @property
+    def length(self) -> int:
+        """Text tokens per context."""
+        return self.context or CONTEXT
+
+    @property
+    def local(self) -> Path | None:
+        """The file or folder on this machine that is read; None for a dataset of the hub."""
+        if self.path is not None:
+            return self.path
+        folder = Path(self.dataset or "").expanduser()
+        saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+        return folder if saved else None
+
+    @property
+    def _dataset_split(self) -> str:
+        return self.split if self.split and self.split not in DIVISIONS else "train"
+
+    def check(self) -> None:
+        """See whether a local corpus is there, of a kind that can be read, and begins with a document.
+
+        Raises:
+            InputError: If it is not.
+        """
+        if self.local is None:
+            return
+        if next(self._read(_join, Notes()), None) is None:
+            raise InputError(f"corpus {self.local}: it holds no text under {self.field!r}")
+
+    def fingerprint(self) -> JsonValue:
+        """Return what the text depends on: the content of local files, the name and revision of a hub dataset."""
+        options = self.model_dump(mode="json", exclude={"path"} if self.path else set())
+        options |= {"context": self.length, "bos": True if self.bos is None else self.bos, "version": _VERSION}
+        if self.local is None:
+            return options
+        return {**options, "sha256": content_hash(*map(file_sha256, corpus_files(self.local, self._dataset_split)))}
+
+    def texts(self, template: Template | None = None, notes: Notes | None = None) -> Iterator[tuple[str, str]]:
+        """Yield (name, text) of every document; what UTF-8 cannot encode is U+FFFD in both.
+
+        Args:
+            template: Writes conversations as the model reads them; without it, rows that hold some are refused.
+            notes: Where is counted what was skipped or divided.
+
+        Raises:
+            InputError: If the corpus is missing or malformed.
+        """
+        notes = notes or Notes()
+        how = self.split if self.split in DIVISIONS else None
+        for name, text in divided(self._read(template, notes), how, notes):
+            yield clean_text(name), clean_text(text)
+
+    def first_texts(self, n: int = 200) -> list[str]:
+        """Return the first documents of a corpus on this machine, conversations as plain text; none of a hub's."""
+        if self.local is None:
+            return []
+        return [text for _, text in islice(self._read(_join, Notes()), n)]
+
+    def holds_chats(self) -> bool:
+        """Return whether the first rows of a corpus on this machine hold conversations."""
+        seen: list[bool] = []
+
+        def note(turns: Sequence[Mapping[str, str]]) -> str:
+            seen.append(True)
+            return _join(turns)
+
+        if self.local is not None:
+            next(self._read(note, Notes()), None)
+        return bool(seen)
+
+    def _read(self, template: Template | None, notes: Notes) -> Iterator[tuple[str, str]]:
+        """Yield the texts as they lie in files and rows."""
+        if self.local is not None:
+            return read_documents(self.local, self.field, split=self._dataset_split, template=template, notes=notes)
+        return self._hub_texts(template, notes)
+
+    def _hub_texts(self, template: Template | None, notes: Notes) -> Iterator[tuple[str, str]]:
+        from datasets import load_dataset
+
+        try:
+            rows = load_dataset(
+                self.dataset, self.config, split=self._dataset_split, revision=self.revision, streaming=True
+            )
+            for i, row in enumerate(rows):
+                text = text_of(row, self.field, f"dataset {self.dataset}, row {i}", template, notes)
+                if text is not None:
+                    yield str(i), text
+        except InputError:
+            raise
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [""])[0]
+            raise InputError(
+                f"corpus dataset {self.dataset!r} could not be read ({type(error).__name__}: {line}); "
+                "check its name, split and your connection, or give a local `path`"
+            ) from error
+
+    def lead(self, tokenizer: Any) -> list[int]:
+        """Return the tokens that stand before the text in each context.
+
+        Raises:
+            InputError: If `bos` names what is no token of the tokenizer.
+        """
+        if isinstance(self.bos, str):
+            number = tokenizer.get_vocab().get(self.bos)
+            if number is None:
+                raise InputError(f"corpus.bos: {self.bos!r} is no token of the model's tokenizer; name one that is")
+            return [int(number)]
+        return [tokenizer.bos_token_id] if self.bos is not False and tokenizer.bos_token_id is not None else []
+
+    def tokenize(self, tokenizer: Any, vocabulary: int | None = None) -> TokenDataset:
+        """Pack the corpus into contexts.
+
+        Args:
+            tokenizer: A transformers tokenizer of the subject model.
+            vocabulary: Rows of the model's embedding; token numbers have to lie below.
+
+        Raises:
+            InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text, or if the
+                tokenizer gives numbers that the embedding does not have.
+        """
+        import numpy as np
+
+        lead, notes = self.lead(tokenizer), Notes()
+        fitting = [
+            t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None and t < (vocabulary or t + 1)
+        ]
+        pad = fitting[0] if fitting else 0
+
+        def encode(text: str) -> list[int]:
+            ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            return without_lead(ids, lead)
+
+        tokens, lengths, documents, names = self.pack(encode, lead, pad, _template(tokenizer), notes)
+        used = np.unique(tokens)
+        if vocabulary is not None and len(used) and used[-1] >= vocabulary:
+            outside = [int(i) for i in used if i >= vocabulary]
+            raise InputError(
+                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the number {outside[0]}, and the model's "
+                f"embedding has {vocabulary} rows; take the model's own tokenizer, or call `model.resize_token_embeddings` and "
+                "train the new rows"
+            )
+        special = special_ids(tokenizer)
+        mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, sorted(special))
+        ordinary = [int(i) for i in used if int(i) not in special]
+        bytes_of = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
+        return TokenDataset(tokens, lengths, mask, documents, names, bytes_of, len(lead), tuple(notes.warnings()))
+
+    def pack(
+        self,
+        encode: Callable[[str], Sequence[int]],
+        lead: Sequence[int],
+        pad: int,
+        template: Template | None = None,
+        notes: Notes | None = None,
+    ) -> Packed:
+        """Cut the documents into contexts of token ids.
+
+        Args:
+            encode: Returns the token ids of a document's text.
+            lead: Tokens to begin every context with.
+            pad: Token that fills up contexts that are too short.
+            template: Writes conversations; see `texts`.
+            notes: Where is counted what was skipped or divided.
+
+        Raises:
+            InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text.
+        """
+        import numpy as np
+
+        rows: list[NDArray[np.int32]] = []  # as arrays, for as lists of numbers they take nine times as much memory
+        documents: list[int] = []
+        names: list[str] = []
+        left = self.tokens if self.tokens is not None else 1 << 62
+        for name, text in self.texts(template, notes):
+            ids = encode(text)[: min(left, self.per_document or left)]
+            for start in range(0, len(ids), self.length):
+                rows.append(np.array([*lead, *ids[start : start + self.length]], dtype=np.int32))
+                documents.append(len(names))
+            names.append(name)
+            left -= len(ids)
+            if left <= 0:
+                break
+        if len(rows) < 2:
+            raise InputError(
+                f"corpus {self.path or self.dataset}: {sum(map(len, rows))} tokens in {len(names)} documents, "
+                f"less than two contexts of {self.length}; give more text or a smaller `context`"
+            )
+        tokens = np.full((len(rows), self.length + len(lead)), pad, dtype=np.int32)
+        for row, real in zip(tokens, rows, strict=True):
+            row[: len(real)] = real
+        lengths = np.array([len(row) for row in rows], dtype=np.int32)
+        return Packed(tokens, lengths, np.array(documents, dtype=np.int32), tuple(names))
+
+
+def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:
+    """Return a text's tokens without those that will stand before it: chat templates and exports write BOS, too."""
+    begin = 0
+    while lead and ids[begin : begin + 1] == [lead[-1]]:
+        begin += 1
+    return ids[begin:]
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the numbers of all tokens that are marks and no text: named ones, and those added as special."""
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    marks = {i for i, token in added.items() if token.special and not _BYTE.fullmatch(str(token))}
+    return marks | {i for i in tokenizer.all_special_ids if i is not None}
+
+
+def _template(tokenizer: Any) -> Template | None:
+    """Return what writes a conversation as the tokenizer's model reads it, where the tokenizer has a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def write(turns: Sequence[Mapping[str, str]]) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(list(turns), tokenize=False))
+        except Exception as error:  # templates raise what their authors chose
+            raise InputError(f"the tokenizer's chat template refuses a conversation of the corpus: {error}") from error
+
+    return write
+
+
+def _join(turns: Sequence[Mapping[str, str]]) -> str:
+    """Stands for a template where a corpus is checked before its model is there."""
+    return "\n".join(turn["content"] for turn in turns)
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level BPE vocabulary stands for (GPT-2's printable alphabet)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
+    """Return the bytes that each token contributes to a text, its leading space included.
+
+    Joined and decoded as UTF-8, the bytes of successive tokens give the text, also where one character
+    is spread over several tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer: byte-level BPE, SentencePiece-like, or WordPiece; any other is
+            asked to decode tokens one by one.
+        ids: Tokens asked for.
+    """
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = repr(getattr(backend, "decoder", None))
+    if "ByteLevel" in decoder:
+        table = _byte_of()
+        added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # words as they are, not in the alphabet of bytes
+        spelt = {i: i not in added and all(c in table for c in name) for i, name in zip(ids, names, strict=True)}
+        return {
+            i: bytes(table[c] for c in name) if spelt[i] else name.encode() for i, name in zip(ids, names, strict=True)
+        }
+    if "WordPiece" in decoder:
+        return {
+            i: name[2:].encode() if name.startswith("##") else b" " + name.encode()
+            for i, name in zip(ids, names, strict=True)
+        }
+    if any(name.startswith("▁") for name in names) or "▁" in decoder:
+        return {i: _sentencepiece_bytes(name) for i, name in zip(ids, names, strict=True)}
+    return {i: tokenizer.decode([i]).encode() for i in ids}
+
+
+def _sentencepiece_bytes(name: str) -> bytes:
+    if _BYTE.fullmatch(name):
+        return bytes([int(name[3:5], 16)])
+    return name.replace("▁", " ").encode()
+
+
+def token_strings(pieces: Iterable[bytes]) -> tuple[str, ...]:
+    """Decode successive tokens' bytes; a character belongs to the token that completes it.
+
+    A window may begin or end inside a character; its broken bytes become U+FFFD.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    strings = [decoder.decode(piece) for piece in pieces]
+    if strings:
+        strings[-1] += decoder.decode(b"", final=True)
+    return tuple(strings)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import saeval
-from saeval._compare import Floors, Scoring, correlated, score_row
+from saeval._compare import Floors, ScorerRun, correlated, score_row
 from saeval._run import judge_checks
 from saeval._util import derive_rng
 from saeval.activations import position_dependence, token_share
@@ -28,6 +28,7 @@ from saeval.records import (
     Judge,
     LatentRecord,
     Ledger,
+    Measure,
     Metric,
     RunResult,
     Score,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
 _SILENT = 10  # place after the deciles
-_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings")  # facts that stand in other fields of a cell
+_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that stand in other fields of a cell
 _FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
 _UNINFORMED = ("random_explanation", "shuffled_explanation", "random", "shuffled")
 """Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
@@ -182,7 +183,8 @@ def summarise(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
         reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
+        cells=cells, measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
+        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
@@ -209,6 +211,8 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
     }
     known = {*task.measures, "fvu"} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
+    noted = facts.get("measures", {})
+    measures |= {m.name: float(noted[m.name]) for m in _declared(cell) if m.name in noted}
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
@@ -243,6 +247,12 @@ def _cautions(outcome: CellOutcome) -> list[str]:
     return list(dict.fromkeys(said))
 
 
+def _declared(cell: Cell) -> list[Measure]:
+    """Return the measures that a cell's source and coder plugins declare."""
+    parts = (cell.source, *cell.source.nested)
+    return [measure for part in parts for measure in getattr(part.plugin, "measures", ())]
+
+
 def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> list[ScoreRow]:
     """Rows of one scorer: every metric of the cell's own explanations, then of each baseline."""
     rows = []
@@ -251,7 +261,7 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
         scored = outcome.scored.get((label, variant))
         if scored is None:  # interrupted before
             continue
-        scoring = Scoring(
+        scoring = ScorerRun(
             label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
             scored.unparsed, task.roles[step.role].model if step.role else None, scored.usage.usd,
         )  # fmt: skip

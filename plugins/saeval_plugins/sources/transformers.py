@@ -242,6 +242,8 @@ class _Reading:
         self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(
             "torch.", ""
         )
+        if self.coder.measures:
+            writer.note(measures=dict(self.coder.measures))
 
     def turn_to(self, low: int) -> int:
         """Go on with the shard that begins at a context, and return the context to begin at."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from coder_files import dictionary
 from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.sources.transformers import Transformers
@@ -282,8 +283,6 @@ def test_longer_contexts_than_coder_or_model_knew_are_warned_of(tmp_path, corpus
 
 
 def test_an_l0_far_from_the_files_k_is_said(tmp_path, model, corpus):
-    from test_coder_formats import dictionary
-
     folder = dictionary(tmp_path / "dict", "BatchTopKSAE", k=3)
     sae = {"use": "dictionary_learning", "with": {"path": str(folder)}}
     spec = task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32}, hookpoint="layers.1")

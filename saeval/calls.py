@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from saeval._util.encodable import clean_text
+from saeval._util.owned_dirs import refuse_pipe
 from saeval.errors import BudgetExceeded, InputError, SaevalError, StoreError
 from saeval.files import LineFile, parse_json, write_atomic
 from saeval.llm import Usage
@@ -195,6 +196,7 @@ class CallLog:
             return
         entry = TypeAdapter(LoggedCall)
         damaged = 0
+        refuse_pipe(self.path)
         try:
             with self.path.open("rb") as lines:
                 for line in lines:

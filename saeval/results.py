@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from saeval import metrics
 from saeval._util.encodable import CleanJson, CleanText
+from saeval._util.owned_dirs import refuse_pipe
 from saeval.documented import Documented
 from saeval.errors import InputError
 
@@ -385,6 +386,7 @@ def read(path: str | Path) -> RunResult:
     """
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
+    refuse_pipe(file)
     try:
         return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from saeval._util.owned_dirs import mark, refuse_strange
 from saeval.errors import InputError
 from saeval.exchange.folders import believable, new_folder
 from saeval.exchange.run_files import open_run
@@ -109,6 +110,8 @@ def pull(src: str, out: Path) -> str:
             target = folder / inside
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(data, target)
+        if kind == "run":
+            mark(folder)
     return kind
 
 
@@ -167,6 +170,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
     """Put a run together, and return its card."""
     from saeval.exchange.tidy import TABLES, write
 
+    refuse_strange(path)  # what a link leads to is not part of the run, and may be private
     result, cells = open_run(path)
     names = ["results.json", *(f"report/{name}" for name in _REPORTS)]
     names += [f"cells/{cell.name}/{name}" for cell in cells for name in _CELL_FILES]

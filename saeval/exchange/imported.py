@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import saeval
+from saeval._util.owned_dirs import mark
 from saeval.exchange.folders import file_name, new_folder, unique
 from saeval.files import write_atomic
 from saeval.metrics import Metric
@@ -141,6 +142,7 @@ def write_run(imported: Imported, format_: str, origin: str, out: Path) -> RunRe
         )
         head = {"status": "imported", "task": result.task, "spec_sha": result.spec_sha, "updated": time.time()}
         write_atomic(folder / "run.json", json.dumps(head, indent=1))
+        mark(folder)
         write_reports(result, folder / "report")
     return result
 

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saeval._util.owned_dirs import refuse_pipe
 from saeval.errors import InputError
 from saeval.files import replacing, write_atomic
 from saeval.report import safe_text
@@ -199,6 +200,7 @@ def read_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    refuse_pipe(file)
     try:
         with pq.ParquetFile(file) as parquet:
             wanted = range(parquet.num_row_groups) if groups is None else groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saeval._util.owned_dirs import claim, is_empty, is_ours
 from saeval.errors import InputError
 from saeval.files import write_atomic
 from saeval.results import RunResult
@@ -87,8 +88,13 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if is_empty(folder):
+            claim(folder, "plots")
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    taken = [] if is_ours(folder) else [file for file in made if file.exists() or file.is_symlink()]
+    if taken:
+        raise InputError(f"{taken[0]}: is there already, and is not saeval's; choose another directory for plots")
     for file, content in made.items():
         write_atomic(file, content)
     return list(made)

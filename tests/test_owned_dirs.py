@@ -14,9 +14,9 @@ from planted_run import spec, truthful_server
 import saeval
 from saeval import InputError
 from saeval._util.owned_dirs import MARKER
-from saeval.cli import main
+from saeval.cli.group import main
 from saeval.exchange.hub import pull, push
-from saeval.report import write_reports
+from saeval.report.files import write_reports
 
 SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 1, "min_windows": 20}}
 

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeval.errors import InputError
+from saeval._util.errors import InputError
 
 MARKER = ".saeval"
 """File that marks a directory as saeval's own."""

@@ -13,7 +13,7 @@ import click
 from saeval.cli.shared import JSON, KINDS, LLM, SET, WITHOUT, load, open_registry, print_json, print_rows, say
 
 if TYPE_CHECKING:
-    from saeval.plugins import Registry
+    from saeval.plugin.registry import Registry
 
 
 @click.command(name="list")
@@ -58,7 +58,7 @@ def _first_line(cls: type) -> str:
 def _list_tasks(registry: Registry) -> list[dict[str, Any]]:
     import yaml
 
-    from saeval.task_files import shipped_tasks
+    from saeval.task import shipped_tasks
 
     rows = []
     for name, file in shipped_tasks(registry):
@@ -80,8 +80,7 @@ def _list_tasks(registry: Registry) -> list[dict[str, Any]]:
 
 
 def _list_runs(folder: Path) -> list[dict[str, str]]:
-    from saeval.errors import InputError
-    from saeval.files import read_json
+    from saeval._util import InputError, read_json
 
     rows = []
     for file in sorted(folder.glob("*/run.json")):
@@ -104,13 +103,13 @@ def show(
     kind: str, name: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool
 ) -> None:
     """Show a task's resolved spec, or a plugin's options."""
-    from saeval.documented import descriptions
+    from saeval._util import descriptions
 
     registry = open_registry(without)
     if kind == "task":
         import yaml
 
-        from saeval.spec import plain
+        from saeval.task import plain
 
         built = load(name, assignments, llms, registry, check=False)
         data = plain(built.resolved)
@@ -149,8 +148,8 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
     """Give editors the JSON Schema of task specs, with the options of all installed plugins."""
     import json
 
-    from saeval.files import write_atomic
-    from saeval.schema import task_schema
+    from saeval._util import write_atomic
+    from saeval.task import task_schema
 
     text = json.dumps(task_schema(open_registry(without)), indent=1, ensure_ascii=False)
     if out is None:
@@ -167,7 +166,7 @@ def doctor(store: Path | None, as_json: bool) -> None:
     """Look at packages, device, cache, plugins and keys (by name only), and say what is wrong. Sends nothing."""
     from dataclasses import asdict
 
-    from saeval.doctor import examine
+    from saeval.cli.doctor import examine
 
     found = list(examine(store))
     if as_json:

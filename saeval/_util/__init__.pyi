@@ -5,6 +5,7 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.crash import internal_error as internal_error
 from saeval._util.encodable import (
     CleanJson as CleanJson,
     CleanText as CleanText,
@@ -14,6 +15,7 @@ from saeval._util.encodable import (
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
     InputError as InputError,
+    InternalError as InternalError,
     LLMError as LLMError,
     ParseError as ParseError,
     PluginError as PluginError,

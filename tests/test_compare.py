@@ -134,7 +134,7 @@ def test_failures_at_the_floor_bound_the_difference(tmp_path):
     (c,) = compare(a, b).contrasts
     assert c.failed == (10, 0) and c.difference == pytest.approx(0.05)
     assert c.bounds == pytest.approx(((30 * 0.9 + 10 * 0.5) / 40 - 0.85, 0.05))
-    assert "failures at floor" in text(compare(a, b))
+    assert "failures at the floor: -0.050 to +0.050" in text(compare(a, b))
 
 
 def test_judges_of_the_same_windows_and_explanations_have_an_agreement(tmp_path):

@@ -61,7 +61,9 @@ from saeval._util.secrets import (
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
 from saeval._util.text import (
     MISSING as MISSING,
+    WIDTH as WIDTH,
     aligned as aligned,
+    aligned_rows as aligned_rows,
     escape_markdown as escape_markdown,
     escape_script as escape_script,
     escape_spreadsheet as escape_spreadsheet,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._compare import stats
-from saeval._util import WIDTH, InputError, aligned, aligned_rows, derive_rng, did_you_mean, interval, number
+from saeval._util import WIDTH, InputError, aligned, aligned_rows, derive_rng, did_you_mean, fold, interval, number
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
 
@@ -322,15 +322,14 @@ def _contrasts(comparison: Comparison) -> str:
 def text(comparison: Comparison) -> str:
     """Return the comparison for a terminal."""
     kind = "paired" if comparison.paired else "unpaired"
-    parts = [f"A  {comparison.a}\nB  {comparison.b}", f"{kind}: {comparison.why}", _contrasts(comparison)]
+    parts = [f"A  {comparison.a}\nB  {comparison.b}", fold(f"{kind}: {comparison.why}"), _contrasts(comparison)]
     if comparison.agreement:
         head = ["judges agree", "alpha", "same answer", "windows", "latents"]
         rows = [
             [x.scorer, number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
         ]
         parts.append(aligned(head, rows, WIDTH))
-    parts.append(
-        "visible: difference that would be seen in four of five such comparisons, at 5 %. "
-        + ("" if len(comparison.contrasts) == 1 else "p Holm: corrected for the number of metrics.")
-    )
-    return "\n\n".join([*parts, *(f"! {warning}" for warning in comparison.warnings)])
+    note = "visible: difference that would be seen in four of five such comparisons, at 5 %."
+    if len(comparison.contrasts) > 1:
+        note += " p Holm: corrected for the number of metrics."
+    return "\n\n".join([*parts, fold(note), *(fold(f"! {warning}") for warning in comparison.warnings)])

@@ -76,6 +76,7 @@ from saeval._util.text import (
     escape_markdown as escape_markdown,
     escape_script as escape_script,
     escape_spreadsheet as escape_spreadsheet,
+    fold as fold,
     interval as interval,
     latex_table as latex_table,
     markdown_table as markdown_table,

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from math import isfinite
+from textwrap import fill
 from typing import Any
 
 WIDTH = 80
@@ -140,6 +141,11 @@ def shown(value: Any, form: str = "", missing: str = MISSING) -> str:
 def rounded(value: Any, digits: int = 5) -> float | None:
     """Return a finite number rounded to significant digits, for JSON; None for any other."""
     return float(f"{value:.{digits}g}") if value is not None and isfinite(value) else None
+
+
+def fold(sentence: object) -> str:
+    """Return text in lines that fit every screen, further lines indented; harmless as `safe_text` makes it."""
+    return fill(safe_text(sentence), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------

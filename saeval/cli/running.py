@@ -17,7 +17,6 @@ from saeval.cli.shared import (
     SET,
     TASK,
     WITHOUT,
-    fold,
     load,
     load_all,
     open_registry,
@@ -179,6 +178,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
     from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
+    from saeval._util import fold
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None
@@ -199,7 +199,7 @@ _PLAN = ("step", "latents", "calls", "in", "out", "usd", "minutes", "MB")
 
 def _show_plan(plan: Plan) -> None:
     """Print a line per step, cell by cell, and the models that are asked."""
-    from saeval._util import WIDTH, aligned_rows
+    from saeval._util import WIDTH, aligned_rows, fold
 
     steps = [step for step in plan.steps if step.model or step.step in ("collect", "report")]
     quantities = [partial(getattr, step) for step in steps]

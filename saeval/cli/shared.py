@@ -108,15 +108,6 @@ def print_rows(rows: Sequence[dict[str, str]]) -> None:
         say("  ".join(v.ljust(w) for v, w in zip(row.values(), widths, strict=True)).rstrip())
 
 
-def fold(text: str) -> str:
-    """Return text in lines that fit every screen, further lines indented."""
-    from textwrap import fill
-
-    from saeval._util import WIDTH
-
-    return fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
 def say(text: str, *, err: bool = False) -> None:
     """Print text without control characters, since it may quote a model, a corpus or a file."""
     click.echo("".join(c for c in text if c.isprintable() or c == "\n"), err=err)

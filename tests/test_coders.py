@@ -12,9 +12,9 @@ from saeval_plugins.coders.sae_lens import SaeLens
 from safetensors.torch import load_file, save_file
 from tiny import D_FF, D, tiny_model, tiny_sae
 
-import saeval.models.coders
 import saeval.models.packed_matmul
 from saeval import InputError
+from saeval.models import coders
 from saeval.plugin import HookPoint, LinearCoder, LiveModel, ModuleCoder, NeuronCoder, down_projection, encoding_pass
 
 NATIVE = (
@@ -111,11 +111,11 @@ def test_batchtopk_is_read_as_it_is_saved_for_inference_and_refused_in_training(
 def test_tiles_change_nothing(tmp_path, monkeypatch, architecture, options):
     coder = load(tiny_sae(tmp_path, architecture, **options))
     whole = dense(coder.encode(X), (50, 40))
-    monkeypatch.setattr(saeval.coders, "_TILE_BYTES", 4 * 40 * 7)
+    monkeypatch.setattr(coders, "_TILE_BYTES", 4 * 40 * 7)
     tiled = coder.encode(X)
     assert torch.allclose(dense(tiled, (50, 40)), whole, atol=1e-5)
     assert (tiled.rows.diff() >= 0).all()
-    monkeypatch.setattr(saeval.coders, "_TILE_BYTES", 1)
+    monkeypatch.setattr(coders, "_TILE_BYTES", 1)
     assert torch.allclose(dense(coder.encode(X), (50, 40)), whole, atol=1e-5)
 
 
@@ -252,7 +252,7 @@ def test_configurations_of_older_sae_lens_are_understood(tmp_path):
 def test_module_coder_takes_any_dense_encoder(monkeypatch):
     weights = torch.randn(D, 9, generator=torch.Generator().manual_seed(0))
     coder = ModuleCoder(lambda x: (x @ weights).relu(), 9, D, "mine")
-    monkeypatch.setattr(saeval.coders, "_TILE_BYTES", 4 * 9 * 8)
+    monkeypatch.setattr(coders, "_TILE_BYTES", 4 * 9 * 8)
     assert torch.allclose(dense(coder.encode(X), (50, 9)), (X @ weights).relu(), atol=1e-5)
     running = ModuleCoder(lambda x: x.cumsum(1).relu(), D, D, "mine", token_wise=False)
     contexts = X.view(10, 5, D)

@@ -39,7 +39,7 @@ class Part(Generic[P]):
     def identity(self) -> JsonValue:
         """What results made with this part depend on."""
         inside = [part.identity for part in self.nested]
-        code = [self.loaded.sha, self.loaded.code] if self.loaded.code else self.loaded.sha
+        code: JsonValue = [self.loaded.sha, self.loaded.code] if self.loaded.code else self.loaded.sha
         return [self.loaded.id, self.loaded.version, code, self.plugin.fingerprint(), inside]
 
 

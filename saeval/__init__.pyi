@@ -14,6 +14,7 @@ from .embed import embedder, embedder_check, embedder_sha
 from .encoding import encoding_pass
 from .errors import (
     BudgetExceeded,
+    CutOff,
     InputError,
     LLMError,
     ParseError,
@@ -47,6 +48,7 @@ from .prompts import Prompt
 from .reading import Run, read
 from .records import Example, Examples, Flaw, LatentId, LatentRecord
 from .releases import refuse_malicious
+from .replies import finish_reason, whole_answer
 from .report.compare import compare
 from .report.join import join
 from .results import Explanation, Outcome, RunResult, Score
@@ -74,6 +76,7 @@ __all__ = [
     "Coder",
     "Context",
     "Corpus",
+    "CutOff",
     "Documented",
     "Example",
     "Examples",
@@ -141,6 +144,7 @@ __all__ = [
     "embedder_sha",
     "encoding_pass",
     "file_sha256",
+    "finish_reason",
     "hookimpl",
     "join",
     "pearson",
@@ -151,6 +155,7 @@ __all__ = [
     "run",
     "similarities",
     "token_bytes",
+    "whole_answer",
     "without_secrets",
     "write_atomic",
 ]  # fmt: skip

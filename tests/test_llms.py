@@ -24,7 +24,7 @@ from saeval.calls import export_replay
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.waiting._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
@@ -225,7 +225,7 @@ def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_p
 @quick
 @pytest.mark.slow
 def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.gateway._SILENCE", 0.05)
+    monkeypatch.setattr("saeval.waiting._SILENCE", 0.05)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.looks = 20

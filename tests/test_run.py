@@ -20,7 +20,7 @@ from saeval.runner import GaveUp
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.waiting._FIRST_WAIT", 0.01)
 
 
 def rows(result, variant="explanation"):

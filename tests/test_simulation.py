@@ -326,7 +326,7 @@ def gateway(folder, **settings):
 
 
 def test_gateway_asks_once_tries_again_and_writes_down_what_was_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.waiting._FIRST_WAIT", 0.01)
     FILLED.clear()
     examples = make_examples(activating=2, non_activating=2)
     meters = [Meter(gateway(tmp_path)) for _ in range(2)]

@@ -6,12 +6,14 @@ import asyncio
 import json
 import math
 import os
+import urllib.request
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from saeval import (
     LLM,
@@ -30,18 +32,24 @@ from saeval_plugins.llms.openai_chat import (
     error_from_status,
     object_from,
     one_line,
+    passes,
     reply_from_chat,
     usage_from,
 )
+from saeval_plugins.llms.streams import body_from_stream
+from saeval_plugins.llms.waiting import wait_asked_for
+from saeval_plugins.llms.ways import Ways
 
 _MOST = 20  # alternatives a token that servers give
-_RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_LARGEST = 32 << 20  # bytes of a response; a longer one is no answer
 
 
 class OpenAICompatible(LLM):
     """Asks a server over HTTP, an order of magnitude cheaper in CPU than through litellm.
 
-    The key, where the server wants one, comes from the environment variable that `api_key_env` names.
+    The key, where the server wants one, comes from the environment variable that `api_key_env` names. Proxies are those
+    of `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`; redirects are not followed. Servers that refuse a system turn get its
+    text at the head of the first user turn, and those that only stream are asked for a stream.
     """
 
     name = "openai_compatible"
@@ -54,6 +62,14 @@ class OpenAICompatible(LLM):
     """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
     extra: dict[str, Any] = {}
     """Further fields of the request body, such as `{top_p: 0.9}`."""
+    identity: str | None = None
+    """A name for the server, in place of its address: roles that give the same one share answers and results, wherever
+    the server listens."""
+
+    def fingerprint(self) -> JsonValue:
+        """Return what answers depend on; the address only where the server has no name."""
+        options = self.model_dump(mode="json")
+        return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     @property
     def can_score(self) -> bool:
@@ -64,6 +80,17 @@ class OpenAICompatible(LLM):
         """See that no key was written into the address."""
         if "@" in self.api_base.split("/")[2]:
             raise InputError("api_base holds a user name or password; put keys into the environment")
+
+    @cached_property
+    def _ways(self) -> Ways:
+        return Ways()
+
+    @cached_property
+    def _proxy(self) -> str | None:
+        """The proxy that the environment names for this address."""
+        scheme, _, rest = self.api_base.partition("://")
+        host = rest.partition("/")[0]
+        return None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
 
     @cached_property
     def _sessions(self) -> dict[asyncio.AbstractEventLoop, Any]:
@@ -78,7 +105,7 @@ class OpenAICompatible(LLM):
             # The gateway bounds concurrency and time.
             self._sessions[loop] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-                cookie_jar=aiohttp.DummyCookieJar(),
+                cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
             )  # fmt: skip
         return self._sessions[loop]
 
@@ -97,36 +124,75 @@ class OpenAICompatible(LLM):
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         import aiohttp
 
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if key := os.environ.get(self.api_key_env):
             headers["Authorization"] = f"Bearer {key}"
-        data = json.dumps({**body, **self.extra}).encode()
+        data, text = json.dumps({**body, **self.extra}).encode(), b""
+        call = self._session().post(
+            self._urls[path], data=data, headers=headers, proxy=self._proxy, allow_redirects=False
+        )
         try:
-            async with self._session().post(self._urls[path], data=data, headers=headers) as response:
-                answer = await response.read()
+            async with call as response:
+                text = await self._read(response)
                 if response.status != 200:
-                    text = answer.decode(errors="replace")
-                    raise self._error(response.status, text, response.headers.get("Retry-After"))
-                return json.loads(answer)
+                    raise self._error(response, text, path)
+                streamed = "event-stream" in response.headers.get("Content-Type", "")
+                return body_from_stream(text.decode()) if streamed else json.loads(text)
+        except aiohttp.ClientSSLError as error:
+            what = f"{self.model}: {self.api_base} has no valid certificate ({one_line(error)})"
+            raise LLMError(f"{what}; SSL_CERT_FILE may name the authority to trust", lasting=True) from None
         except aiohttp.ClientError as error:
             raise LLMError(
                 f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
             ) from None
-        except ValueError:
-            raise LLMError(f"{self.model}: the response is not whole JSON", retryable=True) from None
+        except (ValueError, RecursionError, AttributeError, TypeError):
+            begins = one_line(text.decode(errors="replace"), 60)
+            raise LLMError(f"{self.model}: the response is not whole JSON, but {begins!r}", retryable=True) from None
 
-    def _error(self, status: int, text: str, retry_after: str | None) -> LLMError:
+    async def _read(self, response: Any) -> bytes:
+        """Return a response's body, as long as it is not too long to be one."""
+        body = bytearray()
+        async for piece in response.content.iter_any():
+            body += piece
+            if len(body) > _LARGEST:
+                raise LLMError(f"{self.model}: the response is longer than {_LARGEST >> 20} MB")
+        if response.headers.get("Content-Encoding", "identity") == "identity":
+            return bytes(body)
         try:
-            error = json.loads(text)["error"]
-            message, code = error["message"], error.get("code")
-        except (ValueError, KeyError, TypeError):
+            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, _LARGEST)
+        except zlib.error:
+            raise LLMError(f"{self.model}: the response cannot be decompressed", retryable=True) from None
+
+    def _error(self, response: Any, body: bytes, path: str) -> LLMError:
+        status, text = response.status, body.decode(errors="replace")
+        if 300 <= status < 400:
+            to = one_line(response.headers.get("Location", "another address"))
+            return LLMError(
+                f"{self.model}: {self.api_base} sends calls on to {to}; give that as api_base", lasting=True
+            )
+        try:
+            data = json.loads(text)
+            error = data.get("error", data)
+            message, code = (error["message"], error.get("code")) if isinstance(error, Mapping) else (error, None)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             message, code = text, None
         what = f"{self.model}: status {status}: {one_line(message)}"
-        return error_from_status(status, what, code, retryable=status in _RETRYABLE, retry_after=retry_after)
+        if status == 404:
+            what += f" (at {self._urls[path]}; api_base is the address up to and including /v1)"
+        return error_from_status(
+            status, what, code, retryable=passes(status), wait=wait_asked_for(response.headers, text)
+        )
 
     async def complete(self, request: Request) -> Reply:
-        """Ask `/chat/completions`."""
-        return reply_from_chat(self.model, await self._post("/chat/completions", chat_body(self.model, request)))
+        """Ask `/chat/completions`, again in another way where the server wants one."""
+        while True:
+            used = self._ways.found
+            try:
+                body = self._ways.adapted(chat_body(self.model, request))
+                return reply_from_chat(self.model, await self._post("/chat/completions", body))
+            except LLMError as error:
+                if not self._ways.learn(str(error), used):
+                    raise
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Ask `/completions` to echo prompt and continuation with their log-probabilities."""

@@ -12,10 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
+from saeval._util.encodable import clean, clean_text
 from saeval.calls import Bookkeeper, Budget, Call, CallLog, CallStore
 from saeval.documented import Documented
 from saeval.errors import BudgetExceeded, LLMError, Refused, SaevalError
@@ -28,7 +30,6 @@ from saeval.llm import (
     LogprobRequest,
     Reply,
     Request,
-    TokenLogprobs,
     Usage,
 )
 from saeval.pace import FindingGate, Gate
@@ -36,6 +37,7 @@ from saeval.replies import readable
 from saeval.waiting import Attempts, Timeout, Waits
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
+V = TypeVar("V")
 
 _GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
 
@@ -111,7 +113,7 @@ class Gateway(LanguageModel):
             BudgetExceeded: If the spending limit is reached.
         """
         filled = self._filled(request)
-        answer = await self._answer("complete", filled, self._llm.complete, _reply_from, self._roomier(request, filled))
+        answer = await self._answer("complete", filled, self._llm.complete, Reply, self._roomier(request, filled))
         return readable(answer)
 
     def _filled(self, request: Request) -> Request:
@@ -132,10 +134,11 @@ class Gateway(LanguageModel):
 
     def discard(self, request: Request) -> None:
         """Keep the answer to a request from being used by another run: nobody could read it."""
-        self._calls.mark(self._key("complete", self._filled(request)), "unreadable")
+        _, text = _encodable(self._filled(request))
+        self._calls.mark(self._key("complete", text), "unreadable")
 
-    def _key(self, kind: str, request: Any) -> str:
-        return _hash(f'["{kind}",{self._identity},{json_text(request)}]')
+    def _key(self, kind: str, text: str) -> str:
+        return _hash(f'["{kind}",{self._identity},{text}]')
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Score continuations, from the cache if they were asked for before.
@@ -144,7 +147,7 @@ class Gateway(LanguageModel):
             LLMError: If no answer came after all attempts.
             BudgetExceeded: If the spending limit is reached.
         """
-        return await self._answer("logprobs", request, self._llm.logprobs, _scores_from)
+        return await self._answer("logprobs", request, self._llm.logprobs, LogprobReply)
 
     async def fill(self, request: FillRequest) -> FillReply:
         """Weigh choices in the gaps of texts, from the cache if they were weighed before.
@@ -153,27 +156,27 @@ class Gateway(LanguageModel):
             LLMError: If no answer came after all attempts.
             BudgetExceeded: If the spending limit is reached.
         """
-        return await self._answer("fill", request, self._llm.fill, _weights_from)
+        return await self._answer("fill", request, self._llm.fill, FillReply)
 
     async def _answer(
-        self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], restore: Callable[[Any], A],
-        roomier: Any = None,
-    ) -> A:  # fmt: skip
+        self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A], roomier: Any = None
+    ) -> A:
         """Answer from the cache, from an equal request that is under way, or by asking."""
-        key, asked = self._key(kind, request), _hash(f"[{json_text(request)}]")
+        request, text = _encodable(request)
+        key, asked = self._key(kind, text), _hash(f"[{text}]")
         shared = key in self._asking
         if not shared:
-            if self._settings.cache and (kept := self._calls.get(key)) is not None:
-                answer = restore(kept)
-                self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
-                return answer
+            kept = self._kept(key, request, shape)
+            if kept is not None:
+                self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
+                return kept
             new = self._asking[key] = _Work()
-            new.task = asyncio.ensure_future(self._ask(key, asked, request, roomier, ask, new))
+            new.task = asyncio.ensure_future(self._ask(key, asked, _Question(request, roomier), ask, new))
             new.task.add_done_callback(lambda task: self._ended(key, task))
         work = self._asking[key]
         work.askers += 1
         try:
-            answer = await asyncio.shield(work.task)
+            answer: A = await asyncio.shield(work.task)
         finally:
             work.askers -= 1
             if not (work.askers or work.in_flight or work.task.done()):
@@ -181,6 +184,16 @@ class Gateway(LanguageModel):
                 work.task.cancel()
         if shared:
             self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
+        return answer
+
+    def _kept(self, key: str, request: Any, shape: type[A]) -> A | None:
+        """Return the answer of an earlier run, unless the role wants none, or it does not fit the request."""
+        kept = self._calls.get(key) if self._settings.cache else None
+        answer = None if kept is None else _restored(kept, shape, request)
+        if kept is not None and answer is None:
+            log.warning(
+                "%s: the answer %s in the cache has another shape, and is asked for again", self._role, key[:12]
+            )
         return answer
 
     def _ended(self, key: str, task: asyncio.Future[Any]) -> None:
@@ -201,14 +214,14 @@ class Gateway(LanguageModel):
         self._waits.end()
 
     async def _ask(
-        self, key: str, asked: str, request: Any, roomier: Any, ask: Callable[[Any], Awaitable[A]], work: _Work
+        self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work
     ) -> A:
         """Make the call, again where that can help, and write down how it ended."""
         tries = Attempts(key, self._settings.retries, self._patience)
         bill = _Bill()
         began = time.monotonic()
         try:
-            answer = await self._asked(request, roomier, ask, work, tries, bill)
+            answer = await self._asked(question, ask, work, tries, bill)
         except BaseException as error:
             # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
             if bill.took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
@@ -223,37 +236,36 @@ class Gateway(LanguageModel):
         call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began)
         if isinstance(answer, Reply):
             call = replace(
-                call, served=answer.served, fingerprint=answer.fingerprint, words=_words(request),
+                call, served=answer.served, fingerprint=answer.fingerprint, words=_words(question.request),
             )  # fmt: skip
         await self._books.keep(key, answer, call)
         return answer
 
     async def _asked(
-        self, request: Any, roomier: Any, ask: Callable[[Any], Awaitable[A]], work: _Work, tries: Attempts, bill: _Bill
+        self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work, tries: Attempts, bill: _Bill
     ) -> A:
         """Return an answer: the first whole one, with more room for one that was cut off."""
         cut: A | None = None
-        raised = False
-        if self._needs_room and roomier is not None:
-            request, roomier = roomier, None
         while True:
             tries.made += 1
             try:
-                answer = await self._attempt(request, ask, work)
-                bill.took = self._paid(request, answer, bill.took)
-                if roomier is None or not _is_cut(answer):
-                    self._needs_room |= raised and not _is_cut(answer)
+                answer = await self._attempt(question, ask, work)
+                bill.took = self._paid(answer.usage, bill.took)
+                if not _is_cut(answer):
+                    self._needs_room |= question.raised and question.roomier is not None
+                    return answer
+                if question.raised:
                     return answer
                 cut = answer
             except LLMError as error:
                 if error.usage is not None:
-                    bill.took = self._paid(request, error, bill.took)
-                if not error.cut or roomier is None:
+                    bill.took = self._paid(error.usage, bill.took)
+                if not error.cut or question.raised:
                     if cut is not None and not error.retryable:
                         return cut  # the server has no more room: whoever reads the answer says that it was cut off
                     await self._wait(error, tries, work)
                     continue
-            request, roomier, raised = roomier, None, True
+            question.raised = True
 
     async def _wait(self, error: LLMError, tries: Attempts, work: _Work) -> None:
         """Wait for the next attempt.
@@ -267,9 +279,11 @@ class Gateway(LanguageModel):
         self._waits.tell_of(seconds, error)
         await asyncio.sleep(seconds)
 
-    async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+    async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
         epoch = await self._gate.enter()
         refused: bool | None = None
+        question.raised |= self._needs_room or question.roomier is None
+        request = question.request if question.roomier is None or not question.raised else question.roomier
         try:
             self._budget.check()
             self._waits.begin()
@@ -283,6 +297,7 @@ class Gateway(LanguageModel):
             self._timeout.answered()
             self._waits.heard()
             if isinstance(answer, Reply):
+                answer, _ = _encodable(answer)
                 self._check(answer)
             refused = False
             return answer
@@ -316,9 +331,9 @@ class Gateway(LanguageModel):
             what = f"{self._model}: the answer is empty{only}{how}"
             raise LLMError(what, retryable=again and not cut, usage=reply.usage, cut=cut)
 
-    def _paid(self, request: Any, made: Any, before: Usage | None) -> Usage:
+    def _paid(self, usage: Usage, before: Usage | None) -> Usage:
         """Count what an attempt took against the budget; return it with what earlier attempts took."""
-        usage = self._priced(made.usage)
+        usage = self._priced(usage)
         self._budget.add(usage, self._model)
         return usage if before is None else before + usage
 
@@ -360,6 +375,15 @@ def json_text(value: object) -> str:
     return _CANONICAL.encode(value)
 
 
+def _encodable(value: V) -> tuple[V, str]:
+    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in Python."""
+    text = json_text(value)
+    if clean_text(text) is text:
+        return value, text
+    cleaned = clean(value)
+    return cleaned, json_text(cleaned)
+
+
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -381,25 +405,43 @@ def _words(request: object) -> int:
     return sum(len(m.content.split()) for m in request.messages) if isinstance(request, Request) else 0
 
 
-def _reply_from(data: dict[str, Any]) -> Reply:
-    logprobs = data["logprobs"]
-    tokens = None if logprobs is None else tuple(
-        TokenLogprobs(t["token"], tuple((text, value) for text, value in t["top"])) for t in logprobs
-    )  # fmt: skip
-    more = {name: data.get(name, "") for name in ("reasoning", "served", "fingerprint")}
-    return Reply(data["text"], Usage(**data["usage"]), data["finish_reason"], tokens, **more)
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter({kind.__name__: kind for kind in (Reply, LogprobReply, FillReply)}[name])
 
 
-def _scores_from(data: dict[str, Any]) -> LogprobReply:
-    return LogprobReply(_tuples(data["logprobs"]), Usage(**data["usage"]))
+def _restored(kept: object, kind: type[A], request: Any) -> A | None:
+    """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
+    try:
+        answer: A = _adapter(kind.__name__).validate_python(kept)
+    except ValidationError:
+        return None
+    return answer if _fits(answer, request) else None
 
 
-def _weights_from(data: dict[str, Any]) -> FillReply:
-    return FillReply(_tuples(data["logprobs"]), Usage(**data["usage"]))
+def _fits(answer: Reply | LogprobReply | FillReply, request: Any) -> bool:
+    if isinstance(answer, Reply):
+        return bool(answer.text.strip())
+    if isinstance(answer, LogprobReply):
+        shape = [len(request.continuations)] * len(request.prompts)
+        return [len(row) for row in answer.logprobs] == shape
+    gaps = [[len(request.choices)] * len(parts) for parts in request.texts]
+    return [[len(gap) for gap in row] for row in answer.logprobs] == gaps
 
 
-def _tuples(numbers: Any) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    return tuple(tuple(tuple(inner) for inner in outer) for outer in numbers)
+@dataclass
+class _Question:
+    """What is asked.
+
+    Attributes:
+        request: The request.
+        roomier: The same with room for reasoning; None where there is no more room to give.
+        raised: Whether it has all the room there is.
+    """
+
+    request: Any
+    roomier: Any = None
+    raised: bool = False
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from saeval.cleaning import clean_text
+from saeval._util.encodable import clean_text
 from saeval.errors import CutOff, ParseError
 from saeval.llm import FinishReason, Reply
 
@@ -58,24 +58,34 @@ def whole_answer(reply: Reply | str) -> str:
 
 
 def readable(reply: Reply) -> Reply:
-    """Return a reply with clean text, its reasoning apart from its answer."""
-    reasoning, answer = split_reply(clean_text(reply.text))
-    reasoning = "\n".join(part for part in (clean_text(reply.reasoning), reasoning) if part.strip())
+    """Return a reply with its reasoning apart from its answer, and U+FFFD for characters that no file should hold."""
+    reasoning, answer = split_reply(_cleaned(reply.text))
+    reasoning = "\n".join(part for part in (_cleaned(reply.reasoning), reasoning) if part.strip())
     return replace(reply, text=answer, reasoning=reasoning)
 
 
-# A tag in quotes or backticks is spoken of, and begins or ends nothing.
-_SPOKEN_OF = r"(?<![`'\"“‘])"
+def _cleaned(text: str) -> str:
+    return _CONTROLS.sub("\ufffd", clean_text(text))
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+_QUOTES = "`'\"“”‘’"
+
+
+def _mark(pattern: str, flags: re.RegexFlag = re.IGNORECASE) -> re.Pattern[str]:
+    """Return a pattern of a mark; one between quotes or backticks is spoken of, and begins or ends nothing."""
+    return re.compile(rf"(?<![{_QUOTES}])(?:{pattern})|(?<=[{_QUOTES}])(?:{pattern})(?![{_QUOTES}])", flags)
+
+
 _NAMES = r"(?:[\w.-]+[:_])?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis)"
-_OPEN = re.compile(
-    rf"{_SPOKEN_OF}(?:<{_NAMES}>|\[(?:think|thinking|reasoning)\]|◁think▷|<unused94>|<\|channel>(?:thought|analysis)"
-    r"|<\|(?:think|thinking|think_start|begin_of_thought|begin_of_thinking|start_thinking)\|>)",
-    re.IGNORECASE,
+_OPEN = _mark(
+    rf"<{_NAMES}>|\[(?:think|thinking|reasoning)\]|◁think▷|<unused94>|<\|channel>(?:thought|analysis)"
+    r"|<\|(?:think|thinking|think_start|begin_of_thought|begin_of_thinking|start_thinking)\|>"
 )
-_CLOSE = re.compile(
-    rf"{_SPOKEN_OF}(?:</{_NAMES}>|\[/(?:think|thinking|reasoning)\]|◁/think▷|<unused95>|<channel\|>"
-    r"|<\|(?:/think|/thinking|think_end|end_of_thought|end_of_thinking|end_thinking)\|>)",
-    re.IGNORECASE,
+_CLOSE = _mark(
+    rf"</{_NAMES}>|\[/(?:think|thinking|reasoning)\]|◁/think▷|<unused95>|<channel\|>"
+    r"|<\|(?:/think|/thinking|think_end|end_of_thought|end_of_thinking|end_thinking)\|>"
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<\n]*(?:<\|constrain\|>[^<\n]*)?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>")
@@ -93,9 +103,7 @@ _TURN_END = (
 _BEGINS = re.compile(
     rf"\A\s*(?:{_TURN_START})(?:assistant|model)?(?:<\|end_header_id\|>|<\|message\|>)?\s*", re.IGNORECASE
 )
-_ENDS = re.compile(
-    rf"{_SPOKEN_OF}(?:{_TURN_END})(?=\s*(?:\Z|{_TURN_START}|{_TURN_END})|[ \t]*\n)", re.IGNORECASE | re.MULTILINE
-)
+_ENDS = _mark(rf"(?:{_TURN_END})(?=\s*(?:\Z|{_TURN_START}|{_TURN_END})|[ \t]*\n)", re.IGNORECASE | re.MULTILINE)
 
 
 def split_reply(text: str) -> tuple[str, str]:

@@ -40,7 +40,8 @@ def model(request):
 
 def task(server, model, *, timeout=20, retries=2, **changes):
     role = {"model": model, "api_base": server.url, "max_tokens": 100, "retries": retries, "timeout": timeout}
-    return spec(server, **{**SMALL, "llms": {"explainer": role, "judge": role}, **changes})
+    run = {"patience": 0, **changes.pop("run", {})}
+    return spec(server, **{**SMALL, "llms": {"explainer": role, "judge": role}, "run": run, **changes})
 
 
 def undisturbed(server, model, folder, monkeypatch, **changes):

@@ -300,7 +300,9 @@ def test_process_killed_at_any_moment_pays_nothing_twice(tmp_path):
 
 def test_finished_calls_are_kept_and_in_the_ledger_though_many_share_a_transaction(tmp_path, monkeypatch):
     kept, put = [], CallStore.put
-    monkeypatch.setattr(CallStore, "put", lambda store, answers, model: (put(store, answers, model), kept.append(len(answers))))
+    monkeypatch.setattr(
+        CallStore, "put", lambda store, answers, model: (put(store, answers, model), kept.append(len(answers)))
+    )
     with fake_server() as server:
         server.delay = 0.02
         gate = gateway(tmp_path, direct(server), concurrency=50)

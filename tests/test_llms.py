@@ -70,14 +70,17 @@ def test_extra_arguments_are_sent_along(tmp_path):
         assert [call["top_p"] for call in server.calls] == [0.9, 0.8]
 
 
-def test_answer_cut_at_the_limit_says_so_and_an_empty_one_is_not_asked_for_again(tmp_path, client):
+def test_answer_cut_at_the_limit_says_so_and_is_asked_for_once_more_with_room(tmp_path, client):
     with fake_server() as server:
         server.always = content("a long sto", "length")
         gate = gateway(tmp_path, client(server))
         assert ask(gate, Request.of("x"))[0].finish_reason == "length"
         server.always, server.calls = content("", "length"), []  # a thinking model that never came to its answer
-        assert isinstance(ask(gate, Request.of("y"))[0], LLMError)
-        assert len(server.calls) == 1
+        (failed,) = ask(gate, Request.of("y"))
+        assert isinstance(failed, LLMError) and "max_tokens_if_cut" in str(failed)
+        assert [call["max_tokens"] for call in server.calls] == [256, 4096]
+        ask(gateway(tmp_path, client(server), max_tokens_if_cut=1), Request.of("z"))
+        assert len(server.calls) == 3
 
 
 def test_server_without_a_key_gets_none(tmp_path, monkeypatch):

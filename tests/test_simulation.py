@@ -37,6 +37,7 @@ from saeval import (
     TokenLogprobs,
     Usage,
     derive_rng,
+    whole_answer,
 )
 from saeval.calls import Budget, CallLog, CallStore
 from saeval.gateway import Gateway, RoleSettings
@@ -448,7 +449,7 @@ def test_server_that_gives_no_alternatives_or_is_not_said_to_score_fails_with_a_
 )  # fmt: skip
 def test_numbers_are_found(text, number):
     written, at = find_number(text)
-    assert written == number and text[at:].startswith(number)
+    assert written == number and whole_answer(text)[at:].startswith(number)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +473,7 @@ def test_any_text_is_a_number_in_range_or_no_number(text):
     except ParseError:
         return
     assert re.fullmatch(r"[0-9]+(\.[0-9]+)?", written, re.ASCII) and 0 <= float(written) <= 10
-    assert text[at : at + len(written)] == written
+    assert whole_answer(text)[at : at + len(written)] == written
     others = text[:at] + text[at + len(written) :]
     assert not re.search(r"\d", re.sub(r"(/|out of) ?10", "", others))
 

@@ -176,8 +176,8 @@ def parse_explanation(reply: Reply | str, *, begun: bool = False, worked: Collec
     found = [(i, m[1]) for i, line in enumerate(lines) if (m := _MARKER.match(line))]
     if not found:
         raise ParseError(f"no line of the reply {shortened(answer)!r} begins with EXPLANATION:")
-    at, text = found[-1]
-    text = _written(" ".join(_lines(text, lines[at + 1 :])))
+    at, first = found[-1]
+    text = _written(" ".join(_lines(first, lines[at + 1 :])))
     if text.lower().rstrip(".") in _NOTHING or not any(c.isalnum() for c in text):
         raise ParseError("the explanation is empty")
     if _DECLINED.match(text):
@@ -186,7 +186,7 @@ def parse_explanation(reply: Reply | str, *, begun: bool = False, worked: Collec
         raise ParseError(f"the explanation has {len(text)} characters, more than {LONGEST}")
     if text.endswith(":"):
         raise ParseError(f"the explanation {shortened(text)!r} breaks off")
-    if text in worked:
+    if text in worked or _written(first) in worked:
         raise ParseError(f"the reply restates the prompt's example {shortened(text)!r}")
     return text
 

@@ -7,13 +7,21 @@ import json
 import pytest
 from fake_server import body, content
 from planted_run import spec, truthful, truthful_server
-from saeval_plugins.answers import answer_probabilities, parse_list
 from saeval_plugins.scorers._number import find_number
 from saeval_plugins.scorers.intruder import parse_choice
 
 import saeval
-from saeval import CutOff, ParseError, Reply, TokenLogprobs, finish_reason, whole_answer
-from saeval.asked import unpack
+from saeval.llm.transcript import unpack
+from saeval.plugin import (
+    CutOff,
+    ParseError,
+    Reply,
+    TokenLogprobs,
+    answer_probabilities,
+    finish_reason,
+    parse_list,
+    whole_answer,
+)
 
 SMALL = {"latents": {"n": 2, "min_windows": 20}, "baselines": [], "scorers": {"detection": {}}}
 
@@ -21,7 +29,7 @@ SMALL = {"latents": {"n": 2, "min_windows": 20}, "baselines": [], "scorers": {"d
 @pytest.fixture(autouse=True)
 def _quick_and_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
 
 
 def judging(messages):

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval.exchange.folders import file_name, new_folder, unique
-from saeval.files import write_atomic
-from saeval.metrics import Metric
-from saeval.report import score_rows
-from saeval.results import MAIN, CellResult, Explanation, RunResult, Score, ScoreRow
-from saeval.seeding import content_hash, derive_rng
+from saeval._compare import Floors, ScorerRun, score_row
+from saeval._util import content_hash, derive_rng, file_name, new_folder, unique, write_atomic
+from saeval.records import MAIN, CellResult, Explanation, Metric, RunResult, Score, ScoreRow
 
 
 @dataclass
@@ -80,7 +77,7 @@ class ImportedCell:
         scoring, rows = self.scorings[label], []
         tried = max(scoring.tried, len(scoring.scores))
         unparsed = sum(s.count("unparsed", "refused") for s in scoring.scores.values())
-        about = score_rows.Scoring(
+        about = ScorerRun(
             label, scoring.plugin, tried=tried, skipped=scoring.skipped, unparsed=unparsed, judge=scoring.judge
         )
         for place, metric in enumerate(scoring.metrics):
@@ -90,7 +87,7 @@ class ImportedCell:
             explanations = (self.explanations.get((MAIN, i)) for i in given)
             words = [len(e.text.split()) for e in explanations if e and e.text]
             rng = derive_rng(0, "interval", metric.name, name, label)
-            rows.append(score_rows.score_row(about, metric, given, rng, words=words, floors=score_rows.Floors()))
+            rows.append(score_row(about, metric, given, rng, words=words, floors=Floors()))
         return rows
 
 
@@ -175,7 +172,7 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
 
 
 def _write_cell(cell: ImportedCell, folder: Path) -> None:
-    from saeval.report.cells import write_examples, write_explanations, write_judgements, write_latents
+    from saeval.results import write_examples, write_explanations, write_judgements, write_latents
 
     latents = []
     for i in cell.numbers:

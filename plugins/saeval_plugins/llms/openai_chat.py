@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from saeval import (
+from saeval.plugin import (
     LLMError,
     Refused,
     Reply,

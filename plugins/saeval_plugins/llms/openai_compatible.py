@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import urllib.request
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -15,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from saeval import (
+from saeval.plugin import (
     LLM,
     FillReply,
     FillRequest,
@@ -26,7 +24,10 @@ from saeval import (
     Reply,
     Request,
     Usage,
+    check_address,
+    credential,
 )
+from saeval_plugins.llms._bounds import not_followed, parse_reply, read_bounded
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
@@ -41,7 +42,6 @@ from saeval_plugins.llms.waiting import wait_asked_for
 from saeval_plugins.llms.ways import Ways
 
 _MOST = 20  # alternatives a token that servers give
-_LARGEST = 32 << 20  # bytes of a response; a longer one is no answer
 
 
 class OpenAICompatible(LLM):
@@ -57,7 +57,9 @@ class OpenAICompatible(LLM):
     api_base: str = Field(pattern=r"^https?://")
     """Address of the server, up to and including `/v1`."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; an unset one means no key."""
+    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others); an unset one means no
+    key. The key of a known provider is sent to its own addresses and to this machine only (`--allow-host` allows
+    others)."""
     scores: bool = False
     """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
     extra: dict[str, Any] = {}
@@ -77,9 +79,19 @@ class OpenAICompatible(LLM):
         return self.scores
 
     def check(self) -> None:
-        """See that no key was written into the address."""
-        if "@" in self.api_base.split("/")[2]:
-            raise InputError("api_base holds a user name or password; put keys into the environment")
+        """See that the address is one, and that the key may be sent there."""
+        check_address(self.api_base)
+        self._key  # noqa: B018 - finding it is the check
+
+    @cached_property
+    def _key(self) -> str | None:
+        """The key to send; none where the spec names no variable, and OpenAI's key may not go to its server."""
+        try:
+            return credential(self.api_key_env, self.api_base)
+        except InputError:
+            if "api_key_env" in self.model_fields_set:
+                raise
+            return None
 
     @cached_property
     def _ways(self) -> Ways:
@@ -105,7 +117,7 @@ class OpenAICompatible(LLM):
             # The gateway bounds concurrency and time.
             self._sessions[loop] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-                cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
             )  # fmt: skip
         return self._sessions[loop]
 
@@ -124,20 +136,16 @@ class OpenAICompatible(LLM):
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         import aiohttp
 
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if key := os.environ.get(self.api_key_env):
-            headers["Authorization"] = f"Bearer {key}"
-        data, text = json.dumps({**body, **self.extra}).encode(), b""
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        data = json.dumps({**body, **self.extra}).encode()
         call = self._session().post(
             self._urls[path], data=data, headers=headers, proxy=self._proxy, allow_redirects=False
         )
         try:
             async with call as response:
-                text = await self._read(response)
-                if response.status != 200:
-                    raise self._error(response, text, path)
-                streamed = "event-stream" in response.headers.get("Content-Type", "")
-                return body_from_stream(text.decode()) if streamed else json.loads(text)
+                answer = await read_bounded(self.model, response.content.iter_any())
         except aiohttp.ClientSSLError as error:
             what = f"{self.model}: {self.api_base} has no valid certificate ({one_line(error)})"
             raise LLMError(f"{what}; SSL_CERT_FILE may name the authority to trust", lasting=True) from None
@@ -145,43 +153,24 @@ class OpenAICompatible(LLM):
             raise LLMError(
                 f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
             ) from None
-        except (ValueError, RecursionError, AttributeError, TypeError):
-            begins = one_line(text.decode(errors="replace"), 60)
-            raise LLMError(f"{self.model}: the response is not whole JSON, but {begins!r}", retryable=True) from None
-
-    async def _read(self, response: Any) -> bytes:
-        """Return a response's body, as long as it is not too long to be one."""
-        body = bytearray()
-        async for piece in response.content.iter_any():
-            body += piece
-            if len(body) > _LARGEST:
-                raise LLMError(f"{self.model}: the response is longer than {_LARGEST >> 20} MB")
-        if response.headers.get("Content-Encoding", "identity") == "identity":
-            return bytes(body)
-        try:
-            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, _LARGEST)
-        except zlib.error:
-            raise LLMError(f"{self.model}: the response cannot be decompressed", retryable=True) from None
+        if response.status != 200:
+            raise self._error(response, answer, path)
+        if "event-stream" in response.headers.get("Content-Type", ""):
+            return body_from_stream(self.model, answer)
+        return parse_reply(self.model, answer)
 
     def _error(self, response: Any, body: bytes, path: str) -> LLMError:
         status, text = response.status, body.decode(errors="replace")
         if 300 <= status < 400:
-            to = one_line(response.headers.get("Location", "another address"))
-            return LLMError(
-                f"{self.model}: {self.api_base} sends calls on to {to}; give that as api_base", lasting=True
-            )
-        try:
-            data = json.loads(text)
-            error = data.get("error", data)
-            message, code = (error["message"], error.get("code")) if isinstance(error, Mapping) else (error, None)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            message, code = text, None
+            return not_followed(self.model, self.api_base, one_line(response.headers.get("Location", "")))
+        message, code = _said(text)
         what = f"{self.model}: status {status}: {one_line(message)}"
+        if status in (401, 403) and self._key is None:
+            what += f" (no key was sent; set api_key_env, or allow {self.api_key_env} there with --allow-host)"
         if status == 404:
             what += f" (at {self._urls[path]}; api_base is the address up to and including /v1)"
-        return error_from_status(
-            status, what, code, retryable=passes(status), wait=wait_asked_for(response.headers, text)
-        )
+        wait = wait_asked_for(response.headers, text)
+        return error_from_status(status, what, code, retryable=passes(status), wait=wait)
 
     async def complete(self, request: Request) -> Reply:
         """Ask `/chat/completions`, again in another way where the server wants one."""
@@ -272,3 +261,13 @@ class OpenAICompatible(LLM):
                 f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false"
             ) from None
         return dict(sorted(found.items()))
+
+
+def _said(text: str) -> tuple[object, object]:
+    """Return message and code of an error's body; servers put them under `error`, or at the top, or send plain text."""
+    try:
+        data = json.loads(text)
+        error = data.get("error", data)
+        return (error["message"], error.get("code")) if isinstance(error, Mapping) else (error, None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return text, None

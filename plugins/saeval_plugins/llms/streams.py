@@ -6,16 +6,21 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from saeval.plugin import LLMError
 
-def body_from_stream(text: str) -> dict[str, Any]:
+
+def body_from_stream(model: str, stream: bytes) -> dict[str, Any]:
     """Return the body that a stream of server-sent events amounts to.
 
     A stream that breaks off has no finish reason, so its answer is not whole.
 
     Raises:
-        ValueError: If an event is not JSON.
+        LLMError: If it is no such stream; retryable.
     """
-    return _merged(_events(text))
+    try:
+        return _merged(_events(stream.decode(errors="replace")))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise LLMError(f"{model}: the response is no stream of whole JSON events", retryable=True) from None
 
 
 def _events(text: str) -> Iterator[Mapping[str, Any]]:

@@ -1,0 +1,57 @@
+from saeval.records.columns import (
+    EVERYWHERE as EVERYWHERE,
+    NAME as NAME,
+    NOT_ON_NARROW_BOARDS as NOT_ON_NARROW_BOARDS,
+    TABLES as TABLES,
+    Better as Better,
+    Place as Place,
+    Shown as Shown,
+)
+from saeval.records.examples import (
+    Example as Example,
+    Examples as Examples,
+    Flaw as Flaw,
+    LatentId as LatentId,
+    LatentRecord as LatentRecord,
+)
+from saeval.records.messages import (
+    FillReply as FillReply,
+    FillRequest as FillRequest,
+    FinishReason as FinishReason,
+    LanguageModel as LanguageModel,
+    LogprobReply as LogprobReply,
+    LogprobRequest as LogprobRequest,
+    Message as Message,
+    Reply as Reply,
+    Request as Request,
+    TokenLogprobs as TokenLogprobs,
+    Usage as Usage,
+)
+from saeval.records.metrics import (
+    ACCURACY as ACCURACY,
+    CLASSIFICATION as CLASSIFICATION,
+    Metric as Metric,
+    pearson as pearson,
+    spearman as spearman,
+)
+from saeval.records.prompts import Prompt as Prompt
+from saeval.records.replies import finish_reason as finish_reason, readable as readable, whole_answer as whole_answer
+from saeval.records.scores import (
+    MAIN as MAIN,
+    CellResult as CellResult,
+    Correlation as Correlation,
+    DecileShares as DecileShares,
+    Explanation as Explanation,
+    Finding as Finding,
+    FindingOutcome as FindingOutcome,
+    Judge as Judge,
+    JudgeCheck as JudgeCheck,
+    Ledger as Ledger,
+    Measure as Measure,
+    Outcome as Outcome,
+    RunResult as RunResult,
+    Score as Score,
+    ScoreRow as ScoreRow,
+    Status as Status,
+    read_result as read_result,
+)

@@ -1,0 +1,168 @@
+"""Metrics of binary judgements and of predictions: plain functions of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means.
+
+    Attributes:
+        name: As it stands in results and reports.
+        higher_is_better: Direction.
+        low: Least value it can take; -inf where there is none.
+        high: Greatest value it can take; inf where there is none.
+        chance: Value that a judge without any information gets; None when there is no such value.
+        on_board: Whether leaderboards show it although it is not its scorer's headline, which they always show.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    low: float = 0.0
+    high: float = 1.0
+    chance: float | None = None
+    on_board: bool = False
+
+
+BALANCED_ACCURACY = Metric("balanced_accuracy", chance=0.5)
+AUROC = Metric("auroc", chance=0.5)
+F1 = Metric("f1")
+PRECISION = Metric("precision")
+RECALL = Metric("recall")
+ACCURACY = Metric("accuracy")
+PEARSON = Metric("pearson", low=-1.0, chance=0.0)
+
+CLASSIFICATION = (BALANCED_ACCURACY, AUROC, F1, PRECISION, RECALL, ACCURACY)
+"""Metrics of scorers that judge windows one by one; the first is the headline."""
+
+
+def _counts(truth: ArrayLike, predicted: ArrayLike) -> tuple[int, int, int, int]:
+    """True positives, false positives, false negatives, true negatives."""
+    import numpy as np
+
+    t, p = np.asarray(truth, dtype=bool), np.asarray(predicted, dtype=bool)
+    if t.shape != p.shape:
+        raise ValueError(f"{t.shape} truths for {p.shape} predictions")
+    return int((t & p).sum()), int((~t & p).sum()), int((t & ~p).sum()), int((~t & ~p).sum())
+
+
+def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Mean of the hit rates on positives and on negatives; nan unless both occur.
+
+    Example:
+        >>> balanced_accuracy([True, True, False, False], [True, False, False, False])
+        0.75
+        >>> balanced_accuracy([True, False, False, False], [False] * 4)  # who always says no gets chance
+        0.5
+    """
+    tp, fp, fn, tn = _counts(truth, predicted)
+    if tp + fn == 0 or tn + fp == 0:
+        return float("nan")
+    return (tp / (tp + fn) + tn / (tn + fp)) / 2
+
+
+def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Share judged right; nan for no judgements."""
+    tp, fp, fn, tn = _counts(truth, predicted)
+    total = tp + fp + fn + tn
+    return (tp + tn) / total if total else float("nan")
+
+
+def precision(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of positive answers that are right; nan when nothing was called positive."""
+    tp, fp, _, _ = _counts(truth, predicted)
+    return tp / (tp + fp) if tp + fp else float("nan")
+
+
+def recall(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of positives found; nan when there are none."""
+    tp, _, fn, _ = _counts(truth, predicted)
+    return tp / (tp + fn) if tp + fn else float("nan")
+
+
+def f1(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Harmonic mean of precision and recall; nan when there is neither a positive nor a positive answer."""
+    tp, fp, fn, _ = _counts(truth, predicted)
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan")
+
+
+def auroc(truth: ArrayLike, values: ArrayLike) -> float:
+    """Probability that a positive gets a higher value than a negative, ties counting half; nan unless both occur.
+
+    Example:
+        >>> auroc([True, True, False], [0.9, 0.4, 0.4])
+        0.75
+    """
+    import numpy as np
+
+    t, v = np.asarray(truth, dtype=bool), np.asarray(values, dtype=np.float64)
+    if t.shape != v.shape:
+        raise ValueError(f"{t.shape} truths for {v.shape} values")
+    positives, negatives = int(t.sum()), int((~t).sum())
+    if positives == 0 or negatives == 0 or np.isnan(v).any():
+        return float("nan")
+    _, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # mean rank among ties, from 1
+    return float((ranks[t].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float:
+    """Linear correlation; nan when either side is constant.
+
+    Example:
+        >>> pearson([1, 2, 3], [2, 4, 6])
+        1.0
+        >>> pearson([1, 2, 3], [5, 5, 5])
+        nan
+    """
+    import numpy as np
+
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return min(max(float(a @ b) / scale, -1.0), 1.0) if scale > 0 else float("nan")
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Correlation of the ranks, ties sharing their mean rank; nan when either side is constant."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(x), rankdata(y))
+
+
+def classification(
+    truth: Sequence[bool], predicted: Sequence[bool], probability: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Return all `CLASSIFICATION` metrics that are defined for these judgements, by name.
+
+    Args:
+        truth: Whether each window activates the latent.
+        predicted: What the judge said.
+        probability: The judge's probability of "activates"; without it there is no AUROC.
+
+    Example:
+        >>> values = classification([True, False], [True, True])
+        >>> values["balanced_accuracy"], values["recall"], values["precision"], "auroc" in values
+        (0.5, 1.0, 0.5, False)
+    """
+    values = {
+        "balanced_accuracy": balanced_accuracy(truth, predicted),
+        "f1": f1(truth, predicted),
+        "precision": precision(truth, predicted),
+        "recall": recall(truth, predicted),
+        "accuracy": accuracy(truth, predicted),
+    }
+    if probability is not None:
+        values["auroc"] = auroc(truth, probability)
+    return {name: value for name, value in values.items() if value == value}

@@ -254,28 +254,32 @@ class Gateway(LanguageModel):
     async def _asked(
         self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work, tries: Attempts, bill: _Bill
     ) -> A:
-        """Return an answer: the first whole one, with more room for one that was cut off."""
+        """Return an answer: the first whole one, with more room for one that was cut off.
+
+        Once one was, all are given the room at once, unless the server has none: a limit costs nothing by itself.
+        """
         cut: A | None = None
         while True:
             tries.made += 1
             try:
                 answer = await self._attempt(question, ask, work)
                 bill.took = self._paid(answer.usage, bill.took)
-                if not _is_cut(answer):
-                    self._needs_room |= question.raised and question.roomier is not None
-                    return answer
-                if question.raised:
+                if not _is_cut(answer) or question.raised:
                     return answer
                 cut = answer
             except LLMError as error:
                 if error.usage is not None:
                     bill.took = self._paid(error.usage, bill.took)
                 if not error.cut or question.raised:
-                    if cut is not None and not error.retryable:
-                        return cut  # the server has no more room: whoever reads the answer says that it was cut off
+                    no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
+                    if no_room and cut is not None:
+                        return cut  # whoever reads it says that it was cut off
+                    if no_room and self._needs_room:
+                        question.roomier, self._needs_room = None, False
+                        continue
                     await self._wait(error, tries, work)
                     continue
-            question.raised = True
+            self._needs_room = question.raised = True
 
     async def _wait(self, error: LLMError, tries: Attempts, work: _Work) -> None:
         """Wait for the next attempt.
@@ -418,6 +422,11 @@ def _gate(llm: LLM, settings: RoleSettings) -> Gate:
     return FindingGate() if settings.concurrency == "auto" else Gate(settings.concurrency)
 
 
+def _may_be_too_much(error: LLMError) -> bool:
+    """Whether a server may have failed because prompt and room together are more than its context."""
+    return not (isinstance(error, Refused) or error.retryable or error.lasting or error.cut)
+
+
 def _is_cut(answer: object) -> bool:
     return isinstance(answer, Reply) and answer.finish_reason == "length"
 
@@ -428,8 +437,8 @@ def _words(request: object) -> int:
 
 
 @cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter({kind.__name__: kind for kind in (Reply, LogprobReply, FillReply)}[name])
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _restored(kept: object, kind: Any, request: Any) -> Any | None:

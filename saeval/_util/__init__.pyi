@@ -5,6 +5,7 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.crash import internal_error as internal_error
 from saeval._util.encodable import (
     CleanJson as CleanJson,
     CleanText as CleanText,
@@ -15,6 +16,7 @@ from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
     CutOff as CutOff,
     InputError as InputError,
+    InternalError as InternalError,
     LLMError as LLMError,
     ParseError as ParseError,
     PluginError as PluginError,

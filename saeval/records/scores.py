@@ -294,6 +294,9 @@ class CellResult(Documented):
     """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
     correlations: list[Correlation] = []
     """One for each pair of scorers; the cell's own explanations."""
+    cautions: list[str] = []
+    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far from
+    that of its files. They stand among the run's `warnings`, too."""
 
 
 class Ledger(Documented):

@@ -77,6 +77,7 @@ def test_answer_cut_at_the_limit_says_so_and_is_asked_for_once_more_with_room(tm
         gate = gateway(tmp_path, client(server))
         assert ask(gate, Request.of("x"))[0].finish_reason == "length"
         server.always, server.calls = content("", "length"), []  # a thinking model that never came to its answer
+        gate = gateway(tmp_path, client(server))
         (failed,) = ask(gate, Request.of("y"))
         assert isinstance(failed, LLMError) and "max_tokens_if_cut" in str(failed)
         assert [call["max_tokens"] for call in server.calls] == [256, 4096]

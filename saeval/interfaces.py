@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from saeval.prompts import Prompt
     from saeval.store import ActivationStore, ActivationWriter
 
-Need = Literal["logprobs", "subject", "coder"]
-"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights."""
+Need = Literal["logprobs", "subject", "coder", "decoy"]
+"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights, or
+windows of one other latent (`Examples.decoy`), which is drawn only where a scorer needs it."""
 
 
 class Plugin(Documented, ABC):

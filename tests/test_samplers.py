@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saeval_plugins.samplers import Mix, Quantiles, Random, Top
+from saeval_plugins.samplers import Mix, Quantiles, Random, SAEBench, Top
 from saeval_plugins.samplers.windows import draw_each, strongest_first
 from scipy.stats import chisquare
 from test_store import dataset, dense, write
@@ -56,6 +56,25 @@ def test_same_key_same_windows_and_another_key_others(store, kind):
 
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
+
+
+def test_samplers_that_show_other_windows_are_scored_on_the_same_ones(store):
+    def sides(kind, **options):
+        record = kind(**{**OPTIONS, **options}).sample(store, LatentId("h", 1), derive_rng(0, "x"))
+        return [[e.id for e in (*s.activating, *s.non_activating)] for s in (record.explain, record.score)]
+
+    found = [sides(kind) for kind in SAMPLERS] + [sides(Random, explain_non_activating=0)]
+    assert all(scored == found[0][1] for _, scored in found)
+    assert len({tuple(shown) for shown, _ in found}) == len(found)
+
+
+def test_saebench_with_sides_apart_scores_the_same_windows_however_many_top_ones_are_shown(store):
+    def scored(weighted):
+        # The split is by explain_top + explain_weighted, so their sum stays.
+        sampler = SAEBench(leak=False, unverified=False, explain_top=8 - weighted, explain_weighted=weighted)
+        return [e.id for e in sampler.sample(store, LatentId("h", 1), derive_rng(0, "x")).score.activating]
+
+    assert scored(2) == scored(4)
 
 
 def test_scoring_windows_come_in_equal_parts_from_each_decile(store):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from saeval import ActivationStore, Example, Examples, Flaw, LatentId, LatentRecord, Sampler
 from saeval_plugins.samplers.split import Split, split_documents
@@ -14,6 +14,8 @@ from saeval_plugins.samplers.windows import DECILES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_APART_DRAWS = 2  # one more whenever the same options come to give other windows where the sides are kept apart
 
 
 class _Fired(NamedTuple):
@@ -69,6 +71,10 @@ class SAEBench(Sampler):
         if value % 2 == 0:
             raise ValueError("a window has a centre, so its tokens are an odd number")
         return value
+
+    def fingerprint(self) -> JsonValue:
+        """Add which windows the options give in this version, where they differ from those of an earlier one."""
+        return super().fingerprint() if self.leak else [super().fingerprint(), _APART_DRAWS]
 
     def reads_one_latent(self) -> bool:
         """Return True."""
@@ -135,8 +141,9 @@ class SAEBench(Sampler):
             top, weighted = rng.permutation(both[0]), rng.permutation(both[1])
             dealt = (top[: self.explain_top], weighted[: self.explain_weighted])
             return np.concatenate(dealt), np.concatenate((top[self.explain_top :], weighted[self.explain_weighted :]))
-        shown = self._picked(fired.where(explains), self.explain_top, self.explain_weighted, rng)
-        scored = self._picked(fired.where(~explains), self.score_top, self.score_weighted, rng)
+        explain_rng, score_rng = rng.spawn(2)  # what is shown does not move what is scored
+        shown = self._picked(fired.where(explains), self.explain_top, self.explain_weighted, explain_rng)
+        scored = self._picked(fired.where(~explains), self.score_top, self.score_weighted, score_rng)
         return None if shown is None or scored is None else (np.concatenate(shown), np.concatenate(scored))
 
     def _picked(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
-_DRAWS = 2  # one more whenever the same options come to give other windows, so that no run mixes both
+_DRAWS = 3  # one more whenever the same options come to give other windows, so that no run mixes both
 
 
 class _WindowSampler(Sampler):
@@ -72,22 +72,25 @@ class _WindowSampler(Sampler):
         shown, scored = windows.where(explains), windows.where(~explains)
         if min(len(shown.ids), len(scored.ids)) < FEWEST:
             return None
+        # A stream for each side, so that samplers that show other windows are scored on the same ones.
+        explain_rng, score_rng = rng.spawn(2)
         order = strongest_first(shown.maxima)
-        shown_ids = shown.ids[order[self.choose(shown.maxima[order], rng)]]
-        ranks, deciles = _by_decile(len(scored.ids), self.score, rng)
+        shown_ids = shown.ids[order[self.choose(shown.maxima[order], explain_rng)]]
+        ranks, deciles = _by_decile(len(scored.ids), self.score, score_rng)
         scored_ids = scored.ids[strongest_first(scored.maxima)[ranks]]
 
-        def silent(n: int, explain: bool, beside: NDArray[np.int64]) -> NDArray[np.int64]:
+        def silent(n: int, beside: NDArray[np.int64], *, explain: bool) -> NDArray[np.int64]:
             def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
                 here = split.explains(store.document_of(ids, self.window)) == explain
                 return here & store.knows(latent.index, store.context_of(ids, self.window))
 
-            return self.non_activating.draw(Wanted(store, latent.index, self.window, n, keep, beside), rng)
+            wanted = Wanted(store, latent.index, self.window, n, keep, beside)
+            return self.non_activating.draw(wanted, explain_rng if explain else score_rng)
 
-        against = silent(self.non_activating.n, explain=False, beside=scored_ids)
+        against = silent(self.non_activating.n, scored_ids, explain=False)
         if len(against) < FEWEST:
             return None
-        passive = silent(self.explain_non_activating, explain=True, beside=shown_ids)
+        passive = silent(self.explain_non_activating, shown_ids, explain=True)
         # Cut in one go: what a call costs is little beside what a window costs only if there are many.
         groups = (shown_ids, passive, scored_ids, against)
         decile = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]

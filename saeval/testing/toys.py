@@ -200,9 +200,10 @@ def _decoy(decoy: str | None, word: str, windows: int, window: int, seed: int) -
         return None
     other = decoy if decoy != word else next(w for w in PLANTED if w != word)
     latent = LatentId(LATENT.hookpoint, LATENT.index + 1)
-    return make_examples(
+    made = make_examples(
         other, activating=windows, non_activating=0, window=window, seed=seed, first=10_000, latent=latent, decoy=None
     )
+    return replace(made, activating=tuple(replace(example, decile=None) for example in made.activating))
 
 
 def word_embeddings(model: str, texts: Sequence[str]) -> NDArray[np.float32]:

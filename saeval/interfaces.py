@@ -264,6 +264,8 @@ class LLM(Plugin, LanguageModel):
     """Whether the same request gives the same reply everywhere; replayed and scripted models are not real runs."""
     synthetic: ClassVar[bool] = False
     """Whether replies are made up; such results carry a mark and stay off leaderboards."""
+    recorded: ClassVar[bool] = False
+    """Whether replies are a real model's, given earlier; such results carry a mark and do not rank beside live ones."""
 
     in_process: ClassVar[bool] = False
     """Whether the model runs in this process; such calls are free, and are made one at a time."""

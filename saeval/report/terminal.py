@@ -66,6 +66,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
         for m, on in (
             ("PARTIAL", run.partial),
             ("SYNTHETIC", run.synthetic),
+            ("RECORDED", run.recorded),
             ("NOT REPRODUCIBLE", not run.reproducible),
         )
         if on

@@ -1,3 +1,4 @@
+from ._util.permissions import check_address, check_receiver, credential
 from .assets import Asset, asset_check, asset_path, cache_dir
 from .coders import (
     Gate,
@@ -132,8 +133,11 @@ __all__ = [
     "asset_path",
     "auroc",
     "cache_dir",
+    "check_address",
+    "check_receiver",
     "compare",
     "content_hash",
+    "credential",
     "derive_rng",
     "down_projection",
     "embedder",

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from saeval._util.encodable import clean_text
 from saeval.llm import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
+from saeval.secrets import without_values
 
 _MOST = 64
 """Prompts that are kept of one step on one latent; a simulator that is asked token by token has hundreds."""
@@ -72,7 +73,8 @@ def pack(asked: Sequence[Asked]) -> str:
     kept = [*asked[:_MOST]]
     if more := len(asked) - _MOST:
         kept += [Asked("", f"{more} more prompts are not kept", "left out")] if more > 0 else []
-    return b64encode(zlib.compress(json.dumps(kept, ensure_ascii=False).encode(errors="replace"), 9)).decode()
+    text = without_values(json.dumps(kept, ensure_ascii=False))
+    return b64encode(zlib.compress(text.encode(errors="replace"), 9)).decode()
 
 
 def unpack(packed: str) -> list[Asked]:

@@ -17,12 +17,21 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from saeval.secrets import without_secrets
+
 if TYPE_CHECKING:
     from saeval.llm import Usage
 
 
 class SaevalError(Exception):
-    """Base of all errors that saeval raises on purpose. Its text is fit to be shown to a user as it is."""
+    """Base of all errors that saeval raises on purpose. Its text is fit to be shown to a user as it is.
+
+    Args:
+        message: What happened, where, and what to do; whatever looks like a credential is taken out of it.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_secrets(message))
 
 
 class SpecError(SaevalError):
@@ -33,7 +42,7 @@ class SpecError(SaevalError):
     """
 
     def __init__(self, problems: Sequence[str]):
-        self.problems = tuple(problems)
+        self.problems = tuple(map(without_secrets, problems))
         super().__init__("\n".join(self.problems))
 
 

@@ -30,9 +30,11 @@ from saeval.llm import (
     LogprobRequest,
     Reply,
     Request,
+    TokenLogprobs,
     Usage,
 )
 from saeval.pace import FindingGate, Gate
+from saeval.secrets import look_again, without_secrets, without_values
 from saeval.seeding import derive_rng
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
@@ -93,6 +95,7 @@ class Gateway(LanguageModel):
         self._asking: dict[str, _Work] = {}
         self._gate = _gate(llm, settings)
         self._bounded = not (llm.in_process or llm.batches)
+        look_again()
         self._waits = _Waits(role, llm, self._gate, tell)
 
     @property
@@ -139,16 +142,16 @@ class Gateway(LanguageModel):
         key, asked = _hash(f'["{kind}",{self._identity},{text}]'), _hash(f"[{text}]")
         shared = key in self._asking
         if not shared:
-            if (answer := self._kept(key, request, shape)) is not None:
-                self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
-                return answer
+            if (kept := self._kept(key, request, shape)) is not None:
+                self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
+                return kept
             new = self._asking[key] = _Work()
             new.task = asyncio.ensure_future(self._ask(key, asked, request, ask, new))
             new.task.add_done_callback(lambda task: self._ended(key, task))
         work = self._asking[key]
         work.askers += 1
         try:
-            answer = await asyncio.shield(work.task)
+            answer: A = await asyncio.shield(work.task)
         finally:
             work.askers -= 1
             if not (work.askers or work.in_flight or work.task.done()):
@@ -161,7 +164,7 @@ class Gateway(LanguageModel):
     def _kept(self, key: str, request: Any, shape: type[A]) -> A | None:
         """Return the answer of an earlier run, unless the role wants none, or it does not fit the request."""
         kept = self._calls.get(key) if self._settings.cache else None
-        answer = None if kept is None else _restored(kept, shape, request)
+        answer: A | None = None if kept is None else _restored(kept, shape, request)
         if kept is not None and answer is None:
             log.warning(
                 "%s: the answer %s in the cache has another shape, and is asked for again", self._role, key[:12]
@@ -208,7 +211,7 @@ class Gateway(LanguageModel):
             # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
             if took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
                 status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
-                reason = str(error) if isinstance(error, SaevalError) else type(error).__name__
+                reason = without_secrets(error) if isinstance(error, SaevalError) else type(error).__name__
                 usage = took or Usage(usd=0.0)
                 self._log.add(self._call(key, asked, status, usage, attempts=attempt, began=began, reason=reason))
             raise
@@ -231,7 +234,7 @@ class Gateway(LanguageModel):
                 raise LLMError(what, retryable=True) from None
             self._waits.heard()
             if isinstance(answer, Reply):
-                answer, _ = _encodable(answer)
+                answer = _writable(answer)
             if isinstance(answer, Reply) and not answer.text.strip():
                 what = f"{self._model}: the answer is empty"
                 raise LLMError(what, retryable=not self._llm.in_process, usage=answer.usage)
@@ -300,6 +303,18 @@ def _encodable(value: V) -> tuple[V, str]:
     return cleaned, json_text(cleaned)
 
 
+def _writable(reply: Reply) -> Reply:
+    """Return a reply whose text UTF-8 can encode, without the credentials that a server may echo."""
+    reply, text = _encodable(reply)
+    if without_values(text) == text:
+        return reply
+    tokens = reply.logprobs and tuple(
+        TokenLogprobs(without_values(t.token), tuple((without_values(other), p) for other, p in t.top))
+        for t in reply.logprobs
+    )
+    return replace(reply, text=without_values(reply.text), logprobs=tokens)
+
+
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -325,10 +340,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _restored(kept: object, kind: type[A], request: Any) -> A | None:
+def _restored(kept: object, kind: Any, request: Any) -> Any | None:
     """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
     try:
-        answer: A = _adapter(kind).validate_python(kept)
+        answer = _adapter(kind).validate_python(kept)
     except ValidationError:
         return None
     return answer if _fits(answer, request) else None

@@ -30,7 +30,7 @@ def usable_explanation(entry: Any) -> bool:
 def usable_score(entry: Any, metrics: Sequence[Metric]) -> bool:
     """Tell whether an entry holds a score whose values are in their metrics' ranges, and what it took."""
     score = _usable(entry, Score)
-    return score is not None and out_of_range(score, metrics) is None
+    return isinstance(score, Score) and out_of_range(score, metrics) is None
 
 
 def out_of_range(score: Score, metrics: Sequence[Metric]) -> str | None:

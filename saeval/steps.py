@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import traceback
@@ -22,7 +23,7 @@ from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, Logp
 from saeval.records import Examples
 from saeval.restoring import out_of_range
 from saeval.results import Explanation, Score
-from saeval.secrets import without_secrets
+from saeval.secrets import without_secrets, without_values
 from saeval.seeding import derive_rng
 from saeval.task import RolePart, StepPart, Task
 from saeval.watch import Patience
@@ -206,7 +207,7 @@ async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, 
     Raises:
         SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
     """
-    result = await _guarded(call, kind, meter.patience, *arguments)
+    result = _without_values(await _guarded(call, kind, meter.patience, *arguments))
     if meter.asked:
         result = result.model_copy(update={"asked": pack([a for request in meter.asked for a in request])})
     if meter.fault is None:
@@ -218,6 +219,13 @@ async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, 
         reason = f"a call failed: {without_secrets(meter.fault)}"
         result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
     return Made(result, meter.spent, fault=True)
+
+
+def _without_values(result: R) -> R:
+    """Return a result without the credentials that a plugin may have been shown."""
+    text = json.dumps(result.model_dump(mode="json"))
+    clean = without_values(text)
+    return result if clean == text else type(result).model_validate(json.loads(clean))
 
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:

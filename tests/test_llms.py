@@ -81,10 +81,10 @@ def test_answer_cut_at_the_limit_says_so_and_an_empty_one_is_not_asked_for_again
 
 
 def test_server_without_a_key_gets_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINE", "mine-123456")
+    monkeypatch.setenv("MINE_API_KEY", "mine-123456")
     with fake_server() as server:
-        ask(gateway(tmp_path, direct(server, api_key_env="MINE")), Request.of("x"))
-        ask(gateway(tmp_path, direct(server, api_key_env="NOT_SET")), Request.of("y"))
+        ask(gateway(tmp_path, direct(server, api_key_env="MINE_API_KEY")), Request.of("x"))
+        ask(gateway(tmp_path, direct(server, api_key_env="NOT_SET_API_KEY")), Request.of("y"))
         assert [h.get("Authorization") for h in server.headers] == ["Bearer mine-123456", None]
 
 
@@ -104,7 +104,7 @@ def test_connections_are_pooled_and_closed():
 
 
 def test_key_in_the_address_is_refused():
-    with pytest.raises(InputError, match="put keys into the environment"):
+    with pytest.raises(InputError, match="without user name, password"):
         OpenAICompatible(model="m", api_base="http://user:pass@localhost/v1").check()
 
 

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saeval.cli.shared import JSON, LLM, SET, TASK, WITHOUT, load, load_all, open_registry, print_json, print_rows, say
+from saeval.cli.shared import (
+    ALLOW,
+    JSON,
+    LLM,
+    SET,
+    TASK,
+    WITHOUT,
+    load,
+    load_all,
+    open_registry,
+    print_json,
+    print_rows,
+    say,
+)
 
 if TYPE_CHECKING:
     from saeval.plan import Plan
@@ -20,6 +33,7 @@ if TYPE_CHECKING:
 @TASK
 @SET
 @LLM
+@ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most; the result is marked partial.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
@@ -88,6 +102,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 @TASK
 @SET
 @LLM
+@ALLOW
 @WITHOUT
 @JSON
 def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
@@ -115,6 +130,7 @@ def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without
 @TASK
 @SET
 @LLM
+@ALLOW
 @click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
 @WITHOUT
 @JSON
@@ -139,6 +155,7 @@ def preview(
 @TASK
 @SET
 @LLM
+@ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")
 @WITHOUT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +21,33 @@ SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
 )
 LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Put another model in a role.")
+
+
+def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]], None]:
+    """Return what an option does that permits something to specs, in this process and those that it starts."""
+
+    def permit(_context: click.Context, _option: click.Parameter, names: Sequence[str]) -> None:
+        if names:
+            from saeval._util.permissions import allow
+
+            allow(**{what: names})
+
+    return permit
+
+
+def ALLOW(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
+    """Add the options that permit what a stranger's spec may not do."""
+    env = click.option(
+        "--allow-env", multiple=True, metavar="NAME", expose_value=False, callback=_allow("variables"),
+        help="Let the spec use this environment variable as a key (those ending in _API_KEY it may).",
+    )  # fmt: skip
+    host = click.option(
+        "--allow-host", multiple=True, metavar="HOST", expose_value=False, callback=_allow("hosts"),
+        help="Let a provider's key be sent to this host, which is not the provider's.",
+    )  # fmt: skip
+    return env(host(command))
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 WITHOUT = click.option("--without", multiple=True, metavar="NAMESPACE", help="Leave a plugin package out.")
 

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import saeval
+from saeval._util.permissions import permissions
 from saeval.assets import cache_dir
 from saeval.calls import Budget, Call, CallLog
 from saeval.collect import collect_pass
@@ -39,6 +40,7 @@ class Order:
         host: The machine of whoever asks.
         workers: How many workers share the work.
         max_cost: The run's spending limit.
+        permissions: What the user allows specs to name, as variables of the environment.
     """
 
     spec: dict[str, Any]
@@ -46,11 +48,13 @@ class Order:
     host: str
     workers: int
     max_cost: float | None
+    permissions: dict[str, str] = field(default_factory=permissions)
 
     def task(self) -> Task:
         """Build the task in this process."""
         if self.cache is not None:
             os.environ["SAEVAL_CACHE"] = self.cache
+        os.environ.update(self.permissions)
         return load_task(self.spec, registry=Registry())
 
 
@@ -74,7 +78,7 @@ class Stop(NamedTuple):
     @classmethod
     def of(cls, error: SaevalError) -> Stop:
         """Pack an error."""
-        plain = type(error) if type(error).__init__ is Exception.__init__ else SaevalError
+        plain = type(error) if type(error).__init__ is SaevalError.__init__ else SaevalError
         return cls(plain, without_secrets(error))
 
     def error(self) -> SaevalError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.spec.checking import explain_error, parse
+from saeval.spec.checking import explain_error, parse, refuse_secrets
 from saeval.spec.document import Document, KeyPath, override, parse_assignment, plain, read_document
 from saeval.spec.matrix import axis_id, cells_of
 from saeval.spec.models import (
@@ -38,5 +38,6 @@ __all__ = [
     "parse_assignment",
     "plain",
     "read_document",
+    "refuse_secrets",
     "score_reference",
 ]

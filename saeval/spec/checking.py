@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from saeval.errors import SpecError, did_you_mean
+from saeval.secrets import MARK, SHORTEST, holds_secret, names_secret, placeholder, random_looking
 from saeval.spec.document import Document, KeyPath
 from saeval.spec.models import TaskSpec
 
@@ -29,7 +30,8 @@ def parse(document: Document) -> TaskSpec:
         data["baselines"] = [_named(b) for b in baselines]
     if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
         data["run"] = {**run, "trackers": [_named(t) for t in trackers]}
-    problems = [f"{document.where(path)}: {_KEY_ADVICE}" for path in _secrets(document.data, ())]
+    refuse_secrets(document)
+    problems: list[str] = []
     try:
         spec = TaskSpec.model_validate(data)
     except ValidationError as error:
@@ -44,21 +46,63 @@ def _named(part: Any) -> Any:
     return {"use": part} if isinstance(part, str) else part
 
 
-_SECRET = re.compile(
-    r"(^|[_-])(api[_-]?key|secret|password|access[_-]?token|auth[_-]?token|credentials?|authorization)$", re.IGNORECASE
+_KEY_ADVICE = (
+    "keys and passwords do not belong in a spec, which is shared and copied into results; set the provider's "
+    "environment variable"
 )
-_KEY_ADVICE = "keys and passwords do not belong in a spec, which is shared and copied into results; set the provider's environment variable"
+_PLAIN = ("model", "revision", "commit", "sha256", "digest", "api_base")
+"""Options of a model whose values may be long words of letters and digits."""
 
 
-def _secrets(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+def refuse_secrets(document: Document) -> None:
+    """See that a document holds no credential, before a message about anything else could quote it.
+
+    Raises:
+        SpecError: With the place of each, and not the credential.
+    """
+    problems = [f"{document.where(path)}: {_KEY_ADVICE} ({why})" for path, why in _secrets(document.data, ())]
+    if problems:
+        raise SpecError(list(dict.fromkeys(problems)))
+
+
+def _secrets(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the place of every credential, and what gives it away: its value, its shape, or its name."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            if _SECRET.search(str(key)):
-                yield (*path, key)
-            yield from _secrets(inner, (*path, key))
+            name = str(key)
+            if holds_secret(name):
+                yield (*path, MARK), "a key"
+            elif _named_secret(name, inner, of_model=path[:1] == ("llms",) and len(path) > 1):
+                yield (*path, key), "its name says so"
+            else:
+                yield from _secrets(inner, (*path, key))
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             yield from _secrets(inner, (*path, i))
+    elif isinstance(value, str):
+        if why := holds_secret(value):
+            yield path, f"it {why}"
+        elif path[:1] == ("llms",) and not set(_PLAIN) & set(path) and random_looking(value):
+            yield path, "it looks like a key"
+
+
+def _named_secret(name: str, value: Any, *, of_model: bool) -> bool:
+    """Tell whether a value that is named like a credential is one; placeholders, numbers and switches are none.
+
+    A mapping is one among a model's options only: elsewhere its name may be a label, such as `simulation_by_token`.
+    """
+    if not names_secret(name, of_model=of_model) or (isinstance(value, dict) and not of_model):
+        return False
+    texts = list(_texts(value))
+    return any(text.strip() and not placeholder(text) and (of_model or len(text) >= SHORTEST) for text in texts)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
 
 
 def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseModel], prefix: KeyPath = ()) -> str:

@@ -194,11 +194,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise SpecError([f"--set {text}: write KEY=VALUE, such as run.seed=1"])
+        raise SpecError(["--set: write KEY=VALUE, such as run.seed=1"])  # not quoted, for it may be a key
     try:
         parsed = yaml.safe_load(value)
     except (yaml.YAMLError, RecursionError):
-        raise SpecError([f"--set {text}: the value is not YAML"]) from None
+        raise SpecError([f"--set {key}: the value is not YAML"]) from None
     return key, Located(parsed, None, 0) if isinstance(parsed, str) else parsed
 
 

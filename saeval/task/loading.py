@@ -23,6 +23,7 @@ from saeval.spec import (
     override,
     parse,
     read_document,
+    refuse_secrets,
     score_reference,
 )
 from saeval.task.making import PartMaker
@@ -74,6 +75,7 @@ def load_task(
             document = override(document, {f"llms.{role}": {"model": model}})
     if overrides:  # last, so that they can give such a model its own options
         document = override(document, overrides)
+    refuse_secrets(document)
     return _Builder(document, registry, check).task()
 
 

@@ -15,13 +15,13 @@ from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.scorers.fuzzing import Fuzzing
 
 import saeval
-from saeval import LatentId, derive_rng
-from saeval.decoys import with_decoy
-from saeval.plugins import Registry
-from saeval.store import ActivationWriter
-from saeval.task import load_task
-from saeval.testing import ScriptedLLM, context, make_examples, planted_store
-from saeval.testing.planted import planted_tokens
+from saeval._run.decoys import with_decoy
+from saeval.activations.store import ActivationWriter
+from saeval.plugin import LatentId, derive_rng
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
+from saeval.testing.planted import planted_store, planted_tokens
+from saeval.testing.toys import ScriptedLLM, context, make_examples
 
 RANDOM = saeval_samplers()[0]
 

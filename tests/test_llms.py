@@ -18,13 +18,14 @@ from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
 from test_gateway import ask, direct, gateway, through_litellm
 
 import saeval
-from saeval import InputError, LLMError, LogprobRequest, Message, Refused, Request, TokenLogprobs
-from saeval.calls import export_replay
+from saeval import InputError, LLMError
+from saeval.llm.calls import export_replay
+from saeval.plugin import LogprobRequest, Message, Refused, Request, TokenLogprobs
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
@@ -125,7 +126,7 @@ def test_price_is_litellm_s_where_it_knows_the_model(tmp_path):
 
 @pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0", "1.107.3"])
 def test_malicious_litellm_releases_are_refused_before_import(monkeypatch, release):
-    monkeypatch.setattr("saeval.releases.version", lambda _: release)
+    monkeypatch.setattr("saeval._util.releases.version", lambda _: release)
     monkeypatch.delitem(sys.modules, "litellm", raising=False)
     llm = LiteLLM(model="openai/x")
     with pytest.raises(InputError, match=f"litellm {release} is a malicious release"):
@@ -225,7 +226,7 @@ def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_p
 @quick
 @pytest.mark.slow
 def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.gateway._SILENCE", 0.05)
+    monkeypatch.setattr("saeval.llm.gateway._SILENCE", 0.05)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.looks = 20

@@ -24,11 +24,13 @@ from fake_server import body, content, error
 from planted_run import spec, truthful, truthful_server
 
 import saeval
-from saeval import LLMError, Request, SpecError, without_secrets
-from saeval.plugins import Registry
-from saeval.secrets import names_secret, placeholder, use, without_values
-from saeval.spec import Document, refuse_secrets
-from saeval.task import load_task
+from saeval import LLMError, SpecError
+from saeval._util.secrets import names_secret, placeholder, use, without_values
+from saeval.plugin import Request, without_secrets
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
+from saeval.task.spec.checking import refuse_secrets
+from saeval.task.spec.document import Document
 
 KEY = 'zq7/canary"4Xw1+b9K%d0tR'  # has what URLs, JSON, HTML and base64 write differently
 SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 4, "min_windows": 20}}
@@ -37,7 +39,7 @@ SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 4, "min
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
     for name in ("SAEVAL_ALLOW_ENV", "SAEVAL_ALLOW_HOST"):
         monkeypatch.setenv(name, "")
 

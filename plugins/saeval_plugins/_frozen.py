@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from saeval import InputError, Message, content_hash
+from saeval.plugin import InputError, Message, content_hash
 
 OWN = "explanation"
 

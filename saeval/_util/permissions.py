@@ -10,8 +10,8 @@ from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from saeval.errors import InputError
-from saeval.secrets import use
+from saeval._util.errors import InputError
+from saeval._util.secrets import use
 
 ALLOW_ENV, ALLOW_HOST = "SAEVAL_ALLOW_ENV", "SAEVAL_ALLOW_HOST"
 """Variables in which the user's permissions stand, separated by commas, so that worker processes have them too."""
@@ -81,7 +81,7 @@ def allow(*, variables: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
             os.environ[place] = ",".join(dict.fromkeys(names))
 
 
-def permissions() -> dict[str, str]:
+def granted() -> dict[str, str]:
     """Return what the user allows, as variables for another process."""
     return {place: os.environ[place] for place in (ALLOW_ENV, ALLOW_HOST) if place in os.environ}
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from saeval.plugins import Registry
+    from saeval.plugin.registry import Registry
     from saeval.task import Task
 
 KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
-"""Of plugins; `saeval.plugins` has them too, but to import it takes longer than `--help` may."""
+"""Of plugins; `saeval.plugin.registry` has them too, but to import it takes longer than `--help` may."""
 
 TASK = click.option(
     "--task", "-t", required=True, metavar="NAME_OR_FILE", help="A shipped task or group, or a spec file."
@@ -28,7 +28,7 @@ def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]
 
     def permit(_context: click.Context, _option: click.Parameter, names: Sequence[str]) -> None:
         if names:
-            from saeval._util.permissions import allow
+            from saeval._util import allow
 
             allow(**{what: names})
 
@@ -53,7 +53,7 @@ WITHOUT = click.option("--without", multiple=True, metavar="NAMESPACE", help="Le
 
 
 def open_registry(without: Sequence[str] = ()) -> Registry:
-    from saeval.plugins import Registry
+    from saeval.plugin.registry import Registry
 
     return Registry(disabled=without)
 
@@ -68,7 +68,7 @@ def load_all(
     task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry
 ) -> tuple[str | None, list[Task]]:
     """Return a group's name and its tasks, or None and the task."""
-    from saeval.task_files import find_group
+    from saeval.task import find_group
 
     group = find_group(task, registry)
     members = group.tasks if group else [task]
@@ -76,7 +76,7 @@ def load_all(
 
 
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    from saeval.spec import parse_assignment
+    from saeval.task import parse_assignment
 
     return dict(parse_assignment(a) for a in assignments)
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from saeval import Context, Examples, Explainer, Explanation, LLMError, ParseError, Request, SpecPath
+from saeval.plugin import (
+    Context,
+    Examples,
+    Explainer,
+    Explanation,
+    LLMError,
+    ParseError,
+    Request,
+    SpecPath,
+    parse_explanation,
+)
 from saeval_plugins._frozen import OWN, Explained, read_frozen
-from saeval_plugins.explainers._asking import parse_explanation
 
 
 class Frozen(Explainer):

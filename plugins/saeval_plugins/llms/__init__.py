@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import LLM, hookimpl
+from saeval.plugin import LLM, hookimpl
 from saeval_plugins.llms.frozen import Frozen
 from saeval_plugins.llms.hf import HF
 from saeval_plugins.llms.litellm import LiteLLM

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from saeval import LLMError
+from saeval.plugin import LLMError
 
 MOST_BYTES = 1 << 25
 """Bytes of a reply after decompression; echoed log-probabilities of a long prompt take a tenth of it."""

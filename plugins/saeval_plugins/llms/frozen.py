@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pydantic import JsonValue
 
-from saeval import LLM, LLMError, Reply, Request, SpecPath, Usage, file_sha256
+from saeval.plugin import LLM, LLMError, Reply, Request, SpecPath, Usage, file_sha256
 from saeval_plugins._frozen import conversation, read_frozen
 
 

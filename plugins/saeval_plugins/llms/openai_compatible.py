@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from saeval import (
+from saeval.plugin import (
     LLM,
     FillReply,
     FillRequest,

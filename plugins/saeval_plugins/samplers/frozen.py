@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saeval import ActivationStore, Examples, LatentId, LatentRecord, Sampler, SpecPath
+from saeval.plugin import ActivationStore, Examples, LatentId, LatentRecord, Sampler, SpecPath
 from saeval_plugins._frozen import read_frozen
 
 if TYPE_CHECKING:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
-from saeval import (
+from saeval.plugin import (
     Context,
     Examples,
     Explanation,
     LLMError,
     Outcome,
     ParseError,
+    Question,
     Reply,
     Request,
     Score,
     Scorer,
     SpecPath,
+    ask_twice,
+    parse_list,
 )
 from saeval_plugins._frozen import Asked, read_frozen
-from saeval_plugins.answers import ask_twice, parse_list
-from saeval_plugins.scorers._judge import Question
 
 
 class Frozen(Scorer):

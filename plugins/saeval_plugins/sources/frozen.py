@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from saeval import ActivationSource, Coder, SpecPath, TokenDataset, file_sha256
+from saeval.plugin import ActivationSource, Coder, SpecPath, TokenDataset, file_sha256
 from saeval_plugins._frozen import read_frozen
 
 if TYPE_CHECKING:
-    from saeval import ActivationWriter
+    from saeval.plugin import ActivationWriter
 
 
 class Frozen(ActivationSource):

@@ -1,0 +1,45 @@
+from saeval.records.examples import (
+    Example as Example,
+    Examples as Examples,
+    Flaw as Flaw,
+    LatentId as LatentId,
+    LatentRecord as LatentRecord,
+)
+from saeval.records.messages import (
+    FillReply as FillReply,
+    FillRequest as FillRequest,
+    LanguageModel as LanguageModel,
+    LogprobReply as LogprobReply,
+    LogprobRequest as LogprobRequest,
+    Message as Message,
+    Reply as Reply,
+    Request as Request,
+    TokenLogprobs as TokenLogprobs,
+    Usage as Usage,
+)
+from saeval.records.metrics import (
+    ACCURACY as ACCURACY,
+    CLASSIFICATION as CLASSIFICATION,
+    Metric as Metric,
+    pearson as pearson,
+    spearman as spearman,
+)
+from saeval.records.prompts import Prompt as Prompt
+from saeval.records.scores import (
+    MAIN as MAIN,
+    CellResult as CellResult,
+    Correlation as Correlation,
+    DecileShares as DecileShares,
+    Explanation as Explanation,
+    Finding as Finding,
+    FindingOutcome as FindingOutcome,
+    Judge as Judge,
+    JudgeCheck as JudgeCheck,
+    Ledger as Ledger,
+    Outcome as Outcome,
+    RunResult as RunResult,
+    Score as Score,
+    ScoreRow as ScoreRow,
+    Status as Status,
+    read_result as read_result,
+)

@@ -141,7 +141,9 @@ class _Profile(NamedTuple):
 
 def _profile(windows: Sequence[Example]) -> _Profile:
     marks, runs = _marks(windows)
-    tokens = [[window.tokens[i] for i in np.flatnonzero(row)] for window, row in zip(windows, marks, strict=True)]
+    tokens = [
+        [window.tokens[i] for i in np.flatnonzero(row).tolist()] for window, row in zip(windows, marks, strict=True)
+    ]
     flat = list(chain.from_iterable(tokens))
     return _Profile(
         recurs=_recurrence([{token.strip().casefold() for token in row} for row in tokens]),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 from pydantic import JsonValue
 
-from saeval.plugin import LLM, LLMError, Reply, Request, SpecPath, Usage, file_sha256
+from saeval.plugin import LLM, LLMError, Reply, Request, Usage, file_sha256
 from saeval_plugins._frozen import conversation, read_frozen
+from saeval_plugins.task_dirs import saeval_task_dirs
 
 
 class Frozen(LLM):
     """Repeats what a real model answered in a frozen run; results carry the mark `recorded`.
 
-    A conversation that is not in the file fails; no answer is made up. The name after `frozen/` is free.
+    `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the file
+    fails; no answer is made up.
     """
 
     name = "frozen"
@@ -21,8 +24,12 @@ class Frozen(LLM):
     reproducible = False
     in_process = True
 
-    path: SpecPath
-    """The frozen run, `.jsonl.xz`."""
+    @property
+    def path(self) -> Path:
+        """The frozen run."""
+        if self.model.endswith(".xz"):
+            return Path(self.model).expanduser()
+        return saeval_task_dirs()[0] / "recorded" / f"{self.model}.jsonl.xz"
 
     def check(self) -> None:
         """Read the file."""
@@ -30,7 +37,7 @@ class Frozen(LLM):
 
     def fingerprint(self) -> JsonValue:
         """Return the hash of the file, wherever it lies."""
-        return [self.name, file_sha256(self.path)]
+        return [self.name, file_sha256(self.path) if self.path.is_file() else None]
 
     @cached_property
     def _replies(self) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Frozen(Scorer):
 
     name = "frozen"
     llm_role = "judge"
+    metrics = tuple(metric for metric in Scorer.metrics if metric.name != "auroc")  # lists have no probabilities
 
     path: SpecPath
     """The frozen run, `.jsonl.xz`."""

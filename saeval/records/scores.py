@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
-from saeval._util import CleanJson, CleanText, Documented, InputError
+from saeval._util import CleanJson, CleanText, Documented, InputError, refuse_pipe
 from saeval.records import metrics
 from saeval.records.columns import NAME, NOT_ON_NARROW_BOARDS, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
 
@@ -399,7 +399,9 @@ class RunResult(Documented):
     partial: bool
     """Whether latents were left out by `--limit` or an interruption."""
     synthetic: bool
-    """Whether any part is made up (scripted or replayed model, synthetic source)."""
+    """Whether any part is made up (scripted model, synthetic source)."""
+    recorded: bool = False
+    """Whether a model's replies were given earlier and are repeated; such results do not rank beside live ones."""
     reproducible: bool
     """Whether every part comes from an installed package, not from a lone file."""
     cells: list[CellResult]
@@ -433,6 +435,7 @@ def read_result(path: str | Path) -> RunResult:
     """
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
+    refuse_pipe(file)
     try:
         return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -164,6 +164,12 @@ class CellOutcome:
         self.explaining[variant] = self.explaining.get(variant, Usage(usd=0.0)) + usage
 
 
+_RECORDED = (
+    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the numbers do "
+    "not rank beside those of live models."
+)
+
+
 def summarise(
     task: Task,
     outcomes: Mapping[str, CellOutcome],
@@ -178,13 +184,14 @@ def summarise(
     """Return the result of a run from what is finished of it; its own warnings come after those given."""
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
+    recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
     cells = [_cell_result(task, outcome) for outcome in outcomes.values()]
     return RunResult(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
-        reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
+        recorded=recorded, reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
         cells=cells, measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
-        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
+        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values()), *([_RECORDED] if recorded else [])],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
@@ -509,12 +516,17 @@ def _latent_row(outcome: CellOutcome, record: LatentRecord, judged: Judged) -> d
 
 
 def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
+    decoy = record.score.decoy
+    sides = [
+        (role, (*examples.activating, *examples.non_activating))
+        for role, examples in (("explain", record.explain), ("score", record.score))
+    ]
     return [
         {
-            "latent": record.latent.index, "role": role, "active": e.active, "decile": e.decile, "context": e.context,
+            "latent": record.latent.index, "role": role, "active": e.active and role != "decoy", "decile": e.decile, "context": e.context,
             "start": e.start, "document": e.document, "tokens": list(e.tokens), "token_ids": list(e.token_ids),
             "activations": e.activations.tolist(),
         }
-        for role, examples in (("explain", record.explain), ("score", record.score))
-        for e in (*examples.activating, *examples.non_activating)
+        for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
+        for e in windows
     ]  # fmt: skip

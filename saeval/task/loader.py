@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saeval._util import InputError, SpecError, clean, did_you_mean
-from saeval.plugin.base import ActivationSource, Explainer, Need, Sampler
+from saeval.plugin.base import ActivationSource, Explainer, Need, Sampler, Scorer
 from saeval.plugin.registry import Registry
 from saeval.task.files import find_include, find_spec
 from saeval.task.making import PartMaker
@@ -150,7 +150,8 @@ class _Builder(PartMaker):
         names = {axis: axis_id(value) for axis, value in axes.items()}
         cell = Cell(
             _cell_name(names), names, None, source, sampler, spec.latents, explainer,
-            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents, _alone(spec, sampler.plugin),
+            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents,
+            _alone(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
         )  # fmt: skip
         return [cell, *self.coder_baselines(cell, coders, axes)]
 
@@ -258,9 +259,11 @@ def _uses(template: Any, axis: str) -> bool:
     return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
 
 
-def _alone(spec: TaskSpec, sampler: Sampler) -> bool:
+def _alone(spec: TaskSpec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
     """Whether listed latents are wanted, and nothing that takes the activations of others."""
-    return spec.latents.select == "list" and not OF_ALL_LATENTS & {*spec.measure} and sampler.reads_one_latent()
+    if spec.latents.select != "list" or OF_ALL_LATENTS & {*spec.measure}:
+        return False
+    return sampler.reads_one_latent() and not any("decoy" in scorer.needs() for scorer in scorers)
 
 
 def _cell_name(axes: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from saeval._util.encodable import (
 )
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
+    CutOff as CutOff,
     InputError as InputError,
     InternalError as InternalError,
     LLMError as LLMError,

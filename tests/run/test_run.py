@@ -21,7 +21,7 @@ from saeval.plugin import LatentRecord, Outcome
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
 
 
 def rows(result, variant="explanation"):
@@ -39,13 +39,15 @@ def test_true_explanations_score_one_and_shuffled_ones_at_the_floor(tmp_path):
     true, shuffled, random = rows(result), rows(result, "shuffled_explanation"), rows(result, "random_explanation")
     for scorer in ("detection", "fuzzing"):
         assert true[scorer].value >= 0.95
-        assert shuffled[scorer].value == pytest.approx(0.5, abs=0.1)
         assert random[scorer].value == pytest.approx(0.5, abs=0.1)
         assert true[scorer].lift == pytest.approx(
             true[scorer].value - max(0.5, shuffled[scorer].value, random[scorer].value), abs=0.05
         )
         low, high = true[scorer].ci95
         assert 0 <= low < true[scorer].value <= high <= 1
+    assert shuffled["detection"].value == pytest.approx(0.5, abs=0.1)
+    # Among eight latents, the explanation of another one may well be true of the decoy, and so be worse than chance.
+    assert shuffled["fuzzing"].value < 0.6
     assert (true["detection"].n, true["fuzzing"].n) == (6, 3)
     assert true["detection"].coverage == 1.0
     assert set(true["detection"].floor) == {"shuffled_explanation", "random_explanation", "top_tokens", "chance"}

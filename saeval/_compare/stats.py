@@ -394,10 +394,10 @@ def rank_ranges(estimates: Sequence[tuple[float, float]]) -> list[tuple[int, int
 
 def difference_p(a: float, error_a: float, b: float, error_b: float) -> float:
     """Return the two-sided p value of equal means: a z test of independent estimates with these standard errors."""
-    from scipy.stats import norm
+    from scipy.special import ndtr
 
     error = hypot(error_a, error_b)
-    return float(2 * norm.sf(abs(a - b) / error)) if error > 0 else float(a == b)
+    return float(2 * ndtr(-abs(a - b) / error)) if error > 0 else float(a == b)
 
 
 def detectable_difference(errors: Sequence[float]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from saeval._compare import Joined, Leaderboard, Matched, Standing, at_l0
@@ -170,7 +170,10 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     rows = [
         [m.rank_text, m.family, number(m.value), interval(m.ci95, between=", "), " and ".join(m.between)] for m in found
     ]
-    table = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_](head, rows)
+    tables: dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]] = {
+        "text": aligned, "latex": latex_table, "markdown": markdown_table,
+    }  # fmt: skip
+    table = tables[format_](head, rows)
     note = (
         "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
         "cells' means, and say nothing of how straight the line is."

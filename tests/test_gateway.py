@@ -326,7 +326,7 @@ def test_several_processes_share_the_answers(tmp_path):
     program = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from saeval.calls import CallStore
+        from saeval.llm.calls import CallStore
         for i in range(50):
             store = CallStore(Path(sys.argv[1]))
             store.put({f"{sys.argv[2]}-{i}": {"text": str(i)}})

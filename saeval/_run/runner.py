@@ -33,6 +33,7 @@ from saeval._util import (
     SaevalError,
     Silent,
     Stage,
+    Undisturbed,
     content_hash,
     derive_rng,
     internal_error,
@@ -128,7 +129,7 @@ def run_task(
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, display, limit, max_cost, retry).go()
+            return _Run(task, folder, Undisturbed(display), limit, max_cost, retry).go()
         except SaevalError:
             raise
         except Exception as error:

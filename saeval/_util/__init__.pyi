@@ -36,7 +36,7 @@ from saeval._util.files import (
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach
-from saeval._util.limits import shortage as shortage
+from saeval._util.limits import os_reason as os_reason, shortage as shortage
 from saeval._util.owned_dirs import (
     claim as claim,
     claim_inside as claim_inside,

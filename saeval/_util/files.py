@@ -13,7 +13,7 @@ from typing import Any
 
 from saeval._util.encodable import clean, has_halves
 from saeval._util.errors import InputError
-from saeval._util.limits import shortage
+from saeval._util.limits import os_reason
 from saeval._util.owned_dirs import refuse_pipe
 
 
@@ -37,12 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({_reason(error)})") from error
-
-
-def _reason(error: OSError) -> str:
-    """Return why a file cannot be read or written, and what to do where the machine is short of something."""
-    return shortage(error) or error.strerror or str(error)
+        raise InputError(f"{path}: cannot be written ({os_reason(error)})") from error
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -71,7 +66,7 @@ def read_json(file: Path) -> Any:
     try:
         return parse_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({_reason(error)})") from None
+        raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{file}:{error.lineno}: is not JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError:
@@ -104,7 +99,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({_reason(error)})") from None
+        raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except RecursionError:
         raise InputError(f"{where}: is nested too deeply") from None
 
@@ -144,7 +139,7 @@ class LineFile:
                 return size
             except OSError as error:
                 raise InputError(
-                    f"{self.path}: cannot be written ({_reason(error)}); what is finished is kept, and the same command "
+                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same command "
                     "resumes it"
                 ) from None
 

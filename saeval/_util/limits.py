@@ -32,6 +32,11 @@ def shortage(error: BaseException | None) -> str | None:
     return None
 
 
+def os_reason(error: OSError) -> str:
+    """Return why a file cannot be read or written, and what to do where the machine is short of something."""
+    return shortage(error) or error.strerror or str(error)
+
+
 def _short_of(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return _MEMORY

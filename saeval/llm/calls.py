@@ -22,6 +22,7 @@ from saeval._util import (
     SaevalError,
     StoreError,
     clean_text,
+    os_reason,
     parse_json,
     refuse_pipe,
     shortage,
@@ -281,7 +282,7 @@ class CallLog:
                         continue
                     yield call
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+            raise InputError(f"{self.path}: cannot be read ({os_reason(error)})") from None
         self.damaged = damaged
 
     def totals(self) -> list[Ledger]:

@@ -1,0 +1,275 @@
+"""Lifts: scores above those that the same judge gives to explanations of other latents, with floors pooled over cells.
+
+A judge that never reads the explanation can still score two dictionaries differently, because their windows differ. The
+floor of a cell is what its windows score under explanations that know nothing of the latent; lift is the score above it.
+Floors are estimates from part of the latents, so they are pooled over cells as far as the data allow: where floors agree,
+a difference of lifts is as precise as a difference of scores; where they differ, that difference is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saeval.report.stats import holm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+_AGREE = 9.0  # prior odds that true floors do not differ between cells: .95 of the power of scores is kept (docs/metrics.md)
+_SCALE = 0.4  # prior scale of their spread where they do, in standard deviations of one latent's floor
+_STEPS = 24  # points at which that spread is integrated over
+_REACH = 4.0  # the largest spread considered, in units of its prior scale
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Scores of one cell, and the floors of some of its latents.
+
+    Attributes:
+        own: Mean score over all latents.
+        error: Its standard error.
+        n: Latents behind it.
+        shared_own: Mean score over the latents that have a floor.
+        floor: Mean floor.
+        m: Latents that have a floor.
+        covariance: Sample variance of those scores, of their floors, and the covariance of the two.
+        least_error: What the standard error of the lift is at least: few latents prove little, however alike they are.
+    """
+
+    own: float
+    error: float
+    n: int
+    shared_own: float
+    floor: float
+    m: int
+    covariance: tuple[float, float, float]
+    least_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lifts:
+    """Lifts of several cells under one judge.
+
+    Attributes:
+        values: The lifts.  [cells]
+        covariance: Of their errors, which share that of the common floor.  [cells, cells]
+        floors: Floors after pooling.  [cells]
+        spread: Standard deviation of true floors between cells, its posterior mean.
+    """
+
+    values: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    floors: NDArray[np.float64]
+    spread: float
+
+    def error(self, a: int, b: int | None = None) -> float:
+        """Return the standard error of a lift, or of the difference of two."""
+        c = self.covariance
+        variance = c[a, a] if b is None else c[a, a] + c[b, b] - 2 * c[a, b]
+        return float(max(variance, 0.0) ** 0.5)
+
+
+def lifts(cells: Sequence[Paired]) -> Lifts:
+    """Return the lifts of cells that one judge scored, by a random-effects model of their floors.
+
+    1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the scores
+       (double sampling, Cochran 1977, §12.7): where a judge goes by the windows alone, score and floor are the same.
+    2. True floors vary between cells with standard deviation τ about a common mean. With prior probability .9 τ is 0,
+       else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
+       averaged over the posterior of τ, so that the uncertainty of τ is in every interval.
+    3. Given the floor, the score is corrected for what the sampled windows of this cell shared with its floor.
+
+    Assumes that latents are drawn independently, and errors near normal.
+    """
+    import numpy as np
+
+    own = np.array([c.own for c in cells])
+    error = np.array([c.error for c in cells])
+    n, m = (np.array([getattr(c, name) for c in cells], dtype=np.float64) for name in ("n", "m"))
+    x_variance, f_variance = _variances(cells)
+    r = _correlation(cells)
+    both = r * np.sqrt(x_variance * f_variance)
+    slope = np.divide(both, x_variance, out=np.zeros_like(both), where=x_variance > 0)
+    floor = np.array([c.floor for c in cells]) + slope * (own - np.array([c.shared_own for c in cells]))
+    floor_error2 = f_variance * ((1 - r**2) / m + r**2 / n) + 1e-12
+    shared = np.minimum(both / n, error * np.sqrt(floor_error2))  # covariance of the errors of score and floor
+    carried = shared / floor_error2
+    rest = np.maximum(error**2 - carried**2 * floor_error2, 0.0)
+
+    taus, weights = _spread(floor, floor_error2, float(np.sqrt(np.median(f_variance))))
+    means, covariances, floors = [], [], []
+    for tau in taus:
+        pooled, covariance = _pooled(floor, floor_error2, tau)
+        keep = 1 - carried
+        means.append(own - carried * floor - keep * pooled)
+        covariances.append(np.diag(rest) + np.outer(keep, keep) * covariance)
+        floors.append(pooled)
+    values = np.average(means, axis=0, weights=weights)
+    away = np.array(means) - values
+    covariance = np.average(covariances, axis=0, weights=weights) + (away * weights[:, None]).T @ away
+    lacking = np.maximum(np.array([c.least_error for c in cells]) ** 2 - np.diag(covariance), 0.0)
+    return Lifts(
+        values,
+        covariance + np.diag(lacking),
+        np.average(floors, axis=0, weights=weights),
+        float(weights @ taus),
+    )
+
+
+def _variances(cells: Sequence[Paired]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the variances of scores and floors over latents; that of floors leans on all cells where latents are few."""
+    import numpy as np
+
+    each = np.array([c.covariance[:2] for c in cells])
+    weight = np.array([max(c.m - 1, 0) for c in cells], dtype=np.float64)
+    common = (each * weight[:, None]).sum(axis=0) / max(weight.sum(), 1.0)
+    leaning = 4.0
+    mixed = (each * weight[:, None] + leaning * common) / (weight + leaning)[:, None]
+    return mixed[:, 0], mixed[:, 1]
+
+
+def _correlation(cells: Sequence[Paired]) -> float:
+    """Return the correlation of score and floor over the latents within cells."""
+    import numpy as np
+
+    sums = np.array([np.multiply(c.covariance, max(c.m - 1, 0)) for c in cells]).sum(axis=0)
+    scale = float(np.sqrt(sums[0] * sums[1]))
+    return float(np.clip(sums[2] / scale, -1.0, 1.0)) if scale > 0 else 0.0
+
+
+def _spread(
+    floor: NDArray[np.float64], error2: NDArray[np.float64], sd: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return values of τ and their posterior weights, which sum to 1."""
+    import numpy as np
+
+    scale = _SCALE * sd
+    if len(floor) < 2 or scale <= 0:
+        return np.zeros(1), np.ones(1)
+    taus = np.concatenate([[0.0], (np.arange(_STEPS) + 0.5) / _STEPS * _REACH * scale])
+    prior = np.exp(-0.5 * (taus / scale) ** 2)
+    prior[0] = _AGREE * prior[1:].sum()
+    logs = np.array([_log_likelihood(floor, error2 + tau**2) for tau in taus])
+    weights = prior * np.exp(logs - logs.max())
+    return taus, weights / weights.sum()
+
+
+def _log_likelihood(floor: NDArray[np.float64], variance: NDArray[np.float64]) -> float:
+    """Return the log-likelihood of floors about an unknown common mean, restricted (REML)."""
+    import numpy as np
+
+    weight = 1 / variance
+    mean = float(weight @ floor / weight.sum())
+    return float(-0.5 * (np.log(variance).sum() + np.log(weight.sum()) + weight @ (floor - mean) ** 2))
+
+
+def _pooled(
+    floor: NDArray[np.float64], error2: NDArray[np.float64], tau: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return floors shrunk to their common mean, and the covariance of their errors, for a given τ."""
+    import numpy as np
+
+    weight = 1 / (error2 + tau**2)
+    mean = float(weight @ floor / weight.sum())
+    kept = tau**2 / (error2 + tau**2)
+    covariance = np.diag(kept * error2) + np.outer(1 - kept, 1 - kept) / weight.sum()
+    return kept * floor + (1 - kept) * mean, covariance
+
+
+def paired(own: ArrayLike, error: float, has_floor: ArrayLike, floor: ArrayLike, least_error: float = 0.0) -> Paired:
+    """Return what `lifts` needs of a cell.
+
+    Args:
+        own: Score of each latent.  [latents]
+        error: Standard error of their mean.
+        has_floor: Whether a latent's floor was judged.  [latents] bool
+        floor: Floors of those latents, in their order.  [latents with a floor]
+        least_error: Least standard error of the lift.
+    """
+    import numpy as np
+
+    x, f = np.asarray(own, dtype=np.float64), np.asarray(floor, dtype=np.float64)
+    shared = x[np.asarray(has_floor, dtype=bool)]
+    a, b = shared - shared.mean(), f - f.mean()
+    df = max(len(f) - 1, 1)
+    return Paired(
+        float(x.mean()), error, len(x), float(shared.mean()), float(f.mean()), len(f),
+        (float(a @ a / df), float(b @ b / df), float(a @ b / df)), least_error,
+    )  # fmt: skip
+
+
+def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
+    """Return the one-sided p value of "scores do not depend on the explanation" against "its own explains a latent better".
+
+    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to have
+    either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are no more of them.
+
+    Args:
+        differences: Score minus floor of each latent, positive where the score is better.  [latents]
+        rng: Source of the flips.
+        resamples: Number of flips of all signs; p is at least 1 / (resamples + 1).
+    """
+    import numpy as np
+
+    d = np.asarray(differences, dtype=np.float64).round(12)
+    n = len(d)
+    if 2**n <= resamples:
+        signs = 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1) - 1
+        return float((signs @ d >= d.sum() - 1e-9).mean())
+    signs = 2.0 * rng.integers(0, 2, size=(resamples, n)) - 1
+    return float(((signs @ d >= d.sum() - 1e-9).sum() + 1) / (resamples + 1))
+
+
+def fisher(ps: Sequence[float]) -> float:
+    """Return the p value of independent tests together (Fisher 1925): −2·Σ log p is χ² with two degrees of freedom each.
+
+    Example:
+        >>> round(fisher([0.04, 0.06]), 4), fisher([1.0, 1.0])
+        (0.0169, 1.0)
+    """
+    from math import log
+
+    from scipy.stats import chi2
+
+    return float(chi2.sf(-2 * sum(log(p) for p in ps), 2 * len(ps))) if ps else 1.0
+
+
+def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """Return Holm's p value of each pair of estimates: z tests of their differences, corrected for the number of pairs.
+
+    Args:
+        values: The estimates.  [cells]
+        covariance: Of their errors.  [cells, cells]
+        pairs: Which to compare: one family.
+    """
+    import numpy as np
+    from scipy.stats import norm
+
+    v, c = np.asarray(values, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
+    ps = []
+    for i, j in pairs:
+        error, difference = float(max(c[i, i] + c[j, j] - 2 * c[i, j], 0.0) ** 0.5), abs(v[i] - v[j])
+        ps.append(float(2 * norm.sf(difference / error)) if error > 1e-9 else float(difference < 1e-9))
+    return holm(ps)
+
+
+def detectable(error: float, tests: int, power: float = 0.8) -> float:
+    """Return the difference that a z test finds with this power at 5 % over a family of tests.
+
+    The correction counted on is Bonferroni's, the first step of Holm's: what a single difference among many has to pass.
+
+    Args:
+        error: Standard error of the difference.
+        tests: Number of tests in the family.
+        power: Chance of finding it.
+
+    Example:
+        >>> round(detectable(0.02, 1), 3), round(detectable(0.02, 10), 3)
+        (0.056, 0.073)
+    """
+    from scipy.stats import norm
+
+    return float(norm.isf(0.025 / tests) + norm.isf(1 - power)) * error

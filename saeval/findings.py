@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import combinations, permutations
-from math import atanh, isnan, sqrt, tanh
+from itertools import combinations
+from math import isnan
 from typing import TYPE_CHECKING
 
 from saeval.embed import embedder
 from saeval.errors import SaevalError
-from saeval.metrics import Metric, mean_interval, spearman
-from saeval.report.stats import combined_interval
+from saeval.metrics import Metric
+from saeval.report import stats
 from saeval.results import MAIN, Finding, FindingOutcome
 from saeval.seeding import derive_rng
 from saeval.similarity import Basis, compare_vectors
@@ -29,8 +29,6 @@ FEWEST_LATENTS = 8
 """Latents on a side below which no claim is decided: intervals from fewer are guesses."""
 FEWEST_CELLS = 5
 """Cells below which their order along an axis decides nothing: too few orders are possible."""
-_ALL_ORDERS = 7  # cells up to which all orders are tried
-_ORDERS = 5000  # orders drawn where there are more cells
 
 Unit = tuple[str, int]
 """A latent: its activations' folder, and its number."""
@@ -146,7 +144,7 @@ class _Claims:
                 return _Estimate(what, why=f"{name} has no chance level")
             if few := _few(a):
                 return _Estimate(what, (len(a),), why=few)
-            low, high = mean_interval(list(a.values()), self.rng(what), low=metric.low, high=metric.high)
+            low, high = stats.mean_interval(list(a.values()), self.rng(what), low=metric.low, high=metric.high)
             return _Estimate(what, (len(a),), float(np.mean(list(a.values()))) - level, (low - level, high - level))
         other = spec.cells if spec.than_cells is None else spec.than_cells
         than = str(spec.than or name)
@@ -161,24 +159,21 @@ class _Claims:
         import numpy as np
 
         common = sorted(a.keys() & b.keys())
-        if common and len(common) >= 0.5 * min(len(a), len(b)):
+        paired = stats.pairs_well(common, a, b)
+        if paired:
             what += ", paired"
-            if few := _few(common):
-                return _Estimate(what, (len(common),), why=few)
-            differences = [a[unit] - b[unit] for unit in common]
-            span = metric.high - metric.low
-            ci = mean_interval(differences, self.rng(what), low=-span, high=span)
-            return _Estimate(what, (len(common),), float(np.mean(differences)), ci)
-        n = (len(a), len(b))
+            a, b = ({unit: side[unit] for unit in common} for side in (a, b))
+        n = (len(common),) if paired else (len(a), len(b))
         if few := _few(a) or _few(b):
             return _Estimate(what, n, why=few)
-        sides = [np.array(list(side.values())) for side in (a, b)]
-        means = [float(side.mean()) for side in sides]
-        cis = [mean_interval(side, self.rng(what), low=metric.low, high=metric.high) for side in sides]
-        return _Estimate(what, n, means[0] - means[1], combined_interval((1, -1), means, cis))
+        x, y = (np.array(list(side.values())) for side in (a, b))
+        rngs = self.rng(what), self.rng(what)
+        ci = stats.difference_interval(x, y, paired=paired, low=metric.low, high=metric.high, rngs=rngs)
+        difference = float((x - y).mean()) if paired else float(x.mean()) - float(y.mean())
+        return _Estimate(what, n, difference, ci)
 
     def correlation(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellOutcome]) -> _Estimate:
-        """Return Spearman's correlation, with the interval of Bonett and Wright (2000)."""
+        """Return the rank correlation of two scores over the latents that have both."""
         level = float(spec.than or 0)
         what = f"rank correlation of {names[0]} and {names[1]}: {_named(spec.cells)}" + (
             f", less {level}" if level else ""
@@ -187,13 +182,11 @@ class _Claims:
         common = sorted(a.keys() & b.keys())
         if few := _few(common):
             return _Estimate(what, (len(common),), why=few)
-        r = spearman(*([round(side[unit], 12) for unit in common] for side in (a, b)))
-        if isnan(r):
+        found = stats.correlated(*([side[unit] for unit in common] for side in (a, b)))
+        if found.spearman is None or found.ci95 is None:
             return _Estimate(what, (len(common),), why="one of the two gives all latents the same score")
-        centre = atanh(max(min(r, 0.999999), -0.999999))
-        half = 1.96 * sqrt((1 + r * r / 2) / (len(common) - 3))
-        ci = tanh(centre - half) - level, tanh(centre + half) - level
-        return _Estimate(what, (len(common),), r - level, ci)
+        low, high = found.ci95
+        return _Estimate(what, (len(common),), found.spearman - level, (low - level, high - level))
 
     def tokens(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellOutcome]) -> _Estimate:
         level = 1.0 if spec.than is None else float(spec.than)
@@ -223,56 +216,29 @@ class _Claims:
             cosines, random = self.excess(basis, spec.embedder, *names)
             if few := _few(cosines):
                 return _Estimate(what, (len(cosines),), why=few)
-            low, high = mean_interval(cosines, self.rng(what), low=-1, high=1)
+            low, high = stats.mean_interval(cosines, self.rng(what), low=-1, high=1)
             floor = random + level
             return _Estimate(what, (len(cosines),), float(cosines.mean()) - floor, (low - floor, high - floor))
-        return self.over_cells(what, names, level, partial(self.gain, basis, spec.embedder))
+        mean, (low, high) = stats.jackknifed_pairs(partial(self.gain, basis, spec.embedder), names)
+        return _Estimate(f"{what} ({len(names)} cells)", (len(names),), mean - level, (low - level, high - level))
 
     def gain(self, basis: Basis, model: str, a: str, b: str) -> float:
         """Return the mean cosine of matched latents less that of random ones."""
         cosines, random = self.excess(basis, model, *sorted((a, b)))
         return float(cosines.mean()) - random
 
-    def over_cells(self, what: str, names: Sequence[str], level: float, gain: Callable[[str, str], float]) -> _Estimate:
-        """Return the mean over pairs of cells; pairs share cells, so the interval comes from leaving out one at a time."""
-        import numpy as np
-        from scipy.special import stdtrit
-
-        pairs = {(a, b): gain(a, b) for a, b in combinations(names, 2)}
-        k = len(names)
-        mean = float(np.mean(list(pairs.values())))
-        without = [np.mean([v for pair, v in pairs.items() if name not in pair]) for name in names]
-        error = float(np.sqrt((k - 1) / k * np.square(np.array(without) - np.mean(without)).sum()))
-        half = float(stdtrit(k - 1, 0.975)) * error
-        return _Estimate(f"{what} ({k} cells)", (k,), mean - level, (mean - half - level, mean + half - level))
-
     def along(self, what: str, spec: FindingSpec, basis: Basis, cells: Sequence[CellOutcome]) -> _Estimate:
-        """Return a Mantel test: the correlation over pairs of cells, against that of cells in other orders."""
-        import numpy as np
-
+        """Return the rank correlation of likeness and distance along an axis, over pairs of cells."""
         if len(cells) < FEWEST_CELLS:
             return _Estimate(
                 what, (len(cells),), why=f"only {len(cells)} cells; fewer than {FEWEST_CELLS} decide nothing"
             )
-        places = np.array([float(o.cell.axes[str(spec.along)]) for o in cells])
+        places = [float(o.cell.axes[str(spec.along)]) for o in cells]
         names = [o.cell.name for o in cells]
-        pairs = np.array(list(combinations(range(len(cells)), 2)))
-        alike = [self.gain(basis, spec.embedder, names[i], names[j]) for i, j in pairs]
-
-        def correlation(order: Sequence[int]) -> float:
-            moved = places[list(order)]
-            return spearman(np.abs(moved[pairs[:, 0]] - moved[pairs[:, 1]]), alike)
-
-        seen = correlation(range(len(cells)))
+        alike = [self.gain(basis, spec.embedder, a, b) for a, b in combinations(names, 2)]
+        seen, p = stats.mantel(places, alike, self.rng(what))
         if isnan(seen):
             return _Estimate(what, (len(cells),), why="all pairs are equally alike, or equally far apart")
-        if len(cells) <= _ALL_ORDERS:
-            others = [correlation(order) for order in permutations(range(len(cells)))]
-            p = float(np.mean(np.abs(others) >= abs(seen) - 1e-9))
-        else:
-            rng = self.rng(what)
-            others = [correlation(rng.permutation(len(cells)).tolist()) for _ in range(_ORDERS)]
-            p = (1 + float(np.sum(np.abs(others) >= abs(seen) - 1e-9))) / (1 + _ORDERS)
         return _Estimate(what, (len(cells),), seen, p=p)
 
     def _excess(self, basis: Basis, model: str, a: str, b: str) -> tuple[Floats, float]:

@@ -1,4 +1,4 @@
-"""Metrics of binary judgements and of predictions, and intervals for them: plain functions of arrays."""
+"""Metrics of binary judgements and of predictions: plain functions of arrays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import ArrayLike
 
 
@@ -165,69 +164,3 @@ def classification(
     if probability is not None:
         values["auroc"] = auroc(truth, probability)
     return {name: value for name, value in values.items() if value == value}
-
-
-_EQUAL = 1e-3  # share of a metric's range within which scores count as equal
-
-
-def mean_interval(
-    values: ArrayLike, rng: np.random.Generator, *, low: float, high: float, level: float = 0.95, resamples: int = 2000
-) -> tuple[float, float]:
-    """Bootstrap interval for the mean over latents, safe at the bounds of the metric's range.
-
-    Bias-corrected and accelerated bootstrap (BCa, Efron 1987), which follows skewed scores; stretched about the mean by
-    t(n-1)/z · √(n/(n-1)), since for few latents the plain one is too narrow; and cut off at the range. It assumes
-    that latents are drawn independently of each other. Where values are equal, resampling sees no spread. If all are,
-    the interval reaches as far as the mean would move if the largest share of latents that n draws can miss
-    (the rule of three, `1 - (1-level)^(1/n)`) sat at the end of the range; if a share of them are, equal being
-    what differs by a thousandth of the range or less, it reaches at least as far as the square of that share of
-    the way. So it is never of zero width, and values that differ by noise alone get the width of equal ones. A metric
-    without bounds is taken to reach as far again as the largest value lies from 0; of a single value of it, nothing
-    can be said.
-
-    Args:
-        values: One score a latent.
-        rng: Source of the resamples.
-        low: Least value the metric can take, or -inf.
-        high: Greatest value the metric can take, or inf.
-        level: Coverage aimed at.
-        resamples: Number of bootstrap means.
-
-    Example:
-        >>> from saeval import derive_rng
-        >>> low, high = mean_interval([0.6, 0.7, 0.8, 0.9] * 10, derive_rng(0), low=0, high=1)
-        >>> print(f"{low:.2f} to {high:.2f}")
-        0.72 to 0.79
-        >>> mean_interval([1.0] * 10, derive_rng(0), low=0, high=1)[0] < 0.8  # ten equal scores prove little
-        True
-    """
-    import numpy as np
-    from scipy.special import ndtr, ndtri, stdtrit
-
-    x = np.asarray(values, dtype=np.float64)
-    n = len(x)
-    if n == 0:
-        return float("nan"), float("nan")
-    mean = float(x.mean())
-    if n == 1:
-        return low, high
-    if not np.isfinite([low, high]).all():
-        reached = float(np.abs(x).max())
-        low, high = max(low, -2 * reached), min(high, 2 * reached)
-    ordered = np.sort(x)
-    equal = np.searchsorted(ordered, ordered + _EQUAL * (high - low), side="right") - np.arange(n)
-    reach = (1 - (1 - level) ** (1 / n)) * float(equal.max() / n) ** 2
-    z = float(ndtri((1 + level) / 2))
-    stretch = float(stdtrit(n - 1, (1 + level) / 2)) / z * np.sqrt(n / (n - 1))
-    means = x[rng.integers(0, n, size=(resamples, n))].mean(axis=1)
-    away = (x - mean) / (float(np.abs(x - mean).max()) or 1.0)  # in units of the largest: powers of tiny ones vanish
-    squares = float((away**2).sum())
-    acceleration = float((away**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
-    bias = float(ndtri(np.clip(((means < mean).mean() + (means <= mean).mean()) / 2, 0.001, 0.999)))
-    moved = bias + np.array([-z, z])
-    a, b = np.quantile(means, ndtr(bias + moved / (1 - acceleration * moved)))
-    below, above = (
-        max((mean - float(a)) * stretch, (mean - low) * reach),
-        max((float(b) - mean) * stretch, (high - mean) * reach),
-    )
-    return max(low, mean - below), min(high, mean + above)

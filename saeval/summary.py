@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
-from math import isfinite, isnan, nan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ import saeval
 from saeval import judge_checks
 from saeval.asked import unpack
 from saeval.llm import Usage
-from saeval.metrics import Metric, mean_interval, pearson, spearman
+from saeval.metrics import Metric
 from saeval.patterns import position_dependence, token_share
 from saeval.records import LatentRecord
+from saeval.report.score_rows import Floors, Scoring, score_row
+from saeval.report.stats import correlated
 from saeval.results import (
     MAIN,
     CellResult,
@@ -225,50 +227,40 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
 def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> list[ScoreRow]:
     """Rows of one scorer: every metric of the cell's own explanations, then of each baseline."""
     rows = []
-    for variant in (MAIN, *outcome.cell.alternatives):
+    cell = outcome.cell
+    for variant in (MAIN, *cell.alternatives):
         scored = outcome.scored.get((label, variant))
         if scored is None:  # interrupted before
             continue
-        skipped = sum(status == "skipped" for status, _ in scored.unscored.values())
+        scoring = Scoring(
+            label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
+            scored.unparsed, task.roles[step.role].model if step.role else None, scored.usage.usd,
+        )  # fmt: skip
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
             if not values and place > 0:
                 continue  # a metric this mode does not give, such as AUROC without probabilities
-            floor, lift = _floor(outcome, label, metric, values) if variant == MAIN else ({}, None)
+            rng = derive_rng(task.run.seed, "interval", metric.name, cell.name, label, variant)
+            words = _words(outcome, variant, values)
             rows.append(
-                ScoreRow(
-                    scorer=label, variant=variant, plugin=step.part.label, metric=metric.name,
-                    higher_is_better=metric.higher_is_better, range=_bounds(metric),
-                    **_distribution(list(values.values()), metric, task.run.seed, outcome.cell.name, label, variant),
-                    n=len(values), tried=scored.tried, failed=scored.tried - len(values) - skipped, skipped=skipped,
-                    unparsed=scored.unparsed,
-                    coverage=len(values) / scored.tried if scored.tried else 0.0,
-                    floor=floor, lift=lift, judge=task.roles[step.role].model if step.role else None,
-                    explanation_words=_words(outcome, variant, values), usd=scored.usage.usd,
-                )
-            )  # fmt: skip
+                score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
+            )
     return rows
 
 
-def _distribution(values: list[float], metric: Metric, seed: int, *keys: str) -> dict[str, Any]:
-    if not values:
-        return {"value": None, "median": None, "ci95": None}
-    import numpy as np
-
-    interval = mean_interval(values, derive_rng(seed, "interval", metric.name, *keys), low=metric.low, high=metric.high)
-    known = interval if np.isfinite(interval).all() else None
-    return {"value": float(np.mean(values)), "median": float(np.median(values)), "ci95": known}
+def _floors(outcome: CellOutcome, label: str, variant: str, metric: Metric) -> Floors | None:
+    """Return what the baselines of a cell got under the same metric; baselines themselves are held against none."""
+    if variant != MAIN:
+        return None
+    scored = {name: outcome.scored.get((label, name)) for name in outcome.cell.alternatives}
+    return Floors({name: found.values(metric.name) for name, found in scored.items() if found}, _UNINFORMED)
 
 
-def _bounds(metric: Metric) -> tuple[float | None, float | None]:
-    """Return the metric's range, None where it has no bound."""
-    return tuple(bound if isfinite(bound) else None for bound in (metric.low, metric.high))  # type: ignore[return-value]
-
-
-def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> float | None:
-    """Return the mean number of words of these latents' explanations."""
-    lengths = [len(e.text.split()) for i in latents if (e := outcome.explanation(variant, i))]
-    return sum(lengths) / len(lengths) if lengths else None
+def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> Iterator[int]:
+    """Yield the number of words of each of these latents' explanations."""
+    for latent in latents:
+        if (explanation := outcome.explanation(variant, latent)) is not None:
+            yield len(explanation.text.split())
 
 
 def _deciles(outcome: CellOutcome, label: str) -> DecileShares | None:
@@ -294,40 +286,9 @@ def _correlations(outcomes: Sequence[CellOutcome]) -> list[Correlation]:
     found = []
     for a, b in combinations(headlines, 2):
         latents = sorted(headlines[a].keys() & headlines[b].keys())
-        # Rounded, so that scores that are equal but for the order in which they were summed are ties.
-        x, y = ([round(headlines[label][latent], 12) for latent in latents] for label in (a, b))
-        linear, ranks = (f(x, y) if len(latents) >= 3 else float("nan") for f in (pearson, spearman))
-        found.append(
-            Correlation(
-                scorers=(a, b), n=len(latents),
-                pearson=linear if linear == linear else None, spearman=ranks if ranks == ranks else None,
-            )
-        )  # fmt: skip
+        pair = correlated(*([headlines[label][latent] for latent in latents] for label in (a, b)))
+        found.append(Correlation(scorers=(a, b), n=pair.n, pearson=pair.pearson, spearman=pair.spearman))
     return found
-
-
-def _floor(
-    outcome: CellOutcome, label: str, metric: Metric, values: Mapping[int, float]
-) -> tuple[dict[str, float], float | None]:
-    """Return the metric of each baseline, and the lift over the highest one that knows nothing of the latent.
-
-    A baseline is compared on the latents that it shares with the explanations, since latents differ in difficulty.
-    """
-    floor: dict[str, float] = {}
-    lifts: list[float] = []
-    for name in outcome.cell.alternatives:
-        scored = outcome.scored.get((label, name))
-        others = scored.values(metric.name) if scored else {}
-        if others:
-            floor[name] = sum(others.values()) / len(others)
-        if name in _UNINFORMED and (common := values.keys() & others.keys()):
-            lifts.append(sum(values[i] - others[i] for i in common) / len(common))
-    if metric.chance is not None:
-        floor["chance"] = metric.chance
-        if values:
-            lifts.append(sum(values.values()) / len(values) - metric.chance)
-    sign = 1 if metric.higher_is_better else -1
-    return floor, min((sign * x for x in lifts), default=None)
 
 
 def _warnings(

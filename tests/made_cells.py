@@ -10,8 +10,8 @@ import numpy as np
 from made_run import run_of, score_row
 
 from saeval import derive_rng
-from saeval.metrics import mean_interval
 from saeval.report.cells import write_explanations, write_judgements, write_latents
+from saeval.report.stats import mean_interval
 from saeval.results import CellResult, RunResult
 
 Scores = Mapping[str, Mapping[int, float]]

@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from saeval import derive_rng, metrics
+from saeval.report.stats import mean_interval
 
 judged = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
 valued = st.lists(
@@ -119,26 +120,26 @@ values_in_range = st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_si
 @example([0.0, 1.4818388041030721e-154], 0)
 @given(values_in_range, st.integers(0, 10))
 def test_an_interval_stays_in_range_holds_the_mean_and_has_a_width(values, seed):
-    low, high = metrics.mean_interval(values, derive_rng(seed, "interval"), low=0, high=1, resamples=200)
+    low, high = mean_interval(values, derive_rng(seed, "interval"), low=0, high=1, resamples=200)
     assert 0 <= low <= np.mean(values) + 1e-12 and np.mean(values) - 1e-12 <= high <= 1
     assert high > low
 
 
 def test_an_interval_is_the_same_for_the_same_key():
     values = list(np.linspace(0, 1, 13))
-    made = [metrics.mean_interval(values, derive_rng(0, key), low=0, high=1) for key in ("a", "a", "b")]
+    made = [mean_interval(values, derive_rng(0, key), low=0, high=1) for key in ("a", "a", "b")]
     assert made[0] == made[1] != made[2]
 
 
 def test_an_interval_of_no_values_is_nan_and_of_one_the_whole_range():
-    assert all(map(math.isnan, metrics.mean_interval([], derive_rng(0), low=0, high=1)))
-    assert metrics.mean_interval([0.3], derive_rng(0), low=-1, high=1) == (-1, 1)
+    assert all(map(math.isnan, mean_interval([], derive_rng(0), low=0, high=1)))
+    assert mean_interval([0.3], derive_rng(0), low=-1, high=1) == (-1, 1)
 
 
 @pytest.mark.parametrize("n", [5, 50, 200])
 def test_values_that_differ_by_noise_alone_get_the_width_of_equal_ones(n):
     def width(values):
-        low, high = metrics.mean_interval(values, derive_rng(0, "noise"), low=0, high=1)
+        low, high = mean_interval(values, derive_rng(0, "noise"), low=0, high=1)
         return high - low
 
     equal = width([0.3] * n)
@@ -152,7 +153,7 @@ def test_values_that_differ_by_noise_alone_get_the_width_of_equal_ones(n):
 
 def test_values_that_spread_are_not_widened():
     values = list(np.linspace(0.3, 0.9, 50))
-    low, high = metrics.mean_interval(values, derive_rng(0, "spread"), low=0, high=1)
+    low, high = mean_interval(values, derive_rng(0, "spread"), low=0, high=1)
     assert high - low == pytest.approx(2 * 1.96 * np.std(values) / 50**0.5, rel=0.1)
 
 
@@ -172,14 +173,14 @@ def test_intervals_of_tied_values_cover_the_mean(name, n):
     rng = derive_rng(12, "coverage", name, n)
     covered = 0
     for _ in range(400):
-        low, high = metrics.mean_interval(draw(rng, n), rng, low=0, high=1, resamples=300)
+        low, high = mean_interval(draw(rng, n), rng, low=0, high=1, resamples=300)
         covered += low <= mean <= high
     assert covered / 400 >= 0.92
 
 
 def test_an_interval_scales_with_the_root_of_n():
     rng = derive_rng(3, "width")
-    widths = [np.subtract(*metrics.mean_interval(rng.normal(0.5, 0.1, n), rng, low=0, high=1)[::-1]) for n in (25, 400)]
+    widths = [np.subtract(*mean_interval(rng.normal(0.5, 0.1, n), rng, low=0, high=1)[::-1]) for n in (25, 400)]
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.35)
 
 
@@ -200,7 +201,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say(name, n):
     repetitions = 600
     covered = 0
     for _ in range(repetitions):
-        low, high = metrics.mean_interval(draw(rng, n), rng, low=0, high=1, resamples=500)
+        low, high = mean_interval(draw(rng, n), rng, low=0, high=1, resamples=500)
         covered += low <= mean <= high
     # Twenty latents can miss a value that one in ten has, the highest here; docs/metrics.md says what that costs.
     least = 0.88 if (name, n) == ("four values", 20) else 0.92

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +13,17 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from saeval import derive_rng
-from saeval.metrics import mean_interval
-from saeval.report.stats import combined_interval, holm, krippendorff_alpha, paired_p, unpaired_p
+from saeval.report import stats
+from saeval.report.stats import (
+    MANY,
+    combined_interval,
+    correlated,
+    holm,
+    krippendorff_alpha,
+    mean_interval,
+    paired_p,
+    unpaired_p,
+)
 
 # --- p values ---
 
@@ -111,6 +122,77 @@ def test_interval_of_skewed_scores_is_longer_on_the_side_of_the_tail():
     assert x.mean() - low > 1.1 * (high - x.mean())
 
 
+KEPT = {
+    3: (((0.17038306993986663, 1), (-0.32806133037292545, 0.6340452129844133), (1.5334476294587995, 12.265560439085984), (0.28522545093464147, 1)), 1.0, 0.9017),
+    24: (((0.5739719796377718, 0.7354871183081593), (-0.03484524031775596, 0.17841006846920401), (5.155860132493563, 6.610387475062886), (0.5733048506742865, 0.730536159548359)), 0.5795, 0.0582),
+    1000: (((0.6694543454382608, 0.6907620909184227), (0.050462337245489985, 0.08252877056116346), (6.014417820486962, 6.220122336586688), (0.6712821743705703, 0.6923181684299956)), 0.0008, 0.0001),
+}  # fmt: skip
+"""Intervals of scores, of paired differences, without bounds, and of rounded scores; p values, paired and unpaired."""
+
+
+@pytest.mark.parametrize("n", KEPT)
+def test_intervals_and_p_values_of_up_to_many_latents_stay_as_they_were_to_the_last_digit(n):
+    x, y = derive_rng(1, "golden", n).beta(4, 2, n), derive_rng(2, "golden", n).beta(4, 2.5, n)
+    intervals = (
+        mean_interval(x, derive_rng(3), low=0, high=1),
+        mean_interval(x - y, derive_rng(3), low=-1, high=1),
+        mean_interval(x * 9, derive_rng(4), low=-np.inf, high=np.inf),
+        mean_interval(np.round(x, 1), derive_rng(5), low=0, high=1),
+    )
+    p = paired_p(x - y - 0.04, derive_rng(6)), unpaired_p(x, y[: max(2, n // 2)], derive_rng(7))
+    assert (intervals, *p) == KEPT[n]
+
+
+# --- many latents ---
+
+
+@pytest.mark.parametrize("draw", ["beta", "binary", "rare", "heavy tail"])
+def test_interval_of_more_than_many_latents_is_that_of_the_bootstrap(draw, monkeypatch):
+    n = MANY + 1
+    rng = derive_rng(16, draw)
+    x = {
+        "beta": rng.beta(8, 2, n), "binary": (rng.random(n) < 0.3) * 1.0, "rare": (rng.random(n) < 0.002) * 1.0,
+        "heavy tail": np.minimum(1, rng.pareto(2.5, n) / 50),
+    }[draw]  # fmt: skip
+    theory = mean_interval(x, derive_rng(17), low=0, high=1)
+    monkeypatch.setattr(stats, "MANY", n)
+    resampled = mean_interval(x, derive_rng(17), low=0, high=1)
+    assert theory == pytest.approx(resampled, abs=0.06 * (resampled[1] - resampled[0]))  # which resampling leaves open
+    assert theory != resampled
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.002, 0.2])
+def test_p_values_of_more_than_many_latents_are_those_of_permutations(shift, monkeypatch):
+    rng = derive_rng(18, "many")
+    x, y = rng.beta(8, 2, 3001) + shift, rng.beta(8, 2, 3001)
+    resampled = [paired_p(x - y, derive_rng(19), 1999), unpaired_p(x, y, derive_rng(19), 1999)]
+    monkeypatch.setattr(stats, "MANY", 3000)
+    theory = [paired_p(x - y, derive_rng(19), 1999), unpaired_p(x, y, derive_rng(19), 1999)]
+    assert theory == pytest.approx(resampled, abs=0.03) and min(theory) >= 1 / 2000
+
+
+def test_intervals_and_p_values_of_a_million_latents_take_less_than_a_gigabyte(tmp_path):
+    code = """
+import resource
+import numpy as np
+from saeval import derive_rng
+from saeval.report.stats import mean_interval, paired_p, unpaired_p
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+rng = derive_rng(0)
+few, many = rng.random(20_000), rng.random(1_000_000)
+mean_interval(few[:10], rng, low=0, high=1), paired_p(few[:10], rng), unpaired_p(few[:9], few[:8], rng)  # imports
+before = peak()
+for x in (few, many):
+    mean_interval(x, rng, low=0, high=1), paired_p(x - 0.5, rng, 99), unpaired_p(x, few[:5000], rng, 9)
+print((peak() - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 400
+
+
 DRAWS = {
     "normal": (lambda r, n: r.normal(0.6, 0.1, n).clip(0, 1), 0.6),
     "skewed to 1": (lambda r, n: r.beta(8, 2, n), 0.8),
@@ -192,3 +274,24 @@ def test_alpha_of_full_agreement_is_one_of_chance_near_nought_and_of_constant_an
     assert abs(krippendorff_alpha([list(rng.random(4000) < 0.7) for _ in range(2)])) < 0.05
     assert math.isnan(krippendorff_alpha([[True, True], [True, True]]))
     assert krippendorff_alpha([[True, False, None], [True, False, True]]) == 1
+
+
+# --- correlations ---
+
+
+def test_rank_correlation_has_the_interval_of_bonett_and_wright():
+    x, y = derive_rng(20).random(40), derive_rng(21).random(40)
+    found = correlated(x + y, y)
+    r = scipy_stats.spearmanr(x + y, y).statistic
+    half = 1.96 * math.sqrt((1 + r**2 / 2) / 37)
+    assert found.spearman == pytest.approx(r) and found.pearson == pytest.approx(
+        scipy_stats.pearsonr(x + y, y).statistic
+    )
+    assert found.ci95 == pytest.approx((math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)))
+
+
+def test_correlation_of_few_or_equal_scores_is_unknown():
+    assert correlated([1, 2], [1, 3]) == stats.Correlated(2, None, None, None)
+    assert correlated([1, 1, 1, 1], [1, 2, 3, 4]) == stats.Correlated(4, None, None, None)
+    assert correlated([0.1 + 0.2, 0.3, 0.3], [1, 2, 3]).spearman is None  # equal but for the order of summing
+    assert correlated([1, 2, 3], [1, 3, 9]).ci95 is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 import saeval
 from saeval.exchange.folders import file_name, new_folder, unique
 from saeval.files import write_atomic
-from saeval.metrics import Metric, mean_interval
+from saeval.metrics import Metric
+from saeval.report import score_rows
 from saeval.results import MAIN, CellResult, Explanation, RunResult, Score, ScoreRow
 from saeval.seeding import content_hash, derive_rng
 
@@ -79,28 +79,18 @@ class ImportedCell:
         """Return the leaderboard rows of one scorer."""
         scoring, rows = self.scorings[label], []
         tried = max(scoring.tried, len(scoring.scores))
+        unparsed = sum(s.count("unparsed", "refused") for s in scoring.scores.values())
+        about = score_rows.Scoring(
+            label, scoring.plugin, tried=tried, skipped=scoring.skipped, unparsed=unparsed, judge=scoring.judge
+        )
         for place, metric in enumerate(scoring.metrics):
             given = {i: s.values[metric.name] for i, s in sorted(scoring.scores.items()) if metric.name in s.values}
             if not given and (place or not tried):
                 continue
-            values = list(given.values())
-            mean = sum(values) / len(values) if values else None
-            lift = None if mean is None or metric.chance is None else mean - metric.chance
-            words = [len(e.text.split()) for i in given if (e := self.explanations.get((MAIN, i))) and e.text]
+            explanations = (self.explanations.get((MAIN, i)) for i in given)
+            words = [len(e.text.split()) for e in explanations if e and e.text]
             rng = derive_rng(0, "interval", metric.name, name, label)
-            rows.append(
-                ScoreRow(
-                    scorer=label, plugin=scoring.plugin, metric=metric.name, higher_is_better=metric.higher_is_better,
-                    range=(metric.low, metric.high), value=mean, median=statistics.median(values) if values else None,
-                    ci95=mean_interval(values, rng, low=metric.low, high=metric.high) if values else None,
-                    n=len(values), tried=tried, failed=tried - len(values) - scoring.skipped, skipped=scoring.skipped,
-                    unparsed=sum(s.count("unparsed", "refused") for s in scoring.scores.values()),
-                    coverage=len(values) / tried if tried else 0.0,
-                    floor={} if metric.chance is None else {"chance": metric.chance},
-                    lift=lift if lift is None or metric.higher_is_better else -lift, judge=scoring.judge,
-                    explanation_words=sum(words) / len(words) if words else None, usd=None,
-                )
-            )  # fmt: skip
+            rows.append(score_rows.score_row(about, metric, given, rng, words=words, floors=score_rows.Floors()))
         return rows
 
 

@@ -10,15 +10,12 @@ from typing import Any
 
 from saeval.errors import InputError, did_you_mean
 from saeval.exchange.run_files import RunCell, open_run
-from saeval.metrics import mean_interval
+from saeval.report import stats
 from saeval.report.grid import aligned
-from saeval.report.leaderboard import VISIBLE
-from saeval.report.stats import combined_interval, holm, krippendorff_alpha, paired_p, unpaired_p
 from saeval.results import RunResult, ScoreRow
 from saeval.seeding import derive_rng
 
 _ALIKE = 0.01  # share by which firings and maxima of the same latent may differ between machines
-_SHARED = 0.5  # share of the smaller side's latents that must be on both for pairing to use the data well
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     names = _metrics(sides, metrics)
     same, why = _same_latents(*(side.cell for side in sides))
     found = [_contrast(sides, row, same, seed) for row in names]
-    corrected = iter(holm([c["p"] for c in found if c["p"] is not None]))
+    corrected = iter(stats.holm([c["p"] for c in found if c["p"] is not None]))
     return Comparison(
         a=sides[0].label, b=sides[1].label, paired=same, why=why,
         contrasts=tuple(Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found),
@@ -186,7 +183,7 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
     corpora = {cell.result.corpus for cell in (a, b)} - {""}
     if len(corpora) > 1:
         return False, "the corpora differ"
-    if len(common) < max(2, _SHARED * min(len(one), len(other))):
+    if not stats.pairs_well(common, one, other):
         return False, f"only {len(common)} latent numbers are in both ({len(one)} and {len(other)} latents)"
     if any(row["firings"] for cell in (one, other) for row in cell.values()):
         alike = [_alike(one[i]["firings"], other[i]["firings"]) and
@@ -224,23 +221,18 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
         (float("-inf") if row.range[0] is None else row.range[0]),
         (float("inf") if row.range[1] is None else row.range[1]),
     )
-    interval, p = (float("nan"), float("nan")), float("nan")
-    if paired:
-        interval = mean_interval(x - y, rng, low=low - high, high=high - low)
-        p = paired_p(x - y, rng)
-    elif len(x) and len(y):
-        each = [mean_interval(side, rng, low=low, high=high) for side in (x, y)]
-        a, b = combined_interval((1, -1), (float(x.mean()), float(y.mean())), each)
-        interval = max(a, low - high), min(b, high - low)
-        p = unpaired_p(x, y, rng)
     known = len(x) > 0 and len(y) > 0
+    interval, p = (float("nan"), float("nan")), float("nan")
+    if known:
+        interval = stats.difference_interval(x, y, paired=paired, low=low, high=high, rngs=(rng, rng))
+        p = stats.paired_p(x - y, rng) if paired else stats.unpaired_p(x, y, rng)
     difference = float(x.mean() - y.mean()) if known else None
     bounded = bool(np.isfinite(interval).all())
     return {
         "metric": name, "higher_is_better": row.higher_is_better,
         "a": float(x.mean()) if len(x) else None, "b": float(y.mean()) if len(y) else None, "n": (len(x), len(y)),
         "difference": difference, "ci95": interval if bounded else None, "p": p if p == p else None,
-        "smallest_visible": VISIBLE * (interval[1] - interval[0]) / 2 / 1.96 if bounded else None,
+        "smallest_visible": stats.detectable_within(interval) if bounded else None,
         "failed": (rows[0].failed, rows[1].failed), "bounds": _bounds(*rows),
     }  # fmt: skip
 
@@ -271,7 +263,7 @@ def _agreement(a: RunCell, b: RunCell) -> list[Agreement]:
         common = sorted(answers[0].keys() & answers[1].keys())
         if common:
             pair = [[side[key] for key in common] for side in answers]
-            alpha = krippendorff_alpha(pair)
+            alpha = stats.krippendorff_alpha(pair)
             alike = sum(x == y for x, y in zip(*pair, strict=True)) / len(common)
             latents = len({key[0] for key in common})
             found.append(Agreement(scorer, latents, len(common), alike, alpha if alpha == alpha else None))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import hypot, isfinite
-from statistics import median
 
-from saeval.report.stats import holm
+from saeval.report import stats
 from saeval.results import MAIN, CellResult, RunResult, ScoreRow
 
 
@@ -83,12 +80,12 @@ class Leaderboard:
         cells = sorted(found, key=lambda c: (c.baseline is not None, *order(c)))
         contending = [row for c in cells if c.baseline is None and (row := ranking(c))]
         estimates = [(row.value or 0.0, standard_error(row)) for row in contending]
-        ranks = dict(zip((c.cell for c in cells), rank_ranges(estimates), strict=False))
+        ranks = dict(zip((c.cell for c in cells), stats.rank_ranges(estimates), strict=False))
         return cls(
             standings=tuple(Standing(c, ranks.get(c.cell)) for c in cells),
             metrics=metrics,
             variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != MAIN)),
-            smallest_difference=smallest_difference([error for _, error in estimates]),
+            smallest_difference=stats.detectable_difference([error for _, error in estimates]),
         )
 
     def row(self, cell: CellResult, scorer: str, variant: str = MAIN) -> ScoreRow | None:
@@ -101,50 +98,5 @@ def _find(cell: CellResult, scorer: str, metric: str, variant: str) -> ScoreRow 
 
 
 def standard_error(row: ScoreRow) -> float:
-    """Return the standard error that the row's interval stands for: its half-width over 1.96.
-
-    An interval that the metric's range cuts off counts by its longer side.
-    """
-    if row.ci95 is None or row.value is None:
-        return float("inf")
-    low, high = row.ci95
-    least, greatest = row.range
-    cut = (least is not None and low <= least) or (greatest is not None and high >= greatest)
-    half = max(row.value - low, high - row.value) if cut else (high - low) / 2
-    return half / 1.96
-
-
-def rank_ranges(estimates: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
-    """Return the best and worst rank of each.
-
-    Two are told apart by a z test of their means, unpaired, since latents of different coders are different things;
-    over all pairs, Holm's correction keeps the chance of any false separation at 5 %. For cells that share their
-    latents the test is too careful where their scores go together; `saeval compare` pairs them.
-
-    Args:
-        estimates: Values and their standard errors, in order, best first.
-    """
-    from scipy.stats import norm
-
-    pairs = list(combinations(range(len(estimates)), 2))
-    ps = []
-    for i, j in pairs:
-        (a, error_a), (b, error_b) = estimates[i], estimates[j]
-        error = hypot(error_a, error_b)
-        ps.append(float(2 * norm.sf(abs(a - b) / error)) if error > 0 else float(a == b))
-    apart = {pair for pair, p in zip(pairs, holm(ps), strict=True) if p <= 0.05}
-    n = len(estimates)
-    return [
-        (1 + sum((j, i) in apart for j in range(i)), n - sum((i, j) in apart for j in range(i + 1, n)))
-        for i in range(n)
-    ]
-
-
-VISIBLE = 1.96 + 0.84
-"""Standard errors that a difference must measure to be seen at 5 % in four of five samples."""
-
-
-def smallest_difference(errors: Sequence[float]) -> float | None:
-    """Return `VISIBLE` times the median standard error of a difference between two of these; None for fewer than two."""
-    between = [hypot(a, b) for a, b in combinations(errors, 2)]
-    return VISIBLE * median(between) if between and isfinite(median(between)) else None
+    """Return the standard error that the row's interval stands for."""
+    return stats.standard_error(row.value, row.ci95, *row.range)

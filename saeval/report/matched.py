@@ -8,8 +8,8 @@ from itertools import pairwise
 from math import inf, log
 
 from saeval.errors import InputError
-from saeval.report.leaderboard import rank_ranges, rank_text, standard_error
-from saeval.report.stats import combined_interval
+from saeval.report.leaderboard import rank_text, standard_error
+from saeval.report.stats import combined_interval, rank_ranges
 from saeval.results import MAIN, CellResult, ScoreRow
 
 _EXACT = 1e-9  # relative difference of L0s that are the same

@@ -148,6 +148,29 @@ def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, f
     return bounds
 
 
+class FloorSample(Documented):
+    """A score's floor: the same latents, windows and judge, under explanations that know nothing of the latent."""
+
+    variant: str
+    """Whose explanations these are: `shuffled_explanation` (of near-independent latents), `random_explanation`, …"""
+    n: int
+    """Latents that have both a score and a floor."""
+    own: float
+    """Mean score of those latents."""
+    value: float
+    """Mean floor of those latents."""
+    covariance: tuple[float, float, float]
+    """Over those latents: variance of the scores, variance of the floors, covariance of the two."""
+    least_error: float
+    """What the standard error of the lift is at least, since few equal differences prove little."""
+    p: float | None
+    """One-sided p value of scores that do not depend on the explanation: signs of score − floor flipped."""
+    same: float | None = None
+    """Share of the windows judged twice that got the same answer under both; None where there are no answers by window."""
+    answers: int = 0
+    """Number of those windows."""
+
+
 class ScoreRow(Documented):
     """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it."""
 
@@ -185,8 +208,22 @@ class ScoreRow(Documented):
     """Share of the latents tried that were scored."""
     floor: dict[str, float]
     """The same metric for baselines on the same cell, and for the metric's chance level, by name."""
+    against: FloorSample | None = None
+    """The floor that the lift is measured from; None without one."""
     lift: float | None
-    """Value minus the highest floor that carries no information on the latent (random or shuffled explanation, chance)."""
+    """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a floor."""
+    lift_ci95: tuple[float, float] | None = None
+    """Interval of the lift, which holds the floor's error."""
+    windows: int = 0
+    """Windows the judge was asked about, over all latents; 0 for scorers that give no answers window by window."""
+    answered: int = 0
+    """Windows it answered."""
+    bounds: tuple[float, float] | None = None
+    """The value if everything unanswered were judged wrong, and if it were judged right; None where that is unknown."""
+    corrected: float | None = None
+    """Value corrected for the judge's errors on latents of known meaning; None unless asked for and known."""
+    corrected_ci95: tuple[float, float] | None = None
+    """Interval of the corrected value, which holds the uncertainty of the judge's errors."""
     judge: str | None
     """Model that judged; None for scorers without an LLM."""
     explanation_words: float | None = None

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from saeval.report.stats import holm
-
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-_AGREE = 9.0  # prior odds that true floors do not differ between cells: .95 of the power of scores is kept (docs/metrics.md)
+_AGREE = (
+    9.0  # prior odds that true floors do not differ between cells: .95 of the power of scores is kept (docs/metrics.md)
+)
 _SCALE = 0.4  # prior scale of their spread where they do, in standard deviations of one latent's floor
 _STEPS = 24  # points at which that spread is integrated over
 _REACH = 4.0  # the largest spread considered, in units of its prior scale
@@ -64,12 +64,6 @@ class Lifts:
     covariance: NDArray[np.float64]
     floors: NDArray[np.float64]
     spread: float
-
-    def error(self, a: int, b: int | None = None) -> float:
-        """Return the standard error of a lift, or of the difference of two."""
-        c = self.covariance
-        variance = c[a, a] if b is None else c[a, a] + c[b, b] - 2 * c[a, b]
-        return float(max(variance, 0.0) ** 0.5)
 
 
 def lifts(cells: Sequence[Paired]) -> Lifts:
@@ -177,99 +171,3 @@ def _pooled(
     kept = tau**2 / (error2 + tau**2)
     covariance = np.diag(kept * error2) + np.outer(1 - kept, 1 - kept) / weight.sum()
     return kept * floor + (1 - kept) * mean, covariance
-
-
-def paired(own: ArrayLike, error: float, has_floor: ArrayLike, floor: ArrayLike, least_error: float = 0.0) -> Paired:
-    """Return what `lifts` needs of a cell.
-
-    Args:
-        own: Score of each latent.  [latents]
-        error: Standard error of their mean.
-        has_floor: Whether a latent's floor was judged.  [latents] bool
-        floor: Floors of those latents, in their order.  [latents with a floor]
-        least_error: Least standard error of the lift.
-    """
-    import numpy as np
-
-    x, f = np.asarray(own, dtype=np.float64), np.asarray(floor, dtype=np.float64)
-    shared = x[np.asarray(has_floor, dtype=bool)]
-    a, b = shared - shared.mean(), f - f.mean()
-    df = max(len(f) - 1, 1)
-    return Paired(
-        float(x.mean()), error, len(x), float(shared.mean()), float(f.mean()), len(f),
-        (float(a @ a / df), float(b @ b / df), float(a @ b / df)), least_error,
-    )  # fmt: skip
-
-
-def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
-    """Return the one-sided p value of "scores do not depend on the explanation" against "its own explains a latent better".
-
-    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to have
-    either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are no more of them.
-
-    Args:
-        differences: Score minus floor of each latent, positive where the score is better.  [latents]
-        rng: Source of the flips.
-        resamples: Number of flips of all signs; p is at least 1 / (resamples + 1).
-    """
-    import numpy as np
-
-    d = np.asarray(differences, dtype=np.float64).round(12)
-    n = len(d)
-    if 2**n <= resamples:
-        signs = 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1) - 1
-        return float((signs @ d >= d.sum() - 1e-9).mean())
-    signs = 2.0 * rng.integers(0, 2, size=(resamples, n)) - 1
-    return float(((signs @ d >= d.sum() - 1e-9).sum() + 1) / (resamples + 1))
-
-
-def fisher(ps: Sequence[float]) -> float:
-    """Return the p value of independent tests together (Fisher 1925): −2·Σ log p is χ² with two degrees of freedom each.
-
-    Example:
-        >>> round(fisher([0.04, 0.06]), 4), fisher([1.0, 1.0])
-        (0.0169, 1.0)
-    """
-    from math import log
-
-    from scipy.stats import chi2
-
-    return float(chi2.sf(-2 * sum(log(p) for p in ps), 2 * len(ps))) if ps else 1.0
-
-
-def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[float]:
-    """Return Holm's p value of each pair of estimates: z tests of their differences, corrected for the number of pairs.
-
-    Args:
-        values: The estimates.  [cells]
-        covariance: Of their errors.  [cells, cells]
-        pairs: Which to compare: one family.
-    """
-    import numpy as np
-    from scipy.stats import norm
-
-    v, c = np.asarray(values, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
-    ps = []
-    for i, j in pairs:
-        error, difference = float(max(c[i, i] + c[j, j] - 2 * c[i, j], 0.0) ** 0.5), abs(v[i] - v[j])
-        ps.append(float(2 * norm.sf(difference / error)) if error > 1e-9 else float(difference < 1e-9))
-    return holm(ps)
-
-
-def detectable(error: float, tests: int, power: float = 0.8) -> float:
-    """Return the difference that a z test finds with this power at 5 % over a family of tests.
-
-    The correction counted on is Bonferroni's, the first step of Holm's: what a single difference among many has to pass.
-
-    Args:
-        error: Standard error of the difference.
-        tests: Number of tests in the family.
-        power: Chance of finding it.
-
-    Example:
-        >>> round(detectable(0.02, 1), 3), round(detectable(0.02, 10), 3)
-        (0.056, 0.073)
-    """
-    from scipy.stats import norm
-
-    return float(norm.isf(0.025 / tests) + norm.isf(1 - power)) * error

@@ -8,10 +8,13 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from saeval._util.encodable import clean_text
 from saeval.llm import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
 
 _MOST = 64
 """Prompts that are kept of one step on one latent; a simulator that is asked token by token has hundreds."""
+_MOST_BYTES = 1 << 28
+"""Bytes of prompts and replies that are unpacked; a few kilobytes of somebody's can claim to be gigabytes."""
 
 
 class Asked(NamedTuple):
@@ -73,5 +76,13 @@ def pack(asked: Sequence[Asked]) -> str:
 
 
 def unpack(packed: str) -> list[Asked]:
-    """Return what `pack` was given."""
-    return [Asked(*entry) for entry in json.loads(zlib.decompress(b64decode(packed)))] if packed else []
+    """Return what `pack` was given; one entry that says so where it cannot be read."""
+    if not packed:
+        return []
+    try:
+        inflater = zlib.decompressobj()
+        text = inflater.decompress(b64decode(packed), _MOST_BYTES)
+        entries = [] if inflater.unconsumed_tail else json.loads(text)
+        return [Asked(*map(clean_text, (prompt, reply, status))) for prompt, reply, status in entries]  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError, zlib.error, RecursionError):
+        return [Asked("", "what was asked was kept in a form that cannot be read", "left out")]

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from saeval._util.encodable import clean_text
 from saeval.errors import BudgetExceeded, InputError, SaevalError, StoreError
-from saeval.files import LineFile, write_atomic
+from saeval.files import LineFile, parse_json, write_atomic
 from saeval.llm import Usage
 from saeval.results import Ledger
 
@@ -91,7 +92,7 @@ class CallStore:
         if digest != _digest(text):
             log.warning("%s: the answer %s is damaged, and is asked for again", self.path, key[:12])
             return None
-        return json.loads(text)
+        return parse_json(text)  # answers that earlier versions kept may hold halves of surrogate pairs
 
     def put(self, answers: Mapping[str, object]) -> None:
         """Keep answers by their keys, all or none; they survive a kill from here on."""
@@ -174,7 +175,9 @@ class CallLog:
             InputError: If there is no room, or the file cannot be written to; no line is added then.
         """
         now = time.time()
-        self._file.append("\n".join(_JSON.encode({"time": now, **vars(call)}) for call in calls))
+        self._file.append(
+            "\n".join(_JSON.encode({"time": now, **vars(call), "reason": clean_text(call.reason)}) for call in calls)
+        )
 
     def close(self) -> None:
         """Close the file; another line opens it again."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from saeval._util.encodable import clean, has_halves
 from saeval.errors import InputError
 
 
@@ -44,7 +45,13 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         InputError: If the place cannot be written to.
     """
     with replacing(path) as file:
-        file.write_bytes(data.encode() if isinstance(data, str) else data)
+        file.write_bytes(data.encode(errors="replace") if isinstance(data, str) else data)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; half of a surrogate pair, which it can spell and UTF-8 cannot, becomes U+FFFD."""
+    value = json.loads(text)
+    return clean(value) if has_halves(text) else value
 
 
 def read_json(file: Path) -> Any:
@@ -54,7 +61,7 @@ def read_json(file: Path) -> Any:
         InputError: If it is not there, not whole, or not JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return parse_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
     except json.JSONDecodeError as error:
@@ -80,7 +87,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
             for number, line in enumerate(lines, 1):
                 where = f"{file}:{number}"
                 if line.strip():
-                    yield where, json.loads(line)
+                    yield where, parse_json(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: is not JSON ({error.msg}, column {error.colno})") from None
     except (EOFError, gzip.BadGzipFile, zlib.error):

@@ -12,10 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
+from saeval._util.encodable import clean, clean_text
 from saeval.calls import Bookkeeper, Budget, Call, CallLog, CallStore
 from saeval.documented import Documented
 from saeval.errors import BudgetExceeded, LLMError, Refused, SaevalError
@@ -28,13 +30,13 @@ from saeval.llm import (
     LogprobRequest,
     Reply,
     Request,
-    TokenLogprobs,
     Usage,
 )
 from saeval.pace import FindingGate, Gate
 from saeval.seeding import derive_rng
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
+V = TypeVar("V")
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
 _GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
@@ -111,7 +113,7 @@ class Gateway(LanguageModel):
             max_tokens=min(request.max_tokens or settings.max_tokens, settings.max_tokens),
             temperature=settings.temperature if request.temperature is None else request.temperature,
         )
-        return await self._answer("complete", filled, self._llm.complete, _reply_from)
+        return await self._answer("complete", filled, self._llm.complete, Reply)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Score continuations, from the cache if they were asked for before.
@@ -120,7 +122,7 @@ class Gateway(LanguageModel):
             LLMError: If no answer came after all attempts.
             BudgetExceeded: If the spending limit is reached.
         """
-        return await self._answer("logprobs", request, self._llm.logprobs, _scores_from)
+        return await self._answer("logprobs", request, self._llm.logprobs, LogprobReply)
 
     async def fill(self, request: FillRequest) -> FillReply:
         """Weigh choices in the gaps of texts, from the cache if they were weighed before.
@@ -129,18 +131,15 @@ class Gateway(LanguageModel):
             LLMError: If no answer came after all attempts.
             BudgetExceeded: If the spending limit is reached.
         """
-        return await self._answer("fill", request, self._llm.fill, _weights_from)
+        return await self._answer("fill", request, self._llm.fill, FillReply)
 
-    async def _answer(
-        self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], restore: Callable[[Any], A]
-    ) -> A:
+    async def _answer(self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A]) -> A:
         """Answer from the cache, from an equal request that is under way, or by asking."""
-        text = json_text(request)
+        request, text = _encodable(request)
         key, asked = _hash(f'["{kind}",{self._identity},{text}]'), _hash(f"[{text}]")
         shared = key in self._asking
         if not shared:
-            if self._settings.cache and (kept := self._calls.get(key)) is not None:
-                answer = restore(kept)
+            if (answer := self._kept(key, request, shape)) is not None:
                 self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
                 return answer
             new = self._asking[key] = _Work()
@@ -157,6 +156,16 @@ class Gateway(LanguageModel):
                 work.task.cancel()
         if shared:
             self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
+        return answer
+
+    def _kept(self, key: str, request: Any, shape: type[A]) -> A | None:
+        """Return the answer of an earlier run, unless the role wants none, or it does not fit the request."""
+        kept = self._calls.get(key) if self._settings.cache else None
+        answer = None if kept is None else _restored(kept, shape, request)
+        if kept is not None and answer is None:
+            log.warning(
+                "%s: the answer %s in the cache has another shape, and is asked for again", self._role, key[:12]
+            )
         return answer
 
     def _ended(self, key: str, task: asyncio.Future[Any]) -> None:
@@ -221,6 +230,8 @@ class Gateway(LanguageModel):
                 what = f"{self._model}: no answer within {self._settings.timeout:g} s"
                 raise LLMError(what, retryable=True) from None
             self._waits.heard()
+            if isinstance(answer, Reply):
+                answer, _ = _encodable(answer)
             if isinstance(answer, Reply) and not answer.text.strip():
                 what = f"{self._model}: the answer is empty"
                 raise LLMError(what, retryable=not self._llm.in_process, usage=answer.usage)
@@ -280,6 +291,15 @@ def json_text(value: object) -> str:
     return _CANONICAL.encode(value)
 
 
+def _encodable(value: V) -> tuple[V, str]:
+    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in Python."""
+    text = json_text(value)
+    if clean_text(text) is text:
+        return value, text
+    cleaned = clean(value)
+    return cleaned, json_text(cleaned)
+
+
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -300,24 +320,28 @@ def _wait(key: str, attempt: int, retry_after: float | None) -> float:
     return float(min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * (0.5 + jitter / 2))
 
 
-def _reply_from(data: dict[str, Any]) -> Reply:
-    logprobs = data["logprobs"]
-    tokens = None if logprobs is None else tuple(
-        TokenLogprobs(t["token"], tuple((text, value) for text, value in t["top"])) for t in logprobs
-    )  # fmt: skip
-    return Reply(data["text"], Usage(**data["usage"]), data["finish_reason"], tokens)
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _scores_from(data: dict[str, Any]) -> LogprobReply:
-    return LogprobReply(_tuples(data["logprobs"]), Usage(**data["usage"]))
+def _restored(kept: object, kind: type[A], request: Any) -> A | None:
+    """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
+    try:
+        answer: A = _adapter(kind).validate_python(kept)
+    except ValidationError:
+        return None
+    return answer if _fits(answer, request) else None
 
 
-def _weights_from(data: dict[str, Any]) -> FillReply:
-    return FillReply(_tuples(data["logprobs"]), Usage(**data["usage"]))
-
-
-def _tuples(numbers: Any) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    return tuple(tuple(tuple(inner) for inner in outer) for outer in numbers)
+def _fits(answer: Reply | LogprobReply | FillReply, request: Any) -> bool:
+    if isinstance(answer, Reply):
+        return bool(answer.text.strip())
+    if isinstance(answer, LogprobReply):
+        shape = [len(request.continuations)] * len(request.prompts)
+        return [len(row) for row in answer.logprobs] == shape
+    gaps = [[len(request.choices)] * len(parts) for parts in request.texts]
+    return [[len(gap) for gap in row] for row in answer.logprobs] == gaps
 
 
 @dataclass

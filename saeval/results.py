@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from saeval import metrics
+from saeval._util.encodable import CleanJson, CleanText
 from saeval.documented import Documented
 from saeval.errors import InputError
 
@@ -25,13 +26,13 @@ OutcomeStatus = Literal["ok", "failed", "unparsed", "refused"]
 class Explanation(Documented):
     """What a latent means, in words."""
 
-    text: str
+    text: CleanText
     """The explanation; empty only when the status is not `ok`."""
     status: Status = "ok"
     """Whether there is an explanation. A failed one is never scored."""
-    reason: str = ""
+    reason: CleanText = ""
     """Why there is none."""
-    notes: dict[str, JsonValue] = {}
+    notes: Annotated[dict[str, JsonValue], CleanJson] = {}
     """What else the explainer wants kept, such as the raw reply."""
     asked: str = ""
     """Prompts and raw replies, packed; saeval fills it in, and `calls.parquet` holds them as text."""
@@ -45,7 +46,7 @@ class Explanation(Documented):
 class Outcome(Documented):
     """One judged window: the truth, the answer, and what became of the question."""
 
-    example: str
+    example: CleanText
     """Address of the window, `context:start`."""
     active: bool
     """The truth: whether the latent fires (detection), or the marks are right (fuzzing); always true for intruders."""
@@ -57,7 +58,7 @@ class Outcome(Documented):
     """Rank decile of an activating window, 0 the strongest; of the others in the question (intruder)."""
     status: OutcomeStatus = "ok"
     """What became of the question."""
-    reason: str = ""
+    reason: CleanText = ""
     """Why there is no answer."""
 
 
@@ -70,9 +71,9 @@ class Score(Documented):
     """The judged windows, where the scorer judges windows."""
     status: Status = "ok"
     """Whether there is a score."""
-    reason: str = ""
+    reason: CleanText = ""
     """Why there is none."""
-    notes: dict[str, JsonValue] = {}
+    notes: Annotated[dict[str, JsonValue], CleanJson] = {}
     """What else the scorer wants kept."""
     asked: str = ""
     """Prompts and raw replies, packed; saeval fills it in, and `calls.parquet` holds them as text."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from saeval.errors import InputError
-from saeval.files import LineFile, write_atomic
+from saeval.files import LineFile, parse_json, write_atomic
 from saeval.secrets import without_secrets
 
 
@@ -118,7 +118,7 @@ class RunDir:
     def log(self) -> Iterator[Any]:
         """Send what saeval logs to `logs/run.log` while the run lasts."""
         logger = logging.getLogger("saeval")
-        handler = logging.FileHandler(self.path / "logs" / "run.log", encoding="utf-8")
+        handler = logging.FileHandler(self.path / "logs" / "run.log", encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -138,9 +138,16 @@ class _Formatter(logging.Formatter):
 
 
 def _entry(line: bytes) -> Any | None:
-    """Return what a line of the journal holds, or None where its checksum does not fit."""
+    """Return what a line of the journal holds, or None where its checksum does not fit or it is no entry."""
     digest, _, text = line.rstrip(b"\n").partition(b" ")
-    return json.loads(text) if digest == _digest(text) else None
+    if digest != _digest(text):
+        return None
+    try:
+        entry = parse_json(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(entry, dict) and isinstance(entry.get("key"), str) and "value" in entry
+    return entry if whole else None
 
 
 def _digest(line: bytes) -> bytes:

@@ -29,6 +29,7 @@ from saeval.plugins import Registry
 from saeval.progress import Display, Silent, Stage
 from saeval.reading import Run, read
 from saeval.records import LatentId
+from saeval.restoring import Usable, numbers, rows, usable_explanation, usable_score
 from saeval.results import MAIN, Explanation, Finding, RunResult, Score
 from saeval.run_dir import RunDir
 from saeval.sampling import Records, choose_records
@@ -199,7 +200,7 @@ class _Run:
             raise InputError("the source lends no model and no coder")
         key = content_hash("fidelity", store_path(outcome.cell.source).name)
         done: dict[str, float] | None = self.folder.finished(key)
-        if done is None:
+        if done is None or not numbers(done, ("ce_recovered", "ce_clean", "ce_spliced", "ce_ablated")):
             found = fidelity(source.subject(), source.weights(), outcome.store)
             done = {
                 "ce_recovered": found.recovered,
@@ -267,6 +268,7 @@ class _Run:
                 [Item(latent, variant) for latent in outcome.records.latents[: step.latents]],
                 key=partial(self._explain_key, outcome),
                 work=partial(_explaining, outcome),
+                usable=usable_explanation,
                 take=partial(_take_explanation, outcome),
             )
         if SHUFFLED in cell.alternatives:
@@ -304,6 +306,7 @@ class _Run:
                 items,
                 key=partial(self._score_key, outcome, label),
                 work=partial(_scoring, outcome, label),
+                usable=partial(usable_score, metrics=step.part.plugin.metrics),
                 take=partial(_take_score, outcome, label),
             )
 
@@ -326,6 +329,7 @@ class _Run:
         *,
         key: Callable[[Item], str],
         work: Callable[[Item], Work],
+        usable: Usable,
         take: Callable[[Item, Any, Usage], None],
     ) -> None:
         """Do one step on every item, a bounded number at a time, and write down each as soon as it is done.
@@ -336,6 +340,7 @@ class _Run:
             items: What to do it on.
             key: Key of an item in the journal; what is finished there is not done again.
             work: Says what is to be done on an item.
+            usable: Whether an entry of the journal can be used; another version's, or a damaged one, is done again.
             take: Receives each result, as JSON data, and what it took.
 
         Raises:
@@ -348,7 +353,7 @@ class _Run:
         async def one(item: Item, stage: Stage) -> None:
             item_key = key(item)
             done = self.folder.finished(item_key)
-            if done is None or (self.retry == "failed" and done["result"]["status"] == "failed"):
+            if done is None or not usable(done) or (self.retry == "failed" and done["result"]["status"] == "failed"):
                 made = await workplace.make(work(item))
                 done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
                 self.folder.keep(item_key, done)
@@ -375,15 +380,15 @@ class _Run:
     def _read_directions(self) -> None:
         """Find out what the directions of latents tell, while models are still in memory."""
         for outcome in self.outcomes.values():
-            numbers = [latent.index for latent in outcome.records.latents]
-            key = content_hash("directions", outcome.base, numbers)
+            latents = [latent.index for latent in outcome.records.latents]
+            key = content_hash("directions", outcome.base, latents)
             done = self.folder.finished(key)
-            if done is None:
+            if done is None or not rows(done, len(latents)):
                 size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents
-                done = {"result": directions(outcome.cell.source.plugin, numbers, size)}
+                done = {"result": directions(outcome.cell.source.plugin, latents, size)}
                 if done["result"]:
                     self.folder.finish(key, done)
-            outcome.directions = dict(zip(numbers, done["result"], strict=False))
+            outcome.directions = dict(zip(latents, done["result"], strict=False))
 
     # --- write down ---
 

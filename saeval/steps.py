@@ -20,6 +20,7 @@ from saeval.gateway import Gateway, rare_garbage_collection
 from saeval.interfaces import Context, Scorer
 from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
 from saeval.records import Examples
+from saeval.restoring import out_of_range
 from saeval.results import Explanation, Score
 from saeval.secrets import without_secrets
 from saeval.seeding import derive_rng
@@ -246,13 +247,5 @@ async def _kept_in(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:
 
 def _checked(score: Score, scorer: Scorer) -> Score:
     """Refuse a score whose values are missing, not finite, or outside their metric's range."""
-    if score.status != "ok":
-        return score
-    headline = scorer.metrics[0]
-    if headline.name not in score.values:
-        return Score.failed(f"the scorer gave no {headline.name}")
-    for metric in scorer.metrics:
-        value = score.values.get(metric.name)
-        if value is not None and not metric.low - 1e-9 <= value <= metric.high + 1e-9:
-            return Score.failed(f"the scorer gave {metric.name} = {value}, outside {metric.low} to {metric.high}")
-    return score
+    trouble = out_of_range(score, scorer.metrics)
+    return score if trouble is None else Score.failed(f"the scorer gave {trouble}")

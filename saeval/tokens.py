@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
+from saeval._util.encodable import clean_text
 from saeval.documented import Documented
 from saeval.errors import InputError
 from saeval.paths import SpecPath, file_sha256
@@ -130,12 +131,16 @@ class Corpus(Documented):
         return {**options, "sha256": content_hash(*(file_sha256(f) for f in files))}
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Yield (name, text) of every document.
+        """Yield (name, text) of every document; what UTF-8 cannot encode is U+FFFD in both.
 
         Raises:
             InputError: If the corpus is missing or malformed.
         """
         self.check()
+        for name, text in self._texts():
+            yield clean_text(name), clean_text(text)
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
         if self.path is None:
             yield from self._hub_texts()
         elif self.path.is_dir():

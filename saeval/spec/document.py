@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from saeval._util.encodable import clean, clean_text
 from saeval.errors import SpecError
 from saeval.paths import Located
 
@@ -126,7 +127,7 @@ def _convert(root: Any, file: Path) -> Document:
             mapping: dict[str, Any] = {}
             first: dict[str, int] = {}
             for key_node, value_node in node.value:
-                key, key_line = str(key_node.value), key_node.start_mark.line + 1
+                key, key_line = clean_text(str(key_node.value)), key_node.start_mark.line + 1
                 if key in first:
                     problems.append(f"{file.name}:{key_line}: key {key!r} is given twice (first on line {first[key]})")
                     continue
@@ -141,7 +142,7 @@ def _convert(root: Any, file: Path) -> Document:
         except (yaml.YAMLError, ValueError) as error:
             problems.append(f"{file.name}:{line}: {getattr(error, 'problem', None) or error}")
             return None
-        return Located(value, file, line) if isinstance(value, str) else value
+        return Located(clean_text(value), file, line) if isinstance(value, str) else value
 
     data = walk(root, ())
     if problems:
@@ -168,9 +169,9 @@ def override(document: Document, assignments: Mapping[str, Any]) -> Document:
                 raise SpecError([f"--set {dotted}: {'.'.join(map(str, keys[: i + 1]))} is not there"])
         last = keys[-1]
         if isinstance(at, dict):
-            at[str(last)] = value
+            at[str(last)] = clean(value)
         elif isinstance(at, list) and isinstance(last, int) and last < len(at):
-            at[last] = value
+            at[last] = clean(value)
         else:
             raise SpecError([f"--set {dotted}: its parent is {type(at).__name__}, not a mapping"])
         for known in [p for p in places if p[: len(keys)] == keys]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saeval._util.encodable import clean
 from saeval.errors import InputError, SpecError, did_you_mean
 from saeval.interfaces import ActivationSource, Explainer, Need, Sampler
 from saeval.plugins import Registry
@@ -55,7 +56,7 @@ def load_task(
         SpecError: If anything in the spec is wrong.
     """
     if isinstance(reference, Mapping):
-        document = Document(dict(reference), {})
+        document = Document(clean(dict(reference)), {})
     else:
         document = read_document(
             find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)

@@ -1,0 +1,1 @@
+"""What every layer uses: text, errors, files, paths, seeding, secrets, progress."""

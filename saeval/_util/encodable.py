@@ -1,0 +1,66 @@
+"""Makes text from outside safe to write: UTF-8 cannot encode half of a surrogate pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator
+
+T = TypeVar("T")
+
+_HALF = "\\ud"
+"""How JSON spells the beginning of any surrogate, in lower case."""
+
+
+def clean_text(text: str) -> str:
+    """Return text that UTF-8 can encode: two halves of a pair are joined, a lone half becomes U+FFFD.
+
+    Replies cut at `max_tokens`, files and command lines may hold lone halves. The mark U+FFFD shows where one stood.
+
+    Example:
+        >>> clean_text("a \\ud83d b"), clean_text("\\ud83d\\ude00")
+        ('a \\ufffd b', '\\U0001f600')
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def clean(value: T) -> T:
+    """Return a value with every string in it cleaned, keys included: JSON data, tuples and dataclasses.
+
+    Strings of a subclass stay what they are unless they need cleaning.
+    """
+    cleaned: Any = value
+    if isinstance(value, str):
+        text = clean_text(value)
+        cleaned = value if text == value else text
+    elif isinstance(value, Mapping):
+        cleaned = {clean(key): clean(inner) for key, inner in value.items()}
+    elif isinstance(value, list):
+        cleaned = [clean(inner) for inner in value]
+    elif isinstance(value, tuple):
+        parts = [clean(inner) for inner in value]
+        cleaned = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    elif is_dataclass(value) and not isinstance(value, type):
+        made = [field for field in fields(value) if field.init]
+        cleaned = replace(value, **{field.name: clean(getattr(value, field.name)) for field in made})
+    return cleaned  # type: ignore[no-any-return]
+
+
+def has_halves(text: str) -> bool:
+    """Tell whether JSON text may spell half of a surrogate pair; the cheap question before `clean`."""
+    return _HALF in text or "\\uD" in text
+
+
+CleanText = Annotated[str, BeforeValidator(lambda value: clean_text(value) if isinstance(value, str) else value)]
+"""A string field that takes any text, and holds one that can be written."""
+
+CleanJson = BeforeValidator(clean)
+"""Marks a field of JSON data whose strings are cleaned."""

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from saeval import derive_rng
-from saeval.metrics import mean_interval
 from saeval.report.judge_errors import corrected
-from saeval.report.lifts import apart_p, depends_p, detectable, fisher, lifts, paired
-from saeval.report.stats import paired_p
+from saeval.report.lifts import Paired, lifts
+from saeval.report.stats import apart_p, depends_p, detectable_difference, fisher, mean_interval, paired_p
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -85,9 +84,7 @@ def separated(cells: list[Scores], rng: Generator) -> dict[str, set[tuple[int, i
     pairs = list(combinations(range(len(cells)), 2))
     errors = [error_of(c.own, rng) for c in cells]
     differences = [c.own[: len(c.floor)] - c.floor for c in cells]
-    found = lifts([
-        paired(c.own, e, np.arange(len(c.own)) < len(c.floor), c.floor) for c, e in zip(cells, errors, strict=True)
-    ])  # fmt: skip
+    found = lifts([_paired(c, error) for c, error in zip(cells, errors, strict=True)])
     ways = {
         "score": ([c.own.mean() for c in cells], np.diag(np.square(errors))),
         "lift, own floor": ([d.mean() for d in differences], np.diag([d.var(ddof=1) / len(d) for d in differences])),
@@ -102,6 +99,15 @@ def separated(cells: list[Scores], rng: Generator) -> dict[str, set[tuple[int, i
     return apart
 
 
+def _paired(cell: Scores, error: float) -> Paired:
+    shared = cell.own[: len(cell.floor)]
+    (own, both), (_, floor) = np.cov(shared, cell.floor)
+    return Paired(
+        float(cell.own.mean()), error, len(cell.own), float(shared.mean()), float(cell.floor.mean()), len(shared),
+        (float(own), float(floor), float(both)),
+    )  # fmt: skip
+
+
 def boards(repetitions: int) -> None:
     """Print how often boards tell cells apart, where they should and where they should not."""
     print("| judge | contestants | latents | difference | by score | lift, own floor | **lift** |")
@@ -110,7 +116,7 @@ def boards(repetitions: int) -> None:
         for k in (2, 5):
             rng = derive_rng(1, "boards", n, k)
             sd = float(np.mean([good_judge(rng, n, 0).own.std() for _ in range(100)]))
-            real = detectable(sd * (2 / n) ** 0.5, k * (k - 1) // 2)
+            real = detectable_difference([sd * (2 / n) ** 0.5] * (k * (k - 1) // 2)) or 0.0
             cases: list[tuple[str, Draw, float]] = [("reads explanations", good_judge, real)]
             for shift in (0.04, 0.08):
                 cases += [("windows alone", blind_judge, shift), ("windows alone, noisy", noisy_blind_judge, shift),
@@ -132,7 +138,7 @@ def detectable_differences(repetitions: int) -> None:
         rng = derive_rng(2, "detectable", k)
         pairs = list(combinations(range(k), 2))
         error, found = 0.12 / 100**0.5, 0
-        difference = detectable(2**0.5 * error, len(pairs))
+        difference = detectable_difference([2**0.5 * error] * len(pairs)) or 0.0
         for _ in range(repetitions):
             means = rng.normal(0, error, k) + np.eye(k)[0] * difference
             found += apart_p(means, np.eye(k) * error**2, pairs)[0] <= 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
@@ -15,6 +15,9 @@ from saeval.errors import InputError
 
 MAIN = "explanation"
 """Variant of a cell's own explanations, beside those of baselines by their names."""
+
+Ranking = Literal["lift", "raw"]
+"""What ranks a leaderboard: scores above their floors, or scores as they are."""
 
 Status = Literal["ok", "failed", "skipped"]
 """How a step on one latent ended: with an answer, with an error, or not tried for a stated reason."""
@@ -232,6 +235,11 @@ class ScoreRow(Documented):
     usd: float | None
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
 
+    @property
+    def unanswered(self) -> float:
+        """Share of the windows asked about that have no answer."""
+        return 1 - self.answered / self.windows if self.windows else 0.0
+
 
 class DecileShares(Documented):
     """How often a scorer judged right, by how strongly the latent fires; over the answered windows of all latents."""
@@ -386,7 +394,7 @@ class RunResult(Documented):
     seed: int
     """Seed of the run."""
     rank_by: str
-    """Column that ranks the leaderboard, `scorer.metric`."""
+    """Column that ranks the leaderboard, `scorer.metric`; `.lift` or `.raw` behind it where the spec asks for one."""
     partial: bool
     """Whether latents were left out by `--limit` or an interruption."""
     synthetic: bool
@@ -409,6 +417,19 @@ class RunResult(Documented):
     """Plugins, their versions, options and prompt hashes; package versions."""
     seconds: dict[str, float] = {}
     """Wall-clock seconds by stage."""
+
+
+def split_ranking(rank_by: str) -> tuple[str, Ranking | None]:
+    """Split `scorer.metric[.lift|.raw]` into the column and what is asked of it; None where nothing is.
+
+    Example:
+        >>> split_ranking("fuzzing.balanced_accuracy.lift"), split_ranking("fuzzing.balanced_accuracy")
+        (('fuzzing.balanced_accuracy', 'lift'), ('fuzzing.balanced_accuracy', None))
+    """
+    for ranking in get_args(Ranking):
+        if rank_by.endswith(f".{ranking}"):
+            return rank_by.removesuffix(f".{ranking}"), ranking
+    return rank_by, None
 
 
 def read(path: str | Path) -> RunResult:

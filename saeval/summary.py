@@ -19,6 +19,7 @@ from saeval.llm import Usage
 from saeval.metrics import Metric
 from saeval.patterns import position_dependence, token_share
 from saeval.records import LatentRecord
+from saeval.report.lift_rows import with_lifts
 from saeval.report.score_rows import Floors, Scoring, score_row
 from saeval.report.stats import correlated
 from saeval.results import (
@@ -30,6 +31,7 @@ from saeval.results import (
     Finding,
     Judge,
     Ledger,
+    Outcome,
     RunResult,
     Score,
     ScoreRow,
@@ -44,11 +46,13 @@ if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
 _SILENT = 10  # place after the deciles
-_UNINFORMED = ("random_explanation", "shuffled_explanation", "random", "shuffled")
-"""Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
-
 Whole = Callable[[str, str, int], "Explanation | Score | None"]
 """By step (`explain` or a scorer's label), variant and latent, what came of it."""
+
+
+def _in_order(score: Score) -> list[Outcome]:
+    """Return judged windows in an order that no explanation changes."""
+    return sorted(score.outcomes, key=lambda o: (o.example, o.active))
 
 
 class Scored:
@@ -59,16 +63,21 @@ class Scored:
         usage: What it took.
         unscored: Status and reason of latents without a score.
         unparsed: Judged windows whose reply held no answer, or was refused.
+        windows: Windows asked about, and windows answered.
+        watched: Latents whose answers are kept, so that those under other explanations can be compared with them.
         right: Activating windows judged right, by decile, and then the others.
         judged: Answered windows, likewise.
     """
 
-    def __init__(self, tried: int = 0):
-        self.tried = tried
+    def __init__(self, tried: int = 0, watched: frozenset[int] = frozenset()):
+        self.tried, self.watched = tried, watched
         self.usage = Usage(usd=0.0)
         self.unscored: dict[int, tuple[Status, str]] = {}
         self.unparsed = 0
         self.right, self.judged = [0] * 11, [0] * 11
+        self.asked = self.answered = self.unasked = 0
+        self._worst = self._best = 0.0
+        self._answers: dict[int, bytes] = {}
         self._rows: dict[int, int] = {}
         self._values: dict[str, array[float]] = {}
 
@@ -88,11 +97,54 @@ class Scored:
             column.extend([nan] * (row - len(column)))
             column.append(value)
         self.unparsed += score.count("unparsed", "refused")
+        self._count(score)
+        if latent in self.watched:
+            self._answers[latent] = bytes(2 if o.predicted is None else o.predicted for o in _in_order(score))
         for o in score.outcomes:
             side = o.decile if o.active else _SILENT
             if o.status == "ok" and o.predicted is not None and side is not None and 0 <= side <= _SILENT:
                 self.judged[side] += 1
                 self.right[side] += o.predicted == o.active
+
+    def _count(self, score: Score) -> None:
+        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or right."""
+        if score.status == "skipped":
+            return
+        sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
+        self.unasked += not score.outcomes
+        self.asked += len(score.outcomes)
+        worst, best = [], []
+        for side in filter(None, sides):
+            answers = [o.predicted == o.active for o in side if o.status == "ok" and o.predicted is not None]
+            self.answered += len(answers)
+            worst.append(sum(answers) / len(side))
+            best.append(worst[-1] + 1 - len(answers) / len(side))
+        self._worst += sum(worst) / len(worst) if worst else 0.0
+        self._best += sum(best) / len(best) if best else 1.0
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Windows asked about and answered; those of a latent that was lost before it was asked about count as asked."""
+        latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
+        each = self.asked / latents if latents > 0 else 0.0
+        return round(self.asked + each * self.unasked), self.answered
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Mean share judged right, both sides alike, with everything unanswered judged wrong, and judged right."""
+        latents = len(self) - sum(status == "skipped" for status, _ in self.unscored.values())
+        return (self._worst / latents, self._best / latents) if self.answered and latents else None
+
+    def same(self, other: Scored) -> tuple[int, int]:
+        """Return how many windows got the same answer here and there, of how many answered in both."""
+        alike = both = 0
+        for latent in self._answers.keys() & other._answers.keys():
+            pairs = [
+                (a, b) for a, b in zip(self._answers[latent], other._answers[latent], strict=False) if 2 not in (a, b)
+            ]
+            both += len(pairs)
+            alike += sum(a == b for a, b in pairs)
+        return alike, both
 
     def metrics(self) -> list[str]:
         """Return the names of the metrics that some latent has."""
@@ -120,6 +172,7 @@ class CellOutcome:
         explaining: What explaining took, by variant.
         directions: What the directions of latents tell, by latent.
         measured: Measures of the coder that needed the model.
+        dependent: Floors made of a latent that does not fire independently, for want of another.
     """
 
     cell: Cell
@@ -133,6 +186,7 @@ class CellOutcome:
     explaining: dict[str, Usage] = field(default_factory=dict)
     directions: dict[int, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
+    dependent: int = 0
 
     def explanation(self, variant: str, latent: int) -> Explanation | None:
         """Return a latent's explanation if there is one that worked."""
@@ -176,7 +230,7 @@ def summarise(
     """Return the result of a run from what is finished of it; its own warnings come after those given."""
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
-    cells = [_cell_result(task, outcome) for outcome in outcomes.values()]
+    cells, _ = with_lifts([_cell_result(task, outcome) for outcome in outcomes.values()])
     return RunResult(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
@@ -234,7 +288,7 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
             continue
         scoring = Scoring(
             label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
-            scored.unparsed, task.roles[step.role].model if step.role else None, scored.usage.usd,
+            scored.unparsed, *_windows(scored, step), task.roles[step.role].model if step.role else None, scored.usage.usd,
         )  # fmt: skip
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
@@ -253,7 +307,20 @@ def _floors(outcome: CellOutcome, label: str, variant: str, metric: Metric) -> F
     if variant != MAIN:
         return None
     scored = {name: outcome.scored.get((label, name)) for name in outcome.cell.alternatives}
-    return Floors({name: found.values(metric.name) for name, found in scored.items() if found}, _UNINFORMED)
+    values = {name: found.values(metric.name) for name, found in scored.items() if found}
+    own = outcome.scored[label, MAIN]
+    uninformed = [name for name in outcome.cell.floors if name in values]
+    return Floors(values, uninformed, {name: own.same(found) for name in uninformed if (found := scored[name])})
+
+
+_BY_WINDOW = ("balanced_accuracy", "accuracy")
+
+
+def _windows(scored: Scored, step: StepPart[Any]) -> tuple[tuple[int, int], tuple[float, float] | None]:
+    """Return windows asked about and answered, and the score's bounds, for scorers whose headline counts windows."""
+    if not scored.answered and not scored.unparsed:
+        return (0, 0), None
+    return scored.windows, scored.bounds if step.part.plugin.metrics[0].name in _BY_WINDOW else None
 
 
 def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> Iterator[int]:
@@ -317,9 +384,25 @@ def _warnings(
             ):
                 why = _why(outcomes[cell.cell], row.scorer)
                 found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents: {why}")
-            if row.variant == MAIN and row.unparsed and row is _headline(cell, row):
-                found.append(f"{cell.cell}: {row.scorer}: {row.unparsed} judgements held no answer and are left out.")
+            if row.variant == MAIN and row.answered < row.windows and row is _headline(cell, row):
+                found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
+        if dependent := outcomes[cell.cell].dependent:
+            found.append(
+                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their floors are made "
+                "of the explanations of latents that fire with them or avoid them."
+            )
     return found
+
+
+def _unanswered(row: ScoreRow) -> str:
+    """Say how many windows have no answer, and how far that could move the score."""
+    missing = row.windows - row.answered
+    text = f"{missing} of {row.windows} windows ({missing / row.windows:.0%}) have no answer and are not in the score"
+    if row.bounds is None:
+        return f"{text}."
+    return (
+        f"{text}, which would be {row.bounds[0]:.3f} if all of them were judged wrong and {row.bounds[1]:.3f} if right."
+    )
 
 
 def _why(outcome: CellOutcome, label: str) -> str:
@@ -349,12 +432,23 @@ def _headline(cell: CellResult, row: ScoreRow) -> ScoreRow:
     return next(r for r in cell.scores if (r.scorer, r.variant) == (row.scorer, row.variant))
 
 
-def over_max_failed(task: Task, result: RunResult) -> bool:
-    """Tell whether some scorer failed on a larger share of its latents than the spec allows."""
-    return any(
-        row.failed / row.tried > task.run.max_failed for cell in result.cells for row in cell.scores
-        if row.tried and row is _headline(cell, row)
-    )  # fmt: skip
+def over_limits(task: Task, result: RunResult) -> list[str]:
+    """Say of each score where more latents failed, or more windows have no answer, than the spec allows."""
+    found = []
+    for cell in result.cells:
+        for row in cell.scores:
+            place = f"{cell.cell}: {row.scorer}" + ("" if row.variant == MAIN else f" of {row.variant}")
+            if row is not _headline(cell, row):
+                continue
+            if row.tried and row.failed / row.tried > task.run.max_failed:
+                found.append(
+                    f"{place}: {row.failed} of {row.tried} latents failed (run.max_failed {task.run.max_failed:g})"
+                )
+            if row.unanswered > task.run.max_unanswered:
+                found.append(
+                    f"{place}: {row.unanswered:.0%} of the windows have no answer (run.max_unanswered {task.run.max_unanswered:g})"
+                )
+    return found
 
 
 def _packages() -> dict[str, str]:

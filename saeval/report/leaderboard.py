@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from saeval.report import stats
 from saeval.report.lift_rows import Key, Lifted, Reading, key_of, with_lifts
-from saeval.results import MAIN, CellResult, RunResult, ScoreRow
+from saeval.results import MAIN, CellResult, Ranking, RunResult, ScoreRow, split_ranking
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Ranking = Literal["lift", "raw"]
-"""What ranks: scores above their floors, or scores as they are."""
 FEW = 20
 """Latents below which an interval is marked: it may be too narrow."""
 
@@ -135,15 +133,33 @@ class Leaderboard:
             smallest_against=ranked.detectable([(i, j) for i in contestants for j in baselines]),
         )
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the ranks must know, a sentence or two each."""
+        what = f"{self.ranked_by} ({'lift' if self.ranking == 'lift' else 'raw scores'})"
+        found = [
+            f"rank: a range where {'lifts' if self.ranking == 'lift' else 'scores'} are not told apart (z tests, Holm)."
+        ]
+        if self.ranking == "lift":
+            found.append(
+                "lift: score above the floor, which is what the same windows score with explanations that know nothing of the "
+                "latent; floors are pooled over cells as far as the data allow, and their error is in the interval."
+            )
+        else:
+            found.append(f"{self.note}.")
+        found += [f"{scorer}: {reading.text}." for scorer, reading in self.readings.items() if reading.text]
+        for between, difference in (
+            ("two contestants", self.smallest_difference), ("a contestant and a baseline coder", self.smallest_against)
+        ):  # fmt: skip
+            if difference is not None:
+                found.append(
+                    f"minimum detectable difference between {between} in {what}, 80 % power: {difference:.3f}."
+                )
+        return found
+
     def row(self, cell: CellResult, scorer: str, variant: str = MAIN) -> ScoreRow | None:
         """Return the row shown of a scorer, for the cell's own or a baseline's explanations."""
         return _find(cell, scorer, self.metrics[scorer], variant)
-
-
-def split_ranking(rank_by: str) -> tuple[str, Ranking | None]:
-    """Split `scorer.metric[.lift|.raw]` into the column and what is asked of it."""
-    column, _, last = rank_by.rpartition(".")
-    return (column, last) if last in ("lift", "raw") else (rank_by, None)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

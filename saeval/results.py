@@ -230,6 +230,8 @@ class ScoreRow(Documented):
     """Interval of the corrected value, which holds the uncertainty of the judge's errors."""
     judge: str | None
     """Model that judged; None for scorers without an LLM."""
+    verdict: Verdict | None = None
+    """What `judge-check` says of this judge under this scorer's prompts; None where it was not checked."""
     explanation_words: float | None = None
     """Mean number of words of the explanations scored; None when unknown."""
     usd: float | None
@@ -321,6 +323,31 @@ class Ledger(Documented):
     """Dollars; None when a price is unknown."""
 
 
+Verdict = Literal["pass", "weak", "fail"]
+"""What a check says of a judge: its scores can be read as they are, need care, or carry nearly no information."""
+
+
+class ScorerCheck(Documented):
+    """How often a judge is right on latents of known meaning, under one scorer."""
+
+    scorer: str
+    """The scorer's label in the check."""
+    asks: str
+    """Hash of what the scorer asks: plugin, options and prompts. The check holds for scorers that ask the same."""
+    balanced_accuracy: float
+    """Mean of sensitivity and specificity, over latents."""
+    ci95: tuple[float, float]
+    """Its interval."""
+    sensitivity: float | None
+    """Share of the activating (or rightly marked) windows that the judge finds under the true explanation."""
+    specificity: float | None
+    """Share of the other windows that it refuses."""
+    n: int
+    """Latents behind it."""
+    verdict: Verdict
+    """`pass` where the interval lies above .8, `fail` where it reaches down to .6, else `weak`."""
+
+
 class JudgeCheck(Documented):
     """What a check of a judge found: scores on latents whose meaning is known."""
 
@@ -336,6 +363,8 @@ class JudgeCheck(Documented):
     """Latents it was checked on."""
     scores: list[ScoreRow]
     """Headline row of each scorer: for the true explanations, and for those of baselines."""
+    scorers: list[ScorerCheck] = []
+    """Errors and verdict under each scorer that judges windows as right or wrong."""
 
 
 class Judge(Documented):
@@ -346,7 +375,9 @@ class Judge(Documented):
     model: str
     """Model as the spec names it."""
     check: JudgeCheck | None
-    """Its latest check; None when it was never checked here."""
+    """Its latest check; None when it was never checked here with these options."""
+    command: str = ""
+    """Command that checks it as this run uses it."""
 
 
 FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]

@@ -172,7 +172,7 @@ class _Run:
                 if complete or self.outcomes:
                     self._write_reports(result)
                 if self.task.checks and not result.partial:
-                    judge_checks.keep(self.task.roles[self.task.checks], result)
+                    judge_checks.keep(self.task, result)
                 self._write_spec(status, began)
             if complete or self.outcomes:
                 tell(self.task.trackers, result, self.folder.path, self.display)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
-from math import isnan, nan
+from math import fsum, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from saeval.llm import Usage
 from saeval.metrics import Metric
 from saeval.patterns import position_dependence, token_share
 from saeval.records import LatentRecord
+from saeval.report.judge_errors import corrected
 from saeval.report.lift_rows import with_lifts
 from saeval.report.score_rows import Floors, Scoring, score_row
-from saeval.report.stats import correlated
+from saeval.report.stats import correlated, standard_error
 from saeval.results import (
     MAIN,
     CellResult,
@@ -34,6 +35,7 @@ from saeval.results import (
     Outcome,
     RunResult,
     Score,
+    ScorerCheck,
     ScoreRow,
     Status,
 )
@@ -76,7 +78,7 @@ class Scored:
         self.unparsed = 0
         self.right, self.judged = [0] * 11, [0] * 11
         self.asked = self.answered = self.unasked = 0
-        self._worst = self._best = 0.0
+        self._worst, self._best = array("d"), array("d")
         self._answers: dict[int, bytes] = {}
         self._rows: dict[int, int] = {}
         self._values: dict[str, array[float]] = {}
@@ -119,8 +121,8 @@ class Scored:
             self.answered += len(answers)
             worst.append(sum(answers) / len(side))
             best.append(worst[-1] + 1 - len(answers) / len(side))
-        self._worst += sum(worst) / len(worst) if worst else 0.0
-        self._best += sum(best) / len(best) if best else 1.0
+        self._worst.append(sum(worst) / len(worst) if worst else 0.0)
+        self._best.append(sum(best) / len(best) if best else 1.0)
 
     @property
     def windows(self) -> tuple[int, int]:
@@ -132,8 +134,10 @@ class Scored:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """Mean share judged right, both sides alike, with everything unanswered judged wrong, and judged right."""
-        latents = len(self) - sum(status == "skipped" for status, _ in self.unscored.values())
-        return (self._worst / latents, self._best / latents) if self.answered and latents else None
+        if not self.answered:
+            return None
+        n = len(self._worst)
+        return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
 
     def same(self, other: Scored) -> tuple[int, int]:
         """Return how many windows got the same answer here and there, of how many answered in both."""
@@ -245,7 +249,9 @@ def _judges(task: Task) -> list[Judge]:
     """Return the models that scorers asked, each with what is known of it; in a check, not the one that is checked."""
     asked = dict.fromkeys(step.role for cell in task.cells for step in cell.scorers.values() if step.role)
     roles = [task.roles[role] for role in asked if role != task.checks]
-    return [Judge(role=r.role, model=r.model, check=judge_checks.find(r)) for r in roles]
+    return [
+        Judge(role=r.role, model=r.model, check=judge_checks.find(r), command=judge_checks.command(task, r)) for r in roles
+    ]
 
 
 def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
@@ -282,6 +288,9 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
     """Rows of one scorer: every metric of the cell's own explanations, then of each baseline."""
     rows = []
     cell = outcome.cell
+    known = None
+    if step.role and step.role != task.checks:
+        known = judge_checks.of_scorer(judge_checks.find(task.roles[step.role]), step)
     for variant in (MAIN, *cell.alternatives):
         scored = outcome.scored.get((label, variant))
         if scored is None:  # interrupted before
@@ -296,10 +305,21 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
                 continue  # a metric this mode does not give, such as AUROC without probabilities
             rng = derive_rng(task.run.seed, "interval", metric.name, cell.name, label, variant)
             words = _words(outcome, variant, values)
-            rows.append(
-                score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
-            )
+            row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
+            if known is not None:
+                row = row.model_copy(update={"verdict": known.verdict, **_corrected(task, row, known)})
+            rows.append(row)
     return rows
+
+
+def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:
+    """Return the score corrected for the judge's known errors, where that is asked for and can be done."""
+    if not task.correct_for_judge or row.metric != "balanced_accuracy" or row.value is None or row.ci95 is None:
+        return {}
+    error = standard_error(row.value, row.ci95, *row.range)
+    check_error = standard_error(known.balanced_accuracy, known.ci95, 0.0, 1.0)
+    found = corrected((row.value, error), (known.balanced_accuracy, check_error))
+    return {} if found is None else {"corrected": found[0], "corrected_ci95": found[1]}
 
 
 def _floors(outcome: CellOutcome, label: str, variant: str, metric: Metric) -> Floors | None:

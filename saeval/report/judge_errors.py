@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-Verdict = Literal["pass", "weak", "fail"]
-"""What a check says of a judge: its scores can be read as they are, need care, or carry nearly no information."""
+from saeval.results import Verdict
 
 _PASS, _FAIL = 0.8, 0.6  # of balanced accuracy on latents of known meaning
 

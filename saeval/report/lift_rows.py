@@ -82,7 +82,10 @@ class Lifted:
 
 
 def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key, Lifted]]:
-    """Return the cells with lifts in their rows, floors pooled over these very cells, and the lifts of each column."""
+    """Return the cells with lifts in their rows, floors pooled over these very cells, and the lifts of each column.
+
+    Rows without a floor have no lift.
+    """
     groups: dict[Key, list[tuple[str, ScoreRow]]] = {}
     for cell in cells:
         for row in cell.scores:
@@ -93,8 +96,8 @@ def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key,
 
     def row_with_lift(cell: CellResult, row: ScoreRow) -> ScoreRow:
         place = made.get((cell.cell, key_of(row))) if row.variant == MAIN else None
-        if place is None:
-            return row.model_copy(update={"lift": None, "lift_ci95": None}) if row.against is not None else row
+        if place is None:  # results of an earlier version hold lifts over chance
+            return row.model_copy(update={"lift": None, "lift_ci95": None})
         return _with_lift(row, found[key_of(row)], place)
 
     return [
@@ -129,7 +132,7 @@ def _with_lift(row: ScoreRow, lifted: Lifted, place: int) -> ScoreRow:
     from scipy.special import stdtrit
 
     sample = row.against
-    value, error = float(lifted.values[place]), float(lifted.covariance[place, place] ** 0.5)
+    value, error = round(float(lifted.values[place]), 12) + 0.0, float(lifted.covariance[place, place] ** 0.5)
     half = float(stdtrit(max(sample.n - 1, 1), 0.975)) * error if sample else error
     low, high = row.range
     span = high - low if low is not None and high is not None else float("inf")

@@ -71,7 +71,7 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
 
     1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the scores
        (double sampling, Cochran 1977, §12.7): where a judge goes by the windows alone, score and floor are the same.
-    2. True floors vary between cells with standard deviation τ about a common mean. With prior probability .9 τ is 0,
+    2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 15 to 1, τ is 0,
        else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
        averaged over the posterior of τ, so that the uncertainty of τ is in every interval.
     3. Given the floor, the score is corrected for what the sampled windows of this cell shared with its floor.
@@ -89,8 +89,7 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
     slope = np.divide(both, x_variance, out=np.zeros_like(both), where=x_variance > 0)
     floor = np.array([c.floor for c in cells]) + slope * (own - np.array([c.shared_own for c in cells]))
     floor_error2 = f_variance * ((1 - r**2) / m + r**2 / n) + 1e-12
-    shared = np.minimum(both / n, error * np.sqrt(floor_error2))  # covariance of the errors of score and floor
-    carried = shared / floor_error2
+    carried = both / n / floor_error2  # of the floor's error, what the score shares
     rest = np.maximum(error**2 - carried**2 * floor_error2, 0.0)
 
     taus, weights = _spread(floor, floor_error2, float(np.sqrt(np.median(f_variance))))

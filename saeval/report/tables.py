@@ -26,7 +26,7 @@ _COLUMNS = {
     "windows": "int64", "answered": "int64", "worst": "double", "best": "double",
     "floor.": "double", "lift": "double", "lift_low": "double", "lift_high": "double", "lift_from": "string", "lift_n": "int64",
     "lift_p": "double", "same_answers": "double", "corrected": "double", "corrected_low": "double", "corrected_high": "double",
-    "judge": "string", "explanation_words": "double", "usd": "double",
+    "judge": "string", "verdict": "string", "explanation_words": "double", "usd": "double",
 }  # fmt: skip
 """Columns and Arrow types, in order; a name that ends in a dot stands for one column a key."""
 

@@ -115,6 +115,7 @@ class _Builder(PartMaker):
         return Task(
             spec.task, spec.version, spec.description, self.template.data, tuple(cells), roles, spec.run,
             self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks, trackers, tuple(spec.findings),
+            spec.leaderboard.correct_for_judge,
         )  # fmt: skip
 
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:

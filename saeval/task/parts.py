@@ -123,6 +123,8 @@ class Task:
     trackers: tuple[Part[Tracker], ...] = ()
     findings: tuple[FindingSpec, ...] = ()
     """Claims to hold against the results."""
+    correct_for_judge: bool = False
+    """Whether scores corrected for the judge's errors are reported, too."""
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saeval import derive_rng
-from saeval.report.judge_errors import corrected
-from saeval.report.lifts import Paired, lifts
-from saeval.report.stats import apart_p, depends_p, detectable_difference, fisher, mean_interval, paired_p
+from saeval._compare.lifts import Paired, lifts
+from saeval._compare.stats import apart_p, depends_p, detectable_difference, fisher, mean_interval, paired_p
+from saeval.plugin import derive_rng
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -157,7 +156,7 @@ def corrections(repetitions: int) -> None:
                 seen = judged(*_erring(hits, alarms, s, c, rng), rng)
                 known = judged(*_erring(np.ones(checked), np.zeros(checked), s, c, rng), rng)
                 truth = (5 / 7 + 1 - 1 / 7) / 2
-                made = corrected((seen.mean(), error_of(seen, rng)), (known.mean(), error_of(known, rng)))
+                made = correct_for_judge((seen.mean(), error_of(seen, rng)), (known.mean(), error_of(known, rng)))
                 plain = (seen.mean() - 1.96 * error_of(seen, rng), seen.mean() + 1.96 * error_of(seen, rng))
                 low, high = made[1] if made else (0.0, 1.0)
                 covered += [plain[0] <= truth <= plain[1], low <= truth <= high]

@@ -71,9 +71,8 @@ async def _gateway(url: str, llm: str, concurrency: int | str, **options: Any) -
     """The gateway, writing down answers and ledger as a run does."""
     from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
-    from saeval import Message, Request
-    from saeval.calls import Budget, CallLog, CallStore
-    from saeval.gateway import Gateway, RoleSettings, rare_garbage_collection
+    from saeval.llm import Budget, CallLog, CallStore, Gateway, RoleSettings, rare_garbage_collection
+    from saeval.plugin import Message, Request
 
     plugin: Any = (
         LiteLLM(model="openai/m", api_base=url, **options)

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.harness import Bench, Figure, cpu_seconds, peak_rss_mb, ratio
 
 if TYPE_CHECKING:
-    from saeval import SparseCoder
+    from saeval.plugin import SparseCoder
 
 WIDTH, LATENTS, K, CONTEXT, BATCH = 256, 32_768, 32, 256, 8
 LAYERS, MANY_LAYERS, EARLY, WORDS = 4, 24, 1, 1_000
@@ -118,7 +118,7 @@ def _coders(folder: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    from saeval import Coder, LinearCoder
+    from saeval.plugin import Coder, LinearCoder
 
     decoder = load_file(folder / "coder.safetensors")["decoder"]
     topk = LinearCoder(decoder.T, decoder, k=K)
@@ -145,7 +145,7 @@ def saeval_side(folder: Path) -> dict[str, float]:
     import torch
     from saeval_plugins.sources import Transformers
 
-    from saeval import ActivationWriter, Corpus, LiveModel
+    from saeval.plugin import ActivationWriter, Corpus, LiveModel
 
     coders = _coders(folder)
     chosen = np.load(folder / "chosen.npy").tolist()

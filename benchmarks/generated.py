@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saeval import ActivationStore, ActivationWriter, TokenDataset
+from saeval.plugin import ActivationStore, ActivationWriter, TokenDataset
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.generated import CONTEXT, LATENTS, batches, corpus, write_store
 from benchmarks.harness import Bench, BenchmarkError, Figure, cpu_seconds, ratio
-from saeval import ActivationStore, LatentId, derive_rng
+from saeval.plugin import ActivationStore, LatentId, derive_rng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.generated import CONTEXT, LATENTS, batches, corpus
 from benchmarks.harness import Bench, Figure, cpu_seconds, peak_rss_mb, ratio
-from saeval import ActivationStore, ActivationWriter
+from saeval.plugin import ActivationStore, ActivationWriter
 
 A_TOKEN = 32  # as with a top-k coder
 _DISTINCT = 27  # of 32 draws for a token, some fall on the same latent

@@ -1,6 +1,6 @@
 """saeval: explain the latents of sparse autoencoders in words, score the explanations, compare SAEs.
 
-Everything that plugins and users may rely on is importable from here. Names load on first use; `__init__.pyi`
+Users import from here, plugin authors from `saeval.plugin`. Names load on first use; `__init__.pyi`
 lists them and says where each lives.
 """
 

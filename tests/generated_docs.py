@@ -16,11 +16,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import saeval.testing
-from saeval import Plugin, Scorer, Step, hookspecs, interfaces, scaffold
-from saeval.cli import main
-from saeval.documented import attribute_docstrings, descriptions
-from saeval.plugins import KINDS, Registry
-from saeval.task_files import shipped_tasks
+from saeval._util.field_docs import attribute_docstrings, descriptions
+from saeval.cli.group import main
+from saeval.plugin import Plugin, Scorer, Step, base as interfaces, hookspecs, scaffold
+from saeval.plugin.registry import KINDS, Registry
+from saeval.task.files import shipped_tasks
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -217,8 +217,8 @@ def mappings(annotation: Any) -> Iterator[type[BaseModel]]:
 HINTS = {
     "source": "`begin = writer.start(dataset, n_latents)` says at which context to begin, which is not 0 where an interrupted run goes on; "
     "`writer.add` takes activations, `writer.advance` says how far they reach, `writer.note` keeps facts.",
-    "coder": "`saeval.LinearCoder` takes matrices, `saeval.ModuleCoder` a function that gives dense activations; anything else derives from "
-    "`saeval.SparseCoder`.",
+    "coder": "`saeval.plugin.LinearCoder` takes matrices, `saeval.plugin.ModuleCoder` a function that gives dense activations; anything else derives from "
+    "`saeval.plugin.SparseCoder`.",
     "sampler": "`store.windows` gives the activating windows, `store.silent_windows` verified silent ones, `store.examples` their texts and "
     "activations.",
     "llm": "A package's own is `model: namespace/name/rest`, and `rest` stands in the option `model`. Time-outs, attempts, the cache, the "

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from made_run import cell, made_run, run_of, score_row
 from rich.console import Console
 
-from saeval.cli import main
+from saeval.cli.group import main
+from saeval.records.scores import Correlation, DecileShares, Finding, Judge, JudgeCheck, RunResult
 from saeval.report.terminal import render
-from saeval.results import Correlation, DecileShares, Finding, Judge, JudgeCheck, RunResult, read
+from saeval.results.reader import read
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from made_run import run_of, score_row
 
-from saeval import derive_rng
-from saeval.report.cells import write_explanations, write_judgements, write_latents
-from saeval.report.stats import mean_interval
-from saeval.results import CellResult, RunResult
+from saeval._compare.stats import mean_interval
+from saeval.plugin import derive_rng
+from saeval.records.scores import CellResult, RunResult
+from saeval.results.cells import write_explanations, write_judgements, write_latents
 
 Scores = Mapping[str, Mapping[int, float]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saeval.results import CellResult, FloorSample, Ledger, RunResult, ScoreRow
+from saeval.records.scores import CellResult, FloorSample, Ledger, RunResult, ScoreRow
 
 SCORERS = {"detection": "balanced_accuracy", "fuzzing": "balanced_accuracy", "embedding": "auroc"}
 VARIANTS = ("explanation", "random_explanation", "top_tokens")

@@ -10,8 +10,9 @@ from typing import Any
 
 from fake_server import FakeServer, fake_server
 
-from saeval import Message, Request
-from saeval.testing import ScriptedLLM, rule_explainer, rule_judge
+from saeval.plugin import Message, Request
+from saeval.testing.planted import rule_explainer, rule_judge
+from saeval.testing.toys import ScriptedLLM
 
 
 def answer(model: ScriptedLLM, messages: list[dict[str, str]]) -> str:

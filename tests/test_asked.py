@@ -13,10 +13,14 @@ from planted_run import spec, truthful, truthful_server
 from tiny import D, tiny_model
 
 import saeval
-from saeval import (
+from saeval import InputError
+from saeval.llm.transcript import Asked, pack, told, unpack
+from saeval.models.coders import LinearCoder
+from saeval.models.live import only_loaded
+from saeval.models.logit_lens import directions
+from saeval.plugin import (
     FillReply,
     FillRequest,
-    InputError,
     LiveModel,
     LogprobReply,
     LogprobRequest,
@@ -25,10 +29,6 @@ from saeval import (
     Request,
     Subject,
 )
-from saeval.asked import Asked, pack, told, unpack
-from saeval.coders import LinearCoder
-from saeval.directions import directions
-from saeval.models.live import only_loaded
 
 
 def rows(run, cell="all", name="calls") -> list[dict]:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from saeval_plugins.llms.hf import HF
 
-import saeval.assets
-from saeval import Asset, InputError, LiveModel, Message, Request, asset_path
-from saeval.assets import asset_check, cache_dir
+import saeval._util.assets
+from saeval import InputError
+from saeval._util.assets import asset_check, cache_dir
+from saeval.plugin import Asset, LiveModel, Message, Request, asset_path
 
 CONTENT = b"weights" * 1000
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from planted_run import spec, truthful_server
 
-from saeval import interfaces, plugins
 from saeval.cli import shared
+from saeval.plugin import base as interfaces, registry as plugins
 
 HEAVY = (
     "torch",

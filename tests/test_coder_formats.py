@@ -26,10 +26,11 @@ from safetensors.torch import load_file, save_file
 from tiny import D, tiny_corpus, tiny_model, tiny_sae
 from tiny_hub import tiny_hub
 
-from saeval import ActivationWriter, Corpus, HookPoint, InputError, LiveModel, down_projection
-from saeval.plugins import Registry
-from saeval.task import load_task
-from saeval.testing import check_coder, check_source
+from saeval import InputError
+from saeval.plugin import ActivationWriter, Corpus, HookPoint, LiveModel, down_projection
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
+from saeval.testing.contracts import check_coder, check_source
 
 F, K = 40, 4
 X = torch.randn(50, D, generator=torch.Generator().manual_seed(1)) * 3

@@ -12,18 +12,10 @@ from saeval_plugins.coders.sae_lens import SaeLens
 from safetensors.torch import load_file, save_file
 from tiny import D_FF, D, tiny_model, tiny_sae
 
-import saeval.coders
-import saeval.encoding
-from saeval import (
-    HookPoint,
-    InputError,
-    LinearCoder,
-    LiveModel,
-    ModuleCoder,
-    NeuronCoder,
-    down_projection,
-    encoding_pass,
-)
+import saeval.models.coders
+import saeval.models.packed_matmul
+from saeval import InputError
+from saeval.plugin import HookPoint, LinearCoder, LiveModel, ModuleCoder, NeuronCoder, down_projection, encoding_pass
 
 NATIVE = (
     "standard", "gated", "topk", "abstopk", "jumprelu",

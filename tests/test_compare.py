@@ -14,9 +14,10 @@ from planted_run import spec, truthful_server
 from scipy import stats
 
 import saeval
-from saeval import InputError, derive_rng
-from saeval.cli import main
-from saeval.report.compare import compare, text
+from saeval import InputError
+from saeval._compare.pairwise import compare, text
+from saeval.cli.group import main
+from saeval.plugin import derive_rng
 
 DETECTION, FUZZING = "detection.balanced_accuracy", "fuzzing.balanced_accuracy"
 

@@ -22,12 +22,15 @@ from jsonschema import Draft202012Validator
 from planted_run import spec, truthful_server
 
 import saeval
-from saeval import Plugin, hookspecs, interfaces
-from saeval.cli import main
-from saeval.plugins import Registry
-from saeval.schema import task_schema
-from saeval.spec import Document, PartSpec, RoleSpec, TaskSpec, cells_of, parse
-from saeval.task import load_task
+from saeval.cli.group import main
+from saeval.plugin import Plugin, base as interfaces, hookspecs
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
+from saeval.task.schema import task_schema
+from saeval.task.spec.checking import parse
+from saeval.task.spec.document import Document
+from saeval.task.spec.matrix import cells_of
+from saeval.task.spec.models import PartSpec, RoleSpec, TaskSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

@@ -7,9 +7,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from saeval import doctor
-from saeval.cli import main
-from saeval.testing import planted_store
+from saeval.cli import doctor
+from saeval.cli.group import main
+from saeval.testing.planted import planted_store
 
 CANARY = "sk-canary-1234567890abcdef"
 
@@ -38,7 +38,7 @@ def test_healthy_machine_has_nothing_wrong_and_shows_no_key(tmp_path):
 
 @pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0"])
 def test_malicious_release_is_wrong(monkeypatch, release):
-    monkeypatch.setattr("saeval.releases.version", lambda _: release)
+    monkeypatch.setattr("saeval._util.releases.version", lambda _: release)
     found = examined(code=1)["malicious releases"]
     assert f"litellm {release} is a malicious release" in found["text"]
 
@@ -51,7 +51,7 @@ def test_package_that_is_missing_or_does_not_fit_is_wrong(monkeypatch):
             raise doctor.PackageNotFoundError(name)
         return "3.0" if name == "transformers" else real(name)
 
-    monkeypatch.setattr("saeval.doctor.version", version)
+    monkeypatch.setattr("saeval.cli.doctor.version", version)
     found = examined(code=1)
     assert "is not installed: pip install 'pydantic" in found["pydantic"]["text"]
     assert "3.0 does not fit: pip install 'transformers" in found["transformers"]["text"]

@@ -6,8 +6,8 @@ import sys
 
 from pydantic import Field
 
-from saeval import Plugin
-from saeval.documented import Documented, descriptions
+from saeval._util.field_docs import Documented, descriptions
+from saeval.plugin import Plugin
 
 
 class Base(Documented):
@@ -64,7 +64,7 @@ def test_class_made_in_a_function_is_documented_and_one_without_source_is_not():
 
     assert descriptions(Local) == {"option": "Of a local class."}
     made: dict = {"__name__": "no_such_module"}
-    exec("from saeval import Plugin\nclass Made(Plugin):\n    option: int = 0\n    '''Lost.'''", made)
+    exec("from saeval.plugin import Plugin\nclass Made(Plugin):\n    option: int = 0\n    '''Lost.'''", made)
     assert "no_such_module" not in sys.modules
     assert descriptions(made["Made"]) == {}
     assert "option" in made["Made"].model_json_schema()["properties"]

@@ -10,8 +10,10 @@ import pytest
 from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.example_embedding import ExampleEmbedding
 
-from saeval import AUROC, Explanation, InputError, auroc, derive_rng
-from saeval.testing import check_scorer, context, make_examples, word_embeddings
+from saeval import InputError
+from saeval.plugin import AUROC, Explanation, auroc, derive_rng
+from saeval.testing.contracts import check_scorer
+from saeval.testing.toys import context, make_examples, word_embeddings
 
 
 def score(examples, explanation="anything", **options):

@@ -17,17 +17,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from hub_server import fake_hub
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from planted_run import spec, truthful_server
 
 import saeval
 from saeval import InputError, StoreError
-from saeval.cli import main
-from saeval.exchange import FORMATS, export_run, import_run
+from saeval.cli.group import main
+from saeval.exchange.formats import FORMATS, export_run, import_run
 from saeval.exchange.hub import pull, push
-from saeval.plugins import Registry
-from saeval.testing import planted_store
+from saeval.plugin.registry import Registry
+from saeval.testing.planted import planted_store
 
 ROOT = Path(__file__).parents[1]
 KEYS = (
@@ -568,7 +567,7 @@ def test_pushed_store_is_the_store(tmp_path):
     store = planted_store(tmp_path / "store", n_latents=3, documents=10)
     push(tmp_path / "store", str(tmp_path / "sent"))
     assert pull(str(tmp_path / "sent"), tmp_path / "back") == "store"
-    back = saeval.ActivationStore.open(tmp_path / "back", verify=True)
+    back = saeval.plugin.ActivationStore.open(tmp_path / "back", verify=True)
     assert back.manifest == store.manifest
     source = Registry().get("source", "recorded").cls(path=tmp_path / "back")
     source.check()

@@ -22,8 +22,8 @@ from tiny import tiny_corpus, tiny_model, tiny_sae
 
 import saeval
 from saeval import BudgetExceeded, InputError, SaevalError
-from saeval.plugins import Registry
-from saeval.task import load_task
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from saeval import Metric, Outcome, Score, Scorer
+from saeval.plugin import Metric, Outcome, Score, Scorer
 
 class Marks(Scorer):
     """Leaves a file for each process that it runs in."""
@@ -219,7 +219,7 @@ def test_limits_of_spending_and_concurrency_hold_over_all_workers(two_nodes, ser
 
 
 def test_worker_that_has_other_files_refuses_to_work(two_nodes, server, tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.executors.ray.identity", lambda task: "other")
+    monkeypatch.setattr("saeval._run.executors.ray.identity", lambda task: "other")
     with pytest.raises(SaevalError, match="differ from those of the machine that runs saeval"):
         saeval.run(on_ray(spec(server)), out=tmp_path / "run")
 

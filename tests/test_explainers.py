@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from planted_run import answer, spec, truthful, truthful_server
 from pydantic import ValidationError
 from saeval_plugins.explainers import saeval_explainers
-from saeval_plugins.explainers._asking import MARKER, parse_explanation
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import STAGED, Default
 from saeval_plugins.explainers.intervention import Intervention
@@ -29,17 +27,11 @@ from saeval_plugins.explainers.top_tokens import TopTokens
 from saeval_plugins.samplers import saeval_samplers
 
 import saeval
-from saeval import Examples, InputError, LatentId, LLMError, ParseError, Refused, Reply, derive_rng
-from saeval.testing import (
-    ScriptedLLM,
-    check_explainer,
-    context,
-    make_example,
-    make_examples,
-    planted_explanation,
-    planted_store,
-    rule_explainer,
-)
+from saeval import InputError, LLMError
+from saeval.plugin import MARKER, Examples, LatentId, ParseError, Refused, Reply, derive_rng, parse_explanation
+from saeval.testing.contracts import check_explainer
+from saeval.testing.planted import planted_explanation, planted_store, rule_explainer
+from saeval.testing.toys import ScriptedLLM, context, make_example, make_examples
 
 
 def explain(explainer, examples, llm=None, seed=0, latent=0):

@@ -17,7 +17,7 @@ from planted_run import finished, spec, truthful, truthful_server
 
 import saeval
 from saeval import InputError, StoreError
-from saeval.runner import GaveUp
+from saeval._run.failures import GaveUp
 
 SMALL = {
     "baselines": ["shuffled_explanation"],
@@ -30,7 +30,7 @@ SMALL = {
 def _quick_and_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
 
 
 @pytest.fixture(params=["openai_compatible/rules", pytest.param("openai/rules", marks=pytest.mark.slow)])
@@ -202,7 +202,7 @@ def test_throughput_recovers_after_a_burst_of_errors(tmp_path):
 
 def test_step_that_hides_a_failed_call_has_no_result(tmp_path):
     (tmp_path / "hiding.py").write_text(
-        "from saeval import Explainer, Explanation, LLMError, Request\n"
+        "from saeval.plugin import Explainer, Explanation, LLMError, Request\n"
         "class Hiding(Explainer):\n"
         "    name = 'hiding'\n"
         "    llm_role = 'explainer'\n"

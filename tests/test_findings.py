@@ -15,18 +15,19 @@ import yaml
 from click.testing import CliRunner
 from planted_run import spec, truthful_server
 
-from saeval import AUROC, BALANCED_ACCURACY, Metric, Score, SpecError, Usage
-from saeval.cli import main
-from saeval.findings import evaluate
-from saeval.metrics import RECALL
-from saeval.plugins import Registry
+from saeval import SpecError
+from saeval._run.aggregate import Scored
+from saeval._run.claims import evaluate
+from saeval._run.sampling import Records
+from saeval.cli.group import main
+from saeval.plugin import AUROC, BALANCED_ACCURACY, Metric, Score, Usage
+from saeval.plugin.registry import Registry
+from saeval.records.metrics import RECALL
+from saeval.records.scores import Explanation, Finding, read_result
 from saeval.report.markdown import markdown
 from saeval.report.terminal import finding_line
-from saeval.results import Explanation, Finding, read
-from saeval.sampling import Records
-from saeval.spec import FindingSpec
-from saeval.summary import Scored
-from saeval.task import load_task
+from saeval.task.loader import load_task
+from saeval.task.spec import FindingSpec
 
 NATS = Metric("nats", low=float("-inf"), high=float("inf"))
 METRICS = {"detection": (BALANCED_ACCURACY, RECALL), "embedding": (AUROC,), "intervention": (NATS,)}
@@ -251,7 +252,7 @@ def planted(tmp_path_factory):
 
 def test_run_tells_of_its_claims_in_results_and_in_every_report(planted):
     folder, shown, _, _ = planted
-    run = read(folder / "run")
+    run = read_result(folder / "run")
     assert [f.outcome for f in run.findings] == ["shown", "contradicted", "cannot be told"]
     html = (folder / "run" / "report" / "index.html").read_text()
     for found in run.findings:
@@ -289,7 +290,7 @@ def test_results_of_earlier_versions_have_no_findings(planted):
     data = json.loads((folder / "run" / "results.json").read_text())
     del data["findings"]
     (folder / "old.json").write_text(json.dumps(data))
-    assert read(folder / "old.json").findings == []
+    assert read_result(folder / "old.json").findings == []
 
 
 def test_orders_of_cells_that_are_tried_are_all_of_them():

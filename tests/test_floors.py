@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saeval import derive_rng
-from saeval.floors import Partners, in_order, judged, number
-from saeval.store import ActivationWriter
-from saeval.tokens import TokenDataset
+from saeval._run.floors import Partners, in_order, judged, number
+from saeval.activations.store import ActivationWriter
+from saeval.activations.tokens import TokenDataset
+from saeval.plugin import derive_rng
 
 CONTEXTS, WINDOW = 400, 4
 

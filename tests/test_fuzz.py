@@ -17,22 +17,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from planted_run import spec, truthful_server
 from rich.console import Console
 
 import saeval
-from saeval import ActivationStore, LatentId, SaevalError, StoreError
-from saeval.calls import CallLog
-from saeval.plan import speed
-from saeval.plugins import Registry
-from saeval.report import write_reports
-from saeval.report.join import FORMATS, written
+from saeval import SaevalError, StoreError
+from saeval._compare.join import FORMATS, written
+from saeval._run.journal import RunDir
+from saeval._run.plan import speed
+from saeval.llm.calls import CallLog
+from saeval.plugin import ActivationStore, LatentId
+from saeval.plugin.registry import Registry
+from saeval.report.files import write_reports
 from saeval.report.terminal import render
-from saeval.run_dir import RunDir
-from saeval.task import load_task
-from saeval.testing import planted_store
+from saeval.task.loader import load_task
+from saeval.testing.planted import planted_store
 
 EXAMPLES = int(os.environ.get("SAEVAL_FUZZ_EXAMPLES", "150"))
 SEARCH = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))

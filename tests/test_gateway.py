@@ -23,14 +23,15 @@ from pydantic import ValidationError
 from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
 import saeval
-from saeval import LLM, BudgetExceeded, LLMError, LogprobRequest, Refused, Reply, Request, StoreError, Usage
-from saeval.calls import Budget, Call, CallLog, CallStore
-from saeval.collect import store_path
-from saeval.gateway import Gateway, RoleSettings
-from saeval.plugins import Registry
-from saeval.progress import display
-from saeval.runner import run_task
-from saeval.task import load_task
+from saeval import BudgetExceeded, LLMError, StoreError
+from saeval._run.collect import store_path
+from saeval._run.runner import run_task
+from saeval._util.progress import display
+from saeval.llm.calls import Budget, Call, CallLog, CallStore
+from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.plugin import LLM, LogprobRequest, Refused, Reply, Request, Usage
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 
 CANARY = "sk-canary-1234567890abcdef"
 
@@ -64,7 +65,7 @@ def ask(gate, *requests, **options):
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
 
 
@@ -218,7 +219,7 @@ def test_asker_that_is_called_off_does_not_take_those_who_wait_with_it(tmp_path)
 
 @pytest.mark.parametrize(("answered", "grace"), [(True, 5.0), (False, 0.1)])
 def test_run_that_stops_keeps_answers_under_way_but_does_not_wait_forever(tmp_path, monkeypatch, answered, grace):
-    monkeypatch.setattr("saeval.gateway._GRACE", grace)
+    monkeypatch.setattr("saeval.llm.gateway._GRACE", grace)
     with fake_server() as server:
         server.delay = 0.2
         server.always = None if answered else hang
@@ -281,7 +282,7 @@ def test_process_killed_at_any_moment_pays_nothing_twice(tmp_path):
         from pathlib import Path
         sys.path.insert(0, sys.argv[1])
         from test_gateway import gateway
-        from saeval import Request
+        from saeval.plugin import Request
         from saeval_plugins.llms import OpenAICompatible
         gate = gateway(Path(sys.argv[2]), OpenAICompatible(model="m", api_base=sys.argv[3]))
         async def main():
@@ -499,7 +500,7 @@ def told_of(folder, llm, *requests, **settings):
 
 
 def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.gateway._TOLD", 0.9)
+    monkeypatch.setattr("saeval.llm.gateway._TOLD", 0.9)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.faults = [error(429, "slow down", headers={"Retry-After": "1"})] * 3
@@ -511,7 +512,7 @@ def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, c
 
 
 def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.gateway._SILENCE", 0.2)
+    monkeypatch.setattr("saeval.llm.gateway._SILENCE", 0.2)
     with fake_server() as server:
         server.delay = 0.6
         told = told_of(tmp_path, direct(server), *(Request.of(str(i)) for i in range(3)))
@@ -523,7 +524,7 @@ def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
 @pytest.mark.parametrize("style", ["rich", "plain", "json"])
 def test_every_display_says_what_a_run_waits_for(style, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.gateway._TOLD", 0.1)
+    monkeypatch.setattr("saeval.llm.gateway._TOLD", 0.1)
     with truthful_server() as server:
         server.faults = [error(503, headers={"Retry-After": "0.2"})]
         saeval.run(

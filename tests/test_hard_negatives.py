@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from pydantic import ValidationError
 from saeval_plugins.samplers import Mix, Quantiles, Random, Top, non_activating
 from saeval_plugins.samplers.non_activating import (
@@ -24,9 +23,11 @@ from saeval_plugins.samplers.non_activating import (
 )
 from test_store import dataset, dense, write
 
-from saeval import ActivationStore, InputError, LatentId, LinearCoder, ModuleCoder, NeuronCoder, derive_rng
-from saeval.plugins import options_error
-from saeval.testing import check_sampler, word_embeddings
+from saeval import InputError
+from saeval.plugin import ActivationStore, LatentId, LinearCoder, ModuleCoder, NeuronCoder, derive_rng
+from saeval.plugin.registry import options_error
+from saeval.testing.contracts import check_sampler
+from saeval.testing.toys import word_embeddings
 
 WINDOW, TILES = 16, 4  # a context of 64 text tokens
 SAMPLERS = [Random, Quantiles, Top, Mix]
@@ -276,7 +277,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np, torch
 from test_store import dataset
-from saeval import ActivationWriter, LinearCoder
+from saeval.plugin import ActivationWriter, LinearCoder
 from saeval_plugins.samplers.non_activating import neighbours
 
 n, d = 131_072, 256

@@ -23,20 +23,20 @@ from planted_run import spec, truthful_server
 from saeval_plugins.scorers.human import Human
 
 import saeval
-from saeval import LatentId
-from saeval.cli import main
-from saeval.errors import InputError
-from saeval.report import cells as files
-from saeval.report import write_reports
+from saeval._compare.join import join
+from saeval._compare.leaderboard import Leaderboard
+from saeval._util.errors import InputError
+from saeval.cli.group import main
+from saeval.plugin import LatentId
+from saeval.records.scores import Correlation, DecileShares, Explanation, Judge, JudgeCheck, RunResult
+from saeval.report.files import write_reports
 from saeval.report.html import index, plots, write_html, write_plots
 from saeval.report.html.latents import CellTables, Ranked
 from saeval.report.html.plots import Series
 from saeval.report.html.svg import Axis
 from saeval.report.html.text import script_json, visible
-from saeval.report.join import join
-from saeval.report.leaderboard import Leaderboard
-from saeval.results import Correlation, DecileShares, Explanation, Judge, JudgeCheck, RunResult
-from saeval.testing import context, make_examples
+from saeval.results import cells as files
+from saeval.testing.toys import context, make_examples
 
 BIDI = "\u202eevil\u2066"
 HOSTILE = [

@@ -9,15 +9,16 @@ from collections import Counter
 
 import pytest
 from fake_server import fake_server
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from planted_run import spec, truthful
 from saeval_plugins.scorers.human import Human
 
 import saeval
-from saeval import Explanation, InputError, LatentId
-from saeval.testing import check_scorer, context, make_examples, planted_explanation
-from saeval.testing.toys import PLANTED
+from saeval import InputError
+from saeval.plugin import Explanation, LatentId
+from saeval.testing.contracts import check_scorer
+from saeval.testing.planted import planted_explanation
+from saeval.testing.toys import PLANTED, context, make_examples
 
 
 @pytest.fixture

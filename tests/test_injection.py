@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_server import fake_server
-from saeval_plugins.scorers._judge import Question
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.fuzzing import Fuzzing
 from saeval_plugins.scorers.injection import ATTACKS, Injection
 
 import saeval
-from saeval import Explanation
-from saeval.testing import ScriptedLLM, check_scorer, context, make_examples, rule_judge
+from saeval.plugin import Explanation, Question
+from saeval.testing.contracts import check_scorer
+from saeval.testing.planted import rule_judge
+from saeval.testing.toys import ScriptedLLM, context, make_examples
 
 TASKS = Path(__file__).parent.parent / "tasks"
 TRUE = Explanation(text="the word 'harbor'")

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from saeval_plugins.scorers.intruder import FAR, Intruder, parse_choice
 
-from saeval import Examples, Explanation, LatentId, LLMError, ParseError, Refused, derive_rng
-from saeval.testing import ScriptedLLM, check_scorer, context, make_example, make_examples
+from saeval import LLMError
+from saeval.plugin import Examples, Explanation, LatentId, ParseError, Refused, derive_rng
+from saeval.testing.contracts import check_scorer
+from saeval.testing.toys import ScriptedLLM, context, make_example, make_examples
 
 TRUE = Explanation(text="the word 'harbor'")
 

@@ -18,9 +18,12 @@ from saeval_plugins.scorers.fuzzing import Fuzzing
 from saeval_plugins.sources.rules import Rules
 
 import saeval
-from saeval import Explanation, InputError, LatentId
-from saeval.store import ActivationWriter
-from saeval.testing import ScriptedLLM, check_scorer, check_source, context, make_examples, rule_judge
+from saeval import InputError
+from saeval.activations.store import ActivationWriter
+from saeval.plugin import Explanation, LatentId
+from saeval.testing.contracts import check_scorer, check_source
+from saeval.testing.planted import rule_judge
+from saeval.testing.toys import ScriptedLLM, context, make_examples
 
 TASKS = Path(__file__).parent.parent / "tasks"
 RULES = TASKS / "judge-check" / "rules.yaml"

@@ -21,9 +21,9 @@ import yaml
 from planted_run import finished, spec, truthful_server
 
 import saeval
-from saeval import Message, Request, content_hash
-from saeval.plugins import Registry
-from saeval.task import load_task
+from saeval.plugin import Message, Request, content_hash
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 
 KILLS = int(os.environ.get("SAEVAL_KILLS", "12"))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import saeval
+import saeval.plugin
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,14 +21,40 @@ def test_layers_import_only_what_is_below_them():
     assert done.returncode == 0, done.stdout
 
 
-def test_built_ins_import_from_saeval_only_what_it_exports():
+def test_built_ins_import_only_the_face_for_plugin_authors():
     for file in (ROOT / "plugins").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "saeval":
-                assert node.module == "saeval", f"{file.name}: from {node.module}"
-                assert {a.name for a in node.names} <= set(saeval.__all__), file.name
+                assert node.module == "saeval.plugin", f"{file.name}: from {node.module}"
+                assert {a.name for a in node.names} <= set(saeval.plugin.__all__), file.name
             if isinstance(node, ast.Import):
                 assert not any(a.name.split(".")[0] == "saeval" for a in node.names), file.name
+
+
+def test_folders_import_each_other_through_their_doors():
+    open_rooms = {"saeval.plugin.base", "saeval.plugin.registry", "saeval.plugin.scaffold", "saeval._run.plan"}
+    doors = {f"saeval.{path.name}" for path in (ROOT / "saeval").iterdir() if path.is_dir()} | open_rooms
+    for file in (ROOT / "saeval").rglob("*.py"):
+        folder = file.relative_to(ROOT / "saeval").parts[0]
+        for node in ast.walk(ast.parse(file.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) and not node.level else None
+            if not module or not module.startswith("saeval.") or module.split(".")[1] == folder:
+                continue
+            is_door = module in doors or module == "saeval._util.lazy"
+            assert is_door, f"{file.relative_to(ROOT)}: import from the folder, not from {module}"
+
+
+def test_the_map_in_contributing_lists_the_folders_in_their_order():
+    page = (ROOT / "CONTRIBUTING.md").read_text().split("<!-- map -->")[1].split("<!-- /map -->")[0]
+    contract = (ROOT / ".importlinter").read_text().split("layers =\n")[1].split("exhaustive")[0]
+    folders = {path.name for path in (ROOT / "saeval").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert re.findall(r"^\| `(\w+)/`", page, re.MULTILINE) == contract.split()
+    assert set(contract.split()) == folders
+
+
+def test_the_house_has_one_folder_per_stage():
+    entries = [path.name for path in (ROOT / "saeval").iterdir() if not path.name.startswith("__pycache__")]
+    assert len(entries) <= 20, sorted(entries)
 
 
 def test_importing_every_module_of_the_built_ins_imports_nothing_heavy():
@@ -46,5 +74,6 @@ def test_importing_every_module_of_the_built_ins_imports_nothing_heavy():
 
 
 def test_every_exported_name_is_there():
-    for name in saeval.__all__:
-        assert getattr(saeval, name) is not None
+    for face in (saeval, saeval.plugin):
+        for name in face.__all__:
+            assert getattr(face, name) is not None

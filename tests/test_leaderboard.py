@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from made_run import cell, run_of, score_row
 
 from saeval import InputError
-from saeval.cli import main
-from saeval.report.join import join, written
+from saeval._compare.join import join, written
+from saeval.cli.group import main
 
 SAME = {"corpus": "aaaaaaaabbbb"}
 
@@ -309,8 +309,8 @@ def test_families_may_be_an_axis_and_every_format_shows_them(tmp_path):
 
 
 def test_interval_of_an_interpolated_score_covers_by_simulation():
-    from saeval import derive_rng
-    from saeval.report.matched import at_l0
+    from saeval._compare.matched_l0 import at_l0
+    from saeval.plugin import derive_rng
 
     rng = derive_rng(1, "matched")
     truth = {16.0: 0.8, 64.0: 0.6}

@@ -10,16 +10,15 @@ import pytest
 from made_run import cell, floor_sample, run_of, score_row
 from scipy import stats as scipy_stats
 
-from saeval import derive_rng
-from saeval.metrics import BALANCED_ACCURACY, PEARSON, Metric
-from saeval.report import stats
-from saeval.report.judge_errors import corrected, verdict
-from saeval.report.leaderboard import Leaderboard
-from saeval.report.lift_rows import with_lifts
-from saeval.report.lifts import Paired, lifts
-from saeval.report.score_rows import Floors, Scoring
-from saeval.report.score_rows import score_row as made_row
-from saeval.results import split_ranking
+from saeval._compare import stats
+from saeval._compare.judge_errors import verdict
+from saeval._compare.leaderboard import Leaderboard
+from saeval._compare.lift_rows import with_lifts
+from saeval._compare.lifts import Paired, lifts
+from saeval._compare.score_rows import Floors, Scoring, score_row as made_row
+from saeval.plugin import derive_rng
+from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
+from saeval.records.scores import split_ranking
 
 
 def paired(own, floor, n=100, m=50, sd=(0.1, 0.1), r=0.0, shared=None, **changes):
@@ -169,24 +168,24 @@ def test_equal_differences_leave_the_error_that_they_can_hide():
 
 
 def test_correction_divides_what_is_above_chance_by_what_a_judge_lets_through():
-    value, (low, high) = corrected((0.7, 0.02), (0.9, 0.01))
+    value, (low, high) = correct_for_judge((0.7, 0.02), (0.9, 0.01))
     assert value == pytest.approx(0.5 + 0.2 / 0.8)
     assert low < value < high and high - low > 2 * 1.96 * 0.02 / 0.8  # wider than for a judge known exactly
-    exact = corrected((0.7, 0.02), (0.9, 0.0))
+    exact = correct_for_judge((0.7, 0.02), (0.9, 0.0))
     assert exact[1] == pytest.approx((0.75 - 1.96 * 0.025, 0.75 + 1.96 * 0.025))
 
 
 def test_a_perfect_judge_corrects_nothing_and_scores_stay_in_range():
-    assert corrected((0.7, 0.01), (1.0, 0.0))[0] == pytest.approx(0.7)
-    assert corrected((0.97, 0.02), (0.8, 0.01))[0] == 1.0
-    assert corrected((0.02, 0.01), (0.8, 0.01))[1][0] == 0.0
-    assert corrected((0.5, 0.01), (0.8, 0.01))[0] == pytest.approx(0.5)
+    assert correct_for_judge((0.7, 0.01), (1.0, 0.0))[0] == pytest.approx(0.7)
+    assert correct_for_judge((0.97, 0.02), (0.8, 0.01))[0] == 1.0
+    assert correct_for_judge((0.02, 0.01), (0.8, 0.01))[1][0] == 0.0
+    assert correct_for_judge((0.5, 0.01), (0.8, 0.01))[0] == pytest.approx(0.5)
 
 
 def test_a_judge_that_may_know_nothing_cannot_be_corrected_for():
-    assert corrected((0.7, 0.02), (0.5, 0.01)) is None
-    assert corrected((0.7, 0.02), (0.52, 0.02)) is None
-    assert corrected((0.7, 0.02), (0.4, 0.01)) is None
+    assert correct_for_judge((0.7, 0.02), (0.5, 0.01)) is None
+    assert correct_for_judge((0.7, 0.02), (0.52, 0.02)) is None
+    assert correct_for_judge((0.7, 0.02), (0.4, 0.01)) is None
 
 
 @pytest.mark.parametrize(
@@ -261,9 +260,7 @@ def told(found):
 def test_what_windows_alone_explain_does_not_rank():
     found = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50))
     assert found.ranking == "lift" and [rank for _, rank in told(found)] == ["1-2", "1-2"]
-    raw = board(
-        contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50), rank_by="detection.balanced_accuracy.raw"
-    )
+    raw = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50), rank_by="detection.balanced_accuracy.raw")
     assert raw.ranking == "raw" and told(raw) == [("a", "1"), ("b", "2")]
     assert any("as asked for" in note for note in raw.notes)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import KINDS, TEXT, D, tiny_model, tiny_tokenizer
 
-from saeval import HookPoint, InputError, LiveModel
+from saeval import InputError
+from saeval.plugin import HookPoint, LiveModel
 
 TOKENS = torch.arange(3, 3 + 2 * 12).reshape(2, 12)
 

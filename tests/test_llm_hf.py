@@ -13,7 +13,8 @@ import transformers
 from saeval_plugins.llms import HF
 from tiny import SIZES, tiny_model, tiny_tokenizer
 
-from saeval import FillRequest, InputError, LiveModel, LLMError, LogprobRequest, Message, Request
+from saeval import InputError, LLMError
+from saeval.plugin import FillRequest, LiveModel, LogprobRequest, Message, Request
 
 PREFIX = "The old captain walked slowly along the deck and looked at the grey sea. Nobody spoke. "
 PROMPTS = (

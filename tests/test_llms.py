@@ -18,13 +18,14 @@ from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
 from test_gateway import ask, direct, gateway, through_litellm
 
 import saeval
-from saeval import InputError, LLMError, LogprobRequest, Message, Refused, Request, TokenLogprobs
-from saeval.calls import export_replay
+from saeval import InputError, LLMError
+from saeval.llm.calls import export_replay
+from saeval.plugin import LogprobRequest, Message, Refused, Request, TokenLogprobs
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
@@ -81,10 +82,10 @@ def test_answer_cut_at_the_limit_says_so_and_an_empty_one_is_not_asked_for_again
 
 
 def test_server_without_a_key_gets_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINE", "mine-123456")
+    monkeypatch.setenv("MINE_API_KEY", "mine-123456")
     with fake_server() as server:
-        ask(gateway(tmp_path, direct(server, api_key_env="MINE")), Request.of("x"))
-        ask(gateway(tmp_path, direct(server, api_key_env="NOT_SET")), Request.of("y"))
+        ask(gateway(tmp_path, direct(server, api_key_env="MINE_API_KEY")), Request.of("x"))
+        ask(gateway(tmp_path, direct(server, api_key_env="NOT_SET_API_KEY")), Request.of("y"))
         assert [h.get("Authorization") for h in server.headers] == ["Bearer mine-123456", None]
 
 
@@ -104,7 +105,7 @@ def test_connections_are_pooled_and_closed():
 
 
 def test_key_in_the_address_is_refused():
-    with pytest.raises(InputError, match="put keys into the environment"):
+    with pytest.raises(InputError, match="without user name, password"):
         OpenAICompatible(model="m", api_base="http://user:pass@localhost/v1").check()
 
 
@@ -125,7 +126,7 @@ def test_price_is_litellm_s_where_it_knows_the_model(tmp_path):
 
 @pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0", "1.107.3"])
 def test_malicious_litellm_releases_are_refused_before_import(monkeypatch, release):
-    monkeypatch.setattr("saeval.releases.version", lambda _: release)
+    monkeypatch.setattr("saeval._util.releases.version", lambda _: release)
     monkeypatch.delitem(sys.modules, "litellm", raising=False)
     llm = LiteLLM(model="openai/x")
     with pytest.raises(InputError, match=f"litellm {release} is a malicious release"):
@@ -225,7 +226,7 @@ def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_p
 @quick
 @pytest.mark.slow
 def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.gateway._SILENCE", 0.05)
+    monkeypatch.setattr("saeval.llm.gateway._SILENCE", 0.05)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.looks = 20

@@ -12,9 +12,10 @@ import yaml
 from tiny import D, tiny_corpus, tiny_model
 
 import saeval
-from saeval import ActivationWriter, InputError, LinearCoder, LiveModel, Subject, TokenDataset
-from saeval.fidelity import fidelity
-from saeval.patterns import position_dependence, token_share
+from saeval import InputError
+from saeval.activations.latent_stats import position_dependence, token_share
+from saeval.models.fidelity import measure_fidelity
+from saeval.plugin import ActivationWriter, LinearCoder, LiveModel, Subject, TokenDataset
 
 
 def coder(scale: float) -> LinearCoder:
@@ -57,14 +58,17 @@ def store(tmp_path_factory, subject):
 
 
 def test_perfect_reconstruction_recovers_everything_and_zero_nothing(subject, store):
-    perfect, nothing = fidelity(subject, coder(1.0), store, 10_000), fidelity(subject, coder(0.0), store, 10_000)
+    perfect, nothing = (
+        measure_fidelity(subject, coder(1.0), store, 10_000),
+        measure_fidelity(subject, coder(0.0), store, 10_000),
+    )
     assert perfect.recovered == pytest.approx(1, abs=1e-4) and nothing.recovered == pytest.approx(0, abs=1e-6)
     assert perfect.clean == nothing.clean and nothing.spliced == pytest.approx(nothing.ablated)
     assert perfect.tokens == int(store.mask[:, 1:].sum())
 
 
 def test_clean_cross_entropy_is_the_model_s_own(subject, store):
-    found = fidelity(subject, coder(1.0), store, 10_000)
+    found = measure_fidelity(subject, coder(1.0), store, 10_000)
     total, count = 0.0, 0
     with torch.inference_mode():
         for ids, length in zip(store.tokens, store.lengths, strict=True):
@@ -75,14 +79,14 @@ def test_clean_cross_entropy_is_the_model_s_own(subject, store):
 
 
 def test_part_of_the_corpus_is_spread_over_it(subject, store):
-    assert fidelity(subject, coder(1.0), store, 32).tokens == int(store.mask[[0, 8]].sum())
+    assert measure_fidelity(subject, coder(1.0), store, 32).tokens == int(store.mask[[0, 8]].sum())
 
 
 def test_transcoder_is_refused_in_a_sentence(subject, store):
     other = coder(1.0)
     other.autoencoder = False
     with pytest.raises(InputError, match="does not reconstruct what it reads"):
-        fidelity(subject, other, store)
+        measure_fidelity(subject, other, store)
 
 
 def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
@@ -104,7 +108,7 @@ def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
     assert set(measures) == {"l0", "ce_recovered", "ce_clean", "ce_spliced", "ce_ablated"}
     expected = (measures["ce_ablated"] - measures["ce_spliced"]) / (measures["ce_ablated"] - measures["ce_clean"])
     assert measures["ce_recovered"] == pytest.approx(expected)
-    monkeypatch.setattr("saeval.runner.fidelity", None)
+    monkeypatch.setattr("saeval._run.runner.measure_fidelity", None)
     assert saeval.run(tmp_path / "task.yaml", out=tmp_path / "run").cells[0].measures == measures
     rows = pq.read_table(tmp_path / "run" / "cells" / "all" / "latents.parquet").to_pylist()
     assert all(0 < row["token_share"] <= 1 and 0 <= row["position_dependence"] <= 1 for row in rows)

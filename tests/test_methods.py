@@ -19,8 +19,8 @@ from saeval_plugins.scorers.human import Human
 
 import saeval
 from saeval import SpecError
-from saeval.plugins import Registry
-from saeval.task import load_task
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 
 
 @pytest.fixture(autouse=True)

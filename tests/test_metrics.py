@@ -7,13 +7,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from scipy import stats
 from sklearn import metrics as reference
 
-from saeval import derive_rng, metrics
-from saeval.report.stats import mean_interval
+from saeval._compare.stats import mean_interval
+from saeval.plugin import derive_rng
+from saeval.records import metrics
 
 judged = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
 valued = st.lists(

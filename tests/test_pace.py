@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from saeval.pace import FindingGate, Gate
+from saeval.llm.concurrency import FindingGate, Gate
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):

@@ -13,11 +13,12 @@ import yaml
 from click.testing import CliRunner
 from planted_run import spec, truthful_server
 
-from saeval.cli import main
-from saeval.plugins import Registry
-from saeval.spec import FindingSpec, plain, score_reference
-from saeval.task import Task, load_task
-from saeval.task_files import find_group, shipped_tasks
+from saeval.cli.group import main
+from saeval.plugin.registry import Registry
+from saeval.task.files import find_group, shipped_tasks
+from saeval.task.loader import load_task
+from saeval.task.parts import Task
+from saeval.task.spec import FindingSpec, plain, score_reference
 
 REGISTRY = Registry(disabled=["*"])
 SHIPPED = dict(shipped_tasks(REGISTRY))
@@ -233,7 +234,7 @@ def test_task_builds_on_one_of_an_installed_package(tmp_path, monkeypatch):
     (tasks / "all.yaml").write_text("saeval: 1\ngroup: lab-all\ntags: [lab]\ntasks: [lab.yaml]\n")
     site = tasks.parent
     (site / "saeval_lab.py").write_text(
-        "from pathlib import Path\nfrom saeval import hookimpl\n\n@hookimpl\ndef saeval_task_dirs():\n"
+        "from pathlib import Path\nfrom saeval.plugin import hookimpl\n\n@hookimpl\ndef saeval_task_dirs():\n"
         "    return [Path(__file__).parent / 'tasks']\n"
     )
     info = site / "saeval_lab-1.0.dist-info"

@@ -14,10 +14,11 @@ from planted_run import spec, truthful_server
 
 import saeval
 from saeval import InputError
-from saeval.cli import main
-from saeval.plan import plan, speed
-from saeval.plugins import Registry
-from saeval.task import load_task
+from saeval._run.plan import speed
+from saeval._run.plan.planning import plan
+from saeval.cli.group import main
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 
 LATENTS = 64  # as many as can be planted
 
@@ -237,7 +238,7 @@ def test_prices_are_litellm_s_where_it_knows_the_model(tmp_path, monkeypatch):
 
 def test_step_that_cannot_be_tried_is_unknown_with_its_reason(tmp_path):
     (tmp_path / "odd.py").write_text(
-        "from saeval import Explainer\n"
+        "from saeval.plugin import Explainer\n"
         "class Odd(Explainer):\n"
         "    name = 'odd'\n"
         "    llm_role = 'explainer'\n"

@@ -8,10 +8,10 @@ import textwrap
 import pytest
 
 from saeval import PluginError
-from saeval.plugins import Registry, options_error
+from saeval.plugin.registry import Registry, options_error
 
 SCORER = """
-from saeval import AUROC, Score, Scorer, hookimpl
+from saeval.plugin import AUROC, Score, Scorer, hookimpl
 
 class Good(Scorer):
     name = "good"
@@ -220,8 +220,8 @@ def test_misspelt_name_of_a_third_party_gets_a_suggestion(install):
 
 
 def test_spec_that_names_a_broken_package_is_refused_with_the_reason(install):
-    from saeval.errors import SpecError
-    from saeval.task import load_task
+    from saeval._util.errors import SpecError
+    from saeval.task.loader import load_task
 
     install("saeval-acme", "import gpt4all_is_not_there")
     spec = {

@@ -19,19 +19,12 @@ from saeval_plugins.scorers import Detection, Fuzzing
 from test_store import dataset, dense, write
 
 import saeval
-from saeval import Explanation, LatentId, LatentRecord, derive_rng
-from saeval.plugins import Registry
-from saeval.task import load_task
-from saeval.testing import (
-    ScriptedLLM,
-    check_sampler,
-    check_scorer,
-    context,
-    make_examples,
-    planted_explanation,
-    planted_store,
-    rule_judge,
-)
+from saeval.plugin import Explanation, LatentId, LatentRecord, derive_rng
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
+from saeval.testing.contracts import check_sampler, check_scorer
+from saeval.testing.planted import planted_explanation, planted_store, rule_judge
+from saeval.testing.toys import ScriptedLLM, context, make_examples
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 

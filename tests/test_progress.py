@@ -8,7 +8,7 @@ import pytest
 from planted_run import spec, truthful_server
 
 import saeval
-from saeval.progress import Plain, display
+from saeval._util.progress import Plain, display
 
 
 @pytest.fixture

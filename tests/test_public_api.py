@@ -6,15 +6,20 @@ import inspect
 from pathlib import Path
 
 import saeval
+import saeval.plugin
 
 FILE = Path(__file__).with_name("public_api.txt")
 
 
 def signatures() -> str:
-    """Every exported name, with the signatures of functions and of classes' public methods."""
+    """Every exported name of both faces, with the signatures of functions and of classes' public methods."""
+    return "".join(f"# {face.__name__}\n{_signatures(face)}\n" for face in (saeval, saeval.plugin))
+
+
+def _signatures(face) -> str:
     lines = []
-    for name in sorted(saeval.__all__):
-        thing = getattr(saeval, name)
+    for name in sorted(face.__all__):
+        thing = getattr(face, name)
         if inspect.isfunction(thing):
             lines.append(f"{name}{inspect.signature(thing)}")
         elif inspect.isclass(thing):

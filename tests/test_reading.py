@@ -46,7 +46,7 @@ def test_run_gives_what_read_gives_and_a_copy_elsewhere_is_equal(two_cells, tmp_
     assert run == saeval.read(two_cells / "results.json")
     shutil.copytree(two_cells, tmp_path / "copy")
     assert saeval.read(tmp_path / "copy") == run
-    assert saeval.RunResult.model_validate_json(run.model_dump_json(by_alias=True)) == run
+    assert saeval.plugin.RunResult.model_validate_json(run.model_dump_json(by_alias=True)) == run
     assert run != run.model_copy(update={"seed": 1})
 
 

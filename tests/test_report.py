@@ -19,12 +19,14 @@ from rich.console import Console
 from scipy import stats
 
 import saeval
-from saeval import results
-from saeval.errors import InputError
-from saeval.report import cells, safe_text, write_reports
-from saeval.report.leaderboard import Leaderboard
+from saeval._compare.leaderboard import Leaderboard
+from saeval._util.errors import InputError
+from saeval._util.text import safe_text
+from saeval.records import scores as results
+from saeval.report.files import write_reports
 from saeval.report.markdown import markdown
 from saeval.report.terminal import number, render, with_interval
+from saeval.results import cells
 
 HOSTILE = ["<script>alert(1)</script>", "a | b", "=cmd()", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07x", "two\n# lines", "[bold]x[/bold]", "[/nothing]", "\u202eevil",
            "@SUM(A1)", "\t=1+1", " +1", "-2+3", "`code`", "![i](http://h/p.png)"]  # fmt: skip
@@ -325,7 +327,7 @@ def test_results_written_before_there_were_deciles_and_correlations_can_be_read(
 
 
 PLANTED_SCORERS = """
-from saeval import Metric, Scorer, Score
+from saeval.plugin import Metric, Scorer, Score
 
 class Planted(Scorer):
     name = "planted"

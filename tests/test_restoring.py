@@ -13,11 +13,11 @@ from planted_run import spec, truthful, truthful_server
 
 import saeval
 from saeval._util.encodable import clean, clean_text
-from saeval.llm import Message, Request
-from saeval.plugins import Registry
-from saeval.seeding import content_hash
-from saeval.task import load_task
-from saeval.tokens import Corpus
+from saeval._util.seeding import content_hash
+from saeval.activations.tokens import Corpus
+from saeval.plugin.registry import Registry
+from saeval.records.messages import Message, Request
+from saeval.task.loader import load_task
 
 HALF = "\ud83d"
 SMALL = {"baselines": [], "scorers": {"detection": {}}}
@@ -27,7 +27,7 @@ SMALL = {"baselines": [], "scorers": {"detection": {}}}
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
 
 
 # --- text ---

@@ -12,15 +12,16 @@ from fake_server import error
 from planted_run import spec, truthful, truthful_server
 
 import saeval
-from saeval import InputError, LatentRecord, Outcome, SpecError
-from saeval.progress import Plain
-from saeval.runner import GaveUp
+from saeval import InputError, SpecError
+from saeval._run.failures import GaveUp
+from saeval._util.progress import Plain
+from saeval.plugin import LatentRecord, Outcome
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
 
 
 def rows(result, variant="explanation"):
@@ -197,7 +198,7 @@ def test_damaged_lines_of_the_ledger_are_told_of_for_they_may_have_cost_somethin
 
 BAD_SCORER = """
 import asyncio, sys, time
-from saeval import Score, Scorer, AUROC
+from saeval.plugin import Score, Scorer, AUROC
 class Bad(Scorer):
     name = "bad"
     metrics = (AUROC,)
@@ -247,7 +248,7 @@ def test_run_that_nearly_used_up_memory_stops_and_goes_on_where_it_stopped(tmp_p
     with truthful_server() as server:
         left = iter([0.5, 0.5, 0.01])
         with monkeypatch.context() as patch:
-            patch.setattr("saeval.runner.memory_left", lambda: next(left))
+            patch.setattr("saeval._run.runner.memory_left", lambda: next(left))
             with pytest.raises(saeval.SaevalError, match=r"memory is nearly used up \(1.0% left\)"):
                 saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
         asked = len(server.calls)
@@ -309,7 +310,7 @@ def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
 
 WATCHING_SCORER = """
 import collections, gc, pathlib
-from saeval import AUROC, Outcome, Score, Scorer, LatentRecord
+from saeval.plugin import AUROC, Outcome, Score, Scorer, LatentRecord
 class Watching(Scorer):
     name = "watching"
     metrics = (AUROC,)
@@ -338,7 +339,7 @@ def test_memory_does_not_grow_with_the_latents_and_nothing_is_lost_by_it(tmp_pat
         return result.model_dump(exclude={"run_id", "spec_sha", "ledger", "seconds", "components", "judges"}), (tmp_path / out)
 
     kept, folder = made("kept", "all.txt")
-    monkeypatch.setattr("saeval.sampling.Records.KEPT", 3)
+    monkeypatch.setattr("saeval._run.sampling.Records.KEPT", 3)
     gc.collect()
     before = [sum(issubclass(type(x), kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
     few, again = made("few", "few.txt")
@@ -373,7 +374,7 @@ def test_collecting_that_stands_still_is_told_of_and_may_go_on(tmp_path, capsys)
 
 
 FICKLE_SAMPLER = """
-from saeval import Sampler
+from saeval.plugin import Sampler
 class Fickle(Sampler):
     name = "fickle"
     def sample(self, store, latent, rng):
@@ -387,7 +388,7 @@ class Fickle(Sampler):
 
 
 def test_sampler_whose_windows_come_and_go_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.sampling.Records.KEPT", 1)
+    monkeypatch.setattr("saeval._run.sampling.Records.KEPT", 1)
     (tmp_path / "fickle.py").write_text(FICKLE_SAMPLER)
     with truthful_server() as server, pytest.raises(InputError, match="gave windows once and none the next time"):
         saeval.run(spec(server, sampler=f"{tmp_path}/fickle.py:Fickle"), out=tmp_path / "run")

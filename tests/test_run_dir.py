@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from saeval import InputError
-from saeval.run_dir import RunDir
+from saeval._run.journal import RunDir
 
 
 def test_finished_work_is_there_when_the_directory_is_opened_again(tmp_path):

@@ -7,14 +7,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from saeval_plugins.samplers import Mix, Quantiles, Random, SAEBench, Top
 from saeval_plugins.samplers.windows import draw_each, strongest_first
 from scipy.stats import chisquare
 from test_store import dataset, dense, write
 
-from saeval import LatentId, derive_rng
+from saeval.plugin import LatentId, derive_rng
 
 SAMPLERS = [Random, Quantiles, Top, Mix]
 OPTIONS = {"window": 16, "explain": 10, "score": 30, "explain_non_activating": 6, "non_activating": {"n": 20}}

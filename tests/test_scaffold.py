@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from test_packaging import new_environment, sh
 
 import saeval
-from saeval import AUROC, LLM, InputError, LLMError, LogprobReply, PluginError, Reply, Score, Scorer, Usage, scaffold
-from saeval.cli import main
-from saeval.plugin_checks import check_package
-from saeval.plugins import KINDS, Loaded, Registry
-from saeval.task import load_task
-from saeval.testing import check_llm
+from saeval import InputError, LLMError, PluginError
+from saeval.cli.group import main
+from saeval.plugin import AUROC, LLM, LogprobReply, Reply, Score, Scorer, Usage, scaffold
+from saeval.plugin.registry import KINDS, Loaded, Registry
+from saeval.task.loader import load_task
+from saeval.testing.contracts import check_llm
+from saeval.testing.plugin_checks import check_package
 
 ROOT = Path(__file__).parents[1]
 RUNNABLE = {"scorer", "explainer", "sampler", "source"}
@@ -222,7 +223,7 @@ def acme(monkeypatch):
         found = {("scorer", c.name): Loaded(f"acme/{c.name}", "scorer", c, "saeval-acme", "1.0") for c in classes}
         monkeypatch.setattr(Registry, "load", lambda self, namespace: found)
         monkeypatch.setattr(Registry, "namespaces", ["acme"])
-        monkeypatch.setattr("saeval.plugin_checks.shipped_tasks", lambda registry: [])
+        monkeypatch.setattr("saeval.testing.plugin_checks.shipped_tasks", lambda registry: [])
 
     return provide
 

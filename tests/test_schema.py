@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from pydantic import Field
 
-from saeval import Metric, Score, Scorer
-from saeval.cli import main
-from saeval.plugins import Loaded, Registry
-from saeval.schema import task_schema
+from saeval.cli.group import main
+from saeval.plugin import Metric, Score, Scorer
+from saeval.plugin.registry import Loaded, Registry
+from saeval.task.schema import task_schema
 
 ROOT = Path(__file__).parents[1]
 TASKS = [file for file in (ROOT / "tasks").rglob("*.yaml") if isinstance(yaml.safe_load(file.read_text()), dict)]

@@ -10,42 +10,32 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from saeval_plugins.answers import answer_probabilities, parse_list
-from saeval_plugins.prompts import marked_line
+from hypothesis import given, settings, strategies as st
 from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.fuzzing import Fuzzing
 
-from saeval import (
+from saeval import BudgetExceeded, InputError, LLMError
+from saeval.models.embeddings import _Embedder, embedder
+from saeval.plugin import (
     AUROC,
-    BudgetExceeded,
     Examples,
     Explanation,
-    InputError,
     LatentId,
-    LLMError,
     ParseError,
     Refused,
     Reply,
     TokenLogprobs,
+    answer_probabilities,
     auroc,
     derive_rng,
+    marked_line,
+    parse_list,
 )
-from saeval.embed import _Embedder, embedder
-from saeval.testing import (
-    ScriptedLLM,
-    check_scorer,
-    context,
-    make_example,
-    make_examples,
-    planted_explanation,
-    planted_store,
-    rule_judge,
-)
-from saeval.testing.toys import FILLER
+from saeval.testing.contracts import check_scorer
+from saeval.testing.planted import planted_explanation, planted_store, rule_judge
+from saeval.testing.toys import FILLER, ScriptedLLM, context, make_example, make_examples
 
 JUDGES = [Detection, Fuzzing]
 MODES = ["list", "probability"]
@@ -629,7 +619,7 @@ def test_threads_share_one_model_and_its_vectors():
 
 
 def test_only_so_many_vectors_are_kept(monkeypatch):
-    monkeypatch.setattr("saeval.embed._KEPT", 3)
+    monkeypatch.setattr("saeval.models.embeddings._KEPT", 3)
     model = CountingModel()
     embed = _Embedder(lambda _: model)
     embed("m", ["a", "b", "c", "d", "e"])
@@ -665,6 +655,6 @@ def test_the_packaged_model_tells_texts_apart_and_embeds_alone_as_in_company(tmp
 
 
 def _fresh():
-    from saeval.embed import _load
+    from saeval.models.embeddings import _load
 
     return _Embedder(_load)

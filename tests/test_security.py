@@ -14,10 +14,11 @@ from fake_server import content, drop, error
 from planted_run import spec, truthful, truthful_server
 
 import saeval
-from saeval import InputError, SpecError, without_secrets
-from saeval.plugins import Registry
-from saeval.task import load_task
-from saeval.testing import planted_store
+from saeval import InputError, SpecError
+from saeval.plugin import without_secrets
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
+from saeval.testing.planted import planted_store
 
 CANARY = "zq7canary4Xw1b9Kd0tR"  # looks like no key, so that only its value gives it away
 DANGEROUS = ("\x1b", "\x07", "\x9b", "\x9d", "\u202e", "\u2066", "\r")
@@ -50,7 +51,7 @@ SAYS_KEY = {
     "error in 200": lambda request: error(200, f"bad {CANARY}")(request), "dropped": drop,
 }  # fmt: skip
 RAISES = f"""
-from saeval import Explainer
+from saeval.plugin import Explainer
 class Raises(Explainer):
     name = "raises"
     async def explain(self, examples, context):
@@ -61,7 +62,7 @@ class Raises(Explainer):
 @pytest.mark.parametrize("model", ["openai_compatible/rules", pytest.param("openai/rules", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", SAYS_KEY.values(), ids=SAYS_KEY.keys())
 def test_key_is_sent_but_in_no_file_log_traceback_result_or_output(tmp_path, capfd, monkeypatch, model, fault):
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
     with truthful_server() as server:
         role = {"model": model, "api_base": server.url, "max_tokens": 100, "retries": 1}
         task = spec(server, llms={"explainer": role, "judge": role}, baselines=[], scorers={"detection": {}})

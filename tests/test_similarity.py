@@ -11,9 +11,11 @@ from click.testing import CliRunner
 from made_cells import cell_of, explained, write_run
 from tiny import tiny_sae
 
-from saeval import InputError, derive_rng, similarity
-from saeval.cli import main
-from saeval.similarity import compare_vectors, match
+from saeval import InputError
+from saeval._compare import latent_matching as similarity
+from saeval._compare.latent_matching import compare_vectors, match
+from saeval.cli.group import main
+from saeval.plugin import derive_rng
 
 
 def directions(key: str, n: int = 300, d: int = 64) -> np.ndarray:

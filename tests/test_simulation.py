@@ -14,23 +14,24 @@ import numpy as np
 import pytest
 from aiohttp import web
 from fake_server import fake_server
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from saeval_plugins.llms import HF, OpenAICompatible
 from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.scorers._number import find_number, strength
 from saeval_plugins.scorers.simulation import Simulation
 from tiny import tiny_model
 
-from saeval import (
+from saeval import BudgetExceeded, LLMError
+from saeval._run.steps import Meter
+from saeval.llm.calls import Budget, CallLog, CallStore
+from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.plugin import (
     LLM,
-    BudgetExceeded,
     Examples,
     Explanation,
     FillReply,
     FillRequest,
     LatentId,
-    LLMError,
     ParseError,
     Refused,
     Reply,
@@ -38,18 +39,9 @@ from saeval import (
     Usage,
     derive_rng,
 )
-from saeval.calls import Budget, CallLog, CallStore
-from saeval.gateway import Gateway, RoleSettings
-from saeval.steps import Meter
-from saeval.testing import (
-    ScriptedLLM,
-    check_scorer,
-    context,
-    make_example,
-    make_examples,
-    planted_explanation,
-    planted_store,
-)
+from saeval.testing.contracts import check_scorer
+from saeval.testing.planted import planted_explanation, planted_store
+from saeval.testing.toys import ScriptedLLM, context, make_example, make_examples
 
 TRUE, WRONG = Explanation(text="the word 'harbor'"), Explanation(text="the word 'velvet'")
 MODES = ["all_at_once", "token_by_token"]
@@ -326,7 +318,7 @@ def gateway(folder, **settings):
 
 
 def test_gateway_asks_once_tries_again_and_writes_down_what_was_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
     FILLED.clear()
     examples = make_examples(activating=2, non_activating=2)
     meters = [Meter(gateway(tmp_path)) for _ in range(2)]

@@ -15,22 +15,13 @@ from saeval_plugins.sources.transformers import Transformers
 from tiny import D_FF, D, tiny_corpus, tiny_model, tiny_sae
 
 import saeval
-from saeval import (
-    ActivationStore,
-    ActivationWriter,
-    Coder,
-    Corpus,
-    InputError,
-    LinearCoder,
-    LiveModel,
-    ModuleCoder,
-    StoreError,
-)
-from saeval.plugins import Registry
-from saeval.task import load_task
+from saeval import InputError, StoreError
+from saeval.plugin import ActivationStore, ActivationWriter, Coder, Corpus, LinearCoder, LiveModel, ModuleCoder
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 
 if TYPE_CHECKING:
-    from saeval import SparseCoder
+    from saeval.plugin import SparseCoder
 
 
 @pytest.fixture(scope="module")

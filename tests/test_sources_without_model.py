@@ -12,10 +12,12 @@ from safetensors.numpy import save_file
 from tiny import TEXT, tiny_tokenizer
 
 import saeval
-from saeval import InputError, LatentId, StoreError, derive_rng
-from saeval.plugins import Registry
-from saeval.store import ActivationStore, ActivationWriter
-from saeval.testing import check_source, planted_store
+from saeval import InputError, StoreError
+from saeval.activations.store import ActivationStore, ActivationWriter
+from saeval.plugin import LatentId, derive_rng
+from saeval.plugin.registry import Registry
+from saeval.testing.contracts import check_source
+from saeval.testing.planted import planted_store
 
 
 def source(name, **options):
@@ -102,7 +104,7 @@ def silent_scorer(tmp_path):
     """A scorer that needs no model: the share of windows that are active."""
     file = tmp_path / "nothing.py"
     file.write_text(
-        "from saeval import Metric, Score, Scorer\n"
+        "from saeval.plugin import Metric, Score, Scorer\n"
         "class Nothing(Scorer):\n"
         "    '''Counts.'''\n"
         "    name = 'nothing'\n"
@@ -301,7 +303,7 @@ def test_sampler_that_claims_silence_nobody_verified_is_stopped(tmp_path, monkey
     exported(tmp_path / "np", texts=60, length=64)
     (tmp_path / "careless.py").write_text(
         "import numpy as np\n"
-        "from saeval import Examples, LatentRecord, Sampler\n"
+        "from saeval.plugin import Examples, LatentRecord, Sampler\n"
         "class Careless(Sampler):\n"
         "    '''Takes windows in which nothing is recorded for silent.'''\n"
         "    name = 'careless'\n"

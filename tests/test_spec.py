@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from saeval import SpecError
-from saeval.spec import cells_of, override, parse, parse_assignment, plain, read_document
+from saeval.task.spec import parse_assignment, plain
+from saeval.task.spec.checking import parse
+from saeval.task.spec.document import override, read_document
+from saeval.task.spec.matrix import cells_of
 
 GOOD = """\
 saeval: 1

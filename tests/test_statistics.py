@@ -8,13 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
-from saeval import derive_rng
-from saeval.report import stats
-from saeval.report.stats import (
+from saeval._compare import stats
+from saeval._compare.stats import (
     MANY,
     combined_interval,
     correlated,
@@ -24,6 +22,7 @@ from saeval.report.stats import (
     paired_p,
     unpaired_p,
 )
+from saeval.plugin import derive_rng
 
 # --- p values ---
 
@@ -176,7 +175,7 @@ def test_intervals_and_p_values_of_a_million_latents_take_less_than_a_gigabyte(t
 import resource
 import numpy as np
 from saeval import derive_rng
-from saeval.report.stats import mean_interval, paired_p, unpaired_p
+from saeval._compare.stats import mean_interval, paired_p, unpaired_p
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,19 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from saeval_plugins.explainers.intervention import Intervention as Explainer
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.llms.hf import HF
-from saeval_plugins.prompts import few_shot, one_line
 from saeval_plugins.scorers.intervention import PASSAGE, Intervention
 from saeval_plugins.steering import written
 from tiny import KINDS, TEXT, D, tiny_model
 
-from saeval import Explanation, InputError, LiveModel, LLMError, Steered, Subject
-from saeval.records import Example, Examples, LatentId
-from saeval.testing import ScriptedLLM, check_explainer, check_scorer, context
+from saeval import InputError, LLMError
+from saeval.plugin import Explanation, LiveModel, Steered, Subject, few_shot, one_line
+from saeval.records.examples import Example, Examples, LatentId
+from saeval.testing.contracts import check_explainer, check_scorer
+from saeval.testing.toys import ScriptedLLM, context
 
 LENGTH = 12
 

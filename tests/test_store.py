@@ -8,10 +8,10 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from saeval import ActivationStore, ActivationWriter, LatentId, StoreError, TokenDataset
+from saeval import StoreError
+from saeval.plugin import ActivationStore, ActivationWriter, LatentId, TokenDataset
 
 
 def dataset(contexts: int = 12, text: int = 64, documents: int = 4, ragged: bool = False) -> TokenDataset:

@@ -17,7 +17,8 @@ from planted_run import truthful
 from test_steering import brute_force
 from tiny import CONFIGS, tiny_model
 
-from saeval import HookPoint, InputError, LinearCoder, LiveModel, Subject, down_projection
+from saeval import InputError
+from saeval.plugin import HookPoint, LinearCoder, LiveModel, Subject, down_projection
 
 PAGE = Path(__file__).parents[1] / "docs" / "subjects.md"
 TOKENS = torch.arange(3, 3 + 2 * 12).reshape(2, 12)

@@ -14,8 +14,10 @@ from saeval_plugins.scorers.surprisal import Surprisal
 from test_simulation import word_tokenizer
 from tiny import tiny_model
 
-from saeval import Explanation, LatentId, Refused, auroc, derive_rng
-from saeval.testing import ScriptedLLM, check_scorer, context, make_examples, planted_explanation, planted_store
+from saeval.plugin import Explanation, LatentId, Refused, auroc, derive_rng
+from saeval.testing.contracts import check_scorer
+from saeval.testing.planted import planted_explanation, planted_store
+from saeval.testing.toys import ScriptedLLM, context, make_examples
 
 TRUE, WRONG = Explanation(text="the word 'harbor'"), Explanation(text="the word 'velvet'")
 

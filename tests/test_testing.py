@@ -11,14 +11,13 @@ import pytest
 from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.sources.synthetic import Synthetic
 
-from saeval import (
+from saeval import InputError, LLMError
+from saeval.plugin import (
     ActivationSource,
     Coder,
     Explainer,
     Explanation,
-    InputError,
     LatentId,
-    LLMError,
     LogprobRequest,
     Reply,
     Request,
@@ -28,22 +27,9 @@ from saeval import (
     Sparse,
     SparseCoder,
 )
-from saeval.testing import (
-    ScriptedLLM,
-    check_coder,
-    check_explainer,
-    check_sampler,
-    check_scorer,
-    check_source,
-    context,
-    make_example,
-    make_examples,
-    planted_explanation,
-    planted_store,
-    rule_explainer,
-    rule_judge,
-    word_embeddings,
-)
+from saeval.testing.contracts import check_coder, check_explainer, check_sampler, check_scorer, check_source
+from saeval.testing.planted import planted_explanation, planted_store, rule_explainer, rule_judge
+from saeval.testing.toys import ScriptedLLM, context, make_example, make_examples, word_embeddings
 
 # --- stand-ins
 

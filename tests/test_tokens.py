@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from saeval import Corpus, InputError
-from saeval.tokens import token_bytes, token_strings
+from saeval import InputError
+from saeval.activations.tokens import token_bytes, token_strings
+from saeval.plugin import Corpus
 
 WORDS = ["the sea is blue", "a ship sails far away", "whales sing in the deep water at night"]
 

@@ -12,11 +12,14 @@ from made_run import made_run
 from saeval_plugins.trackers import Mlflow, Trackio, Wandb
 
 import saeval
-from saeval import RunResult, SpecError, Tracker, tracking
-from saeval.plugins import Loaded, Registry
-from saeval.progress import Silent
-from saeval.task import Part, load_task
-from saeval.testing import check_tracker
+from saeval import SpecError
+from saeval._run import tracking
+from saeval._util.progress import Silent
+from saeval.plugin import RunResult, Tracker
+from saeval.plugin.registry import Loaded, Registry
+from saeval.task.loader import load_task
+from saeval.task.parts import Part
+from saeval.testing.contracts import check_tracker
 
 SPEC = {
     "saeval": 1, "task": "told", "version": "1.0", "source": {"use": "synthetic", "with": {"documents": 60, "n_latents": 8}},
@@ -77,7 +80,7 @@ def test_tracker_that_fails_is_a_sentence_and_the_next_one_is_told(tmp_path, mon
 def test_run_names_its_trackers_and_tells_them_whether_it_ends_whole_or_not(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "diary.py").write_text(
-        "import json\nfrom saeval import Tracker\n\n\nclass Diary(Tracker):\n    '''Keeps what it is told.'''\n\n"
+        "import json\nfrom saeval.plugin import Tracker\n\n\nclass Diary(Tracker):\n    '''Keeps what it is told.'''\n\n"
         "    name = 'diary'\n\n    def track(self, result, folder):\n"
         "        told = folder / 'diary.json'\n        told.write_text(json.dumps([result.run_id, result.partial]))\n"
     )

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from made_run import made_run
 
 from saeval import InputError
-from saeval.cli import main
-from saeval.report import write_reports
-from saeval.view import ReportServer
+from saeval.cli.group import main
+from saeval.report.files import write_reports
+from saeval.report.view import ReportServer
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from saeval import watch
-from saeval.watch import Hung, Patience, interrupting, memory_left
+from saeval._util import watchdog as watch
+from saeval._util.watchdog import Hung, Patience, interrupting, memory_left
 
 
 async def test_work_that_never_ends_is_called_off():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from saeval import Context, Example, InputError, Subject
+from saeval.plugin import Context, Example, InputError, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saeval import Steered, Strength
+    from saeval.plugin import Steered, Strength
 
 
 def written(context: Context) -> tuple[Subject, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from saeval import hookimpl
+from saeval.plugin import hookimpl
 
 
 @hookimpl

@@ -65,7 +65,7 @@ def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:
 @JSON
 def push(path: Path, dest: str, public: bool, as_json: bool) -> None:
     """Send a run or an activation store to a directory or to hf://datasets/OWNER/NAME (token in HF_TOKEN)."""
-    from saeval.exchange.hub import push as send
+    from saeval.exchange import push as send
 
     place = send(path, dest, public=public)
     if as_json:
@@ -80,7 +80,7 @@ def push(path: Path, dest: str, public: bool, as_json: bool) -> None:
 @JSON
 def pull(src: str, out: Path, as_json: bool) -> None:
     """Fetch what `push` sent, from a directory or from hf://datasets/OWNER/NAME[@REVISION]; every file is verified."""
-    from saeval.exchange.hub import pull as fetch
+    from saeval.exchange import pull as fetch
 
     kind = fetch(src, out)
     if as_json:

@@ -42,7 +42,7 @@ def check(package: str, as_json: bool) -> None:
     """Run the contracts of saeval.testing on all that a package adds; exit code 1 if anything breaks one."""
     from dataclasses import asdict
 
-    from saeval.plugin_checks import check_package
+    from saeval.testing import check_package
 
     rows = []
     for row in check_package(open_registry(), package):
@@ -62,7 +62,7 @@ def check(package: str, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to put it in; this one by default.")
 def new(kind: str, name: str, lone: bool, out: Path | None) -> None:
     """Begin a plugin: a package saeval-NAME that installs, keeps its contract and runs, or a lone file."""
-    from saeval import scaffold
+    from saeval.plugin import scaffold
 
     made = scaffold.new(kind, name, lone=lone, out=out)
     say("\n".join(f"made      {file}" for file in made))

@@ -14,7 +14,7 @@ class _Cli(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        from saeval.errors import BudgetExceeded, InputError, PluginError, SaevalError, SpecError, StoreError
+        from saeval._util import BudgetExceeded, InputError, PluginError, SaevalError, SpecError, StoreError
 
         try:
             return super().invoke(ctx)

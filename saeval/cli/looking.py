@@ -13,7 +13,7 @@ import click
 from saeval.cli.shared import JSON, KINDS, LLM, SET, WITHOUT, load, open_registry, print_json, print_rows, say
 
 if TYPE_CHECKING:
-    from saeval.plugins import Registry
+    from saeval.plugin.registry import Registry
 
 
 @click.command(name="list")
@@ -58,7 +58,7 @@ def _first_line(cls: type) -> str:
 def _list_tasks(registry: Registry) -> list[dict[str, Any]]:
     import yaml
 
-    from saeval.task_files import shipped_tasks
+    from saeval.task import shipped_tasks
 
     rows = []
     for name, file in shipped_tasks(registry):
@@ -103,13 +103,13 @@ def show(
     kind: str, name: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool
 ) -> None:
     """Show a task's resolved spec, or a plugin's options."""
-    from saeval.documented import descriptions
+    from saeval._util import descriptions
 
     registry = open_registry(without)
     if kind == "task":
         import yaml
 
-        from saeval.spec import plain
+        from saeval.task import plain
 
         built = load(name, assignments, llms, registry, check=False)
         data = plain(built.resolved)
@@ -148,7 +148,7 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
     """Give editors the JSON Schema of task specs, with the options of all installed plugins."""
     import json
 
-    from saeval.schema import task_schema
+    from saeval.task import task_schema
 
     text = json.dumps(task_schema(open_registry(without)), indent=1, ensure_ascii=False)
     if out is None:
@@ -165,7 +165,7 @@ def doctor(store: Path | None, as_json: bool) -> None:
     """Look at packages, device, cache, plugins and keys (by name only), and say what is wrong. Sends nothing."""
     from dataclasses import asdict
 
-    from saeval.doctor import examine
+    from saeval.cli.doctor import examine
 
     found = list(examine(store))
     if as_json:

@@ -23,12 +23,10 @@ from saeval.cli.shared import JSON, print_json, say
 @JSON
 def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> None:
     """Write a finished run's reports again from its results, and print the leaderboard. Asks no model."""
-    from saeval.report import write_reports
-    from saeval.report.html import write_plots
-    from saeval.report.terminal import render
-    from saeval.results import read
+    from saeval.records import read_result
+    from saeval.report import render, write_plots, write_reports
 
-    result = read(run_dir)
+    result = read_result(run_dir)
     folder = run_dir if run_dir.is_dir() else run_dir.parent
     written = write_reports(result, folder / "report")
     if plots is not None:
@@ -48,7 +46,7 @@ def view(run_dir: Path, serve: bool, port: int) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C."""
     import webbrowser
 
-    from saeval import view as viewing
+    from saeval.report import view as viewing
 
     if not serve:
         index = viewing.page(run_dir).absolute()
@@ -69,7 +67,7 @@ def view(run_dir: Path, serve: bool, port: int) -> None:
 @JSON
 def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) -> None:
     """Compare two cells, each a run directory or RUN:CELL; paired where both are about the same latents."""
-    from saeval.report import compare as comparing
+    from saeval._compare import pairwise as comparing
 
     found = comparing.compare(a, b, metrics, seed=seed)
     if as_json:
@@ -105,8 +103,8 @@ def leaderboard(
     """Join the cells of runs, in directories or at hf://datasets/OWNER/NAME, on one board."""
     from tempfile import TemporaryDirectory
 
-    from saeval.files import write_atomic
-    from saeval.report import join
+    from saeval._compare import join
+    from saeval._util import write_atomic
 
     if format_ == "parquet" and out is None:
         raise click.UsageError("--format parquet needs --out FILE")
@@ -116,7 +114,7 @@ def leaderboard(
         places = [_at_hand(run, Path(folder) / str(k)) for k, run in enumerate(runs)]
         joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed)
     if html is not None:
-        from saeval.report.html.joined import joined_page
+        from saeval.report import joined_page
 
         write_atomic(html, joined_page(joined, group_by))
         say(f"written   {html}")
@@ -133,7 +131,7 @@ def _at_hand(run: str, folder: Path) -> Path:
     """Return where a run lies, fetched to the folder if it is on the hub."""
     if not run.startswith("hf://"):
         return Path(run)
-    from saeval.exchange.hub import pull as fetch
+    from saeval.exchange import pull as fetch
 
     fetch(run, folder)
     return folder
@@ -151,7 +149,7 @@ def similarity(runs: Sequence[str], by: Sequence[Any], model: str | None, seed: 
     """Match the latents of coders by their explanations or directions, beside random and shuffled baselines."""
     from dataclasses import asdict
 
-    from saeval import similarity as matching
+    from saeval._compare import latent_matching as matching
 
     found, left_out = matching.similarities(runs, by=by, model=model or matching.EMBEDDER, seed=seed)
     if as_json:

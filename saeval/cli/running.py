@@ -9,17 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saeval.cli.shared import JSON, LLM, SET, TASK, WITHOUT, load, load_all, open_registry, print_json, print_rows, say
+from saeval.cli.shared import (
+    ALLOW,
+    JSON,
+    LLM,
+    SET,
+    TASK,
+    WITHOUT,
+    load,
+    load_all,
+    open_registry,
+    print_json,
+    print_rows,
+    say,
+)
 
 if TYPE_CHECKING:
-    from saeval.plan import Plan
-    from saeval.results import RunResult
+    from saeval._run.plan import Plan
+    from saeval.records import RunResult
 
 
 @click.command()
 @TASK
 @SET
 @LLM
+@ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most; the result is marked partial.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
@@ -32,9 +46,8 @@ def run(
     max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
-    from saeval import runner
-    from saeval.progress import display as make_display
-    from saeval.summary import over_limits
+    from saeval._run import over_limits, runner
+    from saeval._util import display as make_display
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     results: dict[Path, RunResult] = {}
@@ -62,8 +75,8 @@ def run(
 
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
     """Print one board of all the group's cells, and what its runs say of their tasks' claims."""
-    from saeval.report import join
-    from saeval.report.terminal import finding_line
+    from saeval._compare import join
+    from saeval.report import finding_line
 
     click.echo(f"\n=== {group}: {len(results)} tasks ===\n")
     ranked = [result.rank_by for result in results.values()]
@@ -76,7 +89,7 @@ def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
 
 
 def _show_run(result: RunResult, path: Path) -> None:
-    from saeval.report.terminal import render
+    from saeval.report import render
 
     render(result)
     click.echo(f"\nresults   {path}/results.json")
@@ -87,11 +100,12 @@ def _show_run(result: RunResult, path: Path) -> None:
 @TASK
 @SET
 @LLM
+@ALLOW
 @WITHOUT
 @JSON
 def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """Check a task spec, its plugins, options and files, without loading any model."""
-    from saeval.errors import SpecError
+    from saeval._util import SpecError
 
     try:
         group, tasks = load_all(task, assignments, llms, open_registry(without))
@@ -114,6 +128,7 @@ def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without
 @TASK
 @SET
 @LLM
+@ALLOW
 @click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
 @WITHOUT
 @JSON
@@ -121,8 +136,8 @@ def preview(
     task: str, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
 ) -> None:
     """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
-    from saeval.preview import preview as make_preview
-    from saeval.progress import display
+    from saeval._run import preview_prompts as make_preview
+    from saeval._util import display
 
     prompts = make_preview(load(task, assignments, llms, open_registry(without)), n, display())
     if as_json:
@@ -138,6 +153,7 @@ def preview(
 @TASK
 @SET
 @LLM
+@ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")
 @WITHOUT
@@ -147,8 +163,7 @@ def plan(
     without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
-    from saeval.plan import ASSUMPTIONS, speed
-    from saeval.plan import plan as make_plan
+    from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None

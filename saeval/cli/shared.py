@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from saeval.plugins import Registry
+    from saeval.plugin.registry import Registry
     from saeval.task import Task
 
 KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
-"""Of plugins; `saeval.plugins` has them too, but to import it takes longer than `--help` may."""
+"""Of plugins; `saeval.plugin.registry` has them too, but to import it takes longer than `--help` may."""
 
 TASK = click.option(
     "--task", "-t", required=True, metavar="NAME_OR_FILE", help="A shipped task or group, or a spec file."
@@ -21,12 +21,39 @@ SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
 )
 LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Put another model in a role.")
+
+
+def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]], None]:
+    """Return what an option does that permits something to specs, in this process and those that it starts."""
+
+    def permit(_context: click.Context, _option: click.Parameter, names: Sequence[str]) -> None:
+        if names:
+            from saeval._util import allow
+
+            allow(**{what: names})
+
+    return permit
+
+
+def ALLOW(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
+    """Add the options that permit what a stranger's spec may not do."""
+    env = click.option(
+        "--allow-env", multiple=True, metavar="NAME", expose_value=False, callback=_allow("variables"),
+        help="Let the spec use this environment variable as a key (those ending in _API_KEY it may).",
+    )  # fmt: skip
+    host = click.option(
+        "--allow-host", multiple=True, metavar="HOST", expose_value=False, callback=_allow("hosts"),
+        help="Let a provider's key be sent to this host, which is not the provider's.",
+    )  # fmt: skip
+    return env(host(command))
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 WITHOUT = click.option("--without", multiple=True, metavar="NAMESPACE", help="Leave a plugin package out.")
 
 
 def open_registry(without: Sequence[str] = ()) -> Registry:
-    from saeval.plugins import Registry
+    from saeval.plugin.registry import Registry
 
     return Registry(disabled=without)
 
@@ -41,7 +68,7 @@ def load_all(
     task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry
 ) -> tuple[str | None, list[Task]]:
     """Return a group's name and its tasks, or None and the task."""
-    from saeval.task_files import find_group
+    from saeval.task import find_group
 
     group = find_group(task, registry)
     members = group.tasks if group else [task]
@@ -49,7 +76,7 @@ def load_all(
 
 
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    from saeval.spec import parse_assignment
+    from saeval.task import parse_assignment
 
     return dict(parse_assignment(a) for a in assignments)
 

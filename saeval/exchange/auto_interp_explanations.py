@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import InputError
-from saeval.exchange.folders import file_name, latent_number
+from saeval._util import InputError, file_name, latent_number, read_json, read_json_lines, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell
-from saeval.exchange.run_files import RunCell, cell_file, some
-from saeval.files import read_json, read_json_lines, write_atomic
-from saeval.results import MAIN, Explanation, RunResult
+from saeval.records import MAIN, Explanation, RunResult
+from saeval.results import RunCell, cell_file, some
 
 _END = "_feature.json"
 _TEXT = ("explanation", "description", "text", "interpretation")

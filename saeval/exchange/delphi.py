@@ -8,13 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import InputError
-from saeval.exchange.folders import file_name, natural
+from saeval._util import InputError, file_name, natural, read_json, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
-from saeval.exchange.run_files import RunCell, cell_file, some
-from saeval.files import read_json, write_atomic
-from saeval.metrics import CLASSIFICATION
-from saeval.results import MAIN, Explanation, Outcome, RunResult, Score
+from saeval.records import CLASSIFICATION, MAIN, Explanation, Outcome, RunResult, Score
+from saeval.results import RunCell, cell_file, some
 
 _FILE = re.compile(r"(.+)_latent(\d{1,18})\.txt")
 _LABELS = {"fuzz": "fuzzing"}

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from saeval.errors import InputError
-from saeval.exchange.folders import believable, new_folder
-from saeval.exchange.run_files import open_run
-from saeval.files import read_json, write_atomic
+from saeval._util import InputError, believable, new_folder, read_json, write_atomic
+from saeval.results import open_run
 
 FORMAT = "saeval.bundle/1"
 _INDEX = "saeval.json"
@@ -165,7 +163,7 @@ def _bundle(path: Path, folder: Path) -> None:
 
 def _bundle_run(path: Path, folder: Path) -> str:
     """Put a run together, and return its card."""
-    from saeval.exchange.tidy import TABLES, write
+    from saeval.exchange.saeval_tables import TABLES, write
 
     result, cells = open_run(path)
     names = ["results.json", *(f"report/{name}" for name in _REPORTS)]
@@ -193,7 +191,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
 
 def _bundle_store(path: Path, folder: Path) -> str:
     """Put a store together, and return its card."""
-    from saeval.store import ActivationStore
+    from saeval.activations import ActivationStore
 
     store = ActivationStore.open(path, verify=True)
     (folder / "store").mkdir()
@@ -211,7 +209,7 @@ def _bundle_store(path: Path, folder: Path) -> str:
 
 
 def _line(text: object) -> str:
-    from saeval.report import safe_text
+    from saeval._util import safe_text
 
     return safe_text(text)
 

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval.exchange.folders import file_name, new_folder, unique
-from saeval.files import write_atomic
-from saeval.metrics import Metric
-from saeval.report import score_rows
-from saeval.results import MAIN, CellResult, Explanation, RunResult, Score, ScoreRow
-from saeval.seeding import content_hash, derive_rng
+from saeval._compare import score_rows
+from saeval._util import content_hash, derive_rng, file_name, new_folder, unique, write_atomic
+from saeval.records import MAIN, CellResult, Explanation, Metric, RunResult, Score, ScoreRow
 
 
 @dataclass
@@ -175,7 +172,7 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
 
 
 def _write_cell(cell: ImportedCell, folder: Path) -> None:
-    from saeval.report.cells import write_examples, write_explanations, write_judgements, write_latents
+    from saeval.results import write_examples, write_explanations, write_judgements, write_latents
 
     latents = []
     for i in cell.numbers:

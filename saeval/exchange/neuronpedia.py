@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import InputError
-from saeval.exchange.folders import latent_number, natural
+from saeval._util import InputError, latent_number, natural, read_json_lines, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell
-from saeval.exchange.run_files import RunCell, cell_file, some
-from saeval.files import read_json_lines, write_atomic
-from saeval.results import MAIN, Explanation, RunResult
+from saeval.records import MAIN, Explanation, RunResult
+from saeval.results import RunCell, cell_file, some
 
 _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
 """What one upload may hold: features, letters of an explanation, tokens of a window; and windows that are written."""

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval.errors import InputError
-from saeval.exchange.folders import latent_number
+from saeval._util import InputError, latent_number, read_json, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
-from saeval.exchange.run_files import RunCell, cell_file, some
-from saeval.files import read_json, write_atomic
-from saeval.metrics import ACCURACY
-from saeval.results import MAIN, Explanation, RunResult, Score
+from saeval.records import ACCURACY, MAIN, Explanation, RunResult, Score
+from saeval.results import RunCell, cell_file, some
 
 _LABEL = "saebench_autointerp"
 

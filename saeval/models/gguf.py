@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import InputError
+from saeval._util import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

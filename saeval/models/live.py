@@ -14,12 +14,10 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
-from saeval.assets import PREFIX, find_asset
-from saeval.coders import HookPoint, down_projection
-from saeval.errors import InputError
+from saeval._util import PREFIX, InputError, file_sha256, find_asset
+from saeval.models.coders import HookPoint, down_projection
 from saeval.models.loading import check_model, load_model, local_model
 from saeval.models.module_hooks import Enough, first_tensor, hooked, keep, reader, replace_first
-from saeval.paths import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

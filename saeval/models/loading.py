@@ -7,8 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.assets import PREFIX, asset_check, asset_path
-from saeval.errors import InputError
+from saeval._util import PREFIX, InputError, asset_check, asset_path
 from saeval.models.gguf import fast_gguf
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from saeval.coders import HookPoint
+    from saeval.models.coders import HookPoint
 
 
 class Enough(BaseException):

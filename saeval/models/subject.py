@@ -8,7 +8,7 @@ from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saeval.errors import InputError
+from saeval._util import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from saeval.coders import HookPoint
+    from saeval.models.coders import HookPoint
     from saeval.models.live import LiveModel
 
 _TRIALS = 40  # strengths that a search for a divergence tries at most

@@ -6,10 +6,10 @@ import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from saeval.report import measured, safe_text
-from saeval.report.leaderboard import Leaderboard
+from saeval._compare import Leaderboard
+from saeval._util import measured, safe_text
+from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
 from saeval.report.method import method, named
-from saeval.results import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _SCORES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from saeval.results import RunResult
+from saeval.records import RunResult
 
 
 def method(run: RunResult, shown: Callable[[str], str] = str) -> str:

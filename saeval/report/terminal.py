@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from saeval.report import safe_text
-from saeval.report.leaderboard import AgainstBaseline, Leaderboard
-from saeval.results import MAIN, CellResult, Finding, RunResult, ScoreRow
+from saeval._compare import AgainstBaseline, Leaderboard
+from saeval._util import safe_text
+from saeval.records import MAIN, CellResult, Finding, RunResult, ScoreRow
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,8 +1,7 @@
-"""A task: what its spec names, found, checked and laid out in cells, but not yet run."""
+"""Turns a spec into a task: what it names, found, checked and laid out in cells, but not yet run."""
 
 from __future__ import annotations
 
-from saeval.task.loading import SHUFFLED, load_task
-from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
+from saeval._util import attach
 
-__all__ = ["SHUFFLED", "Cell", "Part", "RolePart", "StepPart", "Task", "load_task"]
+__getattr__, __dir__, __all__ = attach(__file__)

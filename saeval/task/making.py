@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from saeval.errors import InputError, PluginError
-from saeval.gateway import RoleSettings
-from saeval.interfaces import Plugin, Step, Tracker, kind_of
-from saeval.plugins import Loaded, Registry, options_error
-from saeval.spec import Document, KeyPath, PartSpec, TaskSpec
+from saeval._util import InputError, PluginError
+from saeval.llm import RoleSettings
+from saeval.plugin.base import Plugin, Step, Tracker, kind_of
+from saeval.plugin.registry import Loaded, Registry, options_error
 from saeval.task.parts import Part, RolePart, StepPart
+from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.models import PartSpec, TaskSpec
 
 
 class PartMaker:

@@ -9,12 +9,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import JsonValue
 
-from saeval.gateway import RoleSettings
-from saeval.interfaces import LLM, ActivationSource, Explainer, Plugin, Sampler, Scorer, Step, Tracker
-from saeval.plugins import Loaded
-from saeval.results import MAIN
-from saeval.seeding import content_hash
-from saeval.spec import FindingSpec, LatentSelection, RunOptions, plain
+from saeval._util import content_hash
+from saeval.llm import RoleSettings
+from saeval.plugin.base import LLM, ActivationSource, Explainer, Plugin, Sampler, Scorer, Step, Tracker
+from saeval.plugin.registry import Loaded
+from saeval.records import MAIN
+from saeval.task.spec import FindingSpec, plain
+from saeval.task.spec.models import LatentSelection, RunOptions
 
 P = TypeVar("P", bound=Plugin)
 S = TypeVar("S", bound=Step)

@@ -13,13 +13,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saeval.errors import LLMError, Refused
-from saeval.interfaces import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer, Tracker
-from saeval.llm import FillRequest, LanguageModel, LogprobRequest, Request
-from saeval.records import Examples, LatentId, LatentRecord
-from saeval.results import CellResult, Explanation, Ledger, RunResult, Score, ScoreRow
-from saeval.seeding import derive_rng
-from saeval.store import ActivationStore, ActivationWriter
+from saeval._util import LLMError, Refused, derive_rng
+from saeval.activations import ActivationStore, ActivationWriter
+from saeval.plugin.base import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer, Tracker
+from saeval.records import (
+    CellResult,
+    Examples,
+    Explanation,
+    FillRequest,
+    LanguageModel,
+    LatentId,
+    LatentRecord,
+    Ledger,
+    LogprobRequest,
+    Request,
+    RunResult,
+    Score,
+    ScoreRow,
+)
 from saeval.testing.planted import planted_explanation, planted_tokens, rule_explainer, rule_judge
 from saeval.testing.toys import ScriptedLLM, context, make_examples
 
@@ -41,7 +52,7 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
         AssertionError: If the contract is broken, saying how.
 
     Example:
-        >>> from saeval import Metric
+        >>> from saeval.plugin import Metric
         >>> class Words(Scorer):
         ...     name = "words"
         ...     metrics = (Metric("words", high=1000),)

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.errors import InputError
-from saeval.llm import Request
-from saeval.seeding import derive_rng
-from saeval.store import ActivationStore, ActivationWriter
+from saeval._util import InputError, derive_rng
+from saeval.activations import ActivationStore, ActivationWriter, TokenDataset
+from saeval.records import Request
 from saeval.testing.toys import FILLER, PLANTED, ScriptedLLM
-from saeval.tokens import TokenDataset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

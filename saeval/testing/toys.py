@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval.errors import LLMError
-from saeval.interfaces import Context, Embed
-from saeval.llm import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request
-from saeval.records import Example, Examples, LatentId
-from saeval.seeding import derive_rng
+from saeval._util import LLMError, derive_rng
+from saeval.plugin.base import Context, Embed
+from saeval.records import (
+    Example,
+    Examples,
+    FillReply,
+    FillRequest,
+    LanguageModel,
+    LatentId,
+    LogprobReply,
+    LogprobRequest,
+    Reply,
+    Request,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,7 +6,7 @@ import asyncio
 
 from saeval_acme import Purity, Spread
 
-from saeval import Explanation
+from saeval.plugin import Explanation
 from saeval.testing import check_sampler, check_scorer, context, make_examples
 
 

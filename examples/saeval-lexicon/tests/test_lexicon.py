@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from saeval_lexicon import Lexicon
 
-from saeval import Examples, InputError, LatentId
+from saeval.plugin import Examples, InputError, LatentId
 from saeval.testing import check_explainer, context, make_example
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from saeval_wordvec import WordVectors
 
-from saeval import ActivationWriter, Corpus, InputError
+from saeval.plugin import ActivationWriter, Corpus, InputError
 from saeval.testing import check_source
 
 

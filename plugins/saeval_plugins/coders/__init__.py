@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Coder, hookimpl
+from saeval.plugin import Coder, hookimpl
 from saeval_plugins.coders.caa import Caa
 from saeval_plugins.coders.dictionary_learning import DictionaryLearning
 from saeval_plugins.coders.direction import Direction

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
 
-from saeval import Coder, InputError, SpecPath, file_sha256
+from saeval.plugin import Coder, InputError, SpecPath, file_sha256
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from saeval import InputError
+from saeval.plugin import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from saeval import Coder, InputError, LinearCoder, LiveModel, ModelRef, SpecPath, file_sha256
+from saeval.plugin import Coder, InputError, LinearCoder, LiveModel, ModelRef, SpecPath, file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import zipfile
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from saeval import Gate, InputError, LinearCoder
+from saeval.plugin import Gate, InputError, LinearCoder
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, positive, read_json, read_tensors
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from saeval import Coder, InputError, LinearCoder, SpecPath, file_sha256
+from saeval.plugin import Coder, InputError, LinearCoder, SpecPath, file_sha256
 from saeval_plugins.coders._tensors import SUFFIXES, read_tensors
 
 if TYPE_CHECKING:

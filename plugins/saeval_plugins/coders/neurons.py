@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from saeval import Coder, HookPoint, InputError, NeuronCoder, down_projection
+from saeval.plugin import Coder, HookPoint, InputError, NeuronCoder, down_projection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

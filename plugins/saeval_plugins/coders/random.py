@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from saeval import Coder, LinearCoder, derive_rng
+from saeval.plugin import Coder, LinearCoder, derive_rng
 
 
 class RandomSae(Coder):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from saeval import Gate, HookPoint, InputError, LinearCoder, ModuleCoder
+from saeval.plugin import Gate, HookPoint, InputError, LinearCoder, ModuleCoder
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors, tensor_shapes
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from torch import Tensor
 
-    from saeval import SparseCoder
+    from saeval.plugin import SparseCoder
 
 WEIGHTS = "sae_weights.safetensors"
 LINEAR = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Explainer, hookimpl
+from saeval.plugin import Explainer, hookimpl
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import Default
 from saeval_plugins.explainers.intervention import Intervention

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeval import InputError, content_hash, file_sha256
+from saeval.plugin import InputError, content_hash, file_sha256
 
 _LATENT = ("latent", "index", "feature")
 _TEXT = ("explanation", "description", "text")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from saeval import Context, Examples, Explanation, Prompt
-from saeval_plugins.explainers._asking import Asking, show, show_plain
+from saeval.plugin import Asking, Context, Examples, Explanation, Prompt, show, show_plain
 from saeval_plugins.prompts import load
 
 PROMPT = load("explainer_contrastive.md")

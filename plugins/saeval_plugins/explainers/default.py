@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from saeval import Examples, Prompt
-from saeval_plugins.explainers._asking import Asking, show
+from saeval.plugin import Asking, Examples, Prompt, show
 from saeval_plugins.prompts import load
 
 PROMPT = load("explainer_default.md")

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from saeval import Context, Examples, Explainer, Explanation, Need, derive_rng
-from saeval_plugins.explainers._asking import ask
-from saeval_plugins.prompts import load, one_line
+from saeval.plugin import Context, Examples, Explainer, Explanation, Need, ask, derive_rng, one_line
+from saeval_plugins.prompts import load
 from saeval_plugins.scorers.intervention import Intervention as Scorer
 from saeval_plugins.steering import calibrated, steered
 

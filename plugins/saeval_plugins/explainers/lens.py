@@ -6,8 +6,7 @@ import asyncio
 
 from pydantic import Field, JsonValue
 
-from saeval import Context, Examples, Explainer, Explanation, InputError, Need, SpecPath, file_sha256
-from saeval_plugins.prompts import one_line
+from saeval.plugin import Context, Examples, Explainer, Explanation, InputError, Need, SpecPath, file_sha256, one_line
 from saeval_plugins.steering import written
 
 

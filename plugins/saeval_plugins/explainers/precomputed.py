@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pydantic import JsonValue
 
-from saeval import Context, Examples, Explainer, Explanation, SpecPath
+from saeval.plugin import Context, Examples, Explainer, Explanation, SpecPath
 from saeval_plugins.explainers._file import hash_explanations, read_explanations
 
 

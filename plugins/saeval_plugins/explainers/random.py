@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Context, Examples, Explainer, Explanation
+from saeval.plugin import Context, Examples, Explainer, Explanation
 from saeval_plugins.prompts import load
 
 EXPLANATIONS = load("random_explanations.txt")

@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from saeval import Context, Example, Examples, Explainer, Explanation, LLMError, ParseError, Request
-from saeval_plugins.answers import ask_twice, parse_list
-from saeval_plugins.explainers._asking import ask, show, show_plain
-from saeval_plugins.prompts import load, one_line
+from saeval.plugin import (
+    Context,
+    Example,
+    Examples,
+    Explainer,
+    Explanation,
+    LLMError,
+    ParseError,
+    Request,
+    ask,
+    ask_twice,
+    one_line,
+    parse_list,
+    show,
+    show_plain,
+)
+from saeval_plugins.prompts import load
 
 if TYPE_CHECKING:
     import numpy as np

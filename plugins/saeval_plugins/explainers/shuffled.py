@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from saeval import Context, Examples, Explanation, content_hash
+from saeval.plugin import Context, Examples, Explanation, content_hash
 from saeval_plugins.explainers.precomputed import Precomputed
 
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from saeval import Example, Examples, Prompt
-from saeval_plugins.explainers._asking import Asking
-from saeval_plugins.prompts import load, marked_line
+from saeval.plugin import Asking, Example, Examples, Prompt, marked_line
+from saeval_plugins.prompts import load
 
 PROMPT = load("explainer_single_token.md")
 

@@ -6,8 +6,7 @@ from collections import defaultdict
 
 from pydantic import Field
 
-from saeval import Context, Examples, Explainer, Explanation
-from saeval_plugins.prompts import one_line
+from saeval.plugin import Context, Examples, Explainer, Explanation, one_line
 
 
 class TopTokens(Explainer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import LLM, hookimpl
+from saeval.plugin import LLM, hookimpl
 from saeval_plugins.llms.hf import HF
 from saeval_plugins.llms.litellm import LiteLLM
 from saeval_plugins.llms.openai_compatible import OpenAICompatible

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from saeval import LLMError, content_hash, write_atomic
+from saeval.plugin import LLMError, content_hash, write_atomic
 
 _GATHERED = 5.0  # seconds without another request after which a batch is sent
 _MOST = 50_000  # requests of a batch

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from saeval import (
+from saeval.plugin import (
     LLM,
     FillReply,
     FillRequest,
@@ -29,7 +29,7 @@ from saeval import (
     Usage,
     content_hash,
     derive_rng,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

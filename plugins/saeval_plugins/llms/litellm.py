@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,7 +12,20 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from saeval import LLM, InputError, LLMError, Refused, Reply, Request, cache_dir, content_hash, refuse_malicious
+from saeval.plugin import (
+    LLM,
+    InputError,
+    LLMError,
+    Refused,
+    Reply,
+    Request,
+    cache_dir,
+    check_address,
+    check_receiver,
+    content_hash,
+    refuse_malicious,
+)
+from saeval_plugins.llms._bounds import bounded_httpx
 from saeval_plugins.llms.batches import Batches, Progress, answered
 from saeval_plugins.llms.openai_chat import (
     chat_body,
@@ -26,10 +39,20 @@ from saeval_plugins.llms.processes import Processes
 
 _RETRYABLE = {
     "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
-    "APIError", "JSONDecodeError", "APIResponseValidationError",
+    "APIError", "JSONDecodeError", "APIResponseValidationError", "RecursionError",
 }  # fmt: skip
 _BATCHING = ("openai", "azure", "hosted_vllm", "litellm_proxy")  # providers whose batches are in OpenAI's format
 _OVER = ("completed", "expired", "failed", "cancelled")
+_OWN_SERVERS = frozenset((
+    "hosted_vllm", "ollama", "ollama_chat", "lm_studio", "llamafile", "xinference", "openai_like", "litellm_proxy", "lemonade",
+    "docker_model_runner", "triton", "oobabooga",
+))  # fmt: skip
+"""Providers of litellm that are a server of one's own: the key in its variable is for whatever address is given."""
+_ALIASES = {
+    "text-completion-openai": "openai", "custom_openai": "openai", "azure_text": "azure", "anthropic_text": "anthropic", "cohere_chat": "cohere",
+    "bedrock_converse": "bedrock", "vertex_ai_beta": "vertex_ai", "text-completion-codestral": "codestral", "palm": "gemini",
+}  # fmt: skip
+_LOOKED_UP = ("os.environ/", "oidc/")
 _NOT_ANSWERS = ("processes", "batch")  # options that decide how answers come, and not which
 
 
@@ -61,10 +84,33 @@ class LiteLLM(LLM):
         return [self.name, self.model_dump(mode="json", exclude=set(_NOT_ANSWERS)), []]
 
     def check(self) -> None:
-        """See that litellm is installed, and not one of its malicious releases."""
+        """See that litellm is installed, not one of its malicious releases, and sends no key where it does not belong."""
+        self._check_addresses()
         if find_spec("litellm") is None:
             raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'")
         refuse_malicious("litellm")
+
+    def _check_addresses(self) -> None:
+        """See that keys are sent to their provider, this machine, or where the user allows it.
+
+        Raises:
+            InputError: If the spec names another address, or a variable of the environment in litellm's way.
+        """
+        provider = str(self.extra.get("custom_llm_provider") or self.model.partition("/")[0])
+        provider = (
+            _ALIASES.get(provider, provider) if "/" in self.model or "custom_llm_provider" in self.extra else "openai"
+        )
+        for text in _texts(self.extra):
+            if text.startswith(_LOOKED_UP):
+                raise InputError(
+                    f"extra: {text.split('/')[0]}/… would have litellm look a secret up; set the provider's own variable"
+                )
+            if "://" in text:
+                check_receiver(provider, text)
+        if self.api_base:
+            check_address(self.api_base)
+            if provider not in _OWN_SERVERS or "fallbacks" in self.extra:
+                check_receiver(provider, self.api_base)
 
     @cached_property
     def _checked(self) -> bool:
@@ -100,7 +146,8 @@ class LiteLLM(LLM):
         """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""
         litellm = self._litellm()
         try:
-            response = await litellm.acompletion(**arguments, num_retries=0, max_retries=0, drop_params=True)
+            with bounded_httpx(self.model):
+                response = await litellm.acompletion(**arguments, num_retries=0, max_retries=0, drop_params=True)
         except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
             raise _translated(self.model, error) from None
         return response.model_dump(), self._price(litellm, response)
@@ -207,7 +254,8 @@ class _Batching:
         if self._llm.api_base:
             arguments["api_base"] = self._llm.api_base
         try:
-            return await getattr(litellm, name)(**arguments)
+            with bounded_httpx(self._llm.model):
+                return await getattr(litellm, name)(**arguments)
         except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
             raise _translated(self._llm.model, error) from None
 
@@ -237,8 +285,24 @@ class _Batching:
         return str(content.text)
 
 
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
+
+
 def _translated(model: str, error: Exception) -> LLMError:
     """Turn a provider's exception into ours, without anything in it that looks like a key."""
+    inside: BaseException | None = error
+    while inside is not None:
+        if isinstance(inside, LLMError):
+            return inside
+        inside = inside.__cause__ or inside.__context__
     name = type(error).__name__
     message = f"{model}: {name}: {one_line(getattr(error, 'message', None) or error)}"
     if name == "ContentPolicyViolationError":

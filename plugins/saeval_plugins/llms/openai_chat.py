@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from saeval import FinishReason, LLMError, Refused, Reply, Request, TokenLogprobs, Usage, without_secrets
+from saeval.plugin import FinishReason, LLMError, Refused, Reply, Request, TokenLogprobs, Usage, without_secrets
 
 
 def chat_body(model: str, request: Request) -> dict[str, Any]:

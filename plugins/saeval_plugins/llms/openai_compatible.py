@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -13,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from saeval import (
+from saeval.plugin import (
     LLM,
     FillReply,
     FillRequest,
@@ -24,7 +23,10 @@ from saeval import (
     Reply,
     Request,
     Usage,
+    check_address,
+    credential,
 )
+from saeval_plugins.llms._bounds import not_followed, parse_reply, read_bounded
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
@@ -49,7 +51,9 @@ class OpenAICompatible(LLM):
     api_base: str = Field(pattern=r"^https?://")
     """Address of the server, up to and including `/v1`."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; an unset one means no key."""
+    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others); an unset one means no
+    key. The key of a known provider is sent to its own addresses and to this machine only (`--allow-host` allows
+    others)."""
     scores: bool = False
     """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
     extra: dict[str, Any] = {}
@@ -61,9 +65,19 @@ class OpenAICompatible(LLM):
         return self.scores
 
     def check(self) -> None:
-        """See that no key was written into the address."""
-        if "@" in self.api_base.split("/")[2]:
-            raise InputError("api_base holds a user name or password; put keys into the environment")
+        """See that the address is one, and that the key may be sent there."""
+        check_address(self.api_base)
+        self._key  # noqa: B018 - finding it is the check
+
+    @cached_property
+    def _key(self) -> str | None:
+        """The key to send; none where the spec names no variable, and OpenAI's key may not go to its server."""
+        try:
+            return credential(self.api_key_env, self.api_base)
+        except InputError:
+            if "api_key_env" in self.model_fields_set:
+                raise
+            return None
 
     @cached_property
     def _sessions(self) -> dict[asyncio.AbstractEventLoop, Any]:
@@ -98,30 +112,34 @@ class OpenAICompatible(LLM):
         import aiohttp
 
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.api_key_env):
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         data = json.dumps({**body, **self.extra}).encode()
         try:
-            async with self._session().post(self._urls[path], data=data, headers=headers) as response:
-                answer = await response.read()
+            async with self._session().post(
+                self._urls[path], data=data, headers=headers, allow_redirects=False
+            ) as response:
+                answer = await read_bounded(self.model, response.content.iter_any())
                 if response.status != 200:
                     text = answer.decode(errors="replace")
+                    if 300 <= response.status < 400:
+                        raise not_followed(self.model, self.api_base, one_line(response.headers.get("Location", "")))
                     raise self._error(response.status, text, response.headers.get("Retry-After"))
-                return json.loads(answer)
         except aiohttp.ClientError as error:
             raise LLMError(
                 f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
             ) from None
-        except ValueError:
-            raise LLMError(f"{self.model}: the response is not whole JSON", retryable=True) from None
+        return parse_reply(self.model, answer)
 
     def _error(self, status: int, text: str, retry_after: str | None) -> LLMError:
         try:
             error = json.loads(text)["error"]
             message, code = error["message"], error.get("code")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             message, code = text, None
         what = f"{self.model}: status {status}: {one_line(message)}"
+        if status in (401, 403) and self._key is None:
+            what += f" (no key was sent; set api_key_env, or allow {self.api_key_env} there with --allow-host)"
         return error_from_status(status, what, code, retryable=status in _RETRYABLE, retry_after=retry_after)
 
     async def complete(self, request: Request) -> Reply:

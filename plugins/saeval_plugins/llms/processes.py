@@ -10,7 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
 from typing import Any
 
-from saeval import LLMError, Refused
+from saeval.plugin import LLMError, Refused
 
 _LONGEST = 1 << 26  # bytes of a request or an answer
 

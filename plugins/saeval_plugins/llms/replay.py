@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from saeval import (
+from saeval.plugin import (
     LLM,
     InputError,
     LLMError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from saeval import LLM, Documented, LLMError, Reply, Request, Usage
+from saeval.plugin import LLM, Documented, LLMError, Reply, Request, Usage
 
 
 class Rule(Documented):

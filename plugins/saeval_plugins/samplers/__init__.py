@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Sampler, hookimpl
+from saeval.plugin import Sampler, hookimpl
 from saeval_plugins.samplers.delphi import Delphi
 from saeval_plugins.samplers.saebench import SAEBench
 from saeval_plugins.samplers.windows import Mix, Quantiles, Random, Top

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from saeval import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler, Windows
+from saeval.plugin import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler, Windows
 from saeval_plugins.samplers.non_activating import FEWEST, Keep
 from saeval_plugins.samplers.split import split_documents
 from saeval_plugins.samplers.windows import DECILES, strongest_first

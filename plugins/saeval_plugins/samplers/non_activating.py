@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from saeval import (
+from saeval.plugin import (
     ActivationStore,
     InputError,
     LatentId,
@@ -21,8 +21,8 @@ from saeval import (
     embedder,
     embedder_check,
     embedder_sha,
+    one_line,
 )
-from saeval_plugins.prompts import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,10 +69,10 @@ class NonActivating(BaseModel):
     """Windows to score with."""
 
     def check(self) -> None:
-        """Look, cheaply, whether what the options name is there; see `saeval.Plugin.check`."""
+        """Look, cheaply, whether what the options name is there; see `saeval.plugin.Plugin.check`."""
 
     def needs(self) -> frozenset[Need]:
-        """Return what this way needs beyond the store; see `saeval.Plugin.needs`."""
+        """Return what this way needs beyond the store; see `saeval.plugin.Plugin.needs`."""
         return frozenset()
 
     def depends_on(self) -> list[JsonValue]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import Field, JsonValue, field_validator
 
-from saeval import ActivationStore, Example, Examples, Flaw, LatentId, LatentRecord, Sampler
+from saeval.plugin import ActivationStore, Example, Examples, Flaw, LatentId, LatentRecord, Sampler
 from saeval_plugins.samplers.split import Split, split_documents
 from saeval_plugins.samplers.windows import DECILES
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, JsonValue
 
-from saeval import ActivationStore, Examples, LatentId, LatentRecord, Need, Sampler
+from saeval.plugin import ActivationStore, Examples, LatentId, LatentRecord, Need, Sampler
 from saeval_plugins.samplers.non_activating import FEWEST, AnyNonActivating, RandomWindows, Wanted
 from saeval_plugins.samplers.split import split_documents
 

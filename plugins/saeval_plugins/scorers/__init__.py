@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Scorer, hookimpl
+from saeval.plugin import Scorer, hookimpl
 from saeval_plugins.scorers.consistency import Consistency
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding

@@ -8,8 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 
-from saeval import ParseError, Reply
-from saeval_plugins.prompts import one_line, without_thinking
+from saeval.plugin import ParseError, Reply, one_line, without_thinking
 
 _MARKUP, _BRACKETS = r"[\s*_`\"'$]*", r"[\s*_`\"'$()\[\]{}]*"
 _LABEL = r"(?:the )?(?:answer|number|level|value|(?:activation )?strength|activation)(?: is)?"

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field, SerializeAsAny
 
-from saeval import (
+from saeval.plugin import (
     Context,
     Examples,
     Explanation,
+    Judge,
     LanguageModel,
     LogprobReply,
     LogprobRequest,
@@ -21,7 +22,6 @@ from saeval import (
     Score,
     Scorer,
 )
-from saeval_plugins.scorers._judge import Judge
 from saeval_plugins.scorers.detection import Detection
 
 AGREEMENT = Metric("agreement")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from saeval import Context, Examples
-from saeval_plugins.prompts import load, one_line
-from saeval_plugins.scorers._judge import REFERENCES, Judge, Question
+from saeval.plugin import REFERENCES, Context, Examples, Judge, Question, one_line
+from saeval_plugins.prompts import load
 
 
 class Detection(Judge):

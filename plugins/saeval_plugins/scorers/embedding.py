@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, field_validator
 
-from saeval import (
+from saeval.plugin import (
     AUROC,
     Context,
     Example,
@@ -20,9 +20,9 @@ from saeval import (
     auroc,
     embedder_check,
     embedder_sha,
+    one_line,
+    valued,
 )
-from saeval_plugins.prompts import one_line
-from saeval_plugins.scorers._outcomes import valued
 
 if TYPE_CHECKING:
     import numpy as np

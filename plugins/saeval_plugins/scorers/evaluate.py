@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, SerializeAsAny
 
-from saeval import Context, Examples, Explanation, InputError, Metric, ModelRef, Need, Score, Scorer
+from saeval.plugin import Context, Examples, Explanation, InputError, Metric, ModelRef, Need, Score, Scorer
 
 
 class Evaluate(Scorer):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Context, Examples, Explanation, Score
-from saeval_plugins.prompts import one_line
+from saeval.plugin import Context, Examples, Explanation, Score, one_line
 from saeval_plugins.scorers.embedding import Embeddings
 
 

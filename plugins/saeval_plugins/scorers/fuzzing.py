@@ -10,9 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from saeval import Context, Example, Examples
-from saeval_plugins.prompts import load, marked_line
-from saeval_plugins.scorers._judge import REFERENCES, Judge, Question
+from saeval.plugin import REFERENCES, Context, Example, Examples, Judge, Question, marked_line
+from saeval_plugins.prompts import load
 
 _FIXED_SEED = 22
 

@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from saeval import Context, Examples, Explanation, InputError, LatentId, Metric, Score, Scorer, SpecPath, file_sha256
+from saeval.plugin import (
+    Context,
+    Examples,
+    Explanation,
+    InputError,
+    LatentId,
+    Metric,
+    Score,
+    Scorer,
+    SpecPath,
+    file_sha256,
+)
 
 _REQUIRED = ("latent", "rating")
 _OPTIONAL = ("hookpoint", "rater", "example", "explanation")

@@ -9,9 +9,21 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, SerializeAsAny
 
-from saeval import Context, Example, Examples, Explanation, Metric, Need, Outcome, Prompt, Score, Scorer
+from saeval.plugin import (
+    Context,
+    Example,
+    Examples,
+    Explanation,
+    Judge,
+    Metric,
+    Need,
+    Outcome,
+    Prompt,
+    Question,
+    Score,
+    Scorer,
+)
 from saeval_plugins.prompts import load
-from saeval_plugins.scorers._judge import Judge, Question
 from saeval_plugins.scorers.detection import Detection
 
 FLIPPED = Metric("flipped", higher_is_better=False)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from saeval import (
+from saeval.plugin import (
     Context,
     Example,
     Examples,
@@ -25,8 +25,10 @@ from saeval import (
     Score,
     Scorer,
     derive_rng,
+    few_shot,
+    one_line,
 )
-from saeval_plugins.prompts import few_shot, load, one_line
+from saeval_plugins.prompts import load
 from saeval_plugins.steering import calibrated, steered
 
 PASSAGE = load("intervention_passage.md")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from saeval import (
+from saeval.plugin import (
     Context,
     Example,
     Examples,
@@ -20,14 +20,17 @@ from saeval import (
     Metric,
     Outcome,
     ParseError,
+    Question,
     Request,
     Score,
     Scorer,
+    ask_twice,
+    failed,
+    marked_line,
+    one_line,
+    without_thinking,
 )
-from saeval_plugins.answers import ask_twice
-from saeval_plugins.prompts import load, marked_line, one_line, without_thinking
-from saeval_plugins.scorers._judge import Question
-from saeval_plugins.scorers._outcomes import failed
+from saeval_plugins.prompts import load
 
 if TYPE_CHECKING:
     import numpy as np

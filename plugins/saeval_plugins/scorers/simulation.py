@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, JsonValue
 
-from saeval import (
+from saeval.plugin import (
     PEARSON,
     Context,
     Example,
@@ -24,12 +24,16 @@ from saeval import (
     Request,
     Score,
     Scorer,
+    ask_twice,
+    escaped,
+    failed,
+    one_line,
     pearson,
+    unanswered,
+    valued,
 )
-from saeval_plugins.answers import ask_twice
-from saeval_plugins.prompts import escaped, load, one_line
+from saeval_plugins.prompts import load
 from saeval_plugins.scorers._number import strength
-from saeval_plugins.scorers._outcomes import failed, unanswered, valued
 
 ALL_AT_ONCE = load("simulation_all_at_once.md")
 TOKEN_BY_TOKEN = load("simulation_token_by_token.md")

@@ -7,7 +7,7 @@ import math
 
 from pydantic import Field
 
-from saeval import (
+from saeval.plugin import (
     AUROC,
     Context,
     Examples,
@@ -19,9 +19,13 @@ from saeval import (
     Score,
     Scorer,
     auroc,
+    failed,
+    few_shot,
+    one_line,
+    unanswered,
+    valued,
 )
-from saeval_plugins.prompts import few_shot, load, one_line
-from saeval_plugins.scorers._outcomes import failed, unanswered, valued
+from saeval_plugins.prompts import load
 
 PROMPT = load("surprisal.md")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import ActivationSource, hookimpl
+from saeval.plugin import ActivationSource, hookimpl
 from saeval_plugins.sources.delphi import Delphi
 from saeval_plugins.sources.neuronpedia import Neuronpedia
 from saeval_plugins.sources.recorded import Recorded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saeval import InputError
+from saeval.plugin import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue
 
-from saeval import ActivationSource, InputError, ModelRef, SpecPath, TokenDataset, file_sha256, token_bytes
+from saeval.plugin import ActivationSource, InputError, ModelRef, SpecPath, TokenDataset, file_sha256, token_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from saeval import ActivationWriter
+    from saeval.plugin import ActivationWriter
 
 _SHARD = re.compile(r"(\d{1,9})_(\d{1,9})\.safetensors")
 _BLOCK = 1024  # contexts that are read from all shards and written together

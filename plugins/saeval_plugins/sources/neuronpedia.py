@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, JsonValue
 
-from saeval import ActivationSource, InputError, SpecPath, TokenDataset, file_sha256, read_json_lines
+from saeval.plugin import ActivationSource, InputError, SpecPath, TokenDataset, file_sha256, read_json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from saeval import ActivationWriter
+    from saeval.plugin import ActivationWriter
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _CAVEAT = (

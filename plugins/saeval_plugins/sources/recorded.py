@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from saeval import ActivationSource, ActivationStore, SpecPath, file_sha256
+from saeval.plugin import ActivationSource, ActivationStore, SpecPath, file_sha256
 
 if TYPE_CHECKING:
-    from saeval import ActivationWriter
+    from saeval.plugin import ActivationWriter
 
 
 class Recorded(ActivationSource):

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, JsonValue, ValidationError, field_validator
 
-from saeval import ActivationSource, Corpus, Documented, InputError, SpecPath, TokenDataset, derive_rng, file_sha256
+from saeval.plugin import (
+    ActivationSource,
+    Corpus,
+    Documented,
+    InputError,
+    SpecPath,
+    TokenDataset,
+    derive_rng,
+    file_sha256,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from saeval import ActivationWriter
+    from saeval.plugin import ActivationWriter
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 

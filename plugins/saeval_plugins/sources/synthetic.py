@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from saeval import ActivationSource
+from saeval.plugin import ActivationSource
 
 if TYPE_CHECKING:
-    from saeval import ActivationWriter
+    from saeval.plugin import ActivationWriter
 
 
 class Synthetic(ActivationSource):
@@ -30,6 +30,6 @@ class Synthetic(ActivationSource):
 
     def collect(self, writer: ActivationWriter) -> None:
         """Plant the latents."""
-        from saeval import plant
+        from saeval.plugin import plant
 
         plant(writer, n_latents=self.n_latents, documents=self.documents, seed=self.seed)

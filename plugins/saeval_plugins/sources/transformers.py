@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, PrivateAttr, SerializeAsAny
 
-from saeval import (
+from saeval.plugin import (
     ActivationSource,
     Coder,
     Corpus,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from saeval import ActivationWriter, SparseCoder, TokenDataset
+    from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
 
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"

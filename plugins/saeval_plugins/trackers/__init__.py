@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Tracker, hookimpl
+from saeval.plugin import Tracker, hookimpl
 from saeval_plugins.trackers.mlflow import Mlflow
 from saeval_plugins.trackers.wandb import Trackio, Wandb
 

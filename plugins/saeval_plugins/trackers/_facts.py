@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeval import InputError, RunResult, content_hash
+from saeval.plugin import InputError, RunResult, content_hash
 
 _FILES = ("results.json", "spec.yaml", "report/report.md", "report/leaderboard.csv")
 

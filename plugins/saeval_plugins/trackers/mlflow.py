@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from saeval import RunResult, Tracker
+from saeval.plugin import RunResult, Tracker
 from saeval_plugins.trackers import _facts
 
 _TAG = "saeval.run"

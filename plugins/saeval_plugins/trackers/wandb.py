@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from saeval import InputError, RunResult, Tracker
+from saeval.plugin import InputError, RunResult, Tracker
 from saeval_plugins.trackers import _facts
 
 

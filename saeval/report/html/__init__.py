@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval.errors import InputError
-from saeval.files import write_atomic
-from saeval.results import RunResult
+from saeval._util import InputError, write_atomic
+from saeval.records import RunResult
 
 if TYPE_CHECKING:
+    from saeval._compare import Leaderboard
     from saeval.report.html.figure import PlotFormat
     from saeval.report.html.latents import CellTables
-    from saeval.report.leaderboard import Leaderboard
 
 _PER_FILE = 40  # latents; a file of them loads in well under a second
 
@@ -96,9 +95,9 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
 
 def _gathered(run: RunResult, run_dir: Path) -> tuple[Leaderboard, dict[str, CellTables], dict[str, str]]:
     """Return the board, and by cell its tables and the name of its page where it has any."""
+    from saeval._compare import Leaderboard
     from saeval.report.html.latents import CellTables, Ranked
     from saeval.report.html.text import slug
-    from saeval.report.leaderboard import Leaderboard
 
     board = Leaderboard.of(run)
     directions = {(r.scorer, r.metric): r.higher_is_better for c in run.cells for r in c.scores}

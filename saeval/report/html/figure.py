@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from saeval.errors import InputError
+from saeval._util import InputError
 from saeval.report.html.pages import plot_style
 from saeval.report.html.plots import Series
 from saeval.report.html.svg import element

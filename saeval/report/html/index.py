@@ -10,14 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from saeval._compare import Leaderboard
+from saeval.records import MAIN, Correlation, RunResult
 from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
 from saeval.report.html.plots import Series
 from saeval.report.html.text import slug
-from saeval.report.leaderboard import Leaderboard
 from saeval.report.markdown import FINDINGS, finding_row
 from saeval.report.method import method, named
-from saeval.results import MAIN, Correlation, RunResult
 
 _MOST_PAIRS = 6
 _MOST_DISAGREEMENTS = 15

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import saeval
+from saeval._compare import Entry, Joined
+from saeval.records import MAIN, ScoreRow
 from saeval.report.html.pages import render
 from saeval.report.html.text import number, script_json
-from saeval.report.join import Entry, Joined
 from saeval.report.method import named
-from saeval.results import MAIN, ScoreRow
 
 
 def joined_page(joined: Joined, group_by: str | None = None) -> str:

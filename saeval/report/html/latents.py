@@ -8,11 +8,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.exchange.run_files import RunCell
-from saeval.report.cells import KINDS
+from saeval.records import MAIN, CellResult
 from saeval.report.html.text import number
-from saeval.report.tables import arrow_table, read_table
-from saeval.results import MAIN, CellResult
+from saeval.results import KINDS, RunCell, arrow_table, read_table
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from saeval.report import measured
+from saeval._compare import Leaderboard
+from saeval._util import measured
+from saeval.records import CellResult, RunResult
 from saeval.report.html.latents import CellTables
 from saeval.report.html.text import number, script_json, visible
-from saeval.report.leaderboard import Leaderboard
-from saeval.results import CellResult, RunResult
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from saeval._compare import Leaderboard
+from saeval.records import CellResult, DecileShares, ScoreRow
 from saeval.report.html.svg import Axis, drawing, element, frame, label, title
-from saeval.report.leaderboard import Leaderboard
-from saeval.results import CellResult, DecileShares, ScoreRow
 
 _WIDTH, _HEIGHT = 360, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 348, 26, 208

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saeval import Sampler, Scorer, hookimpl
+from saeval.plugin import Sampler, Scorer, hookimpl
 from saeval_acme.purity import Purity
 from saeval_acme.spread import Spread
 

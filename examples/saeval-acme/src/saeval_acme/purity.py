@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from saeval import Context, Examples, Explanation, Metric, Score, Scorer
+from saeval.plugin import Context, Examples, Explanation, Metric, Score, Scorer
 
 
 class Purity(Scorer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from saeval import ActivationStore, Examples, LatentId, LatentRecord, Sampler
+from saeval.plugin import ActivationStore, Examples, LatentId, LatentRecord, Sampler
 
 
 class Spread(Sampler):

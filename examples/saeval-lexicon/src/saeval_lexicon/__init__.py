@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import Explainer, hookimpl
+from saeval.plugin import Explainer, hookimpl
 from saeval_lexicon.lexicon import Lexicon
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue
 
-from saeval import Context, Examples, Explainer, Explanation, InputError, SpecPath, file_sha256
+from saeval.plugin import Context, Examples, Explainer, Explanation, InputError, SpecPath, file_sha256
 
 OWN = Path(__file__).with_name("lexicon.txt")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval import ActivationSource, hookimpl
+from saeval.plugin import ActivationSource, hookimpl
 from saeval_wordvec.wordvec import WordVectors
 
 

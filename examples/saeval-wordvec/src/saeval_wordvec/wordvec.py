@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue, SerializeAsAny
 
-from saeval import (
+from saeval.plugin import (
     ActivationSource,
     ActivationWriter,
     Coder,

@@ -1,0 +1,90 @@
+"""Bounds on what a server may do: how much it may send, how deeply nested, and where it may send its callers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from saeval.plugin import LLMError
+
+MOST_BYTES = 1 << 25
+"""Bytes of a reply after decompression; echoed log-probabilities of a long prompt take a tenth of it."""
+
+_asking: ContextVar[str | None] = ContextVar("asking", default=None)
+
+
+async def read_bounded(model: str, parts: AsyncIterator[bytes]) -> bytes:
+    """Return a body, read part by part.
+
+    Raises:
+        LLMError: If it is longer than any reply; retryable.
+    """
+    body = bytearray()
+    async for part in parts:
+        body += part
+        if len(body) > MOST_BYTES:
+            raise LLMError(f"{model}: the reply is longer than {MOST_BYTES >> 20} MB, and was not read", retryable=True)
+    return bytes(body)
+
+
+def parse_reply(model: str, body: bytes) -> Any:
+    """Return the JSON of a body.
+
+    Raises:
+        LLMError: If it is not whole JSON, or is nested too deeply; retryable.
+    """
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise LLMError(f"{model}: the response is not whole JSON", retryable=True) from None
+    except RecursionError:
+        raise LLMError(f"{model}: the response is nested too deeply", retryable=True) from None
+
+
+def not_followed(model: str, address: str, place: str) -> LLMError:
+    """Return the error for a redirect: another server's answers are not the model's, nor are prompts and key meant for it."""
+    return LLMError(
+        f"{model}: {address} redirects to {place}, which is not followed; if that is meant, set api_base to it",
+        lasting=True,
+    )
+
+
+@contextmanager
+def bounded_httpx(model: str) -> Iterator[None]:
+    """Hold calls through httpx in this block, which libraries of providers make, to the same bounds.
+
+    Libraries send keys in headers of their own, which httpx passes on to another host when it follows a redirect.
+    """
+    _bind()
+    token = _asking.set(model)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
+
+
+def _bind() -> None:
+    """Teach httpx the bounds, once; they hold in `bounded_httpx` only, since downloads of models need redirects."""
+    import httpx
+
+    if getattr(httpx.Response.aread, "bounded", False):
+        return
+    redirect, read = httpx.AsyncClient._build_redirect_request, httpx.Response.aread
+
+    def build_redirect_request(self: Any, request: Any, response: Any) -> Any:
+        if model := _asking.get():
+            raise not_followed(model, str(request.url.host), response.headers.get("location", "")[:200])
+        return redirect(self, request, response)
+
+    async def aread(self: Any) -> bytes:
+        if not (model := _asking.get()) or hasattr(self, "_content"):
+            return await read(self)
+        self._content = await read_bounded(model, self.aiter_bytes())
+        return bytes(self._content)
+
+    aread.bounded = True  # type: ignore[attr-defined]
+    httpx.AsyncClient._build_redirect_request = build_redirect_request  # type: ignore[method-assign]
+    httpx.Response.aread = aread  # type: ignore[method-assign]

@@ -1,0 +1,410 @@
+"""Cells of any runs on one board: joined where they can be compared, refused or marked where they cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saeval._compare.leaderboard import Leaderboard, Standing
+from saeval._compare.matched_l0 import Matched, at_l0
+from saeval._util import InputError, did_you_mean, safe_text, text as grid
+from saeval.records import MAIN, CellResult, RunResult, ScoreRow, read_result, split_ranking
+from saeval.results import csv_text, table_bytes, tidy
+
+FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
+"""What a joined board can be written as; CSV and Parquet are tidy, one row a cell, scorer, explanation and metric."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of one of the runs.
+
+    Attributes:
+        run: Its run, with this cell alone in it.
+        cell: The cell, called `run:cell`.
+        facets: What cells can be filtered, grouped and told apart by: axes, and facts about the run and the coder.
+    """
+
+    run: RunResult
+    cell: CellResult
+    facets: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Cells of several runs that share a board.
+
+    Attributes:
+        entries: The cells, by name.
+        rank_by: Column that ranks, `scorer.metric`.
+        differs: In what the runs differ so that their numbers cannot be compared; empty unless that was allowed.
+        notes: What else a reader must know.
+    """
+
+    entries: dict[str, Entry]
+    rank_by: str
+    differs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def groups(self, facet: str | None) -> dict[str, Leaderboard]:
+        """Return a board for every value of a facet, or a single one; ranks hold within a board.
+
+        Raises:
+            InputError: If no cell has such a facet.
+        """
+        if facet is not None:
+            _known(facet, self.entries.values(), "--group-by")
+        values: dict[str, list[CellResult]] = {}
+        for entry in self.entries.values():
+            values.setdefault(entry.facets.get(facet, "–") if facet else "", []).append(entry.cell)
+        return {value: Leaderboard.of_cells(cells, self.rank_by) for value, cells in sorted(values.items())}
+
+    def telling(self) -> list[str]:
+        """Return the facets that tell cells apart, the fewest that say what differs; `cell` where none does."""
+        shown = ["run", "task", "version", "synthetic", "subject", "corpus", "explainer", "judge"]
+        axes = dict.fromkeys(axis for e in self.entries.values() for axis in e.cell.axes)
+        wanted = [
+            f for f in dict.fromkeys([*shown, *axes]) if len({e.facets.get(f) for e in self.entries.values()}) > 1
+        ]
+        apart = {tuple(e.facets.get(f) for f in wanted) for e in self.entries.values()}
+        return wanted if len(apart) == len(self.entries) else [*wanted, "cell"]
+
+
+def join(
+    runs: Sequence[str | Path], *, rank_by: str | None = None, keep: Sequence[str] = (), mixed: bool = False
+) -> Joined:
+    """Join the cells of runs, wherever they lie, after seeing that their numbers can be compared.
+
+    Runs of different tasks or versions, made-up results beside real ones, and (for one subject) different corpora are
+    refused. Runs whose corpus is not recorded, and different judges or versions of scorers, are noted.
+
+    Args:
+        runs: Run directories, or `results.json` files.
+        rank_by: `scorer.metric`, or a scorer for its headline; what the runs rank by when left out.
+        keep: `facet=value` each; several values of one facet stand for any of them.
+        mixed: Whether to join all the same, marked.
+
+    Raises:
+        InputError: If a run cannot be read, the runs do not go together, or a facet or column is not there.
+
+    Example:
+        >>> board = saeval.join(["mine"], mixed=True).groups(None)[""]
+        >>> [(standing.rank_text, standing.cell.cell) for standing in board.standings]
+        [('1', 'mine:all')]
+    """
+    results = [(Path(path), read_result(path)) for path in runs]
+    names = _run_names(results)
+    entries = [_entry(name, run, cell) for name, (_, run) in zip(names, results, strict=True) for cell in run.cells]
+    entries = _kept(entries, keep)
+    differs = _differences(entries)
+    if differs and not mixed:
+        raise InputError(
+            f"these runs do not go on one board: {'; '.join(differs)}. Leave runs out, choose with --filter, or mark "
+            "the board with --mixed"
+        )
+    return Joined({e.cell.cell: e for e in entries}, _rank_by(entries, rank_by), tuple(differs), tuple(_notes(entries)))
+
+
+def _run_names(results: Sequence[tuple[Path, RunResult]]) -> list[str]:
+    """Return a name for each run: its id, or its path where two runs have one id."""
+    ids = [run.run_id for _, run in results]
+    names = [str(path) if ids.count(run.run_id) > 1 else run.run_id for path, run in results]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{twice[0]}: is named twice; name each run once")
+    return names
+
+
+def _entry(name: str, run: RunResult, cell: CellResult) -> Entry:
+    judges = dict.fromkeys(row.judge for row in cell.scores if row.judge)
+    facets = {
+        "run": name, "cell": cell.cell, "task": run.task, "version": run.task_version,
+        "synthetic": "yes" if run.synthetic else "no", "partial": "yes" if run.partial else "no",
+        "baseline": cell.baseline or "no", "subject": cell.subject, "corpus": cell.corpus[:8] or "unknown",
+        "hookpoint": str(cell.coder.get("hookpoint", "")), "architecture": str(cell.coder.get("architecture", "")),
+        "explainer": cell.explainer, "judge": ", ".join(judges), **cell.axes,
+    }  # fmt: skip
+    renamed = cell.model_copy(update={"cell": f"{name}:{cell.cell}"})
+    return Entry(run.model_copy(update={"run_id": name, "cells": [cell]}), renamed, facets)
+
+
+def _known(facet: str, entries: Any, option: str) -> None:
+    known = list(dict.fromkeys(f for e in entries for f in e.facets))
+    if facet not in known:
+        raise InputError(f"{option} {facet}: no cell has it{did_you_mean(facet, known)}; there are: {', '.join(known)}")
+
+
+def _kept(entries: list[Entry], keep: Sequence[str]) -> list[Entry]:
+    wanted: dict[str, set[str]] = {}
+    for text in keep:
+        facet, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--filter {text}: write it as name=value, such as layer=9")
+        _known(facet, entries, "--filter")
+        wanted.setdefault(facet, set()).add(value)
+    found = [e for e in entries if all(e.facets.get(facet) in values for facet, values in wanted.items())]
+    if not found:
+        values = "; ".join(f"{f}: {', '.join(sorted({e.facets.get(f, '–') for e in entries}))}" for f in wanted)
+        raise InputError(f"--filter {' '.join(keep)}: leaves no cell" + (f" (there are {values})" if values else ""))
+    return found
+
+
+def _differences(entries: Sequence[Entry]) -> list[str]:
+    """Say in what runs differ so that their numbers cannot stand side by side."""
+    found = []
+    for what, of in (
+        ("task", lambda e: f"{e.run.task} {e.run.task_version}"),
+        ("synthetic", lambda e: "made up" if e.run.synthetic else "real"),
+    ):
+        values = _by_value(entries, of)
+        if len(values) > 1:
+            found.append(_said(what, values))
+    for subject in dict.fromkeys(e.cell.subject for e in entries):
+        # A run may have several corpora on purpose; runs are compared by the set of theirs.
+        corpora: dict[str, set[str]] = {}
+        for e in entries:
+            if e.cell.subject == subject and e.cell.corpus:
+                corpora.setdefault(e.facets["run"], set()).add(e.facets["corpus"])
+        if len({frozenset(v) for v in corpora.values()}) > 1:
+            values = {", ".join(sorted(v)): [r for r in corpora if corpora[r] == v] for v in corpora.values()}
+            found.append(_said(f"corpus of {subject or 'the subject'}", values))
+    return found
+
+
+def _by_value(entries: Sequence[Entry], of: Callable[[Entry], str]) -> dict[str, list[str]]:
+    values: dict[str, list[str]] = {}
+    for entry in entries:
+        runs = values.setdefault(of(entry), [])
+        if entry.facets["run"] not in runs:
+            runs.append(entry.facets["run"])
+    return values
+
+
+def _said(what: str, values: dict[str, list[str]]) -> str:
+    return f"{what} differs: " + ", ".join(f"{value} ({' '.join(runs)})" for value, runs in values.items())
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    found = []
+    unknown = list(dict.fromkeys(e.facets["run"] for e in entries if not e.cell.corpus))
+    if unknown and len({e.facets["run"] for e in entries}) > 1:
+        found.append(f"The corpus is not recorded in {', '.join(unknown)}; see for yourself that it is the same.")
+    for mark in ("partial", "synthetic"):
+        if marked := list(dict.fromkeys(e.facets["run"] for e in entries if e.facets[mark] == "yes")):
+            found.append(f"{mark.capitalize()}: {', '.join(marked)}.")
+    for scorer in dict.fromkeys(row.scorer for e in entries for row in e.cell.scores):
+        for what in ("judge", "plugin"):
+            values = _by_value(
+                [e for e in entries if any(r.scorer == scorer for r in e.cell.scores)],
+                lambda e, s=scorer, w=what: str(next(getattr(r, w) for r in e.cell.scores if r.scorer == s)),  # type: ignore[misc]
+            )
+            if len(values) > 1:
+                found.append(f"{scorer}: {_said(what, values)}; part of a difference may come from that.")
+    return found
+
+
+def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
+    columns = list(dict.fromkeys(f"{r.scorer}.{r.metric}" for e in entries for r in e.cell.scores if r.variant == MAIN))
+    if wanted is None:
+        ranked = list(dict.fromkeys(e.run.rank_by for e in entries))
+        if len(ranked) > 1:
+            raise InputError(f"the runs rank by different columns ({', '.join(ranked)}); choose one with --rank-by")
+        wanted = ranked[0]
+    column, ranking = split_ranking(wanted)
+    headline = next((c for c in columns if c.rpartition(".")[0] == column), None)
+    if found := column if column in columns else headline:
+        return f"{found}.{ranking}" if ranking else found
+    raise InputError(
+        f"--rank-by {wanted}: no such column{did_you_mean(wanted, columns)}; there are: {', '.join(columns)}"
+    )
+
+
+# --- writing it -----------------------------------------------------------------------------------------------
+
+
+def written(joined: Joined, format_: str, *, group_by: str | None = None, match_l0: float | None = None,
+            family: str = "architecture") -> str | bytes:  # fmt: skip
+    """Return the board in a format.
+
+    Args:
+        joined: The cells.
+        format_: One of `FORMATS`.
+        group_by: Facet with a board for each of its values.
+        match_l0: L0 at which to compare families of coders, instead of cells.
+        family: Facet whose values are families.
+
+    Raises:
+        InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold this.
+    """
+    if format_ in ("csv", "parquet"):
+        if match_l0 is not None or group_by is not None:
+            raise InputError(
+                f"{format_} is tidy and holds every cell; leave --group-by and --match-l0 to other formats"
+            )
+        return _tidy(joined, format_)
+    if match_l0 is not None:
+        if group_by is not None:
+            raise InputError("--group-by and --match-l0 do not go together; choose with --filter")
+        _known(family, joined.entries.values(), "--family")
+        found = at_l0(_families(joined, family), match_l0, split_ranking(joined.rank_by)[0])
+        return _matched(joined, found, match_l0, family, format_)
+    boards = joined.groups(group_by)
+    if format_ == "json":
+        return _json(joined, {"group_by": group_by, "boards": [_board(joined, v, b) for v, b in boards.items()]})
+    show = {"text": _wide, "latex": _wide, "markdown": _long}[format_]
+    table = {"text": grid.aligned, "latex": grid.latex, "markdown": grid.markdown}[format_]
+    parts = [_title(joined, format_)]
+    for value, board in boards.items():
+        if group_by:
+            parts.append(_heading(f"{group_by}: {value}", format_))
+        parts.append(table(*show(joined, board)))
+        if board.smallest_difference is not None:
+            parts.append(_line(
+                f"Smallest difference in {joined.rank_by} that two contestants' intervals could show (80 % power): "
+                f"{board.smallest_difference:.3f}.", format_))  # fmt: skip
+    parts += [_line(note, format_) for note in joined.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(joined: Joined, format_: str) -> str:
+    tasks = dict.fromkeys(f"{e.run.task} {e.run.task_version}" for e in joined.entries.values())
+    mark = f" — MIXED: {'; '.join(joined.differs)}" if joined.differs else ""
+    return _heading(f"{', '.join(tasks)}, ranked by {joined.rank_by}{mark}", format_)
+
+
+def _heading(text: str, format_: str) -> str:
+    return f"## {grid.escape_markdown(text)}" if format_ == "markdown" else _line(text, format_)
+
+
+def _line(text: str, format_: str) -> str:
+    if format_ == "latex":
+        return f"% {safe_text(text)}"
+    return grid.escape_markdown(text) if format_ == "markdown" else safe_text(text)
+
+
+def _names(joined: Joined, cell: CellResult, facets: Sequence[str]) -> list[str]:
+    return [joined.entries[cell.cell].facets.get(facet, "–") or "–" for facet in facets]
+
+
+def _l0(cell: CellResult) -> str:
+    return f"{cell.measures['l0']:.1f}" if "l0" in cell.measures else "–"
+
+
+def _wide(joined: Joined, board: Leaderboard) -> tuple[list[str], list[list[str]]]:
+    """Return a row a cell, a column a scorer."""
+    facets = joined.telling()
+    head = ["rank", *facets, "L0", *(f"{s}: {m} {_arrow(board, s)}" for s, m in board.metrics.items())]
+    rows = [
+        [
+            x.rank_text,
+            *_names(joined, x.cell, facets),
+            _l0(x.cell),
+            *(_score(board.row(x.cell, s)) for s in board.metrics),
+        ]
+        for x in board.standings
+    ]
+    return head, rows
+
+
+def _long(joined: Joined, board: Leaderboard) -> tuple[list[str], list[list[str]]]:
+    """Return a row a cell and scorer, as tables of language-model harnesses have them."""
+    facets = joined.telling()
+    head = ["rank", *facets, "L0", "scorer", "metric", "", "value", "95 % CI", "n", "coverage", "floor", "lift"]
+    rows = []
+    for x in board.standings:
+        for scorer in board.metrics:
+            if (row := board.row(x.cell, scorer)) is not None:
+                rows.append([
+                    x.rank_text, *_names(joined, x.cell, facets), _l0(x.cell), scorer, row.metric,
+                    "↑" if row.higher_is_better else "↓", _number(row.value), _interval(row), f"{row.n}/{row.tried}",
+                    f"{row.coverage:.0%}", ", ".join(f"{k} {v:.3f}" for k, v in row.floor.items()) or "–",
+                    "–" if row.lift is None else f"{row.lift:+.3f}",
+                ])  # fmt: skip
+    return head, rows
+
+
+def _arrow(board: Leaderboard, scorer: str) -> str:
+    rows = [row for x in board.standings if (row := board.row(x.cell, scorer))]
+    return "↑" if all(row.higher_is_better for row in rows) else "↓"
+
+
+def _score(row: ScoreRow | None) -> str:
+    return "–" if row is None or row.value is None else f"{_number(row.value)} [{_interval(row)}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _interval(row: ScoreRow) -> str:
+    return "–" if row.ci95 is None else f"{row.ci95[0]:.3f}, {row.ci95[1]:.3f}"
+
+
+def _json(joined: Joined, content: dict[str, Any]) -> str:
+    shared = {"rank_by": joined.rank_by, "mixed": list(joined.differs), "notes": list(joined.notes)}
+    return json.dumps({**shared, **content}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
+    def row(x: Standing) -> dict[str, Any]:
+        scores = [r for s in board.metrics if (r := board.row(x.cell, s))]
+        return {
+            "cell": x.cell.cell, "rank": x.rank, "facets": joined.entries[x.cell.cell].facets, "measures": x.cell.measures,
+            "scores": [r.model_dump(mode="json", include={
+                "scorer", "metric", "higher_is_better", "value", "ci95", "n", "tried", "failed", "coverage", "floor", "lift"
+            }) for r in scores],
+        }  # fmt: skip
+
+    return {
+        "group": value or None,
+        "smallest_difference": board.smallest_difference,
+        "rows": [row(x) for x in board.standings],
+    }
+
+
+def _tidy(joined: Joined, format_: str) -> str | bytes:
+    runs = [entry.run for entry in joined.entries.values()]
+    if format_ == "csv":
+        return csv_text(*runs)
+    columns, rows = tidy(*runs)
+    return table_bytes(rows, columns)
+
+
+def _families(joined: Joined, family: str) -> dict[str, list[CellResult]]:
+    """Return the contestants of each family, after seeing that nothing but sparsity tells them apart.
+
+    Raises:
+        InputError: If they also differ in subject, place, corpus, explainer, judge or width.
+    """
+    contestants = [e for e in joined.entries.values() if e.cell.baseline is None]
+    for what in ("subject", "hookpoint", "corpus", "explainer", "judge"):
+        if what != family and len(values := _by_value(contestants, lambda e, w=what: e.facets[w])) > 1:  # type: ignore[misc]
+            raise InputError(
+                f"--match-l0 compares coders that differ in {family} and L0 alone, but {_said(what, values)}; choose with --filter"
+            )
+    widths = {e.cell.measures["d_sae"] for e in contestants if "d_sae" in e.cell.measures}
+    if len(widths) > 1:
+        shown = ", ".join(f"{w:g}" for w in sorted(widths))
+        raise InputError(f"--match-l0 compares coders of one width, but d_sae differs: {shown}; choose with --filter")
+    found: dict[str, list[CellResult]] = {}
+    for e in contestants:
+        found.setdefault(e.facets.get(family) or "unknown", []).append(e.cell)
+    return found
+
+
+def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, format_: str) -> str:
+    if format_ == "json":
+        return _json(joined, {"match_l0": l0, "family": family, "rows": [vars(m) for m in found]})
+    head = ["rank", family, f"{joined.rank_by} at L0 {l0:g}", "95 % CI", "between"]
+    rows = [
+        [m.rank_text, m.family, _number(m.value), "–" if m.ci95 is None else f"{m.ci95[0]:.3f}, {m.ci95[1]:.3f}",
+         " and ".join(m.between)] for m in found
+    ]  # fmt: skip
+    table = {"text": grid.aligned, "latex": grid.latex, "markdown": grid.markdown}[format_](head, rows)
+    note = (
+        "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
+        "cells' means, and say nothing of how straight the line is."
+    )
+    return "\n\n".join([_title(joined, format_), table, *(_line(n, format_) for n in (note, *joined.notes))]) + "\n"

@@ -1,0 +1,299 @@
+"""How alike the latents of several coders are: matched by what their explanations mean, what they write or what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from saeval._compare.pairwise import split_reference
+from saeval._util import InputError, PluginError, SaevalError, aligned, derive_rng, did_you_mean
+from saeval.models import embedder
+from saeval.plugin.registry import Loaded, Registry
+from saeval.results import RunCell, open_run
+from saeval.task import Task, load_task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from saeval.plugin.base import Embed
+
+    Floats = NDArray[np.floating[Any]]
+
+Basis = Literal["explanations", "decoder", "encoder"]
+BASES: tuple[Basis, ...] = ("explanations", "decoder", "encoder")
+"""What latents can be compared by."""
+EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+"""The model that embeds explanations, unless another is named."""
+HUNGARIAN_MAX = 8192
+"""Latents of the larger side up to which the best one-to-one matching is found."""
+_TILE = 2048  # latents of one side at a time whose cosines with all of the other are in memory
+_MIXED = 4096  # latents that a random direction is mixed from
+
+
+@dataclass(frozen=True)
+class Match:
+    """Latents of two coders matched to each other.
+
+    Attributes:
+        pairs: Places of the matched latents on either side.  [matched, 2]
+        cosines: Their cosines.  [matched]
+        method: `hungarian`: the one-to-one matching with the largest sum of cosines; `mutual nearest neighbours`: pairs each
+            of which is the other's closest, which leaves latents out.
+    """
+
+    pairs: NDArray[np.int64]
+    cosines: Floats
+    method: str
+
+    @property
+    def score(self) -> float:
+        """Mean cosine of matched latents; nan when none are."""
+        return float(self.cosines.mean()) if len(self.cosines) else float("nan")
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike two cells' latents are.
+
+    Attributes:
+        a: The first cell, `run:cell`.
+        b: The second.
+        basis: What they are compared by.
+        score: Mean cosine of matched latents; None when they cannot be compared.
+        random: The same where b's vectors are drawn at random with the mean and covariance of b's own: what matching
+            alone makes of unrelated latents.
+        shuffled: Mean cosine of a's matched latents with each other's partners: what any two latents share.
+        matched: Number of matched latents.
+        latents: Number of latents on either side.
+        method: How they were matched; or why they cannot be compared.
+        pairs: Latents of a and b that were matched, and their cosine.
+    """
+
+    a: str
+    b: str
+    basis: Basis
+    score: float | None
+    random: float | None
+    shuffled: float | None
+    matched: int
+    latents: tuple[int, int]
+    method: str
+    pairs: tuple[tuple[int, int, float], ...] = ()
+
+
+def match(a: Floats, b: Floats, *, hungarian_max: int = HUNGARIAN_MAX) -> Match:
+    """Match two sets of unit vectors one to one, so that matched ones are alike.
+
+    Args:
+        a: Unit vectors.  [latents, d]
+        b: Unit vectors.  [other latents, d]
+        hungarian_max: Size of the larger side up to which the matching with the largest sum is found, in memory of
+            twelve bytes a pair; beyond it, mutual nearest neighbours are, tile by tile.
+    """
+    import numpy as np
+
+    if max(len(a), len(b)) <= hungarian_max:
+        from scipy.optimize import linear_sum_assignment
+
+        cosines = a @ b.T
+        rows, columns = linear_sum_assignment(cosines, maximize=True)
+        method = "hungarian"
+    else:
+        nearest = np.empty(len(a), dtype=np.int64)
+        best, back = np.full(len(b), -np.inf, dtype=np.float32), np.zeros(len(b), dtype=np.int64)
+        for start in range(0, len(a), _TILE):
+            tile = a[start : start + _TILE] @ b.T
+            nearest[start : start + len(tile)] = tile.argmax(axis=1)
+            high = tile.max(axis=0)
+            better = high > best
+            best[better], back[better] = high[better], start + tile.argmax(axis=0)[better]
+        rows = np.flatnonzero(back[nearest] == np.arange(len(a)))
+        columns = nearest[rows]
+        method = "mutual nearest neighbours"
+    pairs = np.stack([rows, columns], axis=1).astype(np.int64)
+    return Match(pairs, (a[pairs[:, 0]] * b[pairs[:, 1]]).sum(axis=1), method)
+
+
+def compare_vectors(
+    a: Floats, b: Floats, rng: np.random.Generator, *, hungarian_max: int = HUNGARIAN_MAX
+) -> tuple[Match, float, float]:
+    """Match two sets of vectors, and two baselines.
+
+    Vectors of length 0 stay so and match nothing. Assumes that both sides lie in the same space, coordinate by coordinate.
+
+    Args:
+        a: Vectors of any length.  [latents, d]
+        b: Vectors of any length.  [other latents, d]
+        rng: Source of the random vectors.
+        hungarian_max: See `match`.
+
+    Returns:
+        The match; the mean cosine that vectors with mean and covariance of b's get, matched alike; and the mean cosine of
+        matched vectors with each other's partners (nan for fewer than two).
+    """
+    import numpy as np
+
+    a, b = _units(a), _units(b)
+    found = match(a, b, hungarian_max=hungarian_max)
+    chosen = b[np.sort(rng.permutation(len(b))[:_MIXED])]
+    mean, deviations = chosen.mean(axis=0), chosen - chosen.mean(axis=0)
+    scale = max(1, len(chosen) - 1) ** 0.5
+    drawn = [
+        mean + rng.standard_normal((min(_TILE, len(b) - start), len(chosen)), dtype=np.float32) @ deviations / scale
+        for start in range(0, len(b), _TILE)
+    ]
+    random = match(a, _units(np.concatenate(drawn)), hungarian_max=hungarian_max).score
+    # The mean over all pairs of different matches, without making them.
+    x, y = a[found.pairs[:, 0]], b[found.pairs[:, 1]]
+    n = len(x)
+    others = float(x.sum(axis=0, dtype=np.float64) @ y.sum(axis=0, dtype=np.float64)) - float(found.cosines.sum())
+    return found, random, others / (n * (n - 1)) if n > 1 else float("nan")
+
+
+def _units(vectors: Floats) -> Floats:
+    import numpy as np
+
+    vectors = np.asarray(vectors, dtype=np.float32)
+    units: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return units
+
+
+def similarities(
+    references: Sequence[str | Path],
+    *,
+    by: Sequence[Basis] = (),
+    model: str = EMBEDDER,
+    seed: int = 0,
+    embed: Embed | None = None,
+    registry: Registry | None = None,
+) -> tuple[list[Similarity], list[str]]:
+    """Compare the latents of every pair of cells.
+
+    Explanations are those that the runs made, of the latents they sampled. Directions are those of the whole coder, loaded
+    as the run's `spec.yaml` says; code in lone files, which a run directory from somebody else might name, is never run.
+
+    Args:
+        references: `run`, for all its contestants, or `run:cell`.
+        by: What to compare by; explanations, and decoder directions where every coder can be loaded, when left out.
+        model: Sentence-transformers model that embeds explanations.
+        seed: Of the baselines.
+        embed: Embeds texts; the process's own when left out.
+        registry: Where plugins are found.
+
+    Returns:
+        One for each pair of cells and basis, pairs that cannot be compared saying why; and why a basis was left out.
+
+    Raises:
+        InputError: If there are fewer than two cells, or what `by` asks for cannot be had.
+    """
+    cells = [cell for reference in references for cell in _cells(reference)]
+    if len(cells) < 2:
+        raise InputError("similarity needs two cells or more; give several runs, or `run:cell` twice")
+    if twice := [label for label, _ in cells if [c for c, _ in cells].count(label) > 1]:
+        raise InputError(f"{twice[0]}: is named twice; name each cell once")
+    found: list[Similarity] = []
+    left_out: list[str] = []
+    for basis in by or BASES[:2]:
+        try:
+            vectors = [_vectors(cell, basis, model, embed or embedder(), registry) for _, cell in cells]
+        except SaevalError as error:
+            if basis in by:
+                raise
+            left_out.append(f"{basis}: {error}")
+            continue
+        for i, (a, _) in enumerate(cells):
+            for j in range(i + 1, len(cells)):
+                found.append(_pair(a, cells[j][0], basis, vectors[i], vectors[j], seed))
+    if not found:
+        raise InputError(f"there is nothing to compare by: {'; '.join(left_out)}")
+    return found, left_out
+
+
+def _cells(reference: str | Path) -> list[tuple[str, RunCell]]:
+    path, name = split_reference(reference)
+    _, cells = open_run(path, name)
+    return [(f"{path}:{c.name}", c) for c in cells if name is not None or c.result.baseline is None]
+
+
+Vectors = tuple[list[int], "Floats"]
+
+
+def _vectors(cell: RunCell, basis: Basis, model: str, embed: Embed, registry: Registry | None) -> Vectors:
+    """Return the numbers of a cell's latents and their vectors."""
+    if basis == "explanations":
+        if not cell.texts:
+            raise InputError(f"{cell.folder}: there is no explanation to embed")
+        return list(cell.texts), embed(model, list(cell.texts.values()))
+    weights = _source(cell, registry).weights()
+    directions = weights.directions() if basis == "decoder" else weights.encoder_directions()
+    if directions is None:
+        raise InputError(
+            f"{cell.name}: a coder of the kind {weights.architecture!r} has no {basis} directions to compare"
+        )
+    return list(range(len(directions))), directions.detach().float().cpu().numpy()
+
+
+class _Installed(Registry):
+    """Plugins of installed packages alone."""
+
+    def get(self, kind: str, name: str, *, base: Path | None = None) -> Loaded:
+        """Return the plugin that a spec names, unless it is code in a lone file."""
+        if ".py:" in name:
+            raise PluginError(
+                f"{kind} {name!r} is code in a lone file, which is not run to compare; use --by explanations"
+            )
+        return super().get(kind, name, base=base)
+
+
+def _source(cell: RunCell, registry: Registry | None) -> Any:
+    spec = cell.folder.parent.parent / "spec.yaml"
+    if not spec.is_file():
+        raise InputError(f"{spec}: is not there, so the coder of {cell.name} cannot be loaded; use --by explanations")
+    task: Task = load_task(spec, registry=registry or _Installed(), check=False)
+    names = [c.name for c in task.cells]
+    if cell.name not in names:
+        raise InputError(f"{spec}: has no cell {cell.name!r}{did_you_mean(cell.name, names)}")
+    return task.cells[names.index(cell.name)].source.plugin
+
+
+def _pair(a: str, b: str, basis: Basis, one: Vectors, other: Vectors, seed: int) -> Similarity:
+    (latents_a, x), (latents_b, y) = one, other
+    sizes = len(latents_a), len(latents_b)
+    if x.shape[1] != y.shape[1]:
+        why = f"different spaces: {x.shape[1]} and {y.shape[1]} dimensions"
+        return Similarity(a, b, basis, None, None, None, 0, sizes, why)
+    found, random, shuffled = compare_vectors(x, y, derive_rng(seed, "similarity", basis, a, b))
+    pairs = tuple(
+        (latents_a[i], latents_b[j], round(float(c), 6)) for (i, j), c in zip(found.pairs, found.cosines, strict=True)
+    )
+    score, random_, shuffled_ = (value if value == value else None for value in (found.score, random, shuffled))
+    return Similarity(a, b, basis, score, random_, shuffled_, len(pairs), sizes, found.method, pairs)
+
+
+def text(found: Sequence[Similarity]) -> str:
+    """Return the similarities for a terminal: a table for two cells, a matrix for more."""
+    parts = []
+    for basis in dict.fromkeys(s.basis for s in found):
+        of = [s for s in found if s.basis == basis]
+        labels = list(dict.fromkeys(label for s in of for label in (s.a, s.b)))
+        scores = {key: s for s in of for key in ((s.a, s.b), (s.b, s.a))}
+        numbers = {label: str(i + 1) for i, label in enumerate(labels)}
+        rows = [[numbers[a], a, *("" if a == b else _cosine(scores[a, b].score) for b in labels)] for a in labels]
+        parts.append(f"{basis}: mean cosine of matched latents\n{aligned(['', 'cell', *numbers.values()], rows)}")
+        head = ["pair", "score", "random", "shuffled", "matched", "latents", "how"]
+        parts.append(aligned(head, [
+            [f"{numbers[s.a]} {numbers[s.b]}", _cosine(s.score), _cosine(s.random), _cosine(s.shuffled), str(s.matched),
+             f"{s.latents[0]}, {s.latents[1]}", s.method] for s in of
+        ]))  # fmt: skip
+    parts.append(
+        "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: matched "
+        "latents with each other's partners. A score near these says that nothing was found in common."
+    )
+    return "\n\n".join(parts)
+
+
+def _cosine(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

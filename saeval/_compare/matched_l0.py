@@ -1,0 +1,109 @@
+"""Families of coders compared at one L0: interpolated along each family's sparsity curve, never beyond its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, log
+
+from saeval._compare.leaderboard import rank_text, standard_error
+from saeval._compare.stats import combined_interval, rank_ranges
+from saeval._util import InputError
+from saeval.records import MAIN, CellResult, ScoreRow
+
+_EXACT = 1e-9  # relative difference of L0s that are the same
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A family's score at the L0 asked for.
+
+    Attributes:
+        family: Its name.
+        value: The score.
+        ci95: Its interval, from those of the cells it lies between; None where one of them has none.
+        between: Names of those cells, or of the one cell that has this very L0.
+        rank: Best and worst rank that the score is compatible with.
+    """
+
+    family: str
+    value: float
+    ci95: tuple[float, float] | None
+    between: tuple[str, ...]
+    rank: tuple[int, int]
+
+    @property
+    def rank_text(self) -> str:
+        """The rank as `2` or `1-3`."""
+        return rank_text(self.rank)
+
+
+def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str) -> list[Matched]:
+    """Return every family's score at one L0, best first.
+
+    Between its two neighbouring cells, a family's score is taken to follow a straight line over log L0. Cells are
+    different dictionaries, so their means are independent, and the interval of the interpolated score combines theirs. Families
+    are told apart as cells are on a leaderboard. Nothing is said about how far the curve bends between two cells.
+
+    Args:
+        families: Cells of each family, each with the measure `l0`.
+        l0: The L0 at which to compare.
+        rank_by: The score, `scorer.metric`.
+
+    Raises:
+        InputError: If a cell lacks L0 or score, two cells of a family have the same L0, or a family does not reach to
+            the L0 asked for.
+    """
+    import numpy as np
+
+    curves = {family: _curve(family, cells, rank_by) for family, cells in families.items()}
+    if not curves:
+        raise InputError("there is no contestant to compare")
+    least, greatest = max(curve[0][0] for curve in curves.values()), min(curve[-1][0] for curve in curves.values())
+    short = [f for f, curve in curves.items() if l0 < curve[0][0] * (1 - _EXACT) or l0 > curve[-1][0] * (1 + _EXACT)]
+    if short:
+        ranges = ", ".join(f"{f} from {curves[f][0][0]:.4g} to {curves[f][-1][0]:.4g}" for f in short)
+        common = f"all families cover {least:.4g} to {greatest:.4g}" if least <= greatest else "no L0 is covered by all"
+        raise InputError(f"L0 {l0:g} lies outside what was measured: {ranges}; scores are not extrapolated ({common})")
+    found = [(family, *_interpolated(curve, l0)) for family, curve in curves.items()]
+    higher = next(iter(curves.values()))[0][2].higher_is_better
+    found.sort(key=lambda x: -x[1] if higher else x[1])
+    errors = np.array([error for *_, error in found])
+    ranks = rank_ranges([value for _, value, *_ in found], np.diag(errors**2))
+    return [Matched(f, v, ci, between, rank) for (f, v, ci, between, _), rank in zip(found, ranks, strict=True)]
+
+
+def _curve(family: str, cells: Sequence[CellResult], rank_by: str) -> list[tuple[float, CellResult, ScoreRow]]:
+    points = []
+    for cell in cells:
+        row = next((r for r in cell.scores if r.variant == MAIN and f"{r.scorer}.{r.metric}" == rank_by), None)
+        if row is None or row.value is None:
+            raise InputError(f"{cell.cell}: has no {rank_by}; leave it out with --filter")
+        if cell.measures.get("l0", 0) <= 0:
+            raise InputError(f"{cell.cell}: has no L0; put `l0` under `measure` in the task")
+        points.append((cell.measures["l0"], cell, row))
+    points.sort(key=lambda point: point[0])
+    for (x, a, _), (y, b, _) in pairwise(points):
+        if y <= x * (1 + _EXACT):
+            raise InputError(f"{a.cell} and {b.cell} are both {family} at L0 {x:.4g}; choose one with --filter")
+    return points
+
+
+def _interpolated(
+    curve: Sequence[tuple[float, CellResult, ScoreRow]], l0: float
+) -> tuple[float, tuple[float, float] | None, tuple[str, ...], float]:
+    """Return value, interval, the cells it lies between, and its standard error."""
+    for x, cell, row in curve:
+        if abs(x - l0) <= _EXACT * x:
+            return float(row.value or 0), row.ci95, (cell.cell,), standard_error(row)
+    i = next(i for i, (x, _, _) in enumerate(curve) if x > l0)
+    (x, a, low), (y, b, high) = curve[i - 1], curve[i]
+    share = (log(l0) - log(x)) / (log(y) - log(x))
+    weights, values = (1 - share, share), (float(low.value or 0), float(high.value or 0))
+    error = sum((w * standard_error(row)) ** 2 for w, row in zip(weights, (low, high), strict=True)) ** 0.5
+    ci = None
+    if low.ci95 is not None and high.ci95 is not None:
+        least, greatest = combined_interval(weights, values, (low.ci95, high.ci95))
+        ci = max(least, -inf if low.range[0] is None else low.range[0]), min(greatest, inf if low.range[1] is None else low.range[1])  # fmt: skip
+    return sum(w * v for w, v in zip(weights, values, strict=True)), ci, (a.cell, b.cell), error

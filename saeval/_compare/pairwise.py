@@ -1,0 +1,348 @@
+"""Two cells compared: paired where they are about the same latents, unpaired elsewhere, and saying which and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from saeval._compare import stats
+from saeval._util import InputError, aligned, derive_rng, did_you_mean
+from saeval.records import RunResult, ScoreRow
+from saeval.results import RunCell, open_run
+
+_ALIKE = 0.01  # share by which firings and maxima of the same latent may differ between machines
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One metric of both cells.
+
+    Attributes:
+        metric: `scorer.metric`.
+        higher_is_better: Direction of the metric.
+        a: Mean over A's latents; over the shared ones when paired.
+        b: The same of B.
+        n: Latents behind each of them.
+        difference: a - b.
+        ci95: Interval of the difference; None where too little is known for one.
+        p: Two-sided p value of no difference; None for fewer than two latents.
+        p_holm: The same, corrected for the number of metrics compared.
+        smallest_visible: Difference that would be seen at 5 % in four of five such comparisons.
+        failed: Latents that were tried and have no score, of A and of B.
+        bounds: The difference of all that was scored, with the failures of A counted at the metric's floor, and with
+            those of B; None without failures, or where the metric has no floor.
+    """
+
+    metric: str
+    higher_is_better: bool
+    a: float | None
+    b: float | None
+    n: tuple[int, int]
+    difference: float | None
+    ci95: tuple[float, float] | None
+    p: float | None
+    p_holm: float | None
+    smallest_visible: float | None
+    failed: tuple[int, int]
+    bounds: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two judges agree about the same windows under the same explanations.
+
+    Attributes:
+        scorer: Label of the scorer.
+        latents: Latents whose explanation is the same on both sides.
+        windows: Their windows that both judges answered.
+        same: Share answered alike.
+        alpha: Krippendorff's alpha, nominal; None where all answers are the same.
+    """
+
+    scorer: str
+    latents: int
+    windows: int
+    same: float
+    alpha: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two cells side by side.
+
+    Attributes:
+        a: The first, `run:cell`.
+        b: The second.
+        paired: Whether differences are taken latent by latent.
+        why: What in the data says so.
+        contrasts: One a metric.
+        agreement: Of judges, where windows and explanations are the same.
+        warnings: What a reader of the numbers must know.
+    """
+
+    a: str
+    b: str
+    paired: bool
+    why: str
+    contrasts: tuple[Contrast, ...]
+    agreement: tuple[Agreement, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Side:
+    label: str
+    run: RunResult
+    cell: RunCell
+
+
+def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: int = 0) -> Comparison:
+    """Compare two cells of the same or of different runs.
+
+    Where both are about the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences
+    are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
+    (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval combines those
+    of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
+    each other; `saeval.report.stats` says what each test assumes beside that.
+
+    Args:
+        a: A run directory, or `run:cell` where it has several contestants.
+        b: Another one.
+        metrics: `scorer.metric` each; the headline of every scorer that both have when left out.
+        seed: Of resampling.
+
+    Raises:
+        InputError: If a run, cell or metric is not there, or both are the same cell.
+
+    Example:
+        >>> found = saeval.compare("mine", "other")
+        >>> found.paired, [(c.metric, round(c.difference, 2)) for c in found.contrasts]
+        (True, [('detection.balanced_accuracy', 0.5)])
+    """
+    sides = _open(a), _open(b)
+    if sides[0].cell.folder.resolve() == sides[1].cell.folder.resolve():
+        raise InputError(f"{sides[0].label}: is compared with itself; name two cells, as in `{a}:cell`")
+    names = _metrics(sides, metrics)
+    same, why = _same_latents(*(side.cell for side in sides))
+    found = [_contrast(sides, row, same, seed) for row in names]
+    corrected = iter(stats.holm([c["p"] for c in found if c["p"] is not None]))
+    return Comparison(
+        a=sides[0].label, b=sides[1].label, paired=same, why=why,
+        contrasts=tuple(Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found),
+        agreement=tuple(_agreement(*(side.cell for side in sides))) if same else (),
+        warnings=tuple(_warnings(*sides, same=same)),
+    )  # fmt: skip
+
+
+def split_reference(reference: str | Path) -> tuple[Path, str | None]:
+    """Return the run directory and cell that `run` or `run:cell` names; a cell's name holds no colon."""
+    path, colon, cell = str(reference).rpartition(":")
+    return (Path(path), cell) if colon and not Path(reference).exists() else (Path(reference), None)
+
+
+def _open(reference: str | Path) -> _Side:
+    path, name = split_reference(reference)
+    run, cells = open_run(path, name)
+    contestants = [c for c in cells if name is not None or c.result.baseline is None]
+    if len(contestants) != 1:
+        names = "; ".join(f"{path}:{c.name}" for c in cells)
+        raise InputError(f"{path}: has {len(contestants)} contestants; say which cell is meant: {names}")
+    return _Side(f"{run.run_id}:{contestants[0].name}", run, contestants[0])
+
+
+def _metrics(sides: tuple[_Side, _Side], wanted: Sequence[str]) -> list[tuple[ScoreRow, ScoreRow]]:
+    """Return the rows of both sides for each metric to compare."""
+    tables = [{f"{r.scorer}.{r.metric}": r for rows in side.cell.rows().values() for r in rows} for side in sides]
+    common = [name for name in tables[0] if name in tables[1]]
+    if not common:
+        have = [", ".join(dict.fromkeys(r.scorer for r in table.values())) or "none" for table in tables]
+        raise InputError(f"{sides[0].label} and {sides[1].label} have no scorer in common ({have[0]}; {have[1]})")
+    for name in wanted:
+        if name not in common:
+            raise InputError(
+                f"metric {name!r} is not in both{did_you_mean(name, common)}; there are: {', '.join(common)}"
+            )
+    headlines = {tables[0][name].scorer: name for name in reversed(common)}
+    names = wanted or [name for name in common if headlines[tables[0][name].scorer] == name]
+    return [(tables[0][name], tables[1][name]) for name in dict.fromkeys(names)]
+
+
+def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
+    """Tell from the data whether two cells are about the same latents on the same corpus."""
+    one, other = ({row["latent"]: row for row in cell.latents} for cell in (a, b))
+    common = sorted(one.keys() & other.keys())
+    corpora = {cell.result.corpus for cell in (a, b)} - {""}
+    if len(corpora) > 1:
+        return False, "the corpora differ"
+    if not stats.pairs_well(common, one, other):
+        return False, f"only {len(common)} latent numbers are in both ({len(one)} and {len(other)} latents)"
+    if any(row["firings"] for cell in (one, other) for row in cell.values()):
+        alike = [_alike(one[i]["firings"], other[i]["firings"]) and
+                 _alike(one[i]["max_activation"], other[i]["max_activation"]) for i in common]  # fmt: skip
+        if sum(alike) >= 0.95 * len(common):
+            return True, f"{len(common)} latents are in both, with the same number, firings and maximum"
+        return False, (
+            f"latents of the same number fire differently ({len(common) - sum(alike)} of {len(common)}), so they are "
+            "different latents"
+        )
+    if a.result.coder == b.result.coder and a.result.subject == b.result.subject:
+        return (
+            True,
+            f"{len(common)} latents are in both, of a coder that both call the same; how they fire is not recorded",
+        )
+    return False, "how the latents fire is not recorded, and the coders are called differently"
+
+
+def _alike(x: float | None, y: float | None) -> bool:
+    return abs((x or 0) - (y or 0)) <= _ALIKE * max(abs(x or 0), abs(y or 0))
+
+
+def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paired: bool, seed: int) -> dict[str, Any]:
+    import numpy as np
+
+    row = rows[0]
+    name = f"{row.scorer}.{row.metric}"
+    scores = [side.cell.values(row.scorer, row.metric) for side in sides]
+    if paired:
+        common = sorted(scores[0].keys() & scores[1].keys())
+        scores = [{i: side[i] for i in common} for side in scores]
+    x, y = (np.array(list(side.values()), dtype=np.float64) for side in scores)
+    rng = derive_rng(seed, "compare", name)
+    low, high = (
+        (float("-inf") if row.range[0] is None else row.range[0]),
+        (float("inf") if row.range[1] is None else row.range[1]),
+    )
+    known = len(x) > 0 and len(y) > 0
+    interval, p = (float("nan"), float("nan")), float("nan")
+    if known:
+        interval = stats.difference_interval(x, y, paired=paired, low=low, high=high, rngs=(rng, rng))
+        p = stats.paired_p(x - y, rng) if paired else stats.unpaired_p(x, y, rng)
+    difference = float(x.mean() - y.mean()) if known else None
+    bounded = bool(np.isfinite(interval).all())
+    return {
+        "metric": name, "higher_is_better": row.higher_is_better,
+        "a": float(x.mean()) if len(x) else None, "b": float(y.mean()) if len(y) else None, "n": (len(x), len(y)),
+        "difference": difference, "ci95": interval if bounded else None, "p": p if p == p else None,
+        "smallest_visible": stats.detectable_within(interval) if bounded else None,
+        "failed": (rows[0].failed, rows[1].failed), "bounds": _bounds(*rows),
+    }  # fmt: skip
+
+
+def _bounds(a: ScoreRow, b: ScoreRow) -> tuple[float, float] | None:
+    """Return the differences with A's and with B's failures at the floor."""
+    if not (a.failed or b.failed) or a.value is None or b.value is None:
+        return None
+    at_floor = [_at_floor(row) for row in (a, b)]
+    if at_floor[0] is None or at_floor[1] is None:
+        return None
+    return at_floor[0] - b.value, a.value - at_floor[1]
+
+
+def _at_floor(row: ScoreRow) -> float | None:
+    """Return the mean with failures counted as chance, or as the worst value where there is no chance level."""
+    worst = row.floor.get("chance", row.range[0] if row.higher_is_better else row.range[1])
+    if worst is None or row.value is None:
+        return None
+    return (row.n * row.value + row.failed * worst) / (row.n + row.failed)
+
+
+def _agreement(a: RunCell, b: RunCell) -> list[Agreement]:
+    same = {i for i, text in a.texts.items() if b.texts.get(i) == text}
+    found = []
+    for scorer in dict.fromkeys(row.scorer for row in a.result.scores):
+        answers = [_answers(cell.judged(scorer), same) for cell in (a, b)]
+        common = sorted(answers[0].keys() & answers[1].keys())
+        if common:
+            pair = [[side[key] for key in common] for side in answers]
+            alpha = stats.krippendorff_alpha(pair)
+            alike = sum(x == y for x, y in zip(*pair, strict=True)) / len(common)
+            latents = len({key[0] for key in common})
+            found.append(Agreement(scorer, latents, len(common), alike, alpha if alpha == alpha else None))
+    return found
+
+
+def _answers(judged: Mapping[int, Sequence[Mapping[str, Any]]], latents: set[int]) -> dict[tuple[Any, ...], bool]:
+    """Return answers by latent, window, truth, and, for a window asked about several times alike, which time it is."""
+    answers = {}
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for latent in latents & judged.keys():
+        for row in judged[latent]:
+            key = latent, row["example"], row["active"]
+            seen[key] += 1
+            if row["status"] == "ok" and row["predicted"] is not None:
+                answers[*key, seen[key]] = bool(row["predicted"])
+    return answers
+
+
+def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
+    found = []
+    for what, one, other in (
+        ("tasks", f"{a.run.task} {a.run.task_version}", f"{b.run.task} {b.run.task_version}"),
+        ("subjects", a.cell.result.subject, b.cell.result.subject),
+        ("corpora", a.cell.result.corpus, b.cell.result.corpus),
+        ("explainers", a.cell.result.explainer, b.cell.result.explainer),
+        ("judges", *(", ".join(sorted({r.judge for r in s.cell.result.scores if r.judge})) for s in (a, b))),
+    ):
+        if one and other and one != other and not (same and what in ("explainers", "judges")):
+            found.append(f"The {what} differ ({one}; {other}), so the difference is not one of coders alone.")
+    for side in (a, b):
+        for mark, on in (("made up (synthetic)", side.run.synthetic), ("partial", side.run.partial)):
+            if on:
+                found.append(f"{side.label}: the run is {mark}.")
+    return found
+
+
+def text(comparison: Comparison) -> str:
+    """Return the comparison for a terminal."""
+    kind = "paired" if comparison.paired else "unpaired"
+    head = [
+        "metric",
+        "",
+        "A",
+        "B",
+        "A − B",
+        "95 %",
+        "p",
+        "p Holm",
+        "visible",
+        "n",
+        "failed",
+        "A − B, failures at floor",
+    ]
+    rows = [
+        [
+            c.metric, "↑" if c.higher_is_better else "↓", _number(c.a), _number(c.b), _number(c.difference, "+.3f"),
+            "–" if c.ci95 is None else f"{c.ci95[0]:+.3f} to {c.ci95[1]:+.3f}", _number(c.p, ".2g"), _number(c.p_holm, ".2g"),
+            _number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
+            f"{c.failed[0]}, {c.failed[1]}", "" if c.bounds is None else f"{c.bounds[0]:+.3f} to {c.bounds[1]:+.3f}",
+        ]
+        for c in comparison.contrasts
+    ]  # fmt: skip
+    keep = [i for i in range(len(head)) if i != len(head) - 1 or any(row[i] for row in rows)]
+    parts = [
+        f"A  {comparison.a}\nB  {comparison.b}",
+        f"{kind}: {comparison.why}",
+        aligned([head[i] for i in keep], [[row[i] for i in keep] for row in rows]),
+    ]
+    if comparison.agreement:
+        head = ["judges agree", "alpha", "same answer", "windows", "latents"]
+        rows = [
+            [x.scorer, _number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
+        ]
+        parts.append(aligned(head, rows))
+    parts.append(
+        "visible: difference that would be seen in four of five such comparisons, at 5 %. "
+        + ("" if len(comparison.contrasts) == 1 else "p Holm: corrected for the number of metrics.")
+    )
+    return "\n\n".join([*parts, *(f"! {warning}" for warning in comparison.warnings)])
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,584 @@
+"""Every interval, test, rank and correlation of saeval: plain functions of numbers, each saying what it assumes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from math import atanh, hypot, inf, isfinite, isnan, sqrt, tanh
+from statistics import median
+from typing import TYPE_CHECKING
+
+from saeval.records import pearson, spearman
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
+
+Interval = tuple[float, float]
+
+Z95 = 1.96
+"""Half-width of a 95 % interval, in standard errors."""
+POWER80 = Z95 + 0.84
+"""Standard errors that a difference must measure to be detected at 5 % in four of five samples."""
+MANY = 20_000
+"""Values above which intervals and tests come from normal theory instead of resampling, which gives the same there."""
+_TILE_BYTES = 64 << 20  # memory that the resamples of one tile may take
+_TILE = 500  # resamples at a time where they are few bytes each
+_EQUAL = 1e-3  # share of a metric's range within which scores count as equal
+_DECIMALS = 12  # to which scores are rounded, so that those that are equal but for the order of summing are ties
+
+
+# --- intervals ------------------------------------------------------------------------------------------------
+
+
+def mean_interval(
+    values: ArrayLike, rng: np.random.Generator, *, low: float, high: float, level: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Return an interval for the mean: bootstrap over latents, safe at the bounds of the metric's range.
+
+    Bias-corrected and accelerated bootstrap (BCa, Efron 1987), which follows skewed scores; stretched about the mean by
+    t(n-1)/z · √(n/(n-1)), since for few latents the plain one is too narrow; and cut off at the range. It assumes
+    that latents are drawn independently of each other. Where values are equal, resampling sees no spread. If all are,
+    the interval reaches as far as the mean would move if the largest share of latents that n draws can miss
+    (the rule of three, `1 - (1-level)^(1/n)`) sat at the end of the range; if a share of them are, equal being
+    what differs by a thousandth of the range or less, it reaches at least as far as the square of that share of
+    the way. So it is never of zero width, and values that differ by noise alone get the width of equal ones. A metric
+    without bounds is taken to reach as far again as the largest value lies from 0; of a single value of it, nothing
+    can be said.
+
+    Above `MANY` values, the quantiles of the resampled means are those of their Cornish-Fisher expansion, which
+    differs from resampling by less than the resamples do among themselves, and takes neither time nor memory.
+
+    Args:
+        values: One score per latent.  [latents]
+        rng: Source of the resamples.
+        low: Least value the metric can take, or -inf.
+        high: Greatest value the metric can take, or inf.
+        level: Coverage aimed at.
+        resamples: Number of bootstrap means.
+
+    Returns:
+        Its ends, in units of the values; nan for no values.
+
+    Example:
+        >>> from saeval import derive_rng
+        >>> low, high = mean_interval([0.6, 0.7, 0.8, 0.9] * 10, derive_rng(0), low=0, high=1)
+        >>> print(f"{low:.2f} to {high:.2f}")
+        0.72 to 0.79
+        >>> mean_interval([1.0] * 10, derive_rng(0), low=0, high=1)[0] < 0.8  # ten equal scores prove little
+        True
+    """
+    import numpy as np
+    from scipy.special import ndtri, stdtrit
+
+    x = np.asarray(values, dtype=np.float64)
+    n = len(x)
+    if n == 0:
+        return float("nan"), float("nan")
+    if n == 1:
+        return low, high
+    if not np.isfinite([low, high]).all():
+        reached = float(np.abs(x).max())
+        low, high = max(low, -2 * reached), min(high, 2 * reached)
+    mean = float(x.mean())
+    z = float(ndtri((1 + level) / 2))
+    ends = _expanded(x, z) if n > MANY else _accelerated(x, _resampled_means(x, rng, resamples), z)
+    stretch = float(stdtrit(n - 1, (1 + level) / 2)) / z * np.sqrt(n / (n - 1))
+    reach = _missed(x, _EQUAL * (high - low), level)
+    below = max((mean - ends[0]) * stretch, (mean - low) * reach)
+    above = max((ends[1] - mean) * stretch, (high - mean) * reach)
+    return max(low, mean - below), min(high, mean + above)
+
+
+def interval_method(n: int) -> str:
+    """Return how `mean_interval` makes an interval from so many values, in words."""
+    return "normal theory with skewness, over latents" if n > MANY else "bootstrap over latents"
+
+
+def _missed(x: Floats, equal: float, level: float) -> float:
+    """Return the share of the way to the range's end that an interval reaches because values are equal."""
+    import numpy as np
+
+    ordered = np.sort(x)
+    alike = np.searchsorted(ordered, ordered + equal, side="right") - np.arange(len(x))
+    largest_missed = 1 - (1 - level) ** (1 / len(x))
+    return float(largest_missed * float(alike.max() / len(x)) ** 2)
+
+
+def least_error(differences: ArrayLike, low: float, high: float) -> float:
+    """Return the least standard error of a mean difference: what equal values can hide, as in `mean_interval`.
+
+    Args:
+        differences: One per latent.  [latents]
+        low: Least value of the metric whose differences they are, or -inf.
+        high: Its greatest value, or inf.
+    """
+    import numpy as np
+
+    d = np.asarray(differences, dtype=np.float64)
+    if not len(d):
+        return inf
+    span = high - low if isfinite(high - low) else 2 * float(np.abs(d).max())
+    return _missed(d, _EQUAL * span, 0.95) * span / Z95
+
+
+def _resampled_means(x: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+    import numpy as np
+
+    n = len(x)
+    tiles = _tiles(resamples, 16 * n, resamples)  # an index and a value of eight bytes each
+    return np.concatenate([x[rng.integers(0, n, size=(k, n))].mean(axis=1) for k in tiles])
+
+
+def _acceleration(x: Floats) -> float:
+    """Return a sixth of the skewness of the mean of n draws from these values."""
+    import numpy as np
+
+    away = x - float(x.mean())
+    away /= float(np.abs(away).max()) or 1.0  # in units of the largest: powers of tiny ones vanish
+    squares = float((away**2).sum())
+    return float((away**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
+
+
+def _accelerated(x: Floats, means: Floats, z: float) -> Interval:
+    """Return the bias-corrected and accelerated quantiles of resampled means."""
+    import numpy as np
+    from scipy.special import ndtr, ndtri
+
+    mean = float(x.mean())
+    acceleration = _acceleration(x)
+    bias = float(ndtri(np.clip(((means < mean).mean() + (means <= mean).mean()) / 2, 0.001, 0.999)))
+    moved = bias + np.array([-z, z])
+    a, b = np.quantile(means, ndtr(bias + moved / (1 - acceleration * moved)))
+    return float(a), float(b)
+
+
+def _expanded(x: Floats, z: float) -> Interval:
+    """Return what `_accelerated` tends to as resamples grow, for many values: by Cornish and Fisher's expansion."""
+    import numpy as np
+
+    acceleration = _acceleration(x)  # of a mean, the bias is the same number (Efron 1987)
+    moved = acceleration + np.array([-z, z])
+    quantiles = acceleration + moved / (1 - acceleration * moved)
+    a, b = float(x.mean()) + float(x.std()) / sqrt(len(x)) * (quantiles + acceleration * (quantiles**2 - 1))
+    return float(a), float(b)
+
+
+def combined_interval(
+    weights: Sequence[float], values: Sequence[float], intervals: Sequence[tuple[float, float]]
+) -> Interval:
+    """Return the interval of a weighted sum of independent estimates, from the interval of each.
+
+    Each side of the sum's interval is the root of the summed squares of the sides it is made of, so that skewed
+    intervals stay skewed ("MOVER", Zou and Donner 2008). Assumes that the estimates are independent: for the difference
+    of two SAEs, weights 1 and -1.
+    """
+    total = sum(w * v for w, v in zip(weights, values, strict=True))
+    sides = [
+        (w * (v - low), w * (high - v)) if w >= 0 else (-w * (high - v), -w * (v - low))
+        for w, v, (low, high) in zip(weights, values, intervals, strict=True)
+    ]
+    return total - hypot(*(below for below, _ in sides)), total + hypot(*(above for _, above in sides))
+
+
+def difference_interval(
+    a: ArrayLike, b: ArrayLike, *, paired: bool, low: float, high: float, rngs: Sequence[np.random.Generator]
+) -> Interval:
+    """Return the interval of the difference of two means, a - b, cut off at what the metric's range allows.
+
+    Args:
+        a: Scores of one side.  [latents]
+        b: Scores of the other: of the same latents in the same order when paired.  [latents or other latents]
+        paired: Whether to take differences latent by latent. Otherwise the sides are independent samples, and the
+            interval combines those of the two means.
+        low: Least value the metric can take, or -inf.
+        high: Greatest value the metric can take, or inf.
+        rngs: Sources of the resamples of a and b; those of a alone serve when paired. May be one generator twice.
+    """
+    import numpy as np
+
+    x, y = (np.asarray(side, dtype=np.float64) for side in (a, b))
+    if paired:
+        return mean_interval(x - y, rngs[0], low=low - high, high=high - low)
+    each = [mean_interval(side, rng, low=low, high=high) for side, rng in zip((x, y), rngs, strict=True)]
+    below, above = combined_interval((1, -1), (float(x.mean()), float(y.mean())), each)
+    return max(below, low - high), min(above, high - low)
+
+
+def jackknifed_pairs(values: Callable[[str, str], float], names: Sequence[str]) -> tuple[float, Interval]:
+    """Return the mean of a quantity over all pairs of names, and its interval.
+
+    Pairs share names, so they are not independent: the interval comes from leaving out one name at a time (jackknife),
+    with the quantile of t for one degree of freedom less than names. Assumes that names are independent of each other.
+    """
+    import numpy as np
+    from scipy.special import stdtrit
+
+    pairs = {(a, b): values(a, b) for a, b in combinations(names, 2)}
+    k = len(names)
+    mean = float(np.mean(list(pairs.values())))
+    without = np.array([np.mean([v for pair, v in pairs.items() if name not in pair]) for name in names])
+    error = float(np.sqrt((k - 1) / k * np.square(without - np.mean(without)).sum()))
+    half = float(stdtrit(k - 1, 0.975)) * error
+    return mean, (mean - half, mean + half)
+
+
+def standard_error(value: float | None, ci95: Interval | None, low: float | None, high: float | None) -> float:
+    """Return the standard error that a 95 % interval stands for: its half-width over 1.96; inf without one.
+
+    An interval that the metric's range (low, high; None where there is no bound) cuts off counts by its longer side.
+    """
+    if ci95 is None or value is None:
+        return inf
+    begin, end = ci95
+    cut = (low is not None and begin <= low) or (high is not None and end >= high)
+    half = max(value - begin, end - value) if cut else (end - begin) / 2
+    return half / Z95
+
+
+# --- tests ----------------------------------------------------------------------------------------------------
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number (Holm 1979), in the order given.
+
+    Rejecting where the corrected value is at most .05 keeps the chance of any false rejection at .05, whatever the
+    dependence between the tests. Assumes that each p value holds for itself.
+    """
+    corrected = [0.0] * len(ps)
+    largest = 0.0
+    for step, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        largest = max(largest, min(1.0, ps[i] * (len(ps) - step)))
+        corrected[i] = largest
+    return corrected
+
+
+def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 9999) -> float:
+    """Return the two-sided p value of a mean difference of 0: a permutation test that flips signs.
+
+    Exact where the sides are exchangeable without an effect, so that a difference is as likely to have either sign; all
+    flips are taken where there are few. As a test of means of skewed differences it is approximate, and with few latents
+    badly so: where one latent in ten differs a lot, it rejects in 3 of 10 samples of 12 (docs/metrics.md). Assumes that
+    pairs are independent of each other. nan below two pairs. Above `MANY` pairs the flipped sums are taken for normal, which they are very nearly.
+
+    Args:
+        differences: One per latent: its score on one side minus that on the other.  [latents]
+        rng: Source of the flips.
+        resamples: Number of flips of all signs; p is at least 1 / (resamples + 1).
+    """
+    import numpy as np
+
+    d = np.asarray(differences, dtype=np.float64).round(_DECIMALS)
+    if len(d) < 2:
+        return float("nan")
+    seen = abs(d.sum())
+    if len(d) > MANY:
+        return _normal_p(float(seen), float(np.sqrt(d @ d)), resamples)
+    sums, drawn = _flipped_sums(d, rng, resamples)
+    return (float((np.abs(sums) >= seen - 1e-9).sum()) + drawn) / (len(sums) + drawn)
+
+
+def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
+    """Return the one-sided p value of "scores do not depend on the explanation" against "its own explains a latent better".
+
+    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to have
+    either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are few; above `MANY`
+    latents the flipped sums are taken for normal, which they are very nearly.
+
+    Args:
+        differences: Score minus floor of each latent, positive where the score is better.  [latents]
+        rng: Source of the flips.
+        resamples: Number of flips of all signs; p is at least 1 / (resamples + 1).
+    """
+    import numpy as np
+
+    d = np.asarray(differences, dtype=np.float64).round(_DECIMALS)
+    if len(d) > MANY:
+        two_sided = _normal_p(abs(float(d.sum())), float(np.sqrt(d @ d)), resamples)
+        return two_sided / 2 if d.sum() > 0 else 1 - two_sided / 2
+    sums, drawn = _flipped_sums(d, rng, resamples)
+    return (float((sums >= d.sum() - 1e-9).sum()) + drawn) / (len(sums) + drawn)
+
+
+def fisher(ps: Sequence[float]) -> float:
+    """Return the p value of independent tests together (Fisher 1925): −2·Σ log p is χ² with two degrees of freedom each.
+
+    Example:
+        >>> round(fisher([0.04, 0.06]), 4), fisher([1.0, 1.0])
+        (0.0169, 1.0)
+    """
+    from math import log
+
+    from scipy.stats import chi2
+
+    return float(chi2.sf(-2 * sum(log(p) for p in ps), 2 * len(ps))) if ps else 1.0
+
+
+def _flipped_sums(d: Floats, rng: np.random.Generator, resamples: int) -> tuple[Floats, int]:
+    """Return the sums of differences under flips of their signs, and 1 if the flips were drawn, 0 if they are all there are."""
+    import numpy as np
+
+    n = len(d)
+    if 2**n <= resamples:
+        signs = 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1) - 1
+        return signs @ d, 0
+    tiles = _tiles(resamples, 16 * n, _TILE)
+    return np.concatenate([(2.0 * rng.integers(0, 2, size=(k, n)) - 1) @ d for k in tiles]), 1
+
+
+def unpaired_p(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, resamples: int = 9999) -> float:
+    """Return the two-sided p value of equal means: a permutation test of the difference over its standard error.
+
+    Exact where the two sides have the same distribution when there is no effect; since the difference is divided by
+    its standard error, it also holds for sides that differ in spread and in number, for many latents (Janssen 1997).
+    Assumes that all latents are independent of each other. nan with fewer than two latents on a side. With more than
+    `MANY` latents on each side the statistic is taken for normal, which it is very nearly.
+
+    Args:
+        a: Scores of one side.  [latents]
+        b: Scores of the other.  [other latents]
+        rng: Source of the permutations.
+        resamples: Number of permutations; p is at least 1 / (resamples + 1).
+    """
+    import numpy as np
+
+    x, y = (np.asarray(side, dtype=np.float64).round(_DECIMALS) for side in (a, b))
+    if min(len(x), len(y)) < 2:
+        return float("nan")
+    both = np.concatenate([x, y])
+    both = both - both.mean()
+    seen = _studentised(both[None, :], len(x))[0]
+    if min(len(x), len(y)) > MANY:
+        return _normal_p(float(seen), 1.0, resamples)
+    extreme = 0
+    for k in _tiles(resamples, 16 * len(both), _TILE):
+        mixed = rng.permuted(np.broadcast_to(both, (k, len(both))), axis=1)
+        extreme += int((_studentised(mixed, len(x)) >= seen * (1 - 1e-9)).sum())
+    return (extreme + 1) / (resamples + 1)
+
+
+def _normal_p(seen: float, error: float, resamples: int) -> float:
+    """Return the two-sided p value of a normal deviate, no smaller than so many resamples could show."""
+    from scipy.special import ndtr
+
+    p = 2 * float(ndtr(-seen / error)) if error > 0 else float(seen == 0)
+    return max(p, 1 / (resamples + 1))
+
+
+def _studentised(rows: Floats, n: int) -> Floats:
+    """Return |difference| over its standard error for each row, whose first n values are one side.  [rows]"""
+    import numpy as np
+
+    one, other = rows[:, :n], rows[:, n:]
+    difference = np.abs(one.mean(axis=1) - other.mean(axis=1))
+    error = np.sqrt(one.var(axis=1, ddof=1) / one.shape[1] + other.var(axis=1, ddof=1) / other.shape[1])
+    difference[difference < 1e-12] = 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Floats = np.nan_to_num(difference / error, nan=0.0, posinf=np.inf)
+    return ratio
+
+
+def _tiles(total: int, bytes_each: int, most: int) -> Iterator[int]:
+    """Yield sizes of tiles that make up the total, none with more than `most` members or `_TILE_BYTES` of memory."""
+    size = max(1, min(most, _TILE_BYTES // max(1, bytes_each)))
+    for start in range(0, total, size):
+        yield min(size, total - start)
+
+
+def mantel(
+    places: Sequence[float], alike: Sequence[float], rng: np.random.Generator, *, all_orders: int = 7,
+    resamples: int = 5000,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the rank correlation of distance and likeness over all pairs, and its two-sided p value (Mantel 1967).
+
+    Pairs share members, so the correlation is held against those with the members in other orders. nan for a
+    correlation that is not defined.
+
+    Args:
+        places: Where each member lies.  [members]
+        alike: Likeness of each pair, in the order of `itertools.combinations`.  [pairs]
+        rng: Source of the orders.
+        all_orders: Members up to which all orders are tried.
+        resamples: Orders drawn where there are more.
+    """
+    import numpy as np
+
+    x = np.asarray(places, dtype=np.float64)
+    pairs = np.array(list(combinations(range(len(x)), 2)))
+
+    def correlation(order: Sequence[int]) -> float:
+        moved = x[list(order)]
+        return spearman(np.abs(moved[pairs[:, 0]] - moved[pairs[:, 1]]), alike)
+
+    seen = correlation(range(len(x)))
+    if isnan(seen):
+        return seen, seen
+    if len(x) <= all_orders:
+        others = [correlation(order) for order in permutations(range(len(x)))]
+        return seen, float(np.mean(np.abs(others) >= abs(seen) - 1e-9))
+    others = [correlation(rng.permutation(len(x)).tolist()) for _ in range(resamples)]
+    return seen, (1 + float(np.sum(np.abs(others) >= abs(seen) - 1e-9))) / (1 + resamples)
+
+
+def pairs_well(common: Sized, a: Sized, b: Sized) -> bool:
+    """Tell whether enough latents are on both sides for a paired comparison to use the data well.
+
+    At least two, and half of those on the smaller side.
+    """
+    return len(common) >= max(2, 0.5 * min(len(a), len(b)))
+
+
+# --- ranks ----------------------------------------------------------------------------------------------------
+
+
+def rank_ranges(values: ArrayLike, covariance: ArrayLike) -> list[tuple[int, int]]:
+    """Return the best and worst rank of each.
+
+    Two are told apart by a z test of their difference; over all pairs, Holm's correction keeps the chance of any false
+    separation at 5 %. For cells that share their latents the test is too careful where their scores go together;
+    `saeval compare` pairs them.
+
+    Args:
+        values: Estimates in order, best first.  [cells]
+        covariance: Of their errors.  [cells, cells]
+    """
+    import numpy as np
+
+    n = len(np.asarray(values))
+    pairs = list(combinations(range(n), 2))
+    apart = {pair for pair, p in zip(pairs, apart_p(values, covariance, pairs), strict=True) if p <= 0.05}
+    return [
+        (1 + sum((j, i) in apart for j in range(i)), n - sum((i, j) in apart for j in range(i + 1, n)))
+        for i in range(n)
+    ]
+
+
+def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """Return the p value of each pair of estimates: z tests of their differences, Holm's correction for all of them.
+
+    Args:
+        values: The estimates.  [cells]
+        covariance: Of their errors.  [cells, cells]
+        pairs: Which to compare: one family.
+    """
+    import numpy as np
+    from scipy.special import ndtr
+
+    v = np.asarray(values, dtype=np.float64)
+    ps = []
+    for i, j in pairs:
+        error, difference = difference_error(covariance, i, j), abs(float(v[i] - v[j]))
+        ps.append(2 * float(ndtr(-difference / error)) if error > 0 else float(difference == 0))
+    return holm(ps)
+
+
+def difference_error(covariance: ArrayLike, i: int, j: int) -> float:
+    """Return the standard error of the difference of two estimates; below a billionth it is one of rounding, and 0."""
+    import numpy as np
+
+    c = np.asarray(covariance, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        error = float(max(c[i, i] + c[j, j] - 2 * c[i, j], 0.0) ** 0.5)
+    return error if error > 1e-9 else 0.0
+
+
+def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float | None:
+    """Return the minimum detectable difference over a family of tests at 5 %; None for no test or an unknown error.
+
+    It is what the family's median test finds with this power after Bonferroni's correction: the first step of
+    Holm's, which a single difference among many has to pass.
+
+    Args:
+        errors: Standard error of each difference that is tested.  [tests]
+        power: Chance of finding it.
+
+    Example:
+        >>> round(detectable_difference([0.02]), 3), round(detectable_difference([0.02] * 10), 3)
+        (0.056, 0.073)
+    """
+    from scipy.special import ndtri
+
+    if not errors or not isfinite(median(errors)):
+        return None
+    return float(ndtri(power) - ndtri(0.025 / len(errors))) * median(errors)
+
+
+def detectable_within(ci95: Interval) -> float:
+    """Return the minimum detectable difference, at 5 % in four of five samples, where a difference has this interval."""
+    return POWER80 * (ci95[1] - ci95[0]) / 2 / Z95
+
+
+# --- correlation and agreement --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Correlated:
+    """Correlations of two scores over the same latents.
+
+    Attributes:
+        n: Latents.
+        pearson: Linear correlation; None for fewer than three latents, or when either score is always the same.
+        spearman: Rank correlation; None likewise.
+        ci95: Interval of the rank correlation; None for fewer than four latents, or without one.
+    """
+
+    n: int
+    pearson: float | None
+    spearman: float | None
+    ci95: Interval | None
+
+
+def correlated(x: ArrayLike, y: ArrayLike) -> Correlated:
+    """Return the correlations of two scores over the same latents.
+
+    Scores that are equal but for the order in which they were summed count as ties. The interval of the rank
+    correlation is that of Bonett and Wright (2000), normal on Fisher's scale; it assumes independent latents.
+    """
+    import numpy as np
+
+    a, b = (np.array([round(float(v), _DECIMALS) for v in np.asarray(side).tolist()]) for side in (x, y))
+    n = len(a)
+    if n < 3:
+        return Correlated(n, None, None, None)
+    linear, ranks = pearson(a, b), spearman(a, b)
+    if isnan(ranks):
+        return Correlated(n, _known(linear), None, None)
+    return Correlated(n, _known(linear), ranks, _rank_interval(ranks, n))
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else value
+
+
+def _rank_interval(r: float, n: int) -> Interval | None:
+    if n < 4:
+        return None
+    centre = atanh(max(min(r, 0.999999), -0.999999))
+    half = Z95 * sqrt((1 + r * r / 2) / (n - 3))
+    return tanh(centre - half), tanh(centre + half)
+
+
+def krippendorff_alpha(answers: Sequence[Sequence[Hashable | None]]) -> float:
+    """Return Krippendorff's alpha for answers without order: 1 for full agreement, 0 for that of chance.
+
+    Units with fewer than two answers are left out. nan where all answers are the same, for then nothing tells
+    agreement from habit. Assumes that judges are interchangeable and units independent.
+
+    Args:
+        answers: A row per judge, an answer per unit, None where there is none.  [judges, units]
+    """
+    totals: Counter[Hashable] = Counter()
+    disagreement = 0.0
+    for unit in zip(*answers, strict=True):
+        counts = Counter(answer for answer in unit if answer is not None)
+        n = counts.total()
+        if n >= 2:
+            totals += counts
+            disagreement += (n * n - sum(c * c for c in counts.values())) / (n - 1)
+    n = totals.total()
+    expected = n * n - sum(c * c for c in totals.values())
+    return 1 - (n - 1) * disagreement / expected if expected else float("nan")

@@ -1,0 +1,290 @@
+"""What a run's own numbers say of the claims in its spec: shown, not shown, contradicted, or too little to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import combinations
+from math import isnan
+from typing import TYPE_CHECKING
+
+from saeval._compare import Basis, compare_vectors, stats
+from saeval._run.aggregate import CellOutcome
+from saeval._util import SaevalError, derive_rng
+from saeval.models import embedder
+from saeval.records import MAIN, Finding, FindingOutcome, Metric
+from saeval.task import CellFilter, FindingSpec, score_reference
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from saeval._compare import Floats
+    from saeval.task import Task
+
+FEWEST_LATENTS = 8
+"""Latents on a side below which no claim is decided: intervals from fewer are guesses."""
+FEWEST_CELLS = 5
+"""Cells below which their order along an axis decides nothing: too few orders are possible."""
+
+Unit = tuple[str, int]
+"""A latent: its activations' folder, and its number."""
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """A quantity less what it is held against.
+
+    Attributes:
+        what: The quantity in words.
+        n: Latents (or cells) behind each side of it.
+        value: The difference; None when there is none.
+        ci95: Its interval; None where a p value stands for it, or it is counted and not estimated.
+        p: Two-sided p value of no difference.
+        exact: Whether it is counted and not estimated.
+        why: Why nothing can be told.
+    """
+
+    what: str
+    n: tuple[int, ...] = ()
+    value: float | None = None
+    ci95: tuple[float, float] | None = None
+    p: float | None = None
+    exact: bool = False
+    why: str = ""
+
+
+def evaluate(task: Task, outcomes: Mapping[str, CellOutcome]) -> list[Finding]:
+    """Hold the claims of a task's spec against what its run found.
+
+    A claim is *shown* when the 95 % interval of the difference lies on the claimed side, *contradicted* when it lies
+    on the other, *not shown* when it reaches over both, and *cannot be told* when there are fewer than eight latents on a
+    side or nothing to compare. For `near`, the claimed side is within so much of 0. Each claim is taken by itself: of
+    twenty that are false, one will seem to hold.
+
+    Args:
+        task: The task, with its findings.
+        outcomes: What was found out about each cell, by name.
+    """
+    claims = _Claims(list(outcomes.values()), task.run.seed)
+    return [_finding(spec, claims.estimate(spec)) for spec in task.findings]
+
+
+def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
+    outcome = "cannot be told" if found.why or found.value is None else _decided(spec, found)
+    return Finding(
+        claim=str(spec.claim), outcome=outcome, quantity=found.what, difference=found.value, ci95=found.ci95, p=found.p,
+        n=found.n, reason=found.why,
+    )  # fmt: skip
+
+
+def _decided(spec: FindingSpec, found: _Estimate) -> FindingOutcome:
+    """Tell on which side of the claim the whole interval lies."""
+    assert found.value is not None
+    if found.ci95 is not None:
+        low, high = found.ci95
+    elif found.exact or (found.p is not None and found.p <= 0.05):
+        low = high = found.value
+    else:
+        return "not shown"
+    inside, outside = {
+        "above": (low > 0, high < 0),
+        "below": (high < 0, low > 0),
+        "near": (-spec.within <= low and high <= spec.within, low > spec.within or high < -spec.within),
+    }[spec.is_]
+    return "shown" if inside else "contradicted" if outside else "not shown"
+
+
+class _Claims:
+    """Estimates the quantities of claims from the cells of a run."""
+
+    def __init__(self, outcomes: Sequence[CellOutcome], seed: int):
+        self.outcomes = outcomes
+        self.seed = seed
+        self.embed = embedder()
+        self.vectors = cache(self._vectors)
+        self.excess = cache(self._excess)
+
+    def estimate(self, spec: FindingSpec) -> _Estimate:
+        cells = self.cells(spec.cells)
+        if not cells:
+            return _Estimate(_named(spec.cells), why=f"no cell is {_named(spec.cells)}")
+        try:
+            if spec.score is not None:
+                return self.score(spec, spec.score, cells)
+            if spec.correlation is not None:
+                return self.correlation(spec, spec.correlation, cells)
+            if spec.tokens is not None:
+                return self.tokens(spec, spec.tokens, cells)
+            return self.similarity(spec, cells)
+        except SaevalError as error:
+            return _Estimate(_named(spec.cells), why=str(error))
+
+    def cells(self, wanted: CellFilter) -> list[CellOutcome]:
+        """Return the cells that a filter means; contestants, where it names no baseline."""
+        return [o for o in self.outcomes if _fits(o, {"baseline": "None", **wanted})]
+
+    def rng(self, *keys: str) -> np.random.Generator:
+        return derive_rng(self.seed, "finding", *keys)
+
+    # --- scores ---
+
+    def score(self, spec: FindingSpec, name: str, cells: Sequence[CellOutcome]) -> _Estimate:
+        import numpy as np
+
+        metric, a = _scores(cells, name)
+        title = f"{name}: {_named(spec.cells)}"
+        if spec.than == "chance" or isinstance(spec.than, int | float):
+            level = metric.chance if spec.than == "chance" else float(spec.than)
+            what = f"{title}, less {'chance' if spec.than == 'chance' else level}"
+            if level is None:
+                return _Estimate(what, why=f"{name} has no chance level")
+            if few := _few(a):
+                return _Estimate(what, (len(a),), why=few)
+            low, high = stats.mean_interval(list(a.values()), self.rng(what), low=metric.low, high=metric.high)
+            return _Estimate(what, (len(a),), float(np.mean(list(a.values()))) - level, (low - level, high - level))
+        other = spec.cells if spec.than_cells is None else spec.than_cells
+        than = str(spec.than or name)
+        what = f"{title}, less {than + ': ' if than != name else ''}{_named(other)}"
+        if not (rivals := self.cells(other)):
+            return _Estimate(what, why=f"no cell is {_named(other)}")
+        _, b = _scores(rivals, than)
+        return self.difference(what, metric, a, b)
+
+    def difference(self, what: str, metric: Metric, a: Mapping[Unit, float], b: Mapping[Unit, float]) -> _Estimate:
+        """Return the difference of two means: latent by latent where most latents are on both sides."""
+        import numpy as np
+
+        common = sorted(a.keys() & b.keys())
+        paired = stats.pairs_well(common, a, b)
+        if paired:
+            what += ", paired"
+            a, b = ({unit: side[unit] for unit in common} for side in (a, b))
+        n = (len(common),) if paired else (len(a), len(b))
+        if few := _few(a) or _few(b):
+            return _Estimate(what, n, why=few)
+        x, y = (np.array(list(side.values())) for side in (a, b))
+        rngs = self.rng(what), self.rng(what)
+        ci = stats.difference_interval(x, y, paired=paired, low=metric.low, high=metric.high, rngs=rngs)
+        difference = float((x - y).mean()) if paired else float(x.mean()) - float(y.mean())
+        return _Estimate(what, n, difference, ci)
+
+    def correlation(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellOutcome]) -> _Estimate:
+        """Return the rank correlation of two scores over the latents that have both."""
+        level = float(spec.than or 0)
+        what = f"rank correlation of {names[0]} and {names[1]}: {_named(spec.cells)}" + (
+            f", less {level}" if level else ""
+        )
+        (_, a), (_, b) = (_scores(cells, name) for name in names)
+        common = sorted(a.keys() & b.keys())
+        if few := _few(common):
+            return _Estimate(what, (len(common),), why=few)
+        found = stats.correlated(*([side[unit] for unit in common] for side in (a, b)))
+        if found.spearman is None or found.ci95 is None:
+            return _Estimate(what, (len(common),), why="one of the two gives all latents the same score")
+        low, high = found.ci95
+        return _Estimate(what, (len(common),), found.spearman - level, (low - level, high - level))
+
+    def tokens(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellOutcome]) -> _Estimate:
+        level = 1.0 if spec.than is None else float(spec.than)
+        what = f"tokens for a latent, {names[0]} over {names[1]}: {_named(spec.cells)}, less {level:g}"
+        taken = []
+        for name in names:
+            found = [o.scored[name, MAIN] for o in cells if (name, MAIN) in o.scored]
+            usage, latents = [s.usage for s in found], sum(map(len, found))
+            taken.append(sum(u.input_tokens + u.output_tokens for u in usage) / latents if latents else 0.0)
+        if not all(taken):
+            return _Estimate(what, why="one of the two took no tokens that were counted")
+        return _Estimate(what, value=taken[0] / taken[1] - level, exact=True)
+
+    # --- similarity ---
+
+    def similarity(self, spec: FindingSpec, cells: Sequence[CellOutcome]) -> _Estimate:
+        basis = spec.similarity
+        assert basis is not None
+        names = tuple(o.cell.name for o in cells)
+        what = f"similarity ({basis}) above that of random ones: {_named(spec.cells)}"
+        if spec.along is not None:
+            return self.along(f"rank correlation of {what}, and distance in {spec.along}", spec, basis, cells)
+        if len(names) < 2:
+            return _Estimate(what, why="there is only one cell")
+        level = float(spec.than or 0)
+        if len(names) == 2:
+            cosines, random = self.excess(basis, spec.embedder, *names)
+            if few := _few(cosines):
+                return _Estimate(what, (len(cosines),), why=few)
+            low, high = stats.mean_interval(cosines, self.rng(what), low=-1, high=1)
+            floor = random + level
+            return _Estimate(what, (len(cosines),), float(cosines.mean()) - floor, (low - floor, high - floor))
+        mean, (low, high) = stats.jackknifed_pairs(partial(self.gain, basis, spec.embedder), names)
+        return _Estimate(f"{what} ({len(names)} cells)", (len(names),), mean - level, (low - level, high - level))
+
+    def gain(self, basis: Basis, model: str, a: str, b: str) -> float:
+        """Return the mean cosine of matched latents less that of random ones."""
+        cosines, random = self.excess(basis, model, *sorted((a, b)))
+        return float(cosines.mean()) - random
+
+    def along(self, what: str, spec: FindingSpec, basis: Basis, cells: Sequence[CellOutcome]) -> _Estimate:
+        """Return the rank correlation of likeness and distance along an axis, over pairs of cells."""
+        if len(cells) < FEWEST_CELLS:
+            return _Estimate(
+                what, (len(cells),), why=f"only {len(cells)} cells; fewer than {FEWEST_CELLS} decide nothing"
+            )
+        places = [float(o.cell.axes[str(spec.along)]) for o in cells]
+        names = [o.cell.name for o in cells]
+        alike = [self.gain(basis, spec.embedder, a, b) for a, b in combinations(names, 2)]
+        seen, p = stats.mantel(places, alike, self.rng(what))
+        if isnan(seen):
+            return _Estimate(what, (len(cells),), why="all pairs are equally alike, or equally far apart")
+        return _Estimate(what, (len(cells),), seen, p=p)
+
+    def _excess(self, basis: Basis, model: str, a: str, b: str) -> tuple[Floats, float]:
+        """Return the cosines of matched latents of two cells, and the mean that random ones get."""
+        found, random, _ = compare_vectors(
+            self.vectors(basis, model, a), self.vectors(basis, model, b), self.rng(basis, a, b)
+        )
+        return found.cosines, random
+
+    def _vectors(self, basis: Basis, model: str, name: str) -> Floats:
+        outcome = next(o for o in self.outcomes if o.cell.name == name)
+        if basis == "explanations":
+            texts = [e.text for x in outcome.records.latents if (e := outcome.explanation(MAIN, x.index))]
+            return self.embed(model, texts)
+        weights = outcome.cell.source.plugin.weights()
+        directions = weights.directions() if basis == "decoder" else weights.encoder_directions()
+        if directions is None:
+            raise SaevalError(f"{name}: its coder has no {basis} directions")
+        found: Floats = directions.detach().float().cpu().numpy()
+        return found
+
+
+def _fits(outcome: CellOutcome, wanted: CellFilter) -> bool:
+    have = {"baseline": str(outcome.cell.baseline), **outcome.cell.axes}
+    return all(have.get(axis) in _ids(ids) for axis, ids in wanted.items())
+
+
+def _ids(ids: object) -> list[str]:
+    return [str(i) for i in ids] if isinstance(ids, list) else [str(ids)]
+
+
+def _named(wanted: CellFilter) -> str:
+    return ", ".join(f"{axis}={' or '.join(_ids(ids))}" for axis, ids in wanted.items()) or "all contestants"
+
+
+def _scores(cells: Sequence[CellOutcome], name: str) -> tuple[Metric, dict[Unit, float]]:
+    """Return a score's metric, and its mean over the cells that share a latent, by latent."""
+    label, wanted, explanation = score_reference(name)
+    metrics = cells[0].cell.scorers[label].part.plugin.metrics
+    metric = next((m for m in metrics if m.name == wanted), metrics[0])
+    found: dict[Unit, list[float]] = {}
+    for outcome in cells:
+        if (scored := outcome.scored.get((label, explanation))) is not None:
+            for latent, value in scored.values(metric.name).items():
+                found.setdefault((str(outcome.store.path), latent), []).append(value)
+    return metric, {unit: sum(values) / len(values) for unit, values in sorted(found.items())}
+
+
+def _few(units: Sequence[object] | Mapping[Unit, float] | Floats) -> str:
+    """Say that there are too few latents to tell; nothing when there are enough."""
+    n = len(units)
+    return "" if n >= FEWEST_LATENTS else f"{n} latents are too few to tell ({FEWEST_LATENTS} at least)"

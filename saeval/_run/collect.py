@@ -1,0 +1,177 @@
+"""The first stage: make the activation store of every cell, in as few model passes as possible, or find it in the cache."""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saeval._util import Display, Stage, StoreError, cache_dir, content_hash, noticing
+from saeval.activations import ActivationStore, ActivationWriter
+from saeval.plugin.base import ActivationSource
+
+if TYPE_CHECKING:
+    from saeval.task import Part
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_VERIFY_BELOW = 2 << 30  # bytes; larger stores are verified by `saeval doctor --store`
+
+
+def store_path(source: Part[ActivationSource]) -> Path:
+    """Return where the store of a source is kept: its name is a hash of all that its content depends on."""
+    return cache_dir() / "stores" / content_hash(source.identity)
+
+
+def collect(
+    sources: Mapping[str, Part[ActivationSource]],
+    display: Display,
+    work: Callable[[list[list[str]]], None] | None = None,
+    standstill: float = math.inf,
+) -> dict[str, ActivationStore]:
+    """Return the store of every source, collecting those that are not in the cache.
+
+    Args:
+        sources: Sources by cell name.
+        display: Where progress is shown.
+        work: Collects cells, those together that share a model pass; left out, this process does.
+        standstill: Seconds without a token after which a user is told.
+
+    Raises:
+        InputError: If a model, coder or corpus is missing or does not fit.
+        StoreError: If a source breaks its contract.
+    """
+
+    def here(groups: list[list[str]]) -> None:
+        for names in groups:
+            with collecting(display, 0, "tokens", standstill) as stage:
+                collect_pass([sources[name] for name in names], progress=stage.reach)
+
+    if groups := passes(sources, display):
+        # Two processes do not do the same work: who comes late waits, and then finds it done.
+        with ExitStack() as stack:
+            for path in sorted(store_path(sources[name]) for names in groups for name in names):
+                stack.enter_context(_locked(path, display))  # in one order, so that no two wait for each other
+            left = [[name for name in names if not store_path(sources[name]).exists()] for names in groups]
+            if left := [names for names in left if names]:
+                (work or here)(left)
+                for path in (store_path(sources[name]) for names in left for name in names):
+                    for useless in path.parent.glob(f"{path.name}.*.partial"):  # of who began when all was done
+                        shutil.rmtree(useless, ignore_errors=True)
+    return {name: ActivationStore.open(store_path(part)) for name, part in sources.items()}
+
+
+@contextmanager
+def collecting(display: Display, total: int, unit: str, standstill: float) -> Iterator[Stage]:
+    """Show how far collecting is, and tell when it stands still; whether it hangs or loads a large model, nobody can tell."""
+
+    def tell(seconds: float) -> None:
+        display.wait(
+            f"collect activations: nothing has come for {seconds:.0f} s; if it hangs, end it with Ctrl-C, and the same "
+            "command goes on from what is finished"
+        )
+
+    with display.stage("collect activations", total, unit) as stage, noticing(standstill, lambda: stage.moved, tell):
+        yield stage
+
+
+def collect_pass(
+    sources: Sequence[Part[ActivationSource]],
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Collect sources that share a model pass.
+
+    Args:
+        sources: The sources; more than one only where `passes` puts them together.
+        share: Which shards of the corpus to collect, as (number, of how many); whoever is last makes the stores.
+        progress: Is called with tokens done, and tokens in all.
+
+    Raises:
+        InputError: If a model, coder or corpus is missing or does not fit.
+        StoreError: If a source breaks its contract, or there is no room.
+    """
+    from filelock import FileLock
+
+    plugins, paths = [part.plugin for part in sources], [store_path(part) for part in sources]
+    with _in_cache():
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        writers = [ActivationWriter(path, progress=progress, share=share) for path in paths]
+        type(plugins[0]).collect_many(plugins, writers)
+        for source, path, writer in zip(plugins, paths, writers, strict=True):
+            if source.synthetic:
+                writer.note(synthetic=True)  # stays with the store wherever it is taken
+            if share[1] == 1:
+                writer.finish()
+                continue
+            with FileLock(path.with_name(path.name + ".finish.lock")):
+                if writer.complete and not path.exists():
+                    writer.finish()
+
+
+@contextmanager
+def _in_cache() -> Iterator[None]:
+    """Say of a cache that cannot be written to what can be done.
+
+    Raises:
+        StoreError: If it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        # numpy says so many bytes were "requested" and so few "written", and no more.
+        no_room = error.errno in _NO_ROOM or "requested and" in str(error)
+        if not no_room and not str(error.filename or "").startswith(str(cache_dir())):
+            raise  # a file of the source's own
+        raise StoreError(
+            f"{error.filename or cache_dir()}: activations cannot be written ({error.strerror or error}); make room, or set "
+            "SAEVAL_CACHE to another folder, and run the same command again"
+        ) from None
+
+
+def passes(sources: Mapping[str, Part[ActivationSource]], display: Display) -> list[list[str]]:
+    """Return the cells whose stores are not in the cache, those together that share a model pass.
+
+    Args:
+        sources: Sources by cell name.
+        display: Where is said what is damaged.
+    """
+    by_path = {store_path(part): name for name, part in sources.items()}
+    groups: dict[str, list[str]] = {}
+    for name in [name for path, name in by_path.items() if _usable(path, display) is None]:
+        part = sources[name]
+        groups.setdefault(content_hash(part.loaded.id, part.plugin.shares()), []).append(name)
+    return list(groups.values())
+
+
+def _usable(path: Path, display: Display) -> ActivationStore | None:
+    if not path.exists():
+        return None
+    size = sum(f.stat().st_size for f in path.iterdir())
+    try:
+        return ActivationStore.open(path, verify=size < _VERIFY_BELOW)
+    except StoreError as error:
+        display.say(f"cached activations are damaged and are collected again: {error}")
+        shutil.rmtree(path)
+        return None
+
+
+def _locked(path: Path, display: Display) -> AbstractContextManager[object]:
+    """Return the lock of a store, taken; the operating system drops it when its process dies, however it dies.
+
+    Raises:
+        StoreError: If the cache cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    with _in_cache():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            display.wait("collect activations: waiting for another saeval process, which collects the same ones")
+            return lock.acquire()

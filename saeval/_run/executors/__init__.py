@@ -1,0 +1,65 @@
+"""Where the work of a run is done: in this process, or by the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from saeval._run.steps import Made, Work
+from saeval._util import Display
+from saeval.llm import Budget, CallLog
+from saeval.task import Task
+
+if TYPE_CHECKING:
+    from saeval.activations import ActivationStore
+
+
+class Executor(ABC):
+    """Does the heavy stages of a task; what they make is written down by whoever asks.
+
+    Attributes:
+        in_flight: Latents at a time where the spec says `concurrency: auto`; gateways bound the calls.
+    """
+
+    in_flight: int
+
+    @abstractmethod
+    def collect(self) -> dict[str, ActivationStore]:
+        """Return the store of every cell, by the cell's name; see `saeval._run.collect.collect`."""
+
+    @abstractmethod
+    def working(self) -> AbstractAsyncContextManager[None]:
+        """Be ready to work for as long as the block lasts.
+
+        When it ends, every call to a language model is in the ledger and counted against the budget.
+        """
+
+    @abstractmethod
+    async def make(self, work: Work) -> Made[Any]:
+        """Do a step on a latent; see `saeval._run.steps.Steps.make`."""
+
+
+@contextmanager
+def executor(task: Task, calls: CallLog, budget: Budget, display: Display) -> Iterator[Executor]:
+    """Lend the executor that the task names.
+
+    Args:
+        task: The task.
+        calls: The run's ledger.
+        budget: The run's spending limit.
+        display: Where progress is shown.
+
+    Raises:
+        InputError: If it cannot be had.
+    """
+    if task.run.executor == "ray":
+        from saeval._run.executors.ray import on_ray
+
+        with on_ray(task, calls, budget, display) as executor:
+            yield executor
+    else:
+        from saeval._run.executors.local import Local
+
+        yield Local(task, calls, budget, display)

@@ -1,0 +1,44 @@
+"""The whole run in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from saeval._run.collect import collect
+from saeval._run.executors import Executor
+from saeval._run.steps import Made, Steps, Work, gateways
+from saeval._util import Display, cache_dir, interrupting
+from saeval.llm import Budget, CallLog
+from saeval.task import Task
+
+if TYPE_CHECKING:
+    from saeval.activations import ActivationStore
+
+
+class Local(Executor):
+    """See `Executor`."""
+
+    in_flight = 32
+
+    def __init__(self, task: Task, calls: CallLog, budget: Budget, display: Display):
+        self._task, self._calls, self._budget, self._display = task, calls, budget, display
+
+    def collect(self) -> dict[str, ActivationStore]:
+        """Collect here."""
+        sources = {cell.name: cell.collected for cell in self._task.cells}
+        return collect(sources, self._display, standstill=self._task.run.hang_after)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Open the gateways."""
+        answers, tell = cache_dir() / "calls.sqlite", self._display.wait
+        async with gateways(self._task.roles, answers, self._calls, self._budget, tell) as models:
+            self._steps = Steps(self._task, models)
+            with interrupting(self._task.run.hang_after):
+                yield
+
+    async def make(self, work: Work) -> Made[Any]:
+        """Work here."""
+        return await self._steps.make(work)

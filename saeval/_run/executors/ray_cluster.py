@@ -1,0 +1,124 @@
+"""A Ray cluster to work on: the one at RAY_ADDRESS, or else one of our own that nobody else can reach."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from saeval._util import InputError
+
+log = logging.getLogger("saeval")
+
+_LOOPBACK = "127.0.0.1"
+_TOKEN = secrets.token_hex(32)  # one a process, for Ray reads it once
+_OURS = {
+    # Despite its name, this is what lets a node have the loopback address on any system; read when ray is imported.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_SHARED_MEMORY = 200 << 20  # bytes; what is sent about a latent is small
+
+
+@contextmanager
+def cluster(cpus: int | None) -> Iterator[None]:
+    """Be connected to a cluster: one that this process is connected to already, that of RAY_ADDRESS, or a new one.
+
+    The new one is on this machine, listens on loopback only, wants a token that is made for it, has no dashboard,
+    and reports no usage. It ends with the block.
+
+    Args:
+        cpus: CPUs of a new cluster; all there are when left out.
+
+    Raises:
+        InputError: If Ray is not installed, cannot be reached, or would listen to other machines.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    with ExitStack() as at_the_end:
+        if not address:
+            at_the_end.enter_context(
+                _environment({"RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or _TOKEN, **_OURS})
+            )
+        try:
+            import ray
+        except ImportError:
+            raise InputError("run.executor: Ray is not installed; pip install 'saeval[ray]'") from None
+        if not ray.is_initialized():
+            at_the_end.enter_context(_connected(address=address) if address else _own(cpus))
+        yield
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del os.environ[name]
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+@contextmanager
+def _own(cpus: int | None) -> Iterator[None]:
+    # In a folder of our own, for Ray's sockets ask for no token; in /tmp, for their names must be short.
+    folder = tempfile.mkdtemp(prefix="saeval-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
+    try:
+        with _connected(
+            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_SHARED_MEMORY,
+            _node_ip_address=_LOOPBACK, _temp_dir=folder,
+        ):  # fmt: skip
+            _refuse_other_interfaces()
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _connected(**options: Any) -> Iterator[None]:
+    import ray
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.shutdown()
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"run.executor: no Ray cluster at {options['address']} ({line}); start one (docs/scaling.md), and set "
+            "RAY_ADDRESS and RAY_AUTH_TOKEN"
+        ) from None
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+        # Standard output is for results; what befalls Ray's processes is printed there, 20 lines and more.
+        ray._private.worker.print_to_stdstream = _to_the_log
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _to_the_log(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    for text in data["lines"]:
+        log.info("Ray: %s", text.partition("\n")[0])
+
+
+def _refuse_other_interfaces() -> None:
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    if address != _LOOPBACK:
+        raise InputError(
+            f"run.executor: Ray listens on {address} because this process imported it before saeval did; "
+            "let saeval begin, or start a cluster yourself and set RAY_ADDRESS"
+        )

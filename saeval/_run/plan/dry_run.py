@@ -1,0 +1,98 @@
+"""A stand-in for a language model: it counts what it is asked, and answers as the prompts' own examples do."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from saeval.llm import Asked, told
+from saeval.records import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
+
+A = TypeVar("A", Reply, LogprobReply, FillReply)
+
+CHARACTERS = 4.0
+"""Characters of a prompt that are taken for a token."""
+EXPLANATION = "words that name a place where many people meet"
+"""What it explains every latent by."""
+_TURN = 4  # tokens around a turn of a conversation
+_LOGPROB = -3.1415926535897931  # as long as they are when written down
+_USAGE = Usage(1000, 10, 0, 0.00012345, "provider")
+
+
+@dataclass
+class Counter(LanguageModel):
+    """A language model that answers nothing of its own.
+
+    Attributes:
+        scores: Whether it scores continuations.
+        longest: Tokens of an answer at most.
+        calls: Different requests.
+        taken: Tokens of prompts.
+        fresh: Those of them that a model in process has not just computed for another prompt.
+        given: Tokens generated.
+        kept: Bytes of the answers, as the cache keeps them.
+        asked: Prompts and replies, as results keep them, since they were last taken away.
+        seen: The requests.
+    """
+
+    scores: bool
+    longest: int
+    calls: int = 0
+    taken: float = 0.0
+    fresh: float = 0.0
+    given: float = 0.0
+    kept: int = 0
+    asked: list[Asked] = field(default_factory=list)
+    seen: set[Any] = field(default_factory=set)
+
+    @property
+    def can_score(self) -> bool:
+        return self.scores
+
+    def _count(self, request: Any, reply: A, characters: int, fresh: int, turns: int = 0, answer: str = "") -> A:
+        self.asked += told(request, reply)
+        if request not in self.seen:  # equal ones are asked once
+            self.seen.add(request)
+            self.calls += 1
+            self.taken += characters / CHARACTERS + turns * _TURN
+            self.fresh += fresh / CHARACTERS
+            self.given += min(_written(answer), self.longest)
+            self.kept += len(json.dumps(reply, default=vars))
+        return reply
+
+    async def complete(self, request: Request) -> Reply:
+        answer = _answer(request)
+        lengths = [len(message.content) for message in request.messages]
+        own = lengths[-2:] if request.messages[-1].role == "assistant" else lengths[-1:]  # an answer may be begun
+        return self._count(request, Reply(answer, _USAGE), sum(lengths), sum(own), len(lengths), answer)
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        prompts, continuations = request.prompts, request.continuations
+        own = sum(map(len, prompts)) * len(continuations) + len(prompts) * sum(map(len, continuations))
+        scored = tuple(tuple((_LOGPROB,) * round(max(1, len(c) / CHARACTERS)) for c in continuations) for _ in prompts)
+        characters = len(request.prefix) * len(prompts) * len(continuations) + own
+        return self._count(request, LogprobReply(scored, _USAGE), characters, own)
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        parts = [part for text in request.texts for part in text]
+        filled = sum(map(len, parts)) + len(parts) * len(request.filler)
+        weighed = tuple(tuple((_LOGPROB,) * len(request.choices) for _ in text) for text in request.texts)
+        characters = len(request.prefix) * len(request.texts) + filled
+        return self._count(request, FillReply(weighed, _USAGE), characters, filled)
+
+
+def _answer(request: Request) -> str:
+    """Return what the last worked example answers; a list gets an item for each window of the question."""
+    *before, last = (m for m in request.messages if m.role != "system")
+    shown = [m.content for m in before if m.role == "assistant"]
+    answer = shown[-1] if shown else f"EXPLANATION: {EXPLANATION}"
+    windows = re.findall(r"^Window \d+:", last.content, re.MULTILINE)
+    return str([0] * len(windows)) if answer.startswith("[") and windows else answer
+
+
+def _written(answer: str) -> float:
+    """Tokens of an answer: digits and marks are one each, and the spaces before digits too."""
+    letters = sum(character.isalpha() for character in answer)
+    return letters / CHARACTERS + len(re.findall(r"\d|[^\w\s]|\s(?=\d)", answer))

@@ -1,0 +1,65 @@
+"""How fast a run went, by what it wrote down: what a plan can count on for another run like it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saeval._util import InputError
+from saeval.llm import CallLog, LoggedCall
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a run went.
+
+    Attributes:
+        call: Seconds a call, by role and model, while the model was being asked; calls under way at once share the time.
+        rest: Seconds a latent that all else took but collecting: sampling, steps without a language model, reports.
+            None where the run was not done at one sitting.
+    """
+
+    call: dict[tuple[str, str], float]
+    rest: float | None
+
+
+def speed(run_dir: Path) -> Speed:
+    """Return how fast a run went.
+
+    Args:
+        run_dir: A run that is done; one of thirty latents or more has as many calls under way as a large one.
+
+    Raises:
+        InputError: If it is no run, or is not done.
+    """
+    try:
+        head = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        latents = sum(cell["counts"]["sampled"] for cell in results["cells"])
+        began, whole = float(head["began"]), float(head["updated"]) - float(head["began"])
+        collecting, done = float(head["seconds"].get("collect", 0.0)), head["status"] == "done"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run_dir}: cannot be read as a run ({type(error).__name__})") from None
+    if not done:
+        raise InputError(f"{run_dir}: this run is not done, so it does not tell how long one takes")
+    calls = [call for call in CallLog(run_dir / "calls.jsonl").calls() if not call.cached and call.status == "ok"]
+    by_role = defaultdict(list)
+    for call in calls:
+        by_role[call.role, call.model].append(call)
+    one_sitting = latents and all(call.time - call.milliseconds / 1000 >= began for call in calls)
+    return Speed(
+        call={role: _busy(made) / len(made) for role, made in by_role.items()},
+        rest=max(0.0, whole - collecting - _busy(calls)) / latents if one_sitting else None,
+    )
+
+
+def _busy(calls: Sequence[LoggedCall]) -> float:
+    """Return the seconds in which at least one of the calls was under way."""
+    total, until = 0.0, 0.0
+    for begin, end in sorted((call.time - call.milliseconds / 1000, call.time) for call in calls):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

@@ -1,0 +1,79 @@
+"""What would be sent to the models: the first prompts of a task, made without asking anyone."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from saeval._run.collect import collect
+from saeval._run.sampling import choose_records
+from saeval._util import Display, LLMError, derive_rng
+from saeval.models import embedder
+from saeval.plugin.base import Context, Explainer
+from saeval.records import MAIN, Explanation, LanguageModel, LatentRecord, LogprobReply, LogprobRequest, Reply, Request
+from saeval.task import StepPart, Task
+
+_STAND_IN = "(the explanation will stand here)"
+
+
+class _Recorder(LanguageModel):
+    """Keeps what it is asked, and declines to answer."""
+
+    def __init__(self, scores: bool):
+        self._scores = scores
+        self.texts: list[str] = []
+
+    @property
+    def can_score(self) -> bool:
+        return self._scores
+
+    async def complete(self, request: Request) -> Reply:
+        self.texts.append("\n".join(f"[{m.role}]\n{m.content}" for m in request.messages))
+        raise LLMError("preview")
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        answers = " | ".join(repr(c) for c in request.continuations)
+        self.texts.append(
+            f"{request.prefix}{request.prompts[0]}\n[scored continuations: {answers}; {len(request.prompts)} prompts]"
+        )
+        raise LLMError("preview")
+
+
+def preview_prompts(task: Task, n: int, display: Display) -> list[dict[str, Any]]:
+    """Return the prompts that the first cell's explainer and scorers would send for its first latents.
+
+    Args:
+        task: The task.
+        n: Latents to show.
+        display: Where the progress of collecting is shown.
+
+    Returns:
+        One mapping a prompt: step, latent, role, text.
+    """
+    import asyncio
+
+    cell = task.cells[0]
+    with display.shown():
+        store = collect({cell.name: cell.collected}, display)[cell.name]
+    records, _ = choose_records(cell, store, task.run.seed, n)
+    steps: dict[str, StepPart[Any]] = {"explain": cell.explainer, **cell.scorers}
+    return [
+        {"step": label, "latent": str(record.latent), "role": step.role, "text": text}
+        for record in records
+        for label, step in steps.items()
+        if step.role is not None
+        for text in asyncio.run(_asked(label, step, record, task))
+    ]
+
+
+async def _asked(label: str, step: StepPart[Any], record: LatentRecord, task: Task) -> list[str]:
+    """Return what a step asks about one latent before it gets a first answer."""
+    recorder = _Recorder(step.role is not None and task.roles[step.role].part.plugin.can_score)
+    keys = ("explain", MAIN) if label == "explain" else ("score", label)
+    context = Context(record.latent, derive_rng(task.run.seed, *keys, str(record.latent)), recorder, embedder())
+    with suppress(LLMError):
+        if isinstance(step.part.plugin, Explainer):
+            await step.part.plugin.explain(record.explain, context)
+        else:
+            await step.part.plugin.score(Explanation(text=_STAND_IN), record.score, context)
+    return recorder.texts

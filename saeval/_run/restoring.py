@@ -1,0 +1,72 @@
+"""Reads work back from a journal: what does not have the shape that this version writes is work to be done again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from saeval.records import Explanation, Metric, Score, Usage
+
+Usable = Callable[[Any], bool]
+"""Whether an entry of the journal can be used as it is."""
+
+_USAGE = TypeAdapter(Usage)
+_ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeAdapter(
+    list[dict[str, list[int] | list[float] | list[str]]]
+)
+_ROUNDING = 1e-9
+
+
+def usable_explanation(entry: Any) -> bool:
+    """Tell whether an entry holds an explanation, and what it took."""
+    return _usable(entry, Explanation) is not None
+
+
+def usable_score(entry: Any, metrics: Sequence[Metric]) -> bool:
+    """Tell whether an entry holds a score whose values are in their metrics' ranges, and what it took."""
+    score = _usable(entry, Score)
+    return isinstance(score, Score) and out_of_range(score, metrics) is None
+
+
+def out_of_range(score: Score, metrics: Sequence[Metric]) -> str | None:
+    """Return what is wrong with a score's values: the headline is missing, or one is not finite or outside its range."""
+    if score.status != "ok":
+        return None
+    if metrics[0].name not in score.values:
+        return f"no {metrics[0].name}"
+    for metric in metrics:
+        value = score.values.get(metric.name)
+        if value is not None and not metric.low - _ROUNDING <= value <= metric.high + _ROUNDING:
+            return f"{metric.name} = {value}, outside {metric.low} to {metric.high}"
+    return None
+
+
+def numbers(entry: Any, names: Sequence[str]) -> bool:
+    """Tell whether an entry is a mapping from these names to finite numbers."""
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), int | float) and math.isfinite(entry[name]) for name in names
+    )
+
+
+def rows(entry: Any, n: int) -> bool:
+    """Tell whether an entry holds a result of so many rows of lists, or none at all."""
+    try:
+        found = _ROWS.validate_python(entry.get("result") if isinstance(entry, dict) else None)
+    except ValidationError:
+        return False
+    return len(found) in (0, n)
+
+
+def _usable(entry: Any, kind: type[Explanation] | type[Score]) -> Explanation | Score | None:
+    if not isinstance(entry, dict):
+        return None
+    try:
+        usage = _USAGE.validate_python(entry.get("usage"))
+        result = kind.model_validate(entry.get("result"))
+    except ValidationError:
+        return None
+    taken = (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.usd or 0.0)
+    return result if all(0 <= part < math.inf for part in taken) else None

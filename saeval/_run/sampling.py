@@ -1,0 +1,175 @@
+"""Choose the latents of a cell, and sample the windows that explain and score each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from saeval._util import InputError, StoreError, derive_rng
+from saeval.records import Example, Flaw, LatentId, LatentRecord
+
+if TYPE_CHECKING:
+    from saeval.activations import ActivationStore
+    from saeval.task import Cell
+
+
+class Flawed(NamedTuple):
+    """How far a flaw that a sampler owns up to goes: in how many windows, of how many."""
+
+    windows: int
+    of: int
+
+
+class Records:
+    """The records of a cell's latents, in the latents' random order; all but the first are made again when wanted.
+
+    So memory does not grow with the number of latents.
+
+    Args:
+        make: Samples a latent: the same record each time.
+        keep: How many records may stay in memory.
+
+    Attributes:
+        latents: The latents.
+        flaws: What the sampler owns up to, over all latents.
+    """
+
+    KEPT = 1000
+    """Records of a run in memory, over all its cells, of a third of a megabyte each."""
+
+    def __init__(self, make: Callable[[LatentId], LatentRecord | None] = lambda latent: None, keep: int = 0):
+        self.latents: list[LatentId] = []
+        self.flaws: dict[Flaw, Flawed] = {}
+        self._make = make
+        self._keep = keep
+        self._kept: dict[LatentId, LatentRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __iter__(self) -> Iterator[LatentRecord]:
+        return map(self.__getitem__, self.latents)
+
+    def __getitem__(self, latent: LatentId) -> LatentRecord:
+        record = self._kept.get(latent) or self._make(latent)
+        if record is None:
+            raise InputError(
+                f"latent {latent}: the sampler gave windows once and none the next time; what a sampler gives should "
+                "depend on its arguments alone"
+            )
+        return record
+
+    def add(self, latent: LatentId) -> None:
+        """Take a latent, unless it cannot be sampled."""
+        record = self._make(latent)
+        if record is None:
+            return
+        self.latents.append(latent)
+        if len(self._kept) < self._keep:
+            self._kept[latent] = record
+        for flaw in record.flaws:
+            before, found = self.flaws.get(flaw, Flawed(0, 0)), _flawed(flaw, record)
+            self.flaws[flaw] = Flawed(before.windows + found.windows, before.of + found.of)
+
+    @property
+    def kept(self) -> int:
+        """How many records are in memory."""
+        return len(self._kept)
+
+    def first(self, n: int | None) -> Records:
+        """Return the records of the first n latents."""
+        some = Records(self._make)
+        some.latents, some.flaws, some._kept = self.latents[:n], self.flaws, self._kept
+        return some
+
+
+def choose_records(
+    cell: Cell, store: ActivationStore, seed: int, limit: int | None = None, keep: int = Records.KEPT
+) -> tuple[Records, dict[str, int]]:
+    """Return the records of the cell's latents, in their random order.
+
+    Args:
+        cell: The cell.
+        store: Its activations.
+        seed: Seed of the run.
+        limit: Latents at most; the first ones are the same with any limit.
+        keep: Records that may stay in memory; others are made again when wanted.
+
+    Returns:
+        The records, and how many latents were `requested`, are `eligible` (fire on at least `min_windows` tokens)
+        and were `sampled`.
+
+    Raises:
+        InputError: If no latent can be sampled, or a listed one is not in the dictionary.
+        StoreError: If the sampler claims silence that the store cannot vouch for.
+    """
+    wanted = cell.latents
+    if "coder" in cell.source.plugin.offers():
+        store.coder = cell.source.plugin.weights
+    n = len(wanted.indices) if wanted.select == "list" else wanted.n
+    n = n if limit is None else min(n, limit)
+    eligible = store.firings >= wanted.min_windows
+    window = cell.sampler.plugin.window
+    candidates: Iterable[int]
+    if wanted.select == "list":
+        if bad := [i for i in wanted.indices if not 0 <= i < store.n_latents]:
+            raise InputError(f"latents.indices: {bad[:5]} are not in a dictionary of {store.n_latents} latents")
+        if store.latents is not None and (bad := [i for i in wanted.indices if i not in store.latents]):
+            raise InputError(
+                f"latents.indices: {bad[:5]} are not among the {len(store.latents)} latents that were collected"
+            )
+        candidates = wanted.indices
+    else:
+        order = derive_rng(seed, "latents").permutation(store.n_latents)
+        enough = (int(i) for i in order if eligible[i])
+        candidates = (i for i in enough if len(store.windows(i, window).ids) >= wanted.min_windows)
+    hookpoint = str(store.facts.get("hookpoint", cell.source.plugin.name))
+
+    def sample(latent: LatentId) -> LatentRecord | None:
+        record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
+        if record is not None:
+            _check_silence(record, store, cell.sampler.label)
+        return record
+
+    records = Records(sample, keep)
+    for index in candidates:
+        if len(records) == n:
+            break
+        records.add(LatentId(hookpoint, index))
+    if not records:
+        raise InputError(
+            f"cell {cell.name}: no latent has {wanted.min_windows} activating windows of {window} tokens that can be "
+            f"split by document ({int(eligible.sum())} of {store.n_latents} latents fire on so many of "
+            f"{store.n_tokens:,} tokens); give more text or a smaller latents.min_windows"
+        )
+    return records, {"requested": n, "eligible": int(eligible.sum()), "sampled": len(records)}
+
+
+def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -> None:
+    """Refuse a record that calls a latent silent in text on which nobody looked at it.
+
+    Raises:
+        StoreError: If it does.
+    """
+    import numpy as np
+
+    contexts = [e.context for side in (record.explain, record.score) for e in side.non_activating]
+    unknown = ~store.knows(record.latent.index, np.array(contexts, dtype=np.int64))
+    if unknown.any():
+        raise StoreError(
+            f"sampler {sampler}: takes latent {record.latent} for silent in {int(unknown.sum())} windows of which the "
+            "source cannot tell; a sampler should ask store.knows()"
+        )
+
+
+def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
+    """Count the scored windows of a latent that share text with those that explain, or in which it fires though called silent."""
+    if flaw == "leak":
+        shown, scored = record.explain.activating, record.score.activating
+        return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))
+    silent = record.score.non_activating
+    return Flawed(sum(bool(e.activations.any()) for e in silent), len(silent))
+
+
+def _overlap(a: Example, b: Example) -> bool:
+    return a.context == b.context and a.start < b.start + len(b.tokens) and b.start < a.start + len(a.tokens)

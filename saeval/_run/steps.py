@@ -1,0 +1,274 @@
+"""Do one step on one latent: explain it, or score an explanation of it. Every executor runs this code and no other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from saeval._run.restoring import out_of_range
+from saeval._util import (
+    BudgetExceeded,
+    InputError,
+    LLMError,
+    Patience,
+    SaevalError,
+    StoreError,
+    derive_rng,
+    without_secrets,
+    without_values,
+)
+from saeval.llm import Asked, Budget, CallLog, CallStore, Gateway, pack, rare_garbage_collection, told
+from saeval.models import embedder
+from saeval.plugin.base import Context, Scorer
+from saeval.records import (
+    Examples,
+    Explanation,
+    FillReply,
+    FillRequest,
+    LanguageModel,
+    LogprobReply,
+    LogprobRequest,
+    Reply,
+    Request,
+    Score,
+    Usage,
+)
+from saeval.task import RolePart, StepPart, Task
+
+R = TypeVar("R", Explanation, Score)
+A = TypeVar("A", Reply, LogprobReply, FillReply)
+
+STOPS = (BudgetExceeded, InputError, StoreError)
+"""Errors of a call after which no other one can be made or written down."""
+
+log = logging.getLogger("saeval")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step on one latent: all that it depends on besides the task.
+
+    Attributes:
+        cell: Name of the cell.
+        step: Label of the scorer, or which explanation to make: a baseline's name, or anything else for the main one.
+        examples: What the step may see of the latent.
+        explanation: What is scored; None where an explanation is to be made.
+    """
+
+    cell: str
+    step: str
+    examples: Examples
+    explanation: Explanation | None = None
+
+
+class Made(NamedTuple, Generic[R]):
+    """What a step made of one latent.
+
+    Attributes:
+        result: The explanation or score.
+        usage: What it took.
+        fault: Whether it failed because calls did, so that nothing is known of the latent.
+    """
+
+    result: R
+    usage: Usage
+    fault: bool
+
+
+@dataclass
+class Meter(LanguageModel):
+    """A language model that adds up what is asked through it; one for each step on each latent.
+
+    Attributes:
+        model: The model; None for a step that has none.
+        patience: Is told of calls under way, so that whoever waits for one does not count as hung.
+        spent: What its answers took.
+        fault: The first call that failed through no fault of the question: an outage, a wrong key, a spent budget.
+        asked: Prompts and replies of each request, in the order of asking.
+    """
+
+    model: LanguageModel | None
+    patience: Patience = field(default_factory=lambda: Patience(math.inf))
+    spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
+    fault: SaevalError | None = None
+    asked: list[list[Asked]] = field(default_factory=list)
+
+    @property
+    def can_score(self) -> bool:
+        """Whether the model scores continuations."""
+        return self.model is not None and self.model.can_score
+
+    def _model(self) -> LanguageModel:
+        if self.model is None:
+            raise LLMError("this step declares no llm_role, so the spec gives it no language model")
+        return self.model
+
+    async def complete(self, request: Request) -> Reply:
+        """Pass on, and count."""
+        return await self._count(request, self._model().complete(request))
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        """Pass on, and count."""
+        return await self._count(request, self._model().logprobs(request))
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Pass on, and count."""
+        return await self._count(request, self._model().fill(request))
+
+    async def _count(self, request: Request | LogprobRequest | FillRequest, call: Awaitable[A]) -> A:
+        place = len(self.asked)
+        self.asked.append([])  # replies come in any order
+        try:
+            with self.patience.asking():
+                reply = await call
+        except SaevalError as error:
+            self.asked[place] = told(request, without_secrets(error))
+            if isinstance(error, STOPS) or (isinstance(error, LLMError) and (error.retryable or error.lasting)):
+                self.fault = self.fault or error
+            raise
+        self.asked[place] = told(request, reply)
+        self.spent += reply.usage
+        return reply
+
+
+@asynccontextmanager
+async def gateways(
+    roles: Mapping[str, RolePart],
+    answers: Path,
+    calls: CallLog,
+    budget: Budget,
+    tell: Callable[[str], None] = lambda text: None,
+) -> AsyncIterator[Mapping[str, Gateway]]:
+    """Lend a gateway for each role; at the end, wait a little for answers under way.
+
+    Args:
+        roles: The language models.
+        answers: Where answers are kept.
+        calls: The ledger.
+        budget: The spending limit.
+        tell: Where a user is told what a gateway waits for.
+    """
+    if not roles:
+        yield {}
+        return
+    async with AsyncExitStack() as at_the_end:
+        at_the_end.enter_context(rare_garbage_collection())
+        kept = at_the_end.enter_context(closing(CallStore(answers)))
+        lent = {
+            name: Gateway(
+                name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
+                calls=kept, log=calls, budget=budget, tell=tell,
+            )
+            for name, role in roles.items()
+        }  # fmt: skip
+        for name, gateway in lent.items():
+            at_the_end.push_async_callback(roles[name].part.plugin.aclose)
+            at_the_end.push_async_callback(gateway.finish)
+        yield lent
+
+
+class Steps:
+    """The steps of a task, ready to be done on any latent.
+
+    Args:
+        task: The task.
+        models: Language models by role.
+    """
+
+    def __init__(self, task: Task, models: Mapping[str, LanguageModel]):
+        self._cells = {cell.name: cell for cell in task.cells}
+        self._seed = task.run.seed
+        self._models = models
+        self._embed = embedder()
+        self._patience = Patience(task.run.hang_after)
+
+    async def make(self, work: Work) -> Made[Any]:
+        """Do a step on a latent; whatever its plugin raises becomes a failed result.
+
+        Raises:
+            SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
+        """
+        cell = self._cells[work.cell]
+        if work.explanation is None:
+            explainer = cell.alternatives.get(work.step) or cell.explainer
+            context, meter = self._context(work, explainer, "explain")
+            return await _made(explainer.part.plugin.explain, Explanation, meter, work.examples, context)
+        scorer = cell.scorers[work.step]
+        context, meter = self._context(work, scorer, "score")
+        made = await _made(scorer.part.plugin.score, Score, meter, work.explanation, work.examples, context)
+        checked = _checked(made.result, scorer.part.plugin).model_copy(update={"asked": made.result.asked})
+        return made._replace(result=checked)
+
+    def _context(self, work: Work, step: StepPart[Any], kind: str) -> tuple[Context, Meter]:
+        latent = work.examples.latent
+        meter = Meter(self._models.get(step.role) if step.role else None, self._patience)
+        rng = derive_rng(self._seed, kind, work.step, str(latent))
+        return Context(latent, rng, meter, self._embed, self._cells[work.cell].source.plugin), meter
+
+
+async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, *arguments: Any) -> Made[R]:
+    """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
+
+    So does a result that was made without an answer which an undisturbed run would have had.
+
+    Raises:
+        SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
+    """
+    result = _without_values(await _guarded(call, kind, meter.patience, *arguments))
+    if meter.asked:
+        result = result.model_copy(update={"asked": pack([a for request in meter.asked for a in request])})
+    if meter.fault is None:
+        return Made(result, meter.spent, fault=False)
+    if isinstance(meter.fault, STOPS):
+        raise meter.fault
+    if result.status == "ok":
+        changes: dict[str, Any] = {"text": ""} if isinstance(result, Explanation) else {"values": {}}
+        reason = f"a call failed: {without_secrets(meter.fault)}"
+        result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
+    return Made(result, meter.spent, fault=True)
+
+
+def _without_values(result: R) -> R:
+    """Return a result without the credentials that a plugin may have been shown."""
+    text = json.dumps(result.model_dump(mode="json"))
+    clean = without_values(text)
+    return result if clean == text else type(result).model_validate(json.loads(clean))
+
+
+async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:
+    try:
+        made = await patience.wait_for(_kept_in(call, *arguments))
+    except asyncio.CancelledError:
+        raise
+    except SaevalError as error:
+        return kind.failed(without_secrets(error))
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it costs its latent, not the run
+        log.error("a plugin raised\n%s", traceback.format_exc())
+        return kind.failed(without_secrets(f"{type(error).__name__}: {error}"))
+    if not isinstance(made, kind):
+        return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
+    return made
+
+
+async def _kept_in(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:
+    """Call a plugin; one that exits, or panics in another language, breaks its latent and not the event loop."""
+    try:
+        return await call(*arguments)
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"the plugin raised {type(error).__name__} ({error})") from error
+
+
+def _checked(score: Score, scorer: Scorer) -> Score:
+    """Refuse a score whose values are missing, not finite, or outside their metric's range."""
+    trouble = out_of_range(score, scorer.metrics)
+    return score if trouble is None else Score.failed(f"the scorer gave {trouble}")

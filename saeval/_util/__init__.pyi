@@ -1,0 +1,66 @@
+from saeval._util.assets import (
+    PREFIX as PREFIX,
+    asset_check as asset_check,
+    asset_path as asset_path,
+    cache_dir as cache_dir,
+    find_asset as find_asset,
+)
+from saeval._util.encodable import (
+    CleanJson as CleanJson,
+    CleanText as CleanText,
+    clean as clean,
+    clean_text as clean_text,
+)
+from saeval._util.errors import (
+    BudgetExceeded as BudgetExceeded,
+    InputError as InputError,
+    LLMError as LLMError,
+    ParseError as ParseError,
+    PluginError as PluginError,
+    Refused as Refused,
+    SaevalError as SaevalError,
+    SpecError as SpecError,
+    StoreError as StoreError,
+    did_you_mean as did_you_mean,
+)
+from saeval._util.field_docs import Documented as Documented, descriptions as descriptions
+from saeval._util.files import (
+    LineFile as LineFile,
+    parse_json as parse_json,
+    read_json as read_json,
+    read_json_lines as read_json_lines,
+    replacing as replacing,
+    write_atomic as write_atomic,
+)
+from saeval._util.lazy import attach as attach
+from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
+from saeval._util.permissions import allow as allow, granted as granted
+from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display
+from saeval._util.releases import refuse_malicious as refuse_malicious
+from saeval._util.safe_paths import (
+    believable as believable,
+    file_name as file_name,
+    latent_number as latent_number,
+    natural as natural,
+    new_folder as new_folder,
+    unique as unique,
+)
+from saeval._util.secrets import (
+    MARK as MARK,
+    SHORTEST as SHORTEST,
+    holds_secret as holds_secret,
+    look_again as look_again,
+    names_secret as names_secret,
+    placeholder as placeholder,
+    random_looking as random_looking,
+    without_secrets as without_secrets,
+    without_values as without_values,
+)
+from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
+from saeval._util.text import aligned as aligned, measured as measured, safe_text as safe_text
+from saeval._util.watchdog import (
+    Patience as Patience,
+    interrupting as interrupting,
+    memory_left as memory_left,
+    noticing as noticing,
+)

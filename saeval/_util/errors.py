@@ -1,0 +1,103 @@
+"""The errors that saeval raises on purpose, each a sentence saying where, what was seen and what to do.
+
+SaevalError
+├── SpecError             mistakes in a task spec, all of them at once, each with its file and line
+├── PluginError           a plugin that is unknown, broken, too old or doubly defined
+├── InputError            a model, SAE, corpus or directory that is missing or does not fit
+├── StoreError            an activation store that is unfinished, corrupt or of another format
+├── ParseError            a model's reply that does not hold the answer asked for
+├── LLMError              a call that failed; `.retryable` tells whether trying again can help
+│   └── Refused           the model answered, but declined
+└── BudgetExceeded        the spending limit is reached; the run can be resumed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from saeval._util.secrets import without_secrets
+
+if TYPE_CHECKING:
+    from saeval.records import Usage
+
+
+class SaevalError(Exception):
+    """Base of all errors that saeval raises on purpose. Its text is fit to be shown to a user as it is.
+
+    Args:
+        message: What happened, where, and what to do; whatever looks like a credential is taken out of it.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_secrets(message))
+
+
+class SpecError(SaevalError):
+    """One or more mistakes in a task spec.
+
+    Args:
+        problems: One sentence a mistake, each beginning with its place (`file:line: key: …`).
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = tuple(map(without_secrets, problems))
+        super().__init__("\n".join(self.problems))
+
+
+class PluginError(SaevalError):
+    """A plugin that is unknown, broken, too old, or defined twice."""
+
+
+class InputError(SaevalError):
+    """Something a spec names is missing or does not fit: a model, an SAE, a corpus, a directory."""
+
+
+class StoreError(SaevalError):
+    """An activation store that is unfinished, corrupt, or of another format."""
+
+
+class ParseError(SaevalError):
+    """A reply that does not hold the answer that was asked for. It is a status, never an answer."""
+
+
+class LLMError(SaevalError):
+    """A call to a language model that failed.
+
+    Args:
+        message: What happened, in one sentence, without any key or prompt in it.
+        retryable: Whether the same call may succeed later (rate limit, server error, lost connection).
+        retry_after: Seconds the server asked to wait, when it did.
+        usage: What the call took although it failed: refusals and empty answers are billed.
+        lasting: Whether every other call will fail alike: a wrong key or model name, no credit.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        usage: Usage | None = None,
+        lasting: bool = False,
+    ):
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.usage = usage
+        self.lasting = lasting
+
+
+class Refused(LLMError):
+    """The model answered, but declined to do what was asked."""
+
+
+class BudgetExceeded(SaevalError):
+    """The run's spending limit is reached. Nothing is lost: running again with a higher limit resumes."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` for the closest of the known words, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,164 @@
+"""Files that are either whole or not there, lines likewise, and JSON read with the place of what is wrong in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saeval._util.encodable import clean, has_halves
+from saeval._util.errors import InputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file beside `path`, which takes its place, flushed to disk, when all went well, and is gone when not.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file whole, or leave what was there.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
+    with replacing(path) as file:
+        file.write_bytes(data.encode(errors="replace") if isinstance(data, str) else data)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; half of a surrogate pair, which it can spell and UTF-8 cannot, becomes U+FFFD."""
+    value = json.loads(text)
+    return clean(value) if has_halves(text) else value
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it is not there, not whole, or not JSON.
+    """
+    try:
+        return parse_json(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}:{error.lineno}: is not JSON ({error.msg}, column {error.colno})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not UTF-8 text") from None
+    except RecursionError:
+        raise InputError(f"{file}: is nested too deeply") from None
+
+
+def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a `.jsonl` or `.jsonl.gz` file, each with its place.
+
+    Raises:
+        InputError: If it is not there, not whole, or a line is not JSON.
+    """
+    import gzip
+    import zlib
+
+    where = str(file)
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                where = f"{file}:{number}"
+                if line.strip():
+                    yield where, parse_json(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: is not JSON ({error.msg}, column {error.colno})") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise InputError(f"{file}: is not whole gzip; download it again") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except RecursionError:
+        raise InputError(f"{where}: is nested too deeply") from None
+
+
+class LineFile:
+    """A file that grows by whole lines, one process and any number of threads at a time.
+
+    A line is in the file, for good, when `append` returns, whatever becomes of the process; a line that a kill or a
+    full disk cut short is ended or taken back, so that it spoils no other.
+
+    Args:
+        path: The file; made with the first line. A symbolic link is refused, wherever it leads.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        self._handle: int | None = None
+
+    def append(self, line: str) -> int:
+        """Add a line, and return where in the file it begins.
+
+        Raises:
+            InputError: If there is no room, or the file cannot be written to; nothing is added then.
+        """
+        data = line.encode() + b"\n"
+        with self._lock:
+            try:
+                handle = self._open()
+                size = os.fstat(handle).st_size
+                try:
+                    while data:
+                        data = data[os.write(handle, data) :]
+                except OSError:
+                    os.ftruncate(handle, size)
+                    raise
+                return size
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: cannot be written ({error.strerror or error}); nothing is lost: mend it, or make room, "
+                    "and run the same command again"
+                ) from None
+
+    def line_at(self, offset: int, length: int) -> bytes:
+        """Return the line that begins there and has so many bytes, without its end."""
+        with self._lock:
+            handle = self._open()
+            os.lseek(handle, offset, os.SEEK_SET)  # appending is done at the end all the same
+            return os.read(handle, length)
+
+    def _open(self) -> int:
+        if self._handle is None:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self._handle = os.open(self.path, flags, 0o666)
+            if size := os.fstat(self._handle).st_size:
+                os.lseek(self._handle, size - 1, os.SEEK_SET)
+                if os.read(self._handle, 1) != b"\n":
+                    os.write(self._handle, b"\n")
+        return self._handle
+
+    def close(self) -> None:
+        """Close the file; another line opens it again."""
+        with self._lock:
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None

@@ -1,0 +1,85 @@
+"""Folders that are there whole or not at all, and names from other people's files that can do no harm in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saeval._util.errors import InputError
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes `out` when all went well, and is gone when not.
+
+    Raises:
+        InputError: If something is there already, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is there already, and would be overwritten; choose another place")
+    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            if out.exists():
+                out.rmdir()
+            folder.rename(out)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def believable(what: Path) -> Iterator[None]:
+    """Say in a sentence that files hold values of another kind than they should; the cause stays attached.
+
+    Raises:
+        InputError: If reading or writing what they hold fails on a value.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
+        lines = str(error).splitlines() or [""]
+        raise InputError(f"{what}: holds a value of another kind than expected ({lines[0]:.120})") from error
+
+
+def file_name(text: str) -> str:
+    """Return a text as the name of one file or folder: no separators, no control characters, not hidden, not endless."""
+    name = re.sub(r"[/\\]", "--", text)
+    name = re.sub(r'[\x00-\x1f\x7f:*?"<>|]', "_", name)
+    name = re.sub(r"^\.+", lambda dots: "_" * len(dots[0]), name)
+    return name.encode()[:150].decode(errors="ignore").strip() or "unnamed"
+
+
+def natural(text: str) -> list[int | str]:
+    """Return a key that sorts `layers.2` before `layers.10`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Return the name, numbered where it is taken, and take it."""
+    chosen, n = name, 2
+    while chosen in taken:
+        chosen, n = f"{name}-{n}", n + 1
+    taken.add(chosen)
+    return chosen
+
+
+def latent_number(value: Any, where: str) -> int:
+    """Return the number of a latent, which other tools also write as text.
+
+    Raises:
+        InputError: If it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+        raise InputError(f"{where}: a latent should be a whole number, not {str(value)!r:.60}")
+    return int(value)

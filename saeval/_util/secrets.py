@@ -1,0 +1,199 @@
+"""Keeps credentials out of whatever is shown or written, known by their values as well as by how they look."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+MARK = "…"
+"""What stands in place of a secret."""
+SHORTEST = 8
+"""Characters of the shortest value that is looked for; shorter ones are words of ordinary text."""
+
+_ENVIRONMENT = re.compile(
+    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$", re.IGNORECASE
+)  # fmt: skip
+_PLACEHOLDER = re.compile(
+    r"(?:sk-)?(?:empty|none|null|undefined|placeholder|change-?me|secret|password|true|false"
+    r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
+    r"|(.)\1*",
+    re.IGNORECASE,
+)
+_SHAPES = (
+    r"\b(?:sk|pk|rk|key|api)[-_](?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{6,}",
+    r"\b(?:Bearer|Basic) [^\s\"']{6,}",
+    r"\bgh[oprsu]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[\w-]{16,}",
+    r"\bhf_[A-Za-z0-9]{16,}|\bgsk_[A-Za-z0-9]{16,}|\br8_[A-Za-z0-9]{16,}|\bnvapi-[\w-]{16,}|\bpplx-[A-Za-z0-9]{16,}|\bxai-[\w-]{16,}",
+    r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|\bAIza[\w-]{20,}|\bya29\.[\w-]{10,}|\bxox[abeoprs]-[\w-]{8,}|\bdapi[a-f0-9]{16,}",
+    r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|\bSG\.[\w-]{10,}\.[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----",
+)
+_SHAPE = re.compile("|".join(_SHAPES), re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=//)[^\s/?#@\"']+@|[^\s/?#@:\"']+:[^\s/?#@\"']*@")
+"""The user's part of an address, also where the address is misspelled."""
+_QUERY = re.compile(r"([?&#;])([\w.-]+)=([^\s&#;\"']+)")
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+_SECRET_WORDS = frozenset((
+    "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization",
+    "cookie", "cookies", "bearer", "jwt", "accesskey", "authtoken", "accesstoken", "privatekey", "secretkey", "token",
+))  # fmt: skip
+_MODEL_WORDS = frozenset(("key", "pass", "pwd", "auth", "sas", "sig", "signature", "pat", "psk", "otp"))
+"""Words that name a secret among the options of a model, and something else in other parts of a spec."""
+_HARMLESS_TOKENS = frozenset((
+    "bos", "eos", "pad", "unk", "mask", "stop", "sep", "cls", "start", "end", "max", "min", "image", "first", "last", "next",
+    "thinking",
+))  # fmt: skip
+_NAMES = frozenset(("env", "id", "ids", "count", "limit", "type", "name", "file", "path"))
+_RANDOM = re.compile(r"[A-Za-z0-9]{16,}")
+
+_used: set[str] = set()
+
+
+def use(value: str) -> str:
+    """Remember a value that is used as a credential, wherever it comes from, so that it is shown nowhere; return it."""
+    if _counts(value) and value not in _used:
+        _used.add(value)
+        _current.cache_clear()
+    return value
+
+
+def without_values(text: str) -> str:
+    """Return a text without the credentials of this process, in any spelling; all else stays as it is.
+
+    For what models say, where what only looks like a key may be part of the answer.
+    """
+    for spelling in _current():
+        if spelling in text:
+            text = text.replace(spelling, MARK)
+    return text
+
+
+def without_secrets(text: object) -> str:
+    """Return a text without the credentials of this process, and without what looks like one.
+
+    Args:
+        text: What a server, a library or a plugin said.
+    """
+    look_again()
+    found = _SHAPE.sub(MARK, without_values(str(text)))
+    found = _LOGIN.sub(f"{MARK}@", found) if "@" in found else found
+    return _QUERY.sub(_query_without_secret, found) if "=" in found else found
+
+
+def look_again() -> None:
+    """Take note of an environment that has changed: `without_values`, which is called for each reply, does not look."""
+    if (now := _snapshot()) != _seen:
+        _seen[:] = now
+        _current.cache_clear()
+
+
+def holds_secret(text: str) -> str | None:
+    """Return why a text of a spec is a credential or holds one, or None: its value or its shape says so."""
+    look_again()
+    if without_values(text) != text:
+        return "holds a credential of your environment"
+    if _SHAPE.search(text):
+        return "looks like a key"
+    if "://" in text or text.startswith("//"):
+        if "@" in text.partition("//")[2].partition("/")[0]:
+            return "is an address with a user name or password"
+        if any(_names_secret(name) or _random(value) for _, name, value in _QUERY.findall(text)):
+            return "is an address with a key"
+    return None
+
+
+def names_secret(name: str, *, of_model: bool) -> bool:
+    """Tell whether an option's name says that its value is a credential.
+
+    Args:
+        name: The name, in any spelling: `api_key`, `Ocp-Apim-Subscription-Key`, `azureAdToken`.
+        of_model: Whether it stands among the options of a language model, where `key` is no word for anything else.
+    """
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if not words or words[-1] in _NAMES:
+        return False
+    if words[-1] == "token" and len(words) > 1 and words[-2] in _HARMLESS_TOKENS:
+        return False
+    if len(words) > 1 and words[-1] == "key":
+        return True
+    found = _SECRET_WORDS | _MODEL_WORDS if of_model else _SECRET_WORDS
+    return not found.isdisjoint((*words, *map("".join, pairwise(words))))
+
+
+def random_looking(text: str) -> bool:
+    """Tell whether a text is one long word in which letters and digits alternate, as in keys and not in names."""
+    return _random(text)
+
+
+def placeholder(value: str) -> bool:
+    """Tell whether a value stands where a server wants a key and looks at none: `EMPTY`, `not-needed`."""
+    return bool(_PLACEHOLDER.fullmatch(value.replace("_", "-").replace(" ", "-")))
+
+
+def _names_secret(name: str) -> bool:
+    return names_secret(name, of_model=True)
+
+
+def _random(text: str) -> bool:
+    return any(len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", word)) >= 3 for word in _RANDOM.findall(text))
+
+
+def _query_without_secret(match: re.Match[str]) -> str:
+    mark, name, value = match.groups()
+    return f"{mark}{name}={MARK}" if _names_secret(name) or _random(value) else match[0]
+
+
+def _counts(value: str) -> bool:
+    return len(value) >= SHORTEST and not placeholder(value)
+
+
+def _snapshot() -> list[tuple[str, str]]:
+    return [(name, value) for name, value in os.environ.items() if _ENVIRONMENT.search(name) or "@" in value]
+
+
+_seen: list[tuple[str, str]] = []
+
+
+def _environment() -> Iterator[str]:
+    """Yield the credentials in the environment: values of variables that are named so, and passwords in addresses."""
+    for name, value in _seen:
+        if _ENVIRONMENT.search(name) and not (value.startswith(("/", "~")) and Path(value).expanduser().exists()):
+            yield value.strip()
+        if login := re.search(r"//([^/@\s]+)@", value):
+            yield login[1].partition(":")[2]
+
+
+@lru_cache(maxsize=1)
+def _current() -> tuple[str, ...]:
+    """Return all spellings of the credentials of this process, the longest first."""
+    if not _seen:
+        _seen[:] = _snapshot()
+    values = {value for value in (*_used, *_environment()) if _counts(value)}
+    return tuple(sorted({s for value in values for s in _spellings(value)}, key=lambda s: (-len(s), s)))
+
+
+def _spellings(value: str) -> Iterator[str]:
+    """Yield a value as it is, in JSON, HTML, Python and URLs, and in base64 at any place of a longer text."""
+    yield value
+    for ascii_only in (True, False):
+        escaped = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
+        yield from (escaped, escaped.replace("/", "\\/"))
+    yield from (repr(value)[1:-1], html.escape(value), html.escape(value, quote=False))
+    for encoded in (quote(value, safe=""), quote(value), quote_plus(value)):
+        yield encoded
+        yield re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), encoded)
+    for data in (value.encode(errors="replace"), value.encode("utf-16-le", errors="replace")):
+        for before in range(3):
+            coded = base64.b64encode(b"\0" * before + data).rstrip(b"=").decode()
+            # The first and last characters depend on what stands beside the value.
+            inner = coded[-(-before * 8 // 6) :][: (len(data) * 8 - (-before * 8) % 6) // 6]
+            if len(inner) >= SHORTEST:
+                yield from (inner, inner.replace("+", "-").replace("/", "_"))

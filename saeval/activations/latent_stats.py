@@ -1,0 +1,36 @@
+"""What a latent's firings hang on besides meaning: a single token, or the place in the context."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from saeval.activations.store import ActivationStore
+
+
+def token_share(store: ActivationStore, latent: int) -> float:
+    """Return the share of a latent's firings that fall on the token it fires on most often; 1 for a token detector.
+
+    NaN for a latent that never fires.
+    """
+    position, _ = store.activations(latent)
+    if not len(position):
+        return float("nan")
+    _, counts = np.unique(store.tokens[position // store.length, position % store.length], return_counts=True)
+    return float(counts.max() / len(position))
+
+
+def position_dependence(store: ActivationStore, latent: int) -> float:
+    """Return how far a latent's firings are from being spread over the context as the text is, 0 to 1.
+
+    The largest difference between the two cumulative distributions of the place in the context (the statistic of
+    Kolmogorov and Smirnov): near 0 for a latent that fires anywhere, near 1 for one that fires at the first token only.
+    With few firings it is large by chance, about 1.2 / √firings. NaN for a latent that never fires.
+    """
+    position, _ = store.activations(latent)
+    if not len(position):
+        return float("nan")
+    ended = np.cumsum(np.bincount(store.lengths, minlength=store.length + 1))
+    text = len(store.lengths) - ended[: store.length]  # contexts that reach beyond each place
+    text[: store.lead] = 0
+    fired = np.bincount(position % store.length, minlength=store.length)
+    return float(np.abs(np.cumsum(fired) / fired.sum() - np.cumsum(text) / text.sum()).max())

@@ -1,0 +1,99 @@
+"""What the writer and the reader of a store must agree on: its manifest, and its arrays' shapes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from saeval._util import StoreError
+
+FORMAT = "saeval.store/1"
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    bytes: _Count
+    blake2b: str
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    n_latents: _Count
+    contexts: _Count
+    length: Annotated[int, Field(ge=1)]
+    lead: _Count
+    n_tokens: _Count
+    nonzeros: _Count
+    latents: list[_Count] | None = None
+    facts: dict[str, Any]
+    files: dict[str, _File]
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    """Return the error for a file that is not what it was written as."""
+    return StoreError(f"{path}: {what}; delete the store's directory and collect again")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a finished store.
+
+    Raises:
+        StoreError: If the store is unfinished, of another format, or the manifest is damaged.
+    """
+    file = path / "manifest.json"
+    try:
+        manifest: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: not a finished store (no manifest.json); collect it again") from None
+    except (OSError, ValueError) as error:
+        raise damaged(file, f"it cannot be read ({type(error).__name__})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        seen = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise StoreError(f"{path}: format {seen!r}; this saeval reads {FORMAT}")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(file, f"{'.'.join(map(str, first['loc']))} is damaged ({first['msg']})") from None
+    return manifest
+
+
+def read_array(path: Path, shape: tuple[int | None, ...], kinds: str) -> np.ndarray[Any, Any]:
+    """Return an array of a store, read from disk as it is needed.
+
+    Args:
+        path: Its file.
+        shape: Shape that it must have; None for any length.
+        kinds: Kinds of numbers it may hold, as numpy abbreviates them.
+
+    Raises:
+        StoreError: If it is no array, or another one.
+    """
+    try:
+        # As a plain array: each slice of a memmap object would cost microseconds.
+        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    except FileNotFoundError:
+        raise damaged(path, "it is missing") from None
+    except Exception as error:  # noqa: BLE001 - numpy parses the head of a file as Python does
+        raise damaged(path, f"it is no array ({type(error).__name__})") from None
+    fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    if not fits or array.dtype.kind not in kinds:
+        raise damaged(path, f"it holds {array.dtype} of shape {list(array.shape)}, which does not fit the manifest")
+    return array
+
+
+def checksum(path: Path) -> str:
+    """Return the hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

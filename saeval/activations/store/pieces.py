@@ -1,0 +1,130 @@
+"""What there is of a store before it is whole: pieces of the corpus, each of them there for good or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from saeval.activations.store.chunks import Chunk
+from saeval.activations.store.files import checksum
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Totals = dict[str, "NDArray[np.float64]"]
+
+
+class Piece(NamedTuple):
+    """The activations of some contexts.
+
+    Attributes:
+        low: First context.
+        high: The context after the last one.
+        chunk: The activations.
+        totals: What was tallied on the way.
+    """
+
+    low: int
+    high: int
+    chunk: Chunk
+    totals: Totals
+
+
+class Pieces:
+    """A folder of pieces, which several processes may fill at once: each moves what it has finished to its place.
+
+    Args:
+        folder: Where they lie; made when it is not there.
+        n_latents: Width of the dictionary.
+        kind: See `pair_type`.
+    """
+
+    def __init__(self, folder: Path, n_latents: int, kind: np.dtype[np.void]):
+        self._folder, self._n_latents, self._kind = folder, n_latents, kind
+        self._known: dict[tuple[int, int], Piece] = {}  # those that were looked at already
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(
+        self,
+        low: int,
+        high: int,
+        latent: NDArray[np.unsignedinteger[Any]],
+        pairs: NDArray[np.void],
+        totals: Mapping[str, Any],
+    ) -> None:
+        """Write a piece; it survives a kill from here on.
+
+        Args:
+            low: First context.
+            high: The context after the last one.
+            latent: Latent of each activation, in the order of positions.  [nonzero]
+            pairs: Position and value.  [nonzero]
+            totals: What was tallied on the way.
+        """
+        made, place = self._folder / f".{uuid.uuid4().hex}", self._place(low, high)
+        Chunk(made, self._n_latents, self._kind).write(latent, pairs)
+        notes = {
+            "totals": {name: np.asarray(value, dtype=np.float64).tolist() for name, value in totals.items()},
+            "files": {file.name: checksum(file) for file in made.iterdir()},
+        }
+        (made / "piece.json").write_text(json.dumps(notes))
+        try:
+            made.rename(place)
+        except OSError:
+            if not place.exists():
+                raise
+            shutil.rmtree(made)  # another process was first
+
+    def all(self, low: int = 0, high: int | None = None) -> list[Piece]:
+        """Return the pieces that are there, in order and without overlap; damaged ones are removed.
+
+        Args:
+            low: Look at pieces from this context on.
+            high: Look at pieces up to this context; None for the end.
+        """
+        spans = sorted(tuple(map(int, path.name.split("-"))) for path in self._folder.glob("[0-9]*-*"))
+        pieces: list[Piece] = []
+        for begin, end in spans:
+            free = begin >= (pieces[-1].high if pieces else low) and (high is None or end <= high)
+            if free and (piece := self._known.get((begin, end)) or self._read(begin, end)):
+                self._known[begin, end] = piece
+                pieces.append(piece)
+        return pieces
+
+    def reach(self, low: int, high: int) -> int:
+        """Return how far the contexts from `low` to `high` are there."""
+        for piece in self.all(low, high):
+            if piece.low == low:
+                low = piece.high
+        return low
+
+    def _read(self, low: int, high: int) -> Piece | None:
+        folder = self._place(low, high)
+        try:
+            notes = json.loads((folder / "piece.json").read_text())
+            whole = all(checksum(folder / file) == digest for file, digest in notes["files"].items())
+            totals = {key: np.asarray(value, dtype=np.float64) for key, value in notes["totals"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return Piece(low, high, Chunk(folder, self._n_latents, self._kind), totals)
+
+    def _place(self, low: int, high: int) -> Path:
+        return self._folder / f"{low:012d}-{high:012d}"
+
+
+def added_up(pieces: Sequence[Piece]) -> Totals:
+    """Return what was tallied in all; sums depend on the order, which is that of the corpus."""
+    totals: Totals = {}
+    for piece in pieces:
+        for name, value in piece.totals.items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals

@@ -1,0 +1,449 @@
+"""Reading a store: the firings of a latent, windows of text, and examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cached_property
+from itertools import repeat, starmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from saeval._util import StoreError
+from saeval.activations.store.files import checksum, damaged, read_array, read_manifest
+from saeval.activations.store.vocabulary import Vocabulary
+from saeval.records import Example, LatentId
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from saeval.models import SparseCoder
+
+_MOST_TOKENS = 1 << 24  # of a vocabulary
+
+_Stored = tuple["NDArray[np.unsignedinteger[Any]]", "NDArray[np.floating[Any]]"]
+
+
+class Windows(NamedTuple):
+    """Activating windows of one latent.
+
+    Attributes:
+        ids: Numbers of the windows, ascending.  [windows] int64
+        maxima: Strongest activation in each.  [windows] float32
+    """
+
+    ids: NDArray[np.int64]
+    maxima: NDArray[np.float32]
+
+    def where(self, keep: NDArray[np.bool_]) -> Windows:
+        """Return the windows for which `keep` is true."""
+        kept = np.flatnonzero(keep)
+        return Windows(self.ids.take(kept), self.maxima.take(kept))
+
+
+class ActivationStore:
+    """Reads a store. Reaching one latent costs a slice, whatever the number of latents and tokens.
+
+    Attributes:
+        path: The directory.
+        n_latents: Width of the dictionary.
+        n_tokens: Text tokens in the corpus.
+        length: Tokens a context.
+        lead: Tokens before the text in each context (BOS).
+        mask: Which tokens are text.  [contexts, length]
+        latents: Latents whose activations are known; None for all.
+        facts: What the source noted.
+        coder: Loads the coder whose activations these are, where whoever opened the store lends it.
+    """
+
+    coder: Callable[[], SparseCoder] | None = None
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path = path
+        self.manifest = manifest
+        # What was asked for last, after what it was asked for: a sampler asks several times in a row.
+        self._last_stored: tuple[int, _Stored] | None = None
+        self._last_windows: tuple[tuple[int, int], Windows] | None = None
+        self._last_rows: tuple[int, NDArray[np.int32]] | None = None
+        self.n_latents = int(manifest["n_latents"])
+        self.n_tokens = int(manifest["n_tokens"])
+        self.length = int(manifest["length"])
+        self.lead = int(manifest["lead"])
+        self.facts: dict[str, Any] = manifest["facts"]
+        self.latents: frozenset[int] | None = (
+            frozenset(listed) if (listed := manifest.get("latents")) is not None else None
+        )
+
+        contexts, nonzeros = manifest["contexts"], manifest["nonzeros"]
+        self.tokens: NDArray[np.int32] = self._load("tokens", (contexts, self.length), "iu")
+        self.lengths: NDArray[np.int32] = self._load("lengths", (contexts,), "iu")
+        self.documents: NDArray[np.int32] = self._load("documents", (contexts,), "iu")
+        self.mask: NDArray[np.bool_] = self._load("mask", (contexts, self.length), "b")
+        self.indptr: NDArray[np.int64] = np.array(self._load("indptr", (self.n_latents + 1,), "iu"))
+        self.position: NDArray[np.unsignedinteger[Any]] = self._load("position", (nonzeros,), "iu")
+        self.value: NDArray[np.floating[Any]] = self._load("value", (nonzeros,), "f")
+        if contexts and not (self.lengths.min() >= 0 and self.lengths.max() <= self.length):
+            raise damaged(path / "lengths.npy", "some contexts are longer than all of them may be")
+        if self.indptr[0] != 0 or self.indptr[-1] != nonzeros or (self.indptr[1:] < self.indptr[:-1]).any():
+            raise damaged(path / "indptr.npy", "it does not divide the activations among the latents")
+
+    def _load(self, name: str, shape: tuple[int | None, ...], kinds: str) -> Any:
+        return read_array(self.path / f"{name}.npy", shape, kinds)
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = False) -> ActivationStore:
+        """Open a finished store.
+
+        Args:
+            path: Its directory.
+            verify: Whether to read every file and compare its checksum.
+
+        Raises:
+            StoreError: If it is unfinished, of another format, truncated, or (with `verify`) corrupt.
+        """
+        manifest = read_manifest(path)
+        for name, facts in manifest["files"].items():
+            if Path(name).name != name:
+                raise StoreError(f"{path}: manifest.json names {name!r}, which is no file of the store")
+            file = path / name
+            size = file.stat().st_size if file.exists() else 0
+            if size != facts["bytes"]:
+                raise damaged(file, f"{size} bytes instead of {facts['bytes']}")
+            if verify and checksum(file) != facts["blake2b"]:
+                raise damaged(file, "checksum does not match")
+        return cls(path, manifest)
+
+    @cached_property
+    def document_names(self) -> tuple[str, ...]:
+        """Name of each document."""
+        file = self.path / "documents.json"
+        try:
+            names = tuple(map(str, json.loads(file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            raise damaged(file, f"it cannot be read ({type(error).__name__})") from None
+        if len(self.documents) and not 0 <= self.documents.min() <= self.documents.max() < len(names):
+            raise damaged(file, "it does not name every document")
+        return names
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        ids = self._load("vocabulary_ids", (None,), "iu")
+        ends = self._load("vocabulary_ends", (len(ids),), "iu")
+        data = self._load("vocabulary_bytes", (None,), "u")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < _MOST_TOKENS:
+            raise damaged(self.path / "vocabulary_ids.npy", "some tokens' numbers are out of range")
+        if len(ids) and not ((ends[:-1] <= ends[1:]).all() and ends[0] >= 0 and ends[-1] == len(data)):
+            raise damaged(self.path / "vocabulary_ends.npy", "it does not divide the bytes among the tokens")
+        return Vocabulary(ids, ends, data)
+
+    @cached_property
+    def firings(self) -> NDArray[np.int64]:
+        """Number of tokens on which each latent fires.  [n_latents]"""
+        return np.diff(self.indptr)
+
+    def activations(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return where a latent fires and how strongly: positions, ascending, and values.  [firings] each"""
+        position, value = self._stored(latent)
+        return position.astype(np.int64), value.astype(np.float32)
+
+    @cached_property
+    def _known(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        if "known.npy" not in self.manifest["files"]:
+            return None
+        return self._load("known_indptr", (self.n_latents + 1,), "iu"), self._load("known", (None,), "iu")
+
+    def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell for contexts whether all of a latent's activations there are known, so that their absence is silence.
+
+        True everywhere, except in stores made from excerpts, such as Neuronpedia's, and of some latents only.
+
+        Args:
+            latent: The latent.
+            contexts: Contexts asked about.
+        """
+        if self.latents is not None and latent not in self.latents:
+            return np.zeros(len(contexts), dtype=np.bool_)
+        if self._known is None:
+            return np.ones(len(contexts), dtype=np.bool_)
+        indptr, known = self._known
+        return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
+
+    # Windows tile the text of a context, BOS left out; a context's short rest belongs to no window.
+
+    def _tiles(self, window: int) -> int:
+        """Windows a full context has; window number `context * tiles + tile`."""
+        tiles = (self.length - self.lead) // window
+        if tiles < 1:
+            raise StoreError(f"windows of {window} tokens do not fit into contexts of {self.length - self.lead}")
+        return tiles
+
+    def window_count(self, window: int) -> int:
+        """Return the number of whole windows in the corpus.
+
+        Args:
+            window: Tokens per window.
+        """
+        return int(((self.lengths - self.lead).clip(0) // window).sum())
+
+    def windows(self, latent: int, window: int) -> Windows:
+        """Return the windows in which a latent fires.
+
+        Args:
+            latent: The latent.
+            window: Tokens a window.
+        """
+        last = self._last_windows
+        if last is None or last[0] != (latent, window):
+            last = self._last_windows = (latent, window), self._windows(latent, window)
+        return last[1]
+
+    def _windows(self, latent: int, window: int) -> Windows:
+        tiles = self._tiles(window)
+        position, value = self._stored(latent)
+        context = position // self.length
+        tile = (position - context * self.length - self.lead) // window
+        ids = context * tiles + tile
+        if (self.length - self.lead) % window or not self._all_full:
+            whole = self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context]
+            ids, value = ids[whole], value[whole]
+        if not len(ids):
+            return Windows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        # Positions ascend, so windows do, too: a new one begins where the number changes. The first firings of
+        # all windows are taken together and the others put in after them; `reduceat` would pay for every window.
+        new = np.ones(len(ids), dtype=np.bool_)
+        np.not_equal(ids[1:], ids[:-1], out=new[1:])
+        first, later = np.flatnonzero(new), np.flatnonzero(~new)
+        value = value.astype(np.float32)
+        maxima = value.take(first)
+        np.maximum.at(maxima, later - np.arange(1, len(later) + 1), value.take(later))
+        return Windows(ids.take(first).astype(np.int64), maxima)
+
+    def _stored(self, latent: int) -> _Stored:
+        """Positions and values of a latent, as they are stored.  [firings] each"""
+        last = self._last_stored
+        if last is not None and last[0] == latent:
+            return last[1]
+        part = slice(int(self.indptr[latent]), int(self.indptr[latent + 1]))
+        position, value = self.position[part], self.value[part]
+        if len(position) and (position[-1] >= self.tokens.size or (position[1:] <= position[:-1]).any()):
+            raise damaged(self.path / "position.npy", f"the activations of latent {latent} are out of order")
+        self._last_stored = latent, (position, value)
+        return position, value
+
+    def _rows(self, window: int) -> NDArray[np.int32]:
+        """Return the tokens of a window that begins at each position, as a view.  [tokens - window + 1, window]"""
+        last = self._last_rows
+        if last is None or last[0] != window:
+            rows = np.lib.stride_tricks.sliding_window_view(self.tokens.reshape(-1), window)
+            last = self._last_rows = window, rows
+        return last[1]
+
+    @cached_property
+    def _all_full(self) -> bool:
+        return bool((self.lengths == self.length).all())
+
+    def document_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int32]:
+        """Return the document that each window was cut from.  [windows]"""
+        return np.asarray(self.documents[ids // self._tiles(window)])
+
+    def context_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+        """Return the context that each window was cut from.  [windows]"""
+        return ids // self._tiles(window)
+
+    def silent_windows(
+        self,
+        latent: int,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+    ) -> NDArray[np.int64]:
+        """Draw windows, all different, in which a latent is verified silent; see `knows`.
+
+        Args:
+            latent: The latent.
+            window: Tokens a window.
+            n: Windows wanted; fewer come when there are not enough.
+            rng: Source of the draw.
+            keep: Tells for window numbers which may be drawn.
+        """
+        active = self.windows(latent, window).ids
+
+        def silent(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+            good = active.take(np.searchsorted(active, ids), mode="clip") != ids if len(active) else ids >= 0
+            if self._known is not None or self.latents is not None:
+                good &= self.knows(latent, self.context_of(ids, window))
+            return good & keep(ids) if keep is not None else good
+
+        return self.draw_windows(window, n, rng, silent)
+
+    def draw_windows(
+        self,
+        window: int,
+        n: int,
+        rng: np.random.Generator,
+        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+    ) -> NDArray[np.int64]:
+        """Draw windows, all different, whatever fires in them.
+
+        Args:
+            window: Tokens a window.
+            n: Windows wanted; fewer come when there are not enough.
+            rng: Source of the draw.
+            keep: Tells for window numbers which may be drawn.
+        """
+        tiles = self._tiles(window)
+        everywhere = len(self.lengths) * tiles
+        if n == 0:
+            return np.empty(0, dtype=np.int64)
+
+        def eligible(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+            if self._all_full:
+                return keep(ids) if keep is not None else ids >= 0
+            context, tile = np.divmod(ids, tiles)
+            whole = np.asarray(self.lead + (tile + 1) * window <= self.lengths[context])
+            return whole & keep(ids) if keep is not None else whole
+
+        if everywhere <= 64 * n + 4096:  # few windows: draw from the complete list
+            ids = np.arange(everywhere)
+            return rng.permutation(ids[eligible(ids)])[:n]
+        drawn = np.empty(0, dtype=np.int64)
+        for _ in range(32):
+            candidates = np.sort(rng.integers(everywhere, size=2 * n))  # what comes in order is found faster
+            both = np.sort(np.concatenate([drawn, candidates[eligible(candidates)]]))
+            drawn = np.concatenate([both[:1], both[1:][both[1:] != both[:-1]]])
+            if len(drawn) >= n:
+                break
+        return rng.permutation(drawn)[:n]
+
+    def examples(
+        self,
+        latent: LatentId,
+        ids: Sequence[int] | NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None = None,
+    ) -> tuple[Example, ...]:
+        """Return windows as examples, in the order given, with the latent's activations in each.
+
+        Args:
+            latent: The latent.
+            ids: Window numbers.
+            window: Tokens a window.
+            deciles: Rank decile of each window.
+        """
+        context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
+        return self._cut(latent, context, self.lead + tile * window, window, deciles)
+
+    def examples_at(
+        self,
+        latent: LatentId,
+        positions: Sequence[int] | NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None = None,
+    ) -> tuple[Example, ...]:
+        """Return windows that begin anywhere, in the order given, with the latent's activations in each.
+
+        Args:
+            latent: The latent.
+            positions: Where each begins, numbered as in `activations`: `context * length + start`.
+            window: Tokens a window.
+            deciles: Rank decile of each window.
+
+        Raises:
+            ValueError: If a window reaches beyond the text of its context.
+        """
+        context, start = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
+        return self._cut(latent, context, start, window, deciles)
+
+    def _cut(
+        self,
+        latent: LatentId,
+        context: NDArray[np.int64],
+        start: NDArray[np.int64],
+        window: int,
+        deciles: Sequence[int | None] | None,
+    ) -> tuple[Example, ...]:
+        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
+            first = int(np.argmax(bad))
+            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
+        if not len(context):
+            return ()
+        at = context * self.length + start
+        position, value = self._stored(latent.index)
+        # Searched for in the type that positions are stored in; in another, all of them would be converted.
+        low, high = np.searchsorted(position, np.array([at, at + window], dtype=position.dtype))
+        count = high - low
+        row = np.repeat(np.arange(len(at)), count)
+        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
+        activations = np.zeros((len(at), window), dtype=np.float32)
+        activations[row, position[source] - at[row]] = value[source]
+        token_ids = self._rows(window)[at]
+        columns = zip(
+            self._vocabulary.strings(token_ids), repeat(token_ids, len(at)), range(len(at)), activations,
+            self.documents[context].tolist(), context.tolist(), start.tolist(), (count > 0).tolist(),
+            deciles if deciles is not None else [None] * len(at), strict=True,
+        )  # fmt: skip
+        cut: tuple[Any, ...] = tuple(starmap(_Uncut, columns))
+        for example in cut:
+            example.__class__ = _Cut
+        return cut
+
+
+class _Cut(Example):
+    """A window cut from a store.
+
+    Its token ids become integers when someone asks: few do, and they took a third of a sampler's time.
+    """
+
+    __slots__ = ("_row", "_windows")
+    __qualname__ = Example.__qualname__
+    _windows: NDArray[np.int32]
+    _row: int
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens as the subject model's tokenizer numbers them."""
+        return tuple(self._windows[self._row].tolist())
+
+    def __new__(cls, *values: Any, **named: Any) -> Example:  # type: ignore[misc]
+        """Return a plain example: what `dataclasses.replace` makes of a window is not cut from the store."""
+        return Example(*values, **named)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Example, tuple(getattr(self, field.name) for field in fields(Example))
+
+
+_Unguarded: Any = Example  # or mypy would hold the base's guard to be in force
+
+
+class _Uncut(_Unguarded):  # type: ignore[misc]
+    """A window as it is made: a frozen dataclass guards each attribute that it is given, which takes twice the time."""
+
+    __slots__ = ("_row", "_windows")
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__  # or Python would not take the shortcut for the other
+
+    def __init__(
+        self,
+        tokens: tuple[str, ...],
+        windows: NDArray[np.int32],
+        row: int,
+        activations: NDArray[np.float32],
+        document: int,
+        context: int,
+        start: int,
+        active: bool,
+        decile: int | None,
+    ):
+        self.tokens = tokens
+        self._windows = windows
+        self._row = row
+        self.activations = activations
+        self.document = document
+        self.context = context
+        self.start = start
+        self.active = active
+        self.decile = decile

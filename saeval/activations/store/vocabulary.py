@@ -1,0 +1,71 @@
+"""The bytes of tokens, and how windows of tokens become strings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saeval._util import StoreError
+from saeval.activations.tokens import token_strings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Vocabulary:
+    """Turns token ids into strings: a look-up, but for windows that hold a token with part of a character.
+
+    Args:
+        ids: Tokens that occur.  [tokens]
+        ends: Where the bytes of each end; they begin where those of the one before end.  [tokens] ascending
+        data: The bytes of all.  [bytes] uint8
+    """
+
+    def __init__(self, ids: NDArray[np.integer[Any]], ends: NDArray[np.integer[Any]], data: NDArray[np.uint8]):
+        self._data = data.tobytes()
+        stops = ends.tolist()
+        self._spans = list(zip([0, *stops], stops, strict=False))
+        # In Latin-1 a character is a byte, so all tokens are decoded at once; what is not ASCII is done again.
+        text = self._data.decode("latin-1")
+        strings = [text[start:stop] for start, stop in self._spans]
+        whole = [True] * len(strings)
+        for at in {*np.searchsorted(ends, np.flatnonzero(data >= 0x80), side="right").tolist()}:
+            try:
+                strings[at] = self._piece(at).decode()
+            except UnicodeDecodeError:
+                whole[at] = False
+        size = int(ids.max(initial=-1)) + 1
+        self._at = np.full(size, -1)  # by token id, as the next two
+        self._at[ids] = np.arange(len(ids))
+        self._strings = np.empty(size, dtype=object)
+        self._strings[ids] = strings
+        self._partial = np.ones(size, dtype=np.bool_)  # those that do not occur, too
+        self._partial[ids] = np.logical_not(whole)
+
+    def _piece(self, at: int) -> bytes:
+        start, stop = self._spans[at]
+        return self._data[start:stop]
+
+    def strings(self, windows: NDArray[np.int32]) -> list[tuple[str, ...]]:
+        """Return the strings of each window's tokens, see `saeval.activations.tokens.token_strings`.  windows [windows, window]
+
+        Raises:
+            StoreError: If a token is not in the vocabulary.
+        """
+        try:
+            flat = iter(self._strings.take(windows.ravel()).tolist())
+            rows = list(zip(*[flat] * windows.shape[1], strict=True))  # cut into windows without a list for each
+            partial = self._partial.take(windows)
+        except IndexError:
+            raise _lacking() from None
+        for row in np.flatnonzero(partial.any(axis=1)) if partial.any() else ():
+            at = self._at.take(windows[row])
+            if (at < 0).any():
+                raise _lacking()
+            rows[row] = token_strings(map(self._piece, at.tolist()))
+        return rows
+
+
+def _lacking() -> StoreError:
+    return StoreError("the corpus holds a token that the store's vocabulary lacks; collect it again")

@@ -1,0 +1,240 @@
+"""Writing a store from a stream of activations, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saeval._util import StoreError, content_hash, write_atomic
+from saeval.activations.store.chunks import merge, pair_type
+from saeval.activations.store.dataset import shared_dataset, write_dataset
+from saeval.activations.store.files import FORMAT, checksum
+from saeval.activations.store.pieces import Piece, Pieces, Totals, added_up
+from saeval.activations.store.reader import ActivationStore
+from saeval.activations.tokens import TokenDataset
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class ActivationWriter:
+    """Takes a stream of activations and makes a store of it in bounded memory.
+
+    Activations are buffered, sorted by latent, and written as pieces of the corpus; `finish` merges the pieces latent
+    range by latent range. A writer goes on after the pieces that an interrupted one left behind.
+
+    A source that can begin anywhere cuts the corpus into shards (`start` with `shard`, then `turn_to` for each), which
+    processes can divide among them: each has a writer of the same path, and whichever finds all pieces there finishes.
+
+    Args:
+        path: Directory of the store to make.
+        budget: Nonzeros to hold in memory (about 40 bytes each while sorting).
+        progress: Called with (text tokens done, text tokens in all) as contexts are finished.
+        share: Which shards are this writer's, as (number, of how many): every so many-th.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        budget: int = 8_000_000,
+        progress: Callable[[int, int], None] | None = None,
+        share: tuple[int, int] = (0, 1),
+    ):
+        self.path = path
+        self.progress = progress or (lambda done, total: None)
+        self._budget = budget
+        self._share = share
+        self._buffer: list[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.void]]] = []  # latents, pairs
+        self._buffered = 0
+        self._tallied: dict[str, Any] = {}
+        self._known: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._only: list[int] | None = None
+        self._adopted: ActivationStore | None = None
+        self._facts: dict[str, Any] = {}
+        self._whole: list[Piece] | None = None
+
+    def tokens(self, make: Callable[[], TokenDataset]) -> TokenDataset:
+        """Return the tokens to `start` with; where processes divide the shards, one of them makes them for all.
+
+        Args:
+            make: Makes them.
+        """
+        if self._share[1] == 1:
+            return make()
+        return shared_dataset(self.path.with_name(f"{self.path.name}.tokens.partial"), make)
+
+    def start(self, dataset: TokenDataset, n_latents: int, shard: int | None = None) -> int:
+        """Begin, or go on with what an interrupted writer left.
+
+        Args:
+            dataset: The tokens that activations will be given for.
+            n_latents: Width of the dictionary.
+            shard: Contexts a shard, where the source can begin at each (`turn_to`); else all contexts are one.
+
+        Returns:
+            The context to begin at; 0 unless resuming.
+        """
+        self._dataset, self._n_latents = dataset, n_latents
+        self._tokens_before = np.concatenate([[0], np.cumsum(dataset.mask.sum(axis=1))])
+        self._pair = pair_type(dataset.tokens.size)
+        self._shard = shard or max(1, len(dataset.tokens))
+        self._latent = np.uint16 if n_latents <= 1 << 16 else np.uint32
+        identity = content_hash(dataset.fingerprint, n_latents, str(self._pair), self._shard)
+        # Named by what it holds pieces of, so that processes need not agree on who begins.
+        self._partial = self.path.with_name(f"{self.path.name}.{identity}.partial")
+        self._pieces = Pieces(self._partial, n_latents, self._pair)
+        return self.turn_to(0)
+
+    def turn_to(self, low: int) -> int:
+        """Go on with a shard.
+
+        Args:
+            low: Its first context.
+
+        Returns:
+            The context to begin at; the shard's end where all of it is there, or is another writer's to collect.
+        """
+        self._high = min(low + self._shard, len(self._dataset.tokens))
+        number, of = self._share
+        mine = low // self._shard % of == number and (of == 1 or not self.path.exists())
+        self._low = self._pending = self._pieces.reach(low, self._high) if mine else self._high
+        return self._low
+
+    def add(self, position: NDArray[np.int64], latent: NDArray[np.int64], value: NDArray[np.float32]) -> None:
+        """Take nonzero activations, ascending in position over all calls.
+
+        Args:
+            position: `context * length + offset`.  [nonzero]
+            latent: Latent.  [nonzero]
+            value: Activation; a special token's must not be among them.  [nonzero]
+
+        Raises:
+            StoreError: If a value is not finite or an index is out of range.
+        """
+        if len(position) == 0:
+            return
+        if not np.isfinite(value).all():
+            raise StoreError(f"{self.path.name}: an activation is NaN or infinite; collect in float32")
+        for index, size in ((latent, self._n_latents), (position, self._dataset.tokens.size)):
+            if index.min() < 0 or index.max() >= size:
+                raise StoreError(f"{self.path.name}: an activation lies outside the dictionary or the corpus")
+        pairs = np.empty(len(position), dtype=self._pair)
+        pairs["position"], pairs["value"] = position, value
+        self._buffer.append((latent.astype(self._latent), pairs))
+        self._buffered += len(position)
+
+    def tally(self, **numbers: float | NDArray[np.float64]) -> None:
+        """Add to sums over the corpus, such as of squares; they are kept with the contexts up to the next `advance`."""
+        for name, value in numbers.items():
+            self._tallied[name] = self._tallied[name] + value if name in self._tallied else value
+
+    def advance(self, contexts: int) -> None:
+        """Say that all activations of the first `contexts` contexts, or of the shard's, have been added."""
+        self.progress(int(self._tokens_before[contexts]), int(self._tokens_before[-1]))
+        self._pending = contexts
+        if self._buffered >= self._budget or contexts == self._high:
+            self._spill()
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts about the coder or corpus (JSON-able) with the store."""
+        self._facts.update(facts)
+
+    def restrict(self, latent: NDArray[np.int64], context: NDArray[np.int64]) -> None:
+        """Say that each latent was looked at in some contexts only; in all others it counts as unknown, not as silent.
+
+        Args:
+            latent: Latent.  [pairs]
+            context: A context in which all its activations are given.  [pairs]
+        """
+        pairs = np.unique(np.stack([latent, context]), axis=1)
+        contexts = np.bincount(pairs[0], minlength=self._n_latents)
+        self._known = np.concatenate([[0], np.cumsum(contexts)]), pairs[1]
+
+    def only(self, latents: Sequence[int]) -> None:
+        """Say that the activations of these latents alone are given; all others count as unknown, not as silent."""
+        self._only = sorted(set(latents))
+
+    def adopt(self, store: ActivationStore) -> None:
+        """Take a finished store as it is, its facts included, instead of `start`, `add` and `advance`."""
+        self._adopted = store
+        self.progress(store.n_tokens, store.n_tokens)
+
+    def _spill(self) -> None:
+        """Sort what is buffered by latent and write it as one piece; only then count its contexts as done."""
+        if self._pending <= self._low:
+            return
+        latent = np.concatenate([np.empty(0, dtype=self._latent), *(latent for latent, _ in self._buffer)])
+        pairs = np.concatenate([np.empty(0, dtype=self._pair), *(pairs for _, pairs in self._buffer)])
+        self._buffer, self._buffered = [], 0
+        self._pieces.add(self._low, self._pending, latent, pairs, self._tallied)
+        self._tallied, self._low = {}, self._pending
+
+    @property
+    def complete(self) -> bool:
+        """Whether the pieces of all contexts are there, those of other writers' shards included."""
+        if self._whole is None:
+            pieces = self._pieces.all()
+            self._whole = pieces if _contexts(pieces) == len(self._dataset.tokens) else None
+        return self._whole is not None
+
+    def totals(self) -> Totals | None:
+        """Return what was tallied over the corpus; None as long as it is not complete."""
+        return added_up(self._whole or ()) if self.complete else None
+
+    def finish(self) -> ActivationStore:
+        """Merge the pieces, write the manifest, and move the store to its place.
+
+        Raises:
+            StoreError: If contexts are missing.
+        """
+        if self._adopted is not None:
+            return self._copy(self._adopted)
+        self._spill()
+        if not self.complete:
+            done, all_ = _contexts(self._pieces.all()), len(self._dataset.tokens)
+            raise StoreError(f"{self.path.name}: the source gave {done} of {all_} contexts")
+        built = self._partial / "store"
+        shutil.rmtree(built, ignore_errors=True)
+        built.mkdir()
+        write_dataset(built, self._dataset)
+        if self._known is not None:
+            for name, known in zip(("known_indptr", "known"), self._known, strict=True):
+                np.save(built / f"{name}.npy", known)
+        nonzeros = merge([piece.chunk for piece in self._whole or ()], self._n_latents, self._pair, built, self._budget)
+        manifest = {
+            "format": FORMAT, "n_latents": self._n_latents, "contexts": len(self._dataset.tokens),
+            "length": int(self._dataset.tokens.shape[1]), "lead": self._dataset.lead,
+            "n_tokens": self._dataset.n_tokens, "nonzeros": nonzeros, "latents": self._only, "facts": self._facts,
+            "files": {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in sorted(built.iterdir())},
+        }  # fmt: skip
+        write_atomic(built / "manifest.json", json.dumps(manifest, indent=1))
+        shutil.rmtree(self.path, ignore_errors=True)
+        built.rename(self.path)
+        for left in self.path.parent.glob(f"{self.path.name}.*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        return ActivationStore.open(self.path)
+
+    def _copy(self, store: ActivationStore) -> ActivationStore:
+        """Make links to the store's files, or copies where there can be none."""
+        partial = self.path.with_name(f"{self.path.name}.copied.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in (*store.manifest["files"], "manifest.json"):
+            try:
+                os.link(store.path / name, partial / name)
+            except OSError:
+                shutil.copyfile(store.path / name, partial / name)
+        shutil.rmtree(self.path, ignore_errors=True)
+        partial.rename(self.path)
+        return ActivationStore.open(self.path)
+
+
+def _contexts(pieces: Sequence[Piece]) -> int:
+    return sum(piece.high - piece.low for piece in pieces)

@@ -1,0 +1,143 @@
+"""What of this machine a run depends on, and what is wrong with it. Nothing is sent anywhere, and no key is shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+from saeval._util import InputError, StoreError, cache_dir, refuse_malicious
+from saeval.plugin.registry import Registry
+
+_LITTLE = 5e9  # bytes on the cache's disk
+_KEYS = re.compile(r".*_API_KEY|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|AWS_SECRET_ACCESS_KEY|GOOGLE_APPLICATION_CREDENTIALS")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: What it is.
+        status: Whether a run can rely on it; `note` for what a user should know.
+        text: What was found.
+    """
+
+    what: str
+    status: Literal["ok", "note", "wrong"]
+    text: str
+
+
+def examine(store: Path | None = None) -> Iterator[Finding]:
+    """Look at everything; with a store, read all of it and compare its checksums.
+
+    Args:
+        store: Directory of an activation store.
+    """
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    yield from _packages()
+    yield _malicious()
+    yield _device()
+    yield _cache()
+    yield from _stores() if store is None else [_verified(store)]
+    yield from _plugins()
+    offline = [
+        name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name) not in (None, "", "0")
+    ]
+    yield Finding("network", "ok", f"hub access is off ({', '.join(offline)})" if offline else "hub access is on")
+    keys = sorted(name for name, value in os.environ.items() if value and _KEYS.fullmatch(name))
+    yield Finding("keys", "ok", ", ".join(keys) or "none in the environment; models over HTTP may need one")
+
+
+def _packages() -> Iterator[Finding]:
+    """What saeval requires, and whether it is there in a version that fits."""
+    from packaging.requirements import Requirement
+
+    yield Finding("saeval", "ok", version("saeval"))
+    for requirement in map(Requirement, requires("saeval") or ()):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            yield Finding(requirement.name, "wrong", f"is not installed: pip install '{requirement}'")
+            continue
+        fits = requirement.specifier.contains(installed, prereleases=True)
+        text = installed if fits else f"{installed} does not fit: pip install '{requirement}'"
+        yield Finding(requirement.name, "ok" if fits else "wrong", text)
+
+
+def _malicious() -> Finding:
+    try:
+        refuse_malicious("litellm")
+    except InputError as error:
+        return Finding("malicious releases", "wrong", str(error))
+    return Finding("malicious releases", "ok", "none known is installed")
+
+
+def _device() -> Finding:
+    try:
+        import torch
+    except Exception as error:  # noqa: BLE001 - a broken installation may raise anything
+        return Finding("device", "wrong", f"torch cannot be imported ({type(error).__name__}: {error})")
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        return Finding("device", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB; `device: auto` takes it")
+    return Finding("device", "ok", f"CPU, {os.cpu_count()} cores; no CUDA device")
+
+
+def _cache() -> Finding:
+    """Room in the cache, and whether it can be written to."""
+    place = cache_dir()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        return Finding(
+            "cache", "wrong", f"{place}: cannot be written to ({reason}); set SAEVAL_CACHE to another folder"
+        )
+    free = shutil.disk_usage(there).free
+    text = f"{place}: {free / 1e9:.1f} GB free"
+    return Finding("cache", "note" if free < _LITTLE else "ok", text)
+
+
+def _stores() -> Iterator[Finding]:
+    """Stores in the cache: whether all of their files are there; reading them whole is for `--store`."""
+    from saeval.activations import ActivationStore
+
+    folder = cache_dir() / "stores"
+    stores = sorted(manifest.parent for manifest in folder.glob("*/manifest.json"))
+    for store in stores:
+        try:
+            ActivationStore.open(store)
+        except (StoreError, OSError, ValueError) as error:
+            yield Finding("store", "wrong", str(error))
+    yield Finding("stores", "ok", f"{len(stores)} in the cache")
+
+
+def _verified(store: Path) -> Finding:
+    from saeval.activations import ActivationStore
+
+    try:
+        opened = ActivationStore.open(store, verify=True)
+    except (StoreError, OSError, ValueError) as error:
+        return Finding("store", "wrong", str(error))
+    text = f"{store}: whole; {opened.n_latents:,} latents, {opened.n_tokens:,} tokens, every checksum matches"
+    return Finding("store", "ok", text)
+
+
+def _plugins() -> Iterator[Finding]:
+    rows = Registry().plugins()
+    for row in rows:
+        if row.status != "ok":
+            yield Finding("plugin", "note", f"{row.distribution} {row.version}: {row.reason}")
+    yield Finding("plugins", "ok", f"{sum(row.status == 'ok' for row in rows)} packages")

@@ -1,0 +1,2 @@
+from saeval.exchange.formats import FORMATS as FORMATS, export_run as export_run, import_run as import_run
+from saeval.exchange.hub import pull as pull, push as push

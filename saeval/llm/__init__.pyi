@@ -1,0 +1,13 @@
+from saeval.llm.calls import (
+    Budget as Budget,
+    Call as Call,
+    CallLog as CallLog,
+    CallStore as CallStore,
+    LoggedCall as LoggedCall,
+)
+from saeval.llm.gateway import (
+    Gateway as Gateway,
+    RoleSettings as RoleSettings,
+    rare_garbage_collection as rare_garbage_collection,
+)
+from saeval.llm.transcript import Asked as Asked, pack as pack, told as told, unpack as unpack

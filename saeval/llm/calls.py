@@ -1,0 +1,379 @@
+"""What calls to language models leave behind: answers to be used again, a ledger of what they took, and a budget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from saeval._util import (
+    BudgetExceeded,
+    InputError,
+    LineFile,
+    SaevalError,
+    StoreError,
+    clean_text,
+    parse_json,
+    write_atomic,
+)
+from saeval.records import Ledger, Usage
+
+_SCHEMA = 1
+
+_JSON = json.JSONEncoder(default=vars)  # dataclasses are objects of their fields
+
+log = logging.getLogger("saeval")
+
+
+class CallStore:
+    """Answers by the content of their request, on disk; shared by runs, processes and threads.
+
+    An answer is committed before it is handed out, so a process killed at any moment has lost none that it used.
+
+    Args:
+        path: The SQLite file; made when it is not there.
+
+    Raises:
+        StoreError: If it is damaged or of another version.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        with self._database():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+            self._share()
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(
+                "PRAGMA wal_autocheckpoint=4000"
+            )  # pages; a checkpoint flushes to disk, and all wait for it
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _SCHEMA):
+                raise StoreError(f"{path}: cache of another saeval (version {version}); move it away")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
+            )
+            self._db.execute(f"PRAGMA user_version={_SCHEMA}")
+
+    def _share(self) -> None:
+        """Let readers go on beside a writer; of several processes at a new file, SQLite lets the late ones fail."""
+        for waited in range(600):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY) or waited == 599:
+                    raise
+                time.sleep(0.1)
+
+    @contextmanager
+    def _database(self) -> Iterator[None]:
+        """Hold the lock, and say in one sentence what is wrong with the file."""
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                raise StoreError(
+                    f"{self.path}: the cache of model answers cannot be used ({error}); "
+                    "make room, delete it, or set SAEVAL_CACHE to another folder"
+                ) from None
+
+    def get(self, key: str) -> Any | None:
+        """Return the answer kept under a key, or None; one that has changed on disk since is none."""
+        with self._database():
+            row = self._db.execute("SELECT CAST(answer AS BLOB) FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        text, _, digest = row[0].decode(errors="replace").partition("\n")  # there is no line break in JSON
+        if digest != _digest(text):
+            log.warning("%s: the answer %s is damaged, and is asked for again", self.path, key[:12])
+            return None
+        return parse_json(text)  # answers that earlier versions kept may hold halves of surrogate pairs
+
+    def put(self, answers: Mapping[str, object]) -> None:
+        """Keep answers by their keys, all or none; they survive a kill from here on."""
+        texts = {key: _JSON.encode(answer) for key, answer in answers.items()}
+        rows = [(key, f"{text}\n{_digest(text)}") for key, text in texts.items()]
+        with self._database(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+def _digest(text: str) -> str:
+    """A checksum, by which a changed answer is known; SQLite itself has none."""
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One line of the ledger; prompts and answers are not in it, and no key ever is.
+
+    Attributes:
+        role: Role of the spec.
+        model: Model as the spec names it.
+        request: Hash of what was asked, whatever the model.
+        answer: Key of the answer in the `CallStore`.
+        status: How it ended.
+        cached: Whether the answer was there already, or was being waited for.
+        attempts: Times the model was asked.
+        usage: What all attempts took.
+        milliseconds: From asking to answer, waits included.
+        reason: Why there is no answer.
+    """
+
+    role: str
+    model: str
+    request: str
+    answer: str
+    status: Literal["ok", "failed", "refused"]
+    cached: bool
+    attempts: int
+    usage: Usage
+    milliseconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LoggedCall(Call):
+    """A line of the ledger as it was read back.
+
+    Attributes:
+        time: When the call had ended, in seconds since 1970.
+    """
+
+    time: float = 0.0
+
+
+class CallLog:
+    """The run's ledger, `calls.jsonl`: a line for every call made, and for every answer taken from the cache.
+
+    Args:
+        path: The file; appended to.
+
+    Attributes:
+        damaged: Lines that could not be read, by the last count.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.damaged = 0
+        self._file = LineFile(path)
+
+    def add(self, *calls: Call) -> None:
+        """Append a line for each call.
+
+        Raises:
+            InputError: If there is no room, or the file cannot be written to; no line is added then.
+        """
+        now = time.time()
+        self._file.append(
+            "\n".join(_JSON.encode({"time": now, **vars(call), "reason": clean_text(call.reason)}) for call in calls)
+        )
+
+    def close(self) -> None:
+        """Close the file; another line opens it again."""
+        self._file.close()
+
+    def calls(self) -> Iterator[LoggedCall]:
+        """Yield what is in the file; lines that a kill cut short, or that are damaged, are counted in `damaged`.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        if not self.path.exists():
+            return
+        entry = TypeAdapter(LoggedCall)
+        damaged = 0
+        try:
+            with self.path.open("rb") as lines:
+                for line in lines:
+                    try:
+                        call = entry.validate_json(line)
+                    except ValidationError:
+                        damaged += 1
+                        continue
+                    yield call
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+        self.damaged = damaged
+
+    def totals(self) -> list[Ledger]:
+        """Return what each role's model took, over all sittings of the run; cached answers cost nothing."""
+        sums: dict[tuple[str, str], dict[str, Any]] = {}
+        for call in self.calls():
+            total = sums.setdefault(
+                (call.role, call.model), {"calls": 0, "cached": 0, "failed": 0, "usage": Usage(usd=0.0)}
+            )
+            if call.cached:
+                total["cached"] += 1
+                continue
+            total["calls"] += 1
+            total["failed"] += call.status != "ok"
+            total["usage"] += call.usage
+        return [
+            Ledger(
+                role=role, model=model, calls=t["calls"], cached=t["cached"], failed=t["failed"],
+                input_tokens=t["usage"].input_tokens, cached_tokens=t["usage"].cached_tokens,
+                output_tokens=t["usage"].output_tokens, usd=t["usage"].usd,
+            )
+            for (role, model), t in sums.items()
+        ]  # fmt: skip
+
+    def spent(self) -> float:
+        """Return the dollars spent so far as far as prices are known; say if some may be missing."""
+        spent = sum(call.usage.usd or 0.0 for call in self.calls() if not call.cached)
+        if self.damaged:
+            log.warning("%s; the spending limit does not know of it", self.missing())
+        return spent
+
+    def missing(self) -> str:
+        """Return what the totals leave out, as a sentence without its full stop; empty where all lines can be read."""
+        if not self.damaged:
+            return ""
+        lines = "1 line is" if self.damaged == 1 else f"{self.damaged:,} lines are"
+        return f"{self.path.name}: {lines} damaged, and what was spent on those calls is not counted"
+
+    def answers(self, role: str) -> dict[str, str]:
+        """Return, for what a role was asked with success, hash of the request and key of the answer."""
+        return {call.request: call.answer for call in self.calls() if call.role == role and call.status == "ok"}
+
+
+class _Answered(NamedTuple):
+    key: str
+    answer: object
+    call: Call
+    kept: asyncio.Future[None]
+
+
+class Bookkeeper:
+    """Keeps answers and writes their lines of the ledger, for those of one turn of the event loop at once.
+
+    With hundreds of calls in flight, a transaction each would take longer than all else that is done about an answer.
+
+    Args:
+        store: Where answers are kept.
+        log: The ledger.
+    """
+
+    def __init__(self, store: CallStore, log: CallLog):
+        self._store, self._log = store, log
+        self._answered: list[_Answered] = []
+
+    async def keep(self, key: str, answer: object, call: Call) -> None:
+        """Return when the answer is kept and its line written, both of which survive a kill.
+
+        Raises:
+            StoreError: If the answer cannot be kept; what it took is in the ledger all the same.
+            InputError: If the ledger cannot be written to.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._answered:
+            loop.call_soon(self._write)
+        kept: asyncio.Future[None] = loop.create_future()
+        self._answered.append(_Answered(key, answer, call, kept))
+        await kept
+
+    def _write(self) -> None:
+        answered, self._answered = self._answered, []
+        calls = [a.call for a in answered]
+        error: SaevalError | None = None
+        try:
+            self._store.put({a.key: a.answer for a in answered})
+        except StoreError as found:
+            error = found
+            calls = [replace(call, status="failed", reason=str(found)) for call in calls]
+        try:
+            self._log.add(*calls)
+        except InputError as found:
+            error = error or found
+        for kept in (a.kept for a in answered if not a.kept.done()):
+            if error is None:
+                kept.set_result(None)
+            else:
+                kept.set_exception(error)
+
+
+def export_replay(log: CallLog, store: CallStore, role: str, path: Path) -> int:
+    """Write the replies that a role was given in a run as a recording, which the model `replay/PATH` plays back.
+
+    Args:
+        log: The run's ledger.
+        store: Where the answers are kept.
+        role: Role of the spec.
+        path: The recording to write; continuations that were scored are left out.
+
+    Returns:
+        The number of replies.
+
+    Raises:
+        InputError: If there are none.
+    """
+    kept = {request: store.get(key) for request, key in log.answers(role).items()}
+    lines = [
+        json.dumps({"key": request, "text": answer["text"], "logprobs": answer["logprobs"]}, ensure_ascii=False) + "\n"
+        for request, answer in kept.items()
+        if answer and "text" in answer
+    ]
+    if not lines:
+        raise InputError(
+            f"{log.path}: the role {role!r} was given no reply that is still kept, so there is none to record"
+        )
+    write_atomic(path, "".join(lines))
+    return len(lines)
+
+
+class Budget:
+    """The spending limit of a run, shared by all its roles.
+
+    Args:
+        limit: Dollars; None for no limit.
+        spent: Dollars spent in earlier sittings of the run.
+
+    Attributes:
+        unknown: Calls whose price is not known, which no limit can hold.
+    """
+
+    def __init__(self, limit: float | None, spent: float = 0.0):
+        self.limit = limit
+        self.spent = spent
+        self.unknown = 0
+
+    def check(self) -> None:
+        """See whether another call may be made.
+
+        Raises:
+            BudgetExceeded: If what is spent has reached the limit.
+        """
+        if self.limit is not None and self.spent >= self.limit:
+            raise BudgetExceeded(
+                f"${self.spent:.4f} spent of ${self.limit:.4f} allowed; run again with a higher --max-cost to go on"
+            )
+
+    def add(self, usage: Usage, model: str) -> None:
+        """Count what a call to a model took; where a price is unknown, say once that the limit cannot hold it."""
+        self.spent += usage.usd or 0.0
+        if usage.usd is None:
+            self.unknown += 1
+            if self.unknown == 1 and self.limit is not None:
+                log.warning(
+                    "%s: its price is unknown, so the spending limit cannot hold it; "
+                    "give the role usd_per_million_input and usd_per_million_output",
+                    model,
+                )

@@ -1,0 +1,432 @@
+"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written down."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
+
+from saeval._util import (
+    BudgetExceeded,
+    Documented,
+    LLMError,
+    Refused,
+    SaevalError,
+    clean,
+    clean_text,
+    derive_rng,
+    look_again,
+    without_secrets,
+    without_values,
+)
+from saeval.llm.calls import Bookkeeper, Budget, Call, CallLog, CallStore
+from saeval.llm.concurrency import FindingGate, Gate
+from saeval.plugin.base import LLM
+from saeval.records import (
+    FillReply,
+    FillRequest,
+    LanguageModel,
+    LogprobReply,
+    LogprobRequest,
+    Reply,
+    Request,
+    TokenLogprobs,
+    Usage,
+)
+
+A = TypeVar("A", Reply, LogprobReply, FillReply)
+V = TypeVar("V")
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
+_GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
+_TOLD = 5.0  # seconds of waiting that a user is told of
+_SILENCE = 30.0  # seconds without any answer, likewise
+
+log = logging.getLogger("saeval")
+
+
+class RoleSettings(Documented):
+    """What any role may set beside its `model`."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature, unless a step asks for another."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an answer, unless a step asks for less."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds an attempt may take; models in process have no limit."""
+    retries: int = Field(default=5, ge=0)
+    """Attempts after the first, where another attempt can help."""
+    concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Calls in flight; `auto` begins at 8 and finds out what the server bears and makes use of."""
+    cache: bool = True
+    """Whether answers of earlier runs are used."""
+    usd_per_million_input: float | None = Field(default=None, ge=0)
+    """Price of a million prompt tokens, where the provider's is not known."""
+    usd_per_million_output: float | None = Field(default=None, ge=0)
+    """Price of a million generated tokens."""
+
+
+class Gateway(LanguageModel):
+    """The language model of one role, as steps see it.
+
+    Args:
+        role: Role of the spec.
+        llm: The plugin that makes the calls.
+        model: The model as the spec names it.
+        identity: All that answers depend on besides the request.
+        settings: The role's settings.
+        calls: Where answers are kept.
+        log: The run's ledger.
+        budget: The run's spending limit.
+        tell: Where a user is told what the run waits for; it is in the log, too.
+    """
+
+    def __init__(
+        self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
+        calls: CallStore, log: CallLog, budget: Budget, tell: Callable[[str], None] = lambda text: None,
+    ):  # fmt: skip
+        self._role, self._llm, self._model = role, llm, model
+        self._identity, self._settings = json_text(identity), settings
+        self._calls, self._log, self._budget = calls, log, budget
+        self._books = Bookkeeper(calls, log)
+        self._asking: dict[str, _Work] = {}
+        self._gate = _gate(llm, settings)
+        self._bounded = not (llm.in_process or llm.batches)
+        look_again()
+        self._waits = _Waits(role, llm, self._gate, tell)
+
+    @property
+    def can_score(self) -> bool:
+        """Whether the plugin scores continuations and weighs choices."""
+        return self._llm.can_score
+
+    async def complete(self, request: Request) -> Reply:
+        """Continue a conversation, from the cache if it was asked before.
+
+        Raises:
+            LLMError: If no answer came after all attempts.
+            BudgetExceeded: If the spending limit is reached.
+        """
+        settings = self._settings
+        filled = replace(
+            request,
+            max_tokens=min(request.max_tokens or settings.max_tokens, settings.max_tokens),
+            temperature=settings.temperature if request.temperature is None else request.temperature,
+        )
+        return await self._answer("complete", filled, self._llm.complete, Reply)
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        """Score continuations, from the cache if they were asked for before.
+
+        Raises:
+            LLMError: If no answer came after all attempts.
+            BudgetExceeded: If the spending limit is reached.
+        """
+        return await self._answer("logprobs", request, self._llm.logprobs, LogprobReply)
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Weigh choices in the gaps of texts, from the cache if they were weighed before.
+
+        Raises:
+            LLMError: If no answer came after all attempts.
+            BudgetExceeded: If the spending limit is reached.
+        """
+        return await self._answer("fill", request, self._llm.fill, FillReply)
+
+    async def _answer(self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A]) -> A:
+        """Answer from the cache, from an equal request that is under way, or by asking."""
+        request, text = _encodable(request)
+        key, asked = _hash(f'["{kind}",{self._identity},{text}]'), _hash(f"[{text}]")
+        shared = key in self._asking
+        if not shared:
+            if (kept := self._kept(key, request, shape)) is not None:
+                self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
+                return kept
+            new = self._asking[key] = _Work()
+            new.task = asyncio.ensure_future(self._ask(key, asked, request, ask, new))
+            new.task.add_done_callback(lambda task: self._ended(key, task))
+        work = self._asking[key]
+        work.askers += 1
+        try:
+            answer: A = await asyncio.shield(work.task)
+        finally:
+            work.askers -= 1
+            if not (work.askers or work.in_flight or work.task.done()):
+                self._asking.pop(key)
+                work.task.cancel()
+        if shared:
+            self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
+        return answer
+
+    def _kept(self, key: str, request: Any, shape: type[A]) -> A | None:
+        """Return the answer of an earlier run, unless the role wants none, or it does not fit the request."""
+        kept = self._calls.get(key) if self._settings.cache else None
+        answer: A | None = None if kept is None else _restored(kept, shape, request)
+        if kept is not None and answer is None:
+            log.warning(
+                "%s: the answer %s in the cache has another shape, and is asked for again", self._role, key[:12]
+            )
+        return answer
+
+    def _ended(self, key: str, task: asyncio.Future[Any]) -> None:
+        if (work := self._asking.get(key)) is not None and work.task is task:
+            del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # mark as seen: whoever asked may have been called off
+
+    async def finish(self) -> None:
+        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep them."""
+        for work in self._asking.values():
+            if not work.in_flight:
+                work.task.cancel()
+        if tasks := [work.task for work in self._asking.values()]:
+            _, late = await asyncio.wait(tasks, timeout=_GRACE)
+            for task in late:
+                task.cancel()
+        self._waits.end()
+
+    async def _ask(self, key: str, asked: str, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+        """Make the call, again where that can help, and write down how it ended."""
+        began, attempt = time.monotonic(), 0
+        took: Usage | None = None
+        answer: A | None = None
+        try:
+            while answer is None:
+                attempt += 1
+                try:
+                    answer = await self._attempt(request, ask, work)
+                except LLMError as error:
+                    if error.usage is not None:
+                        took = self._paid(error.usage, took)
+                    if not error.retryable or attempt > self._settings.retries or not work.askers:
+                        raise
+                    seconds = _wait(key, attempt, error.retry_after)
+                    self._waits.tell_of(seconds, error)
+                    await asyncio.sleep(seconds)
+            took = self._paid(answer.usage, took)
+        except BaseException as error:
+            # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
+            if took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
+                status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
+                reason = without_secrets(error) if isinstance(error, SaevalError) else type(error).__name__
+                usage = took or Usage(usd=0.0)
+                self._log.add(self._call(key, asked, status, usage, attempts=attempt, began=began, reason=reason))
+            raise
+        answer = replace(answer, usage=took)
+        await self._books.keep(key, answer, self._call(key, asked, "ok", took, attempts=attempt, began=began))
+        return answer
+
+    async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+        epoch = await self._gate.enter()
+        refused: bool | None = None
+        try:
+            self._budget.check()
+            self._waits.begin()
+            work.in_flight = not self._llm.in_process
+            try:
+                async with asyncio.timeout(self._settings.timeout if self._bounded else None):
+                    answer = await ask(request)
+            except TimeoutError:
+                what = f"{self._model}: no answer within {self._settings.timeout:g} s"
+                raise LLMError(what, retryable=True) from None
+            self._waits.heard()
+            if isinstance(answer, Reply):
+                answer = _writable(answer)
+            if isinstance(answer, Reply) and not answer.text.strip():
+                what = f"{self._model}: the answer is empty"
+                raise LLMError(what, retryable=not self._llm.in_process, usage=answer.usage)
+            refused = False
+            return answer
+        except LLMError as error:
+            refused = error.retryable
+            work.in_flight = False
+            raise
+        except BaseException:
+            work.in_flight = False
+            raise
+        finally:
+            self._gate.leave(epoch, refused)
+
+    def _paid(self, usage: Usage, before: Usage | None) -> Usage:
+        """Count what an attempt took against the budget; return it with what earlier attempts took."""
+        usage = self._priced(usage)
+        self._budget.add(usage, self._model)
+        return usage if before is None else before + usage
+
+    def _priced(self, usage: Usage) -> Usage:
+        """Fill in the price: the provider's, else the spec's; an unknown one, or of unknown tokens, stays unknown."""
+        if self._llm.in_process:
+            return replace(usage, usd=0.0, price_source="local")
+        per_input, per_output = self._settings.usd_per_million_input, self._settings.usd_per_million_output
+        if usage.usd is not None or per_input is None or per_output is None or not usage.input_tokens:
+            return usage
+        usd = (usage.input_tokens * per_input + usage.output_tokens * per_output) / 1e6
+        return replace(usage, usd=usd, price_source="spec")
+
+    def _call(
+        self, key: str, asked: str, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
+        attempts: int = 0, began: float | None = None, reason: str = "",
+    ) -> Call:  # fmt: skip
+        """Return the ledger's line."""
+        milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
+        return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason)
+
+
+@contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went there."""
+    before = gc.get_threshold()
+    gc.set_threshold(20_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+_CANONICAL = json.JSONEncoder(default=vars, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def json_text(value: object) -> str:
+    """Return JSON that is equal for equal content, dataclasses included; what `content_hash` takes the hash of."""
+    return _CANONICAL.encode(value)
+
+
+def _encodable(value: V) -> tuple[V, str]:
+    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in Python."""
+    text = json_text(value)
+    if clean_text(text) is text:
+        return value, text
+    cleaned = clean(value)
+    return cleaned, json_text(cleaned)
+
+
+def _writable(reply: Reply) -> Reply:
+    """Return a reply whose text UTF-8 can encode, without the credentials that a server may echo."""
+    reply, text = _encodable(reply)
+    if without_values(text) == text:
+        return reply
+    tokens = reply.logprobs and tuple(
+        TokenLogprobs(without_values(t.token), tuple((without_values(other), p) for other, p in t.top))
+        for t in reply.logprobs
+    )
+    return replace(reply, text=without_values(reply.text), logprobs=tokens)
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _gate(llm: LLM, settings: RoleSettings) -> Gate:
+    if llm.in_process:
+        return Gate(1)
+    if llm.batches:
+        return Gate(sys.maxsize)
+    return FindingGate() if settings.concurrency == "auto" else Gate(settings.concurrency)
+
+
+def _wait(key: str, attempt: int, retry_after: float | None) -> float:
+    """Seconds to wait: what the server asks for, else exponential with jitter that depends on the request alone."""
+    jitter = float(derive_rng(0, "wait", key, attempt).random())
+    if retry_after is not None:
+        return min(max(0.0, retry_after), _LONGEST_WAIT * 10) + jitter * _FIRST_WAIT
+    return float(min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * (0.5 + jitter / 2))
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _restored(kept: object, kind: Any, request: Any) -> Any | None:
+    """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
+    try:
+        answer = _adapter(kind).validate_python(kept)
+    except ValidationError:
+        return None
+    return answer if _fits(answer, request) else None
+
+
+def _fits(answer: Reply | LogprobReply | FillReply, request: Any) -> bool:
+    if isinstance(answer, Reply):
+        return bool(answer.text.strip())
+    if isinstance(answer, LogprobReply):
+        shape = [len(request.continuations)] * len(request.prompts)
+        return [len(row) for row in answer.logprobs] == shape
+    gaps = [[len(request.choices)] * len(parts) for parts in request.texts]
+    return [[len(gap) for gap in row] for row in answer.logprobs] == gaps
+
+
+@dataclass
+class _Work:
+    """A request that is being answered.
+
+    Attributes:
+        task: What answers it.
+        askers: How many wait for the answer.
+        in_flight: Whether a call is under way that will be paid for, answered or not.
+    """
+
+    task: asyncio.Future[Any] = field(init=False)
+    askers: int = 0
+    in_flight: bool = False
+
+
+class _Waits:
+    """Tells a user what a run waits for, where it waits for long: a server that asks for it, or one that is silent."""
+
+    def __init__(self, role: str, llm: LLM, gate: Gate, tell: Callable[[str], None]):
+        self._role, self._llm, self._gate, self._tell = role, llm, gate, tell
+        self._told_until = 0.0
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell_of(self, seconds: float, error: LLMError) -> None:
+        """A call is tried again after so many seconds; many that wait at the same time are told of once."""
+        now = time.monotonic()
+        if seconds >= _TOLD and now >= self._told_until:
+            self._told_until = now + seconds
+            who = "the server asked for it" if error.retry_after is not None else "then it is asked again"
+            self._say(f"waiting {seconds:.0f} s, {who} ({error})")
+
+    def _say(self, text: str) -> None:
+        log.info("%s: %s", self._role, text)
+        self._tell(f"{self._role}: {text}")
+
+    def begin(self) -> None:
+        """A call is made."""
+        if self._timer is None:
+            self._heard = time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(_SILENCE, self._listen)
+
+    def heard(self) -> None:
+        """An answer came."""
+        self._heard = time.monotonic()
+
+    def _listen(self) -> None:
+        """See whether answers come, and look again later, as long as calls are under way."""
+        self._timer = None
+        if self._gate.in_flight:
+            silent = time.monotonic() - self._heard
+            if told := silent >= _SILENCE:
+                why = self._llm.waiting_for()
+                calls = "1 call is" if self._gate.in_flight == 1 else f"{self._gate.in_flight} calls are"
+                self._say(f"no answer for {silent:.0f} s, {calls} under way{why and ': '}{why}")
+            delay = silent if told else _SILENCE - silent
+            self._timer = asyncio.get_running_loop().call_later(delay, self._listen)
+
+    def end(self) -> None:
+        """Listen no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,89 @@
+"""What a step asked of its language model and was told, kept so that a reader can see where a number came from."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from saeval._util import clean_text, without_values
+from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
+
+_MOST = 64
+"""Prompts that are kept of one step on one latent; a simulator that is asked token by token has hundreds."""
+_MOST_BYTES = 1 << 28
+"""Bytes of prompts and replies that are unpacked; a few kilobytes of somebody's can claim to be gigabytes."""
+
+
+class Asked(NamedTuple):
+    """One prompt and what came back.
+
+    Attributes:
+        prompt: The prompt, whole; turns of a conversation stand under their `[role]`.
+        reply: The raw reply; or why there is none.
+        status: `ok`; `failed` where no reply came; `left out` for the one that says how many more there were.
+    """
+
+    prompt: str
+    reply: str
+    status: Literal["ok", "failed", "left out"] = "ok"
+
+
+def told(request: Request | LogprobRequest | FillRequest, reply: Reply | LogprobReply | FillReply | str) -> list[Asked]:
+    """Return the prompts of a request with what came back for each; a string says why nothing did."""
+    prompts = _prompts(request)
+    if isinstance(reply, str):
+        return [Asked(prompt, reply, "failed") for prompt in prompts]
+    return [Asked(prompt, text) for prompt, text in zip(prompts, _replies(request, reply), strict=False)]
+
+
+def _prompts(request: Request | LogprobRequest | FillRequest) -> list[str]:
+    if isinstance(request, Request):
+        return ["\n\n".join(f"[{m.role}]\n{m.content}" for m in request.messages)]
+    if isinstance(request, LogprobRequest):
+        return [request.prefix + prompt for prompt in request.prompts]
+    return [request.prefix + "".join(part + request.filler for part in parts) for parts in request.texts]
+
+
+def _replies(request: Request | LogprobRequest | FillRequest, reply: Reply | LogprobReply | FillReply) -> list[str]:
+    """Return a reply's text; log-probabilities, summed over tokens, and the likeliest choice of every gap as text."""
+    if isinstance(reply, Reply):
+        return [reply.text]
+    if isinstance(request, LogprobRequest) and isinstance(reply, LogprobReply):
+        return [
+            "\n".join(
+                f"ln p({c!r}) = {sum(values):.3f}" for c, values in zip(request.continuations, scored, strict=True)
+            )
+            for scored in reply.logprobs
+        ]
+    choices = request.choices if isinstance(request, FillRequest) else ()
+    return [
+        "likeliest: " + " ".join(choices[max(range(len(gap)), key=gap.__getitem__)] for gap in gaps)
+        for gaps in reply.logprobs
+    ]
+
+
+def pack(asked: Sequence[Asked]) -> str:
+    """Return prompts and replies as a short text (JSON, zlib, base64): what they share takes room once."""
+    if not asked:
+        return ""
+    kept = [*asked[:_MOST]]
+    if more := len(asked) - _MOST:
+        kept += [Asked("", f"{more} more prompts are not kept", "left out")] if more > 0 else []
+    text = without_values(json.dumps(kept, ensure_ascii=False))
+    return b64encode(zlib.compress(text.encode(errors="replace"), 9)).decode()
+
+
+def unpack(packed: str) -> list[Asked]:
+    """Return what `pack` was given; one entry that says so where it cannot be read."""
+    if not packed:
+        return []
+    try:
+        inflater = zlib.decompressobj()
+        text = inflater.decompress(b64decode(packed), _MOST_BYTES)
+        entries = [] if inflater.unconsumed_tail else json.loads(text)
+        return [Asked(*map(clean_text, (prompt, reply, status))) for prompt, reply, status in entries]  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError, zlib.error, RecursionError):
+        return [Asked("", "what was asked was kept in a form that cannot be read", "left out")]

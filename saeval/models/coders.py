@@ -1,0 +1,467 @@
+"""Sparse coders: one shape for SAE, transcoder, neurons, random and single directions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from saeval.models.packed_matmul import EncodingPass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+_TILE_BYTES = 256 << 20  # memory that the dense pre-activations of one tile of tokens may take
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """A place in a model where activations are read.
+
+    Attributes:
+        path: Module path, as in `model.named_modules()`, with or without the base model's prefix.
+        site: Whether the module's output is read or its first input.
+        center: Whether to subtract each activation's mean over features (SAEs made with centred writing weights).
+    """
+
+    path: str
+    site: Literal["in", "out"] = "out"
+    center: bool = False
+
+    def __str__(self) -> str:
+        """The name that specs and results use: the module path, with `.input` behind it where its input is read."""
+        return f"{self.path}.input" if self.site == "in" else self.path
+
+
+class Sparse(NamedTuple):
+    """Nonzero latent activations of a batch of tokens, as coordinates.
+
+    Attributes:
+        rows: Row of the batch.  [nonzero] int64, ascending
+        latents: Latent.  [nonzero] int64
+        values: Activation.  [nonzero]
+    """
+
+    rows: Tensor
+    latents: Tensor
+    values: Tensor
+
+
+class SparseCoder(ABC):
+    """A dictionary of latents that activations are encoded into.
+
+    Attributes:
+        n_latents: Width of the dictionary.
+        d_in: Width of the activations it reads.
+        architecture: Its kind, as reports name it.
+        autoencoder: Whether `decode` gives back what was encoded, so that the share of variance it leaves
+            unexplained means something; a transcoder predicts the activations of another place.
+        transcoder: Whether its latents write to another place than the one it reads, so that `direction` is one of
+            that other place.
+        writes: That place, as a hookpoint is named, where the coder's files tell; None elsewhere.
+        token_wise: Whether each token is encoded by itself. Otherwise `encode` needs whole contexts,
+            [contexts, tokens, d_in], and its rows count tokens over all of them.
+        metadata: What its makers say of it (model, hook, training data); JSON-able.
+    """
+
+    n_latents: int
+    d_in: int
+    architecture: str
+    autoencoder: bool = False
+    transcoder: bool = False
+    writes: str | None = None
+    token_wise: bool = True
+    metadata: Mapping[str, Any] = MappingProxyType({})
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Sparse:
+        """Encode activations.  x [rows, d_in]"""
+
+    def only(self, latents: Sequence[int]) -> SparseCoder | None:
+        """Return a coder of the same width that encodes these latents alone, all others being silent.
+
+        None where that would be no less work, such as where latents compete for the k largest.
+        """
+        return None
+
+    def compile(self) -> bool:
+        """Compile what can be with `torch.compile`, and return whether there is such a thing."""
+        return False
+
+    def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
+        """Reconstruct what the coder predicts, or None where its latents alone do not tell.  [n_rows, d_out]"""
+        return None
+
+    def direction(self, latent: int) -> Tensor | None:
+        """Return the direction that the latent writes.  [d_out]"""
+        return None
+
+    def encoder_direction(self, latent: int) -> Tensor | None:
+        """Return the direction that the latent reads.  [d_in]"""
+        return None
+
+    def directions(self) -> Tensor | None:
+        """Return what all latents write, to be compared by angle: rows of any length, best a view.  [n_latents, d_out]
+
+        None where there is no such thing, or nothing to compare.
+        """
+        return None
+
+    def encoder_directions(self) -> Tensor | None:
+        """Return what all latents read, as `directions` does.  [n_latents, d_in]"""
+        return None
+
+
+class Gate(NamedTuple):
+    """What a gated encoder has beside its weights: it fires where weights and `bias` give more than 0.
+
+    Attributes:
+        bias: Bias of the gate.  [n_latents]
+        magnitude_bias: Bias of the magnitudes.  [n_latents]
+        log_scale: Logarithm of the factor between the gate's weights and those of the magnitudes.  [n_latents]
+    """
+
+    bias: Tensor
+    magnitude_bias: Tensor
+    log_scale: Tensor
+
+
+@dataclass(eq=False)
+class LinearCoder(SparseCoder):
+    """A linear encoder, an activation function and a linear decoder: nearly every SAE and transcoder.
+
+    The activation function is a ReLU; a JumpReLU where `threshold` is given, a gated one where `gate` is, and the k
+    largest of each token (or the largest of each of k groups of latents) where `k` is.
+
+    Tokens are encoded in tiles, so that the dense pre-activations never take more than 256 MB. Where one tile
+    holds the whole batch, activations equal those of sae-lens' `SAE.encode` bit for bit, but in an `encoding_pass`.
+
+    Attributes:
+        encoder: Encoder weights.  [d_in, n_latents]
+        decoder: Decoder weights, one direction a latent.  [n_latents, d_out]
+        encoder_bias: Added to pre-activations.  [n_latents]
+        decoder_bias: Added to reconstructions.  [d_out]
+        threshold: A latent is silent where its pre-activation does not exceed it.  [n_latents]
+        k: Latents a token to keep, where positive.
+        signed: Whether the k of largest magnitude are kept instead, with their signs.
+        grouped: Whether the latents fall into k groups of neighbours instead, the largest of each of which is kept.
+        gate: Further weights of a gated encoder.
+        scale_by_decoder_norm: Whether activations are multiplied by the norm of their decoder direction
+            before the k largest are chosen, and divided by it in decoding.
+        subtract_decoder_bias: Whether the decoder bias is subtracted from what is read.
+        normalize: How each token's activations are normalised first: to zero mean and unit deviation
+            (`layer_norm`), or to the norm √d_in (`constant_norm_rescale`). There is no `decode` then, for undoing
+            it takes the token itself.
+        skip: Whether a skip connection adds to the prediction; then, too, there is no `decode`.
+        architecture: Its kind, as reports name it.
+        autoencoder: Whether it reconstructs what it reads.
+        transcoder: Whether its latents write to another place than the one it reads.
+        writes: That place, where it is known.
+        metadata: What its makers say of it.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    encoder_bias: Tensor | None = None
+    decoder_bias: Tensor | None = None
+    threshold: Tensor | None = None
+    k: int | None = None
+    signed: bool = False
+    grouped: bool = False
+    gate: Gate | None = None
+    scale_by_decoder_norm: bool = False
+    subtract_decoder_bias: bool = False
+    normalize: Literal["none", "layer_norm", "constant_norm_rescale"] = "none"
+    skip: bool = False
+    architecture: str = "standard"
+    autoencoder: bool = True
+    transcoder: bool = False
+    writes: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    _compiled: Callable[[Tensor], Tensor] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.d_in, self.n_latents = self.encoder.shape
+        if self.gate is not None:
+            self._magnitude_encoder = self.encoder * self.gate.log_scale.exp()
+        if self.scale_by_decoder_norm:
+            self._decoder_norms = self.decoder.norm(dim=-1)
+
+    def encode(self, x: Tensor) -> Sparse:
+        """Encode activations, a tile of tokens at a time.  x [rows, d_in]"""
+        x, tile = x.to(self.encoder.dtype), _TILE_BYTES // (4 * self.n_latents)
+        if (kept := EncodingPass.of(x)) is not None:
+            tile = min(tile, kept.rows(self.encoder))
+        return _in_tiles(self._encode_tile, x, tile)
+
+    def compile(self) -> bool:
+        """Compile what comes before the choice of latents, which then rounds differently."""
+        import torch
+
+        self._compiled = torch.compile(self._preactivations, dynamic=True)
+        return True
+
+    def _encode_tile(self, x: Tensor) -> Sparse:
+        pre = (self._compiled or self._preactivations)(x)
+        if self.threshold is not None:
+            # NaN is kept, for whoever collects to refuse.
+            rows, latents = (pre <= self.threshold.clamp(min=0)).logical_not_().nonzero(as_tuple=True)
+            return Sparse(rows, latents, pre[rows, latents])
+        if self.k is None:
+            return _nonzero(pre.relu_())
+        return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
+
+    def _preactivations(self, x: Tensor) -> Tensor:
+        """Return what the activation function is given; of a gated encoder, the magnitudes where it fires."""
+        # The order of operations is sae-lens'; another one rounds differently.
+        if self.normalize == "layer_norm":
+            x = x - x.mean(dim=-1, keepdim=True)
+            x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
+        elif self.normalize == "constant_norm_rescale":
+            x = x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
+        if self.subtract_decoder_bias and self.decoder_bias is not None:
+            x = x - self.decoder_bias
+        pre = x @ self.encoder if (kept := EncodingPass.of(x)) is None else kept.product(x, self.encoder)
+        if self.gate is not None:
+            magnitude = x @ self._magnitude_encoder + self.gate.magnitude_bias
+            return magnitude.relu_().mul_(pre + self.gate.bias > 0)
+        if self.encoder_bias is not None:
+            pre += self.encoder_bias
+        if self.scale_by_decoder_norm and self.threshold is None:
+            pre *= self._decoder_norms
+        return pre
+
+    def only(self, latents: Sequence[int]) -> SparseCoder | None:
+        """Return a coder of some columns of the encoder; None where the k largest are kept."""
+        import torch
+
+        if self.k is not None:
+            return None
+        chosen = torch.tensor(sorted(set(latents)), device=self.encoder.device)
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[chosen]
+
+        columns = replace(
+            self, encoder=self.encoder[:, chosen], decoder=self.decoder[chosen], encoder_bias=pick(self.encoder_bias),
+            threshold=pick(self.threshold), gate=None if self.gate is None else Gate(*(v[chosen] for v in self.gate)),
+        )  # fmt: skip
+        return _Chosen(columns, chosen, self.n_latents)
+
+    def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
+        """Reconstruct what the coder predicts; None with a skip connection or a normalised input.  [n_rows, d_out]"""
+        import torch
+
+        if self.skip or self.normalize != "none":
+            return None
+        values = sparse.values
+        if self.scale_by_decoder_norm:
+            values = values / self._decoder_norms[sparse.latents]
+        starts = torch.searchsorted(sparse.rows, torch.arange(n_rows, device=sparse.rows.device))
+        sums = torch.nn.functional.embedding_bag(
+            sparse.latents, self.decoder, starts, mode="sum", per_sample_weights=values
+        )
+        return sums if self.decoder_bias is None else sums + self.decoder_bias
+
+    def direction(self, latent: int) -> Tensor | None:
+        """Return what an activation of 1 adds to the prediction.  [d_out]"""
+        row = self.decoder[latent]
+        return row / self._decoder_norms[latent] if self.scale_by_decoder_norm else row
+
+    def encoder_direction(self, latent: int) -> Tensor | None:
+        """Return the latent's encoder weights.  [d_in]"""
+        return self.encoder[:, latent]
+
+    def directions(self) -> Tensor | None:
+        """Return the decoder.  [n_latents, d_out]"""
+        return self.decoder
+
+    def encoder_directions(self) -> Tensor | None:
+        """Return the encoder, a latent a row.  [n_latents, d_in]"""
+        return self.encoder.T
+
+
+class _Chosen(SparseCoder):
+    """Some latents of a coder, under the numbers that they have there.
+
+    Args:
+        coder: A coder of these latents alone.
+        numbers: Their numbers, ascending.  [latents of `coder`]
+        n_latents: Width of the dictionary that they are from.
+    """
+
+    def __init__(self, coder: SparseCoder, numbers: Tensor, n_latents: int):
+        self._coder, self._numbers = coder, numbers
+        self.n_latents, self.d_in, self.architecture = n_latents, coder.d_in, coder.architecture
+        self.metadata = coder.metadata
+
+    def encode(self, x: Tensor) -> Sparse:
+        """Encode activations.  x [rows, d_in]"""
+        rows, latents, values = self._coder.encode(x)
+        return Sparse(rows, self._numbers[latents], values)
+
+    def compile(self) -> bool:
+        """Compile the coder that it wraps."""
+        return self._coder.compile()
+
+
+@dataclass(eq=False)
+class NeuronCoder(SparseCoder):
+    """Neurons as latents: the coordinates of what the MLP's down projection reads.
+
+    Neurons of gated MLPs are signed. The k largest by magnitude are kept, and of those the positive ones are
+    firings; the negative side of a neuron is left out, as if it were silent.
+
+    Attributes:
+        d_in: Number of neurons.
+        k: Neurons a token to keep; None for all.
+    """
+
+    d_in: int
+    k: int | None = None
+    architecture: str = "neurons"
+
+    def __post_init__(self) -> None:
+        self.n_latents = self.d_in
+
+    def encode(self, x: Tensor) -> Sparse:
+        """Return the neurons that fire.  x [rows, d_in]"""
+        if self.k is None or self.k >= self.d_in:
+            return _nonzero(x.relu())
+        rows, latents, values = _largest(x, self.k, signed=True)
+        positive = values > 0
+        return Sparse(rows[positive], latents[positive], values[positive])
+
+    def direction(self, latent: int) -> Tensor | None:
+        """Return the neuron's own axis: what it writes into the place that is read.  [d_in]"""
+        import torch
+
+        axis = torch.zeros(self.d_in)
+        axis[latent] = 1
+        return axis
+
+    def encoder_direction(self, latent: int) -> Tensor | None:
+        """Return the neuron's own axis.  [d_in]"""
+        return self.direction(latent)
+
+
+@dataclass(eq=False)
+class ModuleCoder(SparseCoder):
+    """Anything with a dense `encode`, such as an SAE of an unusual architecture.
+
+    Attributes:
+        dense: Encodes activations, [rows, d_in] or (not `token_wise`) [contexts, tokens, d_in], to
+            activations of all latents in the last dimension.
+        n_latents: Width of the dictionary.
+        d_in: Width of the activations it reads.
+        architecture: Its kind, as reports name it.
+        decoder: Direction that each latent writes, where there is such a thing.  [n_latents, d_out]
+        token_wise: Whether each token is encoded by itself.
+        metadata: What its makers say of it.
+    """
+
+    dense: Callable[[Tensor], Tensor]
+    n_latents: int
+    d_in: int
+    architecture: str
+    decoder: Tensor | None = None
+    token_wise: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self, x: Tensor) -> Sparse:
+        """Encode activations, as many at a time as the memory budget allows.  x [rows, d_in]"""
+        tokens = 1 if self.token_wise else x.shape[1]
+        return _in_tiles(self._encode_tile, x, _TILE_BYTES // (4 * self.n_latents * tokens), tokens)
+
+    def _encode_tile(self, x: Tensor) -> Sparse:
+        return _nonzero(self.dense(x).reshape(-1, self.n_latents))
+
+    def direction(self, latent: int) -> Tensor | None:
+        """Return the direction that the latent writes.  [d_out]"""
+        return None if self.decoder is None else self.decoder[latent]
+
+    def directions(self) -> Tensor | None:
+        """Return the decoder, where there is one.  [n_latents, d_out]"""
+        return self.decoder
+
+
+def _nonzero(dense: Tensor) -> Sparse:
+    rows, latents = dense.nonzero(as_tuple=True)
+    return Sparse(rows, latents, dense[rows, latents])
+
+
+def _largest(dense: Tensor, k: int, *, signed: bool) -> Sparse:
+    """Keep the k largest of each row: positive ones, or (`signed`) those of largest magnitude."""
+    if signed:
+        indices = dense.abs().topk(k, dim=-1, sorted=False).indices
+        values = dense.gather(-1, indices)
+    else:
+        values, indices = dense.topk(k, dim=-1, sorted=False)
+        values = values.relu_()
+    return _chosen(indices, values)
+
+
+def _largest_of_groups(dense: Tensor, groups: int) -> Sparse:
+    """Keep the largest of each of the groups of neighbours that each row falls into, where it is positive."""
+    import torch
+
+    size = dense.shape[-1] // groups
+    values, indices = dense.view(len(dense), groups, size).max(dim=-1)
+    return _chosen(indices + size * torch.arange(groups, device=dense.device), values.relu_())
+
+
+def _chosen(indices: Tensor, values: Tensor) -> Sparse:
+    """Return chosen latents of each row, without zeros.  [rows, chosen] each"""
+    import torch
+
+    rows = torch.arange(len(indices), device=indices.device).repeat_interleave(indices.shape[-1])
+    values, latents = values.flatten(), indices.flatten()
+    keep = values != 0
+    return Sparse(rows[keep], latents[keep], values[keep])
+
+
+def _in_tiles(encode: Callable[[Tensor], Sparse], x: Tensor, tile: int, tokens: int = 1) -> Sparse:
+    """Encode `tile` items at a time, each of `tokens` rows, and number the rows through."""
+    import torch
+
+    tile = max(1, tile)
+    parts = [encode(x[start : start + tile]) for start in range(0, max(1, len(x)), tile)]
+    if len(parts) == 1:
+        return parts[0]
+    rows = torch.cat([part.rows + i * tile * tokens for i, part in enumerate(parts)])
+    return Sparse(rows, torch.cat([p.latents for p in parts]), torch.cat([p.values for p in parts]))
+
+
+# Down projections of MLPs by module path below a block.
+_DOWN_PROJECTIONS = (
+    "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "mlp.down_proj", "feed_forward.down_proj",
+    "feed_forward.w2", "feed_forward.value", "mlp_block.down_proj", "ffn.proj_down", "ffn.down_proj",
+    "shared_mlp.output_linear", "mixer.down_proj", "fc2",
+)  # fmt: skip
+# Those of Mamba-like mixers, whose blocks may have no MLP.
+_MIXERS = ("mixer.out_proj", "mamba.out_proj", "mamba_decoder.mamba.out_proj")
+
+
+def down_projection(module: str, modules: Sequence[str]) -> str | None:
+    """Return the path of the projection whose inputs are the neurons of the block that a module lies in.
+
+    Args:
+        module: Path of a block or of a module in one.
+        modules: All module paths of the model.
+
+    Returns:
+        The path; None where there is none, as in mixture-of-experts layers with fused experts, no neuron of which
+        every token passes through.
+    """
+    known = set(modules)
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        block = ".".join(parts[:end])
+        experts = any(m.startswith(f"{block}.") and m.endswith(".experts") for m in known)
+        for name in _DOWN_PROJECTIONS if experts else _DOWN_PROJECTIONS + _MIXERS:
+            if f"{block}.{name}" in known:
+                return f"{block}.{name}"
+    return None

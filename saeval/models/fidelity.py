@@ -1,0 +1,122 @@
+"""How much of a model's prediction survives when a coder's reconstruction stands in for the activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from saeval._util import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saeval.activations import ActivationStore
+    from saeval.models.coders import SparseCoder
+    from saeval.models.subject import Subject
+
+TOKENS = 2048
+"""Text tokens that are predicted, from contexts spread evenly over the corpus."""
+_BATCH = 512  # tokens that go through the model at a time
+_POSITIONS = 64  # whose logits over the whole vocabulary are in memory at a time
+
+
+class Fidelity(NamedTuple):
+    """Mean cross-entropy of the next token, in nats, of the same tokens in three passes of the model.
+
+    Attributes:
+        clean: With the activations as they are.
+        spliced: With the coder's reconstruction in their place, at every text token.
+        ablated: With zero in their place.
+        tokens: Tokens predicted.
+    """
+
+    clean: float
+    spliced: float
+    ablated: float
+    tokens: int
+
+    @property
+    def recovered(self) -> float:
+        """Share of what zero-ablation loses that the reconstruction keeps: 1 for a perfect one, 0 for one as bad as zero."""
+        return (self.ablated - self.spliced) / (self.ablated - self.clean)
+
+
+def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStore, tokens: int = TOKENS) -> Fidelity:
+    """Predict part of a store's corpus three times, and say how well.
+
+    Special tokens keep their activations, as they are left out of a store, and are not predicted.
+
+    Args:
+        subject: The model, at the place that the coder reads.
+        coder: The coder.
+        store: The corpus.
+        tokens: Text tokens to predict, about.
+
+    Raises:
+        InputError: If the coder does not reconstruct what it reads, or the model's logits cannot be reached, or the place does not matter to
+            what it predicts.
+    """
+    if not coder.autoencoder:
+        raise InputError(
+            f"a {coder.architecture} coder does not reconstruct what it reads, so no cross-entropy can be recovered by it"
+        )
+    import torch
+
+    wanted = max(1, min(len(store.lengths), -(-tokens // (store.length - store.lead))))
+    chosen = np.unique(np.linspace(0, len(store.lengths) - 1, wanted).astype(np.int64))
+    sums, count = np.zeros(3), 0
+    for some in np.array_split(chosen, -(-len(chosen) * store.length // _BATCH)):
+        if not len(some):
+            continue
+        longest = int(store.lengths[some].max())
+        ids = torch.from_numpy(store.tokens[some, :longest].astype(np.int64)).to(subject.live.device)
+        text = torch.from_numpy(np.array(store.mask[some, :longest])).to(ids.device)
+
+        def reconstructed(rows: Tensor, text: Tensor = text) -> Tensor:
+            made = _reconstruction(coder, rows)
+            return torch.where(text[..., None], made.to(rows), rows)
+
+        def zeroed(rows: Tensor, text: Tensor = text) -> Tensor:
+            return torch.where(text[..., None], torch.zeros_like(rows), rows)
+
+        sums += [_nats(subject, ids, text, change) for change in (None, reconstructed, zeroed)]
+        count += int(text[:, 1:].sum())
+    clean, spliced, ablated = (sums / max(count, 1)).tolist()
+    if not ablated > clean:
+        raise InputError(
+            f"{subject.point}: zero in place of the activations predicts no worse ({ablated:.4f} nats a token, {clean:.4f} "
+            "without), so there is nothing to recover"
+        )
+    return Fidelity(clean, spliced, ablated, count)
+
+
+def _reconstruction(coder: SparseCoder, rows: Tensor) -> Tensor:
+    """Return what the coder makes of activations.  [contexts, tokens, width] each"""
+    here = rows.float().cpu()  # where the weights are
+    flat = here.flatten(0, 1)
+    made = coder.decode(coder.encode(flat if coder.token_wise else here), len(flat))
+    if made is None:
+        raise InputError(
+            f"a {coder.architecture} coder of this kind gives no reconstruction, so no cross-entropy is recovered"
+        )
+    return made.view(rows.shape)
+
+
+def _nats(subject: Subject, ids: Tensor, text: Tensor, change: Callable[[Tensor], Tensor] | None) -> float:
+    """Return the summed cross-entropy of the text tokens, each given those before it.  ids, text [contexts, tokens]"""
+    import torch
+
+    live = subject.live
+    with live.lock, torch.inference_mode():
+        with nullcontext() if change is None else live.changed(subject.point, change):
+            hidden = live.model.base_model(ids, use_cache=False).last_hidden_state
+        predicts = text[:, 1:]
+        hidden, following = hidden[:, :-1][predicts], ids[:, 1:][predicts]
+        total = 0.0
+        for low in range(0, len(hidden), _POSITIONS):
+            logprobs = live.unembed(hidden[low : low + _POSITIONS]).log_softmax(dim=-1)
+            total -= float(logprobs.gather(1, following[low : low + _POSITIONS, None]).double().sum())
+    return total

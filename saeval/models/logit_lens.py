@@ -1,0 +1,93 @@
+"""What the direction that a latent writes tells of it: latents that write nearly the same, and tokens that it promotes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from saeval._util import SaevalError
+from saeval.models.live import only_loaded
+from saeval.models.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saeval.models.coders import SparseCoder
+    from saeval.plugin.base import ActivationSource
+
+_NEIGHBOURS, _TOKENS = 8, 10
+_TILE = 32  # latents whose logits over a whole vocabulary are in memory at a time
+_MOST_WEIGHTS = 1 << 29  # numbers; larger coders (4 GB) are not loaded for this alone
+
+log = logging.getLogger("saeval")
+
+
+def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
+    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes (logit lens).
+
+    Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are told of
+    where one is in memory already, as it is after collecting, or where it judges.
+
+    Args:
+        source: Where the latents come from.
+        latents: Their numbers.
+        size: Numbers in the coder's encoder or decoder, as far as known.
+
+    Returns:
+        A mapping a latent, with `neighbours`, `cosines` and `promoted` as far as they can be had; none at all where the
+        source lends no coder.
+    """
+    if "coder" not in source.offers() or 2 * size > _MOST_WEIGHTS:
+        return []
+    with only_loaded():
+        try:
+            coder = source.model_copy().weights()  # a copy, so that the weights are not held for the rest of the run
+            found = _neighbours(coder, latents)
+        except Exception as error:  # noqa: BLE001 - coders may raise anything; a report can do without
+            log.info("no neighbours of latents: %s: %s", type(error).__name__, error)
+            return []
+        try:
+            for row, tokens in zip(found, _promoted(source.subject(), coder, latents), strict=True):
+                row["promoted"] = tokens
+        except SaevalError as error:
+            log.info("no promoted tokens of latents: %s", error)
+    return found
+
+
+def _neighbours(coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, Any]]:
+    import torch
+
+    weights = coder.directions()
+    if weights is None:
+        return [{} for _ in latents]
+    units = torch.nn.functional.normalize(weights.detach().float(), dim=-1)
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(latents), _TILE):
+        some = torch.tensor(latents[start : start + _TILE])
+        cosines = units[some] @ units.T
+        cosines[torch.arange(len(some)), some] = -2.0
+        best = cosines.topk(min(_NEIGHBOURS, len(units) - 1))
+        found += [
+            {"neighbours": i, "cosines": [round(c, 4) for c in values]}
+            for i, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+    return found
+
+
+def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> list[list[str]]:
+    import torch
+
+    if coder.writes is not None:
+        subject = Subject(subject.live, subject.live.hookpoint(coder.writes))
+    elif coder.transcoder:
+        raise SaevalError("a transcoder's files do not tell where its latents write")
+    written = [coder.direction(i) for i in latents]
+    if any(direction is None for direction in written):
+        raise SaevalError("the coder has no directions")
+    stacked: Tensor = torch.stack([d for d in written if d is not None])
+    return [
+        [subject.text([token]) for token in row]
+        for start in range(0, len(latents), _TILE)
+        for row in subject.promoted(stacked[start : start + _TILE]).topk(_TOKENS).indices.tolist()
+    ]

@@ -1,8 +1,0 @@
-"""What a run would take, told before anything is spent, and how fast an earlier run went."""
-
-from __future__ import annotations
-
-from saeval.plan.planning import ASSUMPTIONS, Plan, StepPlan, plan
-from saeval.plan.speed import Speed, speed
-
-__all__ = ["ASSUMPTIONS", "Plan", "Speed", "StepPlan", "plan", "speed"]

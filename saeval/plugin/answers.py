@@ -1,0 +1,105 @@
+"""Asking for lists of yes and no, reading them in replies, and how sure the model was of each answer."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
+
+from saeval._util import ParseError
+from saeval.plugin.prompt_text import one_line, without_thinking
+from saeval.records import LanguageModel, Reply, Request
+
+T = TypeVar("T")
+
+
+async def ask_twice(llm: LanguageModel, request: Request, read: Callable[[Reply], T]) -> T:
+    """Ask, and ask once more, as another repeat, when the reply cannot be read.
+
+    Raises:
+        ParseError: If the second reply cannot be read either.
+        LLMError: If a call failed or was refused.
+    """
+    try:
+        return read(await llm.complete(request))
+    except ParseError:
+        return read(await llm.complete(replace(request, repeat=1)))
+
+
+class Answer(NamedTuple):
+    """One item of a judge's list, and where in the reply it stands."""
+
+    value: bool
+    at: int
+
+
+_LIST = re.compile(r"\[([^\[\]]*)\]")
+_ITEM = re.compile(r"""\s*(["']?)(0|1|true|false)\1\s*""", re.IGNORECASE)
+_VALUE = re.compile(r"""\s*["']?(-?\d+(\.\d*)?|true|false)["']?\s*""", re.IGNORECASE)
+
+
+def parse_list(reply: str, k: int) -> list[Answer]:
+    """Read a judge's list of k answers: 0/1 or true/false, bare or quoted, on one line or several.
+
+    Prose, fences, reasoning and brackets of other content around it are passed over, as is a single number in
+    brackets (`[3]`, a reference) unless one answer is asked for. When in doubt, there is no answer.
+
+    Raises:
+        ParseError: If there is no list, or one of another length or with other values, or lists that differ.
+    """
+    text = without_thinking(reply)
+    bodies = [(m[1], m.start(1)) for m in _LIST.finditer(text)] or [(text, 0)]
+    lists: list[list[Answer]] = []
+    for body, start in bodies:
+        pieces = _pieces(body)
+        if len(pieces) == 1 < k or not all(_VALUE.fullmatch(piece) for piece in pieces):
+            continue
+        answers, at = [], start
+        for piece in pieces:
+            match = _ITEM.fullmatch(piece)
+            if match is None:
+                raise ParseError(f"the list [{one_line(body)[:60]}] holds other values than 0 and 1")
+            answers.append(Answer(match[2].lower() in {"1", "true"}, at + match.start(2)))
+            at += len(piece) + 1
+        lists.append(answers)
+    if not lists:
+        raise ParseError(f"no list of {k} answers in the reply")
+    if wrong := [len(answers) for answers in lists if len(answers) != k]:
+        raise ParseError(f"a list of {wrong[0]} answers for {k} windows")
+    if any([a.value for a in answers] != [a.value for a in lists[0]] for answers in lists):
+        raise ParseError("several lists that differ")
+    return lists[0]
+
+
+def _pieces(body: str) -> list[str]:
+    pieces = body.split(",")
+    return pieces[:-1] if len(pieces) > 1 and not pieces[-1].strip() else pieces  # a trailing comma
+
+
+def answer_probabilities(reply: Reply, answers: Sequence[Answer]) -> list[float | None]:
+    """Return p(1) / (p(0) + p(1)) at each answer's token; None where the reply's log-probabilities do not tell."""
+    if not reply.logprobs:
+        return [None] * len(answers)
+    tokens = [entry.token for entry in reply.logprobs]
+    starts = list(accumulate(map(len, tokens), initial=0))
+    shift = "".join(tokens).find(reply.text)
+    found: list[float | None] = []
+    for answer in answers:
+        index = bisect_right(starts, answer.at + shift) - 1
+        token, within = tokens[index], answer.at + shift - starts[index]
+        if shift < 0 or token[within] not in "01":
+            found.append(None)
+            continue
+        top = reply.logprobs[index].top
+        zero, one = (_mass(top, token[:within] + digit + token[within + 1 :]) for digit in "01")
+        found.append(one / (zero + one) if zero + one > 0 else None)
+    return found
+
+
+def _mass(alternatives: Iterable[tuple[str, float]], token: str) -> float:
+    """Return the probability of a token, whatever space stands around it."""
+    return sum(math.exp(logprob) for text, logprob in alternatives if text.strip() == token.strip())

@@ -1,0 +1,321 @@
+"""The abstract classes that plugins fill in, and the context that saeval lends them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import ConfigDict, Field, JsonValue
+
+from saeval._util import Documented, InputError, content_hash
+from saeval.records import (
+    CLASSIFICATION,
+    Examples,
+    Explanation,
+    LanguageModel,
+    LatentId,
+    LatentRecord,
+    Metric,
+    RunResult,
+    Score,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from saeval.activations import ActivationStore, ActivationWriter
+    from saeval.models import HookPoint, SparseCoder, Subject
+    from saeval.records import Prompt
+
+Need = Literal["logprobs", "subject", "coder"]
+"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights."""
+
+
+class Plugin(Documented, ABC):
+    """A part that a task spec names with `use:`; its fields are the options that stand under `with:`.
+
+    Give the class a `name` (without annotation), each option a default and a docstring beneath it, and fill in the
+    one abstract method of its kind. Instances are frozen; keep heavy state in `functools.cached_property`.
+    """
+
+    model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
+
+    name: ClassVar[str]
+    """The name in task specs, without namespace: lower-case letters, digits and underscores."""
+    prompts: ClassVar[tuple[Prompt, ...]] = ()
+    """Prompts this plugin sends; their hashes are written into the results."""
+    contract_options: ClassVar[Mapping[str, Any]] = {}
+    """Options to make it with when its contract is checked (`saeval plugins check`), where defaults do not suffice."""
+
+    def check(self) -> None:
+        """Look, cheaply, whether what the options name is there. Called by `validate` and before anything heavy.
+
+        Raises:
+            InputError: If it is not, saying what to do.
+        """
+
+    def needs(self) -> frozenset[Need]:
+        """Return what these options need beyond examples, so that `validate` can refuse a pairing up front."""
+        return frozenset()
+
+    def fingerprint(self) -> JsonValue:
+        """Return what results depend on: the options, and hashes of prompts and of files the options name."""
+        options: JsonValue = self.model_dump(mode="json")
+        return [type(self).name, options, [prompt.sha for prompt in self.prompts]]
+
+
+class Embed(Protocol):
+    """Turns texts into unit vectors with a sentence-transformers model that all plugins share."""
+
+    def __call__(self, model: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one unit vector a text.  [texts, dimensions]"""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What saeval lends a plugin for one latent. Grows by new fields only.
+
+    Attributes:
+        latent: The latent at hand.
+        rng: A generator of this step's own; depends on seed, label and latent alone.
+        llm: The language model of the role that the spec gives this step; asking it when there is none raises.
+        embed: Sentence embeddings, shared and cached.
+        source: Where the latent's activations came from; None in tests that lend nothing.
+    """
+
+    latent: LatentId
+    rng: np.random.Generator
+    llm: LanguageModel
+    embed: Embed
+    source: ActivationSource | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """The live model at the place the latent belongs to, for steps whose `needs()` hold "subject".
+
+        Loaded on first use, which takes seconds: reach for it in a thread (`asyncio.to_thread`).
+
+        Raises:
+            InputError: If the source has none.
+        """
+        return _source(self).subject()
+
+    @property
+    def coder(self) -> SparseCoder:
+        """The weights that the latent belongs to, for steps whose `needs()` hold "coder".
+
+        Raises:
+            InputError: If the source has none.
+        """
+        return _source(self).weights()
+
+
+def _source(context: Context) -> ActivationSource:
+    if context.source is None:
+        raise InputError("this step was lent no source, so there is neither a live model nor a coder")
+    return context.source
+
+
+class ActivationSource(Plugin):
+    """Gives the activations of one set of latents over one corpus (paper §3.1)."""
+
+    synthetic: ClassVar[bool] = False
+    """Whether the activations are made up; such results carry a mark and stay off leaderboards."""
+    sharded: ClassVar[bool] = False
+    """Whether `collect` asks the writer at each shard where to begin (`ActivationWriter.turn_to`), so that processes
+    can divide the corpus among them."""
+
+    @abstractmethod
+    def collect(self, writer: ActivationWriter) -> None:
+        """Write tokens and every nonzero activation to the writer; special tokens are masked out."""
+
+    @classmethod
+    def collect_many(cls, sources: Sequence[ActivationSource], writers: Sequence[ActivationWriter]) -> None:
+        """Collect several sources that share a subject and corpus. The default goes through them one by one."""
+        for source, writer in zip(sources, writers, strict=True):
+            source.collect(writer)
+
+    def shares(self) -> JsonValue:
+        """Return a key; sources of one class with equal keys are given to `collect_many` together."""
+        return content_hash(self.fingerprint())
+
+    def offers(self) -> frozenset[Need]:
+        """Return what this source can lend to steps: "subject" and "coder", if `subject` and `weights` work."""
+        return frozenset()
+
+    def subject(self) -> Subject:
+        """Return the live model at the place that this source reads; the same object as long as it is in use.
+
+        Raises:
+            InputError: If this source has no model.
+        """
+        raise InputError(f"the source {type(self).name!r} has no live model")
+
+    def weights(self) -> SparseCoder:
+        """Return the coder's weights; the same object as long as it is in use.
+
+        Raises:
+            InputError: If this source has no coder.
+        """
+        raise InputError(f"the source {type(self).name!r} has no coder")
+
+    def only(self, latents: Sequence[int]) -> ActivationSource:
+        """Return this source giving these latents alone, where that is less work; itself elsewhere.
+
+        Asked where a task lists its latents and wants nothing that takes the others, too.
+        """
+        return self
+
+    def with_coder(self, coder: Coder) -> ActivationSource:
+        """Return this source reading another coder at the same place; what coder baselines need.
+
+        Raises:
+            InputError: If this source has no coder that could be replaced.
+        """
+        raise InputError(f"the source {type(self).name!r} has no coder to put a baseline in place of")
+
+
+class Coder(Plugin):
+    """Loads one sparse coder: an SAE, transcoder, neurons, random directions, a single direction."""
+
+    def hookpoint(self) -> str | None:
+        """Return the module path that the coder was made for, when its files tell; None when they do not."""
+        return None
+
+    def width(self) -> int | None:
+        """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
+        return None
+
+    def separable(self) -> bool:
+        """Return whether its files tell that each latent can be encoded without the others; see `SparseCoder.only`."""
+        return False
+
+    def site(self, module: str, modules: Sequence[str]) -> HookPoint:
+        """Return where exactly to read, given the module that the spec names and the model's module paths."""
+        from saeval.models import HookPoint
+
+        return HookPoint(module)
+
+    @abstractmethod
+    def load(self, device: str, d_in: int) -> SparseCoder:
+        """Load the weights.
+
+        Args:
+            device: Torch device to put them on.
+            d_in: Width of the activations at the hookpoint.
+
+        Raises:
+            InputError: If files are missing or malformed, or the coder reads another width.
+        """
+
+
+class Sampler(Plugin):
+    """Chooses the windows that explain a latent and, apart from them, those that score it (paper §3.1)."""
+
+    window: int = Field(default=32, ge=4)
+    """Tokens a window."""
+
+    def reads_one_latent(self) -> bool:
+        """Return whether a latent's windows depend on its own activations alone, so that others need not be collected."""
+        return False
+
+    @abstractmethod
+    def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
+        """Return the latent's windows, or None when it has too few to be explained and scored.
+
+        A sampler whose `needs()` hold "coder" finds the weights at `store.coder()`.
+        """
+
+
+class Step(Plugin):
+    """A step that runs on one latent at a time: explainers and scorers."""
+
+    llm_role: ClassVar[str | None] = None
+    """Role of the spec's `llms` that this step asks, unless the spec gives another; None for no LLM."""
+
+
+class Explainer(Step):
+    """Says in words what makes a latent fire (paper §3.2)."""
+
+    uninformed: ClassVar[bool] = False
+    """Whether its explanations know nothing of the latent, so that their scores are a floor that lifts are measured from."""
+
+    @abstractmethod
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Explain a latent from its `explain` windows; it never sees those it will be scored on."""
+
+
+class Scorer(Step):
+    """Measures how well an explanation tells when a latent fires (paper §3.3)."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
+    """What the score's values mean; the first is the headline."""
+    reads_explanation: ClassVar[bool] = True
+    """Whether the score depends on the explanation; one that does not is no use on explanation baselines, and not run."""
+
+    @abstractmethod
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Score an explanation on the latent's `score` windows."""
+
+
+class LLM(Plugin, LanguageModel):
+    """A way to reach language models; a role's `model: name/rest` picks the plugin by its name."""
+
+    reproducible: ClassVar[bool] = True
+    """Whether the same request gives the same reply everywhere; replayed and scripted models are not real runs."""
+    synthetic: ClassVar[bool] = False
+    """Whether replies are made up; such results carry a mark and stay off leaderboards."""
+
+    in_process: ClassVar[bool] = False
+    """Whether the model runs in this process; such calls are free, and are made one at a time."""
+
+    model: str
+    """Name of the model, without this plugin's prefix."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether requests are gathered and answered together, hours later; their number and time are then not bounded."""
+        return False
+
+    def waiting_for(self) -> str:
+        """Say in a few words what the calls under way wait for; nothing where there is nothing to tell."""
+        return ""
+
+    def prices(self) -> tuple[float, float] | None:
+        """Return the provider's prices, in dollars a million tokens of prompts and generated; None where unknown."""
+        return None
+
+    async def aclose(self) -> None:
+        """Release connections."""
+
+
+class Tracker(Plugin):
+    """Tells an experiment tracker of a run; `run.trackers` of a spec names those that are told."""
+
+    @abstractmethod
+    def track(self, result: RunResult, folder: Path) -> None:
+        """Write a run down in the tracker, over what an earlier sitting of the same run (`result.run_id`) wrote there.
+
+        Called when a run ends, whole or not. Whatever it raises becomes a warning; it never fails the run.
+
+        Args:
+            result: The result; `partial` when latents are missing.
+            folder: The run directory, with its reports.
+        """
+
+
+KINDS: Mapping[str, type[Plugin]] = {
+    "source": ActivationSource, "coder": Coder, "sampler": Sampler, "explainer": Explainer, "scorer": Scorer, "llm": LLM,
+    "tracker": Tracker,
+}  # fmt: skip
+"""The base class of every kind of plugin."""
+
+
+def kind_of(cls: object) -> str | None:
+    """Return the kind of plugin that a class is; None for anything else."""
+    return next((kind for kind, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)

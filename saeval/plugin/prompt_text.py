@@ -1,0 +1,47 @@
+"""Puts windows and replies into prompt text: on one line, so that corpus text cannot pose as the prompt's structure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from saeval.records import Example, Prompt
+
+_ESCAPED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_BREAKS = {c: _ESCAPED.get(chr(c), " ") for c in [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029]}
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+
+
+def escaped(text: str) -> str:
+    r"""Return text with line breaks written as `\n` and other control characters as spaces, and nothing stripped."""
+    return text.translate(_BREAKS)
+
+
+def few_shot(prompt: Prompt) -> tuple[str, Prompt]:
+    """Return the worked examples of a prompt for base models, and its last paragraph, which is to be continued."""
+    examples, _, paragraph = prompt.text.rstrip("\n").rpartition("\n\n")
+    return examples + "\n\n", Prompt(prompt.name, paragraph)
+
+
+def one_line(text: str) -> str:
+    r"""Return text with line breaks written as `\n` and other control characters as spaces."""
+    return escaped(text).strip()
+
+
+def marked_line(example: Example, marks: Sequence[bool]) -> str:
+    """Return the window on one line, runs of marked tokens between `<<` and `>>`.
+
+    Where the text itself holds `<<` or `>>`, it is shown with ‹‹ or ››, so that all marks are ours.
+    """
+    text = example.text.replace("<<", "‹‹").replace(">>", "››")
+    tokens, at = [], 0
+    for token in example.tokens:
+        tokens.append(text[at : at + len(token)])
+        at += len(token)
+    return one_line(replace(example, tokens=tuple(tokens)).marked(marks))
+
+
+def without_thinking(reply: str) -> str:
+    """Return a reply with `<think>` sections blanked out; what remains keeps its place."""
+    return _THINKING.sub(lambda m: " " * len(m[0]), reply)

@@ -1,0 +1,50 @@
+from saeval.records.examples import (
+    Example as Example,
+    Examples as Examples,
+    Flaw as Flaw,
+    LatentId as LatentId,
+    LatentRecord as LatentRecord,
+)
+from saeval.records.messages import (
+    FillReply as FillReply,
+    FillRequest as FillRequest,
+    LanguageModel as LanguageModel,
+    LogprobReply as LogprobReply,
+    LogprobRequest as LogprobRequest,
+    Message as Message,
+    Reply as Reply,
+    Request as Request,
+    TokenLogprobs as TokenLogprobs,
+    Usage as Usage,
+)
+from saeval.records.metrics import (
+    ACCURACY as ACCURACY,
+    CLASSIFICATION as CLASSIFICATION,
+    Metric as Metric,
+    pearson as pearson,
+    spearman as spearman,
+)
+from saeval.records.prompts import Prompt as Prompt
+from saeval.records.scores import (
+    MAIN as MAIN,
+    CellResult as CellResult,
+    Correlation as Correlation,
+    DecileShares as DecileShares,
+    Explanation as Explanation,
+    Finding as Finding,
+    FindingOutcome as FindingOutcome,
+    FloorSample as FloorSample,
+    Judge as Judge,
+    JudgeCheck as JudgeCheck,
+    Ledger as Ledger,
+    Outcome as Outcome,
+    Ranking as Ranking,
+    RunResult as RunResult,
+    Score as Score,
+    ScorerCheck as ScorerCheck,
+    ScoreRow as ScoreRow,
+    Status as Status,
+    Verdict as Verdict,
+    read_result as read_result,
+    split_ranking as split_ranking,
+)

@@ -1,0 +1,59 @@
+"""Prompts as Markdown files with a heading a turn, filled in by name and known by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+
+from saeval.records.messages import Message
+
+_TURN = re.compile(r"^# (system|user|assistant)\n", re.MULTILINE)
+_SLOT = re.compile(r"\{\{(\w+)\}\}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt text with slots `{{like_this}}`, and, for conversations, a `# system` / `# user` / `# assistant` heading a turn.
+
+    What is put into a slot is never searched for slots or headings itself, so text from a corpus cannot
+    change the prompt's structure.
+
+    Attributes:
+        name: File name, as it stands in results.
+        text: The file's text.
+
+    Example:
+        >>> Prompt("mine.md", "# user\\nWhat do {{windows}} share?").messages(windows="these")
+        (Message(role='user', content='What do these share?'),)
+    """
+
+    name: str
+    text: str
+
+    @classmethod
+    def load(cls, package: str, name: str) -> Prompt:
+        """Read a prompt that is shipped in a package."""
+        return cls(name, files(package).joinpath(name).read_text(encoding="utf-8"))
+
+    @property
+    def sha(self) -> str:
+        """First 12 digits of the text's SHA-256."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+    def fill(self, **slots: str) -> str:
+        """Return the text with every slot filled.
+
+        Raises:
+            KeyError: If the prompt has a slot that is not given.
+        """
+        return _SLOT.sub(lambda m: slots[m[1]], self.text)
+
+    def messages(self, **slots: str) -> tuple[Message, ...]:
+        """Return the conversation with every slot filled."""
+        pieces = _TURN.split(self.text)[1:]
+        return tuple(
+            Message(role, _SLOT.sub(lambda m: slots[m[1]], body).strip())  # type: ignore[arg-type]
+            for role, body in zip(pieces[::2], pieces[1::2], strict=True)
+        )

@@ -1,0 +1,38 @@
+"""Writes the report files of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saeval.records import RunResult
+
+
+def write_reports(run: RunResult, folder: Path) -> list[Path]:
+    """Write report.md, leaderboard.csv, leaderboard.parquet and index.html, each whole or not at all.
+
+    Args:
+        run: The results.
+        folder: Where they go, `report/` of the run directory; pages of latents are made from `cells/` beside it.
+
+    Returns:
+        The files, without the pages of latents that index.html links to.
+
+    Raises:
+        InputError: If the folder cannot be written to, or a table of a cell cannot be read.
+    """
+    from saeval._util import InputError, write_atomic
+    from saeval.report.html import write_html
+    from saeval.report.markdown import markdown
+    from saeval.results import write_csv, write_parquet
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    report, leaderboard, table = (folder / name for name in ("report.md", "leaderboard.csv", "leaderboard.parquet"))
+    write_atomic(report, markdown(run))
+    write_csv(run, leaderboard)
+    write_parquet(run, table)
+    return [report, leaderboard, table, write_html(run, folder.parent, folder)]

@@ -1,0 +1,131 @@
+"""Show a run's HTML report: opened from disk, or served on this machine to whoever has the address with its token."""
+
+from __future__ import annotations
+
+import hmac
+import html
+import secrets
+from functools import cached_property
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from saeval._util import InputError
+from saeval.report.html.pages import policy
+
+_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # the token is part of the address
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def page(run_dir: Path) -> Path:
+    """Return the page that a run's report begins with.
+
+    Raises:
+        InputError: If there is none.
+    """
+    index = run_dir / "report" / "index.html"
+    if not index.is_file():
+        raise InputError(f"{run_dir}: there is no report/index.html in it; `saeval report {run_dir}` writes it")
+    return index
+
+
+class ReportServer(ThreadingHTTPServer):
+    """Serves the pages of one report on 127.0.0.1, to those who know its token.
+
+    The token is the first part of every path, so that other users of the machine and pages of other sites, who can
+    reach the port, cannot read anything. Only requests to this very host and port are answered, so a site that
+    rebinds its name to 127.0.0.1 gets nothing either.
+
+    Args:
+        run_dir: The run.
+        port: Port; 0 for one that is free.
+
+    Raises:
+        InputError: If there is no report, it is of another version, or the port cannot be used.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, run_dir: Path, port: int = 0):
+        index = page(run_dir)
+        if policy() not in html.unescape(index.read_text(encoding="utf-8", errors="replace")):
+            # Its scripts are not those of this version, and no others are allowed to run.
+            raise InputError(
+                f"{index}: was written by another version of saeval; `saeval report {run_dir}` writes it again"
+            )
+        self.folder = index.parent.resolve()
+        self.token = secrets.token_urlsafe(24)
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except OSError as error:
+            raise InputError(
+                f"port {port}: cannot be used ({error.strerror or error}); choose another --port"
+            ) from None
+
+    @cached_property
+    def hosts(self) -> tuple[str, ...]:
+        """What a request for this server may give as its host."""
+        return f"127.0.0.1:{self.server_port}", f"localhost:{self.server_port}"
+
+    @property
+    def url(self) -> str:
+        """Address of the report, with the token in it."""
+        return f"http://127.0.0.1:{self.server_port}/{self.token}/index.html"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a browser that goes away is no error."""
+
+    def find(self, path: str) -> tuple[HTTPStatus, Path | None]:
+        """Return the status of a request for a path, and the file that it is answered with."""
+        token, _, place = path.partition("?")[0].removeprefix("/").partition("/")
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
+            return HTTPStatus.FORBIDDEN, None
+        file = self.folder / unquote(place)
+        try:
+            # What is behind a link or `..`, or leads out of the folder in any other way, is no page of the report.
+            inside = file.resolve() == file and file.is_relative_to(self.folder)
+            if inside and file.suffix in _TYPES and file.is_file():
+                return HTTPStatus.OK, file
+        except (OSError, ValueError):  # names that no file can have
+            pass
+        return HTTPStatus.NOT_FOUND, None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ReportServer
+    server_version, sys_version = "saeval", ""
+    timeout = 30  # seconds that a silent client is waited for
+
+    def do_GET(self) -> None:
+        """Send a page."""
+        status, content, kind = self._answer()
+        self.send_response(status)
+        # The pages' own policy, said by the server too: it holds whatever a page from somebody else may say.
+        rules = {"Content-Security-Policy": f"{policy()}; frame-ancestors 'none'", **_HEADERS}
+        for name, value in {**rules, "Content-Type": kind, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET  # noqa: N815 - the name is http.server's
+
+    def _answer(self) -> tuple[HTTPStatus, bytes, str]:
+        if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
+            return HTTPStatus.FORBIDDEN, b"", "text/plain"
+        status, file = self.server.find(self.path)
+        try:
+            return (status, file.read_bytes(), _TYPES[file.suffix]) if file else (status, b"", "text/plain")
+        except OSError:
+            return HTTPStatus.NOT_FOUND, b"", "text/plain"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: paths hold the token, and come from others."""

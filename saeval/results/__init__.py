@@ -1,0 +1,7 @@
+"""Reads back what a run wrote: results, tables, files of each cell."""
+
+from __future__ import annotations
+
+from saeval._util import attach
+
+__getattr__, __dir__, __all__ = attach(__file__)

@@ -1,0 +1,26 @@
+from saeval.results.cells import (
+    KINDS as KINDS,
+    cell_tables as cell_tables,
+    write_examples as write_examples,
+    write_explanations as write_explanations,
+    write_judgements as write_judgements,
+    write_latents as write_latents,
+)
+from saeval.results.reader import Run as Run, read as read
+from saeval.results.run_files import (
+    Row as Row,
+    RunCell as RunCell,
+    cell_file as cell_file,
+    open_run as open_run,
+    some as some,
+)
+from saeval.results.tables import (
+    arrow_table as arrow_table,
+    csv_text as csv_text,
+    read_table as read_table,
+    table_bytes as table_bytes,
+    tidy as tidy,
+    write_csv as write_csv,
+    write_parquet as write_parquet,
+    write_table as write_table,
+)

@@ -1,0 +1,136 @@
+"""The tables of one cell: latents, windows, judgements and explanations, as Parquet and JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from saeval._util import replacing
+from saeval.results.tables import TableWriter, table_writer, write_table
+
+Row = Mapping[str, Any]
+
+_LATENTS = {
+    "latent": "int64", "firings": "int64", "windows": "int64", "density": "double",
+    "max_activation": "double", "token_share": "double", "position_dependence": "double", "explanation_words": "int32",
+    "explanation_status": "string",
+}  # fmt: skip
+_DIRECTIONS = {"neighbours": "list<int64>", "cosines": "list<float>", "promoted": "list<string>"}
+_EXAMPLES = {
+    "latent": "int64", "role": "string", "active": "bool", "decile": "int8", "context": "int64", "start": "int32",
+    "document": "int32", "tokens": "list<string>", "token_ids": "list<int32>", "activations": "list<float>",
+}  # fmt: skip
+_JUDGEMENTS = {
+    "latent": "int64", "scorer": "string", "variant": "string", "example": "string", "active": "bool",
+    "predicted": "bool", "probability": "double", "decile": "int8", "status": "string", "reason": "string",
+}  # fmt: skip
+_SCORES = {
+    "latent": "int64", "scorer": "string", "variant": "string", "metric": "string", "value": "double",
+    "status": "string", "reason": "string",
+}  # fmt: skip
+_CALLS = {
+    "latent": "int64", "step": "string", "variant": "string", "call": "int32", "prompt": "string", "reply": "string",
+    "status": "string",
+}  # fmt: skip
+KINDS = {
+    "latents": {**_LATENTS, **_DIRECTIONS, "score.": "double"},
+    "examples": _EXAMPLES, "judgements": _JUDGEMENTS, "scores": _SCORES, "calls": _CALLS,
+}  # fmt: skip
+"""Columns and Arrow types of each table; a name that ends in a dot stands for all columns that begin so."""
+
+
+def write_latents(path: Path, rows: Sequence[Row]) -> None:
+    """Write one row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = {name: kind for name, kind in _DIRECTIONS.items() if name in names}
+    scores = {name: "double" for name in names if name.startswith("score.")}
+    write_table(path, rows, {**_LATENTS, **known, **scores})
+
+
+def write_examples(path: Path, rows: Iterable[Row]) -> None:
+    """Write one row a window that explained or scored a latent, with tokens and activations."""
+    write_table(path, rows, _EXAMPLES)
+
+
+def write_judgements(path: Path, rows: Iterable[Row]) -> None:
+    """Write one row a judged window: truth, answer, probability, or why there is no answer."""
+    write_table(path, rows, _JUDGEMENTS)
+
+
+def write_calls(path: Path, rows: Iterable[Row]) -> None:
+    """Write one row a prompt."""
+    write_table(path, rows, _CALLS)
+
+
+def write_explanations(path: Path, rows: Iterable[Row]) -> None:
+    """Write one JSON line an explanation."""
+    with _line_writer(path) as lines:
+        lines.add(rows)
+
+
+class CellWriters(NamedTuple):
+    """Writers of the tables of one cell.
+
+    Attributes:
+        latents: One row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns.
+        examples: One row a window that explained or scored a latent, with tokens and activations.
+        explanations: One row an explanation.
+        scores: One row a latent, scorer, explanation and metric; one without metric where there is no score.
+        judgements: One row a judged window: truth, answer, probability, or why there is no answer.
+        calls: One row a prompt; what prompts share takes room once in some two thousand.
+    """
+
+    latents: TableWriter
+    examples: TableWriter
+    explanations: LineWriter
+    scores: TableWriter
+    judgements: TableWriter
+    calls: TableWriter
+
+
+@contextmanager
+def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Iterator[CellWriters]:
+    """Lend the writers of a cell's tables, all of which are there when the block ends well.
+
+    Args:
+        folder: Folder of the cell.
+        scores: Columns `score.<label>.<metric>` of the latents.
+        directions: Whether anything is known of the latents' directions.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    latents = {**_LATENTS, **(_DIRECTIONS if directions else {}), **dict.fromkeys(scores, "double")}
+    with ExitStack() as files:
+
+        def table(name: str, columns: Mapping[str, str], at_once: int = 10_000) -> TableWriter:
+            return files.enter_context(table_writer(folder / f"{name}.parquet", columns, at_once))
+
+        yield CellWriters(
+            table("latents", latents),
+            table("examples", _EXAMPLES),
+            files.enter_context(_line_writer(folder / "explanations.jsonl")),
+            table("scores", _SCORES),
+            table("judgements", _JUDGEMENTS),
+            table("calls", _CALLS, 2000),
+        )
+
+
+class LineWriter:
+    """A file of JSON lines."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add rows."""
+        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _line_writer(path: Path) -> Iterator[LineWriter]:
+    with replacing(path) as place, place.open("w", encoding="utf-8", newline="\n") as file:
+        yield LineWriter(file)

@@ -1,0 +1,116 @@
+"""A run read back from its directory: the results, and the tables behind them for data frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import PrivateAttr
+
+from saeval._util import InputError
+from saeval.records import RunResult
+from saeval.results.cells import KINDS
+from saeval.results.run_files import RunCell, open_run
+from saeval.results.tables import arrow_table, read_table, tidy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_EXPLANATIONS = {"latent": "int64", "variant": "string", "text": "string", "status": "string", "reason": "string"}
+
+
+class Run(RunResult):
+    """A run's results, and its tables as `pyarrow.Table`.
+
+    A table holds all cells, each named in the column `cell`, and is read when asked for; one that is not in the
+    run directory is an `InputError`. `run.latents.to_pandas()` and `polars.from_arrow(run.latents)` make data frames.
+
+    Example:
+        >>> run = saeval.run("mine.yaml", out="mine")
+        >>> run.scores.select(["scorer", "metric", "value", "n"]).slice(0, 1).to_pylist()
+        [{'scorer': 'detection', 'metric': 'balanced_accuracy', 'value': 1.0, 'n': 4}]
+        >>> latents = run.latents.to_pandas()
+        >>> latents[latents["score.detection.balanced_accuracy"] < 0.9].latent.tolist()
+        []
+        >>> judged = run.judgements.to_pandas().query("variant == 'explanation'")
+        >>> judged.groupby("active").predicted.mean().to_dict()
+        {False: 0.0, True: 1.0}
+    """
+
+    _files: list[RunCell] = PrivateAttr(default_factory=list)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether the results are equal, wherever the runs lie."""
+        return isinstance(other, RunResult) and dict(self) == dict(other)
+
+    @property
+    def scores(self) -> pa.Table:
+        """The leaderboard: a row a cell, scorer, explanation (`variant`) and metric."""
+        columns, rows = tidy(self)
+        return arrow_table(rows, columns)
+
+    @property
+    def latents(self) -> pa.Table:
+        """A row a latent: firings, windows, density, and the scores of its own explanation, `score.<label>.<metric>`."""
+        return self._joined("latents")
+
+    @property
+    def latent_scores(self) -> pa.Table:
+        """A row a latent, scorer, explanation (`variant`) and metric: value, or the reason why there is none."""
+        return self._joined("scores")
+
+    @property
+    def examples(self) -> pa.Table:
+        """A row a window that explained or scored a latent (`role`), with its tokens and activations."""
+        return self._joined("examples")
+
+    @property
+    def judgements(self) -> pa.Table:
+        """A row a judged window: truth, answer, probability, or the reason why there is no answer."""
+        return self._joined("judgements")
+
+    @property
+    def calls(self) -> pa.Table:
+        """A row a prompt that was sent for a latent, with the reply."""
+        return self._joined("calls")
+
+    @property
+    def explanations(self) -> pa.Table:
+        """A row an explanation, those of baselines included (`variant`)."""
+        rows = [{"cell": cell.name, **row} for cell in self._files for row in cell.explanations]
+        return arrow_table(rows, {"cell": "string", **_EXPLANATIONS})
+
+    def _joined(self, name: str) -> pa.Table:
+        import pyarrow as pa
+
+        tables = []
+        for cell in self._files:
+            table = read_table(cell.folder / f"{name}.parquet", KINDS[name])
+            tables.append(table.add_column(0, "cell", pa.repeat(cell.name, len(table))))
+        try:
+            return pa.concat_tables(
+                tables or [pa.table({"cell": pa.array([], pa.string())})], promote_options="default"
+            )
+        except pa.ArrowException:
+            raise InputError(f"{name}.parquet: the tables of the cells do not have the same columns") from None
+
+
+def read(path: str | Path) -> Run:
+    """Read a run back; no plugin needs to be installed.
+
+    Args:
+        path: The run directory, or its `results.json`.
+
+    Raises:
+        InputError: If there are no results, or they are of a format that this version does not know.
+
+    Example:
+        >>> run = saeval.read("mine")
+        >>> row = run.cells[0].scores[0]
+        >>> row.scorer, row.metric, row.value, row.n, row.floor["chance"]
+        ('detection', 'balanced_accuracy', 1.0, 4, 0.5)
+    """
+    result, files = open_run(Path(path))
+    run = Run.model_construct(**dict(result))
+    run._files = files
+    return run

@@ -1,0 +1,134 @@
+"""The files of a run directory, read as they lie there and believed no further than they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saeval._util import InputError, did_you_mean, file_name, latent_number, read_json_lines
+from saeval.records import MAIN, CellResult, RunResult, ScoreRow, read_result
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunCell:
+    """One cell of a run, with the tables in its folder.
+
+    Attributes:
+        result: Its row of `results.json`.
+        folder: Where its tables lie.
+    """
+
+    result: CellResult
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the cell."""
+        return self.result.cell
+
+    @property
+    def hookpoint(self) -> str:
+        """Place in the model."""
+        return str(self.result.coder.get("hookpoint") or "unknown")
+
+    @cached_property
+    def latents(self) -> list[Row]:
+        """Rows of `latents.parquet`, ascending."""
+        rows = self._table("latents", ("latent", "firings", "windows", "density", "max_activation"))
+        return sorted(rows, key=lambda row: row["latent"])
+
+    @cached_property
+    def examples(self) -> list[Row]:
+        """Rows of `examples.parquet`; none where a run has none, as an imported one may."""
+        columns = ("latent", "role", "active", "decile", "context", "start", "tokens", "activations")
+        return self._table("examples", columns) if (self.folder / "examples.parquet").exists() else []
+
+    @cached_property
+    def judgements(self) -> list[Row]:
+        """Rows of `judgements.parquet`."""
+        columns = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "decile", "status")
+        return self._table("judgements", columns)
+
+    @cached_property
+    def explanations(self) -> list[Row]:
+        """Rows of `explanations.jsonl`."""
+        rows = []
+        for where, row in read_json_lines(self.folder / "explanations.jsonl"):
+            if not isinstance(row, dict) or not all(
+                isinstance(row.get(k), str) for k in ("variant", "text", "status", "reason")
+            ):
+                raise InputError(f"{where}: should hold latent, variant, text, status and reason")
+            rows.append({**row, "latent": latent_number(row.get("latent"), where)})
+        return rows
+
+    @cached_property
+    def texts(self) -> dict[int, str]:
+        """The cell's own explanations that worked, by latent, ascending."""
+        own = [row for row in self.explanations if row["variant"] == MAIN and row["status"] == "ok"]
+        return {row["latent"]: row["text"] for row in sorted(own, key=lambda row: row["latent"])}
+
+    @property
+    def lost_explanations(self) -> int:
+        """How many explanations are not the cell's own, or failed."""
+        return len(self.explanations) - len(self.texts)
+
+    def judged(self, scorer: str) -> dict[int, list[Row]]:
+        """Return a scorer's judgements of the cell's own explanations, by latent, ascending."""
+        found: dict[int, list[Row]] = {}
+        for row in self.judgements:
+            if row["scorer"] == scorer and row["variant"] == MAIN:
+                found.setdefault(row["latent"], []).append(row)
+        return dict(sorted(found.items()))
+
+    def rows(self) -> dict[str, list[ScoreRow]]:
+        """Return the leaderboard rows of the cell's own explanations, by scorer."""
+        found: dict[str, list[ScoreRow]] = {}
+        for row in self.result.scores:
+            if row.variant == MAIN:
+                found.setdefault(row.scorer, []).append(row)
+        return found
+
+    def values(self, scorer: str, metric: str) -> dict[int, float]:
+        """Return a metric of the cell's own explanations, by latent, ascending."""
+        key = f"score.{scorer}.{metric}"
+        return {row["latent"]: row[key] for row in self.latents if row.get(key) is not None}
+
+    def _table(self, name: str, columns: tuple[str, ...]) -> list[Row]:
+        from saeval.results.cells import KINDS
+        from saeval.results.tables import read_table
+
+        rows: list[Row] = read_table(self.folder / f"{name}.parquet", KINDS[name], columns).to_pylist()
+        for row in rows:
+            row["latent"] = latent_number(row["latent"], f"{self.folder / name}.parquet")
+        return rows
+
+
+def open_run(run: Path, cell: str | None = None) -> tuple[RunResult, list[RunCell]]:
+    """Return a run's results and its cells, all or one.
+
+    Raises:
+        InputError: If it is no run directory, there is no such cell, or a cell's name is no name of a folder.
+    """
+    result = read_result(run)
+    root = run if run.is_dir() else run.parent
+    names = [c.cell for c in result.cells]
+    if cell is not None and cell not in names:
+        raise InputError(f"{run}: no cell {cell!r}{did_you_mean(cell, names)}; there are {'; '.join(names)}")
+    if wrong := [name for name in names if Path(name).name != name or name == ".."]:
+        raise InputError(f"{run}: a cell is called {wrong[0]!r:.80}, which is no name of a folder")
+    chosen = [c for c in result.cells if cell is None or c.cell == cell]
+    return result, [RunCell(c, root / "cells" / c.cell) for c in chosen]
+
+
+def some(lost: int, one: str, more: str) -> str:
+    """Return `1 explanation`, `3 explanations`."""
+    return f"{lost} {one if lost == 1 else more}"
+
+
+def cell_file(cell: RunCell, suffix: str = "") -> str:
+    """Return the name of a cell's file or folder in an export."""
+    return file_name(cell.name) + suffix

@@ -1,0 +1,237 @@
+"""Tables: written whole or not at all, and read as the types they are written in; the leaderboard as a tidy table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval._util import InputError, replacing, safe_text, write_atomic
+from saeval.records import RunResult, ScoreRow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_COLUMNS = {
+    "run_id": "string", "task": "string", "task_version": "string", "spec_sha": "string", "synthetic": "bool", "partial": "bool",
+    "cell": "string", "baseline": "string", "subject": "string", "corpus": "string", "axis.": "string", "measure.": "double", "count.": "int64",
+    "scorer": "string", "variant": "string", "plugin": "string", "metric": "string", "higher_is_better": "bool",
+    "value": "double", "median": "double", "ci_low": "double", "ci_high": "double", "method": "string",
+    "n": "int64", "tried": "int64", "failed": "int64", "skipped": "int64", "unparsed": "int64", "coverage": "double",
+    "windows": "int64", "answered": "int64", "worst": "double", "best": "double",
+    "floor.": "double", "lift": "double", "lift_low": "double", "lift_high": "double", "lift_from": "string", "lift_n": "int64",
+    "lift_p": "double", "same_answers": "double", "corrected": "double", "corrected_low": "double", "corrected_high": "double",
+    "judge": "string", "verdict": "string", "explanation_words": "double", "usd": "double",
+}  # fmt: skip
+"""Columns and Arrow types, in order; a name that ends in a dot stands for one column a key."""
+
+
+def tidy(*runs: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return the columns with their Arrow types, and the rows; a row lacks the columns it has no value for."""
+    rows: list[dict[str, Any]] = []
+    for run, cell in ((r, c) for r in runs for c in r.cells):
+        shared = {
+            "run_id": run.run_id, "task": run.task, "task_version": run.task_version, "spec_sha": run.spec_sha,
+            "synthetic": run.synthetic, "partial": run.partial,
+            "cell": cell.cell, "baseline": cell.baseline, "subject": cell.subject, "corpus": cell.corpus or None,
+            **{f"axis.{k}": v for k, v in cell.axes.items()},
+            **{f"measure.{k}": v for k, v in cell.measures.items()},
+            **{f"count.{k}": v for k, v in cell.counts.items()},
+        }  # fmt: skip
+        for row in cell.scores:
+            rows.append({**shared, **row.model_dump(exclude=_NESTED), **_flat(row)})
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {
+        key: kind
+        for name, kind in _COLUMNS.items()
+        for key in ([k for k in keys if k.startswith(name)] if name.endswith(".") else [name])
+    }
+    return columns, rows
+
+
+_NESTED = {"ci95", "floor", "range", "bounds", "against", "lift_ci95", "corrected_ci95"}
+
+
+def _flat(row: ScoreRow) -> dict[str, Any]:
+    """Return a row's nested values, a column each."""
+    pairs = {("ci_low", "ci_high"): row.ci95, ("worst", "best"): row.bounds, ("lift_low", "lift_high"): row.lift_ci95,
+             ("corrected_low", "corrected_high"): row.corrected_ci95}  # fmt: skip
+    found: dict[str, Any] = {}
+    for names, pair in pairs.items():
+        found |= dict(zip(names, pair or (None, None), strict=True))
+    if (sample := row.against) is not None:
+        found |= {"lift_from": sample.variant, "lift_n": sample.n, "lift_p": sample.p, "same_answers": sample.same}
+    return found | {f"floor.{name}": value for name, value in row.floor.items()}
+
+
+def write_csv(run: RunResult, path: Path) -> None:
+    """Write the leaderboard as CSV."""
+    write_atomic(path, csv_text(run))
+
+
+def csv_text(*runs: RunResult) -> str:
+    """Return leaderboards as CSV. Text that a spreadsheet would take for a formula gets a `'` before it."""
+    columns, rows = tidy(*runs)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _inert(v) for k, v in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = safe_text(value)
+    return f"'{text}" if value.startswith("\t") or text.startswith(("=", "+", "-", "@")) else text
+
+
+def write_parquet(run: RunResult, path: Path) -> None:
+    """Write the leaderboard as Parquet."""
+    columns, rows = tidy(run)
+    write_table(path, rows, columns)
+
+
+class TableWriter:
+    """A Parquet file (zstd) that grows row by row; see `table_writer`."""
+
+    def __init__(self, path: Path, columns: Mapping[str, str], at_once: int):
+        import pyarrow.parquet as pq
+
+        self._columns, self._at_once = columns, at_once
+        self._rows: list[Mapping[str, Any]] = []
+        self._file = pq.ParquetWriter(path, arrow_table([], columns).schema, compression="zstd")
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows.
+
+        Raises:
+            InputError: If a value does not fit its column.
+        """
+        self._rows += rows
+        if len(self._rows) >= self._at_once:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._file.write_table(arrow_table(self._rows, self._columns))
+            self._rows = []
+
+    def close(self) -> None:
+        """Write what is left."""
+        try:
+            self._flush()
+        finally:
+            self._file.close()
+
+
+@contextmanager
+def table_writer(path: Path, columns: Mapping[str, str], at_once: int = 10_000) -> Iterator[TableWriter]:
+    """Lend a writer of a table with these columns and Arrow types; the table is there, whole, when the block ends well.
+
+    Args:
+        path: The file.
+        columns: Columns and Arrow types; `list<…>` for a list.
+        at_once: About how many rows are in memory, and in a row group of the file.
+
+    Raises:
+        InputError: If the place cannot be written to.
+    """
+    with replacing(path) as file, closing(TableWriter(file, columns, at_once)) as writer:
+        yield writer
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Write rows as Parquet (zstd), with these columns and Arrow types; `list<…>` for a list. No rows are fine.
+
+    Raises:
+        InputError: If the place cannot be written to, or a value does not fit its column.
+    """
+    with table_writer(path, columns) as table:
+        table.add(rows)
+
+
+def table_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bytes:
+    """Return the Parquet file that `write_table` writes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(arrow_table(rows, columns), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pa.Table:
+    """Return rows as an Arrow table with these columns and types.
+
+    Raises:
+        InputError: If a value does not fit its column.
+    """
+    import pyarrow as pa
+
+    made = {}
+    for name, kind in columns.items():
+        try:
+            made[name] = pa.array([row.get(name) for row in rows], _arrow(kind))
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            raise InputError(f"{safe_text(name)}: one of the values is no {kind}, which tables have there") from None
+    return pa.table(made)
+
+
+def read_table(
+    file: Path,
+    kinds: Mapping[str, str],
+    columns: Sequence[str] = ("latent",),
+    *,
+    others: bool = True,
+    groups: Sequence[int] | None = None,
+) -> pa.Table:
+    """Read a table of a run, its known columns as the types they are written in.
+
+    Args:
+        file: The Parquet file.
+        kinds: Columns and Arrow types; a name that ends in a dot stands for all columns that begin so.
+        columns: Those that must be there.
+        others: Whether to read all other columns, too.
+        groups: Which of its row groups; all when left out.
+
+    Raises:
+        InputError: If the file is not there, not whole, lacks a column, or holds what it should not.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            wanted = range(parquet.num_row_groups) if groups is None else groups
+            table = parquet.read_row_groups(list(wanted), columns=None if others else list(columns))
+        table.validate(full=True)
+        names = table.column_names
+    except FileNotFoundError:
+        raise InputError(f"{file}: is not there; give the whole run directory") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{file}: is not whole Parquet ({type(error).__name__}); copy or make it again") from None
+    if missing := [name for name in columns if name not in names]:
+        raise InputError(f"{file}: has no column {', '.join(missing)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"{file}: has a column twice")
+    for i, name in enumerate(names):
+        kind = kinds.get(name) or kinds.get(name.partition(".")[0] + ".")
+        try:
+            if kind and table.column(i).type != _arrow(kind):
+                table = table.set_column(i, name, table.column(i).cast(_arrow(kind)))
+        except pa.ArrowException:
+            raise InputError(f"{file}: the column {safe_text(name)} does not hold {kind}") from None
+    if table.column("latent").null_count:
+        raise InputError(f"{file}: a row does not say of what latent it is")
+    return table
+
+
+def _arrow(kind: str) -> Any:
+    import pyarrow as pa
+
+    return pa.list_(_arrow(kind[5:-1])) if kind.startswith("list<") else pa.type_for_alias(kind)

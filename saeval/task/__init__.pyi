@@ -1,0 +1,12 @@
+from saeval.task.files import find_group as find_group, shipped_tasks as shipped_tasks
+from saeval.task.loader import SHUFFLED as SHUFFLED, load_task as load_task
+from saeval.task.parts import Cell as Cell, Part as Part, RolePart as RolePart, StepPart as StepPart, Task as Task
+from saeval.task.schema import task_schema as task_schema
+from saeval.task.spec import (
+    OF_ALL_LATENTS as OF_ALL_LATENTS,
+    CellFilter as CellFilter,
+    FindingSpec as FindingSpec,
+    parse_assignment as parse_assignment,
+    plain as plain,
+    score_reference as score_reference,
+)

@@ -1,0 +1,297 @@
+"""From a task spec to a task: plugins found and their options checked, cells laid out, nothing loaded yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saeval._util import InputError, SpecError, clean, did_you_mean
+from saeval.plugin.base import ActivationSource, Explainer, Need, Sampler
+from saeval.plugin.registry import Registry
+from saeval.records import split_ranking
+from saeval.task.files import find_include, find_spec
+from saeval.task.making import PartMaker
+from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
+from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
+from saeval.task.spec.checking import parse, refuse_secrets
+from saeval.task.spec.document import Document, KeyPath, override, read_document
+from saeval.task.spec.matrix import axis_id, cells_of
+from saeval.task.spec.models import PartSpec, TaskSpec
+
+SHUFFLED = "shuffled_explanation"
+_EXPLANATION_BASELINES = {"random_explanation": "random"}
+"""Names of explanation baselines in specs that differ from the explainer's own name."""
+_LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
+
+
+def load_task(
+    reference: str | Path | Mapping[str, Any],
+    *,
+    registry: Registry,
+    overrides: Mapping[str, Any] | None = None,
+    llms: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> Task:
+    """Read a spec and build the task, reporting every mistake at once.
+
+    Args:
+        reference: Name of a shipped task, path of a spec file, or the spec itself as a mapping.
+        registry: Where plugins are found.
+        overrides: Dotted keys to set, as `--set` does.
+        llms: Models to put in place of roles', as `--llm ROLE=MODEL` does.
+        check: Whether each plugin looks if what its options name is there.
+
+    Raises:
+        SpecError: If anything in the spec is wrong.
+    """
+    if isinstance(reference, Mapping):
+        document = Document(clean(dict(reference)), {})
+    else:
+        document = read_document(
+            find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)
+        )
+    if "group" in document.data:
+        raise SpecError(
+            [f"{reference}: is a group of tasks, which `saeval run`, `plan` and `validate` take; name one of its tasks"]
+        )
+    if llms:
+        for role, model in llms.items():
+            if role not in document.data.get("llms", {}):
+                have = ", ".join(document.data.get("llms", {})) or "none"
+                raise SpecError([f"--llm {role}={model}: the task has no role {role!r}; it has: {have}"])
+            # Options of the model that stood there before need not make sense for this one.
+            document = override(document, {f"llms.{role}": {"model": model}})
+    if overrides:  # last, so that they can give such a model its own options
+        document = override(document, overrides)
+    refuse_secrets(document)
+    return _Builder(document, registry, check).task()
+
+
+class _Baselines(NamedTuple):
+    """What stands under `baselines`, by what it replaces."""
+
+    alternatives: dict[str, StepPart[Explainer] | None]
+    shuffled_latents: int | None
+    coders: list[tuple[PartSpec, KeyPath]]
+
+
+class _Builder(PartMaker):
+    """Makes the parts of every cell of the matrix, and holds them against each other."""
+
+    def __init__(self, document: Document, registry: Registry, check: bool):
+        super().__init__(document, registry, check)
+        self.template = document
+
+    def task(self) -> Task:
+        cells: list[Cell] = []
+        spec: TaskSpec | None = None
+        roles: dict[str, RolePart] = {}
+        for axes, document in cells_of(self.document):
+            self.document = document
+            spec = parse(document)
+            if not roles:
+                roles = self.roles(spec)
+            cells += self.cells(spec, axes, roles)
+        if spec is not None and spec.checks is not None and spec.checks not in spec.llms:
+            self.fail(("checks",), f"there is no role {spec.checks!r} under llms")
+        trackers = self.trackers(spec) if spec is not None else ()
+        if spec is not None and cells:
+            self.check_findings(spec.findings, cells[0])
+        if self.problems:
+            raise SpecError(list(dict.fromkeys(self.problems)))
+        assert spec is not None  # cells_of yields at least one
+        cells = _without_twins(cells)
+        return Task(
+            spec.task, spec.version, spec.description, self.template.data, tuple(cells), roles, spec.run,
+            self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks, trackers, tuple(spec.findings),
+            spec.leaderboard.correct_for_judge,
+        )  # fmt: skip
+
+    def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
+        """Report scores and axes that findings name and the task does not have."""
+        known = ["baseline", *cell.axes]
+        for i, finding in enumerate(findings):
+            names: list[tuple[KeyPath, object]] = [(("score",), finding.score), (("than",), finding.than)]
+            names += [(("correlation", k), name) for k, name in enumerate(finding.correlation or ())]
+            names += [(("tokens", k), name) for k, name in enumerate(finding.tokens or ())]
+            for place, name in names:
+                if isinstance(name, str) and name != "chance" and (trouble := _no_such_score(name, cell)):
+                    self.fail(("findings", i, *place), trouble)
+            axes: list[KeyPath] = [("cells", axis) for axis in finding.cells]
+            axes += [("than_cells", axis) for axis in finding.than_cells or {}]
+            axes += [("along", finding.along)] if finding.along is not None else []
+            for place in axes:
+                axis = str(place[-1])
+                if axis not in known:
+                    hint = did_you_mean(axis, known)
+                    self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; there are: {', '.join(known)}")
+
+    def lends(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
+        """Report what a part needs and the source cannot lend."""
+        for need in sorted(part.plugin.needs() & _LENT.keys() - source.plugin.offers()):
+            self.fail(path, f"{part.loaded.id} needs {_LENT[need]}, which the source {source.loaded.id} does not have")
+
+    def cells(self, spec: TaskSpec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
+        source = self.plugin("source", spec.source, ("source",))
+        sampler = self.plugin("sampler", spec.sampler, ("sampler",))
+        explainer = self.step("explainer", spec.explainer, ("explainer",), roles)
+        if not spec.scorers:
+            self.fail(("scorers",), "give at least one scorer")
+        scorers = {k: self.step("scorer", s, ("scorers", k), roles) for k, s in spec.scorers.items()}
+        alternatives, shuffled_latents, coders = self.baselines(spec, roles)
+        if not (source and sampler and explainer and all(scorers.values())):
+            return []
+        needing: dict[KeyPath, Part[Any]] = {("sampler",): sampler, ("explainer",): explainer.part}
+        needing |= {("scorers", k): s.part for k, s in scorers.items() if s}
+        needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}
+        for place, part in needing.items():
+            self.lends(source, part, place)
+        names = {axis: axis_id(value) for axis, value in axes.items()}
+        cell = Cell(
+            _cell_name(names), names, None, source, sampler, spec.latents, explainer,
+            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents, _alone(spec, sampler.plugin),
+        )  # fmt: skip
+        return [cell, *self.coder_baselines(cell, coders, axes)]
+
+    def baselines(self, spec: TaskSpec, roles: Mapping[str, RolePart]) -> _Baselines:
+        """Sort the baselines into explanations and coders, and look whether those that scorers name are there."""
+        alternatives: dict[str, StepPart[Explainer] | None] = {}
+        shuffled_latents = None
+        coders: list[tuple[PartSpec, KeyPath]] = []
+        for i, baseline in enumerate(spec.baselines):
+            path: KeyPath = ("baselines", i)
+            if baseline.use == SHUFFLED:
+                alternatives[SHUFFLED] = None
+                shuffled_latents = baseline.when.latents if baseline.when else None
+            elif self.registry.find("explainer", _EXPLANATION_BASELINES.get(baseline.use, baseline.use)):
+                named = baseline.model_copy(update={"use": _EXPLANATION_BASELINES.get(baseline.use, baseline.use)})
+                if (step := self.step("explainer", named, path, roles)) is not None:
+                    alternatives[baseline.use] = step
+            elif self.registry.find("coder", baseline.use):
+                coders.append((baseline, path))
+            else:
+                known = [SHUFFLED, *_EXPLANATION_BASELINES, "top_tokens", "random_sae", "neurons"]
+                self.fail(
+                    path,
+                    f"no baseline {baseline.use!r}{did_you_mean(baseline.use, known)}; there are: {', '.join(known)}",
+                )
+        for label, scorer in spec.scorers.items():
+            for name in scorer.baselines or ():
+                if name not in alternatives:
+                    there = ", ".join(alternatives) or "none"
+                    self.fail(
+                        ("scorers", label, "baselines"),
+                        f"{name!r} is not an explanation baseline of this task; there are: {there}",
+                    )
+        return _Baselines(alternatives, shuffled_latents, coders)
+
+    def coder_baselines(
+        self, cell: Cell, coders: Sequence[tuple[PartSpec, KeyPath]], axes: Mapping[str, Any]
+    ) -> Iterator[Cell]:
+        """Yield the cell with its coder replaced by each baseline coder."""
+        for spec, path in coders:
+            part = self.plugin("coder", spec, path)
+            if part is None:
+                continue
+            try:
+                source = cell.source.plugin.with_coder(part.plugin)
+                if self.check:
+                    source.check()
+            except InputError as error:
+                self.fail(path, str(error))
+                continue
+            # The axes that only choose the coder do not tell baseline cells apart.
+            options = self.template.data["source"]["with"]
+            others = {key: value for key, value in options.items() if key != "coder"}
+            moved = [a for a in axes if _uses(options.get("coder"), a) and not _uses(others, a)] or ["coder"]
+            names = {**{a: n for a, n in cell.axes.items() if a not in moved}, **dict.fromkeys(moved, spec.use)}
+            names = {axis: names[axis] for axis in dict.fromkeys([*cell.axes, *moved])}
+            latents = cell.latents
+            if spec.when is not None:
+                latents = latents.model_copy(update={"n": min(latents.n, spec.when.latents)})
+            yield Cell(
+                _cell_name(names), names, spec.use, Part(source, cell.source.loaded, (part,)), cell.sampler, latents,
+                cell.explainer, cell.scorers, cell.alternatives, cell.shuffled_latents, cell.alone,
+            )  # fmt: skip
+
+    def rank_by(self, spec: TaskSpec, cell: Cell) -> str:
+        label, step = next(iter(cell.scorers.items()))
+        wanted = spec.leaderboard.rank_by
+        if wanted is None:
+            return f"{label}.{step.part.plugin.metrics[0].name}"
+        wanted, ranking = split_ranking(wanted)
+        label, _, metric = wanted.partition(".")
+        if label not in cell.scorers:
+            raise SpecError(
+                [
+                    f"{self.document.where(('leaderboard', 'rank_by'))}: no scorer {label!r}{did_you_mean(label, list(cell.scorers))}"
+                ]
+            )
+        known = [m.name for m in cell.scorers[label].part.plugin.metrics]
+        metric = metric or known[0]
+        if metric not in known:
+            raise SpecError(
+                [
+                    f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: {', '.join(known)}"
+                ]
+            )
+        if ranking == "lift" and (why := _no_lift(label, cell)):
+            raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: {why}"])
+        return f"{label}.{metric}" + (f".{ranking}" if ranking else "")
+
+
+def _no_lift(label: str, cell: Cell) -> str:
+    """Say why a scorer has no lift; nothing where it has one."""
+    scorer = cell.scorers[label]
+    if not scorer.part.plugin.reads_explanation:
+        return f"{label} does not read the explanation, so it has no lift; rank by {label} or another scorer"
+    if not any(scorer.baselines is None or name in scorer.baselines for name in cell.floors):
+        return f"{label} is scored on no floor, so it has no lift; add shuffled_explanation to its baselines"
+    return ""
+
+
+def _no_such_score(name: str, cell: Cell) -> str:
+    """Say what part of `LABEL.METRIC of EXPLANATION` a cell does not have; nothing when it has all."""
+    label, metric, explanation = score_reference(name)
+    if label not in cell.scorers:
+        return f"no scorer {label!r}{did_you_mean(label, list(cell.scorers))}; there are: {', '.join(cell.scorers)}"
+    metrics = [m.name for m in cell.scorers[label].part.plugin.metrics]
+    if metric is not None and metric not in metrics:
+        return f"{label} has no metric {metric!r}{did_you_mean(metric, metrics)}; it has: {', '.join(metrics)}"
+    explanations = ["explanation", *cell.alternatives]
+    if explanation not in explanations:
+        have = ", ".join(explanations)
+        return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; there are: {have}"
+    return ""
+
+
+def _uses(template: Any, axis: str) -> bool:
+    """Whether a part of a spec names an axis of the matrix."""
+    return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
+
+
+def _alone(spec: TaskSpec, sampler: Sampler) -> bool:
+    """Whether listed latents are wanted, and nothing that takes the activations of others."""
+    return spec.latents.select == "list" and not OF_ALL_LATENTS & {*spec.measure} and sampler.reads_one_latent()
+
+
+def _cell_name(axes: Mapping[str, str]) -> str:
+    """Join the axes to a name that is fit for a folder: `coder=topk,layer=9`."""
+    name = ",".join(f"{axis}={value}" for axis, value in axes.items()) or "all"
+    return re.sub(r"[^A-Za-z0-9._=,+-]", "_", name)[:150]
+
+
+def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
+    """Leave out baseline cells that several contestants share.
+
+    Raises:
+        SpecError: If two contestants have the same name.
+    """
+    kept: dict[str, Cell] = {}
+    for cell in cells:
+        twin = kept.setdefault(cell.name, cell)
+        if twin is not cell and not (cell.baseline and twin.source.identity == cell.source.identity):
+            raise SpecError([f"matrix: two cells are called {cell.name!r}; give their axis values different ids"])
+    return list(kept.values())

@@ -1,0 +1,255 @@
+"""The JSON Schema of task specs: what editors complete and check, with the options of every installed plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import GenerateJsonSchema
+
+from saeval.llm import RoleSettings
+from saeval.plugin import base as interfaces
+from saeval.plugin.registry import KINDS, Loaded, Registry
+from saeval.task.spec.models import GroupSpec, TaskSpec
+
+Schema = dict[str, Any]
+Options = Mapping[str, Schema]
+"""The schemas of the options of some plugins, by the plugins' names in specs."""
+
+_FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a lone file, `./file.py:Class`."}
+_NO_PLUGINS = {
+    "random_explanation": {"description": "Ready-made explanations that know nothing of the latent."},
+    "shuffled_explanation": {"description": "The explanations of other latents of the cell."},
+}
+_NESTED = "x-saeval-kind"  # marks, until definitions are put together, where another plugin stands among the options
+_INSIDE = ("properties", "$defs", "anyOf", "allOf", "items", "additionalProperties", "then")
+
+
+def task_schema(registry: Registry) -> Schema:
+    """Return the JSON Schema (draft 2020-12) of task specs in this environment.
+
+    What a spec does not say an `include` may, so keys are required only of a whole spec that includes nothing. In the
+    place of any value there may be a `${matrix.…}`. What only running code can tell, such as whether a file is there,
+    is left to `saeval validate`.
+
+    Args:
+        registry: The plugins; broken and disabled packages are left out.
+    """
+    options = {kind: {_name(plugin): _options(plugin) for plugin in registry.names(kind)} for kind in KINDS}
+    schema = TaskSpec.model_json_schema(by_alias=True)
+    definitions, properties = schema["$defs"], schema["properties"]
+    part, role = definitions.pop("PartSpec"), definitions.pop("RoleSpec")
+    for kind, found in options.items():
+        definitions[kind] = _role(role, found) if kind == "llm" else _named_or_part(part, kind, found)
+        for name, of_plugin in found.items():
+            definitions |= of_plugin.pop("$defs", {})
+            definitions[_definition(kind, name)] = {k: v for k, v in of_plugin.items() if k != "required"}
+    coders, explainers = ({n: s for n, s in options[k].items() if "/" not in n} for k in ("coder", "explainer"))
+    definitions["baseline"] = _named_or_part(part, "coder", coders, {**_NO_PLUGINS, **explainers})
+    for key in ("source", "sampler", "explainer"):
+        properties[key] = _described(properties[key], {"$ref": f"#/$defs/{key}"})
+    definitions["labelled"] = _part(part, "scorer", options["scorer"], {})
+    properties["scorers"] = _described(properties["scorers"], _scorers(options["scorer"]))
+    properties["baselines"]["items"] = {"$ref": "#/$defs/baseline"}
+    definitions["RunOptions"]["properties"]["trackers"]["items"] = {"$ref": "#/$defs/tracker"}
+    properties["llms"]["additionalProperties"] = {"$ref": "#/$defs/llm"}
+    properties |= {key: of for key, of in GroupSpec.model_json_schema()["properties"].items() if key not in properties}
+    required = schema.pop("required")
+    schema = _with_slots(schema)
+    schema["$defs"]["slot"] = {"type": "string", "pattern": r"\$\{", "description": "A value of the matrix."}
+    begun = {"anyOf": [{"required": [key]} for key in ("saeval", "task", "version")]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "A task of saeval",
+        "if": {"allOf": [begun, {"not": {"anyOf": [{"required": ["include"]}, {"required": ["group"]}]}}]},
+        "then": {"required": required, "properties": _complete(options)},
+    }
+
+
+def _name(plugin: Loaded) -> str:
+    return plugin.id.removeprefix("saeval/")
+
+
+def _definition(kind: str, name: str) -> str:
+    return f"{kind}.{name.replace('/', '.')}"
+
+
+# --- The options of one plugin ------------------------------------------------------------------------------
+
+
+class _Generator(GenerateJsonSchema):
+    """Leaves a mark where a plugin is an option of another one, which specs name with `use`."""
+
+    ignored_warning_kinds = {"non-serializable-default", "skipped-choice"}
+    plugin: type
+    """The plugin whose options are wanted."""
+
+    def model_schema(self, schema: Any) -> Schema:
+        """Return the schema of a model."""
+        kind = interfaces.kind_of(schema["cls"]) if schema["cls"] is not self.plugin else None
+        return {_NESTED: kind} if kind else super().model_schema(schema)
+
+
+def _options(plugin: Loaded) -> Schema:
+    """Return the schema of a plugin's options, its definitions called after the plugin."""
+    prefix = _definition(plugin.kind, _name(plugin))
+    generator = type("_GeneratorOfOne", (_Generator,), {"plugin": plugin.cls})
+    try:
+        schema = plugin.cls.model_json_schema(schema_generator=generator, ref_template=f"#/$defs/{prefix}.{{model}}")
+    except PydanticInvalidForJsonSchema:  # an option of a type that JSON has no schema for
+        schema = {"type": "object", "description": plugin.cls.__doc__ or ""}
+    schema["$defs"] = {f"{prefix}.{name}": found for name, found in schema.pop("$defs", {}).items()}
+    plain: Schema = _plain(schema)
+    return plain
+
+
+def _plain(schema: Any) -> Any:
+    """Point at other plugins, and let a value fit several of a tagged union's members: `use` has a default in each."""
+    if isinstance(schema, list):
+        return [_plain(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if _NESTED in schema:
+        return {"$ref": f"#/$defs/{schema[_NESTED]}"}
+    return {"anyOf" if k == "oneOf" else k: _plain(v) for k, v in schema.items() if k != "discriminator"}
+
+
+# --- Parts, scorers and roles -------------------------------------------------------------------------------
+
+
+def _described(before: Schema, schema: Schema) -> Schema:
+    return {"description": before["description"], **schema}
+
+
+def _first_line(schema: Schema) -> str:
+    return str(schema.get("description", "")).partition("\n")[0]
+
+
+def _choice(options: Options) -> list[Schema]:
+    return [{"const": name, "description": _first_line(schema)} for name, schema in options.items()]
+
+
+def _if_used(name: str, then: Schema) -> Schema:
+    return {"if": {"properties": {"use": {"const": name}}, "required": ["use"]}, "then": then}
+
+
+def _with(kind: str, name: str) -> Schema:
+    return {"properties": {"with": {"$ref": f"#/$defs/{_definition(kind, name)}"}}}
+
+
+def _part(part: Schema, kind: str, options: Options, others: Options) -> Schema:
+    """Return the schema of a mapping with `use` and `with`."""
+    use = {**part["properties"]["use"], "anyOf": [*_choice({**options, **others}), _FILE]}
+    return {
+        **{k: v for k, v in part.items() if k not in ("type", "required")},
+        "properties": {**part["properties"], "use": {k: v for k, v in use.items() if k != "type"}},
+        "allOf": [{"type": "object"}, *(_if_used(name, _with(kind, name)) for name in options)],
+    }
+
+
+def _named_or_part(part: Schema, kind: str, options: Options, others: Options | None = None) -> Schema:
+    """Return the schema of a part, or of its name alone where the plugin has no option that must be given."""
+    others = others or {}
+    alone = {name: schema for name, schema in {**options, **others}.items() if not schema.get("required")}
+    return {"anyOf": [*_choice(alone), _FILE, _part(part, kind, options, others)]}
+
+
+def _scorers(options: Options) -> Schema:
+    """Return the schema of `scorers`, whose labels are the plugins' names where there is no `use`."""
+    labelled = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/labelled"}]}
+    unnamed = {"not": {"required": ["use"]}}
+    return {
+        "type": "object",
+        "properties": {
+            name: {"description": _first_line(schema), **labelled, "if": unnamed, "then": _with("scorer", name)}
+            for name, schema in options.items()
+        },
+        "additionalProperties": labelled,
+    }
+
+
+def _role(role: Schema, options: Options) -> Schema:
+    """Return the schema of a language model: settings of any role, and the options of the plugin that `model` picks."""
+    settings = RoleSettings.model_json_schema()["properties"]
+    claimed = {name: rf"^{name}/" for name in options if name != "litellm"}
+    picked = {
+        **{name: {"pattern": pattern} for name, pattern in claimed.items()},
+        "litellm": {"not": {"pattern": "|".join([*claimed.values(), r"\$\{"])}},
+    }
+    return {
+        **{k: v for k, v in role.items() if k != "required"},
+        "properties": {**role["properties"], **settings},
+        "allOf": [
+            {
+                "if": {"properties": {"model": model}, "required": ["model"]},
+                "then": {
+                    "properties": {**options[name].get("properties", {}), **settings, "model": {}},
+                    "additionalProperties": options[name].get("additionalProperties", True),
+                },
+            }
+            for name, model in picked.items()
+            if name in options
+        ],
+    }
+
+
+def _complete(options: Mapping[str, Options]) -> Schema:
+    """Return what is asked of a spec that includes nothing: every plugin named, and the options that it must have."""
+
+    def needed(kind: str, then: Any) -> list[tuple[str, Schema]]:
+        return [(name, then(s["required"])) for name, s in options[kind].items() if s.get("required")]
+
+    def inside_with(required: Iterable[str]) -> Schema:
+        return {"required": ["with"], "properties": {"with": {"required": list(required)}}}
+
+    def used(kind: str) -> Schema:
+        return {"allOf": [{"required": ["use"]}, *(_if_used(*found) for found in needed(kind, inside_with))]}
+
+    scorers = dict(needed("scorer", lambda required: {"type": "object", **inside_with(required)}))
+    unnamed = {"if": {"not": {"required": ["use"]}}}
+    models = [  # never empty: every language model needs a `model`
+        {
+            "if": {"properties": {"model": {"pattern": f"^{name}/"}}, "required": ["model"]},
+            "then": {"required": required},
+        }
+        for name, required in needed("llm", list)
+    ]
+    return {
+        **{kind: used(kind) for kind in ("source", "sampler", "explainer")},
+        "scorers": {
+            "minProperties": 1,
+            "properties": {name: {**unnamed, "then": scorers.get(name, {})} for name in options["scorer"]},
+            "additionalProperties": {"type": "object", "required": ["use"]},
+            "allOf": [{"additionalProperties": {"if": {"required": ["use"]}, "then": used("scorer")}}],
+        },
+        "llms": {"additionalProperties": {"required": ["model"], "allOf": models}},
+    }
+
+
+def _with_slots(schema: Any, *, value: bool = False) -> Any:
+    """Let `${matrix.…}` stand for every value that may not be any text already."""
+    if isinstance(schema, list):
+        return [_with_slots(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inside = {}
+    for key, found in schema.items():
+        if key in ("properties", "$defs"):
+            found = {k: _with_slots(v, value=key == "properties") for k, v in found.items()}
+        elif key in _INSIDE:
+            found = _with_slots(found, value=key in ("items", "additionalProperties"))
+        inside[key] = found
+    if not value or _takes_any_text(schema):
+        return inside
+    outer = {k: inside.pop(k) for k in ("title", "description", "default") if k in inside}
+    return {**outer, "anyOf": [inside, {"$ref": "#/$defs/slot"}]}
+
+
+def _takes_any_text(schema: Schema) -> bool:
+    if "anyOf" in schema:
+        return any(map(_takes_any_text, schema["anyOf"]))
+    return (
+        not schema.keys() & {"$ref", "const", "enum", "pattern", "allOf"} and schema.get("type", "string") == "string"
+    )

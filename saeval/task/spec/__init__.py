@@ -1,0 +1,43 @@
+"""The task spec: what it may hold, how its files are read and merged, its matrix, and how mistakes are told."""
+
+from __future__ import annotations
+
+from saeval.task.spec.checking import explain_error, parse, refuse_secrets
+from saeval.task.spec.document import Document, KeyPath, override, parse_assignment, plain, read_document
+from saeval.task.spec.matrix import axis_id, cells_of
+from saeval.task.spec.models import (
+    OF_ALL_LATENTS,
+    CellFilter,
+    FindingSpec,
+    GroupSpec,
+    LatentSelection,
+    PartSpec,
+    RoleSpec,
+    RunOptions,
+    TaskSpec,
+    score_reference,
+)
+
+__all__ = [
+    "OF_ALL_LATENTS",
+    "CellFilter",
+    "Document",
+    "FindingSpec",
+    "GroupSpec",
+    "KeyPath",
+    "LatentSelection",
+    "PartSpec",
+    "RoleSpec",
+    "RunOptions",
+    "TaskSpec",
+    "axis_id",
+    "cells_of",
+    "explain_error",
+    "override",
+    "parse",
+    "parse_assignment",
+    "plain",
+    "read_document",
+    "refuse_secrets",
+    "score_reference",
+]

@@ -1,0 +1,150 @@
+"""A document held against the schema: every mistake becomes a sentence with its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from saeval._util import (
+    MARK,
+    SHORTEST,
+    SpecError,
+    did_you_mean,
+    holds_secret,
+    names_secret,
+    placeholder,
+    random_looking,
+)
+from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.models import TaskSpec
+
+
+def parse(document: Document) -> TaskSpec:
+    """Check a (filled) document against the schema.
+
+    Raises:
+        SpecError: With every mistake, its place, the value seen, and a suggestion.
+    """
+    data = dict(document.data)
+    for key in ("source", "sampler", "explainer"):
+        if key in data:
+            data[key] = _named(data[key])
+    if isinstance(scorers := data.get("scorers"), dict):
+        data["scorers"] = {k: {"use": k, **(v or {})} if isinstance(v, dict | None) else v for k, v in scorers.items()}
+    if isinstance(baselines := data.get("baselines"), list):
+        data["baselines"] = [_named(b) for b in baselines]
+    if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
+        data["run"] = {**run, "trackers": [_named(t) for t in trackers]}
+    refuse_secrets(document)
+    problems: list[str] = []
+    try:
+        spec = TaskSpec.model_validate(data)
+    except ValidationError as error:
+        problems += [explain_error(e, document.where, TaskSpec) for e in error.errors()]
+    if problems:
+        raise SpecError(list(dict.fromkeys(problems)))
+    return spec
+
+
+def _named(part: Any) -> Any:
+    """Return a part that is given by its name alone in full."""
+    return {"use": part} if isinstance(part, str) else part
+
+
+_KEY_ADVICE = (
+    "keys and passwords do not belong in a spec, which is shared and copied into results; set the provider's "
+    "environment variable"
+)
+_PLAIN = ("model", "revision", "commit", "sha256", "digest", "api_base")
+"""Options of a model whose values may be long words of letters and digits."""
+
+
+def refuse_secrets(document: Document) -> None:
+    """See that a document holds no credential, before a message about anything else could quote it.
+
+    Raises:
+        SpecError: With the place of each, and not the credential.
+    """
+    problems = [f"{document.where(path)}: {_KEY_ADVICE} ({why})" for path, why in _secrets(document.data, ())]
+    if problems:
+        raise SpecError(list(dict.fromkeys(problems)))
+
+
+def _secrets(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the place of every credential, and what gives it away: its value, its shape, or its name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            name = str(key)
+            if holds_secret(name):
+                yield (*path, MARK), "a key"
+            elif _named_secret(name, inner, of_model=path[:1] == ("llms",) and len(path) > 1):
+                yield (*path, key), "its name says so"
+            else:
+                yield from _secrets(inner, (*path, key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _secrets(inner, (*path, i))
+    elif isinstance(value, str):
+        if why := holds_secret(value):
+            yield path, f"it {why}"
+        elif path[:1] == ("llms",) and not set(_PLAIN) & set(path) and random_looking(value):
+            yield path, "it looks like a key"
+
+
+def _named_secret(name: str, value: Any, *, of_model: bool) -> bool:
+    """Tell whether a value that is named like a credential is one; placeholders, numbers and switches are none.
+
+    A mapping is one among a model's options only: elsewhere its name may be a label, such as `simulation_by_token`.
+    """
+    if not names_secret(name, of_model=of_model) or (isinstance(value, dict) and not of_model):
+        return False
+    texts = list(_texts(value))
+    return any(text.strip() and not placeholder(text) and (of_model or len(text) >= SHORTEST) for text in texts)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseModel], prefix: KeyPath = ()) -> str:
+    """Turn one pydantic error into a sentence: place, what is wrong, the value seen, what to do."""
+    loc: KeyPath = tuple(error["loc"])
+    place = where((*prefix, *loc))
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, loc[:-1])
+        return f"{place}: no such key{did_you_mean(str(loc[-1]), known)}; it can have: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{place}: is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^Input (should|must)", r"\1", message)
+    shown = repr(error["input"])
+    if loc and not isinstance(error["input"], Mapping) and len(shown) <= 80:
+        message += f" (got {shown})"
+    return f"{place}: {message}"
+
+
+def _fields_at(model: type[BaseModel], loc: KeyPath) -> list[str]:
+    """Names of the fields that may stand at a place inside a model."""
+    at: Any = model
+    for key in loc:
+        field = next((f for n, f in at.model_fields.items() if key in (n, f.alias)), None) if _is_model(at) else None
+        annotation = field.annotation if field else at
+        at = next((a for a in (annotation, *_flatten(annotation)) if _is_model(a)), at)
+    return [f.alias or n for n, f in at.model_fields.items()] if _is_model(at) else []
+
+
+def _flatten(annotation: Any) -> Iterator[Any]:
+    for argument in get_args(annotation):
+        yield argument
+        yield from _flatten(argument)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,222 @@
+"""Specs as data, with the place of every value: reading YAML, merging includes, overriding keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from saeval._util import Located, SpecError, clean, clean_text
+
+KeyPath = tuple[str | int, ...]
+MOST_NODES, MOST_DEPTH = 100_000, 40  # a spec beyond these is a mistake or an attack
+
+
+class Document:
+    """A spec as data, with the place where each value stands.
+
+    Attributes:
+        data: Mappings, lists and scalars; strings are `Located`.
+        places: File (None: command line) and line of each value, by its path of keys.
+    """
+
+    def __init__(self, data: dict[str, Any], places: dict[KeyPath, tuple[Path | None, int]]):
+        self.data = data
+        self.places = places
+
+    def where(self, path: KeyPath) -> str:
+        """Return `file:line: a.b.c` for a value, or for the nearest thing around it that has a place."""
+        dotted = ".".join(f"{p}" for p in path)
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                file, line = self.places[path[:end]]
+                return f"{file.name}:{line}: {dotted}" if file else f"--set {dotted}"
+        return dotted
+
+    def merged_over(self, base: Document) -> Document:
+        """Return `base` with this document's values over it.
+
+        Mappings merge, everything else replaces; a part whose `use` changes starts clean, so that no option of
+        another plugin is left behind.
+        """
+        data, places = deepcopy(base.data), dict(base.places)
+
+        def merge(into: dict[str, Any], over: Mapping[str, Any], path: KeyPath) -> None:
+            if "use" in over and "use" in into and over["use"] != into["use"]:
+                into.clear()
+            for key, value in over.items():
+                if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+                    merge(into[key], value, (*path, key))
+                else:
+                    into[key] = deepcopy(value)
+
+        merge(data, self.data, ())
+        places.update(self.places)
+        return Document(data, places)
+
+
+def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[Path, ...] = ()) -> Document:
+    """Read a spec file and everything it includes.
+
+    Args:
+        path: The file.
+        locate: Finds the file of an include reference, given it and the including file.
+
+    Raises:
+        SpecError: If a file is missing, is not YAML, has a key twice, or includes itself.
+    """
+    if path in _seen:
+        raise SpecError([f"{path.name}: includes itself by way of {' > '.join(p.name for p in _seen)}"])
+    document = _read_one(path)
+    includes = document.data.get("include", [])
+    if not isinstance(includes, list) or not all(isinstance(i, str) for i in includes):
+        raise SpecError([f"{document.where(('include',))}: should be a list of file names"])
+    base = Document({}, {})
+    for reference in includes:
+        base = read_document(locate(str(reference), path), locate, (*_seen, path)).merged_over(base)
+    merged = document.merged_over(base)
+    merged.data.pop("include", None)
+    return merged
+
+
+def _read_one(path: Path) -> Document:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError([f"{path}: cannot be read ({error})"]) from None
+    if len(text) > 2_000_000:
+        raise SpecError([f"{path}: {len(text):,} characters is too long for a spec"])
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path.name}:{mark.line + 1}" if mark else path.name
+        raise SpecError([f"{place}: not YAML: {getattr(error, 'problem', None) or 'nested too deeply'}"]) from None
+    if not isinstance(node, yaml.MappingNode):
+        raise SpecError([f"{path.name}:1: a spec is a mapping that begins with `saeval: 1`"])
+    return _convert(node, path)
+
+
+def _convert(root: Any, file: Path) -> Document:
+    """Turn YAML nodes into data, noting places, refusing duplicate keys, and bounding size and depth."""
+    import yaml
+
+    places: dict[KeyPath, tuple[Path | None, int]] = {}
+    problems: list[str] = []
+    constructor = yaml.SafeLoader("")
+    count = 0
+
+    def walk(node: Any, path: KeyPath) -> Any:
+        nonlocal count
+        count += 1
+        line = node.start_mark.line + 1
+        if count > MOST_NODES or len(path) > MOST_DEPTH:
+            raise SpecError(
+                [f"{file.name}:{line}: more than {MOST_NODES:,} values or {MOST_DEPTH} levels; is an alias repeated?"]
+            )
+        places.setdefault(path, (file, line))
+        if isinstance(node, yaml.CollectionNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            problems.append(f"{file.name}:{line}: {node.tag}: tags are not allowed; a spec is plain data")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            mapping: dict[str, Any] = {}
+            first: dict[str, int] = {}
+            for key_node, value_node in node.value:
+                key, key_line = clean_text(str(key_node.value)), key_node.start_mark.line + 1
+                if key in first:
+                    problems.append(f"{file.name}:{key_line}: key {key!r} is given twice (first on line {first[key]})")
+                    continue
+                first[key] = key_line
+                places[(*path, key)] = (file, key_line)
+                mapping[key] = walk(value_node, (*path, key))
+            return mapping
+        if isinstance(node, yaml.SequenceNode):
+            return [walk(item, (*path, i)) for i, item in enumerate(node.value)]
+        try:
+            value = constructor.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(f"{file.name}:{line}: {getattr(error, 'problem', None) or error}")
+            return None
+        return Located(clean_text(value), file, line) if isinstance(value, str) else value
+
+    data = walk(root, ())
+    if problems:
+        raise SpecError(problems)
+    return Document(data, places)
+
+
+def override(document: Document, assignments: Mapping[str, Any]) -> Document:
+    """Return the document with dotted keys set, as `--set a.b=c` does.
+
+    Raises:
+        SpecError: If a key leads through something that is not a mapping or list.
+    """
+    data, places = deepcopy(document.data), dict(document.places)
+    for dotted, value in assignments.items():
+        keys = _keys(dotted)
+        at: Any = data
+        for i, key in enumerate(keys[:-1]):
+            if isinstance(at, list) and isinstance(key, int) and key < len(at):
+                at = at[key]
+            elif isinstance(at, dict):
+                at = at.setdefault(str(key), {})
+            else:
+                raise SpecError([f"--set {dotted}: {'.'.join(map(str, keys[: i + 1]))} is not there"])
+        last = keys[-1]
+        if isinstance(at, dict):
+            at[str(last)] = clean(value)
+        elif isinstance(at, list) and isinstance(last, int) and last < len(at):
+            at[last] = clean(value)
+        else:
+            raise SpecError([f"--set {dotted}: its parent is {type(at).__name__}, not a mapping"])
+        for known in [p for p in places if p[: len(keys)] == keys]:
+            del places[known]
+        places[keys] = (None, 0)
+    return Document(data, places)
+
+
+def _keys(dotted: str) -> KeyPath:
+    return tuple(int(k) if k.isdigit() else k for k in dotted.split("."))
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `a.b=VALUE`, reading the value as YAML.
+
+    Raises:
+        SpecError: If there is no `=`, or the value is not YAML.
+    """
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SpecError(["--set: write KEY=VALUE, such as run.seed=1"])  # not quoted, for it may be a key
+    try:
+        parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError):
+        raise SpecError([f"--set {key}: the value is not YAML"]) from None
+    return key, Located(parsed, None, 0) if isinstance(parsed, str) else parsed
+
+
+def plain(value: Any, *, absolute: bool = False) -> Any:
+    """Return spec data as plain YAML-able values.
+
+    Args:
+        value: Data of a document.
+        absolute: Whether strings that name something beside their spec file become absolute paths, so that the
+            result can be run from anywhere.
+    """
+    if isinstance(value, dict):
+        return {str(k): plain(v, absolute=absolute) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v, absolute=absolute) for v in value]
+    if isinstance(value, Located):
+        if absolute and value.file and "/" in value:
+            path, colon, rest = value.partition(":")
+            beside = value.file.parent / path
+            if beside.exists():
+                return f"{beside.resolve()}{colon}{rest}"
+        return str(value)
+    return value

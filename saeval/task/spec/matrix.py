@@ -1,0 +1,81 @@
+"""The matrix of a spec: a document for each combination of its axes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from itertools import product
+from typing import Any
+
+from saeval._util import Located, SpecError
+from saeval.task.spec.document import Document, KeyPath
+
+_SLOT = re.compile(r"\$\{([^}]*)\}")
+
+
+def cells_of(document: Document) -> Iterator[tuple[dict[str, Any], Document]]:
+    """Yield (axis values, document with them filled in) for every combination of the matrix.
+
+    Raises:
+        SpecError: If the matrix is malformed, or `${…}` names something that is not in it.
+    """
+    matrix = document.data.get("matrix", {})
+    if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
+        raise SpecError([f"{document.where(('matrix',))}: each axis should be a list of values"])
+    excluded = document.data.get("exclude", [])
+    if not isinstance(excluded, list) or not all(isinstance(e, dict) and e for e in excluded):
+        raise SpecError([f"{document.where(('exclude',))}: should be a list of mappings from axis to id"])
+    problems: list[str] = []
+    template = {k: v for k, v in document.data.items() if k not in ("matrix", "exclude")}
+    yielded = False
+    for values in product(*matrix.values()):
+        axes = dict(zip(matrix, values, strict=True))
+        ids = {axis: axis_id(value) for axis, value in axes.items()}
+        if any(all(ids.get(k) == str(v) for k, v in e.items()) for e in excluded):
+            continue
+        filled = _fill(template, axes, (), document, problems)
+        if problems:
+            raise SpecError(list(dict.fromkeys(problems)))
+        yielded = True
+        yield axes, Document(filled, document.places)
+    if not yielded:
+        raise SpecError([f"{document.where(('exclude',))}: leaves no cell of the matrix"])
+
+
+def axis_id(value: Any) -> str:
+    """Return the name of an axis value: its `id`, or the value itself."""
+    return str(value["id"]) if isinstance(value, Mapping) and "id" in value else str(value)
+
+
+def _slot(expression: str) -> str:
+    """Return an expression as it stood in the spec, without what would disturb a terminal."""
+    return f"${{{repr(expression)[1:-1]}}}"
+
+
+def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: Document, problems: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _fill(v, axes, (*path, k), document, problems) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_fill(v, axes, (*path, i), document, problems) for i, v in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def look_up(expression: str) -> Any:
+        root, *keys = expression.split(".")
+        at: Any = axes
+        if root != "matrix" or not keys:
+            problems.append(f"{document.where(path)}: only ${{matrix.AXIS}} can be filled in (got {_slot(expression)})")
+            return ""
+        for key in keys:
+            if not isinstance(at, Mapping) or key not in at:
+                have = ", ".join(map(str, at)) if isinstance(at, Mapping) else "no keys"
+                problems.append(f"{document.where(path)}: {_slot(expression)}: no {key!r} there; it has {have}")
+                return ""
+            at = at[key]
+        return deepcopy(at) if not isinstance(at, str) else at
+
+    if whole := _SLOT.fullmatch(value):
+        return look_up(whole[1])
+    text = _SLOT.sub(lambda m: axis_id(look_up(m[1])), value)
+    return Located(text, value.file, value.line) if isinstance(value, Located) else text

@@ -1,0 +1,219 @@
+"""What a task spec may hold: its keys, their types and what they mean."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from saeval._util import Documented
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
+
+
+class SpecModel(Documented):
+    """Base of the spec's parts."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class When(SpecModel):
+    """Limits a step to part of the latents."""
+
+    latents: int = Field(ge=0)
+    """Run on this many of the cell's latents, the first ones in its random order; on none, the step is left out."""
+
+
+class PartSpec(SpecModel):
+    """A plugin and its options."""
+
+    use: str
+    """Name of the plugin: a built-in's bare name, `acme/purity` of a package, or `./file.py:Class`."""
+    with_: dict[str, Any] = Field(default={}, alias="with")
+    """Its options; `saeval show KIND NAME` lists them."""
+    llm: str | None = None
+    """Role of `llms` that this step asks; the plugin's own default role when left out."""
+    when: When | None = None
+    """Run on part of the latents only."""
+    baselines: list[str] | None = None
+    """For a scorer: the explanation baselines it is run on, where not on all."""
+
+
+class RoleSpec(Documented):
+    """A language model for a role. Keys that are not listed here are options of the LLM plugin."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    """`hf/…`, `openai_compatible/…`, `scripted/…`, `replay/…`, `acme/…`, or else a litellm name such as `openai/gpt-4o-mini`."""
+
+
+class LatentSelection(SpecModel):
+    """Which latents are explained and scored."""
+
+    select: Literal["random", "list"] = "random"
+    """`random`: drawn from those with enough windows; `list`: those under `indices`."""
+    n: int = Field(default=100, ge=1)
+    """Latents drawn."""
+    indices: list[int] = []
+    """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders), the
+    sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and `fvu`."""
+    min_windows: int = Field(default=200, ge=2)
+    """Activating windows a latent must have in the corpus (paper: 200)."""
+
+
+class RunOptions(SpecModel):
+    """How the run is carried out; nothing here but the seed changes a number."""
+
+    seed: int = 0
+    """Seed that all random choices derive from."""
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    """Dollars to spend at most; the run stops cleanly there and can be resumed."""
+    max_failed: float = Field(default=0.05, ge=0, le=1)
+    """Share of a scorer's latents that may fail before the exit code is 1."""
+    max_unanswered: float = Field(default=0.05, ge=0, le=1)
+    """Share of a scorer's windows that may have no answer before its row is marked and the exit code is 1."""
+    concurrency: Literal["auto"] | int = "auto"
+    """Latents in flight at a time."""
+    give_up_after: int = Field(default=10, ge=1)
+    """Stop when this many latents in a row fail for the same reason, from the first on or because calls fail."""
+    hang_after: float = Field(default=1800.0, gt=0)
+    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is called off."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the work is done: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
+    trackers: list[PartSpec] = []
+    """Experiment trackers that are told of the run when it ends: `wandb`, `mlflow`, `trackio`."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that share the work with `executor: ray`; as many as the cluster has CPUs when left out."""
+
+
+class LeaderboardOptions(SpecModel):
+    """How the leaderboard is shown."""
+
+    rank_by: str | None = None
+    """`scorer.metric` that ranks, the first scorer's headline metric when left out. Its lift ranks where floors are judged;
+    `.lift` behind it demands that, `.raw` ranks the scores as they are."""
+    correct_for_judge: bool = False
+    """Report scores corrected for the judge's errors on latents of known meaning too, as `judge-check` found them."""
+    group_by: str | None = None
+    """Axis whose values are shown together."""
+    x: str = "l0"
+    """Measure that scores are plotted against."""
+
+
+Measure = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
+_FREE: tuple[Measure, ...] = ("l0", "density", "frac_alive", "fvu", "d_sae", "tokens")  # known once a store is there
+
+OF_ALL_LATENTS: frozenset[Measure] = frozenset({"l0", "density", "frac_alive", "fvu"})
+"""Measures that take the activations of the whole dictionary."""
+
+CellFilter = dict[str, str | int | float | list[str | int | float]]
+"""Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; contestants where that is left out."""
+
+
+class FindingSpec(SpecModel):
+    """A claim that the run's own numbers show, contradict or leave open; just one of the first four quantities is given."""
+
+    claim: str
+    """The claim, as a sentence."""
+    score: str | None = None
+    """Quantity: a scorer's mean over latents, `LABEL`, `LABEL.METRIC`, or either with ` of EXPLANATION` (a baseline's)."""
+    correlation: tuple[str, str] | None = None
+    """Quantity: the rank correlation of two scores over latents, each written as `score` is."""
+    tokens: tuple[str, str] | None = None
+    """Quantity: tokens that the first scorer takes for a latent, over those of the second."""
+    similarity: Literal["explanations", "decoder", "encoder"] | None = None
+    """Quantity: how alike the latents of pairs of cells are, matched, less what matching makes of random ones."""
+    along: str | None = None
+    """For `similarity`: an axis of numbers; the quantity is then the rank correlation of similarity and distance on it."""
+    embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """For `similarity: explanations`: the sentence-transformers model."""
+    cells: CellFilter = {}
+    """Cells that the quantity is taken over."""
+    is_: Literal["above", "below", "near"] = Field(alias="is")
+    """What is claimed of it."""
+    than: float | str | None = None
+    """What it is held against: a number, `chance`, or another score; 0 when left out, or 1 for tokens, or the same score in
+    `than_cells`."""
+    than_cells: CellFilter | None = None
+    """Cells of the other score; the same ones when left out."""
+    within: float = Field(default=0.05, gt=0)
+    """How far apart `near` may be."""
+
+    @model_validator(mode="after")
+    def _one_quantity(self) -> FindingSpec:
+        quantities = ("score", "correlation", "tokens", "similarity")
+        if sum(getattr(self, name) is not None for name in quantities) != 1:
+            raise ValueError(f"give just one of {', '.join(quantities)}")
+        if self.score is None and (isinstance(self.than, str) or self.than_cells is not None):
+            raise ValueError("only a score can be held against a score; give a number as `than`")
+        if self.along is not None and self.similarity is None:
+            raise ValueError("`along` belongs to `similarity`")
+        return self
+
+
+def score_reference(text: str) -> tuple[str, str | None, str]:
+    """Split `LABEL[.METRIC][ of EXPLANATION]` into label, metric (None: the headline) and explanation."""
+    name, _, explanation = text.partition(" of ")
+    label, _, metric = name.partition(".")
+    return label, metric or None, explanation or "explanation"
+
+
+class TaskSpec(SpecModel):
+    """A task: what is compared, how it is explained and scored, and how the result is ranked."""
+
+    saeval: Literal[1]
+    """Version of the spec format."""
+    task: str = Field(pattern=NAME)
+    """Name of the task."""
+    version: str
+    """Version of the task; raise it when numbers may change."""
+    description: str = ""
+    """What the task is for."""
+    tags: list[str] = []
+    """Words to find it by."""
+    checks: str | None = None
+    """Role whose model this task is a check of; its result is shown beside every leaderboard judged by that model."""
+    include: list[str] = []
+    """Specs that this one builds on: `saeval://NAME.yaml` of a package's tasks, or paths beside this file."""
+    llms: dict[str, RoleSpec] = {}
+    """Language models by role."""
+    matrix: dict[str, list[Any]] = {}
+    """Axes of the leaderboard; a cell for each combination. `${matrix.axis.key}` stands for a value."""
+    exclude: list[dict[str, Any]] = []
+    """Combinations to leave out, by axis and id."""
+    source: PartSpec
+    """Where activations come from."""
+    latents: LatentSelection = LatentSelection()
+    """Which latents."""
+    sampler: PartSpec = PartSpec(use="random")
+    """Which windows explain and score a latent."""
+    explainer: PartSpec
+    """What explains."""
+    scorers: dict[str, PartSpec]
+    """What scores: a label of your own for each; `use` is the label when left out."""
+    baselines: list[PartSpec] = []
+    """What the scores are held against: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
+    measure: list[Measure] = list(_FREE)
+    """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048 tokens."""
+    findings: list[FindingSpec] = []
+    """Claims that the report holds against the run's numbers."""
+    run: RunOptions = RunOptions()
+    """How to run."""
+    leaderboard: LeaderboardOptions = LeaderboardOptions()
+    """How to show."""
+
+
+class GroupSpec(SpecModel):
+    """A group: tasks that are run one after another, and end on one board."""
+
+    saeval: Literal[1]
+    """Version of the spec format."""
+    group: str = Field(pattern=NAME)
+    """Name of the group."""
+    description: str = ""
+    """What the tasks have in common."""
+    tags: list[str] = []
+    """Words to find it by."""
+    tasks: list[str] = Field(min_length=1)
+    """The tasks: names, or paths beside this file."""

@@ -11,7 +11,7 @@ from made_run import cell, floor_sample, run_of, score_row
 from scipy import stats as scipy_stats
 
 from saeval._compare import stats
-from saeval._compare.judge_errors import verdict
+from saeval._compare.judge_errors import correct_for_judge, verdict
 from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.lift_rows import with_lifts
 from saeval._compare.lifts import Paired, lifts

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saeval._compare import row_texts
 from saeval._compare.leaderboard import Leaderboard, Standing
 from saeval._compare.matched_l0 import Matched, at_l0
 from saeval._util import InputError, did_you_mean, safe_text, text as grid
@@ -260,10 +261,9 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
         if group_by:
             parts.append(_heading(f"{group_by}: {value}", format_))
         parts.append(table(*show(joined, board)))
-        if board.smallest_difference is not None:
-            parts.append(_line(
-                f"Smallest difference in {joined.rank_by} that two contestants' intervals could show (80 % power): "
-                f"{board.smallest_difference:.3f}.", format_))  # fmt: skip
+        if board.against:
+            parts.append(table(row_texts.AGAINST, [row_texts.against(found) for found in board.against]))
+        parts.append("\n".join(_line(note, format_) for note in board.notes))
     parts += [_line(note, format_) for note in joined.notes]
     return "\n\n".join(parts) + "\n"
 
@@ -271,7 +271,12 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
 def _title(joined: Joined, format_: str) -> str:
     tasks = dict.fromkeys(f"{e.run.task} {e.run.task_version}" for e in joined.entries.values())
     mark = f" — MIXED: {'; '.join(joined.differs)}" if joined.differs else ""
-    return _heading(f"{', '.join(tasks)}, ranked by {joined.rank_by}{mark}", format_)
+    return _heading(f"{', '.join(tasks)}, ranked by {_ranked_by(joined)}{mark}", format_)
+
+
+def _ranked_by(joined: Joined) -> str:
+    titles = dict.fromkeys(board.title for board in joined.groups(None).values())
+    return next(iter(titles), joined.rank_by)
 
 
 def _heading(text: str, format_: str) -> str:
@@ -293,25 +298,42 @@ def _l0(cell: CellResult) -> str:
 
 
 def _wide(joined: Joined, board: Leaderboard) -> tuple[list[str], list[list[str]]]:
-    """Return a row a cell, a column a scorer."""
+    """Return a row per cell, a column per scorer, and one for its lift where there is any."""
     facets = joined.telling()
-    head = ["rank", *facets, "L0", *(f"{s}: {m} {_arrow(board, s)}" for s, m in board.metrics.items())]
-    rows = [
-        [
-            x.rank_text,
-            *_names(joined, x.cell, facets),
-            _l0(x.cell),
-            *(_score(board.row(x.cell, s)) for s in board.metrics),
-        ]
-        for x in board.standings
-    ]
+    lifted = {
+        s for s in board.metrics for x in board.standings if (row := board.row(x.cell, s)) and row.lift is not None
+    }
+    head = ["rank", *facets, "L0"]
+    for scorer, metric in board.metrics.items():
+        head += [f"{scorer}: {metric} {_arrow(board, scorer)}", *([f"{scorer}: lift ↑"] if scorer in lifted else [])]
+    rows = []
+    for x in board.standings:
+        texts = [x.rank_text, *_names(joined, x.cell, facets), _l0(x.cell)]
+        for scorer in board.metrics:
+            row = board.row(x.cell, scorer)
+            texts += [_score(row), *([(row_texts.lift(row) if row else "") or "–"] if scorer in lifted else [])]
+        rows.append(texts)
     return head, rows
 
 
 def _long(joined: Joined, board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Return a row a cell and scorer, as tables of language-model harnesses have them."""
     facets = joined.telling()
-    head = ["rank", *facets, "L0", "scorer", "metric", "", "value", "95 % CI", "n", "coverage", "floor", "lift"]
+    head = [
+        "rank",
+        *facets,
+        "L0",
+        "scorer",
+        "metric",
+        "",
+        "value",
+        "95 % CI",
+        "n",
+        "coverage",
+        "floor",
+        "lift",
+        "judge",
+    ]
     rows = []
     for x in board.standings:
         for scorer in board.metrics:
@@ -319,8 +341,8 @@ def _long(joined: Joined, board: Leaderboard) -> tuple[list[str], list[list[str]
                 rows.append([
                     x.rank_text, *_names(joined, x.cell, facets), _l0(x.cell), scorer, row.metric,
                     "↑" if row.higher_is_better else "↓", _number(row.value), _interval(row), f"{row.n}/{row.tried}",
-                    f"{row.coverage:.0%}", ", ".join(f"{k} {v:.3f}" for k, v in row.floor.items()) or "–",
-                    "–" if row.lift is None else f"{row.lift:+.3f}",
+                    row_texts.coverage(row), ", ".join(f"{k} {v:.3f}" for k, v in row.floor.items()) or "–",
+                    row_texts.lift(row) or "–", row_texts.judge(row) or "–",
                 ])  # fmt: skip
     return head, rows
 
@@ -339,7 +361,7 @@ def _number(value: float | None) -> str:
 
 
 def _interval(row: ScoreRow) -> str:
-    return "–" if row.ci95 is None else f"{row.ci95[0]:.3f}, {row.ci95[1]:.3f}"
+    return "–" if row.ci95 is None else f"{row.ci95[0]:.3f}, {row.ci95[1]:.3f}" + "*" * row.few
 
 
 def _json(joined: Joined, content: dict[str, Any]) -> str:
@@ -353,13 +375,18 @@ def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
         return {
             "cell": x.cell.cell, "rank": x.rank, "facets": joined.entries[x.cell.cell].facets, "measures": x.cell.measures,
             "scores": [r.model_dump(mode="json", include={
-                "scorer", "metric", "higher_is_better", "value", "ci95", "n", "tried", "failed", "coverage", "floor", "lift"
+                "scorer", "metric", "higher_is_better", "value", "ci95", "n", "tried", "failed", "coverage", "floor", "lift", "lift_ci95",
+                "windows", "answered", "bounds", "verdict", "corrected", "corrected_ci95",
             }) for r in scores],
         }  # fmt: skip
 
     return {
         "group": value or None,
+        "ranked_by": board.title,
+        "notes": board.notes,
+        "against": [vars(found) for found in board.against],
         "smallest_difference": board.smallest_difference,
+        "smallest_against": board.smallest_against,
         "rows": [row(x) for x in board.standings],
     }
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 from saeval._compare import stats
 from saeval._compare.lift_rows import Key, Lifted, Reading, key_of, with_lifts
+from saeval._compare.row_texts import marked
 from saeval.records import MAIN, CellResult, Ranking, RunResult, ScoreRow, split_ranking
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-FEW = 20
-"""Latents below which an interval is marked: it may be too narrow."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,13 @@ class Leaderboard:
         )
 
     @property
+    def title(self) -> str:
+        """What ranks: `lift of scorer.metric`, or `raw scorer.metric`."""
+        return f"{'lift of' if self.ranking == 'lift' else 'raw'} {self.ranked_by}"
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the ranks must know, a sentence or two each."""
-        what = f"{self.ranked_by} ({'lift' if self.ranking == 'lift' else 'raw scores'})"
         found = [
             f"rank: a range where {'lifts' if self.ranking == 'lift' else 'scores'} are not told apart (z tests, Holm)."
         ]
@@ -153,8 +155,16 @@ class Leaderboard:
         ):  # fmt: skip
             if difference is not None:
                 found.append(
-                    f"minimum detectable difference between {between} in {what}, 80 % power: {difference:.3f}."
+                    f"minimum detectable difference between {between} in {self.title} (80 % power): {difference:.3f}."
                 )
+        shown = [self.row(x.cell, scorer) for x in self.standings for scorer in self.metrics]
+        rows = [row for row in shown if row and row.value is not None]
+        if any(row.few or (row.against and row.against.n < row.FEW) for row in rows):
+            found.append(f"*: fewer than {ScoreRow.FEW} latents, so the interval may be too narrow.")
+        if any(marked(row) for row in rows):
+            found.append(
+                "!: more than 5 % of the windows have no answer; the score could be anything within the bounds."
+            )
         return found
 
     def row(self, cell: CellResult, scorer: str, variant: str = MAIN) -> ScoreRow | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
@@ -234,6 +234,14 @@ class ScoreRow(Documented):
     """Mean number of words of the explanations scored; None when unknown."""
     usd: float | None
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
+
+    FEW: ClassVar[int] = 20
+    """Latents below which an interval is marked, since it may be too narrow."""
+
+    @property
+    def few(self) -> bool:
+        """Whether the interval comes from so few latents that it may be too narrow."""
+        return self.n < self.FEW
 
     @property
     def unanswered(self) -> float:

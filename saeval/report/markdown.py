@@ -6,14 +6,14 @@ import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from saeval._compare import Leaderboard
+from saeval._compare import Leaderboard, row_texts
 from saeval._util import measured, safe_text
 from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
 from saeval.report.method import method, named
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _SCORES = (
-    "coder", "scorer", "explanation", "words", "metric", "↑", "value", "95 % CI", "n", "coverage", "floor", "lift",
+    "coder", "scorer", "explanation", "words", "metric", "↑", "value", "95 % CI", "n", "coverage", "floor", "lift", "judge",
 )  # fmt: skip
 _DECILES = (
     "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 the "
@@ -45,11 +45,12 @@ def markdown(run: RunResult) -> str:
     parts += [
         "## Method",
         method(run, _inert),
-        f"## Leaderboard, ranked by {_inert(run.rank_by)}",
+        f"## Leaderboard, ranked by {_inert(board.title)}",
         _leaderboard(run, board),
+        "\n".join(f"- {_inert(note)}" for note in board.notes),
     ]
-    if (least := board.smallest_difference) is not None:
-        parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {least:.3f}.")
+    if board.against:
+        parts += ["## Against baseline coders", _table(row_texts.AGAINST, map(row_texts.against, board.against))]
     if run.findings:
         parts += ["## Findings", FINDINGS, _table(_FINDINGS, map(finding_row, run.findings))]
     parts += ["## Scores", *_scores(board)]
@@ -88,13 +89,24 @@ def _named(values: Iterable[str | None]) -> str:
 def _leaderboard(run: RunResult, board: Leaderboard) -> str:
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
     measures = list(dict.fromkeys(m for c in run.cells for m in c.measures))
+    lifted = [
+        s for s in board.metrics if any((row := board.row(x.cell, s)) and row.lift is not None for x in board.standings)
+    ]
     rows = []
     for x in board.standings:
         facts = [measured(x.cell.measures.get(m)) for m in measures]
-        shown = [board.row(x.cell, scorer) for scorer in board.metrics]
-        scores = [f"{_value(row)} ({_interval(row)})" if row else "–" for row in shown]
+        scores = []
+        for scorer in board.metrics:
+            row = board.row(x.cell, scorer)
+            scores.append(f"{_value(row)} ({row_texts.interval(row)})" if row else "–")
+            scores += [row_texts.lift(row) if row else "–"] if scorer in lifted else []
         rows.append([x.rank_text, *(x.cell.axes.get(a, "–") for a in axes), *facts, *scores])
-    return _table(["rank", *axes, *measures, *(f"{s}: {m}" for s, m in board.metrics.items())], rows)
+    heads = [
+        head
+        for s, m in board.metrics.items()
+        for head in ([f"{s}: {m}", f"{s}: lift"] if s in lifted else [f"{s}: {m}"])
+    ]
+    return _table(["rank", *axes, *measures, *heads], rows)
 
 
 def _scores(board: Leaderboard) -> Iterator[str]:
@@ -112,7 +124,7 @@ def _score(cell: CellResult, row: ScoreRow) -> list[object]:
     floors = ", ".join(f"{name} {value:.3f}" for name, value in row.floor.items())
     return [
         cell.cell, row.scorer, "its own" if row.variant == MAIN else row.variant, _words(row), row.metric, "↑" if row.higher_is_better else "↓",
-        _value(row), _interval(row), f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, "" if row.lift is None else f"{row.lift:+.3f}",
+        _value(row), row_texts.interval(row), f"{row.n}/{row.tried}", row_texts.coverage(row), floors, row_texts.lift(row), row_texts.judge(row),
     ]  # fmt: skip
 
 
@@ -130,7 +142,7 @@ def _judge(judge: Judge) -> str:
     """Return what is known of a judge: a table of its check, or how to check it."""
     who = f"{_inert(judge.role)}: {_inert(judge.model)}"
     if judge.check is None:
-        command = f"saeval run --task judge-check --llm judge={judge.model}"
+        command = judge.command or f"saeval run --task judge-check --llm judge={judge.model}"
         return f"{who}. How far it can be trusted was not checked; to do so:\n\n```\n{safe_text(command)}\n```"
     rows = [
         [
@@ -138,13 +150,20 @@ def _judge(judge: Judge) -> str:
             "the true one" if row.variant == MAIN else row.variant,
             row.metric,
             _value(row),
-            _interval(row),
+            row_texts.interval(row),
             row.n,
         ]
         for row in judge.check.scores
     ]
     table = _table(("scorer", "explanation", "metric", "value", "95 % CI", "n"), rows)
-    return f"{who}. Checked on {judge.check.when} ({_inert(judge.check.task)} {_inert(judge.check.task_version)}):\n\n{table}"
+    errors = [[c.scorer, c.verdict, _share(c.sensitivity), _share(c.specificity), c.n] for c in judge.check.scorers]
+    verdicts = f"\n\n{_table(('scorer', 'verdict', 'sensitivity', 'specificity', 'n'), errors)}" if errors else ""
+    when = f"{judge.check.when} ({_inert(judge.check.task)} {_inert(judge.check.task_version)})"
+    return f"{who}. Checked on {when}:{verdicts}\n\n{table}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _words(row: ScoreRow) -> str:
@@ -182,14 +201,6 @@ def _correlation(value: float | None, n: int) -> str:
 
 def _value(row: ScoreRow) -> str:
     return "–" if row.value is None else f"{row.value:.3f}"
-
-
-def _interval(row: ScoreRow) -> str:
-    if row.ci95 is None and row.value is not None:
-        return "unknown"
-    if row.ci95 is None:
-        return f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "–"
-    return f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
 
 
 def _cost(x: Ledger) -> list[object]:

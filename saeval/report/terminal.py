@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from saeval._compare import AgainstBaseline, Leaderboard
+from saeval._compare import AgainstBaseline, Leaderboard, row_texts
 from saeval._util import safe_text
 from saeval.records import MAIN, CellResult, Finding, RunResult, ScoreRow
 
@@ -38,7 +38,22 @@ def with_interval(row: ScoreRow | None) -> str:
         return f"{number(row.value)} [– –]"
     low, high = row.ci95
     digits = 2 if high - low >= 0.02 else 3
-    return f"{number(row.value)} [{number(low, digits)} {number(high, digits)}]"
+    return f"{number(row.value)} [{number(low, digits)} {number(high, digits)}]" + "*" * row.few
+
+
+def with_lift(row: ScoreRow | None) -> str:
+    """Write a lift and its interval: `+.160 [+.07 +.25]`; nothing without a floor."""
+    if row is None or row.lift is None or row.against is None:
+        return ""
+    if row.lift_ci95 is None:
+        return f"{_signed(row.lift)} [– –]"
+    low, high = row.lift_ci95
+    few = "*" * (row.against.n < row.FEW)
+    return f"{_signed(row.lift)} [{_signed(low, 2)} {_signed(high, 2)}]{few}"
+
+
+def _signed(value: float, digits: int = 3) -> str:
+    return ("" if value < 0 else "+") + number(value, digits)
 
 
 def render(run: RunResult, console: Console | None = None) -> None:
@@ -74,16 +89,18 @@ def render(run: RunResult, console: Console | None = None) -> None:
     for title, values in (
         ("subject", [c.subject for c in run.cells]),
         ("explainer", [c.explainer for c in run.cells]),
-        ("judge", [r.judge for c in run.cells for r in c.scores]),
+        ("judge", [_judge(r) for c in run.cells for r in c.scores]),
     ):
         if names := ", ".join(dict.fromkeys(v for v in values if v)):
             say(f"{title:10}{names}")
-    what = "lift of" if board.ranking == "lift" else "raw"
-    say(f"mean over latents [95 % interval]; ranked by {what} {board.ranked_by}")
+    say(f"mean over latents [95 % interval]; ranked by {board.title}")
 
-    columns = {
-        s: [_heading(board, s), *(with_interval(board.row(x.cell, s)) for x in board.standings)] for s in board.metrics
-    }
+    columns = {}
+    for scorer in board.metrics:
+        shown = [board.row(x.cell, scorer) for x in board.standings]
+        columns[scorer] = [_heading(board, scorer), *map(with_interval, shown)]
+        if any(row and row.lift is not None for row in shown):
+            columns[f"{scorer} lift"] = [_lift_heading(scorer, shown), *map(with_lift, shown)]
     for scorers in _side_by_side(columns, console.width - sum(_NAMES for _ in axes) - 6 - 8 - 7):
         rows = [
             [
@@ -109,7 +126,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
             for cell, v, row in found
         ]
         title = f"{scorer}: {metric}" + (f", chance {number(chance)}" if (chance := _chance(found)) is not None else "")
-        heads = [*axes, "explanation", "words", "score", "n", "fail", "cover", "lift", "$"]
+        heads = [*axes, "explanation", "words", "score", "n", "fail", "windows", "floor", "lift", "$"]
         _print_table(console, title, heads, rows, [v != MAIN for _, v, _ in found], folding=[*axes, "explanation"])
 
     if run.findings:
@@ -118,24 +135,27 @@ def render(run: RunResult, console: Console | None = None) -> None:
         say(finding_line(finding))
 
     console.print()
+    if board.against:
+        console.print(Text("against baseline coders", style="bold"))
     for found in board.against:
-        say(against_line(found, board))
+        say(against_line(found))
     for line in board.notes:
         say(line)
     for warning in run.warnings:
         say(f"! {warning}", "yellow")
 
 
-def against_line(found: AgainstBaseline, board: Leaderboard) -> str:
+def against_line(found: AgainstBaseline) -> str:
     """Write how a contestant compares with a baseline coder."""
-    verdict = "above" if found.difference > 0 else "below"
-    said = verdict if found.p <= 0.05 else "not told apart from"
-    what = "lift" if board.ranking == "lift" else "score"
-    low, high = found.ci95
-    return (
-        f"{found.cell}: {said} {found.baseline} ({what} {found.difference:+.3f} [{low:+.3f} {high:+.3f}], "
-        f"p {found.p:.2g}, Holm)"
-    )
+    cell, said, baseline, difference, interval, p = row_texts.against(found)
+    return f"{cell} is {said} {baseline}: {difference} ({interval}), p {p}"
+
+
+def _judge(row: ScoreRow) -> str | None:
+    """Write a judge and what its check says of it under this scorer."""
+    if row.judge is None:
+        return None
+    return f"{row.judge} ({row.scorer}: {row_texts.judge(row)})" if row.verdict else f"{row.judge} (unchecked)"
 
 
 def finding_line(found: Finding) -> str:
@@ -171,15 +191,25 @@ def _heading(board: Leaderboard, scorer: str) -> str:
     return "\n".join([*wrap(safe_text(scorer), 20), *wrap(safe_text(board.metrics[scorer]) + arrow, 20), chance + n])
 
 
+def _lift_heading(scorer: str, rows: Sequence[ScoreRow | None]) -> str:
+    counts = sorted({row.against.n for row in rows if row and row.against})
+    n = f"n {counts[0]}" if len(counts) == 1 else f"n {counts[0]}–{counts[-1]}"
+    return "\n".join([*wrap(safe_text(scorer), 20), "lift ↑", n])
+
+
 def _chance(found: Iterable[tuple[CellResult, str, ScoreRow]]) -> float | None:
     return next((row.floor["chance"] for _, _, row in found if "chance" in row.floor), None)
 
 
 def _details(row: ScoreRow) -> list[str]:
-    lift = "" if row.lift is None else f"{row.lift:+.3f}"
+    lift = "" if row.lift is None else _signed(row.lift)
+    floor = "" if row.against is None else number(row.against.value)
     usd = "?" if row.usd is None else f"{row.usd:.2f}"
     words = "–" if row.explanation_words is None else f"{row.explanation_words:.1f}"
-    return [words, with_interval(row), f"{row.n}/{row.tried}", str(row.failed), f"{row.coverage:.0%}", lift, usd]
+    windows = row_texts.answered(row)
+    if row_texts.marked(row) and row.bounds is not None:
+        windows += f" {number(row.bounds[0], 2)}–{number(row.bounds[1], 2)}"
+    return [words, with_interval(row), f"{row.n}/{row.tried}", str(row.failed), windows, floor, lift, usd]
 
 
 def _measure(cell: CellResult, name: str, form: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from saeval._compare import Leaderboard
+from saeval._compare import Leaderboard, row_texts
 from saeval.records import MAIN, Correlation, RunResult
 from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
@@ -68,7 +68,7 @@ def context(
     groups = plots.families(series)
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
     return {
-        "run": run, "board": board, "looks": looks, "series": series, "own": MAIN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
+        "run": run, "board": board, "looks": looks, "series": series, "own": MAIN, "slug": slug, "texts": row_texts, "interval": plots.interval, "share_bar": plots.share_bar,
         "axes": axes if len(axes) > 1 else [],
         "measures": list(dict.fromkeys(m for c in run.cells for m in c.measures)),
         "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),

@@ -15,7 +15,7 @@ from saeval._compare.judge_errors import correct_for_judge, verdict
 from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.lift_rows import with_lifts
 from saeval._compare.lifts import Paired, lifts
-from saeval._compare.score_rows import Floors, Scoring, score_row as made_row
+from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
 from saeval.plugin import derive_rng
 from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
 from saeval.records.scores import split_ranking
@@ -203,7 +203,7 @@ def test_verdicts_go_by_the_lower_end(value, interval, said):
 def row_of(own, floor, metric=BALANCED_ACCURACY, **floors):
     values = dict(enumerate(own))
     held = Floors({"other": dict(enumerate(floor))}, **{"uninformed": ("other",), **floors})
-    return made_row(Scoring("detection", "saeval/detection 0.1.0"), metric, values, derive_rng(0), floors=held)
+    return made_row(ScorerRun("detection", "saeval/detection 0.1.0"), metric, values, derive_rng(0), floors=held)
 
 
 def test_a_row_keeps_what_lifts_are_made_of():

@@ -76,12 +76,12 @@ def run(
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
     """Print one board of all the group's cells, and what its runs say of their tasks' claims."""
     from saeval._compare import join
-    from saeval.report import finding_line
+    from saeval.report import finding_line, written
 
     click.echo(f"\n=== {group}: {len(results)} tasks ===\n")
     ranked = [result.rank_by for result in results.values()]
     board = join.join(list(results), rank_by=max(ranked, key=ranked.count), mixed=True)
-    click.echo(join.written(board, "text"), nl=False)
+    click.echo(written(board, "text"), nl=False)
     for result in results.values():
         if result.findings:
             say(f"\n{result.task}")

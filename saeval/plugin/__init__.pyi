@@ -116,5 +116,11 @@ from saeval.records.metrics import (
     pearson as pearson,
 )
 from saeval.records.prompts import Prompt as Prompt
-from saeval.records.scores import Explanation as Explanation, Outcome as Outcome, RunResult as RunResult, Score as Score
+from saeval.records.scores import (
+    Explanation as Explanation,
+    Measure as Measure,
+    Outcome as Outcome,
+    RunResult as RunResult,
+    Score as Score,
+)
 from saeval.testing import plant as plant

@@ -17,6 +17,7 @@ from saeval.records import (
     LanguageModel,
     LatentId,
     LatentRecord,
+    Measure,
     Metric,
     RunResult,
     Score,
@@ -129,6 +130,8 @@ class ActivationSource(Plugin):
     sharded: ClassVar[bool] = False
     """Whether `collect` asks the writer at each shard where to begin (`ActivationWriter.turn_to`), so that processes
     can divide the corpus among them."""
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    """Facts that leaderboards show, whose values `collect` notes: `writer.note(measures={"name": value})`."""
 
     @abstractmethod
     def collect(self, writer: ActivationWriter) -> None:
@@ -182,6 +185,9 @@ class ActivationSource(Plugin):
 
 class Coder(Plugin):
     """Loads one sparse coder: an SAE, transcoder, neurons, random directions, a single direction."""
+
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    """Facts that leaderboards show, whose values the loaded coder has in `SparseCoder.measures`."""
 
     def hookpoint(self) -> str | None:
         """Return the module path that the coder was made for, when its files tell; None when they do not."""

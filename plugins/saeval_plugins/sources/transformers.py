@@ -203,6 +203,8 @@ class _Reading:
             d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
             metadata=dict(self.coder.metadata),
         )  # fmt: skip
+        if self.coder.measures:
+            writer.note(measures=dict(self.coder.measures))
 
     def turn_to(self, low: int) -> int:
         """Go on with the shard that begins at a context, and return the context to begin at."""

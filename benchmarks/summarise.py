@@ -11,6 +11,7 @@ import sys
 from benchmarks.harness import Bench, Figure, cpu_seconds, peak_rss_mb
 
 _MILLION = 1_000_000
+_TILE = 10_000
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -38,13 +39,15 @@ def _summarise(n: int) -> dict[str, float]:
     rng = derive_rng(0, "summarise", n)
     about = ScorerRun("detection", "saeval/detection 0.1.0", tried=n)
     score_row(about, CLASSIFICATION[0], dict(enumerate(rng.random(10))), rng, floors=Floors())  # imports
+    names = [metric.name for metric in CLASSIFICATION]
     before = peak_rss_mb()
     own, baseline = Scored(n), Scored(n)
     for scored in (own, baseline):
-        for latent in range(n):
-            numbers = rng.integers(0, 41, size=len(CLASSIFICATION)) / 40
-            values = {metric.name: float(v) for metric, v in zip(CLASSIFICATION, numbers, strict=True)}
-            scored.take(latent, Score.model_construct(values=values, outcomes=(), status="ok"))
+        for start in range(0, n, _TILE):
+            numbers = rng.integers(0, 41, size=(min(_TILE, n - start), len(names))) / 40
+            for latent, row in enumerate(numbers.tolist(), start):
+                values = dict(zip(names, row, strict=True))
+                scored.take(latent, Score.model_construct(values=values, outcomes=(), status="ok"))
     began = cpu_seconds()
     for metric in CLASSIFICATION:
         floors = Floors({"random_explanation": baseline.values(metric.name)}, ("random_explanation",))

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
 _SILENT = 10  # place after the deciles
+_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that stand in other fields of a cell
+_FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
 Whole = Callable[[str, str, int], "Explanation | Score | None"]
 """By step (`explain` or a scorer's label), variant and latent, what came of it."""
 
@@ -266,7 +268,7 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         "tokens": float(store.n_tokens),
         **({"fvu": float(facts["fvu"])} if "fvu" in facts else {}),
     }
-    known = {*task.measures} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
+    known = {*task.measures, "fvu"} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
     noted = facts.get("measures", {})
     measures |= {m.name: float(noted[m.name]) for m in _declared(cell) if m.name in noted}
@@ -275,7 +277,7 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
     return CellResult(
         cell=cell.name, axes=cell.axes, baseline=cell.baseline,
-        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in ("fvu", "subject", "measures")}},
+        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in _ELSEWHERE}},
         subject=str(facts.get("subject", "")), corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
         measures=measures,
@@ -283,7 +285,25 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step)],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
+        cautions=_cautions(outcome),
     )  # fmt: skip
+
+
+def _cautions(outcome: CellOutcome) -> list[str]:
+    """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
+    cell, store = outcome.cell, outcome.store
+    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ())]
+    if cell.baseline is not None:
+        return list(dict.fromkeys(said))
+    if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
+        said.append(
+            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may belong to "
+            "another place or model, or the text may be unlike that of its training."
+        )
+    expected, l0 = store.facts.get("l0_of_files"), float(store.firings.sum()) / max(store.n_tokens, 1)
+    if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
+        said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
+    return list(dict.fromkeys(said))
 
 
 def _declared(cell: Cell) -> list[Measure]:
@@ -399,6 +419,7 @@ def _warnings(
     for cell in cells:
         if caveat := cell.coder.get("caveat"):
             found.append(f"{cell.cell}: {caveat}")
+        found += [f"{cell.cell}: {caution}" for caution in cell.cautions]
         if cell.counts["sampled"] < cell.counts["requested"]:
             found.append(
                 f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows."

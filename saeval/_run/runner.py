@@ -27,7 +27,17 @@ from saeval._run.restoring import Usable, numbers, rows, usable_explanation, usa
 from saeval._run.sampling import Records, choose_records
 from saeval._run.steps import Work
 from saeval._run.tracking import tell
-from saeval._util import BudgetExceeded, Display, InputError, Silent, Stage, content_hash, memory_left
+from saeval._util import (
+    BudgetExceeded,
+    Display,
+    InputError,
+    SaevalError,
+    Silent,
+    Stage,
+    content_hash,
+    internal_error,
+    memory_left,
+)
 from saeval.activations import ActivationStore
 from saeval.llm import Budget, CallLog
 from saeval.models import directions, measure_fidelity
@@ -86,6 +96,7 @@ def run(
         InputError: If something it names is missing, or the directory cannot be used.
         BudgetExceeded: If the spending limit is reached; a partial result is written first.
         GaveUp: If every latent fails alike, or a model is gone.
+        InternalError: If something failed that nobody foresaw; the run's log holds the traceback.
 
     Example:
         >>> run = saeval.run("mine.yaml", out="try", limit=2)
@@ -117,7 +128,12 @@ def run_task(
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
-        return _Run(task, folder, display, limit, max_cost, retry).go()
+        try:
+            return _Run(task, folder, display, limit, max_cost, retry).go()
+        except SaevalError:
+            raise
+        except Exception as error:
+            raise internal_error(error, folder.path / "logs" / "run.log") from error
 
 
 class _Run:
@@ -420,12 +436,24 @@ class _Run:
         from saeval._util import write_atomic
         from saeval.task import plain
 
-        text = yaml.safe_dump(plain(self.task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
-        write_atomic(self.folder.path / "spec.yaml", text)
+        spec = plain(self.task.resolved, absolute=True)
+        if not _holds(self.folder.path / "spec.yaml", spec):  # one that says the same may have comments in it
+            text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
+            write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json("run.json", {
             "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
             "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
         })  # fmt: skip
+
+
+def _holds(file: Path, spec: Any) -> bool:
+    """Tell whether a YAML file holds just this spec."""
+    import yaml
+
+    try:
+        return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == spec)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
 
 
 def _mind_memory() -> None:

@@ -117,9 +117,22 @@ def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without
     rows = []
     for built in tasks:
         cells = [cell.name for cell in built.cells]
-        rows.append({"valid": True, "task": built.name, "version": built.version, "sha": built.sha, "cells": cells})
+        cautions = {cell.name: cell.source.plugin.cautions() for cell in built.cells}
+        warnings = [f"{name}: {caution}" for name, said in cautions.items() for caution in said]
+        rows.append(
+            {
+                "valid": True,
+                "task": built.name,
+                "version": built.version,
+                "sha": built.sha,
+                "cells": cells,
+                "warnings": warnings,
+            }
+        )
         if not as_json:
             click.echo(f"{built.name} {built.version}: valid; {len(cells)} cells: {'; '.join(cells)}")
+            for warning in warnings:
+                say(f"warning: {warning}", err=True)
     if as_json:
         print_json({"valid": True, "group": group, "tasks": rows} if group else rows[0])
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
-from saeval._util import CleanJson, CleanText, Documented, InputError
+from saeval._util import CleanJson, CleanText, Documented, InputError, refuse_pipe
 from saeval.records import metrics
 from saeval.records.columns import NAME, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
 
@@ -353,6 +353,9 @@ class CellResult(Documented):
     """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
     correlations: list[Correlation] = []
     """One for each pair of scorers; the cell's own explanations."""
+    cautions: list[str] = []
+    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far from
+    that of its files. They stand among the run's `warnings`, too."""
 
 
 class Ledger(Documented):
@@ -531,6 +534,7 @@ def read_result(path: str | Path) -> RunResult:
     """
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
+    refuse_pipe(file)
     try:
         return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

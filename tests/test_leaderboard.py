@@ -177,7 +177,7 @@ def test_every_format_holds_every_cell_and_score(runs):
 
 def test_markdown_has_a_line_a_cell_and_scorer(runs):
     lines = [x for x in written(join(runs), "markdown").splitlines() if x.startswith("|")]
-    assert len(lines) == 2 + 3 * 2 + 1 + 2 + 2  # and both contestants against the baseline coder
+    assert len(lines) == 2 + 3 * 2 + 1 + 2 + 3  # and the three contestants against the baseline coder
     assert lines[2].startswith("| 1 | two | gated |") and "| ↑ | 0.800 | 0.780 to 0.820 |" in lines[2]
 
 

@@ -69,7 +69,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
             parts.append(_heading(f"{group_by}: {value}", format_))
         parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_))
         if board.against:
-            table = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_]
+            table: Any = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_]
             parts.append(table(AgainstBaseline.HEADS, [found.texts for found in board.against]))
         parts.append("\n".join(_line(note, format_) for note in board.notes))
     parts += [_line(note, format_) for note in joined.notes]
@@ -179,7 +179,7 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     rows = [
         [m.rank_text, m.family, number(m.value), interval(m.ci95, between=", "), " and ".join(m.between)] for m in found
     ]
-    table = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_](head, rows)
+    table: Any = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_](head, rows)
     note = (
         "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
         "cells' means, and say nothing of how straight the line is."

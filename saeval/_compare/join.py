@@ -11,7 +11,7 @@ from typing import Any
 from saeval._compare.leaderboard import Leaderboard, Standing
 from saeval._compare.matched_l0 import Matched, at_l0
 from saeval._util import InputError, did_you_mean, safe_text, text as grid
-from saeval.records import MAIN, CellResult, RunResult, ScoreRow, read_result
+from saeval.records import MAIN, CellResult, RunResult, ScoreRow, read_result, split_ranking
 from saeval.results import csv_text, table_bytes, tidy
 
 FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
@@ -212,10 +212,10 @@ def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
         if len(ranked) > 1:
             raise InputError(f"the runs rank by different columns ({', '.join(ranked)}); choose one with --rank-by")
         wanted = ranked[0]
-    if wanted in columns:
-        return wanted
-    if headline := next((c for c in columns if c.rpartition(".")[0] == wanted), None):
-        return headline
+    column, ranking = split_ranking(wanted)
+    headline = next((c for c in columns if c.rpartition(".")[0] == column), None)
+    if found := column if column in columns else headline:
+        return f"{found}.{ranking}" if ranking else found
     raise InputError(
         f"--rank-by {wanted}: no such column{did_you_mean(wanted, columns)}; there are: {', '.join(columns)}"
     )
@@ -248,7 +248,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
         if group_by is not None:
             raise InputError("--group-by and --match-l0 do not go together; choose with --filter")
         _known(family, joined.entries.values(), "--family")
-        found = at_l0(_families(joined, family), match_l0, joined.rank_by)
+        found = at_l0(_families(joined, family), match_l0, split_ranking(joined.rank_by)[0])
         return _matched(joined, found, match_l0, family, format_)
     boards = joined.groups(group_by)
     if format_ == "json":

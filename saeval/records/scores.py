@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
@@ -13,6 +13,9 @@ from saeval.records import metrics
 
 MAIN = "explanation"
 """Variant of a cell's own explanations, beside those of baselines by their names."""
+
+Ranking = Literal["lift", "raw"]
+"""What ranks a leaderboard: scores above their floors, or scores as they are."""
 
 Status = Literal["ok", "failed", "skipped"]
 """How a step on one latent ended: with an answer, with an error, or not tried for a stated reason."""
@@ -147,6 +150,29 @@ def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, f
     return bounds
 
 
+class FloorSample(Documented):
+    """A score's floor: the same latents, windows and judge, under explanations that know nothing of the latent."""
+
+    variant: str
+    """Whose explanations these are: `shuffled_explanation` (of near-independent latents), `random_explanation`, …"""
+    n: int
+    """Latents that have both a score and a floor."""
+    own: float
+    """Mean score of those latents."""
+    value: float
+    """Mean floor of those latents."""
+    covariance: tuple[float, float, float]
+    """Over those latents: variance of the scores, variance of the floors, covariance of the two."""
+    least_error: float
+    """What the standard error of the lift is at least, since few equal differences prove little."""
+    p: float | None
+    """One-sided p value of scores that do not depend on the explanation: signs of score − floor flipped."""
+    same: float | None = None
+    """Share of the windows judged twice that got the same answer under both; None where there are no answers by window."""
+    answers: int = 0
+    """Number of those windows."""
+
+
 class ScoreRow(Documented):
     """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it."""
 
@@ -184,14 +210,35 @@ class ScoreRow(Documented):
     """Share of the latents tried that were scored."""
     floor: dict[str, float]
     """The same metric for baselines on the same cell, and for the metric's chance level, by name."""
+    against: FloorSample | None = None
+    """The floor that the lift is measured from; None without one."""
     lift: float | None
-    """Value minus the highest floor that carries no information on the latent (random or shuffled explanation, chance)."""
+    """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a floor."""
+    lift_ci95: tuple[float, float] | None = None
+    """Interval of the lift, which holds the floor's error."""
+    windows: int = 0
+    """Windows the judge was asked about, over all latents; 0 for scorers that give no answers window by window."""
+    answered: int = 0
+    """Windows it answered."""
+    bounds: tuple[float, float] | None = None
+    """The value if everything unanswered were judged wrong, and if it were judged right; None where that is unknown."""
+    corrected: float | None = None
+    """Value corrected for the judge's errors on latents of known meaning; None unless asked for and known."""
+    corrected_ci95: tuple[float, float] | None = None
+    """Interval of the corrected value, which holds the uncertainty of the judge's errors."""
     judge: str | None
     """Model that judged; None for scorers without an LLM."""
+    verdict: Verdict | None = None
+    """What `judge-check` says of this judge under this scorer's prompts; None where it was not checked."""
     explanation_words: float | None = None
     """Mean number of words of the explanations scored; None when unknown."""
     usd: float | None
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
+
+    @property
+    def unanswered(self) -> float:
+        """Share of the windows asked about that have no answer."""
+        return 1 - self.answered / self.windows if self.windows else 0.0
 
 
 class DecileShares(Documented):
@@ -274,6 +321,31 @@ class Ledger(Documented):
     """Dollars; None when a price is unknown."""
 
 
+Verdict = Literal["pass", "weak", "fail"]
+"""What a check says of a judge: its scores can be read as they are, need care, or carry nearly no information."""
+
+
+class ScorerCheck(Documented):
+    """How often a judge is right on latents of known meaning, under one scorer."""
+
+    scorer: str
+    """The scorer's label in the check."""
+    asks: str
+    """Hash of what the scorer asks: plugin, options and prompts. The check holds for scorers that ask the same."""
+    balanced_accuracy: float
+    """Mean of sensitivity and specificity, over latents."""
+    ci95: tuple[float, float]
+    """Its interval."""
+    sensitivity: float | None
+    """Share of the activating (or rightly marked) windows that the judge finds under the true explanation."""
+    specificity: float | None
+    """Share of the other windows that it refuses."""
+    n: int
+    """Latents behind it."""
+    verdict: Verdict
+    """`pass` where the interval lies above .8, `fail` where it reaches down to .6, else `weak`."""
+
+
 class JudgeCheck(Documented):
     """What a check of a judge found: scores on latents whose meaning is known."""
 
@@ -289,6 +361,8 @@ class JudgeCheck(Documented):
     """Latents it was checked on."""
     scores: list[ScoreRow]
     """Headline row of each scorer: for the true explanations, and for those of baselines."""
+    scorers: list[ScorerCheck] = []
+    """Errors and verdict under each scorer that judges windows as right or wrong."""
 
 
 class Judge(Documented):
@@ -299,7 +373,9 @@ class Judge(Documented):
     model: str
     """Model as the spec names it."""
     check: JudgeCheck | None
-    """Its latest check; None when it was never checked here."""
+    """Its latest check; None when it was never checked here with these options."""
+    command: str = ""
+    """Command that checks it as this run uses it."""
 
 
 FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]
@@ -347,7 +423,7 @@ class RunResult(Documented):
     seed: int
     """Seed of the run."""
     rank_by: str
-    """Column that ranks the leaderboard, `scorer.metric`."""
+    """Column that ranks the leaderboard, `scorer.metric`; `.lift` or `.raw` behind it where the spec asks for one."""
     partial: bool
     """Whether latents were left out by `--limit` or an interruption."""
     synthetic: bool
@@ -370,6 +446,19 @@ class RunResult(Documented):
     """Plugins, their versions, options and prompt hashes; package versions."""
     seconds: dict[str, float] = {}
     """Wall-clock seconds by stage."""
+
+
+def split_ranking(rank_by: str) -> tuple[str, Ranking | None]:
+    """Split `scorer.metric[.lift|.raw]` into the column and what is asked of it; None where nothing is.
+
+    Example:
+        >>> split_ranking("fuzzing.balanced_accuracy.lift"), split_ranking("fuzzing.balanced_accuracy")
+        (('fuzzing.balanced_accuracy', 'lift'), ('fuzzing.balanced_accuracy', None))
+    """
+    for ranking in get_args(Ranking):
+        if rank_by.endswith(f".{ranking}"):
+            return rank_by.removesuffix(f".{ranking}"), ranking
+    return rank_by, None
 
 
 def read_result(path: str | Path) -> RunResult:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from saeval._compare import Leaderboard
+from saeval._compare import AgainstBaseline, Leaderboard
 from saeval._util import safe_text
 from saeval.records import MAIN, CellResult, Finding, RunResult, ScoreRow
 
@@ -78,7 +78,8 @@ def render(run: RunResult, console: Console | None = None) -> None:
     ):
         if names := ", ".join(dict.fromkeys(v for v in values if v)):
             say(f"{title:10}{names}")
-    say(f"mean over latents [95 % interval]; ranked by {run.rank_by}")
+    what = "lift of" if board.ranking == "lift" else "raw"
+    say(f"mean over latents [95 % interval]; ranked by {what} {board.ranked_by}")
 
     columns = {
         s: [_heading(board, s), *(with_interval(board.row(x.cell, s)) for x in board.standings)] for s in board.metrics
@@ -117,16 +118,24 @@ def render(run: RunResult, console: Console | None = None) -> None:
         say(finding_line(finding))
 
     console.print()
-    if board.smallest_difference is not None:
-        say(
-            f"smallest difference in {run.rank_by} that two contestants' intervals could show (80 % power): {number(board.smallest_difference)}"
-        )
-    say(
-        "rank: a range where intervals do not separate (unpaired z tests, Holm). "
-        "lift: above chance and above the best explanation that knows nothing of the latent, on the same latents."
-    )
+    for found in board.against:
+        say(against_line(found, board))
+    for line in board.notes:
+        say(line)
     for warning in run.warnings:
         say(f"! {warning}", "yellow")
+
+
+def against_line(found: AgainstBaseline, board: Leaderboard) -> str:
+    """Write how a contestant compares with a baseline coder."""
+    verdict = "above" if found.difference > 0 else "below"
+    said = verdict if found.p <= 0.05 else "not told apart from"
+    what = "lift" if board.ranking == "lift" else "score"
+    low, high = found.ci95
+    return (
+        f"{found.cell}: {said} {found.baseline} ({what} {found.difference:+.3f} [{low:+.3f} {high:+.3f}], "
+        f"p {found.p:.2g}, Holm)"
+    )
 
 
 def finding_line(found: Finding) -> str:

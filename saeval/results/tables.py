@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval._util import InputError, replacing, safe_text, write_atomic
-from saeval.records import RunResult
+from saeval.records import RunResult, ScoreRow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +21,10 @@ _COLUMNS = {
     "scorer": "string", "variant": "string", "plugin": "string", "metric": "string", "higher_is_better": "bool",
     "value": "double", "median": "double", "ci_low": "double", "ci_high": "double", "method": "string",
     "n": "int64", "tried": "int64", "failed": "int64", "skipped": "int64", "unparsed": "int64", "coverage": "double",
-    "floor.": "double", "lift": "double", "judge": "string", "explanation_words": "double", "usd": "double",
+    "windows": "int64", "answered": "int64", "worst": "double", "best": "double",
+    "floor.": "double", "lift": "double", "lift_low": "double", "lift_high": "double", "lift_from": "string", "lift_n": "int64",
+    "lift_p": "double", "same_answers": "double", "corrected": "double", "corrected_low": "double", "corrected_high": "double",
+    "judge": "string", "verdict": "string", "explanation_words": "double", "usd": "double",
 }  # fmt: skip
 """Columns and Arrow types, in order; a name that ends in a dot stands for one column a key."""
 
@@ -39,17 +42,7 @@ def tidy(*runs: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
             **{f"count.{k}": v for k, v in cell.counts.items()},
         }  # fmt: skip
         for row in cell.scores:
-            low, high = row.ci95 or (None, None)
-            floors = {f"floor.{k}": v for k, v in row.floor.items()}
-            rows.append(
-                {
-                    **shared,
-                    **row.model_dump(exclude={"ci95", "floor", "range"}),
-                    "ci_low": low,
-                    "ci_high": high,
-                    **floors,
-                }
-            )
+            rows.append({**shared, **row.model_dump(exclude=_NESTED), **_flat(row)})
     keys = dict.fromkeys(key for row in rows for key in row)
     columns = {
         key: kind
@@ -57,6 +50,21 @@ def tidy(*runs: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
         for key in ([k for k in keys if k.startswith(name)] if name.endswith(".") else [name])
     }
     return columns, rows
+
+
+_NESTED = {"ci95", "floor", "range", "bounds", "against", "lift_ci95", "corrected_ci95"}
+
+
+def _flat(row: ScoreRow) -> dict[str, Any]:
+    """Return a row's nested values, a column each."""
+    pairs = {("ci_low", "ci_high"): row.ci95, ("worst", "best"): row.bounds, ("lift_low", "lift_high"): row.lift_ci95,
+             ("corrected_low", "corrected_high"): row.corrected_ci95}  # fmt: skip
+    found: dict[str, Any] = {}
+    for names, pair in pairs.items():
+        found |= dict(zip(names, pair or (None, None), strict=True))
+    if (sample := row.against) is not None:
+        found |= {"lift_from": sample.variant, "lift_n": sample.n, "lift_p": sample.p, "same_answers": sample.same}
+    return found | {f"floor.{name}": value for name, value in row.floor.items()}
 
 
 def write_csv(run: RunResult, path: Path) -> None:

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from planted_run import spec, truthful_server
 
 from saeval import SpecError
-from saeval._run.state import Scored
 from saeval._run.claims import evaluate
 from saeval._run.sampling import Records
+from saeval._run.state import Scored
 from saeval.cli.group import main
 from saeval.plugin import AUROC, BALANCED_ACCURACY, Metric, Score, Usage
 from saeval.plugin.registry import Registry

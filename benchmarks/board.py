@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from saeval._compare.judge_errors import correct_for_judge
 from saeval._compare.lifts import Paired, lifts
 from saeval._compare.stats import apart_p, depends_p, detectable_difference, fisher, mean_interval, paired_p
 from saeval.plugin import derive_rng

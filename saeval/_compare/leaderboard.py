@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from saeval._compare import stats
 from saeval._compare.lift_rows import Key, Lifted, Reading, key_of, with_lifts
+from saeval._util import interval, number
 from saeval.records import MAIN, CellResult, Ranking, RunResult, ScoreRow, split_ranking
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-FEW = 20
-"""Latents below which an interval is marked: it may be too narrow."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,29 @@ class AgainstBaseline:
     ci95: tuple[float, float]
     p: float
 
+    HEADS: ClassVar[tuple[str, ...]] = ("contestant", "is", "baseline coder", "difference", "95 % CI", "p (Holm)")
+    """Heads of a table of `texts`."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The two, what came of it, difference, interval and p."""
+        side = "above" if self.difference > 0 else "below"
+        said = side if self.p <= 0.05 else "not told apart from"
+        return [
+            self.cell,
+            said,
+            self.baseline,
+            number(self.difference, "+.3f"),
+            interval(self.ci95, "+.3f"),
+            number(self.p, ".2g"),
+        ]
+
+    @property
+    def text(self) -> str:
+        """The same as a sentence."""
+        cell, said, baseline, difference, between, p = self.texts
+        return f"{cell} is {said} {baseline}: {difference} ({between}), p {p}"
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -70,7 +91,8 @@ class Leaderboard:
 
     Attributes:
         standings: Contestants, best first; then baselines, best first.
-        metrics: Label of every scorer and the metric shown of it: the one that ranks, which comes first, and headlines.
+        metrics: Label of every scorer and its main metric: the one that ranks, which comes first, and headlines.
+        shown: Labels and metrics that boards show: the main ones, each followed by others that its scorer puts on boards.
         variants: Explanation baselines, in the order of the spec.
         ranked_by: The column that ranks, `scorer.metric`.
         ranking: Whether its lifts rank or its raw scores.
@@ -84,6 +106,7 @@ class Leaderboard:
 
     standings: tuple[Standing, ...]
     metrics: dict[str, str]
+    shown: tuple[tuple[str, str], ...]
     variants: tuple[str, ...]
     ranked_by: str
     ranking: Ranking
@@ -123,6 +146,7 @@ class Leaderboard:
         return cls(
             standings=tuple(Standing(c, ranks.get(c.cell)) for c in ordered),
             metrics=metrics,
+            shown=tuple(_shown(metrics, rows)),
             variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != MAIN)),
             ranked_by=f"{scorer}.{metric}",
             ranking=ranked.ranking,
@@ -134,9 +158,13 @@ class Leaderboard:
         )
 
     @property
+    def title(self) -> str:
+        """What ranks: `lift of scorer.metric`, or `raw scorer.metric`."""
+        return f"{'lift of' if self.ranking == 'lift' else 'raw'} {self.ranked_by}"
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the ranks must know, a sentence or two each."""
-        what = f"{self.ranked_by} ({'lift' if self.ranking == 'lift' else 'raw scores'})"
         found = [
             f"rank: a range where {'lifts' if self.ranking == 'lift' else 'scores'} are not told apart (z tests, Holm)."
         ]
@@ -153,13 +181,27 @@ class Leaderboard:
         ):  # fmt: skip
             if difference is not None:
                 found.append(
-                    f"minimum detectable difference between {between} in {what}, 80 % power: {difference:.3f}."
+                    f"minimum detectable difference between {between} in {self.title} (80 % power): {difference:.3f}."
                 )
+        shown = [self.row(x.cell, scorer) for x in self.standings for scorer in self.metrics]
+        rows = [row for row in shown if row and row.value is not None]
+        if any(row.few or (row.against and row.against.n < row.FEW) for row in rows):
+            found.append(f"*: fewer than {ScoreRow.FEW} latents, so the interval may be too narrow.")
+        if any(row.unanswered > ScoreRow.MAX_UNANSWERED for row in rows):
+            found.append(
+                "!: more than 5 % of the windows have no answer; the score could be anything within the bounds."
+            )
         return found
 
-    def row(self, cell: CellResult, scorer: str, variant: str = MAIN) -> ScoreRow | None:
-        """Return the row shown of a scorer, for the cell's own or a baseline's explanations."""
-        return _find(cell, scorer, self.metrics[scorer], variant)
+    def row(self, cell: CellResult, scorer: str, variant: str = MAIN, metric: str | None = None) -> ScoreRow | None:
+        """Return the row of a scorer's metric, its main one when left out, for the cell's own or a baseline's explanations."""
+        return _find(cell, scorer, metric or self.metrics[scorer], variant)
+
+
+def _shown(metrics: dict[str, str], rows: Sequence[ScoreRow]) -> Iterator[tuple[str, str]]:
+    for scorer, main in metrics.items():
+        others = dict.fromkeys(r.metric for r in rows if r.scorer == scorer and r.on_board and r.metric != main)
+        yield from ((scorer, metric) for metric in (main, *others))
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeval._compare import stats
-from saeval._util import InputError, aligned, derive_rng, did_you_mean
+from saeval._util import WIDTH, InputError, aligned, aligned_rows, derive_rng, did_you_mean, fold, interval, number
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ENOUGH = 100  # paired latents from which a test of signs holds for means of skewed differences
 _ALIKE = 0.01  # share by which firings and maxima of the same latent may differ between machines
 
 
@@ -30,6 +35,8 @@ class Contrast:
         ci95: Interval of the difference; None where too little is known for one.
         p: Two-sided p value of no difference; None for fewer than two latents.
         p_holm: The same, corrected for the number of metrics compared.
+        approximate: Whether the p value is one of means of paired differences from fewer than 100 latents: exact where the
+            sides are exchangeable, too small where one side fails rarely and by a lot.
         smallest_visible: Difference that would be seen at 5 % in four of five such comparisons.
         failed: Latents that were tried and have no score, of A and of B.
         bounds: The difference of all that was scored, with the failures of A counted at the metric's floor, and with
@@ -45,6 +52,7 @@ class Contrast:
     ci95: tuple[float, float] | None
     p: float | None
     p_holm: float | None
+    approximate: bool
     smallest_visible: float | None
     failed: tuple[int, int]
     bounds: tuple[float, float] | None
@@ -110,7 +118,7 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
     (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval combines those
     of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
-    each other; `saeval.report.stats` says what each test assumes beside that.
+    each other; `saeval._compare.stats` says what each test assumes beside that.
 
     Args:
         a: A run directory, or `run:cell` where it has several contestants.
@@ -230,9 +238,18 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
         "metric": name, "higher_is_better": row.higher_is_better,
         "a": float(x.mean()) if len(x) else None, "b": float(y.mean()) if len(y) else None, "n": (len(x), len(y)),
         "difference": difference, "ci95": interval if bounded else None, "p": p if p == p else None,
+        "approximate": paired and p == p and len(x) < _ENOUGH and not _symmetric(x - y),
         "smallest_visible": stats.detectable_within(interval) if bounded else None,
         "failed": (rows[0].failed, rows[1].failed), "bounds": _bounds(*rows),
     }  # fmt: skip
+
+
+def _symmetric(differences: NDArray[np.float64]) -> bool:
+    """Tell whether every difference has its opposite, so that the test of their signs is one of their mean as well."""
+    import numpy as np
+
+    d = np.sort(differences.round(9))
+    return bool(np.allclose(d, -d[::-1]))
 
 
 def _bounds(a: ScoreRow, b: ScoreRow) -> tuple[float, float] | None:
@@ -299,50 +316,43 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
     return found
 
 
-def text(comparison: Comparison) -> str:
-    """Return the comparison for a terminal."""
-    kind = "paired" if comparison.paired else "unpaired"
-    head = [
-        "metric",
-        "",
-        "A",
-        "B",
-        "A − B",
-        "95 %",
-        "p",
-        "p Holm",
-        "visible",
-        "n",
-        "failed",
-        "A − B, failures at floor",
-    ]
+def _p(contrast: Contrast, p: float | None) -> str:
+    return "~" * contrast.approximate + number(p, ".2g")
+
+
+def _contrasts(comparison: Comparison) -> str:
+    """Return the metrics, each with its numbers beneath it."""
+    head = ["A", "B", "A − B", "95 %", "p", "p Holm", "visible", "n", "failed"]
     rows = [
         [
-            c.metric, "↑" if c.higher_is_better else "↓", _number(c.a), _number(c.b), _number(c.difference, "+.3f"),
-            "–" if c.ci95 is None else f"{c.ci95[0]:+.3f} to {c.ci95[1]:+.3f}", _number(c.p, ".2g"), _number(c.p_holm, ".2g"),
-            _number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
-            f"{c.failed[0]}, {c.failed[1]}", "" if c.bounds is None else f"{c.bounds[0]:+.3f} to {c.bounds[1]:+.3f}",
+            number(c.a), number(c.b), number(c.difference, "+.3f"), interval(c.ci95, "+.3f"), _p(c, c.p),
+            _p(c, c.p_holm), number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
+            f"{c.failed[0]}, {c.failed[1]}",
         ]
         for c in comparison.contrasts
     ]  # fmt: skip
-    keep = [i for i in range(len(head)) if i != len(head) - 1 or any(row[i] for row in rows)]
-    parts = [
-        f"A  {comparison.a}\nB  {comparison.b}",
-        f"{kind}: {comparison.why}",
-        aligned([head[i] for i in keep], [[row[i] for i in keep] for row in rows]),
-    ]
+    first, *others = aligned_rows(head, rows, WIDTH - 2)
+    lines = [f"metric\n  {first}"]
+    for c, row in zip(comparison.contrasts, others, strict=True):
+        lines.append(f"{c.metric} {'↑' if c.higher_is_better else '↓'}\n  {row}")
+        if c.bounds is not None:
+            lines.append(f"  A − B with failures at the floor: {interval(c.bounds, '+.3f')}")
+    return "\n".join(lines)
+
+
+def text(comparison: Comparison) -> str:
+    """Return the comparison for a terminal."""
+    kind = "paired" if comparison.paired else "unpaired"
+    parts = [f"A  {comparison.a}\nB  {comparison.b}", fold(f"{kind}: {comparison.why}"), _contrasts(comparison)]
     if comparison.agreement:
         head = ["judges agree", "alpha", "same answer", "windows", "latents"]
         rows = [
-            [x.scorer, _number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
+            [x.scorer, number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
         ]
-        parts.append(aligned(head, rows))
-    parts.append(
-        "visible: difference that would be seen in four of five such comparisons, at 5 %. "
-        + ("" if len(comparison.contrasts) == 1 else "p Holm: corrected for the number of metrics.")
-    )
-    return "\n\n".join([*parts, *(f"! {warning}" for warning in comparison.warnings)])
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
+        parts.append(aligned(head, rows, WIDTH))
+    note = "visible: difference that would be seen in four of five such comparisons, at 5 %."
+    if len(comparison.contrasts) > 1:
+        note += " p Holm: corrected for the number of metrics."
+    if any(c.approximate for c in comparison.contrasts):
+        note += f" ~ approximate: exact if A and B are exchangeable; for means of skewed differences, {_ENOUGH} latents are needed."
+    return "\n\n".join([*parts, fold(note), *(fold(f"! {warning}") for warning in comparison.warnings)])

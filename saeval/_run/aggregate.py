@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import saeval
-from saeval._compare import Floors, Scoring, correct_for_judge, correlated, score_row, standard_error, with_lifts
+from saeval._compare import Floors, ScorerRun, correct_for_judge, correlated, score_row, standard_error, with_lifts
 from saeval._run import judge_checks
 from saeval._run.state import CellState, RunState, Scored
 from saeval._util import derive_rng
@@ -21,6 +21,7 @@ from saeval.records import (
     Finding,
     Judge,
     Ledger,
+    Measure,
     Metric,
     RunResult,
     ScorerCheck,
@@ -29,7 +30,16 @@ from saeval.records import (
 from saeval.task import OF_ALL_LATENTS
 
 if TYPE_CHECKING:
-    from saeval.task import StepPart, Task
+    from saeval.task import Cell, StepPart, Task
+
+_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that stand in other fields of a cell
+_FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
+
+
+_RECORDED = (
+    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the numbers do "
+    "not rank beside those of live models."
+)
 
 
 def summarise(
@@ -46,12 +56,14 @@ def summarise(
     task, outcomes = state.task, state.cells
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
+    recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
     cells, _ = with_lifts([_cell_result(task, outcome, state.done) for outcome in outcomes.values()])
     return RunResult(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
-        reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
+        recorded=recorded, reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
+        cells=cells, measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
+        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values()), *([_RECORDED] if recorded else [])],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
@@ -79,14 +91,16 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         "tokens": float(store.n_tokens),
         **({"fvu": float(facts["fvu"])} if "fvu" in facts else {}),
     }
-    known = {*task.measures} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
+    known = {*task.measures, "fvu"} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
+    noted = facts.get("measures", {})
+    measures |= {m.name: float(noted[m.name]) for m in _declared(cell) if m.name in noted}
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
     return CellResult(
         cell=cell.name, axes=cell.axes, baseline=cell.baseline,
-        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in ("fvu", "subject")}},
+        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in _ELSEWHERE}},
         subject=str(facts.get("subject", "")), corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
         measures=measures,
@@ -94,7 +108,49 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
+        cautions=_cautions(outcome),
     )  # fmt: skip
+
+
+def _l0(outcome: CellState) -> float:
+    """Latents per token that fire."""
+    return float(outcome.store.firings.sum()) / max(outcome.store.n_tokens, 1)
+
+
+def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
+    """Say which random SAEs are sparser or denser than every coder that they stand beside."""
+    beside = [_l0(o) for o in outcomes.values() if o.cell.baseline is None and o.store.latents is None]
+    for name, outcome in outcomes.items():
+        l0 = _l0(outcome)
+        random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
+        if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
+            yield (
+                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders that it "
+                f"stands beside; set its option `k`."
+            )
+
+
+def _cautions(outcome: CellState) -> list[str]:
+    """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
+    cell, store = outcome.cell, outcome.store
+    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ())]
+    if cell.baseline is not None:
+        return list(dict.fromkeys(said))
+    if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
+        said.append(
+            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may belong to "
+            "another place or model, or the text may be unlike that of its training."
+        )
+    expected, l0 = store.facts.get("l0_of_files"), _l0(outcome)
+    if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
+        said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
+    return list(dict.fromkeys(said))
+
+
+def _declared(cell: Cell) -> list[Measure]:
+    """Return the measures that a cell's source and coder plugins declare."""
+    parts = (cell.source, *cell.source.nested)
+    return [measure for part in parts for measure in getattr(part.plugin, "measures", ())]
 
 
 def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done: bool) -> list[ScoreRow]:
@@ -108,7 +164,7 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
         scored = outcome.scored.get((label, variant))
         if scored is None or not (scored.tried or done):  # interrupted before
             continue
-        scoring = Scoring(
+        scoring = ScorerRun(
             label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
             scored.unparsed, *_windows(scored, step), task.roles[step.role].model if step.role else None, scored.spent.total.usd,
         )  # fmt: skip
@@ -201,9 +257,11 @@ def _warnings(
         )
     if partial:
         found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
+    found += _unlike(outcomes)
     for cell in cells:
         if caveat := cell.coder.get("caveat"):
             found.append(f"{cell.cell}: {caveat}")
+        found += [f"{cell.cell}: {caution}" for caution in cell.cautions]
         if cell.counts["sampled"] < cell.counts["requested"]:
             found.append(
                 f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows."

@@ -106,12 +106,17 @@ def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dic
 
 
 def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
+    decoy = record.score.decoy
+    sides = [
+        (role, (*examples.activating, *examples.non_activating))
+        for role, examples in (("explain", record.explain), ("score", record.score))
+    ]
     return [
         {
-            "latent": record.latent.index, "role": role, "active": e.active, "decile": e.decile, "context": e.context,
+            "latent": record.latent.index, "role": role, "active": e.active and role != "decoy", "decile": e.decile, "context": e.context,
             "start": e.start, "document": e.document, "tokens": list(e.tokens), "token_ids": list(e.token_ids),
             "activations": e.activations.tolist(),
         }
-        for role, examples in (("explain", record.explain), ("score", record.score))
-        for e in (*examples.activating, *examples.non_activating)
+        for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
+        for e in windows
     ]  # fmt: skip

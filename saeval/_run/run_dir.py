@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from saeval._run.journal import Journal
-from saeval._util import InputError, without_secrets, write_atomic
+from saeval._util import InputError, claim, read_json, without_secrets, write_atomic
 
 
 class RunDir:
@@ -27,16 +27,14 @@ class RunDir:
         journal: Results of finished work, which resuming trusts.
 
     Raises:
-        InputError: If it cannot be written to, holds symbolic links, or another process is running in it.
+        InputError: If it cannot be written to, holds links or files that are not saeval's, or another process is running in it.
     """
 
     def __init__(self, path: Path):
         from filelock import FileLock, Timeout
 
         self.path = path
-        for inside in path.rglob("*"):
-            if inside.is_symlink():  # in a directory from somebody else, it could make us write anywhere
-                raise InputError(f"{inside}: is a symbolic link, which does not belong in a run directory; remove it")
+        claim(path)
         try:
             for folder in (path, path / "cells", path / "report", path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +70,14 @@ class RunDir:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, whole or not at all."""
         write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the run; an empty mapping where there is none, or none that can be read."""
+        try:
+            found = read_json(self.path / name)
+        except InputError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @contextmanager
     def log(self) -> Iterator[Any]:

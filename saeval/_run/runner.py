@@ -25,7 +25,15 @@ from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState
 from saeval._run.tracking import tell
-from saeval._util import BudgetExceeded, Display, InputError, Silent, content_hash
+from saeval._util import (
+    BudgetExceeded,
+    Display,
+    InputError,
+    SaevalError,
+    Silent,
+    content_hash,
+    internal_error,
+)
 from saeval.activations import ActivationStore
 from saeval.llm import Budget, CallLog
 from saeval.models import directions, measure_fidelity
@@ -72,6 +80,7 @@ def run(
         InputError: If something it names is missing, or the directory cannot be used.
         BudgetExceeded: If the spending limit is reached; a partial result is written first.
         GaveUp: If every latent fails alike, or a model is gone.
+        InternalError: If something failed that nobody foresaw; the run's log holds the traceback.
 
     Example:
         >>> run = saeval.run("mine.yaml", out="try", limit=2)
@@ -103,7 +112,12 @@ def run_task(
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
-        return _Run(task, folder, display, limit, max_cost, retry).go()
+        try:
+            return _Run(task, folder, display, limit, max_cost, retry).go()
+        except SaevalError:
+            raise
+        except Exception as error:
+            raise internal_error(error, folder.path / "logs" / "run.log") from error
 
 
 class _Run:
@@ -116,7 +130,8 @@ class _Run:
         max_cost: float | None,
         retry: Retry | None,
     ):
-        self.task, self.folder, self.display, self.limit, self.retry = task, folder, display, limit, retry
+        self.task, self.folder, self.display, self.retry = task, folder, display, retry
+        self.asked_limit, self.limit = limit, _unshrunk(limit, folder, task)
         self.seed = task.run.seed
         self.calls = CallLog(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
@@ -130,6 +145,10 @@ class _Run:
         status = "failed"
         try:
             with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
+                if self.limit != self.asked_limit:
+                    self.display.say(
+                        f"this run finished with more than {self.asked_limit} latents per cell, and keeps them (--limit)"
+                    )
                 self._collect_and_sample(workplace)
                 self._timed("explain_and_score", lambda: _run_async(partial(self._explain_and_score, workplace)))
                 self._timed("directions", self._read_directions)
@@ -257,12 +276,34 @@ class _Run:
         from saeval._util import write_atomic
         from saeval.task import plain
 
-        text = yaml.safe_dump(plain(self.task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
-        write_atomic(self.folder.path / "spec.yaml", text)
+        spec = plain(self.task.resolved, absolute=True)
+        if not _holds(self.folder.path / "spec.yaml", spec):  # one that says the same may have comments in it
+            text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
+            write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json("run.json", {
             "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
-            "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
+            "limit": self.limit, "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
         })  # fmt: skip
+
+
+def _unshrunk(limit: int | None, folder: RunDir, task: Task) -> int | None:
+    """Return a limit that takes nothing away from a run that finished with more latents, or with all (None)."""
+    if limit is None:
+        return None
+    before = folder.read_json("run.json")
+    if before.get("status") != "done" or before.get("spec_sha") != task.sha or "limit" not in before:
+        return limit
+    return None if before["limit"] is None else max(limit, before["limit"])
+
+
+def _holds(file: Path, spec: Any) -> bool:
+    """Tell whether a YAML file holds just this spec."""
+    import yaml
+
+    try:
+        return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == spec)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
 
 
 @contextmanager

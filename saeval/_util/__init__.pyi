@@ -5,6 +5,7 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.crash import internal_error as internal_error
 from saeval._util.encodable import (
     CleanJson as CleanJson,
     CleanText as CleanText,
@@ -13,7 +14,9 @@ from saeval._util.encodable import (
 )
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
+    CutOff as CutOff,
     InputError as InputError,
+    InternalError as InternalError,
     LLMError as LLMError,
     ParseError as ParseError,
     PluginError as PluginError,
@@ -33,6 +36,15 @@ from saeval._util.files import (
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach
+from saeval._util.owned_dirs import (
+    claim as claim,
+    claim_inside as claim_inside,
+    is_empty as is_empty,
+    is_ours as is_ours,
+    mark as mark,
+    refuse_pipe as refuse_pipe,
+    refuse_strange as refuse_strange,
+)
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
 from saeval._util.permissions import allow as allow, granted as granted
 from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display
@@ -57,7 +69,25 @@ from saeval._util.secrets import (
     without_values as without_values,
 )
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
-from saeval._util.text import aligned as aligned, measured as measured, safe_text as safe_text
+from saeval._util.text import (
+    MISSING as MISSING,
+    WIDTH as WIDTH,
+    aligned as aligned,
+    aligned_rows as aligned_rows,
+    escape_markdown as escape_markdown,
+    escape_script as escape_script,
+    escape_spreadsheet as escape_spreadsheet,
+    fold as fold,
+    interval as interval,
+    latex_table as latex_table,
+    markdown_table as markdown_table,
+    measured as measured,
+    number as number,
+    rounded as rounded,
+    safe_text as safe_text,
+    shown as shown,
+    visible as visible,
+)
 from saeval._util.watchdog import (
     Patience as Patience,
     interrupting as interrupting,

@@ -6,9 +6,11 @@ SaevalError
 ├── InputError            a model, SAE, corpus or directory that is missing or does not fit
 ├── StoreError            an activation store that is unfinished, corrupt or of another format
 ├── ParseError            a model's reply that does not hold the answer asked for
+│   └── CutOff            the reply ended at the token limit
 ├── LLMError              a call that failed; `.retryable` tells whether trying again can help
 │   └── Refused           the model answered, but declined
-└── BudgetExceeded        the spending limit is reached; the run can be resumed
+├── BudgetExceeded        the spending limit is reached; the run can be resumed
+└── InternalError         another library, or saeval itself, failed in a way that nobody foresaw; the log holds the traceback
 """
 
 from __future__ import annotations
@@ -62,6 +64,10 @@ class ParseError(SaevalError):
     """A reply that does not hold the answer that was asked for. It is a status, never an answer."""
 
 
+class CutOff(ParseError):
+    """A reply that ended at the token limit, so that nothing in it is an answer."""
+
+
 class LLMError(SaevalError):
     """A call to a language model that failed.
 
@@ -71,6 +77,8 @@ class LLMError(SaevalError):
         retry_after: Seconds the server asked to wait, when it did.
         usage: What the call took although it failed: refusals and empty answers are billed.
         lasting: Whether every other call will fail alike: a wrong key or model name, no credit.
+        busy: Whether the server asks for time: a rate limit, overload, a model that loads.
+        cut: Whether the model used up its token limit before it answered.
     """
 
     def __init__(
@@ -81,12 +89,16 @@ class LLMError(SaevalError):
         retry_after: float | None = None,
         usage: Usage | None = None,
         lasting: bool = False,
+        busy: bool = False,
+        cut: bool = False,
     ):
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
         self.usage = usage
         self.lasting = lasting
+        self.busy = busy
+        self.cut = cut
 
 
 class Refused(LLMError):
@@ -95,6 +107,10 @@ class Refused(LLMError):
 
 class BudgetExceeded(SaevalError):
     """The run's spending limit is reached. Nothing is lost: running again with a higher limit resumes."""
+
+
+class InternalError(SaevalError):
+    """Something failed that nobody foresaw, in saeval or in a library that it uses; the log that it names holds the rest."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ from saeval._util.assets import (
 )
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
+    CutOff as CutOff,
     InputError as InputError,
     LLMError as LLMError,
     ParseError as ParseError,
@@ -47,13 +48,16 @@ from saeval.models.embeddings import (
     embedder_check as embedder_check,
     embedder_sha as embedder_sha,
 )
+from saeval.models.fit import Fit as Fit
 from saeval.models.live import LiveModel as LiveModel
+from saeval.models.made_for import MadeFor as MadeFor
 from saeval.models.packed_matmul import encoding_pass as encoding_pass
 from saeval.models.subject import Steered as Steered, Strength as Strength, Subject as Subject
 from saeval.plugin.answers import (
     answer_probabilities as answer_probabilities,
     ask_twice as ask_twice,
     parse_list as parse_list,
+    shortened as shortened,
 )
 from saeval.plugin.asking import (
     MARKER as MARKER,
@@ -84,7 +88,6 @@ from saeval.plugin.prompt_text import (
     few_shot as few_shot,
     marked_line as marked_line,
     one_line as one_line,
-    without_thinking as without_thinking,
 )
 from saeval.records.examples import (
     Example as Example,
@@ -116,5 +119,12 @@ from saeval.records.metrics import (
     pearson as pearson,
 )
 from saeval.records.prompts import Prompt as Prompt
-from saeval.records.scores import Explanation as Explanation, Outcome as Outcome, RunResult as RunResult, Score as Score
+from saeval.records.replies import finish_reason as finish_reason, whole_answer as whole_answer
+from saeval.records.scores import (
+    Explanation as Explanation,
+    Measure as Measure,
+    Outcome as Outcome,
+    RunResult as RunResult,
+    Score as Score,
+)
 from saeval.testing import plant as plant

@@ -1,3 +1,12 @@
+from saeval.records.columns import (
+    EVERYWHERE as EVERYWHERE,
+    NAME as NAME,
+    NOT_ON_NARROW_BOARDS as NOT_ON_NARROW_BOARDS,
+    TABLES as TABLES,
+    Better as Better,
+    Place as Place,
+    Shown as Shown,
+)
 from saeval.records.examples import (
     Example as Example,
     Examples as Examples,
@@ -8,6 +17,7 @@ from saeval.records.examples import (
 from saeval.records.messages import (
     FillReply as FillReply,
     FillRequest as FillRequest,
+    FinishReason as FinishReason,
     LanguageModel as LanguageModel,
     LogprobReply as LogprobReply,
     LogprobRequest as LogprobRequest,
@@ -25,6 +35,7 @@ from saeval.records.metrics import (
     spearman as spearman,
 )
 from saeval.records.prompts import Prompt as Prompt
+from saeval.records.replies import finish_reason as finish_reason, readable as readable, whole_answer as whole_answer
 from saeval.records.scores import (
     MAIN as MAIN,
     CellResult as CellResult,
@@ -37,6 +48,7 @@ from saeval.records.scores import (
     Judge as Judge,
     JudgeCheck as JudgeCheck,
     Ledger as Ledger,
+    Measure as Measure,
     Outcome as Outcome,
     Ranking as Ranking,
     RunResult as RunResult,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
-from saeval._util import CleanJson, CleanText, Documented, InputError
+from saeval._util import CleanJson, CleanText, Documented, InputError, refuse_pipe
 from saeval.records import metrics
+from saeval.records.columns import NAME, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
 
 MAIN = "explanation"
 """Variant of a cell's own explanations, beside those of baselines by their names."""
@@ -143,6 +144,15 @@ class Latent(Documented):
     """Words of its explanation; None without one."""
 
 
+def _number_format(specification: str) -> str:
+    if specification != "measure":
+        try:
+            format(1.0, specification)
+        except ValueError:
+            raise ValueError(f"{specification!r} is no format specification of a number, such as .3f") from None
+    return specification
+
+
 def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
     low, high = bounds
     if low is not None and high is not None and low >= high:
@@ -173,67 +183,114 @@ class FloorSample(Documented):
     """Number of those windows."""
 
 
-class ScoreRow(Documented):
-    """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it."""
+class Measure(Documented):
+    """A fact about a coder that leaderboards show: saeval measures some, coder and source plugins declare others.
 
-    scorer: str
+    Example:
+        >>> Measure(name="dead", title="dead latents", unit="latents", format=",.0f", better="lower").head
+        'dead latents'
+    """
+
+    name: str
+    """Its name in results, tables and JSON."""
+    title: str = ""
+    """Its head on leaderboards; the name when empty."""
+    about: str = ""
+    """What it says, in a sentence."""
+    unit: str = ""
+    """Unit of its values."""
+    format: Annotated[str, AfterValidator(_number_format)] = "measure"
+    """How it is written where there is little room: a Python format specification; `measure` for four digits."""
+    better: Better | None = None
+    """Direction; None where neither is better."""
+    on_board: bool = True
+    """Whether narrow leaderboards (terminal, LaTeX) show it, too, not reports and tables alone."""
+
+    @property
+    def head(self) -> str:
+        """Its head on leaderboards."""
+        return self.title or self.name
+
+
+class ScoreRow(Documented):
+    """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it.
+
+    A field annotated with `Shown` is a column of leaderboards, and its docstring says what the column means. To add one,
+    add the field here and compute it in `_compare/score_rows.py`: every board, table and page shows it.
+    """
+
+    scorer: Annotated[str, NAME]
     """The scorer's label in the spec."""
-    variant: str = MAIN
+    variant: Annotated[str, NAME] = MAIN
     """What was scored: the cell's own explanations, or those of a baseline, by its name (`random_explanation`)."""
-    plugin: str
+    plugin: Annotated[str, NAME]
     """Full name and version of the plugin, `saeval/detection 0.1.0`."""
-    metric: str
+    metric: Annotated[str, NAME]
     """Name of the metric; the scorer's headline comes first."""
-    higher_is_better: bool
+    higher_is_better: Annotated[bool, Shown(kind="bool", where=TABLES)]
     """Direction of the metric."""
+    on_board: bool = False
+    """Whether leaderboards show the metric although it is not its scorer's headline."""
     range: Annotated[tuple[float | None, float | None], AfterValidator(_ordered)]
     """Least and greatest value the metric can take; None where there is no such bound."""
-    value: float | None
+    value: Annotated[float | None, Shown(format=".3f", where=WITH_ROOM)]
     """Mean over latents; None when no latent was scored."""
-    median: float | None
+    median: Annotated[float | None, Shown(format=".3f", where=TABLES)]
     """Median over latents."""
-    ci95: tuple[float, float] | None
+    ci95: Annotated[tuple[float, float] | None, Shown("95 % CI", ".3f", kind="interval", where=WITH_ROOM)]
     """Interval for the mean: bootstrap over latents. None, too, for one latent under a metric without bounds."""
-    method: str = "bootstrap over latents"
+    method: Annotated[str, NAME] = "bootstrap over latents"
     """How the interval was made."""
-    n: int
+    n: Annotated[int, Shown(unit="latents", kind="int64", where=TABLES)]
     """Latents scored."""
-    tried: int
+    tried: Annotated[int, Shown(unit="latents", kind="int64", where=TABLES)]
     """Latents the scorer was to be run on."""
-    failed: int
+    failed: Annotated[int, Shown("fail", unit="latents", better="lower", kind="int64", where=PER_SCORE)]
     """Latents without a score although tried: explanation or scorer failed."""
-    skipped: int = 0
+    skipped: Annotated[int, Shown(unit="latents", kind="int64", where=WITH_ROOM)] = 0
     """Latents that the scorer passed over for a stated reason, such as no human rating; they are not failures."""
-    unparsed: int
+    unparsed: Annotated[int, Shown("unanswered", unit="windows", better="lower", kind="int64", where=WITH_ROOM)]
     """Judged windows whose reply held no answer, or was refused, over all latents."""
-    coverage: float
+    coverage: Annotated[float, Shown("cover", ".0%", better="higher", where=WITH_ROOM)]
     """Share of the latents tried that were scored."""
-    floor: dict[str, float]
+    floor: Annotated[dict[str, float], Shown(format=".3f", missing="", where=WITH_ROOM)]
     """The same metric for baselines on the same cell, and for the metric's chance level, by name."""
     against: FloorSample | None = None
     """The floor that the lift is measured from; None without one."""
-    lift: float | None
+    lift: Annotated[float | None, Shown(format="+.3f", better="higher", missing="", where=PER_SCORE)]
     """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a floor."""
-    lift_ci95: tuple[float, float] | None = None
+    lift_ci95: Annotated[
+        tuple[float, float] | None, Shown("lift 95 % CI", "+.3f", kind="interval", missing="", where=WITH_ROOM)
+    ] = None
     """Interval of the lift, which holds the floor's error."""
-    windows: int = 0
+    windows: Annotated[int, Shown(unit="windows", kind="int64", where=TABLES)] = 0
     """Windows the judge was asked about, over all latents; 0 for scorers that give no answers window by window."""
-    answered: int = 0
+    answered: Annotated[int, Shown(unit="windows", kind="int64", where=TABLES)] = 0
     """Windows it answered."""
-    bounds: tuple[float, float] | None = None
+    bounds: Annotated[tuple[float, float] | None, Shown(kind="interval", where=TABLES)] = None
     """The value if everything unanswered were judged wrong, and if it were judged right; None where that is unknown."""
-    corrected: float | None = None
+    corrected: Annotated[float | None, Shown(where=TABLES)] = None
     """Value corrected for the judge's errors on latents of known meaning; None unless asked for and known."""
-    corrected_ci95: tuple[float, float] | None = None
+    corrected_ci95: Annotated[tuple[float, float] | None, Shown(kind="interval", where=TABLES)] = None
     """Interval of the corrected value, which holds the uncertainty of the judge's errors."""
-    judge: str | None
+    judge: Annotated[str | None, NAME]
     """Model that judged; None for scorers without an LLM."""
-    verdict: Verdict | None = None
+    verdict: Annotated[Verdict | None, NAME] = None
     """What `judge-check` says of this judge under this scorer's prompts; None where it was not checked."""
-    explanation_words: float | None = None
+    explanation_words: Annotated[float | None, Shown("words", ".1f", unit="words", where=PER_SCORE)] = None
     """Mean number of words of the explanations scored; None when unknown."""
-    usd: float | None
+    usd: Annotated[float | None, Shown("$", ".2f", unit="$", better="lower", missing="?", where=PER_SCORE)]
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
+
+    MAX_UNANSWERED: ClassVar[float] = 0.05
+    """Share of unanswered windows above which a row is marked."""
+    FEW: ClassVar[int] = 20
+    """Latents below which an interval is marked, since it may be too narrow."""
+
+    @property
+    def few(self) -> bool:
+        """Whether the interval comes from so few latents that it may be too narrow."""
+        return self.n < self.FEW
 
     @property
     def unanswered(self) -> float:
@@ -296,6 +353,9 @@ class CellResult(Documented):
     """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
     correlations: list[Correlation] = []
     """One for each pair of scorers; the cell's own explanations."""
+    cautions: list[str] = []
+    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far from
+    that of its files. They stand among the run's `warnings`, too."""
 
 
 class Ledger(Documented):
@@ -427,11 +487,15 @@ class RunResult(Documented):
     partial: bool
     """Whether latents were left out by `--limit` or an interruption."""
     synthetic: bool
-    """Whether any part is made up (scripted or replayed model, synthetic source)."""
+    """Whether any part is made up (scripted model, synthetic source)."""
+    recorded: bool = False
+    """Whether a model's replies were given earlier and are repeated; such results do not rank beside live ones."""
     reproducible: bool
     """Whether every part comes from an installed package, not from a lone file."""
     cells: list[CellResult]
     """The leaderboard."""
+    measures: list[Measure] = []
+    """Measures that plugins declare, by which leaderboards know how to show them."""
     correlations: list[Correlation] = []
     """One for each pair of scorers, over the latents of all contestant cells together."""
     ledger: list[Ledger]
@@ -472,6 +536,7 @@ def read_result(path: str | Path) -> RunResult:
     """
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
+    refuse_pipe(file)
     try:
         return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -330,7 +330,7 @@
       const far = probability === null ? 0 : active ? 1 - probability : probability;
       return (predicted === null ? 0 : predicted !== active ? 100 : 0) + far;
     }
-    function judged(detail, state, windows, strongest) {
+    function judged(detail, state, windows) {
       const names = Object.keys(detail.judged);
       if (!names.length) return [];
       const scorer = names.includes(state.get("scorer")) ? state.get("scorer") : names[0];
@@ -349,16 +349,17 @@
       const answered = lines.filter((l) => l[2] !== null).length;
       const rows = lines.map((l) => {
         const [example, active, predicted, probability, status, reason] = l;
-        const window_ = windows.get(example);
+        const known = windows.get(example);
+        const window_ = known?.window;
         const fires = window_ ? window_[1] : active;
-        const truth = active ? "yes" : fires ? "no: marks are wrong" : "no: silent";
+        const truth = active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: silent";
         const verdict = status !== "ok" ? make("span", { className: "wrong" }, `${status}${reason ? `: ${visible(reason)}` : ""}`)
           : predicted === null ? "–"
           : make("span", { className: predicted === active ? "right" : "wrong" }, `${predicted === active ? "✓" : "✗"} ${predicted ? "yes" : "no"}`);
         return make("tr", {},
           make("td", {}, verdict), make("td", {}, truth), make("td", { className: "n" }, shown(probability, 2)),
           make("td", { className: "n" }, window_ && window_[2] !== null ? String(window_[2]) : "–"),
-          make("td", {}, window_ ? heat(window_, strongest) : visible(example)));
+          make("td", {}, window_ ? heat(window_, known.strongest) : visible(example)));
       });
       const head = make("tr", {}, ...["answer", "truth", "probability", "decile", "window"].map((n, c) => make("th", { scope: "col", className: c === 2 || c === 3 ? "n" : "" }, n)));
       return [
@@ -426,7 +427,8 @@
       const byRole = { explain: detail.windows.explain || [], score: detail.windows.score || [] };
       const all = [...byRole.explain, ...byRole.score];
       const strongest = Math.max(...all.flatMap((w) => w[5].filter((_, i) => i % 2)), 0) || 1;
-      const windows = new Map(all.map((w) => [w[0], w]));
+      const decoys = (detail.windows.decoy || []).map((w) => ({ window: w, strongest: Math.max(...w[5].filter((_, i) => i % 2), 0) || 1 }));
+      const windows = new Map([...all.map((w) => [w[0], { window: w, strongest }]), ...decoys.map((d) => [d.window[0], { ...d, decoy: true }])]);
       const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
       const facts = [["density", brief(data.density[k])], ["fires on", data.firings[k] === null ? "–" : `${data.firings[k]} tokens`], ["in", data.windows[k] === null ? "–" : `${data.windows[k]} windows`], ["strongest", brief(data.max_activation[k])], ...(rating ? [] : [["gap of scorers", shown(data.gap[k], 2)]])];
       const saw = byRole.explain.filter((w) => w[1]);
@@ -449,7 +451,7 @@
           saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
           ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} silent windows, for explainers that contrast`), list(silent))] : []),
           asked(number, "explain", "explanation", "Prompt and raw reply of the explainer"),
-          ...judged(detail, state, windows, strongest),
+          ...judged(detail, state, windows),
         ]),
         make("p", { className: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " previous and next latent, ", make("kbd", {}, "Esc"), " all latents", ...(rating ? [", ", make("kbd", {}, "1"), "–", make("kbd", {}, "4"), " rate the next window"] : [])),
       );
@@ -580,8 +582,8 @@
     const value = (cell, facet) => cell.facets[facet] || "–";
     const values = (facet, cells = data.cells) => [...new Set(cells.map((c) => value(c, facet)))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const numbered = data.facets.filter((f) => data.cells.every((c) => c.facets[f] !== undefined && c.facets[f] !== "" && Number.isFinite(Number(c.facets[f]))));
-    const across = [...data.measures.map((m) => [m, m, (c) => c.measures[m]]), ...numbered.filter((f) => !data.measures.includes(f)).map((f) => [f, f, (c) => Number(c.facets[f])])];
-    const defaults = { rank: data.rank, group: data.group, x: data.measures.includes("l0") ? "l0" : "", facet: "", colour: data.telling.find((f) => data.facets.includes(f)) || "" };
+    const across = [...data.measures.map(([m, name]) => [m, name, (c) => c.measures[m]]), ...numbered.filter((f) => !data.measures.some(([m]) => m === f)).map((f) => [f, f, (c) => Number(c.facets[f])])];
+    const defaults = { rank: data.rank, group: data.group, x: data.measures.some(([m]) => m === "l0") ? "l0" : "", facet: "", colour: data.telling.find((f) => data.facets.includes(f)) || "" };
     const choices = {
       rank: data.columns.map((c) => [c, c.replaceAll("_", " ")]), group: [["", "nothing"], ...data.facets.map((f) => [f, f])],
       x: [["", "rank"], ...across.map(([key, name]) => [key, name])], facet: [["", "none"], ...data.facets.map((f) => [f, f])], colour: [["", "one"], ...data.facets.map((f) => [f, f])],
@@ -643,12 +645,10 @@
     }
     function scoreCell(score, main) {
       if (!score || score.value === null) return make("td", { className: "n" }, "–");
-      const between = score.ci ? `${shown(score.ci[0])} to ${shown(score.ci[1])}` : "interval unknown";
-      const lift = score.lift === null ? "" : ` · lift ${score.lift > 0 ? "+" : ""}${shown(score.lift)}`;
-      return make("td", { className: "n score" }, main ? make("b", {}, shown(score.value)) : shown(score.value), bar(score), make("span", { className: "ci" }, between), make("span", { className: "ci" }, `n ${score.n}/${score.tried}${lift}`));
+      return make("td", { className: "n score" }, main ? make("b", {}, score.text) : score.text, bar(score), make("span", { className: "ci" }, score.between), make("span", { className: "ci" }, visible(score.notes.join(" · "))));
     }
     function table(standings, column, label) {
-      const shownColumns = [column, ...data.headlines.filter((h) => h !== column)];
+      const shownColumns = [column, ...data.shown.filter((h) => h !== column)];
       const facets = data.telling;
       const head = make("tr", {}, make("th", { scope: "col" }, "rank"), ...facets.map((f) => make("th", { scope: "col" }, visible(f))),
         ...shownColumns.map((c) => {
@@ -659,10 +659,10 @@
           const th = make("th", { scope: "col", className: "n" }, button);
           if (c === column) th.setAttribute("aria-sort", standings.find((s) => s.score)?.score.higher === false ? "ascending" : "descending");
           return th;
-        }), ...data.measures.map((m) => make("th", { scope: "col", className: "n" }, visible(m))));
+        }), ...data.measures.map(([, name]) => make("th", { scope: "col", className: "n" }, visible(name))));
       const rows = standings.map((s) => make("tr", { className: s.cell.baseline ? "baseline" : "" }, make("td", {}, make("span", { className: "rank" }, rankText(s))),
         ...facets.map((f) => make("td", { className: "name-cell" }, make("bdi", {}, visible(value(s.cell, f))))), ...shownColumns.map((c) => scoreCell(s.cell.scores[c], c === column)),
-        ...data.measures.map((m) => make("td", { className: "n" }, s.cell.measures[m] === undefined ? "–" : brief(s.cell.measures[m])))));
+        ...data.measures.map(([m]) => make("td", { className: "n" }, visible(s.cell.texts[m])))));
       return make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
     }
 
@@ -675,7 +675,7 @@
     function panel(name, points, axes, column, xName) {
       const [W, H, L, R, T, B] = [360, 250, 46, 348, 30, 208];
       const [x, y] = [axes.x, axes.y].map(([low, high], k) => (v) => (k ? B - ((B - T) * (v - low)) / (high - low || 1) : L + ((R - L) * (v - low)) / (high - low || 1)));
-      const said = points.map((p) => `${p.name} ${shown(p.score.value)} at ${brief(p.at)}`).join("; ");
+      const said = points.map((p) => `${p.name} ${p.score.text} at ${brief(p.at)}`).join("; ");
       const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, class: "plot", role: "img", "aria-label": `${visible(name)}: ${visible(said) || "no cells"}` });
       const text = (content, attributes) => { const t = draw("text", attributes); t.textContent = visible(content); svg.append(t); };
       for (const v of ticks(...axes.y)) { svg.append(draw("line", { x1: L, x2: R, y1: y(v), y2: y(v), class: "grid" })); text(brief(v), { x: L - 6, y: y(v) + 4, class: "tick end" }); }
@@ -690,7 +690,7 @@
         if (p.score.ci) mark.append(draw("line", { x1: x(p.at), x2: x(p.at), y1: y(p.score.ci[0]), y2: y(p.score.ci[1]), class: `whisker ${p.style}` }));
         mark.append(draw("circle", { cx: x(p.at), cy: y(p.score.value), r: 5, class: `mark ${p.style}` }));
         const note = draw("title", {});
-        note.textContent = visible(`${p.name}: ${shown(p.score.value)}${p.score.ci ? `, ${shown(p.score.ci[0])} to ${shown(p.score.ci[1])}` : ""}`);
+        note.textContent = visible(`${p.name}: ${p.score.text}${p.score.ci ? `, ${p.score.between}` : ""}`);
         mark.append(note);
         svg.append(mark);
       }

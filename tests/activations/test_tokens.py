@@ -1,0 +1,256 @@
+"""Text becomes contexts that begin with BOS and never span documents, and tokens become exactly the text again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given, strategies as st
+
+from saeval import InputError
+from saeval.activations.tokens import token_bytes, token_strings
+from saeval.plugin import Corpus
+
+WORDS = ["the sea is blue", "a ship sails far away", "whales sing in the deep water at night"]
+SENTENCE = "The sea is blue and a ship sails far away. "
+
+
+def byte_level():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<bos>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(WORDS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
+
+
+def sentencepiece_like():
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<bos>", "<eos>", *(f"<0x{b:02X}>" for b in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special)
+    tokenizer.train_from_iterator(WORDS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="module", params=[byte_level, sentencepiece_like])
+def tokenizer(request):
+    return request.param()
+
+
+@given(text=st.text(min_size=1, max_size=40, alphabet=st.characters(exclude_categories=["Cs"])))
+def test_joined_token_strings_are_the_text(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = token_bytes(tokenizer, ids)
+    assert "".join(token_strings(pieces[i] for i in ids)) == tokenizer.decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+
+
+def test_character_over_several_tokens_belongs_to_the_one_that_completes_it():
+    assert token_strings([b"a\xf0\x9f", b"\x90", b"\x8b!"]) == ("a", "", "🐋!")
+    assert token_strings([b"\x8b!", b"\xf0"]) == ("\ufffd!", "\ufffd")
+
+
+def corpus(tmp_path, texts, **options):
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"id": f"d{i}", "text": t}) + "\n" for i, t in enumerate(texts)))
+    return Corpus(path=path, **options)
+
+
+def test_contexts_begin_with_bos_and_hold_one_document_each(tmp_path, tokenizer):
+    texts = [" ".join(WORDS) * 3, WORDS[0] * 4, " ".join(WORDS)]
+    data = corpus(tmp_path, texts, context=16).tokenize(tokenizer)
+    assert (data.tokens[:, 0] == tokenizer.bos_token_id).all()
+    assert data.tokens.shape[1] == 17
+    assert not data.mask[:, 0].any()
+    for document, text in enumerate(texts):
+        rows = data.documents == document
+        ids = [int(t) for row, n in zip(data.tokens[rows], data.lengths[rows], strict=True) for t in row[1:n]]
+        assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert data.n_tokens == int((data.lengths - 1).sum())
+    assert data.document_names == ("d0", "d1", "d2")
+
+
+def test_special_tokens_written_in_the_text_are_masked(tmp_path, tokenizer):
+    data = corpus(tmp_path, ["the sea <eos> is blue " * 8], context=16).tokenize(tokenizer)
+    assert not data.mask[data.tokens == tokenizer.eos_token_id].any()
+
+
+def test_token_limits_are_kept(tmp_path, tokenizer):
+    texts = [" ".join(WORDS) * 3] * 5
+    assert corpus(tmp_path, texts, context=16, tokens=100).tokenize(tokenizer).n_tokens == 100
+    data = corpus(tmp_path, texts, context=16, per_document=20).tokenize(tokenizer)
+    assert [int((data.lengths[data.documents == d] - 1).sum()) for d in range(5)] == [20] * 5
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "c.jsonl", "no such file"),
+        ('{"text": "x"}\nnot json\n', "c.jsonl", "c.jsonl:2: not JSON"),
+        ('{"body": "x"}\n', "c.jsonl", "no text under 'text'; it has: body"),
+        ("hello", "c.txt", "less than two contexts"),
+        ("hello", "c.pdf", "cannot read '.pdf' files"),
+        ("hello", "c.parquet", "not a readable Parquet file"),
+    ],
+)
+def test_bad_corpus_is_one_clear_sentence(tmp_path, tokenizer, content, name, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        Corpus(path=tmp_path / name, context=16).tokenize(tokenizer)
+
+
+def test_fingerprint_follows_the_content_not_the_place(tmp_path):
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("the sea")
+    second.write_text("the sea")
+    assert Corpus(path=first).fingerprint() == Corpus(path=second).fingerprint()
+    second.write_text("the sky")
+    assert Corpus(path=first).fingerprint() != Corpus(path=second).fingerprint()
+
+
+def test_local_dataset_directory_is_read_with_datasets(tmp_path, tokenizer):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": " ".join(WORDS)}) + "\n" for _ in range(6)))
+    data = Corpus(dataset=str(folder), context=16).tokenize(tokenizer)
+    assert len(data.document_names) == 6
+
+
+def test_missing_hub_dataset_is_one_clear_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="corpus dataset 'nobody/nothing' could not be read"):
+        list(Corpus(dataset="nobody/nothing").texts())
+
+
+# --- Corpora as people have them ---
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path, **options):
+    return list(Corpus(path=path, context=16, **options).texts())
+
+
+def test_rows_without_text_are_skipped_and_counted(tmp_path, tokenizer):
+    path = lines(
+        tmp_path / "c.jsonl", [{"text": SENTENCE}, {"text": None}, {"text": float("nan")}, {}, {"text": SENTENCE}]
+    )
+    data = Corpus(path=path, context=16).tokenize(tokenizer)
+    assert len(data.document_names) == 2
+    assert data.warnings == ("3 of 5 rows of the corpus hold no text and were skipped.",)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "end"), [("utf-8-sig", "\n"), ("utf-16", "\n"), ("utf-8", "\r\n")], ids=["BOM", "UTF-16", "CRLF"]
+)
+def test_marks_and_line_ends_of_other_systems_are_read(tmp_path, encoding, end):
+    text = "".join(json.dumps({"text": f"naïve {i}"}, ensure_ascii=False) + end for i in range(3))
+    (tmp_path / "c.jsonl").write_bytes(text.encode(encoding))
+    assert [text for _, text in read(tmp_path / "c.jsonl")] == ["naïve 0", "naïve 1", "naïve 2"]
+    (tmp_path / "c.txt").write_bytes(f"naïve{end}".encode(encoding))
+    assert read(tmp_path / "c.txt") == [("c", "naïve\n")]
+
+
+def test_halves_of_surrogate_pairs_are_replaced_not_passed_to_a_tokenizer(tmp_path, tokenizer):
+    (tmp_path / "c.jsonl").write_text('{"text": "the sea \\ud83d"}\n{"text": "ends"}\n')
+    assert [text for _, text in read(tmp_path / "c.jsonl")] == ["the sea \ufffd", "ends"]
+
+
+@pytest.mark.parametrize(
+    ("field", "turns"),
+    [
+        ("messages", [{"role": "user", "content": "the sea"}, {"role": "assistant", "content": "and the sky"}]),
+        ("conversations", [{"from": "human", "value": "the sea"}, {"from": "gpt", "value": "and the sky"}]),
+    ],
+)
+def test_conversations_are_written_by_the_tokenizers_template(tmp_path, tokenizer, field, turns):
+    path = lines(tmp_path / "c.jsonl", [{field: turns}] * 3)
+    with pytest.raises(InputError, match="no chat template"):
+        Corpus(path=path, context=16).tokenize(tokenizer)
+    from tiny import tiny_tokenizer
+
+    chat = tiny_tokenizer()
+    chat.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    data = Corpus(path=path, context=64).tokenize(chat)
+    text = b"".join(data.vocabulary[i] for i in data.tokens[0, : data.lengths[0]].tolist())
+    assert text.decode() == "user: the sea\nassistant: and the sky\n"
+    assert (data.tokens[0] == chat.bos_token_id).sum() == 1
+
+
+def test_folders_of_shards_saved_datasets_and_compressed_files_hold_the_same_rows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"text": f"the sea {i}"} for i in range(6)]
+    whole = datasets.Dataset.from_list(rows)
+    whole.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": whole, "test": whole.select([0])}).save_to_disk(str(tmp_path / "dict"))
+    for name in ("jsonl", "parquet"):
+        (tmp_path / name / "data").mkdir(parents=True)
+    (tmp_path / "jsonl" / "README.txt").write_text("about these shards")
+    for shard in (0, 1):
+        part = whole.select(range(3 * shard, 3 * shard + 3))
+        part.to_parquet(str(tmp_path / "parquet" / "data" / f"train-{shard}.parquet"))
+        lines(tmp_path / "jsonl" / "data" / f"{shard}.jsonl", part.to_list())
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as packed:
+        packed.write("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    expected = [row["text"] for row in rows]
+    for name in ("saved", "dict", "jsonl", "parquet", "c.jsonl.gz", "c.json"):
+        documents = read(tmp_path / name)
+        assert [text for _, text in documents] == expected, name
+        assert len({name for name, _ in documents}) == 6
+    assert [text for _, text in Corpus(dataset=str(tmp_path / "saved")).texts()] == expected
+    assert len(read(tmp_path / "dict", split="test")[0][1]) > 0
+    with pytest.raises(InputError, match="no split 'valid'; set corpus.split to one of: test, train"):
+        read(tmp_path / "dict", split="valid")
+    hashes = [Corpus(path=tmp_path / name).fingerprint()["sha256"] for name in ("saved", "jsonl")]
+    lines(tmp_path / "jsonl" / "data" / "1.jsonl", rows)
+    assert hashes[1] != Corpus(path=tmp_path / "jsonl").fingerprint()["sha256"]
+
+
+def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no \.txt, .* files in this folder; it holds picture\.png"):
+        Corpus(path=tmp_path).check()
+
+
+def test_one_text_is_divided_into_documents_unless_that_is_not_wanted(tmp_path, tokenizer):
+    book = "\n\n".join(f"Chapter {i}. " + SENTENCE * 40 for i in range(8))
+    (tmp_path / "book.txt").write_text(book)
+    lines(tmp_path / "book.jsonl", [{"text": book}])
+    for name in ("book.txt", "book.jsonl"):
+        parts = read(tmp_path / name)
+        assert len(parts) > 2 and "".join(text for _, text in parts) == book
+        assert all(text.startswith("Chapter") for _, text in parts)
+    data = Corpus(path=tmp_path / "book.txt", context=16).tokenize(tokenizer)
+    assert "divided into" in data.warnings[0]
+    assert len(read(tmp_path / "book.txt", split="none")) == 1
+    assert [text[:10] for _, text in read(tmp_path / "book.txt", split="paragraphs")] == [
+        f"Chapter {i}." for i in range(8)
+    ]
+    assert len(read(tmp_path / "book.txt", split="lines")) == 8
+    unbroken = tmp_path / "unbroken.txt"
+    unbroken.write_text("x" * 9000)
+    assert [len(text) for _, text in read(unbroken)] == [4000, 4000, 1000]
+
+
+def test_a_row_without_the_field_names_the_one_that_has_text(tmp_path):
+    with pytest.raises(InputError, match="it has: id, content; set corpus.field to 'content'"):
+        Corpus(path=lines(tmp_path / "c.jsonl", [{"id": "1", "content": "the sea"}])).check()
+    with pytest.raises(InputError, match="tokens already"):
+        Corpus(path=lines(tmp_path / "c.jsonl", [{"input_ids": [1, 2]}])).check()

@@ -1,0 +1,296 @@
+"""Tests, intervals and agreement equal other libraries' and hold what they promise, by simulation."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import stats as scipy_stats
+
+from saeval._compare import stats
+from saeval._compare.stats import (
+    MANY,
+    combined_interval,
+    correlated,
+    holm,
+    krippendorff_alpha,
+    mean_interval,
+    paired_p,
+    unpaired_p,
+)
+from saeval.plugin import derive_rng
+
+# --- p values ---
+
+
+@settings(deadline=None, max_examples=25)  # theirs takes a tenth of a second
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_equals_statsmodels(ps):
+    multipletests = pytest.importorskip("statsmodels.stats.multitest").multipletests
+    expected = list(multipletests(ps, method="holm")[1]) if ps else []
+    assert holm(ps) == pytest.approx(expected)
+
+
+def test_holm_of_known_values():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.03, 0.2])
+def test_paired_test_equals_scipys_permutation_test(shift):
+    d = derive_rng(1, "paired").normal(shift, 0.1, 11).round(2)
+    exact = scipy_stats.permutation_test(
+        (d, np.zeros_like(d)), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples",
+        n_resamples=np.inf, vectorized=True,
+    )  # fmt: skip
+    assert paired_p(d, derive_rng(2)) == pytest.approx(exact.pvalue, abs=0.015)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.4])
+def test_unpaired_test_equals_scipys_permutation_test_of_the_same_statistic(shift):
+    rng = derive_rng(3, "unpaired")
+    x, y = rng.normal(0.5 + shift, 0.3, 6), rng.normal(0.5, 0.1, 5)
+
+    def statistic(a, b, axis):
+        return scipy_stats.ttest_ind(a, b, axis=axis, equal_var=False).statistic
+
+    exact = scipy_stats.permutation_test((x, y), lambda a, b, axis: np.abs(statistic(a, b, axis)), alternative="greater",
+                                         n_resamples=np.inf, vectorized=True)  # fmt: skip
+    assert unpaired_p(x, y, derive_rng(4)) == pytest.approx(exact.pvalue, abs=0.015)
+
+
+def test_p_values_of_many_latents_come_near_those_of_t_tests():
+    rng = derive_rng(5, "t")
+    x, y = rng.beta(8, 2, 300), rng.beta(7, 2.2, 200)
+    assert unpaired_p(x, y, rng) == pytest.approx(scipy_stats.ttest_ind(x, y, equal_var=False).pvalue, abs=0.01)
+    assert paired_p(x[:200] - y, rng) == pytest.approx(scipy_stats.ttest_1samp(x[:200] - y, 0).pvalue, abs=0.01)
+
+
+def test_no_difference_has_p_one_and_too_few_latents_have_none():
+    assert paired_p([0.0] * 20, derive_rng(0)) == 1
+    assert unpaired_p([0.5] * 9, [0.5] * 7, derive_rng(0)) == 1
+    assert math.isnan(paired_p([0.3], derive_rng(0))) and math.isnan(unpaired_p([0.3], [0.1, 0.2], derive_rng(0)))
+
+
+def test_sums_that_differ_by_rounding_alone_are_no_difference():
+    assert paired_p([0.1 + 0.2 - 0.3] * 12, derive_rng(0)) == 1
+    assert unpaired_p([0.1 + 0.2] * 12, [0.3] * 12, derive_rng(0)) == 1
+
+
+def test_constants_that_differ_are_told_apart():
+    assert paired_p([0.1] * 20, derive_rng(0)) < 0.001
+    assert unpaired_p([0.6] * 20, [0.5] * 20, derive_rng(0)) < 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["paired, skewed", "unpaired, unequal", "unpaired, tied"])
+def test_tests_reject_as_often_as_they_say_without_an_effect(kind):
+    rng = derive_rng(6, kind)
+    rejected = 0
+    for _ in range(600):
+        if kind == "paired, skewed":
+            p = paired_p(rng.beta(2, 6, 60) - 0.25, rng, 399)
+        elif kind == "unpaired, unequal":
+            p = unpaired_p(rng.normal(0.5, 0.05, 100), rng.normal(0.5, 0.2, 30), rng, 399)
+        else:
+            p = unpaired_p(rng.integers(0, 3, 40) / 2, rng.integers(0, 3, 60) / 2, rng, 399)
+        rejected += p <= 0.05
+    assert 0.025 <= rejected / 600 <= 0.08
+
+
+# --- intervals ---
+
+
+def test_interval_is_that_of_scipys_bca_bootstrap_stretched():
+    x = derive_rng(7, "bca").beta(2, 8, 40)
+    theirs = scipy_stats.bootstrap(
+        (x,), np.mean, method="BCa", n_resamples=20_000, rng=derive_rng(8)
+    ).confidence_interval
+    low, high = mean_interval(x, derive_rng(9), low=0, high=1, resamples=20_000)
+    stretch = scipy_stats.t.ppf(0.975, 39) / scipy_stats.norm.ppf(0.975) * math.sqrt(40 / 39)
+    assert x.mean() - low == pytest.approx((x.mean() - theirs.low) * stretch, rel=0.03)
+    assert high - x.mean() == pytest.approx((theirs.high - x.mean()) * stretch, rel=0.03)
+
+
+def test_interval_of_skewed_scores_is_longer_on_the_side_of_the_tail():
+    x = derive_rng(10, "tail").beta(8, 1, 60)
+    low, high = mean_interval(x, derive_rng(11), low=0, high=1)
+    assert x.mean() - low > 1.1 * (high - x.mean())
+
+
+KEPT = {
+    3: (((0.17038306993986663, 1), (-0.32806133037292545, 0.6340452129844133), (1.5334476294587995, 12.265560439085984), (0.28522545093464147, 1)), 1.0, 0.9017),
+    24: (((0.5739719796377718, 0.7354871183081593), (-0.03484524031775596, 0.17841006846920401), (5.155860132493563, 6.610387475062886), (0.5733048506742865, 0.730536159548359)), 0.5795, 0.0582),
+    1000: (((0.6694543454382608, 0.6907620909184227), (0.050462337245489985, 0.08252877056116346), (6.014417820486962, 6.220122336586688), (0.6712821743705703, 0.6923181684299956)), 0.0008, 0.0001),
+}  # fmt: skip
+"""Intervals of scores, of paired differences, without bounds, and of rounded scores; p values, paired and unpaired."""
+
+
+@pytest.mark.parametrize("n", KEPT)
+def test_intervals_and_p_values_of_up_to_many_latents_stay_as_they_were_to_the_last_digit(n):
+    x, y = derive_rng(1, "golden", n).beta(4, 2, n), derive_rng(2, "golden", n).beta(4, 2.5, n)
+    intervals = (
+        mean_interval(x, derive_rng(3), low=0, high=1),
+        mean_interval(x - y, derive_rng(3), low=-1, high=1),
+        mean_interval(x * 9, derive_rng(4), low=-np.inf, high=np.inf),
+        mean_interval(np.round(x, 1), derive_rng(5), low=0, high=1),
+    )
+    p = paired_p(x - y - 0.04, derive_rng(6)), unpaired_p(x, y[: max(2, n // 2)], derive_rng(7))
+    assert (intervals, *p) == KEPT[n]
+
+
+# --- many latents ---
+
+
+@pytest.mark.parametrize("draw", ["beta", "binary", "rare", "heavy tail"])
+def test_interval_of_more_than_many_latents_is_that_of_the_bootstrap(draw, monkeypatch):
+    n = MANY + 1
+    rng = derive_rng(16, draw)
+    x = {
+        "beta": rng.beta(8, 2, n), "binary": (rng.random(n) < 0.3) * 1.0, "rare": (rng.random(n) < 0.002) * 1.0,
+        "heavy tail": np.minimum(1, rng.pareto(2.5, n) / 50),
+    }[draw]  # fmt: skip
+    theory = mean_interval(x, derive_rng(17), low=0, high=1)
+    monkeypatch.setattr(stats, "MANY", n)
+    resampled = mean_interval(x, derive_rng(17), low=0, high=1)
+    assert theory == pytest.approx(resampled, abs=0.06 * (resampled[1] - resampled[0]))  # which resampling leaves open
+    assert theory != resampled
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.002, 0.2])
+def test_p_values_of_more_than_many_latents_are_those_of_permutations(shift, monkeypatch):
+    rng = derive_rng(18, "many")
+    x, y = rng.beta(8, 2, 3001) + shift, rng.beta(8, 2, 3001)
+    resampled = [paired_p(x - y, derive_rng(19), 1999), unpaired_p(x, y, derive_rng(19), 1999)]
+    monkeypatch.setattr(stats, "MANY", 3000)
+    theory = [paired_p(x - y, derive_rng(19), 1999), unpaired_p(x, y, derive_rng(19), 1999)]
+    assert theory == pytest.approx(resampled, abs=0.03) and min(theory) >= 1 / 2000
+
+
+def test_intervals_and_p_values_of_a_million_latents_take_less_than_a_gigabyte(tmp_path):
+    code = """
+import resource
+import numpy as np
+from saeval.plugin import derive_rng
+from saeval._compare.stats import mean_interval, paired_p, unpaired_p
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+rng = derive_rng(0)
+few, many = rng.random(20_000), rng.random(1_000_000)
+mean_interval(few[:10], rng, low=0, high=1), paired_p(few[:10], rng), unpaired_p(few[:9], few[:8], rng)  # imports
+before = peak()
+for x in (few, many):
+    mean_interval(x, rng, low=0, high=1), paired_p(x - 0.5, rng, 99), unpaired_p(x, few[:5000], rng, 9)
+print((peak() - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 400
+
+
+DRAWS = {
+    "normal": (lambda r, n: r.normal(0.6, 0.1, n).clip(0, 1), 0.6),
+    "skewed to 1": (lambda r, n: r.beta(8, 2, n), 0.8),
+    "skewed to 0": (lambda r, n: r.beta(2, 6, n), 0.25),
+    "very skewed": (lambda r, n: r.beta(0.5, 4, n), 1 / 9),
+    "at both ends": (lambda r, n: r.beta(0.3, 0.3, n), 0.5),
+    "binary": (lambda r, n: (r.random(n) < 0.3) * 1.0, 0.3),
+    "half tied at chance": (lambda r, n: np.where(r.random(n) < 0.5, 0.5, r.beta(8, 2, n)), 0.65),
+    "balanced accuracies": (lambda r, n: (r.binomial(10, p := r.beta(6, 2, n)) + r.binomial(10, p)) / 20, 0.75),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [20, 50, 200, 1000])
+@pytest.mark.parametrize("name", DRAWS)
+def test_intervals_cover_the_mean_in_95_of_100_samples(name, n):
+    draw, mean = DRAWS[name]
+    rng = derive_rng(12, "coverage", name, n)
+    repetitions = 1000 if n < 1000 else 500
+    covered = 0
+    for _ in range(repetitions):
+        low, high = mean_interval(draw(rng, n), rng, low=0, high=1, resamples=500)
+        covered += low - 1e-12 <= mean <= high + 1e-12
+    error = 2 * math.sqrt(0.93 * 0.07 / repetitions)
+    # Of twenty scores that come in few values, or lie at both ends, intervals may be too wide, never too narrow.
+    assert 0.93 - error <= covered / repetitions <= (0.99 if n == 20 else 0.97 + error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [(20, 30), (60, 200)])
+def test_intervals_of_unpaired_differences_cover(n):
+    rng = derive_rng(13, "difference", *n)
+    covered = 0
+    for _ in range(800):
+        x, y = rng.beta(8, 2, n[0]), rng.beta(2, 6, n[1])
+        each = [mean_interval(v, rng, low=0, high=1, resamples=500) for v in (x, y)]
+        low, high = combined_interval((1, -1), (x.mean(), y.mean()), each)
+        covered += low <= 0.8 - 0.25 <= high
+    assert 0.925 <= covered / 800 <= 0.98
+
+
+@pytest.mark.slow
+def test_intervals_of_paired_differences_cover_and_are_narrower_where_latents_differ_in_difficulty():
+    rng = derive_rng(14, "paired")
+    covered = narrower = 0
+    for _ in range(600):
+        difficulty = rng.beta(2, 2, 50)
+        x, y = (0.9 * difficulty + 0.1 * rng.random(50) for _ in range(2))
+        low, high = mean_interval(x - y, rng, low=-1, high=1, resamples=500)
+        covered += low <= 0 <= high
+        each = [mean_interval(v, rng, low=0, high=1, resamples=200) for v in (x, y)]
+        a, b = combined_interval((1, -1), (x.mean(), y.mean()), each)
+        narrower += high - low < (b - a) / 3
+    assert 0.925 <= covered / 600 <= 0.98 and narrower == 600
+
+
+def test_combined_interval_of_symmetric_ones_adds_squares_and_a_single_one_is_kept():
+    assert combined_interval((1, -1), (0.7, 0.5), ((0.67, 0.73), (0.46, 0.54))) == pytest.approx((0.15, 0.25))
+    assert combined_interval((1,), (0.7,), ((0.5, 0.75),)) == pytest.approx((0.5, 0.75))
+    assert combined_interval((-1,), (0.7,), ((0.5, 0.75),)) == pytest.approx((-0.75, -0.5))
+
+
+# --- agreement ---
+
+
+def test_krippendorffs_alpha_of_his_own_examples():
+    # K. Krippendorff, "Computing Krippendorff's alpha-reliability" (2011), sections A and C.
+    two = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
+    assert krippendorff_alpha(two) == pytest.approx(0.095, abs=5e-4)
+    four = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    assert krippendorff_alpha([[None if c == "." else c for c in row] for row in four]) == pytest.approx(
+        0.743, abs=5e-4
+    )
+
+
+def test_alpha_of_full_agreement_is_one_of_chance_near_nought_and_of_constant_answers_unknown():
+    assert krippendorff_alpha([[True, False, True], [True, False, True]]) == 1
+    rng = derive_rng(15, "alpha")
+    assert abs(krippendorff_alpha([list(rng.random(4000) < 0.7) for _ in range(2)])) < 0.05
+    assert math.isnan(krippendorff_alpha([[True, True], [True, True]]))
+    assert krippendorff_alpha([[True, False, None], [True, False, True]]) == 1
+
+
+# --- correlations ---
+
+
+def test_rank_correlation_has_the_interval_of_bonett_and_wright():
+    x, y = derive_rng(20).random(40), derive_rng(21).random(40)
+    found = correlated(x + y, y)
+    r = scipy_stats.spearmanr(x + y, y).statistic
+    half = 1.96 * math.sqrt((1 + r**2 / 2) / 37)
+    assert found.spearman == pytest.approx(r) and found.pearson == pytest.approx(
+        scipy_stats.pearsonr(x + y, y).statistic
+    )
+    assert found.ci95 == pytest.approx((math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)))
+
+
+def test_correlation_of_few_or_equal_scores_is_unknown():
+    assert correlated([1, 2], [1, 3]) == stats.Correlated(2, None, None, None)
+    assert correlated([1, 1, 1, 1], [1, 2, 3, 4]) == stats.Correlated(4, None, None, None)
+    assert correlated([0.1 + 0.2, 0.3, 0.3], [1, 2, 3]).spearman is None  # equal but for the order of summing
+    assert correlated([1, 2, 3], [1, 3, 9]).ci95 is None

@@ -1,0 +1,62 @@
+"""What a run finished survives a kill, and two processes never share a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from saeval import InputError
+from saeval._run.journal import RunDir
+
+
+def test_finished_work_is_there_when_the_directory_is_opened_again(tmp_path):
+    with RunDir(tmp_path / "r") as run:
+        run.finish("a", {"x": 1})
+        assert run.finished("a") == {"x": 1}
+    with RunDir(tmp_path / "r") as run:
+        assert run.finished("a") == {"x": 1}
+        assert run.finished("b") is None
+
+
+@pytest.mark.parametrize("tail", ['{"key": "b", "val', '{"key": "b"', "\x00\x00\x00"])
+def test_line_that_a_kill_cut_short_is_dropped_and_writing_goes_on(tmp_path, tail):
+    with RunDir(tmp_path / "r") as run:
+        run.finish("a", 1)
+    with (tmp_path / "r" / "journal.jsonl").open("a") as file:
+        file.write(tail)
+    with RunDir(tmp_path / "r") as run:
+        assert (run.finished("a"), run.finished("b")) == (1, None)
+        run.finish("b", 2)
+    with RunDir(tmp_path / "r") as run:
+        assert (run.finished("a"), run.finished("b")) == (1, 2)
+
+
+def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    program = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from saeval._run.journal import RunDir
+        with RunDir(Path(sys.argv[1])) as run:
+            run.finish("a", "kept")
+            print("ready", flush=True)
+            time.sleep(60)
+    """)
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    with pytest.raises(InputError, match="another saeval process"):
+        RunDir(tmp_path / "r")
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    with RunDir(tmp_path / "r") as run:
+        assert run.finished("a") == "kept"
+
+
+def test_place_that_cannot_be_written_is_one_clear_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written to.*choose another --out"):
+        RunDir(tmp_path / "file" / "run")

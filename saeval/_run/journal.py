@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, LineFile, parse_json
+from saeval._util import InputError, LineFile, os_reason, parse_json
 
 
 class Journal:
@@ -45,7 +45,7 @@ class Journal:
                         yield entry["key"], (place, len(line))
                     place += len(line)
         except OSError as error:
-            raise InputError(f"{self._file.path}: cannot be read ({error.strerror or error})") from None
+            raise InputError(f"{self._file.path}: cannot be read ({os_reason(error)})") from None
 
     def finished(self, key: str) -> Any | None:
         """Return the value of a finished work item, read from the file, or None."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from saeval._run.journal import Journal
-from saeval._util import InputError, claim, read_json, without_secrets, write_atomic
+from saeval._util import InputError, claim, os_reason, read_json, without_secrets, write_atomic
 
 
 class RunDir:
@@ -41,9 +41,7 @@ class RunDir:
             write_atomic(path / "logs" / ".writable", b"")
             (path / "logs" / ".writable").unlink()
         except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written to ({error.strerror or error}); choose another --out"
-            ) from None
+            raise InputError(f"{path}: cannot be written to ({os_reason(error)}); choose another --out") from None
         # The operating system drops the lock when the process dies, however it dies.
         self._lock = FileLock(path / "logs" / "lock", timeout=0)
         try:

@@ -31,6 +31,7 @@ from saeval._util import (
     InputError,
     SaevalError,
     Silent,
+    Undisturbed,
     content_hash,
     internal_error,
 )
@@ -113,7 +114,7 @@ def run_task(
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, display, limit, max_cost, retry).go()
+            return _Run(task, folder, Undisturbed(display), limit, max_cost, retry).go()
         except SaevalError:
             raise
         except Exception as error:

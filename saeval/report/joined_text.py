@@ -76,10 +76,15 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
             parts.append(_heading(f"{group_by}: {value}", format_))
         parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_, width))
         if board.against:
-            parts.append(_formatted(AgainstBaseline.HEADS, [found.texts for found in board.against], format_))
-        parts.append("\n".join(_line(note, format_) for note in board.notes))
+            parts.append(_tables(width)[format_](AgainstBaseline.HEADS, [found.texts for found in board.against]))
+        parts += [_line(note, format_) for note in board.notes]
     parts += [_line(note, format_) for note in joined.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(width: int) -> dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]]:
+    """Return what writes a table, by format."""
+    return {"text": partial(aligned, width=width), "latex": latex_table, "markdown": markdown_table}
 
 
 def _title(joined: Joined, format_: str) -> str:
@@ -183,14 +188,6 @@ def _tidy(joined: Joined, format_: str) -> str | bytes:
     return table_bytes(rows, columns)
 
 
-def _formatted(head: Sequence[str], rows: Sequence[Sequence[object]], format_: str) -> str:
-    """Return a table as text, LaTeX or Markdown."""
-    formats: dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]] = {
-        "text": partial(aligned, width=WIDTH), "latex": latex_table, "markdown": markdown_table,
-    }  # fmt: skip
-    return formats[format_](head, rows)
-
-
 def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, format_: str) -> str:
     if format_ == "json":
         return _json(joined, {"match_l0": l0, "family": family, "rows": [vars(m) for m in found]})
@@ -198,7 +195,7 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     rows = [
         [m.rank_text, m.family, number(m.value), interval(m.ci95, between=", "), " and ".join(m.between)] for m in found
     ]
-    table = _formatted(head, rows, format_)
+    table = _tables(WIDTH)[format_](head, rows)
     note = (
         "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
         "cells' means, and say nothing of how straight the line is."

@@ -9,7 +9,6 @@ from pydantic import Field, JsonValue
 from saeval.plugin import Context, Examples, Explainer, Explanation, InputError, Need, SpecPath, file_sha256, one_line
 from saeval_plugins.steering import written
 
-
 _READING = 2  # one more whenever the same direction comes to promote other tokens
 
 

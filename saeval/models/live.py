@@ -606,7 +606,8 @@ class LiveModel:
                 held.enter_context(self.changed(HookPoint(path), as_before))
             seen = self.capture(text.expand(len(pushes), -1), [HookPoint(block)])[HookPoint(block)]
         n = len(units)
-        return (seen[1 : n + 1] - seen[n + 1 :]) / (2 * length)
+        changes: Tensor = (seen[1 : n + 1] - seen[n + 1 :]) / (2 * length)
+        return changes
 
     # --- Reading directions ---
 

@@ -144,7 +144,10 @@ class Subject:
             return direction
         x = direction.to(next(iter(norm.parameters()), direction).dtype)
         linear: Tensor = (norm(x) - norm(-x)).float() / 2  # its gain, and a factor
-        return linear * direction.norm(dim=-1, keepdim=True) / linear.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        scaled: Tensor = (
+            linear * direction.norm(dim=-1, keepdim=True) / linear.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        )
+        return scaled
 
     @cached_property
     def _as_built(self) -> bool:

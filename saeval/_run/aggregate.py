@@ -356,7 +356,19 @@ def _warnings(
                 found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents: {why}")
             if row.variant == MAIN and row.unparsed and row is _headline(cell, row):
                 found.append(f"{cell.cell}: {row.scorer}: {row.unparsed} judgements held no answer and are left out.")
+        found += _without_probabilities(outcomes[cell.cell])
     return found
+
+
+def _without_probabilities(outcome: CellOutcome) -> Iterator[str]:
+    """Say which scorers asked for log-probabilities in vain, and so have no AUROC."""
+    for label, step in outcome.cell.scorers.items():
+        scored = outcome.scored.get((label, MAIN))
+        asked = getattr(step.part.plugin, "top_logprobs", 0) and any(
+            m.name == "auroc" for m in step.part.plugin.metrics
+        )
+        if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
+            yield f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no AUROC."
 
 
 def _why(outcome: CellOutcome, label: str) -> str:

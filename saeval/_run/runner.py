@@ -39,7 +39,7 @@ from saeval._util import (
     memory_left,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Budget, CallLog
+from saeval.llm import Asker, Budget, CallLog, try_models
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import MAIN, Explanation, Finding, LatentId, RunResult, Score, Usage
@@ -69,6 +69,8 @@ def run(
     limit: int | None = None,
     max_cost: float | None = None,
     retry: Retry | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
     display: Display | None = None,
     registry: Registry | None = None,
 ) -> Run:
@@ -83,7 +85,10 @@ def run(
         llms: Models by role, in place of the spec's.
         limit: Latents a cell at most; marks the result partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
-        retry: `failed` to do again what an earlier sitting of the run failed at; all else is kept.
+        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that could
+            not be read; all else is kept.
+        unpriced: Run although the spending limit cannot hold calls whose price is unknown.
+        allow_model_change: Go on although another model answers than in earlier sittings of the run.
         display: Where progress is shown; nowhere when left out.
         registry: Where plugins are found.
 
@@ -107,7 +112,10 @@ def run(
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
+    run_task(
+        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent(), unpriced=unpriced,
+        allow_model_change=allow_model_change,
+    )  # fmt: skip
     return read(path)
 
 
@@ -124,11 +132,15 @@ def run_task(
     max_cost: float | None,
     display: Display,
     retry: Retry | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, display, limit, max_cost, retry).go()
+            begun = _Run(task, folder, display, limit, max_cost, retry)
+            begun.first_calls(unpriced, allow_model_change)
+            return begun.go()
         except SaevalError:
             raise
         except Exception as error:
@@ -152,6 +164,27 @@ class _Run:
         self.outcomes: dict[str, CellOutcome] = {}
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
+
+    def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
+        """See that every model answers, and that the spending limit can hold, before anything is collected."""
+        earlier = self.calls.earlier()
+        if not allow_model_change:
+            self.calls.expected = earlier.served
+        used: set[str | None] = set()
+        for cell in self.task.cells:
+            used |= {step.role for step in cell.explainers.values()} | {step.role for step in cell.scorers.values()}
+        askers = [
+            Asker(name, role.part.plugin, role.model, role.settings)
+            for name, role in self.task.roles.items()
+            if name in used
+        ]
+        _run_async(
+            partial(
+                try_models, askers, self.calls, self.budget, earlier, patience=self.task.run.patience,
+                unpriced=unpriced, tell=self.display.wait,
+            )
+        )  # fmt: skip
+        self.calls.close()
 
     def go(self) -> RunResult:
         began = time.time()
@@ -364,7 +397,7 @@ class _Run:
         async def one(item: Item, stage: Stage) -> None:
             item_key = key(item)
             done = self.folder.finished(item_key)
-            if done is None or not usable(done) or (self.retry == "failed" and done["result"]["status"] == "failed"):
+            if done is None or not usable(done) or (self.retry == "failed" and _unanswered(done["result"])):
                 made = await workplace.make(work(item))
                 done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
                 self.folder.keep(item_key, done)
@@ -407,7 +440,7 @@ class _Run:
         ledger, missing = self.calls.totals(), self.calls.missing()
         return summarise(
             self.task, self.outcomes, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
-            findings=self.findings, warnings=[f"{missing}."] if missing else [],
+            findings=self.findings, warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
         )  # fmt: skip
 
     def _write_reports(self, result: RunResult) -> None:
@@ -457,6 +490,12 @@ def _mind_memory() -> None:
             f"memory is nearly used up ({left:.1%} left); what is finished is kept. Run the same command again, which begins "
             "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
         )
+
+
+def _unanswered(result: Mapping[str, Any]) -> bool:
+    """Whether a result lacks an answer that another asking may bring: it failed, or a reply could not be read."""
+    outcomes = result.get("outcomes") or ()
+    return result["status"] == "failed" or any(o["status"] in ("failed", "unparsed") for o in outcomes)
 
 
 def _title(step: str, cell: Cell, variant: str) -> str:

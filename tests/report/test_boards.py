@@ -132,3 +132,12 @@ def test_latex_aligns_numbers_and_sets_the_best_contestant_in_bold():
     assert any(re.fullmatch(r"\\begin\{tabular\}\{ll+r+\}", line) for line in lines)
     bold = [re.findall(r"\\textbf\{([\d.]+)", line) for line in lines if line.endswith(r"\\")]
     assert bold == [[], ["0.700"], ["2.000"], []]
+
+
+def test_boards_as_text_fit_eighty_columns_and_cut_no_number():
+    long = "a-coder-with-a-name-for-which-no-table-has-room"
+    scores = [score_row(f"scorer-number-{k}-with-a-long-label", 0.6 + k / 100) for k in range(5)]
+    run = run_of(cell(long, scores), cell("b", scores), rank_by="scorer-number-0-with-a-long-label.balanced_accuracy")
+    text = boards_of(run, "text")
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"{row.value:.3f} [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]" in text for row in scores)

@@ -217,7 +217,7 @@ def content(text: str | None, finish_reason: str = "stop", logprobs: Any = None,
         "logprobs": logprobs,
     }  # fmt: skip
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    whole = {"id": "x", "object": "chat.completion", "created": 1, "choices": [choice], "usage": usage}
     return body(json.dumps(whole))
 
 

@@ -33,6 +33,7 @@ from saeval._util import (
     SaevalError,
     Silent,
     Stage,
+    Undisturbed,
     content_hash,
     derive_rng,
     internal_error,
@@ -138,7 +139,7 @@ def run_task(
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            begun = _Run(task, folder, display, limit, max_cost, retry)
+            begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
             begun.first_calls(unpriced, allow_model_change)
             return begun.go()
         except SaevalError:

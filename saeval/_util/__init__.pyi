@@ -36,6 +36,7 @@ from saeval._util.files import (
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach
+from saeval._util.limits import os_reason as os_reason, shortage as shortage
 from saeval._util.owned_dirs import (
     claim as claim,
     claim_inside as claim_inside,
@@ -47,7 +48,13 @@ from saeval._util.owned_dirs import (
 )
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
 from saeval._util.permissions import allow as allow, granted as granted
-from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display
+from saeval._util.progress import (
+    Display as Display,
+    Silent as Silent,
+    Stage as Stage,
+    Undisturbed as Undisturbed,
+    display as display,
+)
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (
     believable as believable,

@@ -17,7 +17,10 @@ from tiny import tiny_corpus, tiny_model
 
 from saeval._compare.join import join
 from saeval.cli.group import main
+from saeval.records.columns import Shown
 from saeval.report.joined_text import FORMATS, written
+from saeval.results import columns
+from saeval.results.columns import Column
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,13 @@ def test_boards_are_word_for_word_what_they_were(made):
         f"{changed} changed; if that is meant, run `python tests/helpers/golden_boards.py` and look at the diff"
     )
     assert {file.name for file in GOLDEN.iterdir()} == made.keys()
+
+
+def test_column_that_is_declared_once_shows_in_every_format(monkeypatch):
+    extra = Column("spread", lambda line: 77.1251, Shown("spread", ".2f", unit="points"), "How far scores spread.")
+    monkeypatch.setattr(columns, "SCORE_COLUMNS", (*columns.SCORE_COLUMNS, extra))
+    for name, text in boards().items():
+        assert "spread" in text and re.search(r"77\.1[23]", text), name
 
 
 PLUGINS = """

@@ -271,14 +271,14 @@ class Earlier(NamedTuple):
     """What the ledger tells of earlier sittings of a run.
 
     Attributes:
-        tried: Roles whose model was tried, and answered.
-        priced: Roles of whose calls some price is known.
-        served: Who answered, by role.
+        tried: Roles and models that were tried, and answered.
+        priced: Those of whose calls some price is known.
+        served: Who answered, by role and the model's name in the spec.
     """
 
-    tried: frozenset[str]
-    priced: frozenset[str]
-    served: dict[str, Served]
+    tried: frozenset[tuple[str, str]]
+    priced: frozenset[tuple[str, str]]
+    served: dict[tuple[str, str], Served]
 
 
 class CallLog:
@@ -289,13 +289,13 @@ class CallLog:
 
     Attributes:
         damaged: Lines that could not be read, by the last count.
-        expected: Who answered each role so far, and has to answer it from now on; empty where anybody may.
+        expected: Who answered each role and model of the spec so far, and has to answer it from now on; empty where anybody may.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.damaged = 0
-        self.expected: dict[str, Served] = {}
+        self.expected: dict[tuple[str, str], Served] = {}
         self._file = LineFile(path)
 
     def add(self, *calls: Call) -> None:
@@ -380,15 +380,16 @@ class CallLog:
 
     def earlier(self) -> Earlier:
         """Return what the ledger tells of earlier sittings of the run."""
-        tried, priced = set(), set()
-        served: dict[str, Served] = {}
+        tried: set[tuple[str, str]] = set()
+        priced: set[tuple[str, str]] = set()
+        served: dict[tuple[str, str], Served] = {}
         for call in self.calls():
             if call.cached or call.status != "ok":
                 continue
-            tried |= {call.role} if call.probe else set()
-            priced |= {call.role} if call.usage.usd is not None else set()
+            tried |= {(call.role, call.model)} if call.probe else set()
+            priced |= {(call.role, call.model)} if call.usage.usd is not None else set()
             if not call.probe:
-                served.setdefault(call.role, Served()).count(call)
+                served.setdefault((call.role, call.model), Served()).count(call)
         return Earlier(frozenset(tried), frozenset(priced), served)
 
     def refuse_change(self, call: Call) -> None:
@@ -397,7 +398,7 @@ class CallLog:
         Raises:
             InputError: If it is another model, or another build of it where there was one.
         """
-        if (expected := self.expected.get(call.role)) is None:
+        if (expected := self.expected.get((call.role, call.model))) is None:
             return
         builds = expected.builds if len(expected.builds) == 1 else {}
         for what, before in ((call.served, expected.models), (call.fingerprint, builds)):
@@ -409,17 +410,17 @@ class CallLog:
 
     def oddities(self) -> list[str]:
         """Return sentences on what the calls of the run show: several models behind one role, or prompts that were cut."""
-        served: dict[str, Served] = {}
+        served: dict[tuple[str, str], Served] = {}
         cut: dict[str, Counter[int]] = {}
         words: dict[str, list[int]] = {}
         for call in self.calls():
             if call.cached or call.status != "ok" or call.probe:
                 continue
-            served.setdefault(call.role, Served()).count(call)
+            served.setdefault((call.role, call.model), Served()).count(call)
             if 0 < call.usage.input_tokens < call.words * call.attempts and not call.usage.cached_tokens:
                 cut.setdefault(call.role, Counter())[call.usage.input_tokens // call.attempts] += 1
                 words.setdefault(call.role, []).append(call.words)
-        found = [text for role, by in served.items() for text in by.changes(role)]
+        found = [text for (role, _), by in served.items() for text in by.changes(role)]
         for role, counts in cut.items():
             tokens, times = counts.most_common(1)[0]
             if times >= max(_SAME, len(words[role]) / 2):

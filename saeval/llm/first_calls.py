@@ -54,7 +54,7 @@ async def try_models(
         InputError: If a model does not answer, or a limit cannot hold what it costs.
     """
     asked = [asker for asker in askers if not (asker.llm.in_process or asker.llm.batches)]
-    new = [asker for asker in asked if asker.role not in earlier.tried]
+    new = [asker for asker in asked if (asker.role, asker.model) not in earlier.tried]
     try:
         usages = await asyncio.gather(*(_tried(asker, log, patience, tell) for asker in new))
     finally:
@@ -72,7 +72,7 @@ def _refuse_unknown_price(asker: Asker, told: Mapping[str, Usage], earlier: Earl
     settings = asker.settings
     stated = asker.role in told and told[asker.role].usd is not None
     given = settings.usd_per_million_input is not None and settings.usd_per_million_output is not None
-    if not (stated or given or asker.role in earlier.priced or asker.llm.prices() is not None):
+    if not (stated or given or (asker.role, asker.model) in earlier.priced or asker.llm.prices() is not None):
         raise InputError(
             f"{asker.role}: the price of {asker.model} is unknown, so the spending limit cannot hold it; give the role "
             "usd_per_million_input and usd_per_million_output (0 for a server of your own), or run with --unpriced"

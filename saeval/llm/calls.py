@@ -29,6 +29,7 @@ from saeval._util import (
     shortage,
     write_atomic,
 )
+from saeval.llm.leases import Leases
 from saeval.records import Ledger, Usage
 
 _SCHEMA = 2
@@ -59,6 +60,9 @@ class CallStore:
     Args:
         path: The SQLite file; made when it is not there.
 
+    Attributes:
+        leases: Which questions are being asked, by this process or another one.
+
     Raises:
         StoreError: If it is damaged or of another version.
     """
@@ -78,6 +82,7 @@ class CallStore:
             if version not in (0, 1, _SCHEMA):
                 raise StoreError(f"{path}: cache of another saeval (version {version}); move it away")
             self._lay_out()
+            self.leases = Leases(path.with_suffix(".leases"))
 
     def _share(self) -> None:
         """Let readers go on beside a writer; of several processes at a new file, SQLite lets the late ones fail."""
@@ -171,7 +176,8 @@ class CallStore:
         return deleted
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and give all leases back."""
+        self.leases.close()
         with self._lock:
             self._db.close()
 

@@ -182,7 +182,7 @@ class CellTables:
         strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
         fired = np.flatnonzero(strengths)
         edges = np.searchsorted(fired, value_ends).tolist()
-        fired_at, strength = fired.tolist(), [float(f"{v:.4g}") for v in strengths[fired].tolist()]
+        fired_at, strength = fired.tolist(), [rounded(v, 4) for v in strengths[fired].tolist()]
         plain = [rows[name].to_pylist() for name in _WINDOWS[:-2]]
         for k, (latent, role, active, decile, context, start, document) in enumerate(zip(*plain, strict=True)):
             begin = int(value_ends[k])

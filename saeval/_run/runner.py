@@ -36,8 +36,10 @@ from saeval._util import (
     Stage,
     Undisturbed,
     content_hash,
+    forget_checksums,
     internal_error,
     memory_left,
+    write_checksums,
 )
 from saeval.activations import ActivationStore
 from saeval.llm import Budget, CallLog
@@ -430,8 +432,10 @@ class _Run:
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
 
+        forget_checksums(self.folder.path)
         write_cells(self.outcomes, self.folder.cell)
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
+        write_checksums(self.folder.path)
         write_reports(result, self.folder.path / "report")
 
     def _write_spec(self, status: str, began: float) -> None:

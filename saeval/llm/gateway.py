@@ -43,8 +43,8 @@ from saeval.records import (
     Request,
     TokenLogprobs,
     Usage,
+    readable,
 )
-from saeval.records.replies import readable
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 V = TypeVar("V")

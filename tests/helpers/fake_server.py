@@ -22,7 +22,7 @@ class FakeServer:
     """What the server answers, and what it was asked.
 
     Attributes:
-        reply: Makes the answer from the messages of a request.
+        reply: Makes the answer from the messages of a request; may be a coroutine function.
         faults: Responses to send first, instead of answers, one a call.
         always: A fault for every call.
         calls: Bodies of all requests.
@@ -74,6 +74,7 @@ class FakeServer:
         try:
             await asyncio.sleep(self.delay)
             text = self.reply(body["messages"])
+            text = await text if asyncio.iscoroutine(text) else text
         finally:
             self.in_flight -= 1
         self.answered += 1

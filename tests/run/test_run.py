@@ -250,7 +250,7 @@ def test_run_that_nearly_used_up_memory_stops_and_goes_on_where_it_stopped(tmp_p
     with truthful_server() as server:
         left = iter([0.5, 0.5, 0.01])
         with monkeypatch.context() as patch:
-            patch.setattr("saeval._run.runner.memory_left", lambda: next(left))
+            patch.setattr("saeval._run.pipeline.memory_left", lambda: next(left))
             with pytest.raises(saeval.SaevalError, match=r"memory is nearly used up \(1.0% left\)"):
                 saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
         asked = len(server.calls)

@@ -33,7 +33,9 @@ from saeval._util import (
     Silent,
     Undisturbed,
     content_hash,
+    forget_checksums,
     internal_error,
+    write_checksums,
 )
 from saeval.activations import ActivationStore
 from saeval.llm import Asker, Budget, CallLog, try_models
@@ -298,8 +300,10 @@ class _Run:
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
 
+        forget_checksums(self.folder.path)
         write_cells(self.state, self.folder.journal, self.folder.cell)
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
+        write_checksums(self.folder.path)
         write_reports(result, self.folder.path / "report")
 
     def _write_spec(self, status: str, began: float) -> None:

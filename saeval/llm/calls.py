@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -242,9 +243,37 @@ class LoggedCall(Call):
 
     Attributes:
         time: When the call had ended, in seconds since 1970.
+        spent: Dollars that the run had spent by then, as far as prices are known.
     """
 
     time: float = 0.0
+    spent: float = 0.0
+
+
+_SIGNATURE = ', "crc": "'
+"""What begins the last field of a line: the checksum of all before it."""
+
+
+def _signed(line: str) -> str:
+    """Return a line of JSON with its checksum as the last field."""
+    return f'{line[:-1]}{_SIGNATURE}{_digest(line[:-1])}"}}'
+
+
+def _verified(line: bytes) -> bytes:
+    """Return a line that its checksum fits, or that an earlier version wrote without one.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    body, mark, digest = line.rstrip(b"\n").rpartition(_SIGNATURE.encode())
+    if mark and digest != f'{_digest(body.decode(errors="replace"))}"}}'.encode():
+        raise ValueError("changed")
+    return line
+
+
+def _dollars(usage: Usage) -> float:
+    """Return what a call cost, as far as it is known; no answer gives money back."""
+    return usage.usd if usage.usd is not None and 0.0 < usage.usd < math.inf else 0.0
 
 
 @dataclass
@@ -303,6 +332,7 @@ class CallLog:
         self.damaged = 0
         self.expected: dict[tuple[str, str], Served] = {}
         self._file = LineFile(path)
+        self._spent: float | None = None
 
     def add(self, *calls: Call) -> None:
         """Append a line for each call.
@@ -310,10 +340,15 @@ class CallLog:
         Raises:
             InputError: If there is no room, or the file cannot be written to; no line is added then.
         """
-        now = time.time()
-        self._file.append(
-            "\n".join(_JSON.encode({"time": now, **vars(call), "reason": clean_text(call.reason)}) for call in calls)
-        )
+        if self._spent is None:
+            self._spent = self._known_spent()
+        now, lines, spent = time.time(), [], self._spent
+        for call in calls:
+            spent += 0.0 if call.cached else _dollars(call.usage)
+            facts = {"time": now, **vars(call), "reason": clean_text(call.reason), "spent": round(spent, 9)}
+            lines.append(_signed(_JSON.encode(facts)))
+        self._file.append("\n".join(lines))
+        self._spent = spent
 
     def close(self) -> None:
         """Close the file; another line opens it again."""
@@ -336,8 +371,8 @@ class CallLog:
             with self.path.open("rb") as lines:
                 for line in lines:
                     try:
-                        call = entry.validate_json(line)
-                    except ValidationError:
+                        call = entry.validate_json(_verified(line))
+                    except (ValidationError, ValueError):
                         damaged += 1
                         continue
                     yield call
@@ -372,9 +407,16 @@ class CallLog:
 
     def spent(self) -> float:
         """Return the dollars spent so far as far as prices are known; say if some may be missing."""
-        spent = sum(call.usage.usd or 0.0 for call in self.calls() if not call.cached)
+        spent = self._known_spent()
         if self.damaged:
-            log.warning("%s; the spending limit does not know of it", self.missing())
+            log.warning("%s; the spending limit counts what later lines say was spent", self.missing())
+        return spent
+
+    def _known_spent(self) -> float:
+        """Return the dollars spent: the lines' own, and never less than a later line says was spent by then."""
+        spent = 0.0
+        for call in self.calls():
+            spent = max(spent + (0.0 if call.cached else _dollars(call.usage)), call.spent)
         return spent
 
     def missing(self) -> str:
@@ -566,8 +608,8 @@ class Budget:
 
     def add(self, usage: Usage, model: str) -> None:
         """Count what a call to a model took; where a price is unknown, say once that the limit cannot hold it."""
-        self.spent += usage.usd or 0.0
-        if usage.usd is None:
+        self.spent += _dollars(usage)
+        if usage.usd is None or not 0.0 <= usage.usd < math.inf:
             self.unknown += 1
             if self.unknown == 1 and self.limit is not None:
                 log.warning(

@@ -300,6 +300,7 @@ def _warnings(
                 f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their floors are made "
                 "of the explanations of latents that fire with them or avoid them."
             )
+        found += _without_probabilities(outcomes[cell.cell])
     return found
 
 
@@ -312,6 +313,17 @@ def _unanswered(row: ScoreRow) -> str:
     return (
         f"{text}, which would be {row.bounds[0]:.3f} if all of them were judged wrong and {row.bounds[1]:.3f} if right."
     )
+
+
+def _without_probabilities(outcome: CellState) -> Iterator[str]:
+    """Say which scorers asked for log-probabilities in vain, and so have no AUROC."""
+    for label, step in outcome.cell.scorers.items():
+        scored = outcome.scored.get((label, MAIN))
+        asked = getattr(step.part.plugin, "top_logprobs", 0) and any(
+            m.name == "auroc" for m in step.part.plugin.metrics
+        )
+        if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
+            yield f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no AUROC."
 
 
 def _why(outcome: CellState, label: str) -> str:

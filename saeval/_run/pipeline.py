@@ -248,7 +248,7 @@ class Pipeline:
         else:
             scorer = self._state.cells[item.cell].cell.scorers[item.step]
             usable = usable_score(entry, scorer.part.plugin.metrics)
-        again = usable and self._retry == "failed" and entry["result"]["status"] == "failed"
+        again = usable and self._retry == "failed" and _unanswered(entry["result"])
         return entry if usable and not again else None
 
     async def _do(self, item: Item) -> None:
@@ -373,3 +373,9 @@ def _mind_memory() -> None:
             f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which starts "
             "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
         )
+
+
+def _unanswered(result: Mapping[str, Any]) -> bool:
+    """Whether a result lacks an answer that another asking may bring: it failed, or a reply could not be read."""
+    outcomes = result.get("outcomes") or ()
+    return result["status"] == "failed" or any(o["status"] in ("failed", "unparsed") for o in outcomes)

@@ -33,10 +33,12 @@ from saeval._util import (
     Silent,
     Undisturbed,
     content_hash,
+    forget_checksums,
     internal_error,
+    write_checksums,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Budget, CallLog
+from saeval.llm import Asker, Budget, CallLog, try_models
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
@@ -55,6 +57,8 @@ def run(
     limit: int | None = None,
     max_cost: float | None = None,
     retry: Retry | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
     display: Display | None = None,
     registry: Registry | None = None,
 ) -> Run:
@@ -69,7 +73,10 @@ def run(
         llms: Models by role, in place of the spec's.
         limit: Latents a cell at most; marks the result partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
-        retry: `failed` to do again what an earlier sitting of the run failed at; all else is kept.
+        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that could
+            not be read; all else is kept.
+        unpriced: Run although the spending limit cannot hold calls whose price is unknown.
+        allow_model_change: Go on although another model answers than in earlier sittings of the run.
         display: Where progress is shown; nowhere when left out.
         registry: Where plugins are found.
 
@@ -93,7 +100,10 @@ def run(
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
+    run_task(
+        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent(), unpriced=unpriced,
+        allow_model_change=allow_model_change,
+    )  # fmt: skip
     return read(path)
 
 
@@ -110,11 +120,15 @@ def run_task(
     max_cost: float | None,
     display: Display,
     retry: Retry | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, Undisturbed(display), limit, max_cost, retry).go()
+            begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
+            begun.first_calls(unpriced, allow_model_change)
+            return begun.go()
         except SaevalError:
             raise
         except Exception as error:
@@ -139,6 +153,27 @@ class _Run:
         self.state = RunState(task)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
+
+    def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
+        """See that every model answers, and that the spending limit can hold, before anything is collected."""
+        earlier = self.calls.earlier()
+        if not allow_model_change:
+            self.calls.expected = earlier.served
+        used: set[str | None] = set()
+        for cell in self.task.cells:
+            used |= {step.role for step in cell.explainers.values()} | {step.role for step in cell.scorers.values()}
+        askers = [
+            Asker(name, role.part.plugin, role.model, role.settings)
+            for name, role in self.task.roles.items()
+            if name in used
+        ]
+        _run_async(
+            partial(
+                try_models, askers, self.calls, self.budget, earlier, patience=self.task.run.patience,
+                unpriced=unpriced, tell=self.display.wait,
+            )
+        )  # fmt: skip
+        self.calls.close()
 
     def go(self) -> RunResult:
         began = time.time()
@@ -259,14 +294,16 @@ class _Run:
         ledger, missing = self.calls.totals(), self.calls.missing()
         return summarise(
             self.state, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
-            findings=self.findings, warnings=[f"{missing}."] if missing else [],
+            findings=self.findings, warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
         )  # fmt: skip
 
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
 
+        forget_checksums(self.folder.path)
         write_cells(self.state, self.folder.journal, self.folder.cell)
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
+        write_checksums(self.folder.path)
         write_reports(result, self.folder.path / "report")
 
     def _write_spec(self, status: str, began: float) -> None:

@@ -278,7 +278,7 @@ class _Reading:
                 x = activations.flatten(0, 1)[mask.to(activations.device)]
                 sparse = self.coder.encode(x)
                 rows, positions = sparse.rows.cpu(), place.flatten()[mask]
-                if self.coder.autoencoder and (predicted := self.coder.decode(sparse, len(x))) is not None:
+                if self.coder.autoencoder and (predicted := self.coder.reconstruct(x, sparse)) is not None:
                     sums |= _squares(x, predicted)
             else:
                 sparse = self.coder.encode(activations)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @WITHOUT
 @JSON
 def run(
-    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
+    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
     max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
@@ -62,6 +62,10 @@ def run(
         results[path] = result
         if not as_json:
             _show_run(result, path)
+            if not isinstance(task, str):
+                say(
+                    f"task      {path}/spec.yaml  (what the flags stand for; `saeval run {path}/spec.yaml` runs it again)"
+                )
         if over_max_failed(built, result):
             over.append(f"{built.name}: more than {built.run.max_failed:.0%} of a scorer's latents failed")
     found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
@@ -104,7 +108,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 @ALLOW
 @WITHOUT
 @JSON
-def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
+def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """Check a task spec, its plugins, options and files, without loading any model."""
     from saeval._util import SpecError
 
@@ -134,7 +138,7 @@ def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without
 @WITHOUT
 @JSON
 def preview(
-    task: str, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
+    task: Any, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
 ) -> None:
     """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
     from saeval._run import preview_prompts as make_preview
@@ -160,7 +164,7 @@ def preview(
 @WITHOUT
 @JSON
 def plan(
-    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
+    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
     without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""

@@ -7,6 +7,7 @@ import json
 import re
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -49,6 +50,14 @@ class SaeLens(StoredCoder):
     with it."""
     sae_id: str | None = None
     """Which SAE of the release."""
+
+    @classmethod
+    def by_name(cls, name: str) -> Mapping[str, Any] | None:
+        """Return the options for a folder that sae-lens saved, or for `RELEASE/ID` of the releases that it lists."""
+        if Path(name).expanduser().exists():
+            return super().by_name(name)
+        release, _, sae_id = name.partition("/")
+        return {"release": release, "sae_id": sae_id} if sae_id and release in _releases() else None
 
     @model_validator(mode="after")
     def _one_place(self) -> SaeLens:
@@ -207,6 +216,15 @@ class SaeLens(StoredCoder):
             sae.encode, config["d_sae"], config["d_in"], config["architecture"], decoder=sae.W_dec,
             token_wise=config["architecture"] != "temporal", metadata=config["metadata"],
         )  # fmt: skip
+
+
+def _releases() -> frozenset[str]:
+    """Return the names of the releases that the installed sae-lens lists, read without importing it."""
+    package = find_spec("sae_lens")
+    if package is None or package.origin is None:
+        return frozenset()
+    text = Path(package.origin).with_name("pretrained_saes.yaml").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^[\"']?([^\s#\"':][^:\"']*)[\"']?:\s*$", text, re.MULTILINE))
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:

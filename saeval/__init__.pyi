@@ -6,6 +6,7 @@ from ._run.runner import run as run
 from ._util.errors import (
     BudgetExceeded as BudgetExceeded,
     InputError as InputError,
+    InternalError as InternalError,
     LLMError as LLMError,
     PluginError as PluginError,
     SaevalError as SaevalError,

@@ -138,12 +138,15 @@ def test_sparsify_folders_are_named_after_the_module_that_is_read(tmp_path):
     assert Sparsify(path=elsewhere).load("cpu", D).transcoder
 
 
-def test_a_transcoder_reads_the_input_of_its_module_in_a_source(tmp_path):
+@pytest.mark.parametrize("folder", ["layers.1.mlp", "layers.1.mlp/seed0", "a copy", "layers.1"])
+def test_a_transcoder_reads_the_input_of_its_module_whatever_its_folder_is_called(tmp_path, folder):
     model = tiny_model(tmp_path / "model")
     corpus = Corpus(path=tiny_corpus(tmp_path / "corpus.jsonl"), context=32)
-    coder = Sparsify(path=sparsify(tmp_path / "layers.1.mlp", transcode=True))
+    coder = Sparsify(path=sparsify(tmp_path / folder, transcode=True))
     named = Transformers(model=str(model), corpus=corpus, coder=coder, hookpoint="layers.1.mlp")
-    for i, source in enumerate((Transformers(model=str(model), corpus=corpus, coder=coder), named)):
+    by_folder = Transformers(model=str(model), corpus=corpus, coder=coder)
+    named = named.model_copy(update={"accept_mismatch": folder == "layers.1"})
+    for i, source in enumerate([named, by_folder] if "mlp" in folder else [named]):
         source.check()
         writer = ActivationWriter(tmp_path / f"store{i}")
         source.collect(writer)
@@ -362,6 +365,98 @@ def test_transcoders_of_sae_lens_say_where_they_write(tmp_path):
     assert (coder.transcoder, coder.writes) == (True, "model.layers.1.mlp.output")
     coder = SaeLens(path=tiny_sae(tmp_path / "c", "jumprelu")).load("cpu", D)
     assert (coder.transcoder, coder.writes) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "topk"}, {"architecture": "standard"}, {"architecture": None}, {"architecture": "abstopk"},
+    ],
+)  # fmt: skip
+def test_top_k_saes_of_sae_lens_4_and_5_keep_k_where_those_versions_put_it(tmp_path, config):
+    now = tiny_sae(tmp_path / "now", "abstopk" if config["architecture"] == "abstopk" else "topk", k=4)
+    shutil.copytree(now, tmp_path / "then")
+    old = {
+        **config, "d_in": D, "d_sae": F, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}, "hook_name": "blocks.1.hook_resid_post",
+        "hook_layer": 1, "apply_b_dec_to_input": True, "normalize_activations": "none", "prepend_bos": False, "context_size": 64,
+        "sae_lens_training_version": "5.3.0",
+    }  # fmt: skip
+    (tmp_path / "then" / "cfg.json").write_text(json.dumps(old))
+    then = SaeLens(path=tmp_path / "then")
+    then.check()
+    assert torch.equal(dense(then.load("cpu", D).encode(X)), dense(SaeLens(path=now).load("cpu", D).encode(X)))
+    made = then.made_for()
+    assert (made.place, made.layer, made.context_size, made.prepend_bos, made.l0) == (
+        "blocks.1.hook_resid_post", 1, 64, False, 4,
+    )  # fmt: skip
+
+
+def test_a_pruned_latent_with_an_infinite_threshold_is_silent_and_no_fault(tmp_path):
+    folder = tiny_sae(tmp_path / "sae", "jumprelu", d_sae=F)
+    edit_weights(folder / "sae_weights.safetensors", threshold=torch.full((F,), torch.inf))
+    assert not SaeLens(path=folder).load("cpu", D).encode(X).values.numel()
+    edit_weights(folder / "sae_weights.safetensors", threshold=torch.full((F,), torch.nan))
+    with pytest.raises(InputError, match="threshold holds NaN"):
+        SaeLens(path=folder).load("cpu", D)
+
+
+def test_the_backup_of_an_interrupted_training_is_refused_for_what_it_is(tmp_path):
+    folder = dictionary(tmp_path / "dict", "AutoEncoder")
+    state = torch.load(folder / "ae.pt", weights_only=True)
+    torch.save({"step": 500, "ae": state, "optimizer": {"state": {}}, "norm_factor": 3.7}, folder / "ae.pt")
+    with pytest.raises(InputError, match=r"backup of a training that was interrupted.*norm_factor"):
+        DictionaryLearning(path=folder).check()
+
+
+def test_folders_and_files_of_other_tools_are_said_for_what_they_are(tmp_path):
+    sparsify(tmp_path / "run" / "layers.0")
+    sparsify(tmp_path / "run" / "layers.1")
+    tiny_sae(tmp_path / "lens")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    torch.save({"W_enc": random(D, F)}, tmp_path / "layer1.sae.pt")
+    for plugin, place, message in (
+        (Sparsify, "run", r"name one of them \(layers.0, layers.1\)"),
+        (SaeLens, "run/layers.1", "it holds a coder of sparsify: write `use: sparsify`"),
+        (Sparsify, "lens", "it holds an SAE of sae-lens: write `use: sae_lens`"),
+        (DictionaryLearning, "model", "it holds a language model, no coder"),
+        (SaeLens, "layer1.sae.pt", "it is a single file"),
+        (SaeLens, "nowhere", "no such folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plugin(path=tmp_path / place).check()
+    Sparsify(path=tmp_path / "run" / "layers.1" / "cfg.json").check()  # a file of the folder means the folder
+
+
+@pytest.mark.parametrize(
+    ("release", "sae_id", "message"),
+    [
+        ("gpt2-small-res-jbb", "blocks.1.hook_resid_pre", "did you mean 'gpt2-small-res-jb'"),
+        ("gpt2-small-res-jb", "blocks.99.hook_resid_pre", "none of them is 'blocks.99.hook_resid_pre'; did you mean"),
+        ("google/gemma-scope-2b-pt-res", "layer_0/x", "that is a repository, which sae-lens lists as the release"),
+        ("nobody/nothing", "x", "give `repo` and `folder`"),
+    ],
+)
+def test_releases_that_sae_lens_does_not_list_are_refused_by_check(release, sae_id, message):
+    with pytest.raises(InputError, match=message):
+        SaeLens(release=release, sae_id=sae_id).check()
+
+
+def test_a_listed_release_tells_its_model_without_a_download():
+    plugin = SaeLens(release="gpt2-small-res-jb", sae_id="blocks.1.hook_resid_pre")
+    plugin.check()
+    made = plugin.made_for(fetch=False)
+    assert (made.model, made.place) == ("gpt2-small", "blocks.1.hook_resid_pre")
+
+
+@pytest.mark.parametrize("key", ["hook_head_index", "hook_point_head_index"])
+def test_saes_of_a_single_attention_head_are_refused_by_either_key(tmp_path, key):
+    folder = tiny_sae(tmp_path / "head", "standard")
+    config = json.loads((folder / "cfg.json").read_text())
+    del config["metadata"]
+    (folder / "cfg.json").write_text(json.dumps({**config, "hook_point": "blocks.1.attn.hook_z", key: 0}))
+    with pytest.raises(InputError, match="attention head 0"):
+        SaeLens(path=folder).check()
 
 
 def test_saes_of_a_single_attention_head_are_refused(tmp_path):

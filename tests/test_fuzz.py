@@ -23,13 +23,13 @@ from rich.console import Console
 
 import saeval
 from saeval import SaevalError, StoreError
-from saeval._compare.join import FORMATS, written
 from saeval._run.journal import RunDir
 from saeval._run.plan import speed
 from saeval.llm.calls import CallLog
 from saeval.plugin import ActivationStore, LatentId
 from saeval.plugin.registry import Registry
 from saeval.report.files import write_reports
+from saeval.report.joined_text import FORMATS, written
 from saeval.report.terminal import render
 from saeval.task.loader import load_task
 from saeval.testing.planted import planted_store

@@ -26,6 +26,7 @@ import saeval
 from saeval._compare.join import join
 from saeval._compare.leaderboard import Leaderboard
 from saeval._util.errors import InputError
+from saeval._util.text import visible
 from saeval.cli.group import main
 from saeval.plugin import LatentId
 from saeval.records.scores import Correlation, DecileShares, Explanation, Judge, JudgeCheck, RunResult
@@ -34,7 +35,7 @@ from saeval.report.html import index, plots, write_html, write_plots
 from saeval.report.html.latents import CellTables, Ranked
 from saeval.report.html.plots import Series
 from saeval.report.html.svg import Axis
-from saeval.report.html.text import script_json, visible
+from saeval.report.html.text import script_json
 from saeval.results import cells as files
 from saeval.testing.toys import context, make_examples
 

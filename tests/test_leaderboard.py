@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from made_run import cell, run_of, score_row
 
 from saeval import InputError
-from saeval._compare.join import join, written
+from saeval._compare.join import join
 from saeval.cli.group import main
+from saeval.report.joined_text import written
 
 SAME = {"corpus": "aaaaaaaabbbb"}
 
@@ -177,7 +178,7 @@ def test_every_format_holds_every_cell_and_score(runs):
 def test_markdown_has_a_line_a_cell_and_scorer(runs):
     lines = [x for x in written(join(runs), "markdown").splitlines() if x.startswith("|")]
     assert len(lines) == 2 + 3 * 2 + 1
-    assert lines[2].startswith("| 1 | two | gated |") and "| ↑ | 0.800 | 0.780, 0.820 |" in lines[2]
+    assert lines[2].startswith("| 1 | two | gated |") and "| ↑ | 0.800 | 0.780 to 0.820 |" in lines[2]
 
 
 def test_latex_is_a_table_in_which_names_are_text(tmp_path):
@@ -185,7 +186,7 @@ def test_latex_is_a_table_in_which_names_are_text(tmp_path):
     made = written(join([run]), "latex")
     assert r"top\_k \{50\%\} \textbackslash{}x \& \$y\#" in made and r"$\uparrow$" in made
     body = made[made.index("\\begin{tabular}") : made.index("\\end{tabular}")].replace(r"\&", "")
-    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {4}
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {5}
 
 
 def test_markdown_of_hostile_names_is_text(tmp_path):
@@ -213,6 +214,12 @@ def test_command_prints_and_writes(tmp_path, runs):
     assert done.exit_code == 0 and r"\toprule" in (tmp_path / "t.tex").read_text()
     assert CliRunner().invoke(main, ["leaderboard", *named, "-f", "parquet"]).exit_code == 2
     assert CliRunner().invoke(main, ["leaderboard", *named, "--filter", "x=1"]).exit_code == 2
+
+
+@pytest.mark.parametrize("given", [["-f", "latex"], ["--out", "x.txt"], ["--match-l0", "32"]])
+def test_page_and_what_it_would_ignore_do_not_go_together(tmp_path, runs, given):
+    done = CliRunner().invoke(main, ["leaderboard", str(runs[0]), "--html", str(tmp_path / "b.html"), *given])
+    assert done.exit_code == 2 and "--html and --" in done.output and not (tmp_path / "b.html").exists()
 
 
 # --- at one L0 ---

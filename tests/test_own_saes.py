@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 from fake_server import fake_server
-from tiny import tiny_corpus, tiny_model, tiny_sae
+from tiny import TEXT, tiny_model, tiny_sae
 
 from saeval._util import InputError
 from saeval.plugin.registry import Registry
@@ -24,7 +24,7 @@ def place(tmp_path_factory):
     tiny_model(folder / "m")
     tiny_sae(folder / "runs" / "one" / "final")
     tiny_sae(folder / "runs" / "two" / "final", seed=1)
-    tiny_corpus(folder / "text.jsonl", 60)
+    (folder / "text.txt").write_text("\n\n".join(TEXT[i:] + TEXT[:i] for i in range(60)))
     return folder
 
 
@@ -47,13 +47,13 @@ def saeval(folder, *arguments, code=0, **options):
 
 def flags(place, **changes):
     saes = [f"{place}/runs/one/final", f"{place}/runs/two/final"]
-    given = {"model": f"{place}/m", "saes": saes, "text": f"{place}/text.jsonl", "judge": "openai/gpt-4o-mini"}
+    given = {"model": f"{place}/m", "saes": saes, "text": f"{place}/text.txt", "judge": "openai/gpt-4o-mini"}
     return TaskFlags(**{**given, **changes})
 
 
 def test_one_command_compares_two_saes_and_its_spec_runs_again(place):
     with fake_server(reply) as server:
-        line = ["--model", "m", "--sae", "runs/one/final", "--sae", "second=runs/two/final", "--text", "text.jsonl"]
+        line = ["--model", "m", "--sae", "runs/one/final", "--sae", "second=runs/two/final", "--text", "text.txt"]
         line += ["--judge", "openai_compatible/judge", "--api-base", server.url, "--latents", 3]
         line += ["--baseline", "random_explanation", "--set", "run.seed=3"]
         first = saeval(place, "run", *line)
@@ -80,12 +80,12 @@ def test_task_is_an_argument_or_an_option(place):
         ([], "name a task (`saeval list` shows them), or give --model, --sae, --text and --judge"),
         (["quickstart", "--task", "paper"], "give one task: quickstart or --task paper"),
         (["quickstart", "--sae", "x"], "--sae describes a task of its own; change 'quickstart' with --set"),
-        (["--model", "m", "--text", "text.jsonl"], "give --sae too"),
-        (["--model", "m", "--sae", "runs", "--text", "text.jsonl", "--judge", "openai/x"], "which holds one, two"),
-        (["--model", "m", "--sae", "nowhere", "--text", "text.jsonl", "--judge", "openai/x"], "--sae nowhere: no such folder"),
+        (["--model", "m", "--text", "text.txt"], "give --sae too"),
+        (["--model", "m", "--sae", "runs", "--text", "text.txt", "--judge", "openai/x"], "which holds one, two"),
+        (["--model", "m", "--sae", "nowhere", "--text", "text.txt", "--judge", "openai/x"], "--sae nowhere: no such folder"),
         (["--model", "m", "--sae", "runs/one/final", "--text", "no.txt", "--judge", "openai/x"], "--text no.txt: no such file"),
-        (["--model", "m", "--sae", "runs/one/final", "--text", "text.jsonl"], "give --judge MODEL"),
-        (["--model", "m", "--sae", "runs/one/final", "--text", "text.jsonl", "--judge", "openai/x", "--scorers", "detecton"], "did you mean 'detection'"),
+        (["--model", "m", "--sae", "runs/one/final", "--text", "text.txt"], "give --judge MODEL"),
+        (["--model", "m", "--sae", "runs/one/final", "--text", "text.txt", "--judge", "openai/x", "--scorers", "detecton"], "did you mean 'detection'"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_does_not_go_together_is_said(place, arguments, sentence):
@@ -93,7 +93,7 @@ def test_what_is_missing_or_does_not_go_together_is_said(place, arguments, sente
 
 
 def test_new_task_asks_for_what_flags_do_not_say_and_writes_a_valid_spec(place):
-    answers = "m\nruns/one/final runs/two/final\ntext.jsonl\nopenai_compatible/judge\n"
+    answers = "m\nruns/one/final runs/two/final\ntext.txt\nopenai_compatible/judge\n"
     made = saeval(place, "new", "task", "mine", "--api-base", "http://127.0.0.1:9/v1", input=answers)
     assert "mine.yaml" in made.stdout
     row = json.loads(saeval(place, "validate", "mine.yaml", "--json").stdout)
@@ -118,14 +118,15 @@ def test_hub_ids_are_read_by_the_coder_that_knows_them(place, name, coder):
     assert sae["coder"] == coder
 
 
-def test_releases_that_sae_lens_lists_are_read_by_it(place, tmp_path, monkeypatch):
-    package = tmp_path / "sae_lens"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "pretrained_saes.yaml").write_text("tiny-res-jb:\n  saes: []\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    (sae,) = spec_from_flags(flags(place, saes=["tiny-res-jb/blocks.1.hook_resid_post"]), Registry())["matrix"]["sae"]
-    assert sae["coder"] == {"use": "sae_lens", "with": {"release": "tiny-res-jb", "sae_id": "blocks.1.hook_resid_post"}}
+def test_releases_that_sae_lens_lists_are_read_by_it(place):
+    pytest.importorskip("sae_lens", reason="it lists the releases")
+    (sae,) = spec_from_flags(flags(place, saes=["gpt2-small-res-jb/blocks.7.hook_resid_pre"]), Registry())["matrix"][
+        "sae"
+    ]
+    assert sae["coder"] == {
+        "use": "sae_lens",
+        "with": {"release": "gpt2-small-res-jb", "sae_id": "blocks.7.hook_resid_pre"},
+    }
 
 
 def test_explainers_and_scorers_without_a_model_need_none(place):

@@ -21,12 +21,14 @@ from scipy import stats
 import saeval
 from saeval._compare.leaderboard import Leaderboard
 from saeval._util.errors import InputError
-from saeval._util.text import safe_text
+from saeval._util.text import safe_text, short
 from saeval.records import scores as results
+from saeval.report.boards import short_estimate
 from saeval.report.files import write_reports
 from saeval.report.markdown import markdown
-from saeval.report.terminal import number, render, with_interval
+from saeval.report.terminal import render
 from saeval.results import cells
+from saeval.results.columns import estimate
 
 HOSTILE = ["<script>alert(1)</script>", "a | b", "=cmd()", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07x", "two\n# lines", "[bold]x[/bold]", "[/nothing]", "\u202eevil",
            "@SUM(A1)", "\t=1+1", " +1", "-2+3", "`code`", "![i](http://h/p.png)"]  # fmt: skip
@@ -95,7 +97,7 @@ def test_the_board_shows_the_metric_that_ranks():
         ("detection", "balanced_accuracy"),
         ("embedding", "auroc"),
     ]
-    assert number(Leaderboard.of(made).row(made.cells[1], "fuzzing").value) == ".604"
+    assert short(Leaderboard.of(made).row(made.cells[1], "fuzzing").value) == ".604"
 
 
 # --- terminal ---
@@ -113,10 +115,10 @@ def test_every_number_is_shown_whole_at_any_width(width):
         text = rendered(run, width)
         assert max(map(len, text.splitlines())) <= width and "…" not in text
         for row in (r for c in run.cells for r in c.scores if r.metric == SCORERS[r.scorer]):
-            assert text.count(with_interval(row)) >= (2 if row.variant == "explanation" else 1)
+            assert text.count(short_estimate(estimate(row))) >= (2 if row.variant == "explanation" else 1)
         assert all(f"{r.lift:+.3f}" in text for c in run.cells for r in c.scores if r.lift is not None)
         assert "48/50" in text and "96%" in text and "chance .500" in text and "32.2" in text and "0.12" in text
-        assert number(Leaderboard.of(run).smallest_difference) in text and "something a reader must know" in " ".join(
+        assert short(Leaderboard.of(run).smallest_difference) in text and "something a reader must know" in " ".join(
             text.split()
         )
 
@@ -133,7 +135,7 @@ def test_a_missing_score_says_how_many_failed():
 
 
 def test_numbers_are_short_but_never_hide_a_sign_or_a_width():
-    assert [number(x) for x in (0.6124, -0.02, 1.0, -0.0001, 23.456, None)] == [
+    assert [short(x) for x in (0.6124, -0.02, 1.0, -0.0001, 23.456, None)] == [
         ".612",
         "-.020",
         "1.00",
@@ -141,7 +143,7 @@ def test_numbers_are_short_but_never_hide_a_sign_or_a_width():
         "23.46",
         "–",
     ]
-    assert with_interval(score_row("d", 0.5, 0.004)) == ".500 [.496 .504]"
+    assert short_estimate(estimate(score_row("d", 0.5, 0.004))) == ".500 [.496 .504]"
 
 
 def test_a_run_interrupted_before_its_first_cell_can_be_reported():
@@ -244,7 +246,7 @@ def test_the_report_holds_every_score_the_cost_and_the_way_to_repeat_it():
     made = made_run()
     report = markdown(made)
     for row in (r for c in made.cells for r in c.scores):
-        assert f"| {row.value:.3f} | {row.ci95[0]:.3f} to {row.ci95[1]:.3f} | 48/50 | 96% |" in report
+        assert f"| {row.value:.3f} | {row.ci95[0]:.3f} to {row.ci95[1]:.3f} | 48/50 | 2 | 0 | 3 | 96% |" in report
     assert "| 123456 | 7890 | unknown |" in report and "torch 2.9.0" in report
     assert "saeval run --task spec.yaml" in report and made.spec_sha[:12] in report
 
@@ -266,9 +268,8 @@ def test_the_report_shows_the_length_of_explanations_beside_every_score():
         )
     )
     report = markdown(made)
-    assert "| coder=a | detection | its own | 17.2 | balanced\\_accuracy |" in report
-    assert "| coder=a | embedding | its own | – | auroc |" in report
-    assert re.search(r"words\s+score", rendered(made)) and re.search(r"17\.2\s+\.600 \[", rendered(made))
+    assert "+0.100 | 17.2 | 0.12 |" in report and "+0.200 | – | 0.12 |" in report
+    assert re.search(r"lift\s+words", rendered(made)) and re.search(r"\+0\.100\s+17\.2", rendered(made))
 
 
 def test_the_report_shows_shares_by_decile():
@@ -309,7 +310,7 @@ def test_the_report_shows_correlations_as_a_matrix():
 
 def test_a_score_that_was_skipped_on_every_latent_is_not_called_failed():
     made = run_of(cell("a", [score_row("human", None, n=0, tried=8, failed=0, skipped=8)]))
-    assert "– (skipped)" in rendered(made) and "| – | skipped | 0/8 |" in markdown(made)
+    assert "– (skipped)" in rendered(made) and "| – | – | 0/8 | 0 | 8 |" in markdown(made)
 
 
 def test_results_written_before_there_were_deciles_and_correlations_can_be_read(tmp_path):

@@ -174,7 +174,7 @@ def test_intervals_and_p_values_of_a_million_latents_take_less_than_a_gigabyte(t
     code = """
 import resource
 import numpy as np
-from saeval import derive_rng
+from saeval.plugin import derive_rng
 from saeval._compare.stats import mean_interval, paired_p, unpaired_p
 
 def peak():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from saeval.activations.tokens import token_bytes, token_strings
 from saeval.plugin import Corpus
 
 WORDS = ["the sea is blue", "a ship sails far away", "whales sing in the deep water at night"]
+SENTENCE = "The sea is blue and a ship sails far away. "
 
 
 def byte_level():
@@ -131,3 +133,124 @@ def test_missing_hub_dataset_is_one_clear_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="corpus dataset 'nobody/nothing' could not be read"):
         list(Corpus(dataset="nobody/nothing").texts())
+
+
+# --- Corpora as people have them ---
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path, **options):
+    return list(Corpus(path=path, context=16, **options).texts())
+
+
+def test_rows_without_text_are_skipped_and_counted(tmp_path, tokenizer):
+    path = lines(
+        tmp_path / "c.jsonl", [{"text": SENTENCE}, {"text": None}, {"text": float("nan")}, {}, {"text": SENTENCE}]
+    )
+    data = Corpus(path=path, context=16).tokenize(tokenizer)
+    assert len(data.document_names) == 2
+    assert data.warnings == ("3 of 5 rows of the corpus hold no text and were skipped.",)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "end"), [("utf-8-sig", "\n"), ("utf-16", "\n"), ("utf-8", "\r\n")], ids=["BOM", "UTF-16", "CRLF"]
+)
+def test_marks_and_line_ends_of_other_systems_are_read(tmp_path, encoding, end):
+    text = "".join(json.dumps({"text": f"naïve {i}"}, ensure_ascii=False) + end for i in range(3))
+    (tmp_path / "c.jsonl").write_bytes(text.encode(encoding))
+    assert [text for _, text in read(tmp_path / "c.jsonl")] == ["naïve 0", "naïve 1", "naïve 2"]
+    (tmp_path / "c.txt").write_bytes(f"naïve{end}".encode(encoding))
+    assert read(tmp_path / "c.txt") == [("c", "naïve\n")]
+
+
+def test_halves_of_surrogate_pairs_are_replaced_not_passed_to_a_tokenizer(tmp_path, tokenizer):
+    (tmp_path / "c.jsonl").write_text('{"text": "the sea \\ud83d"}\n{"text": "ends"}\n')
+    assert [text for _, text in read(tmp_path / "c.jsonl")] == ["the sea \ufffd", "ends"]
+
+
+@pytest.mark.parametrize(
+    ("field", "turns"),
+    [
+        ("messages", [{"role": "user", "content": "the sea"}, {"role": "assistant", "content": "and the sky"}]),
+        ("conversations", [{"from": "human", "value": "the sea"}, {"from": "gpt", "value": "and the sky"}]),
+    ],
+)
+def test_conversations_are_written_by_the_tokenizers_template(tmp_path, tokenizer, field, turns):
+    path = lines(tmp_path / "c.jsonl", [{field: turns}] * 3)
+    with pytest.raises(InputError, match="no chat template"):
+        Corpus(path=path, context=16).tokenize(tokenizer)
+    from tiny import tiny_tokenizer
+
+    chat = tiny_tokenizer()
+    chat.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    data = Corpus(path=path, context=64).tokenize(chat)
+    text = b"".join(data.vocabulary[i] for i in data.tokens[0, : data.lengths[0]].tolist())
+    assert text.decode() == "user: the sea\nassistant: and the sky\n"
+    assert (data.tokens[0] == chat.bos_token_id).sum() == 1
+
+
+def test_folders_of_shards_saved_datasets_and_compressed_files_hold_the_same_rows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"text": f"the sea {i}"} for i in range(6)]
+    whole = datasets.Dataset.from_list(rows)
+    whole.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": whole, "test": whole.select([0])}).save_to_disk(str(tmp_path / "dict"))
+    for name in ("jsonl", "parquet"):
+        (tmp_path / name / "data").mkdir(parents=True)
+    (tmp_path / "jsonl" / "README.txt").write_text("about these shards")
+    for shard in (0, 1):
+        part = whole.select(range(3 * shard, 3 * shard + 3))
+        part.to_parquet(str(tmp_path / "parquet" / "data" / f"train-{shard}.parquet"))
+        lines(tmp_path / "jsonl" / "data" / f"{shard}.jsonl", part.to_list())
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as packed:
+        packed.write("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    expected = [row["text"] for row in rows]
+    for name in ("saved", "dict", "jsonl", "parquet", "c.jsonl.gz", "c.json"):
+        documents = read(tmp_path / name)
+        assert [text for _, text in documents] == expected, name
+        assert len({name for name, _ in documents}) == 6
+    assert [text for _, text in Corpus(dataset=str(tmp_path / "saved")).texts()] == expected
+    assert len(read(tmp_path / "dict", split="test")[0][1]) > 0
+    with pytest.raises(InputError, match="no split 'valid'; set corpus.split to one of: test, train"):
+        read(tmp_path / "dict", split="valid")
+    hashes = [Corpus(path=tmp_path / name).fingerprint()["sha256"] for name in ("saved", "jsonl")]
+    lines(tmp_path / "jsonl" / "data" / "1.jsonl", rows)
+    assert hashes[1] != Corpus(path=tmp_path / "jsonl").fingerprint()["sha256"]
+
+
+def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no \.txt, .* files in this folder; it holds picture\.png"):
+        Corpus(path=tmp_path).check()
+
+
+def test_one_text_is_divided_into_documents_unless_that_is_not_wanted(tmp_path, tokenizer):
+    book = "\n\n".join(f"Chapter {i}. " + SENTENCE * 40 for i in range(8))
+    (tmp_path / "book.txt").write_text(book)
+    lines(tmp_path / "book.jsonl", [{"text": book}])
+    for name in ("book.txt", "book.jsonl"):
+        parts = read(tmp_path / name)
+        assert len(parts) > 2 and "".join(text for _, text in parts) == book
+        assert all(text.startswith("Chapter") for _, text in parts)
+    data = Corpus(path=tmp_path / "book.txt", context=16).tokenize(tokenizer)
+    assert "divided into" in data.warnings[0]
+    assert len(read(tmp_path / "book.txt", split="none")) == 1
+    assert [text[:10] for _, text in read(tmp_path / "book.txt", split="paragraphs")] == [
+        f"Chapter {i}." for i in range(8)
+    ]
+    assert len(read(tmp_path / "book.txt", split="lines")) == 8
+    unbroken = tmp_path / "unbroken.txt"
+    unbroken.write_text("x" * 9000)
+    assert [len(text) for _, text in read(unbroken)] == [4000, 4000, 1000]
+
+
+def test_a_row_without_the_field_names_the_one_that_has_text(tmp_path):
+    with pytest.raises(InputError, match="it has: id, content; set corpus.field to 'content'"):
+        Corpus(path=lines(tmp_path / "c.jsonl", [{"id": "1", "content": "the sea"}])).check()
+    with pytest.raises(InputError, match="tokens already"):
+        Corpus(path=lines(tmp_path / "c.jsonl", [{"input_ids": [1, 2]}])).check()

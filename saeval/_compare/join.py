@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saeval._compare.leaderboard import Leaderboard, Standing
-from saeval._compare.matched_l0 import Matched, at_l0
-from saeval._util import InputError, did_you_mean, safe_text, text as grid
-from saeval.records import MAIN, CellResult, RunResult, ScoreRow, read_result
-from saeval.results import csv_text, table_bytes, tidy
-
-FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
-"""What a joined board can be written as; CSV and Parquet are tidy, one row a cell, scorer, explanation and metric."""
+from saeval._compare.leaderboard import Leaderboard
+from saeval._util import InputError, did_you_mean
+from saeval.records import MAIN, CellResult, RunResult, read_result
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,19 @@ class Joined:
         for entry in self.entries.values():
             values.setdefault(entry.facets.get(facet, "–") if facet else "", []).append(entry.cell)
         return {value: Leaderboard.of_cells(cells, self.rank_by) for value, cells in sorted(values.items())}
+
+    def run_of(self, cell: CellResult) -> RunResult:
+        """Return the run of one of the cells."""
+        return self.entries[cell.cell].run
+
+    def families(self, facet: str) -> dict[str, list[CellResult]]:
+        """Return the contestants of each family of coders, after seeing that nothing but sparsity tells them apart.
+
+        Raises:
+            InputError: If no cell has such a facet, or they also differ in subject, place, corpus, explainer, judge or width.
+        """
+        _known(facet, self.entries.values(), "--family")
+        return _families([e for e in self.entries.values() if e.cell.baseline is None], facet)
 
     def telling(self) -> list[str]:
         """Return the facets that tell cells apart, the fewest that say what differs; `cell` where none does."""
@@ -221,164 +228,7 @@ def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
     )
 
 
-# --- writing it -----------------------------------------------------------------------------------------------
-
-
-def written(joined: Joined, format_: str, *, group_by: str | None = None, match_l0: float | None = None,
-            family: str = "architecture") -> str | bytes:  # fmt: skip
-    """Return the board in a format.
-
-    Args:
-        joined: The cells.
-        format_: One of `FORMATS`.
-        group_by: Facet with a board for each of its values.
-        match_l0: L0 at which to compare families of coders, instead of cells.
-        family: Facet whose values are families.
-
-    Raises:
-        InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold this.
-    """
-    if format_ in ("csv", "parquet"):
-        if match_l0 is not None or group_by is not None:
-            raise InputError(
-                f"{format_} is tidy and holds every cell; leave --group-by and --match-l0 to other formats"
-            )
-        return _tidy(joined, format_)
-    if match_l0 is not None:
-        if group_by is not None:
-            raise InputError("--group-by and --match-l0 do not go together; choose with --filter")
-        _known(family, joined.entries.values(), "--family")
-        found = at_l0(_families(joined, family), match_l0, joined.rank_by)
-        return _matched(joined, found, match_l0, family, format_)
-    boards = joined.groups(group_by)
-    if format_ == "json":
-        return _json(joined, {"group_by": group_by, "boards": [_board(joined, v, b) for v, b in boards.items()]})
-    show = {"text": _wide, "latex": _wide, "markdown": _long}[format_]
-    table = {"text": grid.aligned, "latex": grid.latex, "markdown": grid.markdown}[format_]
-    parts = [_title(joined, format_)]
-    for value, board in boards.items():
-        if group_by:
-            parts.append(_heading(f"{group_by}: {value}", format_))
-        parts.append(table(*show(joined, board)))
-        if board.smallest_difference is not None:
-            parts.append(_line(
-                f"Smallest difference in {joined.rank_by} that two contestants' intervals could show (80 % power): "
-                f"{board.smallest_difference:.3f}.", format_))  # fmt: skip
-    parts += [_line(note, format_) for note in joined.notes]
-    return "\n\n".join(parts) + "\n"
-
-
-def _title(joined: Joined, format_: str) -> str:
-    tasks = dict.fromkeys(f"{e.run.task} {e.run.task_version}" for e in joined.entries.values())
-    mark = f" — MIXED: {'; '.join(joined.differs)}" if joined.differs else ""
-    return _heading(f"{', '.join(tasks)}, ranked by {joined.rank_by}{mark}", format_)
-
-
-def _heading(text: str, format_: str) -> str:
-    return f"## {grid.escape_markdown(text)}" if format_ == "markdown" else _line(text, format_)
-
-
-def _line(text: str, format_: str) -> str:
-    if format_ == "latex":
-        return f"% {safe_text(text)}"
-    return grid.escape_markdown(text) if format_ == "markdown" else safe_text(text)
-
-
-def _names(joined: Joined, cell: CellResult, facets: Sequence[str]) -> list[str]:
-    return [joined.entries[cell.cell].facets.get(facet, "–") or "–" for facet in facets]
-
-
-def _l0(cell: CellResult) -> str:
-    return f"{cell.measures['l0']:.1f}" if "l0" in cell.measures else "–"
-
-
-def _wide(joined: Joined, board: Leaderboard) -> tuple[list[str], list[list[str]]]:
-    """Return a row a cell, a column a scorer."""
-    facets = joined.telling()
-    head = ["rank", *facets, "L0", *(f"{s}: {m} {_arrow(board, s)}" for s, m in board.metrics.items())]
-    rows = [
-        [
-            x.rank_text,
-            *_names(joined, x.cell, facets),
-            _l0(x.cell),
-            *(_score(board.row(x.cell, s)) for s in board.metrics),
-        ]
-        for x in board.standings
-    ]
-    return head, rows
-
-
-def _long(joined: Joined, board: Leaderboard) -> tuple[list[str], list[list[str]]]:
-    """Return a row a cell and scorer, as tables of language-model harnesses have them."""
-    facets = joined.telling()
-    head = ["rank", *facets, "L0", "scorer", "metric", "", "value", "95 % CI", "n", "coverage", "floor", "lift"]
-    rows = []
-    for x in board.standings:
-        for scorer in board.metrics:
-            if (row := board.row(x.cell, scorer)) is not None:
-                rows.append([
-                    x.rank_text, *_names(joined, x.cell, facets), _l0(x.cell), scorer, row.metric,
-                    "↑" if row.higher_is_better else "↓", _number(row.value), _interval(row), f"{row.n}/{row.tried}",
-                    f"{row.coverage:.0%}", ", ".join(f"{k} {v:.3f}" for k, v in row.floor.items()) or "–",
-                    "–" if row.lift is None else f"{row.lift:+.3f}",
-                ])  # fmt: skip
-    return head, rows
-
-
-def _arrow(board: Leaderboard, scorer: str) -> str:
-    rows = [row for x in board.standings if (row := board.row(x.cell, scorer))]
-    return "↑" if all(row.higher_is_better for row in rows) else "↓"
-
-
-def _score(row: ScoreRow | None) -> str:
-    return "–" if row is None or row.value is None else f"{_number(row.value)} [{_interval(row)}]"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _interval(row: ScoreRow) -> str:
-    return "–" if row.ci95 is None else f"{row.ci95[0]:.3f}, {row.ci95[1]:.3f}"
-
-
-def _json(joined: Joined, content: dict[str, Any]) -> str:
-    shared = {"rank_by": joined.rank_by, "mixed": list(joined.differs), "notes": list(joined.notes)}
-    return json.dumps({**shared, **content}, indent=1, ensure_ascii=False) + "\n"
-
-
-def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
-    def row(x: Standing) -> dict[str, Any]:
-        scores = [r for s in board.metrics if (r := board.row(x.cell, s))]
-        return {
-            "cell": x.cell.cell, "rank": x.rank, "facets": joined.entries[x.cell.cell].facets, "measures": x.cell.measures,
-            "scores": [r.model_dump(mode="json", include={
-                "scorer", "metric", "higher_is_better", "value", "ci95", "n", "tried", "failed", "coverage", "floor", "lift"
-            }) for r in scores],
-        }  # fmt: skip
-
-    return {
-        "group": value or None,
-        "smallest_difference": board.smallest_difference,
-        "rows": [row(x) for x in board.standings],
-    }
-
-
-def _tidy(joined: Joined, format_: str) -> str | bytes:
-    runs = [entry.run for entry in joined.entries.values()]
-    if format_ == "csv":
-        return csv_text(*runs)
-    columns, rows = tidy(*runs)
-    return table_bytes(rows, columns)
-
-
-def _families(joined: Joined, family: str) -> dict[str, list[CellResult]]:
-    """Return the contestants of each family, after seeing that nothing but sparsity tells them apart.
-
-    Raises:
-        InputError: If they also differ in subject, place, corpus, explainer, judge or width.
-    """
-    contestants = [e for e in joined.entries.values() if e.cell.baseline is None]
+def _families(contestants: Sequence[Entry], family: str) -> dict[str, list[CellResult]]:
     for what in ("subject", "hookpoint", "corpus", "explainer", "judge"):
         if what != family and len(values := _by_value(contestants, lambda e, w=what: e.facets[w])) > 1:  # type: ignore[misc]
             raise InputError(
@@ -392,19 +242,3 @@ def _families(joined: Joined, family: str) -> dict[str, list[CellResult]]:
     for e in contestants:
         found.setdefault(e.facets.get(family) or "unknown", []).append(e.cell)
     return found
-
-
-def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, format_: str) -> str:
-    if format_ == "json":
-        return _json(joined, {"match_l0": l0, "family": family, "rows": [vars(m) for m in found]})
-    head = ["rank", family, f"{joined.rank_by} at L0 {l0:g}", "95 % CI", "between"]
-    rows = [
-        [m.rank_text, m.family, _number(m.value), "–" if m.ci95 is None else f"{m.ci95[0]:.3f}, {m.ci95[1]:.3f}",
-         " and ".join(m.between)] for m in found
-    ]  # fmt: skip
-    table = {"text": grid.aligned, "latex": grid.latex, "markdown": grid.markdown}[format_](head, rows)
-    note = (
-        "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
-        "cells' means, and say nothing of how straight the line is."
-    )
-    return "\n\n".join([_title(joined, format_), table, *(_line(n, format_) for n in (note, *joined.notes))]) + "\n"

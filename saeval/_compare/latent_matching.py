@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saeval._compare.pairwise import split_reference
-from saeval._util import InputError, PluginError, SaevalError, aligned, derive_rng, did_you_mean
+from saeval._util import InputError, PluginError, SaevalError, aligned, derive_rng, did_you_mean, number
 from saeval.models import embedder
 from saeval.plugin.registry import Loaded, Registry
 from saeval.results import RunCell, open_run
@@ -281,11 +281,11 @@ def text(found: Sequence[Similarity]) -> str:
         labels = list(dict.fromkeys(label for s in of for label in (s.a, s.b)))
         scores = {key: s for s in of for key in ((s.a, s.b), (s.b, s.a))}
         numbers = {label: str(i + 1) for i, label in enumerate(labels)}
-        rows = [[numbers[a], a, *("" if a == b else _cosine(scores[a, b].score) for b in labels)] for a in labels]
+        rows = [[numbers[a], a, *("" if a == b else number(scores[a, b].score) for b in labels)] for a in labels]
         parts.append(f"{basis}: mean cosine of matched latents\n{aligned(['', 'cell', *numbers.values()], rows)}")
         head = ["pair", "score", "random", "shuffled", "matched", "latents", "how"]
         parts.append(aligned(head, [
-            [f"{numbers[s.a]} {numbers[s.b]}", _cosine(s.score), _cosine(s.random), _cosine(s.shuffled), str(s.matched),
+            [f"{numbers[s.a]} {numbers[s.b]}", number(s.score), number(s.random), number(s.shuffled), str(s.matched),
              f"{s.latents[0]}, {s.latents[1]}", s.method] for s in of
         ]))  # fmt: skip
     parts.append(
@@ -293,7 +293,3 @@ def text(found: Sequence[Similarity]) -> str:
         "latents with each other's partners. A score near these says that nothing was found in common."
     )
     return "\n\n".join(parts)
-
-
-def _cosine(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from saeval._compare import stats
@@ -41,7 +41,8 @@ class Leaderboard:
 
     Attributes:
         standings: Contestants, best first; then baselines, best first.
-        metrics: Label of every scorer and the metric shown of it: the one that ranks, which comes first, and headlines.
+        metrics: Label of every scorer and its main metric: the one that ranks, which comes first, and headlines.
+        shown: Labels and metrics that boards show: the main ones, each followed by others that its scorer puts on boards.
         variants: Explanation baselines, in the order of the spec.
         smallest_difference: What two contestants had to differ by to be told apart in four of five such runs, at 5 %;
             None for fewer than two contestants.
@@ -49,6 +50,7 @@ class Leaderboard:
 
     standings: tuple[Standing, ...]
     metrics: dict[str, str]
+    shown: tuple[tuple[str, str], ...]
     variants: tuple[str, ...]
     smallest_difference: float | None
 
@@ -84,13 +86,20 @@ class Leaderboard:
         return cls(
             standings=tuple(Standing(c, ranks.get(c.cell)) for c in cells),
             metrics=metrics,
+            shown=tuple(_shown(metrics, rows)),
             variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != MAIN)),
             smallest_difference=stats.detectable_difference([error for _, error in estimates]),
         )
 
-    def row(self, cell: CellResult, scorer: str, variant: str = MAIN) -> ScoreRow | None:
-        """Return the row shown of a scorer, for the cell's own or a baseline's explanations."""
-        return _find(cell, scorer, self.metrics[scorer], variant)
+    def row(self, cell: CellResult, scorer: str, variant: str = MAIN, metric: str | None = None) -> ScoreRow | None:
+        """Return the row of a scorer's metric, its main one when left out, for the cell's own or a baseline's explanations."""
+        return _find(cell, scorer, metric or self.metrics[scorer], variant)
+
+
+def _shown(metrics: dict[str, str], rows: Sequence[ScoreRow]) -> Iterator[tuple[str, str]]:
+    for scorer, main in metrics.items():
+        others = dict.fromkeys(r.metric for r in rows if r.scorer == scorer and r.on_board and r.metric != main)
+        yield from ((scorer, metric) for metric in (main, *others))
 
 
 def _find(cell: CellResult, scorer: str, metric: str, variant: str) -> ScoreRow | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._compare import stats
-from saeval._util import InputError, aligned, derive_rng, did_you_mean
+from saeval._util import InputError, aligned, derive_rng, did_you_mean, interval, number
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
 
@@ -110,7 +110,7 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
     (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval combines those
     of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
-    each other; `saeval.report.stats` says what each test assumes beside that.
+    each other; `saeval._compare.stats` says what each test assumes beside that.
 
     Args:
         a: A run directory, or `run:cell` where it has several contestants.
@@ -318,10 +318,10 @@ def text(comparison: Comparison) -> str:
     ]
     rows = [
         [
-            c.metric, "↑" if c.higher_is_better else "↓", _number(c.a), _number(c.b), _number(c.difference, "+.3f"),
-            "–" if c.ci95 is None else f"{c.ci95[0]:+.3f} to {c.ci95[1]:+.3f}", _number(c.p, ".2g"), _number(c.p_holm, ".2g"),
-            _number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
-            f"{c.failed[0]}, {c.failed[1]}", "" if c.bounds is None else f"{c.bounds[0]:+.3f} to {c.bounds[1]:+.3f}",
+            c.metric, "↑" if c.higher_is_better else "↓", number(c.a), number(c.b), number(c.difference, "+.3f"),
+            interval(c.ci95, "+.3f"), number(c.p, ".2g"), number(c.p_holm, ".2g"),
+            number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
+            f"{c.failed[0]}, {c.failed[1]}", "" if c.bounds is None else interval(c.bounds, "+.3f"),
         ]
         for c in comparison.contrasts
     ]  # fmt: skip
@@ -334,7 +334,7 @@ def text(comparison: Comparison) -> str:
     if comparison.agreement:
         head = ["judges agree", "alpha", "same answer", "windows", "latents"]
         rows = [
-            [x.scorer, _number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
+            [x.scorer, number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
         ]
         parts.append(aligned(head, rows))
     parts.append(
@@ -342,7 +342,3 @@ def text(comparison: Comparison) -> str:
         + ("" if len(comparison.contrasts) == 1 else "p Holm: corrected for the number of metrics.")
     )
     return "\n\n".join([*parts, *(f"! {warning}" for warning in comparison.warnings)])
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)

@@ -18,7 +18,7 @@ Values = Mapping[int, float]
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScorerRun:
     """What one scorer found of one variant of a cell's explanations, beside its values.
 
     Attributes:
@@ -56,7 +56,7 @@ class Floors:
 
 
 def score_row(
-    scoring: Scoring, metric: Metric, values: Values, rng: np.random.Generator, *, words: Iterable[int] = (),
+    scoring: ScorerRun, metric: Metric, values: Values, rng: np.random.Generator, *, words: Iterable[int] = (),
     floors: Floors | None = None,
 ) -> ScoreRow:  # fmt: skip
     """Return the row of one metric.
@@ -73,7 +73,7 @@ def score_row(
     floor, lift = _floor(metric, values, floors) if floors is not None else ({}, None)
     return ScoreRow(
         scorer=scoring.scorer, variant=scoring.variant, plugin=scoring.plugin, metric=metric.name,
-        higher_is_better=metric.higher_is_better, range=(_bound(metric.low), _bound(metric.high)),
+        higher_is_better=metric.higher_is_better, on_board=metric.on_board, range=(_bound(metric.low), _bound(metric.high)),
         **_distribution(values, metric, rng), n=n, tried=scoring.tried, failed=scoring.tried - n - scoring.skipped,
         skipped=scoring.skipped, unparsed=scoring.unparsed, coverage=n / scoring.tried if scoring.tried else 0.0,
         floor=floor, lift=lift, judge=scoring.judge, explanation_words=_mean([*words]), usd=scoring.usd,

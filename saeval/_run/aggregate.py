@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import saeval
-from saeval._compare import Floors, Scoring, correlated, score_row
+from saeval._compare import Floors, ScorerRun, correlated, score_row
 from saeval._run import judge_checks
 from saeval._util import derive_rng
 from saeval.activations import position_dependence, token_share
@@ -28,6 +28,7 @@ from saeval.records import (
     Judge,
     LatentRecord,
     Ledger,
+    Measure,
     Metric,
     RunResult,
     Score,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
 _SILENT = 10  # place after the deciles
+_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that stand in other fields of a cell
+_FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
 _UNINFORMED = ("random_explanation", "shuffled_explanation", "random", "shuffled")
 """Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
 
@@ -180,7 +183,8 @@ def summarise(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
         reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
+        cells=cells, measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
+        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
@@ -205,14 +209,16 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         "tokens": float(store.n_tokens),
         **({"fvu": float(facts["fvu"])} if "fvu" in facts else {}),
     }
-    known = {*task.measures} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
+    known = {*task.measures, "fvu"} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
+    noted = facts.get("measures", {})
+    measures |= {m.name: float(noted[m.name]) for m in _declared(cell) if m.name in noted}
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
     return CellResult(
         cell=cell.name, axes=cell.axes, baseline=cell.baseline,
-        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in ("fvu", "subject")}},
+        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in _ELSEWHERE}},
         subject=str(facts.get("subject", "")), corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
         measures=measures,
@@ -220,7 +226,31 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step)],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
+        cautions=_cautions(outcome),
     )  # fmt: skip
+
+
+def _cautions(outcome: CellOutcome) -> list[str]:
+    """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
+    cell, store = outcome.cell, outcome.store
+    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ())]
+    if cell.baseline is not None:
+        return list(dict.fromkeys(said))
+    if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
+        said.append(
+            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may belong to "
+            "another place or model, or the text may be unlike that of its training."
+        )
+    expected, l0 = store.facts.get("l0_of_files"), float(store.firings.sum()) / max(store.n_tokens, 1)
+    if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
+        said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
+    return list(dict.fromkeys(said))
+
+
+def _declared(cell: Cell) -> list[Measure]:
+    """Return the measures that a cell's source and coder plugins declare."""
+    parts = (cell.source, *cell.source.nested)
+    return [measure for part in parts for measure in getattr(part.plugin, "measures", ())]
 
 
 def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> list[ScoreRow]:
@@ -231,7 +261,7 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
         scored = outcome.scored.get((label, variant))
         if scored is None:  # interrupted before
             continue
-        scoring = Scoring(
+        scoring = ScorerRun(
             label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
             scored.unparsed, task.roles[step.role].model if step.role else None, scored.usage.usd,
         )  # fmt: skip
@@ -303,6 +333,7 @@ def _warnings(
     for cell in cells:
         if caveat := cell.coder.get("caveat"):
             found.append(f"{cell.cell}: {caveat}")
+        found += [f"{cell.cell}: {caution}" for caution in cell.cautions]
         if cell.counts["sampled"] < cell.counts["requested"]:
             found.append(
                 f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows."

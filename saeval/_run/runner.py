@@ -26,7 +26,18 @@ from saeval._run.restoring import Usable, numbers, rows, usable_explanation, usa
 from saeval._run.sampling import Records, choose_records
 from saeval._run.steps import Work
 from saeval._run.tracking import tell
-from saeval._util import BudgetExceeded, Display, InputError, Silent, Stage, content_hash, derive_rng, memory_left
+from saeval._util import (
+    BudgetExceeded,
+    Display,
+    InputError,
+    SaevalError,
+    Silent,
+    Stage,
+    content_hash,
+    derive_rng,
+    internal_error,
+    memory_left,
+)
 from saeval.activations import ActivationStore
 from saeval.llm import Budget, CallLog
 from saeval.models import directions, measure_fidelity
@@ -84,6 +95,7 @@ def run(
         InputError: If something it names is missing, or the directory cannot be used.
         BudgetExceeded: If the spending limit is reached; a partial result is written first.
         GaveUp: If every latent fails alike, or a model is gone.
+        InternalError: If something failed that nobody foresaw; the run's log holds the traceback.
 
     Example:
         >>> run = saeval.run("mine.yaml", out="try", limit=2)
@@ -115,7 +127,12 @@ def run_task(
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
-        return _Run(task, folder, display, limit, max_cost, retry).go()
+        try:
+            return _Run(task, folder, display, limit, max_cost, retry).go()
+        except SaevalError:
+            raise
+        except Exception as error:
+            raise internal_error(error, folder.path / "logs" / "run.log") from error
 
 
 class _Run:

@@ -137,12 +137,31 @@ def choose_records(
             break
         records.add(LatentId(hookpoint, index))
     if not records:
-        raise InputError(
-            f"cell {cell.name}: no latent has {wanted.min_windows} activating windows of {window} tokens that can be "
-            f"split by document ({int(eligible.sum())} of {store.n_latents} latents fire on so many of "
-            f"{store.n_tokens:,} tokens); give more text or a smaller latents.min_windows"
-        )
+        raise InputError(f"cell {cell.name}: {_why_none(store, window, wanted.min_windows)}")
     return records, {"requested": n, "eligible": int(eligible.sum()), "sampled": len(records)}
+
+
+def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
+    """Say why no latent can be sampled, and what helps."""
+    documents = store.documents.max(initial=-1) + 1
+    longest = int((store.lengths - store.lead).max(initial=0))
+    whole = len({*store.documents[store.lengths >= store.lead + window].tolist()})
+    if longest < window:
+        return (
+            f"no text is as long as a window of {window} tokens (sampler.with.window): the longest of {documents} documents has "
+            f"{longest} in a context; set sampler.with.window to {max(4, min(longest, window // 2))} or less, or join short rows"
+        )
+    if whole < 2:
+        return (
+            f"only {whole} of {documents} documents {'is' if whole == 1 else 'are'} as long as a window of {window} tokens, and "
+            "explaining and scoring share no document; set corpus.split to `paragraphs` or `lines`, or give more documents"
+        )
+    fire = int((store.firings >= min_windows).sum())
+    return (
+        f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents or more: "
+        f"{fire} of {store.n_latents} latents fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; "
+        "give more text, shorter windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
+    )
 
 
 def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -> None:

@@ -5,6 +5,7 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.crash import internal_error as internal_error
 from saeval._util.encodable import (
     CleanJson as CleanJson,
     CleanText as CleanText,
@@ -14,6 +15,7 @@ from saeval._util.encodable import (
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
     InputError as InputError,
+    InternalError as InternalError,
     LLMError as LLMError,
     ParseError as ParseError,
     PluginError as PluginError,
@@ -57,7 +59,22 @@ from saeval._util.secrets import (
     without_values as without_values,
 )
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
-from saeval._util.text import aligned as aligned, measured as measured, safe_text as safe_text
+from saeval._util.text import (
+    MISSING as MISSING,
+    aligned as aligned,
+    escape_markdown as escape_markdown,
+    escape_script as escape_script,
+    escape_spreadsheet as escape_spreadsheet,
+    interval as interval,
+    latex_table as latex_table,
+    markdown_table as markdown_table,
+    measured as measured,
+    number as number,
+    rounded as rounded,
+    safe_text as safe_text,
+    shown as shown,
+    visible as visible,
+)
 from saeval._util.watchdog import (
     Patience as Patience,
     interrupting as interrupting,

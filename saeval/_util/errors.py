@@ -8,7 +8,8 @@ SaevalError
 ├── ParseError            a model's reply that does not hold the answer asked for
 ├── LLMError              a call that failed; `.retryable` tells whether trying again can help
 │   └── Refused           the model answered, but declined
-└── BudgetExceeded        the spending limit is reached; the run can be resumed
+├── BudgetExceeded        the spending limit is reached; the run can be resumed
+└── InternalError         another library, or saeval itself, failed in a way that nobody foresaw; the log holds the traceback
 """
 
 from __future__ import annotations
@@ -95,6 +96,10 @@ class Refused(LLMError):
 
 class BudgetExceeded(SaevalError):
     """The run's spending limit is reached. Nothing is lost: running again with a higher limit resumes."""
+
+
+class InternalError(SaevalError):
+    """Something failed that nobody foresaw, in saeval or in a library that it uses; the log that it names holds the rest."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

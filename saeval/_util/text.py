@@ -1,24 +1,34 @@
-"""A table of text as people paste it: aligned, Markdown, LaTeX."""
+"""Text for people: foreign text made harmless where it is shown, numbers and intervals in words, tables as text."""
 
 from __future__ import annotations
 
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+MISSING = "–"
+"""What stands where there is no number."""
 
 _DANGEROUS = {"Cc", "Cf", "Cs", "Co"}  # control, format (bidi marks among them), surrogates, private use
+_BREAKS = {"Zl", "Zp"}  # line and paragraph separators
 _ESCAPES = re.compile(
     r"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f]).*?(?:\x07|\x1b\\|\x9c|$)"  # strings: titles, links, clipboard
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, cursor
     r"|\x1b[ -/]*[0-~]?",
     re.DOTALL,
 )
+_IN_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "−": "$-$",
 }  # fmt: skip
+
+
+# --- foreign text ---------------------------------------------------------------------------------------------
 
 
 def safe_text(text: object) -> str:
@@ -27,39 +37,151 @@ def safe_text(text: object) -> str:
     return "".join(c for c in line if unicodedata.category(c) not in _DANGEROUS)
 
 
-def measured(value: float | None) -> str:
-    """Return a measure as text: a count in full, anything else to four digits, – where it is unknown."""
+def visible(text: object) -> str:
+    r"""Return text in which invisible characters stand as escapes such as `\u202e`; line breaks and tabs stay."""
+    string = str(text)
+    if string.isprintable():
+        return string
+    return "".join(c if c in "\n\t" or _shows(c) else f"\\u{ord(c):04x}" for c in string)
+
+
+def _shows(c: str) -> bool:
+    return (
+        unicodedata.category(c) not in _DANGEROUS | _BREAKS and ord(c) & 0xFFFE != 0xFFFE
+    )  # XML has no place for these
+
+
+def escape_markdown(value: object) -> str:
+    """Return text without HTML or Markdown in it, and that ends no cell of a table."""
+    return re.sub(r"([\\|`*_~#\[\]])", r"\\\1", html.escape(safe_text(value), quote=False))
+
+
+def escape_latex(value: object) -> str:
+    """Return text in which LaTeX finds no command."""
+    return "".join(_LATEX.get(c, c) for c in safe_text(value))
+
+
+def escape_script(json_text: str) -> str:
+    """Return JSON that can stand in a `<script>`: nothing in it ends one."""
+    return json_text.translate(_IN_SCRIPT)
+
+
+def escape_spreadsheet(value: Any) -> Any:
+    """Return a value of a CSV file; text that a spreadsheet would take for a formula gets a `'` before it."""
+    if not isinstance(value, str):
+        return value
+    text = safe_text(value)
+    return f"'{text}" if value.startswith("\t") or text.startswith(("=", "+", "-", "@")) else text
+
+
+# --- numbers --------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """Write a number by a format specification; `–` for none."""
+    return MISSING if value is None else format(value, form)
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """Write a score in little room: `.612`, `-.020`, `1.00`, `23.4`; `–` for none."""
     if value is None:
-        return "–"
-    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+        return MISSING
+    if abs(value) >= 10:
+        return f"{value:.{digits + 1}g}"
+    text = f"{value:.{digits if abs(value) < 1 else digits - 1}f}"
+    return re.sub(r"^-(?=\.0*$)", "", re.sub(r"^(-?)0\.", r"\1.", text))
+
+
+def measured(value: float | None) -> str:
+    """Write a measure: a count in full, anything else to four digits; `–` for none."""
+    if value is None:
+        return MISSING
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+
+
+def interval(ends: tuple[float, float] | None, form: str = ".3f", between: str = " to ") -> str:
+    """Write an interval: `0.574 to 0.651`; `–` for none."""
+    return MISSING if ends is None else between.join(format(end, form) for end in ends)
+
+
+def short_interval(ends: tuple[float, float] | None) -> str:
+    """Write an interval in little room, to as many digits as tell its ends apart: `.57 .65`; `– –` for none."""
+    if ends is None:
+        return f"{MISSING} {MISSING}"
+    low, high = ends
+    digits = 2 if high - low >= 0.02 else 3
+    return f"{short(low, digits)} {short(high, digits)}"
+
+
+def shown(value: Any, form: str = "", missing: str = MISSING) -> str:
+    """Write a value of any column.
+
+    Args:
+        value: Text, a number, a pair of numbers, or numbers by name.
+        form: Format specification of its numbers; `measure` for four digits.
+        missing: What stands for None.
+    """
+    if value is None:
+        return missing
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(v, form, missing)}" for name, v in value.items()) or missing
+    if isinstance(value, tuple):
+        return interval(value, form)
+    if isinstance(value, str):
+        return value
+    return measured(value) if form == "measure" else format(value, form)
+
+
+def rounded(value: Any, digits: int = 5) -> float | None:
+    """Return a finite number rounded to significant digits, for JSON; None for any other."""
+    return float(f"{value:.{digits}g}") if value is not None and isfinite(value) else None
+
+
+# --- tables ---------------------------------------------------------------------------------------------------
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return the table in columns, for a terminal."""
+    """Return a table in columns, for a terminal."""
     lines = [[safe_text(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return the table in Markdown; nothing in a cell is markup."""
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in Markdown; nothing in a cell is markup."""
     lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def latex(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return the table as a `tabular` with rules of the package booktabs; nothing in a cell is a command."""
-    lines = [" & ".join(map(_latex, row)) + r" \\" for row in (head, *rows)]
+def latex_table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    numbers: Sequence[bool] = (),
+    bold: Iterable[tuple[int, int]] = (),
+) -> str:
+    """Return a table as a `tabular` with rules of the package booktabs; nothing in a cell is a command.
+
+    Args:
+        head: Heads of the columns.
+        rows: Cells.
+        numbers: Which columns are numbers, aligned at the right; none when left out.
+        bold: Row and column of the cells in bold.
+    """
+    strong = set(bold)
+    lines = [
+        [rf"\textbf{{{escape_latex(cell)}}}" if (i, j) in strong else escape_latex(cell) for j, cell in enumerate(row)]
+        for i, row in enumerate(rows)
+    ]
+    layout = "".join("r" if j < len(numbers) and numbers[j] else "l" for j in range(len(head)))
+    body = [" & ".join(line) + r" \\" for line in ([*map(escape_latex, head)], *lines)]
     return "\n".join(
-        [rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-         r"\end{tabular}"]
-    )  # fmt: skip
-
-
-def escape_markdown(value: object) -> str:
-    """Return text with nothing in it that Markdown or HTML would read."""
-    return re.sub(r"([\\`*_\[\]~|])", r"\\\1", html.escape(safe_text(value), quote=False))
-
-
-def _latex(value: object) -> str:
-    return "".join(_LATEX.get(c, c) for c in safe_text(value))
+        [
+            rf"\begin{{tabular}}{{{layout}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )

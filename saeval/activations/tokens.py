@@ -5,19 +5,27 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
 from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, file_sha256
+from saeval.activations.documents import DIVISIONS, Notes, Template, corpus_files, divided, read_documents, text_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+CONTEXT = 256
+"""Text tokens per context where neither a spec nor a coder's files tell how many."""
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte
+_VERSION = 2  # one more whenever the same options come to give other tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +41,7 @@ class TokenDataset:
         document_names: Name of each document.
         vocabulary: The bytes of each token that occurs; none for special tokens.
         lead: Tokens before the text in each context: 1 with BOS, 0 without.
+        warnings: What a reader of results must know of how the text was read.
     """
 
     tokens: NDArray[np.int32]
@@ -42,6 +51,7 @@ class TokenDataset:
     document_names: tuple[str, ...]
     vocabulary: Mapping[int, bytes]
     lead: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -79,25 +89,30 @@ class Corpus(Documented):
     """Where text comes from and how much of it is read (paper §3.1)."""
 
     path: SpecPath | None = None
-    """A local `.txt`, `.jsonl` or `.parquet` file, or a folder of `.txt` files (one document a file or row)."""
+    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.parquet` or `.arrow` (a document per row), text also with
+    `.gz`; a folder of them; or a folder written with `save_to_disk`."""
     dataset: str | None = None
     """Hub id of a dataset, streamed with `datasets`; or the path of a dataset directory."""
     config: str | None = None
     """Configuration of the hub dataset."""
     revision: str | None = None
     """Revision of the hub dataset."""
-    split: str = "train"
-    """Split of the hub dataset."""
+    split: str | None = None
+    """Of a dataset, the split to read (`train` when left out). Of text, where documents end: `paragraphs`, `lines`, or
+    `none`; when left out, a corpus of one text is divided into parts of some 2,000 characters."""
     field: str = "text"
-    """Field of a row that holds the text."""
+    """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template writes."""
     tokens: int | None = Field(default=None, gt=0)
     """Text tokens to read at most; None for all."""
     per_document: int | None = Field(default=None, gt=0)
     """Text tokens to read of one document at most; None for all."""
-    context: int = Field(default=256, ge=8)
-    """Text tokens in one context; BOS stands before them where the tokenizer has one."""
-    bos: bool = True
-    """Whether contexts begin with BOS. Its activations are never counted, but models need to see it."""
+    context: int | None = Field(default=None, ge=8)
+    """Text tokens per context; BOS stands before them where the tokenizer has one. When left out, as many as the SAE was
+    trained on, as far as its files tell; 256 elsewhere."""
+    bos: bool | str | None = None
+    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no BOS.
+    When left out, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted, but
+    models need to see it."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Corpus:
@@ -105,53 +120,93 @@ class Corpus(Documented):
             raise ValueError("give either path (local file) or dataset (hub id)")
         return self
 
+    @property
+    def length(self) -> int:
+        """Text tokens per context."""
+        return self.context or CONTEXT
+
+    @property
+    def local(self) -> Path | None:
+        """The file or folder on this machine that is read; None for a dataset of the hub."""
+        if self.path is not None:
+            return self.path
+        folder = Path(self.dataset or "").expanduser()
+        saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+        return folder if saved else None
+
+    @property
+    def _dataset_split(self) -> str:
+        return self.split if self.split and self.split not in DIVISIONS else "train"
+
     def check(self) -> None:
-        """See whether a local corpus is there and of a kind that can be read.
+        """See whether a local corpus is there, of a kind that can be read, and begins with a document.
 
         Raises:
             InputError: If it is not.
         """
-        if self.path is None:
+        if self.local is None:
             return
-        if not self.path.exists():
-            raise InputError(f"corpus {self.path}: no such file or folder")
-        if self.path.is_file() and self.path.suffix not in _READERS:
-            raise InputError(f"corpus {self.path}: cannot read {self.path.suffix!r} files; use {', '.join(_READERS)}")
+        if next(self._read(_join, Notes()), None) is None:
+            raise InputError(f"corpus {self.local}: it holds no text under {self.field!r}")
 
     def fingerprint(self) -> JsonValue:
-        """Return what the text depends on: the content of a local file, the name and revision of a hub dataset."""
-        options = self.model_dump(mode="json", exclude={"path"})
-        if self.path is None:
+        """Return what the text depends on: the content of local files, the name and revision of a hub dataset."""
+        options = self.model_dump(mode="json", exclude={"path"} if self.path else set())
+        options |= {"context": self.length, "bos": True if self.bos is None else self.bos, "version": _VERSION}
+        if self.local is None:
             return options
-        files = sorted(self.path.glob("*.txt")) if self.path.is_dir() else [self.path]
-        return {**options, "sha256": content_hash(*(file_sha256(f) for f in files))}
+        return {**options, "sha256": content_hash(*map(file_sha256, corpus_files(self.local, self._dataset_split)))}
 
-    def texts(self) -> Iterator[tuple[str, str]]:
+    def texts(self, template: Template | None = None, notes: Notes | None = None) -> Iterator[tuple[str, str]]:
         """Yield (name, text) of every document; what UTF-8 cannot encode is U+FFFD in both.
+
+        Args:
+            template: Writes conversations as the model reads them; without it, rows that hold some are refused.
+            notes: Where is counted what was skipped or divided.
 
         Raises:
             InputError: If the corpus is missing or malformed.
         """
-        self.check()
-        for name, text in self._texts():
+        notes = notes or Notes()
+        how = self.split if self.split in DIVISIONS else None
+        for name, text in divided(self._read(template, notes), how, notes):
             yield clean_text(name), clean_text(text)
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
-        if self.path is None:
-            yield from self._hub_texts()
-        elif self.path.is_dir():
-            for file in sorted(self.path.glob("*.txt")):
-                yield file.stem, file.read_text(encoding="utf-8", errors="replace")
-        else:
-            yield from _READERS[self.path.suffix](self.path, self.field)
+    def first_texts(self, n: int = 200) -> list[str]:
+        """Return the first documents of a corpus on this machine, conversations as plain text; none of a hub's."""
+        if self.local is None:
+            return []
+        return [text for _, text in islice(self._read(_join, Notes()), n)]
 
-    def _hub_texts(self) -> Iterator[tuple[str, str]]:
+    def holds_chats(self) -> bool:
+        """Return whether the first rows of a corpus on this machine hold conversations."""
+        seen: list[bool] = []
+
+        def note(turns: Sequence[Mapping[str, str]]) -> str:
+            seen.append(True)
+            return _join(turns)
+
+        if self.local is not None:
+            next(self._read(note, Notes()), None)
+        return bool(seen)
+
+    def _read(self, template: Template | None, notes: Notes) -> Iterator[tuple[str, str]]:
+        """Yield the texts as they lie in files and rows."""
+        if self.local is not None:
+            return read_documents(self.local, self.field, split=self._dataset_split, template=template, notes=notes)
+        return self._hub_texts(template, notes)
+
+    def _hub_texts(self, template: Template | None, notes: Notes) -> Iterator[tuple[str, str]]:
         from datasets import load_dataset
 
         try:
-            rows = load_dataset(self.dataset, self.config, split=self.split, revision=self.revision, streaming=True)
+            rows = load_dataset(
+                self.dataset, self.config, split=self._dataset_split, revision=self.revision, streaming=True
+            )
             for i, row in enumerate(rows):
-                yield str(i), _text_of(row, self.field, f"dataset {self.dataset}, row {i}")
+                text = text_of(row, self.field, f"dataset {self.dataset}, row {i}", template, notes)
+                if text is not None:
+                    yield str(i), text
         except InputError:
             raise
         except Exception as error:
@@ -161,38 +216,73 @@ class Corpus(Documented):
                 "check its name, split and your connection, or give a local `path`"
             ) from error
 
-    def tokenize(self, tokenizer: Any) -> TokenDataset:
+    def lead(self, tokenizer: Any) -> list[int]:
+        """Return the tokens that stand before the text in each context.
+
+        Raises:
+            InputError: If `bos` names what is no token of the tokenizer.
+        """
+        if isinstance(self.bos, str):
+            number = tokenizer.get_vocab().get(self.bos)
+            if number is None:
+                raise InputError(f"corpus.bos: {self.bos!r} is no token of the model's tokenizer; name one that is")
+            return [int(number)]
+        return [tokenizer.bos_token_id] if self.bos is not False and tokenizer.bos_token_id is not None else []
+
+    def tokenize(self, tokenizer: Any, vocabulary: int | None = None) -> TokenDataset:
         """Pack the corpus into contexts.
 
         Args:
             tokenizer: A transformers tokenizer of the subject model.
+            vocabulary: Rows of the model's embedding; token numbers have to lie below.
 
         Raises:
-            InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text.
+            InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text, or if the
+                tokenizer gives numbers that the embedding does not have.
         """
         import numpy as np
 
-        lead = [tokenizer.bos_token_id] if self.bos and tokenizer.bos_token_id is not None else []
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        lead, notes = self.lead(tokenizer), Notes()
+        fitting = [
+            t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None and t < (vocabulary or t + 1)
+        ]
+        pad = fitting[0] if fitting else 0
 
         def encode(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            return without_lead(ids, lead)
 
-        tokens, lengths, documents, names = self.pack(encode, lead, pad)
+        tokens, lengths, documents, names = self.pack(encode, lead, pad, _template(tokenizer), notes)
         used = np.unique(tokens)
-        special = [i for i in tokenizer.all_special_ids if i is not None]
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, special)
+        if vocabulary is not None and len(used) and used[-1] >= vocabulary:
+            outside = [int(i) for i in used if i >= vocabulary]
+            raise InputError(
+                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the number {outside[0]}, and the model's "
+                f"embedding has {vocabulary} rows; take the model's own tokenizer, or call `model.resize_token_embeddings` and "
+                "train the new rows"
+            )
+        special = special_ids(tokenizer)
+        mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, sorted(special))
         ordinary = [int(i) for i in used if int(i) not in special]
-        vocabulary = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
-        return TokenDataset(tokens, lengths, mask, documents, names, vocabulary, len(lead))
+        bytes_of = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
+        return TokenDataset(tokens, lengths, mask, documents, names, bytes_of, len(lead), tuple(notes.warnings()))
 
-    def pack(self, encode: Callable[[str], Sequence[int]], lead: Sequence[int], pad: int) -> Packed:
+    def pack(
+        self,
+        encode: Callable[[str], Sequence[int]],
+        lead: Sequence[int],
+        pad: int,
+        template: Template | None = None,
+        notes: Notes | None = None,
+    ) -> Packed:
         """Cut the documents into contexts of token ids.
 
         Args:
             encode: Returns the token ids of a document's text.
             lead: Tokens to begin every context with.
             pad: Token that fills up contexts that are too short.
+            template: Writes conversations; see `texts`.
+            notes: Where is counted what was skipped or divided.
 
         Raises:
             InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text.
@@ -203,10 +293,10 @@ class Corpus(Documented):
         documents: list[int] = []
         names: list[str] = []
         left = self.tokens if self.tokens is not None else 1 << 62
-        for name, text in self.texts():
+        for name, text in self.texts(template, notes):
             ids = encode(text)[: min(left, self.per_document or left)]
-            for start in range(0, len(ids), self.context):
-                rows.append(np.array([*lead, *ids[start : start + self.context]], dtype=np.int32))
+            for start in range(0, len(ids), self.length):
+                rows.append(np.array([*lead, *ids[start : start + self.length]], dtype=np.int32))
                 documents.append(len(names))
             names.append(name)
             left -= len(ids)
@@ -215,52 +305,47 @@ class Corpus(Documented):
         if len(rows) < 2:
             raise InputError(
                 f"corpus {self.path or self.dataset}: {sum(map(len, rows))} tokens in {len(names)} documents, "
-                f"less than two contexts of {self.context}; give more text or a smaller `context`"
+                f"less than two contexts of {self.length}; give more text or a smaller `context`"
             )
-        tokens = np.full((len(rows), self.context + len(lead)), pad, dtype=np.int32)
+        tokens = np.full((len(rows), self.length + len(lead)), pad, dtype=np.int32)
         for row, real in zip(tokens, rows, strict=True):
             row[: len(real)] = real
         lengths = np.array([len(row) for row in rows], dtype=np.int32)
         return Packed(tokens, lengths, np.array(documents, dtype=np.int32), tuple(names))
 
 
-def _text_of(row: Any, field: str, where: str) -> str:
-    if not isinstance(row, Mapping) or not isinstance(row.get(field), str):
-        have = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        raise InputError(f"corpus {where}: no text under {field!r}; it has: {have}")
-    return str(row[field])
+def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:
+    """Return a text's tokens without those that will stand before it: chat templates and exports write BOS, too."""
+    begin = 0
+    while lead and ids[begin : begin + 1] == [lead[-1]]:
+        begin += 1
+    return ids[begin:]
 
 
-def _read_txt(path: Path, _field: str) -> Iterator[tuple[str, str]]:
-    yield path.stem, path.read_text(encoding="utf-8", errors="replace")
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the numbers of all tokens that are marks and no text: named ones, and those added as special."""
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    marks = {i for i, token in added.items() if token.special and not _BYTE.fullmatch(str(token))}
+    return marks | {i for i in tokenizer.all_special_ids if i is not None}
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"corpus {path}:{number}: not JSON ({error.msg})") from error
-            text = _text_of(row, field, f"{path}:{number}")
-            yield str(row.get("id", number)), text
+def _template(tokenizer: Any) -> Template | None:
+    """Return what writes a conversation as the tokenizer's model reads it, where the tokenizer has a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def write(turns: Sequence[Mapping[str, str]]) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(list(turns), tokenize=False))
+        except Exception as error:  # templates raise what their authors chose
+            raise InputError(f"the tokenizer's chat template refuses a conversation of the corpus: {error}") from error
+
+    return write
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowException
-
-    try:
-        for i, batch in enumerate(pq.ParquetFile(path).iter_batches(batch_size=1000)):
-            for j, row in enumerate(batch.to_pylist()):
-                yield str(i * 1000 + j), _text_of(row, field, f"{path}, row {i * 1000 + j}")
-    except ArrowException as error:
-        raise InputError(f"corpus {path}: not a readable Parquet file ({error})") from error
-
-
-_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+def _join(turns: Sequence[Mapping[str, str]]) -> str:
+    """Stands for a template where a corpus is checked before its model is there."""
+    return "\n".join(turn["content"] for turn in turns)
 
 
 @cache
@@ -287,9 +372,10 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
     decoder = repr(getattr(backend, "decoder", None))
     if "ByteLevel" in decoder:
         table = _byte_of()
+        added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # words as they are, not in the alphabet of bytes
+        spelt = {i: i not in added and all(c in table for c in name) for i, name in zip(ids, names, strict=True)}
         return {
-            i: bytes(table[c] for c in name) if all(c in table for c in name) else name.encode()
-            for i, name in zip(ids, names, strict=True)
+            i: bytes(table[c] for c in name) if spelt[i] else name.encode() for i, name in zip(ids, names, strict=True)
         }
     if "WordPiece" in decoder:
         return {
@@ -302,7 +388,7 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
 
 
 def _sentencepiece_bytes(name: str) -> bytes:
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+    if _BYTE.fullmatch(name):
         return bytes([int(name[3:5], 16)])
     return name.replace("▁", " ").encode()
 

@@ -1,7 +1,7 @@
 """The command line: a thin layer that reads arguments, calls the library, and turns errors into exit codes.
 
 Exit codes: 0 done; 1 done, but over `max_failed`, or the run gave up; 2 a mistake in the command, the spec or what
-it names; 3 stopped at the cost limit (resumable); 130 interrupted (resumable).
+it names; 3 stopped at the cost limit (resumable); 70 something that nobody foresaw; 130 interrupted (resumable).
 """
 
 from __future__ import annotations

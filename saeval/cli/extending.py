@@ -58,11 +58,11 @@ def check(package: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("kind", type=click.Choice(("task", *KINDS)))
-@click.argument("name")
+@click.argument("called", metavar="NAME")
 @click.option("--file", "single", is_flag=True, help="Make a single file for `use: ./NAME.py:Class`, not a package.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to put it in; default: this one.")
 @FLAGS
-def new(kind: str, name: str, single: bool, out: Path | None, **flags: Any) -> None:
+def new(kind: str, called: str, single: bool, out: Path | None, **flags: Any) -> None:
     """Scaffold a task, or a plugin package (installable, tested, runnable), or a single file with --file.
 
     `new task` asks for what its flags do not say: --model, --sae, --text, --judge.
@@ -71,16 +71,16 @@ def new(kind: str, name: str, single: bool, out: Path | None, **flags: Any) -> N
     if kind == "task":
         if single:
             raise click.UsageError("--file goes with plugins; a task is a single file anyway")
-        _new_task(name, out or Path(), given)
+        _new_task(called, out or Path(), given)
         return
     if given:
         raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} goes with `saeval new task`")
     from saeval.plugin import scaffold
 
-    made = scaffold.new(kind, name, lone=single, out=out)
+    made = scaffold.new(kind, called, lone=single, out=out)
     say("\n".join(f"made      {file}" for file in made))
     if single:
-        click.echo(f'in a spec beside it:  use: "./{name}.py:{scaffold.class_name(name)}"')
+        click.echo(f'in a spec beside it:  use: "./{called}.py:{scaffold.class_name(called)}"')
     else:
         say(f"next:  pip install -e {made[0].parent}  and read its README.md")
 
@@ -108,7 +108,7 @@ def _new_task(name: str, folder: Path, given: dict[str, Any]) -> None:
         if fact not in given:
             answer = click.prompt(question, err=True)
             given[fact] = tuple(shlex.split(answer)) if fact == "saes" else answer
-    spec = spec_of({**given, "name": given.get("name", name)})
+    spec = spec_of({**given, "name": name})
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(file, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
     say(f"made      {file}\nnext:  saeval validate {file}  and  saeval run {file}")

@@ -14,7 +14,16 @@ class _Cli(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        from saeval._util import BudgetExceeded, InputError, PluginError, SaevalError, SpecError, StoreError
+        from saeval._util import (
+            BudgetExceeded,
+            InputError,
+            InternalError,
+            PluginError,
+            SaevalError,
+            SpecError,
+            StoreError,
+            internal_error,
+        )
 
         try:
             return super().invoke(ctx)
@@ -30,6 +39,9 @@ class _Cli(click.Group):
         except BudgetExceeded as error:
             say(f"stopped: {error}", err=True)
             ctx.exit(3)
+        except InternalError as error:
+            say(f"error: {error}", err=True)
+            ctx.exit(70)
         except SaevalError as error:
             say(f"error: {error}", err=True)
             ctx.exit(1)
@@ -38,6 +50,11 @@ class _Cli(click.Group):
             ctx.exit(130)
         except BrokenPipeError:
             ctx.exit(0)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001 - a user gets a sentence; the log gets the rest
+            say(f"error: {internal_error(error)}", err=True)
+            ctx.exit(70)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +62,7 @@ class _Cli(click.Group):
 def main() -> None:
     """Explain the latents of sparse autoencoders in words, score the explanations, and compare SAEs.
 
-    Begin with: saeval run --task quickstart
+    Begin with: saeval run quickstart
     """
     import signal
 

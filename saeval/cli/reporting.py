@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,26 +105,35 @@ def leaderboard(
 
     from saeval._compare import join
     from saeval._util import write_atomic
+    from saeval.report import joined_page, written
 
     if format_ == "parquet" and out is None:
         raise click.UsageError("--format parquet needs --out FILE")
-    if html is not None and match_l0 is not None:
-        raise click.UsageError("--html shows cells, so --match-l0 goes with the other formats only")
+    if html is not None:
+        _refuse_beside_html(
+            {"--match-l0": match_l0 is not None, "--format": format_ != "text", "--out": out is not None}
+        )
     with TemporaryDirectory() as folder:
         places = [_at_hand(run, Path(folder) / str(k)) for k, run in enumerate(runs)]
         joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed)
     if html is not None:
-        from saeval.report import joined_page
-
         write_atomic(html, joined_page(joined, group_by))
         say(f"written   {html}")
         return
-    content = join.written(joined, format_, group_by=group_by, match_l0=match_l0, family=family)
+    content = written(joined, format_, group_by=group_by, match_l0=match_l0, family=family)
     if out is None:
         click.echo(content, nl=False)
     else:
         write_atomic(out, content)
         say(f"written   {out}")
+
+
+def _refuse_beside_html(given: Mapping[str, bool]) -> None:
+    for option, is_given in given.items():
+        if is_given:
+            raise click.UsageError(
+                f"--html and {option} do not go together; --html writes a page of cells to its own FILE"
+            )
 
 
 def _at_hand(run: str, folder: Path) -> Path:

@@ -15,6 +15,7 @@ from saeval.cli.shared import (
     LLM,
     SET,
     TASK,
+    TASK_OR_FLAGS,
     WITHOUT,
     load,
     load_all,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@TASK
+@TASK_OR_FLAGS
 @SET
 @LLM
 @ALLOW
@@ -81,12 +82,12 @@ def run(
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
     """Print one board of all the group's cells, and what its runs say of their tasks' claims."""
     from saeval._compare import join
-    from saeval.report import finding_line
+    from saeval.report import finding_line, written
 
     click.echo(f"\n=== {group}: {len(results)} tasks ===\n")
     ranked = [result.rank_by for result in results.values()]
     board = join.join(list(results), rank_by=max(ranked, key=ranked.count), mixed=True)
-    click.echo(join.written(board, "text"), nl=False)
+    click.echo(written(board, "text"), nl=False)
     for result in results.values():
         if result.findings:
             say(f"\n{result.task}")
@@ -102,7 +103,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 
 
 @click.command()
-@TASK
+@TASK_OR_FLAGS
 @SET
 @LLM
 @ALLOW
@@ -122,9 +123,22 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
     rows = []
     for built in tasks:
         cells = [cell.name for cell in built.cells]
-        rows.append({"valid": True, "task": built.name, "version": built.version, "sha": built.sha, "cells": cells})
+        cautions = {cell.name: cell.source.plugin.cautions() for cell in built.cells}
+        warnings = [f"{name}: {caution}" for name, said in cautions.items() for caution in said]
+        rows.append(
+            {
+                "valid": True,
+                "task": built.name,
+                "version": built.version,
+                "sha": built.sha,
+                "cells": cells,
+                "warnings": warnings,
+            }
+        )
         if not as_json:
             click.echo(f"{built.name} {built.version}: valid; {len(cells)} cells: {'; '.join(cells)}")
+            for warning in warnings:
+                say(f"warning: {warning}", err=True)
     if as_json:
         print_json({"valid": True, "group": group, "tasks": rows} if group else rows[0])
 
@@ -155,7 +169,7 @@ def preview(
 
 
 @click.command()
-@TASK
+@TASK_OR_FLAGS
 @SET
 @LLM
 @ALLOW

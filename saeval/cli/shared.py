@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,23 +29,36 @@ def complete_task(_context: click.Context, _parameter: click.Parameter, incomple
 
 
 def TASK(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
-    """Add the task, as an argument or as `--task`; or the flags that stand for one.
-
-    The command receives `task`: a name or path, or the spec that the flags stand for.
-    """
-    from functools import wraps
+    """Add the task, as an argument or as `--task`; the command receives its name or path as `task`."""
 
     @wraps(command)
     def with_task(named: str | None, option: str | None, **options: Any) -> Any:
-        flags = {name: options.pop(name) for name in FLAG_NAMES}
+        return command(task=_named(named, option), **options)
+
+    return _names_task(with_task)
+
+
+def TASK_OR_FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
+    """Add the task as `TASK` does, and the flags that stand for one: the command then receives their spec as `task`."""
+
+    @wraps(command)
+    def with_task(named: str | None, option: str | None, **options: Any) -> Any:
+        flags = {name: options.pop(name) for name in (*FLAG_NAMES, "name")}
         return command(task=_task(named, option, flags), **options)
 
+    name = click.option(
+        "--name", metavar="NAME", help="Name of the task that the flags stand for; default: the model's."
+    )
+    return _names_task(FLAGS(name(with_task)))
+
+
+def _names_task(command: Callable[..., Any]) -> Callable[..., Any]:
     argument = click.argument("named", metavar="[TASK]", required=False, shell_complete=complete_task)
     option = click.option(
         "--task", "-t", "option", metavar="NAME_OR_FILE", shell_complete=complete_task,
         help="A shipped task or group, or a spec file; the same as the argument.",
     )  # fmt: skip
-    return argument(option(FLAGS(with_task)))
+    return argument(option(command))
 
 
 _FLAGS = (
@@ -65,10 +79,9 @@ _FLAGS = (
         "--baseline", "baselines", multiple=True, metavar="NAME",
         help="Compare with this; default: random_explanation, top_tokens, random_sae and neurons.",
     ),
-    click.option("--name", metavar="NAME", help="Name of the task that the flags stand for; default: the model's."),
 )  # fmt: skip
 FLAG_NAMES = (
-    "model", "saes", "text", "judge", "explainer", "api_base", "latents", "tokens", "scorers", "hookpoint", "baselines", "name",
+    "model", "saes", "text", "judge", "explainer", "api_base", "latents", "tokens", "scorers", "hookpoint", "baselines",
 )  # fmt: skip
 """Names of the flags that stand for a task, as commands receive them."""
 
@@ -80,21 +93,28 @@ def FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a 
     return command
 
 
-def _task(named: str | None, option: str | None, flags: Mapping[str, Any]) -> str | dict[str, Any]:
-    """Return the task that is meant."""
+def _named(named: str | None, option: str | None) -> str:
+    """Return the task that is named."""
     if named and option:
         raise click.UsageError(f"give one task: {named} or --task {option}")
+    if not (named or option):
+        raise click.UsageError("name a task (`saeval list` shows them) or a spec file")
+    return str(named or option)
+
+
+def _task(named: str | None, option: str | None, flags: Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return the task that is named, or the spec that the flags stand for."""
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    reference = named or option
-    if reference and given:
+    if not (named or option or given):
+        raise click.UsageError("name a task (`saeval list` shows them), or give --model, --sae, --text and --judge")
+    if not (named or option):
+        return spec_of(given)
+    reference = _named(named, option)
+    if given:
         raise click.UsageError(
             f"{_flag(next(iter(given)))} describes a task of its own; change {reference!r} with --set"
         )
-    if reference:
-        return reference
-    if not given:
-        raise click.UsageError("name a task (`saeval list` shows them), or give --model, --sae, --text and --judge")
-    return spec_of(given)
+    return reference
 
 
 def _flag(name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval._compare import score_rows
+from saeval._compare import Floors, ScorerRun, score_row
 from saeval._util import content_hash, derive_rng, file_name, new_folder, unique, write_atomic
 from saeval.records import MAIN, CellResult, Explanation, Metric, RunResult, Score, ScoreRow
 
@@ -77,7 +77,7 @@ class ImportedCell:
         scoring, rows = self.scorings[label], []
         tried = max(scoring.tried, len(scoring.scores))
         unparsed = sum(s.count("unparsed", "refused") for s in scoring.scores.values())
-        about = score_rows.Scoring(
+        about = ScorerRun(
             label, scoring.plugin, tried=tried, skipped=scoring.skipped, unparsed=unparsed, judge=scoring.judge
         )
         for place, metric in enumerate(scoring.metrics):
@@ -87,7 +87,7 @@ class ImportedCell:
             explanations = (self.explanations.get((MAIN, i)) for i in given)
             words = [len(e.text.split()) for e in explanations if e and e.text]
             rng = derive_rng(0, "interval", metric.name, name, label)
-            rows.append(score_rows.score_row(about, metric, given, rng, words=words, floors=score_rows.Floors()))
+            rows.append(score_row(about, metric, given, rng, words=words, floors=Floors()))
         return rows
 
 

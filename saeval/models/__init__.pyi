@@ -1,5 +1,7 @@
 from saeval.models.coders import HookPoint as HookPoint, SparseCoder as SparseCoder
 from saeval.models.embeddings import embedder as embedder
 from saeval.models.fidelity import measure_fidelity as measure_fidelity
+from saeval.models.fit import Fit as Fit
 from saeval.models.logit_lens import directions as directions
+from saeval.models.made_for import MadeFor as MadeFor
 from saeval.models.subject import Subject as Subject

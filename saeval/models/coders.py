@@ -65,6 +65,7 @@ class SparseCoder(ABC):
         token_wise: Whether each token is encoded by itself. Otherwise `encode` needs whole contexts,
             [contexts, tokens, d_in], and its rows count tokens over all of them.
         metadata: What its makers say of it (model, hook, training data); JSON-able.
+        measures: Numbers that leaderboards show, by the names that its plugin declares (`Coder.measures`).
     """
 
     n_latents: int
@@ -75,6 +76,7 @@ class SparseCoder(ABC):
     writes: str | None = None
     token_wise: bool = True
     metadata: Mapping[str, Any] = MappingProxyType({})
+    measures: Mapping[str, float] = MappingProxyType({})
 
     @abstractmethod
     def encode(self, x: Tensor) -> Sparse:

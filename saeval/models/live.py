@@ -16,7 +16,10 @@ from weakref import WeakValueDictionary
 
 from saeval._util import PREFIX, InputError, file_sha256, find_asset
 from saeval.models.coders import HookPoint, down_projection
-from saeval.models.loading import check_model, load_model, local_model
+from saeval.models.facts import local_model, not_causal, too_long
+from saeval.models.fit import Fit, no_bos
+from saeval.models.loading import check_model, load_model, resolved
+from saeval.models.made_for import plain_place
 from saeval.models.module_hooks import Enough, first_tensor, hooked, keep, reader, replace_first
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ _BEFORE_MLP = (
 )  # fmt: skip
 _ADD_INSIDE = {"bloom": ("hook_attn_out", "hook_mlp_out"), "mpt": ("hook_mlp_out",)}
 """Modules that give back the residual stream, to which they have added, by model type."""
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
 _MEMORIES = ("past_key_values", "cache_params", "state")
 
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
@@ -65,14 +69,16 @@ class LiveModel:
         name: What it was loaded by.
         model: The transformers model, in evaluation mode.
         tokenizer: Its tokenizer.
+        has_head: Whether its files hold an unembedding; without one, only activations can be had.
         device: Torch device it is on.
         lock: To be held while the model is used.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any):
+    def __init__(self, name: str, model: Any, tokenizer: Any, has_head: bool = True):
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
+        self.has_head = has_head
         self.device = str(model.device)
         self.lock = threading.Lock()
         self._prefix = f"{model.base_model_prefix}."
@@ -95,20 +101,22 @@ class LiveModel:
         """
         import torch
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "float32" if device.startswith("cpu") or not torch.cuda.is_available() else "bfloat16"
-        key = (name, revision or "", device, dtype)
+        device, precision = resolved(device, dtype)
+        key = (name, revision or "", device, precision)
         with _LOADING:
             live = _LOADED.get(key)
             if live is None and _ONLY_LOADED.get():
                 raise InputError(f"model {name}: is not in memory")
             if live is None:
-                live = _LOADED[key] = cls(name, *load_model(name, revision, device, getattr(torch, dtype)))
+                live = _LOADED[key] = cls(name, *load_model(name, revision, device, getattr(torch, precision)))
             if live not in _RECENT:
                 _RECENT.append(live)
         return live
+
+    @staticmethod
+    def resolved(device: str, dtype: Dtype) -> tuple[str, str]:
+        """Return the device and precision that `auto` means on this machine; what depends on a model depends on these."""
+        return resolved(device, dtype)
 
     @staticmethod
     def check(name: str) -> None:
@@ -137,6 +145,83 @@ class LiveModel:
             for f in files
             if f.suffix in (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt")
         ]
+
+    # --- Limits ---
+
+    @cached_property
+    def positions(self) -> int | None:
+        """Tokens per context at most, where the model looks positions up in a table; None where there is no such limit."""
+        import torch
+
+        tables = [
+            module.num_embeddings - int(getattr(module, "offset", 0))
+            for path, module in self.model.named_modules()
+            if path.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, torch.nn.Embedding)
+        ]
+        tables += [len(b) for path, b in self.model.named_buffers() if path.endswith(".embed_positions")]
+        return min(tables, default=None)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding: token numbers lie below."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether what it computes at a token is the same whatever follows, tried out on two texts."""
+        import torch
+
+        tokens = (torch.arange(8) % self.vocabulary).repeat(2, 1)
+        tokens[1, -1] = 0
+        with torch.inference_mode():
+            seen = self.model.base_model(tokens.to(self.device), use_cache=False).last_hidden_state
+        return self._agree(seen[0, :-1].float(), seen[1, :-1].float())
+
+    @cached_property
+    def centring(self) -> bool:
+        """Whether its norms ignore the mean of what they read (LayerNorm), so that centred weights change nothing."""
+        import torch
+
+        width = self.model.config.get_text_config().hidden_size
+        x = torch.linspace(-1, 2, width, device=self.device, dtype=self.model.dtype)[None]
+        for module in self._modules.values():
+            weights = [tuple(weight.shape) for weight in module.parameters()]
+            if "norm" in type(module).__name__.lower() and all(shape == (width,) for shape in weights):
+                with torch.inference_mode():
+                    return bool(torch.allclose(module(x), module(x + 1), atol=1e-2))
+        return True
+
+    def check_contexts(self, tokens: int) -> None:
+        """Refuse contexts that the model cannot read from left to right.
+
+        Args:
+            tokens: Tokens per context, those before the text included.
+
+        Raises:
+            InputError: If it cannot.
+        """
+        if self.positions is not None and tokens > self.positions:
+            raise too_long(self.name, self.positions, tokens)
+        if not self.causal:
+            raise not_causal(self.name)
+
+    def cautions(self, fit: Fit) -> list[str]:
+        """Say what of a coder's training this model cannot follow, though it was not to be told from files."""
+        lacks = fit.made_for.prepend_bos is True and fit.bos is True and self.tokenizer.bos_token_id is None
+        return [no_bos()] if lacks else []
+
+    def same(self, first: HookPoint, second: HookPoint) -> bool:
+        """Whether the same activations are read at two places, which may have several names, tried out on a text."""
+        import torch
+
+        if first == second:
+            return True
+        tokens = (torch.arange(8) % self.vocabulary)[None]
+        try:
+            seen = self.capture(tokens, [first, second])
+        except InputError:
+            return False
+        return torch.equal(seen[first], seen[second])
 
     # --- Places ---
 
@@ -185,6 +270,7 @@ class LiveModel:
         Raises:
             InputError: If there is no such place.
         """
+        asked, name = name, plain_place(name)
         if (path := self._path(name)) is not None:
             return HookPoint(path)
         stem, _, site = name.rpartition(".")
@@ -194,10 +280,12 @@ class LiveModel:
             return self._transformer_lens(name)
         close = difflib.get_close_matches(name.removeprefix(self._prefix), self.modules(), n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"its modules are called like {self.modules()[-1]!r}"
-        raise InputError(f"model {self.name} has no module {name!r}; {hint}")
+        raise InputError(f"model {self.name} has no module {asked!r}; {hint}")
 
     def _path(self, name: str) -> str | None:
-        relative = name.removeprefix(self._prefix)
+        relative = name
+        while relative.startswith(self._prefix):
+            relative = relative.removeprefix(self._prefix)
         candidates = (name, relative, f"language_model.{relative}")
         return next((path for path in candidates if path in self._modules), None)
 
@@ -292,6 +380,11 @@ class LiveModel:
                     self.model(input_ids=tokens.to(self.device), use_cache=False)
             except Enough:
                 pass
+            except IndexError as error:
+                raise InputError(
+                    f"model {self.name}: a token or its position lies outside the model's tables ({error}); check that the "
+                    "tokenizer belongs to the model, and set a smaller corpus.context"
+                ) from error
         if missed := sorted(str(point) for point in wanted - set(caught)):
             raise InputError(f"model {self.name}: text does not pass through {', '.join(missed)}")
         if lengths is not None:
@@ -404,6 +497,7 @@ class LiveModel:
         """
         import torch
 
+        self.head  # noqa: B018 - refuses models without one
         known = inspect.signature(self.model.forward).parameters
         options: dict[str, Any] = {"use_cache": memory is not None}
         if "logits_to_keep" in known:
@@ -474,6 +568,7 @@ class LiveModel:
         """
         import torch
 
+        self.head  # noqa: B018 - refuses models without one
         config = self.model.config.get_text_config()
 
         def first(*names: str) -> float | None:
@@ -499,8 +594,22 @@ class LiveModel:
         """
         return self._logits(hidden, *self.logit_rules)
 
+    @property
+    def head(self) -> Any:
+        """The unembedding.
+
+        Raises:
+            InputError: If the model's files hold none.
+        """
+        if not self.has_head:
+            raise InputError(
+                f"model {self.name}: its files hold no unembedding (lm_head), so it gives activations but no logits; take the "
+                "whole causal language model"
+            )
+        return self.model.get_output_embeddings()
+
     def _logits(self, hidden: Tensor, cap: float | None, scale: float) -> Tensor:
-        head = self.model.get_output_embeddings()
+        head = self.head
         logits: Tensor = head(hidden.to(head.weight.dtype)).float()  # Mamba's residual stream is float32 in any case
         logits = logits * scale if scale != 1 else logits
         return (logits / cap).tanh() * cap if cap is not None else logits
@@ -517,7 +626,7 @@ class LiveModel:
         Raises:
             InputError: If `unembed(norm(residual))` does not give this model's logits.
         """
-        norm, weight = self._final_norm, self.model.get_output_embeddings().weight
+        norm, weight = self._final_norm, self.head.weight
         x = direction.to(next(iter(norm.parameters()), weight).dtype)
         # Half the difference of norm(x) and norm(-x) is the norm's linear part: no bias, only a factor.
         linear = (norm(x) - norm(-x)) / 2
@@ -562,6 +671,7 @@ class LiveModel:
         """
         import torch
 
+        self.head  # noqa: B018 - refuses models without one
         last = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths.cpu()
         kept, column = torch.unique(last - 1, return_inverse=True)
         options: dict[str, Any] = {}

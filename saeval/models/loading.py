@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval._util import PREFIX, InputError, asset_check, asset_path
+from saeval.models.facts import check_folder, local_model
 from saeval.models.gguf import fast_gguf
 
 if TYPE_CHECKING:
@@ -15,14 +18,33 @@ if TYPE_CHECKING:
 
 SPREAD = "balanced"
 """What stands for a device where a model is spread over all GPUs."""
+_SIGNS_OF_A_GPU = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia")
 
 
-def local_model(name: str) -> Path | None:
-    """Return the path that a name means, or None for a hub id."""
-    path = Path(name).expanduser()
-    if path.exists() or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-        return path
-    return None
+def resolved(device: str, dtype: str) -> tuple[str, str]:
+    """Return the device and precision that `auto` means on this machine.
+
+    torch is imported only where there is a sign of a GPU, so that what identifies results can be computed quickly.
+
+    Args:
+        device: Torch device, `auto` or `balanced`.
+        dtype: Precision, or `auto`: bfloat16 where the model is on a GPU, float32 elsewhere.
+    """
+    if "auto" not in (device, dtype):
+        return device, dtype
+    gpu = _has_gpu()
+    device = ("cuda" if gpu else "cpu") if device == "auto" else device
+    if dtype == "auto":
+        dtype = "bfloat16" if gpu and not device.startswith("cpu") else "float32"
+    return device, dtype
+
+
+def _has_gpu() -> bool:
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(os.path.exists, _SIGNS_OF_A_GPU)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check_model(name: str) -> None:
@@ -36,12 +58,12 @@ def check_model(name: str) -> None:
     elif (path := local_model(name)) is not None:
         if not path.exists():
             raise InputError(f"model {name}: no such file or folder")
-        if path.is_dir() and not (path / "config.json").exists():
-            raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+        if path.is_dir():
+            check_folder(name, path)
 
 
-def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any]:
-    """Return a causal language model, in evaluation mode and without gradients, and its tokenizer.
+def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:
+    """Return a causal language model, in evaluation mode and without gradients, its tokenizer, and whether it has a head.
 
     Code of a model's own repository is never run.
 
@@ -70,7 +92,8 @@ def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tupl
         raise
     except Exception as error:  # transformers raises many kinds; each means that the model cannot be had
         raise InputError(f"model {name} {_reason(error, local=path is not None)}") from error
-    if missing:
+    lacks_head = bool(missing) and _head(model).issuperset(missing)  # activations need none
+    if missing and not lacks_head:
         some = ", ".join(sorted(missing)[:3])
         raise InputError(f"model {name}: its files lack {len(missing)} weights ({some} …); fetch it again")
     if hasattr(model.config, "rescale_every"):
@@ -80,7 +103,7 @@ def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tupl
         model = model if spread else model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"model {name} cannot be put on the device {device!r}: {_first_line(error)}") from error
-    return model, tokenizer
+    return model, tokenizer, not lacks_head
 
 
 def _from_pretrained(
@@ -93,6 +116,13 @@ def _from_pretrained(
         place, dtype=dtype, device_map=device_map, trust_remote_code=False, output_loading_info=True, **options
     )
     return model, tokenizer, list(info["missing_keys"])
+
+
+def _head(model: Any) -> set[str]:
+    """Return the names of the weights of the model's unembedding."""
+    head = model.get_output_embeddings()
+    names = {path: module for path, module in model.named_modules() if module is head}
+    return {f"{path}.{name}" for path in names for name, _ in head.named_parameters()}
 
 
 @contextmanager

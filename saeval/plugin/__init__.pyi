@@ -47,7 +47,9 @@ from saeval.models.embeddings import (
     embedder_check as embedder_check,
     embedder_sha as embedder_sha,
 )
+from saeval.models.fit import Fit as Fit
 from saeval.models.live import LiveModel as LiveModel
+from saeval.models.made_for import MadeFor as MadeFor
 from saeval.models.packed_matmul import encoding_pass as encoding_pass
 from saeval.models.subject import Steered as Steered, Strength as Strength, Subject as Subject
 from saeval.plugin.answers import (
@@ -116,5 +118,11 @@ from saeval.records.metrics import (
     pearson as pearson,
 )
 from saeval.records.prompts import Prompt as Prompt
-from saeval.records.scores import Explanation as Explanation, Outcome as Outcome, RunResult as RunResult, Score as Score
+from saeval.records.scores import (
+    Explanation as Explanation,
+    Measure as Measure,
+    Outcome as Outcome,
+    RunResult as RunResult,
+    Score as Score,
+)
 from saeval.testing import plant as plant

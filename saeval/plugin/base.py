@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import ConfigDict, Field, JsonValue
 
 from saeval._util import Documented, InputError, content_hash
+from saeval.models import MadeFor
 from saeval.records import (
     CLASSIFICATION,
     Examples,
@@ -17,6 +18,7 @@ from saeval.records import (
     LanguageModel,
     LatentId,
     LatentRecord,
+    Measure,
     Metric,
     RunResult,
     Score,
@@ -129,6 +131,8 @@ class ActivationSource(Plugin):
     sharded: ClassVar[bool] = False
     """Whether `collect` asks the writer at each shard where to begin (`ActivationWriter.turn_to`), so that processes
     can divide the corpus among them."""
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    """Facts that leaderboards show, whose values `collect` notes: `writer.note(measures={"name": value})`."""
 
     @abstractmethod
     def collect(self, writer: ActivationWriter) -> None:
@@ -164,6 +168,13 @@ class ActivationSource(Plugin):
         """
         raise InputError(f"the source {type(self).name!r} has no coder")
 
+    def cautions(self) -> list[str]:
+        """Return what a reader of the results must know of this source, one sentence each, as far as files at hand tell.
+
+        They are shown by `validate`, and stand among the warnings of the results.
+        """
+        return []
+
     def only(self, latents: Sequence[int]) -> ActivationSource:
         """Return this source giving these latents alone, where that is less work; itself elsewhere.
 
@@ -183,6 +194,9 @@ class ActivationSource(Plugin):
 class Coder(Plugin):
     """Loads one sparse coder: an SAE, transcoder, neurons, random directions, a single direction."""
 
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    """Facts that leaderboards show, whose values the loaded coder has in `SparseCoder.measures`."""
+
     @classmethod
     def by_name(cls, name: str) -> Mapping[str, Any] | None:
         """Return the options for a coder that `saeval run --sae NAME` names: a folder, or an id on the hub.
@@ -198,6 +212,14 @@ class Coder(Plugin):
     def hookpoint(self) -> str | None:
         """Return the module path that the coder was made for, when its files tell; None when they do not."""
         return None
+
+    def made_for(self, *, fetch: bool = True) -> MadeFor:
+        """Return what the coder was trained on, as far as its files tell.
+
+        Args:
+            fetch: Whether to download files for it; without, what is at hand has to do.
+        """
+        return MadeFor(place=self.hookpoint())
 
     def width(self) -> int | None:
         """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""

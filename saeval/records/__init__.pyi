@@ -1,3 +1,12 @@
+from saeval.records.columns import (
+    EVERYWHERE as EVERYWHERE,
+    NAME as NAME,
+    NOT_ON_NARROW_BOARDS as NOT_ON_NARROW_BOARDS,
+    TABLES as TABLES,
+    Better as Better,
+    Place as Place,
+    Shown as Shown,
+)
 from saeval.records.examples import (
     Example as Example,
     Examples as Examples,
@@ -36,6 +45,7 @@ from saeval.records.scores import (
     Judge as Judge,
     JudgeCheck as JudgeCheck,
     Ledger as Ledger,
+    Measure as Measure,
     Outcome as Outcome,
     RunResult as RunResult,
     Score as Score,

@@ -20,6 +20,7 @@ class Metric:
         low: Least value it can take; -inf where there is none.
         high: Greatest value it can take; inf where there is none.
         chance: Value that a judge without any information gets; None when there is no such value.
+        on_board: Whether leaderboards show it although it is not its scorer's headline, which they always show.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     chance: float | None = None
+    on_board: bool = False
 
 
 BALANCED_ACCURACY = Metric("balanced_accuracy", chance=0.5)

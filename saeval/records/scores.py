@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from saeval._util import CleanJson, CleanText, Documented, InputError
 from saeval.records import metrics
+from saeval.records.columns import NAME, NOT_ON_NARROW_BOARDS, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
 
 MAIN = "explanation"
 """Variant of a cell's own explanations, beside those of baselines by their names."""
@@ -140,6 +141,15 @@ class Latent(Documented):
     """Words of its explanation; None without one."""
 
 
+def _number_format(specification: str) -> str:
+    if specification != "measure":
+        try:
+            format(1.0, specification)
+        except ValueError:
+            raise ValueError(f"{specification!r} is no format specification of a number, such as .3f") from None
+    return specification
+
+
 def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
     low, high = bounds
     if low is not None and high is not None and low >= high:
@@ -147,50 +157,85 @@ def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, f
     return bounds
 
 
-class ScoreRow(Documented):
-    """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it."""
+class Measure(Documented):
+    """A fact about a coder that leaderboards show: saeval measures some, coder and source plugins declare others.
 
-    scorer: str
+    Example:
+        >>> Measure(name="dead", title="dead latents", unit="latents", format=",.0f", better="lower").head
+        'dead latents'
+    """
+
+    name: str
+    """Its name in results, tables and JSON."""
+    title: str = ""
+    """Its head on leaderboards; the name when empty."""
+    about: str = ""
+    """What it says, in a sentence."""
+    unit: str = ""
+    """Unit of its values."""
+    format: Annotated[str, AfterValidator(_number_format)] = "measure"
+    """How it is written where there is little room: a Python format specification; `measure` for four digits."""
+    better: Better | None = None
+    """Direction; None where neither is better."""
+    on_board: bool = True
+    """Whether narrow leaderboards (terminal, LaTeX) show it, too, not reports and tables alone."""
+
+    @property
+    def head(self) -> str:
+        """Its head on leaderboards."""
+        return self.title or self.name
+
+
+class ScoreRow(Documented):
+    """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it.
+
+    A field annotated with `Shown` is a column of leaderboards, and its docstring says what the column means. To add one,
+    add the field here and compute it in `_compare/score_rows.py`: every board, table and page shows it.
+    """
+
+    scorer: Annotated[str, NAME]
     """The scorer's label in the spec."""
-    variant: str = MAIN
+    variant: Annotated[str, NAME] = MAIN
     """What was scored: the cell's own explanations, or those of a baseline, by its name (`random_explanation`)."""
-    plugin: str
+    plugin: Annotated[str, NAME]
     """Full name and version of the plugin, `saeval/detection 0.1.0`."""
-    metric: str
+    metric: Annotated[str, NAME]
     """Name of the metric; the scorer's headline comes first."""
-    higher_is_better: bool
+    higher_is_better: Annotated[bool, Shown(kind="bool", where=TABLES)]
     """Direction of the metric."""
+    on_board: bool = False
+    """Whether leaderboards show the metric although it is not its scorer's headline."""
     range: Annotated[tuple[float | None, float | None], AfterValidator(_ordered)]
     """Least and greatest value the metric can take; None where there is no such bound."""
-    value: float | None
+    value: Annotated[float | None, Shown(format=".3f", where=WITH_ROOM)]
     """Mean over latents; None when no latent was scored."""
-    median: float | None
+    median: Annotated[float | None, Shown(format=".3f", where=TABLES)]
     """Median over latents."""
-    ci95: tuple[float, float] | None
+    ci95: Annotated[tuple[float, float] | None, Shown("95 % CI", ".3f", kind="interval", where=WITH_ROOM)]
     """Interval for the mean: bootstrap over latents. None, too, for one latent under a metric without bounds."""
-    method: str = "bootstrap over latents"
+    method: Annotated[str, NAME] = "bootstrap over latents"
     """How the interval was made."""
-    n: int
+    n: Annotated[int, Shown(unit="latents", kind="int64", where=TABLES)]
     """Latents scored."""
-    tried: int
+    tried: Annotated[int, Shown(unit="latents", kind="int64", where=TABLES)]
     """Latents the scorer was to be run on."""
-    failed: int
+    failed: Annotated[int, Shown("fail", unit="latents", better="lower", kind="int64", where=PER_SCORE)]
     """Latents without a score although tried: explanation or scorer failed."""
-    skipped: int = 0
+    skipped: Annotated[int, Shown(unit="latents", kind="int64", where=WITH_ROOM)] = 0
     """Latents that the scorer passed over for a stated reason, such as no human rating; they are not failures."""
-    unparsed: int
+    unparsed: Annotated[int, Shown("unanswered", unit="windows", better="lower", kind="int64", where=WITH_ROOM)]
     """Judged windows whose reply held no answer, or was refused, over all latents."""
-    coverage: float
+    coverage: Annotated[float, Shown("cover", ".0%", better="higher", where=PER_SCORE)]
     """Share of the latents tried that were scored."""
-    floor: dict[str, float]
+    floor: Annotated[dict[str, float], Shown(format=".3f", missing="", where=WITH_ROOM)]
     """The same metric for baselines on the same cell, and for the metric's chance level, by name."""
-    lift: float | None
+    lift: Annotated[float | None, Shown(format="+.3f", better="higher", missing="", where=NOT_ON_NARROW_BOARDS)]
     """Value minus the highest floor that carries no information on the latent (random or shuffled explanation, chance)."""
-    judge: str | None
+    judge: Annotated[str | None, NAME]
     """Model that judged; None for scorers without an LLM."""
-    explanation_words: float | None = None
+    explanation_words: Annotated[float | None, Shown("words", ".1f", unit="words", where=PER_SCORE)] = None
     """Mean number of words of the explanations scored; None when unknown."""
-    usd: float | None
+    usd: Annotated[float | None, Shown("$", ".2f", unit="$", better="lower", missing="?", where=PER_SCORE)]
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
 
 
@@ -249,6 +294,9 @@ class CellResult(Documented):
     """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
     correlations: list[Correlation] = []
     """One for each pair of scorers; the cell's own explanations."""
+    cautions: list[str] = []
+    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far from
+    that of its files. They stand among the run's `warnings`, too."""
 
 
 class Ledger(Documented):
@@ -356,6 +404,8 @@ class RunResult(Documented):
     """Whether every part comes from an installed package, not from a lone file."""
     cells: list[CellResult]
     """The leaderboard."""
+    measures: list[Measure] = []
+    """Measures that plugins declare, by which leaderboards know how to show them."""
     correlations: list[Correlation] = []
     """One for each pair of scorers, over the latents of all contestant cells together."""
     ledger: list[Ledger]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from operator import not_
 
 from saeval._compare import Leaderboard
-from saeval._util import measured, safe_text
+from saeval._util import MISSING, escape_markdown, interval, markdown_table, number, safe_text
 from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
+from saeval.report.boards import Field, arrow, cell_fields, detail_fields, notes, rank_field, roomy_estimate
 from saeval.report.method import method, named
+from saeval.results import Line, estimate
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
-_SCORES = (
-    "coder", "scorer", "explanation", "words", "metric", "↑", "value", "95 % CI", "n", "coverage", "floor", "lift",
-)  # fmt: skip
 _DECILES = (
     "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 the "
     "strongest, and where no was the right answer (silent or wrongly marked). The cells' own explanations."
@@ -37,123 +36,119 @@ def markdown(run: RunResult) -> str:
     board = Leaderboard.of(run)
     flags = {"partial": run.partial, "synthetic": run.synthetic, "not reproducible": not run.reproducible}
     marks = ", ".join(mark for mark, on in flags.items() if on)
-    parts = [f"# {_inert(run.task)} {_inert(run.task_version)}" + (f" ({marks})" if marks else "")]
+    parts = [f"# {escape_markdown(run.task)} {escape_markdown(run.task_version)}" + (f" ({marks})" if marks else "")]
     if run.description:
-        parts.append(_inert(run.description))
+        parts.append(escape_markdown(run.description))
     if run.warnings:
-        parts += ["## Warnings", "\n".join(f"- {_inert(w)}" for w in run.warnings)]
+        parts += ["## Warnings", "\n".join(f"- {escape_markdown(w)}" for w in run.warnings)]
     parts += [
         "## Method",
-        method(run, _inert),
-        f"## Leaderboard, ranked by {_inert(run.rank_by)}",
+        method(run, escape_markdown),
+        f"## Leaderboard, ranked by {escape_markdown(run.rank_by)}",
         _leaderboard(run, board),
     ]
     if (least := board.smallest_difference) is not None:
-        parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {least:.3f}.")
+        parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {number(least)}.")
     if run.findings:
-        parts += ["## Findings", FINDINGS, _table(_FINDINGS, map(finding_row, run.findings))]
-    parts += ["## Scores", *_scores(board)]
+        parts += ["## Findings", FINDINGS, markdown_table(_FINDINGS, map(finding_row, run.findings))]
+    parts += ["## Scores", *_scores(run, board)]
     if deciles := [[x.cell.cell, *_deciles(shares)] for x in board.standings for shares in x.cell.deciles]:
         parts += [
             "## Judged right, by decile",
             _DECILES,
-            _table(("coder", "scorer", *map(str, range(10)), "silent"), deciles),
+            markdown_table(("coder", "scorer", *map(str, range(10)), "silent"), deciles),
         ]
     if run.judges:
         parts += ["## Judges", *map(_judge, run.judges)]
     if correlations := list(_correlations(run, board)):
         parts += ["## Correlation of scorers", _CORRELATIONS, *correlations]
-    counts = [[c.cell, *(c.counts.get(stage, "–") for stage in _STAGES)] for c in run.cells]
-    parts += ["## Latents", _table(["coder", *_STAGES], counts)]
+    counts = [[c.cell, *(c.counts.get(stage, MISSING) for stage in _STAGES)] for c in run.cells]
+    parts += ["## Latents", markdown_table(["coder", *_STAGES], counts)]
     if run.ledger:
-        parts += ["## Cost", _table(_COST, map(_cost, run.ledger))]
+        parts += ["## Cost", markdown_table(_COST, map(_cost, run.ledger))]
     parts += ["## To repeat it", _repeat(run)]
     return "\n\n".join(parts) + "\n"
 
 
-def _inert(value: object) -> str:
-    """Return text without HTML or Markdown in it, and that ends no cell of a table."""
-    return re.sub(r"([\\|`*_~#\[\]])", r"\\\1", html.escape(safe_text(value), quote=False))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(map(_inert, row)) + " |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
-
-
 def _named(values: Iterable[str | None]) -> str:
-    return _inert(named(values))
+    return escape_markdown(named(values))
 
 
 def _leaderboard(run: RunResult, board: Leaderboard) -> str:
+    """Return a line per cell: its axes, measures and scores."""
+    cells = [x.cell for x in board.standings]
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
-    measures = list(dict.fromkeys(m for c in run.cells for m in c.measures))
-    rows = []
-    for x in board.standings:
-        facts = [measured(x.cell.measures.get(m)) for m in measures]
-        shown = [board.row(x.cell, scorer) for scorer in board.metrics]
-        scores = [f"{_value(row)} ({_interval(row)})" if row else "–" for row in shown]
-        rows.append([x.rank_text, *(x.cell.axes.get(a, "–") for a in axes), *facts, *scores])
-    return _table(["rank", *axes, *measures, *(f"{s}: {m}" for s, m in board.metrics.items())], rows)
+    names = [Field(axis, [cell.axes.get(axis, MISSING) for cell in cells]) for axis in axes]
+    fields = [rank_field(board), *names, *cell_fields(board, lambda _: run, "report")]
+    for scorer, metric in board.shown:
+        rows = [board.row(cell, scorer, metric=metric) for cell in cells]
+        texts = [_score(run, cell, row) for cell, row in zip(cells, rows, strict=True)]
+        fields.append(Field(f"{scorer}: {metric}", texts))
+    return markdown_table([field.head for field in fields], zip(*(field.texts for field in fields), strict=True))
 
 
-def _scores(board: Leaderboard) -> Iterator[str]:
+def _score(run: RunResult, cell: CellResult, row: ScoreRow | None) -> str:
+    if row is None:
+        return MISSING
+    return roomy_estimate(estimate(row), *notes(run, cell, row))
+
+
+def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
     """Yield the headline of each scorer; folded, its other metrics and the explanations of baselines."""
-    rows = [(x.cell, row) for x in board.standings for row in x.cell.scores]
-    first = [(c, r) for c, r in rows if r.variant == MAIN and board.metrics[r.scorer] == r.metric]
-    yield _table(_SCORES, [_score(c, r) for c, r in first])
-    if rest := [_score(c, r) for c, r in rows if (c, r) not in first]:
+    lines = [Line(run, x.cell, row) for x in board.standings for row in x.cell.scores]
+    headline = [x.score.variant == MAIN and (x.score.scorer, x.score.metric) in board.shown for x in lines]
+    yield _details([*compress(lines, headline)])
+    if rest := [*compress(lines, map(not_, headline))]:
         yield "<details><summary>Other metrics, and explanations of baselines</summary>"
-        yield _table(_SCORES, rest)
+        yield _details(rest)
         yield "</details>"
 
 
-def _score(cell: CellResult, row: ScoreRow) -> list[object]:
-    floors = ", ".join(f"{name} {value:.3f}" for name, value in row.floor.items())
-    return [
-        cell.cell, row.scorer, "its own" if row.variant == MAIN else row.variant, _words(row), row.metric, "↑" if row.higher_is_better else "↓",
-        _value(row), _interval(row), f"{row.n}/{row.tried}", f"{row.coverage:.0%}", floors, "" if row.lift is None else f"{row.lift:+.3f}",
+def _details(lines: Sequence[Line]) -> str:
+    """Return a line per score, with everything that stands beside it."""
+    rows = [x.score for x in lines]
+    fields = [
+        Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows]),
+        Field("explanation", ["its own" if row.variant == MAIN else row.variant for row in rows]),
+        Field("metric", [row.metric for row in rows]), Field("↑", [arrow([row]) for row in rows]),
+        *detail_fields(lines, "details"),
     ]  # fmt: skip
+    return markdown_table([field.head for field in fields], zip(*(field.texts for field in fields), strict=True))
 
 
 def finding_row(found: Finding) -> list[str]:
     """Return a finding as texts: claim, outcome, difference, interval or p, n, and what was computed or why not."""
-    interval = "" if found.p is None else f"p {found.p:.2g}"
+    between = "" if found.p is None else f"p {number(found.p, '.2g')}"
     if found.ci95 is not None:
-        interval = f"{found.ci95[0]:+.3f} to {found.ci95[1]:+.3f}"
-    difference = "–" if found.difference is None else f"{found.difference:+.3f}"
+        between = interval(found.ci95, "+.3f")
     about = f"{found.reason} ({found.quantity})" if found.reason else found.quantity
-    return [found.claim, found.outcome, difference, interval, ", ".join(map(str, found.n)), about]
+    return [found.claim, found.outcome, number(found.difference, "+.3f"), between, ", ".join(map(str, found.n)), about]
 
 
 def _judge(judge: Judge) -> str:
     """Return what is known of a judge: a table of its check, or how to check it."""
-    who = f"{_inert(judge.role)}: {_inert(judge.model)}"
+    who = f"{escape_markdown(judge.role)}: {escape_markdown(judge.model)}"
     if judge.check is None:
-        command = f"saeval run --task judge-check --llm judge={judge.model}"
+        command = f"saeval run judge-check --llm judge={judge.model}"
         return f"{who}. How far it can be trusted was not checked; to do so:\n\n```\n{safe_text(command)}\n```"
     rows = [
         [
             row.scorer,
             "the true one" if row.variant == MAIN else row.variant,
             row.metric,
-            _value(row),
-            _interval(row),
+            number(row.value),
+            interval(row.ci95),
             row.n,
         ]
         for row in judge.check.scores
     ]
-    table = _table(("scorer", "explanation", "metric", "value", "95 % CI", "n"), rows)
-    return f"{who}. Checked on {judge.check.when} ({_inert(judge.check.task)} {_inert(judge.check.task_version)}):\n\n{table}"
-
-
-def _words(row: ScoreRow) -> str:
-    return "–" if row.explanation_words is None else f"{row.explanation_words:.1f}"
+    table = markdown_table(("scorer", "explanation", "metric", "value", "95 % CI", "n"), rows)
+    return f"{who}. Checked on {judge.check.when} ({escape_markdown(judge.check.task)} {escape_markdown(judge.check.task_version)}):\n\n{table}"
 
 
 def _deciles(shares: DecileShares) -> list[str]:
     right, n = (*shares.right, shares.negatives_right), (*shares.n, shares.negatives_n)
-    return [shares.scorer, *("–" if r is None else f"{r:.3f} ({k})" for r, k in zip(right, n, strict=True))]
+    return [shares.scorer, *(MISSING if r is None else f"{number(r)} ({k})" for r, k in zip(right, n, strict=True))]
 
 
 def _correlations(run: RunResult, board: Leaderboard) -> Iterator[str]:
@@ -163,7 +158,7 @@ def _correlations(run: RunResult, board: Leaderboard) -> Iterator[str]:
         found.insert(0, ("all contestants together", run.correlations))
     for title, correlations in found:
         if correlations:
-            yield f"### {_inert(title)}"
+            yield f"### {escape_markdown(title)}"
             yield _matrix(correlations)
 
 
@@ -173,23 +168,11 @@ def _matrix(correlations: Sequence[Correlation]) -> str:
     for c in correlations:
         a, b = c.scorers
         entries[a, b], entries[b, a] = _correlation(c.pearson, c.n), _correlation(c.spearman, c.n)
-    return _table(["", *labels], [[a, *(entries.get((a, b), "") for b in labels)] for a in labels])
+    return markdown_table(["", *labels], [[a, *(entries.get((a, b), "") for b in labels)] for a in labels])
 
 
 def _correlation(value: float | None, n: int) -> str:
-    return f"{'–' if value is None else f'{value:+.3f}'} ({n})"
-
-
-def _value(row: ScoreRow) -> str:
-    return "–" if row.value is None else f"{row.value:.3f}"
-
-
-def _interval(row: ScoreRow) -> str:
-    if row.ci95 is None and row.value is not None:
-        return "unknown"
-    if row.ci95 is None:
-        return f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "–"
-    return f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
+    return f"{number(value, '+.3f')} ({n})"
 
 
 def _cost(x: Ledger) -> list[object]:
@@ -201,8 +184,8 @@ def _repeat(run: RunResult) -> str:
     packages = run.components.get("packages")
     versions = {"saeval": run.saeval_version, **(packages if isinstance(packages, dict) else {})}
     return (
-        "```\nsaeval run --task spec.yaml\n```\n\n"
-        f"with this run's `spec.yaml` (sha {_inert(run.spec_sha[:12])}).\n\n"
+        "```\nsaeval run spec.yaml\n```\n\n"
+        f"with this run's `spec.yaml` (sha {escape_markdown(run.spec_sha[:12])}).\n\n"
         f"Packages: {_named(f'{name} {version}' for name, version in versions.items())}.\n\n"
         f"Plugins: {_named([*(c.explainer for c in run.cells), *(row.plugin for c in run.cells for row in c.scores)])}."
     )

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from saeval._compare import Leaderboard
-from saeval._util import safe_text
+from saeval._util import safe_text, text
 from saeval.records import MAIN, CellResult, Finding, RunResult, ScoreRow
+from saeval.report.boards import Field, arrow, cell_fields, detail_fields, rank_field, score_fields, short_estimate
+from saeval.results import Line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _NAMES = 14  # columns kept free for each axis when scorers are laid side by side; longer names fold
 _GAP = 2
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Write a score: `.612`, `-.020`, `1.00`, `23.4`; `–` for none."""
-    if value is None:
-        return "–"
-    if abs(value) >= 10:
-        return f"{value:.{digits + 1}g}"
-    text = f"{value:.{digits if abs(value) < 1 else digits - 1}f}"
-    return re.sub(r"^-(?=\.0*$)", "", re.sub(r"^(-?)0\.", r"\1.", text))
-
-
-def with_interval(row: ScoreRow | None) -> str:
-    """Write a score and its interval: `.612 [.55 .67]`; for a missing one, on how many latents it failed."""
-    if row is None:
-        return "–"
-    if row.value is None:
-        return f"– ({row.failed} failed)" if row.failed else "– (skipped)" if row.skipped else "– (none tried)"
-    if row.ci95 is None:
-        return f"{number(row.value)} [– –]"
-    low, high = row.ci95
-    digits = 2 if high - low >= 0.02 else 3
-    return f"{number(row.value)} [{number(low, digits)} {number(high, digits)}]"
 
 
 def render(run: RunResult, console: Console | None = None) -> None:
@@ -58,19 +36,11 @@ def render(run: RunResult, console: Console | None = None) -> None:
     board = Leaderboard.of(run)
     axes, common = _axes(run.cells)
 
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(safe_text(text), style=style))
+    def say(line: str, style: str = "") -> None:
+        console.print(Text(safe_text(line), style=style))
 
-    marks = [
-        m
-        for m, on in (
-            ("PARTIAL", run.partial),
-            ("SYNTHETIC", run.synthetic),
-            ("NOT REPRODUCIBLE", not run.reproducible),
-        )
-        if on
-    ]
-    say("  ".join([f"{run.task} {run.task_version}", *common, *marks]), "bold")
+    flags = {"PARTIAL": run.partial, "SYNTHETIC": run.synthetic, "NOT REPRODUCIBLE": not run.reproducible}
+    say("  ".join([f"{run.task} {run.task_version}", *common, *(mark for mark, on in flags.items() if on)]), "bold")
     for title, values in (
         ("subject", [c.subject for c in run.cells]),
         ("explainer", [c.explainer for c in run.cells]),
@@ -79,37 +49,9 @@ def render(run: RunResult, console: Console | None = None) -> None:
         if names := ", ".join(dict.fromkeys(v for v in values if v)):
             say(f"{title:10}{names}")
     say(f"mean over latents [95 % interval]; ranked by {run.rank_by}")
-
-    columns = {
-        s: [_heading(board, s), *(with_interval(board.row(x.cell, s)) for x in board.standings)] for s in board.metrics
-    }
-    for scorers in _side_by_side(columns, console.width - sum(_NAMES for _ in axes) - 6 - 8 - 7):
-        rows = [
-            [
-                x.rank_text, *_axis_values(x.cell, axes), _measure(x.cell, "l0", ".1f"), _measure(x.cell, "frac_alive", ".2f"),
-                *(columns[s][i + 1] for s in scorers),
-            ]
-            for i, x in enumerate(board.standings)
-        ]  # fmt: skip
-        dim = [x.cell.baseline is not None for x in board.standings]
-        _print_table(
-            console, "", ["rank", *axes, "L0", "alive", *(columns[s][0] for s in scorers)], rows, dim, folding=axes
-        )
-
-    for scorer, metric in board.metrics.items():
-        found = [
-            (x.cell, v, row)
-            for x in board.standings
-            for v in (MAIN, *board.variants)
-            if (row := board.row(x.cell, scorer, v))
-        ]
-        rows = [
-            [*_axis_values(cell, axes), "its own" if v == MAIN else v.removesuffix("_explanation"), *_details(row)]
-            for cell, v, row in found
-        ]
-        title = f"{scorer}: {metric}" + (f", chance {number(chance)}" if (chance := _chance(found)) is not None else "")
-        heads = [*axes, "explanation", "words", "score", "n", "fail", "cover", "lift", "$"]
-        _print_table(console, title, heads, rows, [v != MAIN for _, v, _ in found], folding=[*axes, "explanation"])
+    _print_board(console, board, run, axes)
+    for scorer, metric in board.shown:
+        _print_details(console, board, run, axes, scorer, metric)
 
     if run.findings:
         console.print(Text("\nfindings", style="bold"))
@@ -119,7 +61,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
     console.print()
     if board.smallest_difference is not None:
         say(
-            f"smallest difference in {run.rank_by} that two contestants' intervals could show (80 % power): {number(board.smallest_difference)}"
+            f"smallest difference in {run.rank_by} that two contestants' intervals could show (80 % power): {text.short(board.smallest_difference)}"
         )
     say(
         "rank: a range where intervals do not separate (unpaired z tests, Holm). "
@@ -132,11 +74,41 @@ def render(run: RunResult, console: Console | None = None) -> None:
 def finding_line(found: Finding) -> str:
     """Write a claim, what the run says of it, and by which numbers."""
     n = " and ".join(map(str, found.n))
-    facts = [] if found.difference is None else [f"{found.difference:+.3f}"]
-    facts += [] if found.ci95 is None else [f"[{found.ci95[0]:+.3f} {found.ci95[1]:+.3f}]"]
-    facts += [] if found.p is None else [f"p {found.p:.2g}"]
+    facts = [] if found.difference is None else [text.number(found.difference, "+.3f")]
+    facts += [] if found.ci95 is None else [f"[{text.interval(found.ci95, '+.3f', ' ')}]"]
+    facts += [] if found.p is None else [f"p {text.number(found.p, '.2g')}"]
     facts += [f"n {n}"] if n else []
     return f"{found.outcome}: {found.claim} ({found.reason or ', '.join(facts)})"
+
+
+def _print_board(console: Console, board: Leaderboard, run: RunResult, axes: Sequence[str]) -> None:
+    """Print a line per cell; scorers that do not fit beside each other go to further tables."""
+    cells = [x.cell for x in board.standings]
+    fixed = [rank_field(board), *_axis_fields(cells, axes), *cell_fields(board, lambda _: run, "board")]
+    facts = [field for field in fixed if field.column is not None]
+    room = console.width - sum(_NAMES for _ in axes) - sum(_width(field) for field in [fixed[0], *facts])
+    dim = [cell.baseline is not None for cell in cells]
+    for scores in _side_by_side(score_fields(board, lambda _: run, short_estimate, _heading), room):
+        _print_table(console, "", [*fixed, *scores], dim, folding=axes)
+
+
+def _print_details(
+    console: Console, board: Leaderboard, run: RunResult, axes: Sequence[str], scorer: str, metric: str
+) -> None:
+    """Print a line per cell and explanation for one scorer."""
+    found = [
+        (x.cell, variant, row)
+        for x in board.standings
+        for variant in (MAIN, *board.variants)
+        if (row := board.row(x.cell, scorer, variant, metric))
+    ]
+    chance = _chance(row for _, _, row in found)
+    title = f"{scorer}: {metric}" + ("" if chance is None else f", chance {text.short(chance)}")
+    names = ["its own" if v == MAIN else v.removesuffix("_explanation") for _, v, _ in found]
+    lines = [Line(run, cell, row) for cell, _, row in found]
+    fields = [*_axis_fields([cell for cell, _, _ in found], axes), Field("explanation", names)]
+    fields += detail_fields(lines, "scores", short_estimate)
+    _print_table(console, title, fields, [v != MAIN for _, v, _ in found], folding=[*axes, "explanation"])
 
 
 def _axes(cells: Sequence[CellResult]) -> tuple[list[str], list[str]]:
@@ -149,69 +121,57 @@ def _axes(cells: Sequence[CellResult]) -> tuple[list[str], list[str]]:
     return telling, [f"{axis}={v}" for axis in axes if axis not in telling for v in values[axis]]
 
 
-def _axis_values(cell: CellResult, axes: Sequence[str]) -> list[str]:
-    return [cell.cell] if axes == ["cell"] else [cell.axes.get(axis, "–") for axis in axes]
+def _axis_fields(cells: Sequence[CellResult], axes: Sequence[str]) -> list[Field]:
+    if axes == ["cell"]:
+        return [Field("cell", [cell.cell for cell in cells])]
+    return [Field(axis, [cell.axes.get(axis, text.MISSING) for cell in cells]) for axis in axes]
 
 
-def _heading(board: Leaderboard, scorer: str) -> str:
-    rows = [row for x in board.standings if (row := board.row(x.cell, scorer))]
-    counts = sorted({row.n for row in rows}) or [0]
+def _heading(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> str:
+    counts = sorted({row.n for row in rows if row}) or [0]
     n = f"n {counts[0]}" if len(counts) == 1 else f"n {counts[0]}–{counts[-1]}"
-    arrow = " ↑" if all(row.higher_is_better for row in rows) else " ↓"
-    chance = next((f"chance {number(row.floor['chance'])}, " for row in rows if "chance" in row.floor), "")
-    return "\n".join([*wrap(safe_text(scorer), 20), *wrap(safe_text(board.metrics[scorer]) + arrow, 20), chance + n])
+    chance = _chance(rows)
+    facts = n if chance is None else f"chance {text.short(chance)}, {n}"
+    return "\n".join([*wrap(safe_text(scorer), 20), *wrap(f"{safe_text(metric)} {arrow(rows)}", 20), facts])
 
 
-def _chance(found: Iterable[tuple[CellResult, str, ScoreRow]]) -> float | None:
-    return next((row.floor["chance"] for _, _, row in found if "chance" in row.floor), None)
+def _chance(rows: Iterable[ScoreRow | None]) -> float | None:
+    return next((row.floor["chance"] for row in rows if row and "chance" in row.floor), None)
 
 
-def _details(row: ScoreRow) -> list[str]:
-    lift = "" if row.lift is None else f"{row.lift:+.3f}"
-    usd = "?" if row.usd is None else f"{row.usd:.2f}"
-    words = "–" if row.explanation_words is None else f"{row.explanation_words:.1f}"
-    return [words, with_interval(row), f"{row.n}/{row.tried}", str(row.failed), f"{row.coverage:.0%}", lift, usd]
+def _width(field: Field) -> int:
+    return _GAP + max(len(line) for entry in (field.head, *field.texts) for line in (entry.splitlines() or [""]))
 
 
-def _measure(cell: CellResult, name: str, form: str) -> str:
-    value = cell.measures.get(name)
-    return "–" if value is None else format(value, form)
-
-
-def _side_by_side(columns: dict[str, list[str]], room: int) -> Iterable[list[str]]:
+def _side_by_side(fields: Sequence[Field], room: int) -> Iterable[list[Field]]:
     """Share columns out over tables so that none is wider than the room; each table gets at least one."""
-    table: list[str] = []
+    table: list[Field] = []
     left = room
-    for name, texts in columns.items():
-        width = _GAP + max(len(line) for text in texts for line in text.splitlines())
+    for field in fields:
+        width = _width(field)
         if table and width > left:
             yield table
             table, left = [], room
-        table.append(name)
+        table.append(field)
         left -= width
     if table:
         yield table
 
 
 def _print_table(
-    console: Console,
-    title: str,
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    dim: Sequence[bool],
-    folding: Sequence[str],
+    console: Console, title: str, fields: Sequence[Field], dim: Sequence[bool], folding: Sequence[str]
 ) -> None:
     """Print a table in which only names fold, never numbers."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-    for head in heads:
-        lines = Text("\n".join(safe_text(line) for line in head.splitlines()))
-        table.add_column(lines, no_wrap=head not in folding, overflow="fold", vertical="top")
-    for row, is_dim in zip(rows, dim, strict=True):
+    for field in fields:
+        lines = Text("\n".join(safe_text(line) for line in field.head.splitlines()))
+        table.add_column(lines, no_wrap=field.head not in folding, overflow="fold", vertical="top")
+    for row, is_dim in zip(zip(*(field.texts for field in fields), strict=True), dim, strict=True):
         table.add_row(
-            *(Text(safe_text(value)) for value in row), style="dim" if is_dim else ""
+            *(Text(safe_text(entry)) for entry in row), style="dim" if is_dim else ""
         )  # Text: no markup is read
     console.print()
     if title:

@@ -6,6 +6,16 @@ from saeval.results.cells import (
     write_judgements as write_judgements,
     write_latents as write_latents,
 )
+from saeval.results.columns import (
+    Column as Column,
+    Estimate as Estimate,
+    Line as Line,
+    cell_columns as cell_columns,
+    estimate as estimate,
+    json_row as json_row,
+    measure_columns as measure_columns,
+    score_columns as score_columns,
+)
 from saeval.results.reader import Run as Run, read as read
 from saeval.results.run_files import (
     Row as Row,

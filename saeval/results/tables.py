@@ -9,54 +9,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import InputError, replacing, safe_text, write_atomic
+from saeval._util import InputError, escape_spreadsheet, replacing, safe_text, write_atomic
 from saeval.records import RunResult
+from saeval.results.columns import Line, flat_tables
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_COLUMNS = {
-    "run_id": "string", "task": "string", "task_version": "string", "spec_sha": "string", "synthetic": "bool", "partial": "bool",
-    "cell": "string", "baseline": "string", "subject": "string", "corpus": "string", "axis.": "string", "measure.": "double", "count.": "int64",
-    "scorer": "string", "variant": "string", "plugin": "string", "metric": "string", "higher_is_better": "bool",
-    "value": "double", "median": "double", "ci_low": "double", "ci_high": "double", "method": "string",
-    "n": "int64", "tried": "int64", "failed": "int64", "skipped": "int64", "unparsed": "int64", "coverage": "double",
-    "floor.": "double", "lift": "double", "judge": "string", "explanation_words": "double", "usd": "double",
-}  # fmt: skip
-"""Columns and Arrow types, in order; a name that ends in a dot stands for one column a key."""
-
 
 def tidy(*runs: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Return the columns with their Arrow types, and the rows; a row lacks the columns it has no value for."""
-    rows: list[dict[str, Any]] = []
-    for run, cell in ((r, c) for r in runs for c in r.cells):
-        shared = {
-            "run_id": run.run_id, "task": run.task, "task_version": run.task_version, "spec_sha": run.spec_sha,
-            "synthetic": run.synthetic, "partial": run.partial,
-            "cell": cell.cell, "baseline": cell.baseline, "subject": cell.subject, "corpus": cell.corpus or None,
-            **{f"axis.{k}": v for k, v in cell.axes.items()},
-            **{f"measure.{k}": v for k, v in cell.measures.items()},
-            **{f"count.{k}": v for k, v in cell.counts.items()},
-        }  # fmt: skip
-        for row in cell.scores:
-            low, high = row.ci95 or (None, None)
-            floors = {f"floor.{k}": v for k, v in row.floor.items()}
-            rows.append(
-                {
-                    **shared,
-                    **row.model_dump(exclude={"ci95", "floor", "range"}),
-                    "ci_low": low,
-                    "ci_high": high,
-                    **floors,
-                }
-            )
-    keys = dict.fromkeys(key for row in rows for key in row)
-    columns = {
-        key: kind
-        for name, kind in _COLUMNS.items()
-        for key in ([k for k in keys if k.startswith(name)] if name.endswith(".") else [name])
-    }
-    return columns, rows
+    return flat_tables((Line(run, cell, row) for run in runs for cell in run.cells for row in cell.scores), runs)
 
 
 def write_csv(run: RunResult, path: Path) -> None:
@@ -70,15 +33,8 @@ def csv_text(*runs: RunResult) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: _inert(v) for k, v in row.items()} for row in rows)
+    writer.writerows({k: escape_spreadsheet(v) for k, v in row.items()} for row in rows)
     return out.getvalue()
-
-
-def _inert(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = safe_text(value)
-    return f"'{text}" if value.startswith("\t") or text.startswith(("=", "+", "-", "@")) else text
 
 
 def write_parquet(run: RunResult, path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import model_validator
 
 from saeval.plugin import Coder, InputError, SpecPath, file_sha256
+from saeval_plugins.coders._folders import what_is
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,7 +98,8 @@ class StoredCoder(Coder):
         """The folder on this machine; `path` may also name the weights in it."""
         assert self.path is not None
         path = self.path / self.folder if self.folder else self.path
-        return path.parent if path.name in self.weight_files else path
+        inside = path.name in (self.config_file, *self.weight_files) and path.is_file()
+        return path.parent if inside or path.name in self.weight_files else path
 
     def _names(self) -> list[str]:
         """Return the names of its files, the weights last.
@@ -117,11 +119,11 @@ class StoredCoder(Coder):
         if self.path is None:
             return self._in_repo(name) in self._listing
         if not self._local.is_dir():
-            raise InputError(f"{self._label}: no such folder")
+            raise InputError(f"{self._label}: {what_is(self._local, self.name)}")
         return (self._local / name).is_file()
 
     def _lacking(self, name: str) -> InputError:
-        hint = f"is it a folder that {self.made_by} saved, and copied whole?"
+        hint = what_is(self._local, self.name) if self.path is not None else ""
         if self.path is None:
             folders = sorted({file.rpartition("/")[0] for file in self._listing if file.endswith(self.weight_files)})
             close = difflib.get_close_matches(self.folder or "", folders, n=1, cutoff=0.3) or folders[:1]

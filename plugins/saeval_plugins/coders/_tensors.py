@@ -46,11 +46,13 @@ def read_tensors(label: str, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, as float32 on the CPU; one that has no name goes by the empty string.
 
     Raises:
-        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite.
+        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite; a threshold may be
+            infinite, which keeps a pruned latent silent.
     """
     tensors = {name: tensor.float() for name, tensor in _opened(label, path, _READERS[path.suffix]).items()}
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        allowed = tensor.isfinite() | (tensor == float("inf") if name == "threshold" else tensor.isfinite())
+        if not allowed.all():
             named = f"{name} holds" if name else "it holds"
             raise InputError(f"{label}: {named} NaN or infinite values, so training it went wrong")
     return tensors

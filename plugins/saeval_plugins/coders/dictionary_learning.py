@@ -7,12 +7,13 @@ import zipfile
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import Gate, InputError, LinearCoder
+from saeval.plugin import Gate, InputError, LinearCoder, MadeFor
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, positive, read_json, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -46,6 +47,21 @@ class DictionaryLearning(StoredCoder):
         self._config  # noqa: B018 - raises
         if self.path is not None and not zipfile.is_zipfile(self._file(WEIGHTS)):
             raise InputError(f"{self._label}: {WEIGHTS} is damaged or cut off; copy it again")
+        if self.path is not None:
+            _refuse_backup(self._label, self._file(WEIGHTS))
+
+    def made_for(self, *, fetch: bool = True) -> MadeFor:
+        """Return what `config.json` says of the trainer and its buffer."""
+        config = self._config
+        size, k = config["ctx_len"], config.get("k")
+        layer, model = config.get("layer"), config.get("lm_name")
+        return MadeFor(
+            place=self.hookpoint(),
+            layer=layer if isinstance(layer, int) else None,
+            model=model if isinstance(model, str) else None,
+            context_size=size if isinstance(size, int) and size > 0 else None,
+            l0=float(k) if isinstance(k, int) and k > 0 else None,
+        )
 
     def hookpoint(self) -> str | None:
         """Return the place that `config.json` names, if it does."""
@@ -104,7 +120,25 @@ class DictionaryLearning(StoredCoder):
                 f"{self._label}: its class {trainer['dict_class']!r} is not known; there are: {', '.join(CLASSES)}"
             )
         positive(f"{self._label}: config.json: trainer", trainer, "activation_dim", "dict_size")
-        return {**trainer, "io": buffer.get("io", "out") if isinstance(buffer, dict) else "out"}
+        buffer = buffer if isinstance(buffer, dict) else {}
+        return {**trainer, "io": buffer.get("io", "out"), "ctx_len": buffer.get("ctx_len")}
+
+
+def _refuse_backup(label: str, path: Path) -> None:
+    """Refuse what training leaves behind to go on from: its biases are those of normalised activations.
+
+    Raises:
+        InputError: If the file is one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        said = archive.read(pickled) if pickled else b""
+    if b"optimizer" in said and b"norm_factor" in said:
+        raise InputError(
+            f"{label}: {path.name} is the backup of a training that was interrupted, whose biases are not yet scaled by its "
+            "norm_factor; finish the training, or load the backup's `ae`, call `scale_biases(norm_factor)` and save its state "
+            "dict as ae.pt"
+        )
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -6,7 +6,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import InputError, LinearCoder
+from saeval.plugin import InputError, LinearCoder, MadeFor
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors, tensor_shapes
 
@@ -56,6 +56,14 @@ class GemmaScope(StoredCoder):
         """Return the place that `config.json` or the folders' names tell."""
         return self._places[0]
 
+    def made_for(self, *, fetch: bool = True) -> MadeFor:
+        """Return what `config.json` and the names of repository and folders tell."""
+        repository = re.search(r"gemma-scope-(\d+b)-(pt|it)-", self._where)
+        named = f"gemma-2-{repository[1]}" + ("-it" if repository[2] == "it" else "") if repository else None
+        l0 = re.search(r"average_l0_(\d+)", self._where)
+        model = self._config.get("model_name", named)
+        return MadeFor(self.hookpoint(), model=model, l0=float(l0[1]) if l0 else None)
+
     def width(self) -> int | None:
         """Return the width of weights on this machine."""
         if self.path is None:
@@ -79,7 +87,7 @@ class GemmaScope(StoredCoder):
             raise self._misfit(shapes["W_enc"][0], d_in, self.hookpoint())
         reads, writes = self._places
         skip = SKIP in shapes
-        transcoder = skip or writes is not None or "transcoder" in self._where
+        transcoder = skip or writes is not None
         return LinearCoder(
             encoder=weights["W_enc"],
             decoder=weights["W_dec"],

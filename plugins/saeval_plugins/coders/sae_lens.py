@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from saeval.plugin import Gate, HookPoint, InputError, LinearCoder, ModuleCoder
+from saeval.plugin import Gate, HookPoint, InputError, LinearCoder, MadeFor, ModuleCoder
+from saeval_plugins.coders._releases import Listed, listed, releases
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors, tensor_shapes
 
@@ -57,7 +57,7 @@ class SaeLens(StoredCoder):
         if Path(name).expanduser().exists():
             return super().by_name(name)
         release, _, sae_id = name.partition("/")
-        return {"release": release, "sae_id": sae_id} if sae_id and release in _releases() else None
+        return {"release": release, "sae_id": sae_id} if sae_id and release in releases() else None
 
     @model_validator(mode="after")
     def _one_place(self) -> SaeLens:
@@ -77,8 +77,7 @@ class SaeLens(StoredCoder):
     def check(self) -> None:
         """Read the configuration, and of a folder on this machine the header of the weights."""
         if self.release is not None:
-            if find_spec("sae_lens") is None:
-                raise InputError(f"{self._label}: releases need the package sae-lens: pip install sae-lens")
+            self._listed  # noqa: B018 - refuses what the installed sae-lens does not list
             return
         self._names()
         linear = self._config["architecture"] in LINEAR
@@ -104,6 +103,35 @@ class SaeLens(StoredCoder):
             return place
         is_hook = re.fullmatch(r"blocks\.\d+\.(\w+\.)*hook_\w+", self.sae_id or "")
         return self.sae_id if is_hook else None
+
+    def made_for(self, *, fetch: bool = True) -> MadeFor:
+        """Return what `cfg.json` says of training; of a release without a download, what sae-lens' list says."""
+        if self.release is not None and not fetch:
+            listed = self._listed
+            return MadeFor(self.hookpoint(), model=listed.model, l0=listed.l0)
+        config = self._config
+        metadata = config["metadata"]
+        size, layer, bos = (metadata.get(name) for name in ("context_size", "hook_layer", "prepend_bos"))
+        return MadeFor(
+            place=metadata.get("hf_hook_name") or metadata.get("hook_name"),
+            layer=layer if isinstance(layer, int) else None,
+            model=metadata.get("model_name"),
+            context_size=size if isinstance(size, int) and size > 0 else None,
+            prepend_bos=bos if isinstance(bos, bool) else None,
+            l0=config["k"] if config["architecture"] in ("topk", "abstopk") else None,
+        )
+
+    @property
+    def _listed(self) -> Listed:
+        """What sae-lens' list says of a release's SAE.
+
+        Raises:
+            InputError: If sae-lens is not installed, or does not list it.
+        """
+        try:
+            return listed(str(self.release), str(self.sae_id))
+        except InputError as error:
+            raise InputError(f"{self._label}: {error}") from None
 
     def width(self) -> int | None:
         """Return the width that a folder's `cfg.json` tells."""
@@ -218,15 +246,6 @@ class SaeLens(StoredCoder):
         )  # fmt: skip
 
 
-def _releases() -> frozenset[str]:
-    """Return the names of the releases that the installed sae-lens lists, read without importing it."""
-    package = find_spec("sae_lens")
-    if package is None or package.origin is None:
-        return frozenset()
-    text = Path(package.origin).with_name("pretrained_saes.yaml").read_text(encoding="utf-8")
-    return frozenset(re.findall(r"^[\"']?([^\s#\"':][^:\"']*)[\"']?:\s*$", text, re.MULTILINE))
-
-
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a configuration of any sae-lens into one form; before 6.0 what is metadata now stood beside the rest."""
     metadata = config.get("metadata")
@@ -236,19 +255,22 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
             for name, old in (
                 ("model_name", "model_name"), ("hook_name", "hook_point"), ("hook_name", "hook_name"),
                 ("hf_hook_name", "hf_hook_name"), ("hook_name_out", "hook_name_out"),
-                ("hf_hook_name_out", "hf_hook_name_out"), ("hook_head_index", "hook_head_index"), ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
+                ("hf_hook_name_out", "hf_hook_name_out"), ("hook_layer", "hook_layer"), ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
                 ("dataset_path", "dataset_path"), ("context_size", "context_size"), ("prepend_bos", "prepend_bos"),
                 ("neuronpedia_id", "neuronpedia_id"),
             )
             if old in config
         }  # fmt: skip
-    modern = {"architecture": "standard", "apply_b_dec_to_input": True, **config}
+    heads = (config.get(name) for name in ("hook_head_index", "hook_point_head_index"))
+    metadata = {"hook_head_index": next((head for head in heads if head is not None), None), **metadata}
+    modern = {"apply_b_dec_to_input": True, **config, "architecture": config.get("architecture") or "standard"}
     modern["metadata"] = {k: v for k, v in json.loads(json.dumps(dict(metadata), default=str)).items() if v is not None}
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     if modern["architecture"] == "standard" and activation == "topk":
         modern["architecture"] = "topk"
-        modern["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
-    elif activation != "relu" and modern["architecture"] == "standard":
+    if modern["architecture"] in ("topk", "abstopk") and config.get("k") is None:
+        modern["k"] = (config.get("activation_fn_kwargs") or {}).get("k")  # where versions 4 and 5 put it
+    if activation not in ("relu", "topk") and modern["architecture"] == "standard":
         modern["architecture"] = f"standard with {activation}"
     normalize = config.get("normalize_activations") or "none"
     modern["normalize_activations"] = "expected_average_only_in" if normalize is True else normalize

@@ -6,7 +6,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import HookPoint, InputError, LinearCoder
+from saeval.plugin import HookPoint, InputError, LinearCoder, MadeFor
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, positive, read_json, read_tensors, tensor_shapes
 
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 WEIGHTS = "sae.safetensors"
 ACTIVATIONS = ("topk", "groupmax")
+_NORM = re.compile(r"norm|^ln_?\d*$")
+_SEED = re.compile(r"seed[_-]?\d+")
 _MODULE = re.compile(r"([a-z_]\w*\.)*[a-z_]+\.\d+(\.\w+)*|embed_\w+|wte")
 
 
 class Sparsify(StoredCoder):
     """An SAE, transcoder or skip transcoder with top-k or groupmax activations (arXiv 2406.04093, 2501.18823).
 
-    sparsify writes a folder for each hookpoint, named after the module: the path is `…/layers.5.mlp`, and of a
-    repository the `folder` is `layers.5.mlp`. SAEs read the module's output, transcoders its input.
+    sparsify writes a folder for each hookpoint, named after the module, with one for each seed in it where there are
+    several: the path is `…/layers.5.mlp` or `…/layers.5.mlp/seed0`, and of a repository the `folder` is `layers.5.mlp`.
+    SAEs read the module's output, transcoders its input, which `cfg.json` tells. A copy by another name needs the
+    source's `hookpoint`: the module, for a transcoder, too.
     """
 
     name = "sparsify"
@@ -52,14 +56,18 @@ class Sparsify(StoredCoder):
             return None
         return f"{self._module}.input" if self._config["transcode"] else self._module
 
+    def made_for(self, *, fetch: bool = True) -> MadeFor:
+        """Return the module and k."""
+        return MadeFor(self.hookpoint(), l0=self._config["k"])
+
     def width(self) -> int:
         """Return the width that `cfg.json` tells."""
         return int(self._config["d_in"])
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
-        """Return the module, and for a transcoder of just this module its input."""
-        own = self._module is not None and f".{module}".endswith(f".{self._module}")
-        return HookPoint(module, "in" if own and self._config["transcode"] else "out")
+        """Return the module, and for a transcoder its input; what a norm gives is such an input already."""
+        norm = _NORM.search(module.rpartition(".")[2])
+        return HookPoint(module, "in" if self._config["transcode"] and not norm else "out")
 
     def load(self, device: str, d_in: int) -> LinearCoder:
         """Load the weights."""
@@ -93,7 +101,9 @@ class Sparsify(StoredCoder):
     @property
     def _module(self) -> str | None:
         """The module that the folder is named after, if its name is one of a module."""
-        folder = self._where.rpartition("/")[2]
+        *_, above, folder = ("", *self._where.split("/"))
+        if _SEED.fullmatch(folder):
+            folder = above
         return folder if _MODULE.fullmatch(folder) else None
 
     @cached_property

@@ -89,7 +89,11 @@ class HF(LLM):
 
     def fingerprint(self) -> JsonValue:
         """Return what answers depend on: the model's files, wherever they lie, and how they are run."""
-        return [self.name, LiveModel.fingerprint(self.model, self.revision), self.device, self.dtype]
+        return [
+            self.name,
+            LiveModel.fingerprint(self.model, self.revision),
+            *LiveModel.resolved(self.device, self.dtype),
+        ]
 
     async def complete(self, request: Request) -> Reply:
         """Generate an answer: the likeliest token each time at temperature 0, else drawn by the request's own seed."""
@@ -119,7 +123,9 @@ class HF(LLM):
 
     @cached_property
     def _live(self) -> LiveModel:
-        return LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
+        live = LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
+        live.head  # noqa: B018 - refuses a model that can give no logits
+        return live
 
     @cached_property
     def _config(self) -> Any:

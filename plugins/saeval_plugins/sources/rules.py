@@ -102,7 +102,7 @@ class Rules(ActivationSource):
 
         rules = [re.compile(r.pattern.pattern, re.IGNORECASE if r.ignore_case else 0) for r in self._rules()]
         dataset, texts = self._words()
-        length, size = dataset.tokens.shape[1], self.corpus.context
+        length, size = dataset.tokens.shape[1], self.corpus.length
         words_of = np.bincount(dataset.documents, weights=dataset.lengths - dataset.lead).astype(int)
         begin = writer.start(dataset, len(rules))
         writer.note(hookpoint="rules", subject="planted rules", architecture="rules")

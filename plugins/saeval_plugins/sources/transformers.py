@@ -14,6 +14,7 @@ from saeval.plugin import (
     ActivationSource,
     Coder,
     Corpus,
+    Fit,
     HookPoint,
     InputError,
     LiveModel,
@@ -65,6 +66,8 @@ class Transformers(ActivationSource):
     """The coder: `{use: sae_lens, with: {path: …}}`."""
     corpus: Corpus
     """The text."""
+    accept_mismatch: bool = False
+    """Whether to go on where the coder's files name another model or place; the results say so."""
     batch_tokens: int = Field(default=2048, ge=1)
     """Tokens that go through the model at a time; half as many from where memory runs out."""
     compile: bool = False
@@ -80,6 +83,16 @@ class Transformers(ActivationSource):
         place, reads, width = self._place, self.coder.width(), _residual_width(self.model)
         if reads is not None and width is not None and reads != width and IN_RESIDUAL.fullmatch(place):
             raise _misfit(reads, place, self.model, width)
+        fit = self._fit()
+        if (conflicts := fit.conflicts()) and not self.accept_mismatch:
+            raise _mismatch(conflicts)
+        fit.check_model(self.corpus.first_texts(), chat=self.corpus.holds_chats())
+
+    def cautions(self) -> list[str]:
+        """Say where the coder is used otherwise than it was trained."""
+        fit = self._fit()
+        conflicts = [f"Accepted as it is: {conflict}." for conflict in fit.conflicts()]
+        return conflicts + fit.cautions()
 
     def fingerprint(self) -> JsonValue:
         """Return what activations depend on: model, precision, text, place, and the coder's weights."""
@@ -89,7 +102,7 @@ class Transformers(ActivationSource):
 
     def shares(self) -> JsonValue:
         """Return a key of all but coder and hookpoint."""
-        return content_hash(self._text(), self.device, self.batch_tokens)
+        return content_hash(self._text(), self.batch_tokens)
 
     def offers(self) -> frozenset[Need]:
         """Lend the live model and the coder's weights."""
@@ -125,7 +138,7 @@ class Transformers(ActivationSource):
 
     def with_coder(self, coder: Coder) -> Transformers:
         """Return this source reading another coder at the same place."""
-        return self.model_copy(update={"coder": coder, "hookpoint": self._place})
+        return self.model_copy(update={"coder": coder, "hookpoint": self._place, "corpus": self._corpus})
 
     def collect(self, writer: ActivationWriter) -> None:
         """Collect this source alone."""
@@ -140,8 +153,10 @@ class Transformers(ActivationSource):
         mine = [source for source in sources if isinstance(source, Transformers)]
         first = mine[0]
         live = first._live()
-        data = writers[0].tokens(lambda: first.corpus.tokenize(live.tokenizer))
+        data = writers[0].tokens(lambda: first._corpus.tokenize(live.tokenizer, live.vocabulary))
         contexts, length = data.tokens.shape
+        with live.lock:
+            live.check_contexts(length)
         batch = max(1, first.batch_tokens // length)
         # Whole batches, so that they are cut alike, and round alike, wherever and after whatever a shard is read.
         shard = batch * max(1, cls._shard_tokens // (batch * length))
@@ -178,7 +193,23 @@ class Transformers(ActivationSource):
 
     def _text(self) -> JsonValue:
         """What activations depend on apart from place and coder: the model reading the corpus."""
-        return [LiveModel.fingerprint(self.model, self.revision), self.dtype, self.corpus.fingerprint()]
+        precision = LiveModel.resolved(self.device, self.dtype)
+        return [LiveModel.fingerprint(self.model, self.revision), *precision, self._corpus.fingerprint()]
+
+    @property
+    def _corpus(self) -> Corpus:
+        """The corpus, cut into contexts as the coder was trained on where the spec does not say how."""
+        fit = self._fit()
+        return self.corpus.model_copy(update={"context": fit.context, "bos": fit.bos})
+
+    def _fit(self, *, fetch: bool = False) -> Fit:
+        """Return how coder and model fit.
+
+        Args:
+            fetch: Whether to download files of the coder for it.
+        """
+        made = self.coder.made_for(fetch=fetch)
+        return Fit.of(made, self.model, self.hookpoint, self.corpus.context, self.corpus.bos)
 
 
 class _Reading:
@@ -186,6 +217,9 @@ class _Reading:
 
     def __init__(self, source: Transformers, live: LiveModel, data: TokenDataset, writer: ActivationWriter, shard: int):
         self.point = _hookpoint(source, live)
+        conflicts, cautions = _against_files(source, live, self.point)
+        if conflicts and not source.accept_mismatch:
+            raise _mismatch(conflicts)
         width = live.width(self.point)
         self.coder: SparseCoder = source.coder.load(live.device, width)
         if self.coder.d_in != width:
@@ -197,12 +231,19 @@ class _Reading:
             self.coder = some
             writer.only(source._latents)
         compiled = source.compile and live.device.startswith("cuda") and self.coder.compile()
-        self.done = writer.start(data, self.coder.n_latents, shard)  # contexts
+        precision = f"{live.model.dtype} {live.device}"
+        self.done = writer.start(data, self.coder.n_latents, shard, made_with=precision)  # contexts
         writer.note(
             subject=live.name, hookpoint=str(self.point), architecture=self.coder.architecture, d_in=width,
             d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
-            metadata=dict(self.coder.metadata),
+            metadata=dict(self.coder.metadata), l0_of_files=source.coder.made_for().l0, warnings=[*data.warnings, *cautions],
         )  # fmt: skip
+        self.data_type = live.model.dtype
+        self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(
+            "torch.", ""
+        )
+        if self.coder.measures:
+            writer.note(measures=dict(self.coder.measures))
 
     def turn_to(self, low: int) -> int:
         """Go on with the shard that begins at a context, and return the context to begin at."""
@@ -239,8 +280,11 @@ class _Reading:
                 sparse = self.coder.encode(activations)
                 rows, positions = sparse.rows.cpu(), place.flatten().where(mask, -1)
         position, value = positions[rows], sparse.values.float().cpu()
-        # NaN passes here, for the writer to refuse.
-        keep = (position >= 0) & ~(value <= 0)
+        if not value.isfinite().all():
+            full = str(self.data_type) == "torch.float32"
+            way_out = "the coder's or the model's weights are damaged" if full else "set source.with.dtype to float32"
+            raise InputError(f"an activation at {self.named}, is NaN or infinite: {way_out}")
+        keep = (position >= 0) & (value > 0)
         self.writer.add(position[keep].numpy(), sparse.latents.cpu()[keep].numpy(), value[keep].numpy())
         self.writer.tally(**sums)
         self.writer.advance(high)
@@ -279,13 +323,45 @@ def _misfit(reads: int, place: str, model: str, width: int) -> InputError:
     )
 
 
-def _hookpoint(source: Transformers, live: LiveModel) -> HookPoint:
+def _mismatch(conflicts: Sequence[str]) -> InputError:
+    return InputError(
+        f"{'; '.join(conflicts)}: change the spec, or set `accept_mismatch: true` under source.with to go on and have the row "
+        "marked"
+    )
+
+
+def _against_files(source: Transformers, live: LiveModel, point: HookPoint) -> tuple[list[str], list[str]]:
+    """Hold a source against its coder's files now that the model is there.
+
+    Returns:
+        What surely does not fit, and what a reader of results must know.
+    """
+    fit = source._fit(fetch=True)
+    conflicts, own = fit.conflicts(), source.coder.hookpoint()
+    if not conflicts and source.hookpoint is not None and own is not None:
+        try:
+            theirs = _hookpoint(source, live, own)
+        except InputError:
+            theirs = point  # a name that this model does not have; what it tells was compared
+        with live.lock:
+            if not live.same(point, theirs):
+                conflicts = [f"the coder's files say that it reads {own}, and the spec reads {source.hookpoint}"]
+    known = set(source.cautions())
+    later = [*fit.cautions(), *live.cautions(fit)]
+    accepted = [f"Accepted as it is: {conflict}." for conflict in conflicts]
+    return conflicts, [text for text in dict.fromkeys([*accepted, *later]) if text not in known]
+
+
+def _hookpoint(source: Transformers, live: LiveModel, place: str | None = None) -> HookPoint:
     """Return where a source reads: the place that is named, moved to where its coder wants to be."""
-    named = live.hookpoint(source._place)
+    place = place or source._place
+    named = live.hookpoint(place)
     wanted = source.coder.site(named.path, live.modules())
+    center = wanted.center and live.centring  # TransformerLens centres no weights of a model without LayerNorm
     if wanted.path != named.path:
-        return wanted
-    return HookPoint(named.path, "in" if "in" in (named.site, wanted.site) else "out", wanted.center)
+        return HookPoint(wanted.path, wanted.site, center)
+    reads_input = "in" in (named.site, wanted.site) and not place.endswith(".output")
+    return HookPoint(named.path, "in" if reads_input else "out", center)
 
 
 def _residual_width(model: str) -> int | None:

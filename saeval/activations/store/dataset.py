@@ -41,7 +41,7 @@ def shared_dataset(folder: Path, make: Callable[[], TokenDataset]) -> TokenDatas
             data, made = make(), folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
             made.mkdir()
             write_dataset(made, data)
-            (made / "lead.json").write_text(json.dumps(data.lead))
+            (made / "lead.json").write_text(json.dumps([data.lead, data.warnings]))
             made.rename(folder)
     return _read(folder)
 
@@ -54,5 +54,5 @@ def _read(folder: Path) -> TokenDataset:
         token: blob[begin:end].tobytes() for token, begin, end in zip(ids.tolist(), begins, ends.tolist(), strict=False)
     }
     names = tuple(json.loads((folder / "documents.json").read_text(encoding="utf-8")))
-    lead = json.loads((folder / "lead.json").read_text())
-    return TokenDataset(tokens, lengths, mask, documents, names, vocabulary, lead)
+    lead, warnings = json.loads((folder / "lead.json").read_text())
+    return TokenDataset(tokens, lengths, mask, documents, names, vocabulary, lead, tuple(warnings))

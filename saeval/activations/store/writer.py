@@ -70,13 +70,15 @@ class ActivationWriter:
             return make()
         return shared_dataset(self.path.with_name(f"{self.path.name}.tokens.partial"), make)
 
-    def start(self, dataset: TokenDataset, n_latents: int, shard: int | None = None) -> int:
+    def start(self, dataset: TokenDataset, n_latents: int, shard: int | None = None, made_with: str = "") -> int:
         """Begin, or go on with what an interrupted writer left.
 
         Args:
             dataset: The tokens that activations will be given for.
             n_latents: Width of the dictionary.
             shard: Contexts a shard, where the source can begin at each (`turn_to`); else all contexts are one.
+            made_with: What values depend on beside the store's name, such as precision and device: nothing that was left
+                by a writer with another is gone on with.
 
         Returns:
             The context to begin at; 0 unless resuming.
@@ -86,7 +88,7 @@ class ActivationWriter:
         self._pair = pair_type(dataset.tokens.size)
         self._shard = shard or max(1, len(dataset.tokens))
         self._latent = np.uint16 if n_latents <= 1 << 16 else np.uint32
-        identity = content_hash(dataset.fingerprint, n_latents, str(self._pair), self._shard)
+        identity = content_hash(dataset.fingerprint, n_latents, str(self._pair), self._shard, made_with)
         # Named by what it holds pieces of, so that processes need not agree on who begins.
         self._partial = self.path.with_name(f"{self.path.name}.{identity}.partial")
         self._pieces = Pieces(self._partial, n_latents, self._pair)
@@ -121,7 +123,7 @@ class ActivationWriter:
         if len(position) == 0:
             return
         if not np.isfinite(value).all():
-            raise StoreError(f"{self.path.name}: an activation is NaN or infinite; collect in float32")
+            raise StoreError("the source gave an activation that is NaN or infinite; collect in float32")
         for index, size in ((latent, self._n_latents), (position, self._dataset.tokens.size)):
             if index.min() < 0 or index.max() >= size:
                 raise StoreError(f"{self.path.name}: an activation lies outside the dictionary or the corpus")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 from markupsafe import Markup
 
 from saeval._compare import Leaderboard
-from saeval.records import MAIN, Correlation, RunResult
+from saeval.records import MAIN, Correlation, RunResult, ScoreRow
+from saeval.report.boards import cell_fields, detail_fields, notes
 from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
 from saeval.report.html.plots import Series
 from saeval.report.html.text import slug
 from saeval.report.markdown import FINDINGS, finding_row
 from saeval.report.method import method, named
+from saeval.results import Line, score_columns
 
 _MOST_PAIRS = 6
 _MOST_DISAGREEMENTS = 15
@@ -32,6 +35,14 @@ class Disagreement:
     text: str
     scores: dict[str, float | None]
     gap: float
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A score with what stands beside it, in the order of `score_columns`."""
+
+    row: ScoreRow
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,9 @@ def context(
     return {
         "run": run, "board": board, "looks": looks, "series": series, "own": MAIN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
         "axes": axes if len(axes) > 1 else [],
-        "measures": list(dict.fromkeys(m for c in run.cells for m in c.measures)),
+        "facts": cell_fields(board, lambda _: run, "report"),
+        "notes": partial(notes, run),
+        "details": _details(run, board, series), "detail_columns": score_columns("details"),
         "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
         "scored": sum(c.counts.get("sampled", 0) for c in run.cells),
         "method": method(run), "spec": spec, "components": json.dumps(run.components, indent=1, ensure_ascii=False),
@@ -102,6 +115,19 @@ def context(
         "findings_note": FINDINGS,
         "costs": _costs(run, board),
     }  # fmt: skip
+
+
+def _details(run: RunResult, board: Leaderboard, series: Sequence[Series]) -> list[tuple[Series, list[Detail]]]:
+    """Return, by cell, what stands beside each of its scores."""
+    found = []
+    for s in series:
+        rows = [board.row(s.cell, scorer, metric=metric) for scorer, metric in board.shown]
+        lines = [Line(run, s.cell, row) for row in rows if row]
+        fields = detail_fields(lines, "details")
+        texts = zip(*(field.texts for field in fields), strict=True)
+        if lines:
+            found.append((s, [Detail(x.score, [*found]) for x, found in zip(lines, texts, strict=True)]))
+    return found
 
 
 def figures(context: Mapping[str, Any]) -> list[tuple[str, Markup, Sequence[Series]]]:

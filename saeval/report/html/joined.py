@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import saeval
 from saeval._compare import Entry, Joined
+from saeval._util import interval, number, rounded, shown
 from saeval.records import MAIN, ScoreRow
+from saeval.report.boards import notes
 from saeval.report.html.pages import render
-from saeval.report.html.text import number, script_json
+from saeval.report.html.text import script_json
 from saeval.report.method import named
+from saeval.results import Column, Line, cell_columns
 
 
 def joined_page(joined: Joined, group_by: str | None = None) -> str:
@@ -26,15 +30,15 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     entries = list(joined.entries.values())
     facets = list(dict.fromkeys(f for e in entries for f in e.facets))
     rows = [row for e in entries for row in e.cell.scores if row.variant == MAIN]
-    measures = dict.fromkeys(m for e in entries for m in e.cell.measures)
+    columns = _columns(entries)
     headlines = {r.scorer: f"{r.scorer}.{r.metric}" for r in reversed(rows)}
     data = {
         "rank": joined.rank_by, "group": group_by or "", "telling": joined.telling(),
         "columns": list(dict.fromkeys(f"{r.scorer}.{r.metric}" for r in rows)),
-        "headlines": list(dict.fromkeys(headlines[r.scorer] for r in rows)),
+        "shown": list(dict.fromkeys([*(headlines[r.scorer] for r in rows), *(f"{r.scorer}.{r.metric}" for r in rows if r.on_board)])),
         "facets": [f for f in facets if f != "cell" and len({e.facets.get(f) for e in entries}) > 1],
-        "measures": [m for m in measures if m == "l0" or len({e.cell.measures.get(m) for e in entries}) > 1],
-        "cells": [_cell(e) for e in entries],
+        "measures": [[column.key, column.head] for column in columns],
+        "cells": [_cell(e, columns) for e in entries],
     }  # fmt: skip
     context = {
         "tasks": named(f"{e.run.task} {e.run.task_version}" for e in entries), "cells": len(entries),
@@ -45,16 +49,26 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     return render("joined.html.j2", context)
 
 
-def _cell(entry: Entry) -> dict[str, Any]:
+def _columns(entries: Sequence[Entry]) -> list[Column]:
+    """Return the measures to show: those of narrow boards, and others that tell cells apart."""
+    lines = [Line(e.run, e.cell) for e in entries]
+    found = cell_columns([e.run for e in entries], "report")
+    return [c for c in found if "board" in c.shown.where or len({c.value(line) for line in lines}) > 1]
+
+
+def _cell(entry: Entry, columns: Sequence[Column]) -> dict[str, Any]:
+    lines = {column.key: column.value(Line(entry.run, entry.cell)) for column in columns}
     return {
         "cell": entry.cell.cell, "baseline": entry.cell.baseline is not None, "facets": entry.facets,
-        "measures": {k: number(v) for k, v in entry.cell.measures.items()},
-        "scores": {f"{r.scorer}.{r.metric}": _score(r) for r in entry.cell.scores if r.variant == MAIN},
+        "measures": {key: rounded(value) for key, value in lines.items() if value is not None},
+        "texts": {column.key: shown(lines[column.key], column.shown.form("report"), column.shown.missing) for column in columns},
+        "scores": {f"{r.scorer}.{r.metric}": _score(entry, r) for r in entry.cell.scores if r.variant == MAIN},
     }  # fmt: skip
 
 
-def _score(row: ScoreRow) -> dict[str, Any]:
+def _score(entry: Entry, row: ScoreRow) -> dict[str, Any]:
     return {
-        "value": number(row.value, 9), "ci": row.ci95 and [number(v, 9) for v in row.ci95], "n": row.n, "tried": row.tried,
-        "higher": row.higher_is_better, "range": row.range, "lift": number(row.lift), "floor": {k: number(v) for k, v in row.floor.items()},
+        "value": rounded(row.value, 9), "ci": row.ci95 and [rounded(v, 9) for v in row.ci95], "higher": row.higher_is_better,
+        "range": row.range, "floor": {k: rounded(v) for k, v in row.floor.items()}, "text": number(row.value),
+        "between": interval(row.ci95) if row.ci95 else "interval unknown", "notes": notes(entry.run, entry.cell, row),
     }  # fmt: skip

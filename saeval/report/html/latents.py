@@ -8,8 +8,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saeval._util import rounded
 from saeval.records import MAIN, CellResult
-from saeval.report.html.text import number
 from saeval.results import KINDS, RunCell, arrow_table, read_table
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class CellTables:
         """A column of finite numbers, one a latent; None where there is none."""
         if name not in self._latents.column_names:
             return [None] * len(self.numbers)
-        return [number(v) for v in self._latents.column(name).to_pylist()]
+        return [rounded(v) for v in self._latents.column(name).to_pylist()]
 
     @cached_property
     def explanations(self) -> dict[int, list[dict[str, Any]]]:
@@ -106,7 +106,7 @@ class CellTables:
             known = [(i, v if r.higher_is_better else -v) for i, v in enumerate(self.column(r.key)) if v is not None]
             for (i, _), rank in zip(known, rankdata([v for _, v in known]), strict=True):
                 shares[i][r.scorer] = (float(rank) - 0.5) / len(known)
-        return [number(max(s.values()) - min(s.values())) if len(s) > 1 else None for s in shares]
+        return [rounded(max(s.values()) - min(s.values())) if len(s) > 1 else None for s in shares]
 
     def failures(self, most: int = 5) -> list[tuple[str, str, int]]:
         """The commonest reasons why there is no explanation or answer: step, reason, number."""
@@ -147,7 +147,7 @@ class CellTables:
         have = [name for name in _DIRECTIONS if name in self._latents.column_names]
         known = {name: self._latents.column(name).to_pylist() for name in have}
         if "cosines" in known:
-            known["cosines"] = [[number(v) for v in cosines or []] for cosines in known["cosines"]]
+            known["cosines"] = [[rounded(v) for v in cosines or []] for cosines in known["cosines"]]
         return {i: {name: column[k] or [] for name, column in known.items()} for k, i in enumerate(self.numbers)}
 
     @property
@@ -204,7 +204,7 @@ class CellTables:
             *(rows[name].to_pylist() for name in _JUDGEMENTS), strict=True
         ):
             answer = None if predicted is None else int(predicted)
-            line = [example, int(bool(active)), answer, number(probability, 4), status, reason or ""]
+            line = [example, int(bool(active)), answer, rounded(probability, 4), status, reason or ""]
             found.setdefault(latent, {}).setdefault(scorer, {}).setdefault(variant, []).append(line)
         return found
 

@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from saeval._compare import Leaderboard
-from saeval._util import measured
+from saeval._util import interval, measured, number, rounded, visible
 from saeval.records import CellResult, RunResult
 from saeval.report.html.latents import CellTables
-from saeval.report.html.text import number, script_json, visible
+from saeval.report.html.text import script_json
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
@@ -73,9 +73,9 @@ def _environment() -> Environment:
         loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else "" if value is None else visible(value),
     )  # fmt: skip
-    made.filters["value"] = lambda v, form=".3f": "–" if v is None else format(v, form)
+    made.filters["value"] = number
+    made.filters["interval"] = interval
     made.filters["measure"] = measured
-    made.filters["row_of"] = lambda scorer, board, cell: board.row(cell, scorer)
     return made
 
 
@@ -100,7 +100,7 @@ def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: s
         scorers.append(
             {
                 "label": r.scorer, "metric": r.metric, "higher": r.higher_is_better, "low": low, "high": high,
-                "mean": number(row.value) if row else None, "floor": {k: number(v) for k, v in row.floor.items()} if row else {},
+                "mean": rounded(row.value) if row else None, "floor": {k: rounded(v) for k, v in row.floor.items()} if row else {},
                 "values": tables.column(r.key),
             }
         )  # fmt: skip

@@ -8,7 +8,7 @@ from math import ceil, floor, inf, log10
 
 from markupsafe import Markup, escape
 
-from saeval.report.html.text import visible
+from saeval._util import visible
 
 _NOTHING = Markup("")
 

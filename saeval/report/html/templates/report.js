@@ -580,8 +580,8 @@
     const value = (cell, facet) => cell.facets[facet] || "–";
     const values = (facet, cells = data.cells) => [...new Set(cells.map((c) => value(c, facet)))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const numbered = data.facets.filter((f) => data.cells.every((c) => c.facets[f] !== undefined && c.facets[f] !== "" && Number.isFinite(Number(c.facets[f]))));
-    const across = [...data.measures.map((m) => [m, m, (c) => c.measures[m]]), ...numbered.filter((f) => !data.measures.includes(f)).map((f) => [f, f, (c) => Number(c.facets[f])])];
-    const defaults = { rank: data.rank, group: data.group, x: data.measures.includes("l0") ? "l0" : "", facet: "", colour: data.telling.find((f) => data.facets.includes(f)) || "" };
+    const across = [...data.measures.map(([m, name]) => [m, name, (c) => c.measures[m]]), ...numbered.filter((f) => !data.measures.some(([m]) => m === f)).map((f) => [f, f, (c) => Number(c.facets[f])])];
+    const defaults = { rank: data.rank, group: data.group, x: data.measures.some(([m]) => m === "l0") ? "l0" : "", facet: "", colour: data.telling.find((f) => data.facets.includes(f)) || "" };
     const choices = {
       rank: data.columns.map((c) => [c, c.replaceAll("_", " ")]), group: [["", "nothing"], ...data.facets.map((f) => [f, f])],
       x: [["", "rank"], ...across.map(([key, name]) => [key, name])], facet: [["", "none"], ...data.facets.map((f) => [f, f])], colour: [["", "one"], ...data.facets.map((f) => [f, f])],
@@ -643,12 +643,10 @@
     }
     function scoreCell(score, main) {
       if (!score || score.value === null) return make("td", { className: "n" }, "–");
-      const between = score.ci ? `${shown(score.ci[0])} to ${shown(score.ci[1])}` : "interval unknown";
-      const lift = score.lift === null ? "" : ` · lift ${score.lift > 0 ? "+" : ""}${shown(score.lift)}`;
-      return make("td", { className: "n score" }, main ? make("b", {}, shown(score.value)) : shown(score.value), bar(score), make("span", { className: "ci" }, between), make("span", { className: "ci" }, `n ${score.n}/${score.tried}${lift}`));
+      return make("td", { className: "n score" }, main ? make("b", {}, score.text) : score.text, bar(score), make("span", { className: "ci" }, score.between), make("span", { className: "ci" }, visible(score.notes.join(" · "))));
     }
     function table(standings, column, label) {
-      const shownColumns = [column, ...data.headlines.filter((h) => h !== column)];
+      const shownColumns = [column, ...data.shown.filter((h) => h !== column)];
       const facets = data.telling;
       const head = make("tr", {}, make("th", { scope: "col" }, "rank"), ...facets.map((f) => make("th", { scope: "col" }, visible(f))),
         ...shownColumns.map((c) => {
@@ -659,10 +657,10 @@
           const th = make("th", { scope: "col", className: "n" }, button);
           if (c === column) th.setAttribute("aria-sort", standings.find((s) => s.score)?.score.higher === false ? "ascending" : "descending");
           return th;
-        }), ...data.measures.map((m) => make("th", { scope: "col", className: "n" }, visible(m))));
+        }), ...data.measures.map(([, name]) => make("th", { scope: "col", className: "n" }, visible(name))));
       const rows = standings.map((s) => make("tr", { className: s.cell.baseline ? "baseline" : "" }, make("td", {}, make("span", { className: "rank" }, rankText(s))),
         ...facets.map((f) => make("td", { className: "name-cell" }, make("bdi", {}, visible(value(s.cell, f))))), ...shownColumns.map((c) => scoreCell(s.cell.scores[c], c === column)),
-        ...data.measures.map((m) => make("td", { className: "n" }, s.cell.measures[m] === undefined ? "–" : brief(s.cell.measures[m])))));
+        ...data.measures.map(([m]) => make("td", { className: "n" }, visible(s.cell.texts[m])))));
       return make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
     }
 
@@ -675,7 +673,7 @@
     function panel(name, points, axes, column, xName) {
       const [W, H, L, R, T, B] = [360, 250, 46, 348, 30, 208];
       const [x, y] = [axes.x, axes.y].map(([low, high], k) => (v) => (k ? B - ((B - T) * (v - low)) / (high - low || 1) : L + ((R - L) * (v - low)) / (high - low || 1)));
-      const said = points.map((p) => `${p.name} ${shown(p.score.value)} at ${brief(p.at)}`).join("; ");
+      const said = points.map((p) => `${p.name} ${p.score.text} at ${brief(p.at)}`).join("; ");
       const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, class: "plot", role: "img", "aria-label": `${visible(name)}: ${visible(said) || "no cells"}` });
       const text = (content, attributes) => { const t = draw("text", attributes); t.textContent = visible(content); svg.append(t); };
       for (const v of ticks(...axes.y)) { svg.append(draw("line", { x1: L, x2: R, y1: y(v), y2: y(v), class: "grid" })); text(brief(v), { x: L - 6, y: y(v) + 4, class: "tick end" }); }
@@ -690,7 +688,7 @@
         if (p.score.ci) mark.append(draw("line", { x1: x(p.at), x2: x(p.at), y1: y(p.score.ci[0]), y2: y(p.score.ci[1]), class: `whisker ${p.style}` }));
         mark.append(draw("circle", { cx: x(p.at), cy: y(p.score.value), r: 5, class: `mark ${p.style}` }));
         const note = draw("title", {});
-        note.textContent = visible(`${p.name}: ${shown(p.score.value)}${p.score.ci ? `, ${shown(p.score.ci[0])} to ${shown(p.score.ci[1])}` : ""}`);
+        note.textContent = visible(`${p.name}: ${p.score.text}${p.score.ci ? `, ${p.score.between}` : ""}`);
         mark.append(note);
         svg.append(mark);
       }

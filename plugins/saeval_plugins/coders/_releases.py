@@ -1,0 +1,83 @@
+"""The releases of pretrained SAEs that the installed sae-lens lists, read without importing it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from saeval.plugin import InputError
+
+_LIST = "pretrained_saes.yaml"
+
+
+class Listed(NamedTuple):
+    """What the list says of one SAE.
+
+    Attributes:
+        model: The model that it was trained on.
+        l0: Latents per token that fire, where it is listed.
+    """
+
+    model: str | None
+    l0: float | None
+
+
+def listed(release: str, sae_id: str) -> Listed:
+    """Look a release's SAE up.
+
+    Raises:
+        InputError: If sae-lens is not installed, or does not list the release or the SAE, saying what it does list.
+    """
+    import yaml
+
+    text = _text()
+    begin = re.search(rf"^[\"']?{re.escape(release)}[\"']?:\s*$", text, re.MULTILINE)
+    if begin is None:
+        raise InputError(_no_release(release, text))
+    rest = text[begin.end() :]
+    end = re.search(r"^\S", rest, re.MULTILINE)
+    entry = yaml.safe_load(rest[: end.start()] if end else rest)
+    saes = {str(sae["id"]): sae for sae in entry["saes"]}
+    if sae_id not in saes:
+        close = difflib.get_close_matches(sae_id, saes, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join([*saes][:3])} …"
+        raise InputError(f"the release has {len(saes)} SAEs, and none of them is {sae_id!r}; {hint}")
+    l0 = saes[sae_id].get("l0")
+    return Listed(entry.get("model"), float(l0) if isinstance(l0, int | float) and l0 > 0 else None)
+
+
+def releases() -> frozenset[str]:
+    """Return the names of all releases; none where sae-lens is not installed."""
+    try:
+        return frozenset(_names(_text()))
+    except InputError:
+        return frozenset()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip("\"'") for name in re.findall(r"^([^\s#][^:]*):\s*$", text, re.MULTILINE)]
+
+
+def _no_release(release: str, text: str) -> str:
+    names = _names(text)
+    of_repo = re.search(rf"^  repo_id: {re.escape(release)}\s*$", text, re.MULTILINE)
+    if of_repo is not None:
+        own = re.findall(r"^([^\s#][^:]*):\s*$", text[: of_repo.start()], re.MULTILINE)[-1]
+        return f"that is a repository, which sae-lens lists as the release {own!r}; write `release: {own}`"
+    if "/" in release:
+        return "that is no release of the installed sae-lens; of a repository on the hub, give `repo` and `folder`"
+    close = difflib.get_close_matches(release, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else "a newer sae-lens may have it"
+    return f"the installed sae-lens lists {len(names)} releases, and none of that name; {hint}"
+
+
+@lru_cache(maxsize=1)
+def _text() -> str:
+    spec = find_spec("sae_lens")
+    if spec is None or spec.origin is None:
+        raise InputError("releases need the package sae-lens: pip install sae-lens")
+    return Path(spec.origin).with_name(_LIST).read_text(encoding="utf-8")

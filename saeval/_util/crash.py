@@ -1,0 +1,39 @@
+"""Failures that nobody foresaw: a sentence for the user, and the traceback for a log."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from saeval._util.assets import cache_dir
+from saeval._util.errors import InternalError
+from saeval._util.secrets import without_secrets
+
+
+def internal_error(error: Exception, log: Path | None = None) -> InternalError:
+    """Write a traceback to a log, and return what to tell the user.
+
+    Args:
+        error: What was raised.
+        log: The log to add it to; one of its own in the cache where there is none, or where it cannot be written to.
+    """
+    text = without_secrets("".join(traceback.format_exception(error)))
+    own = cache_dir() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    written = next((place for place in (log, own) if place is not None and _added(place, text)), None)
+    where = f"the traceback is in {written}" if written else "no log could be written"
+    line = " ".join(without_secrets(str(error)).split())[:200] or "no reason given"
+    return InternalError(
+        f"something failed that saeval did not foresee ({type(error).__name__}: {line}); {where}. Please report it, with "
+        "that log and the task spec"
+    )
+
+
+def _added(place: Path, text: str) -> bool:
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("a", encoding="utf-8", errors="replace") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} ERROR\n{text}\n")
+        return True
+    return False

@@ -1,0 +1,161 @@
+"""What a model's files tell before it is loaded: its limits, its tokenizer's BOS, and whether they are a model at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saeval._util import InputError
+
+_LIMITED = {
+    "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "openai-gpt", "ctrl", "biogpt", "bert", "roberta", "electra",
+    "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "bert-generation", "bart", "trocr",
+}  # fmt: skip
+"""Model types whose positions come from a table, beyond which they cannot read."""
+_ENCODERS = {
+    "bert", "roberta", "electra", "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "rembert", "roformer",
+    "xmod", "big_bird", "bert-generation", "xlm-roberta-xl", "roberta-prelayernorm", "modernbert",
+}  # fmt: skip
+"""Model types that read in both directions unless their configuration says `is_decoder`."""
+_POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length")
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json", "vocab.bpe",
+)  # fmt: skip
+
+
+def local_model(name: str) -> Path | None:
+    """Return the path that a name means, or None for a hub id."""
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
+        return path
+    return None
+
+
+class ModelFacts(NamedTuple):
+    """What the files of a model folder tell.
+
+    Attributes:
+        kind: Its `model_type`.
+        width: Width of the residual stream.
+        vocabulary: Rows of its embedding.
+        positions: Tokens per context at most, where a table of positions ends; None where there is no such limit.
+        made_for: Tokens per context that it was made for, as its configuration says.
+        both_ways: Whether tokens see those after them.
+        bos: The BOS token's text; empty where the tokenizer has none, None where its files do not tell.
+        chat: Whether there is a chat template.
+    """
+
+    kind: str
+    width: int | None
+    vocabulary: int | None
+    positions: int | None
+    made_for: int | None
+    both_ways: bool
+    bos: str | None
+    chat: bool
+
+
+def model_facts(name: str) -> ModelFacts | None:
+    """Read the configuration of a model folder on this machine; None for hub ids, packages and single files."""
+    folder = local_model(name)
+    if folder is None or not folder.is_dir():
+        return None
+    config = _json(folder / "config.json")
+    text = config.get("text_config", config)
+    kind = str(text.get("model_type", config.get("model_type", "")))
+    limit = _first(text, *_POSITIONS)
+    both = text.get("use_bidirectional_attention") in (True, "all") or text.get("is_causal") is False
+    both = both or (kind in _ENCODERS and not text.get("is_decoder", False))
+    return ModelFacts(
+        kind=kind,
+        width=_first(text, "hidden_size", "n_embd", "d_model"),
+        vocabulary=_first(text, "vocab_size"),
+        positions=limit if kind in _LIMITED else None,
+        made_for=limit,
+        both_ways=both,
+        bos=_bos(folder),
+        chat=(folder / "chat_template.jinja").exists() or "chat_template" in _json(folder / "tokenizer_config.json"),
+    )
+
+
+def tokens_outside(name: str, facts: ModelFacts) -> tuple[str, ...]:
+    """Return the tokens that were added to a folder's tokenizer and that the model's embedding has no row for."""
+    folder = local_model(name)
+    if folder is None or facts.vocabulary is None:
+        return ()
+    added = _added(folder / "tokenizer.json")
+    return tuple(token for token, number in added.items() if number >= facts.vocabulary)
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Say what a folder is that holds no whole model with its tokenizer.
+
+    Raises:
+        InputError: If it holds none.
+    """
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            base = _json(folder / "adapter_config.json").get("base_model_name_or_path", "its base model")
+            raise InputError(
+                f"model {name}: it is a LoRA adapter of {base} (adapter_config.json), not a whole model; merge it with "
+                "peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
+            )
+        raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+    if not any((folder / file).exists() for file in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
+        raise InputError(
+            f"model {name}: there is no tokenizer in it (no {_TOKENIZERS[0]}); save it there with "
+            "`tokenizer.save_pretrained(folder)`"
+        )
+
+
+def not_causal(name: str) -> InputError:
+    """A model whose tokens see those after them."""
+    return InputError(
+        f"model {name} attends in both directions, so what a token does depends on the padding and text after it; choose "
+        "a causal language model"
+    )
+
+
+def too_long(name: str, positions: int, tokens: int) -> InputError:
+    """Contexts of more tokens than a model has positions."""
+    return InputError(
+        f"model {name} has {positions} positions, and each context takes {tokens} tokens with what stands before the text; "
+        f"set source.with.corpus.context to {positions - 1} or less"
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _added(file: Path) -> dict[str, int]:
+    """Return the numbers of tokens added to a fast tokenizer, without parsing its whole vocabulary."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found, _ = json.JSONDecoder().raw_decode(text[text.index("[", text.index('"added_tokens"')) :])
+        return {token["content"]: token["id"] for token in found}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _first(config: dict[str, Any], *names: str) -> int | None:
+    values = (config.get(name) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def _bos(folder: Path) -> str | None:
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        known = _json(folder / file)
+        if "bos_token" in known:
+            token = known["bos_token"]
+            return str(token["content"] if isinstance(token, dict) else token or "")
+    # Without a class that may have one of its own, what is not named is not there.
+    kind = str(_json(folder / "tokenizer_config.json").get("tokenizer_class", ""))
+    return (
+        "" if kind in ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast") else None
+    )

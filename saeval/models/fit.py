@@ -1,0 +1,133 @@
+"""Whether a coder, a model and the way they are used fit together, as far as files tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from saeval._util import InputError
+from saeval.activations import CONTEXT
+from saeval.models.facts import ModelFacts, model_facts, not_causal, tokens_outside, too_long
+from saeval.models.made_for import MadeFor, apart, other_model, other_tuning
+
+_SHORTEST = 8
+
+
+class Fit(NamedTuple):
+    """A coder as its makers describe it, and what it is used on.
+
+    Attributes:
+        made_for: What the coder was made for.
+        model: The model: hub id, folder, file or package.
+        place: Where it is read, by the spec's name; None where the coder's files name the place.
+        context: Text tokens per context.
+        bos: Whether BOS, or which other token, stands before them.
+    """
+
+    made_for: MadeFor
+    model: str
+    place: str | None
+    context: int
+    bos: bool | str
+
+    @classmethod
+    def of(cls, made_for: MadeFor, model: str, place: str | None, context: int | None, bos: bool | str | None) -> Fit:
+        """Fill in what a spec leaves out: BOS and the length of contexts as the coder was trained, within the model's limits.
+
+        Args:
+            made_for: What the coder was made for.
+            model: The model.
+            place: Where it is read.
+            context: Text tokens per context, where the spec says.
+            bos: What stands before them, where the spec says.
+        """
+        bos = bos if bos is not None else made_for.prepend_bos is not False
+        if context is None:
+            lead, facts = int(bool(bos)), model_facts(model)
+            context = made_for.context_size - lead if made_for.context_size is not None else CONTEXT
+            if facts is not None and facts.positions is not None:
+                context = min(context, facts.positions - lead)
+        return cls(made_for, model, place, max(context, _SHORTEST), bos)
+
+    def check_model(self, texts: Sequence[str] = (), *, chat: bool = False) -> None:
+        """Refuse a model that cannot read the text from left to right.
+
+        Args:
+            texts: First texts of the corpus, which are searched for tokens that the embedding lacks.
+            chat: Whether the corpus holds conversations, which take a chat template.
+
+        Raises:
+            InputError: If it cannot.
+        """
+        facts = self._facts
+        if facts is None:
+            return
+        if facts.both_ways:
+            raise not_causal(self.model)
+        tokens = self.context + self._leads(facts)
+        if facts.positions is not None and tokens > facts.positions:
+            raise too_long(self.model, facts.positions, tokens)
+        if chat and not facts.chat:
+            raise InputError(
+                f"the corpus holds conversations, and the tokenizer of model {self.model} has no chat template; take the "
+                "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
+            )
+        for token in tokens_outside(self.model, facts):
+            if any(token in text for text in texts):
+                raise InputError(
+                    f"model {self.model}: the corpus holds {token!r}, a token that was added to the tokenizer and that the "
+                    f"embedding of {facts.vocabulary} rows lacks; take the tokenizer that the model was trained with"
+                )
+
+    def conflicts(self) -> list[str]:
+        """Say in which ways the coder was surely made for something else."""
+        made, found = self.made_for, list[str]()
+        if self.place is not None:
+            own = made.place or (f"blocks.{made.layer}.hook_resid_post" if made.layer is not None else None)
+            if own is not None and apart(own, self.place):
+                found.append(f"the coder's files say that it reads {own}, and the spec reads {self.place}")
+        kind = self._facts.kind if self._facts is not None else None
+        if made.model is not None and other_model(made.model, self.model, kind):
+            used = f"{self.model} (a {kind})" if kind else self.model
+            found.append(f"the coder's files say that it was made for the model {made.model}, and the spec uses {used}")
+        return found
+
+    def cautions(self) -> list[str]:
+        """Say what a reader of results must know, though it is no contradiction."""
+        made, facts, found = self.made_for, self._facts, list[str]()
+        if made.model is not None and other_tuning(made.model, self.model):
+            found.append(f"The coder was trained on {made.model}, and is used on {self.model}.")
+        if made.context_size is not None and self.context > made.context_size:
+            found.append(
+                f"Contexts have {self.context} tokens, more than the {made.context_size} that the coder was trained on "
+                "(`corpus.context`)."
+            )
+        tokens = self.context + (self._leads(facts) if facts is not None else 0)
+        if facts is not None and facts.made_for is not None and facts.positions is None and tokens > facts.made_for:
+            found.append(
+                f"Contexts take {tokens} tokens, more than the {facts.made_for} positions that the model was made for "
+                "(`corpus.context`)."
+            )
+        if made.prepend_bos is True and self.bos is False:
+            found.append("The coder was trained on contexts that begin with BOS, and here they do not (`corpus.bos`).")
+        if made.prepend_bos is False and self.bos is not False:
+            found.append("The coder was trained on contexts without BOS, and here they begin with it (`corpus.bos`).")
+        if made.prepend_bos is True and self.bos is True and facts is not None and facts.bos == "":
+            found.append(no_bos())
+        return found
+
+    @property
+    def _facts(self) -> ModelFacts | None:
+        return model_facts(self.model)
+
+    def _leads(self, facts: ModelFacts) -> int:
+        """Return how many tokens surely stand before the text."""
+        return int(bool(self.bos) and (isinstance(self.bos, str) or bool(facts.bos)))
+
+
+def no_bos() -> str:
+    """The caution where a coder was trained with a token in front that the tokenizer does not have as BOS."""
+    return (
+        "The coder was trained on contexts that begin with BOS, and the tokenizer has none; name the token that stood there, "
+        "such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."
+    )

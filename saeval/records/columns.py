@@ -1,0 +1,74 @@
+"""How a value stands on leaderboards: its head, unit, format, direction, and the tables that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Place = Literal["board", "report", "scores", "details", "tables"]
+"""Kinds of table. `board`: a line per cell, for narrow places (terminal, LaTeX, joined boards as text); `report`: the same
+with room (report.md and pages); `scores`: a line per cell, scorer and explanation, narrow (terminal); `details`: the same
+with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON."""
+EVERYWHERE: frozenset[Place] = frozenset(get_args(Place))
+NOT_ON_NARROW_BOARDS: frozenset[Place] = EVERYWHERE - {"board"}
+PER_SCORE: frozenset[Place] = frozenset({"scores", "details", "tables"})
+WITH_ROOM: frozenset[Place] = frozenset({"details", "tables"})
+TABLES: frozenset[Place] = frozenset({"tables"})
+
+Better = Literal["higher", "lower"]
+Kind = Literal["string", "bool", "int64", "double", "interval"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a value stands on leaderboards; annotates the field that holds it.
+
+    Attributes:
+        title: Head of its column; the name when empty.
+        format: How its numbers are written: a format specification, or `measure` for four digits.
+        precise: The same where there is room; `format` when empty.
+        unit: Unit of its values.
+        better: Direction; None where neither is better.
+        where: The kinds of table that show it.
+        kind: Arrow type of its values; `interval` for a pair, which flat tables hold in two columns.
+        missing: What stands where there is no value.
+    """
+
+    title: str = ""
+    format: str = ""
+    precise: str = ""
+    unit: str = ""
+    better: Better | None = None
+    where: frozenset[Place] = EVERYWHERE
+    kind: Kind = "double"
+    missing: str = "–"
+
+    def form(self, place: Place) -> str:
+        """Return how its numbers are written in a kind of table."""
+        return self.precise if place in ("report", "details") and self.precise else self.format
+
+    def flat(self, name: str, value: Any) -> dict[str, Any]:
+        """Return a value as columns of a flat table, by name: one per key where the name ends in a dot."""
+        if self.kind == "interval":
+            return dict(zip(_ends(name), value or (None, None), strict=True))
+        if name.endswith("."):
+            return {f"{name}{key}": v for key, v in value.items()}
+        return {name: value}
+
+    def types(self, name: str, keys: Iterable[str]) -> dict[str, str]:
+        """Return the columns of a flat table, with their Arrow types; where the name ends in a dot, those among the keys."""
+        if self.kind == "interval":
+            return dict.fromkeys(_ends(name), "double")
+        if name.endswith("."):
+            return {key: self.kind for key in keys if key.startswith(name)}
+        return {name: self.kind}
+
+
+def _ends(name: str) -> tuple[str, str]:
+    stem = name.removesuffix("95")
+    return f"{stem}_low", f"{stem}_high"
+
+
+NAME = Shown(kind="string", where=TABLES)
+"""How names stand in tables; boards show them in heads and in columns of their own."""

@@ -1,0 +1,145 @@
+"""Lays out leaderboards: which columns a table has, and what stands in them, the same for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saeval._compare import Leaderboard
+from saeval._util import text
+from saeval.records import Better, CellResult, Place, RunResult, ScoreRow
+from saeval.results import Column, Estimate, Line, cell_columns, score_columns
+
+RunOf = Callable[[CellResult], RunResult]
+"""The run of a cell."""
+EstimateText = Callable[[Estimate], str]
+"""How a format writes a score and its interval."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of a table, written out.
+
+    Attributes:
+        head: Its head; several lines where a format breaks them.
+        texts: What stands in it, a line each.
+        column: What it shows; None for names of cells.
+        values: What it was written from; empty for names of cells.
+        best: Places of the contestants with the best value.
+    """
+
+    head: str
+    texts: list[str]
+    column: Column | None = None
+    values: Sequence[Any] = ()
+    best: frozenset[int] = frozenset()
+
+
+def score_head(scorer: str, metric: str, rows: Iterable[ScoreRow | None]) -> str:
+    """Return the head of a scorer's column: `detection: balanced_accuracy ↑`."""
+    return f"{scorer}: {metric} {arrow(rows)}"
+
+
+def arrow(rows: Iterable[ScoreRow | None]) -> str:
+    """Return `↑` where more is better, `↓` elsewhere."""
+    return "↑" if all(row.higher_is_better for row in rows if row) else "↓"
+
+
+def plain_estimate(found: Estimate) -> str:
+    """Write a score as `0.612 [0.574, 0.651]`; `–` for none."""
+    if found.value is None:
+        return text.MISSING
+    return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]"
+
+
+def short_estimate(found: Estimate) -> str:
+    """Write a score as `.612 [.57 .65]`; for a missing one, why there is none."""
+    if found.value is None:
+        return f"{text.MISSING} ({found.why})"
+    return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]"
+
+
+def roomy_estimate(found: Estimate, *more: str) -> str:
+    """Write a score as `0.612 (0.574 to 0.651)`, with more in the brackets; for a missing one, why there is none."""
+    if found.value is None:
+        return f"{text.MISSING} ({found.why})"
+    between = "unknown" if found.ci95 is None else text.interval(found.ci95)
+    return f"{text.number(found.value)} ({'; '.join([between, *more])})"
+
+
+def rank_field(board: Leaderboard) -> Field:
+    """Return the ranks."""
+    return Field("rank", [x.rank_text for x in board.standings])
+
+
+def cell_fields(board: Leaderboard, run_of: RunOf, place: Place) -> list[Field]:
+    """Return what a table with a line per cell shows of cells."""
+    cells = [x.cell for x in board.standings]
+    runs = [run_of(cell).model_copy(update={"cells": [cell]}) for cell in cells]
+    found = []
+    for column in cell_columns(runs, place):
+        values = [column.value(Line(run, cell)) for run, cell in zip(runs, cells, strict=True)]
+        found.append(_field(board, column, column.head, values, place))
+    return found
+
+
+def score_fields(
+    board: Leaderboard,
+    run_of: RunOf,
+    write: EstimateText,
+    head: Callable[[str, str, Sequence[ScoreRow | None]], str] = score_head,
+) -> list[Field]:
+    """Return what a narrow table with a line per cell shows of scores, scorer by scorer."""
+    found = []
+    cells = [x.cell for x in board.standings]
+    for scorer, metric in board.shown:
+        rows = [board.row(cell, scorer, metric=metric) for cell in cells]
+        better: Better = "higher" if all(row.higher_is_better for row in rows if row) else "lower"
+        for column in score_columns("board"):
+            values = [
+                column.value(Line(run_of(c), c, row)) if row else None for c, row in zip(cells, rows, strict=True)
+            ]
+            if column.name == "score":
+                texts = [text.MISSING if value is None else write(value) for value in values]
+                best = _best(board, [value and value.value for value in values], better)
+                found.append(Field(head(scorer, metric, rows), texts, column, values, best))
+            elif any(value is not None for value in values):
+                found.append(_field(board, column, f"{scorer}: {column.head}", values, "board"))
+    return found
+
+
+def notes(run: RunResult, cell: CellResult, row: ScoreRow) -> list[str]:
+    """Return what stands beside a score where there is room: `n 48/50`, `lift +0.211`."""
+    line = Line(run, cell, row)
+    columns = [column for column in score_columns("report") if column.name != "score"]
+    values = [(column, column.value(line)) for column in columns]
+    return [f"{column.head} {text.shown(v, column.shown.form('report'))}" for column, v in values if v is not None]
+
+
+def detail_fields(lines: Sequence[Line], place: Place, write: EstimateText = plain_estimate) -> list[Field]:
+    """Return what a table with a line per score shows of scores."""
+    found = []
+    for column in score_columns(place):
+        values = [column.value(line) for line in lines]
+        texts = [
+            write(v) if isinstance(v, Estimate) else text.shown(v, column.shown.form(place), column.shown.missing)
+            for v in values
+        ]
+        found.append(Field(column.head, texts, column, values))
+    return found
+
+
+def _field(board: Leaderboard, column: Column, head: str, values: Sequence[Any], place: Place) -> Field:
+    texts = [text.shown(value, column.shown.form(place), column.shown.missing) for value in values]
+    best = _best(board, values, column.shown.better) if column.shown.better else frozenset()
+    return Field(head, texts, column, values, best)
+
+
+def _best(board: Leaderboard, values: Sequence[float | None], better: Better) -> frozenset[int]:
+    """Return where the best value of the contestants stands; nowhere for fewer than two of them."""
+    rivals = {i: v for i, v in enumerate(values) if v is not None and board.standings[i].cell.baseline is None}
+    if len(rivals) < 2:
+        return frozenset()
+    best = (max if better == "higher" else min)(rivals.values())
+    return frozenset(i for i, v in rivals.items() if v == best)

@@ -1,0 +1,178 @@
+"""Writes joined boards as text, Markdown, LaTeX, CSV, JSON and Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from saeval._compare import Joined, Leaderboard, Matched, Standing, at_l0
+from saeval._util import (
+    MISSING,
+    InputError,
+    aligned,
+    escape_markdown,
+    interval,
+    latex_table,
+    markdown_table,
+    number,
+    safe_text,
+)
+from saeval.records import CellResult
+from saeval.report.boards import (
+    Field,
+    arrow,
+    cell_fields,
+    detail_fields,
+    plain_estimate,
+    rank_field,
+    score_fields,
+)
+from saeval.results import Line, csv_text, json_row, table_bytes, tidy
+
+FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
+"""What a joined board can be written as; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
+
+
+def written(joined: Joined, format_: str, *, group_by: str | None = None, match_l0: float | None = None,
+            family: str = "architecture") -> str | bytes:  # fmt: skip
+    """Return the board in a format.
+
+    Args:
+        joined: The cells.
+        format_: One of `FORMATS`.
+        group_by: Facet with a board for each of its values.
+        match_l0: L0 at which to compare families of coders, instead of cells.
+        family: Facet whose values are families.
+
+    Raises:
+        InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold this.
+    """
+    if format_ in ("csv", "parquet"):
+        if match_l0 is not None or group_by is not None:
+            raise InputError(
+                f"{format_} is tidy and holds every cell; leave --group-by and --match-l0 to other formats"
+            )
+        return _tidy(joined, format_)
+    if match_l0 is not None:
+        if group_by is not None:
+            raise InputError("--group-by and --match-l0 do not go together; choose with --filter")
+        found = at_l0(joined.families(family), match_l0, joined.rank_by)
+        return _matched(joined, found, match_l0, family, format_)
+    boards = joined.groups(group_by)
+    if format_ == "json":
+        return _json(joined, {"group_by": group_by, "boards": [_board(joined, v, b) for v, b in boards.items()]})
+    parts = [_title(joined, format_)]
+    for value, board in boards.items():
+        if group_by:
+            parts.append(_heading(f"{group_by}: {value}", format_))
+        parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_))
+        if board.smallest_difference is not None:
+            parts.append(_line(
+                f"Smallest difference in {joined.rank_by} that two contestants' intervals could show (80 % power): "
+                f"{number(board.smallest_difference)}.", format_))  # fmt: skip
+    parts += [_line(note, format_) for note in joined.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(joined: Joined, format_: str) -> str:
+    tasks = dict.fromkeys(f"{e.run.task} {e.run.task_version}" for e in joined.entries.values())
+    mark = f" — MIXED: {'; '.join(joined.differs)}" if joined.differs else ""
+    return _heading(f"{', '.join(tasks)}, ranked by {joined.rank_by}{mark}", format_)
+
+
+def _heading(text: str, format_: str) -> str:
+    return f"## {escape_markdown(text)}" if format_ == "markdown" else _line(text, format_)
+
+
+def _line(text: str, format_: str) -> str:
+    if format_ == "latex":
+        return f"% {safe_text(text)}"
+    return escape_markdown(text) if format_ == "markdown" else safe_text(text)
+
+
+def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
+    """Return the facets that tell cells apart."""
+    facets = [joined.entries[cell.cell].facets for cell in cells]
+    return [Field(name, [found.get(name) or MISSING for found in facets]) for name in joined.telling()]
+
+
+def _wide(joined: Joined, board: Leaderboard, format_: str) -> str:
+    """Return a line per cell, a column per scorer; in LaTeX with numbers aligned and the best in bold."""
+    cells = [x.cell for x in board.standings]
+    fields = [
+        rank_field(board), *_names(joined, cells), *cell_fields(board, joined.run_of, "board"),
+        *score_fields(board, joined.run_of, plain_estimate),
+    ]  # fmt: skip
+    head, rows = _table(fields)
+    if format_ == "text":
+        return aligned(head, rows)
+    numbers = [field.column is not None for field in fields]
+    return latex_table(head, rows, numbers, [(i, j) for j, field in enumerate(fields) for i in field.best])
+
+
+def _long(joined: Joined, board: Leaderboard) -> str:
+    """Return a line per cell and scorer, as tables of language-model harnesses have them."""
+    ranks = rank_field(board).texts
+    facts = [*_names(joined, [x.cell for x in board.standings]), *cell_fields(board, joined.run_of, "board")]
+    lines, places = [], []
+    for place, x in enumerate(board.standings):
+        for scorer, metric in board.shown:
+            if (row := board.row(x.cell, scorer, metric=metric)) is not None:
+                lines.append(Line(joined.run_of(x.cell), x.cell, row))
+                places.append(place)
+    rows = [line.score for line in lines]
+    fields = [
+        Field("rank", [ranks[place] for place in places]),
+        *(Field(fact.head, [fact.texts[place] for place in places]) for fact in facts),
+        Field("scorer", [row.scorer for row in rows]), Field("metric", [row.metric for row in rows]),
+        Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details"),
+    ]  # fmt: skip
+    return markdown_table(*_table(fields))
+
+
+def _table(fields: Sequence[Field]) -> tuple[list[str], list[tuple[str, ...]]]:
+    return [field.head for field in fields], [*zip(*(field.texts for field in fields), strict=True)]
+
+
+def _json(joined: Joined, content: dict[str, Any]) -> str:
+    shared = {"rank_by": joined.rank_by, "mixed": list(joined.differs), "notes": list(joined.notes)}
+    return json.dumps({**shared, **content}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
+    def row(x: Standing) -> dict[str, Any]:
+        scores = [r for scorer, metric in board.shown if (r := board.row(x.cell, scorer, metric=metric))]
+        return {
+            "cell": x.cell.cell, "rank": x.rank, "facets": joined.entries[x.cell.cell].facets, "measures": x.cell.measures,
+            "scores": [json_row(Line(joined.run_of(x.cell), x.cell, r)) for r in scores],
+        }  # fmt: skip
+
+    return {
+        "group": value or None,
+        "smallest_difference": board.smallest_difference,
+        "rows": [row(x) for x in board.standings],
+    }
+
+
+def _tidy(joined: Joined, format_: str) -> str | bytes:
+    runs = [entry.run for entry in joined.entries.values()]
+    if format_ == "csv":
+        return csv_text(*runs)
+    columns, rows = tidy(*runs)
+    return table_bytes(rows, columns)
+
+
+def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, format_: str) -> str:
+    if format_ == "json":
+        return _json(joined, {"match_l0": l0, "family": family, "rows": [vars(m) for m in found]})
+    head = ["rank", family, f"{joined.rank_by} at L0 {l0:g}", "95 % CI", "between"]
+    rows = [
+        [m.rank_text, m.family, number(m.value), interval(m.ci95, between=", "), " and ".join(m.between)] for m in found
+    ]
+    table = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_](head, rows)
+    note = (
+        "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
+        "cells' means, and say nothing of how straight the line is."
+    )
+    return "\n\n".join([_title(joined, format_), table, *(_line(n, format_) for n in (note, *joined.notes))]) + "\n"

@@ -1,0 +1,197 @@
+"""The columns of leaderboards: terminal, Markdown, LaTeX, CSV, Parquet, JSON and pages all show this list.
+
+A field of `ScoreRow` that is annotated with `Shown` is a column. What is made from several fields, or says something of a
+cell, is declared here. Plugins contribute columns, too: a coder or source by the measures that it declares
+(`Coder.measures`), a scorer by a metric that is `on_board`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, NamedTuple, get_origin
+
+from saeval._util import descriptions
+from saeval.records import (
+    EVERYWHERE,
+    NAME,
+    NOT_ON_NARROW_BOARDS,
+    TABLES,
+    CellResult,
+    Measure,
+    Place,
+    RunResult,
+    ScoreRow,
+    Shown,
+)
+
+
+class Line(NamedTuple):
+    """What a column reads its value from.
+
+    Attributes:
+        run: The run.
+        cell: The cell.
+        row: The score; None for columns of cells.
+    """
+
+    run: RunResult
+    cell: CellResult
+    row: ScoreRow | None = None
+
+    @property
+    def score(self) -> ScoreRow:
+        """The score, in columns of scores."""
+        assert self.row is not None
+        return self.row
+
+
+class Estimate(NamedTuple):
+    """A score with its interval, or why there is none.
+
+    Attributes:
+        value: The score.
+        ci95: Its interval.
+        why: Why there is no score, in a word or two.
+    """
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a leaderboard.
+
+    Attributes:
+        name: Its name in tables. One that ends in a dot stands for one column per key of its values, which are mappings.
+        value: Reads its value from a line; None where there is none.
+        shown: How it stands on boards.
+        meaning: What it says, in a sentence; the docstring of the field of that name when empty.
+    """
+
+    name: str
+    value: Callable[[Line], Any]
+    shown: Shown
+    meaning: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name in JSON."""
+        return self.name.removesuffix(".").removeprefix("measure.")
+
+    @property
+    def head(self) -> str:
+        """Its head on boards."""
+        return self.shown.title or self.key
+
+    @cached_property
+    def about(self) -> str:
+        """What it says, in a sentence."""
+        return self.meaning or descriptions(ScoreRow).get(self.key, "")
+
+
+def estimate(row: ScoreRow) -> Estimate:
+    """Return a row's score, or why there is none."""
+    why = f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "none tried"
+    return Estimate(row.value, row.ci95, why)
+
+
+MEASURES = (
+    Measure(name="l0", title="L0", about="Latents that fire on a token, on average.", unit="latents", format=".1f"),
+    Measure(name="density", about="Share of tokens on which a latent fires, on average.", on_board=False),
+    Measure(name="frac_alive", title="alive", about="Share of latents that fire at all.", format=".2f"),
+    Measure(name="d_sae", about="Width of the dictionary.", unit="latents", on_board=False),
+    Measure(name="tokens", about="Tokens of the corpus.", unit="tokens", on_board=False),
+    Measure(name="fvu", about="Share of the activations' variance that reconstructions leave unexplained.", better="lower", on_board=False),
+    Measure(name="ce_recovered", about="Share of the model's loss that reconstructions recover.", better="higher", on_board=False),
+)  # fmt: skip
+"""Facts about coders that saeval measures; `Coder.measures` adds to them."""
+
+CELL_COLUMNS = (
+    Column("run_id", attrgetter("run.run_id"), NAME),
+    Column("task", attrgetter("run.task"), NAME),
+    Column("task_version", attrgetter("run.task_version"), NAME),
+    Column("spec_sha", attrgetter("run.spec_sha"), NAME),
+    Column("synthetic", attrgetter("run.synthetic"), Shown(kind="bool", where=TABLES)),
+    Column("partial", attrgetter("run.partial"), Shown(kind="bool", where=TABLES)),
+    Column("cell", attrgetter("cell.cell"), NAME),
+    Column("baseline", attrgetter("cell.baseline"), NAME),
+    Column("subject", attrgetter("cell.subject"), NAME),
+    Column("corpus", lambda line: line.cell.corpus or None, NAME),
+    Column("axis.", attrgetter("cell.axes"), NAME),
+    Column("measure.", attrgetter("cell.measures"), Shown(where=TABLES)),
+    Column("count.", attrgetter("cell.counts"), Shown(kind="int64", where=TABLES)),
+)
+"""Columns that say something of a cell, beside its measures."""
+
+
+SCORE = Column(
+    "score", lambda line: estimate(line.score), Shown(where=frozenset({"board", "report", "scores"})),
+    "Mean over latents and its 95 % interval.",
+)  # fmt: skip
+SCORED = Column(
+    "scored", lambda line: f"{line.score.n}/{line.score.tried}",
+    Shown("n", unit="latents", where=frozenset({"report", "scores", "details"})), "Latents scored, of those tried.",
+)  # fmt: skip
+
+
+def _score_columns() -> Iterator[Column]:
+    yield SCORE
+    for name, field in ScoreRow.model_fields.items():
+        if name == "n":
+            yield SCORED
+        for shown in (note for note in field.metadata if isinstance(note, Shown)):
+            dot = "." if get_origin(field.annotation) is dict else ""
+            yield Column(name + dot, attrgetter(f"score.{name}"), shown)
+
+
+SCORE_COLUMNS = tuple(_score_columns())
+"""Columns that say something of a score: `ScoreRow`'s own in their order, and what is made of several."""
+
+
+def cell_columns(runs: Sequence[RunResult], place: Place) -> list[Column]:
+    """Return the columns of cells that a kind of table shows: declared ones, then measures that some cell has."""
+    fixed = [column for column in CELL_COLUMNS if place in column.shown.where]
+    if place == "tables":  # which has measures among the declared ones
+        return fixed
+    return [*fixed, *(column for column in measure_columns(runs) if place in column.shown.where)]
+
+
+def measure_columns(runs: Sequence[RunResult]) -> Iterator[Column]:
+    """Yield a column for each measure that some cell has: declared ones in their order, then others."""
+    declared = {m.name: m for m in (*MEASURES, *(m for run in runs for m in run.measures))}
+    have = dict.fromkeys(name for run in runs for cell in run.cells for name in cell.measures)
+    for name in (*(name for name in declared if name in have), *(name for name in have if name not in declared)):
+        m = declared.get(name) or Measure(name=name, on_board=False)
+        where = EVERYWHERE if m.on_board else NOT_ON_NARROW_BOARDS
+        shown = Shown(m.title, m.format, "measure", m.unit, m.better, where)
+        yield Column(f"measure.{name}", _measure(name), shown, m.about)
+
+
+def _measure(name: str) -> Callable[[Line], float | None]:
+    return lambda line: line.cell.measures.get(name)
+
+
+def score_columns(place: Place) -> list[Column]:
+    """Return the columns of scores that a kind of table shows."""
+    return [column for column in SCORE_COLUMNS if place in column.shown.where]
+
+
+def flat_tables(lines: Iterable[Line], runs: Sequence[RunResult]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return the columns of a flat table with their Arrow types, and a row per score."""
+    declared = [*cell_columns(runs, "tables"), *score_columns("tables")]
+    rows = [{k: v for c in declared for k, v in c.shown.flat(c.name, c.value(line)).items()} for line in lines]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: kind for c in declared for key, kind in c.shown.types(c.name, keys).items()}, rows
+
+
+def json_row(line: Line) -> dict[str, Any]:
+    """Return what tables hold of a score, as JSON-able data."""
+    found = {column.key: column.value(line) for column in score_columns("tables")}
+    return {
+        key: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for key, v in found.items()
+    }

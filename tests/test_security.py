@@ -197,6 +197,7 @@ def test_symbolic_link_in_a_run_directory_is_refused(tmp_path, name):
     victim.write_text("mine")
     folder = tmp_path / "run"
     (folder / name).parent.mkdir(parents=True)
+    (folder / ".saeval").touch()
     (folder / name).symlink_to(victim)
     with truthful_server() as server:
         with pytest.raises(InputError, match="is a symbolic link"):

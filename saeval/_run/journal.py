@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from saeval._util import InputError, LineFile, parse_json, without_secrets, write_atomic
+from saeval._util import InputError, LineFile, claim, parse_json, without_secrets, write_atomic
 
 
 class RunDir:
@@ -24,16 +24,14 @@ class RunDir:
         path: The directory; made when it is not there.
 
     Raises:
-        InputError: If it cannot be written to, holds symbolic links, or another process is running in it.
+        InputError: If it cannot be written to, holds links or files that are not saeval's, or another process is running in it.
     """
 
     def __init__(self, path: Path):
         from filelock import FileLock, Timeout
 
         self.path = path
-        for inside in path.rglob("*"):
-            if inside.is_symlink():  # in a directory from somebody else, it could make us write anywhere
-                raise InputError(f"{inside}: is a symbolic link, which does not belong in a run directory; remove it")
+        claim(path)
         try:
             for folder in (path, path / "cells", path / "report", path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)

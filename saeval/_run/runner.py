@@ -425,12 +425,24 @@ class _Run:
         from saeval._util import write_atomic
         from saeval.task import plain
 
-        text = yaml.safe_dump(plain(self.task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
-        write_atomic(self.folder.path / "spec.yaml", text)
+        spec = plain(self.task.resolved, absolute=True)
+        if not _holds(self.folder.path / "spec.yaml", spec):  # one that says the same may have comments in it
+            text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
+            write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json("run.json", {
             "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
             "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
         })  # fmt: skip
+
+
+def _holds(file: Path, spec: Any) -> bool:
+    """Tell whether a YAML file holds just this spec."""
+    import yaml
+
+    try:
+        return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == spec)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
 
 
 def _mind_memory() -> None:

@@ -35,6 +35,15 @@ from saeval._util.files import (
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach
+from saeval._util.owned_dirs import (
+    claim as claim,
+    claim_inside as claim_inside,
+    is_empty as is_empty,
+    is_ours as is_ours,
+    mark as mark,
+    refuse_pipe as refuse_pipe,
+    refuse_strange as refuse_strange,
+)
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
 from saeval._util.permissions import allow as allow, granted as granted
 from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display

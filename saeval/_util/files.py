@@ -13,6 +13,7 @@ from typing import Any
 
 from saeval._util.encodable import clean, has_halves
 from saeval._util.errors import InputError
+from saeval._util.owned_dirs import refuse_pipe
 
 
 @contextmanager
@@ -60,6 +61,7 @@ def read_json(file: Path) -> Any:
     Raises:
         InputError: If it is not there, not whole, or not JSON.
     """
+    refuse_pipe(file)
     try:
         return parse_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -82,6 +84,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
     import zlib
 
     where = str(file)
+    refuse_pipe(file)
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
@@ -149,6 +152,7 @@ class LineFile:
     def _open(self) -> int:
         if self._handle is None:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            refuse_pipe(self.path)
             self._handle = os.open(self.path, flags, 0o666)
             if size := os.fstat(self._handle).st_size:
                 os.lseek(self._handle, size - 1, os.SEEK_SET)

@@ -22,6 +22,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already, and would be overwritten; choose another place")
+    out = out.absolute()
     folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(folder, ignore_errors=True)

@@ -80,14 +80,14 @@ def _list_tasks(registry: Registry) -> list[dict[str, Any]]:
 
 
 def _list_runs(folder: Path) -> list[dict[str, str]]:
-    import json
+    from saeval._util import InputError, read_json
 
     rows = []
     for file in sorted(folder.glob("*/run.json")):
         try:
-            head = json.loads(file.read_text(encoding="utf-8"))
+            head = read_json(file)
             rows.append({"name": file.parent.name, "status": str(head["status"]), "task": str(head["task"])})
-        except (ValueError, KeyError, OSError):
+        except (InputError, KeyError, TypeError):
             rows.append({"name": file.parent.name, "status": "unreadable", "task": ""})
     return rows
 
@@ -148,13 +148,14 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
     """Give editors the JSON Schema of task specs, with the options of all installed plugins."""
     import json
 
+    from saeval._util import write_atomic
     from saeval.task import task_schema
 
     text = json.dumps(task_schema(open_registry(without)), indent=1, ensure_ascii=False)
     if out is None:
         click.echo(text)
         return
-    out.write_text(text + "\n", encoding="utf-8")
+    write_atomic(out, text + "\n")
     say(f"written   {out}; begin a spec with `# yaml-language-server: $schema={out}`")
 
 

@@ -86,5 +86,5 @@ def _module(format_: str) -> Any:
 
     if format_ not in FORMATS:
         raise InputError(f"no format {format_!r}{did_you_mean(format_, FORMATS)}; there are {', '.join(FORMATS)}")
-    name = {"jsonl": "tidy", "parquet": "tidy"}.get(format_, format_.replace("-", "_"))
+    name = {"jsonl": "saeval_tables", "parquet": "saeval_tables"}.get(format_, format_.replace("-", "_"))
     return import_module(f"saeval.exchange.{name}")

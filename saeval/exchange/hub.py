@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from saeval._util import InputError, believable, new_folder, read_json, write_atomic
+from saeval._util import InputError, believable, mark, new_folder, read_json, refuse_strange, write_atomic
 from saeval.results import open_run
 
 FORMAT = "saeval.bundle/1"
@@ -107,6 +107,8 @@ def pull(src: str, out: Path) -> str:
             target = folder / inside
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(data, target)
+        if kind == "run":
+            mark(folder)
     return kind
 
 
@@ -165,6 +167,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
     """Put a run together, and return its card."""
     from saeval.exchange.saeval_tables import TABLES, write
 
+    refuse_strange(path)  # what a link leads to is not part of the run, and may be private
     result, cells = open_run(path)
     names = ["results.json", *(f"report/{name}" for name in _REPORTS)]
     names += [f"cells/{cell.name}/{name}" for cell in cells for name in _CELL_FILES]

@@ -23,6 +23,7 @@ from saeval._util import (
     StoreError,
     clean_text,
     parse_json,
+    refuse_pipe,
     write_atomic,
 )
 from saeval.records import Ledger, Usage
@@ -201,6 +202,7 @@ class CallLog:
             return
         entry = TypeAdapter(LoggedCall)
         damaged = 0
+        refuse_pipe(self.path)
         try:
             with self.path.open("rb") as lines:
                 for line in lines:

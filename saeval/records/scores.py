@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
-from saeval._util import CleanJson, CleanText, Documented, InputError
+from saeval._util import CleanJson, CleanText, Documented, InputError, refuse_pipe
 from saeval.records import metrics
 from saeval.records.columns import NAME, NOT_ON_NARROW_BOARDS, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
 
@@ -433,6 +433,7 @@ def read_result(path: str | Path) -> RunResult:
     """
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
+    refuse_pipe(file)
     try:
         return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

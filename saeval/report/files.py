@@ -20,17 +20,14 @@ def write_reports(run: RunResult, folder: Path) -> list[Path]:
         The files, without the pages of latents that index.html links to.
 
     Raises:
-        InputError: If the folder cannot be written to, or a table of a cell cannot be read.
+        InputError: If the folder cannot be written to, is not saeval's, or a table of a cell cannot be read.
     """
-    from saeval._util import InputError, write_atomic
+    from saeval._util import claim_inside, write_atomic
     from saeval.report.html import write_html
     from saeval.report.markdown import markdown
     from saeval.results import write_csv, write_parquet
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    claim_inside(folder, "a report")
     report, leaderboard, table = (folder / name for name in ("report.md", "leaderboard.csv", "leaderboard.parquet"))
     write_atomic(report, markdown(run))
     write_csv(run, leaderboard)

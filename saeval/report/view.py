@@ -32,6 +32,8 @@ def page(run_dir: Path) -> Path:
         InputError: If there is none.
     """
     index = run_dir / "report" / "index.html"
+    if index.is_symlink() or index.parent.is_symlink():
+        raise InputError(f"{index}: is a symbolic link, which does not belong in a run directory; remove it")
     if not index.is_file():
         raise InputError(f"{run_dir}: there is no report/index.html in it; `saeval report {run_dir}` writes it")
     return index

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import InputError, escape_spreadsheet, replacing, safe_text, write_atomic
+from saeval._util import InputError, escape_spreadsheet, refuse_pipe, replacing, safe_text, write_atomic
 from saeval.records import RunResult
 from saeval.results.columns import Line, flat_tables
 
@@ -153,6 +153,7 @@ def read_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    refuse_pipe(file)
     try:
         with pq.ParquetFile(file) as parquet:
             wanted = range(parquet.num_row_groups) if groups is None else groups

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeval._util import InputError
+from saeval._util import InputError, read_json
 from saeval.llm import CallLog, LoggedCall
 
 
@@ -36,12 +35,11 @@ def speed(run_dir: Path) -> Speed:
         InputError: If it is no run, or is not done.
     """
     try:
-        head = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        head, results = read_json(run_dir / "run.json"), read_json(run_dir / "results.json")
         latents = sum(cell["counts"]["sampled"] for cell in results["cells"])
         began, whole = float(head["began"]), float(head["updated"]) - float(head["began"])
         collecting, done = float(head["seconds"].get("collect", 0.0)), head["status"] == "done"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run_dir}: cannot be read as a run ({type(error).__name__})") from None
     if not done:
         raise InputError(f"{run_dir}: this run is not done, so it does not tell how long one takes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 import time
@@ -31,12 +32,16 @@ from saeval._util import (
     Display,
     InputError,
     SaevalError,
-    Silent,
+    Spending,
     Stage,
+    Style,
     content_hash,
     derive_rng,
+    display as make_display,
+    fitting_display,
     internal_error,
     memory_left,
+    without_secrets,
 )
 from saeval.activations import ActivationStore
 from saeval.llm import Budget, CallLog
@@ -46,8 +51,11 @@ from saeval.records import MAIN, Explanation, Finding, LatentId, RunResult, Scor
 from saeval.results import Run, read
 from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
 
+_log = logging.getLogger("saeval.run")
 _LITTLE_MEMORY = 0.02  # of what there is
 _GATHERED = 2000  # latents in flight where models gather their requests
+
+_STATUSES: dict[type[Exception], str] = {BudgetExceeded: "stopped at the cost limit", GaveUp: "gave up"}
 
 T = TypeVar("T")
 Retry = Literal["failed"]
@@ -69,7 +77,7 @@ def run(
     limit: int | None = None,
     max_cost: float | None = None,
     retry: Retry | None = None,
-    display: Display | None = None,
+    display: Display | Style | None = None,
     registry: Registry | None = None,
 ) -> Run:
     """Run a task, or what is missing of it, and write its reports.
@@ -84,7 +92,8 @@ def run(
         limit: Latents a cell at most; marks the result partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
         retry: `failed` to do again what an earlier sitting of the run failed at; all else is kept.
-        display: Where progress is shown; nowhere when left out.
+        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a terminal
+            and in notebooks, and nothing elsewhere.
         registry: Where plugins are found.
 
     Returns:
@@ -107,7 +116,8 @@ def run(
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
+    shown = display if isinstance(display, Display) else make_display(display) if display else fitting_display()
+    run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=shown)
     return read(path)
 
 
@@ -129,7 +139,8 @@ def run_task(
     with RunDir(out) as folder, folder.log():
         try:
             return _Run(task, folder, display, limit, max_cost, retry).go()
-        except SaevalError:
+        except SaevalError as error:
+            _log.error("%s", error)
             raise
         except Exception as error:
             raise internal_error(error, folder.path / "logs" / "run.log") from error
@@ -152,11 +163,12 @@ class _Run:
         self.outcomes: dict[str, CellOutcome] = {}
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
+        display.spending = lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown)
 
     def go(self) -> RunResult:
         began = time.time()
         self._write_spec("running", began)
-        status = "failed"
+        status, reason = "failed", ""
         try:
             with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
                 self._collect_and_sample(workplace)
@@ -165,14 +177,11 @@ class _Run:
                 if self.task.findings:
                     self.findings = self._timed("findings", lambda: evaluate(self.task, self.outcomes))
             status = "done"
+        except Exception as error:
+            status, reason = _STATUSES.get(type(error), "failed"), str(error)
+            raise
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "interrupted"
-            raise
-        except BudgetExceeded:
-            status = "stopped at the cost limit"
-            raise
-        except GaveUp:
-            status = "gave up"
             raise
         finally:
             with _to_the_end():
@@ -182,7 +191,7 @@ class _Run:
                     self._write_reports(result)
                 if self.task.checks and not result.partial:
                     judge_checks.keep(self.task.roles[self.task.checks], result)
-                self._write_spec(status, began)
+                self._write_spec(status, began, reason)
             if complete or self.outcomes:
                 tell(self.task.trackers, result, self.folder.path, self.display)
         return result
@@ -368,6 +377,8 @@ class _Run:
                 made = await workplace.make(work(item))
                 done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
                 self.folder.keep(item_key, done)
+                if made.result.status == "failed":
+                    _log.warning("%s, latent %s: %s", name, item.latent, made.result.reason)
                 failures.note(made, partial(self.folder.finish, item_key, done))
             take(item, done["result"], Usage(**done["usage"]))
             stage.advance(failed=done["result"]["status"] == "failed")
@@ -417,7 +428,7 @@ class _Run:
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
         write_reports(result, self.folder.path / "report")
 
-    def _write_spec(self, status: str, began: float) -> None:
+    def _write_spec(self, status: str, began: float, reason: str = "") -> None:
         import platform
 
         import yaml
@@ -430,7 +441,7 @@ class _Run:
             text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
             write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json("run.json", {
-            "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
+            "status": status, "reason": without_secrets(reason), "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
             "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
         })  # fmt: skip
 

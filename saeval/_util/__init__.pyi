@@ -46,7 +46,15 @@ from saeval._util.owned_dirs import (
 )
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
 from saeval._util.permissions import allow as allow, granted as granted
-from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display
+from saeval._util.progress import (
+    Display as Display,
+    Silent as Silent,
+    Spending as Spending,
+    Stage as Stage,
+    Style as Style,
+    display as display,
+    fitting_display as fitting_display,
+)
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (
     believable as believable,

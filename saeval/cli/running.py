@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,10 @@ def run(
         path = (out / built.name if group else out) if out else runner.default_path(built)
         spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
         left = None if max_cost is None else max(0.0, max_cost - spent)
-        result = runner.run_task(
-            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display)
-        )
+        with _naming_log(path):
+            result = runner.run_task(
+                built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display)
+            )
         results[path] = result
         if not as_json:
             _show_run(result, path)
@@ -77,6 +79,20 @@ def run(
     if over:
         click.echo("\n".join(over), err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _naming_log(run_dir: Path) -> Iterator[None]:
+    """Say where the log is when a run fails and has written one."""
+    from saeval._util import SaevalError
+
+    log = run_dir / "logs" / "run.log"
+    try:
+        yield
+    except SaevalError:
+        if log.exists() and log.stat().st_size:
+            say(f"log       {log}", err=True)
+        raise
 
 
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
@@ -100,6 +116,8 @@ def _show_run(result: RunResult, path: Path) -> None:
     render(result)
     click.echo(f"\nresults   {path}/results.json")
     click.echo(f"report    {path}/report/index.html  report.md  leaderboard.csv  leaderboard.parquet")
+    if any(row.failed for cell in result.cells for row in cell.scores):
+        click.echo(f"log       {path}/logs/run.log  (why latents failed)")
 
 
 @click.command()

@@ -24,6 +24,15 @@ from saeval.results.run_files import (
     open_run as open_run,
     some as some,
 )
+from saeval.results.runs import (
+    RUNS as RUNS,
+    RunHead as RunHead,
+    finished_runs as finished_runs,
+    last_run as last_run,
+    lines as lines,
+    list_runs as list_runs,
+    run_dirs as run_dirs,
+)
 from saeval.results.tables import (
     arrow_table as arrow_table,
     csv_text as csv_text,

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from saeval.cli.group import main
 from saeval.records.scores import Correlation, DecileShares, Finding, Judge, JudgeCheck, RunResult
+from saeval.report.reader import read
 from saeval.report.terminal import render
-from saeval.results.reader import read
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}

@@ -48,7 +48,7 @@ from saeval.llm import Budget, CallLog
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import MAIN, Explanation, Finding, LatentId, RunResult, Score, Usage
-from saeval.results import Run, read
+from saeval.report import Run, read
 from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
 
 _log = logging.getLogger("saeval.run")

@@ -299,13 +299,13 @@ class Notebook(Display):
     def _draw(self) -> None:
         from html import escape
 
-        from IPython.display import HTML, display as put
+        from IPython import display as shown
 
         self._last = time.monotonic()
         text = "\n".join([*self._said[-5:], *self._lines.values(), self.spent()]).rstrip()
-        block = HTML(f"<pre>{escape(text)}</pre>")
+        block = shown.HTML(f"<pre>{escape(text)}</pre>")  # type: ignore[no-untyped-call]
         if self._handle is None:
-            self._handle = put(block, display_id=True)
+            self._handle = shown.display(block, display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._handle.update(block)
 

@@ -16,7 +16,6 @@ from saeval.results.columns import (
     measure_columns as measure_columns,
     score_columns as score_columns,
 )
-from saeval.results.reader import Run as Run, read as read
 from saeval.results.run_files import (
     Row as Row,
     RunCell as RunCell,

@@ -9,9 +9,14 @@ from saeval._util import InputError, claim, is_empty, is_ours, write_atomic
 from saeval.records import RunResult
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from markupsafe import Markup
+
     from saeval._compare import Leaderboard
     from saeval.report.html.figure import PlotFormat
     from saeval.report.html.latents import CellTables
+    from saeval.report.html.plots import Series
 
 _PER_FILE = 40  # latents; a file of them loads in well under a second
 
@@ -76,13 +81,11 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
         InputError: If a table cannot be read, the folder cannot be written to, or PDF or PNG is asked for without the
             package that makes it.
     """
-    from saeval.report.html import index
     from saeval.report.html.figure import as_file
 
-    board, tables, _ = _gathered(run, run_dir)
     made = {
         folder / f"{name}.{format_}": as_file(drawing, legend, format_)
-        for name, drawing, legend in index.figures(index.context(run, board, tables, {}, ""))
+        for name, drawing, legend in figures_of(run, run_dir)
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +99,18 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
     for file, content in made.items():
         write_atomic(file, content)
     return list(made)
+
+
+def figures_of(run: RunResult, run_dir: Path) -> list[tuple[str, Markup, Sequence[Series]]]:
+    """Return the plots of the report: name, drawing, and the cells that its legend names.
+
+    Raises:
+        InputError: If a table cannot be read.
+    """
+    from saeval.report.html import index
+
+    board, tables, _ = _gathered(run, run_dir)
+    return index.figures(index.context(run, board, tables, {}, ""))
 
 
 def _gathered(run: RunResult, run_dir: Path) -> tuple[Leaderboard, dict[str, CellTables], dict[str, str]]:

@@ -21,8 +21,8 @@ lint:
 
 # Write again what is made from the code: pages of the documentation, the list of public names
 generate:
-    python tests/generated_docs.py
-    python tests/test_public_api.py
+    python tests/helpers/generated_docs.py
+    python tests/plugin/test_public_api.py
 
 # Build the documentation and serve it
 docs:

@@ -164,6 +164,7 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
     for what, of in (
         ("task", lambda e: f"{e.run.task} {e.run.task_version}"),
         ("synthetic", lambda e: "made up" if e.run.synthetic else "real"),
+        ("recorded", lambda e: "recorded" if e.run.recorded else "live"),
     ):
         values = _by_value(entries, of)
         if len(values) > 1:

@@ -164,6 +164,12 @@ class CellOutcome:
         self.explaining[variant] = self.explaining.get(variant, Usage(usd=0.0)) + usage
 
 
+_RECORDED = (
+    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the numbers do "
+    "not rank beside those of live models."
+)
+
+
 def summarise(
     task: Task,
     outcomes: Mapping[str, CellOutcome],
@@ -178,13 +184,14 @@ def summarise(
     """Return the result of a run from what is finished of it; its own warnings come after those given."""
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
+    recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
     cells = [_cell_result(task, outcome) for outcome in outcomes.values()]
     return RunResult(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
-        reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
+        recorded=recorded, reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
         cells=cells, measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
-        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values())],
+        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values()), *([_RECORDED] if recorded else [])],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )  # fmt: skip
@@ -230,6 +237,24 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
     )  # fmt: skip
 
 
+def _l0(outcome: CellOutcome) -> float:
+    """Latents per token that fire."""
+    return float(outcome.store.firings.sum()) / max(outcome.store.n_tokens, 1)
+
+
+def _unlike(outcomes: Mapping[str, CellOutcome]) -> Iterator[str]:
+    """Say which random SAEs are sparser or denser than every coder that they stand beside."""
+    beside = [_l0(o) for o in outcomes.values() if o.cell.baseline is None and o.store.latents is None]
+    for name, outcome in outcomes.items():
+        l0 = _l0(outcome)
+        random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
+        if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
+            yield (
+                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders that it "
+                f"stands beside; set its option `k`."
+            )
+
+
 def _cautions(outcome: CellOutcome) -> list[str]:
     """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
     cell, store = outcome.cell, outcome.store
@@ -241,7 +266,7 @@ def _cautions(outcome: CellOutcome) -> list[str]:
             f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may belong to "
             "another place or model, or the text may be unlike that of its training."
         )
-    expected, l0 = store.facts.get("l0_of_files"), float(store.firings.sum()) / max(store.n_tokens, 1)
+    expected, l0 = store.facts.get("l0_of_files"), _l0(outcome)
     if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
         said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
     return list(dict.fromkeys(said))
@@ -330,6 +355,7 @@ def _warnings(
         )
     if partial:
         found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
+    found += _unlike(outcomes)
     for cell in cells:
         if caveat := cell.coder.get("caveat"):
             found.append(f"{cell.cell}: {caveat}")
@@ -490,12 +516,17 @@ def _latent_row(outcome: CellOutcome, record: LatentRecord, judged: Judged) -> d
 
 
 def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
+    decoy = record.score.decoy
+    sides = [
+        (role, (*examples.activating, *examples.non_activating))
+        for role, examples in (("explain", record.explain), ("score", record.score))
+    ]
     return [
         {
-            "latent": record.latent.index, "role": role, "active": e.active, "decile": e.decile, "context": e.context,
+            "latent": record.latent.index, "role": role, "active": e.active and role != "decoy", "decile": e.decile, "context": e.context,
             "start": e.start, "document": e.document, "tokens": list(e.tokens), "token_ids": list(e.token_ids),
             "activations": e.activations.tolist(),
         }
-        for role, examples in (("explain", record.explain), ("score", record.score))
-        for e in (*examples.activating, *examples.non_activating)
+        for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
+        for e in windows
     ]  # fmt: skip

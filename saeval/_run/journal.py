@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from saeval._util import InputError, LineFile, claim, parse_json, without_secrets, write_atomic
+from saeval._util import InputError, LineFile, claim, parse_json, read_json, without_secrets, write_atomic
 
 
 class RunDir:
@@ -109,6 +109,14 @@ class RunDir:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, whole or not at all."""
         write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the run; an empty mapping where there is none, or none that can be read."""
+        try:
+            found = read_json(self.path / name)
+        except InputError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @contextmanager
     def log(self) -> Iterator[Any]:

@@ -125,11 +125,18 @@ def choose_records(
         candidates = (i for i in enough if len(store.windows(i, window).ids) >= wanted.min_windows)
     hookpoint = str(store.facts.get("hookpoint", cell.source.plugin.name))
 
+    decoys = any("decoy" in scorer.part.plugin.needs() for scorer in cell.scorers.values())
+
     def sample(latent: LatentId) -> LatentRecord | None:
         record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
-        if record is not None:
-            _check_silence(record, store, cell.sampler.label)
-        return record
+        if record is None:
+            return None
+        _check_silence(record, store, cell.sampler.label)
+        if not decoys:
+            return record
+        from saeval._run.decoys import with_decoy
+
+        return with_decoy(record, store, derive_rng(seed, "decoy", str(latent)))
 
     records = Records(sample, keep)
     for index in candidates:

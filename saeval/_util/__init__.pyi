@@ -14,6 +14,7 @@ from saeval._util.encodable import (
 )
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
+    CutOff as CutOff,
     InputError as InputError,
     InternalError as InternalError,
     LLMError as LLMError,
@@ -78,10 +79,13 @@ from saeval._util.secrets import (
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
 from saeval._util.text import (
     MISSING as MISSING,
+    WIDTH as WIDTH,
     aligned as aligned,
+    aligned_rows as aligned_rows,
     escape_markdown as escape_markdown,
     escape_script as escape_script,
     escape_spreadsheet as escape_spreadsheet,
+    fold as fold,
     interval as interval,
     latex_table as latex_table,
     markdown_table as markdown_table,

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from saeval.models import HookPoint, SparseCoder, Subject
     from saeval.records import Prompt
 
-Need = Literal["logprobs", "subject", "coder"]
-"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights."""
+Need = Literal["logprobs", "subject", "coder", "decoy"]
+"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights, or
+windows of one other latent (`Examples.decoy`), which is drawn only where a scorer needs it."""
 
 
 class Plugin(Documented, ABC):
@@ -221,6 +222,10 @@ class Coder(Plugin):
         """
         return MadeFor(place=self.hookpoint())
 
+    def beside(self, other: Coder) -> Coder:
+        """Return this coder as it stands as a baseline beside another one, whose size it may take over."""
+        return self
+
     def width(self) -> int | None:
         """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
         return None
@@ -301,6 +306,8 @@ class LLM(Plugin, LanguageModel):
     """Whether the same request gives the same reply everywhere; replayed and scripted models are not real runs."""
     synthetic: ClassVar[bool] = False
     """Whether replies are made up; such results carry a mark and stay off leaderboards."""
+    recorded: ClassVar[bool] = False
+    """Whether replies are a real model's, given earlier; such results carry a mark and do not rank beside live ones."""
 
     in_process: ClassVar[bool] = False
     """Whether the model runs in this process; such calls are free, and are made one at a time."""

@@ -25,11 +25,19 @@ REFERENCES = Prompt.load("saeval.plugin", "reference_windows.txt")
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One window as the judge sees it, and the right answer."""
+    """One window as the judge sees it, and the right answer.
+
+    Attributes:
+        example: The window.
+        shown: Its text, marked where the scorer marks tokens.
+        truth: The right answer.
+        alone: Whether it needs a prompt of its own, since other windows would give it away.
+    """
 
     example: Example
     shown: str
     truth: bool
+    alone: bool = False
 
     def outcome(self, predicted: bool, probability: float | None) -> Outcome:
         """Record the judge's answer."""
@@ -103,7 +111,8 @@ class Judge(Scorer):
         text = one_line(explanation.text)
         if self._scoring(context):
             return await self._by_probability(text, questions, context)
-        batches = [questions[i : i + self.batch] for i in range(0, len(questions), self.batch)]
+        size = 1 if any(question.alone for question in questions) else self.batch
+        batches = [questions[i : i + size] for i in range(0, len(questions), size)]
         judged = await asyncio.gather(*(self._judge_batch(text, batch, context) for batch in batches))
         return [outcome for batch in judged for outcome in batch]
 
@@ -114,7 +123,7 @@ class Judge(Scorer):
         request = Request(messages, top_logprobs=self.top_logprobs)
 
         def read(reply: Reply) -> list[Outcome]:
-            answers = parse_list(reply.text, k)
+            answers = parse_list(reply, k)
             found = zip(questions, answers, answer_probabilities(reply, answers), strict=True)
             return [question.outcome(answer.value, probability) for question, answer, probability in found]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from saeval.records import Example, Prompt
 
 _ESCAPED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _BREAKS = {c: _ESCAPED.get(chr(c), " ") for c in [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029]}
-_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 def escaped(text: str) -> str:
@@ -40,8 +38,3 @@ def marked_line(example: Example, marks: Sequence[bool]) -> str:
         tokens.append(text[at : at + len(token)])
         at += len(token)
     return one_line(replace(example, tokens=tuple(tokens)).marked(marks))
-
-
-def without_thinking(reply: str) -> str:
-    """Return a reply with `<think>` sections blanked out; what remains keeps its place."""
-    return _THINKING.sub(lambda m: " " * len(m[0]), reply)

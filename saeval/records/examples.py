@@ -112,12 +112,15 @@ class Examples:
         activating: Windows in which it fires, in the order the sampler chose.
         non_activating: Windows in which it is verified silent.
         max_activation: The latent's maximum over the whole corpus; strengths 0–10 are relative to it.
+        decoy: One other latent, with windows in which it fires where this one does not, for scorers that mark wrong
+            tokens. Given to scorers whose `needs()` hold "decoy", where the store has such a latent.
     """
 
     latent: LatentId
     activating: tuple[Example, ...]
     non_activating: tuple[Example, ...]
     max_activation: float
+    decoy: Examples | None = None
 
     def strengths(self, example: Example) -> list[int]:
         """Return one strength 0–10 a token: ceil(10 · activation / maximum), 0 where silent (paper §3.2)."""

@@ -399,7 +399,9 @@ class RunResult(Documented):
     partial: bool
     """Whether latents were left out by `--limit` or an interruption."""
     synthetic: bool
-    """Whether any part is made up (scripted or replayed model, synthetic source)."""
+    """Whether any part is made up (scripted model, synthetic source)."""
+    recorded: bool = False
+    """Whether a model's replies were given earlier and are repeated; such results do not rank beside live ones."""
     reproducible: bool
     """Whether every part comes from an installed package, not from a lone file."""
     cells: list[CellResult]

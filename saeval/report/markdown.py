@@ -34,7 +34,12 @@ _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens 
 def markdown(run: RunResult) -> str:
     """Return the report of a run."""
     board = Leaderboard.of(run)
-    flags = {"partial": run.partial, "synthetic": run.synthetic, "not reproducible": not run.reproducible}
+    flags = {
+        "partial": run.partial,
+        "synthetic": run.synthetic,
+        "recorded": run.recorded,
+        "not reproducible": not run.reproducible,
+    }
     marks = ", ".join(mark for mark, on in flags.items() if on)
     parts = [f"# {escape_markdown(run.task)} {escape_markdown(run.task_version)}" + (f" ({marks})" if marks else "")]
     if run.description:

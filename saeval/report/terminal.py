@@ -39,7 +39,12 @@ def render(run: RunResult, console: Console | None = None) -> None:
     def say(line: str, style: str = "") -> None:
         console.print(Text(safe_text(line), style=style))
 
-    flags = {"PARTIAL": run.partial, "SYNTHETIC": run.synthetic, "NOT REPRODUCIBLE": not run.reproducible}
+    flags = {
+        "PARTIAL": run.partial,
+        "SYNTHETIC": run.synthetic,
+        "RECORDED": run.recorded,
+        "NOT REPRODUCIBLE": not run.reproducible,
+    }
     say("  ".join([f"{run.task} {run.task_version}", *common, *(mark for mark, on in flags.items() if on)]), "bold")
     for title, values in (
         ("subject", [c.subject for c in run.cells]),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saeval._util import InputError, SpecError, clean, did_you_mean
-from saeval.plugin.base import ActivationSource, Explainer, Need, Sampler
+from saeval.plugin.base import ActivationSource, Explainer, Need, Sampler, Scorer
 from saeval.plugin.registry import Registry
 from saeval.task.files import find_include, find_spec
 from saeval.task.making import PartMaker
@@ -149,7 +150,8 @@ class _Builder(PartMaker):
         names = {axis: axis_id(value) for axis, value in axes.items()}
         cell = Cell(
             _cell_name(names), names, None, source, sampler, spec.latents, explainer,
-            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents, _alone(spec, sampler.plugin),
+            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents,
+            _alone(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
         )  # fmt: skip
         return [cell, *self.coder_baselines(cell, coders, axes)]
 
@@ -257,15 +259,26 @@ def _uses(template: Any, axis: str) -> bool:
     return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
 
 
-def _alone(spec: TaskSpec, sampler: Sampler) -> bool:
+def _alone(spec: TaskSpec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
     """Whether listed latents are wanted, and nothing that takes the activations of others."""
-    return spec.latents.select == "list" and not OF_ALL_LATENTS & {*spec.measure} and sampler.reads_one_latent()
+    if spec.latents.select != "list" or OF_ALL_LATENTS & {*spec.measure}:
+        return False
+    return sampler.reads_one_latent() and not any("decoy" in scorer.needs() for scorer in scorers)
 
 
 def _cell_name(axes: Mapping[str, str]) -> str:
     """Join the axes to a name that is fit for a folder: `coder=topk,layer=9`."""
     name = ",".join(f"{axis}={value}" for axis, value in axes.items()) or "all"
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", name)[:150]
+
+
+def _named_after(baseline: Cell, contestant: Cell) -> Cell:
+    """Return a baseline's cell under a name that says which contestant it stands beside."""
+    axes = {
+        axis: f"{value}-{contestant.axes.get(axis, contestant.name)}" if value == baseline.baseline else value
+        for axis, value in baseline.axes.items()
+    }
+    return replace(baseline, name=_cell_name(axes), axes=axes)
 
 
 def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
@@ -275,7 +288,12 @@ def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
         SpecError: If two contestants have the same name.
     """
     kept: dict[str, Cell] = {}
+    contestant: Cell | None = None
     for cell in cells:
+        contestant = contestant if cell.baseline else cell
+        twin = kept.get(cell.name, cell)
+        if contestant is not None and cell.baseline and twin.source.identity != cell.source.identity:
+            cell = _named_after(cell, contestant)
         twin = kept.setdefault(cell.name, cell)
         if twin is not cell and not (cell.baseline and twin.source.identity == cell.source.identity):
             raise SpecError([f"matrix: two cells are called {cell.name!r}; give their axis values different ids"])

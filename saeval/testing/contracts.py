@@ -388,7 +388,8 @@ def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
         assert score.reason and not score.values, (
             f"status {score.status} with values {score.values}, reason {score.reason!r}"
         )
-    windows = {e.id: e for e in (*examples.activating, *examples.non_activating)}
+    decoys = examples.decoy.activating if examples.decoy else ()
+    windows = {e.id: e for e in (*examples.activating, *examples.non_activating, *decoys)}
     for outcome in score.outcomes:
         assert outcome.example in windows, f"the judged window {outcome.example} is none of those given"
         assert outcome.status == "ok" or (outcome.reason and outcome.predicted is None), (

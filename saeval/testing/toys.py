@@ -163,6 +163,7 @@ def make_examples(
     seed: int = 0,
     first: int = 0,
     latent: LatentId = LATENT,
+    decoy: str | None = PLANTED[1],
 ) -> Examples:
     """Make windows of simple words, the latent firing on one word, which stands one to three times in a window.
 
@@ -174,6 +175,7 @@ def make_examples(
         seed: Another seed makes other windows.
         first: Number of the first context; each window is a context and document of its own.
         latent: The latent.
+        decoy: Word of the other latent whose windows stand beside; None for no such latent.
 
     Example:
         >>> examples = make_examples("lantern", activating=3, non_activating=2)
@@ -198,7 +200,19 @@ def make_examples(
         )
     shown = sorted(built[:activating], key=lambda example: -example.max_activation)
     ranked = tuple(replace(example, decile=i * 10 // activating) for i, example in enumerate(shown))
-    return Examples(latent, ranked, tuple(built[activating:]), max_activation=10.0)
+    return Examples(latent, ranked, tuple(built[activating:]), 10.0, _decoy(decoy, word, non_activating, window, seed))
+
+
+def _decoy(decoy: str | None, word: str, windows: int, window: int, seed: int) -> Examples | None:
+    """Make the windows of another word; of another one still where it is the latent's own."""
+    if decoy is None or not windows:
+        return None
+    other = decoy if decoy != word else next(w for w in PLANTED if w != word)
+    latent = LatentId(LATENT.hookpoint, LATENT.index + 1)
+    made = make_examples(
+        other, activating=windows, non_activating=0, window=window, seed=seed, first=10_000, latent=latent, decoy=None
+    )
+    return replace(made, activating=tuple(replace(example, decile=None) for example in made.activating))
 
 
 def word_embeddings(model: str, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from saeval.plugin import Explainer, hookimpl
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import Default
+from saeval_plugins.explainers.frozen import Frozen, FrozenRandom, FrozenShuffled, FrozenTopTokens
 from saeval_plugins.explainers.intervention import Intervention
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
@@ -18,4 +19,19 @@ from saeval_plugins.explainers.top_tokens import TopTokens
 @hookimpl
 def saeval_explainers() -> list[type[Explainer]]:
     """Add the built-in explainers."""
-    return [Contrastive, Default, Intervention, Lens, Precomputed, Random, Refine, Shuffled, SingleToken, TopTokens]
+    return [
+        Contrastive,
+        Default,
+        Intervention,
+        Lens,
+        Precomputed,
+        Random,
+        Refine,
+        Shuffled,
+        SingleToken,
+        TopTokens,
+        Frozen,
+        FrozenShuffled,
+        FrozenRandom,
+        FrozenTopTokens,
+    ]

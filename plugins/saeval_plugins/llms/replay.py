@@ -1,4 +1,4 @@
-"""Replies recorded in a file, played back by the content of the request; results are marked synthetic."""
+"""Replies recorded in a file, played back by the content of the request; results are marked recorded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Replay(LLM):
     """
 
     name = "replay"
-    synthetic = True
+    recorded = True
     reproducible = False
     in_process = True
 

@@ -8,6 +8,7 @@ from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.evaluate import Evaluate
 from saeval_plugins.scorers.example_embedding import ExampleEmbedding
+from saeval_plugins.scorers.frozen import Frozen
 from saeval_plugins.scorers.fuzzing import Fuzzing
 from saeval_plugins.scorers.human import Human
 from saeval_plugins.scorers.injection import Injection
@@ -33,4 +34,5 @@ def saeval_scorers() -> list[type[Scorer]]:
         Evaluate,
         Consistency,
         Injection,
+        Frozen,
     ]

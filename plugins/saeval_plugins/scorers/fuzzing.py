@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from saeval.plugin import REFERENCES, Context, Example, Examples, Judge, Question, marked_line
+from saeval.plugin import REFERENCES, Context, Example, Examples, Judge, Need, Question, marked_line
 from saeval_plugins.prompts import load
 
 _FIXED_SEED = 22
@@ -19,9 +19,16 @@ _FIXED_SEED = 22
 class Fuzzing(Judge):
     """Shows windows with marked tokens; the right answer is whether the latent fires on the marked ones.
 
-    In activating windows the tokens that fire are marked. For the wrong marks, the pattern of one of those windows
-    is taken over, mark for mark, so that the number, length and place of marks say nothing: a judge that sees only
-    those can do no better than chance.
+    In activating windows the tokens that fire are marked, and in as many others wrong ones.
+
+    `other`: wrong marks are the tokens on which one other latent fires, the same for all windows of a latent
+    (`Examples.decoy`). It fires as often, and its marks are as many, as long, in the same places, and recur as much from
+    window to window. So windows of one prompt do not give each other away, and a judge that does not read the
+    explanation is at chance. Where there is no such latent, as in a dictionary of one, wrong marks are `matched` and
+    each window is asked about in a prompt of its own.
+
+    The other ways take over the pattern of an activating window, mark for mark, and are kept for comparison. Their
+    wrong marks stand on tokens that hardly recur while right ones do, which a judge can use unless `batch` is 1.
 
     `matched`: a non-activating window takes over the pattern, every pattern in turn in an order drawn for the latent.
     `active`: another activating window does, where none of the marks falls on a token that fires there. So the text
@@ -42,16 +49,23 @@ class Fuzzing(Judge):
 
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""
-    negatives: Literal["matched", "active", "fixed"] = "matched"
-    """Where wrong marks stand: in non-activating windows, or in activating ones on tokens that do not fire; `fixed`, in
-    non-activating windows at places that give them away, is for comparison with Delphi only."""
+    negatives: Literal["other", "matched", "active", "fixed"] = "other"
+    """Where wrong marks stand: on the firings of one other latent; on tokens of non-activating windows, or of activating
+    ones, that do not fire; `fixed`, at places that give them away, is for comparison with Delphi only."""
+
+    def needs(self) -> frozenset[Need]:
+        """The other latent's windows, where its firings are the wrong marks."""
+        return super().needs() | (frozenset({"decoy"}) if self.negatives == "other" else frozenset())
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
         """Mark the tokens that fire in activating windows, and wrong ones as `negatives` says."""
         right: Sequence[Example] = examples.activating
         order = [int(i) for i in context.rng.permutation(len(right))]
         shuffled = [right[i] for i in order]
-        if self.negatives == "active":
+        decoy = examples.decoy if self.negatives == "other" else None
+        if decoy is not None:
+            wrong = [(window, self._marks(window)) for window in decoy.activating]
+        elif self.negatives == "active":
             pairs = self._disjoint(shuffled[::2], shuffled[1::2])
             right, wrong = [lender for lender, _ in pairs], [(window, self._marks(lender)) for lender, window in pairs]
         elif self.negatives == "fixed":
@@ -60,9 +74,10 @@ class Fuzzing(Judge):
         else:
             lent = zip(cycle(shuffled), examples.non_activating, strict=False)
             wrong = [(window, self._marks(lender)) for lender, window in lent]
+        alone = self.negatives == "other" and decoy is None
         return [
-            *(Question(window, marked_line(window, self._marks(window)), True) for window in right),
-            *(Question(window, marked_line(window, marks), False) for window, marks in wrong),
+            *(Question(window, marked_line(window, self._marks(window)), True, alone) for window in right),
+            *(Question(window, marked_line(window, marks), False, alone) for window, marks in wrong),
         ]
 
     def _marks(self, window: Example) -> list[bool]:

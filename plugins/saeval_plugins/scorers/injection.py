@@ -134,4 +134,5 @@ def _with(examples: Examples, planted: Mapping[str, str]) -> Examples:
         examples,
         activating=tuple(map(one, examples.activating)),
         non_activating=tuple(map(one, examples.non_activating)),
+        decoy=examples.decoy and _with(examples.decoy, planted),
     )

@@ -30,7 +30,7 @@ def settings(result: RunResult) -> dict[str, str | int | bool]:
     """Return what the run was."""
     return {
         "task": result.task, "task_version": result.task_version, "spec_sha": result.spec_sha, "seed": result.seed,
-        "saeval_version": result.saeval_version, "synthetic": result.synthetic, "reproducible": result.reproducible,
+        "saeval_version": result.saeval_version, "synthetic": result.synthetic, "recorded": result.recorded, "reproducible": result.reproducible,
     }  # fmt: skip
 
 

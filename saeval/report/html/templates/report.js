@@ -330,7 +330,7 @@
       const far = probability === null ? 0 : active ? 1 - probability : probability;
       return (predicted === null ? 0 : predicted !== active ? 100 : 0) + far;
     }
-    function judged(detail, state, windows, strongest) {
+    function judged(detail, state, windows) {
       const names = Object.keys(detail.judged);
       if (!names.length) return [];
       const scorer = names.includes(state.get("scorer")) ? state.get("scorer") : names[0];
@@ -349,16 +349,17 @@
       const answered = lines.filter((l) => l[2] !== null).length;
       const rows = lines.map((l) => {
         const [example, active, predicted, probability, status, reason] = l;
-        const window_ = windows.get(example);
+        const known = windows.get(example);
+        const window_ = known?.window;
         const fires = window_ ? window_[1] : active;
-        const truth = active ? "yes" : fires ? "no: marks are wrong" : "no: silent";
+        const truth = active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: silent";
         const verdict = status !== "ok" ? make("span", { className: "wrong" }, `${status}${reason ? `: ${visible(reason)}` : ""}`)
           : predicted === null ? "–"
           : make("span", { className: predicted === active ? "right" : "wrong" }, `${predicted === active ? "✓" : "✗"} ${predicted ? "yes" : "no"}`);
         return make("tr", {},
           make("td", {}, verdict), make("td", {}, truth), make("td", { className: "n" }, shown(probability, 2)),
           make("td", { className: "n" }, window_ && window_[2] !== null ? String(window_[2]) : "–"),
-          make("td", {}, window_ ? heat(window_, strongest) : visible(example)));
+          make("td", {}, window_ ? heat(window_, known.strongest) : visible(example)));
       });
       const head = make("tr", {}, ...["answer", "truth", "probability", "decile", "window"].map((n, c) => make("th", { scope: "col", className: c === 2 || c === 3 ? "n" : "" }, n)));
       return [
@@ -426,7 +427,8 @@
       const byRole = { explain: detail.windows.explain || [], score: detail.windows.score || [] };
       const all = [...byRole.explain, ...byRole.score];
       const strongest = Math.max(...all.flatMap((w) => w[5].filter((_, i) => i % 2)), 0) || 1;
-      const windows = new Map(all.map((w) => [w[0], w]));
+      const decoys = (detail.windows.decoy || []).map((w) => ({ window: w, strongest: Math.max(...w[5].filter((_, i) => i % 2), 0) || 1 }));
+      const windows = new Map([...all.map((w) => [w[0], { window: w, strongest }]), ...decoys.map((d) => [d.window[0], { ...d, decoy: true }])]);
       const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
       const facts = [["density", brief(data.density[k])], ["fires on", data.firings[k] === null ? "–" : `${data.firings[k]} tokens`], ["in", data.windows[k] === null ? "–" : `${data.windows[k]} windows`], ["strongest", brief(data.max_activation[k])], ...(rating ? [] : [["gap of scorers", shown(data.gap[k], 2)]])];
       const saw = byRole.explain.filter((w) => w[1]);
@@ -449,7 +451,7 @@
           saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
           ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} silent windows, for explainers that contrast`), list(silent))] : []),
           asked(number, "explain", "explanation", "Prompt and raw reply of the explainer"),
-          ...judged(detail, state, windows, strongest),
+          ...judged(detail, state, windows),
         ]),
         make("p", { className: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " previous and next latent, ", make("kbd", {}, "Esc"), " all latents", ...(rating ? [", ", make("kbd", {}, "1"), "–", make("kbd", {}, "4"), " rate the next window"] : [])),
       );

@@ -1,0 +1,78 @@
+"""Explanations of a frozen run: its own, put to the role's model again as they were, and those of its baselines."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from saeval.plugin import (
+    Context,
+    Examples,
+    Explainer,
+    Explanation,
+    LLMError,
+    ParseError,
+    Request,
+    SpecPath,
+    parse_explanation,
+)
+from saeval_plugins._frozen import OWN, Explained, read_frozen
+
+
+class Frozen(Explainer):
+    """Puts the recorded prompt to the role's model and reads the reply; the model `frozen/…` repeats the recorded one."""
+
+    name = "frozen"
+    llm_role = "explainer"
+    variant: ClassVar[str] = OWN
+
+    path: SpecPath
+    """The frozen run, `.jsonl.xz`."""
+
+    def check(self) -> None:
+        """Read the file."""
+        read_frozen(self.path)
+
+    def recorded(self, context: Context) -> Explained | None:
+        """Return what was recorded of a latent."""
+        cell = read_frozen(self.path).cell(str(getattr(context.source, "cell", "")), self.path)
+        latent = cell.latents.get(context.latent.index)
+        return latent.explanations.get(self.variant) if latent else None
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Ask again, or return what a baseline said."""
+        found = self.recorded(context)
+        if found is None:
+            return Explanation.failed("the frozen run has no such explanation of this latent")
+        if found.asked is None:
+            return Explanation(text=found.text)
+        try:
+            reply = await context.llm.complete(Request(found.asked.messages))
+            return Explanation(text=parse_explanation(reply.text), notes={"reply": reply.text})
+        except (LLMError, ParseError) as error:
+            return Explanation.failed(str(error))
+
+
+class FrozenShuffled(Frozen):
+    """Returns the explanation of another latent that the frozen run held against each latent's own."""
+
+    name = "frozen_shuffled"
+    llm_role = None
+    uninformed: ClassVar[bool] = True
+    variant = "shuffled_explanation"
+
+
+class FrozenRandom(Frozen):
+    """Returns the random explanation that the frozen run held against each latent's own."""
+
+    name = "frozen_random"
+    llm_role = None
+    uninformed: ClassVar[bool] = True
+    variant = "random_explanation"
+
+
+class FrozenTopTokens(Frozen):
+    """Returns the list of top tokens that the frozen run held against each latent's own explanation."""
+
+    name = "frozen_top_tokens"
+    llm_role = None
+    variant = "top_tokens"

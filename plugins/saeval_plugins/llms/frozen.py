@@ -1,0 +1,51 @@
+"""The replies of a frozen run, given to the same conversations."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from saeval.plugin import LLM, LLMError, Reply, Request, Usage, file_sha256
+from saeval_plugins._frozen import conversation, read_frozen
+from saeval_plugins.task_dirs import saeval_task_dirs
+
+
+class Frozen(LLM):
+    """Repeats what a real model answered in a frozen run; results carry the mark `recorded`.
+
+    `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the file
+    fails; no answer is made up.
+    """
+
+    name = "frozen"
+    recorded = True
+    reproducible = False
+    in_process = True
+
+    @property
+    def path(self) -> Path:
+        """The frozen run."""
+        if self.model.endswith(".xz"):
+            return Path(self.model).expanduser()
+        return saeval_task_dirs()[0] / "recorded" / f"{self.model}.jsonl.xz"
+
+    def check(self) -> None:
+        """Read the file."""
+        read_frozen(self.path)
+
+    def fingerprint(self) -> JsonValue:
+        """Return the hash of the file, wherever it lies."""
+        return [self.name, file_sha256(self.path) if self.path.is_file() else None]
+
+    @cached_property
+    def _replies(self) -> dict[str, str]:
+        return read_frozen(self.path).replies()
+
+    async def complete(self, request: Request) -> Reply:
+        """Look the reply up."""
+        key = conversation(request.messages)
+        if key not in self._replies:
+            raise LLMError(f"frozen/{self.model}: no recorded reply to {request.messages[-1].content[:60]!r}")
+        return Reply(self._replies[key], Usage(usd=0.0))

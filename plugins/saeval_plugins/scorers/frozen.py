@@ -1,0 +1,69 @@
+"""Judgements of a frozen run: its prompts, put to the role's model again as they were."""
+
+from __future__ import annotations
+
+import asyncio
+
+from saeval.plugin import (
+    Context,
+    Examples,
+    Explanation,
+    LLMError,
+    Outcome,
+    ParseError,
+    Question,
+    Reply,
+    Request,
+    Score,
+    Scorer,
+    SpecPath,
+    ask_twice,
+    parse_list,
+)
+from saeval_plugins._frozen import Asked, read_frozen
+
+
+class Frozen(Scorer):
+    """Puts the recorded prompts about an explanation to the role's model, and reads the replies as of today.
+
+    The model `frozen/…` repeats the recorded replies. Any other one judges the same questions anew, so that a judge can be
+    held against the recorded one.
+    """
+
+    name = "frozen"
+    llm_role = "judge"
+    metrics = tuple(metric for metric in Scorer.metrics if metric.name != "auroc")  # lists have no probabilities
+
+    path: SpecPath
+    """The frozen run, `.jsonl.xz`."""
+    label: str = "detection"
+    """The scorer, by its label in that run."""
+
+    def check(self) -> None:
+        """Read the file."""
+        read_frozen(self.path)
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Ask every recorded list again."""
+        name = str(getattr(context.source, "cell", ""))
+        latent = read_frozen(self.path).cell(name, self.path).latents.get(context.latent.index)
+        lists = latent.judged.get((self.label, explanation.text)) if latent else None
+        if not lists:
+            return Score.skipped(f"the frozen run did not judge this explanation by {self.label}")
+        windows = {int(e.context): e for e in (*examples.activating, *examples.non_activating)}
+
+        async def judged(asked: Asked) -> list[Outcome]:
+            pairs = zip(asked.windows, asked.right, strict=True)
+            questions = [Question(windows[row], "", right) for row, right in pairs]
+
+            def read(reply: Reply) -> list[Outcome]:
+                answers = parse_list(reply.text, len(questions))
+                return [q.outcome(answer.value, None) for q, answer in zip(questions, answers, strict=True)]
+
+            try:
+                return await ask_twice(context.llm, Request(asked.messages), read)
+            except (ParseError, LLMError) as error:
+                return [question.unanswered(error) for question in questions]
+
+        answered = await asyncio.gather(*map(judged, lists))
+        return Score.of([outcome for outcomes in answered for outcome in outcomes], mode="list")

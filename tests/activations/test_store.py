@@ -1,0 +1,199 @@
+"""The store keeps what is written, in bounded memory, and refuses what is damaged."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from small_stores import dataset, dense, write
+
+from saeval import StoreError
+from saeval.plugin import ActivationStore, ActivationWriter, LatentId
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    budget=st.integers(1, 3000), share=st.floats(0, 0.3), n_latents=st.sampled_from([1, 7, 40]), ragged=st.booleans()
+)
+def test_store_returns_exactly_what_was_written_whatever_the_memory_budget(
+    tmp_path_factory, budget, share, n_latents, ragged
+):
+    data = dataset(ragged=ragged)
+    activations = dense(data, n_latents, share)
+    store = write(tmp_path_factory.mktemp("s") / "store", data, activations, budget=budget)
+    flat = activations.reshape(-1, n_latents)
+    for latent in range(n_latents):
+        position, value = store.activations(latent)
+        assert np.array_equal(position, np.nonzero(flat[:, latent])[0])
+        assert np.allclose(value, flat[position, latent], rtol=1e-3)
+    assert store.n_tokens == data.mask.sum()
+
+
+def test_latents_beyond_16_bits_are_sorted_too(tmp_path):
+    data = dataset()
+    writer = ActivationWriter(tmp_path / "s")
+    writer.start(data, 200_000)
+    latents = np.array([199_999, 3, 70_000, 65_539, 3])
+    writer.add(np.array([1, 2, 3, 4, 5]), latents, np.ones(5, dtype=np.float32))
+    writer.advance(len(data.tokens))
+    store = writer.finish()
+    assert [store.activations(i)[0].tolist() for i in (3, 65_539, 70_000, 199_999)] == [[2, 5], [4], [3], [1]]
+
+
+def test_values_that_float16_cannot_hold_are_kept_in_float32(tmp_path):
+    data = dataset()
+    for name, value in (("large", 70_000.0), ("tiny", 1e-7)):
+        writer = ActivationWriter(tmp_path / name)
+        writer.start(data, 1)
+        writer.add(np.array([1]), np.array([0]), np.array([value], dtype=np.float32))
+        writer.advance(len(data.tokens))
+        assert writer.finish().activations(0)[1][0] == np.float32(value)
+
+
+def test_float16_keeps_each_value_to_a_two_thousandth_of_the_latents_peak_and_makes_none_zero(tmp_path):
+    data = dataset()
+    value = np.array([5.0, 1e-5, -1e-9, 1e-12, 0.333333], dtype=np.float32)
+    writer = ActivationWriter(tmp_path / "s")
+    writer.start(data, 2)
+    writer.add(np.arange(5), np.zeros(5, dtype=np.int64), value)
+    writer.advance(len(data.tokens))
+    store = writer.finish()
+    kept = store.activations(0)[1]
+    assert store.value.dtype == np.float16
+    assert (np.abs(kept - value) < 5.0 / 2000).all() and np.array_equal(np.sign(kept), np.sign(value))
+
+
+def test_positions_outside_the_corpus_are_refused(tmp_path):
+    data = dataset()
+    for position in (-1, data.tokens.size):
+        writer = ActivationWriter(tmp_path / "s")
+        writer.start(data, 1)
+        with pytest.raises(StoreError, match="outside the dictionary or the corpus"):
+            writer.add(np.array([position]), np.array([0]), np.ones(1, dtype=np.float32))
+
+
+def test_interrupted_writer_goes_on_after_its_last_chunk_and_gives_the_same_store(tmp_path):
+    data = dataset()
+    activations = dense(data, 9, 0.2)
+    whole = write(tmp_path / "whole", data, activations, budget=300)
+    assert write(tmp_path / "cut", data, activations, budget=300, stop_after=7) is None
+    resumed_at = ActivationWriter(tmp_path / "cut").start(data, 9)
+    assert 0 < resumed_at <= 7
+    resumed = write(tmp_path / "cut", data, activations, budget=300)
+    for name in ("indptr", "position", "value"):
+        assert np.array_equal(getattr(resumed, name), getattr(whole, name))
+
+
+def test_unfinished_truncated_and_flipped_stores_are_refused(tmp_path):
+    data = dataset()
+    with pytest.raises(StoreError, match="not a finished store"):
+        ActivationStore.open(tmp_path / "nothing")
+    path = write(tmp_path / "s", data, dense(data, 3, 0.2)).path
+    value = path / "value.npy"
+    good = value.read_bytes()
+    value.write_bytes(good[:-1])
+    with pytest.raises(StoreError, match="bytes instead of"):
+        ActivationStore.open(path)
+    value.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(StoreError, match="checksum"):
+        ActivationStore.open(path, verify=True)
+    (path / "manifest.json").write_text(json.dumps({"format": "other/9"}))
+    with pytest.raises(StoreError, match="other/9"):
+        ActivationStore.open(path)
+
+
+def test_activations_that_are_not_finite_are_refused(tmp_path):
+    writer = ActivationWriter(tmp_path / "s")
+    writer.start(dataset(), 1)
+    with pytest.raises(StoreError, match="NaN or infinite"):
+        writer.add(np.array([1]), np.array([0]), np.array([np.inf], dtype=np.float32))
+
+
+def test_source_that_stops_early_does_not_make_a_store(tmp_path):
+    writer = ActivationWriter(tmp_path / "s")
+    writer.start(dataset(), 1)
+    writer.advance(5)
+    with pytest.raises(StoreError, match="5 of 12 contexts"):
+        writer.finish()
+    assert not (tmp_path / "s").exists()
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 99), window=st.sampled_from([8, 16, 21]), ragged=st.booleans())
+def test_windows_agree_with_brute_force(tmp_path_factory, seed, window, ragged):
+    data = dataset(ragged=ragged)
+    activations = dense(data, 2, 0.05, seed)
+    store = write(tmp_path_factory.mktemp("s") / "store", data, activations)
+    tiles = 64 // window
+    expected, silent = {}, set()
+    for context in range(len(data.tokens)):
+        for tile in range(tiles):
+            low = 1 + tile * window
+            if low + window <= data.lengths[context]:
+                top = activations[context, low : low + window, 1].max()
+                if top > 0:
+                    expected[context * tiles + tile] = top
+                else:
+                    silent.add(context * tiles + tile)
+    windows = store.windows(1, window)
+    assert windows.ids.tolist() == sorted(expected)
+    assert np.allclose(windows.maxima, [expected[i] for i in windows.ids.tolist()], rtol=1e-3)
+    drawn = store.silent_windows(1, window, 1000, np.random.default_rng(0))
+    assert set(drawn.tolist()) == silent
+
+
+def test_examples_carry_text_activations_and_place(tmp_path):
+    data = dataset()
+    activations = dense(data, 1, 0.05)
+    store = write(tmp_path / "s", data, activations)
+    window = store.windows(0, 16)
+    (example,) = store.examples(LatentId("here", 0), window.ids[:1], 16)
+    context, tile = divmod(int(window.ids[0]), 4)
+    part = slice(1 + tile * 16, 17 + tile * 16)
+    assert example.text == "".join(f" w{t}" for t in data.tokens[context, part])
+    assert np.allclose(example.activations, activations[context, part, 0], rtol=1e-3)
+    assert (example.context, example.document, example.active) == (context, int(data.documents[context]), True)
+    assert example.max_activation == pytest.approx(float(window.maxima[0]))
+
+
+def test_drawing_silent_windows_from_a_large_corpus_needs_no_list_of_all_windows(tmp_path):
+    data = dataset(contexts=3000)
+    activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
+    activations[:, 5] = 1.0  # fires in the first window of every context
+    store = write(tmp_path / "s", data, activations)
+    drawn = store.silent_windows(0, 8, 50, np.random.default_rng(1))
+    assert len(set(drawn.tolist())) == 50
+    assert all(i % 8 != 0 for i in drawn)
+
+
+def test_character_split_between_tokens_belongs_to_the_token_that_completes_it(tmp_path):
+    data = dataset(contexts=2)
+    pieces = {**data.vocabulary, 1: "é".encode()[:1], 2: "é".encode()[1:], 3: " ü".encode()}
+    tokens = np.where(np.arange(65) % 2 == 0, 2, 1).astype(np.int32) * np.ones((2, 1), dtype=np.int32)
+    tokens[1] = 3
+    data = replace(data, tokens=tokens, vocabulary=pieces)
+    store = write(tmp_path / "s", data, dense(data, 1, 0.05))
+    halves, broken, whole = store.examples_at(LatentId("here", 0), [1, 2, 66], 4)
+    assert halves.tokens == ("", "é", "", "é")
+    assert "".join(broken.tokens) == "\N{REPLACEMENT CHARACTER}é\N{REPLACEMENT CHARACTER}"
+    assert whole.tokens == (" ü",) * 4
+
+
+def test_examples_are_frozen_and_can_be_changed_pickled_and_shown(tmp_path):
+    data = dataset()
+    store = write(tmp_path / "s", data, dense(data, 1, 0.05))
+    assert store.examples(LatentId("here", 0), [], 16) == ()
+    (example,) = store.examples(LatentId("here", 0), [5], 16, [3])
+    context, tile = divmod(5, 4)
+    assert example.token_ids == tuple(data.tokens[context, 1 + tile * 16 : 17 + tile * 16].tolist())
+    assert repr(example).startswith("Example(tokens=(' w")
+    with pytest.raises(FrozenInstanceError):
+        example.start = 0
+    for other in (replace(example, decile=4), pickle.loads(pickle.dumps(example))):
+        assert (other.id, other.tokens, other.token_ids) == (example.id, example.tokens, example.token_ids)
+        assert np.array_equal(other.activations, example.activations)
+    assert (replace(example, decile=4).decile, pickle.loads(pickle.dumps(example)).decile) == (4, 3)

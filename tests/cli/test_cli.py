@@ -1,0 +1,238 @@
+"""The command line as users type it: quick, one clear sentence for each mistake, honest exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from planted_run import spec, truthful_server
+
+from saeval.cli import shared
+from saeval.plugin import base as interfaces, registry as plugins
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "litellm",
+    "sae_lens",
+    "datasets",
+    "sentence_transformers",
+    "evaluate",
+    "scipy",
+    "pyarrow",
+    "numpy",
+    "pydantic",
+)
+
+
+@pytest.fixture
+def saeval(tmp_path):
+    def call(*arguments, code=0, **options):
+        env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "saeval", *map(str, arguments)],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return call
+
+
+def write(path, server, **changes):
+    path.write_text(yaml.safe_dump(spec(server, **changes)))
+    return path
+
+
+@pytest.mark.parametrize("command", [["--help"], ["list"]])
+def test_help_and_list_answer_at_once_and_import_nothing_heavy(command):
+    def seconds():  # of the processor, for others may be at work on the machine
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "saeval", *command], check=True, capture_output=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(5)) < 0.3
+    program = f"import sys; sys.argv = ['saeval', *{command!r}]\ntry:\n import saeval.cli; saeval.cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_listing_built_ins_imports_nothing_heavy():
+    heavy = HEAVY[:9]
+    program = f"import sys; from saeval.plugin.registry import Registry; Registry().load_all(); print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_kinds_of_plugins_are_those_of_the_registry():
+    assert shared.KINDS == plugins.KINDS == tuple(interfaces.KINDS)
+
+
+def test_validating_leaves_source_code_unread():
+    """The docstrings beneath options are for `show` and `schema`; to parse them took a third of the time."""
+    program = """
+import ast, sys
+from unittest.mock import Mock
+ast.parse = Mock(side_effect=ast.parse)
+sys.argv = ["saeval", "validate", "--task", "quickstart"]
+try:
+    import saeval.cli
+    saeval.cli.main()
+finally:
+    print(ast.parse.call_count)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    validated, parsed = done.stdout.splitlines()
+    assert "valid" in validated and int(parsed) < 20
+
+
+def test_run_prints_the_leaderboard_writes_its_files_and_resumes(saeval, tmp_path):
+    with truthful_server() as server:
+        task = write(tmp_path / "task.yaml", server)
+        first = saeval("run", "--task", task, "--out", "run", "--display", "plain")
+        assert "detection" in first.stdout and "1.00" in first.stdout and "cover" in first.stdout
+        asked = len(server.calls)
+        again = saeval("run", "--task", "task.yaml", "--out", "run", "--json")
+        assert len(server.calls) == asked
+        assert json.loads(again.stdout)["task"] == "planted"
+        resolved = saeval("run", "--task", "run/spec.yaml", "--out", "run")
+        assert len(server.calls) == asked and "detection" in resolved.stdout
+    assert "detection" in saeval("report", "run").stdout
+    assert json.loads(saeval("list", "runs", "--json").stdout) == []
+
+
+def test_default_directory_is_the_same_for_the_same_task(saeval, tmp_path):
+    with truthful_server() as server:
+        task = write(tmp_path / "task.yaml", server, baselines=[])
+        saeval("run", "--task", task)
+        saeval("run", "--task", task)
+    (row,) = json.loads(saeval("list", "runs", "--json").stdout)
+    assert row["status"] == "done" and row["name"].startswith("planted-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--task", "quikstart"], "no task 'quikstart', did you mean 'quickstart'?"),
+        (["run", "--task", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["run", "--task", "task.yaml", "--set", "run.sed=1"], "--set run.sed: no such key, did you mean 'seed'?"),
+        (["run", "--task", "task.yaml", "--llm", "jugde=openai/x"], "the task has no role 'jugde'; it has: explainer, judge"),
+        (["run", "--task", "task.yaml", "--llm", "judge"], "write ROLE=MODEL"),
+        (["run", "--task", "task.yaml", "--out", "task.yaml/x"], "cannot be written"),
+        (["run", "--task", "task.yaml", "--set", "latents.min_windows=9999"], "no latent has 9999 activating windows"),
+        (["show", "scorer", "detecton"], "did you mean 'detection'?"),
+        (["report", "nothing-here"], "no results.json there"),
+        (["validate", "--task", "quickstart", "--set", "source.with.coder.with.path=./no-sae"], "no-sae"),
+        (["validate", "--task", "quickstart", "--set", "source.with.model=./no-model"], "no-model"),
+        (["validate", "--task", "quickstart", "--set", "source.with.corpus.path=./no-corpus.txt"], "no such file or folder"),
+        (["validate", "--task", "quickstart", "--set", "source.with.model=package:nothing"], "no asset 'package:nothing'"),
+    ],
+)  # fmt: skip
+def test_mistake_is_one_clear_sentence_and_exit_code_2(saeval, tmp_path, arguments, sentence):
+    with truthful_server() as server:
+        write(tmp_path / "task.yaml", server)
+        done = saeval(*arguments, code=2)
+        assert sentence in done.stderr
+        assert not server.calls
+
+
+def test_validate_reports_all_mistakes_and_shipped_tasks_are_valid(saeval, tmp_path):
+    with truthful_server() as server:
+        task = write(
+            tmp_path / "task.yaml", server, scorers={"detection": {"with": {"batsh": 1}}, "nope": {}}, run={"sed": 1}
+        )
+        task.write_text(task.read_text().replace("sed: 1", "seed: 1"))
+        done = saeval("validate", "--task", task, "--json", code=2)
+        assert len(json.loads(done.stdout)["problems"]) == 2
+    for name in ("quickstart", "quickstart-live"):
+        assert json.loads(saeval("validate", "--task", name, "--json").stdout)["cells"] == [
+            "coder=topk", "coder=random_sae", "coder=neurons", "coder=batchtopk",
+        ]  # fmt: skip
+
+
+def test_show_preview_and_plugins(saeval, tmp_path):
+    assert "batch: int" in saeval("show", "scorer", "detection").stdout
+    assert yaml.safe_load(saeval("show", "task", "quickstart").stdout)["task"] == "quickstart"
+    assert json.loads(saeval("plugins", "--json").stdout)[0]["status"] == "ok"
+    with truthful_server() as server:
+        task = write(tmp_path / "task.yaml", server)
+        prompts = json.loads(saeval("preview", "--task", task, "--json").stdout)
+        assert {p["step"] for p in prompts} == {"explain", "detection", "fuzzing"}
+        assert "(the explanation will stand here)" in prompts[-1]["text"]
+        assert not server.calls
+
+
+def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval, tmp_path):
+    with truthful_server() as server:
+        priced = {
+            "model": "openai_compatible/x",
+            "api_base": server.url,
+            "usd_per_million_input": 100.0,
+            "usd_per_million_output": 100.0,
+        }
+        task = write(tmp_path / "task.yaml", server, llms={"explainer": priced, "judge": priced}, baselines=[])
+        done = saeval("run", "--task", task, "--out", "run", "--max-cost", "0.1", code=3)
+        assert "run again with a higher --max-cost" in done.stderr
+        saeval("run", "--task", task, "--out", "run", "--max-cost", "100")
+        truthful = server.reply
+        server.reply = lambda m: (
+            "?" if "'harbor'" in m[-1]["content"] and m[-1]["content"].startswith("Explanation") else truthful(m)
+        )
+        listed = {"select": "list", "indices": [0, 1, 2, 3]}
+        flaky = write(
+            tmp_path / "flaky.yaml",
+            server,
+            baselines=[],
+            latents=listed,
+            llms={r: {"model": "openai_compatible/f", "api_base": server.url} for r in ("explainer", "judge")},
+        )
+        assert (
+            "more than 5% of a scorer's latents failed"
+            in saeval("run", "--task", flaky, "--out", "flaky", code=1).stderr
+        )
+        server.url = "http://127.0.0.1:9/v1"  # nobody listens there
+        task = write(tmp_path / "dead.yaml", server, run={"give_up_after": 2})
+    done = saeval("run", "--task", task, "--out", "dead", "--set", "llms.explainer.retries=0", code=1)
+    assert "all failed alike" in done.stderr and "no connection" in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_run_that_is_stopped_at_any_moment_goes_on_and_asks_nothing_twice(saeval, tmp_path, how):
+    env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache")}
+    with truthful_server() as server:
+        server.delay = 0.02
+        task = write(tmp_path / "task.yaml", server, baselines=["shuffled_explanation"], run={"concurrency": 2})
+        command = [sys.executable, "-m", "saeval", "run", "--task", str(task), "--out", "run"]
+        for until in (4, 30):
+            child = subprocess.Popen(
+                command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while server.answered < until and child.poll() is None:
+                time.sleep(0.005)
+            child.send_signal(how)
+            child.wait()
+            assert child.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+        in_flight = 2 * 16  # what the server answered, but the killed process had not yet read
+        saeval("run", "--task", task, "--out", "run")
+        calls = [json.dumps(c, sort_keys=True) for c in server.calls]
+        assert len(calls) - len(set(calls)) <= in_flight
+        calm = write(tmp_path / "calm.yaml", server, baselines=["shuffled_explanation"], run={"concurrency": 2})
+        env["SAEVAL_CACHE"] = str(tmp_path / "other")
+        subprocess.run(
+            [*command[:5], str(calm), "--out", "calm"], cwd=tmp_path, env=env, check=True, capture_output=True
+        )
+    results = [json.loads((tmp_path / d / "results.json").read_text())["cells"] for d in ("run", "calm")]
+    assert results[0] == results[1]

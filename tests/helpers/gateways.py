@@ -1,0 +1,37 @@
+"""Gateways around the clients of a loopback server."""
+
+from __future__ import annotations
+
+import asyncio
+
+from saeval_plugins.llms import LiteLLM, OpenAICompatible
+
+from saeval.llm.calls import Budget, CallLog, CallStore
+from saeval.llm.gateway import Gateway, RoleSettings
+
+
+def gateway(folder, llm, *, limit=None, identity="m", **settings):
+    return Gateway(
+        "judge", llm, model=f"{llm.name}/{llm.model}", identity=identity, settings=RoleSettings(**settings),
+        calls=CallStore(folder / "calls.sqlite"), log=CallLog(folder / "calls.jsonl"), budget=Budget(limit),
+    )  # fmt: skip
+
+
+def direct(server, **options):
+    return OpenAICompatible(model="m", api_base=server.url, **options)
+
+
+def through_litellm(server):
+    return LiteLLM(model="openai/m", api_base=server.url)
+
+
+def ask(gate, *requests, **options):
+    """Ask all at once and close; return answers, errors in their place."""
+
+    async def main():
+        try:
+            return await asyncio.gather(*(gate.complete(r) for r in requests), return_exceptions=True)
+        finally:
+            await gate._llm.aclose()
+
+    return asyncio.run(main())

@@ -1,0 +1,123 @@
+"""Facts about coders and latents that stand beside scores have their known values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from tiny import D, tiny_corpus, tiny_model
+
+import saeval
+from saeval import InputError
+from saeval.activations.latent_stats import position_dependence, token_share
+from saeval.models.fidelity import measure_fidelity
+from saeval.plugin import ActivationWriter, LinearCoder, LiveModel, Subject, TokenDataset
+
+
+def coder(scale: float) -> LinearCoder:
+    """Every coordinate and its opposite as a latent; what is read comes back times `scale`."""
+    identity = torch.eye(D)
+    both = torch.cat([identity, -identity])
+    return LinearCoder(
+        encoder=both.T, decoder=scale * both, threshold=torch.zeros(2 * D), architecture="mirror", autoencoder=True
+    )
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    live = LiveModel.load(str(tiny_model(tmp_path_factory.mktemp("model"), "llama")))
+    return Subject(live, live.hookpoint("layers.0"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, subject):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 50, size=(9, 17), dtype=np.int32)
+    tokens[:, 0] = subject.live.tokenizer.bos_token_id or 0
+    lengths = np.array([17, 17, 12, 17, 17, 17, 17, 17, 9], dtype=np.int32)
+    mask = (np.arange(17) < lengths[:, None]) & (np.arange(17) > 0)
+    data = TokenDataset(tokens, lengths, mask, np.arange(9, dtype=np.int32), tuple("abcdefghi"),
+                        dict.fromkeys(range(60), b"x"), lead=1)  # fmt: skip
+    writer = ActivationWriter(tmp_path_factory.mktemp("store") / "store")
+    writer.start(data, 4)
+    # Latent 0 fires on everything, 1 at the first text token only, 2 on one token only, 3 never.
+    flat, is_text = tokens.ravel(), mask.ravel()
+    position = np.flatnonzero(is_text)
+    found = [(p, 0) for p in position]
+    found += [(p, 1) for p in position if p % 17 == 1]
+    found += [(p, 2) for p in position if flat[p] == flat[position[3]]]
+    found.sort()
+    p, latent = (np.array(column, dtype=np.int64) for column in zip(*found, strict=True))
+    writer.add(p, latent, np.ones(len(p), dtype=np.float32))
+    writer.advance(9)
+    return writer.finish()
+
+
+def test_perfect_reconstruction_recovers_everything_and_zero_nothing(subject, store):
+    perfect, nothing = (
+        measure_fidelity(subject, coder(1.0), store, 10_000),
+        measure_fidelity(subject, coder(0.0), store, 10_000),
+    )
+    assert perfect.recovered == pytest.approx(1, abs=1e-4) and nothing.recovered == pytest.approx(0, abs=1e-6)
+    assert perfect.clean == nothing.clean and nothing.spliced == pytest.approx(nothing.ablated)
+    assert perfect.tokens == int(store.mask[:, 1:].sum())
+
+
+def test_clean_cross_entropy_is_the_model_s_own(subject, store):
+    found = measure_fidelity(subject, coder(1.0), store, 10_000)
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for ids, length in zip(store.tokens, store.lengths, strict=True):
+            row = torch.from_numpy(ids[:length].astype(np.int64))[None]
+            output = subject.live.model(row, labels=row)
+            total, count = total + float(output.loss) * (length - 1), count + int(length) - 1
+    assert found.clean == pytest.approx(total / count, abs=1e-4)
+
+
+def test_part_of_the_corpus_is_spread_over_it(subject, store):
+    assert measure_fidelity(subject, coder(1.0), store, 32).tokens == int(store.mask[[0, 8]].sum())
+
+
+def test_transcoder_is_refused_in_a_sentence(subject, store):
+    other = coder(1.0)
+    other.autoencoder = False
+    with pytest.raises(InputError, match="does not reconstruct what it reads"):
+        measure_fidelity(subject, other, store)
+
+
+def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
+    task = {
+        "saeval": 1, "task": "measured", "version": "1.0",
+        "source": {"use": "transformers", "with": {
+            "model": str(tiny_model(tmp_path / "model", "llama")), "hookpoint": "layers.0",
+            "coder": {"use": "random_sae", "with": {"n_latents": 64, "k": 8}},
+            "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32},
+        }},
+        "latents": {"n": 2, "min_windows": 4},
+        "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 10}}},
+        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens",
+        "scorers": {"detection": {"with": {"batch": 1}}}, "measure": ["l0", "ce_recovered"],
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    result = saeval.run(tmp_path / "task.yaml", out=tmp_path / "run")
+    measures = result.cells[0].measures
+    assert set(measures) == {"l0", "fvu", "ce_recovered", "ce_clean", "ce_spliced", "ce_ablated"}
+    expected = (measures["ce_ablated"] - measures["ce_spliced"]) / (measures["ce_ablated"] - measures["ce_clean"])
+    assert measures["ce_recovered"] == pytest.approx(expected)
+    monkeypatch.setattr("saeval._run.runner.measure_fidelity", None)
+    assert saeval.run(tmp_path / "task.yaml", out=tmp_path / "run").cells[0].measures == measures
+    rows = pq.read_table(tmp_path / "run" / "cells" / "all" / "latents.parquet").to_pylist()
+    assert all(0 < row["token_share"] <= 1 and 0 <= row["position_dependence"] <= 1 for row in rows)
+    assert all(row["explanation_words"] > 0 for row in rows)
+
+
+def test_latent_of_one_token_or_one_place_is_known_by_it(store):
+    assert token_share(store, 2) == 1.0 and token_share(store, 0) < 0.2
+    assert position_dependence(store, 0) == pytest.approx(0, abs=1e-12)
+    first = store.mask[:, 1].sum() / store.mask.sum()
+    assert position_dependence(store, 1) == pytest.approx(1 - first)
+    assert math.isnan(token_share(store, 3)) and math.isnan(position_dependence(store, 3))

@@ -1,0 +1,394 @@
+"""Each way to reach a language model speaks its server's language, and plays back or makes up nothing unasked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from fake_server import body, content, error, fake_server
+from gateways import ask, direct, gateway, through_litellm
+from planted_run import spec, truthful_server
+from pydantic import ValidationError
+from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
+
+import saeval
+from saeval import InputError, LLMError
+from saeval.llm.calls import export_replay
+from saeval.plugin import LogprobRequest, Message, Refused, Request, TokenLogprobs
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+
+
+@pytest.fixture(params=[direct, pytest.param(through_litellm, marks=pytest.mark.slow)])
+def client(request):
+    return request.param
+
+
+def test_listing_the_plugins_imports_nothing_heavy():
+    program = "import sys, saeval_plugins.llms as l; l.saeval_llms(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "litellm", "aiohttp", "openai", "datasets"} & set(loaded)
+
+
+# --- chat over HTTP ---
+
+TOP = {
+    "content": [
+        {"token": "ye", "logprob": -0.1, "bytes": None, "top_logprobs": [
+            {"token": "ye", "logprob": -0.1, "bytes": None}, {"token": "no", "logprob": -2.5, "bytes": None}
+        ]}
+    ]
+}  # fmt: skip
+
+
+def test_conversation_and_options_reach_the_server_and_alternatives_come_back(tmp_path, client):
+    turns = (Message("system", "Be brief."), Message("user", "1"), Message("assistant", "[0]"), Message("user", "2"))
+    with fake_server() as server:
+        server.always = content("ye", logprobs=TOP)
+        request = Request(turns, max_tokens=7, temperature=0.5, stop=("END",), top_logprobs=2)
+        (reply,) = ask(gateway(tmp_path, client(server)), request)
+        (sent,) = server.calls
+    assert sent["messages"] == [{"role": turn.role, "content": turn.content} for turn in turns]
+    assert (sent["max_tokens"], sent["temperature"], sent["stop"]) == (7, 0.5, ["END"])
+    assert (sent["logprobs"], sent["top_logprobs"]) == (True, 2)
+    assert reply.logprobs == (TokenLogprobs("ye", (("ye", -0.1), ("no", -2.5))),)
+
+
+def test_extra_arguments_are_sent_along(tmp_path):
+    with fake_server() as server:
+        ask(gateway(tmp_path, direct(server, extra={"top_p": 0.9})), Request.of("x"))
+        ask(gateway(tmp_path, LiteLLM(model="openai/m", api_base=server.url, extra={"top_p": 0.8})), Request.of("y"))
+        assert [call["top_p"] for call in server.calls] == [0.9, 0.8]
+
+
+def test_answer_cut_at_the_limit_says_so_and_is_asked_for_once_more_with_room(tmp_path, client):
+    with fake_server() as server:
+        server.always = content("a long sto", "length")
+        gate = gateway(tmp_path, client(server))
+        assert ask(gate, Request.of("x"))[0].finish_reason == "length"
+        server.always, server.calls = content("", "length"), []  # a thinking model that never came to its answer
+        gate = gateway(tmp_path, client(server))
+        (failed,) = ask(gate, Request.of("y"))
+        assert isinstance(failed, LLMError) and "max_tokens_if_cut" in str(failed)
+        assert [call["max_tokens"] for call in server.calls] == [256, 4096]
+        ask(gateway(tmp_path, client(server), max_tokens_if_cut=1), Request.of("z"))
+        assert len(server.calls) == 3
+
+
+def test_server_without_a_key_gets_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINE_API_KEY", "mine-123456")
+    with fake_server() as server:
+        ask(gateway(tmp_path, direct(server, api_key_env="MINE_API_KEY")), Request.of("x"))
+        ask(gateway(tmp_path, direct(server, api_key_env="NOT_SET_API_KEY")), Request.of("y"))
+        assert [h.get("Authorization") for h in server.headers] == ["Bearer mine-123456", None]
+
+
+def test_connections_are_pooled_and_closed():
+    with fake_server() as server:
+        llm = direct(server)
+
+        async def main():
+            request = Request.of("x", max_tokens=5, temperature=0.0)
+            await asyncio.gather(*(llm.complete(request) for _ in range(3)))
+            (session,) = llm._sessions.values()
+            await llm.aclose()
+            return session.closed, dict(llm._sessions)
+
+        for _ in range(2):  # a new event loop each time
+            assert asyncio.run(main()) == (True, {})
+
+
+def test_key_in_the_address_is_refused():
+    with pytest.raises(InputError, match="without user name, password"):
+        OpenAICompatible(model="m", api_base="http://user:pass@localhost/v1").check()
+
+
+# --- litellm ---
+
+
+def test_price_is_litellm_s_where_it_knows_the_model(tmp_path):
+    with fake_server() as server:
+        prices = []
+        for model in ("openai/gpt-4o-mini", "openai/some-finetune"):
+            (reply,) = ask(
+                gateway(tmp_path, LiteLLM(model=model, api_base=server.url), identity=model), Request.of("x")
+            )
+            prices.append((reply.usage.usd, reply.usage.price_source))
+    assert prices[0][0] > 0 and prices[0][1] == "litellm"
+    assert prices[1] == (None, None)
+
+
+@pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0", "1.107.3"])
+def test_malicious_litellm_releases_are_refused_before_import(monkeypatch, release):
+    monkeypatch.setattr("saeval._util.releases.version", lambda _: release)
+    monkeypatch.delitem(sys.modules, "litellm", raising=False)
+    llm = LiteLLM(model="openai/x")
+    with pytest.raises(InputError, match=f"litellm {release} is a malicious release"):
+        llm.check()
+    with pytest.raises(InputError, match="malicious"):
+        asyncio.run(llm.complete(Request.of("x", max_tokens=1)))
+    assert "litellm" not in sys.modules
+
+
+# --- batches ---
+
+
+def in_batch(folder, server, model="openai/gpt-4o-mini", **options):
+    return gateway(folder, LiteLLM(model=model, api_base=server.url, batch=True, **options), retries=1)
+
+
+@pytest.fixture
+def _no_gathering(monkeypatch, tmp_path):
+    monkeypatch.setattr("saeval_plugins.llms.batches._GATHERED", 0.05)
+    monkeypatch.setattr("saeval_plugins.llms.batches._POLL", 0.01)
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+
+
+quick = pytest.mark.usefixtures("_no_gathering")
+
+
+@quick
+@pytest.mark.slow
+def test_batch_answers_each_request_at_the_batch_s_price(tmp_path):
+    requests = [Request.of(f"say {i}") for i in range(300)]  # more than would ever be in flight
+    with fake_server(lambda messages: messages[-1]["content"].upper()) as server:
+        replies = ask(in_batch(tmp_path, server), *requests, Request.of("say 0", repeat=1))
+        assert [reply.text for reply in replies] == [*(f"SAY {i}" for i in range(300)), "SAY 0"]
+        assert len(server.batches) == 1
+        assert server.calls[0] == {
+            "model": "gpt-4o-mini", "messages": [{"role": "user", "content": "say 0"}], "max_tokens": 256, "temperature": 0.0
+        }  # fmt: skip
+        usage = replies[0].usage
+        assert (usage.input_tokens, usage.cached_tokens, usage.price_source) == (100, 40, "litellm, as a batch")
+        assert usage.usd == pytest.approx((100 * 0.075 + 10 * 0.3) / 1e6)  # half of gpt-4o-mini's 0.15 and 0.6
+        assert not list((tmp_path / "cache" / "batches").iterdir())
+        direct_reply, *_ = ask(gateway(tmp_path, LiteLLM(model="openai/gpt-4o-mini", api_base=server.url)), requests[0])
+        assert (
+            direct_reply.text == "SAY 0" and server.answered == 301
+        )  # from the cache: how answers come is no part of the key
+
+
+@quick
+@pytest.mark.slow
+def test_request_that_fails_in_a_batch_is_sent_in_another_and_a_refusal_is_none(tmp_path):
+    with fake_server() as server:
+        server.chooses = lambda body, number: {
+            "declined": error(400, "no", code="content_filter"), "shaky": error(500) if number < 3 else None, "wrong": error(400),
+        }.get(body["messages"][0]["content"])  # fmt: skip
+        requests = map(Request.of, ("good", "shaky", "declined", "wrong"))
+        good, shaky, declined, wrong = ask(in_batch(tmp_path, server), *requests)
+        assert (good.text, shaky.text) == ("fine", "fine")
+        assert isinstance(declined, Refused)
+        assert isinstance(wrong, LLMError) and not wrong.retryable and "in a batch: status 400" in str(wrong)
+        assert [len(batch["asked"]) for batch in server.batches.values()] == [4, 1]
+
+
+@quick
+@pytest.mark.slow
+@pytest.mark.parametrize(("ends_as", "lost"), [("expired", 1), ("failed", 0)])
+def test_batch_that_ends_early_says_so(tmp_path, ends_as, lost):
+    with fake_server() as server:
+        server.ends_as, server.lost = ends_as, lost
+        first, second = ask(in_batch(tmp_path, server), Request.of("a"), Request.of("b"))
+        assert isinstance(second, LLMError)
+        if ends_as == "failed":
+            assert isinstance(first, LLMError) and first.lasting and "no such file" in str(first)
+        else:
+            assert first.text == "fine" and "ended as expired without an answer" in str(second)
+            assert len(server.batches) == 2  # it was sent once more
+
+
+@quick
+@pytest.mark.slow
+def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_path):
+    async def killed(gate):
+        asking = asyncio.gather(*(gate.complete(Request.of(str(i))) for i in range(5)))
+        while not list((tmp_path / "cache" / "batches").glob("[!.]*.json")):
+            await asyncio.wait({asking}, timeout=0.01)
+        # and nothing is closed
+
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        server.looks = 10**6
+        asyncio.run(killed(in_batch(tmp_path, server)))
+        server.looks = 1
+        replies = ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(6)))
+        assert [reply.text for reply in replies] == list("012345")
+        assert [len(batch["asked"]) for batch in server.batches.values()] == [5, 1]
+        assert not list((tmp_path / "cache" / "batches").iterdir())
+
+
+@quick
+@pytest.mark.slow
+def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("saeval.llm.waiting._SILENCE", 0.05)
+    caplog.set_level(logging.INFO, "saeval")
+    with fake_server() as server:
+        server.looks = 20
+        ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(4)))
+    assert "4 calls are under way: batch batch_0 is in_progress, 2 of 4 answered" in caplog.text
+
+
+@quick
+@pytest.mark.slow
+def test_run_sends_each_step_of_all_latents_as_one_batch(tmp_path):
+    with truthful_server() as server:
+        role = {"model": "openai/rules", "api_base": server.url, "batch": True, "max_tokens": 100}
+        changes = {
+            "llms": {"explainer": role, "judge": role}, "scorers": {"detection": {}}, "baselines": [],
+            "source": {"use": "synthetic", "with": {"n_latents": 45, "documents": 300}}, "latents": {"n": 40, "min_windows": 20},
+        }  # fmt: skip
+        result = saeval.run(spec(server, **changes), out=tmp_path / "run")
+    assert result.cells[0].counts["explained"] == 40
+    assert [len(batch["asked"]) for batch in server.batches.values()] == [40, len(server.calls) - 40]
+
+
+def test_batches_of_a_provider_that_has_none_fail_at_once(tmp_path):
+    with fake_server() as server:
+        (failed,) = ask(in_batch(tmp_path, server, model="groq/llama"), Request.of("x"))
+    assert isinstance(failed, LLMError) and failed.lasting and "batch works for openai" in str(failed)
+
+
+# --- processes ---
+
+
+@pytest.mark.slow
+def test_processes_of_litellm_share_the_calls_and_one_that_dies_is_replaced(tmp_path):
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        server.delay = 0.3
+        llm = LiteLLM(model="openai/gpt-4o-mini", api_base=server.url, processes=2)
+        gate = gateway(tmp_path, llm, concurrency=8)
+
+        async def main():
+            try:
+                asking = asyncio.gather(*(gate.complete(Request.of(str(i))) for i in range(16)))
+                while not server.in_flight:
+                    await asyncio.sleep(0.05)
+                (processes,) = llm._by_loop.values()
+                os.kill(processes._workers[0]._process.pid, signal.SIGKILL)
+                replies = await asking
+                server.always = error(401, "wrong key")
+                with pytest.raises(LLMError, match="wrong key"):
+                    await gate.complete(Request.of("x"))
+                return replies, [worker._process for worker in processes._workers]
+            finally:
+                await llm.aclose()
+
+        replies, processes = asyncio.run(main())
+    assert [reply.text for reply in replies] == [str(i) for i in range(16)]
+    assert replies[0].usage.price_source == "litellm"
+    assert all(process.returncode is not None for process in processes)
+
+
+# --- scoring over HTTP ---
+
+
+def score(tmp_path, server, request, **settings):
+    gate = gateway(tmp_path, direct(server, scores=True), **settings)
+
+    async def main():
+        try:
+            return (await gate.logprobs(request)).logprobs
+        finally:
+            await gate._llm.aclose()
+
+    assert gate.can_score
+    return asyncio.run(main())
+
+
+def test_server_that_echoes_prompts_scores_continuations(tmp_path):
+    prompts, continuations = ("is it blue?", "is it a whale?"), (" yes", " oh no dear")
+    with fake_server() as server:
+        found = score(tmp_path, server, LogprobRequest(prompts, continuations, "the sea. "))
+    assert found == (((-3.0,), (-2.0, -2.0, -4.0)),) * 2
+
+
+def test_token_that_prompt_and_continuation_share_is_an_error_not_a_number(tmp_path):
+    with fake_server() as server, pytest.raises(LLMError, match="share a token"):
+        score(tmp_path, server, LogprobRequest(("is it blue?",), ("ish yes",)))
+
+
+def test_server_that_echoes_nothing_is_told_from_one_that_is_busy(tmp_path):
+    request = LogprobRequest(("is it blue?",), (" yes",))
+    with fake_server() as server:
+        server.faults = [body('{"error": {"message": "overloaded"}}'), error(503)]
+        assert score(tmp_path, server, request) == (((-3.0,),),)
+        server.always, server.calls = body('{"choices": [{"text": "x", "logprobs": null}]}'), []
+        with pytest.raises(LLMError, match="set scores: false"):
+            score(tmp_path, server, request, cache=False)
+        assert len(server.calls) == 1
+
+
+# --- scripted ---
+
+
+def test_scripted_model_answers_the_first_rule_that_matches(tmp_path):
+    rules = [{"match": r"\bwhale", "reply": "sea"}, {"match": "wh", "reply": "question"}]
+    gate = gateway(tmp_path, Scripted(model="m", rules=rules, reply="else"))
+    replies = ask(gate, Request.of("a whale"), Request.of("why"), Request.of("so"))
+    assert [(reply.text, reply.usage.usd) for reply in replies] == [("sea", 0.0), ("question", 0.0), ("else", 0.0)]
+
+
+def test_scripted_model_without_a_fitting_rule_fails(tmp_path):
+    (failed,) = ask(gateway(tmp_path, Scripted(model="m", rules=[{"match": "a", "reply": "b"}])), Request.of("x"))
+    assert isinstance(failed, LLMError) and "no rule matches the prompt 'x'" in str(failed)
+
+
+def test_expression_that_cannot_be_read_is_a_mistake_of_the_spec():
+    with pytest.raises(ValidationError, match="rules.0.match"):
+        Scripted(model="m", rules=[{"match": "(", "reply": "b"}])
+
+
+# --- replay ---
+
+
+def test_recording_of_a_run_plays_back_what_was_said(tmp_path):
+    requests = [Request.of("one"), Request.of("one", repeat=1), Request.of("two\u2028lines", temperature=0.7)]
+    with fake_server(lambda messages: messages[-1]["content"] + "\u2028é") as server:
+        server.faults = [content("ye", logprobs=TOP)]
+        gate = gateway(tmp_path, direct(server), concurrency=1)
+        said = ask(gate, *requests, requests[0])
+        server.always = error(400)
+        ask(gate, Request.of("never answered"))
+    path = tmp_path / "said.jsonl"
+    assert export_replay(gate._log, gate._calls, "judge", path) == 3
+    with pytest.raises(InputError, match="'explainer' was given no reply"):
+        export_replay(gate._log, gate._calls, "explainer", path)
+    again = ask(gateway(tmp_path, Replay(model=str(path)), identity="replay"), *requests, requests[0])
+    assert [(reply.text, reply.logprobs) for reply in again] == [(reply.text, reply.logprobs) for reply in said]
+    assert again[0].logprobs is not None
+
+
+def test_request_that_was_not_recorded_fails_and_says_which(tmp_path):
+    path = tmp_path / "said.jsonl"
+    path.write_text('{"key": "0", "text": "x"}\n')
+    (failed,) = ask(gateway(tmp_path, Replay(model=str(path))), Request.of("a" * 100))
+    assert isinstance(failed, LLMError) and not failed.retryable
+    line = json.loads((tmp_path / "calls.jsonl").read_text())
+    assert line["request"][:12] in str(failed) and "'" + "a" * 60 + "'" in str(failed)
+
+
+def test_recording_counts_by_its_content(tmp_path):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path, text in zip(paths, ("x", "x", "y"), strict=True):
+        path.write_text(f'{{"key": "0", "text": "{text}"}}\n')
+    a, b, c = (Replay(model=str(path)).fingerprint() for path in paths)
+    assert a == b != c
+
+
+@pytest.mark.parametrize("text", ["{", '{"key": 1}', "[]", '{"key": "0", "text": "x", "logprobs": [{"token": "x"}]}'])
+def test_recording_that_cannot_be_read_says_so(tmp_path, text):
+    (tmp_path / "said.jsonl").write_text(text)
+    with pytest.raises(InputError, match="every line should be"):
+        Replay(model=str(tmp_path / "said.jsonl")).check()
+    with pytest.raises(InputError, match="cannot be read"):
+        Replay(model=str(tmp_path / "nothing")).check()

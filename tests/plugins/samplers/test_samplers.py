@@ -1,0 +1,135 @@
+"""Explain and score windows never meet, labels are verified, and deciles are even."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from saeval_plugins.samplers import Mix, Quantiles, Random, SAEBench, Top
+from saeval_plugins.samplers.windows import draw_each, strongest_first
+from scipy.stats import chisquare
+from small_stores import dataset, dense, write
+
+from saeval.plugin import LatentId, derive_rng
+
+SAMPLERS = [Random, Quantiles, Top, Mix]
+OPTIONS = {"window": 16, "explain": 10, "score": 30, "explain_non_activating": 6, "non_activating": {"n": 20}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    data = dataset(contexts=120, documents=17)
+    return write(tmp_path_factory.mktemp("samplers") / "store", data, dense(data, 6, 0.01))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(SAMPLERS),
+    latent=st.integers(0, 5),
+    seed=st.integers(0, 10**6),
+    explain=st.integers(5, 60),
+    score=st.integers(5, 200),
+)
+def test_explain_and_score_windows_share_no_document(store, kind, latent, seed, explain, score):
+    sampler = kind(**{**OPTIONS, "explain": explain, "score": score})
+    record = sampler.sample(store, LatentId("h", latent), derive_rng(seed, "sample", latent))
+    if record is None:
+        return
+    sides = [{e.document for e in (*s.activating, *s.non_activating)} for s in (record.explain, record.score)]
+    assert not sides[0] & sides[1]
+    for part in (record.explain, record.score):
+        ids = [e.id for e in (*part.activating, *part.non_activating)]
+        assert len(set(ids)) == len(ids)
+        assert all(e.active and e.max_activation > 0 for e in part.activating)
+        assert all(not e.active and not e.activations.any() for e in part.non_activating)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_same_key_same_windows_and_another_key_others(store, kind):
+    def ids(seed):
+        record = kind(**OPTIONS).sample(store, LatentId("h", 1), derive_rng(seed, "x"))
+        return [[e.id for e in (*s.activating, *s.non_activating)] for s in (record.explain, record.score)]
+
+    assert ids(1) == ids(1)
+    assert ids(1) != ids(2)
+
+
+def test_samplers_that_show_other_windows_are_scored_on_the_same_ones(store):
+    def sides(kind, **options):
+        record = kind(**{**OPTIONS, **options}).sample(store, LatentId("h", 1), derive_rng(0, "x"))
+        return [[e.id for e in (*s.activating, *s.non_activating)] for s in (record.explain, record.score)]
+
+    found = [sides(kind) for kind in SAMPLERS] + [sides(Random, explain_non_activating=0)]
+    assert all(scored == found[0][1] for _, scored in found)
+    assert len({tuple(shown) for shown, _ in found}) == len(found)
+
+
+def test_saebench_with_sides_apart_scores_the_same_windows_however_many_top_ones_are_shown(store):
+    def scored(weighted):
+        # The split is by explain_top + explain_weighted, so their sum stays.
+        sampler = SAEBench(leak=False, unverified=False, explain_top=8 - weighted, explain_weighted=weighted)
+        return [e.id for e in sampler.sample(store, LatentId("h", 1), derive_rng(0, "x")).score.activating]
+
+    assert scored(2) == scored(4)
+
+
+def test_scoring_windows_come_in_equal_parts_from_each_decile(store):
+    record = Random(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x"))
+    deciles = [e.decile for e in record.score.activating]
+    assert [deciles.count(d) for d in range(10)] == [3] * 10
+    strongest = [np.mean([e.max_activation for e in record.score.activating if e.decile == d]) for d in range(10)]
+    assert strongest == sorted(strongest, reverse=True)
+
+
+def test_top_shows_the_strongest_windows_of_its_side(store):
+    shown = Top(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")).explain.activating
+    levels = [e.max_activation for e in shown]
+    assert levels == sorted(levels, reverse=True)
+    everything = Top(**{**OPTIONS, "explain": 500, "score": 1500}).sample(store, LatentId("h", 0), derive_rng(0, "x"))
+    assert levels[0] == max(e.max_activation for e in everything.explain.activating)
+
+
+def test_latent_that_fires_in_one_document_only_is_left_out(tmp_path):
+    data = dataset(contexts=60, documents=6)
+    activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
+    activations[data.documents == 2, 1:] = 1.0
+    store = write(tmp_path / "s", data, activations)
+    assert Random(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
+
+
+def test_latent_that_is_never_silent_is_left_out(tmp_path):
+    data = dataset(contexts=60, documents=6)
+    activations = np.ones((*data.tokens.shape, 1), dtype=np.float32) * data.mask[..., None]
+    store = write(tmp_path / "s", data, activations)
+    assert Random(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
+
+
+def test_all_ways_to_draw_from_several_ranges_are_equally_likely():
+    ways = Counter(tuple(draw_each([0, 4, 9, 11], [2, 3, 0], derive_rng(0, i)).tolist()) for i in range(12_000))
+    assert set(ways) == {(*a, *b) for a in combinations(range(4), 2) for b in combinations(range(4, 9), 3)}
+    assert chisquare(list(ways.values())).pvalue > 1e-3
+
+
+def test_all_silent_windows_are_equally_likely_to_be_drawn(tmp_path):
+    data = dataset(contexts=1500)
+    activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
+    activations[:, 20] = 1.0  # fires in the third window of eight
+    store = write(tmp_path / "s", data, activations)
+    drawn = Counter(i for key in range(600) for i in store.silent_windows(0, 8, 50, derive_rng(0, key)).tolist())
+    assert {i % 8 for i in drawn} == {0, 1, 3, 4, 5, 6, 7}
+    assert chisquare([drawn[i] for i in range(12_000) if i % 8 != 2]).pvalue > 1e-3
+
+
+@given(
+    st.sampled_from([(-1e4, 32), (-1e4, 16), (0, 16)]).flatmap(  # activations are mostly positive, and float16 on disk
+        lambda kind: st.lists(st.floats(kind[0], 1e4, width=kind[1]).map(lambda x: x + 0.0), max_size=60)
+    ),
+    st.sampled_from([1, 200]),  # few are ranked in another way than many
+)
+def test_windows_are_ranked_by_their_maximum_and_ties_by_number(values, times):
+    maxima = np.tile(np.array(values, dtype=np.float32), times)
+    expected = np.lexsort((np.arange(len(maxima)), -maxima))
+    assert strongest_first(maxima).tolist() == expected.tolist()

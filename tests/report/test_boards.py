@@ -1,0 +1,134 @@
+"""Boards show the same numbers in every format, and every column that is declared."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from golden_boards import GOLDEN, boards, page_text
+from made_run import cell, run_of, score_row
+from tiny import tiny_corpus, tiny_model
+
+from saeval._compare.join import join
+from saeval.cli.group import main
+from saeval.report.joined_text import FORMATS, written
+
+
+@pytest.fixture(scope="module")
+def made():
+    return boards()
+
+
+def test_boards_are_word_for_word_what_they_were(made):
+    changed = [name for name, text in made.items() if (GOLDEN / name).read_text() != text]
+    assert not changed, (
+        f"{changed} changed; if that is meant, run `python tests/helpers/golden_boards.py` and look at the diff"
+    )
+    assert {file.name for file in GOLDEN.iterdir()} == made.keys()
+
+
+PLUGINS = """
+from saeval.plugin import Coder, LinearCoder, Measure, Metric, Score, Scorer
+
+
+class Odd(Coder):
+    name = "odd"
+    measures = (Measure(name="odd_bits", title="odd bits", about="Bits that are odd.", unit="bits", format=".1f"),)
+    seed: int = 0
+
+    def load(self, device, d_in):
+        import torch
+
+        rows = torch.randn(32, d_in, generator=torch.Generator().manual_seed(self.seed))
+        coder = LinearCoder(rows.T, rows, k=4, architecture="odd")
+        coder.measures = {"odd_bits": 7531.25 + self.seed, "undeclared": 1.0}
+        return coder
+
+
+class Length(Scorer):
+    name = "length"
+    metrics = (Metric("chars", high=1000), Metric("dots", high=1000, higher_is_better=False, on_board=True))
+
+    async def score(self, explanation, examples, context):
+        return Score(values={"chars": 123.0, "dots": 456.0})
+"""
+
+
+@pytest.fixture(scope="module")
+def run_with_plugins(tmp_path_factory) -> tuple[Path, str]:
+    """A run of a coder and a scorer that contribute columns, and what it printed."""
+    folder = tmp_path_factory.mktemp("columns")
+    (folder / "mine.py").write_text(PLUGINS)
+    task = {
+        "saeval": 1, "task": "columns", "version": "1", "llms": {},
+        "matrix": {"coder": [{"id": f"odd{seed}", "coder": {"use": f"{folder}/mine.py:Odd", "with": {"seed": seed}}} for seed in (0, 1)]},
+        "source": {"use": "transformers", "with": {
+            "model": str(tiny_model(folder / "model")), "hookpoint": "layers.1", "coder": "${matrix.coder.coder}",
+            "corpus": {"path": str(tiny_corpus(folder / "corpus.jsonl")), "context": 32}}},
+        "latents": {"n": 4, "min_windows": 4}, "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 10}}},
+        "explainer": "top_tokens", "scorers": {"length": {"use": "./mine.py:Length"}}, "measure": ["l0"],
+        "leaderboard": {"rank_by": "length.chars"},
+    }  # fmt: skip
+    (folder / "task.yaml").write_text(yaml.safe_dump(task))
+    done = CliRunner().invoke(main, ["run", "--task", str(folder / "task.yaml"), "--out", str(folder / "run")])
+    assert done.exit_code == 0, done.output
+    return folder / "run", done.output
+
+
+def test_measure_and_metric_that_plugins_declare_show_on_every_board(run_with_plugins):
+    run, printed = run_with_plugins
+    joined = join([run])
+    shown = {format_: written(joined, format_) for format_ in FORMATS if format_ != "parquet"}
+    CliRunner().invoke(main, ["leaderboard", str(run), "--html", str(run / "board.html")])
+    for name, text in {
+        "terminal": printed, "report.md": (run / "report" / "report.md").read_text(),
+        "index.html": page_text((run / "report" / "index.html").read_text()),
+        "board.html": (run / "board.html").read_text(), **shown,
+    }.items():  # fmt: skip
+        assert re.search(r"odd.bits", text) and re.search(r"7,?531|7532", text) and re.search(r"7,?532", text), name
+        assert "dots" in text and "456" in text and "undeclared" not in text, name
+    (row, *_) = csv.DictReader((run / "report" / "leaderboard.csv").open())
+    assert row["measure.odd_bits"] in ("7531.25", "7532.25")
+    assert {m["name"]: m["unit"] for m in json.loads((run / "results.json").read_text())["measures"]} == {
+        "odd_bits": "bits"
+    }
+
+
+def test_number_of_a_narrow_board_is_written_as_its_measure_says(run_with_plugins):
+    run, printed = run_with_plugins
+    assert "7531.2" in printed and "7531.25" not in printed and "odd bits" in printed
+    assert "7531.2" in written(join([run]), "latex") and "7,531" not in printed
+
+
+def test_metric_off_the_board_stays_in_tables():
+    rows = [score_row("detection", 0.7), score_row("detection", 0.6543, metric="f1")]
+    shown = [score_row("detection", 0.7), score_row("detection", 0.6543, metric="f1", on_board=True)]
+    without, with_ = (
+        {f: boards_of(run_of(cell("a", r), cell("b", r)), f) for f in ("text", "latex")} for r in (rows, shown)
+    )
+    assert all("f1" not in text for text in without.values())
+    assert all("f1" in text and "0.654" in text for text in with_.values())
+
+
+def boards_of(run, format_: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "results.json").write_text(run.model_dump_json(by_alias=True))
+        return str(written(join([folder]), format_))
+
+
+def test_latex_aligns_numbers_and_sets_the_best_contestant_in_bold():
+    run = run_of(
+        cell("a", [score_row("detection", 0.7), score_row("steering", 3.0, metric="error", higher_is_better=False)]),
+        cell("b", [score_row("detection", 0.6), score_row("steering", 2.0, metric="error", higher_is_better=False)]),
+        cell("neurons", [score_row("detection", 0.9)], "neurons"),
+    )
+    lines = boards_of(run, "latex").splitlines()
+    assert any(re.fullmatch(r"\\begin\{tabular\}\{ll+r+\}", line) for line in lines)
+    bold = [re.findall(r"\\textbf\{([\d.]+)", line) for line in lines if line.endswith(r"\\")]
+    assert bold == [[], ["0.700"], ["2.000"], []]

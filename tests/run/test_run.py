@@ -1,0 +1,397 @@
+"""A whole run gives the right scores, writes everything down, resumes, and isolates what breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import time
+
+import pytest
+from fake_server import error
+from planted_run import spec, truthful, truthful_server
+
+import saeval
+from saeval import InputError, SpecError
+from saeval._run.failures import GaveUp
+from saeval._util.progress import Plain
+from saeval.plugin import LatentRecord, Outcome
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+
+
+def rows(result, variant="explanation"):
+    """Headline row of each scorer."""
+    found = {}
+    for row in result.cells[0].scores:
+        if row.variant == variant:
+            found.setdefault(row.scorer, row)
+    return found
+
+
+def test_true_explanations_score_one_and_shuffled_ones_at_the_floor(tmp_path):
+    with truthful_server() as server:
+        result = saeval.run(spec(server), out=tmp_path / "run")
+    true, shuffled, random = rows(result), rows(result, "shuffled_explanation"), rows(result, "random_explanation")
+    for scorer in ("detection", "fuzzing"):
+        assert true[scorer].value >= 0.95
+        assert random[scorer].value == pytest.approx(0.5, abs=0.1)
+        assert true[scorer].lift == pytest.approx(
+            true[scorer].value - max(0.5, shuffled[scorer].value, random[scorer].value), abs=0.05
+        )
+        low, high = true[scorer].ci95
+        assert 0 <= low < true[scorer].value <= high <= 1
+    assert shuffled["detection"].value == pytest.approx(0.5, abs=0.1)
+    # Among eight latents, the explanation of another one may well be true of the decoy, and so be worse than chance.
+    assert shuffled["fuzzing"].value < 0.6
+    assert (true["detection"].n, true["fuzzing"].n) == (6, 3)
+    assert true["detection"].coverage == 1.0
+    assert set(true["detection"].floor) == {"shuffled_explanation", "random_explanation", "top_tokens", "chance"}
+    assert result.synthetic
+    assert rows(result, "top_tokens")["detection"].value >= 0.95
+
+
+def test_everything_is_written_down_and_read_back(tmp_path):
+    import pyarrow.parquet as pq
+
+    with truthful_server() as server:
+        result = saeval.run(spec(server), out=tmp_path / "run")
+    assert saeval.read(tmp_path / "run") == result
+    cell = tmp_path / "run" / "cells" / result.cells[0].cell
+    latents = pq.read_table(cell / "latents.parquet").to_pylist()
+    assert len(latents) == 6
+    assert all(row["score.detection.balanced_accuracy"] >= 0.9 for row in latents)
+    judged = pq.read_table(cell / "judgements.parquet").to_pylist()
+    assert {j["variant"] for j in judged} == {"explanation", "shuffled_explanation", "random_explanation", "top_tokens"}
+    examples = pq.read_table(cell / "examples.parquet").to_pylist()
+    explained = {(e["latent"], e["document"]) for e in examples if e["role"] == "explain"}
+    scored = {(e["latent"], e["document"]) for e in examples if e["role"] == "score"}
+    assert explained and scored and not explained & scored
+    texts = [json.loads(line) for line in (cell / "explanations.jsonl").read_text().splitlines()]
+    assert all("the word '" in t["text"] for t in texts if t["variant"] == "explanation")
+    report = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "detection" in report and "planted" in report
+    assert (tmp_path / "run" / "report" / "leaderboard.csv").exists()
+
+
+def test_second_run_does_nothing_and_a_wider_one_only_what_is_new(tmp_path):
+    with truthful_server() as server:
+        first = saeval.run(spec(server), out=tmp_path / "run")
+        asked = len(server.calls)
+        second = saeval.run(spec(server), out=tmp_path / "run")
+        assert len(server.calls) == asked
+        assert second.cells == first.cells
+        saeval.run(spec(server, latents={"n": 7, "min_windows": 20}), out=tmp_path / "run")
+        # One more latent: an explanation, and 8 batches of detection for it, and for each of three baselines. The
+        # shuffle has changed, so those latents whose stand-in changed are asked again too.
+        assert asked < len(server.calls) <= asked + 1 + 4 * 8 + 6 * 8
+
+
+def test_changed_option_redoes_what_hangs_on_it_and_nothing_else(tmp_path):
+    with truthful_server() as server:
+        saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
+        asked = len(server.calls)
+        changed = spec(
+            server, baselines=[], scorers={"detection": {"with": {"batch": 10}}, "fuzzing": {"when": {"latents": 3}}}
+        )
+        saeval.run(changed, out=tmp_path / "run")
+        assert len(server.calls) == asked + 6 * 4  # 6 latents, 40 windows in batches of 10
+
+
+def test_results_do_not_depend_on_concurrency_or_on_where_a_run_was_cut(tmp_path, monkeypatch):
+    with truthful_server() as server:
+        whole = saeval.run(spec(server, run={"concurrency": 1}), out=tmp_path / "a")
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "other"))
+        saeval.run(spec(server, run={"concurrency": 16}), out=tmp_path / "b", limit=2)
+        resumed = saeval.run(spec(server, run={"concurrency": 16}), out=tmp_path / "b")
+    assert [c.scores for c in resumed.cells] == [c.scores for c in whole.cells]
+
+
+def test_limit_marks_the_result_partial(tmp_path):
+    with truthful_server() as server:
+        result = saeval.run(spec(server), out=tmp_path / "run", limit=2)
+    assert result.partial
+    assert rows(result)["detection"].n == 2
+
+
+def test_judge_that_answers_garbage_gives_statuses_not_scores(tmp_path):
+    with truthful_server() as server:
+        server.reply = lambda m: "I am a teapot" if m[-1]["content"].startswith("Explanation:") else truthful(m)
+        with pytest.raises(GaveUp, match=r"first 3 latents all failed alike.*no list"):
+            saeval.run(spec(server, run={"give_up_after": 3}, baselines=[]), out=tmp_path / "run")
+        server.reply = truthful
+        mended = saeval.run(
+            spec(
+                server,
+                run={"give_up_after": 3},
+                baselines=[],
+                llms=spec(server)["llms"] | {"judge": {"model": "openai_compatible/better", "api_base": server.url}},
+            ),
+            out=tmp_path / "run",
+        )
+        assert rows(mended)["detection"].value >= 0.95
+
+
+def test_failures_of_some_calls_are_counted_and_leave_the_other_scores_alone(tmp_path):
+    with truthful_server() as server:
+        listed = {"select": "list", "indices": [0, 1, 2, 3, 4, 5]}
+        whole = saeval.run(spec(server, baselines=[], latents=listed), out=tmp_path / "whole")
+
+        def flaky(messages):
+            text = messages[-1]["content"]
+            return "?" if text.startswith("Explanation: the word 'harbor'") else truthful(messages)
+
+        server.reply = flaky
+        llms = {role: {"model": "openai_compatible/flaky", "api_base": server.url} for role in ("explainer", "judge")}
+        result = saeval.run(spec(server, baselines=[], latents=listed, llms=llms), out=tmp_path / "flaky")
+    row = rows(result)["detection"]
+    assert (row.tried, row.n, row.failed, row.coverage) == (6, 5, 1, pytest.approx(5 / 6))
+    assert row.unparsed == 40
+    assert row.value == pytest.approx(rows(whole)["detection"].value, abs=0.05)
+    assert any("failed on 1 of 6" in w for w in result.warnings)
+
+
+def test_server_that_is_down_stops_the_run_with_its_reason_and_a_mended_one_goes_on(tmp_path):
+    with truthful_server() as server:
+        server.always = error(500, "out of memory")
+        with pytest.raises(GaveUp, match="status 500: out of memory"):
+            saeval.run(spec(server, run={"give_up_after": 3}), out=tmp_path / "run")
+        server.always = None
+        assert rows(saeval.run(spec(server), out=tmp_path / "run"))["detection"].n == 6
+
+
+def priced(server):
+    """Return a spec whose models cost ten dollars a million tokens, and are asked one thing at a time."""
+    price = {"usd_per_million_input": 10.0, "usd_per_million_output": 10.0}
+    model = {"model": "openai_compatible/rules", "api_base": server.url, **price}
+    return spec(server, llms={"explainer": model, "judge": model}, baselines=[], run={"concurrency": 1})
+
+
+def test_spending_limit_stops_cleanly_and_a_higher_one_goes_on(tmp_path):
+    with truthful_server() as server:
+        paid = priced(server)
+        with pytest.raises(saeval.BudgetExceeded, match="higher --max-cost"):
+            saeval.run(paid, out=tmp_path / "run", max_cost=0.02)
+        spent = len(server.calls)
+        assert saeval.read(tmp_path / "run").partial
+        result = saeval.run(paid, out=tmp_path / "run", max_cost=10)
+        assert len(server.calls) == len({json.dumps(c, sort_keys=True) for c in server.calls})
+        assert spent < len(server.calls)
+        assert sum(ledger.usd for ledger in result.ledger) == pytest.approx(len(server.calls) * 110 * 10 / 1e6)
+
+
+def test_damaged_lines_of_the_ledger_are_told_of_for_they_may_have_cost_something(tmp_path, caplog):
+    ledger = tmp_path / "run" / "calls.jsonl"
+    with truthful_server() as server:
+        paid = priced(server)
+        with pytest.raises(saeval.BudgetExceeded):
+            saeval.run(paid, out=tmp_path / "run", max_cost=0.02)
+        first, *others = ledger.read_bytes().splitlines(keepends=True)
+        ledger.write_bytes(b"".join([first[:40], b"\n", *others]))
+        with caplog.at_level("WARNING", "saeval"):
+            result = saeval.run(paid, out=tmp_path / "run", max_cost=1000)
+    assert "the spending limit does not know of it" in caplog.text
+    assert "calls.jsonl: 1 line is damaged, and what was spent on those calls is not counted." in result.warnings
+    assert sum(ledger.calls for ledger in result.ledger) == len(server.calls) - 1
+
+
+BAD_SCORER = """
+import asyncio, sys, time
+from saeval.plugin import Score, Scorer, AUROC
+class Bad(Scorer):
+    name = "bad"
+    metrics = (AUROC,)
+    how: str = "raise"
+    async def score(self, explanation, examples, context):
+        if examples.latent.index % 2:
+            return Score(values={"auroc": 0.7})
+        if self.how == "hang":
+            await asyncio.Event().wait()
+        return {"block": lambda: time.sleep(60), "exit": lambda: sys.exit(0), "memory": lambda: bytearray(1 << 60), "raise": lambda: 1 / 0, "nan": lambda: Score(values={"auroc": float("nan")}), "range": lambda: Score(values={"auroc": 7.0}),
+                "type": lambda: "good", "metric": lambda: Score(values={"other": 1.0})}[self.how]()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "ZeroDivisionError"),
+        ("nan", "nan"),
+        ("range", "7.0, outside"),
+        ("type", "returned str"),
+        ("metric", "gave no auroc"),
+        ("exit", "the plugin raised SystemExit"),
+        ("memory", "MemoryError"),
+        ("hang", "neither finished nor asked a model anything for 0.5 s"),
+        ("block", "blocked the whole run"),
+    ],
+)
+def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
+    (tmp_path / "bad.py").write_text(BAD_SCORER)
+    with truthful_server() as server:
+        scorers = {"detection": {}, "bad": {"use": f"{tmp_path}/bad.py:Bad", "with": {"how": how}}}
+        result = saeval.run(
+            spec(server, scorers=scorers, baselines=[], leaderboard={"rank_by": "detection"}, run={"hang_after": 0.5}),
+            out=tmp_path / "run",
+        )
+    found = rows(result)
+    assert found["detection"].n == 6
+    assert found["bad"].value == pytest.approx(0.7)
+    assert 0 < found["bad"].failed < 6
+    assert not result.reproducible
+    journal = (tmp_path / "run" / "journal.jsonl").read_text()
+    assert reason in journal
+
+
+def test_run_that_nearly_used_up_memory_stops_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    with truthful_server() as server:
+        left = iter([0.5, 0.5, 0.01])
+        with monkeypatch.context() as patch:
+            patch.setattr("saeval._run.runner.memory_left", lambda: next(left))
+            with pytest.raises(saeval.SaevalError, match=r"memory is nearly used up \(1.0% left\)"):
+                saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
+        asked = len(server.calls)
+        result = saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
+        assert 0 < asked < len(server.calls) == len({json.dumps(c, sort_keys=True) for c in server.calls})
+    assert rows(result)["detection"].n == 6
+
+
+def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    with truthful_server() as server:
+        steady = saeval.run(spec(server, baselines=[]), out=tmp_path / "steady")
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "another"))
+        real, jumps = time.time, iter(range(10**9))
+        monkeypatch.setattr(time, "time", lambda: real() + (-1) ** next(jumps) * 86_400)
+        began = time.monotonic()
+        jumping = saeval.run(spec(server, baselines=[]), out=tmp_path / "jumping")
+    assert time.monotonic() - began < 30
+    assert [c.model_dump() for c in jumping.cells] == [c.model_dump() for c in steady.cells]
+
+
+def test_works_inside_a_running_event_loop(tmp_path):
+    async def notebook():
+        return saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
+
+    with truthful_server() as server:
+        assert rows(asyncio.run(notebook()))["detection"].n == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scorers": {"detection": {"use": "detecton"}}}, r"scorers\.detection\.use: unknown scorer 'detecton', did you mean 'detection'\?"),
+        ({"scorers": {"detection": {"with": {"batsh": 5}}}}, r"scorers\.detection\.with\.batsh: no such option, did you mean 'batch'\?"),
+        ({"scorers": {"detection": {"llm": "jugde"}}}, "asks the role 'jugde', which is not under llms"),
+        ({"scorers": {"detection": {"with": {"mode": "probability"}}}}, "needs a model that scores continuations"),
+        ({"scorers": {}}, "give at least one scorer"),
+        ({"baselines": ["randm_explanation"]}, "did you mean 'random_explanation'"),
+        ({"baselines": ["neurons"]}, "has no coder to put a baseline in place of"),
+        ({"leaderboard": {"rank_by": "detection.auc"}}, "detection has no metric 'auc'"),
+        ({"source": {"use": "synthetic", "with": {"n_latents": "many"}}}, r"source\.with\.n_latents: should be a valid integer.*got 'many'"),
+        ({"source": {"use": "nothing/here"}}, "unknown source 'nothing/here'"),
+    ],
+)  # fmt: skip
+def test_spec_that_names_what_is_not_there_is_refused_before_anything_runs(tmp_path, changes, message):
+    with truthful_server() as server:
+        with pytest.raises(SpecError, match=message):
+            saeval.run(spec(server, **changes), out=tmp_path / "run")
+        assert not server.calls
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
+    with (
+        truthful_server() as server,
+        pytest.raises(InputError, match=r"no latent has 5000 activating windows.*latents.min_windows"),
+    ):
+        saeval.run(spec(server, latents={"min_windows": 5000}), out=tmp_path / "run")
+
+
+WATCHING_SCORER = """
+import collections, gc, pathlib
+from saeval.plugin import AUROC, Outcome, Score, Scorer, LatentRecord
+class Watching(Scorer):
+    name = "watching"
+    metrics = (AUROC,)
+    notes: str
+    async def score(self, explanation, examples, context):
+        if context.rng.random() < 0.15:  # it takes long to look at all there is
+            alive = collections.Counter(map(type, gc.get_objects()))
+            with pathlib.Path(self.notes).open("a") as file:
+                print(alive[LatentRecord], alive[Outcome], file=file)
+        return Score(values={"auroc": 0.5}, outcomes=[
+            Outcome(example=w.id, active=w.active, probability=0.5) for w in examples.activating])
+"""
+
+
+def test_memory_does_not_grow_with_the_latents_and_nothing_is_lost_by_it(tmp_path, monkeypatch):
+    (tmp_path / "watching.py").write_text(WATCHING_SCORER)
+
+    def made(out, notes):
+        watching = {"use": f"{tmp_path}/watching.py:Watching", "with": {"notes": str(tmp_path / notes)}}
+        changes = {"scorers": {"detection": {}, "watching": watching}, "leaderboard": {"rank_by": "detection"}}
+        source = {"use": "synthetic", "with": {"n_latents": 30, "documents": 60}}
+        sampler = {"use": "random", "with": {"explain": 5, "score": 10, "non_activating": {"n": 10}}}
+        with truthful_server() as server:
+            given = spec(server, source=source, sampler=sampler, run={"concurrency": 1}, **changes)
+            result = saeval.run({**given, "latents": {"n": 30, "min_windows": 10}}, out=tmp_path / out)
+        return result.model_dump(exclude={"run_id", "spec_sha", "ledger", "seconds", "components"}), (tmp_path / out)
+
+    kept, folder = made("kept", "all.txt")
+    monkeypatch.setattr("saeval._run.sampling.Records.KEPT", 3)
+    gc.collect()
+    before = [sum(issubclass(type(x), kind) for x in gc.get_objects()) for kind in (LatentRecord, Outcome)]
+    few, again = made("few", "few.txt")
+    assert few == kept and len(few["cells"][0]["scores"]) > 8
+    for table in ("latents", "examples", "judgements", "latent_scores", "calls"):
+        a, b = (getattr(saeval.read(place), table).to_pylist() for place in (folder, again))
+        assert a == b and len({row["latent"] for row in a}) == 30, table
+    records, outcomes = zip(
+        *(map(int, line.split()) for line in (tmp_path / "few.txt").read_text().splitlines()), strict=True
+    )
+    assert len(records) > 8 and max(records) - before[0] <= 3 + 2
+    assert max(outcomes) - before[1] <= 4 * 20  # of a few latents, whatever was scored before
+
+
+SLOW_SOURCE = """
+import time
+from saeval_plugins.sources.synthetic import Synthetic
+class Slow(Synthetic):
+    name = "slow"
+    def collect(self, writer):
+        time.sleep(1.5)
+        super().collect(writer)
+"""
+
+
+def test_collecting_that_stands_still_is_told_of_and_may_go_on(tmp_path, capsys):
+    (tmp_path / "slow.py").write_text(SLOW_SOURCE)
+    with truthful_server() as server:
+        given = spec(server, source=f"{tmp_path}/slow.py:Slow", baselines=[], run={"hang_after": 0.5})
+        assert not saeval.run(given, out=tmp_path / "run", display=Plain()).partial
+    assert "collect activations: nothing has come for 1 s; if it hangs, end it with Ctrl-C" in capsys.readouterr().err
+
+
+FICKLE_SAMPLER = """
+from saeval.plugin import Sampler
+class Fickle(Sampler):
+    name = "fickle"
+    def sample(self, store, latent, rng):
+        from saeval_plugins.samplers.windows import Random
+        seen = store.__dict__.setdefault("seen", set())
+        if latent in seen:
+            return None
+        seen.add(latent)
+        return Random(window=self.window, explain=5, score=10).sample(store, latent, rng)
+"""
+
+
+def test_sampler_whose_windows_come_and_go_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval._run.sampling.Records.KEPT", 1)
+    (tmp_path / "fickle.py").write_text(FICKLE_SAMPLER)
+    with truthful_server() as server, pytest.raises(InputError, match="gave windows once and none the next time"):
+        saeval.run(spec(server, sampler=f"{tmp_path}/fickle.py:Fickle"), out=tmp_path / "run")

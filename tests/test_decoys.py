@@ -1,0 +1,202 @@
+"""Wrong marks of fuzzing come from one other latent, so that only an explanation tells them from right ones."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_server import fake_server
+from planted_run import spec, truthful
+from saeval_plugins.samplers import saeval_samplers
+from saeval_plugins.scorers.fuzzing import Fuzzing
+
+import saeval
+from saeval._run.decoys import with_decoy
+from saeval.activations.store import ActivationWriter
+from saeval.plugin import LatentId, derive_rng
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
+from saeval.testing.planted import planted_store, planted_tokens
+from saeval.testing.toys import ScriptedLLM, context, make_examples
+
+RANDOM = saeval_samplers()[0]
+
+
+def words(window: str) -> set[str]:
+    return set(re.findall(r"\w+", " ".join(re.findall("<<(.*?)>>", window))))
+
+
+def unmarked(window: str) -> set[str]:
+    return set(re.findall(r"\w+", re.sub("<<.*?>>", " ", window)))
+
+
+def recurs(windows):
+    return [any(words(w) & words(v) for v in windows if v is not w) for w in windows]
+
+
+def in_most(windows):
+    counts = Counter(word for w in windows for word in words(w))
+    return [max(counts[word] for word in words(w)) > len(windows) / 2 for w in windows]
+
+
+def never_unmarked(windows):
+    return [not any(words(w) & unmarked(v) for v in windows) for w in windows]
+
+
+def many(windows):
+    return [w.count("<<") > 1 for w in windows]
+
+
+def early(windows):
+    return [w.index("<<") < len(w) / 2 for w in windows]
+
+
+def long_words(windows):
+    return [max(map(len, words(w))) > 6 for w in windows]
+
+
+BLIND = [recurs, in_most, never_unmarked, many, early, long_words]
+"""Judges that never read the explanation."""
+
+
+def judging(blind):
+    """An explainer that tells the truth, and a judge that goes by the marks alone."""
+
+    def reply(messages):
+        asked = messages[-1]["content"]
+        if not asked.startswith("Explanation:"):
+            return truthful(messages)
+        windows = [m[1] for line in asked.splitlines() if (m := re.match(r"Window \d+: (.*)", line))]
+        return str([int(yes) for yes in blind(windows)])
+
+    return reply
+
+
+def fuzzed(tmp_path, reply, **options):
+    """Run fuzzing on planted latents; return its score."""
+    with fake_server(reply) as server:
+        task = spec(
+            server,
+            source={"use": "synthetic", "with": {"n_latents": 16, "documents": 80}},
+            latents={"n": 12, "min_windows": 20},
+            scorers={"fuzzing": {"with": options}},
+            baselines=[],
+            measure=[],
+        )
+        (row,) = (r for r in saeval.run(task, out=tmp_path / "run").cells[0].scores if r.metric == "balanced_accuracy")
+    return row.value
+
+
+@pytest.mark.parametrize("blind", BLIND)
+def test_a_judge_that_never_reads_the_explanation_is_at_chance(blind, tmp_path):
+    assert fuzzed(tmp_path, judging(blind)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_same_judge_lives_on_wrong_marks_that_do_not_recur(tmp_path):
+    assert fuzzed(tmp_path, judging(recurs), negatives="matched") > 0.85
+
+
+def test_a_judge_that_reads_the_explanation_is_right(tmp_path):
+    assert fuzzed(tmp_path, truthful) > 0.99
+
+
+# --- the other latent
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return planted_store(tmp_path_factory.mktemp("decoys") / "store", n_latents=8, documents=80)
+
+
+def record_of(store, latent=0):
+    return RANDOM(explain=20, score=40, non_activating={"n": 30}).sample(
+        store, LatentId("planted", latent), derive_rng(0, "sample", latent)
+    )
+
+
+def test_another_latents_windows_hold_none_of_this_ones_firings_and_none_of_its_other_text(store):
+    for latent in range(8):
+        record = with_decoy(record_of(store, latent), store, derive_rng(0, "decoy", latent))
+        decoy = record.score.decoy
+        assert decoy.latent.index != latent and len(decoy.activating) == 30
+        own, other = (set(store.activations(i)[0].tolist()) for i in (latent, decoy.latent.index))
+        explained = {e.document for e in (*record.explain.activating, *record.explain.non_activating)}
+        seen = {e.id for side in (record.explain, record.score) for e in (*side.activating, *side.non_activating)}
+        for window in decoy.activating:
+            at = window.context * store.length + window.start
+            fires = {at + int(i) for i in np.flatnonzero(window.activations)}
+            assert fires and fires <= other and not fires & own
+            assert window.document not in explained and window.id not in seen
+        assert len({e.id for e in decoy.activating}) == 30
+
+
+def test_marks_are_as_many_as_long_and_in_the_same_places(store):
+    right, wrong = [], []
+    for latent in range(8):
+        record = with_decoy(record_of(store, latent), store, derive_rng(0, "decoy", latent))
+        for found, windows in ((right, record.score.activating), (wrong, record.score.decoy.activating)):
+            places = [np.flatnonzero(window.firing()) for window in windows]
+            found += [[len(p), p[0], p[-1]] for p in places]
+    (count, first, last), (count_, first_, last_) = np.mean(right, axis=0), np.mean(wrong, axis=0)
+    assert count == pytest.approx(count_, abs=0.1)
+    assert first == pytest.approx(first_, abs=1.5) and last == pytest.approx(last_, abs=1.5)
+
+
+def test_the_draw_depends_on_its_seed_alone(store):
+    first, again, other = (
+        with_decoy(record_of(store), store, derive_rng(seed, "decoy")).score.decoy for seed in (0, 0, 1)
+    )
+    assert [e.id for e in first.activating] == [e.id for e in again.activating] != [e.id for e in other.activating]
+
+
+def test_copies_of_the_latent_are_no_decoys(tmp_path):
+    """Two latents stand for words of their own; a hundred others fire where the first does."""
+    dataset, planted = planted_tokens(2, 60, 0)
+    writer = ActivationWriter(tmp_path / "store")
+    writer.start(dataset, 102)
+    flat = planted.reshape(-1)
+    for latent, word in enumerate([0, 1, *[0] * 100]):
+        position = np.flatnonzero(flat == word)
+        writer.add(position, np.full(len(position), latent), np.full(len(position), 2.0, dtype=np.float32))
+    writer.advance(len(planted))
+    copies = writer.finish()
+    for seed in range(5):
+        assert with_decoy(record_of(copies), copies, derive_rng(seed, "decoy")).score.decoy.latent.index == 1
+
+
+def test_a_dictionary_of_one_latent_is_asked_about_one_window_at_a_time(tmp_path):
+    store = planted_store(tmp_path / "store", n_latents=1, documents=40)
+    record = record_of(store)
+    alone = with_decoy(record, store, derive_rng(0, "decoy"))
+    assert alone is record and alone.score.decoy is None
+    llm = ScriptedLLM("[1]")
+    asyncio.run(Fuzzing(mode="list").score(saeval.Explanation(text="x"), alone.score, context(llm)))
+    assert len(llm.requests) == len(record.score.activating) + len(record.score.non_activating)
+    assert all("Window 2:" not in request.messages[-1].content for request in llm.requests)
+
+
+def test_listed_latents_are_collected_alone_only_where_no_scorer_needs_another():
+    def alone(scorer):
+        task = {
+            "saeval": 1, "task": "t", "version": "1", "source": {"use": "synthetic"}, "sampler": {"use": "random"},
+            "latents": {"select": "list", "indices": [3]}, "explainer": {"use": "top_tokens"}, "scorers": {"s": scorer},
+            "llms": {"judge": {"model": "scripted/x"}}, "measure": [],
+        }  # fmt: skip
+        return load_task(task, registry=Registry()).cells[0].alone
+
+    assert alone({"use": "detection"}) and alone({"use": "fuzzing", "with": {"negatives": "matched"}})
+    assert not alone({"use": "fuzzing"})
+    assert not alone({"use": "consistency", "with": {"scorer": {"use": "fuzzing"}}})
+
+
+def test_windows_of_the_other_latent_are_asked_about_with_its_marks():
+    examples = make_examples("harbor", activating=10, non_activating=10, decoy="lantern")
+    questions = Fuzzing().questions(examples, context())
+    assert [words(q.shown) for q in questions if q.truth] == [{"harbor"}] * 10
+    assert [words(q.shown) for q in questions if not q.truth] == [{"lantern"}] * 10
+    assert not any(q.alone for q in questions)
+    assert all(q.alone for q in Fuzzing().questions(replace(examples, decoy=None), context()))

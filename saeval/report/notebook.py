@@ -14,7 +14,7 @@ from saeval._compare import Leaderboard
 from saeval._util import InputError, did_you_mean, number, safe_text, visible
 from saeval.records import MAIN, RunResult
 from saeval.report.boards import cell_fields, plain_estimate, rank_field, score_fields
-from saeval.results import RunCell
+from saeval.results import RunCell, some
 
 if TYPE_CHECKING:
     from saeval.results import Row
@@ -51,8 +51,8 @@ def leaderboard(run: RunResult) -> Shown:
     from saeval.report.terminal import render
 
     page = io.StringIO()
-    render(run, Console(file=page, width=100))
-    return Shown(page.getvalue(), _board_html(run))
+    render(run, Console(file=page, width=100, force_jupyter=False))
+    return Shown(page.getvalue(), board_html(run))
 
 
 def short(run: RunResult) -> str:
@@ -67,7 +67,8 @@ def short(run: RunResult) -> str:
         else f", best {best.cell if best else ''} {run.rank_by} {row.value:.3f} (n {row.n})"
     )
     partial = ", partial" if run.partial else ""
-    return f"<Run {run.task} {run.task_version}: {len(run.cells)} cells{value}{partial}>"
+    cells = some(len(run.cells), "cell", "cells")
+    return f"<Run {run.task} {run.task_version}: {cells}{value}{partial}>"
 
 
 def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> Shown:
@@ -83,9 +84,9 @@ def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> Shown:
     if not found:
         raise InputError(f"latent {index} was not explained or scored in this run; run.latents lists those that were")
     if len(found) > 1:
-        names = "; ".join(c.name for c in found)
+        having = "; ".join(c.name for c in found)
         raise InputError(
-            f"latent {index} is in several cells; name one: run.latent({index}, cell={found[0].name!r}) ({names})"
+            f"latent {index} is in several cells; name one: run.latent({index}, cell={found[0].name!r}) ({having})"
         )
     return _latent(found[0], index)
 
@@ -110,7 +111,8 @@ def plot(run: RunResult, folder: Path, name: str | None) -> Shown:
     return Shown(f"plot {chosen}; others: {', '.join(n for n in figures if n != chosen) or 'none'}", image)
 
 
-def _board_html(run: RunResult) -> str:
+def board_html(run: RunResult) -> str:
+    """Return the board of a run as an HTML table."""
     board = Leaderboard.of(run)
     cells = [x.cell for x in board.standings]
     axes = list(dict.fromkeys(axis for c in cells for axis in c.axes)) or ["cell"]

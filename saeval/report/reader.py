@@ -9,7 +9,7 @@ from pydantic import PrivateAttr
 
 from saeval._util import InputError
 from saeval.records import RunResult
-from saeval.report.notebook import Shown, latent, leaderboard, plot, short
+from saeval.report.notebook import Shown, board_html, latent, leaderboard, plot, short
 from saeval.results import KINDS, RunCell, arrow_table, open_run, read_table, tidy
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Run(RunResult):
         return sorted([*type(self).model_fields, *own, "model_dump", "model_dump_json"])
 
     def _repr_html_(self) -> str:
-        return leaderboard(self).html
+        return board_html(self)
 
     def leaderboard(self) -> Shown:
         """Return the board: HTML in a notebook, text when printed."""

@@ -28,11 +28,12 @@ def test_a_run_is_shown_as_its_board_and_printed_in_a_line(run):
     html = run._repr_html_()
     assert html.count("<table") == 1 and "detection" in html and "1.000 [" in html and "planted" in html
     assert len(html) < 10_000
-    assert repr(run) == "<Run planted 1.0: 1 cells, best all detection.balanced_accuracy 1.000 (n 6)>"
+    assert repr(run) == "<Run planted 1.0: 1 cell, best all detection.balanced_accuracy 1.000 (n 6)>"
     assert "latent" in dir(run) and "model_fields_set" not in dir(run)
 
 
-def test_the_board_is_text_when_printed(run):
+def test_the_board_is_text_when_printed(run, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there rich would show it instead of writing it
     board = run.leaderboard()
     assert isinstance(board, Shown) and "balanced_accuracy" in str(board) and "<table" in board._repr_html_()
 

@@ -16,7 +16,7 @@ import saeval
 from saeval._compare import Floors, ScorerRun, correlated, score_row
 from saeval._run import judge_checks
 from saeval._util import derive_rng
-from saeval.activations import position_dependence, token_share
+from saeval.activations import histogram, portrait, position_dependence, token_share
 from saeval.llm import unpack
 from saeval.records import (
     MAIN,
@@ -433,6 +433,11 @@ def _packages() -> dict[str, str]:
     return found
 
 
+_MOST_PORTRAITS = (
+    10_000  # latents per cell whose windows from the whole corpus are written; pages show the others without
+)
+
+
 def write_cells(outcomes: Mapping[str, CellOutcome], folder_of: Callable[[str], Path]) -> None:
     """Write each cell's latents, examples, explanations, scores, judgements and calls, a latent at a time."""
     from saeval.results import cell_tables
@@ -440,13 +445,15 @@ def write_cells(outcomes: Mapping[str, CellOutcome], folder_of: Callable[[str], 
     for outcome in outcomes.values():
         scores = [f"score.{label}.{metric}" for label, metrics in _metrics(outcome).items() for metric in metrics]
         with cell_tables(folder_of(outcome.cell.name), scores, directions=any(outcome.directions.values())) as tables:
-            for record in outcome.records:
+            for n, record in enumerate(outcome.records):
                 latent = record.latent.index
                 judged = [
                     (place, score) for place in outcome.scored if (score := outcome.score(*place, latent)) is not None
                 ]
                 tables.latents.add([_latent_row(outcome, record, judged)])
                 tables.examples.add(_example_rows(record))
+                if n < _MOST_PORTRAITS:
+                    tables.activations.add(_activation_rows(outcome, record))
                 tables.explanations.add(_explanation_rows(outcome, latent))
                 tables.scores.add(_score_rows(latent, judged))
                 tables.judgements.add(
@@ -505,14 +512,28 @@ def _latent_row(outcome: CellOutcome, record: LatentRecord, judged: Judged) -> d
         if variant == MAIN
         for metric, value in score.values.items()
     }
+    shape = histogram(outcome.store, index)
     return {
-        "latent": index, "firings": record.firings, "windows": record.windows, "density": record.density,
+        "latent": index, "histogram": list(shape.counts), "histogram_top": shape.top, "firings": record.firings, "windows": record.windows, "density": record.density,
         "max_activation": record.explain.max_activation, "token_share": token_share(outcome.store, index),
         "position_dependence": position_dependence(outcome.store, index),
         "explanation_words": len(explanation.text.split()) if explanation and explanation.status == "ok" else None,
         "explanation_status": explanation.status if explanation else "skipped",
         **outcome.directions.get(index, {}), **scores,
     }  # fmt: skip
+
+
+def _activation_rows(outcome: CellOutcome, record: LatentRecord) -> list[dict[str, Any]]:
+    """Return windows of a latent from the whole corpus, as long as the sampler's."""
+    groups = portrait(outcome.store, record.latent, outcome.cell.sampler.plugin.window)
+    return [
+        {
+            "latent": record.latent.index, "group": group, "context": e.context, "start": e.start, "document": e.document,
+            "tokens": list(e.tokens), "activations": e.activations.tolist(),
+        }
+        for group, windows in groups.items()
+        for e in windows
+    ]  # fmt: skip
 
 
 def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:

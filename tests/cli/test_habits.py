@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from planted_run import spec, truthful_server
 
 import saeval
@@ -71,8 +72,11 @@ def test_view_without_a_path_opens_the_last_run(runs, tmp_path):
 
 def test_a_failed_run_says_where_its_log_is_and_the_log_says_why(runs):
     assert "all failed alike" in (runs / "saeval-runs" / "bad" / "logs" / "run.log").read_text()
-    task = runs / "saeval-runs" / "bad" / "spec.yaml"
-    done = cli(runs, "run", task, "--out", "again", code=1, SAEVAL_CACHE=str(runs / "cache"))  # its server is gone
+    with truthful_server() as server:
+        server.reply = lambda messages: "?"
+        task = spec(server, baselines=[], latents={"n": 3, "min_windows": 20}, run={"give_up_after": 2})
+        (runs / "unreadable.yaml").write_text(yaml.safe_dump(task))
+        done = cli(runs, "run", "unreadable.yaml", "--out", "again", code=1, SAEVAL_CACHE=str(runs / "cache"))
     assert "again/logs/run.log" in done.stderr
     assert "latent" in (runs / "again" / "logs" / "run.log").read_text()
 

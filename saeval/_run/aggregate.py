@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
-from math import isnan, nan
+from math import fsum, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import saeval
-from saeval._compare import Floors, ScorerRun, correlated, score_row
+from saeval._compare import Floors, ScorerRun, correct_for_judge, correlated, score_row, standard_error, with_lifts
 from saeval._run import judge_checks
 from saeval._util import derive_rng
 from saeval.activations import histogram, portrait, position_dependence, token_share
@@ -30,8 +30,10 @@ from saeval.records import (
     Ledger,
     Measure,
     Metric,
+    Outcome,
     RunResult,
     Score,
+    ScorerCheck,
     ScoreRow,
     Status,
     Usage,
@@ -46,11 +48,13 @@ if TYPE_CHECKING:
 _SILENT = 10  # place after the deciles
 _ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that stand in other fields of a cell
 _FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
-_UNINFORMED = ("random_explanation", "shuffled_explanation", "random", "shuffled")
-"""Baselines that carry no information on the latent; lift is measured from the highest of them and chance."""
-
 Whole = Callable[[str, str, int], "Explanation | Score | None"]
 """By step (`explain` or a scorer's label), variant and latent, what came of it."""
+
+
+def _in_order(score: Score) -> list[Outcome]:
+    """Return judged windows in an order that no explanation changes."""
+    return sorted(score.outcomes, key=lambda o: (o.example, o.active))
 
 
 class Scored:
@@ -61,16 +65,21 @@ class Scored:
         usage: What it took.
         unscored: Status and reason of latents without a score.
         unparsed: Judged windows whose reply held no answer, or was refused.
+        windows: Windows asked about, and windows answered.
+        watched: Latents whose answers are kept, so that those under other explanations can be compared with them.
         right: Activating windows judged right, by decile, and then the others.
         judged: Answered windows, likewise.
     """
 
-    def __init__(self, tried: int = 0):
-        self.tried = tried
+    def __init__(self, tried: int = 0, watched: frozenset[int] = frozenset()):
+        self.tried, self.watched = tried, watched
         self.usage = Usage(usd=0.0)
         self.unscored: dict[int, tuple[Status, str]] = {}
         self.unparsed = 0
         self.right, self.judged = [0] * 11, [0] * 11
+        self.asked = self.answered = self.unasked = 0
+        self._worst, self._best = array("d"), array("d")
+        self._answers: dict[int, bytes] = {}
         self._rows: dict[int, int] = {}
         self._values: dict[str, array[float]] = {}
 
@@ -90,11 +99,56 @@ class Scored:
             column.extend([nan] * (row - len(column)))
             column.append(value)
         self.unparsed += score.count("unparsed", "refused")
+        self._count(score)
+        if latent in self.watched:
+            self._answers[latent] = bytes(2 if o.predicted is None else o.predicted for o in _in_order(score))
         for o in score.outcomes:
             side = o.decile if o.active else _SILENT
             if o.status == "ok" and o.predicted is not None and side is not None and 0 <= side <= _SILENT:
                 self.judged[side] += 1
                 self.right[side] += o.predicted == o.active
+
+    def _count(self, score: Score) -> None:
+        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or right."""
+        if score.status == "skipped":
+            return
+        sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
+        self.unasked += not score.outcomes
+        self.asked += len(score.outcomes)
+        worst, best = [], []
+        for side in filter(None, sides):
+            answers = [o.predicted == o.active for o in side if o.status == "ok" and o.predicted is not None]
+            self.answered += len(answers)
+            worst.append(sum(answers) / len(side))
+            best.append(worst[-1] + 1 - len(answers) / len(side))
+        self._worst.append(sum(worst) / len(worst) if worst else 0.0)
+        self._best.append(sum(best) / len(best) if best else 1.0)
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Windows asked about and answered; those of a latent that was lost before it was asked about count as asked."""
+        latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
+        each = self.asked / latents if latents > 0 else 0.0
+        return round(self.asked + each * self.unasked), self.answered
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Mean share judged right, both sides alike, with everything unanswered judged wrong, and judged right."""
+        if not self.answered:
+            return None
+        n = len(self._worst)
+        return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
+
+    def same(self, other: Scored) -> tuple[int, int]:
+        """Return how many windows got the same answer here and there, of how many answered in both."""
+        alike = both = 0
+        for latent in self._answers.keys() & other._answers.keys():
+            pairs = [
+                (a, b) for a, b in zip(self._answers[latent], other._answers[latent], strict=False) if 2 not in (a, b)
+            ]
+            both += len(pairs)
+            alike += sum(a == b for a, b in pairs)
+        return alike, both
 
     def metrics(self) -> list[str]:
         """Return the names of the metrics that some latent has."""
@@ -122,6 +176,7 @@ class CellOutcome:
         explaining: What explaining took, by variant.
         directions: What the directions of latents tell, by latent.
         measured: Measures of the coder that needed the model.
+        dependent: Floors made of a latent that does not fire independently, for want of another.
     """
 
     cell: Cell
@@ -135,6 +190,7 @@ class CellOutcome:
     explaining: dict[str, Usage] = field(default_factory=dict)
     directions: dict[int, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
+    dependent: int = 0
 
     def explanation(self, variant: str, latent: int) -> Explanation | None:
         """Return a latent's explanation if there is one that worked."""
@@ -185,7 +241,7 @@ def summarise(
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
     recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
-    cells = [_cell_result(task, outcome) for outcome in outcomes.values()]
+    cells, _ = with_lifts([_cell_result(task, outcome) for outcome in outcomes.values()])
     return RunResult(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
@@ -201,7 +257,10 @@ def _judges(task: Task) -> list[Judge]:
     """Return the models that scorers asked, each with what is known of it; in a check, not the one that is checked."""
     asked = dict.fromkeys(step.role for cell in task.cells for step in cell.scorers.values() if step.role)
     roles = [task.roles[role] for role in asked if role != task.checks]
-    return [Judge(role=r.role, model=r.model, check=judge_checks.find(r)) for r in roles]
+    return [
+        Judge(role=r.role, model=r.model, check=judge_checks.find(r), command=judge_checks.command(task, r))
+        for r in roles
+    ]
 
 
 def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
@@ -282,13 +341,16 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
     """Rows of one scorer: every metric of the cell's own explanations, then of each baseline."""
     rows = []
     cell = outcome.cell
+    known = None
+    if step.role and step.role != task.checks:
+        known = judge_checks.of_scorer(judge_checks.find(task.roles[step.role]), step)
     for variant in (MAIN, *cell.alternatives):
         scored = outcome.scored.get((label, variant))
         if scored is None:  # interrupted before
             continue
         scoring = ScorerRun(
             label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
-            scored.unparsed, task.roles[step.role].model if step.role else None, scored.usage.usd,
+            scored.unparsed, *_windows(scored, step), task.roles[step.role].model if step.role else None, scored.usage.usd,
         )  # fmt: skip
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
@@ -296,10 +358,21 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
                 continue  # a metric this mode does not give, such as AUROC without probabilities
             rng = derive_rng(task.run.seed, "interval", metric.name, cell.name, label, variant)
             words = _words(outcome, variant, values)
-            rows.append(
-                score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
-            )
+            row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
+            if known is not None:
+                row = row.model_copy(update={"verdict": known.verdict, **_corrected(task, row, known)})
+            rows.append(row)
     return rows
+
+
+def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:
+    """Return the score corrected for the judge's known errors, where that is asked for and can be done."""
+    if not task.correct_for_judge or row.metric != "balanced_accuracy" or row.value is None or row.ci95 is None:
+        return {}
+    error = standard_error(row.value, row.ci95, *row.range)
+    check_error = standard_error(known.balanced_accuracy, known.ci95, 0.0, 1.0)
+    found = correct_for_judge((row.value, error), (known.balanced_accuracy, check_error))
+    return {} if found is None else {"corrected": found[0], "corrected_ci95": found[1]}
 
 
 def _floors(outcome: CellOutcome, label: str, variant: str, metric: Metric) -> Floors | None:
@@ -307,7 +380,20 @@ def _floors(outcome: CellOutcome, label: str, variant: str, metric: Metric) -> F
     if variant != MAIN:
         return None
     scored = {name: outcome.scored.get((label, name)) for name in outcome.cell.alternatives}
-    return Floors({name: found.values(metric.name) for name, found in scored.items() if found}, _UNINFORMED)
+    values = {name: found.values(metric.name) for name, found in scored.items() if found}
+    own = outcome.scored[label, MAIN]
+    uninformed = [name for name in outcome.cell.floors if name in values]
+    return Floors(values, uninformed, {name: own.same(found) for name in uninformed if (found := scored[name])})
+
+
+_BY_WINDOW = ("balanced_accuracy", "accuracy")
+
+
+def _windows(scored: Scored, step: StepPart[Any]) -> tuple[tuple[int, int], tuple[float, float] | None]:
+    """Return windows asked about and answered, and the score's bounds, for scorers whose headline counts windows."""
+    if not scored.answered and not scored.unparsed:
+        return (0, 0), None
+    return scored.windows, scored.bounds if step.part.plugin.metrics[0].name in _BY_WINDOW else None
 
 
 def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> Iterator[int]:
@@ -373,9 +459,25 @@ def _warnings(
             ):
                 why = _why(outcomes[cell.cell], row.scorer)
                 found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents: {why}")
-            if row.variant == MAIN and row.unparsed and row is _headline(cell, row):
-                found.append(f"{cell.cell}: {row.scorer}: {row.unparsed} judgements held no answer and are left out.")
+            if row.variant == MAIN and row.answered < row.windows and row is _headline(cell, row):
+                found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
+        if dependent := outcomes[cell.cell].dependent:
+            found.append(
+                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their floors are made "
+                "of the explanations of latents that fire with them or avoid them."
+            )
     return found
+
+
+def _unanswered(row: ScoreRow) -> str:
+    """Say how many windows have no answer, and how far that could move the score."""
+    missing = row.windows - row.answered
+    text = f"{missing} of {row.windows} windows ({missing / row.windows:.0%}) have no answer and are not in the score"
+    if row.bounds is None:
+        return f"{text}."
+    return (
+        f"{text}, which would be {row.bounds[0]:.3f} if all of them were judged wrong and {row.bounds[1]:.3f} if right."
+    )
 
 
 def _why(outcome: CellOutcome, label: str) -> str:
@@ -405,12 +507,23 @@ def _headline(cell: CellResult, row: ScoreRow) -> ScoreRow:
     return next(r for r in cell.scores if (r.scorer, r.variant) == (row.scorer, row.variant))
 
 
-def over_max_failed(task: Task, result: RunResult) -> bool:
-    """Tell whether some scorer failed on a larger share of its latents than the spec allows."""
-    return any(
-        row.failed / row.tried > task.run.max_failed for cell in result.cells for row in cell.scores
-        if row.tried and row is _headline(cell, row)
-    )  # fmt: skip
+def over_limits(task: Task, result: RunResult) -> list[str]:
+    """Say of each score where more latents failed, or more windows have no answer, than the spec allows."""
+    found = []
+    for cell in result.cells:
+        for row in cell.scores:
+            place = f"{cell.cell}: {row.scorer}" + ("" if row.variant == MAIN else f" of {row.variant}")
+            if row is not _headline(cell, row):
+                continue
+            if row.tried and row.failed / row.tried > task.run.max_failed:
+                found.append(
+                    f"{place}: {row.failed} of {row.tried} latents failed (run.max_failed {task.run.max_failed:g})"
+                )
+            if row.unanswered > task.run.max_unanswered:
+                found.append(
+                    f"{place}: {row.unanswered:.0%} of the windows have no answer (run.max_unanswered {task.run.max_unanswered:g})"
+                )
+    return found
 
 
 def _packages() -> dict[str, str]:

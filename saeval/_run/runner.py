@@ -16,12 +16,13 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
-from saeval._run import judge_checks
+from saeval._run import floors, judge_checks
 from saeval._run.aggregate import CellOutcome, Scored, summarise, write_cells
 from saeval._run.claims import evaluate
 from saeval._run.collect import store_path
 from saeval._run.executors import Executor, executor
 from saeval._run.failures import Failures, GaveUp
+from saeval._run.floors import Partners
 from saeval._run.journal import RunDir
 from saeval._run.restoring import Usable, numbers, rows, usable_explanation, usable_score
 from saeval._run.sampling import Records, choose_records
@@ -35,8 +36,8 @@ from saeval._util import (
     Spending,
     Stage,
     Style,
+    Undisturbed,
     content_hash,
-    derive_rng,
     display as make_display,
     fitting_display,
     internal_error,
@@ -53,6 +54,7 @@ from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
 
 _log = logging.getLogger("saeval.run")
 _LITTLE_MEMORY = 0.02  # of what there is
+_WATCHED = 500  # latents whose answers under different explanations are compared
 _GATHERED = 2000  # latents in flight where models gather their requests
 
 _STATUSES: dict[type[Exception], str] = {BudgetExceeded: "stopped at the cost limit", GaveUp: "gave up"}
@@ -138,7 +140,7 @@ def run_task(
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, display, limit, max_cost, retry).go()
+            return _Run(task, folder, Undisturbed(display), limit, max_cost, retry).go()
         except SaevalError as error:
             _log.error("%s", error)
             raise
@@ -164,7 +166,7 @@ class _Run:
         self.outcomes: dict[str, CellOutcome] = {}
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
-        display.spending = lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown)
+        display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
 
     def go(self) -> RunResult:
         began = time.time()
@@ -195,7 +197,7 @@ class _Run:
                 if complete or self.outcomes:
                     self._write_reports(result)
                 if self.task.checks and not result.partial:
-                    judge_checks.keep(self.task.roles[self.task.checks], result)
+                    judge_checks.keep(self.task, result)
                 self._write_spec(status, began, reason)
             if complete or self.outcomes:
                 tell(self.task.trackers, result, self.folder.path, self.display)
@@ -304,24 +306,34 @@ class _Run:
         return content_hash("explain", outcome.base, str(item.latent), item.variant, self._identity(step))
 
     def _shuffle(self, outcome: CellOutcome) -> None:
-        """Give each latent the explanation of another one of the same cell."""
-        # All latents are put in order, so that one more or less that was explained changes two of them only.
+        """Give each latent the explanation of another one of the same cell that fires near independently of it."""
         latents = [latent.index for latent in outcome.records.latents[: outcome.cell.explainer.latents]]
-        order = [latents[i] for i in derive_rng(self.seed, "shuffle").permutation(len(latents))]
-        order = [latent for latent in order if outcome.explanation(MAIN, latent)]
-        for latent, other in zip(order, order[1:] + order[:1], strict=True):
-            if latent != other:
-                outcome.explanations[SHUFFLED, latent] = outcome.explanations[MAIN, other]
+        partners = Partners(outcome.store, outcome.cell.sampler.plugin.window, latents, self.seed)
+        for latent in latents:
+            if outcome.explanation(MAIN, latent) is None:
+                continue
+            other = next((i for i in partners.of(latent) if outcome.explanation(MAIN, i)), None)
+            if other is None:
+                continue  # a single explanation has nothing to be shuffled with
+            explanation = outcome.explanations[MAIN, other]
+            outcome.explanations[SHUFFLED, latent] = explanation.model_copy(update={"notes": {"latent": other}})
+            outcome.dependent += not partners.independent(latent, other)
 
     async def _score(self, outcome: CellOutcome, workplace: Executor) -> None:
         cell = outcome.cell
         for label, step in cell.scorers.items():
             items: list[Item] = []
             baselines = cell.alternatives if step.part.plugin.reads_explanation else ()
+            watched = _watched(outcome, step, self.seed)
             for variant in (MAIN, *(a for a in baselines if step.baselines is None or a in step.baselines)):
                 limits = [x for x in (step.latents, outcome.limit(variant)) if x is not None]
-                outcome.scored[label, variant] = Scored()
-                items += _explained(outcome, label, variant, min(limits, default=None))
+                outcome.scored[label, variant] = Scored(watched=watched)
+                found = _explained(outcome, label, variant, min(limits, default=None))
+                if variant == SHUFFLED and cell.shuffled_latents is None:
+                    half = floors.judged([item.latent.index for item in found], self.seed)
+                    found = [item for item in found if item.latent.index in half]
+                    outcome.scored[label, variant].tried = len(found)
+                items += found
             # All explanations of a latent in a row: models in process keep what they computed for its windows.
             place = {latent: i for i, latent in enumerate(outcome.records.latents)}
             items.sort(key=lambda item: place[item.latent])
@@ -518,6 +530,11 @@ def _explained(outcome: CellOutcome, label: str, variant: str, limit: int | None
         else:
             scored.take(latent.index, Score.failed(f"no explanation: {explanation.reason}"))
     return todo
+
+
+def _watched(outcome: CellOutcome, step: StepPart[Any], seed: int) -> frozenset[int]:
+    """Return the latents whose answers, window by window, are compared between explanations."""
+    return frozenset(floors.in_order([i.index for i in outcome.records.latents[: step.latents]], seed)[:_WATCHED])
 
 
 def _take_score(outcome: CellOutcome, label: str, item: Item, result: Any, usage: Usage) -> None:

@@ -36,6 +36,7 @@ from saeval._util.files import (
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach
+from saeval._util.limits import os_reason as os_reason, shortage as shortage
 from saeval._util.owned_dirs import (
     claim as claim,
     claim_inside as claim_inside,
@@ -53,6 +54,7 @@ from saeval._util.progress import (
     Spending as Spending,
     Stage as Stage,
     Style as Style,
+    Undisturbed as Undisturbed,
     display as display,
     fitting_display as fitting_display,
 )

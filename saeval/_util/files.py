@@ -12,6 +12,7 @@ from typing import Any
 
 from saeval._util.encodable import clean, has_halves
 from saeval._util.errors import InputError
+from saeval._util.limits import os_reason
 from saeval._util.owned_dirs import refuse_pipe
 
 
@@ -33,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{path}: cannot be written ({os_reason(error)})") from error
 
 
 def _new_beside(path: Path) -> Path:
@@ -69,7 +70,7 @@ def read_json(file: Path) -> Any:
     try:
         return parse_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{file}:{error.lineno}: is not JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError:
@@ -102,7 +103,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except RecursionError:
         raise InputError(f"{where}: is nested too deeply") from None
 
@@ -142,8 +143,8 @@ class LineFile:
                 return size
             except OSError as error:
                 raise InputError(
-                    f"{self.path}: cannot be written ({error.strerror or error}); nothing is lost: mend it, or make room, "
-                    "and run the same command again"
+                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same command "
+                    "resumes it"
                 ) from None
 
     def line_at(self, offset: int, length: int) -> bytes:

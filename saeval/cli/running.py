@@ -48,7 +48,7 @@ def run(
     max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
-    from saeval._run import over_max_failed, runner
+    from saeval._run import over_limits, runner
     from saeval._util import display as make_display
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
@@ -69,8 +69,7 @@ def run(
                 say(
                     f"task      {path}/spec.yaml  (what the flags stand for; `saeval run {path}/spec.yaml` runs it again)"
                 )
-        if over_max_failed(built, result):
-            over.append(f"{built.name}: more than {built.run.max_failed:.0%} of a scorer's latents failed")
+        over += [f"{built.name}: {said}" for said in over_limits(built, result)]
     found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
     if as_json:
         print_json({"group": group, "runs": found} if group else next(iter(found.values())))

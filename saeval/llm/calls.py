@@ -22,8 +22,10 @@ from saeval._util import (
     SaevalError,
     StoreError,
     clean_text,
+    os_reason,
     parse_json,
     refuse_pipe,
+    shortage,
     write_atomic,
 )
 from saeval.records import Ledger, Usage
@@ -106,10 +108,7 @@ class CallStore:
             try:
                 yield
             except (sqlite3.Error, OSError) as error:
-                raise StoreError(
-                    f"{self.path}: the cache of model answers cannot be used ({error}); "
-                    "make room, delete it, or set SAEVAL_CACHE to another folder"
-                ) from None
+                raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
 
     def get(self, key: str) -> Any | None:
         """Return the answer kept under a key, or None; one that nobody could read, or that has changed on disk, is none."""
@@ -163,6 +162,18 @@ class CallStore:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+def _why(error: Exception) -> str:
+    """Say what is wrong with the file, and what to do; only one that is damaged may be deleted."""
+    if (short := shortage(error)) is not None:
+        return f"({short})"
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return f"({error}); move it away, and answers are asked for again"
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return f"({error}); see that its folder may be written to and that files may be opened (`ulimit -n`)"
+    return f"({error}); see that its folder may be written to, or set SAEVAL_CACHE to another one"
 
 
 def _digest(text: str) -> str:
@@ -271,7 +282,7 @@ class CallLog:
                         continue
                     yield call
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+            raise InputError(f"{self.path}: cannot be read ({os_reason(error)})") from None
         self.damaged = damaged
 
     def totals(self) -> list[Ledger]:

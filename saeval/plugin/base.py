@@ -281,6 +281,9 @@ class Step(Plugin):
 class Explainer(Step):
     """Says in words what makes a latent fire (paper §3.2)."""
 
+    uninformed: ClassVar[bool] = False
+    """Whether its explanations know nothing of the latent, so that their scores are a floor that lifts are measured from."""
+
     @abstractmethod
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Explain a latent from its `explain` windows; it never sees those it will be scored on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ RunOf = Callable[[CellResult], RunResult]
 """The run of a cell."""
 EstimateText = Callable[[Estimate], str]
 """How a format writes a score and its interval."""
+
+
+_GAP = 2  # blanks between columns
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,26 @@ class Field:
     best: frozenset[int] = frozenset()
 
 
+def field_width(field: Field) -> int:
+    """Return how many columns a field takes on a terminal, with the gap behind it."""
+    return _GAP + max(len(line) for entry in (field.head, *field.texts) for line in (entry.splitlines() or [""]))
+
+
+def side_by_side(fields: Sequence[Field], room: int) -> Iterator[list[Field]]:
+    """Share fields out over tables so that none is wider than the room; each table gets at least one."""
+    table: list[Field] = []
+    left = room
+    for field in fields:
+        width = field_width(field)
+        if table and width > left:
+            yield table
+            table, left = [], room
+        table.append(field)
+        left -= width
+    if table:
+        yield table
+
+
 def score_head(scorer: str, metric: str, rows: Iterable[ScoreRow | None]) -> str:
     """Return the head of a scorer's column: `detection: balanced_accuracy ↑`."""
     return f"{scorer}: {metric} {arrow(rows)}"
@@ -50,21 +73,21 @@ def plain_estimate(found: Estimate) -> str:
     """Write a score as `0.612 [0.574, 0.651]`; `–` for none."""
     if found.value is None:
         return text.MISSING
-    return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]"
+    return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]" + "*" * found.few
 
 
 def short_estimate(found: Estimate) -> str:
     """Write a score as `.612 [.57 .65]`; for a missing one, why there is none."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
-    return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]"
+    return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]" + "*" * found.few
 
 
 def roomy_estimate(found: Estimate, *more: str) -> str:
     """Write a score as `0.612 (0.574 to 0.651)`, with more in the brackets; for a missing one, why there is none."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
-    between = "unknown" if found.ci95 is None else text.interval(found.ci95)
+    between = "unknown" if found.ci95 is None else text.interval(found.ci95) + "*" * found.few
     return f"{text.number(found.value)} ({'; '.join([between, *more])})"
 
 

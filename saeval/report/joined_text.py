@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from saeval._compare import Joined, Leaderboard, Matched, Standing, at_l0
+from saeval._compare import AgainstBaseline, Joined, Leaderboard, Matched, Standing, at_l0
 from saeval._util import (
     MISSING,
+    WIDTH,
     InputError,
     aligned,
     escape_markdown,
+    fold,
     interval,
     latex_table,
     markdown_table,
     number,
     safe_text,
 )
-from saeval.records import CellResult
+from saeval.records import CellResult, ScoreRow, split_ranking
 from saeval.report.boards import (
     Field,
     arrow,
     cell_fields,
     detail_fields,
+    field_width,
     plain_estimate,
     rank_field,
     score_fields,
+    side_by_side,
 )
 from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
 FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """What a joined board can be written as; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
+_FOLDED = 14  # columns kept free for a name when scorers are laid side by side; longer names fold
 
 
 def written(joined: Joined, format_: str, *, group_by: str | None = None, match_l0: float | None = None,
-            family: str = "architecture") -> str | bytes:  # fmt: skip
+            family: str = "architecture", width: int = WIDTH) -> str | bytes:  # fmt: skip
     """Return the board in a format.
 
     Args:
@@ -44,6 +51,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
         group_by: Facet with a board for each of its values.
         match_l0: L0 at which to compare families of coders, instead of cells.
         family: Facet whose values are families.
+        width: Columns that text fits: names and heads are folded, and scorers shared out over several tables.
 
     Raises:
         InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold this.
@@ -57,7 +65,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
     if match_l0 is not None:
         if group_by is not None:
             raise InputError("--group-by and --match-l0 do not go together; choose with --filter")
-        found = at_l0(joined.families(family), match_l0, joined.rank_by)
+        found = at_l0(joined.families(family), match_l0, split_ranking(joined.rank_by)[0])
         return _matched(joined, found, match_l0, family, format_)
     boards = joined.groups(group_by)
     if format_ == "json":
@@ -66,19 +74,27 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
     for value, board in boards.items():
         if group_by:
             parts.append(_heading(f"{group_by}: {value}", format_))
-        parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_))
-        if board.smallest_difference is not None:
-            parts.append(_line(
-                f"Smallest difference in {joined.rank_by} that two contestants' intervals could show (80 % power): "
-                f"{number(board.smallest_difference)}.", format_))  # fmt: skip
+        parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_, width))
+        if board.against:
+            parts.append(_tables(width)[format_](AgainstBaseline.HEADS, [found.texts for found in board.against]))
+        parts += [_line(note, format_) for note in board.notes]
     parts += [_line(note, format_) for note in joined.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(width: int) -> dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]]:
+    """Return what writes a table, by format."""
+    return {"text": partial(aligned, width=width), "latex": latex_table, "markdown": markdown_table}
 
 
 def _title(joined: Joined, format_: str) -> str:
     tasks = dict.fromkeys(f"{e.run.task} {e.run.task_version}" for e in joined.entries.values())
     mark = f" — MIXED: {'; '.join(joined.differs)}" if joined.differs else ""
-    return _heading(f"{', '.join(tasks)}, ranked by {joined.rank_by}{mark}", format_)
+    return _heading(f"{', '.join(tasks)}, ranked by {_ranked_by(joined)}{mark}", format_)
+
+
+def _ranked_by(joined: Joined) -> str:
+    return next((board.title for board in joined.groups(None).values()), joined.rank_by)
 
 
 def _heading(text: str, format_: str) -> str:
@@ -88,7 +104,7 @@ def _heading(text: str, format_: str) -> str:
 def _line(text: str, format_: str) -> str:
     if format_ == "latex":
         return f"% {safe_text(text)}"
-    return escape_markdown(text) if format_ == "markdown" else safe_text(text)
+    return escape_markdown(text) if format_ == "markdown" else fold(text)
 
 
 def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
@@ -97,18 +113,23 @@ def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
     return [Field(name, [found.get(name) or MISSING for found in facets]) for name in joined.telling()]
 
 
-def _wide(joined: Joined, board: Leaderboard, format_: str) -> str:
+def _wide(joined: Joined, board: Leaderboard, format_: str, width: int) -> str:
     """Return a line per cell, a column per scorer; in LaTeX with numbers aligned and the best in bold."""
     cells = [x.cell for x in board.standings]
-    fields = [
-        rank_field(board), *_names(joined, cells), *cell_fields(board, joined.run_of, "board"),
-        *score_fields(board, joined.run_of, plain_estimate),
-    ]  # fmt: skip
-    head, rows = _table(fields)
+    fixed = [rank_field(board), *_names(joined, cells), *cell_fields(board, joined.run_of, "board")]
     if format_ == "text":
-        return aligned(head, rows)
+        scores = score_fields(board, joined.run_of, plain_estimate, _narrow_head)
+        room = width - sum(min(field_width(field), _FOLDED) for field in fixed)
+        tables = [_table([*fixed, *some]) for some in side_by_side(scores, room)]
+        return "\n\n".join(aligned(head, rows, width) for head, rows in tables)
+    fields = [*fixed, *score_fields(board, joined.run_of, plain_estimate)]
+    head, rows = _table(fields)
     numbers = [field.column is not None for field in fields]
     return latex_table(head, rows, numbers, [(i, j) for j, field in enumerate(fields) for i in field.best])
+
+
+def _narrow_head(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> str:
+    return f"{scorer}:\n{metric} {arrow(rows)}"
 
 
 def _long(joined: Joined, board: Leaderboard) -> str:
@@ -150,7 +171,11 @@ def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
 
     return {
         "group": value or None,
+        "ranked_by": board.title,
+        "notes": board.notes,
+        "against": [asdict(found) for found in board.against],
         "smallest_difference": board.smallest_difference,
+        "smallest_against": board.smallest_against,
         "rows": [row(x) for x in board.standings],
     }
 
@@ -170,7 +195,7 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     rows = [
         [m.rank_text, m.family, number(m.value), interval(m.ci95, between=", "), " and ".join(m.between)] for m in found
     ]
-    table = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_](head, rows)
+    table = _tables(WIDTH)[format_](head, rows)
     note = (
         "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
         "cells' means, and say nothing of how straight the line is."

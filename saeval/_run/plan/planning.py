@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saeval._run import floors
 from saeval._run.aggregate import CellOutcome, Scored
 from saeval._run.collect import store_path
 from saeval._run.plan import disk_estimate as weighing
@@ -282,6 +283,7 @@ def _steps(cell: Cell, latents: int) -> list[tuple[str, str, StepPart[Any], int]
     explained = {variant: _at_most(latents, step.latents) for variant, step in cell.explainers.items()}
     if SHUFFLED in cell.alternatives:
         explained[SHUFFLED] = _at_most(explained[MAIN], cell.shuffled_latents)
+    halved = cell.shuffled_latents is None
     steps: list[tuple[str, str, StepPart[Any], int]] = [
         (variant, "explain", step, explained[variant]) for variant, step in cell.explainers.items()
     ]
@@ -289,7 +291,10 @@ def _steps(cell: Cell, latents: int) -> list[tuple[str, str, StepPart[Any], int]
         for variant, n in explained.items():
             named = scorer.part.plugin.reads_explanation and (scorer.baselines is None or variant in scorer.baselines)
             if variant == MAIN or named:
-                steps.append((variant, label, scorer, _at_most(n, scorer.latents)))
+                scored = _at_most(n, scorer.latents)
+                steps.append(
+                    (variant, label, scorer, floors.number(scored) if variant == SHUFFLED and halved else scored)
+                )
     return [step for step in steps if step[3] > 0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saeval.activations.store import ActivationStore
 from saeval.records import Example, LatentId
@@ -57,7 +58,8 @@ def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str,
     return {group: store.examples(latent, found.ids[places], window) for group, places in groups.items()}
 
 
-def _spread(places: np.ndarray) -> np.ndarray:
+def _spread(places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return some of the places, evenly spaced."""
     n = min(_PER_QUANTILE, len(places))
-    return places[np.linspace(0, len(places) - 1, 2 * n + 1).round().astype(int)[1::2]]
+    chosen = np.linspace(0, len(places) - 1, 2 * n + 1).round().astype(int)[1::2]
+    return places.take(chosen)

@@ -260,7 +260,7 @@ def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[Any
     strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
     fired = np.flatnonzero(strengths)
     edges = np.searchsorted(fired, value_ends).tolist()
-    fired_at, strength = fired.tolist(), [rounded(v, 4) for v in strengths[fired].tolist()]
+    fired_at, strength = fired.tolist(), [rounded(v, 4) or 0.0 for v in strengths[fired].tolist()]
     names = ["latent", kind, "context", "start", "document"]
     nothing = [None] * len(token_ends)
     judged = [rows[name].to_pylist() if name in rows else nothing for name in ("active", "decile")]

@@ -43,7 +43,8 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, to whoever has the address that is printed.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; a free one when left out.")
-def view(run_dir: Path | None, serve: bool, port: int) -> None:
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write it as one file to share.")
+def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C.
 
     RUN_DIR is a run directory or a folder of them, of which the latest is opened; default: saeval-runs.
@@ -53,10 +54,16 @@ def view(run_dir: Path | None, serve: bool, port: int) -> None:
     from saeval.report import view as viewing
     from saeval.results import RUNS, last_run
 
+    if bundle is not None and serve:
+        raise click.UsageError("--bundle and --serve do not go together")
     if port and not serve:
         raise click.UsageError("--port goes with --serve")
     if run_dir is None or not (run_dir / "report").exists():
         run_dir = last_run(run_dir or RUNS)
+    if bundle is not None:
+        viewing.bundle(run_dir, bundle)
+        say(f"written   {bundle}  (unpack it and open index.html)")
+        return
     if not serve:
         index = viewing.page(run_dir).absolute()
         say(f"report    {index}")

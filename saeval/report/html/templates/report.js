@@ -153,6 +153,42 @@
     goTo();
   }
 
+  /** Search the explanations of all cells, which are in a file beside the page and fetched with the first letter. */
+  function search() {
+    const words = find("#search-words");
+    const MOST = 100;
+    let cells = null;
+    const all = () => (cells ||= new Promise((resolve, reject) => {
+      window.saevalSearch = resolve;
+      const script = make("script", { src: "latents/search.js" });
+      script.addEventListener("error", () => { cells = null; reject(new Error("latents/search.js is not beside this page")); });
+      document.head.append(script);
+    }));
+    async function render() {
+      const wanted = (read().get("find") || "").toLowerCase().trim();
+      if (words.value.toLowerCase().trim() !== wanted) words.value = wanted;
+      if (!wanted) { find("#search-found").replaceChildren(); find("#search-count").textContent = ""; return; }
+      let found;
+      try {
+        const terms = wanted.split(/\s+/);
+        const fits = ([, text]) => terms.every((term) => text.toLowerCase().includes(term));
+        found = (await all()).flatMap(([cell, page, latents]) => latents.filter(fits).map((line) => [cell, page, ...line]));
+      } catch (error) {
+        find("#search-count").textContent = `Cannot search: ${error.message}.`;
+        return;
+      }
+      find("#search-count").textContent = `${found.length} latents${found.length > MOST ? `, the first ${MOST} shown` : ""}`;
+      find("#search-found").replaceChildren(...found.slice(0, MOST).map(([cell, page, latent, text, score]) => make("li", {},
+        make("a", { href: `latents/${page}.html#latent=${latent}` }, visible(`${cell}, latent ${latent}`)), " ",
+        make("bdi", {}, visible(text)), make("span", { className: "muted" }, score === null ? "" : ` ${shown(score)}`))));
+    }
+    find("#search-tools").hidden = false;
+    find("#search-tools").addEventListener("submit", (event) => event.preventDefault());
+    words.addEventListener("input", () => change({ find: words.value }));
+    addEventListener("hashchange", render);
+    render();
+  }
+
   // --- the page of a cell ---
 
   function latents() {
@@ -784,5 +820,6 @@
 
   if (find("#joined")) joined();
   if (find("#board")) board();
+  if (find("#search-words")) search();
   if (find("#data")) latents();
 })();

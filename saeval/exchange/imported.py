@@ -11,7 +11,7 @@ from typing import Any
 
 import saeval
 from saeval._compare import Floors, ScorerRun, score_row
-from saeval._util import content_hash, derive_rng, file_name, mark, new_folder, unique, write_atomic
+from saeval._util import content_hash, derive_rng, file_name, mark, new_folder, unique, write_atomic, write_checksums
 from saeval.records import MAIN, CellResult, Explanation, Metric, RunResult, Score, ScoreRow
 
 
@@ -139,6 +139,7 @@ def write_run(imported: Imported, format_: str, origin: str, out: Path) -> RunRe
         head = {"status": "imported", "task": result.task, "spec_sha": result.spec_sha, "updated": time.time()}
         write_atomic(folder / "run.json", json.dumps(head, indent=1))
         mark(folder)
+        write_checksums(folder)
         write_reports(result, folder / "report")
     return result
 

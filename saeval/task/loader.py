@@ -144,6 +144,11 @@ class _Builder(PartMaker):
         alternatives, shuffled_latents, coders = self.baselines(spec, roles)
         if not (source and sampler and explainer and all(scorers.values())):
             return []
+        if self.check:
+            try:
+                source.plugin.check_window(sampler.plugin.window)
+            except InputError as error:
+                self.fail(("sampler",), str(error))
         needing: dict[KeyPath, Part[Any]] = {("sampler",): sampler, ("explainer",): explainer.part}
         needing |= {("scorers", k): s.part for k, s in scorers.items() if s}
         needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}

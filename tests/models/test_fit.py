@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -160,6 +161,18 @@ def test_activations_are_centred_only_where_transformerlens_centres_weights(tmp_
     theirs = [(int(p), float(v)) for p, v in zip(*first, strict=True) if p < 32]
     assert [p for p, _ in mine] == [p for p, _ in theirs] and mine
     assert np.allclose([v for _, v in mine], [v for _, v in theirs], rtol=2e-3)
+
+
+def test_rows_that_are_all_shorter_than_a_window_are_refused_by_validate_with_a_window_that_fits(tmp_path, model):
+    short = rows(tmp_path / "short.jsonl", [TEXT[i : i + 40] for i in range(30)])
+    spec = task(tmp_path / "t.yaml", model, {"use": "neurons"}, {"path": str(short)}, hookpoint="layers.1")
+    code, said = validate(spec, "--set", "sampler.with.window=32")
+    found = re.search(
+        r"no text is as long as a window of 32 tokens.*set sampler\.with\.window to (\d+) or less",
+        " ".join(said.split()),
+    )
+    assert code == 2 and found
+    assert validate(spec, "--set", f"sampler.with.window={found[1]}")[0] == 0
 
 
 # --- BOS and special tokens ---

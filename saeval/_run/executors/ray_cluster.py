@@ -91,8 +91,10 @@ def _own(cpus: int | None) -> Iterator[None]:
 def _reaped(folder: str) -> Iterator[None]:
     """Have a process clean up after this one, should it be killed."""
     program = [sys.executable, "-I", str(Path(__file__).with_name("ray_reaper.py")), folder]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # whoever reads ours waits for its end
-    reaper = subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True, **silent)  # noqa: S603 - ours
+    nowhere = subprocess.DEVNULL  # whoever reads our output waits for its end
+    reaper = subprocess.Popen(  # noqa: S603 - our own program
+        program, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
+    )
     try:
         yield
     finally:

@@ -45,7 +45,6 @@ def test_reaper_waits_for_the_driver_and_then_leaves_nothing_of_its_cluster(tmp_
     try:
         time.sleep(1)
         assert member.poll() is None and folder.exists()  # the driver is there
-        reaper.send_signal(signal.SIGTERM)  # meant for the driver
         reaper.stdin.close()  # the driver is gone
         assert member.wait(30) == -signal.SIGKILL and reaper.wait(30) == 0
         assert not folder.exists() and other.poll() is None

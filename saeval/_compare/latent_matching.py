@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saeval._compare.pairwise import split_reference
-from saeval._util import InputError, PluginError, SaevalError, aligned, derive_rng, did_you_mean, number
+from saeval._util import WIDTH, InputError, PluginError, SaevalError, aligned, derive_rng, did_you_mean, fold, number
 from saeval.models import embedder
 from saeval.plugin.registry import Loaded, Registry
 from saeval.results import RunCell, open_run
@@ -282,14 +282,16 @@ def text(found: Sequence[Similarity]) -> str:
         scores = {key: s for s in of for key in ((s.a, s.b), (s.b, s.a))}
         numbers = {label: str(i + 1) for i, label in enumerate(labels)}
         rows = [[numbers[a], a, *("" if a == b else number(scores[a, b].score) for b in labels)] for a in labels]
-        parts.append(f"{basis}: mean cosine of matched latents\n{aligned(['', 'cell', *numbers.values()], rows)}")
+        parts.append(
+            f"{basis}: mean cosine of matched latents\n{aligned(['', 'cell', *numbers.values()], rows, WIDTH)}"
+        )
         head = ["pair", "score", "random", "shuffled", "matched", "latents", "how"]
         parts.append(aligned(head, [
             [f"{numbers[s.a]} {numbers[s.b]}", number(s.score), number(s.random), number(s.shuffled), str(s.matched),
              f"{s.latents[0]}, {s.latents[1]}", s.method] for s in of
-        ]))  # fmt: skip
-    parts.append(
+        ], WIDTH))  # fmt: skip
+    parts.append(fold(
         "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: matched "
         "latents with each other's partners. A score near these says that nothing was found in common."
-    )
+    ))  # fmt: skip
     return "\n\n".join(parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._compare import stats
-from saeval._util import InputError, aligned, derive_rng, did_you_mean, interval, number
+from saeval._util import WIDTH, InputError, aligned, aligned_rows, derive_rng, did_you_mean, fold, interval, number
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
 
@@ -299,46 +299,37 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
     return found
 
 
-def text(comparison: Comparison) -> str:
-    """Return the comparison for a terminal."""
-    kind = "paired" if comparison.paired else "unpaired"
-    head = [
-        "metric",
-        "",
-        "A",
-        "B",
-        "A − B",
-        "95 %",
-        "p",
-        "p Holm",
-        "visible",
-        "n",
-        "failed",
-        "A − B, failures at floor",
-    ]
+def _contrasts(comparison: Comparison) -> str:
+    """Return the metrics, each with its numbers beneath it."""
+    head = ["A", "B", "A − B", "95 %", "p", "p Holm", "visible", "n", "failed"]
     rows = [
         [
-            c.metric, "↑" if c.higher_is_better else "↓", number(c.a), number(c.b), number(c.difference, "+.3f"),
-            interval(c.ci95, "+.3f"), number(c.p, ".2g"), number(c.p_holm, ".2g"),
-            number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
-            f"{c.failed[0]}, {c.failed[1]}", "" if c.bounds is None else interval(c.bounds, "+.3f"),
+            number(c.a), number(c.b), number(c.difference, "+.3f"), interval(c.ci95, "+.3f"), number(c.p, ".2g"),
+            number(c.p_holm, ".2g"), number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
+            f"{c.failed[0]}, {c.failed[1]}",
         ]
         for c in comparison.contrasts
     ]  # fmt: skip
-    keep = [i for i in range(len(head)) if i != len(head) - 1 or any(row[i] for row in rows)]
-    parts = [
-        f"A  {comparison.a}\nB  {comparison.b}",
-        f"{kind}: {comparison.why}",
-        aligned([head[i] for i in keep], [[row[i] for i in keep] for row in rows]),
-    ]
+    first, *others = aligned_rows(head, rows, WIDTH - 2)
+    lines = [f"metric\n  {first}"]
+    for c, row in zip(comparison.contrasts, others, strict=True):
+        lines.append(f"{c.metric} {'↑' if c.higher_is_better else '↓'}\n  {row}")
+        if c.bounds is not None:
+            lines.append(f"  A − B with failures at the floor: {interval(c.bounds, '+.3f')}")
+    return "\n".join(lines)
+
+
+def text(comparison: Comparison) -> str:
+    """Return the comparison for a terminal."""
+    kind = "paired" if comparison.paired else "unpaired"
+    parts = [f"A  {comparison.a}\nB  {comparison.b}", fold(f"{kind}: {comparison.why}"), _contrasts(comparison)]
     if comparison.agreement:
         head = ["judges agree", "alpha", "same answer", "windows", "latents"]
         rows = [
             [x.scorer, number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
         ]
-        parts.append(aligned(head, rows))
-    parts.append(
-        "visible: difference that would be seen in four of five such comparisons, at 5 %. "
-        + ("" if len(comparison.contrasts) == 1 else "p Holm: corrected for the number of metrics.")
-    )
-    return "\n\n".join([*parts, *(f"! {warning}" for warning in comparison.warnings)])
+        parts.append(aligned(head, rows, WIDTH))
+    note = "visible: difference that would be seen in four of five such comparisons, at 5 %."
+    if len(comparison.contrasts) > 1:
+        note += " p Holm: corrected for the number of metrics."
+    return "\n\n".join([*parts, fold(note), *(fold(f"! {warning}") for warning in comparison.warnings)])

@@ -237,6 +237,24 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
     )  # fmt: skip
 
 
+def _l0(outcome: CellOutcome) -> float:
+    """Latents per token that fire."""
+    return float(outcome.store.firings.sum()) / max(outcome.store.n_tokens, 1)
+
+
+def _unlike(outcomes: Mapping[str, CellOutcome]) -> Iterator[str]:
+    """Say which random SAEs are sparser or denser than every coder that they stand beside."""
+    beside = [_l0(o) for o in outcomes.values() if o.cell.baseline is None and o.store.latents is None]
+    for name, outcome in outcomes.items():
+        l0 = _l0(outcome)
+        random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
+        if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
+            yield (
+                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders that it "
+                f"stands beside; set its option `k`."
+            )
+
+
 def _cautions(outcome: CellOutcome) -> list[str]:
     """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
     cell, store = outcome.cell, outcome.store
@@ -248,7 +266,7 @@ def _cautions(outcome: CellOutcome) -> list[str]:
             f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may belong to "
             "another place or model, or the text may be unlike that of its training."
         )
-    expected, l0 = store.facts.get("l0_of_files"), float(store.firings.sum()) / max(store.n_tokens, 1)
+    expected, l0 = store.facts.get("l0_of_files"), _l0(outcome)
     if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
         said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
     return list(dict.fromkeys(said))
@@ -337,6 +355,7 @@ def _warnings(
         )
     if partial:
         found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
+    found += _unlike(outcomes)
     for cell in cells:
         if caveat := cell.coder.get("caveat"):
             found.append(f"{cell.cell}: {caveat}")

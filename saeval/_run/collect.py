@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval._util import Display, Stage, StoreError, cache_dir, content_hash, noticing
+from saeval._util import Display, Stage, StoreError, cache_dir, content_hash, noticing, os_reason
 from saeval.activations import ActivationStore, ActivationWriter
 from saeval.plugin.base import ActivationSource
 
@@ -127,7 +127,7 @@ def _in_cache() -> Iterator[None]:
         if not no_room and not str(error.filename or "").startswith(str(cache_dir())):
             raise  # a file of the source's own
         raise StoreError(
-            f"{error.filename or cache_dir()}: activations cannot be written ({error.strerror or error}); make room, or set "
+            f"{error.filename or cache_dir()}: activations cannot be written ({os_reason(error)}); make room, or set "
             "SAEVAL_CACHE to another folder, and run the same command again"
         ) from None
 

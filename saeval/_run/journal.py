@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from saeval._util import InputError, LineFile, claim, parse_json, without_secrets, write_atomic
+from saeval._util import InputError, LineFile, claim, os_reason, parse_json, read_json, without_secrets, write_atomic
 
 
 class RunDir:
@@ -38,9 +38,7 @@ class RunDir:
             write_atomic(path / "logs" / ".writable", b"")
             (path / "logs" / ".writable").unlink()
         except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written to ({error.strerror or error}); choose another --out"
-            ) from None
+            raise InputError(f"{path}: cannot be written to ({os_reason(error)}); choose another --out") from None
         # The operating system drops the lock when the process dies, however it dies.
         self._lock = FileLock(path / "logs" / "lock", timeout=0)
         try:
@@ -73,7 +71,7 @@ class RunDir:
                         yield entry["key"], (place, len(line))
                     place += len(line)
         except OSError as error:
-            raise InputError(f"{self._journal.path}: cannot be read ({error.strerror or error})") from None
+            raise InputError(f"{self._journal.path}: cannot be read ({os_reason(error)})") from None
 
     def finished(self, key: str) -> Any | None:
         """Return the value of a finished work item, read from the journal, or None."""
@@ -109,6 +107,14 @@ class RunDir:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, whole or not at all."""
         write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the run; an empty mapping where there is none, or none that can be read."""
+        try:
+            found = read_json(self.path / name)
+        except InputError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @contextmanager
     def log(self) -> Iterator[Any]:

@@ -33,6 +33,7 @@ from saeval._util import (
     SaevalError,
     Silent,
     Stage,
+    Undisturbed,
     content_hash,
     derive_rng,
     internal_error,
@@ -128,7 +129,7 @@ def run_task(
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, display, limit, max_cost, retry).go()
+            return _Run(task, folder, Undisturbed(display), limit, max_cost, retry).go()
         except SaevalError:
             raise
         except Exception as error:
@@ -145,7 +146,8 @@ class _Run:
         max_cost: float | None,
         retry: Retry | None,
     ):
-        self.task, self.folder, self.display, self.limit, self.retry = task, folder, display, limit, retry
+        self.task, self.folder, self.display, self.retry = task, folder, display, retry
+        self.asked_limit, self.limit = limit, _unshrunk(limit, folder, task)
         self.seed = task.run.seed
         self.calls = CallLog(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
@@ -159,6 +161,10 @@ class _Run:
         status = "failed"
         try:
             with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
+                if self.limit != self.asked_limit:
+                    self.display.say(
+                        f"this run finished with more than {self.asked_limit} latents per cell, and keeps them (--limit)"
+                    )
                 self._collect_and_sample(workplace)
                 _run_async(partial(self._explain_and_score, workplace))
                 self._timed("directions", self._read_directions)
@@ -431,8 +437,18 @@ class _Run:
             write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json("run.json", {
             "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
-            "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
+            "limit": self.limit, "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
         })  # fmt: skip
+
+
+def _unshrunk(limit: int | None, folder: RunDir, task: Task) -> int | None:
+    """Return a limit that takes nothing away from a run that finished with more latents, or with all (None)."""
+    if limit is None:
+        return None
+    before = folder.read_json("run.json")
+    if before.get("status") != "done" or before.get("spec_sha") != task.sha or "limit" not in before:
+        return limit
+    return None if before["limit"] is None else max(limit, before["limit"])
 
 
 def _holds(file: Path, spec: Any) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -19,6 +20,7 @@ from saeval._util import (
     InputError,
     LLMError,
     Patience,
+    Refused,
     SaevalError,
     StoreError,
     derive_rng,
@@ -49,6 +51,8 @@ A = TypeVar("A", Reply, LogprobReply, FillReply)
 STOPS = (BudgetExceeded, InputError, StoreError)
 """Errors of a call after which no other one can be made or written down."""
 
+_CORE = Path(str(sys.modules["saeval"].__file__)).parent
+
 log = logging.getLogger("saeval")
 
 
@@ -75,7 +79,7 @@ class Made(NamedTuple, Generic[R]):
     Attributes:
         result: The explanation or score.
         usage: What it took.
-        fault: Whether it failed because calls did, so that nothing is known of the latent.
+        fault: Whether it failed because of an outage, so that nothing is known of the latent.
     """
 
     result: R
@@ -91,7 +95,8 @@ class Meter(LanguageModel):
         model: The model; None for a step that has none.
         patience: Is told of calls under way, so that whoever waits for one does not count as hung.
         spent: What its answers took.
-        fault: The first call that failed through no fault of the question: an outage, a wrong key, a spent budget.
+        fault: The first call that failed, whatever the reason; a refusal is the model's answer.
+        outage: Whether one failed through no fault of the question: a server that is down, a wrong key, a spent budget.
         asked: Prompts and replies of each request, in the order of asking.
     """
 
@@ -99,6 +104,7 @@ class Meter(LanguageModel):
     patience: Patience = field(default_factory=lambda: Patience(math.inf))
     spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
     fault: SaevalError | None = None
+    outage: bool = False
     asked: list[list[Asked]] = field(default_factory=list)
 
     @property
@@ -114,6 +120,10 @@ class Meter(LanguageModel):
     async def complete(self, request: Request) -> Reply:
         """Pass on, and count."""
         return await self._count(request, self._model().complete(request))
+
+    def discard(self, request: Request) -> None:
+        """Pass on."""
+        self._model().discard(request)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Pass on, and count."""
@@ -131,8 +141,11 @@ class Meter(LanguageModel):
                 reply = await call
         except SaevalError as error:
             self.asked[place] = told(request, without_secrets(error))
-            if isinstance(error, STOPS) or (isinstance(error, LLMError) and (error.retryable or error.lasting)):
+            if not isinstance(error, Refused):
                 self.fault = self.fault or error
+            if isinstance(error, STOPS):
+                self.fault = error
+            self.outage |= isinstance(error, LLMError) and (error.retryable or error.lasting)
             raise
         self.asked[place] = told(request, reply)
         self.spent += reply.usage
@@ -146,6 +159,7 @@ async def gateways(
     calls: CallLog,
     budget: Budget,
     tell: Callable[[str], None] = lambda text: None,
+    patience: float = 0.0,
 ) -> AsyncIterator[Mapping[str, Gateway]]:
     """Lend a gateway for each role; at the end, wait a little for answers under way.
 
@@ -155,6 +169,7 @@ async def gateways(
         calls: The ledger.
         budget: The spending limit.
         tell: Where a user is told what a gateway waits for.
+        patience: Seconds to wait for a server that asks for time.
     """
     if not roles:
         yield {}
@@ -165,7 +180,7 @@ async def gateways(
         lent = {
             name: Gateway(
                 name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
-                calls=kept, log=calls, budget=budget, tell=tell,
+                calls=kept, log=calls, budget=budget, tell=tell, patience=patience,
             )
             for name, role in roles.items()
         }  # fmt: skip
@@ -217,7 +232,7 @@ class Steps:
 async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, *arguments: Any) -> Made[R]:
     """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
 
-    So does a result that was made without an answer which an undisturbed run would have had.
+    So does a result that was made although a call failed.
 
     Raises:
         SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
@@ -233,7 +248,7 @@ async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, 
         changes: dict[str, Any] = {"text": ""} if isinstance(result, Explanation) else {"values": {}}
         reason = f"a call failed: {without_secrets(meter.fault)}"
         result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
-    return Made(result, meter.spent, fault=True)
+    return Made(result, meter.spent, fault=meter.outage)
 
 
 def _without_values(result: R) -> R:
@@ -252,10 +267,18 @@ async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: P
         return kind.failed(without_secrets(error))
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it costs its latent, not the run
         log.error("a plugin raised\n%s", traceback.format_exc())
-        return kind.failed(without_secrets(f"{type(error).__name__}: {error}"))
+        return kind.failed(without_secrets(f"{type(error).__name__}: {error} ({_place(error)}; logs/run.log has more)"))
     if not isinstance(made, kind):
         return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
     return made
+
+
+def _place(error: Exception) -> str:
+    """Return file and line of the plugin's code that raised; its folder is nobody else's concern."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _CORE not in Path(frame.filename).parents]
+    frame = own[0] if own else frames[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 async def _kept_in(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:

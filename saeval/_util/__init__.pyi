@@ -14,6 +14,7 @@ from saeval._util.encodable import (
 )
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
+    CutOff as CutOff,
     InputError as InputError,
     InternalError as InternalError,
     LLMError as LLMError,
@@ -35,6 +36,7 @@ from saeval._util.files import (
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach
+from saeval._util.limits import os_reason as os_reason, shortage as shortage
 from saeval._util.owned_dirs import (
     claim as claim,
     claim_inside as claim_inside,
@@ -46,7 +48,13 @@ from saeval._util.owned_dirs import (
 )
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
 from saeval._util.permissions import allow as allow, granted as granted
-from saeval._util.progress import Display as Display, Silent as Silent, Stage as Stage, display as display
+from saeval._util.progress import (
+    Display as Display,
+    Silent as Silent,
+    Stage as Stage,
+    Undisturbed as Undisturbed,
+    display as display,
+)
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (
     believable as believable,
@@ -70,10 +78,13 @@ from saeval._util.secrets import (
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
 from saeval._util.text import (
     MISSING as MISSING,
+    WIDTH as WIDTH,
     aligned as aligned,
+    aligned_rows as aligned_rows,
     escape_markdown as escape_markdown,
     escape_script as escape_script,
     escape_spreadsheet as escape_spreadsheet,
+    fold as fold,
     interval as interval,
     latex_table as latex_table,
     markdown_table as markdown_table,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from saeval._util.assets import cache_dir
 from saeval._util.errors import InternalError
+from saeval._util.limits import shortage
 from saeval._util.secrets import without_secrets
 
 
@@ -19,6 +20,8 @@ def internal_error(error: Exception, log: Path | None = None) -> InternalError:
         error: What was raised.
         log: The log to add it to; one of its own in the cache where there is none, or where it cannot be written to.
     """
+    if (short := shortage(error)) is not None:
+        return InternalError(f"{short}. What is finished is kept; the same command resumes it")
     text = without_secrets("".join(traceback.format_exception(error)))
     own = cache_dir() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.log"
     written = next((place for place in (log, own) if place is not None and _added(place, text)), None)

@@ -6,6 +6,7 @@ SaevalError
 ├── InputError            a model, SAE, corpus or directory that is missing or does not fit
 ├── StoreError            an activation store that is unfinished, corrupt or of another format
 ├── ParseError            a model's reply that does not hold the answer asked for
+│   └── CutOff            the reply ended at the token limit
 ├── LLMError              a call that failed; `.retryable` tells whether trying again can help
 │   └── Refused           the model answered, but declined
 ├── BudgetExceeded        the spending limit is reached; the run can be resumed
@@ -63,6 +64,10 @@ class ParseError(SaevalError):
     """A reply that does not hold the answer that was asked for. It is a status, never an answer."""
 
 
+class CutOff(ParseError):
+    """A reply that ended at the token limit, so that nothing in it is an answer."""
+
+
 class LLMError(SaevalError):
     """A call to a language model that failed.
 
@@ -72,6 +77,8 @@ class LLMError(SaevalError):
         retry_after: Seconds the server asked to wait, when it did.
         usage: What the call took although it failed: refusals and empty answers are billed.
         lasting: Whether every other call will fail alike: a wrong key or model name, no credit.
+        busy: Whether the server asks for time: a rate limit, overload, a model that loads.
+        cut: Whether the model used up its token limit before it answered.
     """
 
     def __init__(
@@ -82,12 +89,16 @@ class LLMError(SaevalError):
         retry_after: float | None = None,
         usage: Usage | None = None,
         lasting: bool = False,
+        busy: bool = False,
+        cut: bool = False,
     ):
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
         self.usage = usage
         self.lasting = lasting
+        self.busy = busy
+        self.cut = cut
 
 
 class Refused(LLMError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from saeval._util.encodable import clean, has_halves
 from saeval._util.errors import InputError
+from saeval._util.limits import os_reason
 from saeval._util.owned_dirs import refuse_pipe
 
 
@@ -36,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{path}: cannot be written ({os_reason(error)})") from error
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -65,7 +66,7 @@ def read_json(file: Path) -> Any:
     try:
         return parse_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{file}:{error.lineno}: is not JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError:
@@ -98,7 +99,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except RecursionError:
         raise InputError(f"{where}: is nested too deeply") from None
 
@@ -138,8 +139,8 @@ class LineFile:
                 return size
             except OSError as error:
                 raise InputError(
-                    f"{self.path}: cannot be written ({error.strerror or error}); nothing is lost: mend it, or make room, "
-                    "and run the same command again"
+                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same command "
+                    "resumes it"
                 ) from None
 
     def line_at(self, offset: int, length: int) -> bytes:

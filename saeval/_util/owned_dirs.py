@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from saeval._util.errors import InputError
+from saeval._util.limits import os_reason
 
 MARKER = ".saeval"
 """File that marks a directory as saeval's own."""
@@ -37,7 +38,7 @@ def claim(folder: Path, what: str = "a run") -> None:
         refuse_strange(folder)
         mark(folder)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written to ({error.strerror or error}); choose another --out") from None
+        raise InputError(f"{folder}: cannot be written to ({os_reason(error)}); choose another --out") from None
 
 
 def mark(folder: Path) -> None:
@@ -63,7 +64,7 @@ def claim_inside(folder: Path, what: str) -> None:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from None
+            raise InputError(f"{folder}: cannot be made ({os_reason(error)})") from None
     else:
         claim(folder, what)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
+
+log = logging.getLogger("saeval")
 
 Style = Literal["rich", "plain", "json", "none"]
 
@@ -49,6 +52,60 @@ class Display(ABC):
             yield Stage(self, name, total)
         finally:
             self.end(name)
+
+
+class Undisturbed(Display):
+    """Shows what another display shows; where that one fails, the run goes on without it.
+
+    Args:
+        display: The display.
+    """
+
+    def __init__(self, display: Display):
+        self._inner: Display | None = display
+
+    def _pass_on(self, show: Callable[[Display], None]) -> None:
+        if self._inner is None:
+            return
+        try:
+            show(self._inner)
+        except Exception as error:  # noqa: BLE001 - whatever a display raises, no result depends on it
+            self._inner = None
+            log.warning("progress is no longer shown (%s: %s)", type(error).__name__, error)
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Pass on."""
+        self._pass_on(lambda display: display.begin(stage, total, unit))
+
+    def update(self, stage: str, done: int, total: int, failed: int) -> None:
+        """Pass on."""
+        self._pass_on(lambda display: display.update(stage, done, total, failed))
+
+    def end(self, stage: str) -> None:
+        """Pass on."""
+        self._pass_on(lambda display: display.end(stage))
+
+    def say(self, text: str) -> None:
+        """Pass on."""
+        self._pass_on(lambda display: display.say(text))
+
+    def wait(self, text: str) -> None:
+        """Pass on."""
+        self._pass_on(lambda display: display.wait(text))
+
+    @contextmanager
+    def shown(self) -> Iterator[Display]:
+        """Show for as long as the block lasts."""
+        with ExitStack() as shown:
+            self._pass_on(lambda display: _enter(shown, display))
+            try:
+                yield self
+            finally:
+                self._pass_on(lambda display: shown.close())
+
+
+def _enter(shown: ExitStack, display: Display) -> None:
+    shown.enter_context(display.shown())
 
 
 class Stage:

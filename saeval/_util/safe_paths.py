@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._util.errors import InputError
+from saeval._util.limits import os_reason
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+        raise InputError(f"{out}: cannot be written ({os_reason(error)})") from None
 
 
 @contextmanager

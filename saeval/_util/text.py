@@ -6,9 +6,13 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from math import isfinite
+from textwrap import fill
 from typing import Any
 
+WIDTH = 80
+"""Columns that every screen fits."""
 MISSING = "–"
 """What stands where there is no number."""
 
@@ -26,6 +30,8 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "−": "$-$",
 }  # fmt: skip
+_GAP = 2  # blanks between columns
+_LEAST = 8  # characters to which a column of names is folded at most
 
 
 # --- foreign text ---------------------------------------------------------------------------------------------
@@ -137,14 +143,73 @@ def rounded(value: Any, digits: int = 5) -> float | None:
     return float(f"{value:.{digits}g}") if value is not None and isfinite(value) else None
 
 
+def fold(sentence: object) -> str:
+    """Return text in lines that fit every screen, further lines indented; harmless as `safe_text` makes it."""
+    return fill(safe_text(sentence), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
 # --- tables ---------------------------------------------------------------------------------------------------
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table in columns, for a terminal."""
+def aligned(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> str:
+    """Return a table in columns, for a terminal.
+
+    Args:
+        head: Heads of the columns.
+        rows: Cells.
+        width: Columns of the terminal, to which heads and names are folded; numbers never are. Nothing is when left out.
+    """
+    return "\n".join(aligned_rows(head, rows, width))
+
+
+def aligned_rows(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> list[str]:
+    """Return the head and each row of `aligned`, which are several lines where they are folded."""
     lines = [[safe_text(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    columns = [*zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    if width is not None:
+        widths = _narrowed(widths, [_least_width(column) for column in columns], width - _GAP * (len(columns) - 1))
+    return [_folded(line, widths) for line in lines]
+
+
+def _least_width(column: Sequence[str]) -> int:
+    """Return to how few characters a column can be folded: numbers stay whole, words may be cut."""
+    whole = [len(cell) for cell in column[1:] if cell[:1] in "+-.~–[" or cell[:1].isdigit()]
+    return max([_LEAST, *whole])
+
+
+def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Take from the widest columns, as far as they can be folded, until all fit the room."""
+    found = list(widths)
+    while sum(found) > room:
+        wide = [i for i, w in enumerate(found) if w > least[i]]
+        if not wide:
+            break
+        widest = max(wide, key=lambda i: found[i])
+        found[widest] -= 1
+    return found
+
+
+def _cell_lines(cell: str, width: int) -> list[str]:
+    """Return a cell in lines of a width, broken after blanks and the marks that join names, within words elsewhere."""
+    if len(cell) <= width:
+        return [cell]
+    lines = [""]
+    for part in re.split(r"(?<=[\s._/:=,-])", cell):
+        if len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return [line for line in map(str.strip, lines) if line]
+
+
+def _folded(line: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [_cell_lines(cell, w) for cell, w in zip(line, widths, strict=True)]
+    return "\n".join(
+        (" " * _GAP).join(part.ljust(w) for part, w in zip(parts, widths, strict=True)).rstrip()
+        for parts in zip_longest(*cells, fillvalue="")
+    )
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

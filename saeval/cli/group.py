@@ -7,10 +7,17 @@ from typing import Any
 import click
 
 from saeval.cli.shared import say
+from saeval.cli.signals import STOPPED, leave_at_once, stop_as_on_ctrl_c
+from saeval.cli.streams import steady_streams
 
 
 class _Cli(click.Group):
     """Turns saeval's errors into one clear sentence and an honest exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line, whatever becomes of its output."""
+        steady_streams()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -46,10 +53,9 @@ class _Cli(click.Group):
             say(f"error: {error}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
+            leave_at_once()
             click.echo("interrupted; run the same command again to go on where it stopped", err=True)
-            ctx.exit(130)
-        except BrokenPipeError:
-            ctx.exit(0)
+            ctx.exit(STOPPED)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - a user gets a sentence; the log gets the rest
@@ -64,7 +70,4 @@ def main() -> None:
 
     Begin with: saeval run --task quickstart
     """
-    import signal
-
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop as cleanly as on Ctrl-C
+    stop_as_on_ctrl_c()

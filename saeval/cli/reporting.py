@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -101,10 +102,11 @@ def leaderboard(
     family: str, mixed: bool, format_: str, out: Path | None, html: Path | None,
 ) -> None:  # fmt: skip
     """Join the cells of runs, in directories or at hf://datasets/OWNER/NAME, on one board."""
+    from shutil import get_terminal_size
     from tempfile import TemporaryDirectory
 
     from saeval._compare import join
-    from saeval._util import write_atomic
+    from saeval._util import WIDTH, write_atomic
     from saeval.report import joined_page, written
 
     if format_ == "parquet" and out is None:
@@ -120,7 +122,8 @@ def leaderboard(
         write_atomic(html, joined_page(joined, group_by))
         say(f"written   {html}")
         return
-    content = written(joined, format_, group_by=group_by, match_l0=match_l0, family=family)
+    width = get_terminal_size().columns if out is None and sys.stdout.isatty() else WIDTH
+    content = written(joined, format_, group_by=group_by, match_l0=match_l0, family=family, width=width)
     if out is None:
         click.echo(content, nl=False)
     else:

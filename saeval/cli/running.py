@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from saeval.cli.shared import (
     load_all,
     open_registry,
     print_json,
-    print_rows,
     say,
 )
 
@@ -178,6 +178,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
     from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
+    from saeval._util import fold
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None
@@ -190,26 +191,45 @@ def plan(
         if group:
             say(f"=== {name}")
         _show_plan(of_task)
-    click.echo("\n" + "\n".join(ASSUMPTIONS))
+    click.echo("\n" + "\n".join(map(fold, ASSUMPTIONS)))
+
+
+_PLAN = ("step", "latents", "calls", "in", "out", "usd", "minutes", "MB")
 
 
 def _show_plan(plan: Plan) -> None:
-    from functools import partial
+    """Print a line per step, cell by cell, and the models that are asked."""
+    from saeval._util import WIDTH, aligned_rows, fold
 
-    def row(step: str, latents: int | str, values: Any, measured: bool, model: str | None, cell: str) -> dict[str, str]:
-        def shown(column: str, format_: str, unit: int = 1) -> str:
-            value = values(column)
-            return "unknown" if value is None else format(value / unit if unit > 1 else value, format_)
+    steps = [step for step in plan.steps if step.model or step.step in ("collect", "report")]
+    quantities = [partial(getattr, step) for step in steps]
+    rows = [_plan_row(s.step, s.latents or "", q, s.measured) for s, q in zip(steps, quantities, strict=True)]
+    rows.append(_plan_row("total", "", plan.total, all(step.measured for step in steps)))
+    head, *lines, total = aligned_rows(_PLAN, rows, WIDTH)
+    say(head)
+    cell = ""
+    for step, line in zip(steps, lines, strict=True):
+        if step.cell != cell:
+            say(fold(f"{step.cell or 'all cells'}:"))
+            cell = step.cell
+        say(line)
+    say(total)
+    asked: dict[str, list[str]] = {}
+    for step in (step for step in steps if step.model):
+        name = step.step.partition(" (")[0]
+        if name not in asked.setdefault(str(step.model), []):
+            asked[str(step.model)].append(name)
+    for model, asking in asked.items():
+        say(fold(f"{model}: {', '.join(asking)}"))
 
-        return {
-            "step": step, "latents": f"{latents}", "calls": shown("calls", ","), "in": shown("input_tokens", ","),
-            "out": shown("output_tokens", ","), "usd": shown("usd", ".4f"),
-            "minutes": "~" * (not measured) + shown("seconds", ".1f", 60), "MB": shown("bytes", ".1f", 10**6), "model": model or "", "cell": cell,
-        }  # fmt: skip
 
-    asking = [step for step in plan.steps if step.model or step.step in ("collect", "report")]
-    rows = [row(s.step, s.latents or "", partial(getattr, s), s.measured, s.model, s.cell) for s in asking]
-    rows.append(row("total", "", plan.total, all(s.measured for s in asking), "", ""))
-    print_rows([{column: column for column in rows[0]}, *rows])
-    for note in dict.fromkeys(step.note for step in plan.steps if step.note):
-        say(f"\nnote: {note}")
+def _plan_row(step: str, latents: int | str, values: Callable[[str], Any], measured: bool) -> list[str]:
+    def shown(column: str, format_: str, unit: int = 1) -> str:
+        value = values(column)
+        return "unknown" if value is None else format(value / unit if unit > 1 else value, format_)
+
+    minutes = "~" * (not measured) + shown("seconds", ".1f", 60)
+    return [
+        step.replace("_explanation)", ")"), f"{latents}", shown("calls", ","), shown("input_tokens", ","),
+        shown("output_tokens", ","), shown("usd", ".4f"), minutes, shown("bytes", ".1f", 10**6),
+    ]  # fmt: skip

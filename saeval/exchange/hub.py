@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from saeval._util import InputError, believable, mark, new_folder, read_json, refuse_strange, write_atomic
+from saeval._util import InputError, believable, mark, new_folder, os_reason, read_json, refuse_strange, write_atomic
 from saeval.results import open_run
 
 FORMAT = "saeval.bundle/1"
@@ -133,7 +133,7 @@ def _verify(where: str, file: Path, facts: dict[str, Any]) -> None:
     try:
         size, sha = file.stat().st_size, _sha256(file)
     except OSError as error:
-        raise InputError(f"{where} cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{where} cannot be read ({os_reason(error)})") from None
     if size != facts.get("bytes") or sha != facts.get("sha256"):
         raise InputError(
             f"{where} is not what was sent ({size} bytes, listed with {facts.get('bytes')}); send it again"

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,17 +22,31 @@ from saeval._util import (
     SaevalError,
     StoreError,
     clean_text,
+    os_reason,
     parse_json,
     refuse_pipe,
+    shortage,
     write_atomic,
 )
 from saeval.records import Ledger, Usage
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 _JSON = json.JSONEncoder(default=vars)  # dataclasses are objects of their fields
 
+AnswerStatus = Literal["ok", "unreadable"]
+"""Whether a reply may be used again: one that held no answer for whoever asked is asked for again by the next run."""
+
 log = logging.getLogger("saeval")
+
+
+class Kept(NamedTuple):
+    """Answers of one model and status in the cache."""
+
+    model: str
+    status: str
+    answers: int
+    bytes: int
 
 
 class CallStore:
@@ -59,12 +73,9 @@ class CallStore:
                 "PRAGMA wal_autocheckpoint=4000"
             )  # pages; a checkpoint flushes to disk, and all wait for it
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _SCHEMA):
+            if version not in (0, 1, _SCHEMA):
                 raise StoreError(f"{path}: cache of another saeval (version {version}); move it away")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
-            )
-            self._db.execute(f"PRAGMA user_version={_SCHEMA}")
+            self._lay_out()
 
     def _share(self) -> None:
         """Let readers go on beside a writer; of several processes at a new file, SQLite lets the late ones fail."""
@@ -77,6 +88,19 @@ class CallStore:
                     raise
                 time.sleep(0.1)
 
+    def _lay_out(self) -> None:
+        """Make the table; an older one gets the columns that say whose an answer is, and whether it can be read."""
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
+        )
+        have = {row[1] for row in self._db.execute("PRAGMA table_info(answers)")}
+        for column, default in (("model", ""), ("status", "ok")):
+            if column not in have:
+                self._db.execute(f"ALTER TABLE answers ADD COLUMN {column} TEXT NOT NULL DEFAULT '{default}'")
+        self._db.execute(f"PRAGMA user_version={_SCHEMA}")
+        self._db.execute("COMMIT")
+
     @contextmanager
     def _database(self) -> Iterator[None]:
         """Hold the lock, and say in one sentence what is wrong with the file."""
@@ -84,16 +108,13 @@ class CallStore:
             try:
                 yield
             except (sqlite3.Error, OSError) as error:
-                raise StoreError(
-                    f"{self.path}: the cache of model answers cannot be used ({error}); "
-                    "make room, delete it, or set SAEVAL_CACHE to another folder"
-                ) from None
+                raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
 
     def get(self, key: str) -> Any | None:
-        """Return the answer kept under a key, or None; one that has changed on disk since is none."""
+        """Return the answer kept under a key, or None; one that nobody could read, or that has changed on disk, is none."""
         with self._database():
-            row = self._db.execute("SELECT CAST(answer AS BLOB) FROM answers WHERE key = ?", (key,)).fetchone()
-        if row is None:
+            row = self._db.execute("SELECT CAST(answer AS BLOB), status FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None or row[1] != "ok":
             return None
         text, _, digest = row[0].decode(errors="replace").partition("\n")  # there is no line break in JSON
         if digest != _digest(text):
@@ -101,18 +122,58 @@ class CallStore:
             return None
         return parse_json(text)  # answers that earlier versions kept may hold halves of surrogate pairs
 
-    def put(self, answers: Mapping[str, object]) -> None:
-        """Keep answers by their keys, all or none; they survive a kill from here on."""
+    def put(self, answers: Mapping[str, object], model: str = "") -> None:
+        """Keep a model's answers by their keys, all or none; they survive a kill from here on."""
         texts = {key: _JSON.encode(answer) for key, answer in answers.items()}
-        rows = [(key, f"{text}\n{_digest(text)}") for key, text in texts.items()]
+        rows = [(key, f"{text}\n{_digest(text)}", model) for key, text in texts.items()]
         with self._database(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, 'ok')", rows)
+
+    def mark(self, key: str, status: AnswerStatus) -> None:
+        """Say what an answer is good for; one that is not `ok` is not used again."""
+        with self._database(), self._db:
+            self._db.execute("UPDATE answers SET status = ? WHERE key = ?", (status, key))
+
+    def listed(self) -> list[Kept]:
+        """Return how many answers are kept, and their bytes, by model and status."""
+        query = "SELECT model, status, COUNT(*), SUM(LENGTH(answer)) FROM answers GROUP BY model, status ORDER BY 1, 2"
+        with self._database():
+            return [Kept(*row) for row in self._db.execute(query)]
+
+    def find(self, model: str | None = None, status: str | None = None) -> set[str]:
+        """Return the keys of answers, of one model or status where one is given."""
+        query = "SELECT key FROM answers WHERE (?1 IS NULL OR model = ?1) AND (?2 IS NULL OR status = ?2)"
+        with self._database():
+            return {row[0] for row in self._db.execute(query, (model, status))}
+
+    def clear(self, keys: Iterable[str]) -> int:
+        """Delete answers, and give their room back to the disk; return how many there were."""
+        with self._database():
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                before = self._db.total_changes
+                self._db.executemany("DELETE FROM answers WHERE key = ?", ((key,) for key in keys))
+                deleted = self._db.total_changes - before
+            self._db.execute("VACUUM")
+        return deleted
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+def _why(error: Exception) -> str:
+    """Say what is wrong with the file, and what to do; only one that is damaged may be deleted."""
+    if (short := shortage(error)) is not None:
+        return f"({short})"
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return f"({error}); move it away, and answers are asked for again"
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return f"({error}); see that its folder may be written to and that files may be opened (`ulimit -n`)"
+    return f"({error}); see that its folder may be written to, or set SAEVAL_CACHE to another one"
 
 
 def _digest(text: str) -> str:
@@ -135,6 +196,10 @@ class Call:
         usage: What all attempts took.
         milliseconds: From asking to answer, waits included.
         reason: Why there is no answer.
+        served: Model that answered, as the server named it.
+        fingerprint: The server's mark of model and configuration.
+        words: Words of the prompt.
+        probe: Whether the call only tried whether the model answers.
     """
 
     role: str
@@ -147,6 +212,10 @@ class Call:
     usage: Usage
     milliseconds: float
     reason: str = ""
+    served: str = ""
+    fingerprint: str = ""
+    words: int = 0
+    probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,7 +282,7 @@ class CallLog:
                         continue
                     yield call
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+            raise InputError(f"{self.path}: cannot be read ({os_reason(error)})") from None
         self.damaged = damaged
 
     def totals(self) -> list[Ledger]:
@@ -272,10 +341,11 @@ class Bookkeeper:
     Args:
         store: Where answers are kept.
         log: The ledger.
+        model: The model whose answers they are.
     """
 
-    def __init__(self, store: CallStore, log: CallLog):
-        self._store, self._log = store, log
+    def __init__(self, store: CallStore, log: CallLog, model: str):
+        self._store, self._log, self._model = store, log, model
         self._answered: list[_Answered] = []
 
     async def keep(self, key: str, answer: object, call: Call) -> None:
@@ -297,7 +367,7 @@ class Bookkeeper:
         calls = [a.call for a in answered]
         error: SaevalError | None = None
         try:
-            self._store.put({a.key: a.answer for a in answered})
+            self._store.put({a.key: a.answer for a in answered}, self._model)
         except StoreError as found:
             error = found
             calls = [replace(call, status="failed", reason=str(found)) for call in calls]

@@ -25,13 +25,13 @@ from saeval._util import (
     SaevalError,
     clean,
     clean_text,
-    derive_rng,
     look_again,
     without_secrets,
     without_values,
 )
 from saeval.llm.calls import Bookkeeper, Budget, Call, CallLog, CallStore
 from saeval.llm.concurrency import FindingGate, Gate
+from saeval.llm.waiting import Attempts, Timeout, Waits
 from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
@@ -44,14 +44,12 @@ from saeval.records import (
     TokenLogprobs,
     Usage,
 )
+from saeval.records.replies import readable
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 V = TypeVar("V")
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
 _GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
-_TOLD = 5.0  # seconds of waiting that a user is told of
-_SILENCE = 30.0  # seconds without any answer, likewise
 
 log = logging.getLogger("saeval")
 
@@ -63,10 +61,13 @@ class RoleSettings(Documented):
     """Sampling temperature, unless a step asks for another."""
     max_tokens: int = Field(default=256, ge=1)
     """Most tokens of an answer, unless a step asks for less."""
+    max_tokens_if_cut: int = Field(default=4096, ge=1)
+    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has room; none
+    is where this is not more, nor from models in process."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds an attempt may take; models in process have no limit."""
+    """Seconds an attempt may take, without the time in a server's queue; models in process have no limit."""
     retries: int = Field(default=5, ge=0)
-    """Attempts after the first, where another attempt can help."""
+    """Attempts after the first, where another attempt can help; a server that asks for time is asked for `run.patience`."""
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Calls in flight; `auto` begins at 8 and finds out what the server bears and makes use of."""
     cache: bool = True
@@ -90,21 +91,25 @@ class Gateway(LanguageModel):
         log: The run's ledger.
         budget: The run's spending limit.
         tell: Where a user is told what the run waits for; it is in the log, too.
+        patience: Seconds to wait for a server that asks for time.
     """
 
     def __init__(
         self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
         calls: CallStore, log: CallLog, budget: Budget, tell: Callable[[str], None] = lambda text: None,
+        patience: float = 0.0,
     ):  # fmt: skip
         self._role, self._llm, self._model = role, llm, model
         self._identity, self._settings = json_text(identity), settings
         self._calls, self._log, self._budget = calls, log, budget
-        self._books = Bookkeeper(calls, log)
+        self._books = Bookkeeper(calls, log, model)
         self._asking: dict[str, _Work] = {}
         self._gate = _gate(llm, settings)
-        self._bounded = not (llm.in_process or llm.batches)
+        self._timeout = Timeout(None if llm.in_process or llm.batches else settings.timeout)
+        self._patience = patience
         look_again()
-        self._waits = _Waits(role, llm, self._gate, tell)
+        self._waits = Waits(role, llm, self._gate, tell)
+        self._needs_room = False  # whether an answer was whole only with room for reasoning
 
     @property
     def can_score(self) -> bool:
@@ -118,13 +123,33 @@ class Gateway(LanguageModel):
             LLMError: If no answer came after all attempts.
             BudgetExceeded: If the spending limit is reached.
         """
+        filled = self._filled(request)
+        answer = await self._answer("complete", filled, self._llm.complete, Reply, self._roomier(request, filled))
+        return readable(answer)
+
+    def _filled(self, request: Request) -> Request:
+        """Return a request with what the role decides."""
         settings = self._settings
-        filled = replace(
+        return replace(
             request,
             max_tokens=min(request.max_tokens or settings.max_tokens, settings.max_tokens),
             temperature=settings.temperature if request.temperature is None else request.temperature,
         )
-        return await self._answer("complete", filled, self._llm.complete, Reply)
+
+    def _roomier(self, request: Request, filled: Request) -> Request | None:
+        """Return the request with room for reasoning; None for one that wants a short answer, or has as much room."""
+        room = self._settings.max_tokens_if_cut
+        if self._llm.in_process or request.max_tokens is not None or room <= (filled.max_tokens or 0):
+            return None
+        return replace(filled, max_tokens=room)
+
+    def discard(self, request: Request) -> None:
+        """Keep the answer to a request from being used by another run: nobody could read it."""
+        _, text = _encodable(self._filled(request))
+        self._calls.mark(self._key("complete", text), "unreadable")
+
+    def _key(self, kind: str, text: str) -> str:
+        return _hash(f'["{kind}",{self._identity},{text}]')
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Score continuations, from the cache if they were asked for before.
@@ -144,17 +169,19 @@ class Gateway(LanguageModel):
         """
         return await self._answer("fill", request, self._llm.fill, FillReply)
 
-    async def _answer(self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A]) -> A:
+    async def _answer(
+        self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A], roomier: Any = None
+    ) -> A:
         """Answer from the cache, from an equal request that is under way, or by asking."""
         request, text = _encodable(request)
-        key, asked = _hash(f'["{kind}",{self._identity},{text}]'), _hash(f"[{text}]")
+        key, asked = self._key(kind, text), _hash(f"[{text}]")
         shared = key in self._asking
         if not shared:
             if (kept := self._kept(key, request, shape)) is not None:
                 self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
                 return kept
             new = self._asking[key] = _Work()
-            new.task = asyncio.ensure_future(self._ask(key, asked, request, ask, new))
+            new.task = asyncio.ensure_future(self._ask(key, asked, _Question(request, roomier), ask, new))
             new.task.add_done_callback(lambda task: self._ended(key, task))
         work = self._asking[key]
         work.askers += 1
@@ -196,56 +223,96 @@ class Gateway(LanguageModel):
                 task.cancel()
         self._waits.end()
 
-    async def _ask(self, key: str, asked: str, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+    async def _ask(
+        self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work
+    ) -> A:
         """Make the call, again where that can help, and write down how it ended."""
-        began, attempt = time.monotonic(), 0
-        took: Usage | None = None
-        answer: A | None = None
+        tries = Attempts(key, self._settings.retries, self._patience)
+        bill = _Bill()
+        began = time.monotonic()
         try:
-            while answer is None:
-                attempt += 1
-                try:
-                    answer = await self._attempt(request, ask, work)
-                except LLMError as error:
-                    if error.usage is not None:
-                        took = self._paid(error.usage, took)
-                    if not error.retryable or attempt > self._settings.retries or not work.askers:
-                        raise
-                    seconds = _wait(key, attempt, error.retry_after)
-                    self._waits.tell_of(seconds, error)
-                    await asyncio.sleep(seconds)
-            took = self._paid(answer.usage, took)
+            answer = await self._asked(question, ask, work, tries, bill)
         except BaseException as error:
             # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
-            if took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
+            if bill.took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
                 status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
                 reason = without_secrets(error) if isinstance(error, SaevalError) else type(error).__name__
-                usage = took or Usage(usd=0.0)
-                self._log.add(self._call(key, asked, status, usage, attempts=attempt, began=began, reason=reason))
+                usage = bill.took or Usage(usd=0.0)
+                call = self._call(key, asked, status, usage, attempts=tries.made, began=began, reason=reason)
+                self._log.add(call)
             raise
-        answer = replace(answer, usage=took)
-        await self._books.keep(key, answer, self._call(key, asked, "ok", took, attempts=attempt, began=began))
+        assert bill.took is not None
+        answer = replace(answer, usage=bill.took)
+        call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began)
+        if isinstance(answer, Reply):
+            call = replace(
+                call, served=answer.served, fingerprint=answer.fingerprint, words=_words(question.request),
+            )  # fmt: skip
+        await self._books.keep(key, answer, call)
         return answer
 
-    async def _attempt(self, request: Any, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+    async def _asked(
+        self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work, tries: Attempts, bill: _Bill
+    ) -> A:
+        """Return an answer: the first whole one, with more room for one that was cut off.
+
+        Once one was, all are given the room at once, unless the server has none: a limit costs nothing by itself.
+        """
+        cut: A | None = None
+        while True:
+            tries.made += 1
+            try:
+                answer = await self._attempt(question, ask, work)
+                bill.took = self._paid(answer.usage, bill.took)
+                if not _is_cut(answer) or question.raised:
+                    return answer
+                cut = answer
+            except LLMError as error:
+                if error.usage is not None:
+                    bill.took = self._paid(error.usage, bill.took)
+                if not error.cut or question.raised:
+                    no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
+                    if no_room and cut is not None:
+                        return cut  # whoever reads it says that it was cut off
+                    if no_room and self._needs_room:
+                        question.roomier, self._needs_room = None, False
+                        continue
+                    await self._wait(error, tries, work)
+                    continue
+            self._needs_room = question.raised = True
+
+    async def _wait(self, error: LLMError, tries: Attempts, work: _Work) -> None:
+        """Wait for the next attempt.
+
+        Raises:
+            LLMError: If there is none: the error.
+        """
+        seconds = tries.wait_after(error) if work.askers else None
+        if seconds is None:
+            raise error
+        self._waits.tell_of(seconds, error)
+        await asyncio.sleep(seconds)
+
+    async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
         epoch = await self._gate.enter()
         refused: bool | None = None
+        question.raised |= self._needs_room or question.roomier is None
+        request = question.request if question.roomier is None or not question.raised else question.roomier
         try:
             self._budget.check()
             self._waits.begin()
             work.in_flight = not self._llm.in_process
             try:
-                async with asyncio.timeout(self._settings.timeout if self._bounded else None):
+                async with self._timeout.running():
                     answer = await ask(request)
             except TimeoutError:
                 what = f"{self._model}: no answer within {self._settings.timeout:g} s"
                 raise LLMError(what, retryable=True) from None
+            self._timeout.answered()
             self._waits.heard()
             if isinstance(answer, Reply):
                 answer = _writable(answer)
-            if isinstance(answer, Reply) and not answer.text.strip():
-                what = f"{self._model}: the answer is empty"
-                raise LLMError(what, retryable=not self._llm.in_process, usage=answer.usage)
+                self._check(answer)
             refused = False
             return answer
         except LLMError as error:
@@ -257,6 +324,26 @@ class Gateway(LanguageModel):
             raise
         finally:
             self._gate.leave(epoch, refused)
+
+    def _check(self, reply: Reply) -> None:
+        """See that a reply holds an answer.
+
+        Raises:
+            Refused: If the model declined.
+            LLMError: If it was interrupted, or there is nothing beside reasoning.
+        """
+        if reply.finish_reason == "refusal":
+            raise Refused(f"{self._model} declined", usage=reply.usage)
+        again = not self._llm.in_process
+        if reply.finish_reason == "other":
+            raise LLMError(f"{self._model}: the answer was interrupted", retryable=again, usage=reply.usage)
+        found = readable(reply)
+        if not found.text.strip():
+            cut = reply.finish_reason == "length"
+            only = ", beside reasoning" if found.reasoning else ""
+            how = "; raise the role's max_tokens or max_tokens_if_cut" if cut else ""
+            what = f"{self._model}: the answer is empty{only}{how}"
+            raise LLMError(what, retryable=again and not cut, usage=reply.usage, cut=cut)
 
     def _paid(self, usage: Usage, before: Usage | None) -> Usage:
         """Count what an attempt took against the budget; return it with what earlier attempts took."""
@@ -335,12 +422,18 @@ def _gate(llm: LLM, settings: RoleSettings) -> Gate:
     return FindingGate() if settings.concurrency == "auto" else Gate(settings.concurrency)
 
 
-def _wait(key: str, attempt: int, retry_after: float | None) -> float:
-    """Seconds to wait: what the server asks for, else exponential with jitter that depends on the request alone."""
-    jitter = float(derive_rng(0, "wait", key, attempt).random())
-    if retry_after is not None:
-        return min(max(0.0, retry_after), _LONGEST_WAIT * 10) + jitter * _FIRST_WAIT
-    return float(min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * (0.5 + jitter / 2))
+def _may_be_too_much(error: LLMError) -> bool:
+    """Whether a server may have failed because prompt and room together are more than its context."""
+    return not (isinstance(error, Refused) or error.retryable or error.lasting or error.cut)
+
+
+def _is_cut(answer: object) -> bool:
+    return isinstance(answer, Reply) and answer.finish_reason == "length"
+
+
+def _words(request: object) -> int:
+    """Words of a prompt; a server that read fewer tokens has cut it."""
+    return sum(len(m.content.split()) for m in request.messages) if isinstance(request, Request) else 0
 
 
 @cache
@@ -368,6 +461,28 @@ def _fits(answer: Reply | LogprobReply | FillReply, request: Any) -> bool:
 
 
 @dataclass
+class _Question:
+    """What is asked.
+
+    Attributes:
+        request: The request.
+        roomier: The same with room for reasoning; None where there is no more room to give.
+        raised: Whether it has all the room there is.
+    """
+
+    request: Any
+    roomier: Any = None
+    raised: bool = False
+
+
+@dataclass
+class _Bill:
+    """What the attempts at a request took."""
+
+    took: Usage | None = None
+
+
+@dataclass
 class _Work:
     """A request that is being answered.
 
@@ -380,53 +495,3 @@ class _Work:
     task: asyncio.Future[Any] = field(init=False)
     askers: int = 0
     in_flight: bool = False
-
-
-class _Waits:
-    """Tells a user what a run waits for, where it waits for long: a server that asks for it, or one that is silent."""
-
-    def __init__(self, role: str, llm: LLM, gate: Gate, tell: Callable[[str], None]):
-        self._role, self._llm, self._gate, self._tell = role, llm, gate, tell
-        self._told_until = 0.0
-        self._heard = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def tell_of(self, seconds: float, error: LLMError) -> None:
-        """A call is tried again after so many seconds; many that wait at the same time are told of once."""
-        now = time.monotonic()
-        if seconds >= _TOLD and now >= self._told_until:
-            self._told_until = now + seconds
-            who = "the server asked for it" if error.retry_after is not None else "then it is asked again"
-            self._say(f"waiting {seconds:.0f} s, {who} ({error})")
-
-    def _say(self, text: str) -> None:
-        log.info("%s: %s", self._role, text)
-        self._tell(f"{self._role}: {text}")
-
-    def begin(self) -> None:
-        """A call is made."""
-        if self._timer is None:
-            self._heard = time.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(_SILENCE, self._listen)
-
-    def heard(self) -> None:
-        """An answer came."""
-        self._heard = time.monotonic()
-
-    def _listen(self) -> None:
-        """See whether answers come, and look again later, as long as calls are under way."""
-        self._timer = None
-        if self._gate.in_flight:
-            silent = time.monotonic() - self._heard
-            if told := silent >= _SILENCE:
-                why = self._llm.waiting_for()
-                calls = "1 call is" if self._gate.in_flight == 1 else f"{self._gate.in_flight} calls are"
-                self._say(f"no answer for {silent:.0f} s, {calls} under way{why and ': '}{why}")
-            delay = silent if told else _SILENCE - silent
-            self._timer = asyncio.get_running_loop().call_later(delay, self._listen)
-
-    def end(self) -> None:
-        """Listen no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

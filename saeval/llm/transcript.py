@@ -50,7 +50,7 @@ def _prompts(request: Request | LogprobRequest | FillRequest) -> list[str]:
 def _replies(request: Request | LogprobRequest | FillRequest, reply: Reply | LogprobReply | FillReply) -> list[str]:
     """Return a reply's text; log-probabilities, summed over tokens, and the likeliest choice of every gap as text."""
     if isinstance(reply, Reply):
-        return [reply.text]
+        return [f"[reasoning]\n{reply.reasoning}\n\n[answer]\n{reply.text}" if reply.reasoning else reply.text]
     if isinstance(request, LogprobRequest) and isinstance(reply, LogprobReply):
         return [
             "\n".join(

@@ -16,6 +16,7 @@ class MadeFor(NamedTuple):
         context_size: Tokens per context that it was trained on, BOS included.
         prepend_bos: Whether contexts began with BOS.
         l0: Latents per token that fire: the k of a top-k coder, or a measured mean.
+        latents: Width of its dictionary.
     """
 
     place: str | None = None
@@ -24,6 +25,7 @@ class MadeFor(NamedTuple):
     context_size: int | None = None
     prepend_bos: bool | None = None
     l0: float | None = None
+    latents: int | None = None
 
 
 # --- Places ---

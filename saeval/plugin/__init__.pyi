@@ -6,6 +6,7 @@ from saeval._util.assets import (
 )
 from saeval._util.errors import (
     BudgetExceeded as BudgetExceeded,
+    CutOff as CutOff,
     InputError as InputError,
     LLMError as LLMError,
     ParseError as ParseError,
@@ -56,6 +57,7 @@ from saeval.plugin.answers import (
     answer_probabilities as answer_probabilities,
     ask_twice as ask_twice,
     parse_list as parse_list,
+    shortened as shortened,
 )
 from saeval.plugin.asking import (
     MARKER as MARKER,
@@ -86,7 +88,6 @@ from saeval.plugin.prompt_text import (
     few_shot as few_shot,
     marked_line as marked_line,
     one_line as one_line,
-    without_thinking as without_thinking,
 )
 from saeval.records.examples import (
     Example as Example,
@@ -118,6 +119,7 @@ from saeval.records.metrics import (
     pearson as pearson,
 )
 from saeval.records.prompts import Prompt as Prompt
+from saeval.records.replies import finish_reason as finish_reason, whole_answer as whole_answer
 from saeval.records.scores import (
     Explanation as Explanation,
     Measure as Measure,

@@ -10,24 +10,42 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-from saeval._util import ParseError
-from saeval.plugin.prompt_text import one_line, without_thinking
-from saeval.records import LanguageModel, Reply, Request
+from saeval._util import CutOff, ParseError
+from saeval.plugin.prompt_text import one_line
+from saeval.records import LanguageModel, Reply, Request, whole_answer
 
 T = TypeVar("T")
 
 
-async def ask_twice(llm: LanguageModel, request: Request, read: Callable[[Reply], T]) -> T:
+async def ask_twice(llm: LanguageModel, request: Request, read: Callable[[Reply], T], again: int = 1) -> T:
     """Ask, and ask once more, as another repeat, when the reply cannot be read.
+
+    A reply that was cut off is not asked for again: the gateway has done so already, with more room.
+
+    Args:
+        llm: The model.
+        request: What to ask.
+        read: Returns the answer in a reply, or raises `ParseError`.
+        again: What the second asking adds to the request's `repeat`.
 
     Raises:
         ParseError: If the second reply cannot be read either.
         LLMError: If a call failed or was refused.
     """
+    asked = [request, replace(request, repeat=request.repeat + again)]
     try:
-        return read(await llm.complete(request))
+        return read(await llm.complete(asked[0]))
+    except CutOff:
+        llm.discard(asked[0])
+        raise
     except ParseError:
-        return read(await llm.complete(replace(request, repeat=1)))
+        pass
+    try:
+        return read(await llm.complete(asked[1]))
+    except ParseError:
+        for unread in asked:
+            llm.discard(unread)
+        raise
 
 
 class Answer(NamedTuple):
@@ -38,25 +56,36 @@ class Answer(NamedTuple):
 
 
 _LIST = re.compile(r"\[([^\[\]]*)\]")
+_LABEL = r"(?:(?:so|thus|therefore|hence|the|my|final|answers?|is|are|list|json|output|result)\b[\s:]*)*"
+_BEFORE = re.compile(rf"[\s>*_`#({{-]*(?:[\"']\w+[\"']\s*:)?{_LABEL}[\s*_`:]*", re.IGNORECASE)
+_AFTER = re.compile(r"[\s*_`.)}]*")
 _ITEM = re.compile(r"""\s*(["']?)(0|1|true|false)\1\s*""", re.IGNORECASE)
 _VALUE = re.compile(r"""\s*["']?(-?\d+(\.\d*)?|true|false)["']?\s*""", re.IGNORECASE)
 
 
-def parse_list(reply: str, k: int) -> list[Answer]:
+def parse_list(reply: Reply | str, k: int) -> list[Answer]:
     """Read a judge's list of k answers: 0/1 or true/false, bare or quoted, on one line or several.
 
-    Prose, fences, reasoning and brackets of other content around it are passed over, as is a single number in
-    brackets (`[3]`, a reference) unless one answer is asked for. When in doubt, there is no answer.
+    Prose, fences, reasoning and brackets of other content around it are passed over. So is a single number in
+    brackets within prose (`window [1]`, a reference): a list of one answer has its line for itself. When in doubt,
+    there is no answer.
+
+    Args:
+        reply: The reply; a text counts as whole.
+        k: Answers asked for.
 
     Raises:
-        ParseError: If there is no list, or one of another length or with other values, or lists that differ.
+        ParseError: If the reply is not whole, or there is no list, or one of another length or with other values, or
+            lists that differ.
     """
-    text = without_thinking(reply)
+    text = whole_answer(reply)
     bodies = [(m[1], m.start(1)) for m in _LIST.finditer(text)] or [(text, 0)]
     lists: list[list[Answer]] = []
     for body, start in bodies:
         pieces = _pieces(body)
-        if len(pieces) == 1 < k or not all(_VALUE.fullmatch(piece) for piece in pieces):
+        if not all(_VALUE.fullmatch(piece) for piece in pieces):
+            continue
+        if len(pieces) == 1 and (k > 1 or not _has_its_line(text, start - 1, start + len(body) + 1)):
             continue
         answers, at = [], start
         for piece in pieces:
@@ -67,12 +96,25 @@ def parse_list(reply: str, k: int) -> list[Answer]:
             at += len(piece) + 1
         lists.append(answers)
     if not lists:
-        raise ParseError(f"no list of {k} answers in the reply")
+        raise ParseError(f"no list of {k} answers in the reply {shortened(text)!r}")
     if wrong := [len(answers) for answers in lists if len(answers) != k]:
         raise ParseError(f"a list of {wrong[0]} answers for {k} windows")
     if any([a.value for a in answers] != [a.value for a in lists[0]] for answers in lists):
-        raise ParseError("several lists that differ")
-    return lists[0]
+        raise ParseError(f"several lists that differ in the reply {shortened(text)!r}")
+    return lists[-1]
+
+
+def _has_its_line(text: str, start: int, end: int) -> bool:
+    """Whether a bracketed part of a text stands alone on its line, labels and markup aside."""
+    before = text[text.rfind("\n", 0, max(start, 0)) + 1 : max(start, 0)]
+    after = text[end:].partition("\n")[0]
+    return bool(_BEFORE.fullmatch(before) and _AFTER.fullmatch(after))
+
+
+def shortened(text: str) -> str:
+    """Return the end of a reply, as an error message shows it; that is where answers stand."""
+    line = one_line(text)
+    return line if len(line) <= 80 else "…" + line[-80:]
 
 
 def _pieces(body: str) -> list[str]:
@@ -86,7 +128,7 @@ def answer_probabilities(reply: Reply, answers: Sequence[Answer]) -> list[float 
         return [None] * len(answers)
     tokens = [entry.token for entry in reply.logprobs]
     starts = list(accumulate(map(len, tokens), initial=0))
-    shift = "".join(tokens).find(reply.text)
+    shift = "".join(tokens).rfind(whole_answer(reply))  # the reasoning before may hold the same text as a draft
     found: list[float | None] = []
     for answer in answers:
         index = bisect_right(starts, answer.at + shift) - 1

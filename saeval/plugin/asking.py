@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pydantic import Field
 
-from saeval import LLMError
-from saeval._util import ParseError, Refused
+from saeval._util import LLMError, ParseError, Refused
+from saeval.plugin.answers import ask_twice, shortened
 from saeval.plugin.base import Context, Explainer
-from saeval.plugin.prompt_text import marked_line, without_thinking
-from saeval.records import Example, Examples, Explanation, Message, Prompt, Request
+from saeval.plugin.prompt_text import marked_line
+from saeval.records import Example, Examples, Explanation, Message, Prompt, Reply, Request, whole_answer
 
 MARKER = "EXPLANATION:"
 MOST_STRENGTHS = 8
@@ -37,6 +37,11 @@ _DECLINED = re.compile(
     r"(i'?m |i am )?(sorry|unable|not able)\b|i (cannot|can ?not|can't|can’t|won't)\b|as an ai\b", re.IGNORECASE
 )
 _NOTHING = {"", "n/a", "none", "null", "unknown", "..."}
+_NEXT_PART = re.compile(
+    r"\s*(?:```|---|\w+(?: \w+){0,2}:(?:\s|$))"
+)  # a fence, a rule, or a line with a label of its own
+_ITEM = re.compile(r"\s*(?:[-*•–]|\(?\w{1,3}[.)])\s")
+_AGAIN = 500  # what the second asking adds to `repeat`: more than explainers make candidates, less than judges repeat
 
 
 class Asking(Explainer):
@@ -57,8 +62,8 @@ class Asking(Explainer):
     not every provider allows it."""
 
     @abstractmethod
-    def prompt(self) -> tuple[Prompt, str]:
-        """Return the prompt (system, three worked examples, the question) and how a base model would begin a fourth."""
+    def prompt(self) -> Prompt:
+        """Return the prompt: system, three worked examples, the question."""
 
     @abstractmethod
     def slots(self, examples: Examples) -> dict[str, str]:
@@ -66,48 +71,48 @@ class Asking(Explainer):
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Ask for an explanation."""
-        prompt, stop = self.prompt()
-        system, *shots, question = prompt.messages(**self.slots(examples))
-        return await ask(context, (system, *shots[: 2 * self.shots], question), stop=stop, prefill=self.prefill)
+        system, *shots, question = self.prompt().messages(**self.slots(examples))
+        return await ask(context, (system, *shots[: 2 * self.shots], question), prefill=self.prefill)
 
 
 async def ask(
     context: Context,
     messages: Sequence[Message],
     *,
-    stop: str = "",
     prefill: bool = False,
     temperature: float | None = None,
     repeat: int = 0,
 ) -> Explanation:
-    """Ask for an explanation; whatever goes wrong with the call or the reply is a failed one.
+    """Ask for an explanation, and once more if the reply holds none; whatever goes wrong is a failed one.
+
+    No string stops a model that is free to think: servers look for it in the thinking, too.
 
     Args:
         context: The context of the latent.
         messages: The conversation, the question last.
-        stop: String that ends the answer, if there is one.
         prefill: Whether to begin the answer for the model, and end it with the line.
         temperature: Sampling temperature; the role's own when None.
         repeat: Number of this repetition, where several answers are wanted.
     """
     begun = (Message("assistant", MARKER),) if prefill else ()
-    end = "\n" if prefill else stop
+    request = Request((*messages, *begun), temperature=temperature, stop=("\n",) if prefill else (), repeat=repeat)
+    shots = [] if prefill else [message.content for message in messages if message.role == "assistant"]
+    worked = [_written(shot.splitlines()[-1]) for shot in shots]
+    replies: list[Reply] = []
+
+    def read(reply: Reply) -> str:
+        replies.append(reply)
+        return parse_explanation(reply, begun=prefill, worked=worked)
+
     try:
-        request = Request((*messages, *begun), temperature=temperature, stop=(end,) if end else (), repeat=repeat)
-        reply = await context.llm.complete(request)
+        text = await ask_twice(context.llm, request, read, again=_AGAIN)
     except Refused as error:
         return Explanation.failed(f"refused: {error}")
     except LLMError as error:
         return Explanation.failed(f"call failed: {error}")
-    cut = reply.finish_reason == "length"
-    try:
-        if reply.finish_reason == "refusal":
-            raise ParseError("the model declined")
-        text = parse_explanation(MARKER + reply.text if prefill else reply.text, cut=cut)
     except ParseError as error:
-        limit = "; it was cut off at the role's max_tokens" if cut else ""
-        return Explanation.failed(f"{error}{limit}", reply=reply.text)
-    return Explanation(text=text, notes={"reply": reply.text, "cut": cut})
+        return Explanation.failed(str(error), reply=replies[-1].text)
+    return Explanation(text=text, notes={"reply": replies[-1].text})
 
 
 def show(windows: Iterable[Example], examples: Examples, threshold: float) -> str:
@@ -139,32 +144,64 @@ def _shown(number: int, window: Example, strengths: list[int], marks: list[bool]
     return f"Window {number}: {marked_line(window, marks)}\nStrengths: {pairs}"
 
 
-def parse_explanation(reply: str, *, cut: bool = False) -> str:
+def parse_explanation(reply: Reply | str, *, begun: bool = False, worked: Collection[str] = ()) -> str:
     """Return the explanation in a reply.
 
+    It is what follows the last `EXPLANATION:` at the beginning of a line, with the lines that go on with it, as one
+    line. Reasoning, fences, quotes and emphasis around it are taken off.
+
     Args:
-        reply: The model's text. Reasoning, fences, quotes and emphasis around the answer are left out.
-        cut: Whether the reply ended at the token limit; a complete answer before the last, cut one is preferred.
+        reply: The reply; a text counts as whole.
+        begun: Whether the marker was written for the model; one that repeats it is read alike.
+        worked: Explanations of the prompt's own examples, which a model restates while it thinks.
 
     Raises:
-        ParseError: If there is none, it is too long, or the model declined.
+        ParseError: If the reply is not whole, holds no explanation, one that is too long or breaks off, or an example
+            of the prompt, or if the model declined.
     """
-    lines = without_thinking(reply).splitlines()
+    answer = whole_answer(reply)
+    lines = (MARKER + answer if begun else answer).splitlines()
     found = [(i, m[1]) for i, line in enumerate(lines) if (m := _MARKER.match(line))]
     if not found:
-        raise ParseError("no line of the reply begins with EXPLANATION:")
-    whole = [entry for entry in found if entry[0] < len(lines) - 1] if cut else found
-    at, text = (whole or found)[-1]
-    if not text.strip():
-        text = next((line for line in lines[at + 1 :] if line.strip()), "")
-    text = _unwrapped(text.replace("<<", "").replace(">>", ""))
+        raise ParseError(f"no line of the reply {shortened(answer)!r} begins with EXPLANATION:")
+    at, first = found[-1]
+    text = _written(" ".join(_lines(first, lines[at + 1 :])))
     if text.lower().rstrip(".") in _NOTHING or not any(c.isalnum() for c in text):
         raise ParseError("the explanation is empty")
     if _DECLINED.match(text):
         raise ParseError("the model declined")
     if len(text) > LONGEST:
         raise ParseError(f"the explanation has {len(text)} characters, more than {LONGEST}")
+    if text.endswith(":"):
+        raise ParseError(f"the explanation {shortened(text)!r} breaks off")
+    if text in worked or _written(first) in worked:
+        raise ParseError(f"the reply restates the prompt's example {shortened(text)!r}")
     return text
+
+
+def _lines(first: str, others: Sequence[str]) -> list[str]:
+    """Return the lines of an explanation: up to a blank line, unless a list follows, or to another part of the reply."""
+    taken, blank = [first.strip()], False
+    for line in others:
+        if not line.strip():
+            blank = True
+            continue
+        announced = not taken[-1] or taken[-1].endswith(":")
+        listed = _ITEM.match(line) and _ITEM.match(taken[-1])
+        if blank and not (announced or listed):
+            break
+        if _NEXT_PART.match(line) and not (announced and taken[-1]):
+            break
+        taken.append(line.strip())
+        blank = False
+    return [line for line in taken if line]
+
+
+def _written(text: str) -> str:
+    """Return an explanation without marker, marks of windows, quotes and emphasis."""
+    while match := _MARKER.match(text):
+        text = match[1]
+    return _unwrapped(text.replace("<<", "").replace(">>", ""))
 
 
 def _unwrapped(text: str) -> str:

@@ -210,6 +210,10 @@ class Coder(Plugin):
         """
         return MadeFor(place=self.hookpoint())
 
+    def beside(self, other: Coder) -> Coder:
+        """Return this coder as it stands as a baseline beside another one, whose size it may take over."""
+        return self
+
     def width(self) -> int | None:
         """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
         return None

@@ -123,7 +123,7 @@ class Judge(Scorer):
         request = Request(messages, top_logprobs=self.top_logprobs)
 
         def read(reply: Reply) -> list[Outcome]:
-            answers = parse_list(reply.text, k)
+            answers = parse_list(reply, k)
             found = zip(questions, answers, answer_probabilities(reply, answers), strict=True)
             return [question.outcome(answer.value, probability) for question, answer, probability in found]
 

@@ -11,7 +11,6 @@ from saeval.records import Example, Prompt
 _ESCAPED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _BREAKS = {c: _ESCAPED.get(chr(c), " ") for c in [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029]}
 _LONE_SPACE = re.compile(r"<<( +)>>")
-_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 def escaped(text: str) -> str:
@@ -46,8 +45,3 @@ def marked_line(example: Example, marks: Sequence[bool]) -> str:
 
 def _visible(marked: re.Match[str]) -> str:
     return f"<<{'␣' * len(marked[1])}>>"
-
-
-def without_thinking(reply: str) -> str:
-    """Return a reply with `<think>` sections blanked out; what remains keeps its place."""
-    return _THINKING.sub(lambda m: " " * len(m[0]), reply)

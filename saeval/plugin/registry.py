@@ -19,6 +19,7 @@ import pluggy
 
 from saeval._util import PluginError, did_you_mean
 from saeval.plugin import hookspecs
+from saeval.plugin.source_code import code_hash, installed_from_folder, neighbours_hash
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -43,6 +44,7 @@ class Loaded:
         distribution: The package it comes from; the file's name for a lone file.
         version: The package's version.
         sha: SHA-256 of a lone file; None for plugins of packages.
+        code: Hash of the source files of a package that is installed from a folder, where they change under one version.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Loaded:
     distribution: str
     version: str
     sha: str | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -392,7 +395,12 @@ def _classes(hooks: pluggy.HookRelay, package: _Package) -> Iterator[Loaded]:
     for kind, base in interfaces.KINDS.items():
         for cls in _returned(hooks, f"saeval_{kind}s"):
             _check_class(cls, kind, base)
-            yield Loaded(f"{package.namespace}/{cls.name}", kind, cls, package.distribution, package.version)
+            code = code_hash(cls, whole=package.namespace != BUILT_IN) if _from_folder(package) else None
+            yield Loaded(f"{package.namespace}/{cls.name}", kind, cls, package.distribution, package.version, code=code)
+
+
+def _from_folder(package: _Package) -> bool:
+    return any(entry.dist is not None and installed_from_folder(entry.dist) for entry in package.entries)
 
 
 def _check_class(cls: Any, kind: str, base: Any) -> None:
@@ -446,7 +454,7 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
         raise PluginError(f"{kind} {reference!r}: {error}") from error
     except (Exception, SystemExit) as error:
         raise PluginError(f"{kind} {reference!r}: {_sentence(error)}") from error
-    return Loaded(f"{LOCAL}/{cls.name}", kind, cls, path.name, sha[:12], sha)
+    return Loaded(f"{LOCAL}/{cls.name}", kind, cls, path.name, sha[:12], sha, neighbours_hash(module, path))
 
 
 def options_error(cls: type[Plugin], error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:

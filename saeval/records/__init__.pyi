@@ -17,6 +17,7 @@ from saeval.records.examples import (
 from saeval.records.messages import (
     FillReply as FillReply,
     FillRequest as FillRequest,
+    FinishReason as FinishReason,
     LanguageModel as LanguageModel,
     LogprobReply as LogprobReply,
     LogprobRequest as LogprobRequest,
@@ -34,6 +35,7 @@ from saeval.records.metrics import (
     spearman as spearman,
 )
 from saeval.records.prompts import Prompt as Prompt
+from saeval.records.replies import finish_reason as finish_reason, readable as readable, whole_answer as whole_answer
 from saeval.records.scores import (
     MAIN as MAIN,
     CellResult as CellResult,

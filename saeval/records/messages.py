@@ -112,16 +112,23 @@ class Reply:
     """A model's answer.
 
     Attributes:
-        text: The answer; never empty (an empty answer is an `LLMError`).
+        text: The answer, without reasoning; never empty (an empty answer is an `LLMError`).
         usage: What it took.
-        finish_reason: Why the model stopped.
-        logprobs: One entry a generated token, when the request asked for them and the model gives them.
+        finish_reason: Why the model stopped; `other` where it was interrupted, or nobody knows. Parsers take the
+            answer from `saeval.plugin.whole_answer`, which reads only replies that are whole.
+        logprobs: One entry per generated token, when the request asked for them and the model gives them.
+        reasoning: What the model thought before it answered, where it says so.
+        served: The model that answered, as the server names it; empty where it names none.
+        fingerprint: The server's own mark of model and configuration (`system_fingerprint`), likewise.
     """
 
     text: str
     usage: Usage = field(default_factory=Usage)
     finish_reason: FinishReason = "stop"
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    reasoning: str = ""
+    served: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,9 @@ class LanguageModel(ABC):
         Raises:
             LLMError: If no answer came; never returned as an empty or made-up answer.
         """
+
+    def discard(self, request: Request) -> None:  # noqa: B027 - most models keep nothing
+        """Say that the reply to a request holds no answer, so that no other run takes it from a cache."""
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Score continuations.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
-from saeval._util import CleanJson, CleanText, Documented, InputError, refuse_pipe
+from saeval._util import CleanJson, CleanText, Documented, InputError, os_reason, refuse_pipe
 from saeval.records import metrics
 from saeval.records.columns import NAME, NOT_ON_NARROW_BOARDS, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
 
@@ -441,7 +441,7 @@ def read_result(path: str | Path) -> RunResult:
     except FileNotFoundError:
         raise InputError(f"{path}: no results.json there; is it a run directory?") from None
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ascii(".".join(map(str, first["loc"])))[1:-1]

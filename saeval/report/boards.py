@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ RunOf = Callable[[CellResult], RunResult]
 """The run of a cell."""
 EstimateText = Callable[[Estimate], str]
 """How a format writes a score and its interval."""
+
+
+_GAP = 2  # blanks between columns
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,26 @@ class Field:
     column: Column | None = None
     values: Sequence[Any] = ()
     best: frozenset[int] = frozenset()
+
+
+def field_width(field: Field) -> int:
+    """Return how many columns a field takes on a terminal, with the gap behind it."""
+    return _GAP + max(len(line) for entry in (field.head, *field.texts) for line in (entry.splitlines() or [""]))
+
+
+def side_by_side(fields: Sequence[Field], room: int) -> Iterator[list[Field]]:
+    """Share fields out over tables so that none is wider than the room; each table gets at least one."""
+    table: list[Field] = []
+    left = room
+    for field in fields:
+        width = field_width(field)
+        if table and width > left:
+            yield table
+            table, left = [], room
+        table.append(field)
+        left -= width
+    if table:
+        yield table
 
 
 def score_head(scorer: str, metric: str, rows: Iterable[ScoreRow | None]) -> str:

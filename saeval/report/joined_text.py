@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from saeval._compare import Joined, Leaderboard, Matched, Standing, at_l0
 from saeval._util import (
     MISSING,
+    WIDTH,
     InputError,
     aligned,
     escape_markdown,
+    fold,
     interval,
     latex_table,
     markdown_table,
     number,
     safe_text,
 )
-from saeval.records import CellResult
+from saeval.records import CellResult, ScoreRow
 from saeval.report.boards import (
     Field,
     arrow,
     cell_fields,
     detail_fields,
+    field_width,
     plain_estimate,
     rank_field,
     score_fields,
+    side_by_side,
 )
 from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
 FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """What a joined board can be written as; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
+_FOLDED = 14  # columns kept free for a name when scorers are laid side by side; longer names fold
 
 
 def written(joined: Joined, format_: str, *, group_by: str | None = None, match_l0: float | None = None,
-            family: str = "architecture") -> str | bytes:  # fmt: skip
+            family: str = "architecture", width: int = WIDTH) -> str | bytes:  # fmt: skip
     """Return the board in a format.
 
     Args:
@@ -44,6 +50,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
         group_by: Facet with a board for each of its values.
         match_l0: L0 at which to compare families of coders, instead of cells.
         family: Facet whose values are families.
+        width: Columns that text fits: names and heads are folded, and scorers shared out over several tables.
 
     Raises:
         InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold this.
@@ -66,7 +73,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
     for value, board in boards.items():
         if group_by:
             parts.append(_heading(f"{group_by}: {value}", format_))
-        parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_))
+        parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_, width))
         if board.smallest_difference is not None:
             parts.append(_line(
                 f"Smallest difference in {joined.rank_by} that two contestants' intervals could show (80 % power): "
@@ -88,7 +95,7 @@ def _heading(text: str, format_: str) -> str:
 def _line(text: str, format_: str) -> str:
     if format_ == "latex":
         return f"% {safe_text(text)}"
-    return escape_markdown(text) if format_ == "markdown" else safe_text(text)
+    return escape_markdown(text) if format_ == "markdown" else fold(text)
 
 
 def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
@@ -97,18 +104,23 @@ def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
     return [Field(name, [found.get(name) or MISSING for found in facets]) for name in joined.telling()]
 
 
-def _wide(joined: Joined, board: Leaderboard, format_: str) -> str:
+def _wide(joined: Joined, board: Leaderboard, format_: str, width: int) -> str:
     """Return a line per cell, a column per scorer; in LaTeX with numbers aligned and the best in bold."""
     cells = [x.cell for x in board.standings]
-    fields = [
-        rank_field(board), *_names(joined, cells), *cell_fields(board, joined.run_of, "board"),
-        *score_fields(board, joined.run_of, plain_estimate),
-    ]  # fmt: skip
-    head, rows = _table(fields)
+    fixed = [rank_field(board), *_names(joined, cells), *cell_fields(board, joined.run_of, "board")]
     if format_ == "text":
-        return aligned(head, rows)
+        scores = score_fields(board, joined.run_of, plain_estimate, _narrow_head)
+        room = width - sum(min(field_width(field), _FOLDED) for field in fixed)
+        tables = [_table([*fixed, *some]) for some in side_by_side(scores, room)]
+        return "\n\n".join(aligned(head, rows, width) for head, rows in tables)
+    fields = [*fixed, *score_fields(board, joined.run_of, plain_estimate)]
+    head, rows = _table(fields)
     numbers = [field.column is not None for field in fields]
     return latex_table(head, rows, numbers, [(i, j) for j, field in enumerate(fields) for i in field.best])
+
+
+def _narrow_head(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> str:
+    return f"{scorer}:\n{metric} {arrow(rows)}"
 
 
 def _long(joined: Joined, board: Leaderboard) -> str:
@@ -170,7 +182,10 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     rows = [
         [m.rank_text, m.family, number(m.value), interval(m.ci95, between=", "), " and ".join(m.between)] for m in found
     ]
-    table = {"text": aligned, "latex": latex_table, "markdown": markdown_table}[format_](head, rows)
+    formats: dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]] = {
+        "text": partial(aligned, width=WIDTH), "latex": latex_table, "markdown": markdown_table,
+    }  # fmt: skip
+    table = formats[format_](head, rows)
     note = (
         "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
         "cells' means, and say nothing of how straight the line is."

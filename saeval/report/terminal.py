@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 from saeval._compare import Leaderboard
 from saeval._util import safe_text, text
 from saeval.records import MAIN, CellResult, Finding, RunResult, ScoreRow
-from saeval.report.boards import Field, arrow, cell_fields, detail_fields, rank_field, score_fields, short_estimate
+from saeval.report.boards import (
+    Field,
+    arrow,
+    cell_fields,
+    detail_fields,
+    field_width,
+    rank_field,
+    score_fields,
+    short_estimate,
+    side_by_side,
+)
 from saeval.results import Line
 
 if TYPE_CHECKING:
@@ -20,7 +30,7 @@ _GAP = 2
 
 
 def render(run: RunResult, console: Console | None = None) -> None:
-    """Print the leaderboard; plain text, 100 columns wide, where there is no terminal.
+    """Print the leaderboard; plain text, 80 columns wide, where there is no terminal.
 
     Args:
         run: The run.
@@ -32,7 +42,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
     if console is None:
         console = Console()
         if not console.is_terminal:
-            console.width = 100
+            console.width = text.WIDTH
     board = Leaderboard.of(run)
     axes, common = _axes(run.cells)
 
@@ -91,9 +101,9 @@ def _print_board(console: Console, board: Leaderboard, run: RunResult, axes: Seq
     cells = [x.cell for x in board.standings]
     fixed = [rank_field(board), *_axis_fields(cells, axes), *cell_fields(board, lambda _: run, "board")]
     facts = [field for field in fixed if field.column is not None]
-    room = console.width - sum(_NAMES for _ in axes) - sum(_width(field) for field in [fixed[0], *facts])
+    room = console.width - sum(_NAMES for _ in axes) - sum(field_width(field) for field in [fixed[0], *facts])
     dim = [cell.baseline is not None for cell in cells]
-    for scores in _side_by_side(score_fields(board, lambda _: run, short_estimate, _heading), room):
+    for scores in side_by_side(score_fields(board, lambda _: run, short_estimate, _heading), room):
         _print_table(console, "", [*fixed, *scores], dim, folding=axes)
 
 
@@ -142,25 +152,6 @@ def _heading(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> str:
 
 def _chance(rows: Iterable[ScoreRow | None]) -> float | None:
     return next((row.floor["chance"] for row in rows if row and "chance" in row.floor), None)
-
-
-def _width(field: Field) -> int:
-    return _GAP + max(len(line) for entry in (field.head, *field.texts) for line in (entry.splitlines() or [""]))
-
-
-def _side_by_side(fields: Sequence[Field], room: int) -> Iterable[list[Field]]:
-    """Share columns out over tables so that none is wider than the room; each table gets at least one."""
-    table: list[Field] = []
-    left = room
-    for field in fields:
-        width = _width(field)
-        if table and width > left:
-            yield table
-            table, left = [], room
-        table.append(field)
-        left -= width
-    if table:
-        yield table
 
 
 def _print_table(

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import InputError, escape_spreadsheet, refuse_pipe, replacing, safe_text, write_atomic
+from saeval._util import InputError, escape_spreadsheet, refuse_pipe, replacing, safe_text, shortage, write_atomic
 from saeval.records import RunResult
 from saeval.results.columns import Line, flat_tables
 
@@ -162,7 +162,9 @@ def read_table(
         names = table.column_names
     except FileNotFoundError:
         raise InputError(f"{file}: is not there; give the whole run directory") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        if (short := shortage(error)) is not None:
+            raise InputError(f"{file}: cannot be read now: {short}") from None
         raise InputError(f"{file}: is not whole Parquet ({type(error).__name__}); copy or make it again") from None
     if missing := [name for name in columns if name not in names]:
         raise InputError(f"{file}: has no column {', '.join(missing)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,6 +272,15 @@ def _cell_name(axes: Mapping[str, str]) -> str:
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", name)[:150]
 
 
+def _named_after(baseline: Cell, contestant: Cell) -> Cell:
+    """Return a baseline's cell under a name that says which contestant it stands beside."""
+    axes = {
+        axis: f"{value}-{contestant.axes.get(axis, contestant.name)}" if value == baseline.baseline else value
+        for axis, value in baseline.axes.items()
+    }
+    return replace(baseline, name=_cell_name(axes), axes=axes)
+
+
 def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
     """Leave out baseline cells that several contestants share.
 
@@ -278,7 +288,12 @@ def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
         SpecError: If two contestants have the same name.
     """
     kept: dict[str, Cell] = {}
+    contestant: Cell | None = None
     for cell in cells:
+        contestant = contestant if cell.baseline else cell
+        twin = kept.get(cell.name, cell)
+        if contestant is not None and cell.baseline and twin.source.identity != cell.source.identity:
+            cell = _named_after(cell, contestant)
         twin = kept.setdefault(cell.name, cell)
         if twin is not cell and not (cell.baseline and twin.source.identity == cell.source.identity):
             raise SpecError([f"matrix: two cells are called {cell.name!r}; give their axis values different ids"])

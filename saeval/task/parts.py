@@ -39,7 +39,8 @@ class Part(Generic[P]):
     def identity(self) -> JsonValue:
         """What results made with this part depend on."""
         inside = [part.identity for part in self.nested]
-        return [self.loaded.id, self.loaded.version, self.loaded.sha, self.plugin.fingerprint(), inside]
+        code: JsonValue = [self.loaded.sha, self.loaded.code] if self.loaded.code else self.loaded.sha
+        return [self.loaded.id, self.loaded.version, code, self.plugin.fingerprint(), inside]
 
 
 @dataclass(frozen=True)

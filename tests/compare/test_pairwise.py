@@ -134,7 +134,7 @@ def test_failures_at_the_floor_bound_the_difference(tmp_path):
     (c,) = compare(a, b).contrasts
     assert c.failed == (10, 0) and c.difference == pytest.approx(0.05)
     assert c.bounds == pytest.approx(((30 * 0.9 + 10 * 0.5) / 40 - 0.85, 0.05))
-    assert "failures at floor" in text(compare(a, b))
+    assert "failures at the floor: -0.050 to +0.050" in text(compare(a, b))
 
 
 def test_judges_of_the_same_windows_and_explanations_have_an_agreement(tmp_path):
@@ -226,3 +226,15 @@ def test_code_of_the_page_runs(two_runs, capsys):
     exec(code.replace("runs/a", str(two_runs / "default")).replace("runs/b", str(two_runs / "top_tokens")), {})
     printed = capsys.readouterr().out
     assert f"{DETECTION} paired" in printed and "default:all" in printed and "top_tokens:all" in printed
+
+
+def test_comparison_fits_eighty_columns_and_cuts_no_number(tmp_path):
+    label = "a_scorer_whose_label_is_long.and_its_metric_too"
+    a = write(
+        tmp_path / "a", {label: dict.fromkeys(range(30), 0.9), DETECTION: dict.fromkeys(range(30), 0.9)}, failed=10
+    )
+    b = write(tmp_path / "b", {label: dict.fromkeys(range(40), 0.85), DETECTION: dict.fromkeys(range(40), 0.85)})
+    shown = text(compare(a, b))
+    assert max(map(len, shown.splitlines())) <= 80
+    for c in compare(a, b).contrasts:
+        assert f"{c.metric} ↑" in shown and f"{c.ci95[0]:+.3f} to {c.ci95[1]:+.3f}" in shown

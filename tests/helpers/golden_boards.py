@@ -71,7 +71,7 @@ def boards() -> dict[str, str]:
             (folder / "results.json").write_text(run.model_dump_json(by_alias=True))
             _command("report", folder)
             out = io.StringIO()
-            render(read(folder), Console(file=out, width=100))
+            render(read(folder), Console(file=out, width=80))
             found[f"{run.run_id}-terminal.txt"] = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
             found[f"{run.run_id}-report.md"] = (folder / "report" / "report.md").read_text()
             found[f"{run.run_id}-leaderboard.csv"] = (folder / "report" / "leaderboard.csv").read_text()

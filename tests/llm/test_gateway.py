@@ -38,7 +38,7 @@ CANARY = "sk-canary-1234567890abcdef"
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
 
 
@@ -274,7 +274,9 @@ def test_process_killed_at_any_moment_pays_nothing_twice(tmp_path):
 
 def test_finished_calls_are_kept_and_in_the_ledger_though_many_share_a_transaction(tmp_path, monkeypatch):
     kept, put = [], CallStore.put
-    monkeypatch.setattr(CallStore, "put", lambda store, answers: (put(store, answers), kept.append(len(answers))))
+    monkeypatch.setattr(
+        CallStore, "put", lambda store, answers, model: (put(store, answers, model), kept.append(len(answers)))
+    )
     with fake_server() as server:
         server.delay = 0.02
         gate = gateway(tmp_path, direct(server), concurrency=50)
@@ -473,7 +475,7 @@ def told_of(folder, llm, *requests, **settings):
 
 
 def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.llm.gateway._TOLD", 0.9)
+    monkeypatch.setattr("saeval.llm.waiting._TOLD", 0.9)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.faults = [error(429, "slow down", headers={"Retry-After": "1"})] * 3
@@ -485,7 +487,7 @@ def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, c
 
 
 def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.llm.gateway._SILENCE", 0.2)
+    monkeypatch.setattr("saeval.llm.waiting._SILENCE", 0.2)
     with fake_server() as server:
         server.delay = 0.6
         told = told_of(tmp_path, direct(server), *(Request.of(str(i)) for i in range(3)))
@@ -497,7 +499,7 @@ def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
 @pytest.mark.parametrize("style", ["rich", "plain", "json"])
 def test_every_display_says_what_a_run_waits_for(style, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.gateway._TOLD", 0.1)
+    monkeypatch.setattr("saeval.llm.waiting._TOLD", 0.1)
     with truthful_server() as server:
         server.faults = [error(503, headers={"Retry-After": "0.2"})]
         saeval.run(

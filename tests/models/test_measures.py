@@ -105,7 +105,7 @@ def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
     result = saeval.run(tmp_path / "task.yaml", out=tmp_path / "run")
     measures = result.cells[0].measures
-    assert set(measures) == {"l0", "ce_recovered", "ce_clean", "ce_spliced", "ce_ablated"}
+    assert set(measures) == {"l0", "fvu", "ce_recovered", "ce_clean", "ce_spliced", "ce_ablated"}
     expected = (measures["ce_ablated"] - measures["ce_spliced"]) / (measures["ce_ablated"] - measures["ce_clean"])
     assert measures["ce_recovered"] == pytest.approx(expected)
     monkeypatch.setattr("saeval._run.runner.measure_fidelity", None)

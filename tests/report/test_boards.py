@@ -17,7 +17,10 @@ from tiny import tiny_corpus, tiny_model
 
 from saeval._compare.join import join
 from saeval.cli.group import main
+from saeval.records.columns import Shown
 from saeval.report.joined_text import FORMATS, written
+from saeval.results import columns
+from saeval.results.columns import Column
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,13 @@ def test_boards_are_word_for_word_what_they_were(made):
         f"{changed} changed; if that is meant, run `python tests/helpers/golden_boards.py` and look at the diff"
     )
     assert {file.name for file in GOLDEN.iterdir()} == made.keys()
+
+
+def test_column_that_is_declared_once_shows_in_every_format(monkeypatch):
+    extra = Column("spread", lambda line: 77.1251, Shown("spread", ".2f", unit="points"), "How far scores spread.")
+    monkeypatch.setattr(columns, "SCORE_COLUMNS", (*columns.SCORE_COLUMNS, extra))
+    for name, text in boards().items():
+        assert "spread" in text and re.search(r"77\.1[23]", text), name
 
 
 PLUGINS = """
@@ -132,3 +142,12 @@ def test_latex_aligns_numbers_and_sets_the_best_contestant_in_bold():
     assert any(re.fullmatch(r"\\begin\{tabular\}\{ll+r+\}", line) for line in lines)
     bold = [re.findall(r"\\textbf\{([\d.]+)", line) for line in lines if line.endswith(r"\\")]
     assert bold == [[], ["0.700"], ["2.000"], []]
+
+
+def test_boards_as_text_fit_eighty_columns_and_cut_no_number():
+    long = "a-coder-with-a-name-for-which-no-table-has-room"
+    scores = [score_row(f"scorer-number-{k}-with-a-long-label", 0.6 + k / 100) for k in range(5)]
+    run = run_of(cell(long, scores), cell("b", scores), rank_by="scorer-number-0-with-a-long-label.balanced_accuracy")
+    text = boards_of(run, "text")
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"{row.value:.3f} [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]" in text for row in scores)

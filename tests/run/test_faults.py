@@ -30,7 +30,7 @@ SMALL = {
 def _quick_and_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
-    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
 
 
 @pytest.fixture(params=["openai_compatible/rules", pytest.param("openai/rules", marks=pytest.mark.slow)])
@@ -40,7 +40,8 @@ def model(request):
 
 def task(server, model, *, timeout=20, retries=2, **changes):
     role = {"model": model, "api_base": server.url, "max_tokens": 100, "retries": retries, "timeout": timeout}
-    return spec(server, **{**SMALL, "llms": {"explainer": role, "judge": role}, **changes})
+    run = {"patience": 0, **changes.pop("run", {})}
+    return spec(server, **{**SMALL, "llms": {"explainer": role, "judge": role}, "run": run, **changes})
 
 
 def undisturbed(server, model, folder, monkeypatch, **changes):

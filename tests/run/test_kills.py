@@ -32,7 +32,21 @@ def command(task, out):
 
 def start(arguments, cache, **options):
     env = {**os.environ, "SAEVAL_CACHE": str(cache), "OPENAI_API_KEY": "sk-canary-1234567890abcdef"}
-    return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": in_the_foreground}
+    return subprocess.Popen(arguments, env=env, **{**pipes, **options})
+
+
+def in_the_foreground():
+    """Have the child begin as in the foreground, also where these tests run in the background of a shell."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def in_the_background():
+    """Have the child begin as a shell without job control begins what is followed by `&`."""
+    in_the_foreground()
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.mark.slow
@@ -92,16 +106,27 @@ def test_kills_at_random_moments_lose_nothing_and_pay_nothing_twice(tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-@pytest.mark.parametrize("after", [1, 20, 100])
-def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_way(tmp_path, how, after):
+@pytest.mark.parametrize(
+    ("how", "after", "place"),
+    [
+        *((how, after, in_the_foreground) for how in (signal.SIGINT, signal.SIGTERM) for after in (1, 20, 100)),
+        *((how, 20, in_the_foreground) for how in (signal.SIGHUP, signal.SIGQUIT)),
+        *((how, 20, in_the_background) for how in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)),
+    ],
+    ids=lambda value: getattr(value, "name", getattr(value, "__name__", value)),
+)
+def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_way(tmp_path, how, after, place):
     with truthful_server() as server:
         server.delay = 0.05
         task = tmp_path / "task.yaml"
         task.write_text(yaml.safe_dump(spec(server)))
-        child = start(command(task, tmp_path / "run"), tmp_path / "cache")
+        child = start(command(task, tmp_path / "run"), tmp_path / "cache", preexec_fn=place)
         while server.answered < after and child.poll() is None:
             time.sleep(0.002)
+        if place is in_the_background:
+            child.send_signal(signal.SIGINT)  # Ctrl-C is for what runs in the foreground
+            time.sleep(0.2)
+            assert child.poll() is None
         child.send_signal(how)
         _, errors = child.communicate()
         assert child.returncode == 130
@@ -131,6 +156,26 @@ def test_run_that_is_told_to_stop_while_it_reports_writes_the_report_to_its_end(
     status = json.loads((tmp_path / "run" / "run.json").read_text())["status"]
     assert saeval.read(tmp_path / "run").partial == (status == "interrupted")
     assert status in ("done", "interrupted") and (tmp_path / "run" / "report" / "report.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.4])
+def test_ctrl_c_pressed_many_times_is_no_traceback(tmp_path, pause):
+    with truthful_server() as server:
+        server.delay = 0.05
+        task = tmp_path / "task.yaml"
+        task.write_text(yaml.safe_dump(spec(server)))
+        child = start(command(task, tmp_path / "run"), tmp_path / "cache")
+        while server.answered < 20 and child.poll() is None:
+            time.sleep(0.002)
+        for _ in range(5):
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)
+            time.sleep(pause)
+        _, errors = child.communicate()
+        assert child.returncode == 130 and "Traceback" not in errors and "Exception" not in errors
+        assert start(command(task, tmp_path / "run"), tmp_path / "cache").wait() == 0
+    assert not saeval.read(tmp_path / "run").partial
 
 
 @pytest.mark.slow

@@ -287,3 +287,13 @@ def test_cells_that_share_a_pass_over_the_corpus_read_it_once(tmp_path):
             0,
         ]  # the random SAE is the cell's own coder, and its store
         assert all(step.bytes for step in steps)
+
+
+def test_plan_fits_eighty_columns(tmp_path):
+    with truthful_server() as server:
+        task = tmp_path / "mine.yaml"
+        task.write_text(
+            yaml.safe_dump(many(server, scorers={"a-scorer-with-a-label-that-is-long": {"use": "detection"}}))
+        )
+        shown = CliRunner().invoke(main, ["plan", "--task", str(task), "--limit", "20"]).output
+    assert max(map(len, shown.splitlines())) <= 80 and "openai_compatible/rules" in shown

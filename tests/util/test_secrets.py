@@ -39,7 +39,7 @@ SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 4, "min
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
     for name in ("SAEVAL_ALLOW_ENV", "SAEVAL_ALLOW_HOST"):
         monkeypatch.setenv(name, "")
 

@@ -61,6 +61,7 @@ class DictionaryLearning(StoredCoder):
             model=model if isinstance(model, str) else None,
             context_size=size if isinstance(size, int) and size > 0 else None,
             l0=float(k) if isinstance(k, int) and k > 0 else None,
+            latents=config["dict_size"],
         )
 
     def hookpoint(self) -> str | None:

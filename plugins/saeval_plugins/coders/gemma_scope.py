@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_UNITS = {"k": 1000, "m": 1_000_000}
 SKIP = "affine_skip_connection"
 _FIRST = {
     "res": ("hook_resid_post", None),
@@ -61,7 +63,16 @@ class GemmaScope(StoredCoder):
         named = f"gemma-2-{repository[1]}" + ("-it" if repository[2] == "it" else "") if repository else None
         l0 = re.search(r"average_l0_(\d+)", self._where)
         model = self._config.get("model_name", named)
-        return MadeFor(self.hookpoint(), model=model, l0=float(l0[1]) if l0 else None)
+        return MadeFor(self.hookpoint(), model=model, l0=float(l0[1]) if l0 else None, latents=self._latents)
+
+    @property
+    def _latents(self) -> int | None:
+        """Width of the dictionary: of weights on this machine, or as the folder's name rounds it."""
+        if self.path is not None:
+            *_, weights = self._names()
+            return _named(self._label, weights, tensor_shapes(self._label, self._file(weights)))["W_enc"][1]
+        named = re.search(r"width_(\d+)([km])", self._where)
+        return (1 << round(math.log2(int(named[1]) * _UNITS[named[2]]))) if named else None
 
     def width(self) -> int | None:
         """Return the width of weights on this machine."""

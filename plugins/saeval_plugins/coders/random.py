@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from saeval.plugin import Coder, LinearCoder, derive_rng
+from saeval.plugin import Coder, LinearCoder, MadeFor, derive_rng
+
+_LATENTS, _K = 131_072, 50  # of the paper's, where there is nothing to match
 
 
 class RandomSae(Coder):
     """Random directions of unit norm, uniform over the sphere, with top-k activations (paper A.7.3).
 
-    The decoder is the transposed encoder, and there are no biases.
+    The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many latents,
+    and as many of them firing per token, as the SAE it stands beside, as far as that one's files tell; elsewhere 131,072
+    and 50, as in the paper.
     """
 
     name = "random_sae"
 
-    n_latents: int = Field(default=131_072, ge=1)
-    """Number of directions."""
-    k: int = Field(default=50, ge=1)
-    """Latents a token to keep."""
+    n_latents: int | None = Field(default=None, ge=1)
+    """Number of directions; when left out, that of the SAE beside it."""
+    k: int | None = Field(default=None, ge=1)
+    """Latents per token to keep; when left out, the L0 that the files of the SAE beside it tell."""
     seed: int = 0
     """Seed of the directions."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> RandomSae:
-        if self.k > self.n_latents:
+        if self.n_latents is not None and self.k is not None and self.k > self.n_latents:
             raise ValueError(f"k is {self.k}, more than the {self.n_latents} latents")
         return self
+
+    def beside(self, other: Coder) -> RandomSae:
+        """Return it with the width and the L0 of another coder, where neither is given."""
+        made = other.made_for(fetch=False)
+        n_latents = self.n_latents or made.latents
+        k = self.k or (round(made.l0) or 1 if made.l0 is not None else None)
+        return self.model_copy(update={"n_latents": n_latents, "k": k})
+
+    def made_for(self, *, fetch: bool = True) -> MadeFor:
+        """Return its width and k."""
+        n_latents, k = self._size
+        return MadeFor(latents=n_latents, l0=k)
+
+    def fingerprint(self) -> JsonValue:
+        """Return its size and seed."""
+        n_latents, k = self._size
+        return [self.name, {"n_latents": n_latents, "k": k, "seed": self.seed}, []]
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        n_latents = self.n_latents or _LATENTS
+        return n_latents, min(self.k or _K, n_latents)
 
     def load(self, device: str, d_in: int) -> LinearCoder:
         """Draw the directions."""
         import numpy as np
         import torch
 
-        rng = derive_rng(self.seed, "random_sae", self.n_latents, d_in)
-        rows = rng.standard_normal((self.n_latents, d_in), dtype=np.float32)
+        n_latents, k = self._size
+        rng = derive_rng(self.seed, "random_sae", n_latents, d_in)
+        rows = rng.standard_normal((n_latents, d_in), dtype=np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         decoder = torch.from_numpy(rows).to(device)
-        return LinearCoder(decoder.T, decoder, k=self.k, architecture="random top-k")
+        return LinearCoder(decoder.T, decoder, k=k, architecture="random top-k")

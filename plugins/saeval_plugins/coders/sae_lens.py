@@ -110,6 +110,7 @@ class SaeLens(StoredCoder):
             context_size=size if isinstance(size, int) and size > 0 else None,
             prepend_bos=bos if isinstance(bos, bool) else None,
             l0=config["k"] if config["architecture"] in ("topk", "abstopk") else None,
+            latents=config["d_sae"],
         )
 
     @property

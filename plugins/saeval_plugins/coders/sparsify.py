@@ -57,7 +57,7 @@ class Sparsify(StoredCoder):
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
         """Return the module and k."""
-        return MadeFor(self.hookpoint(), l0=self._config["k"])
+        return MadeFor(self.hookpoint(), l0=self._config["k"], latents=self._config["num_latents"])
 
     def width(self) -> int:
         """Return the width that `cfg.json` tells."""

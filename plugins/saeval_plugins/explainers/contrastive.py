@@ -24,9 +24,9 @@ class Contrastive(Asking):
     non_activating: int = Field(default=10, ge=1)
     """Non-activating windows to show, at most."""
 
-    def prompt(self) -> tuple[Prompt, str]:
-        """Return the prompt and what begins one of its questions."""
-        return PROMPT, "\nActivating windows:"
+    def prompt(self) -> Prompt:
+        """Return the prompt."""
+        return PROMPT
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Ask what distinguishes the activating windows, if there is anything to distinguish them from."""

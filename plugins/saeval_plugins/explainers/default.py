@@ -33,9 +33,9 @@ class Default(Asking):
             )
         return self
 
-    def prompt(self) -> tuple[Prompt, str]:
-        """Return the plain prompt, or the staged one, whose notes may well begin with a window's name."""
-        return (STAGED, "\nStrengths:") if self.cot else (PROMPT, "\nWindow 1:")
+    def prompt(self) -> Prompt:
+        """Return the plain prompt, or the staged one."""
+        return STAGED if self.cot else PROMPT
 
     def slots(self, examples: Examples) -> dict[str, str]:
         """Show the activating windows."""

@@ -62,7 +62,7 @@ class Intervention(Explainer):
         made = await asyncio.gather(
             *(
                 ask(
-                    context, messages, stop="\nText 1:", prefill=self.prefill, repeat=repeat,
+                    context, messages, prefill=self.prefill, repeat=repeat,
                     temperature=self.temperature if several else None,
                 )
                 for repeat in range(self.candidates)

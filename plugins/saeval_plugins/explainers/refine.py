@@ -79,7 +79,7 @@ class Refine(Explainer):
         if any(len({window.active for window in part}) < 2 for part in (parts.repair, parts.choose)):
             return Explanation.failed("too few windows to hold some back: it takes 4 activating and 2 non-activating")
         windows = show(parts.shown, examples, self.threshold)
-        latest = await ask(context, PROPOSE.messages(windows=windows), stop="\nWindow 1:")
+        latest = await ask(context, PROPOSE.messages(windows=windows))
         if latest.status != "ok":
             return latest
         tried: dict[str, float | None] = {}
@@ -163,7 +163,7 @@ class Refine(Explainer):
             TEST.messages(explanation=one_line(explanation), windows=show_plain(windows), k=str(len(windows)))
         )
         try:
-            answers = await ask_twice(context.llm, request, lambda reply: parse_list(reply.text, len(windows)))
+            answers = await ask_twice(context.llm, request, lambda reply: parse_list(reply, len(windows)))
         except (ParseError, LLMError) as error:
             return error
         return [answer.value for answer in answers]

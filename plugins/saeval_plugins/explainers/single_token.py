@@ -24,9 +24,9 @@ class SingleToken(Asking):
     context: int = Field(default=0, ge=0)
     """Tokens to show before the strongest one."""
 
-    def prompt(self) -> tuple[Prompt, str]:
-        """Return the prompt and what begins one of its questions."""
-        return PROMPT, "\nToken 1:"
+    def prompt(self) -> Prompt:
+        """Return the prompt."""
+        return PROMPT
 
     def slots(self, examples: Examples) -> dict[str, str]:
         """Show the strongest tokens."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from saeval.plugin import LLMError
+from saeval.plugin import LLMError, without_secrets
 
 MOST_BYTES = 1 << 25
 """Bytes of a reply after decompression; echoed log-probabilities of a long prompt take a tenth of it."""
@@ -39,7 +39,8 @@ def parse_reply(model: str, body: bytes) -> Any:
     try:
         return json.loads(body)
     except ValueError:
-        raise LLMError(f"{model}: the response is not whole JSON", retryable=True) from None
+        begins = without_secrets(" ".join(body[:200].decode(errors="replace").split()))[:60]
+        raise LLMError(f"{model}: the response is not whole JSON, but {begins!r}", retryable=True) from None
     except RecursionError:
         raise LLMError(f"{model}: the response is nested too deeply", retryable=True) from None
 

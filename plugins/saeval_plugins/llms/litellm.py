@@ -32,10 +32,13 @@ from saeval_plugins.llms.openai_chat import (
     error_from_status,
     object_from,
     one_line,
+    passes,
     reply_from_chat,
     usage_from,
 )
 from saeval_plugins.llms.processes import Processes
+from saeval_plugins.llms.waiting import wait_asked_for
+from saeval_plugins.llms.ways import Ways
 
 _RETRYABLE = {
     "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
@@ -79,9 +82,13 @@ class LiteLLM(LLM):
         """Whether the spec says so."""
         return self.batch
 
+    identity: str | None = None
+    """A name for the server, in place of its address: roles that give the same one share answers and results."""
+
     def fingerprint(self) -> JsonValue:
-        """Return what answers depend on."""
-        return [self.name, self.model_dump(mode="json", exclude=set(_NOT_ANSWERS)), []]
+        """Return what answers depend on; the address only where the server has no name."""
+        options = self.model_dump(mode="json", exclude=set(_NOT_ANSWERS))
+        return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     def check(self) -> None:
         """See that litellm is installed, not one of its malicious releases, and sends no key where it does not belong."""
@@ -133,7 +140,16 @@ class LiteLLM(LLM):
         """Ask through `litellm.acompletion`; the gateway tries again, so litellm does not."""
         if self.batch:
             return await self._complete_in_batch(request)
-        arguments = {**chat_body(self.model, request), **self.extra}
+        while True:
+            used = self._ways.found
+            try:
+                return await self._complete(request)
+            except LLMError as error:
+                if not self._ways.learn(str(error), used):
+                    raise
+
+    async def _complete(self, request: Request) -> Reply:
+        arguments = {**self._ways.adapted(chat_body(self.model, request)), **self.extra}
         if self.api_base:
             arguments["api_base"] = self.api_base
         if self.processes == 1:
@@ -142,12 +158,18 @@ class LiteLLM(LLM):
             body, usd = await self._processes().ask(arguments)
         return reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
 
+    @cached_property
+    def _ways(self) -> Ways:
+        return Ways()
+
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
         """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""
         litellm = self._litellm()
         try:
             with bounded_httpx(self.model):
                 response = await litellm.acompletion(**arguments, num_retries=0, max_retries=0, drop_params=True)
+                if arguments.get("stream"):
+                    response = await _gathered(litellm, response, arguments["messages"])
         except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
             raise _translated(self.model, error) from None
         return response.model_dump(), self._price(litellm, response)
@@ -191,7 +213,7 @@ class LiteLLM(LLM):
             usd = litellm.completion_cost(completion_response=response, model=self.model)
         except Exception:  # noqa: BLE001 - a missing price must not cost the answer
             return None
-        return float(usd) if usd else None
+        return float(usd) if usd and usd > 0 else None
 
     # --- batches ---
 
@@ -232,8 +254,7 @@ class LiteLLM(LLM):
             error = inside or line.get("error")
             error = error if isinstance(error, Mapping) else {"message": error}
             what = f"{self.model}: in a batch: status {status}: {one_line(error.get('message'))}"
-            retryable = status is None or status == 429 or status >= 500
-            raise error_from_status(status, what, error.get("code"), retryable=retryable, retry_after=None)
+            raise error_from_status(status, what, error.get("code"), retryable=status is None or passes(status))
         usage = usage_from(object_from(self.model, body).get("usage"))
         prices = self.prices()
         usd = None
@@ -285,6 +306,15 @@ class _Batching:
         return str(content.text)
 
 
+async def _gathered(litellm: Any, stream: Any, messages: Any) -> Any:
+    """Return the response that a stream amounts to; one that breaks off has no finish reason, so it is not whole."""
+    chunks = [chunk async for chunk in stream]
+    reasons = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    if not reasons:
+        raise LLMError("the stream broke off", retryable=True)
+    return litellm.stream_chunk_builder(chunks, messages=messages)
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for inner in value.values():
@@ -310,10 +340,11 @@ def _translated(model: str, error: Exception) -> LLMError:
     headers = getattr(error, "litellm_response_headers", None) or {}  # those of `error.response` are made up
     # An error inside a response of status 200 reaches us as a 422 that no server sent.
     inside_200 = getattr(error, "status_code", None) == 422 and getattr(error, "body", None) is None
+    status = getattr(error, "status_code", None)
     return error_from_status(
-        getattr(error, "status_code", None),
+        status,
         message,
         getattr(error, "code", None),
-        retryable=name in _RETRYABLE or inside_200,
-        retry_after=headers.get("retry-after"),
+        retryable=name in _RETRYABLE or passes(status) or inside_200,
+        wait=wait_asked_for(headers, str(error)),
     )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from saeval.plugin import FinishReason, LLMError, Refused, Reply, Request, TokenLogprobs, Usage, without_secrets
+from saeval.plugin import (
+    LLMError,
+    Refused,
+    Reply,
+    Request,
+    TokenLogprobs,
+    Usage,
+    finish_reason,
+    without_secrets,
+)
 
 
 def chat_body(model: str, request: Request) -> dict[str, Any]:
@@ -27,31 +34,77 @@ def chat_body(model: str, request: Request) -> dict[str, Any]:
 
 
 def reply_from_chat(model: str, body: Any, usd: float | None = None, price_source: str | None = None) -> Reply:
-    """Read a chat response.
+    """Read a chat response; whatever stands beside the answer in another shape than expected costs nothing but itself.
 
     Raises:
         Refused: If the model or a content filter declined.
-        LLMError: If the body holds an error, no choice, or no text. Retryable: servers under load send such bodies
-            with status 200. Refusals and empty answers say what they took.
+        LLMError: If the body holds an error, no choice, no text, or an answer that was interrupted. Retryable: servers
+            under load send such bodies with status 200. Refusals and empty answers say what they took.
     """
     choices = object_from(model, body).get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         raise LLMError(f"{model}: the response has no choices", retryable=True)
     choice = choices[0]
-    message = choice.get("message") or {}
-    reason = choice.get("finish_reason")
+    message = choice.get("message")
+    message = message if isinstance(message, Mapping) else {"content": message}
+    reason = _within(choice, "provider_specific_fields").get("native_finish_reason") or choice.get("finish_reason")
+    finish = finish_reason(reason)
     usage = usage_from(body.get("usage"), usd, price_source)
-    refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get(
-        "refusal"
-    )  # litellm's place
-    if refusal or reason == "content_filter":
-        raise Refused(f"{model} declined: {one_line(refusal or 'content filter')}", usage=usage)
-    text = message.get("content")
-    if not isinstance(text, str) or not text.strip():
-        what = f"{model}: the answer is empty (finish reason {reason})"
-        raise LLMError(what, retryable=reason != "length", usage=usage)
-    finish: FinishReason = reason if reason in ("stop", "length") else "other"
-    return Reply(text, usage, finish, _logprobs(choice.get("logprobs")))
+    refusal = message.get("refusal") or _within(message, "provider_specific_fields").get("refusal")  # litellm's place
+    if refusal or finish == "refusal":
+        raise Refused(f"{model} declined: {one_line(refusal or reason)}", usage=usage)
+    if finish == "other":
+        why = choice.get("error")
+        what = one_line(_message(why)) if why else f"finish reason {reason}"
+        raise LLMError(f"{model}: the answer was interrupted ({what})", retryable=True, usage=usage)
+    text, thoughts = _text_parts(message.get("content")), _reasoning(message)
+    if not text.strip():
+        raise LLMError(
+            _empty(model, finish, thoughts), retryable=finish != "length", usage=usage, cut=finish == "length"
+        )
+    return Reply(
+        text, usage, finish, _logprobs(choice.get("logprobs")), thoughts,
+        _text(body.get("model")), _text(body.get("system_fingerprint")),
+    )  # fmt: skip
+
+
+def _empty(model: str, finish: str, thoughts: str) -> str:
+    if finish == "length":
+        return (
+            f"{model}: the answer is empty (finish reason length): its tokens were used up, perhaps by reasoning; "
+            "raise the role's max_tokens_if_cut"
+        )
+    only = ", though there is reasoning" if thoughts else ""
+    return f"{model}: the answer is empty (finish reason {finish}){only}"
+
+
+def _within(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = data.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _text_parts(content: object) -> str:
+    """Return the text of a message's content, which may come as a list of parts, thoughts among them."""
+    if not isinstance(content, list):
+        return _text(content)
+    parts = [{"text": part} if isinstance(part, str) else part for part in content]
+    kinds = (None, "text", "output_text")
+    return "".join(_text(p.get("text")) for p in parts if isinstance(p, Mapping) and p.get("type") in kinds)
+
+
+def _reasoning(message: Mapping[str, Any]) -> str:
+    """Return what a message says that the model thought: a field of its own, or parts of the content."""
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        if isinstance(found := message.get(field), str) and found:
+            return found
+    parts = message.get("content")
+    thoughts = [p for p in parts if isinstance(p, Mapping)] if isinstance(parts, list) else []
+    found = [p.get("thinking") or p.get("reasoning") for p in thoughts]
+    return "".join(part if isinstance(part, str) else _text_parts(part) for part in found)
 
 
 def object_from(model: str, body: Any) -> Mapping[str, Any]:
@@ -63,32 +116,64 @@ def object_from(model: str, body: Any) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
         raise LLMError(f"{model}: the response is not a JSON object", retryable=True)
     if error := body.get("error"):
-        text = error.get("message", error) if isinstance(error, Mapping) else error
-        raise LLMError(f"{model}: the server sent an error with status 200: {one_line(text)}", retryable=True)
+        what = f"{model}: the server sent an error with status 200: {one_line(_message(error))}"
+        raise LLMError(what, retryable=True)
     return body
 
 
+def _message(error: object) -> object:
+    return error.get("message", error) if isinstance(error, Mapping) else error
+
+
 def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
-    """Read token counts; what is missing counts as 0. Cached ones stand in OpenAI's, DeepSeek's or Anthropic's place."""
+    """Read token counts, and the cost where the server states one; what is missing or makes no sense counts as 0.
+
+    Cached tokens stand in OpenAI's, DeepSeek's or Anthropic's place.
+    """
     usage = usage if isinstance(usage, Mapping) else {}
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    cached = cached or usage.get("prompt_cache_hit_tokens") or usage.get("cache_read_input_tokens")
+    details = _within(usage, "prompt_tokens_details")
+    cached = (details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cache_read_input_tokens"))
+    if usd is None and (stated := _number(usage.get("cost"))) is not None:
+        usd, price_source = stated, "server"
     return Usage(
-        int(usage.get("prompt_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
-        int(cached or 0),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        next((n for n in map(_count, cached) if n), 0),
         usd,
         price_source,
     )
 
 
+def _number(value: object) -> float | None:
+    """Return a number that is neither negative nor infinite; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _count(value: object) -> int:
+    return int(_number(value) or 0)
+
+
 _LASTING = {401, 402, 403, 404}
 """Statuses that are not about the question, but about key, credit, or the model's name."""
+_PASSING = {408, 409, 424, 425, 429, 498, 499}
+"""Statuses below 500 that another attempt may be spared."""
+_WAITED_FOR = {429, 503, 529}
+"""Statuses of servers that ask for time: a rate limit, overload, a model that loads."""
+
+
+def passes(status: int | None) -> bool:
+    """Whether a call with this status may succeed when it is tried again."""
+    return status is not None and (status >= 500 or status in _PASSING)
 
 
 def error_from_status(
-    status: int | None, what: str, code: object, *, retryable: bool, retry_after: str | None
+    status: int | None, what: str, code: object, *, retryable: bool, wait: float | None = None
 ) -> LLMError:
     """Return the error that a response with another status than 200 means.
 
@@ -97,34 +182,42 @@ def error_from_status(
         what: What happened, in one sentence.
         code: The body's error code; content filters are known by it.
         retryable: Whether trying again can help.
-        retry_after: The header of that name: seconds, or a date.
+        wait: Seconds the server asks to wait.
     """
     if code in ("content_filter", "content_policy_violation"):
         return Refused(what)
     lasting = status in _LASTING or code == "insufficient_quota"  # which comes as a rate limit, but no wait helps
-    return LLMError(what, retryable=retryable and not lasting, retry_after=_seconds(retry_after), lasting=lasting)
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Return the seconds to wait; None where the header is missing or makes no sense."""
-    try:
-        seconds = float(retry_after or "nan")
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(retry_after or "").timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    again = retryable and not lasting
+    busy = again and (status in _WAITED_FOR or wait is not None)
+    return LLMError(what, retryable=again, retry_after=wait, lasting=lasting, busy=busy)
 
 
 def _logprobs(data: Any) -> tuple[TokenLogprobs, ...] | None:
-    content = data.get("content") if isinstance(data, Mapping) else None
-    if not content:
+    """Read log-probabilities in OpenAI's shapes, of chat and of old completions; None in any other."""
+    try:
+        entries = list(_entries(data))
+        return tuple(TokenLogprobs(token, tuple(_alternatives(top))) for token, top in entries) or None
+    except (TypeError, ValueError, KeyError, AttributeError):
         return None
-    return tuple(
-        TokenLogprobs(t["token"], tuple((a["token"], float(a["logprob"])) for a in t.get("top_logprobs") or ()))
-        for t in content
-    )
+
+
+def _entries(data: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each token, and its alternatives in whatever shape."""
+    if not data:
+        return
+    content = data.get("content") if isinstance(data, Mapping) else data
+    if content is None and "tokens" in data:
+        tops = data.get("top_logprobs") or [()] * len(data["tokens"])
+        content = [{"token": t, "top_logprobs": top} for t, top in zip(data["tokens"], tops, strict=True)]
+    for entry in content or ():
+        if not isinstance(entry["token"], str):
+            raise TypeError(f"a token is {type(entry['token']).__name__}")
+        yield entry["token"], entry.get("top_logprobs") or ()
+
+
+def _alternatives(top: Any) -> Iterable[tuple[str, float]]:
+    pairs = top.items() if isinstance(top, Mapping) else ((a["token"], a["logprob"]) for a in top)
+    return [(str(token), float(logprob)) for token, logprob in pairs if logprob is not None]
 
 
 def one_line(text: object, most: int = 200) -> str:

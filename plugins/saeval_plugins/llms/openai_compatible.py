@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from saeval.plugin import (
     LLM,
@@ -32,18 +33,23 @@ from saeval_plugins.llms.openai_chat import (
     error_from_status,
     object_from,
     one_line,
+    passes,
     reply_from_chat,
     usage_from,
 )
+from saeval_plugins.llms.streams import body_from_stream
+from saeval_plugins.llms.waiting import wait_asked_for
+from saeval_plugins.llms.ways import Ways
 
 _MOST = 20  # alternatives a token that servers give
-_RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
 class OpenAICompatible(LLM):
     """Asks a server over HTTP, an order of magnitude cheaper in CPU than through litellm.
 
-    The key, where the server wants one, comes from the environment variable that `api_key_env` names.
+    The key, where the server wants one, comes from the environment variable that `api_key_env` names. Proxies are those
+    of `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`; redirects are not followed. Servers that refuse a system turn get its
+    text at the head of the first user turn, and those that only stream are asked for a stream.
     """
 
     name = "openai_compatible"
@@ -58,6 +64,14 @@ class OpenAICompatible(LLM):
     """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
     extra: dict[str, Any] = {}
     """Further fields of the request body, such as `{top_p: 0.9}`."""
+    identity: str | None = None
+    """A name for the server, in place of its address: roles that give the same one share answers and results, wherever
+    the server listens."""
+
+    def fingerprint(self) -> JsonValue:
+        """Return what answers depend on; the address only where the server has no name."""
+        options = self.model_dump(mode="json")
+        return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     @property
     def can_score(self) -> bool:
@@ -78,6 +92,17 @@ class OpenAICompatible(LLM):
             if "api_key_env" in self.model_fields_set:
                 raise
             return None
+
+    @cached_property
+    def _ways(self) -> Ways:
+        return Ways()
+
+    @cached_property
+    def _proxy(self) -> str | None:
+        """The proxy that the environment names for this address."""
+        scheme, _, rest = self.api_base.partition("://")
+        host = rest.partition("/")[0]
+        return None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
 
     @cached_property
     def _sessions(self) -> dict[asyncio.AbstractEventLoop, Any]:
@@ -115,36 +140,48 @@ class OpenAICompatible(LLM):
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         data = json.dumps({**body, **self.extra}).encode()
+        call = self._session().post(
+            self._urls[path], data=data, headers=headers, proxy=self._proxy, allow_redirects=False
+        )
         try:
-            async with self._session().post(
-                self._urls[path], data=data, headers=headers, allow_redirects=False
-            ) as response:
+            async with call as response:
                 answer = await read_bounded(self.model, response.content.iter_any())
-                if response.status != 200:
-                    text = answer.decode(errors="replace")
-                    if 300 <= response.status < 400:
-                        raise not_followed(self.model, self.api_base, one_line(response.headers.get("Location", "")))
-                    raise self._error(response.status, text, response.headers.get("Retry-After"))
+        except aiohttp.ClientSSLError as error:
+            what = f"{self.model}: {self.api_base} has no valid certificate ({one_line(error)})"
+            raise LLMError(f"{what}; SSL_CERT_FILE may name the authority to trust", lasting=True) from None
         except aiohttp.ClientError as error:
             raise LLMError(
                 f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
             ) from None
+        if response.status != 200:
+            raise self._error(response, answer, path)
+        if "event-stream" in response.headers.get("Content-Type", ""):
+            return body_from_stream(self.model, answer)
         return parse_reply(self.model, answer)
 
-    def _error(self, status: int, text: str, retry_after: str | None) -> LLMError:
-        try:
-            error = json.loads(text)["error"]
-            message, code = error["message"], error.get("code")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            message, code = text, None
+    def _error(self, response: Any, body: bytes, path: str) -> LLMError:
+        status, text = response.status, body.decode(errors="replace")
+        if 300 <= status < 400:
+            return not_followed(self.model, self.api_base, one_line(response.headers.get("Location", "")))
+        message, code = _said(text)
         what = f"{self.model}: status {status}: {one_line(message)}"
         if status in (401, 403) and self._key is None:
             what += f" (no key was sent; set api_key_env, or allow {self.api_key_env} there with --allow-host)"
-        return error_from_status(status, what, code, retryable=status in _RETRYABLE, retry_after=retry_after)
+        if status == 404:
+            what += f" (at {self._urls[path]}; api_base is the address up to and including /v1)"
+        wait = wait_asked_for(response.headers, text)
+        return error_from_status(status, what, code, retryable=passes(status), wait=wait)
 
     async def complete(self, request: Request) -> Reply:
-        """Ask `/chat/completions`."""
-        return reply_from_chat(self.model, await self._post("/chat/completions", chat_body(self.model, request)))
+        """Ask `/chat/completions`, again in another way where the server wants one."""
+        while True:
+            used = self._ways.found
+            try:
+                body = self._ways.adapted(chat_body(self.model, request))
+                return reply_from_chat(self.model, await self._post("/chat/completions", body))
+            except LLMError as error:
+                if not self._ways.learn(str(error), used):
+                    raise
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Ask `/completions` to echo prompt and continuation with their log-probabilities."""
@@ -224,3 +261,13 @@ class OpenAICompatible(LLM):
                 f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false"
             ) from None
         return dict(sorted(found.items()))
+
+
+def _said(text: str) -> tuple[object, object]:
+    """Return message and code of an error's body; servers put them under `error`, or at the top, or send plain text."""
+    try:
+        data = json.loads(text)
+        error = data.get("error", data)
+        return (error["message"], error.get("code")) if isinstance(error, Mapping) else (error, None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return text, None

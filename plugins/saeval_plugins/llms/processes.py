@@ -126,7 +126,7 @@ async def _work(options: Mapping[str, Any]) -> None:
         except LLMError as error:
             found = {
                 "error": str(error), "refused": isinstance(error, Refused), "retryable": error.retryable,
-                "retry_after": error.retry_after, "lasting": error.lasting,
+                "retry_after": error.retry_after, "lasting": error.lasting, "busy": error.busy, "cut": error.cut,
             }  # fmt: skip
         answers.write(json.dumps([number, found]).encode() + b"\n")
 

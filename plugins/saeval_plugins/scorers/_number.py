@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 
-from saeval.plugin import ParseError, Reply, one_line, without_thinking
+from saeval.plugin import ParseError, Reply, one_line, whole_answer
 
 _MARKUP, _BRACKETS = r"[\s*_`\"'$]*", r"[\s*_`\"'$()\[\]{}]*"
 _LABEL = r"(?:the )?(?:answer|number|level|value|(?:activation )?strength|activation)(?: is)?"
@@ -31,32 +31,31 @@ def strength(reply: Reply) -> float:
     would have given to it counts for 1 unless it was the answer.
 
     Raises:
-        ParseError: If the reply holds no number, or leaves a doubt which.
+        ParseError: If the reply is not whole, holds no number, or leaves a doubt which.
     """
-    if reply.finish_reason == "length":
-        raise ParseError("the reply was cut off")
-    written, at = find_number(reply.text)
+    written, at = find_number(reply)
     expected = _expected(reply, written, at)
     return float(written) if expected is None else expected
 
 
-def find_number(reply: str) -> tuple[str, int]:
+def find_number(reply: Reply | str) -> tuple[str, int]:
     """Find the number from 0 to 10 that a reply consists of, markup and a word such as `Strength:` aside.
 
     It may also be the first or last paragraph, when no other one holds any digit. When in doubt, there is none.
 
     Returns:
-        The number as it is written, and its place in the reply.
+        The number as it is written, and its place in the answer.
 
     Raises:
-        ParseError: If there is none.
+        ParseError: If there is none, or the reply is not whole.
     """
-    paragraphs = list(_paragraphs(without_thinking(reply)))
+    text = whole_answer(reply)
+    paragraphs = list(_paragraphs(text))
     pattern = _WHOLE if len(paragraphs) == 1 else _PARAGRAPH
     found = [(m, at) for at, paragraph in paragraphs if (m := pattern.fullmatch(paragraph))]
     digits = [at for at, paragraph in paragraphs if any(map(str.isnumeric, paragraph))]
     if len(found) != 1 or len(digits) != 1 or found[0][1] not in (paragraphs[0][0], paragraphs[-1][0]):
-        raise ParseError(f"no single number from 0 to 10 in the reply {one_line(reply)[:60]!r}")
+        raise ParseError(f"no single number from 0 to 10 in the reply {one_line(text)[:60]!r}")
     match, at = found[0]
     return match[1], at + match.start(1)
 
@@ -79,7 +78,7 @@ def _expected(reply: Reply, written: str, at: int) -> float | None:
     """Return the mean of the numbers that may stand in the place of the one written; None where nothing tells."""
     tokens = [entry.token for entry in reply.logprobs or ()]
     starts = list(accumulate(map(len, tokens), initial=0))
-    shift = "".join(tokens).find(reply.text)
+    shift = "".join(tokens).rfind(whole_answer(reply))
     index = bisect_right(starts, at + shift) - 1
     if shift < 0 or not reply.logprobs or tokens[index].strip() != written:
         return None

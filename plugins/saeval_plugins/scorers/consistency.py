@@ -91,7 +91,13 @@ class _Again(LanguageModel):
         return self.model.can_score
 
     async def complete(self, request: Request) -> Reply:
-        return await self.model.complete(replace(request, repeat=request.repeat + _AGAIN))
+        return await self.model.complete(self._again(request))
+
+    def discard(self, request: Request) -> None:
+        self.model.discard(self._again(request))
+
+    def _again(self, request: Request) -> Request:
+        return replace(request, repeat=request.repeat + _AGAIN)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         return await self.model.logprobs(request)

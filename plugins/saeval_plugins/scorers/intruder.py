@@ -21,14 +21,15 @@ from saeval.plugin import (
     Outcome,
     ParseError,
     Question,
+    Reply,
     Request,
     Score,
     Scorer,
     ask_twice,
     failed,
     marked_line,
-    one_line,
-    without_thinking,
+    shortened,
+    whole_answer,
 )
 from saeval_plugins.prompts import load
 
@@ -137,7 +138,7 @@ class Intruder(Scorer):
         question, place = lineup
         request = Request(PROMPT.messages(windows=question.shown, k=str(self.windows)))
         try:
-            choice = await ask_twice(llm, request, lambda reply: parse_choice(reply.text, self.windows))
+            choice = await ask_twice(llm, request, lambda reply: parse_choice(reply, self.windows))
         except (ParseError, LLMError) as error:
             return question.unanswered(error)
         return question.outcome(choice == place + 1, None)
@@ -154,7 +155,7 @@ _BARE = re.compile(_NUMBER, re.IGNORECASE)
 _NAMED = re.compile(_LEAD + _NUMBER, re.IGNORECASE)
 
 
-def parse_choice(reply: str, k: int) -> int:
+def parse_choice(reply: Reply | str, k: int) -> int:
     """Read the number that a reply settles on, 1 to k.
 
     It is what the reply ends with: a number on a line of its own (`3`, `Window 3`, `[3]`, `**3**`), or a last
@@ -162,18 +163,19 @@ def parse_choice(reply: str, k: int) -> int:
     other number follows. Numbers within prose are not answers, and a reply whose lines give several gives none.
 
     Raises:
-        ParseError: If there is no such number, or another than 1 to k, or several that differ.
+        ParseError: If the reply is not whole, or there is no such number, or another than 1 to k, or several that differ.
     """
-    text = _DECORATION.sub(" ", without_thinking(reply))
+    answer = whole_answer(reply)
+    text = _DECORATION.sub(" ", answer)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     given = [_read(line, _BARE, _NAMED) for line in lines]
     choice = given[-1] or _read(re.split(r"(?<=[.!?])\s+", lines[-1])[-1], _NAMED)
     if choice is None and set(re.findall(r"[0-9]+", text)) == {given[0]} and not re.fullmatch(r"[0-9]+\s*\.", lines[0]):
         choice = given[0]
     if choice is None:
-        raise ParseError(f"no answer in the reply {one_line(reply)[:60]!r}")
+        raise ParseError(f"no answer in the reply {shortened(answer)!r}")
     if set(given) - {None, choice}:
-        raise ParseError(f"several answers in the reply {one_line(reply)[:60]!r}")
+        raise ParseError(f"several answers in the reply {shortened(answer)!r}")
     if not 1 <= int(choice) <= k:
         raise ParseError(f"the answer {choice} is none of the {k} windows")
     return int(choice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -138,7 +139,10 @@ class Transformers(ActivationSource):
 
     def with_coder(self, coder: Coder) -> Transformers:
         """Return this source reading another coder at the same place."""
-        return self.model_copy(update={"coder": coder, "hookpoint": self._place, "corpus": self._corpus})
+        changes: dict[str, Any] = {"coder": coder, "hookpoint": self._place}
+        with suppress(InputError):  # files that are not there are told of where this source is checked
+            changes |= {"coder": coder.beside(self.coder), "corpus": self._corpus}
+        return self.model_copy(update=changes)
 
     def collect(self, writer: ActivationWriter) -> None:
         """Collect this source alone."""

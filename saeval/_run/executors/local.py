@@ -34,7 +34,8 @@ class Local(Executor):
     async def working(self) -> AsyncIterator[None]:
         """Open the gateways."""
         answers, tell = cache_dir() / "calls.sqlite", self._display.wait
-        async with gateways(self._task.roles, answers, self._calls, self._budget, tell) as models:
+        lent = gateways(self._task.roles, answers, self._calls, self._budget, tell, self._task.run.patience)
+        async with lent as models:
             self._steps = Steps(self._task, models)
             with interrupting(self._task.run.hang_after):
                 yield

@@ -140,7 +140,7 @@ class Worker:
             await asyncio.to_thread(_same, task, self._expected)
             roles = {name: _share(role, self._order.workers) for name, role in task.roles.items()}
             models = await self._at_the_end.enter_async_context(
-                gateways(roles, self._answers(), _SentCalls(self._tell), self._budget, self._waits)
+                gateways(roles, self._answers(), _SentCalls(self._tell), self._budget, self._waits, task.run.patience)
             )
             self._steps = Steps(task, models)
             if math.isfinite(task.run.hang_after):

@@ -89,7 +89,10 @@ def _answer(request: Request) -> str:
     shown = [m.content for m in before if m.role == "assistant"]
     answer = shown[-1] if shown else f"EXPLANATION: {EXPLANATION}"
     windows = re.findall(r"^Window \d+:", last.content, re.MULTILINE)
-    return str([0] * len(windows)) if answer.startswith("[") and windows else answer
+    if answer.startswith("[") and windows:
+        return str([0] * len(windows))
+    reasoning, marker, _ = answer.rpartition("EXPLANATION:")
+    return f"{reasoning}{marker} {EXPLANATION}" if marker else answer
 
 
 def _written(answer: str) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from saeval.activations.store.files import map_array
 from saeval.activations.tokens import TokenDataset
 
 _ARRAYS = ("tokens", "lengths", "mask", "documents")
@@ -47,7 +48,7 @@ def shared_dataset(folder: Path, make: Callable[[], TokenDataset]) -> TokenDatas
 
 
 def _read(folder: Path) -> TokenDataset:
-    tokens, lengths, mask, documents = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+    tokens, lengths, mask, documents = (map_array(folder / f"{name}.npy") for name in _ARRAYS)
     ids, ends, blob = (np.load(folder / f"vocabulary_{name}.npy") for name in ("ids", "ends", "bytes"))
     begins = [0, *ends.tolist()]
     vocabulary = {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from saeval._util import StoreError
+from saeval._util import InputError, StoreError, shortage
 
 FORMAT = "saeval.store/1"
 _Count = Annotated[int, Field(ge=0)]
@@ -37,8 +39,10 @@ class _Manifest(BaseModel):
     files: dict[str, _File]
 
 
-def damaged(path: Path, what: str) -> StoreError:
-    """Return the error for a file that is not what it was written as."""
+def damaged(path: Path, what: str) -> StoreError | InputError:
+    """Return the error for a file that is not what it was written as, or could not be read for want of room."""
+    if (short := shortage(sys.exception())) is not None:
+        return InputError(f"{path}: cannot be read now, though nothing says that it is damaged: {short}")
     return StoreError(f"{path}: {what}; delete the store's directory and collect again")
 
 
@@ -66,6 +70,35 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def map_array(path: Path) -> np.ndarray[Any, Any]:
+    """Return an array of a `.npy` file, read from disk as it is needed, without keeping the file open.
+
+    numpy's own way keeps a descriptor for each array, and a run has hundreds of them. It is a plain array because
+    each slice of a memmap object would cost microseconds.
+
+    Raises:
+        OSError, ValueError: If it cannot be read, or is no array of plain numbers.
+    """
+    import pyarrow as pa
+
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version}")
+        read_head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_head(file)
+        begin = file.tell()
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("not plain numbers")
+    size = math.prod(shape) * dtype.itemsize
+    with pa.memory_map(str(path), "r") as mapped:
+        mapped.seek(begin)
+        data = mapped.read_buffer(size)
+    if data.size < size:
+        raise ValueError("cut short")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
 def read_array(path: Path, shape: tuple[int | None, ...], kinds: str) -> np.ndarray[Any, Any]:
     """Return an array of a store, read from disk as it is needed.
 
@@ -78,8 +111,7 @@ def read_array(path: Path, shape: tuple[int | None, ...], kinds: str) -> np.ndar
         StoreError: If it is no array, or another one.
     """
     try:
-        # As a plain array: each slice of a memmap object would cost microseconds.
-        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        array = map_array(path)
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None
     except Exception as error:  # noqa: BLE001 - numpy parses the head of a file as Python does

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval._util import InputError, claim, is_empty, is_ours, write_atomic
+from saeval._util import InputError, claim, is_empty, is_ours, os_reason, write_atomic
 from saeval.records import RunResult
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
         if is_empty(folder):
             claim(folder, "plots")
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+        raise InputError(f"{folder}: cannot be made ({os_reason(error)})") from error
     taken = [] if is_ours(folder) else [file for file in made if file.exists() or file.is_symlink()]
     if taken:
         raise InputError(f"{taken[0]}: is there already, and is not saeval's; choose another directory for plots")

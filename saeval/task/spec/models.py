@@ -75,6 +75,8 @@ class RunOptions(SpecModel):
     """Latents in flight at a time."""
     give_up_after: int = Field(default=10, ge=1)
     """Stop when this many latents in a row fail for the same reason, from the first on or because calls fail."""
+    patience: float = Field(default=600.0, ge=0)
+    """Seconds to wait, call by call, for a server that asks for time: a rate limit, overload, a model that loads."""
     hang_after: float = Field(default=1800.0, gt=0)
     """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is called off."""
     executor: Literal["local", "ray"] = "local"

@@ -28,7 +28,17 @@ from saeval_plugins.samplers import saeval_samplers
 
 import saeval
 from saeval import InputError, LLMError
-from saeval.plugin import MARKER, Examples, LatentId, ParseError, Refused, Reply, derive_rng, parse_explanation
+from saeval.plugin import (
+    MARKER,
+    Examples,
+    LatentId,
+    ParseError,
+    Refused,
+    Reply,
+    derive_rng,
+    parse_explanation,
+    whole_answer,
+)
 from saeval.testing.contracts import check_explainer
 from saeval.testing.planted import planted_explanation, planted_store, rule_explainer
 from saeval.testing.toys import ScriptedLLM, context, make_example, make_examples
@@ -165,11 +175,57 @@ def test_replies_without_an_explanation_are_not_explanations(reply):
         parse_explanation(reply)
 
 
-def test_a_complete_answer_is_preferred_to_one_cut_off_at_the_limit():
-    assert parse_explanation("EXPLANATION: the sea\nEXPLANATION: the sea and sh", cut=True) == "the sea"
-    llm = ScriptedLLM(lambda _: Reply("EXPLANATION: the sea and sh", finish_reason="length"))
-    found = explain(Default(), make_examples(), llm)
-    assert (found.text, found.notes["cut"]) == ("the sea and sh", True)
+def test_nothing_in_a_reply_that_was_cut_off_is_an_explanation():
+    for text in ("EXPLANATION: the sea and sh", "EXPLANATION: the sea\nEXPLANATION: the sea and sh"):
+        llm = ScriptedLLM(lambda _, text=text: Reply(text, finish_reason="length"))
+        found = explain(Default(), make_examples(), llm)
+        assert (found.status, found.text) == ("failed", "") and "max_tokens" in found.reason
+        assert len(llm.requests) == 1
+
+
+def test_reply_without_an_explanation_is_asked_for_once_more():
+    llm = ScriptedLLM(lambda request: "EXPLANATION: the sea" if request.repeat else "Let me think")
+    assert explain(Default(), make_examples(), llm).text == "the sea"
+    assert len(llm.requests) == 2
+    llm = ScriptedLLM("Let me think")
+    assert "Let me think" in explain(Default(), make_examples(), llm).reason
+    assert len(llm.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("EXPLANATION: words for\nthe sea", "words for the sea"),
+        ("EXPLANATION: fires on:\n1. the sea\n2. ships", "fires on: 1. the sea 2. ships"),
+        ("EXPLANATION: fires on:\n\n- the sea\n\n- ships\n\nI hope this helps.", "fires on: - the sea - ships"),
+        ("EXPLANATION: the sea\n\nI hope this helps.", "the sea"),
+        ("EXPLANATION: the sea\nConfidence: high", "the sea"),
+        ("EXPLANATION: the sea\nWindow 1: a<< ship>>", "the sea"),
+        ("EXPLANATION: EXPLANATION: the sea", "the sea"),
+        ("EXPLANATION: the sea<|im_end|>", "the sea"),
+        ("EXPLANATION: the sea</s>", "the sea"),
+        ("EXPLANATION: the tag `</think>`", "the tag `</think>`"),
+    ],
+)
+def test_an_explanation_is_whole_and_bare(reply, text):
+    assert parse_explanation(reply) == text
+
+
+def test_an_explanation_that_only_announces_a_list_is_none():
+    with pytest.raises(ParseError, match="breaks off"):
+        parse_explanation("EXPLANATION: The latent fires on:")
+
+
+def test_example_of_the_prompt_is_no_explanation():
+    def restate(request):
+        return f"The form is\n{request.messages[2].content}\nNow to the windows."
+
+    found = explain(Default(), make_examples(), ScriptedLLM(restate))
+    assert found.status == "failed" and "example" in found.reason
+
+
+def test_begun_answer_that_the_server_repeats_is_read_alike():
+    assert explain(Default(prefill=True), make_examples(), ScriptedLLM("EXPLANATION: the sea")).text == "the sea"
 
 
 @given(st.text(max_size=200))
@@ -178,7 +234,8 @@ def test_any_reply_gives_an_explanation_of_its_own_words_or_none(reply):
         text = parse_explanation(reply)
     except ParseError:
         return
-    assert text in reply.replace("<<", "").replace(">>", "") and "explanation" in reply.casefold()
+    plain = " ".join(whole_answer(reply).replace("<<", "").replace(">>", "").split())
+    assert " ".join(text.split()) in plain and "explanation" in reply.casefold()
 
 
 @given(st.from_regex(r"[a-z][a-z ,'-]{0,60}[a-z]", fullmatch=True), st.text(max_size=80))
@@ -286,14 +343,10 @@ def test_an_answer_begun_for_the_model_is_read_and_ends_with_the_line(kind):
 
 
 @pytest.mark.parametrize("kind", [Default, Contrastive, SingleToken])
-def test_a_base_model_is_stopped_where_it_goes_on_with_another_worked_example(kind):
+def test_no_string_stops_a_model_that_is_free_to_think(kind):
     llm = ScriptedLLM("EXPLANATION: the sea")
     explain(kind(), contrast(NEAR), llm)
-    (request,) = llm.requests
-    (stop,) = request.stop
-    for message in request.messages:
-        if message.role == "user":
-            assert f"\n{message.content}".startswith(stop)
+    assert llm.requests[0].stop == ()
 
 
 def test_contrastive_shows_non_activating_windows_headed_and_unmarked():

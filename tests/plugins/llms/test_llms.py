@@ -25,7 +25,7 @@ from saeval.plugin import LogprobRequest, Message, Refused, Request, TokenLogpro
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
@@ -71,14 +71,18 @@ def test_extra_arguments_are_sent_along(tmp_path):
         assert [call["top_p"] for call in server.calls] == [0.9, 0.8]
 
 
-def test_answer_cut_at_the_limit_says_so_and_an_empty_one_is_not_asked_for_again(tmp_path, client):
+def test_answer_cut_at_the_limit_says_so_and_is_asked_for_once_more_with_room(tmp_path, client):
     with fake_server() as server:
         server.always = content("a long sto", "length")
         gate = gateway(tmp_path, client(server))
         assert ask(gate, Request.of("x"))[0].finish_reason == "length"
         server.always, server.calls = content("", "length"), []  # a thinking model that never came to its answer
-        assert isinstance(ask(gate, Request.of("y"))[0], LLMError)
-        assert len(server.calls) == 1
+        gate = gateway(tmp_path, client(server))
+        (failed,) = ask(gate, Request.of("y"))
+        assert isinstance(failed, LLMError) and "max_tokens_if_cut" in str(failed)
+        assert [call["max_tokens"] for call in server.calls] == [256, 4096]
+        ask(gateway(tmp_path, client(server), max_tokens_if_cut=1), Request.of("z"))
+        assert len(server.calls) == 3
 
 
 def test_server_without_a_key_gets_none(tmp_path, monkeypatch):
@@ -226,7 +230,7 @@ def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_p
 @quick
 @pytest.mark.slow
 def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.llm.gateway._SILENCE", 0.05)
+    monkeypatch.setattr("saeval.llm.waiting._SILENCE", 0.05)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.looks = 20

@@ -39,6 +39,7 @@ from saeval.plugin import (
     TokenLogprobs,
     Usage,
     derive_rng,
+    whole_answer,
 )
 from saeval.testing.contracts import check_scorer
 from saeval.testing.planted import planted_explanation, planted_store
@@ -306,7 +307,7 @@ def gateway(folder, **settings):
 
 
 def test_gateway_asks_once_tries_again_and_writes_down_what_was_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.llm.gateway._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
     FILLED.clear()
     examples = make_examples(activating=2, non_activating=2)
     meters = [Meter(gateway(tmp_path)) for _ in range(2)]
@@ -428,7 +429,7 @@ def test_server_that_gives_no_alternatives_or_is_not_said_to_score_fails_with_a_
 )  # fmt: skip
 def test_numbers_are_found(text, number):
     written, at = find_number(text)
-    assert written == number and text[at:].startswith(number)
+    assert written == number and whole_answer(text)[at:].startswith(number)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +453,7 @@ def test_any_text_is_a_number_in_range_or_no_number(text):
     except ParseError:
         return
     assert re.fullmatch(r"[0-9]+(\.[0-9]+)?", written, re.ASCII) and 0 <= float(written) <= 10
-    assert text[at : at + len(written)] == written
+    assert whole_answer(text)[at : at + len(written)] == written
     others = text[:at] + text[at + len(written) :]
     assert not re.search(r"\d", re.sub(r"(/|out of) ?10", "", others))
 

@@ -716,7 +716,7 @@
       const places = [...new Set(points.map((p) => p.at))];
       const axes = { at: (!xKey || numbered.includes(xKey)) && places.length <= 12 ? places : null, x: room(points.map((p) => p.at)), y: room(points.flatMap((p) => [p.score.value, ...(p.score.ci || []), ...(p.score.floor.chance === undefined ? [] : [p.score.floor.chance])])) };
       const panels = facet ? values(facet, points.map((p) => p.cell)).map((v) => [`${facet}: ${v}`, points.filter((p) => value(p.cell, facet) === v)]) : [[column.replaceAll("_", " "), points]];
-      find("#joined-plots").replaceChildren(...panels.map(([name, some]) => panel(name, some, axes, column, xKey || "rank")));
+      find("#joined-plots").replaceChildren(...panels.map(([name, some]) => panel(name, some, axes, column, across.find(([key]) => key === xKey)?.[1] || "rank")));
     }
 
     function render() {

@@ -1,0 +1,59 @@
+"""Chat responses that come as a stream of events, put together into one body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from saeval.plugin import LLMError
+
+
+def body_from_stream(model: str, stream: bytes) -> dict[str, Any]:
+    """Return the body that a stream of server-sent events amounts to.
+
+    A stream that breaks off has no finish reason, so its answer is not whole.
+
+    Raises:
+        LLMError: If it is no such stream; retryable.
+    """
+    try:
+        return _merged(_events(stream.decode(errors="replace")))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise LLMError(f"{model}: the response is no stream of whole JSON events", retryable=True) from None
+
+
+def _events(text: str) -> Iterator[Mapping[str, Any]]:
+    for line in text.splitlines():
+        field, _, data = line.partition(":")
+        if field.strip() == "data" and (data := data.strip()) and data != "[DONE]":
+            event = json.loads(data)
+            if isinstance(event, Mapping):
+                yield event
+
+
+def _merged(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    text: dict[str, str] = {}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": None}
+    logprobs: list[Any] = []
+    body: dict[str, Any] = {}
+    for event in events:
+        body |= {key: value for key, value in event.items() if key != "choices" and value is not None}
+        for part in event.get("choices") or ():
+            if part.get("index", 0) != 0:
+                continue
+            for key, value in (part.get("delta") or part.get("message") or {}).items():
+                text[key] = text.get(key, "") + _plain(value) if key != "role" else "assistant"
+            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+            choice |= {"error": part["error"]} if part.get("error") else {}
+            logprobs += (part.get("logprobs") or {}).get("content") or []
+    if logprobs:
+        choice["logprobs"] = {"content": logprobs}
+    return {**body, "choices": [{**choice, "message": text}]}
+
+
+def _plain(value: object) -> str:
+    """Return a piece of text, which may come as a list of parts."""
+    if isinstance(value, list):
+        return "".join(_plain(part.get("text")) for part in value if isinstance(part, Mapping))
+    return value if isinstance(value, str) else ""

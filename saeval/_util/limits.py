@@ -1,0 +1,51 @@
+"""Says what a machine ran short of, so that a lack of room is never taken for damage."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+
+_FILES = "too many files are open in this process or on this machine; allow more with `ulimit -n 4096`, or close other programs"
+_ROOM = "the disk or a quota is full; make room"
+_MEMORY = "there is not enough memory; end other programs, allow more (`ulimit -v`), or take a larger machine"
+_WORDS = {
+    errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM,
+    errno.EFBIG: "a file would be larger than this process may write; allow more with `ulimit -f`", errno.ENOMEM: _MEMORY,
+    errno.EAGAIN: "this user may start no more processes or threads; end others, or allow more with `ulimit -u`",
+}  # fmt: skip
+
+
+def shortage(error: BaseException | None) -> str | None:
+    """Return what was short when an error was raised, and what to do about it; None where nothing was.
+
+    Example:
+        >>> shortage(MemoryError()).partition(";")[0]
+        'there is not enough memory'
+        >>> shortage(FileNotFoundError(2, "No such file"))
+    """
+    seen = 0
+    while error is not None and seen < 10:
+        words = _short_of(error)
+        if words is not None:
+            return words
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
+
+
+def os_reason(error: OSError) -> str:
+    """Return why a file cannot be read or written, and what to do where the machine is short of something."""
+    return shortage(error) or error.strerror or str(error)
+
+
+def _short_of(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError):
+        return _MEMORY
+    if isinstance(error, sqlite3.Error):
+        return _ROOM if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL else None
+    if isinstance(error, OSError) and error.errno is not None:
+        return _WORDS.get(error.errno)
+    if isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    ):
+        return _MEMORY
+    return _WORDS[errno.EAGAIN] if isinstance(error, RuntimeError) and "can't start new thread" in str(error) else None

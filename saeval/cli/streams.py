@@ -1,0 +1,66 @@
+"""Standard output and error that never decide over a command: whoever reads them may go away, be full or be narrow."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from typing import TextIO
+
+_PATIENCE = 5.0  # seconds that a reader may take who left the pipe non-blocking
+
+
+class _Steady(io.RawIOBase):
+    """A descriptor that takes all that is written, and drops it once nobody receives it any more."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+        self._gone = False
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Tell whether it is a terminal that is still there."""
+        try:
+            return not self._gone and os.isatty(self._descriptor)
+        except OSError:
+            return False
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: object) -> int:
+        """Write all of the data, or drop it."""
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]
+        done = 0
+        while done < len(view) and not self._gone:
+            try:
+                done += os.write(self._descriptor, view[done:])
+            except BlockingIOError:
+                self._gone = not select.select([], [self._descriptor], [], _PATIENCE)[1]
+            except OSError:
+                self._gone = True
+        return len(view)
+
+
+def steady_streams() -> None:
+    """Make the process's own output and error steady; streams that a test or a notebook put there are left alone."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _steady(stream))
+
+
+def _steady(stream: TextIO) -> TextIO:
+    """Return a stream to the same place that raises nothing; what its encoding lacks is written as an escape."""
+    try:
+        raw = _Steady(stream.fileno())
+    except (OSError, ValueError):
+        return stream  # it has no descriptor
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=stream.encoding, errors="backslashreplace", line_buffering=True
+    )

@@ -1,0 +1,182 @@
+"""Waits for language models: how long a call may take, when it is tried again, and what a user is told meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from saeval._util import LLMError, derive_rng
+from saeval.llm.concurrency import Gate
+from saeval.plugin.base import LLM
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
+_LONGEST_ASKED = 600.0  # seconds that a server may ask to wait, where a run has no more patience
+_TOLD = 5.0  # seconds of waiting that a user is told of
+_SILENCE = 30.0  # seconds without any answer, likewise
+_TURNS = 2  # times the calls in flight that a queue may put before a call, since servers need not keep their order
+_REMEMBERED = 4096  # answers whose times are kept
+
+log = logging.getLogger("saeval")
+
+
+class Timeout:
+    """Ends calls that take too long, where time in a server's queue does not count.
+
+    A server with one slot answers calls one after another, so that those at the end of its queue wait for all before. As
+    long as others are answered, a call waits for its turn: its time starts again with each answer, up to twice as many as
+    were in flight when it began.
+
+    Args:
+        seconds: How long a call may take; None for no limit.
+    """
+
+    def __init__(self, seconds: float | None):
+        self._seconds = seconds
+        self._in_flight = 0
+        self._answers: deque[float] = deque(maxlen=_REMEMBERED)
+        self._count = 0
+
+    def answered(self) -> None:
+        """Note an answer."""
+        self._count += 1
+        self._answers.append(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run a call.
+
+        Raises:
+            TimeoutError: If it takes too long.
+        """
+        if self._seconds is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        self._in_flight += 1
+        begun, before, turns = loop.time(), self._count, _TURNS * self._in_flight
+        timer: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal timer
+            deadline = self._deadline(begun, before, turns)
+            if deadline <= loop.time():
+                limit.reschedule(loop.time())
+            else:
+                timer = loop.call_at(deadline, look)
+
+        try:
+            async with asyncio.timeout(None) as limit:
+                look()
+                yield
+        finally:
+            self._in_flight -= 1
+            if timer is not None:
+                timer.cancel()
+
+    def _deadline(self, begun: float, before: int, turns: int) -> float:
+        """Return when a call has taken too long, as far as answers to others tell by now."""
+        assert self._seconds is not None
+        counted = min(self._count - before, turns)
+        later = self._count - before - counted
+        if counted == 0 or later >= len(self._answers):
+            return begun + self._seconds
+        return self._answers[-1 - later] + self._seconds
+
+
+@dataclass
+class Attempts:
+    """Decides whether a call that failed is made again, and when.
+
+    Faults count against `retries`. A server that asks for time is waited for as long as the run has patience, however
+    often it has to be asked.
+
+    Attributes:
+        key: The request; waits differ from request to request, and not from run to run.
+        retries: Attempts after the first.
+        patience: Seconds to wait for a server that asks for time.
+        made: Attempts so far.
+        faults: Those that count.
+        began: When the first was made.
+    """
+
+    key: str
+    retries: int
+    patience: float
+    made: int = 0
+    faults: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def wait_after(self, error: LLMError) -> float | None:
+        """Return the seconds to wait before the next attempt; None when there is none."""
+        if not error.retryable:
+            return None
+        left = self.patience - (time.monotonic() - self.began)
+        asked = error.retry_after
+        if asked is not None and asked > max(left, _LONGEST_ASKED):
+            return None
+        seconds = self._seconds(asked)
+        if not (error.busy and seconds <= left):
+            self.faults += 1
+        return seconds if self.faults <= self.retries else None
+
+    def _seconds(self, asked: float | None) -> float:
+        """Return what the server asks for, or else seconds that grow with the attempts; both with some jitter."""
+        jitter = float(derive_rng(0, "wait", self.key, self.made).random())
+        if asked is not None:
+            return max(0.0, asked) + jitter * _FIRST_WAIT
+        return float(min(_FIRST_WAIT * 2 ** min(self.made - 1, 32), _LONGEST_WAIT) * (0.5 + jitter / 2))
+
+
+class Waits:
+    """Tells a user what a run waits for, where it waits for long: a server that asks for it, or one that is silent."""
+
+    def __init__(self, role: str, llm: LLM, gate: Gate, tell: Callable[[str], None]):
+        self._role, self._llm, self._gate, self._tell = role, llm, gate, tell
+        self._told_until = 0.0
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell_of(self, seconds: float, error: LLMError) -> None:
+        """A call is tried again after so many seconds; many that wait at the same time are told of once."""
+        now = time.monotonic()
+        if seconds >= _TOLD and now >= self._told_until:
+            self._told_until = now + seconds
+            who = "the server asked for it" if error.retry_after is not None else "then it is asked again"
+            self._say(f"waiting {seconds:.0f} s, {who} ({error})")
+
+    def _say(self, text: str) -> None:
+        log.info("%s: %s", self._role, text)
+        self._tell(f"{self._role}: {text}")
+
+    def begin(self) -> None:
+        """A call is made."""
+        if self._timer is None:
+            self._heard = time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(_SILENCE, self._listen)
+
+    def heard(self) -> None:
+        """An answer came."""
+        self._heard = time.monotonic()
+
+    def _listen(self) -> None:
+        """See whether answers come, and look again later, as long as calls are under way."""
+        self._timer = None
+        if self._gate.in_flight:
+            silent = time.monotonic() - self._heard
+            if told := silent >= _SILENCE:
+                why = self._llm.waiting_for()
+                calls = "1 call is" if self._gate.in_flight == 1 else f"{self._gate.in_flight} calls are"
+                self._say(f"no answer for {silent:.0f} s, {calls} under way{why and ': '}{why}")
+            delay = silent if told else _SILENCE - silent
+            self._timer = asyncio.get_running_loop().call_later(delay, self._listen)
+
+    def end(self) -> None:
+        """Listen no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

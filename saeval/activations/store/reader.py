@@ -353,7 +353,7 @@ class ActivationStore:
     def begin_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return the position at which each window begins.  [windows]"""
         context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
-        return context * self.length + self.lead + tile * window
+        return np.asarray(context * self.length + self.lead + tile * window)
 
     def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return where to begin each activating window so that text stands on both sides of what fires in it.
@@ -382,7 +382,7 @@ class ActivationStore:
         outer = np.concatenate([[-1], position, [self.tokens.size]])
         lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
         moved = np.where(back > 0, np.maximum(begin - back, lowest), np.minimum(begin + ahead, highest))
-        return np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin))
+        return np.asarray(np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin)))
 
     def _cut(
         self,

@@ -1,6 +1,12 @@
 from saeval._compare.join import Entry as Entry, Joined as Joined
+from saeval._compare.judge_errors import correct_for_judge as correct_for_judge, verdict as verdict
 from saeval._compare.latent_matching import Basis as Basis, Floats as Floats, compare_vectors as compare_vectors
-from saeval._compare.leaderboard import Leaderboard as Leaderboard, Standing as Standing
+from saeval._compare.leaderboard import (
+    AgainstBaseline as AgainstBaseline,
+    Leaderboard as Leaderboard,
+    Standing as Standing,
+)
+from saeval._compare.lift_rows import with_lifts as with_lifts
 from saeval._compare.matched_l0 import Matched as Matched, at_l0 as at_l0
 from saeval._compare.score_rows import Floors as Floors, ScorerRun as ScorerRun, score_row as score_row
-from saeval._compare.stats import correlated as correlated
+from saeval._compare.stats import correlated as correlated, standard_error as standard_error

@@ -9,7 +9,7 @@ from typing import Any
 
 from saeval._compare.leaderboard import Leaderboard
 from saeval._util import InputError, did_you_mean
-from saeval.records import MAIN, CellResult, RunResult, read_result
+from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
 
 
 @dataclass(frozen=True)
@@ -220,10 +220,10 @@ def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
         if len(ranked) > 1:
             raise InputError(f"the runs rank by different columns ({', '.join(ranked)}); choose one with --rank-by")
         wanted = ranked[0]
-    if wanted in columns:
-        return wanted
-    if headline := next((c for c in columns if c.rpartition(".")[0] == wanted), None):
-        return headline
+    column, ranking = split_ranking(wanted)
+    headline = next((c for c in columns if c.rpartition(".")[0] == column), None)
+    if found := column if column in columns else headline:
+        return f"{found}.{ranking}" if ranking else found
     raise InputError(
         f"--rank-by {wanted}: no such column{did_you_mean(wanted, columns)}; there are: {', '.join(columns)}"
     )

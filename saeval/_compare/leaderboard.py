@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, ClassVar
 
 from saeval._compare import stats
-from saeval.records import MAIN, CellResult, RunResult, ScoreRow
+from saeval._compare.lift_rows import Key, Lifted, Reading, key_of, with_lifts
+from saeval._util import interval, number
+from saeval.records import MAIN, CellResult, Ranking, RunResult, ScoreRow, split_ranking
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -36,23 +44,77 @@ def rank_text(rank: tuple[int, int]) -> str:
 
 
 @dataclass(frozen=True)
+class AgainstBaseline:
+    """A contestant tested against a baseline coder, in what ranks.
+
+    Attributes:
+        cell: Name of the contestant.
+        baseline: Name of the baseline's cell.
+        difference: Contestant minus baseline, positive where the contestant is better.
+        ci95: Its interval, uncorrected.
+        p: Two-sided p value, Holm over contestants and baselines.
+    """
+
+    cell: str
+    baseline: str
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+
+    HEADS: ClassVar[tuple[str, ...]] = ("contestant", "is", "baseline coder", "difference", "95 % CI", "p (Holm)")
+    """Heads of a table of `texts`."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The two, what came of it, difference, interval and p."""
+        side = "above" if self.difference > 0 else "below"
+        said = side if self.p <= 0.05 else "not told apart from"
+        return [
+            self.cell,
+            said,
+            self.baseline,
+            number(self.difference, "+.3f"),
+            interval(self.ci95, "+.3f"),
+            number(self.p, ".2g"),
+        ]
+
+    @property
+    def text(self) -> str:
+        """The same as a sentence."""
+        cell, said, baseline, difference, between, p = self.texts
+        return f"{cell} is {said} {baseline}: {difference} ({between}), p {p}"
+
+
+@dataclass(frozen=True)
 class Leaderboard:
-    """Cells in the order of the score that ranks.
+    """Cells in the order of what ranks.
 
     Attributes:
         standings: Contestants, best first; then baselines, best first.
         metrics: Label of every scorer and its main metric: the one that ranks, which comes first, and headlines.
         shown: Labels and metrics that boards show: the main ones, each followed by others that its scorer puts on boards.
         variants: Explanation baselines, in the order of the spec.
-        smallest_difference: What two contestants had to differ by to be told apart in four of five such runs, at 5 %;
+        ranked_by: The column that ranks, `scorer.metric`.
+        ranking: Whether its lifts rank or its raw scores.
+        note: Why; what a reader of the ranks must know.
+        readings: By scorer, whether its judge's scores depend on explanations; only of scorers with floors.
+        against: Contestants against baseline coders.
+        smallest_difference: Minimum detectable difference between two contestants, at 5 % over all pairs with 80 % power;
             None for fewer than two contestants.
+        smallest_against: The same between a contestant and a baseline coder.
     """
 
     standings: tuple[Standing, ...]
     metrics: dict[str, str]
     shown: tuple[tuple[str, str], ...]
     variants: tuple[str, ...]
+    ranked_by: str
+    ranking: Ranking
+    note: str
+    readings: Mapping[str, Reading]
+    against: tuple[AgainstBaseline, ...]
     smallest_difference: float | None
+    smallest_against: float | None
 
     @classmethod
     def of(cls, run: RunResult) -> Leaderboard:
@@ -61,35 +123,75 @@ class Leaderboard:
 
     @classmethod
     def of_cells(cls, found: Sequence[CellResult], rank_by: str) -> Leaderboard:
-        """Rank cells, whose names are all different, by a column `scorer.metric`."""
-        rows = [row for cell in found for row in cell.scores]
+        """Rank cells, whose names are all different, by `scorer.metric`: by its lift where all contestants have floors.
+
+        Args:
+            found: The cells.
+            rank_by: `scorer.metric`; `.lift` or `.raw` behind it asks for one of the two.
+        """
+        cells, lifted = with_lifts(found)
+        rows = [row for cell in cells for row in cell.scores]
+        column, wanted = split_ranking(rank_by)
         scorer, metric = next(
-            ((r.scorer, r.metric) for r in rows if f"{r.scorer}.{r.metric}" == rank_by), rank_by.rsplit(".", 1)
+            ((r.scorer, r.metric) for r in rows if f"{r.scorer}.{r.metric}" == column), column.rsplit(".", 1)
         )
         headlines = {r.scorer: r.metric for r in reversed(rows)}
         metrics = {scorer: metric, **{r.scorer: headlines[r.scorer] for r in rows if r.scorer != scorer}}
-
-        def ranking(cell: CellResult) -> ScoreRow | None:
-            row = _find(cell, scorer, metric, MAIN)
-            return row if row and row.value is not None else None
-
-        def order(cell: CellResult) -> tuple[bool, float]:
-            row = ranking(cell)
-            if row is None or row.value is None:
-                return True, 0.0
-            return False, -row.value if row.higher_is_better else row.value
-
-        cells = sorted(found, key=lambda c: (c.baseline is not None, *order(c)))
-        contending = [row for c in cells if c.baseline is None and (row := ranking(c))]
-        estimates = [(row.value or 0.0, standard_error(row)) for row in contending]
-        ranks = dict(zip((c.cell for c in cells), stats.rank_ranges(estimates), strict=False))
+        ranked = _Ranked.of(cells, scorer, metric, lifted, wanted)
+        order = {name: place for place, name in enumerate(ranked.names)}
+        ordered = sorted(cells, key=lambda c: (c.baseline is not None, order.get(c.cell, len(cells))))
+        contestants = [i for i, cell in enumerate(ranked.cells) if cell.baseline is None]
+        baselines = [i for i, cell in enumerate(ranked.cells) if cell.baseline is not None]
+        ranks = ranked.ranks(contestants)
         return cls(
-            standings=tuple(Standing(c, ranks.get(c.cell)) for c in cells),
+            standings=tuple(Standing(c, ranks.get(c.cell)) for c in ordered),
             metrics=metrics,
             shown=tuple(_shown(metrics, rows)),
             variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != MAIN)),
-            smallest_difference=stats.detectable_difference([error for _, error in estimates]),
+            ranked_by=f"{scorer}.{metric}",
+            ranking=ranked.ranking,
+            note=ranked.note,
+            readings=_readings(lifted, metrics),
+            against=ranked.against(contestants, baselines),
+            smallest_difference=ranked.detectable(list(combinations(contestants, 2))),
+            smallest_against=ranked.detectable([(i, j) for i in contestants for j in baselines]),
         )
+
+    @property
+    def title(self) -> str:
+        """What ranks: `lift of scorer.metric`, or `raw scorer.metric`."""
+        return f"{'lift of' if self.ranking == 'lift' else 'raw'} {self.ranked_by}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the ranks must know, a sentence or two each."""
+        found = [
+            f"rank: a range where {'lifts' if self.ranking == 'lift' else 'scores'} are not told apart (z tests, Holm)."
+        ]
+        if self.ranking == "lift":
+            found.append(
+                "lift: score above the floor, which is what the same windows score with explanations that know nothing of the "
+                "latent; floors are pooled over cells as far as the data allow, and their error is in the interval."
+            )
+        else:
+            found.append(f"{self.note}.")
+        found += [f"{scorer}: {reading.text}." for scorer, reading in self.readings.items() if reading.text]
+        for between, difference in (
+            ("two contestants", self.smallest_difference), ("a contestant and a baseline coder", self.smallest_against)
+        ):  # fmt: skip
+            if difference is not None:
+                found.append(
+                    f"minimum detectable difference between {between} in {self.title} (80 % power): {difference:.3f}."
+                )
+        shown = [self.row(x.cell, scorer) for x in self.standings for scorer in self.metrics]
+        rows = [row for row in shown if row and row.value is not None]
+        if any(row.few or (row.against and row.against.n < row.FEW) for row in rows):
+            found.append(f"*: fewer than {ScoreRow.FEW} latents, so the interval may be too narrow.")
+        if any(row.unanswered > ScoreRow.MAX_UNANSWERED for row in rows):
+            found.append(
+                "!: more than 5 % of the windows have no answer; the score could be anything within the bounds."
+            )
+        return found
 
     def row(self, cell: CellResult, scorer: str, variant: str = MAIN, metric: str | None = None) -> ScoreRow | None:
         """Return the row of a scorer's metric, its main one when left out, for the cell's own or a baseline's explanations."""
@@ -100,6 +202,119 @@ def _shown(metrics: dict[str, str], rows: Sequence[ScoreRow]) -> Iterator[tuple[
     for scorer, main in metrics.items():
         others = dict.fromkeys(r.metric for r in rows if r.scorer == scorer and r.on_board and r.metric != main)
         yield from ((scorer, metric) for metric in (main, *others))
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The cells that have what ranks, best first, with the covariance of their errors.
+
+    Attributes:
+        cells: The cells.
+        values: What ranks, greater where better.  [cells]
+        covariance: Of its errors.  [cells, cells]
+        ranking: Lifts or raw scores.
+        note: Why.
+        least_p: No difference gets a smaller p value: that of a judge whose scores do not depend on explanations.
+    """
+
+    cells: list[CellResult]
+    values: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    ranking: Ranking
+    note: str
+    least_p: float = 0.0
+
+    @classmethod
+    def of(
+        cls, cells: Sequence[CellResult], scorer: str, metric: str, lifted: Mapping[Key, Lifted],
+        wanted: Ranking | None,
+    ) -> _Ranked:  # fmt: skip
+        """Return lifts where they are wanted and there, else raw scores."""
+        rows = {c.cell: row for c in cells if (row := _find(c, scorer, metric, MAIN)) and row.value is not None}
+        contestants = [row for c in cells if c.baseline is None and (row := rows.get(c.cell))]
+        without = [row for row in contestants if row.lift is None]
+        if wanted == "raw":
+            return cls._raw(cells, rows, "ranked by raw scores, as asked for: floors are not taken off")
+        if without or not contestants:
+            return cls._raw(cells, rows, _why_raw(contestants, without))
+        return cls._lifts([c for c in cells if c.cell in rows and rows[c.cell].lift is not None], rows, lifted)
+
+    @classmethod
+    def _raw(cls, cells: Sequence[CellResult], rows: Mapping[str, ScoreRow], note: str) -> _Ranked:
+        import numpy as np
+
+        sign = {name: 1 if row.higher_is_better else -1 for name, row in rows.items()}
+        found = sorted((c for c in cells if c.cell in rows), key=lambda c: -sign[c.cell] * (rows[c.cell].value or 0.0))
+        values = np.array([sign[c.cell] * (rows[c.cell].value or 0.0) for c in found])
+        errors = np.array([standard_error(rows[c.cell]) for c in found])
+        return cls(found, values, np.diag(errors**2), "raw", note)
+
+    @classmethod
+    def _lifts(cls, cells: Sequence[CellResult], rows: Mapping[str, ScoreRow], lifted: Mapping[Key, Lifted]) -> _Ranked:
+        import numpy as np
+
+        groups = list(dict.fromkeys(key_of(rows[c.cell]) for c in cells))
+        names = [name for key in groups for name in lifted[key].cells]
+        values = np.concatenate([lifted[key].values for key in groups])
+        covariance = np.zeros((len(names), len(names)))
+        start = 0
+        for key in groups:
+            end = start + len(lifted[key].cells)
+            covariance[start:end, start:end] = lifted[key].covariance
+            start = end
+        order = np.argsort(-values, kind="stable")
+        by_name = {c.cell: c for c in cells}
+        readings = [lifted[key].reading for key in groups]
+        note = "; ".join(dict.fromkeys(r.text for r in readings if r.text))
+        least = max(1.0 if r.ignores else r.p for r in readings)
+        return cls(
+            [by_name[names[i]] for i in order], values[order], covariance[np.ix_(order, order)], "lift", note, least
+        )
+
+    @property
+    def names(self) -> list[str]:
+        return [cell.cell for cell in self.cells]
+
+    def ranks(self, places: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """Return the ranks of the cells at these places, by name; all of them where nothing can be told apart."""
+        if self.least_p > 0.05:
+            return {self.cells[i].cell: (1, len(places)) for i in places}
+        import numpy as np
+
+        found = stats.rank_ranges(self.values[list(places)], self.covariance[np.ix_(places, places)]) if places else []
+        return {self.cells[i].cell: rank for i, rank in zip(places, found, strict=True)}
+
+    def against(self, contestants: Sequence[int], baselines: Sequence[int]) -> tuple[AgainstBaseline, ...]:
+        pairs = [(i, j) for i in contestants for j in baselines]
+        found = []
+        for (i, j), p in zip(pairs, stats.apart_p(self.values, self.covariance, pairs), strict=True):
+            difference, error = float(self.values[i] - self.values[j]), stats.difference_error(self.covariance, i, j)
+            ci = difference - stats.Z95 * error, difference + stats.Z95 * error
+            names = self.cells[i].cell, self.cells[j].cell
+            found.append(AgainstBaseline(*names, difference, ci, max(p, self.least_p)))
+        return tuple(found)
+
+    def detectable(self, pairs: Sequence[tuple[int, int]]) -> float | None:
+        return stats.detectable_difference([stats.difference_error(self.covariance, i, j) for i, j in pairs])
+
+
+def _why_raw(contestants: Sequence[ScoreRow], without: Sequence[ScoreRow]) -> str:
+    if contestants and len(without) < len(contestants):
+        return "ranked by raw scores: not every contestant has a floor"
+    return (
+        "ranked by raw scores: this board has no floors, so part of a difference may come from the windows alone; "
+        "add shuffled_explanation to the baselines for lifts"
+    )
+
+
+def _readings(lifted: Mapping[Key, Lifted], metrics: Mapping[str, str]) -> dict[str, Reading]:
+    """Return the reading of each scorer's judge; of several judges, the one that depends least on explanations."""
+    found: dict[str, Reading] = {}
+    for key, of in lifted.items():
+        scorer, metric, *_ = key
+        if metrics.get(scorer) == metric and (scorer not in found or of.reading.p > found[scorer].p):
+            found[scorer] = of.reading
+    return found
 
 
 def _find(cell: CellResult, scorer: str, metric: str, variant: str) -> ScoreRow | None:

@@ -55,6 +55,8 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
         InputError: If a cell lacks L0 or score, two cells of a family have the same L0, or a family does not reach to
             the L0 asked for.
     """
+    import numpy as np
+
     curves = {family: _curve(family, cells, rank_by) for family, cells in families.items()}
     if not curves:
         raise InputError("there is no contestant to compare")
@@ -67,7 +69,8 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
     found = [(family, *_interpolated(curve, l0)) for family, curve in curves.items()]
     higher = next(iter(curves.values()))[0][2].higher_is_better
     found.sort(key=lambda x: -x[1] if higher else x[1])
-    ranks = rank_ranges([(value, error) for _, value, _, _, error in found])
+    errors = np.array([error for *_, error in found])
+    ranks = rank_ranges([value for _, value, *_ in found], np.diag(errors**2))
     return [Matched(f, v, ci, between, rank) for (f, v, ci, between, _), rank in zip(found, ranks, strict=True)]
 
 

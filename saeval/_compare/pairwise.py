@@ -6,13 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeval._compare import stats
 from saeval._util import WIDTH, InputError, aligned, aligned_rows, derive_rng, did_you_mean, fold, interval, number
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ENOUGH = 100  # paired latents from which a test of signs holds for means of skewed differences
 _ALIKE = 0.01  # share by which firings and maxima of the same latent may differ between machines
 
 
@@ -30,6 +35,8 @@ class Contrast:
         ci95: Interval of the difference; None where too little is known for one.
         p: Two-sided p value of no difference; None for fewer than two latents.
         p_holm: The same, corrected for the number of metrics compared.
+        approximate: Whether the p value is one of means of paired differences from fewer than 100 latents: exact where the
+            sides are exchangeable, too small where one side fails rarely and by a lot.
         smallest_visible: Difference that would be seen at 5 % in four of five such comparisons.
         failed: Latents that were tried and have no score, of A and of B.
         bounds: The difference of all that was scored, with the failures of A counted at the metric's floor, and with
@@ -45,6 +52,7 @@ class Contrast:
     ci95: tuple[float, float] | None
     p: float | None
     p_holm: float | None
+    approximate: bool
     smallest_visible: float | None
     failed: tuple[int, int]
     bounds: tuple[float, float] | None
@@ -230,9 +238,18 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
         "metric": name, "higher_is_better": row.higher_is_better,
         "a": float(x.mean()) if len(x) else None, "b": float(y.mean()) if len(y) else None, "n": (len(x), len(y)),
         "difference": difference, "ci95": interval if bounded else None, "p": p if p == p else None,
+        "approximate": paired and p == p and len(x) < _ENOUGH and not _symmetric(x - y),
         "smallest_visible": stats.detectable_within(interval) if bounded else None,
         "failed": (rows[0].failed, rows[1].failed), "bounds": _bounds(*rows),
     }  # fmt: skip
+
+
+def _symmetric(differences: NDArray[np.float64]) -> bool:
+    """Tell whether every difference has its opposite, so that the test of their signs is one of their mean as well."""
+    import numpy as np
+
+    d = np.sort(differences.round(9))
+    return bool(np.allclose(d, -d[::-1]))
 
 
 def _bounds(a: ScoreRow, b: ScoreRow) -> tuple[float, float] | None:
@@ -299,13 +316,17 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
     return found
 
 
+def _p(contrast: Contrast, p: float | None) -> str:
+    return "~" * contrast.approximate + number(p, ".2g")
+
+
 def _contrasts(comparison: Comparison) -> str:
     """Return the metrics, each with its numbers beneath it."""
     head = ["A", "B", "A − B", "95 %", "p", "p Holm", "visible", "n", "failed"]
     rows = [
         [
-            number(c.a), number(c.b), number(c.difference, "+.3f"), interval(c.ci95, "+.3f"), number(c.p, ".2g"),
-            number(c.p_holm, ".2g"), number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
+            number(c.a), number(c.b), number(c.difference, "+.3f"), interval(c.ci95, "+.3f"), _p(c, c.p),
+            _p(c, c.p_holm), number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
             f"{c.failed[0]}, {c.failed[1]}",
         ]
         for c in comparison.contrasts
@@ -332,4 +353,6 @@ def text(comparison: Comparison) -> str:
     note = "visible: difference that would be seen in four of five such comparisons, at 5 %."
     if len(comparison.contrasts) > 1:
         note += " p Holm: corrected for the number of metrics."
+    if any(c.approximate for c in comparison.contrasts):
+        note += f" ~ approximate: exact if A and B are exchangeable; for means of skewed differences, {_ENOUGH} latents are needed."
     return "\n\n".join([*parts, fold(note), *(fold(f"! {warning}") for warning in comparison.warnings)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from saeval._compare.stats import interval_method, mean_interval
-from saeval.records import MAIN, Metric, ScoreRow
+from saeval._compare.stats import depends_p, interval_method, least_error, mean_interval
+from saeval.records import MAIN, FloorSample, Metric, ScoreRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,8 @@ class ScorerRun:
         tried: Latents that the scorer was to be run on.
         skipped: Latents that it passed over for a stated reason.
         unparsed: Judged windows without an answer.
+        windows: Windows asked about, and windows answered; for scorers that give no answers window by window, none.
+        bounds: The headline metric with everything unanswered judged wrong, and judged right; None where unknown.
         judge: Model that judged; None for none.
         usd: Dollars spent; None when unknown.
     """
@@ -38,6 +40,8 @@ class ScorerRun:
     tried: int = 0
     skipped: int = 0
     unparsed: int = 0
+    windows: tuple[int, int] = (0, 0)
+    bounds: tuple[float, float] | None = None
     judge: str | None = None
     usd: float | None = None
 
@@ -48,11 +52,13 @@ class Floors:
 
     Attributes:
         values: The metric by baseline and latent.
-        uninformed: Baselines that know nothing of the latent; lift is measured from the highest of them and chance.
+        uninformed: Baselines that know nothing of the latent; lift is measured from the first that has values.
+        same: For such a baseline, windows that got the same answer as under the latent's own explanation, of how many.
     """
 
     values: Mapping[str, Values] = field(default_factory=dict)
-    uninformed: Collection[str] = ()
+    uninformed: Sequence[str] = ()
+    same: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def score_row(
@@ -67,16 +73,18 @@ def score_row(
         values: The metric by latent, in the order in which it is summed.
         rng: Source of the interval's resamples.
         words: Number of words of each explanation scored, as far as known.
-        floors: What the values are held against, beside chance; None for no floor and no lift, as in rows of baselines.
+        floors: What the values are held against, beside chance; None for no floor, as in rows of baselines. Lifts are
+            put into rows by `lift_rows.with_lifts`, once all cells are there.
     """
     n = len(values)
-    floor, lift = _floor(metric, values, floors) if floors is not None else ({}, None)
+    distribution = _distribution(values, metric, rng)
     return ScoreRow(
         scorer=scoring.scorer, variant=scoring.variant, plugin=scoring.plugin, metric=metric.name,
         higher_is_better=metric.higher_is_better, on_board=metric.on_board, range=(_bound(metric.low), _bound(metric.high)),
-        **_distribution(values, metric, rng), n=n, tried=scoring.tried, failed=scoring.tried - n - scoring.skipped,
+        **distribution, n=n, tried=scoring.tried, failed=scoring.tried - n - scoring.skipped,
         skipped=scoring.skipped, unparsed=scoring.unparsed, coverage=n / scoring.tried if scoring.tried else 0.0,
-        floor=floor, lift=lift, judge=scoring.judge, explanation_words=_mean([*words]), usd=scoring.usd,
+        windows=scoring.windows[0], answered=scoring.windows[1], bounds=scoring.bounds,
+        floor=_means(metric, floors), against=_sample(metric, values, floors, rng) if floors else None, lift=None, judge=scoring.judge, explanation_words=_mean([*words]), usd=scoring.usd,
     )  # fmt: skip
 
 
@@ -95,24 +103,35 @@ def _distribution(values: Values, metric: Metric, rng: np.random.Generator) -> d
     return {"value": float(np.mean(x)), "median": float(np.median(x)), "ci95": known, "method": interval_method(len(x))}
 
 
-def _floor(metric: Metric, values: Values, floors: Floors) -> tuple[dict[str, float], float | None]:
-    """Return the metric of each baseline, and the lift over the highest one that knows nothing of the latent.
+def _means(metric: Metric, floors: Floors | None) -> dict[str, float]:
+    """Return the metric of each baseline, and of chance."""
+    if floors is None:
+        return {}
+    found = {name: sum(values.values()) / len(values) for name, values in floors.values.items() if values}
+    return found if metric.chance is None else {**found, "chance": metric.chance}
 
-    A baseline is compared on the latents that it shares with the explanations, since latents differ in difficulty.
-    """
-    floor: dict[str, float] = {}
-    lifts: list[float] = []
-    for name, others in floors.values.items():
-        if others:
-            floor[name] = sum(others.values()) / len(others)
-        if name in floors.uninformed and (common := values.keys() & others.keys()):
-            lifts.append(sum(values[i] - others[i] for i in common) / len(common))
-    if metric.chance is not None:
-        floor["chance"] = metric.chance
-        if values:
-            lifts.append(sum(values.values()) / len(values) - metric.chance)
-    sign = 1 if metric.higher_is_better else -1
-    return floor, min((sign * x for x in lifts), default=None)
+
+def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Generator) -> FloorSample | None:
+    """Return what the first baseline that knows nothing of the latent got on the latents that have both."""
+    import numpy as np
+
+    for name in floors.uninformed:
+        others = floors.values.get(name, {})
+        common = [latent for latent in values if latent in others]
+        if not common:
+            continue
+        own, floor = (np.array([side[latent] for latent in common]) for side in (values, others))
+        better = own - floor if metric.higher_is_better else floor - own
+        a, b = own - own.mean(), floor - floor.mean()
+        df = max(len(common) - 1, 1)
+        same, answers = floors.same.get(name, (0, 0))
+        return FloorSample(
+            variant=name, n=len(common), own=float(own.mean()), value=float(floor.mean()),
+            covariance=(float(a @ a / df), float(b @ b / df), float(a @ b / df)),
+            least_error=least_error(better, metric.low, metric.high), p=depends_p(better, rng),
+            same=same / answers if answers else None, answers=answers,
+        )  # fmt: skip
+    return None
 
 
 def _mean(numbers: list[int]) -> float | None:

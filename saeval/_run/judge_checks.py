@@ -2,45 +2,87 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from saeval._util import cache_dir, content_hash, write_atomic
-from saeval.records import JudgeCheck, RunResult, ScoreRow
+from saeval._compare import verdict
+from saeval._util import cache_dir, content_hash, without_secrets, write_atomic
+from saeval.records import MAIN, JudgeCheck, RunResult, ScorerCheck, ScoreRow
 
 if TYPE_CHECKING:
-    from saeval.task import RolePart
+    from saeval.task import RolePart, StepPart, Task
+
+_CHECKED = "balanced_accuracy"
 
 
 def _place(role: RolePart) -> Path:
-    """A model is known by its name and the plugin that reaches it, whatever its settings in one task or another."""
-    return cache_dir() / "judge-checks" / f"{content_hash(role.model, role.part.loaded.id)}.json"
+    """A judge is all that its answers depend on: model, plugin, address and other options, temperature, tokens."""
+    return cache_dir() / "judge-checks" / f"{content_hash('judge', role.identity)}.json"
 
 
-def keep(role: RolePart, result: RunResult) -> None:
+def prompts_of(step: StepPart[Any]) -> str:
+    """Return a hash of what a scorer asks: its plugin, its options and its prompts."""
+    return content_hash(step.part.loaded.id, step.part.plugin.fingerprint())
+
+
+def keep(task: Task, result: RunResult) -> None:
     """Keep the result of a check.
 
     Args:
-        role: The role whose model was checked.
-        result: The run of a task that declares `checks`.
+        task: The task that was run; it declares which role it `checks`.
+        result: Its result.
     """
+    role = task.roles[str(task.checks)]
     scores = [row for cell in result.cells for row in cell.scores if row.value is not None]
     first: dict[tuple[str, str], ScoreRow] = {}
     for row in scores:
         first.setdefault((row.scorer, row.variant), row)
     check = JudgeCheck(
         model=role.model, task=result.task, task_version=result.task_version, when=time.strftime("%Y-%m-%d", time.gmtime()),
-        latents=max((row.n for row in scores), default=0), scores=list(first.values()),
+        latents=max((row.n for row in scores), default=0), scores=list(first.values()), scorers=_scorers(task, scores),
     )  # fmt: skip
     place = _place(role)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place, check.model_dump_json())
 
 
+def _scorers(task: Task, rows: list[ScoreRow]) -> list[ScorerCheck]:
+    """Return sensitivity, specificity and verdict under each scorer that judges both kinds of windows."""
+    steps = {label: step for cell in task.cells for label, step in cell.scorers.items()}
+    found = []
+    for row in rows:
+        if row.variant != MAIN or row.metric != _CHECKED or row.value is None or row.ci95 is None:
+            continue
+        recalls = [r.value for r in rows if (r.scorer, r.variant, r.metric) == (row.scorer, MAIN, "recall")]
+        sensitivity = next(iter(recalls), None)
+        found.append(ScorerCheck(
+            scorer=row.scorer, asks=prompts_of(steps[row.scorer]), balanced_accuracy=row.value, ci95=row.ci95, n=row.n,
+            sensitivity=sensitivity, specificity=None if sensitivity is None else 2 * row.value - sensitivity,
+            verdict=verdict(row.value, row.ci95),
+        ))  # fmt: skip
+    return found
+
+
 def find(role: RolePart) -> JudgeCheck | None:
-    """Return what a check found of a role's model, or None where it was never checked."""
+    """Return what a check found of a role's model under these very options, or None where it was never checked."""
     try:
         return JudgeCheck.model_validate_json(_place(role).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def of_scorer(check: JudgeCheck | None, step: StepPart[Any]) -> ScorerCheck | None:
+    """Return what a check found of a judge under a scorer that asks in the same words, or None."""
+    asks = prompts_of(step)
+    return next((found for found in check.scorers if found.asks == asks), None) if check else None
+
+
+def command(task: Task, role: RolePart) -> str:
+    """Return the command that checks a role's model as this task uses it."""
+    spec = task.resolved.get("llms", {}).get(role.role, {})
+    aside = {"model", *type(role.settings).model_fields} - {"temperature", "max_tokens"}
+    options = [f"llms.judge.{key}={value}" for key, value in spec.items() if key not in aside and value is not None]
+    sets = "".join(f" --set {shlex.quote(without_secrets(option))}" for option in options)
+    return f"saeval run --task judge-check --llm judge={shlex.quote(role.model)}{sets}"

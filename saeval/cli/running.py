@@ -38,15 +38,18 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
 @click.option("--retry", type=click.Choice(["failed"]), help="Do again what failed before; all else is kept.")
+@click.option("--unpriced", is_flag=True, help="Run although --max-cost cannot hold a model of unknown price.")
+@click.option("--allow-model-change", is_flag=True, help="Resume although another model answers than before.")
 @click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
 @WITHOUT
 @JSON
 def run(
     task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
-    max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
+    max_cost: float | None, retry: Any, unpriced: bool, allow_model_change: bool, display: Any, without: Sequence[str],
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
-    from saeval._run import over_max_failed, runner
+    from saeval._run import over_limits, runner
     from saeval._util import display as make_display
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
@@ -57,13 +60,13 @@ def run(
         spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
         left = None if max_cost is None else max(0.0, max_cost - spent)
         result = runner.run_task(
-            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display)
-        )
+            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display), unpriced=unpriced,
+            allow_model_change=allow_model_change,
+        )  # fmt: skip
         results[path] = result
         if not as_json:
             _show_run(result, path)
-        if over_max_failed(built, result):
-            over.append(f"{built.name}: more than {built.run.max_failed:.0%} of a scorer's latents failed")
+        over += [f"{built.name}: {said}" for said in over_limits(built, result)]
     found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
     if as_json:
         print_json({"group": group, "runs": found} if group else next(iter(found.values())))

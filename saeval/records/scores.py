@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from saeval._util import CleanJson, CleanText, Documented, InputError, os_reason, refuse_pipe
 from saeval.records import metrics
-from saeval.records.columns import NAME, NOT_ON_NARROW_BOARDS, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
+from saeval.records.columns import NAME, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
 
 MAIN = "explanation"
 """Variant of a cell's own explanations, beside those of baselines by their names."""
+
+Ranking = Literal["lift", "raw"]
+"""What ranks a leaderboard: scores above their floors, or scores as they are."""
 
 Status = Literal["ok", "failed", "skipped"]
 """How a step on one latent ended: with an answer, with an error, or not tried for a stated reason."""
@@ -157,6 +160,29 @@ def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, f
     return bounds
 
 
+class FloorSample(Documented):
+    """A score's floor: the same latents, windows and judge, under explanations that know nothing of the latent."""
+
+    variant: str
+    """Whose explanations these are: `shuffled_explanation` (of near-independent latents), `random_explanation`, …"""
+    n: int
+    """Latents that have both a score and a floor."""
+    own: float
+    """Mean score of those latents."""
+    value: float
+    """Mean floor of those latents."""
+    covariance: tuple[float, float, float]
+    """Over those latents: variance of the scores, variance of the floors, covariance of the two."""
+    least_error: float
+    """What the standard error of the lift is at least, since few equal differences prove little."""
+    p: float | None
+    """One-sided p value of scores that do not depend on the explanation: signs of score − floor flipped."""
+    same: float | None = None
+    """Share of the windows judged twice that got the same answer under both; None where there are no answers by window."""
+    answers: int = 0
+    """Number of those windows."""
+
+
 class Measure(Documented):
     """A fact about a coder that leaderboards show: saeval measures some, coder and source plugins declare others.
 
@@ -225,18 +251,51 @@ class ScoreRow(Documented):
     """Latents that the scorer passed over for a stated reason, such as no human rating; they are not failures."""
     unparsed: Annotated[int, Shown("unanswered", unit="windows", better="lower", kind="int64", where=WITH_ROOM)]
     """Judged windows whose reply held no answer, or was refused, over all latents."""
-    coverage: Annotated[float, Shown("cover", ".0%", better="higher", where=PER_SCORE)]
+    coverage: Annotated[float, Shown("cover", ".0%", better="higher", where=WITH_ROOM)]
     """Share of the latents tried that were scored."""
     floor: Annotated[dict[str, float], Shown(format=".3f", missing="", where=WITH_ROOM)]
     """The same metric for baselines on the same cell, and for the metric's chance level, by name."""
-    lift: Annotated[float | None, Shown(format="+.3f", better="higher", missing="", where=NOT_ON_NARROW_BOARDS)]
-    """Value minus the highest floor that carries no information on the latent (random or shuffled explanation, chance)."""
+    against: FloorSample | None = None
+    """The floor that the lift is measured from; None without one."""
+    lift: Annotated[float | None, Shown(format="+.3f", better="higher", missing="", where=PER_SCORE)]
+    """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a floor."""
+    lift_ci95: Annotated[
+        tuple[float, float] | None, Shown("lift 95 % CI", "+.3f", kind="interval", missing="", where=WITH_ROOM)
+    ] = None
+    """Interval of the lift, which holds the floor's error."""
+    windows: Annotated[int, Shown(unit="windows", kind="int64", where=TABLES)] = 0
+    """Windows the judge was asked about, over all latents; 0 for scorers that give no answers window by window."""
+    answered: Annotated[int, Shown(unit="windows", kind="int64", where=TABLES)] = 0
+    """Windows it answered."""
+    bounds: Annotated[tuple[float, float] | None, Shown(kind="interval", where=TABLES)] = None
+    """The value if everything unanswered were judged wrong, and if it were judged right; None where that is unknown."""
+    corrected: Annotated[float | None, Shown(where=TABLES)] = None
+    """Value corrected for the judge's errors on latents of known meaning; None unless asked for and known."""
+    corrected_ci95: Annotated[tuple[float, float] | None, Shown(kind="interval", where=TABLES)] = None
+    """Interval of the corrected value, which holds the uncertainty of the judge's errors."""
     judge: Annotated[str | None, NAME]
     """Model that judged; None for scorers without an LLM."""
+    verdict: Annotated[Verdict | None, NAME] = None
+    """What `judge-check` says of this judge under this scorer's prompts; None where it was not checked."""
     explanation_words: Annotated[float | None, Shown("words", ".1f", unit="words", where=PER_SCORE)] = None
     """Mean number of words of the explanations scored; None when unknown."""
     usd: Annotated[float | None, Shown("$", ".2f", unit="$", better="lower", missing="?", where=PER_SCORE)]
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
+
+    MAX_UNANSWERED: ClassVar[float] = 0.05
+    """Share of unanswered windows above which a row is marked."""
+    FEW: ClassVar[int] = 20
+    """Latents below which an interval is marked, since it may be too narrow."""
+
+    @property
+    def few(self) -> bool:
+        """Whether the interval comes from so few latents that it may be too narrow."""
+        return self.n < self.FEW
+
+    @property
+    def unanswered(self) -> float:
+        """Share of the windows asked about that have no answer."""
+        return 1 - self.answered / self.windows if self.windows else 0.0
 
 
 class DecileShares(Documented):
@@ -322,6 +381,31 @@ class Ledger(Documented):
     """Dollars; None when a price is unknown."""
 
 
+Verdict = Literal["pass", "weak", "fail"]
+"""What a check says of a judge: its scores can be read as they are, need care, or carry nearly no information."""
+
+
+class ScorerCheck(Documented):
+    """How often a judge is right on latents of known meaning, under one scorer."""
+
+    scorer: str
+    """The scorer's label in the check."""
+    asks: str
+    """Hash of what the scorer asks: plugin, options and prompts. The check holds for scorers that ask the same."""
+    balanced_accuracy: float
+    """Mean of sensitivity and specificity, over latents."""
+    ci95: tuple[float, float]
+    """Its interval."""
+    sensitivity: float | None
+    """Share of the activating (or rightly marked) windows that the judge finds under the true explanation."""
+    specificity: float | None
+    """Share of the other windows that it refuses."""
+    n: int
+    """Latents behind it."""
+    verdict: Verdict
+    """`pass` where the interval lies above .8, `fail` where it reaches down to .6, else `weak`."""
+
+
 class JudgeCheck(Documented):
     """What a check of a judge found: scores on latents whose meaning is known."""
 
@@ -337,6 +421,8 @@ class JudgeCheck(Documented):
     """Latents it was checked on."""
     scores: list[ScoreRow]
     """Headline row of each scorer: for the true explanations, and for those of baselines."""
+    scorers: list[ScorerCheck] = []
+    """Errors and verdict under each scorer that judges windows as right or wrong."""
 
 
 class Judge(Documented):
@@ -347,7 +433,9 @@ class Judge(Documented):
     model: str
     """Model as the spec names it."""
     check: JudgeCheck | None
-    """Its latest check; None when it was never checked here."""
+    """Its latest check; None when it was never checked here with these options."""
+    command: str = ""
+    """Command that checks it as this run uses it."""
 
 
 FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]
@@ -395,7 +483,7 @@ class RunResult(Documented):
     seed: int
     """Seed of the run."""
     rank_by: str
-    """Column that ranks the leaderboard, `scorer.metric`."""
+    """Column that ranks the leaderboard, `scorer.metric`; `.lift` or `.raw` behind it where the spec asks for one."""
     partial: bool
     """Whether latents were left out by `--limit` or an interruption."""
     synthetic: bool
@@ -424,6 +512,19 @@ class RunResult(Documented):
     """Wall-clock seconds by stage."""
 
 
+def split_ranking(rank_by: str) -> tuple[str, Ranking | None]:
+    """Split `scorer.metric[.lift|.raw]` into the column and what is asked of it; None where nothing is.
+
+    Example:
+        >>> split_ranking("fuzzing.balanced_accuracy.lift"), split_ranking("fuzzing.balanced_accuracy")
+        (('fuzzing.balanced_accuracy', 'lift'), ('fuzzing.balanced_accuracy', None))
+    """
+    for ranking in get_args(Ranking):
+        if rank_by.endswith(f".{ranking}"):
+            return rank_by.removesuffix(f".{ranking}"), ranking
+    return rank_by, None
+
+
 def read_result(path: str | Path) -> RunResult:
     """Read a run's results; no plugin needs to be installed.
 
@@ -431,13 +532,16 @@ def read_result(path: str | Path) -> RunResult:
         path: The run directory, or its `results.json`.
 
     Raises:
-        InputError: If there are no results, or they are of a format that this version does not know.
+        InputError: If there are no results, they are of a format that this version does not know, or a value lies
+            outside its own interval. Files that were changed later are a warning of the results.
     """
+    from saeval.records.integrity import refuse_impossible, with_changes
+
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
     refuse_pipe(file)
     try:
-        return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
+        result = RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no results.json there; is it a run directory?") from None
     except OSError as error:
@@ -448,3 +552,5 @@ def read_result(path: str | Path) -> RunResult:
         raise InputError(f"{file}: not results that this saeval can read ({where}: {first['msg']})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
+    refuse_impossible(file, result)
+    return with_changes(file.parent, result)

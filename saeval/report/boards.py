@@ -73,21 +73,21 @@ def plain_estimate(found: Estimate) -> str:
     """Write a score as `0.612 [0.574, 0.651]`; `–` for none."""
     if found.value is None:
         return text.MISSING
-    return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]"
+    return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]" + "*" * found.few
 
 
 def short_estimate(found: Estimate) -> str:
     """Write a score as `.612 [.57 .65]`; for a missing one, why there is none."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
-    return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]"
+    return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]" + "*" * found.few
 
 
 def roomy_estimate(found: Estimate, *more: str) -> str:
     """Write a score as `0.612 (0.574 to 0.651)`, with more in the brackets; for a missing one, why there is none."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
-    between = "unknown" if found.ci95 is None else text.interval(found.ci95)
+    between = "unknown" if found.ci95 is None else text.interval(found.ci95) + "*" * found.few
     return f"{text.number(found.value)} ({'; '.join([between, *more])})"
 
 

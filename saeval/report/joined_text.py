@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from saeval._compare import Joined, Leaderboard, Matched, Standing, at_l0
+from saeval._compare import AgainstBaseline, Joined, Leaderboard, Matched, Standing, at_l0
 from saeval._util import (
     MISSING,
     WIDTH,
@@ -21,7 +22,7 @@ from saeval._util import (
     number,
     safe_text,
 )
-from saeval.records import CellResult, ScoreRow
+from saeval.records import CellResult, ScoreRow, split_ranking
 from saeval.report.boards import (
     Field,
     arrow,
@@ -64,7 +65,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
     if match_l0 is not None:
         if group_by is not None:
             raise InputError("--group-by and --match-l0 do not go together; choose with --filter")
-        found = at_l0(joined.families(family), match_l0, joined.rank_by)
+        found = at_l0(joined.families(family), match_l0, split_ranking(joined.rank_by)[0])
         return _matched(joined, found, match_l0, family, format_)
     boards = joined.groups(group_by)
     if format_ == "json":
@@ -74,18 +75,26 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
         if group_by:
             parts.append(_heading(f"{group_by}: {value}", format_))
         parts.append(_long(joined, board) if format_ == "markdown" else _wide(joined, board, format_, width))
-        if board.smallest_difference is not None:
-            parts.append(_line(
-                f"Smallest difference in {joined.rank_by} that two contestants' intervals could show (80 % power): "
-                f"{number(board.smallest_difference)}.", format_))  # fmt: skip
+        if board.against:
+            parts.append(_tables(width)[format_](AgainstBaseline.HEADS, [found.texts for found in board.against]))
+        parts += [_line(note, format_) for note in board.notes]
     parts += [_line(note, format_) for note in joined.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(width: int) -> dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]]:
+    """Return what writes a table, by format."""
+    return {"text": partial(aligned, width=width), "latex": latex_table, "markdown": markdown_table}
 
 
 def _title(joined: Joined, format_: str) -> str:
     tasks = dict.fromkeys(f"{e.run.task} {e.run.task_version}" for e in joined.entries.values())
     mark = f" — MIXED: {'; '.join(joined.differs)}" if joined.differs else ""
-    return _heading(f"{', '.join(tasks)}, ranked by {joined.rank_by}{mark}", format_)
+    return _heading(f"{', '.join(tasks)}, ranked by {_ranked_by(joined)}{mark}", format_)
+
+
+def _ranked_by(joined: Joined) -> str:
+    return next((board.title for board in joined.groups(None).values()), joined.rank_by)
 
 
 def _heading(text: str, format_: str) -> str:
@@ -162,7 +171,11 @@ def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
 
     return {
         "group": value or None,
+        "ranked_by": board.title,
+        "notes": board.notes,
+        "against": [asdict(found) for found in board.against],
         "smallest_difference": board.smallest_difference,
+        "smallest_against": board.smallest_against,
         "rows": [row(x) for x in board.standings],
     }
 
@@ -182,10 +195,7 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     rows = [
         [m.rank_text, m.family, number(m.value), interval(m.ci95, between=", "), " and ".join(m.between)] for m in found
     ]
-    formats: dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]] = {
-        "text": partial(aligned, width=WIDTH), "latex": latex_table, "markdown": markdown_table,
-    }  # fmt: skip
-    table = formats[format_](head, rows)
+    table = _tables(WIDTH)[format_](head, rows)
     note = (
         "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
         "cells' means, and say nothing of how straight the line is."

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from operator import not_
 
-from saeval._compare import Leaderboard
+from saeval._compare import AgainstBaseline, Leaderboard
 from saeval._util import MISSING, escape_markdown, interval, markdown_table, number, safe_text
 from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
 from saeval.report.boards import Field, arrow, cell_fields, detail_fields, notes, rank_field, roomy_estimate
@@ -49,11 +49,13 @@ def markdown(run: RunResult) -> str:
     parts += [
         "## Method",
         method(run, escape_markdown),
-        f"## Leaderboard, ranked by {escape_markdown(run.rank_by)}",
+        f"## Leaderboard, ranked by {escape_markdown(board.title)}",
         _leaderboard(run, board),
+        "\n".join(f"- {escape_markdown(note)}" for note in board.notes),
     ]
-    if (least := board.smallest_difference) is not None:
-        parts.append(f"Smallest difference that two contestants' intervals could show (80 % power): {number(least)}.")
+    if board.against:
+        heads, rows = AgainstBaseline.HEADS, [found.texts for found in board.against]
+        parts += ["## Against baseline coders", markdown_table(heads, rows)]
     if run.findings:
         parts += ["## Findings", FINDINGS, markdown_table(_FINDINGS, map(finding_row, run.findings))]
     parts += ["## Scores", *_scores(run, board)]
@@ -134,7 +136,7 @@ def _judge(judge: Judge) -> str:
     """Return what is known of a judge: a table of its check, or how to check it."""
     who = f"{escape_markdown(judge.role)}: {escape_markdown(judge.model)}"
     if judge.check is None:
-        command = f"saeval run --task judge-check --llm judge={judge.model}"
+        command = judge.command or f"saeval run --task judge-check --llm judge={judge.model}"
         return f"{who}. How far it can be trusted was not checked; to do so:\n\n```\n{safe_text(command)}\n```"
     rows = [
         [
@@ -147,8 +149,14 @@ def _judge(judge: Judge) -> str:
         ]
         for row in judge.check.scores
     ]
-    table = markdown_table(("scorer", "explanation", "metric", "value", "95 % CI", "n"), rows)
-    return f"{who}. Checked on {judge.check.when} ({escape_markdown(judge.check.task)} {escape_markdown(judge.check.task_version)}):\n\n{table}"
+    errors = [[c.scorer, c.verdict, number(c.sensitivity), number(c.specificity), c.n] for c in judge.check.scorers]
+    parts = [
+        f"{who}. Checked on {judge.check.when} ({escape_markdown(f'{judge.check.task} {judge.check.task_version}')}):"
+    ]
+    if errors:
+        parts.append(markdown_table(("scorer", "verdict", "sensitivity", "specificity", "n"), errors))
+    parts.append(markdown_table(("scorer", "explanation", "metric", "value", "95 % CI", "n"), rows))
+    return "\n\n".join(parts)
 
 
 def _deciles(shares: DecileShares) -> list[str]:

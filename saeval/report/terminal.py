@@ -59,11 +59,11 @@ def render(run: RunResult, console: Console | None = None) -> None:
     for title, values in (
         ("subject", [c.subject for c in run.cells]),
         ("explainer", [c.explainer for c in run.cells]),
-        ("judge", [r.judge for c in run.cells for r in c.scores]),
+        ("judge", [_judge(r) for c in run.cells for r in c.scores]),
     ):
         if names := ", ".join(dict.fromkeys(v for v in values if v)):
             say(f"{title:10}{names}")
-    say(f"mean over latents [95 % interval]; ranked by {run.rank_by}")
+    say(f"mean over latents [95 % interval]; ranked by {board.title}")
     _print_board(console, board, run, axes)
     for scorer, metric in board.shown:
         _print_details(console, board, run, axes, scorer, metric)
@@ -74,16 +74,21 @@ def render(run: RunResult, console: Console | None = None) -> None:
         say(finding_line(finding))
 
     console.print()
-    if board.smallest_difference is not None:
-        say(
-            f"smallest difference in {run.rank_by} that two contestants' intervals could show (80 % power): {text.short(board.smallest_difference)}"
-        )
-    say(
-        "rank: a range where intervals do not separate (unpaired z tests, Holm). "
-        "lift: above chance and above the best explanation that knows nothing of the latent, on the same latents."
-    )
+    if board.against:
+        console.print(Text("against baseline coders", style="bold"))
+    for found in board.against:
+        say(found.text)
+    for note in board.notes:
+        say(note)
     for warning in run.warnings:
         say(f"! {warning}", "yellow")
+
+
+def _judge(row: ScoreRow) -> str | None:
+    """Write a judge, and what its check says of it under this scorer."""
+    if row.judge is None:
+        return None
+    return f"{row.judge} ({row.scorer}: {row.verdict})" if row.verdict else f"{row.judge} (unchecked)"
 
 
 def finding_line(found: Finding) -> str:

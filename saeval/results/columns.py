@@ -26,6 +26,7 @@ from saeval.records import (
     ScoreRow,
     Shown,
 )
+from saeval.results import row_texts
 
 
 class Line(NamedTuple):
@@ -55,11 +56,13 @@ class Estimate(NamedTuple):
         value: The score.
         ci95: Its interval.
         why: Why there is no score, in a word or two.
+        few: Whether so few latents are behind the interval that it may be too narrow.
     """
 
     value: float | None
     ci95: tuple[float, float] | None
     why: str
+    few: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Column:
 def estimate(row: ScoreRow) -> Estimate:
     """Return a row's score, or why there is none."""
     why = f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "none tried"
-    return Estimate(row.value, row.ci95, why)
+    return Estimate(row.value, row.ci95, why, row.few)
 
 
 MEASURES = (
@@ -129,6 +132,14 @@ CELL_COLUMNS = (
 """Columns that say something of a cell, beside its measures."""
 
 
+def _text(title: str, *where: Place) -> Shown:
+    return Shown(title, kind="string", missing="", where=frozenset(where))
+
+
+def _of_floor(name: str) -> Callable[[Line], Any]:
+    return lambda line: None if line.score.against is None else getattr(line.score.against, name)
+
+
 SCORE = Column(
     "score", lambda line: estimate(line.score), Shown(where=frozenset({"board", "report", "scores"})),
     "Mean over latents and its 95 % interval.",
@@ -139,11 +150,30 @@ SCORED = Column(
 )  # fmt: skip
 
 
+BESIDE = (
+    Column("floors", lambda line: row_texts.floor(line.score) or None, _text("floor", "report"), "Floor of the lift, and its latents."),
+    Column("floor_at", _of_floor("value"), Shown("floor", ".3f", missing="", where=frozenset({"scores"})), "Floor of the lift."),
+    Column("lifts", lambda line: row_texts.short_lift(line.score) or None, _text("lift ↑", "board"), "Score above its floor."),
+    Column("lift_text", lambda line: row_texts.lift(line.score) or None, _text("lift", "report"), "Score above its floor."),
+    Column("lift_from", _of_floor("variant"), NAME, "Whose explanations the floor is made of."),
+    Column("lift_n", _of_floor("n"), Shown(unit="latents", kind="int64", where=TABLES), "Latents that have a floor."),
+    Column("lift_p", _of_floor("p"), Shown(where=TABLES), "One-sided p value of scores that do not depend on the explanation."),
+    Column("same_answers", _of_floor("same"), Shown(where=TABLES), "Share of windows that get one answer under both explanations."),
+    Column("answered_text", lambda line: row_texts.answered(line.score) or None, _text("windows", "scores", "details", "report"), "Windows answered."),
+    Column("corrected_text", lambda line: row_texts.corrected(line.score) or None, _text("corrected", "board", "report", "details"),
+           "Score corrected for the judge's errors."),
+    Column("judge_text", lambda line: row_texts.judge(line.score) or None, _text("judge", "report", "details"), "What a check says of the judge."),
+)  # fmt: skip
+"""Columns made of several fields of a score: floor, lift, coverage by window, the judge."""
+
+
 def _score_columns() -> Iterator[Column]:
     yield SCORE
     for name, field in ScoreRow.model_fields.items():
         if name == "n":
             yield SCORED
+        if name == "explanation_words":
+            yield from BESIDE
         for shown in (note for note in field.metadata if isinstance(note, Shown)):
             dot = "." if get_origin(field.annotation) is dict else ""
             yield Column(name + dot, attrgetter(f"score.{name}"), shown)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from saeval._util import InputError, SpecError, clean, did_you_mean
 from saeval.plugin.base import ActivationSource, Explainer, Need, Sampler, Scorer
 from saeval.plugin.registry import Registry
+from saeval.records import split_ranking
 from saeval.task.files import find_include, find_spec
 from saeval.task.making import PartMaker
 from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
@@ -106,6 +107,7 @@ class _Builder(PartMaker):
         return Task(
             spec.task, spec.version, spec.description, self.template.data, tuple(cells), roles, spec.run,
             self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks, trackers, tuple(spec.findings),
+            spec.leaderboard.correct_for_judge,
         )  # fmt: skip
 
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
@@ -221,6 +223,7 @@ class _Builder(PartMaker):
         wanted = spec.leaderboard.rank_by
         if wanted is None:
             return f"{label}.{step.part.plugin.metrics[0].name}"
+        wanted, ranking = split_ranking(wanted)
         label, _, metric = wanted.partition(".")
         if label not in cell.scorers:
             raise SpecError(
@@ -236,7 +239,19 @@ class _Builder(PartMaker):
                     f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: {', '.join(known)}"
                 ]
             )
-        return f"{label}.{metric}"
+        if ranking == "lift" and (why := _no_lift(label, cell)):
+            raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: {why}"])
+        return f"{label}.{metric}" + (f".{ranking}" if ranking else "")
+
+
+def _no_lift(label: str, cell: Cell) -> str:
+    """Say why a scorer has no lift; nothing where it has one."""
+    scorer = cell.scorers[label]
+    if not scorer.part.plugin.reads_explanation:
+        return f"{label} does not read the explanation, so it has no lift; rank by {label} or another scorer"
+    if not any(scorer.baselines is None or name in scorer.baselines for name in cell.floors):
+        return f"{label} is scored on no floor, so it has no lift; add shuffled_explanation to its baselines"
+    return ""
 
 
 def _no_such_score(name: str, cell: Cell) -> str:

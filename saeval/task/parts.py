@@ -93,6 +93,12 @@ class Cell:
         return {MAIN: self.explainer, **{k: s for k, s in self.alternatives.items() if s is not None}}
 
     @cached_property
+    def floors(self) -> tuple[str, ...]:
+        """Explanation baselines that know nothing of the latent; lifts are measured from the first that has scores."""
+        made = [name for name, step in self.alternatives.items() if step is not None and step.part.plugin.uninformed]
+        return (*(name for name, step in self.alternatives.items() if step is None), *made)
+
+    @cached_property
     def collected(self) -> Part[ActivationSource]:
         """The source as it is collected: the listed latents alone, where nothing takes the others and that is less work.
 
@@ -119,6 +125,8 @@ class Task:
     trackers: tuple[Part[Tracker], ...] = ()
     findings: tuple[FindingSpec, ...] = ()
     """Claims to hold against the results."""
+    correct_for_judge: bool = False
+    """Whether scores corrected for the judge's errors are reported, too."""
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -177,7 +177,7 @@ def test_every_format_holds_every_cell_and_score(runs):
 
 def test_markdown_has_a_line_a_cell_and_scorer(runs):
     lines = [x for x in written(join(runs), "markdown").splitlines() if x.startswith("|")]
-    assert len(lines) == 2 + 3 * 2 + 1
+    assert len(lines) == 2 + 3 * 2 + 1 + 2 + 3  # and the three contestants against the baseline coder
     assert lines[2].startswith("| 1 | two | gated |") and "| ↑ | 0.800 | 0.780 to 0.820 |" in lines[2]
 
 
@@ -209,7 +209,7 @@ def test_tidy_tables_hold_a_row_a_score_and_their_run(tmp_path, runs):
 def test_command_prints_and_writes(tmp_path, runs):
     named = [str(r) for r in runs]
     done = CliRunner().invoke(main, ["leaderboard", *named])
-    assert done.exit_code == 0 and "gated" in done.output and "Smallest difference" in done.output
+    assert done.exit_code == 0 and "gated" in done.output and "minimum detectable difference" in done.output
     done = CliRunner().invoke(main, ["leaderboard", *named, "-f", "latex", "--out", str(tmp_path / "t.tex")])
     assert done.exit_code == 0 and r"\toprule" in (tmp_path / "t.tex").read_text()
     assert CliRunner().invoke(main, ["leaderboard", *named, "-f", "parquet"]).exit_code == 2

@@ -238,3 +238,19 @@ def test_comparison_fits_eighty_columns_and_cuts_no_number(tmp_path):
     assert max(map(len, shown.splitlines())) <= 80
     for c in compare(a, b).contrasts:
         assert f"{c.metric} ↑" in shown and f"{c.ci95[0]:+.3f} to {c.ci95[1]:+.3f}" in shown
+
+
+@pytest.mark.parametrize(("n", "marked"), [(12, True), (99, True), (100, False)])
+def test_p_values_of_few_paired_latents_are_marked_approximate(n, marked, tmp_path):
+    base = hard(n)
+    sides = [write(tmp_path / name, {DETECTION: plus(base, by, name)}) for name, by in (("a", 0.03), ("b", 0.0))]
+    found = compare(*sides)
+    assert found.paired and found.contrasts[0].approximate is marked
+    assert ("~ approximate: exact if A and B" in " ".join(text(found).split())) is marked
+    assert bool(re.search(r"  ~[0-9.e-]+ +~", text(found))) is marked
+
+
+def test_p_values_of_unpaired_sides_are_not_marked(tmp_path):
+    sides = [write(tmp_path / name, {DETECTION: scores(name)}, corpus=name * 16) for name in "ab"]
+    found = compare(*sides)
+    assert not found.paired and not found.contrasts[0].approximate and "approximate" not in text(found)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from saeval.records.scores import CellResult, Ledger, RunResult, ScoreRow
+from saeval.records.scores import CellResult, FloorSample, Ledger, RunResult, ScoreRow
 
 SCORERS = {"detection": "balanced_accuracy", "fuzzing": "balanced_accuracy", "embedding": "auroc"}
 VARIANTS = ("explanation", "random_explanation", "top_tokens")
+
+
+def floor_sample(own: float, value: float, **changes: Any) -> FloorSample:
+    """A floor judged on 24 latents."""
+    return FloorSample(
+        **{
+            "variant": "random_explanation", "n": 24, "own": own, "value": value, "covariance": (0.02, 0.004, 0.0),
+            "least_error": 0.001, "p": 0.001, "same": 0.55, "answers": 960, **changes,
+        }
+    )  # fmt: skip
 
 
 def score_row(scorer: str, value: float | None, half: float = 0.04, **changes: Any) -> ScoreRow:
@@ -18,7 +28,7 @@ def score_row(scorer: str, value: float | None, half: float = 0.04, **changes: A
             "scorer": scorer, "plugin": f"saeval/{scorer} 0.1.0", "metric": SCORERS.get(scorer, "balanced_accuracy"),
             "higher_is_better": True, "range": (0.0, 1.0), "value": value, "median": value, "ci95": ci, "n": 0 if value is None else 48,
             "tried": 50, "failed": 50 if value is None else 2, "unparsed": 3, "coverage": 0.0 if value is None else 0.96,
-            "floor": {"chance": 0.5}, "lift": None if value is None else value - 0.5,
+            "floor": {"chance": 0.5}, "lift": None, "windows": 1920, "answered": 1917,
             "judge": None if scorer == "embedding" else "openai/judge-1", "explanation_words": 112.5, "usd": 0.12, **changes,
         }
     )  # fmt: skip
@@ -59,10 +69,12 @@ def made_run(**changes: Any) -> RunResult:
             for k, variant in enumerate(VARIANTS):
                 value = round(0.611 + 0.1 * i * (i < 2) - 0.031 * i * (i > 1) - 0.007 * j - 0.0421 * k, 4)
                 main = (
-                    {"floor": {"random_explanation": 0.513, "chance": 0.5}} if k == 0 else {"floor": {}, "lift": None}
+                    {"floor": {"random_explanation": 0.513, "chance": 0.5}, "against": floor_sample(value, 0.513)}
+                    if k == 0
+                    else {"floor": {}}
                 )
                 rows.append(score_row(scorer, value, variant=variant, **main))
                 if SCORERS[scorer] == "balanced_accuracy":
-                    rows.append(score_row(scorer, value - 0.1, variant=variant, metric="f1", floor={}, lift=None))
+                    rows.append(score_row(scorer, value - 0.1, variant=variant, metric="f1", floor={}))
         cells.append(cell(name, rows, baseline))
     return run_of(*cells, **changes)

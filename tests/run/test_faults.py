@@ -142,7 +142,7 @@ def test_refusal_is_counted_and_never_an_answer(tmp_path, model, fault):
     assert (row.n, row.unparsed) == (4, 5)  # the model's own doing, so its other judgements stand
     statuses = Counter(o["status"] for value in finished(tmp_path / "run").values() for o in value.get("outcomes", ()))
     assert statuses["refused"] == 5
-    assert any("5 judgements held no answer" in warning for warning in result.warnings)
+    assert any("5 of 160 windows (3%) have no answer" in warning for warning in result.warnings)
 
 
 LASTING = {

@@ -12,6 +12,7 @@ class Random(Explainer):
     """Draws a ready-made explanation: the floor under every scorer (paper §4, `random explanation`)."""
 
     name = "random"
+    uninformed = True
     prompts = (EXPLANATIONS,)
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:

@@ -15,6 +15,7 @@ class Shuffled(Precomputed):
     """
 
     name = "shuffled"
+    uninformed = True
 
     seed: int = 0
     """Another seed gives other pairs. The order of the file's rows does not matter."""

@@ -180,6 +180,14 @@ class ActivationStore:
             raise StoreError(f"windows of {window} tokens do not fit into contexts of {self.length - self.lead}")
         return tiles
 
+    def window_count(self, window: int) -> int:
+        """Return the number of whole windows in the corpus.
+
+        Args:
+            window: Tokens per window.
+        """
+        return int(((self.lengths - self.lead).clip(0) // window).sum())
+
     def windows(self, latent: int, window: int) -> Windows:
         """Return the windows in which a latent fires.
 

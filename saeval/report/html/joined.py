@@ -8,7 +8,7 @@ from typing import Any
 import saeval
 from saeval._compare import Entry, Joined
 from saeval._util import interval, number, rounded, shown
-from saeval.records import MAIN, ScoreRow
+from saeval.records import MAIN, ScoreRow, split_ranking
 from saeval.report.boards import notes
 from saeval.report.html.pages import render
 from saeval.report.html.text import script_json
@@ -33,7 +33,7 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     columns = _columns(entries)
     headlines = {r.scorer: f"{r.scorer}.{r.metric}" for r in reversed(rows)}
     data = {
-        "rank": joined.rank_by, "group": group_by or "", "telling": joined.telling(),
+        "rank": split_ranking(joined.rank_by)[0], "group": group_by or "", "telling": joined.telling(),
         "columns": list(dict.fromkeys(f"{r.scorer}.{r.metric}" for r in rows)),
         "shown": list(dict.fromkeys([*(headlines[r.scorer] for r in rows), *(f"{r.scorer}.{r.metric}" for r in rows if r.on_board)])),
         "facets": [f for f in facets if f != "cell" and len({e.facets.get(f) for e in entries}) > 1],
@@ -43,10 +43,14 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     context = {
         "tasks": named(f"{e.run.task} {e.run.task_version}" for e in entries), "cells": len(entries),
         "runs": list(dict.fromkeys(e.facets["run"] for e in entries)), "subject": named(e.cell.subject for e in entries),
-        "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs, "notes": joined.notes,
+        "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs, "notes": [*_notes(joined), *joined.notes],
         "version": saeval.__version__, "data": script_json(data),
     }  # fmt: skip
     return render("joined.html.j2", context)
+
+
+def _notes(joined: Joined) -> list[str]:
+    return next((board.notes for board in joined.groups(None).values()), [])
 
 
 def _columns(entries: Sequence[Entry]) -> list[Column]:

@@ -71,6 +71,8 @@ class RunOptions(SpecModel):
     """Dollars to spend at most; the run stops cleanly there and can be resumed."""
     max_failed: float = Field(default=0.05, ge=0, le=1)
     """Share of a scorer's latents that may fail before the exit code is 1."""
+    max_unanswered: float = Field(default=0.05, ge=0, le=1)
+    """Share of a scorer's windows that may have no answer before its row is marked and the exit code is 1."""
     concurrency: Literal["auto"] | int = "auto"
     """Latents in flight at a time."""
     give_up_after: int = Field(default=10, ge=1)
@@ -91,7 +93,10 @@ class LeaderboardOptions(SpecModel):
     """How the leaderboard is shown."""
 
     rank_by: str | None = None
-    """`scorer.metric` that ranks; the first scorer's headline metric when left out."""
+    """`scorer.metric` that ranks, the first scorer's headline metric when left out. Its lift ranks where floors are judged;
+    `.lift` behind it demands that, `.raw` ranks the scores as they are."""
+    correct_for_judge: bool = False
+    """Report scores corrected for the judge's errors on latents of known meaning too, as `judge-check` found them."""
     group_by: str | None = None
     """Axis whose values are shown together."""
     x: str = "l0"

@@ -1,0 +1,148 @@
+"""Puts lifts into the rows of a board's cells, and says whether a judge reads explanations at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saeval._compare import stats
+from saeval._compare.lifts import Paired, lifts
+from saeval.records import MAIN, CellResult, ScoreRow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ALIKE = 0.98  # share of equal answers from which a judge ignores the explanation
+_FEWEST = 20  # windows, or latents, from which that is said
+
+Key = tuple[str, str, str, str | None]
+"""What lifts are pooled within: scorer, metric, plugin and judge."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Whether a judge's scores depend on the explanation.
+
+    Attributes:
+        p: One-sided p value, over all cells, of scores that do not.
+        same: Share of the windows judged under a latent's own and under another's explanation that got one answer;
+            None where there are no answers by window.
+        answers: Number of those windows.
+        latents: Latents that were judged twice.
+    """
+
+    p: float
+    same: float | None
+    answers: int
+    latents: int
+
+    @property
+    def ignores(self) -> bool:
+        """Whether the judge gives the same answers whatever the explanation."""
+        return self.same is not None and self.same >= _ALIKE and self.answers >= _FEWEST
+
+    @property
+    def depends(self) -> bool:
+        """Whether scores are shown to depend on the explanation, at 5 %."""
+        return self.p <= 0.05 and not self.ignores
+
+    @property
+    def text(self) -> str:
+        """What to say on a board; empty where scores depend on the explanation."""
+        if self.ignores:
+            return (
+                f"this judge ignores the explanation: {self.same:.0%} of its answers on {self.answers} windows are the "
+                "same with explanations that know nothing of the latent. Its scores tell windows apart, not latents"
+            )
+        if self.depends:
+            return ""
+        return (
+            f"no lift is shown over {self.latents} latents (p {self.p:.2g}): explanations that know nothing of the latent "
+            "score as high. Either the explanations are wrong, the judge does not read them, or there are too few latents"
+        )
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """Lifts of the cells of a board under one metric and judge.
+
+    Attributes:
+        cells: Names of the cells.
+        values: Lifts, positive where better.  [cells]
+        covariance: Of their errors.  [cells, cells]
+        reading: Whether the judge reads explanations.
+    """
+
+    cells: tuple[str, ...]
+    values: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    reading: Reading
+
+
+def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key, Lifted]]:
+    """Return the cells with lifts in their rows, floors pooled over these very cells, and the lifts of each column.
+
+    Rows without a floor have no lift.
+    """
+    groups: dict[Key, list[tuple[str, ScoreRow]]] = {}
+    for cell in cells:
+        for row in cell.scores:
+            if row.variant == MAIN and row.against is not None and row.ci95 is not None:
+                groups.setdefault(key_of(row), []).append((cell.cell, row))
+    found = {key: _lifted(rows) for key, rows in groups.items()}
+    made = {(name, key): i for key, lifted in found.items() for i, name in enumerate(lifted.cells)}
+
+    def row_with_lift(cell: CellResult, row: ScoreRow) -> ScoreRow:
+        place = made.get((cell.cell, key_of(row))) if row.variant == MAIN else None
+        if place is None:  # results of an earlier version hold lifts over chance
+            return row.model_copy(update={"lift": None, "lift_ci95": None})
+        return _with_lift(row, found[key_of(row)], place)
+
+    return [
+        cell.model_copy(update={"scores": [row_with_lift(cell, row) for row in cell.scores]}) for cell in cells
+    ], found
+
+
+def key_of(row: ScoreRow) -> Key:
+    """Return what a row's lift is pooled within."""
+    return row.scorer, row.metric, row.plugin, row.judge
+
+
+def _lifted(rows: Sequence[tuple[str, ScoreRow]]) -> Lifted:
+    found = lifts([_paired(row) for _, row in rows])
+    sign = 1 if rows[0][1].higher_is_better else -1
+    return Lifted(tuple(name for name, _ in rows), sign * found.values, found.covariance, _reading(rows))
+
+
+def _paired(row: ScoreRow) -> Paired:
+    sample = row.against
+    if sample is None or row.value is None:
+        raise ValueError(f"{row.scorer}.{row.metric} has no floor")
+    error = stats.standard_error(row.value, row.ci95, *row.range)
+    return Paired(
+        row.value, error, row.n, sample.own, sample.value, sample.n, sample.covariance, sample.least_error
+    )  # fmt: skip
+
+
+def _with_lift(row: ScoreRow, lifted: Lifted, place: int) -> ScoreRow:
+    from math import isfinite
+
+    from scipy.special import stdtrit
+
+    sample = row.against
+    value, error = round(float(lifted.values[place]), 12) + 0.0, float(lifted.covariance[place, place] ** 0.5)
+    half = float(stdtrit(max(sample.n - 1, 1), 0.975)) * error if sample else error
+    low, high = row.range
+    span = high - low if low is not None and high is not None else float("inf")
+    ci = (max(value - half, -span), min(value + half, span)) if isfinite(half) else None
+    return row.model_copy(update={"lift": value, "lift_ci95": ci})
+
+
+def _reading(rows: Sequence[tuple[str, ScoreRow]]) -> Reading:
+    samples = [row.against for _, row in rows if row.against is not None]
+    answers = sum(s.answers for s in samples)
+    same = sum(s.answers * s.same for s in samples if s.same is not None)
+    ps = [s.p for s in samples if s.p is not None]
+    return Reading(stats.fisher(ps), same / answers if answers else None, answers, sum(s.n for s in samples))

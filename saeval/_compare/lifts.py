@@ -1,0 +1,172 @@
+"""Lifts: scores above those that the same judge gives to explanations of other latents, with floors pooled over cells.
+
+A judge that never reads the explanation can still score two dictionaries differently, because their windows differ. The
+floor of a cell is what its windows score under explanations that know nothing of the latent; lift is the score above it.
+Floors are estimates from part of the latents, so they are pooled over cells as far as the data allow: where floors agree,
+a difference of lifts is as precise as a difference of scores; where they differ, that difference is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_AGREE = (
+    9.0  # prior odds that true floors do not differ between cells: .95 of the power of scores is kept (docs/metrics.md)
+)
+_SCALE = 0.4  # prior scale of their spread where they do, in standard deviations of one latent's floor
+_STEPS = 24  # points at which that spread is integrated over
+_REACH = 4.0  # the largest spread considered, in units of its prior scale
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Scores of one cell, and the floors of some of its latents.
+
+    Attributes:
+        own: Mean score over all latents.
+        error: Its standard error.
+        n: Latents behind it.
+        shared_own: Mean score over the latents that have a floor.
+        floor: Mean floor.
+        m: Latents that have a floor.
+        covariance: Sample variance of those scores, of their floors, and the covariance of the two.
+        least_error: What the standard error of the lift is at least: few latents prove little, however alike they are.
+    """
+
+    own: float
+    error: float
+    n: int
+    shared_own: float
+    floor: float
+    m: int
+    covariance: tuple[float, float, float]
+    least_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lifts:
+    """Lifts of several cells under one judge.
+
+    Attributes:
+        values: The lifts.  [cells]
+        covariance: Of their errors, which share that of the common floor.  [cells, cells]
+        floors: Floors after pooling.  [cells]
+        spread: Standard deviation of true floors between cells, its posterior mean.
+    """
+
+    values: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    floors: NDArray[np.float64]
+    spread: float
+
+
+def lifts(cells: Sequence[Paired]) -> Lifts:
+    """Return the lifts of cells that one judge scored, by a random-effects model of their floors.
+
+    1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the scores
+       (double sampling, Cochran 1977, §12.7): where a judge goes by the windows alone, score and floor are the same.
+    2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 15 to 1, τ is 0,
+       else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
+       averaged over the posterior of τ, so that the uncertainty of τ is in every interval.
+    3. Given the floor, the score is corrected for what the sampled windows of this cell shared with its floor.
+
+    Assumes that latents are drawn independently, and errors near normal.
+    """
+    import numpy as np
+
+    own = np.array([c.own for c in cells])
+    error = np.array([c.error for c in cells])
+    n, m = (np.array([getattr(c, name) for c in cells], dtype=np.float64) for name in ("n", "m"))
+    x_variance, f_variance = _variances(cells)
+    r = _correlation(cells)
+    both = r * np.sqrt(x_variance * f_variance)
+    slope = np.divide(both, x_variance, out=np.zeros_like(both), where=x_variance > 0)
+    floor = np.array([c.floor for c in cells]) + slope * (own - np.array([c.shared_own for c in cells]))
+    floor_error2 = f_variance * ((1 - r**2) / m + r**2 / n) + 1e-12
+    carried = both / n / floor_error2  # of the floor's error, what the score shares
+    rest = np.maximum(error**2 - carried**2 * floor_error2, 0.0)
+
+    taus, weights = _spread(floor, floor_error2, float(np.sqrt(np.median(f_variance))))
+    means, covariances, floors = [], [], []
+    for tau in taus:
+        pooled, covariance = _pooled(floor, floor_error2, tau)
+        keep = 1 - carried
+        means.append(own - carried * floor - keep * pooled)
+        covariances.append(np.diag(rest) + np.outer(keep, keep) * covariance)
+        floors.append(pooled)
+    values = np.average(means, axis=0, weights=weights)
+    away = np.array(means) - values
+    covariance = np.average(covariances, axis=0, weights=weights) + (away * weights[:, None]).T @ away
+    lacking = np.maximum(np.array([c.least_error for c in cells]) ** 2 - np.diag(covariance), 0.0)
+    return Lifts(
+        values,
+        covariance + np.diag(lacking),
+        np.average(floors, axis=0, weights=weights),
+        float(weights @ taus),
+    )
+
+
+def _variances(cells: Sequence[Paired]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the variances of scores and floors over latents; that of floors leans on all cells where latents are few."""
+    import numpy as np
+
+    each = np.array([c.covariance[:2] for c in cells])
+    weight = np.array([max(c.m - 1, 0) for c in cells], dtype=np.float64)
+    common = (each * weight[:, None]).sum(axis=0) / max(weight.sum(), 1.0)
+    leaning = 4.0
+    mixed = (each * weight[:, None] + leaning * common) / (weight + leaning)[:, None]
+    return mixed[:, 0], mixed[:, 1]
+
+
+def _correlation(cells: Sequence[Paired]) -> float:
+    """Return the correlation of score and floor over the latents within cells."""
+    import numpy as np
+
+    sums = np.array([np.multiply(c.covariance, max(c.m - 1, 0)) for c in cells]).sum(axis=0)
+    scale = float(np.sqrt(sums[0] * sums[1]))
+    return float(np.clip(sums[2] / scale, -1.0, 1.0)) if scale > 0 else 0.0
+
+
+def _spread(
+    floor: NDArray[np.float64], error2: NDArray[np.float64], sd: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return values of τ and their posterior weights, which sum to 1."""
+    import numpy as np
+
+    scale = _SCALE * sd
+    if len(floor) < 2 or scale <= 0:
+        return np.zeros(1), np.ones(1)
+    taus = np.concatenate([[0.0], (np.arange(_STEPS) + 0.5) / _STEPS * _REACH * scale])
+    prior = np.exp(-0.5 * (taus / scale) ** 2)
+    prior[0] = _AGREE * prior[1:].sum()
+    logs = np.array([_log_likelihood(floor, error2 + tau**2) for tau in taus])
+    weights = prior * np.exp(logs - logs.max())
+    return taus, weights / weights.sum()
+
+
+def _log_likelihood(floor: NDArray[np.float64], variance: NDArray[np.float64]) -> float:
+    """Return the log-likelihood of floors about an unknown common mean, restricted (REML)."""
+    import numpy as np
+
+    weight = 1 / variance
+    mean = float(weight @ floor / weight.sum())
+    return float(-0.5 * (np.log(variance).sum() + np.log(weight.sum()) + weight @ (floor - mean) ** 2))
+
+
+def _pooled(
+    floor: NDArray[np.float64], error2: NDArray[np.float64], tau: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return floors shrunk to their common mean, and the covariance of their errors, for a given τ."""
+    import numpy as np
+
+    weight = 1 / (error2 + tau**2)
+    mean = float(weight @ floor / weight.sum())
+    kept = tau**2 / (error2 + tau**2)
+    covariance = np.diag(kept * error2) + np.outer(1 - kept, 1 - kept) / weight.sum()
+    return kept * floor + (1 - kept) * mean, covariance

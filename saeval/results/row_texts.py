@@ -1,0 +1,57 @@
+"""Writes what stands beside a score: floor, lift, coverage by window, correction and the judge's verdict."""
+
+from __future__ import annotations
+
+from saeval._util.text import short
+from saeval.records import ScoreRow
+
+
+def lift(row: ScoreRow) -> str:
+    """Write a lift and its interval; nothing without a floor."""
+    if row.lift is None or row.against is None:
+        return ""
+    few = "*" * (row.against.n < row.FEW)
+    return f"{row.lift:+.3f}" + (f" ({row.lift_ci95[0]:+.3f} to {row.lift_ci95[1]:+.3f}){few}" if row.lift_ci95 else "")
+
+
+def short_lift(row: ScoreRow) -> str:
+    """Write a lift and its interval in little room: `+.160 [+.07 +.25]`; nothing without a floor."""
+    if row.lift is None or row.against is None:
+        return ""
+    if row.lift_ci95 is None:
+        return f"{_signed(row.lift)} [– –]"
+    low, high = row.lift_ci95
+    return f"{_signed(row.lift)} [{_signed(low, 2)} {_signed(high, 2)}]" + "*" * (row.against.n < row.FEW)
+
+
+def _signed(value: float, digits: int = 3) -> str:
+    return ("" if value < 0 else "+") + short(value, digits)
+
+
+def floor(row: ScoreRow) -> str:
+    """Write the floor that the lift is measured from, on how many latents; nothing without one."""
+    return "" if row.against is None else f"{row.against.value:.3f} (n {row.against.n})"
+
+
+def answered(row: ScoreRow) -> str:
+    """Write the share of windows answered; where too many are not, marked `!`, with the score's worst and best case."""
+    if not row.windows:
+        return ""
+    share = f"{int(100 * row.answered / row.windows)}%"  # rounded down, so that 100 % is all of them
+    if row.unanswered > row.MAX_UNANSWERED and row.bounds is not None:
+        return f"{share}! {short(row.bounds[0], 2)}–{short(row.bounds[1], 2)}"
+    return share + "!" * (row.unanswered > row.MAX_UNANSWERED)
+
+
+def corrected(row: ScoreRow) -> str:
+    """Write the score corrected for the judge's errors, and its interval; nothing without one."""
+    if row.corrected is None or row.corrected_ci95 is None:
+        return ""
+    return f"{row.corrected:.3f} ({row.corrected_ci95[0]:.3f} to {row.corrected_ci95[1]:.3f})"
+
+
+def judge(row: ScoreRow) -> str:
+    """Write what a check says of the judge: its verdict, or that there was none; nothing for scorers without a judge."""
+    if row.judge is None:
+        return ""
+    return row.verdict or "unchecked"

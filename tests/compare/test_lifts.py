@@ -1,0 +1,340 @@
+"""Lifts take out what windows alone explain, keep what explanations add, and say how sure they are."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from made_run import cell, floor_sample, run_of, score_row
+from scipy import stats as scipy_stats
+
+from saeval._compare import stats
+from saeval._compare.judge_errors import correct_for_judge, verdict
+from saeval._compare.leaderboard import Leaderboard
+from saeval._compare.lift_rows import with_lifts
+from saeval._compare.lifts import Paired, lifts
+from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
+from saeval.plugin import derive_rng
+from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
+from saeval.records.scores import split_ranking
+
+
+def paired(own, floor, n=100, m=50, sd=(0.1, 0.1), r=0.0, shared=None, **changes):
+    x, f = sd[0] ** 2, sd[1] ** 2
+    values = {"own": own, "error": sd[0] / n**0.5, "n": n, "shared_own": own if shared is None else shared, "floor": floor,
+              "m": m, "covariance": (x, f, r * sd[0] * sd[1])}  # fmt: skip
+    return Paired(**{**values, **changes})
+
+
+def errors(found):
+    return np.sqrt(np.diag(found.covariance))
+
+
+def difference(found, i=0, j=1):
+    return float(found.values[i] - found.values[j]), stats.difference_error(found.covariance, i, j)
+
+
+# --- the model of floors
+
+
+def test_floors_that_agree_cost_nothing_against_raw_scores():
+    found = lifts([paired(0.75, 0.5), paired(0.70, 0.5)])
+    assert found.values == pytest.approx([0.25, 0.20], abs=1e-6)
+    raw = math.hypot(0.01, 0.01)
+    value, error = difference(found)
+    assert value == pytest.approx(0.05, abs=1e-6) and raw <= error < 1.08 * raw
+    assert found.floors == pytest.approx([0.5, 0.5]) and 0 < found.spread < 0.01
+
+
+def test_floors_that_differ_are_taken_out_of_the_difference():
+    found = lifts([paired(0.75, 0.65), paired(0.60, 0.50)])
+    value, error = difference(found)
+    assert abs(value) < 0.01 and error > 1.3 * math.hypot(0.01, 0.01)
+    assert found.floors == pytest.approx([0.65, 0.5], abs=0.01)
+
+
+def test_floors_that_differ_by_noise_alone_are_pooled():
+    near = lifts([paired(0.75, 0.51), paired(0.75, 0.49)])
+    assert abs(difference(near)[0]) < 0.005
+    assert near.floors[0] - near.floors[1] < 0.005
+
+
+def test_a_judge_that_goes_by_windows_alone_gives_no_lift_even_where_floors_would_be_pooled():
+    # Score and floor of a latent are the same number, and only half of the latents have a floor.
+    found = lifts([paired(0.53, 0.52, r=1.0, shared=0.52), paired(0.50, 0.505, r=1.0, shared=0.505)])
+    assert found.values == pytest.approx([0, 0], abs=1e-6)
+    assert errors(found) == pytest.approx([0, 0], abs=1e-4)
+
+
+def test_more_cells_whose_floors_agree_make_a_lift_more_certain():
+    few, many = (lifts([paired(0.7, 0.5)] * k) for k in (1, 12))
+    assert errors(many)[0] < 0.85 * errors(few)[0]
+    assert errors(few)[0] == pytest.approx(math.hypot(0.01, 0.1 / 50**0.5), rel=1e-3)
+
+
+def test_the_error_of_the_common_floor_is_shared_and_cancels_between_cells():
+    found = lifts([paired(0.7, 0.5)] * 4)
+    assert found.covariance[0, 1] > 0
+    assert difference(found)[1] < math.hypot(*errors(found)[:2])
+
+
+def test_a_lift_is_never_more_certain_than_so_few_differences_allow():
+    found = lifts([paired(1.0, 0.5, sd=(0.0, 0.0), error=0.03, least_error=0.05)] * 2)
+    assert errors(found).min() >= 0.05
+
+
+def test_a_cell_with_few_floors_leans_on_the_spread_of_the_others():
+    alone = lifts([paired(0.7, 0.5, m=2, sd=(0.1, 0.0)), paired(0.7, 0.5, m=50, sd=(0.1, 0.2))])
+    assert errors(alone)[0] > 0.015  # its own two floors happen to be alike
+
+
+@pytest.mark.parametrize(("spread", "least"), [(0.0, 0.93), (0.1, 0.88)])
+def test_intervals_of_lifts_cover_the_truth(spread, least):
+    rng = derive_rng(1, "lifts cover", str(spread))
+    covered = 0
+    for _ in range(400):
+        floors = 0.5 + spread * rng.standard_normal(3)
+        cells = []
+        for at in floors:
+            own, floor = rng.normal(at + 0.2, 0.15, 60), rng.normal(at, 0.1, 30)
+            (x, both), (_, f) = np.cov(own[:30], floor)
+            cells.append(paired(own.mean(), floor.mean(), 60, 30, error=own.std(ddof=1) / 60**0.5,
+                                shared_own=own[:30].mean(), covariance=(x, f, both)))  # fmt: skip
+        found = lifts(cells)
+        covered += abs(found.values[0] - 0.2) <= 2.0 * errors(found)[0]
+    assert least <= covered / 400 <= 0.985
+
+
+# --- tests
+
+
+def test_signs_are_flipped_in_all_ways_where_there_are_few():
+    d = [0.3, 0.1, -0.05, 0.2]
+    sums = [sum(s * x for s, x in zip(signs, d, strict=True)) for signs in product((1, -1), repeat=4)]
+    exact = np.mean([s >= sum(d) - 1e-12 for s in sums])
+    assert stats.depends_p(d, derive_rng(0)) == exact == 2 / 16
+    assert stats.paired_p(d, derive_rng(0)) == np.mean([abs(s) >= abs(sum(d)) - 1e-12 for s in sums]) == 4 / 16
+    assert stats.depends_p([-x for x in d], derive_rng(0)) == 15 / 16
+
+
+def test_drawn_flips_come_near_all_flips_and_their_p_is_never_nought():
+    d = derive_rng(2).normal(0.05, 0.1, 30)
+    expected = scipy_stats.ttest_1samp(d, 0, alternative="greater").pvalue
+    assert stats.depends_p(d, derive_rng(3), 9999) == pytest.approx(expected, abs=0.01)
+    assert stats.depends_p([1.0] * 40, derive_rng(0), 999) == 1 / 1000
+    assert stats.depends_p([0.0] * 40, derive_rng(0), 999) == 1
+
+
+def test_very_many_differences_are_tested_by_normal_theory():
+    rng = derive_rng(4)
+    d = rng.normal(0, 1, 30_000)
+    for shift, low, high in ((0.0, 0.001, 0.999), (0.1, 0.0, 0.001), (-0.1, 0.999, 1.0)):
+        assert low <= stats.depends_p(d + shift, rng) <= high
+
+
+def test_fishers_combination_equals_scipys():
+    ps = [0.04, 0.2, 0.9]
+    assert stats.fisher(ps) == pytest.approx(scipy_stats.combine_pvalues(ps, "fisher").pvalue)
+    assert stats.fisher([]) == 1
+
+
+def test_pairs_are_a_family_and_errors_that_are_shared_cancel():
+    shared = np.full((3, 3), 0.04) + np.eye(3) * 0.0001
+    ps = stats.apart_p([0.5, 0.46, 0.45], shared, [(0, 1), (0, 2), (1, 2)])
+    z = scipy_stats.norm.sf(np.array([0.04, 0.05, 0.01]) / 0.0002**0.5) * 2
+    assert ps == pytest.approx([z[0] * 2, z[1] * 3, z[2]], rel=1e-9)
+    assert stats.apart_p([0.5, 0.5, 0.4], np.zeros((3, 3)), [(0, 1), (0, 2)]) == [1, 0]
+
+
+def test_detectable_differences_grow_with_the_family():
+    one, ten = stats.detectable_difference([0.02, 0.02]), stats.detectable_difference([0.02] * 45)
+    assert one == pytest.approx(0.02 * (scipy_stats.norm.isf(0.025 / 2) + scipy_stats.norm.isf(0.2)))
+    assert ten == pytest.approx(0.02 * (scipy_stats.norm.isf(0.025 / 45) + scipy_stats.norm.isf(0.2)))
+    assert stats.detectable_difference([]) is None and stats.detectable_difference([math.inf]) is None
+    assert stats.detectable_difference([0.01, 0.03, 0.02]) == stats.detectable_difference([0.02] * 3)
+
+
+def test_equal_differences_leave_the_error_that_they_can_hide():
+    assert stats.least_error([0.0] * 50, 0, 1) == pytest.approx((1 - 0.05 ** (1 / 50)) / 1.96)
+    assert stats.least_error([0.0] * 50, -1, 1) == pytest.approx(2 * (1 - 0.05 ** (1 / 50)) / 1.96)
+    assert stats.least_error(derive_rng(1).random(50), 0, 1) < 0.001
+    assert stats.least_error([3.0] * 50, -math.inf, math.inf) == pytest.approx(6 * (1 - 0.05 ** (1 / 50)) / 1.96)
+    assert stats.least_error([], 0, 1) == math.inf
+
+
+# --- a judge's errors
+
+
+def test_correction_divides_what_is_above_chance_by_what_a_judge_lets_through():
+    value, (low, high) = correct_for_judge((0.7, 0.02), (0.9, 0.01))
+    assert value == pytest.approx(0.5 + 0.2 / 0.8)
+    assert low < value < high and high - low > 2 * 1.96 * 0.02 / 0.8  # wider than for a judge known exactly
+    exact = correct_for_judge((0.7, 0.02), (0.9, 0.0))
+    assert exact[1] == pytest.approx((0.75 - 1.96 * 0.025, 0.75 + 1.96 * 0.025))
+
+
+def test_a_perfect_judge_corrects_nothing_and_scores_stay_in_range():
+    assert correct_for_judge((0.7, 0.01), (1.0, 0.0))[0] == pytest.approx(0.7)
+    assert correct_for_judge((0.97, 0.02), (0.8, 0.01))[0] == 1.0
+    assert correct_for_judge((0.02, 0.01), (0.8, 0.01))[1][0] == 0.0
+    assert correct_for_judge((0.5, 0.01), (0.8, 0.01))[0] == pytest.approx(0.5)
+
+
+def test_a_judge_that_may_know_nothing_cannot_be_corrected_for():
+    assert correct_for_judge((0.7, 0.02), (0.5, 0.01)) is None
+    assert correct_for_judge((0.7, 0.02), (0.52, 0.02)) is None
+    assert correct_for_judge((0.7, 0.02), (0.4, 0.01)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "said"),
+    [(0.95, (0.8, 0.97), "pass"), (0.95, (0.79, 0.97), "weak"), (0.7, (0.61, 0.8), "weak"), (0.7, (0.6, 0.8), "fail"),
+     (0.9, None, "pass"), (0.5, (0.4, 0.6), "fail")],
+)  # fmt: skip
+def test_verdicts_go_by_the_lower_end(value, interval, said):
+    assert verdict(value, interval) == said
+
+
+# --- rows
+
+
+def row_of(own, floor, metric=BALANCED_ACCURACY, **floors):
+    values = dict(enumerate(own))
+    held = Floors({"other": dict(enumerate(floor))}, **{"uninformed": ("other",), **floors})
+    return made_row(ScorerRun("detection", "saeval/detection 0.1.0"), metric, values, derive_rng(0), floors=held)
+
+
+def test_a_row_keeps_what_lifts_are_made_of():
+    own, floor = derive_rng(5).random((2, 40))
+    row = row_of(own, floor[:25], same={"other": (30, 40)})
+    sample = row.against
+    assert (sample.variant, sample.n, sample.same, sample.answers) == ("other", 25, 0.75, 40)
+    assert (sample.own, sample.value) == (pytest.approx(own[:25].mean()), pytest.approx(floor[:25].mean()))
+    (a, b), (_, c) = np.cov(own[:25], floor[:25])
+    assert sample.covariance == pytest.approx((a, c, b))
+    assert row.floor == {"other": pytest.approx(floor[:25].mean()), "chance": 0.5}
+    assert row.lift is None  # until all cells are there
+
+
+def test_only_baselines_that_know_nothing_make_a_floor():
+    own = derive_rng(6).random(30)
+    row = row_of(own, own * 0.9, uninformed=())
+    assert row.against is None and "other" in row.floor
+
+
+def test_where_less_is_better_a_lower_score_is_a_lift():
+    error = Metric("error", higher_is_better=False)
+    rng = derive_rng(7)
+    rows = [row_of(rng.normal(0.3, 0.05, 60), rng.normal(0.5, 0.05, 30), error) for _ in range(2)]
+    assert all(row.against.p < 0.001 for row in rows)
+    cells, lifted = with_lifts([cell(str(i), [row]) for i, row in enumerate(rows)])
+    assert all(c.scores[0].lift == pytest.approx(0.2, abs=0.03) for c in cells)
+    assert all(of.reading.depends for of in lifted.values())
+
+
+def test_intervals_of_lifts_stay_within_what_the_metric_allows():
+    row = row_of([1.0, -1.0, 0.9, -0.9], [-1.0, 1.0], PEARSON)
+    (made,), _ = with_lifts([cell("a", [row])])
+    low, high = made.scores[0].lift_ci95
+    assert low == -2 and high == 2
+
+
+# --- boards
+
+
+def board(*cells, rank_by="detection.balanced_accuracy"):
+    return Leaderboard.of(run_of(*cells, rank_by=rank_by))
+
+
+def contestant(name, own, floor, baseline=None, half=0.02, **sample):
+    made = floor_sample(own, floor, n=48, **sample)
+    return cell(name, [score_row("detection", own, half, against=made)], baseline)
+
+
+def told(found):
+    return [(s.cell.axes["coder"], s.rank_text) for s in found.standings]
+
+
+def test_what_windows_alone_explain_does_not_rank():
+    found = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50))
+    assert found.ranking == "lift" and [rank for _, rank in told(found)] == ["1-2", "1-2"]
+    raw = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50), rank_by="detection.balanced_accuracy.raw")
+    assert raw.ranking == "raw" and told(raw) == [("a", "1"), ("b", "2")]
+    assert any("as asked for" in note for note in raw.notes)
+
+
+def test_lifts_reorder_cells_whose_raw_scores_say_the_opposite():
+    small = {"covariance": (0.0025, 0.0025, 0.0)}
+    found = board(contestant("loud", 0.80, 0.75, **small), contestant("true", 0.75, 0.50, **small))
+    assert told(found) == [("true", "1"), ("loud", "2")]
+    assert found.row(found.standings[0].cell, "detection").lift > 0.2
+
+
+def test_a_board_without_floors_ranks_raw_scores_and_says_so():
+    found = board(cell("a", [score_row("detection", 0.8)]), cell("b", [score_row("detection", 0.6)]))
+    assert found.ranking == "raw" and told(found) == [("a", "1"), ("b", "2")]
+    assert any("no floors" in note for note in found.notes)
+    mixed = board(contestant("a", 0.8, 0.5), cell("b", [score_row("detection", 0.6)]))
+    assert mixed.ranking == "raw" and any("not every contestant has a floor" in note for note in mixed.notes)
+
+
+def test_a_judge_that_ignores_explanations_separates_nothing():
+    blind = {"same": 1.0, "answers": 4000, "p": 1.0, "covariance": (0.01, 0.01, 0.01)}
+    found = board(contestant("a", 0.56, 0.56, **blind), contestant("b", 0.49, 0.49, **blind))
+    assert [rank for _, rank in told(found)] == ["1-2", "1-2"]
+    assert [found.row(s.cell, "detection").lift for s in found.standings] == pytest.approx([0, 0], abs=1e-6)
+    assert any("this judge ignores the explanation: 100% of its answers on 8000 windows" in n for n in found.notes)
+
+
+@pytest.mark.parametrize(("same", "answers", "said"), [
+    (0.98, 400, "ignores the explanation"), (0.979, 400, "no lift is shown"), (1.0, 8, "no lift is shown"),
+    (None, 0, "no lift is shown"),
+])  # fmt: skip
+def test_what_is_said_of_a_judge_without_lift_goes_by_its_answers(same, answers, said):
+    doubtful = {"same": same, "answers": answers, "p": 0.4}
+    found = board(contestant("a", 0.62, 0.5, **doubtful), contestant("b", 0.48, 0.5, **doubtful))
+    assert [rank for _, rank in told(found)] == ["1-2", "1-2"]
+    assert any(said in note for note in found.notes)
+
+
+def test_contestants_are_tested_against_baseline_coders_as_one_family():
+    found = board(
+        contestant("good", 0.75, 0.5), contestant("poor", 0.61, 0.5),
+        contestant("random_sae", 0.60, 0.5, "random_sae"), contestant("neurons", 0.60, 0.5, "neurons"),
+    )  # fmt: skip
+    against = {(a.cell, a.baseline): a for a in found.against}
+    assert len(against) == 4
+    good, poor = against["coder=good", "coder=random_sae"], against["coder=poor", "coder=neurons"]
+    assert good.p < 0.001 and good.difference == pytest.approx(0.15, abs=1e-6) and good.ci95[0] > 0.1
+    assert poor.p == 1 or poor.p > 0.05
+    assert found.smallest_against == pytest.approx(
+        stats.detectable_difference([(good.ci95[1] - good.ci95[0]) / 2 / 1.96] * 4), rel=1e-6
+    )
+
+
+def test_no_baseline_is_beaten_under_a_judge_that_ignores_explanations():
+    blind = {"same": 1.0, "answers": 4000, "p": 1.0}
+    found = board(contestant("a", 0.9, 0.5, **blind), contestant("random_sae", 0.5, 0.5, "random_sae", **blind))
+    assert [a.p for a in found.against] == [1.0]
+
+
+def test_judges_are_not_pooled():
+    one = contestant("a", 0.8, 0.5)
+    other = contestant("b", 0.6, 0.5, p=0.9, same=1.0)
+    other.scores[0] = other.scores[0].model_copy(update={"judge": "another/judge"})
+    found = board(one, other)
+    assert [rank for _, rank in told(found)] == ["1-2", "1-2"]
+    assert any("ignores the explanation" in note for note in found.notes)
+
+
+def test_results_of_earlier_versions_lose_their_lift_over_chance():
+    found = board(cell("a", [score_row("detection", 0.8, lift=0.3)]))
+    assert found.row(found.standings[0].cell, "detection").lift is None
+
+
+def test_ranking_columns_are_split():
+    assert split_ranking("my.scorer.auroc.lift") == ("my.scorer.auroc", "lift")
+    assert split_ranking("fuzzing.lift") == ("fuzzing", "lift")
+    assert split_ranking("fuzzing.auroc") == ("fuzzing.auroc", None)

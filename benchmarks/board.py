@@ -1,4 +1,4 @@
-"""Simulates leaderboards and judges whose truth is known: `python -m benchmarks.board` prints the tables of docs/metrics.md."""
+"""Simulates boards and judges of known truth: `python -m benchmarks.board` prints the tables of docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-WINDOWS = 20  # of each kind per latent
+WINDOWS = 20  # of each kind, for each latent
 
 
 class Scores(NamedTuple):
@@ -80,7 +80,7 @@ def error_of(x: NDArray[np.float64], rng: Generator) -> float:
 
 
 def separated(cells: list[Scores], rng: Generator) -> dict[str, set[tuple[int, int]]]:
-    """Return which cells are told apart by scores, by lifts over each cell's own floor, and by lifts as boards have them."""
+    """Return which cells are told apart: by scores, by lifts over each cell's own floor, by lifts as on boards."""
     pairs = list(combinations(range(len(cells)), 2))
     errors = [error_of(c.own, rng) for c in cells]
     differences = [c.own[: len(c.floor)] - c.floor for c in cells]
@@ -103,9 +103,14 @@ def _paired(cell: Scores, error: float) -> Paired:
     shared = cell.own[: len(cell.floor)]
     (own, both), (_, floor) = np.cov(shared, cell.floor)
     return Paired(
-        float(cell.own.mean()), error, len(cell.own), float(shared.mean()), float(cell.floor.mean()), len(shared),
+        float(cell.own.mean()),
+        error,
+        len(cell.own),
+        float(shared.mean()),
+        float(cell.floor.mean()),
+        len(shared),
         (float(own), float(floor), float(both)),
-    )  # fmt: skip
+    )
 
 
 def boards(repetitions: int) -> None:
@@ -119,8 +124,11 @@ def boards(repetitions: int) -> None:
             real = detectable_difference([sd * (2 / n) ** 0.5] * (k * (k - 1) // 2)) or 0.0
             cases: list[tuple[str, Draw, float]] = [("reads explanations", good_judge, real)]
             for shift in (0.04, 0.08):
-                cases += [("windows alone", blind_judge, shift), ("windows alone, noisy", noisy_blind_judge, shift),
-                          ("swayed by windows", swayed_judge, shift)]  # fmt: skip
+                cases += [
+                    ("windows alone", blind_judge, shift),
+                    ("windows alone, noisy", noisy_blind_judge, shift),
+                    ("swayed by windows", swayed_judge, shift),
+                ]
             for name, draw, better in cases:
                 told: dict[str, int] = {}
                 for _ in range(repetitions):
@@ -187,9 +195,7 @@ def paired_tests(repetitions: int) -> None:
         print(f"| {n} | " + " | ".join(f"{x:.3f}" for x in rejected / repetitions) + " |", flush=True)
 
 
-TABLES = {
-    "boards": boards, "detectable": detectable_differences, "corrections": corrections, "paired": paired_tests
-}  # fmt: skip
+TABLES = {"boards": boards, "detectable": detectable_differences, "corrections": corrections, "paired": paired_tests}
 
 
 def main() -> None:

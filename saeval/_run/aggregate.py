@@ -109,7 +109,7 @@ class Scored:
                 self.right[side] += o.predicted == o.active
 
     def _count(self, score: Score) -> None:
-        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or right."""
+        """Count windows, and bound the score by judging those unanswered all wrong, or all right."""
         if score.status == "skipped":
             return
         sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
@@ -126,7 +126,7 @@ class Scored:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """Windows asked about and answered; those of a latent that was lost before it was asked about count as asked."""
+        """Windows asked about and answered; those of a latent whose calls failed count as asked."""
         latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
         each = self.asked / latents if latents > 0 else 0.0
         return round(self.asked + each * self.unasked), self.answered
@@ -172,7 +172,8 @@ class CellOutcome:
         base: Hash of what the records depend on.
         explanations: By variant and latent; without what was asked.
         scored: By scorer label and variant.
-        whole: Gives an explanation, or the score under a label, with all that belongs to it, by step, variant and latent.
+        whole: Gives an explanation, or the score under a label, with all that belongs to it, by step, variant and
+        latent.
         explaining: What explaining took, by variant.
         directions: What the directions of latents tell, by latent.
         measured: Measures of the coder that needed the model.

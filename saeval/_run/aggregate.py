@@ -1,224 +1,39 @@
-"""From the scores of single latents to the rows of `results.json`, and to the tables of each cell."""
+"""Summarises a run: from the scores of single latents to the rows of `results.json`."""
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
-from math import fsum, isnan, nan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import saeval
 from saeval._compare import Floors, ScorerRun, correct_for_judge, correlated, score_row, standard_error, with_lifts
 from saeval._run import judge_checks
+from saeval._run.state import CellState, RunState, Scored
 from saeval._util import derive_rng
-from saeval.activations import position_dependence, token_share
-from saeval.llm import unpack
 from saeval.records import (
     MAIN,
     CellResult,
     Correlation,
     DecileShares,
-    Explanation,
     Finding,
     Judge,
-    LatentRecord,
     Ledger,
     Measure,
     Metric,
-    Outcome,
     RunResult,
-    Score,
     ScorerCheck,
     ScoreRow,
-    Status,
-    Usage,
 )
 from saeval.task import OF_ALL_LATENTS
 
 if TYPE_CHECKING:
-    from saeval._run.sampling import Records
-    from saeval.activations import ActivationStore
     from saeval.task import Cell, StepPart, Task
 
-_SILENT = 10  # place after the deciles
 _ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that stand in other fields of a cell
 _FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
-Whole = Callable[[str, str, int], "Explanation | Score | None"]
-"""By step (`explain` or a scorer's label), variant and latent, what came of it."""
-
-
-def _in_order(score: Score) -> list[Outcome]:
-    """Return judged windows in an order that no explanation changes."""
-    return sorted(score.outcomes, key=lambda o: (o.example, o.active))
-
-
-class Scored:
-    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by latent.
-
-    Attributes:
-        tried: Latents that it was to be run on.
-        usage: What it took.
-        unscored: Status and reason of latents without a score.
-        unparsed: Judged windows whose reply held no answer, or was refused.
-        windows: Windows asked about, and windows answered.
-        watched: Latents whose answers are kept, so that those under other explanations can be compared with them.
-        right: Activating windows judged right, by decile, and then the others.
-        judged: Answered windows, likewise.
-    """
-
-    def __init__(self, tried: int = 0, watched: frozenset[int] = frozenset()):
-        self.tried, self.watched = tried, watched
-        self.usage = Usage(usd=0.0)
-        self.unscored: dict[int, tuple[Status, str]] = {}
-        self.unparsed = 0
-        self.right, self.judged = [0] * 11, [0] * 11
-        self.asked = self.answered = self.unasked = 0
-        self._worst, self._best = array("d"), array("d")
-        self._answers: dict[int, bytes] = {}
-        self._rows: dict[int, int] = {}
-        self._values: dict[str, array[float]] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, latent: int) -> bool:
-        return latent in self._rows
-
-    def take(self, latent: int, score: Score) -> None:
-        """Take the score of a latent."""
-        row = self._rows[latent] = len(self._rows)
-        if score.status != "ok":
-            self.unscored[latent] = score.status, score.reason
-        for metric, value in score.values.items() if score.status == "ok" else ():
-            column = self._values.setdefault(metric, array("d"))
-            column.extend([nan] * (row - len(column)))
-            column.append(value)
-        self.unparsed += score.count("unparsed", "refused")
-        self._count(score)
-        if latent in self.watched:
-            self._answers[latent] = bytes(2 if o.predicted is None else o.predicted for o in _in_order(score))
-        for o in score.outcomes:
-            side = o.decile if o.active else _SILENT
-            if o.status == "ok" and o.predicted is not None and side is not None and 0 <= side <= _SILENT:
-                self.judged[side] += 1
-                self.right[side] += o.predicted == o.active
-
-    def _count(self, score: Score) -> None:
-        """Count windows, and bound the score by judging those unanswered all wrong, or all right."""
-        if score.status == "skipped":
-            return
-        sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
-        self.unasked += not score.outcomes
-        self.asked += len(score.outcomes)
-        worst, best = [], []
-        for side in filter(None, sides):
-            answers = [o.predicted == o.active for o in side if o.status == "ok" and o.predicted is not None]
-            self.answered += len(answers)
-            worst.append(sum(answers) / len(side))
-            best.append(worst[-1] + 1 - len(answers) / len(side))
-        self._worst.append(sum(worst) / len(worst) if worst else 0.0)
-        self._best.append(sum(best) / len(best) if best else 1.0)
-
-    @property
-    def windows(self) -> tuple[int, int]:
-        """Windows asked about and answered; those of a latent whose calls failed count as asked."""
-        latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
-        each = self.asked / latents if latents > 0 else 0.0
-        return round(self.asked + each * self.unasked), self.answered
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Mean share judged right, both sides alike, with everything unanswered judged wrong, and judged right."""
-        if not self.answered:
-            return None
-        n = len(self._worst)
-        return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
-
-    def same(self, other: Scored) -> tuple[int, int]:
-        """Return how many windows got the same answer here and there, of how many answered in both."""
-        alike = both = 0
-        for latent in self._answers.keys() & other._answers.keys():
-            pairs = [
-                (a, b) for a, b in zip(self._answers[latent], other._answers[latent], strict=False) if 2 not in (a, b)
-            ]
-            both += len(pairs)
-            alike += sum(a == b for a, b in pairs)
-        return alike, both
-
-    def metrics(self) -> list[str]:
-        """Return the names of the metrics that some latent has."""
-        return sorted(self._values)
-
-    def values(self, metric: str) -> dict[int, float]:
-        """Return the metric of every latent that has it, by latent: replies arrive in any order, sums depend on it."""
-        column = self._values.get(metric, array("d"))
-        return {i: column[k] for i, k in sorted(self._rows.items()) if k < len(column) and not isnan(column[k])}
-
-
-@dataclass
-class CellOutcome:
-    """All that was found out about one cell so far.
-
-    Attributes:
-        cell: The cell.
-        store: Its activations.
-        records: The latents sampled, in their random order.
-        counts: Latents requested, eligible, sampled.
-        base: Hash of what the records depend on.
-        explanations: By variant and latent; without what was asked.
-        scored: By scorer label and variant.
-        whole: Gives an explanation, or the score under a label, with all that belongs to it, by step, variant and
-        latent.
-        explaining: What explaining took, by variant.
-        directions: What the directions of latents tell, by latent.
-        measured: Measures of the coder that needed the model.
-        dependent: Floors made of a latent that does not fire independently, for want of another.
-    """
-
-    cell: Cell
-    store: ActivationStore
-    records: Records
-    counts: dict[str, int]
-    base: str
-    whole: Whole
-    explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
-    scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
-    explaining: dict[str, Usage] = field(default_factory=dict)
-    directions: dict[int, dict[str, Any]] = field(default_factory=dict)
-    measured: dict[str, float] = field(default_factory=dict)
-    dependent: int = 0
-
-    def explanation(self, variant: str, latent: int) -> Explanation | None:
-        """Return a latent's explanation if there is one that worked."""
-        found = self.explanations.get((variant, latent))
-        return found if found is not None and found.status == "ok" else None
-
-    def score(self, label: str, variant: str, latent: int) -> Score | None:
-        """Return a latent's whole score, if there is one by now."""
-        scored = self.scored[label, variant]
-        if latent not in scored:
-            return None
-        found = self.whole(label, variant, latent)
-        if isinstance(found, Score):
-            return found
-        status, reason = scored.unscored[latent]  # there was nothing to score
-        return Score(status=status, reason=reason)
-
-    def limit(self, variant: str) -> int | None:
-        """Return on how many latents a variant runs; None for all."""
-        if variant == "shuffled_explanation":
-            return self.cell.shuffled_latents
-        step = self.cell.explainer if variant == MAIN else self.cell.alternatives[variant]
-        return step.latents if step else None
-
-    def spend(self, variant: str, usage: Usage) -> None:
-        """Add to what explaining took."""
-        self.explaining[variant] = self.explaining.get(variant, Usage(usd=0.0)) + usage
 
 
 _RECORDED = (
@@ -228,8 +43,7 @@ _RECORDED = (
 
 
 def summarise(
-    task: Task,
-    outcomes: Mapping[str, CellOutcome],
+    state: RunState,
     ledger: Sequence[Ledger],
     *,
     run_id: str,
@@ -239,10 +53,11 @@ def summarise(
     warnings: Sequence[str] = (),
 ) -> RunResult:
     """Return the result of a run from what is finished of it; its own warnings come after those given."""
+    task, outcomes = state.task, state.cells
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
     recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
-    cells, _ = with_lifts([_cell_result(task, outcome) for outcome in outcomes.values()])
+    cells, _ = with_lifts([_cell_result(task, outcome, state.done) for outcome in outcomes.values()])
     return RunResult(
         run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
         saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
@@ -264,7 +79,7 @@ def _judges(task: Task) -> list[Judge]:
     ]
 
 
-def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
+def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     cell, store = outcome.cell, outcome.store
     facts = store.facts
     firings = store.firings
@@ -290,19 +105,37 @@ def _cell_result(task: Task, outcome: CellOutcome) -> CellResult:
         explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
         measures=measures,
         counts={**outcome.counts, "explained": explained},
-        scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step)],
+        scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
         cautions=_cautions(outcome),
     )  # fmt: skip
 
 
-def _l0(outcome: CellOutcome) -> float:
+def _score_cautions(outcome: CellState) -> Iterator[str]:
+    """Say what scorers and sampler have to say of a cell's scores and windows."""
+    for label, step in outcome.cell.scorers.items():
+        if (scored := outcome.scored.get((label, MAIN))) is None or not scored.tried:
+            continue
+        columns = {name: list(scored.values(name).values()) for name in scored.metrics()}
+        means = {name: sum(column) / len(column) for name, column in columns.items() if column}
+        for caution in step.part.plugin.cautions(means, outcome.records.latents):
+            yield f"{label}: {caution}"
+    asked, silent = outcome.cell.sampler.plugin.silent_windows(), outcome.records.silent
+    short = [n for n in silent if asked is not None and n < asked]
+    if short:
+        yield (
+            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, {min(short)} at "
+            "least."
+        )
+
+
+def _l0(outcome: CellState) -> float:
     """Latents per token that fire."""
     return float(outcome.store.firings.sum()) / max(outcome.store.n_tokens, 1)
 
 
-def _unlike(outcomes: Mapping[str, CellOutcome]) -> Iterator[str]:
+def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
     """Say which random SAEs are sparser or denser than every coder that they stand beside."""
     beside = [_l0(o) for o in outcomes.values() if o.cell.baseline is None and o.store.latents is None]
     for name, outcome in outcomes.items():
@@ -315,10 +148,10 @@ def _unlike(outcomes: Mapping[str, CellOutcome]) -> Iterator[str]:
             )
 
 
-def _cautions(outcome: CellOutcome) -> list[str]:
+def _cautions(outcome: CellState) -> list[str]:
     """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
     cell, store = outcome.cell, outcome.store
-    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ())]
+    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ()), *_score_cautions(outcome)]
     if cell.baseline is not None:
         return list(dict.fromkeys(said))
     if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
@@ -338,7 +171,7 @@ def _declared(cell: Cell) -> list[Measure]:
     return [measure for part in parts for measure in getattr(part.plugin, "measures", ())]
 
 
-def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> list[ScoreRow]:
+def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done: bool) -> list[ScoreRow]:
     """Rows of one scorer: every metric of the cell's own explanations, then of each baseline."""
     rows = []
     cell = outcome.cell
@@ -347,11 +180,11 @@ def _rows(task: Task, outcome: CellOutcome, label: str, step: StepPart[Any]) -> 
         known = judge_checks.of_scorer(judge_checks.find(task.roles[step.role]), step)
     for variant in (MAIN, *cell.alternatives):
         scored = outcome.scored.get((label, variant))
-        if scored is None:  # interrupted before
+        if scored is None or not (scored.tried or done):  # interrupted before
             continue
         scoring = ScorerRun(
             label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
-            scored.unparsed, *_windows(scored, step), task.roles[step.role].model if step.role else None, scored.usage.usd,
+            scored.unparsed, *_windows(scored, step), task.roles[step.role].model if step.role else None, scored.spent.total.usd,
         )  # fmt: skip
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
@@ -376,7 +209,7 @@ def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:
     return {} if found is None else {"corrected": found[0], "corrected_ci95": found[1]}
 
 
-def _floors(outcome: CellOutcome, label: str, variant: str, metric: Metric) -> Floors | None:
+def _floors(outcome: CellState, label: str, variant: str, metric: Metric) -> Floors | None:
     """Return what the baselines of a cell got under the same metric; baselines themselves are held against none."""
     if variant != MAIN:
         return None
@@ -397,14 +230,14 @@ def _windows(scored: Scored, step: StepPart[Any]) -> tuple[tuple[int, int], tupl
     return scored.windows, scored.bounds if step.part.plugin.metrics[0].name in _BY_WINDOW else None
 
 
-def _words(outcome: CellOutcome, variant: str, latents: Iterable[int]) -> Iterator[int]:
+def _words(outcome: CellState, variant: str, latents: Iterable[int]) -> Iterator[int]:
     """Yield the number of words of each of these latents' explanations."""
     for latent in latents:
         if (explanation := outcome.explanation(variant, latent)) is not None:
             yield len(explanation.text.split())
 
 
-def _deciles(outcome: CellOutcome, label: str) -> DecileShares | None:
+def _deciles(outcome: CellState, label: str) -> DecileShares | None:
     """Return how often a scorer judged right in each decile; None for scorers that give no answers window by window."""
     scored = outcome.scored.get((label, MAIN))
     if scored is None or not any(scored.judged):
@@ -416,7 +249,7 @@ def _deciles(outcome: CellOutcome, label: str) -> DecileShares | None:
     )
 
 
-def _correlations(outcomes: Sequence[CellOutcome]) -> list[Correlation]:
+def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
     """Return the correlation of each pair of scorers over the latents of these cells that both scored."""
     headlines: dict[str, dict[tuple[str, int], float]] = {}
     for outcome in outcomes:
@@ -433,7 +266,7 @@ def _correlations(outcomes: Sequence[CellOutcome]) -> list[Correlation]:
 
 
 def _warnings(
-    task: Task, cells: Sequence[CellResult], outcomes: Mapping[str, CellOutcome], partial: bool, synthetic: bool
+    task: Task, cells: Sequence[CellResult], outcomes: Mapping[str, CellState], partial: bool, synthetic: bool
 ) -> list[str]:
     found = []
     if synthetic:
@@ -467,6 +300,7 @@ def _warnings(
                 f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their floors are made "
                 "of the explanations of latents that fire with them or avoid them."
             )
+        found += _without_probabilities(outcomes[cell.cell])
     return found
 
 
@@ -481,14 +315,25 @@ def _unanswered(row: ScoreRow) -> str:
     )
 
 
-def _why(outcome: CellOutcome, label: str) -> str:
+def _without_probabilities(outcome: CellState) -> Iterator[str]:
+    """Say which scorers asked for log-probabilities in vain, and so have no AUROC."""
+    for label, step in outcome.cell.scorers.items():
+        scored = outcome.scored.get((label, MAIN))
+        asked = getattr(step.part.plugin, "top_logprobs", 0) and any(
+            m.name == "auroc" for m in step.part.plugin.metrics
+        )
+        if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
+            yield f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no AUROC."
+
+
+def _why(outcome: CellState, label: str) -> str:
     """Return the reason that most of a scorer's failed latents have."""
     unscored = outcome.scored[label, MAIN].unscored.values()
     reasons = Counter(reason for status, reason in unscored if status == "failed")
     return reasons.most_common(1)[0][0] if reasons else "no reason given"
 
 
-def _flaws(outcomes: Iterable[CellOutcome]) -> Iterator[str]:
+def _flaws(outcomes: Iterable[CellState]) -> Iterator[str]:
     """Say of each cell what its sampler owns up to, and how far it goes on these latents."""
     for outcome in outcomes:
         name, sampler = outcome.cell.name, outcome.cell.sampler.label
@@ -545,102 +390,3 @@ def _packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_cells(outcomes: Mapping[str, CellOutcome], folder_of: Callable[[str], Path]) -> None:
-    """Write each cell's latents, examples, explanations, scores, judgements and calls, a latent at a time."""
-    from saeval.results import cell_tables
-
-    for outcome in outcomes.values():
-        scores = [f"score.{label}.{metric}" for label, metrics in _metrics(outcome).items() for metric in metrics]
-        with cell_tables(folder_of(outcome.cell.name), scores, directions=any(outcome.directions.values())) as tables:
-            for record in outcome.records:
-                latent = record.latent.index
-                judged = [
-                    (place, score) for place in outcome.scored if (score := outcome.score(*place, latent)) is not None
-                ]
-                tables.latents.add([_latent_row(outcome, record, judged)])
-                tables.examples.add(_example_rows(record))
-                tables.explanations.add(_explanation_rows(outcome, latent))
-                tables.scores.add(_score_rows(latent, judged))
-                tables.judgements.add(
-                    {"latent": latent, "scorer": label, "variant": variant, **o.model_dump(mode="json")}
-                    for (label, variant), score in judged
-                    for o in score.outcomes
-                )
-                tables.calls.add(_call_rows(outcome, latent, judged))
-
-
-Judged = Sequence[tuple[tuple[str, str], Score]]
-"""Scores of one latent, each with its scorer and variant."""
-
-
-def _metrics(outcome: CellOutcome) -> dict[str, list[str]]:
-    """Return, by scorer, the metrics that some latent has: the scorer's own in their order, then others."""
-    found = {}
-    for label, step in outcome.cell.scorers.items():
-        have = outcome.scored[label, MAIN].metrics() if (label, MAIN) in outcome.scored else []
-        own = [metric.name for metric in step.part.plugin.metrics]
-        found[label] = sorted(have, key=lambda name: own.index(name) if name in own else len(own))
-    return found
-
-
-def _explanation_rows(outcome: CellOutcome, latent: int) -> Iterator[dict[str, Any]]:
-    for variant in (MAIN, *outcome.cell.alternatives):
-        if (found := outcome.explanations.get((variant, latent))) is not None:
-            yield {"latent": latent, "variant": variant, **found.model_dump(mode="json", exclude={"asked"})}
-
-
-def _score_rows(latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
-    for (label, variant), s in judged:
-        place = {"latent": latent, "scorer": label, "variant": variant, "status": s.status, "reason": s.reason}
-        for metric, value in s.values.items() or [(None, None)]:
-            yield {**place, "metric": metric, "value": value}
-
-
-def _call_rows(outcome: CellOutcome, latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
-    """Yield what was asked about a latent; a shuffled explanation was asked for elsewhere."""
-    explained = [
-        (("explain", v), outcome.whole("explain", v, latent))
-        for v in outcome.cell.explainers
-        if (v, latent) in outcome.explanations
-    ]
-    for (step, variant), result in (*explained, *judged):
-        for call, asked in enumerate(unpack(result.asked) if result else ()):
-            yield {"latent": latent, "step": step, "variant": variant, "call": call, **asked._asdict()}
-
-
-def _latent_row(outcome: CellOutcome, record: LatentRecord, judged: Judged) -> dict[str, Any]:
-    index = record.latent.index
-    explanation = outcome.explanations.get((MAIN, index))
-    scores = {
-        f"score.{label}.{metric}": value
-        for (label, variant), score in judged
-        if variant == MAIN
-        for metric, value in score.values.items()
-    }
-    return {
-        "latent": index, "firings": record.firings, "windows": record.windows, "density": record.density,
-        "max_activation": record.explain.max_activation, "token_share": token_share(outcome.store, index),
-        "position_dependence": position_dependence(outcome.store, index),
-        "explanation_words": len(explanation.text.split()) if explanation and explanation.status == "ok" else None,
-        "explanation_status": explanation.status if explanation else "skipped",
-        **outcome.directions.get(index, {}), **scores,
-    }  # fmt: skip
-
-
-def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
-    decoy = record.score.decoy
-    sides = [
-        (role, (*examples.activating, *examples.non_activating))
-        for role, examples in (("explain", record.explain), ("score", record.score))
-    ]
-    return [
-        {
-            "latent": record.latent.index, "role": role, "active": e.active and role != "decoy", "decile": e.decile, "context": e.context,
-            "start": e.start, "document": e.document, "tokens": list(e.tokens), "token_ids": list(e.token_ids),
-            "activations": e.activations.tolist(),
-        }
-        for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
-        for e in windows
-    ]  # fmt: skip

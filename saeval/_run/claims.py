@@ -10,7 +10,7 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from saeval._compare import Basis, compare_vectors, stats
-from saeval._run.aggregate import CellOutcome
+from saeval._run.state import CellState
 from saeval._util import SaevalError, derive_rng
 from saeval.models import embedder
 from saeval.records import MAIN, Finding, FindingOutcome, Metric
@@ -54,7 +54,7 @@ class _Estimate:
     why: str = ""
 
 
-def evaluate(task: Task, outcomes: Mapping[str, CellOutcome]) -> list[Finding]:
+def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
     """Hold the claims of a task's spec against what its run found.
 
     A claim is *shown* when the 95 % interval of the difference lies on the claimed side, *contradicted* when it lies
@@ -98,7 +98,7 @@ def _decided(spec: FindingSpec, found: _Estimate) -> FindingOutcome:
 class _Claims:
     """Estimates the quantities of claims from the cells of a run."""
 
-    def __init__(self, outcomes: Sequence[CellOutcome], seed: int):
+    def __init__(self, outcomes: Sequence[CellState], seed: int):
         self.outcomes = outcomes
         self.seed = seed
         self.embed = embedder()
@@ -120,7 +120,7 @@ class _Claims:
         except SaevalError as error:
             return _Estimate(_named(spec.cells), why=str(error))
 
-    def cells(self, wanted: CellFilter) -> list[CellOutcome]:
+    def cells(self, wanted: CellFilter) -> list[CellState]:
         """Return the cells that a filter means; contestants, where it names no baseline."""
         return [o for o in self.outcomes if _fits(o, {"baseline": "None", **wanted})]
 
@@ -129,7 +129,7 @@ class _Claims:
 
     # --- scores ---
 
-    def score(self, spec: FindingSpec, name: str, cells: Sequence[CellOutcome]) -> _Estimate:
+    def score(self, spec: FindingSpec, name: str, cells: Sequence[CellState]) -> _Estimate:
         import numpy as np
 
         metric, a = _scores(cells, name)
@@ -169,7 +169,7 @@ class _Claims:
         difference = float((x - y).mean()) if paired else float(x.mean()) - float(y.mean())
         return _Estimate(what, n, difference, ci)
 
-    def correlation(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellOutcome]) -> _Estimate:
+    def correlation(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellState]) -> _Estimate:
         """Return the rank correlation of two scores over the latents that have both."""
         level = float(spec.than or 0)
         what = f"rank correlation of {names[0]} and {names[1]}: {_named(spec.cells)}" + (
@@ -185,13 +185,13 @@ class _Claims:
         low, high = found.ci95
         return _Estimate(what, (len(common),), found.spearman - level, (low - level, high - level))
 
-    def tokens(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellOutcome]) -> _Estimate:
+    def tokens(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellState]) -> _Estimate:
         level = 1.0 if spec.than is None else float(spec.than)
         what = f"tokens for a latent, {names[0]} over {names[1]}: {_named(spec.cells)}, less {level:g}"
         taken = []
         for name in names:
             found = [o.scored[name, MAIN] for o in cells if (name, MAIN) in o.scored]
-            usage, latents = [s.usage for s in found], sum(map(len, found))
+            usage, latents = [s.spent.total for s in found], sum(map(len, found))
             taken.append(sum(u.input_tokens + u.output_tokens for u in usage) / latents if latents else 0.0)
         if not all(taken):
             return _Estimate(what, why="one of the two took no tokens that were counted")
@@ -199,7 +199,7 @@ class _Claims:
 
     # --- similarity ---
 
-    def similarity(self, spec: FindingSpec, cells: Sequence[CellOutcome]) -> _Estimate:
+    def similarity(self, spec: FindingSpec, cells: Sequence[CellState]) -> _Estimate:
         basis = spec.similarity
         assert basis is not None
         names = tuple(o.cell.name for o in cells)
@@ -224,7 +224,7 @@ class _Claims:
         cosines, random = self.excess(basis, model, *sorted((a, b)))
         return float(cosines.mean()) - random
 
-    def along(self, what: str, spec: FindingSpec, basis: Basis, cells: Sequence[CellOutcome]) -> _Estimate:
+    def along(self, what: str, spec: FindingSpec, basis: Basis, cells: Sequence[CellState]) -> _Estimate:
         """Return the rank correlation of likeness and distance along an axis, over pairs of cells."""
         if len(cells) < FEWEST_CELLS:
             return _Estimate(
@@ -255,10 +255,12 @@ class _Claims:
         if directions is None:
             raise SaevalError(f"{name}: its coder has no {basis} directions")
         found: Floats = directions.detach().float().cpu().numpy()
-        return found
+        return (
+            found[outcome.store.firings > 0] if outcome.store.latents is None else found
+        )  # dead latents match nothing
 
 
-def _fits(outcome: CellOutcome, wanted: CellFilter) -> bool:
+def _fits(outcome: CellState, wanted: CellFilter) -> bool:
     have = {"baseline": str(outcome.cell.baseline), **outcome.cell.axes}
     return all(have.get(axis) in _ids(ids) for axis, ids in wanted.items())
 
@@ -271,7 +273,7 @@ def _named(wanted: CellFilter) -> str:
     return ", ".join(f"{axis}={' or '.join(_ids(ids))}" for axis, ids in wanted.items()) or "all contestants"
 
 
-def _scores(cells: Sequence[CellOutcome], name: str) -> tuple[Metric, dict[Unit, float]]:
+def _scores(cells: Sequence[CellState], name: str) -> tuple[Metric, dict[Unit, float]]:
     """Return a score's metric, and its mean over the cells that share a latent, by latent."""
     label, wanted, explanation = score_reference(name)
     metrics = cells[0].cell.scorers[label].part.plugin.metrics

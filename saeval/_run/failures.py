@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from saeval._run.steps import Made
+from saeval._run.steps import StepOutput
 from saeval._util import SaevalError
 
 
@@ -31,7 +31,7 @@ class Failures:
         self._held: list[_Failure] = []
         self._any_success = False
 
-    def note(self, made: Made[Any], write: Callable[[], None]) -> None:
+    def note(self, made: StepOutput[Any], write: Callable[[], None]) -> None:
         """Take one result: write it down, or hold it back while nothing but failures came.
 
         Raises:

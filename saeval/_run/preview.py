@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from saeval._run import work
 from saeval._run.collect import collect
 from saeval._run.sampling import choose_records
-from saeval._util import Display, LLMError, derive_rng
+from saeval._util import Display, LLMError
 from saeval.models import embedder
 from saeval.plugin.base import Context, Explainer
 from saeval.records import MAIN, Explanation, LanguageModel, LatentRecord, LogprobReply, LogprobRequest, Reply, Request
@@ -56,21 +57,22 @@ def preview_prompts(task: Task, n: int, display: Display) -> list[dict[str, Any]
     with display.shown():
         store = collect({cell.name: cell.collected}, display)[cell.name]
     records, _ = choose_records(cell, store, task.run.seed, n)
-    steps: dict[str, StepPart[Any]] = {"explain": cell.explainer, **cell.scorers}
+    latents = [latent.index for latent in records.latents]
+    steps = [step for step in work.steps(cell, latents, task.run.seed) if step.variant == MAIN and step.part.role]
     return [
-        {"step": label, "latent": str(record.latent), "role": step.role, "text": text}
-        for record in records
-        for label, step in steps.items()
-        if step.role is not None
-        for text in asyncio.run(_asked(label, step, record, task))
+        {"step": step.step, "latent": str(record.latent), "role": step.part.role, "text": text}
+        for place, record in enumerate(records)
+        for step in steps
+        if step.includes(record.latent.index, place)
+        for text in asyncio.run(_asked(step.step, step.part, record, task))
     ]
 
 
 async def _asked(label: str, step: StepPart[Any], record: LatentRecord, task: Task) -> list[str]:
     """Return what a step asks about one latent before it gets a first answer."""
     recorder = _Recorder(step.role is not None and task.roles[step.role].part.plugin.can_score)
-    keys = ("explain", MAIN) if label == "explain" else ("score", label)
-    context = Context(record.latent, derive_rng(task.run.seed, *keys, str(record.latent)), recorder, embedder())
+    rng = work.rng(task.run.seed, label, MAIN, record.latent)
+    context = Context(record.latent, rng, recorder, embedder())
     with suppress(LLMError):
         if isinstance(step.part.plugin, Explainer):
             await step.part.plugin.explain(record.explain, context)

@@ -6,26 +6,24 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import JsonValue
-
-from saeval._run import floors, judge_checks
-from saeval._run.aggregate import CellOutcome, Scored, summarise, write_cells
+from saeval._run import judge_checks
+from saeval._run.aggregate import summarise
+from saeval._run.cell_files import write_cells
 from saeval._run.claims import evaluate
 from saeval._run.collect import store_path
 from saeval._run.executors import Executor, executor
-from saeval._run.failures import Failures, GaveUp
-from saeval._run.floors import Partners
-from saeval._run.journal import RunDir
-from saeval._run.restoring import Usable, numbers, rows, usable_explanation, usable_score
+from saeval._run.failures import GaveUp
+from saeval._run.pipeline import Pipeline, Retry
+from saeval._run.restoring import numbers, rows
+from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
-from saeval._run.steps import Work
+from saeval._run.state import CellState, RunState
 from saeval._run.tracking import tell
 from saeval._util import (
     BudgetExceeded,
@@ -33,33 +31,21 @@ from saeval._util import (
     InputError,
     SaevalError,
     Silent,
-    Stage,
     Undisturbed,
     content_hash,
+    forget_checksums,
     internal_error,
-    memory_left,
+    write_checksums,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Budget, CallLog
+from saeval.llm import Asker, Budget, CallLog, try_models
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
-from saeval.records import MAIN, Explanation, Finding, LatentId, RunResult, Score, Usage
+from saeval.records import Finding, RunResult
 from saeval.results import Run, read
-from saeval.task import SHUFFLED, Cell, StepPart, Task, load_task
-
-_LITTLE_MEMORY = 0.02  # of what there is
-_WATCHED = 500  # latents whose answers under different explanations are compared
-_GATHERED = 2000  # latents in flight where models gather their requests
+from saeval.task import Cell, Task, load_task
 
 T = TypeVar("T")
-Retry = Literal["failed"]
-
-
-class Item(NamedTuple):
-    """A latent to be explained or scored, and which of its explanations is meant."""
-
-    latent: LatentId
-    variant: str
 
 
 def run(
@@ -71,6 +57,8 @@ def run(
     limit: int | None = None,
     max_cost: float | None = None,
     retry: Retry | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
     display: Display | None = None,
     registry: Registry | None = None,
 ) -> Run:
@@ -85,7 +73,10 @@ def run(
         llms: Models by role, in place of the spec's.
         limit: Latents a cell at most; marks the result partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
-        retry: `failed` to do again what an earlier sitting of the run failed at; all else is kept.
+        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that could
+            not be read; all else is kept.
+        unpriced: Run although the spending limit cannot hold calls whose price is unknown.
+        allow_model_change: Go on although another model answers than in earlier sittings of the run.
         display: Where progress is shown; nowhere when left out.
         registry: Where plugins are found.
 
@@ -109,7 +100,10 @@ def run(
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
+    run_task(
+        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent(), unpriced=unpriced,
+        allow_model_change=allow_model_change,
+    )  # fmt: skip
     return read(path)
 
 
@@ -126,11 +120,15 @@ def run_task(
     max_cost: float | None,
     display: Display,
     retry: Retry | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, Undisturbed(display), limit, max_cost, retry).go()
+            begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
+            begun.first_calls(unpriced, allow_model_change)
+            return begun.go()
         except SaevalError:
             raise
         except Exception as error:
@@ -152,9 +150,30 @@ class _Run:
         self.seed = task.run.seed
         self.calls = CallLog(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
-        self.outcomes: dict[str, CellOutcome] = {}
+        self.state = RunState(task)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
+
+    def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
+        """See that every model answers, and that the spending limit can hold, before anything is collected."""
+        earlier = self.calls.earlier()
+        if not allow_model_change:
+            self.calls.expected = earlier.served
+        used: set[str | None] = set()
+        for cell in self.task.cells:
+            used |= {step.role for step in cell.explainers.values()} | {step.role for step in cell.scorers.values()}
+        askers = [
+            Asker(name, role.part.plugin, role.model, role.settings)
+            for name, role in self.task.roles.items()
+            if name in used
+        ]
+        _run_async(
+            partial(
+                try_models, askers, self.calls, self.budget, earlier, patience=self.task.run.patience,
+                unpriced=unpriced, tell=self.display.wait,
+            )
+        )  # fmt: skip
+        self.calls.close()
 
     def go(self) -> RunResult:
         began = time.time()
@@ -167,10 +186,10 @@ class _Run:
                         f"this run finished with more than {self.asked_limit} latents per cell, and keeps them (--limit)"
                     )
                 self._collect_and_sample(workplace)
-                _run_async(partial(self._explain_and_score, workplace))
+                self._timed("explain_and_score", lambda: _run_async(partial(self._explain_and_score, workplace)))
                 self._timed("directions", self._read_directions)
                 if self.task.findings:
-                    self.findings = self._timed("findings", lambda: evaluate(self.task, self.outcomes))
+                    self.findings = self._timed("findings", lambda: evaluate(self.task, self.state.cells))
             status = "done"
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "interrupted"
@@ -185,12 +204,12 @@ class _Run:
             with _to_the_end():
                 complete = status == "done"
                 result = self._result(incomplete=not complete or self.limit is not None)
-                if complete or self.outcomes:
+                if complete or self.state.cells:
                     self._write_reports(result)
                 if self.task.checks and not result.partial:
                     judge_checks.keep(self.task, result)
                 self._write_spec(status, began)
-            if complete or self.outcomes:
+            if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
         return result
 
@@ -204,20 +223,20 @@ class _Run:
 
     def _measure(self) -> None:
         """Measure what needs the model; a coder that cannot be measured is said, and costs no more."""
-        with self.display.stage("measure fidelity", len(self.outcomes), "cells") as stage:
-            for outcome in self.outcomes.values():
+        with self.display.stage("measure fidelity", len(self.state.cells), "cells") as stage:
+            for outcome in self.state.cells.values():
                 try:
                     outcome.measured = self._fidelity(outcome)
                 except InputError as error:
                     self.display.say(f"{outcome.cell.name}: no ce_recovered: {error}")
                 stage.advance()
 
-    def _fidelity(self, outcome: CellOutcome) -> dict[str, float]:
+    def _fidelity(self, outcome: CellState) -> dict[str, float]:
         source = outcome.cell.source.plugin
         if not source.offers() >= {"subject", "coder"}:
             raise InputError("the source lends no model and no coder")
         key = content_hash("fidelity", store_path(outcome.cell.source).name)
-        done: dict[str, float] | None = self.folder.finished(key)
+        done: dict[str, float] | None = self.folder.journal.finished(key)
         if done is None or not numbers(done, ("ce_recovered", "ce_clean", "ce_spliced", "ce_ablated")):
             found = measure_fidelity(source.subject(), source.weights(), outcome.store)
             done = {
@@ -226,7 +245,7 @@ class _Run:
                 "ce_spliced": found.spliced,
                 "ce_ablated": found.ablated,
             }
-            self.folder.finish(key, done)
+            self.folder.journal.finish(key, done)
         return done
 
     def _timed(self, stage: str, work: Callable[[], T]) -> T:
@@ -240,182 +259,33 @@ class _Run:
         room = Records.KEPT
         with self.display.stage("sample windows", len(self.task.cells), "cells") as stage:
             for cell in self.task.cells:
-                outcome = self.outcomes[cell.name] = self._outcome(cell, stores[cell.name], room)
+                outcome = self.state.cells[cell.name] = self._outcome(cell, stores[cell.name], room)
                 room -= outcome.records.kept
                 stage.advance()
 
-    def _outcome(self, cell: Cell, store: ActivationStore, keep: int) -> CellOutcome:
+    def _outcome(self, cell: Cell, store: ActivationStore, keep: int) -> CellState:
         records, counts = choose_records(cell, store, self.seed, self.limit, keep)
         base = content_hash(store_path(cell.source).name, cell.sampler.identity, self.seed)
-        return CellOutcome(cell, store, records, counts, base, partial(self._whole, cell.name))
-
-    def _whole(self, cell: str, label: str, variant: str, latent: int) -> Explanation | Score | None:
-        """Return what came of a step on a latent, with all that was asked, as it was written down."""
-        outcome = self.outcomes[cell]
-        item = Item(LatentId(outcome.records.latents[0].hookpoint, latent), variant)
-        explains = label == "explain"
-        made = self.folder.made(self._explain_key(outcome, item) if explains else self._score_key(outcome, label, item))
-        return made and (Explanation if explains else Score).model_validate(made["result"])
-
-    # --- explain and score ---
+        return CellState(cell, store, records, counts, base)
 
     async def _explain_and_score(self, workplace: Executor) -> None:
         try:
             async with workplace.working():
-                began = time.monotonic()
-                for cell in self.task.cells:
-                    await self._explain(self.outcomes[cell.name], workplace)
-                self.seconds["explain"] = time.monotonic() - began
-                began = time.monotonic()
-                for cell in self.task.cells:
-                    await self._score(self.outcomes[cell.name], workplace)
-                self.seconds["score"] = time.monotonic() - began
+                await Pipeline(self.state, self.folder.journal, workplace, self.display, self.retry).run()
         finally:
             self.calls.close()
 
-    def _identity(self, step: StepPart[Any]) -> JsonValue:
-        role = self.task.roles[step.role].identity if step.role else None
-        return [step.part.identity, role]
-
-    async def _explain(self, outcome: CellOutcome, workplace: Executor) -> None:
-        cell = outcome.cell
-        for variant, step in cell.explainers.items():
-            await self._step(
-                _title("explain", cell, variant),
-                workplace,
-                [Item(latent, variant) for latent in outcome.records.latents[: step.latents]],
-                key=partial(self._explain_key, outcome),
-                work=partial(_explaining, outcome),
-                usable=usable_explanation,
-                take=partial(_take_explanation, outcome),
-            )
-        if SHUFFLED in cell.alternatives:
-            self._shuffle(outcome)
-
-    def _explain_key(self, outcome: CellOutcome, item: Item) -> str:
-        step = outcome.cell.explainers[item.variant]
-        return content_hash("explain", outcome.base, str(item.latent), item.variant, self._identity(step))
-
-    def _shuffle(self, outcome: CellOutcome) -> None:
-        """Give each latent the explanation of another one of the same cell that fires near independently of it."""
-        latents = [latent.index for latent in outcome.records.latents[: outcome.cell.explainer.latents]]
-        partners = Partners(outcome.store, outcome.cell.sampler.plugin.window, latents, self.seed)
-        for latent in latents:
-            if outcome.explanation(MAIN, latent) is None:
-                continue
-            other = next((i for i in partners.of(latent) if outcome.explanation(MAIN, i)), None)
-            if other is None:
-                continue  # a single explanation has nothing to be shuffled with
-            explanation = outcome.explanations[MAIN, other]
-            outcome.explanations[SHUFFLED, latent] = explanation.model_copy(update={"notes": {"latent": other}})
-            outcome.dependent += not partners.independent(latent, other)
-
-    async def _score(self, outcome: CellOutcome, workplace: Executor) -> None:
-        cell = outcome.cell
-        for label, step in cell.scorers.items():
-            items: list[Item] = []
-            baselines = cell.alternatives if step.part.plugin.reads_explanation else ()
-            watched = _watched(outcome, step, self.seed)
-            for variant in (MAIN, *(a for a in baselines if step.baselines is None or a in step.baselines)):
-                limits = [x for x in (step.latents, outcome.limit(variant)) if x is not None]
-                outcome.scored[label, variant] = Scored(watched=watched)
-                found = _explained(outcome, label, variant, min(limits, default=None))
-                if variant == SHUFFLED and cell.shuffled_latents is None:
-                    half = floors.judged([item.latent.index for item in found], self.seed)
-                    found = [item for item in found if item.latent.index in half]
-                    outcome.scored[label, variant].tried = len(found)
-                items += found
-            # All explanations of a latent in a row: models in process keep what they computed for its windows.
-            place = {latent: i for i, latent in enumerate(outcome.records.latents)}
-            items.sort(key=lambda item: place[item.latent])
-            await self._step(
-                f"{label} {cell.name}",
-                workplace,
-                items,
-                key=partial(self._score_key, outcome, label),
-                work=partial(_scoring, outcome, label),
-                usable=partial(usable_score, metrics=step.part.plugin.metrics),
-                take=partial(_take_score, outcome, label),
-            )
-
-    def _score_key(self, outcome: CellOutcome, label: str, item: Item) -> str:
-        latent, text = str(item.latent), outcome.explanations[item.variant, item.latent.index].text
-        return content_hash("score", outcome.base, latent, label, text, self._identity(outcome.cell.scorers[label]))
-
-    def _at_a_time(self, workplace: Executor, items: int) -> int:
-        """Return how many items are in flight: many where models gather their requests, for those they wait for are not."""
-        if self.task.run.concurrency != "auto":
-            return self.task.run.concurrency
-        gathered = any(role.part.plugin.batches for role in self.task.roles.values())
-        return min(items, _GATHERED) if gathered else workplace.in_flight
-
-    async def _step(
-        self,
-        name: str,
-        workplace: Executor,
-        items: Sequence[Item],
-        *,
-        key: Callable[[Item], str],
-        work: Callable[[Item], Work],
-        usable: Usable,
-        take: Callable[[Item, Any, Usage], None],
-    ) -> None:
-        """Do one step on every item, a bounded number at a time, and write down each as soon as it is done.
-
-        Args:
-            name: Name of the step, as progress shows it.
-            workplace: Where it is done.
-            items: What to do it on.
-            key: Key of an item in the journal; what is finished there is not done again.
-            work: Says what is to be done on an item.
-            usable: Whether an entry of the journal can be used; another version's, or a damaged one, is done again.
-            take: Receives each result, as JSON data, and what it took.
-
-        Raises:
-            GaveUp: If the first items all fail alike, or calls fail for so many items in a row.
-            BudgetExceeded: If the spending limit is reached.
-            StoreError, InputError: If there is no room to write anything down.
-        """
-        failures = Failures(name, self.task.run.give_up_after)
-
-        async def one(item: Item, stage: Stage) -> None:
-            item_key = key(item)
-            done = self.folder.finished(item_key)
-            if done is None or not usable(done) or (self.retry == "failed" and done["result"]["status"] == "failed"):
-                made = await workplace.make(work(item))
-                done = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
-                self.folder.keep(item_key, done)
-                failures.note(made, partial(self.folder.finish, item_key, done))
-            take(item, done["result"], Usage(**done["usage"]))
-            stage.advance(failed=done["result"]["status"] == "failed")
-            _mind_memory()
-
-        async def some(left: Iterator[Item], stage: Stage) -> None:
-            for item in left:
-                await one(item, stage)
-
-        with self.display.stage(name, len(items)) as stage:
-            left = iter(items)
-            tasks = [asyncio.ensure_future(some(left, stage)) for _ in range(self._at_a_time(workplace, len(items)))]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            failures.settle()
-
     def _read_directions(self) -> None:
         """Find out what the directions of latents tell, while models are still in memory."""
-        for outcome in self.outcomes.values():
+        for outcome in self.state.cells.values():
             latents = [latent.index for latent in outcome.records.latents]
-            key = content_hash("directions", outcome.base, latents)
-            done = self.folder.finished(key)
+            key = content_hash("directions 2", outcome.base, latents)
+            done = self.folder.journal.finished(key)
             if done is None or not rows(done, len(latents)):
                 size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents
                 done = {"result": directions(outcome.cell.source.plugin, latents, size)}
                 if done["result"]:
-                    self.folder.finish(key, done)
+                    self.folder.journal.finish(key, done)
             outcome.directions = dict(zip(latents, done["result"], strict=False))
 
     # --- write down ---
@@ -423,15 +293,17 @@ class _Run:
     def _result(self, *, incomplete: bool) -> RunResult:
         ledger, missing = self.calls.totals(), self.calls.missing()
         return summarise(
-            self.task, self.outcomes, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
-            findings=self.findings, warnings=[f"{missing}."] if missing else [],
+            self.state, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
+            findings=self.findings, warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
         )  # fmt: skip
 
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
 
-        write_cells(self.outcomes, self.folder.cell)
+        forget_checksums(self.folder.path)
+        write_cells(self.state, self.folder.journal, self.folder.cell)
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
+        write_checksums(self.folder.path)
         write_reports(result, self.folder.path / "report")
 
     def _write_spec(self, status: str, began: float) -> None:
@@ -470,65 +342,6 @@ def _holds(file: Path, spec: Any) -> bool:
         return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == spec)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False
-
-
-def _mind_memory() -> None:
-    """Stop while there is still memory to stop with: a new process begins with what a leak has taken.
-
-    Raises:
-        GaveUp: If there is hardly any left.
-    """
-    left = memory_left()
-    if left is not None and left < _LITTLE_MEMORY:
-        raise GaveUp(
-            f"memory is nearly used up ({left:.1%} left); what is finished is kept. Run the same command again, which begins "
-            "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
-        )
-
-
-def _title(step: str, cell: Cell, variant: str) -> str:
-    return f"{step} {cell.name}" + ("" if variant == MAIN else f" ({variant})")
-
-
-def _explaining(outcome: CellOutcome, item: Item) -> Work:
-    return Work(outcome.cell.name, item.variant, outcome.records[item.latent].explain)
-
-
-def _scoring(outcome: CellOutcome, label: str, item: Item) -> Work:
-    explanation = outcome.explanations[item.variant, item.latent.index]
-    return Work(outcome.cell.name, label, outcome.records[item.latent].score, explanation)
-
-
-def _take_explanation(outcome: CellOutcome, item: Item, result: Any, usage: Usage) -> None:
-    explanation = Explanation.model_validate({**result, "asked": ""})
-    outcome.explanations[item.variant, item.latent.index] = explanation
-    outcome.spend(item.variant, usage)
-
-
-def _explained(outcome: CellOutcome, label: str, variant: str, limit: int | None) -> list[Item]:
-    """Return the latents whose explanation can be scored; those whose explaining failed count as failed scores."""
-    todo, scored = [], outcome.scored[label, variant]
-    for latent in outcome.records.latents[:limit]:
-        explanation = outcome.explanations.get((variant, latent.index))
-        if explanation is None:
-            continue  # a lone explanation has nothing to be shuffled with
-        scored.tried += 1
-        if explanation.status == "ok":
-            todo.append(Item(latent, variant))
-        else:
-            scored.take(latent.index, Score.failed(f"no explanation: {explanation.reason}"))
-    return todo
-
-
-def _watched(outcome: CellOutcome, step: StepPart[Any], seed: int) -> frozenset[int]:
-    """Return the latents whose answers, window by window, are compared between explanations."""
-    return frozenset(floors.in_order([i.index for i in outcome.records.latents[: step.latents]], seed)[:_WATCHED])
-
-
-def _take_score(outcome: CellOutcome, label: str, item: Item, result: Any, usage: Usage) -> None:
-    scored = outcome.scored[label, item.variant]
-    scored.take(item.latent.index, Score.model_validate(result))
-    scored.usage += usage
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from saeval._run.restoring import out_of_range
+from saeval._run.work import EXPLAIN, rng as item_rng
 from saeval._util import (
     BudgetExceeded,
     InputError,
@@ -23,7 +24,6 @@ from saeval._util import (
     Refused,
     SaevalError,
     StoreError,
-    derive_rng,
     without_secrets,
     without_values,
 )
@@ -31,6 +31,7 @@ from saeval.llm import Asked, Budget, CallLog, CallStore, Gateway, pack, rare_ga
 from saeval.models import embedder
 from saeval.plugin.base import Context, Scorer
 from saeval.records import (
+    MAIN,
     Examples,
     Explanation,
     FillReply,
@@ -57,7 +58,7 @@ log = logging.getLogger("saeval")
 
 
 @dataclass(frozen=True)
-class Work:
+class StepInput:
     """One step on one latent: all that it depends on besides the task.
 
     Attributes:
@@ -73,7 +74,7 @@ class Work:
     explanation: Explanation | None = None
 
 
-class Made(NamedTuple, Generic[R]):
+class StepOutput(NamedTuple, Generic[R]):
     """What a step made of one latent.
 
     Attributes:
@@ -88,7 +89,7 @@ class Made(NamedTuple, Generic[R]):
 
 
 @dataclass
-class Meter(LanguageModel):
+class RecordingModel(LanguageModel):
     """A language model that adds up what is asked through it; one for each step on each latent.
 
     Attributes:
@@ -205,31 +206,35 @@ class Steps:
         self._embed = embedder()
         self._patience = Patience(task.run.hang_after)
 
-    async def make(self, work: Work) -> Made[Any]:
+    async def make(self, given: StepInput) -> StepOutput[Any]:
         """Do a step on a latent; whatever its plugin raises becomes a failed result.
 
         Raises:
             SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
         """
-        cell = self._cells[work.cell]
-        if work.explanation is None:
-            explainer = cell.alternatives.get(work.step) or cell.explainer
-            context, meter = self._context(work, explainer, "explain")
-            return await _made(explainer.part.plugin.explain, Explanation, meter, work.examples, context)
-        scorer = cell.scorers[work.step]
-        context, meter = self._context(work, scorer, "score")
-        made = await _made(scorer.part.plugin.score, Score, meter, work.explanation, work.examples, context)
+        cell = self._cells[given.cell]
+        if given.explanation is None:
+            explainer = cell.alternatives.get(given.step) or cell.explainer
+            context, meter = self._context(given, explainer, EXPLAIN, given.step)
+            return await _made(explainer.part.plugin.explain, Explanation, meter, given.examples, context)
+        scorer = cell.scorers[given.step]
+        context, meter = self._context(given, scorer, given.step, MAIN)
+        made = await _made(scorer.part.plugin.score, Score, meter, given.explanation, given.examples, context)
         checked = _checked(made.result, scorer.part.plugin).model_copy(update={"asked": made.result.asked})
         return made._replace(result=checked)
 
-    def _context(self, work: Work, step: StepPart[Any], kind: str) -> tuple[Context, Meter]:
-        latent = work.examples.latent
-        meter = Meter(self._models.get(step.role) if step.role else None, self._patience)
-        rng = derive_rng(self._seed, kind, work.step, str(latent))
-        return Context(latent, rng, meter, self._embed, self._cells[work.cell].source.plugin), meter
+    def _context(
+        self, given: StepInput, part: StepPart[Any], step: str, variant: str
+    ) -> tuple[Context, RecordingModel]:
+        latent = given.examples.latent
+        meter = RecordingModel(self._models.get(part.role) if part.role else None, self._patience)
+        rng = item_rng(self._seed, step, variant, latent)
+        return Context(latent, rng, meter, self._embed, self._cells[given.cell].source.plugin), meter
 
 
-async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, *arguments: Any) -> Made[R]:
+async def _made(
+    call: Callable[..., Awaitable[R]], kind: type[R], meter: RecordingModel, *arguments: Any
+) -> StepOutput[R]:
     """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
 
     So does a result that was made although a call failed.
@@ -241,14 +246,14 @@ async def _made(call: Callable[..., Awaitable[R]], kind: type[R], meter: Meter, 
     if meter.asked:
         result = result.model_copy(update={"asked": pack([a for request in meter.asked for a in request])})
     if meter.fault is None:
-        return Made(result, meter.spent, fault=False)
+        return StepOutput(result, meter.spent, fault=False)
     if isinstance(meter.fault, STOPS):
         raise meter.fault
     if result.status == "ok":
         changes: dict[str, Any] = {"text": ""} if isinstance(result, Explanation) else {"values": {}}
         reason = f"a call failed: {without_secrets(meter.fault)}"
         result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
-    return Made(result, meter.spent, fault=meter.outage)
+    return StepOutput(result, meter.spent, fault=meter.outage)
 
 
 def _without_values(result: R) -> R:

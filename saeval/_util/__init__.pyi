@@ -5,6 +5,12 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.checksums import (
+    CHECKSUMS as CHECKSUMS,
+    changed_files as changed_files,
+    forget_checksums as forget_checksums,
+    write_checksums as write_checksums,
+)
 from saeval._util.crash import internal_error as internal_error
 from saeval._util.encodable import (
     CleanJson as CleanJson,

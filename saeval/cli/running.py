@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
 @click.option("--retry", type=click.Choice(["failed"]), help="Do again what failed before; all else is kept.")
+@click.option("--unpriced", is_flag=True, help="Run although --max-cost cannot hold a model of unknown price.")
+@click.option("--allow-model-change", is_flag=True, help="Resume although another model answers than before.")
 @click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
 @WITHOUT
 @JSON
 def run(
     task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
-    max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
+    max_cost: float | None, retry: Any, unpriced: bool, allow_model_change: bool, display: Any, without: Sequence[str],
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
     from saeval._run import over_limits, runner
@@ -57,8 +60,9 @@ def run(
         spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
         left = None if max_cost is None else max(0.0, max_cost - spent)
         result = runner.run_task(
-            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display)
-        )
+            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display), unpriced=unpriced,
+            allow_model_change=allow_model_change,
+        )  # fmt: skip
         results[path] = result
         if not as_json:
             _show_run(result, path)

@@ -43,12 +43,13 @@ from saeval.records import (
     Request,
     TokenLogprobs,
     Usage,
+    readable,
 )
-from saeval.records.replies import readable
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 V = TypeVar("V")
 
+_LEASES = 3.0  # timeouts of a call that another process is given to answer a question
 _GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
 
 log = logging.getLogger("saeval")
@@ -108,6 +109,7 @@ class Gateway(LanguageModel):
         self._timeout = Timeout(None if llm.in_process or llm.batches else settings.timeout)
         self._patience = patience
         look_again()
+        self._leased = settings.cache and not llm.batches
         self._waits = Waits(role, llm, self._gate, tell)
         self._needs_room = False  # whether an answer was whole only with room for reasoning
 
@@ -181,7 +183,8 @@ class Gateway(LanguageModel):
                 self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
                 return kept
             new = self._asking[key] = _Work()
-            new.task = asyncio.ensure_future(self._ask(key, asked, _Question(request, roomier), ask, new))
+            question = _Question(request, roomier, shape=shape, lease=key if self._leased else None)
+            new.task = asyncio.ensure_future(self._ask_once(key, asked, question, ask, new))
             new.task.add_done_callback(lambda task: self._ended(key, task))
         work = self._asking[key]
         work.askers += 1
@@ -222,6 +225,38 @@ class Gateway(LanguageModel):
             for task in late:
                 task.cancel()
         self._waits.end()
+
+    async def _ask_once(
+        self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work
+    ) -> A:
+        """Ask, unless another process that shares the cache does: then take its answer, or ask when it could not."""
+        leases = self._calls.leases
+        try:
+            while True:
+                try:
+                    return await self._ask(key, asked, question, ask, work)
+                except _AskedElsewhere:
+                    if not question.leased and not await leases.wait(key, _LEASES * self._settings.timeout):
+                        question.lease = None  # whoever has it hangs
+                kept: A | None = self._kept(key, question.request, question.shape)
+                if kept is not None:
+                    self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
+                    return kept
+        finally:
+            if question.leased:
+                leases.release(key)
+
+    def _lease(self, question: _Question) -> None:
+        """Take the lease of a question that is about to be asked.
+
+        Raises:
+            _AskedElsewhere: If another process has it, or has just given it back with an answer.
+        """
+        if question.lease is None or question.leased:
+            return
+        question.leased = self._calls.leases.take(question.lease)
+        if not question.leased or self._kept(question.lease, question.request, question.shape) is not None:
+            raise _AskedElsewhere
 
     async def _ask(
         self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work
@@ -300,6 +335,7 @@ class Gateway(LanguageModel):
         request = question.request if question.roomier is None or not question.raised else question.roomier
         try:
             self._budget.check()
+            self._lease(question)
             self._waits.begin()
             work.in_flight = not self._llm.in_process
             try:
@@ -379,6 +415,10 @@ def rare_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+class _AskedElsewhere(BaseException):
+    """Another process asks this very question; nothing was asked here."""
 
 
 _CANONICAL = json.JSONEncoder(default=vars, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -468,11 +508,17 @@ class _Question:
         request: The request.
         roomier: The same with room for reasoning; None where there is no more room to give.
         raised: Whether it has all the room there is.
+        shape: Class of its answer.
+        lease: Key of its lease; None where it is asked whoever else asks it.
+        leased: Whether the lease is ours.
     """
 
     request: Any
     roomier: Any = None
     raised: bool = False
+    shape: Any = None
+    lease: str | None = None
+    leased: bool = False
 
 
 @dataclass

@@ -251,6 +251,10 @@ class Sampler(Plugin):
         """Return whether a latent's windows depend on its own activations alone, so that others need not be collected."""
         return False
 
+    def silent_windows(self) -> int | None:
+        """Return how many non-activating windows each latent should have for scoring; None where that varies."""
+        return None
+
     @abstractmethod
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Return the latent's windows, or None when it has too few to be explained and scored.
@@ -284,6 +288,15 @@ class Scorer(Step):
     """What the score's values mean; the first is the headline."""
     reads_explanation: ClassVar[bool] = True
     """Whether the score depends on the explanation; one that does not is no use on explanation baselines, and not run."""
+
+    def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
+        """Return what a reader of a cell's scores must know.
+
+        Args:
+            values: Mean of each metric over the latents that have it.
+            latents: The cell's latents.
+        """
+        return []
 
     @abstractmethod
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:

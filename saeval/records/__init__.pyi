@@ -31,6 +31,7 @@ from saeval.records.metrics import (
     ACCURACY as ACCURACY,
     CLASSIFICATION as CLASSIFICATION,
     Metric as Metric,
+    mean_ranks as mean_ranks,
     pearson as pearson,
     spearman as spearman,
 )

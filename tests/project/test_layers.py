@@ -87,6 +87,13 @@ def test_importing_every_module_of_the_built_ins_imports_nothing_heavy():
     assert int(count) > 20 and found.strip() == "[]"
 
 
+def test_code_imports_no_module_that_takes_longer_to_import_than_a_small_run_to_compute():
+    for file in [*(ROOT / "saeval").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
+        assert not re.search(r"^\s*(?:from|import) scipy\.stats", file.read_text(), re.MULTILINE), (
+            f"{file}: scipy.stats takes a second of every run; take scipy.special"
+        )
+
+
 def test_every_exported_name_is_there():
     for face in (saeval, saeval.plugin):
         for name in face.__all__:

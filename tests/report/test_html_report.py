@@ -26,6 +26,7 @@ import saeval
 from saeval._compare.join import join
 from saeval._compare.leaderboard import Leaderboard
 from saeval._util.errors import InputError
+from saeval._util.owned_dirs import mark
 from saeval._util.text import visible
 from saeval.cli.group import main
 from saeval.plugin import LatentId
@@ -716,11 +717,12 @@ def test_fuzzing_is_drawn_against_intervention_first():
 @pytest.mark.parametrize("format_", ["svg", "pdf", "png"])
 def test_plots_are_written_as_files_that_stand_by_themselves(report, tmp_path, format_):
     (report.parent / "results.json").write_text(made_run().model_dump_json(by_alias=True))
+    mark(report.parent)
     place = tmp_path / "plots"
     shutil.copytree(report.parent, tmp_path / "run")
     done = CliRunner().invoke(main, ["report", str(tmp_path / "run"), "--plots", str(place), "-f", format_])
     assert done.exit_code == 0, done.output
-    files_ = {p.name: p.read_bytes() for p in place.iterdir()}
+    files_ = {p.name: p.read_bytes() for p in place.glob("*.*") if p.name != ".saeval"}
     assert f"against-detection.{format_}" in files_ and f"scatters-detection-fuzzing.{format_}" in files_
     for content in files_.values():
         assert content.startswith({"svg": b"<svg xmlns", "pdf": b"%PDF", "png": b"\x89PNG"}[format_])

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from planted_run import spec, truthful_server
 
 from saeval import SpecError
-from saeval._run.aggregate import Scored
 from saeval._run.claims import evaluate
 from saeval._run.sampling import Records
+from saeval._run.state import Scored
 from saeval.cli.group import main
 from saeval.plugin import AUROC, BALANCED_ACCURACY, Metric, Score, Usage
 from saeval.plugin.registry import Registry
@@ -52,7 +52,7 @@ def cell(axes: Mapping[str, Any], scores: Mapping[str, Any], *, store: str = "",
     scored = {}
     for (label, explanation), metrics in columns.items():
         into = scored[label, explanation] = Scored(tried=max(map(len, metrics.values())))
-        into.usage = Usage(input_tokens=(tokens or {}).get(label, 0), usd=0.0)
+        into.spent.add(Usage(input_tokens=(tokens or {}).get(label, 0), usd=0.0))
         for latent in range(into.tried):
             into.take(latent, Score(values={m: float(v[latent]) for m, v in metrics.items() if latent < len(v)}))
     name = ",".join(f"{k}={v}" for k, v in axes.items()) or "all"

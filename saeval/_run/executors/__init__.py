@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from saeval._run.steps import Made, Work
+from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display
 from saeval.llm import Budget, CallLog
 from saeval.task import Task
@@ -20,10 +20,10 @@ class Executor(ABC):
     """Does the heavy stages of a task; what they make is written down by whoever asks.
 
     Attributes:
-        in_flight: Latents at a time where the spec says `concurrency: auto`; gateways bound the calls.
+        workers: Processes that do the work.
     """
 
-    in_flight: int
+    workers: int = 1
 
     @abstractmethod
     def collect(self) -> dict[str, ActivationStore]:
@@ -37,7 +37,7 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    async def make(self, work: Work) -> Made[Any]:
+    async def make(self, work: StepInput) -> StepOutput[Any]:
         """Do a step on a latent; see `saeval._run.steps.Steps.make`."""
 
 

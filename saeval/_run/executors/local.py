@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._run.collect import collect
 from saeval._run.executors import Executor
-from saeval._run.steps import Made, Steps, Work, gateways
+from saeval._run.steps import StepInput, StepOutput, Steps, gateways
 from saeval._util import Display, cache_dir, interrupting
 from saeval.llm import Budget, CallLog
 from saeval.task import Task
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 class Local(Executor):
     """See `Executor`."""
-
-    in_flight = 32
 
     def __init__(self, task: Task, calls: CallLog, budget: Budget, display: Display):
         self._task, self._calls, self._budget, self._display = task, calls, budget, display
@@ -40,6 +38,6 @@ class Local(Executor):
             with interrupting(self._task.run.hang_after):
                 yield
 
-    async def make(self, work: Work) -> Made[Any]:
-        """Work here."""
+    async def make(self, work: StepInput) -> StepOutput[Any]:
+        """StepInput here."""
         return await self._steps.make(work)

@@ -15,7 +15,7 @@ from saeval._run.collect import collect, collecting, store_path
 from saeval._run.executors import Executor
 from saeval._run.executors.ray_cluster import cluster
 from saeval._run.executors.ray_worker import News, Order, Said, Stop, Worker, collect_cells, identity
-from saeval._run.steps import Made, Work
+from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display, InputError, SaevalError
 from saeval.llm import Budget, Call, CallLog
 from saeval.records import Explanation, LatentId, Score, Usage
@@ -28,7 +28,6 @@ _TRIES = 4  # workers that may die with a latent before it counts as failed
 _TOGETHER = 20.0  # seconds for all workers to come up
 _PATIENCE = 300.0  # seconds without any worker
 _AT_THE_END = 15.0  # seconds for answers under way, and for the ledger
-_IN_FLIGHT = 32  # latents a worker
 
 log = logging.getLogger("saeval")
 
@@ -71,7 +70,7 @@ class OnRay(Executor):
     def __init__(self, task: Task, calls: CallLog, budget: Budget, display: Display):
         self._task, self._calls, self._budget, self._display = task, calls, budget, display
         workers, self._needs = _shares(task.run.workers)
-        self.in_flight = _IN_FLIGHT * workers
+        self.workers = workers
         self._order = Order(
             plain(task.resolved, absolute=True), os.environ.get("SAEVAL_CACHE"), socket.gethostname(), workers, budget.limit
         )  # fmt: skip
@@ -164,7 +163,7 @@ class OnRay(Executor):
                     self._changed.clear()
                     await self._changed.wait()
 
-    async def make(self, work: Work) -> Made[Any]:
+    async def make(self, work: StepInput) -> StepOutput[Any]:
         """Have a worker do a step on a latent, and another one if that one dies."""
         for lost in range(_TRIES):
             # A latent may be what kills workers. One that was lost twice goes apart, so that it takes no other along.
@@ -173,7 +172,7 @@ class OnRay(Executor):
                 life = seat.life
                 seat.latents[work.examples.latent] += 1
                 try:
-                    made: Made[Any] | Stop = await seat.actor.make.remote(work)
+                    made: StepOutput[Any] | Stop = await seat.actor.make.remote(work)
                 except _losses() as error:
                     self._down(seat, life, error)
                     continue
@@ -186,7 +185,7 @@ class OnRay(Executor):
             return made
         kind = Explanation if work.explanation is None else Score
         reason = f"{_TRIES} workers died while they were at it: killed, out of memory, or stuck for run.hang_after"
-        return Made(kind.failed(reason), Usage(usd=0.0), fault=False)
+        return StepOutput(kind.failed(reason), Usage(usd=0.0), fault=False)
 
     async def _seat(self, latent: LatentId) -> _Seat:
         """Return the worker that is at this latent already, so that nothing is asked twice, or the least busy one."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import saeval
 from saeval._run.collect import collect_pass
-from saeval._run.steps import Made, Steps, Work, gateways
+from saeval._run.steps import StepInput, StepOutput, Steps, gateways
 from saeval._util import SaevalError, cache_dir, content_hash, granted, without_secrets
 from saeval.llm import Budget, Call, CallLog
 from saeval.plugin.registry import Registry
@@ -163,7 +163,7 @@ class Worker:
                 os._exit(1)
             time.sleep(seconds / 4)
 
-    async def make(self, work: Work) -> Made[Any] | Stop:
+    async def make(self, work: StepInput) -> StepOutput[Any] | Stop:
         """Do a step on a latent."""
         task = asyncio.ensure_future(self._steps.make(work))
         self._making.add(task)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from saeval._run.aggregate import CellOutcome, Scored, summarise, write_cells
+from saeval._run.aggregate import summarise
+from saeval._run.cell_files import write_cells
+from saeval._run.state import CellState, Results, RunState, Scored
 from saeval.llm import Call
 from saeval.records import Explanation, Score, Usage
-from saeval.task import Task
 
 _KEY = 32  # characters of a hash
 _DATABASE = 1.35  # pages of a database whose keys come in any order are full to some three quarters
@@ -35,47 +36,51 @@ def answer(characters: int) -> int:
     return round((characters + _KEY + 20) * _DATABASE)
 
 
-def reports(task: Task, outcomes: Sequence[CellOutcome], latents: int, folder: Path) -> int:
+def reports(state: RunState, journal: Results, latents: int, folder: Path) -> int:
     """Return the bytes of the tables of cells, `results.json` and the report.
 
     Args:
-        task: The task.
-        outcomes: What a few latents of each cell come to.
+        state: A run of a few latents of each cell.
+        journal: Their results in full.
         latents: Latents of all cells together that it is wanted for.
         folder: An empty folder.
     """
-    most = max((len(outcome.records) for outcome in outcomes), default=0)
+    most = max((len(cell.records) for cell in state.cells.values()), default=0)
     few = most // 2
-    whole, part = (_written(task, [_cut(o, n) for o in outcomes], folder / str(n)) for n in (most, few))
-    tried, fewer = (sum(min(n, len(o.records)) for o in outcomes) for n in (most, few))
-    each = (whole - part) / (tried - fewer) if tried > fewer else 0.0
-    return round(whole + each * (latents - tried))
+    all_of_them, part = (_written(_cut(state, journal, n), journal, folder / str(n)) for n in (most, few))
+    tried, fewer = (sum(min(n, len(cell.records)) for cell in state.cells.values()) for n in (most, few))
+    each = (all_of_them - part) / (tried - fewer) if tried > fewer else 0.0
+    return round(all_of_them + each * (latents - tried))
 
 
-def _written(task: Task, outcomes: Sequence[CellOutcome], folder: Path) -> int:
+def _written(state: RunState, journal: Results, folder: Path) -> int:
     from saeval.report import write_reports
-
-    by_name = {outcome.cell.name: outcome for outcome in outcomes}
 
     def folder_of(cell: str) -> Path:
         (folder / "cells" / cell).mkdir(parents=True)
         return folder / "cells" / cell
 
-    write_cells(by_name, folder_of)
-    result = summarise(task, by_name, [], run_id="plan", partial=False, seconds={})
+    write_cells(state, journal, folder_of)
+    result = summarise(state, [], run_id="plan", partial=False, seconds={})
     write_reports(result, folder / "report")
     bytes_ = len(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False).encode())
     return bytes_ + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _cut(outcome: CellOutcome, n: int) -> CellOutcome:
-    """Return what is known of the first n latents."""
-    records = outcome.records.first(n)
+def _cut(state: RunState, journal: Results, n: int) -> RunState:
+    """Return what is known of the first n latents of each cell."""
+    cut = copy(state)
+    cut.cells = {name: _cut_cell(state, journal, cell, n) for name, cell in state.cells.items()}
+    return cut
+
+
+def _cut_cell(state: RunState, journal: Results, cell: CellState, n: int) -> CellState:
+    records = cell.records.first(n)
     kept = [latent.index for latent in records.latents]
-    scored = {place: Scored(len(kept)) for place in outcome.scored}
+    scored = {place: Scored(len(kept)) for place in cell.scored}
     for place, into in scored.items():
-        for i in kept:
-            if (score := outcome.score(*place, i)) is not None:
-                into.take(i, score)
-    explanations = {(variant, i): e for (variant, i), e in outcome.explanations.items() if i in kept}
-    return replace(outcome, records=records, explanations=explanations, scored=scored)
+        for latent in kept:
+            if (score := state.score(journal, cell.item(*place, latent))) is not None:
+                into.take(latent, score)
+    explanations = {(variant, i): e for (variant, i), e in cell.explanations.items() if i in kept}
+    return replace(cell, records=records, explanations=explanations, scored=scored)

@@ -10,20 +10,21 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeval._run import floors
-from saeval._run.aggregate import CellOutcome, Scored
+from saeval._run import work
 from saeval._run.collect import store_path
-from saeval._run.plan import disk_estimate as weighing
+from saeval._run.plan import disk_estimate
 from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter
 from saeval._run.plan.speed import Speed
 from saeval._run.sampling import Records, choose_records
-from saeval._util import LLMError, SaevalError, content_hash, derive_rng
+from saeval._run.state import CellState, RunState, Scored
+from saeval._run.work import Item, StepWork
+from saeval._util import LLMError, SaevalError, content_hash
 from saeval.activations import ActivationStore, Corpus
 from saeval.llm import pack
 from saeval.models import embedder
 from saeval.plugin.base import Context, Explainer
 from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
-from saeval.task import SHUFFLED, Cell, RolePart, StepPart, Task
+from saeval.task import Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
 
 _QUANTITIES = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
@@ -37,7 +38,8 @@ _REST = 0.05  # seconds a latent and cell: sampling, and the report
 ASSUMPTIONS = (
     f"Prompts are real ones, for up to {_TRIED} latents a cell, made from windows of the activations in the cache; "
     f"where there are none yet, from windows of made-up text. {CHARACTERS:g} characters are a token.",
-    "Answers are as short as in the prompts' examples; models that think aloud write more. None has to be asked twice.",
+    "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that model reasons; "
+    "without --like the reasoning of a model is not counted. None has to be asked twice.",
     f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says otherwise; a "
     f"model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects {_COLLECTED:g}, as small models do on "
     f"two cores; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are those of the "
@@ -121,12 +123,15 @@ def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Pl
     steps: list[StepPlan] = []
     collected: set[str] = set()
     tries: list[_Try] = []
+    state = _Planned(task)
     with tempfile.TemporaryDirectory() as folder:
         for cell in task.cells:
             steps += _stored(cell, collected)
             tries.append(_Try.of(task, cell, limit, Path(folder) / "store"))
-            steps += _trying(task, tries[-1], speed)
-        steps.append(_reporting(task, tries, speed, Path(folder)))
+            state.cells[cell.name] = tries[-1].outcome
+        for tried in tries:
+            steps += _trying(state, tried, speed)
+        steps.append(_reporting(state, tries, speed, Path(folder)))
     return Plan(tuple(steps))
 
 
@@ -138,7 +143,31 @@ def _stored(cell: Cell, collected: set[str]) -> list[StepPlan]:
     return []
 
 
-Results = dict[tuple[str, str, int], Explanation | Score]
+class _Planned(RunState):
+    """A run of which a few latents are tried, with its results in memory in place of a journal."""
+
+    def __init__(self, task: Task):
+        super().__init__(task, done=True)
+        self._results: dict[str, Any] = {}
+
+    def key(self, item: Item, text: str = "") -> str:
+        """Return the item itself: the run's keys need files that may not be here yet."""
+        return repr(item)
+
+    def take(self, item: Item, result: Explanation | Score) -> None:
+        """Take a result as a run does."""
+        cell, latent = self.cells[item.cell], item.latent.index
+        self._results[self.key(item)] = {"result": result.model_dump(mode="json")}
+        if isinstance(result, Explanation):
+            cell.explanations[item.variant, latent] = result
+            return
+        cell.explanations.setdefault((item.variant, latent), Explanation(text=EXPLANATION))
+        cell.scored.setdefault((item.step, item.variant), Scored()).take(latent, result)
+        cell.scored[item.step, item.variant].tried += 1
+
+    def made(self, key: str) -> Any | None:
+        """Return a result, as a journal does."""
+        return self._results.get(key)
 
 
 class _Try(NamedTuple):
@@ -147,13 +176,11 @@ class _Try(NamedTuple):
     Attributes:
         outcome: What comes of them.
         wanted: Latents that the run would take.
-        results: What comes of each step, variant and latent.
         why: Why none could be sampled.
     """
 
-    outcome: CellOutcome
+    outcome: CellState
     wanted: int
-    results: Results
     why: str
 
     @classmethod
@@ -178,31 +205,29 @@ class _Try(NamedTuple):
         except Exception as error:  # noqa: BLE001 - samplers may need what a stand-in has not
             why = f"no window could be sampled to try it on: {error}"
         counts = {"requested": wanted, "eligible": wanted, "sampled": wanted}
-        results: Results = {}
-        outcome = CellOutcome(cell, store, records, counts, "", lambda *place: results.get(place))
-        return cls(outcome, wanted, results, why)
+        return cls(CellState(cell, store, records, counts, base=""), wanted, why)
 
 
-def _trying(task: Task, tried: _Try, speed: Speed | None) -> Iterator[StepPlan]:
-    """Try each step of a cell, and yield what it would take on all latents; what comes of it joins the outcome."""
-    outcome = tried.outcome
-    for variant, label, step, latents in _steps(outcome.cell, tried.wanted):
-        found = StepPlan(label if variant == MAIN else f"{label} ({variant})", outcome.cell.name, latents=latents)
+def _trying(state: _Planned, tried: _Try, speed: Speed | None) -> Iterator[StepPlan]:
+    """Try each step of a cell, and yield what it would take on all latents; its results join the state."""
+    task, cell = state.task, tried.outcome
+    for step in work.steps(cell.cell, range(tried.wanted), task.run.seed):
+        if not step.latents:
+            continue
+        title = step.step if step.variant == MAIN else f"{step.step} ({step.variant})"
+        found = StepPlan(title, cell.cell.name, latents=len(step.latents))
         results: dict[int, Explanation | Score] = {}
-        if step.role is None:
-            results = {record.latent.index: _made_up(step, record) for record in outcome.records.first(latents)}
+        if step.part.role is None:
+            records = cell.records.first(found.latents)
+            results = {record.latent.index: _made_up(step.part, record) for record in records}
         else:
-            found = _asking(task, found, task.roles[step.role], label, step, tried, results, speed)
+            found = _asking(task, found, task.roles[step.part.role], step, tried, results, speed)
         if results and found.bytes is not None:
-            each = sum(map(weighing.journal, results.values())) / len(results)
-            found = replace(found, bytes=found.bytes + round(each * latents))
+            each = sum(map(disk_estimate.journal, results.values())) / len(results)
+            found = replace(found, bytes=found.bytes + round(each * found.latents))
         yield found
         for latent, result in results.items():
-            tried.results[label, variant, latent] = result
-            if isinstance(result, Explanation):
-                outcome.explanations[variant, latent] = result
-            else:
-                outcome.scored.setdefault((label, variant), Scored(len(results))).take(latent, result)
+            state.take(cell.item(step.step, step.variant, latent), result)
 
 
 def _made_up(step: StepPart[Any], record: LatentRecord) -> Explanation | Score:
@@ -215,17 +240,16 @@ def _made_up(step: StepPart[Any], record: LatentRecord) -> Explanation | Score:
     return Score(values=values, outcomes=tuple(outcomes))
 
 
-def _reporting(task: Task, tries: list[_Try], speed: Speed | None, folder: Path) -> StepPlan:
+def _reporting(state: _Planned, tries: list[_Try], speed: Speed | None, folder: Path) -> StepPlan:
     """Return what all else takes: sampling, steps without a language model, and what is written at the end."""
     latents = sum(tried.wanted for tried in tries)
     rest = speed.rest if speed else None
     seconds = latents * (_REST if rest is None else rest)
     found = StepPlan("report", "", latents=latents, seconds=seconds, measured=rest is not None)
-    outcomes = [tried.outcome for tried in tries]
-    if not all(outcome.records for outcome in outcomes):
+    if not all(tried.outcome.records for tried in tries):
         return replace(found, bytes=None, note="the report's size is not known where no window could be sampled")
     try:
-        return replace(found, bytes=weighing.reports(task, outcomes, latents, folder))
+        return replace(found, bytes=disk_estimate.reports(state, state, latents, folder))
     except SaevalError:  # the report names a coder by the hash of its files
         return replace(found, bytes=None, note="the report's size is not known before a coder's files are here")
 
@@ -278,32 +302,8 @@ def _corpus_tokens(corpus: Corpus) -> int | None:
     return int(min(found, corpus.tokens or inf))
 
 
-def _steps(cell: Cell, latents: int) -> list[tuple[str, str, StepPart[Any], int]]:
-    """Return variant, label and part of each step, and the latents it runs on, as the run lays them out."""
-    explained = {variant: _at_most(latents, step.latents) for variant, step in cell.explainers.items()}
-    if SHUFFLED in cell.alternatives:
-        explained[SHUFFLED] = _at_most(explained[MAIN], cell.shuffled_latents)
-    halved = cell.shuffled_latents is None
-    steps: list[tuple[str, str, StepPart[Any], int]] = [
-        (variant, "explain", step, explained[variant]) for variant, step in cell.explainers.items()
-    ]
-    for label, scorer in cell.scorers.items():
-        for variant, n in explained.items():
-            named = scorer.part.plugin.reads_explanation and (scorer.baselines is None or variant in scorer.baselines)
-            if variant == MAIN or named:
-                scored = _at_most(n, scorer.latents)
-                steps.append(
-                    (variant, label, scorer, floors.number(scored) if variant == SHUFFLED and halved else scored)
-                )
-    return [step for step in steps if step[3] > 0]
-
-
-def _at_most(n: int, limit: int | None) -> int:
-    return n if limit is None else min(n, limit)
-
-
 def _asking(
-    task: Task, found: StepPlan, role: RolePart, label: str, step: StepPart[Any], tried: _Try,
+    task: Task, found: StepPlan, role: RolePart, step: StepWork, tried: _Try,
     results: dict[int, Explanation | Score], speed: Speed | None,
 ) -> StepPlan:  # fmt: skip
     """Try a step on a few latents, and return what it would take on all.
@@ -312,7 +312,6 @@ def _asking(
         task: The task.
         found: What is known of the step.
         role: The model.
-        label: Label of the step.
         step: The step.
         tried: The cell.
         results: Receives what comes of it, by latent.
@@ -321,9 +320,9 @@ def _asking(
     counter = Counter(role.part.plugin.can_score, role.settings.max_tokens)
     why = tried.why
     for record in tried.outcome.records.first(found.latents):
-        rng = derive_rng(task.run.seed, label, str(record.latent))
+        rng = work.rng(task.run.seed, step.step, step.variant, record.latent)
         try:
-            result = asyncio.run(_try(step, record, Context(record.latent, rng, counter, embedder())))
+            result = asyncio.run(_try(step.part, record, Context(record.latent, rng, counter, embedder())))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything over made-up answers
             why = f"could not be tried: {error}"
             continue
@@ -335,10 +334,12 @@ def _asking(
         return replace(found, **unknown, note=why)
     share = found.latents / len(results)
     calls, taken, given = (round(n * share) for n in (counter.calls, counter.taken, counter.given))
+    written = speed.output.get((role.role, role.model), 0.0) if speed else 0.0
+    given = max(given, round(calls * written))
     usd = _price(role, taken, given)
     note = "" if usd is not None else "price unknown; give the role usd_per_million_input and usd_per_million_output"
     measured = speed.call.get((role.role, role.model)) if speed else None
-    lines = weighing.call(role.role, role.model) + weighing.answer(counter.kept // max(1, counter.calls))
+    lines = disk_estimate.call(role.role, role.model) + disk_estimate.answer(counter.kept // max(1, counter.calls))
     return replace(
         found, calls=calls, input_tokens=taken, output_tokens=given, usd=usd, bytes=calls * lines, note=note,
         seconds=_assumed(role, calls, counter.fresh * share + given) if measured is None else calls * measured,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval._util import rounded
-from saeval.records import MAIN, CellResult
+from saeval.records import MAIN, CellResult, mean_ranks
 from saeval.results import KINDS, RunCell, arrow_table, read_table
 
 if TYPE_CHECKING:
@@ -99,12 +99,10 @@ class CellTables:
     @cached_property
     def gaps(self) -> list[float | None]:
         """How far the scorers disagree on each latent: its highest rank share minus its lowest, 0 to 1."""
-        from scipy.stats import rankdata
-
         shares: list[dict[str, float]] = [{} for _ in self.numbers]
         for r in self.ranked:
             known = [(i, v if r.higher_is_better else -v) for i, v in enumerate(self.column(r.key)) if v is not None]
-            for (i, _), rank in zip(known, rankdata([v for _, v in known]), strict=True):
+            for (i, _), rank in zip(known, mean_ranks([v for _, v in known]), strict=True):
                 shares[i][r.scorer] = (float(rank) - 0.5) / len(known)
         return [rounded(max(s.values()) - min(s.values())) if len(s) > 1 else None for s in shares]
 
@@ -182,7 +180,7 @@ class CellTables:
         strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
         fired = np.flatnonzero(strengths)
         edges = np.searchsorted(fired, value_ends).tolist()
-        fired_at, strength = fired.tolist(), [float(f"{v:.4g}") for v in strengths[fired].tolist()]
+        fired_at, strength = fired.tolist(), [rounded(v, 4) for v in strengths[fired].tolist()]
         plain = [rows[name].to_pylist() for name in _WINDOWS[:-2]]
         for k, (latent, role, active, decile, context, start, document) in enumerate(zip(*plain, strict=True)):
             begin = int(value_ends[k])

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from saeval._compare import Leaderboard
+from saeval._util import number, text
 from saeval.records import CellResult, DecileShares, ScoreRow
 from saeval.report.html.svg import Axis, drawing, element, frame, label, title
 
@@ -79,7 +80,7 @@ def interval(row: ScoreRow) -> Markup:
     low, high = row.range
     known = [row.value, *(row.ci95 or ()), *row.floor.values()]
     axis = Axis(min(known) if low is None else low, max(known) if high is None else high, 2.0, 98.0)
-    floors = [element("line", title(f"{k} {v:.3f}"), x1=axis(v), x2=axis(v), y1=1, y2=13, class_="floor") for k, v in row.floor.items()]  # fmt: skip
+    floors = [element("line", title(f"{k} {number(v)}"), x1=axis(v), x2=axis(v), y1=1, y2=13, class_="floor") for k, v in row.floor.items()]  # fmt: skip
     parts = [element("line", x1=2, x2=98, y1=7, y2=7, class_="track")]
     if row.ci95:
         parts.append(element("line", x1=axis(row.ci95[0]), x2=axis(row.ci95[1]), y1=7, y2=7, class_="bar"))
@@ -110,12 +111,14 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
         if row.ci95:
             parts.append(element("line", x1=x(at), x2=x(at), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}"))  # fmt: skip
         parts += [
-            element("line", title(f"{s.name}: {name} {level:.3f}"), x1=x(at) - 7, x2=x(at) + 7, y1=y(level), y2=y(level), class_=f"level {s.style}")
+            element("line", title(f"{s.name}: {name} {number(level)}"), x1=x(at) - 7, x2=x(at) + 7, y1=y(level), y2=y(level), class_=f"level {s.style}")
             for name, level in row.floor.items() if name != "chance"
         ]  # fmt: skip
-        between = f", {row.ci95[0]:.3f} to {row.ci95[1]:.3f}" if row.ci95 else ""
-        parts.append(s.marker(x(at), y(value), 5.0, title(f"{s.name}: {value:.3f}{between}; {measure} {label(at)}")))
-        said.append(f"{s.name} {value:.3f} at {label(at)}")
+        between = f", {text.interval(row.ci95)}" if row.ci95 else ""
+        parts.append(
+            s.marker(x(at), y(value), 5.0, title(f"{s.name}: {number(value)}{between}; {measure} {label(at)}"))
+        )
+        said.append(f"{s.name} {number(value)} at {label(at)}")
     return drawing(_WIDTH, _HEIGHT, f"{scorer} against {measure}: {'; '.join(said)}.", *parts)
 
 
@@ -174,13 +177,13 @@ def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]
         if some:
             points = " ".join(f"{x(n):.1f},{y(v):.1f}" for _, n, _, v in some)
             parts.append(element("polyline", points=points, class_=f"line {some[0][0].style}"))
-            said.append(f"{some[0][0].name} " + ", ".join(f"{v:.3f} at {n}" for _, n, _, v in some))
+            said.append(f"{some[0][0].name} " + ", ".join(f"{number(v)} at {n}" for _, n, _, v in some))
         for s, n, row, value in some:
             between = ""
             if row.ci95:
-                between = f", {row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
+                between = f", {text.interval(row.ci95)}"
                 parts.append(element("line", x1=x(n), x2=x(n), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}"))  # fmt: skip
-            parts.append(s.marker(x(n), y(value), 4.5, title(f"{s.name}, layer {n}: {value:.3f}{between}")))
+            parts.append(s.marker(x(n), y(value), 4.5, title(f"{s.name}, layer {n}: {number(value)}{between}")))
     return drawing(_WIDTH, _HEIGHT, f"{scorer} by layer: {'; '.join(said)}.", *parts)
 
 
@@ -224,11 +227,11 @@ def distribution(
         mean = row.value if row and row.value is not None else sum(values) / len(values)
         parts += [
             element("line", x1=left, x2=_RIGHT, y1=base, y2=base, class_="axis"),
-            element("line", title(f"mean {mean:.3f}"), x1=x(mean), x2=x(mean), y1=base - height + 8, y2=base, class_="mean"),
+            element("line", title(f"mean {number(mean)}"), x1=x(mean), x2=x(mean), y1=base - height + 8, y2=base, class_="mean"),
             element("text", _short(s.name), title(s.name), x=left - 8, y=base - 14, class_="tick end"),
             element("text", f"n {len(values)}", x=left - 8, y=base - 1, class_="small end"),
         ]  # fmt: skip
-        said.append(f"{s.name} mean {mean:.3f} over {len(values)}")
+        said.append(f"{s.name} mean {number(mean)} over {len(values)}")
     chance = next((row.floor["chance"] for _, _, row in rows if row and "chance" in row.floor), None)
     if chance is not None:
         parts.append(element("line", title(f"chance {label(chance)}"), x1=x(chance), x2=x(chance), y1=top - 6, y2=bottom, class_="chance"))  # fmt: skip
@@ -249,11 +252,13 @@ def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:
         if shares.negatives_right is not None:
             points.append((11.0, shares.negatives_right, shares.negatives_n))
         parts += [
-            s.marker(x(k), y(r), 3.5, title(f"{s.name}, {'silent' if k > 9 else f'decile {k:.0f}'}: {r:.3f} of {n}"))
+            s.marker(
+                x(k), y(r), 3.5, title(f"{s.name}, {'silent' if k > 9 else f'decile {k:.0f}'}: {number(r)} of {n}")
+            )
             for k, r, n in points
         ]
         known = [r for k, r, _ in points if k <= 9]
-        said.append(f"{s.name} {known[0]:.2f} to {known[-1]:.2f}" if known else f"{s.name} none")
+        said.append(f"{s.name} {text.interval((known[0], known[-1]), '.2f')}" if known else f"{s.name} none")
     return drawing(_WIDTH, _HEIGHT, f"{scorer}, judged right from the strongest decile to the weakest: {'; '.join(said)}.", *parts)  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from tiny import tiny_model
 from word_tokenizer import word_tokenizer
 
 from saeval import BudgetExceeded, LLMError
-from saeval._run.steps import Meter
+from saeval._run.steps import RecordingModel
 from saeval.llm.calls import Budget, CallLog, CallStore
 from saeval.llm.gateway import Gateway, RoleSettings
 from saeval.plugin import (
@@ -310,7 +310,7 @@ def test_gateway_asks_once_tries_again_and_writes_down_what_was_filled(tmp_path,
     monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
     FILLED.clear()
     examples = make_examples(activating=2, non_activating=2)
-    meters = [Meter(gateway(tmp_path)) for _ in range(2)]
+    meters = [RecordingModel(gateway(tmp_path)) for _ in range(2)]
     first, second = (score(Simulation(), examples, meter) for meter in meters)
     assert first == second and first.status == "ok" and len(FILLED) == 2
     assert [meter.spent.usd for meter in meters] == [0.5, 0.5]

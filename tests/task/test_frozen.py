@@ -6,16 +6,16 @@ import json
 import lzma
 import socket
 import time
-from pathlib import Path
 
 import pytest
 from fake_server import fake_server
+from root import ROOT
 from saeval_plugins._frozen import read_frozen
 
 import saeval
 from saeval import InputError
 
-TASKS = Path(__file__).parent.parent / "tasks"
+TASKS = ROOT / "tasks"
 ARCHIVE = TASKS / "recorded" / "strong-reader.jsonl.xz"
 
 

@@ -1,0 +1,122 @@
+"""Writes the tables of each cell: latents, examples, explanations, scores, judgements and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from saeval._run.state import CellState, Results, RunState
+from saeval._run.work import EXPLAIN
+from saeval.activations import position_dependence, token_share
+from saeval.llm import unpack
+from saeval.records import MAIN, Explanation, LatentRecord, Score
+
+
+def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Path]) -> None:
+    """Write each cell's latents, examples, explanations, scores, judgements and calls, a latent at a time."""
+    from saeval.results import cell_tables
+
+    for outcome in state.cells.values():
+        scores = [f"score.{label}.{metric}" for label, metrics in _metrics(outcome).items() for metric in metrics]
+        with cell_tables(folder_of(outcome.cell.name), scores, directions=any(outcome.directions.values())) as tables:
+            for record in outcome.records:
+                latent = record.latent.index
+                judged = _judged(state, journal, outcome, latent)
+                tables.latents.add([_latent_row(outcome, record, judged)])
+                tables.examples.add(_example_rows(record))
+                tables.explanations.add(_explanation_rows(outcome, latent))
+                tables.scores.add(_score_rows(latent, judged))
+                tables.judgements.add(
+                    {"latent": latent, "scorer": label, "variant": variant, **o.model_dump(mode="json")}
+                    for (label, variant), score in judged
+                    for o in score.outcomes
+                )
+                tables.calls.add(_call_rows(_asked(state, journal, outcome, latent), judged, latent))
+
+
+Judged = Sequence[tuple[tuple[str, str], Score]]
+"""Scores of one latent, each with its scorer and variant."""
+
+
+def _metrics(outcome: CellState) -> dict[str, list[str]]:
+    """Return, by scorer, the metrics that some latent has: the scorer's own in their order, then others."""
+    found = {}
+    for label, step in outcome.cell.scorers.items():
+        have = outcome.scored[label, MAIN].metrics() if (label, MAIN) in outcome.scored else []
+        own = [metric.name for metric in step.part.plugin.metrics]
+        found[label] = sorted(have, key=lambda name: own.index(name) if name in own else len(own))
+    return found
+
+
+def _explanation_rows(outcome: CellState, latent: int) -> Iterator[dict[str, Any]]:
+    for variant in (MAIN, *outcome.cell.alternatives):
+        if (found := outcome.explanations.get((variant, latent))) is not None:
+            yield {"latent": latent, "variant": variant, **found.model_dump(mode="json", exclude={"asked"})}
+
+
+def _score_rows(latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
+    for (label, variant), s in judged:
+        place = {"latent": latent, "scorer": label, "variant": variant, "status": s.status, "reason": s.reason}
+        for metric, value in s.values.items() or [(None, None)]:
+            yield {**place, "metric": metric, "value": value}
+
+
+def _judged(state: RunState, journal: Results, cell: CellState, latent: int) -> Judged:
+    """Return the scores of a latent in full."""
+    found = ((place, state.score(journal, cell.item(*place, latent))) for place in cell.scored)
+    return [(place, score) for place, score in found if score is not None]
+
+
+def _asked(
+    state: RunState, journal: Results, cell: CellState, latent: int
+) -> Iterator[tuple[tuple[str, str], Explanation | None]]:
+    """Yield the explanations of a latent in full; a shuffled one was asked for elsewhere."""
+    for variant in cell.cell.explainers:
+        if (variant, latent) in cell.explanations:
+            yield (EXPLAIN, variant), state.explanation(journal, cell.item(EXPLAIN, variant, latent))
+
+
+def _call_rows(
+    explained: Iterable[tuple[tuple[str, str], Explanation | None]], judged: Judged, latent: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what was asked about a latent."""
+    for (step, variant), result in (*explained, *judged):
+        for call, asked in enumerate(unpack(result.asked) if result else ()):
+            yield {"latent": latent, "step": step, "variant": variant, "call": call, **asked._asdict()}
+
+
+def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dict[str, Any]:
+    index = record.latent.index
+    explanation = outcome.explanations.get((MAIN, index))
+    scores = {
+        f"score.{label}.{metric}": value
+        for (label, variant), score in judged
+        if variant == MAIN
+        for metric, value in score.values.items()
+    }
+    return {
+        "latent": index, "firings": record.firings, "windows": record.windows, "density": record.density,
+        "max_activation": record.explain.max_activation, "token_share": token_share(outcome.store, index),
+        "position_dependence": position_dependence(outcome.store, index),
+        "explanation_words": len(explanation.text.split()) if explanation and explanation.status == "ok" else None,
+        "explanation_status": explanation.status if explanation else "skipped",
+        **outcome.directions.get(index, {}), **scores,
+    }  # fmt: skip
+
+
+def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
+    decoy = record.score.decoy
+    sides = [
+        (role, (*examples.activating, *examples.non_activating))
+        for role, examples in (("explain", record.explain), ("score", record.score))
+    ]
+    return [
+        {
+            "latent": record.latent.index, "role": role, "active": e.active and role != "decoy", "decile": e.decile, "context": e.context,
+            "start": e.start, "document": e.document, "tokens": list(e.tokens), "token_ids": list(e.token_ids),
+            "activations": e.activations.tolist(),
+        }
+        for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
+        for e in windows
+    ]  # fmt: skip

@@ -1,0 +1,381 @@
+"""Explains and scores: does each work item as soon as what it needs is there, a bounded number at a time.
+
+There is no barrier between cells, scorers or stages. Whatever the order of arrival, results are the same: an item's
+random stream and key depend on the item alone, and a shuffled explanation waits for the latents that come before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from heapq import heappop, heappush
+from itertools import chain
+from math import inf
+from typing import Any, Literal, NamedTuple
+
+from saeval._run import floors, work
+from saeval._run.executors import Executor
+from saeval._run.failures import Failures, GaveUp
+from saeval._run.floors import Partners
+from saeval._run.journal import Journal
+from saeval._run.restoring import usable_explanation, usable_score
+from saeval._run.state import CellState, RunState, Scored
+from saeval._run.steps import StepInput
+from saeval._run.work import EXPLAIN, Item, StepWork
+from saeval._util import Display, Stage, memory_left
+from saeval.records import MAIN, Explanation, LatentId, Score, Usage
+from saeval.task import SHUFFLED, Task
+
+Retry = Literal["failed"]
+
+_LITTLE_MEMORY = 0.02  # of what there is
+_WATCHED = 500  # latents whose answers under different explanations are compared
+_AHEAD = 64  # items ready to be scored, below which explaining goes first
+_AT_ONCE = 100  # items taken from the journal before the event loop turns
+
+
+class Limits(NamedTuple):
+    """How many items may be in flight. Explaining is one call per latent, scoring many, so explaining may have more.
+
+    Attributes:
+        explaining: Items that explain.
+        scoring: Items that score.
+        total: Items of both kinds.
+    """
+
+    explaining: float
+    scoring: float
+    total: float = inf
+
+    @classmethod
+    def of(cls, task: Task, workers: int) -> Limits:
+        """Return the limits of a task: what the spec says, or what keeps the models busy in bounded memory."""
+        if task.run.concurrency != "auto":
+            return cls(inf, inf, task.run.concurrency)
+        if any(role.part.plugin.batches for role in task.roles.values()):
+            return cls(2000, 2000)  # models that gather requests wait for many of them
+        if _in_process(task):
+            return cls(32, 32)
+        return cls(max(512, 64 * workers), 64 * workers)
+
+
+class Queue:
+    """Gives out work items: those that are ready, in an order that does not depend on when results arrive.
+
+    Models in process get all explaining first, and then one scorer after another, so that what they computed for a
+    prompt or window is still there for the next item. Elsewhere scoring follows explaining closely.
+
+    Args:
+        state: The run.
+        steps: The steps of each cell.
+        places: Places of each cell's latents in their order.
+        limits: How many items may be in flight.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        steps: Mapping[str, Sequence[StepWork]],
+        places: Mapping[str, Mapping[int, int]],
+        limits: Limits,
+    ):
+        self._limits, self._places = limits, places
+        self._by_stage = _in_process(state.task)
+        self._explaining = _explaining(state, steps, self._by_stage)
+        self._next = next(self._explaining, None)
+        self._ready: list[tuple[tuple[int, ...], Item]] = []
+        self._cells = {name: place for place, name in enumerate(state.cells)}
+        self._labels = {name: list(cell.cell.scorers) for name, cell in state.cells.items()}
+        self._variants = {name: [MAIN, *cell.cell.alternatives] for name, cell in state.cells.items()}
+        self._in_flight: Counter[bool] = Counter()
+
+    def add(self, item: Item) -> None:
+        """Take an item that is ready to be scored."""
+        cell, place = self._cells[item.cell], self._places[item.cell][item.latent.index]
+        scorer, variant = self._labels[item.cell].index(item.step), self._variants[item.cell].index(item.variant)
+        order = (cell, scorer, place, variant) if self._by_stage else (cell, place, scorer, variant)
+        heappush(self._ready, (order, item))
+
+    def take(self) -> Item | None:
+        """Return the next item that may be done now, or None."""
+        if self._in_flight.total() >= self._limits.total:
+            return None
+        may_explain = self._next is not None and self._in_flight[True] < self._limits.explaining
+        may_score = bool(self._ready) and self._in_flight[False] < self._limits.scoring
+        if may_explain and not (may_score and len(self._ready) >= _AHEAD and not self._by_stage):
+            item, self._next = self._next, next(self._explaining, None)
+        elif may_score:
+            _, item = heappop(self._ready)
+        else:
+            return None
+        assert item is not None
+        self._in_flight[item.step == EXPLAIN] += 1
+        return item
+
+    def done(self, item: Item) -> None:
+        """Note that an item is in flight no more."""
+        self._in_flight[item.step == EXPLAIN] -= 1
+
+
+def _explaining(state: RunState, steps: Mapping[str, Sequence[StepWork]], by_stage: bool) -> Iterator[Item]:
+    """Yield the items that explain: kind by kind, or latent by latent."""
+    for name, cell in state.cells.items():
+        explaining = [step for step in steps[name] if step.step == EXPLAIN]
+        if by_stage:
+            yield from (cell.item(EXPLAIN, step.variant, latent) for step in explaining for latent in step.latents)
+            continue
+        for place, latent in enumerate(cell.records.latents):
+            yield from (Item(name, EXPLAIN, s.variant, latent) for s in explaining if s.includes(latent.index, place))
+
+
+class Pipeline:
+    """Explains and scores everything that a run has to, and writes each result down as soon as it is made.
+
+    Args:
+        state: The run; receives what is found out.
+        journal: Results in full; what is finished there is not done again.
+        workplace: Where items are done.
+        display: Where progress is shown.
+        retry: `failed` to do again what an earlier sitting failed at.
+    """
+
+    def __init__(self, state: RunState, journal: Journal, workplace: Executor, display: Display, retry: Retry | None):
+        self._state, self._journal, self._workplace, self._retry = state, journal, workplace, retry
+        self._display = display
+        self._seed = state.task.run.seed
+        self._places = {
+            name: {latent.index: place for place, latent in enumerate(cell.records.latents)}
+            for name, cell in state.cells.items()
+        }
+        self._steps = {name: self._lay_out(cell) for name, cell in state.cells.items()}
+        limits = Limits.of(state.task, workplace.workers)
+        self._queue = Queue(state, self._steps, self._places, limits)
+        self._shuffles = {
+            name: _Shuffling(cell, self._seed)
+            for name, cell in state.cells.items()
+            if SHUFFLED in cell.cell.alternatives
+        }
+        self._failures: dict[tuple[str, str, str], Failures] = {}
+        self._stages: dict[str, Stage] = {}
+        self._error: BaseException | None = None
+        self._changed = asyncio.Event()
+
+    def _lay_out(self, cell: CellState) -> list[StepWork]:
+        """Return the steps of a cell, and make room for their scores."""
+        latents = [latent.index for latent in cell.records.latents]
+        steps = list(work.steps(cell.cell, latents, self._seed))
+        watched = floors.in_order(latents, self._seed)
+        for step in steps:
+            if step.step != EXPLAIN:
+                among = set(latents[: step.part.latents])
+                some = [latent for latent in watched if latent in among][:_WATCHED]
+                cell.scored[step.step, step.variant] = Scored(watched=frozenset(some))
+        return steps
+
+    async def run(self) -> None:
+        """Do everything.
+
+        Raises:
+            GaveUp: If the first items of a step all fail alike, or calls fail for so many items in a row.
+            BudgetExceeded: If the spending limit is reached.
+            StoreError, InputError: If there is no room to write anything down.
+        """
+        tasks: set[asyncio.Task[None]] = set()
+        with ExitStack() as shown:
+            for title, total in self._totals().items():
+                self._stages[title] = shown.enter_context(self._display.stage(title, total))
+            try:
+                while await self._start(tasks):
+                    await self._changed.wait()
+                    self._changed.clear()
+                    if self._error is not None:
+                        raise self._error
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            for failures in self._failures.values():
+                failures.settle()
+            for stage in self._stages.values():
+                stage.reach(stage.done, stage.done)  # a single explanation has none to be shuffled with
+        self._state.done = True
+
+    def _totals(self) -> Counter[str]:
+        """Return how many items each step has, by its title."""
+        totals: Counter[str] = Counter()
+        for step in chain.from_iterable(self._steps.values()):
+            totals[work.title(step.step, step.variant)] += len(step.latents)
+        return totals
+
+    async def _start(self, tasks: set[asyncio.Task[None]]) -> bool:
+        """Start what may be done now, and take from the journal what is finished; return whether anything is in flight."""
+        taken = 0
+        while (item := self._queue.take()) is not None:
+            if (entry := self._finished(item)) is not None:
+                self._take(item, entry)
+                taken += 1
+                if taken % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                continue
+            task = asyncio.ensure_future(self._do(item))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            task.add_done_callback(self._ended)
+        return bool(tasks)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._error = self._error or error
+        self._changed.set()
+
+    def _key(self, item: Item) -> str:
+        if item.step == EXPLAIN:
+            return self._state.key(item)
+        explanation = self._state.cells[item.cell].explanations[item.variant, item.latent.index]
+        return self._state.key(item, explanation.text)
+
+    def _finished(self, item: Item) -> Any | None:
+        """Return the journal's entry of an item, unless it cannot be used or is to be done again."""
+        entry = self._journal.finished(self._key(item))
+        if entry is None:
+            return None
+        if item.step == EXPLAIN:
+            usable = usable_explanation(entry)
+        else:
+            scorer = self._state.cells[item.cell].cell.scorers[item.step]
+            usable = usable_score(entry, scorer.part.plugin.metrics)
+        again = usable and self._retry == "failed" and _unanswered(entry["result"])
+        return entry if usable and not again else None
+
+    async def _do(self, item: Item) -> None:
+        """Do an item, and write its result down."""
+        cell, key = self._state.cells[item.cell], self._key(item)
+        record = cell.records[item.latent]
+        if item.step == EXPLAIN:
+            made = await self._workplace.make(StepInput(item.cell, item.variant, record.explain))
+        else:
+            explanation = cell.explanations[item.variant, item.latent.index]
+            made = await self._workplace.make(StepInput(item.cell, item.step, record.score, explanation))
+        entry = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
+        self._journal.keep(key, entry)
+        self._failures_of(item).note(made, partial(self._journal.finish, key, entry))
+        self._take(item, entry)
+        _mind_memory()
+
+    def _failures_of(self, item: Item) -> Failures:
+        place = item.cell, item.step, item.variant if item.step == EXPLAIN else MAIN
+        if place not in self._failures:
+            name = f"{work.title(item.step, item.variant)} {item.cell}"
+            self._failures[place] = Failures(name, self._state.task.run.give_up_after)
+        return self._failures[place]
+
+    def _take(self, item: Item, entry: Any) -> None:
+        """Take a result, and offer what can be done now that it is there."""
+        self._queue.done(item)
+        cell, latent = self._state.cells[item.cell], item.latent.index
+        result, usage = entry["result"], Usage(**entry["usage"])
+        if item.step == EXPLAIN:
+            cell.explanations[item.variant, latent] = Explanation.model_validate({**result, "asked": ""})
+            cell.spend(item.variant, usage)
+            self._offer(cell, item.variant, item.latent)
+        else:
+            scored = cell.scored[item.step, item.variant]
+            scored.take(latent, Score.model_validate(result))
+            scored.spent.add(usage)
+        self._stages[work.title(item.step, item.variant)].advance(failed=result["status"] == "failed")
+
+    def _offer(self, cell: CellState, variant: str, latent: LatentId) -> None:
+        """Offer the scoring of an explanation that was made; where none was made, the scores have failed."""
+        explanation = cell.explanations[variant, latent.index]
+        for label in self._scorers(cell, variant, latent.index):
+            scored = cell.scored[label, variant]
+            scored.tried += 1
+            if explanation.status == "ok":
+                self._queue.add(Item(cell.cell.name, label, variant, latent))
+            else:
+                scored.take(latent.index, Score.failed(f"no explanation: {explanation.reason}"))
+                self._stages[work.title(label, variant)].advance(failed=True)
+        if variant == MAIN and cell.cell.name in self._shuffles:
+            for other in self._shuffles[cell.cell.name].explained(latent.index):
+                self._offer(cell, SHUFFLED, LatentId(latent.hookpoint, other))
+
+    def _scorers(self, cell: CellState, variant: str, latent: int) -> Iterator[str]:
+        """Yield the scorers that score an explanation."""
+        place = self._places[cell.cell.name][latent]
+        for step in self._steps[cell.cell.name]:
+            if step.step != EXPLAIN and step.variant == variant and step.includes(latent, place):
+                yield step.step
+
+
+class _Shuffling:
+    """Gives each latent of a cell the explanation of another one that fires near independently of it.
+
+    It is that of the first partner which has an explanation, so it waits until those before are known to have none.
+
+    Args:
+        cell: The cell; receives the explanations.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, cell: CellState, seed: int):
+        latents = [latent.index for latent in cell.records.latents[: cell.cell.explainer.latents]]
+        self._cell = cell
+        self._partners = Partners(cell.store, cell.cell.sampler.plugin.window, latents, seed)
+        self._left: dict[int, Iterator[int]] = {}
+        self._waiting: dict[int, list[int]] = defaultdict(list)
+
+    def explained(self, latent: int) -> Iterator[int]:
+        """Note that a latent's own explanation was made, or failed; yield the latents that have a shuffled one now."""
+        waiting = self._waiting.pop(latent, [])
+        if self._cell.explanation(MAIN, latent) is not None:
+            for one in waiting:
+                self._give(one, latent)
+                yield one
+            waiting = [latent]
+            self._left[latent] = self._partners.of(latent)
+        for one in waiting:
+            yield from self._look_on(one)
+
+    def _look_on(self, latent: int) -> Iterator[int]:
+        for other in self._left[latent]:
+            if (MAIN, other) not in self._cell.explanations:
+                self._waiting[other].append(latent)
+                return
+            if self._cell.explanation(MAIN, other) is not None:
+                self._give(latent, other)
+                yield latent
+                return
+
+    def _give(self, latent: int, other: int) -> None:
+        explanation = self._cell.explanations[MAIN, other]
+        self._cell.explanations[SHUFFLED, latent] = explanation.model_copy(update={"notes": {"latent": other}})
+        self._cell.dependent += not self._partners.independent(latent, other)
+        del self._left[latent]
+
+
+def _in_process(task: Task) -> bool:
+    return any(role.part.plugin.in_process for role in task.roles.values())
+
+
+def _mind_memory() -> None:
+    """Stop while there is still memory to stop with: a new process begins with what a leak has taken.
+
+    Raises:
+        GaveUp: If there is hardly any left.
+    """
+    left = memory_left()
+    if left is not None and left < _LITTLE_MEMORY:
+        raise GaveUp(
+            f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which starts "
+            "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
+        )
+
+
+def _unanswered(result: Mapping[str, Any]) -> bool:
+    """Whether a result lacks an answer that another asking may bring: it failed, or a reply could not be read."""
+    outcomes = result.get("outcomes") or ()
+    return result["status"] == "failed" or any(o["status"] in ("failed", "unparsed") for o in outcomes)

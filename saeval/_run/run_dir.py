@@ -1,0 +1,100 @@
+"""The directory of a run: its lock, its log, and where its files lie."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from saeval._run.journal import Journal
+from saeval._util import InputError, claim, os_reason, read_json, without_secrets, write_atomic
+
+
+class RunDir:
+    """The directory of one run, locked for as long as it is open.
+
+    Layout: `run.json` (status, provenance), `spec.yaml` (resolved, runs as it is), `journal.jsonl`, `calls.jsonl`,
+    `cells/<cell>/…`, `results.json`, `report/`, `logs/run.log`.
+
+    Args:
+        path: The directory; made when it is not there.
+
+    Attributes:
+        journal: Results of finished work, which resuming trusts.
+
+    Raises:
+        InputError: If it cannot be written to, holds links or files that are not saeval's, or another process is running in it.
+    """
+
+    def __init__(self, path: Path):
+        from filelock import FileLock, Timeout
+
+        self.path = path
+        claim(path)
+        try:
+            for folder in (path, path / "cells", path / "report", path / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path / "logs" / ".writable", b"")
+            (path / "logs" / ".writable").unlink()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written to ({os_reason(error)}); choose another --out") from None
+        # The operating system drops the lock when the process dies, however it dies.
+        self._lock = FileLock(path / "logs" / "lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(f"{path}: another saeval process is running in this directory") from None
+        self.journal = Journal(path / "journal.jsonl")
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.journal.close()
+        self._lock.release()
+
+    def cell(self, name: str) -> Path:
+        """Return the folder of a cell, made when it is not there."""
+        folder = self.path / "cells" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the run; an empty mapping where there is none, or none that can be read."""
+        try:
+            found = read_json(self.path / name)
+        except InputError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @contextmanager
+    def log(self) -> Iterator[Any]:
+        """Send what saeval logs to `logs/run.log` while the run lasts."""
+        logger = logging.getLogger("saeval")
+        handler = logging.FileHandler(self.path / "logs" / "run.log", encoding="utf-8", errors="backslashreplace")
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            yield logger
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _Formatter(logging.Formatter):
+    """Leaves keys out: tracebacks quote what libraries and plugins say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))

@@ -1,0 +1,240 @@
+"""What a run knows so far: explanations, and of every score the numbers that a summary needs."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import fsum, isnan, nan
+from typing import TYPE_CHECKING, Any, Protocol
+
+from saeval._run.work import Item, Keys
+from saeval.records import Explanation, LatentId, Outcome, Score, Status, Usage
+
+if TYPE_CHECKING:
+    from saeval._run.sampling import Records
+    from saeval.activations import ActivationStore
+    from saeval.task import Cell, Task
+
+_SILENT = 10  # place after the deciles
+
+
+def _in_order(score: Score) -> list[Outcome]:
+    """Return judged windows in an order that no explanation changes."""
+    return sorted(score.outcomes, key=lambda o: (o.example, o.active))
+
+
+class Results(Protocol):
+    """Where results are kept in full, such as the journal of a run."""
+
+    def made(self, key: str) -> Any | None:
+        """Return the entry under a key, or None."""
+
+
+class Spending:
+    """Tokens and dollars of many calls. The sum does not depend on the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._tokens = Usage()
+        self._usd: array[float] | None = array("d")
+
+    def add(self, usage: Usage) -> None:
+        """Add what one step on one latent took."""
+        self._tokens += replace(usage, usd=None)
+        if usage.usd is None:
+            self._usd = None
+        elif self._usd is not None:
+            self._usd.append(usage.usd)
+
+    @property
+    def total(self) -> Usage:
+        """The sum; dollars are None where a price is unknown."""
+        return replace(self._tokens, usd=None if self._usd is None else fsum(self._usd))
+
+
+class Scored:
+    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by latent.
+
+    Attributes:
+        tried: Latents that it was to be run on.
+        spent: What it took.
+        unscored: Status and reason of latents without a score.
+        unparsed: Judged windows whose reply held no answer, or was refused.
+        windows: Windows asked about, and windows answered.
+        watched: Latents whose answers are kept, so that those under other explanations can be compared with them.
+        right: Activating windows judged right, by decile, and then the others.
+        judged: Answered windows, likewise.
+    """
+
+    def __init__(self, tried: int = 0, watched: frozenset[int] = frozenset()):
+        self.tried, self.watched = tried, watched
+        self.spent = Spending()
+        self.unscored: dict[int, tuple[Status, str]] = {}
+        self.unparsed = 0
+        self.right, self.judged = [0] * 11, [0] * 11
+        self.asked = self.answered = self.unasked = 0
+        self._worst, self._best = array("d"), array("d")
+        self._answers: dict[int, bytes] = {}
+        self._rows: dict[int, int] = {}
+        self._values: dict[str, array[float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, latent: int) -> bool:
+        return latent in self._rows
+
+    def take(self, latent: int, score: Score) -> None:
+        """Take the score of a latent."""
+        row = self._rows[latent] = len(self._rows)
+        if score.status != "ok":
+            self.unscored[latent] = score.status, score.reason
+        for metric, value in score.values.items() if score.status == "ok" else ():
+            column = self._values.setdefault(metric, array("d"))
+            column.extend([nan] * (row - len(column)))
+            column.append(value)
+        self.unparsed += score.count("unparsed", "refused")
+        self._count(score)
+        if latent in self.watched:
+            self._answers[latent] = bytes(2 if o.predicted is None else o.predicted for o in _in_order(score))
+        for o in score.outcomes:
+            side = o.decile if o.active else _SILENT
+            if o.status == "ok" and o.predicted is not None and side is not None and 0 <= side <= _SILENT:
+                self.judged[side] += 1
+                self.right[side] += o.predicted == o.active
+
+    def _count(self, score: Score) -> None:
+        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or right."""
+        if score.status == "skipped":
+            return
+        sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
+        self.unasked += not score.outcomes
+        self.asked += len(score.outcomes)
+        worst, best = [], []
+        for side in filter(None, sides):
+            answers = [o.predicted == o.active for o in side if o.status == "ok" and o.predicted is not None]
+            self.answered += len(answers)
+            worst.append(sum(answers) / len(side))
+            best.append(worst[-1] + 1 - len(answers) / len(side))
+        self._worst.append(sum(worst) / len(worst) if worst else 0.0)
+        self._best.append(sum(best) / len(best) if best else 1.0)
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Windows asked about and answered; those of a latent that was lost before it was asked about count as asked."""
+        latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
+        each = self.asked / latents if latents > 0 else 0.0
+        return round(self.asked + each * self.unasked), self.answered
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Mean share judged right, both sides alike, with everything unanswered judged wrong, and judged right."""
+        if not self.answered:
+            return None
+        n = len(self._worst)
+        return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
+
+    def same(self, other: Scored) -> tuple[int, int]:
+        """Return how many windows got the same answer here and there, of how many answered in both."""
+        alike = both = 0
+        for latent in self._answers.keys() & other._answers.keys():
+            pairs = [
+                (a, b) for a, b in zip(self._answers[latent], other._answers[latent], strict=False) if 2 not in (a, b)
+            ]
+            both += len(pairs)
+            alike += sum(a == b for a, b in pairs)
+        return alike, both
+
+    def metrics(self) -> list[str]:
+        """Return the names of the metrics that some latent has."""
+        return sorted(self._values)
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Return the metric of every latent that has it, by latent: replies arrive in any order, sums depend on it."""
+        column = self._values.get(metric, array("d"))
+        return {i: column[k] for i, k in sorted(self._rows.items()) if k < len(column) and not isnan(column[k])}
+
+
+@dataclass
+class CellState:
+    """Everything found out about one cell so far.
+
+    Attributes:
+        cell: The cell.
+        store: Its activations.
+        records: The latents sampled, in their random order.
+        counts: Latents requested, eligible, sampled.
+        base: Hash of what the records depend on.
+        explanations: By variant and latent; without what was asked.
+        scored: By scorer label and variant.
+        explaining: What explaining took, by variant.
+        directions: What the directions of latents tell, by latent.
+        measured: Measures of the coder that needed the model.
+        dependent: Floors made of a latent that does not fire independently, for want of another.
+    """
+
+    cell: Cell
+    store: ActivationStore
+    records: Records
+    counts: dict[str, int]
+    base: str
+    explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
+    scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
+    explaining: dict[str, Spending] = field(default_factory=dict)
+    directions: dict[int, dict[str, Any]] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+    dependent: int = 0
+
+    def explanation(self, variant: str, latent: int) -> Explanation | None:
+        """Return a latent's explanation if there is one that worked."""
+        found = self.explanations.get((variant, latent))
+        return found if found is not None and found.status == "ok" else None
+
+    def spend(self, variant: str, usage: Usage) -> None:
+        """Add to what explaining took."""
+        self.explaining.setdefault(variant, Spending()).add(usage)
+
+    def item(self, step: str, variant: str, latent: int) -> Item:
+        """Return a work item of the cell."""
+        return Item(self.cell.name, step, variant, LatentId(self.records.latents[0].hookpoint, latent))
+
+
+@dataclass
+class RunState:
+    """Everything found out in a run so far; the journal holds the results in full.
+
+    Attributes:
+        task: The task.
+        cells: By name, those that are sampled.
+        done: Whether everything was explained and scored.
+    """
+
+    task: Task
+    cells: dict[str, CellState] = field(default_factory=dict)
+    done: bool = False
+
+    def key(self, item: Item, text: str = "") -> str:
+        """Return the key under which an item's result is kept; `text` is the explanation that is scored."""
+        return self._keys.of(item, text)
+
+    @cached_property
+    def _keys(self) -> Keys:
+        return Keys(self.task, {name: cell.base for name, cell in self.cells.items()})
+
+    def explanation(self, journal: Results, item: Item) -> Explanation | None:
+        """Return an explanation with everything that was asked for it, as it was written down."""
+        entry = journal.made(self.key(item))
+        return entry and Explanation.model_validate(entry["result"])
+
+    def score(self, journal: Results, item: Item) -> Score | None:
+        """Return a latent's score with all judged windows, if there is one by now."""
+        cell, latent = self.cells[item.cell], item.latent.index
+        scored = cell.scored[item.step, item.variant]
+        if latent not in scored:
+            return None
+        explanation = cell.explanations.get((item.variant, latent))
+        entry = journal.made(self.key(item, explanation.text)) if explanation else None
+        if entry:
+            return Score.model_validate(entry["result"])
+        status, reason = scored.unscored[latent]  # there was no explanation to score
+        return Score(status=status, reason=reason)

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_AGREE = (
-    9.0  # prior odds that true floors do not differ between cells: .95 of the power of scores is kept (docs/metrics.md)
-)
+_AGREE = 30.0  # prior odds that true floors agree between cells; keeps the power of raw scores (docs/metrics.md)
 _SCALE = 0.4  # prior scale of their spread where they do, in standard deviations of one latent's floor
 _STEPS = 24  # points at which that spread is integrated over
 _REACH = 4.0  # the largest spread considered, in units of its prior scale
@@ -72,7 +70,7 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
     1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the
     scores
        (double sampling, Cochran 1977, §12.7): where a judge goes by the windows alone, score and floor are the same.
-    2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 15 to 1, τ is 0,
+    2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 30 to 1, τ is 0,
        else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
        averaged over the posterior of τ, so that the uncertainty of τ is in every interval.
     3. Given the floor, the score is corrected for what the sampled windows of this cell shared with its floor.

@@ -1,3 +1,4 @@
+from saeval.activations.firing_windows import histogram as histogram, portrait as portrait
 from saeval.activations.latent_stats import position_dependence as position_dependence, token_share as token_share
 from saeval.activations.store import (
     ActivationStore as ActivationStore,

@@ -198,6 +198,18 @@ class Coder(Plugin):
     measures: ClassVar[tuple[Measure, ...]] = ()
     """Facts that leaderboards show, whose values the loaded coder has in `SparseCoder.measures`."""
 
+    @classmethod
+    def by_name(cls, name: str) -> Mapping[str, Any] | None:
+        """Return the options for a coder that `saeval run --sae NAME` names: a folder, or an id on the hub.
+
+        Args:
+            name: What stands behind `--sae`.
+
+        Returns:
+            The options, or None if a coder of this kind is not named like this.
+        """
+        return None
+
     def hookpoint(self) -> str | None:
         """Return the module path that the coder was made for, when its files tell; None when they do not."""
         return None

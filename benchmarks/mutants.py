@@ -90,7 +90,13 @@ def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.stmt]]:
         if not isinstance(statement, ast.stmt) or isinstance(statement, ast.Import | ast.ImportFrom):
             continue
         for node in _own(statement):
-            if (isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARE) or (isinstance(node, ast.BinOp) and type(node.op) in _BINARY) or isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub)) or (isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float)):
+            if (
+                (isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARE)
+                or (isinstance(node, ast.BinOp) and type(node.op) in _BINARY)
+                or isinstance(node, ast.BoolOp)
+                or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub))
+                or (isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float))
+            ):
                 yield node, statement
 
 

@@ -7,6 +7,7 @@ random stream and key depend on the item alone, and a shuffled explanation waits
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ from saeval._run.work import EXPLAIN, Item, StepWork
 from saeval._util import Display, Stage, memory_left
 from saeval.records import MAIN, Explanation, LatentId, Score, Usage
 from saeval.task import SHUFFLED, Task
+
+_log = logging.getLogger("saeval.run")
 
 Retry = Literal["failed"]
 
@@ -262,6 +265,9 @@ class Pipeline:
             made = await self._workplace.make(StepInput(item.cell, item.step, record.score, explanation))
         entry = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
         self._journal.keep(key, entry)
+        if made.result.status == "failed":
+            title = work.title(item.step, item.variant)
+            _log.warning("%s %s, latent %s: %s", title, item.cell, item.latent, made.result.reason)
         self._failures_of(item).note(made, partial(self._journal.finish, key, entry))
         self._take(item, entry)
         _mind_memory()

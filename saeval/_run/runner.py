@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 import time
@@ -30,11 +31,15 @@ from saeval._util import (
     Display,
     InputError,
     SaevalError,
-    Silent,
+    Spending,
+    Style,
     Undisturbed,
     content_hash,
+    display as make_display,
+    fitting_display,
     forget_checksums,
     internal_error,
+    without_secrets,
     write_checksums,
 )
 from saeval.activations import ActivationStore
@@ -42,8 +47,12 @@ from saeval.llm import Asker, Budget, CallLog, try_models
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
-from saeval.results import Run, read
+from saeval.report import Run, read
 from saeval.task import Cell, Task, load_task
+
+_log = logging.getLogger("saeval.run")
+
+_STATUSES: dict[type[Exception], str] = {BudgetExceeded: "stopped at the cost limit", GaveUp: "gave up"}
 
 T = TypeVar("T")
 
@@ -59,7 +68,7 @@ def run(
     retry: Retry | None = None,
     unpriced: bool = False,
     allow_model_change: bool = False,
-    display: Display | None = None,
+    display: Display | Style | None = None,
     registry: Registry | None = None,
 ) -> Run:
     """Run a task, or what is missing of it, and write its reports.
@@ -77,7 +86,8 @@ def run(
             not be read; all else is kept.
         unpriced: Run although the spending limit cannot hold calls whose price is unknown.
         allow_model_change: Go on although another model answers than in earlier sittings of the run.
-        display: Where progress is shown; nowhere when left out.
+        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a terminal
+            and in notebooks, and nothing elsewhere.
         registry: Where plugins are found.
 
     Returns:
@@ -100,8 +110,9 @@ def run(
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
+    shown = display if isinstance(display, Display) else make_display(display) if display else fitting_display()
     run_task(
-        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent(), unpriced=unpriced,
+        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=shown, unpriced=unpriced,
         allow_model_change=allow_model_change,
     )  # fmt: skip
     return read(path)
@@ -129,7 +140,8 @@ def run_task(
             begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
             begun.first_calls(unpriced, allow_model_change)
             return begun.go()
-        except SaevalError:
+        except SaevalError as error:
+            _log.error("%s", error)
             raise
         except Exception as error:
             raise internal_error(error, folder.path / "logs" / "run.log") from error
@@ -153,6 +165,7 @@ class _Run:
         self.state = RunState(task)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
+        display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
 
     def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
         """See that every model answers, and that the spending limit can hold, before anything is collected."""
@@ -178,7 +191,7 @@ class _Run:
     def go(self) -> RunResult:
         began = time.time()
         self._write_spec("running", began)
-        status = "failed"
+        status, reason = "failed", ""
         try:
             with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
                 if self.limit != self.asked_limit:
@@ -191,14 +204,11 @@ class _Run:
                 if self.task.findings:
                     self.findings = self._timed("findings", lambda: evaluate(self.task, self.state.cells))
             status = "done"
+        except Exception as error:
+            status, reason = _STATUSES.get(type(error), "failed"), str(error)
+            raise
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "interrupted"
-            raise
-        except BudgetExceeded:
-            status = "stopped at the cost limit"
-            raise
-        except GaveUp:
-            status = "gave up"
             raise
         finally:
             with _to_the_end():
@@ -208,7 +218,7 @@ class _Run:
                     self._write_reports(result)
                 if self.task.checks and not result.partial:
                     judge_checks.keep(self.task, result)
-                self._write_spec(status, began)
+                self._write_spec(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
         return result
@@ -279,7 +289,7 @@ class _Run:
         """Find out what the directions of latents tell, while models are still in memory."""
         for outcome in self.state.cells.values():
             latents = [latent.index for latent in outcome.records.latents]
-            key = content_hash("directions", outcome.base, latents)
+            key = content_hash("directions 2", outcome.base, latents)
             done = self.folder.journal.finished(key)
             if done is None or not rows(done, len(latents)):
                 size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents
@@ -306,7 +316,7 @@ class _Run:
         write_checksums(self.folder.path)
         write_reports(result, self.folder.path / "report")
 
-    def _write_spec(self, status: str, began: float) -> None:
+    def _write_spec(self, status: str, began: float, reason: str = "") -> None:
         import platform
 
         import yaml
@@ -319,8 +329,9 @@ class _Run:
             text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
             write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json("run.json", {
-            "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
-            "limit": self.limit, "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
+            "status": status, "reason": without_secrets(reason), "task": self.task.name, "spec_sha": self.task.sha,
+            "began": began, "updated": time.time(), "limit": self.limit, "python": platform.python_version(),
+            "platform": platform.platform(), "seconds": self.seconds,
         })  # fmt: skip
 
 

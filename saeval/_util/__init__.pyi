@@ -57,9 +57,12 @@ from saeval._util.permissions import allow as allow, granted as granted
 from saeval._util.progress import (
     Display as Display,
     Silent as Silent,
+    Spending as Spending,
     Stage as Stage,
+    Style as Style,
     Undisturbed as Undisturbed,
     display as display,
+    fitting_display as fitting_display,
 )
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (

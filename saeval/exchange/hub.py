@@ -34,6 +34,7 @@ _CELL_FILES = (
     "explanations.jsonl",
     "scores.parquet",
     "judgements.parquet",
+    "activations.parquet",
     "calls.parquet",
 )
 _REPORTS = ("report.md", "leaderboard.csv", "leaderboard.parquet")

@@ -587,12 +587,14 @@ class Budget:
         spent: Dollars spent in earlier sittings of the run.
 
     Attributes:
+        calls: Calls of this sitting.
         unknown: Calls whose price is not known, which no limit can hold.
     """
 
     def __init__(self, limit: float | None, spent: float = 0.0):
         self.limit = limit
         self.spent = spent
+        self.calls = 0
         self.unknown = 0
 
     def check(self) -> None:
@@ -608,6 +610,7 @@ class Budget:
 
     def add(self, usage: Usage, model: str) -> None:
         """Count what a call to a model took; where a price is unknown, say once that the limit cannot hold it."""
+        self.calls += 1
         self.spent += _dollars(usage)
         if usage.usd is None or not 0.0 <= usage.usd < math.inf:
             self.unknown += 1

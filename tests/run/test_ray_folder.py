@@ -15,6 +15,8 @@ import pytest
 import yaml
 from planted_run import spec, truthful_server
 
+from saeval._run.executors import ray_reaper
+
 pytest.importorskip("ray")
 NOBODY = 65534
 CLUSTERS = Path("/tmp")
@@ -29,6 +31,26 @@ def processes(folder):
         except OSError:
             continue
     return found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_reaper_waits_for_the_driver_and_then_leaves_nothing_of_its_cluster(tmp_path):
+    folder = tmp_path / "cluster"
+    (folder / "r").mkdir(parents=True)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    member = subprocess.Popen([sys.executable, "-c", deaf, f"--session-dir={folder}/r"])
+    other = subprocess.Popen([sys.executable, "-c", deaf, f"--session-dir={folder}-of-another/r"])
+    program = Path(ray_reaper.__file__)
+    reaper = subprocess.Popen([sys.executable, "-I", program, folder, "0.3"], stdin=subprocess.PIPE)
+    try:
+        time.sleep(1)
+        assert member.poll() is None and folder.exists()  # the driver is there
+        reaper.stdin.close()  # the driver is gone
+        assert member.wait(30) == -signal.SIGKILL and reaper.wait(30) == 0
+        assert not folder.exists() and other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 @pytest.mark.slow

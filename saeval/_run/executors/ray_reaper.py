@@ -3,7 +3,7 @@
 It waits for the end of its input, which comes when the driver is gone, however it ended. Then processes that belong
 to the cluster get a while to end by themselves, because they may be waiting for answers that are paid for.
 
-Usage: python ray_reaper.py FOLDER
+Usage: python ray_reaper.py FOLDER [SECONDS]
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-_GRACE = 15.0  # seconds
+_GRACE = 15.0  # seconds that processes get, where none are said
 _PATIENCE = 10.0  # seconds after the kill
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, grace: float) -> None:
     """Wait for the driver's end, and leave nothing of its cluster behind."""
     sys.stdin.buffer.read()
-    _until_gone(folder, _GRACE)
+    _until_gone(folder, grace)
     for process in _processes(folder):
         with suppress(OSError):
             os.kill(process, signal.SIGKILL)
@@ -55,4 +55,4 @@ def _processes(folder: Path) -> list[int]:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # sent to the driver, whose end is waited for
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else _GRACE)

@@ -169,6 +169,13 @@ class ActivationSource(Plugin):
         """
         raise InputError(f"the source {type(self).name!r} has no coder")
 
+    def check_window(self, window: int) -> None:
+        """Look, cheaply, whether the text at hand has windows of so many tokens.
+
+        Raises:
+            InputError: If no document is as long.
+        """
+
     def cautions(self) -> list[str]:
         """Return what a reader of the results must know of this source, one sentence each, as far as files at hand tell.
 
@@ -286,7 +293,7 @@ class Explainer(Step):
     """Says in words what makes a latent fire (paper §3.2)."""
 
     uninformed: ClassVar[bool] = False
-    """Whether its explanations know nothing of the latent, so that their scores are a floor that lifts are measured from."""
+    """Whether its explanations are made without sight of the latent, so that their scores are a floor for lifts."""
 
     @abstractmethod
     async def explain(self, examples: Examples, context: Context) -> Explanation:

@@ -53,6 +53,38 @@ def undisturbed(server, model, folder, monkeypatch, **changes):
     return finished(folder / "calm")
 
 
+@pytest.fixture(scope="module")
+def steady():
+    """One server for all tests that only choose which requests get a fault."""
+    with truthful_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(steady):
+    steady.calls.clear()
+    yield steady
+    steady.chooses = lambda body, number: None
+
+
+@pytest.fixture(scope="module")
+def calm_run(steady, tmp_path_factory):
+    """Return the folder of a run without faults at that server, made once per way to ask."""
+    made = {}
+
+    def folder_of(model):
+        if model not in made:
+            folder = tmp_path_factory.mktemp("calm")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
+                saeval.run(task(steady, model), out=folder / "run")
+            made[model] = folder / "run"
+            steady.calls.clear()
+        return made[model]
+
+    return folder_of
+
+
 def once(fault):
     """Choose a fault for the first attempt at every request."""
     seen = Counter()
@@ -86,25 +118,23 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_fault_that_passes_changes_nothing(tmp_path, monkeypatch, model, fault):
-    with truthful_server() as server:
-        calm = undisturbed(server, model, tmp_path, monkeypatch)
-        server.chooses = once(fault)
-        result = saeval.run(task(server, model), out=tmp_path / "run")
-        asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
-        assert set(asked.values()) == {2}
-    assert finished(tmp_path / "run") == calm
-    assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+def test_fault_that_passes_changes_nothing(tmp_path, server, calm_run, model, fault):
+    calm = calm_run(model)
+    server.chooses = once(fault)
+    result = saeval.run(task(server, model), out=tmp_path / "run")
+    asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
+    assert set(asked.values()) == {2}
+    assert finished(tmp_path / "run") == finished(calm)
+    assert result.cells[0].scores == saeval.read(calm).cells[0].scores
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_fault_that_stays_on_one_batch_costs_its_latent_and_changes_no_score(tmp_path, monkeypatch, model, fault):
-    with truthful_server() as server:
-        calm = undisturbed(server, model, tmp_path, monkeypatch)
-        server.chooses = about("harbor", fault)
-        result = saeval.run(task(server, model), out=tmp_path / "run")
-        asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
-        assert max(asked.values()) == 3  # one attempt and two retries
+def test_fault_that_stays_on_one_batch_costs_its_latent_and_changes_no_score(tmp_path, server, calm_run, model, fault):
+    calm = finished(calm_run(model))
+    server.chooses = about("harbor", fault)
+    result = saeval.run(task(server, model), out=tmp_path / "run")
+    asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
+    assert max(asked.values()) == 3  # one attempt and two retries
     found = finished(tmp_path / "run")
     failed = {key for key, value in found.items() if value["status"] == "failed"}
     assert found.keys() == calm.keys() and len(failed) == 1

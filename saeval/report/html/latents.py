@@ -184,7 +184,7 @@ class CellTables:
         plain = [rows[name].to_pylist() for name in _WINDOWS[:-2]]
         for k, (latent, role, active, decile, context, start, document) in enumerate(zip(*plain, strict=True)):
             begin = int(value_ends[k])
-            sparse: list[float] = []
+            sparse: list[float | None] = []
             for at in range(edges[k], edges[k + 1]):
                 sparse += (fired_at[at] - begin, strength[at])
             found.setdefault(latent, {}).setdefault(role, []).append(

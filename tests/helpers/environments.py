@@ -9,6 +9,10 @@ import sysconfig
 import venv
 from pathlib import Path
 
+from root import ROOT
+
+EXAMPLES = ("saeval-acme", "saeval-lexicon", "saeval-wordvec")
+
 
 def sh(*command, cwd, **environment):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
@@ -28,3 +32,9 @@ def new_environment(place, *install):
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--ignore-installed")
     sh(*pip, "--no-build-isolation", *install, cwd=place, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     return python
+
+
+def build_wheels(folder):
+    """Build the wheels of saeval and of the example packages into a folder."""
+    for project in (ROOT, *(ROOT / "examples" / name for name in EXAMPLES)):
+        sh(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project, cwd=folder)

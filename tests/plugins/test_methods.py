@@ -108,8 +108,8 @@ def test_scores_do_not_depend_on_concurrency_or_order_of_arrival(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(tmp_path):
-    env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(tmp_path, gemma_cache):
+    env = {**os.environ, "SAEVAL_CACHE": str(gemma_cache), "HF_HUB_OFFLINE": "1"}
     (tmp_path / "ratings.csv").write_text("latent,rating\n" + "".join(f"{i},3\n" for i in range(2048)))
     rated = f"scorers.human={{with: {{path: {tmp_path / 'ratings.csv'}}}}}"
     command = [

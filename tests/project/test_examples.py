@@ -7,33 +7,26 @@ import shutil
 
 import pytest
 import yaml
-from environments import new_environment, sh
+from environments import EXAMPLES, sh
 from root import ROOT
 
 pytestmark = pytest.mark.slow
-EXAMPLES = ("saeval-acme", "saeval-lexicon", "saeval-wordvec")
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    packages = [ROOT / "examples" / name for name in EXAMPLES]
-    return new_environment(tmp_path_factory.mktemp("environment"), ROOT, *packages)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_everything_in_the_example_keeps_its_contract(environment, tmp_path, name):
-    checked = json.loads(sh(environment, "-m", "saeval", "plugins", "check", name, "--json", cwd=tmp_path))
+def test_everything_in_the_example_keeps_its_contract(installed, tmp_path, name):
+    checked = json.loads(sh(installed, "-m", "saeval", "plugins", "check", name, "--json", cwd=tmp_path))
     assert checked and {row["status"] for row in checked} == {"ok"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_own_tests_of_the_example_pass_on_what_is_installed(environment, tmp_path, name):
+def test_own_tests_of_the_example_pass_on_what_is_installed(installed, tmp_path, name):
     tests = tmp_path / "tests"
     shutil.copytree(ROOT / "examples" / name / "tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
-    assert " passed" in sh(environment, "-m", "pytest", "-p", "no:cacheprovider", "tests", cwd=tmp_path)
+    assert " passed" in sh(installed, "-m", "pytest", "-p", "no:cacheprovider", "tests", cwd=tmp_path)
 
 
-def test_source_of_one_package_and_explainer_of_another_run_with_a_built_in_scorer(environment, tmp_path):
+def test_source_of_one_package_and_explainer_of_another_run_with_a_built_in_scorer(installed, tmp_path):
     words = {"cat": (2, 0), "dog": (1, 0), "red": (0, 2), "green": (0, 1), "and": (-1, -1)}
     (tmp_path / "vectors.txt").write_text("".join(f"{word} {x} {y}\n" for word, (x, y) in words.items()))
     quiet = " ".join(["and"] * 8)
@@ -57,7 +50,7 @@ def test_source_of_one_package_and_explainer_of_another_run_with_a_built_in_scor
     }  # fmt: skip
     (tmp_path / "words.yaml").write_text(yaml.safe_dump(spec))
     cache = {"SAEVAL_CACHE": str(tmp_path / "cache")}
-    sh(environment, "-m", "saeval", "run", "--task", "words.yaml", "--out", "run", cwd=tmp_path, **cache)
+    sh(installed, "-m", "saeval", "run", "--task", "words.yaml", "--out", "run", cwd=tmp_path, **cache)
     result = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [
         (row["n"], row["value"]) for row in result["cells"][0]["scores"] if row["metric"] == "balanced_accuracy"

@@ -14,12 +14,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, gemma_cache):
     """A quickstart on two latents a cell, run as a user types it, without network."""
     place = tmp_path_factory.mktemp("quickstart")
     env = {
         **os.environ,
-        "SAEVAL_CACHE": str(place / "cache"),
+        "SAEVAL_CACHE": str(gemma_cache),
         "HF_HUB_OFFLINE": "1",
         "http_proxy": "http://127.0.0.1:9",
     }

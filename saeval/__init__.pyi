@@ -13,6 +13,6 @@ from ._util.errors import (
     SpecError as SpecError,
     StoreError as StoreError,
 )
-from .results.reader import Run as Run, read as read
+from .report.reader import Run as Run, read as read
 
 __version__: str

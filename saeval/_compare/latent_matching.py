@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from saeval._compare.pairwise import split_reference
 from saeval._util import WIDTH, InputError, PluginError, SaevalError, aligned, derive_rng, did_you_mean, fold, number
+from saeval.activations import ActivationStore, store_folder
 from saeval.models import embedder
 from saeval.plugin.registry import Loaded, Registry
 from saeval.results import RunCell, open_run
-from saeval.task import Task, load_task
+from saeval.task import Part, Task, load_task
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from saeval.plugin.base import Embed
+    from saeval.plugin.base import ActivationSource, Embed
 
     Floats = NDArray[np.floating[Any]]
 
@@ -70,6 +71,8 @@ class Similarity:
         latents: Number of latents on either side.
         method: How they were matched; or why they cannot be compared.
         pairs: Latents of a and b that were matched, and their cosine.
+        dead: Latents on either side that never fire on their run's corpus, which are left out; None where the activations
+            are not in the cache, so that nobody knows.
     """
 
     a: str
@@ -82,6 +85,7 @@ class Similarity:
     latents: tuple[int, int]
     method: str
     pairs: tuple[tuple[int, int, float], ...] = ()
+    dead: tuple[int | None, int | None] = (None, None)
 
 
 def match(a: Floats, b: Floats, *, hungarian_max: int = HUNGARIAN_MAX) -> Match:
@@ -173,7 +177,7 @@ def similarities(
     """Compare the latents of every pair of cells.
 
     Explanations are those that the runs made, of the latents they sampled. Directions are those of the whole coder, loaded
-    as the run's `spec.yaml` says; code in lone files, which a run directory from somebody else might name, is never run.
+    as the run's `spec.yaml` says, without latents that never fire where the run's activations are in the cache; code in lone files, which a run directory from somebody else might name, is never run.
 
     Args:
         references: `run`, for all its contestants, or `run:cell`.
@@ -218,7 +222,18 @@ def _cells(reference: str | Path) -> list[tuple[str, RunCell]]:
     return [(f"{path}:{c.name}", c) for c in cells if name is not None or c.result.baseline is None]
 
 
-Vectors = tuple[list[int], "Floats"]
+class Vectors(NamedTuple):
+    """What latents are compared by.
+
+    Attributes:
+        latents: Their numbers.
+        vectors: Their vectors.  [latents, d]
+        dead: How many were left out because they never fire; None where that is not known.
+    """
+
+    latents: list[int]
+    vectors: Floats
+    dead: int | None = None
 
 
 def _vectors(cell: RunCell, basis: Basis, model: str, embed: Embed, registry: Registry | None) -> Vectors:
@@ -226,14 +241,28 @@ def _vectors(cell: RunCell, basis: Basis, model: str, embed: Embed, registry: Re
     if basis == "explanations":
         if not cell.texts:
             raise InputError(f"{cell.folder}: there is no explanation to embed")
-        return list(cell.texts), embed(model, list(cell.texts.values()))
-    weights = _source(cell, registry).weights()
+        return Vectors(list(cell.texts), embed(model, list(cell.texts.values())))
+    source = _source(cell, registry)
+    weights = source.plugin.weights()
     directions = weights.directions() if basis == "decoder" else weights.encoder_directions()
     if directions is None:
         raise InputError(
             f"{cell.name}: a coder of the kind {weights.architecture!r} has no {basis} directions to compare"
         )
-    return list(range(len(directions))), directions.detach().float().cpu().numpy()
+    vectors: Floats = directions.detach().float().cpu().numpy()
+    alive = _alive(source, len(vectors))
+    if alive is None:
+        return Vectors(list(range(len(vectors))), vectors)
+    return Vectors(alive.nonzero()[0].tolist(), vectors[alive], int((~alive).sum()))
+
+
+def _alive(source: Part[ActivationSource], latents: int) -> NDArray[np.bool_] | None:
+    """Return which latents fire on the corpus of a run; None where its activations are not in the cache."""
+    try:
+        store = ActivationStore.open(store_folder(source.identity))
+    except (SaevalError, OSError):
+        return None
+    return None if store.n_latents != latents or store.latents is not None else store.firings > 0
 
 
 class _Installed(Registry):
@@ -248,7 +277,7 @@ class _Installed(Registry):
         return super().get(kind, name, base=base)
 
 
-def _source(cell: RunCell, registry: Registry | None) -> Any:
+def _source(cell: RunCell, registry: Registry | None) -> Part[ActivationSource]:
     spec = cell.folder.parent.parent / "spec.yaml"
     if not spec.is_file():
         raise InputError(f"{spec}: is not there, so the coder of {cell.name} cannot be loaded; use --by explanations")
@@ -256,21 +285,22 @@ def _source(cell: RunCell, registry: Registry | None) -> Any:
     names = [c.name for c in task.cells]
     if cell.name not in names:
         raise InputError(f"{spec}: has no cell {cell.name!r}{did_you_mean(cell.name, names)}")
-    return task.cells[names.index(cell.name)].source.plugin
+    return task.cells[names.index(cell.name)].source
 
 
 def _pair(a: str, b: str, basis: Basis, one: Vectors, other: Vectors, seed: int) -> Similarity:
-    (latents_a, x), (latents_b, y) = one, other
-    sizes = len(latents_a), len(latents_b)
+    latents_a, x, dead_a = one
+    latents_b, y, dead_b = other
+    sizes, dead = (len(latents_a), len(latents_b)), (dead_a, dead_b)
     if x.shape[1] != y.shape[1]:
         why = f"different spaces: {x.shape[1]} and {y.shape[1]} dimensions"
-        return Similarity(a, b, basis, None, None, None, 0, sizes, why)
+        return Similarity(a, b, basis, None, None, None, 0, sizes, why, dead=dead)
     found, random, shuffled = compare_vectors(x, y, derive_rng(seed, "similarity", basis, a, b))
     pairs = tuple(
         (latents_a[i], latents_b[j], round(float(c), 6)) for (i, j), c in zip(found.pairs, found.cosines, strict=True)
     )
     score, random_, shuffled_ = (value if value == value else None for value in (found.score, random, shuffled))
-    return Similarity(a, b, basis, score, random_, shuffled_, len(pairs), sizes, found.method, pairs)
+    return Similarity(a, b, basis, score, random_, shuffled_, len(pairs), sizes, found.method, pairs, dead)
 
 
 def text(found: Sequence[Similarity]) -> str:
@@ -285,13 +315,14 @@ def text(found: Sequence[Similarity]) -> str:
         parts.append(
             f"{basis}: mean cosine of matched latents\n{aligned(['', 'cell', *numbers.values()], rows, WIDTH)}"
         )
-        head = ["pair", "score", "random", "shuffled", "matched", "latents", "how"]
+        head = ["pair", "score", "random", "shuffled", "matched", "latents", "dead", "how"]
         parts.append(aligned(head, [
             [f"{numbers[s.a]} {numbers[s.b]}", number(s.score), number(s.random), number(s.shuffled), str(s.matched),
-             f"{s.latents[0]}, {s.latents[1]}", s.method] for s in of
+             f"{s.latents[0]}, {s.latents[1]}", ", ".join("?" if n is None else str(n) for n in s.dead), s.method] for s in of
         ], WIDTH))  # fmt: skip
     parts.append(fold(
         "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: matched "
-        "latents with each other's partners. A score near these says that nothing was found in common."
+        "latents with each other's partners. A score near these says that nothing was found in common. dead: latents that "
+        "never fire on the run's corpus, which are left out (?: its activations are not in the cache)."
     ))  # fmt: skip
     return "\n\n".join(parts)

@@ -112,6 +112,24 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     )  # fmt: skip
 
 
+def _score_cautions(outcome: CellState) -> Iterator[str]:
+    """Say what scorers and sampler have to say of a cell's scores and windows."""
+    for label, step in outcome.cell.scorers.items():
+        if (scored := outcome.scored.get((label, MAIN))) is None or not scored.tried:
+            continue
+        columns = {name: list(scored.values(name).values()) for name in scored.metrics()}
+        means = {name: sum(column) / len(column) for name, column in columns.items() if column}
+        for caution in step.part.plugin.cautions(means, outcome.records.latents):
+            yield f"{label}: {caution}"
+    asked, silent = outcome.cell.sampler.plugin.silent_windows(), outcome.records.silent
+    short = [n for n in silent if asked is not None and n < asked]
+    if short:
+        yield (
+            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, {min(short)} at "
+            "least."
+        )
+
+
 def _l0(outcome: CellState) -> float:
     """Latents per token that fire."""
     return float(outcome.store.firings.sum()) / max(outcome.store.n_tokens, 1)
@@ -133,7 +151,7 @@ def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
 def _cautions(outcome: CellState) -> list[str]:
     """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
     cell, store = outcome.cell, outcome.store
-    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ())]
+    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ()), *_score_cautions(outcome)]
     if cell.baseline is not None:
         return list(dict.fromkeys(said))
     if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
@@ -282,6 +300,7 @@ def _warnings(
                 f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their floors are made "
                 "of the explanations of latents that fire with them or avoid them."
             )
+        found += _without_probabilities(outcomes[cell.cell])
     return found
 
 
@@ -294,6 +313,17 @@ def _unanswered(row: ScoreRow) -> str:
     return (
         f"{text}, which would be {row.bounds[0]:.3f} if all of them were judged wrong and {row.bounds[1]:.3f} if right."
     )
+
+
+def _without_probabilities(outcome: CellState) -> Iterator[str]:
+    """Say which scorers asked for log-probabilities in vain, and so have no AUROC."""
+    for label, step in outcome.cell.scorers.items():
+        scored = outcome.scored.get((label, MAIN))
+        asked = getattr(step.part.plugin, "top_logprobs", 0) and any(
+            m.name == "auroc" for m in step.part.plugin.metrics
+        )
+        if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
+            yield f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no AUROC."
 
 
 def _why(outcome: CellState, label: str) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 
 from saeval._run.state import CellState, Results, RunState
 from saeval._run.work import EXPLAIN
-from saeval.activations import position_dependence, token_share
+from saeval.activations import histogram, portrait, position_dependence, token_share
 from saeval.llm import unpack
 from saeval.records import MAIN, Explanation, LatentRecord, Score
+
+_MOST_PORTRAITS = 10_000  # latents per cell whose windows from the whole corpus are written
 
 
 def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Path]) -> None:
@@ -20,11 +22,13 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
     for outcome in state.cells.values():
         scores = [f"score.{label}.{metric}" for label, metrics in _metrics(outcome).items() for metric in metrics]
         with cell_tables(folder_of(outcome.cell.name), scores, directions=any(outcome.directions.values())) as tables:
-            for record in outcome.records:
+            for n, record in enumerate(outcome.records):
                 latent = record.latent.index
                 judged = _judged(state, journal, outcome, latent)
                 tables.latents.add([_latent_row(outcome, record, judged)])
                 tables.examples.add(_example_rows(record))
+                if n < _MOST_PORTRAITS:
+                    tables.activations.add(_activation_rows(outcome, record))
                 tables.explanations.add(_explanation_rows(outcome, latent))
                 tables.scores.add(_score_rows(latent, judged))
                 tables.judgements.add(
@@ -95,14 +99,29 @@ def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dic
         if variant == MAIN
         for metric, value in score.values.items()
     }
+    shape = histogram(outcome.store, index)
     return {
-        "latent": index, "firings": record.firings, "windows": record.windows, "density": record.density,
+        "latent": index, "histogram": list(shape.counts), "histogram_top": shape.top,
+        "firings": record.firings, "windows": record.windows, "density": record.density,
         "max_activation": record.explain.max_activation, "token_share": token_share(outcome.store, index),
         "position_dependence": position_dependence(outcome.store, index),
         "explanation_words": len(explanation.text.split()) if explanation and explanation.status == "ok" else None,
         "explanation_status": explanation.status if explanation else "skipped",
         **outcome.directions.get(index, {}), **scores,
     }  # fmt: skip
+
+
+def _activation_rows(outcome: CellState, record: LatentRecord) -> list[dict[str, Any]]:
+    """Return windows of a latent from the whole corpus, as long as the sampler's."""
+    groups = portrait(outcome.store, record.latent, outcome.cell.sampler.plugin.window)
+    return [
+        {
+            "latent": record.latent.index, "group": group, "context": e.context, "start": e.start, "document": e.document,
+            "tokens": list(e.tokens), "activations": e.activations.tolist(),
+        }
+        for group, windows in groups.items()
+        for e in windows
+    ]  # fmt: skip
 
 
 def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:

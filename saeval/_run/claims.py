@@ -255,7 +255,9 @@ class _Claims:
         if directions is None:
             raise SaevalError(f"{name}: its coder has no {basis} directions")
         found: Floats = directions.detach().float().cpu().numpy()
-        return found
+        return (
+            found[outcome.store.firings > 0] if outcome.store.latents is None else found
+        )  # dead latents match nothing
 
 
 def _fits(outcome: CellState, wanted: CellFilter) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeval._util import Display, Stage, StoreError, cache_dir, content_hash, noticing, os_reason
-from saeval.activations import ActivationStore, ActivationWriter
+from saeval.activations import ActivationStore, ActivationWriter, store_folder
 from saeval.plugin.base import ActivationSource
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _VERIFY_BELOW = 2 << 30  # bytes; larger stores are verified by `saeval doctor -
 
 def store_path(source: Part[ActivationSource]) -> Path:
     """Return where the store of a source is kept: its name is a hash of all that its content depends on."""
-    return cache_dir() / "stores" / content_hash(source.identity)
+    return store_folder(source.identity)
 
 
 def collect(

@@ -85,4 +85,4 @@ def command(task: Task, role: RolePart) -> str:
     aside = {"model", *type(role.settings).model_fields} - {"temperature", "max_tokens"}
     options = [f"llms.judge.{key}={value}" for key, value in spec.items() if key not in aside and value is not None]
     sets = "".join(f" --set {shlex.quote(without_secrets(option))}" for option in options)
-    return f"saeval run --task judge-check --llm judge={shlex.quote(role.model)}{sets}"
+    return f"saeval run judge-check --llm judge={shlex.quote(role.model)}{sets}"

@@ -7,6 +7,7 @@ random stream and key depend on the item alone, and a shuffled explanation waits
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ from saeval._run.work import EXPLAIN, Item, StepWork
 from saeval._util import Display, Stage, memory_left
 from saeval.records import MAIN, Explanation, LatentId, Score, Usage
 from saeval.task import SHUFFLED, Task
+
+_log = logging.getLogger("saeval.run")
 
 Retry = Literal["failed"]
 
@@ -248,7 +251,7 @@ class Pipeline:
         else:
             scorer = self._state.cells[item.cell].cell.scorers[item.step]
             usable = usable_score(entry, scorer.part.plugin.metrics)
-        again = usable and self._retry == "failed" and entry["result"]["status"] == "failed"
+        again = usable and self._retry == "failed" and _unanswered(entry["result"])
         return entry if usable and not again else None
 
     async def _do(self, item: Item) -> None:
@@ -262,6 +265,9 @@ class Pipeline:
             made = await self._workplace.make(StepInput(item.cell, item.step, record.score, explanation))
         entry = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
         self._journal.keep(key, entry)
+        if made.result.status == "failed":
+            title = work.title(item.step, item.variant)
+            _log.warning("%s %s, latent %s: %s", title, item.cell, item.latent, made.result.reason)
         self._failures_of(item).note(made, partial(self._journal.finish, key, entry))
         self._take(item, entry)
         _mind_memory()
@@ -373,3 +379,9 @@ def _mind_memory() -> None:
             f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which starts "
             "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
         )
+
+
+def _unanswered(result: Mapping[str, Any]) -> bool:
+    """Whether a result lacks an answer that another asking may bring: it failed, or a reply could not be read."""
+    outcomes = result.get("outcomes") or ()
+    return result["status"] == "failed" or any(o["status"] in ("failed", "unparsed") for o in outcomes)

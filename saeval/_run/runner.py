@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 import time
@@ -30,18 +31,28 @@ from saeval._util import (
     Display,
     InputError,
     SaevalError,
-    Silent,
+    Spending,
+    Style,
     Undisturbed,
     content_hash,
+    display as make_display,
+    fitting_display,
+    forget_checksums,
     internal_error,
+    without_secrets,
+    write_checksums,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Budget, CallLog
+from saeval.llm import Asker, Budget, CallLog, try_models
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
-from saeval.results import Run, read
+from saeval.report import Run, read
 from saeval.task import Cell, Task, load_task
+
+_log = logging.getLogger("saeval.run")
+
+_STATUSES: dict[type[Exception], str] = {BudgetExceeded: "stopped at the cost limit", GaveUp: "gave up"}
 
 T = TypeVar("T")
 
@@ -55,7 +66,9 @@ def run(
     limit: int | None = None,
     max_cost: float | None = None,
     retry: Retry | None = None,
-    display: Display | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
+    display: Display | Style | None = None,
     registry: Registry | None = None,
 ) -> Run:
     """Run a task, or what is missing of it, and write its reports.
@@ -69,8 +82,12 @@ def run(
         llms: Models by role, in place of the spec's.
         limit: Latents a cell at most; marks the result partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
-        retry: `failed` to do again what an earlier sitting of the run failed at; all else is kept.
-        display: Where progress is shown; nowhere when left out.
+        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that could
+            not be read; all else is kept.
+        unpriced: Run although the spending limit cannot hold calls whose price is unknown.
+        allow_model_change: Go on although another model answers than in earlier sittings of the run.
+        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a terminal
+            and in notebooks, and nothing elsewhere.
         registry: Where plugins are found.
 
     Returns:
@@ -93,7 +110,11 @@ def run(
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    run_task(built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=display or Silent())
+    shown = display if isinstance(display, Display) else make_display(display) if display else fitting_display()
+    run_task(
+        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=shown, unpriced=unpriced,
+        allow_model_change=allow_model_change,
+    )  # fmt: skip
     return read(path)
 
 
@@ -110,12 +131,17 @@ def run_task(
     max_cost: float | None,
     display: Display,
     retry: Retry | None = None,
+    unpriced: bool = False,
+    allow_model_change: bool = False,
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     with RunDir(out) as folder, folder.log():
         try:
-            return _Run(task, folder, Undisturbed(display), limit, max_cost, retry).go()
-        except SaevalError:
+            begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
+            begun.first_calls(unpriced, allow_model_change)
+            return begun.go()
+        except SaevalError as error:
+            _log.error("%s", error)
             raise
         except Exception as error:
             raise internal_error(error, folder.path / "logs" / "run.log") from error
@@ -139,11 +165,33 @@ class _Run:
         self.state = RunState(task)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
+        display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
+
+    def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
+        """See that every model answers, and that the spending limit can hold, before anything is collected."""
+        earlier = self.calls.earlier()
+        if not allow_model_change:
+            self.calls.expected = earlier.served
+        used: set[str | None] = set()
+        for cell in self.task.cells:
+            used |= {step.role for step in cell.explainers.values()} | {step.role for step in cell.scorers.values()}
+        askers = [
+            Asker(name, role.part.plugin, role.model, role.settings)
+            for name, role in self.task.roles.items()
+            if name in used
+        ]
+        _run_async(
+            partial(
+                try_models, askers, self.calls, self.budget, earlier, patience=self.task.run.patience,
+                unpriced=unpriced, tell=self.display.wait,
+            )
+        )  # fmt: skip
+        self.calls.close()
 
     def go(self) -> RunResult:
         began = time.time()
         self._write_spec("running", began)
-        status = "failed"
+        status, reason = "failed", ""
         try:
             with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
                 if self.limit != self.asked_limit:
@@ -156,14 +204,11 @@ class _Run:
                 if self.task.findings:
                     self.findings = self._timed("findings", lambda: evaluate(self.task, self.state.cells))
             status = "done"
+        except Exception as error:
+            status, reason = _STATUSES.get(type(error), "failed"), str(error)
+            raise
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "interrupted"
-            raise
-        except BudgetExceeded:
-            status = "stopped at the cost limit"
-            raise
-        except GaveUp:
-            status = "gave up"
             raise
         finally:
             with _to_the_end():
@@ -173,7 +218,7 @@ class _Run:
                     self._write_reports(result)
                 if self.task.checks and not result.partial:
                     judge_checks.keep(self.task, result)
-                self._write_spec(status, began)
+                self._write_spec(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
         return result
@@ -244,7 +289,7 @@ class _Run:
         """Find out what the directions of latents tell, while models are still in memory."""
         for outcome in self.state.cells.values():
             latents = [latent.index for latent in outcome.records.latents]
-            key = content_hash("directions", outcome.base, latents)
+            key = content_hash("directions 2", outcome.base, latents)
             done = self.folder.journal.finished(key)
             if done is None or not rows(done, len(latents)):
                 size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents
@@ -259,17 +304,19 @@ class _Run:
         ledger, missing = self.calls.totals(), self.calls.missing()
         return summarise(
             self.state, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
-            findings=self.findings, warnings=[f"{missing}."] if missing else [],
+            findings=self.findings, warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
         )  # fmt: skip
 
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
 
+        forget_checksums(self.folder.path)
         write_cells(self.state, self.folder.journal, self.folder.cell)
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
+        write_checksums(self.folder.path)
         write_reports(result, self.folder.path / "report")
 
-    def _write_spec(self, status: str, began: float) -> None:
+    def _write_spec(self, status: str, began: float, reason: str = "") -> None:
         import platform
 
         import yaml
@@ -282,8 +329,9 @@ class _Run:
             text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
             write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json("run.json", {
-            "status": status, "task": self.task.name, "spec_sha": self.task.sha, "began": began, "updated": time.time(),
-            "limit": self.limit, "python": platform.python_version(), "platform": platform.platform(), "seconds": self.seconds,
+            "status": status, "reason": without_secrets(reason), "task": self.task.name, "spec_sha": self.task.sha,
+            "began": began, "updated": time.time(), "limit": self.limit, "python": platform.python_version(),
+            "platform": platform.platform(), "seconds": self.seconds,
         })  # fmt: skip
 
 

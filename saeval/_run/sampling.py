@@ -32,6 +32,7 @@ class Records:
     Attributes:
         latents: The latents.
         flaws: What the sampler owns up to, over all latents.
+        silent: How many non-activating windows each latent has for scoring.
     """
 
     KEPT = 1000
@@ -40,6 +41,7 @@ class Records:
     def __init__(self, make: Callable[[LatentId], LatentRecord | None] = lambda latent: None, keep: int = 0):
         self.latents: list[LatentId] = []
         self.flaws: dict[Flaw, Flawed] = {}
+        self.silent: list[int] = []
         self._make = make
         self._keep = keep
         self._kept: dict[LatentId, LatentRecord] = {}
@@ -65,6 +67,7 @@ class Records:
         if record is None:
             return
         self.latents.append(latent)
+        self.silent.append(len(record.score.non_activating))
         if len(self._kept) < self._keep:
             self._kept[latent] = record
         for flaw in record.flaws:
@@ -80,6 +83,7 @@ class Records:
         """Return the records of the first n latents."""
         some = Records(self._make)
         some.latents, some.flaws, some._kept = self.latents[:n], self.flaws, self._kept
+        some.silent = self.silent[:n]
         return some
 
 
@@ -165,8 +169,8 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
         )
     fire = int((store.firings >= min_windows).sum())
     return (
-        f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents or more: "
-        f"{fire} of {store.n_latents} latents fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; "
+        f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents or more, and "
+        f"enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; "
         "give more text, shorter windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
     )
 

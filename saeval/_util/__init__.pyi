@@ -5,6 +5,12 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.checksums import (
+    CHECKSUMS as CHECKSUMS,
+    changed_files as changed_files,
+    forget_checksums as forget_checksums,
+    write_checksums as write_checksums,
+)
 from saeval._util.crash import internal_error as internal_error
 from saeval._util.encodable import (
     CleanJson as CleanJson,
@@ -51,9 +57,12 @@ from saeval._util.permissions import allow as allow, granted as granted
 from saeval._util.progress import (
     Display as Display,
     Silent as Silent,
+    Spending as Spending,
     Stage as Stage,
+    Style as Style,
     Undisturbed as Undisturbed,
     display as display,
+    fitting_display as fitting_display,
 )
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
         InputError: If the place cannot be written to.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _new_beside(path)
         try:
             yield temporary
             with temporary.open("rb+") as file:
@@ -38,6 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({os_reason(error)})") from error
+
+
+def _new_beside(path: Path) -> Path:
+    """Make an empty file of a name of its own, with the permissions that the umask leaves."""
+    temporary = path.parent / f".{path.name}.{os.urandom(6).hex()}"
+    os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+    return temporary
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

@@ -9,15 +9,56 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from saeval._util.errors import InputError, did_you_mean
 
 log = logging.getLogger("saeval")
 
 Style = Literal["rich", "plain", "json", "none"]
 
 
+@dataclass(frozen=True)
+class Spending:
+    """What the calls of a sitting have taken so far.
+
+    Attributes:
+        calls: Calls to language models that were answered.
+        usd: Dollars, over all sittings of the run, as far as prices are known.
+        unknown: Calls whose price is not known.
+    """
+
+    calls: int
+    usd: float
+    unknown: int = 0
+
+
 class Display(ABC):
-    """Receives what happens in a run."""
+    """Receives what happens in a run.
+
+    Attributes:
+        spending: Says what the run's calls have taken; None until a run sets it.
+    """
+
+    spending: Callable[[], Spending] | None = None
+    _calling_since: float | None = None
+
+    def count(self, spending: Callable[[], Spending]) -> None:
+        """Take where to read what the run's calls have taken."""
+        self.spending = spending
+
+    def spent(self) -> str:
+        """Return calls, calls per second and dollars so far as text, empty before the first call."""
+        now = self.spending() if self.spending is not None else None
+        if now is None or not now.calls:
+            return ""
+        if self._calling_since is None:
+            self._calling_since = time.monotonic()
+        seconds = time.monotonic() - self._calling_since
+        rate = f", {now.calls / seconds:.1f}/s" if seconds > 1 else ""
+        price = f"${now.usd:.2f}" if not now.unknown else f"${now.usd:.2f} and {now.unknown:,} calls of unknown price"
+        return f"{now.calls:,} calls{rate}, {price}"
 
     @abstractmethod
     def begin(self, stage: str, total: int, unit: str) -> None:
@@ -72,6 +113,10 @@ class Undisturbed(Display):
         except Exception as error:  # noqa: BLE001 - whatever a display raises, no result depends on it
             self._inner = None
             log.warning("progress is no longer shown (%s: %s)", type(error).__name__, error)
+
+    def count(self, spending: Callable[[], Spending]) -> None:
+        """Pass on."""
+        self._pass_on(lambda display: display.count(spending))
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Pass on."""
@@ -159,6 +204,7 @@ class Plain(Display):
         self._totals: dict[str, tuple[int, str]] = {}
         self._state: dict[str, tuple[int, int]] = {}
         self._last = self._began = time.monotonic()
+        self._stages: dict[str, float] = {}
 
     def _write(self, text: str) -> None:
         print(f"[{time.monotonic() - self._began:6.1f}s] {text}", file=sys.stderr, flush=True)  # noqa: T201
@@ -166,7 +212,7 @@ class Plain(Display):
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Remember the total."""
         self._totals[stage] = (total, unit)
-        self._last = time.monotonic()
+        self._last = self._stages[stage] = time.monotonic()
 
     def update(self, stage: str, done: int, total: int, failed: int) -> None:
         """Write a line if the last one is long enough ago."""
@@ -174,12 +220,13 @@ class Plain(Display):
         self._totals[stage] = (total, self._totals[stage][1])
         if time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            self._line(stage)
+            self._line(stage, left=remaining(time.monotonic() - self._stages[stage], done, total))
 
-    def _line(self, stage: str) -> None:
+    def _line(self, stage: str, left: str = "") -> None:
         total, unit = self._totals[stage]
         done, failed = self._state.get(stage, (0, 0))
-        self._write(f"{stage}: {done:,}/{total:,} {unit}" + (f", {failed} failed" if failed else ""))
+        counts = f"{stage}: {done:,}/{total:,} {unit}" + (f", {failed} failed" if failed else "")
+        self._write("; ".join(filter(None, (counts, left, self.spent()))))
 
     def end(self, stage: str) -> None:
         """Write how far the stage came."""
@@ -218,25 +265,35 @@ class Events(Display):
 
 
 class Rich(Display):
-    """A live bar a stage on standard error."""
+    """A live bar per stage on standard error, with time, failures, calls and cost; fits 80 columns."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.table import Column
+        from rich.text import Text
 
-        self._progress = Progress(
-            TextColumn("{task.description:<42}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("[red]{task.fields[failed]}"), console=Console(stderr=True),
-        )  # fmt: skip
+        console = Console(stderr=True)
+        rest = 8 + 22 + 7 + 7 + 10 + 5  # columns of the bar, counts, times, failures, and blanks between them
+        narrow = Column(no_wrap=True, overflow="ellipsis", width=max(20, min(60, console.width - rest)))
+        shown = self
+
+        class Bars(Progress):
+            def get_renderables(self) -> Iterator[Any]:
+                yield from super().get_renderables()
+                yield Text(shown.spent(), style="dim")
+
+        self._progress = Bars(
+            TextColumn("{task.description}", table_column=narrow),
+            BarColumn(bar_width=8),
+            TextColumn("{task.fields[counts]}", table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[red]{task.fields[failed]}", table_column=Column(no_wrap=True)),
+            console=console,
+        )
         self._bars: dict[str, Any] = {}
+        self._units: dict[str, str] = {}
 
     @contextmanager
     def shown(self) -> Iterator[Display]:
@@ -248,13 +305,15 @@ class Rich(Display):
         """Add a bar."""
         from rich.markup import escape
 
-        self._bars[stage] = self._progress.add_task(escape(stage), total=total, unit=unit, failed="")
+        self._units[stage] = unit
+        counts = f"0/{total:,} {unit}"
+        self._bars[stage] = self._progress.add_task(escape(stage), total=total, counts=counts, failed="")
 
     def update(self, stage: str, done: int, total: int, failed: int) -> None:
         """Move the bar."""
-        self._progress.update(
-            self._bars[stage], completed=done, total=total, failed=f"{failed} failed" if failed else ""
-        )
+        counts = f"{done:,}/{total:,} {self._units[stage]}"
+        trouble = f"{failed} failed" if failed else ""
+        self._progress.update(self._bars[stage], completed=done, total=total, counts=counts, failed=trouble)
 
     def end(self, stage: str) -> None:
         """Leave the bar as it is."""
@@ -265,9 +324,86 @@ class Rich(Display):
         self._progress.console.print(text, markup=False, highlight=False)
 
 
+class Notebook(Display):
+    """One block of text in a notebook's output, redrawn twice a second at most."""
+
+    _EVERY = 0.5
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+        self._units: dict[str, str] = {}
+        self._said: list[str] = []
+        self._handle: Any = None
+        self._last = 0.0
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Add a line."""
+        self._began[stage], self._units[stage] = time.monotonic(), unit
+        self.update(stage, 0, total, 0)
+
+    def update(self, stage: str, done: int, total: int, failed: int) -> None:
+        """Change the stage's line."""
+        trouble = f", {failed} failed" if failed else ""
+        left = remaining(time.monotonic() - self._began[stage], done, total)
+        self._lines[stage] = f"{stage}: {done:,}/{total:,} {self._units[stage]}{trouble}" + (
+            f"; {left}" if left else ""
+        )
+        if time.monotonic() - self._last >= self._EVERY:
+            self._draw()
+
+    def end(self, stage: str) -> None:
+        """Draw how far the stage came."""
+        self._draw()
+
+    def say(self, text: str) -> None:
+        """Add a line above the stages."""
+        self._said.append(text)
+        self._draw()
+
+    def _draw(self) -> None:
+        from html import escape
+
+        from IPython import display as shown
+
+        self._last = time.monotonic()
+        text = "\n".join([*self._said[-5:], *self._lines.values(), self.spent()]).rstrip()
+        block = shown.HTML(f"<pre>{escape(text)}</pre>")  # type: ignore[no-untyped-call]
+        if self._handle is None:
+            self._handle = shown.display(block, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(block)
+
+
+def remaining(seconds: float, done: int, total: int) -> str:
+    """Return the time that a stage still takes at the speed it had so far, as text; empty when that is unknown."""
+    if not 0 < done < total or seconds < 1:
+        return ""
+    left = seconds / done * (total - done)
+    return f"~{left / 60:.0f} min left" if left >= 90 else f"~{left:.0f} s left"
+
+
 def display(style: Style | None = None) -> Display:
-    """Return the display of a style; without one, `rich` on a terminal and `plain` elsewhere."""
-    if style is None:
-        style = "rich" if sys.stderr.isatty() else "plain"
-    styles: dict[Style, type[Display]] = {"rich": Rich, "plain": Plain, "json": Events, "none": Silent}
-    return styles[style]()
+    """Return the display of a style; without one, `rich` on a terminal and `plain` elsewhere. In notebooks, `rich` is a block.
+
+    Raises:
+        InputError: If there is no such style.
+    """
+    styles: dict[str, type[Display]] = {"rich": Rich, "plain": Plain, "json": Events, "none": Silent}
+    chosen = style or ("rich" if sys.stderr.isatty() else "plain")
+    if chosen not in styles:
+        known = ", ".join(get_args(Style))
+        raise InputError(f"display {chosen!r}: no such style{did_you_mean(str(chosen), [*styles])}; there are: {known}")
+    return Notebook() if chosen == "rich" and in_notebook() else styles[chosen]()
+
+
+def fitting_display() -> Display:
+    """Return the display for calls from Python: bars on a terminal, a block in a notebook, nothing elsewhere."""
+    return display("rich") if in_notebook() or sys.stderr.isatty() else Silent()
+
+
+def in_notebook() -> bool:
+    """Return whether this runs in a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and getattr(shell, "kernel", None) is not None

@@ -1,3 +1,8 @@
+from saeval.activations.firing_windows import histogram as histogram, portrait as portrait
 from saeval.activations.latent_stats import position_dependence as position_dependence, token_share as token_share
-from saeval.activations.store import ActivationStore as ActivationStore, ActivationWriter as ActivationWriter
+from saeval.activations.store import (
+    ActivationStore as ActivationStore,
+    ActivationWriter as ActivationWriter,
+    store_folder as store_folder,
+)
 from saeval.activations.tokens import CONTEXT as CONTEXT, Corpus as Corpus, TokenDataset as TokenDataset

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from saeval.cli.shared import JSON, KINDS, WITHOUT, open_registry, print_json, say
+from saeval.cli.shared import FLAGS, JSON, KINDS, WITHOUT, open_registry, print_json, say, spec_of
 
 
 @click.group(invoke_without_command=True)
@@ -56,17 +57,58 @@ def check(package: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(KINDS))
-@click.argument("name")
-@click.option("--file", "lone", is_flag=True, help="A lone file for `use: ./NAME.py:Class`, instead of a package.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to put it in; this one by default.")
-def new(kind: str, name: str, lone: bool, out: Path | None) -> None:
-    """Begin a plugin: a package saeval-NAME that installs, keeps its contract and runs, or a lone file."""
+@click.argument("kind", type=click.Choice(("task", *KINDS)))
+@click.argument("called", metavar="NAME")
+@click.option("--file", "single", is_flag=True, help="Make a single file for `use: ./NAME.py:Class`, not a package.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to put it in; default: this one.")
+@FLAGS
+def new(kind: str, called: str, single: bool, out: Path | None, **flags: Any) -> None:
+    """Scaffold a task, or a plugin package (installable, tested, runnable), or a single file with --file.
+
+    `new task` asks for what its flags do not say: --model, --sae, --text, --judge.
+    """
+    given = {flag: value for flag, value in flags.items() if value not in (None, ())}
+    if kind == "task":
+        if single:
+            raise click.UsageError("--file goes with plugins; a task is a single file anyway")
+        _new_task(called, out or Path(), given)
+        return
+    if given:
+        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} goes with `saeval new task`")
     from saeval.plugin import scaffold
 
-    made = scaffold.new(kind, name, lone=lone, out=out)
+    made = scaffold.new(kind, called, lone=single, out=out)
     say("\n".join(f"made      {file}" for file in made))
-    if lone:
-        click.echo(f'in a spec beside it:  use: "./{name}.py:{scaffold.class_name(name)}"')
+    if single:
+        click.echo(f'in a spec beside it:  use: "./{called}.py:{scaffold.class_name(called)}"')
     else:
         say(f"next:  pip install -e {made[0].parent}  and read its README.md")
+
+
+_QUESTIONS = {
+    "model": "Subject model (hub id, folder or .gguf file)",
+    "saes": "SAEs (folders or hub ids, with spaces between them)",
+    "text": "Text (file, folder or hub dataset)",
+    "judge": "Judge (such as openai/gpt-4o-mini)",
+}
+
+
+def _new_task(name: str, folder: Path, given: dict[str, Any]) -> None:
+    """Write the spec that the flags and answers stand for."""
+    import shlex
+
+    import yaml
+
+    from saeval._util import InputError, write_atomic
+
+    file = folder / f"{name}.yaml"
+    if file.exists():
+        raise InputError(f"{file}: is there already; choose another name, or remove it")
+    for fact, question in _QUESTIONS.items():
+        if fact not in given:
+            answer = click.prompt(question, err=True)
+            given[fact] = tuple(shlex.split(answer)) if fact == "saes" else answer
+    spec = spec_of({**given, "name": name})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
+    say(f"made      {file}\nnext:  saeval validate {file}  and  saeval run {file}")

@@ -68,6 +68,6 @@ class _Cli(click.Group):
 def main() -> None:
     """Explain the latents of sparse autoencoders in words, score the explanations, and compare SAEs.
 
-    Begin with: saeval run --task quickstart
+    Begin with: saeval run quickstart
     """
     stop_as_on_ctrl_c()

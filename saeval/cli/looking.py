@@ -18,20 +18,24 @@ if TYPE_CHECKING:
 
 @click.command(name="list")
 @click.argument("kind", type=click.Choice(("tasks", *(f"{kind}s" for kind in KINDS), "runs")), default="tasks")
+@click.argument("place", metavar="[FOLDER]", required=False, type=click.Path(path_type=Path))
 @click.option("--tag", "wanted", multiple=True, metavar="TAG", help="Tasks that have it; several narrow the list.")
 @WITHOUT
 @JSON
-def list_(kind: str, wanted: Sequence[str], without: Sequence[str], as_json: bool) -> None:
-    """List tasks, plugins of a kind, or the runs under saeval-runs/."""
+def list_(kind: str, place: Path | None, wanted: Sequence[str], without: Sequence[str], as_json: bool) -> None:
+    """List tasks, plugins of a kind, or runs: those in saeval-runs/ or another FOLDER, the latest first."""
     if wanted and kind != "tasks":
         raise click.UsageError("--tag goes with tasks")
+    if place is not None and kind != "runs":
+        raise click.UsageError("a folder goes with runs: saeval list runs FOLDER")
+    if kind == "runs":
+        _show_runs(place or Path("saeval-runs"), as_json)
+        return
     rows: list[dict[str, Any]]
     if kind == "tasks":
         rows = [row for row in _list_tasks(open_registry(without)) if set(wanted) <= set(row["tags"])]
         if not as_json:
             rows = [{**row, "tags": " ".join(row["tags"])} for row in rows]
-    elif kind == "runs":
-        rows = _list_runs(Path("saeval-runs"))
     else:
         rows = [
             {
@@ -79,17 +83,17 @@ def _list_tasks(registry: Registry) -> list[dict[str, Any]]:
     return rows
 
 
-def _list_runs(folder: Path) -> list[dict[str, str]]:
-    from saeval._util import InputError, read_json
+def _show_runs(place: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+    from shutil import get_terminal_size
 
-    rows = []
-    for file in sorted(folder.glob("*/run.json")):
-        try:
-            head = read_json(file)
-            rows.append({"name": file.parent.name, "status": str(head["status"]), "task": str(head["task"])})
-        except (InputError, KeyError, TypeError):
-            rows.append({"name": file.parent.name, "status": "unreadable", "task": ""})
-    return rows
+    from saeval.results import lines, list_runs
+
+    runs = list_runs(place)
+    if as_json:
+        print_json([{**asdict(run), "path": str(run.path)} for run in runs])
+        return
+    say("\n".join(lines(runs, get_terminal_size().columns)) or f"no runs in {place}")
 
 
 @click.command()

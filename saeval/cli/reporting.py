@@ -40,15 +40,30 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, to whoever has the address that is printed.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; a free one when left out.")
-def view(run_dir: Path, serve: bool, port: int) -> None:
-    """Open a run's HTML report in the browser, or serve it until Ctrl-C."""
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write it as one file to share.")
+def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> None:
+    """Open a run's HTML report in the browser, or serve it until Ctrl-C.
+
+    RUN_DIR is a run directory or a folder of them, of which the latest is opened; default: saeval-runs.
+    """
     import webbrowser
 
     from saeval.report import view as viewing
+    from saeval.results import RUNS, last_run
 
+    if bundle is not None and serve:
+        raise click.UsageError("--bundle and --serve do not go together")
+    if port and not serve:
+        raise click.UsageError("--port goes with --serve")
+    if run_dir is None or not (run_dir / "report").exists():
+        run_dir = last_run(run_dir or RUNS)
+    if bundle is not None:
+        viewing.bundle(run_dir, bundle)
+        say(f"written   {bundle}  (unpack it and open index.html)")
+        return
     if not serve:
         index = viewing.page(run_dir).absolute()
         say(f"report    {index}")
@@ -101,7 +116,7 @@ def leaderboard(
     runs: Sequence[str], rank_by: str | None, group_by: str | None, keep: Sequence[str], match_l0: float | None,
     family: str, mixed: bool, format_: str, out: Path | None, html: Path | None,
 ) -> None:  # fmt: skip
-    """Join the cells of runs, in directories or at hf://datasets/OWNER/NAME, on one board."""
+    """Join the cells of runs on one board: run directories, folders of them, or hf://datasets/OWNER/NAME."""
     from shutil import get_terminal_size
     from tempfile import TemporaryDirectory
 
@@ -116,7 +131,7 @@ def leaderboard(
             {"--match-l0": match_l0 is not None, "--format": format_ != "text", "--out": out is not None}
         )
     with TemporaryDirectory() as folder:
-        places = [_at_hand(run, Path(folder) / str(k)) for k, run in enumerate(runs)]
+        places = [place for k, run in enumerate(runs) for place in _at_hand(run, Path(folder) / str(k))]
         joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed)
     if html is not None:
         write_atomic(html, joined_page(joined, group_by))
@@ -139,14 +154,16 @@ def _refuse_beside_html(given: Mapping[str, bool]) -> None:
             )
 
 
-def _at_hand(run: str, folder: Path) -> Path:
-    """Return where a run lies, fetched to the folder if it is on the hub."""
+def _at_hand(run: str, folder: Path) -> list[Path]:
+    """Return where runs lie: one directory, those in a folder, or one fetched to `folder` from the hub."""
+    from saeval.results import finished_runs
+
     if not run.startswith("hf://"):
-        return Path(run)
+        return finished_runs(Path(run))
     from saeval.exchange import pull as fetch
 
     fetch(run, folder)
-    return folder
+    return [folder]
 
 
 @click.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from saeval.cli.shared import (
     LLM,
     SET,
     TASK,
+    TASK_OR_FLAGS,
     WITHOUT,
     load,
     load_all,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@TASK
+@TASK_OR_FLAGS
 @SET
 @LLM
 @ALLOW
@@ -38,12 +40,15 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
 @click.option("--retry", type=click.Choice(["failed"]), help="Do again what failed before; all else is kept.")
+@click.option("--unpriced", is_flag=True, help="Run although --max-cost cannot hold a model of unknown price.")
+@click.option("--allow-model-change", is_flag=True, help="Resume although another model answers than before.")
 @click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
 @WITHOUT
 @JSON
 def run(
-    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
-    max_cost: float | None, retry: Any, display: Any, without: Sequence[str], as_json: bool,
+    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
+    max_cost: float | None, retry: Any, unpriced: bool, allow_model_change: bool, display: Any, without: Sequence[str],
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
     from saeval._run import over_limits, runner
@@ -56,12 +61,18 @@ def run(
         path = (out / built.name if group else out) if out else runner.default_path(built)
         spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
         left = None if max_cost is None else max(0.0, max_cost - spent)
-        result = runner.run_task(
-            built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display)
-        )
+        with _naming_log(path):
+            result = runner.run_task(
+                built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display), unpriced=unpriced,
+                allow_model_change=allow_model_change,
+            )  # fmt: skip
         results[path] = result
         if not as_json:
             _show_run(result, path)
+            if not isinstance(task, str):
+                say(
+                    f"task      {path}/spec.yaml  (what the flags stand for; `saeval run {path}/spec.yaml` runs it again)"
+                )
         over += [f"{built.name}: {said}" for said in over_limits(built, result)]
     found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
     if as_json:
@@ -71,6 +82,20 @@ def run(
     if over:
         click.echo("\n".join(over), err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _naming_log(run_dir: Path) -> Iterator[None]:
+    """Say where the log is when a run fails and has written one."""
+    from saeval._util import SaevalError
+
+    log = run_dir / "logs" / "run.log"
+    try:
+        yield
+    except SaevalError:
+        if log.exists() and log.stat().st_size:
+            say(f"log       {log}", err=True)
+        raise
 
 
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
@@ -94,16 +119,18 @@ def _show_run(result: RunResult, path: Path) -> None:
     render(result)
     click.echo(f"\nresults   {path}/results.json")
     click.echo(f"report    {path}/report/index.html  report.md  leaderboard.csv  leaderboard.parquet")
+    if any(row.failed for cell in result.cells for row in cell.scores):
+        click.echo(f"log       {path}/logs/run.log  (why latents failed)")
 
 
 @click.command()
-@TASK
+@TASK_OR_FLAGS
 @SET
 @LLM
 @ALLOW
 @WITHOUT
 @JSON
-def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
+def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """Check a task spec, its plugins, options and files, without loading any model."""
     from saeval._util import SpecError
 
@@ -146,7 +173,7 @@ def validate(task: str, assignments: Sequence[str], llms: Sequence[str], without
 @WITHOUT
 @JSON
 def preview(
-    task: str, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
+    task: Any, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
 ) -> None:
     """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
     from saeval._run import preview_prompts as make_preview
@@ -163,7 +190,7 @@ def preview(
 
 
 @click.command()
-@TASK
+@TASK_OR_FLAGS
 @SET
 @LLM
 @ALLOW
@@ -172,7 +199,7 @@ def preview(
 @WITHOUT
 @JSON
 def plan(
-    task: str, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
+    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
     without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""

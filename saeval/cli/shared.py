@@ -2,21 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from saeval.plugin.registry import Registry
     from saeval.task import Task
 
 KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
 """Of plugins; `saeval.plugin.registry` has them too, but to import it takes longer than `--help` may."""
 
-TASK = click.option(
-    "--task", "-t", required=True, metavar="NAME_OR_FILE", help="A shipped task or group, or a spec file."
-)
+
+def complete_task(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete names of shipped tasks, and else files."""
+    from click.shell_completion import CompletionItem
+
+    from saeval.task import shipped_tasks
+
+    names = [name for name, _ in shipped_tasks(open_registry()) if name.startswith(incomplete)]
+    return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
+
+
+def TASK(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
+    """Add the task, as an argument or as `--task`; the command receives its name or path as `task`."""
+
+    @wraps(command)
+    def with_task(named: str | None, option: str | None, **options: Any) -> Any:
+        return command(task=_named(named, option), **options)
+
+    return _names_task(with_task)
+
+
+def TASK_OR_FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
+    """Add the task as `TASK` does, and the flags that stand for one: the command then receives their spec as `task`."""
+
+    @wraps(command)
+    def with_task(named: str | None, option: str | None, **options: Any) -> Any:
+        flags = {name: options.pop(name) for name in (*FLAG_NAMES, "name")}
+        return command(task=_task(named, option, flags), **options)
+
+    name = click.option(
+        "--name", metavar="NAME", help="Name of the task that the flags stand for; default: the model's."
+    )
+    return _names_task(FLAGS(name(with_task)))
+
+
+def _names_task(command: Callable[..., Any]) -> Callable[..., Any]:
+    argument = click.argument("named", metavar="[TASK]", required=False, shell_complete=complete_task)
+    option = click.option(
+        "--task", "-t", "option", metavar="NAME_OR_FILE", shell_complete=complete_task,
+        help="A shipped task or group, or a spec file; the same as the argument.",
+    )  # fmt: skip
+    return argument(option(command))
+
+
+_FLAGS = (
+    click.option("--model", metavar="MODEL", help="Instead of a task: the subject model (hub id, folder or .gguf file)."),
+    click.option(
+        "--sae", "saes", multiple=True, metavar="SAE",
+        help="A folder, or an id on the hub such as RELEASE/ID; ID=SAE names it, CODER:SAE says what reads it.",
+    ),
+    click.option("--text", metavar="PATH_OR_ID", help="A file or folder of text, or a hub dataset."),
+    click.option("--judge", metavar="MODEL", help="Language model that judges, such as openai/gpt-4o-mini."),
+    click.option("--explainer", metavar="MODEL", help="Language model that explains, or an explainer that asks none; default: the judge."),
+    click.option("--api-base", metavar="URL", help="Address of an OpenAI-compatible server for judge and explainer."),
+    click.option("--latents", type=click.IntRange(min=1), metavar="N", help="Latents per SAE; default: 50."),
+    click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Maximum tokens of text; default: 1,000,000."),
+    click.option("--scorers", metavar="A,B", help="Scorers, the first one ranks; default: detection,fuzzing."),
+    click.option("--hookpoint", metavar="PLACE", help="Place in the model; default: what the SAEs' files say."),
+    click.option(
+        "--baseline", "baselines", multiple=True, metavar="NAME",
+        help="Compare with this; default: random_explanation, top_tokens, random_sae and neurons.",
+    ),
+)  # fmt: skip
+FLAG_NAMES = (
+    "model", "saes", "text", "judge", "explainer", "api_base", "latents", "tokens", "scorers", "hookpoint", "baselines",
+)  # fmt: skip
+"""Names of the flags that stand for a task, as commands receive them."""
+
+
+def FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
+    """Add the flags that stand for a task."""
+    for flag in reversed(_FLAGS):
+        command = flag(command)
+    return command
+
+
+def _named(named: str | None, option: str | None) -> str:
+    """Return the task that is named."""
+    if named and option:
+        raise click.UsageError(f"give one task: {named} or --task {option}")
+    if not (named or option):
+        raise click.UsageError("name a task (`saeval list` shows them) or a spec file")
+    return str(named or option)
+
+
+def _task(named: str | None, option: str | None, flags: Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return the task that is named, or the spec that the flags stand for."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if not (named or option or given):
+        raise click.UsageError("name a task (`saeval list` shows them), or give --model, --sae, --text and --judge")
+    if not (named or option):
+        return spec_of(given)
+    reference = _named(named, option)
+    if given:
+        raise click.UsageError(
+            f"{_flag(next(iter(given)))} describes a task of its own; change {reference!r} with --set"
+        )
+    return reference
+
+
+def _flag(name: str) -> str:
+    """Return a flag as it is typed."""
+    return "--" + {"saes": "sae", "baselines": "baseline"}.get(name, name).replace("_", "-")
+
+
+def spec_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec that flags stand for."""
+    from saeval.task import TaskFlags, spec_from_flags
+
+    for name in ("model", "saes", "text"):
+        if name not in given:
+            raise click.UsageError(f"give {_flag(name)} too; `--model M --sae S --text T --judge J` stands for a task")
+    chosen = dict(given)
+    if "scorers" in chosen:
+        chosen["scorers"] = [name.strip() for name in chosen["scorers"].split(",") if name.strip()]
+    return spec_from_flags(TaskFlags(**chosen), open_registry())
+
+
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
 )
@@ -58,20 +176,27 @@ def open_registry(without: Sequence[str] = ()) -> Registry:
     return Registry(disabled=without)
 
 
-def load(task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry, *, check: bool = True) -> Task:
+def load(
+    task: str | Mapping[str, Any],
+    assignments: Sequence[str],
+    llms: Sequence[str],
+    registry: Registry,
+    *,
+    check: bool = True,
+) -> Task:
     from saeval.task import load_task
 
     return load_task(task, registry=registry, overrides=_overrides(assignments), llms=_roles(llms), check=check)
 
 
 def load_all(
-    task: str, assignments: Sequence[str], llms: Sequence[str], registry: Registry
+    task: str | Mapping[str, Any], assignments: Sequence[str], llms: Sequence[str], registry: Registry
 ) -> tuple[str | None, list[Task]]:
     """Return a group's name and its tasks, or None and the task."""
     from saeval.task import find_group
 
-    group = find_group(task, registry)
-    members = group.tasks if group else [task]
+    group = find_group(task, registry) if isinstance(task, str) else None
+    members: Sequence[str | Mapping[str, Any]] = group.tasks if group else [task]
     return group.group if group else None, [load(member, assignments, llms, registry) for member in members]
 
 

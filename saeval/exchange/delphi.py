@@ -16,6 +16,7 @@ from saeval.results import RunCell, cell_file, some
 _FILE = re.compile(r"(.+)_latent(\d{1,18})\.txt")
 _LABELS = {"fuzz": "fuzzing"}
 _NAMES = {ours: theirs for theirs, ours in _LABELS.items()}
+_QUANTILES = 10
 _UNEXPLAINED = "Explanation could not be parsed."
 """What Delphi writes when a model's reply held no explanation."""
 
@@ -73,7 +74,7 @@ def _item(row: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
     return {
         "str_tokens": window.get("tokens", []),
         "activations": window.get("activations", []),
-        "distance": -1 if row["decile"] is None else row["decile"] + 1,
+        "distance": -1 if row["decile"] is None else row["decile"],
         "activating": row["active"],
         "prediction": predicted,
         "probability": row["probability"],
@@ -119,11 +120,12 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             )  # fmt: skip
         return cells[hookpoint]
 
+    first = _first_quantile(root / "scores")
     for file, hookpoint, latent in _files(root / "explanations"):
         cell(hookpoint).explanations[MAIN, latent] = _explanation(file)
     for folder in sorted(p for p in (root / "scores").iterdir() if p.is_dir()) if (root / "scores").is_dir() else []:
         for file, hookpoint, latent in _files(folder):
-            score, examples = _score(file, latent)
+            score, examples = _score(file, latent, first)
             if score is None:
                 warnings.append(
                     f"scores/{folder.name} holds no windows with predictions, as detection and fuzz do; it is left out."
@@ -144,6 +146,21 @@ def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:
             yield file, match[1], int(match[2])
 
 
+def _first_quantile(scores: Path) -> int:
+    """Return the number that the strongest quantile has: 0 in files of Delphi's main branch, 1 in those of the paper's code."""
+    largest = 0
+    for folder in sorted(p for p in scores.iterdir() if p.is_dir()) if scores.is_dir() else []:
+        for file, _, _ in _files(folder):
+            items = read_json(file)
+            rows = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+            seen = [row.get("distance") for row in rows if row.get("activating", row.get("ground_truth")) is True]
+            quantiles = [number for number in seen if isinstance(number, int)]
+            if 0 in quantiles:
+                return 0
+            largest = max([largest, *quantiles])
+    return 1 if largest >= _QUANTILES else 0
+
+
 def _explanation(file: Path) -> Explanation:
     text = read_json(file)
     if not isinstance(text, str):
@@ -153,7 +170,7 @@ def _explanation(file: Path) -> Explanation:
     return Explanation(text=text)
 
 
-def _score(file: Path, latent: int) -> tuple[Score | None, list[dict[str, Any]]]:
+def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict[str, Any]]]:
     """Return the score of a latent and its windows; None where the file holds no windows with predictions.
 
     Raises:
@@ -166,7 +183,7 @@ def _score(file: Path, latent: int) -> tuple[Score | None, list[dict[str, Any]]]
         return Score.failed("no window was judged"), []
     if not all("prediction" in item and ("activating" in item or "ground_truth" in item) for item in items):
         return None, []
-    outcomes = [_outcome(file, i, item) for i, item in enumerate(items)]
+    outcomes = [_outcome(file, i, item, first) for i, item in enumerate(items)]
     examples = [
         {
             "latent": latent, "role": "score", "active": o.active, "decile": o.decile, "context": i, "start": 0, "document": i,
@@ -178,7 +195,7 @@ def _score(file: Path, latent: int) -> tuple[Score | None, list[dict[str, Any]]]
     return Score.of(outcomes), examples
 
 
-def _outcome(file: Path, place: int, item: dict[str, Any]) -> Outcome:
+def _outcome(file: Path, place: int, item: dict[str, Any], first: int) -> Outcome:
     active, predicted = item.get("activating", item.get("ground_truth")), item["prediction"]
     probability, distance = item.get("probability"), item.get("distance")
     if not isinstance(active, bool) or predicted not in (True, False, None, -1):
@@ -187,7 +204,8 @@ def _outcome(file: Path, place: int, item: dict[str, Any]) -> Outcome:
         raise InputError(
             f"{file}: window {place}: the probability should lie between 0 and 1, not {str(probability)!r:.40}"
         )
-    decile = distance - 1 if active and isinstance(distance, int) and 1 <= distance <= 10 else None
+    quantile = distance - first if active and isinstance(distance, int) else -1
+    decile = quantile if 0 <= quantile < _QUANTILES else None
     shared = {"example": f"{place}:0", "active": active, "decile": decile}
     if predicted is None or predicted == -1:
         return Outcome(**shared, status="unparsed", reason="Delphi could not read the reply")

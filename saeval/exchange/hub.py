@@ -13,7 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from saeval._util import InputError, believable, mark, new_folder, os_reason, read_json, refuse_strange, write_atomic
+from saeval._util import (
+    CHECKSUMS,
+    InputError,
+    believable,
+    mark,
+    new_folder,
+    os_reason,
+    read_json,
+    refuse_strange,
+    write_atomic,
+)
 from saeval.results import open_run
 
 FORMAT = "saeval.bundle/1"
@@ -24,6 +34,7 @@ _CELL_FILES = (
     "explanations.jsonl",
     "scores.parquet",
     "judgements.parquet",
+    "activations.parquet",
     "calls.parquet",
 )
 _REPORTS = ("report.md", "leaderboard.csv", "leaderboard.parquet")
@@ -169,7 +180,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
 
     refuse_strange(path)  # what a link leads to is not part of the run, and may be private
     result, cells = open_run(path)
-    names = ["results.json", *(f"report/{name}" for name in _REPORTS)]
+    names = ["results.json", CHECKSUMS, *(f"report/{name}" for name in _REPORTS)]
     names += [f"cells/{cell.name}/{name}" for cell in cells for name in _CELL_FILES]
     for name in names:
         if (path / name).is_file():

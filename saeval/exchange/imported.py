@@ -11,8 +11,8 @@ from typing import Any
 
 import saeval
 from saeval._compare import Floors, ScorerRun, score_row
-from saeval._util import content_hash, derive_rng, file_name, mark, new_folder, unique, write_atomic
-from saeval.records import MAIN, CellResult, Explanation, Metric, RunResult, Score, ScoreRow
+from saeval._util import content_hash, derive_rng, file_name, mark, new_folder, unique, write_atomic, write_checksums
+from saeval.records import MAIN, CellResult, DecileShares, Explanation, Metric, RunResult, Score, ScoreRow
 
 
 @dataclass
@@ -139,6 +139,7 @@ def write_run(imported: Imported, format_: str, origin: str, out: Path) -> RunRe
         head = {"status": "imported", "task": result.task, "spec_sha": result.spec_sha, "updated": time.time()}
         write_atomic(folder / "run.json", json.dumps(head, indent=1))
         mark(folder)
+        write_checksums(folder)
         write_reports(result, folder / "report")
     return result
 
@@ -154,6 +155,7 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
                 coder={**cell.coder, "hookpoint": cell.hookpoint}, explainer=cell.explainer or f"unknown, by way of {imported.tool}",
                 measures={}, counts={"requested": n, "eligible": n, "sampled": n, "explained": explained},
                 scores=[row for label in cell.scorings for row in cell.score_rows(label, name)],
+                deciles=[shares for label, scoring in cell.scorings.items() if (shares := _deciles(label, scoring))],
             )
         )  # fmt: skip
     first = next((row for c in cells for row in c.scores), None)
@@ -170,6 +172,23 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
         ],
         components={"imported": {"format": format_, "origin": origin}},
     )  # fmt: skip
+
+
+def _deciles(label: str, scoring: Scoring) -> DecileShares | None:
+    """Return how often a scorer judged right in each decile; None where the files give no answers by decile."""
+    right, judged = [0] * 11, [0] * 11
+    for score in scoring.scores.values():
+        for o in score.outcomes:
+            side = o.decile if o.active else 10
+            if o.predicted is not None and side is not None:
+                judged[side] += 1
+                right[side] += o.predicted == o.active
+    if not any(judged[:10]):
+        return None
+    shares = [r / n if n else None for r, n in zip(right, judged, strict=True)]
+    return DecileShares(
+        scorer=label, right=tuple(shares[:10]), n=tuple(judged[:10]), negatives_right=shares[10], negatives_n=judged[10]
+    )
 
 
 def _write_cell(cell: ImportedCell, folder: Path) -> None:

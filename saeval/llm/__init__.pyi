@@ -3,8 +3,10 @@ from saeval.llm.calls import (
     Call as Call,
     CallLog as CallLog,
     CallStore as CallStore,
+    Earlier as Earlier,
     LoggedCall as LoggedCall,
 )
+from saeval.llm.first_calls import Asker as Asker, try_models as try_models
 from saeval.llm.gateway import (
     Gateway as Gateway,
     RoleSettings as RoleSettings,

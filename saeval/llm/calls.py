@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +34,7 @@ from saeval.llm.leases import Leases
 from saeval.records import Ledger, Usage
 
 _SCHEMA = 2
+_SAME = 3  # calls of equal prompt tokens by which a prompt that was cut is known
 
 _JSON = json.JSONEncoder(default=vars)  # dataclasses are objects of their fields
 
@@ -140,11 +143,21 @@ class CallStore:
         with self._database(), self._db:
             self._db.execute("UPDATE answers SET status = ? WHERE key = ?", (status, key))
 
-    def listed(self) -> list[Kept]:
-        """Return how many answers are kept, and their bytes, by model and status."""
-        query = "SELECT model, status, COUNT(*), SUM(LENGTH(answer)) FROM answers GROUP BY model, status ORDER BY 1, 2"
+    def __enter__(self) -> CallStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def listed(self, keys: Collection[str] | None = None) -> list[Kept]:
+        """Return how many answers are kept, and their bytes, by model and status; of these keys where they are given."""
         with self._database():
-            return [Kept(*row) for row in self._db.execute(query)]
+            rows = self._db.execute("SELECT key, model, status, LENGTH(answer) FROM answers").fetchall()
+        found: dict[tuple[str, str], list[int]] = {}
+        for key, model, status, size in rows:
+            if keys is None or key in keys:
+                found.setdefault((model, status), []).append(size)
+        return [Kept(*whose, len(sizes), sum(sizes)) for whose, sizes in sorted(found.items())]
 
     def find(self, model: str | None = None, status: str | None = None) -> set[str]:
         """Return the keys of answers, of one model or status where one is given."""
@@ -230,9 +243,77 @@ class LoggedCall(Call):
 
     Attributes:
         time: When the call had ended, in seconds since 1970.
+        spent: Dollars that the run had spent by then, as far as prices are known.
     """
 
     time: float = 0.0
+    spent: float = 0.0
+
+
+_SIGNATURE = ', "crc": "'
+"""What begins the last field of a line: the checksum of all before it."""
+
+
+def _signed(line: str) -> str:
+    """Return a line of JSON with its checksum as the last field."""
+    return f'{line[:-1]}{_SIGNATURE}{_digest(line[:-1])}"}}'
+
+
+def _verified(line: bytes) -> bytes:
+    """Return a line that its checksum fits, or that an earlier version wrote without one.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    body, mark, digest = line.rstrip(b"\n").rpartition(_SIGNATURE.encode())
+    if mark and digest != f'{_digest(body.decode(errors="replace"))}"}}'.encode():
+        raise ValueError("changed")
+    return line
+
+
+def _dollars(usage: Usage) -> float:
+    """Return what a call cost, as far as it is known; no answer gives money back."""
+    return usage.usd if usage.usd is not None and 0.0 < usage.usd < math.inf else 0.0
+
+
+@dataclass
+class Served:
+    """Who answered a role, as the server says, and how often.
+
+    Attributes:
+        models: Calls by the model's name.
+        builds: Calls by the server's mark of model and configuration. Where there are several, they mean no change.
+    """
+
+    models: Counter[str] = field(default_factory=Counter)
+    builds: Counter[str] = field(default_factory=Counter)
+
+    def count(self, call: Call) -> None:
+        """Count a call."""
+        self.models.update([call.served] if call.served else [])
+        self.builds.update([call.fingerprint] if call.fingerprint else [])
+
+    def changes(self, role: str) -> list[str]:
+        """Return a sentence where more than one answered."""
+        for kind, counts in (("models", self.models), ("builds of the model", self.builds)):
+            if len(counts) > 1:
+                shown = ", ".join(f"{name} ({n:,})" for name, n in counts.most_common())
+                return [f"{role}: the server answered with several {kind}: {shown}."]
+        return []
+
+
+class Earlier(NamedTuple):
+    """What the ledger tells of earlier sittings of a run.
+
+    Attributes:
+        tried: Roles and models that were tried, and answered.
+        priced: Those of whose calls some price is known.
+        served: Who answered, by role and the model's name in the spec.
+    """
+
+    tried: frozenset[tuple[str, str]]
+    priced: frozenset[tuple[str, str]]
+    served: dict[tuple[str, str], Served]
 
 
 class CallLog:
@@ -243,12 +324,15 @@ class CallLog:
 
     Attributes:
         damaged: Lines that could not be read, by the last count.
+        expected: Who answered each role and model of the spec so far, and has to answer it from now on; empty where anybody may.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.damaged = 0
+        self.expected: dict[tuple[str, str], Served] = {}
         self._file = LineFile(path)
+        self._spent: float | None = None
 
     def add(self, *calls: Call) -> None:
         """Append a line for each call.
@@ -256,10 +340,15 @@ class CallLog:
         Raises:
             InputError: If there is no room, or the file cannot be written to; no line is added then.
         """
-        now = time.time()
-        self._file.append(
-            "\n".join(_JSON.encode({"time": now, **vars(call), "reason": clean_text(call.reason)}) for call in calls)
-        )
+        if self._spent is None:
+            self._spent = self._known_spent()
+        now, lines, spent = time.time(), [], self._spent
+        for call in calls:
+            spent += 0.0 if call.cached else _dollars(call.usage)
+            facts = {"time": now, **vars(call), "reason": clean_text(call.reason), "spent": round(spent, 9)}
+            lines.append(_signed(_JSON.encode(facts)))
+        self._file.append("\n".join(lines))
+        self._spent = spent
 
     def close(self) -> None:
         """Close the file; another line opens it again."""
@@ -282,8 +371,8 @@ class CallLog:
             with self.path.open("rb") as lines:
                 for line in lines:
                     try:
-                        call = entry.validate_json(line)
-                    except ValidationError:
+                        call = entry.validate_json(_verified(line))
+                    except (ValidationError, ValueError):
                         damaged += 1
                         continue
                     yield call
@@ -298,6 +387,9 @@ class CallLog:
             total = sums.setdefault(
                 (call.role, call.model), {"calls": 0, "cached": 0, "failed": 0, "usage": Usage(usd=0.0)}
             )
+            if call.probe:
+                total["usage"] += replace(call.usage, usd=call.usage.usd or 0.0)
+                continue
             if call.cached:
                 total["cached"] += 1
                 continue
@@ -315,9 +407,16 @@ class CallLog:
 
     def spent(self) -> float:
         """Return the dollars spent so far as far as prices are known; say if some may be missing."""
-        spent = sum(call.usage.usd or 0.0 for call in self.calls() if not call.cached)
+        spent = self._known_spent()
         if self.damaged:
-            log.warning("%s; the spending limit does not know of it", self.missing())
+            log.warning("%s; the spending limit counts what later lines say was spent", self.missing())
+        return spent
+
+    def _known_spent(self) -> float:
+        """Return the dollars spent: the lines' own, and never less than a later line says was spent by then."""
+        spent = 0.0
+        for call in self.calls():
+            spent = max(spent + (0.0 if call.cached else _dollars(call.usage)), call.spent)
         return spent
 
     def missing(self) -> str:
@@ -326,6 +425,58 @@ class CallLog:
             return ""
         lines = "1 line is" if self.damaged == 1 else f"{self.damaged:,} lines are"
         return f"{self.path.name}: {lines} damaged, and what was spent on those calls is not counted"
+
+    def earlier(self) -> Earlier:
+        """Return what the ledger tells of earlier sittings of the run."""
+        tried: set[tuple[str, str]] = set()
+        priced: set[tuple[str, str]] = set()
+        served: dict[tuple[str, str], Served] = {}
+        for call in self.calls():
+            if call.cached or call.status != "ok":
+                continue
+            tried |= {(call.role, call.model)} if call.probe else set()
+            priced |= {(call.role, call.model)} if call.usage.usd is not None else set()
+            if not call.probe:
+                served.setdefault((call.role, call.model), Served()).count(call)
+        return Earlier(frozenset(tried), frozenset(priced), served)
+
+    def refuse_change(self, call: Call) -> None:
+        """See that who answers is who answered before.
+
+        Raises:
+            InputError: If it is another model, or another build of it where there was one.
+        """
+        if (expected := self.expected.get((call.role, call.model))) is None:
+            return
+        builds = expected.builds if len(expected.builds) == 1 else {}
+        for what, before in ((call.served, expected.models), (call.fingerprint, builds)):
+            if what and before and what not in before:
+                raise InputError(
+                    f"{call.role}: {what} answers now, and {', '.join(sorted(before))} did before; one run should not mix "
+                    "them. Choose another --out, or allow it with --allow-model-change"
+                )
+
+    def oddities(self) -> list[str]:
+        """Return sentences on what the calls of the run show: several models behind one role, or prompts that were cut."""
+        served: dict[tuple[str, str], Served] = {}
+        cut: dict[str, Counter[int]] = {}
+        words: dict[str, list[int]] = {}
+        for call in self.calls():
+            if call.cached or call.status != "ok" or call.probe:
+                continue
+            served.setdefault((call.role, call.model), Served()).count(call)
+            if 0 < call.usage.input_tokens < call.words * call.attempts and not call.usage.cached_tokens:
+                cut.setdefault(call.role, Counter())[call.usage.input_tokens // call.attempts] += 1
+                words.setdefault(call.role, []).append(call.words)
+        found = [text for (role, _), by in served.items() for text in by.changes(role)]
+        for role, counts in cut.items():
+            tokens, times = counts.most_common(1)[0]
+            if times >= max(_SAME, len(words[role]) / 2):
+                found.append(
+                    f"{role}: the server read {tokens:,} tokens of prompts of {min(words[role]):,} to {max(words[role]):,} "
+                    "words, so it cuts them; raise its context (Ollama: `extra: {num_ctx: 8192}`, llama.cpp: `--ctx-size`)."
+                )
+        return found
 
     def answers(self, role: str) -> dict[str, str]:
         """Return, for what a role was asked with success, hash of the request and key of the answer."""
@@ -368,8 +519,19 @@ class Bookkeeper:
         self._answered.append(_Answered(key, answer, call, kept))
         await kept
 
+    def _expected(self, answered: _Answered) -> bool:
+        """Whether who answered may; an answer of another model is written down as failed, and not kept."""
+        try:
+            self._log.refuse_change(answered.call)
+            return True
+        except InputError as error:
+            self._log.add(replace(answered.call, status="failed", reason=str(error)))
+            if not answered.kept.done():
+                answered.kept.set_exception(error)
+            return False
+
     def _write(self) -> None:
-        answered, self._answered = self._answered, []
+        answered, self._answered = [a for a in self._answered if self._expected(a)], []
         calls = [a.call for a in answered]
         error: SaevalError | None = None
         try:
@@ -425,12 +587,14 @@ class Budget:
         spent: Dollars spent in earlier sittings of the run.
 
     Attributes:
+        calls: Calls of this sitting.
         unknown: Calls whose price is not known, which no limit can hold.
     """
 
     def __init__(self, limit: float | None, spent: float = 0.0):
         self.limit = limit
         self.spent = spent
+        self.calls = 0
         self.unknown = 0
 
     def check(self) -> None:
@@ -446,8 +610,9 @@ class Budget:
 
     def add(self, usage: Usage, model: str) -> None:
         """Count what a call to a model took; where a price is unknown, say once that the limit cannot hold it."""
-        self.spent += usage.usd or 0.0
-        if usage.usd is None:
+        self.calls += 1
+        self.spent += _dollars(usage)
+        if usage.usd is None or not 0.0 <= usage.usd < math.inf:
             self.unknown += 1
             if self.unknown == 1 and self.limit is not None:
                 log.warning(

@@ -7,7 +7,7 @@ import inspect
 import re
 import threading
 from collections import deque
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from functools import cached_property, partial
@@ -300,16 +300,10 @@ class LiveModel:
             raise InputError(f"model {self.name} has {len(blocks)} blocks, counted from 0, so there is no {name!r}")
         block = blocks[int(number)]
 
-        def first(*names: str) -> str | None:
-            return next((f"{block}.{n}" for n in names if f"{block}.{n}" in self._modules), None)
-
-        attention = first("self_attn", "attn", "attention", "self_attention")
-        mlp = first("mlp", "feed_forward", "ffn", "mlp_block")
-        # Some models, such as Gemma 2 and 3, normalise what attention and MLP give before it is added to the stream.
-        attention_norm, mlp_norm = first("post_self_attn_layernorm"), first("post_mlp_layernorm")
+        first = partial(self._first, block)
+        attention, mlp, attention_norm, mlp_norm = self._parts(block)
         before_mlp = first(*_BEFORE_MLP)
-        if normalised := first("post_feedforward_layernorm"):
-            attention_norm, mlp_norm = first("post_attention_layernorm"), normalised
+        if first("post_feedforward_layernorm"):
             before_mlp = before_mlp or mlp
         lacking = _ADD_INSIDE.get(self.model.config.model_type, ())
         place: str | None = None
@@ -337,6 +331,31 @@ class LiveModel:
         if place is None:
             raise InputError(f"model {self.name} has no place that matches {name!r}; name a module path instead")
         return HookPoint(place, site)
+
+    def _first(self, block: str, *names: str) -> str | None:
+        """Return the path of the first of some modules that a block has."""
+        return next((f"{block}.{n}" for n in names if f"{block}.{n}" in self._modules), None)
+
+    def _parts(self, block: str) -> _Parts:
+        """Return the parts of a block."""
+        first = partial(self._first, block)
+        # Some models, such as Gemma 2 and 3, normalise what attention and MLP give before it is added to the stream.
+        attention_norm, mlp_norm = first("post_self_attn_layernorm"), first("post_mlp_layernorm")
+        if normalised := first("post_feedforward_layernorm"):
+            attention_norm, mlp_norm = first("post_attention_layernorm"), normalised
+        attention = first("self_attn", "attn", "attention", "self_attention")
+        return _Parts(attention, first("mlp", "feed_forward", "ffn", "mlp_block"), attention_norm, mlp_norm)
+
+    def norm_after(self, path: str) -> Any:
+        """Return the norm through which what a module gives is added to the stream; None where it is added as it is."""
+        number = self.block_of(path)
+        if number is None:
+            return None
+        parts = self._parts(self.blocks()[number])
+        for part, norm in ((parts.attention, parts.attention_norm), (parts.mlp, parts.mlp_norm)):
+            if part is not None and norm is not None and f"{path}.".startswith(f"{part}."):
+                return self._modules[norm]
+        return None
 
     # --- Reading and steering ---
 
@@ -549,6 +568,47 @@ class LiveModel:
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         return float((made - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 
+    def direct_effect(self, point: HookPoint, directions: Tensor, tokens: Tensor) -> Tensor:
+        """Return what adding directions at a place changes in what its block gives, without the block's other parts reacting.
+
+        Measured on a text: half the difference that a small step to either side makes at each token, all tokens being
+        pushed at once, and attention and MLP held to what they gave before unless the place lies in them.
+
+        Args:
+            point: A place in a block.
+            directions: The directions.  [directions, width]
+            tokens: The text.  [tokens] int64
+
+        Returns:
+            Changes, per length of what is added.  [directions, tokens, residual width] float32
+        """
+        import torch
+
+        block = self.blocks()[self.block_of(point.path) or 0]
+        inside = f"{point.path}."
+        others = [
+            f"{block}.{name}"
+            for name, module in self._modules[block].named_children()
+            if not inside.startswith(f"{block}.{name}.") and _reacts(module)
+        ]
+        step = 1e-2 if self.model.dtype == torch.float32 else 0.1
+        text = tokens[None]
+        length = step * self.capture(text, [point])[point].norm(dim=-1).mean()
+        units = torch.nn.functional.normalize(directions.to(self.device, torch.float32), dim=-1)
+        pushes = torch.cat([torch.zeros_like(units[:1]), length * units, -length * units])
+
+        def as_before(rows: Tensor) -> Tensor:
+            return rows[:1].expand_as(rows).contiguous()
+
+        with ExitStack() as held:
+            held.enter_context(self.changed(point, lambda rows: rows + pushes[:, None].to(rows)))
+            for path in others:
+                held.enter_context(self.changed(HookPoint(path), as_before))
+            seen = self.capture(text.expand(len(pushes), -1), [HookPoint(block)])[HookPoint(block)]
+        n = len(units)
+        changes: Tensor = (seen[1 : n + 1] - seen[n + 1 :]) / (2 * length)
+        return changes
+
     # --- Reading directions ---
 
     def module(self, path: str) -> Any:
@@ -683,6 +743,27 @@ class LiveModel:
             logits = self.model(input_ids=tokens.to(self.device), use_cache=False, **options).logits
             logprobs: Tensor = logits[torch.arange(len(tokens)), column].float().log_softmax(dim=-1)
         return logprobs
+
+
+def _reacts(module: Any) -> bool:
+    """Whether a part of a block computes something of its own from the stream: it has weights, and is no norm."""
+    return "norm" not in type(module).__name__.lower() and any(True for _ in module.parameters())
+
+
+class _Parts(NamedTuple):
+    """Paths of a block's parts, where it has them.
+
+    Attributes:
+        attention: Attention.
+        mlp: The MLP.
+        attention_norm: The norm between attention and the stream.
+        mlp_norm: The norm between MLP and the stream.
+    """
+
+    attention: str | None
+    mlp: str | None
+    attention_norm: str | None
+    mlp_norm: str | None
 
 
 class _Memory(NamedTuple):

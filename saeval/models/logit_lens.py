@@ -24,7 +24,7 @@ log = logging.getLogger("saeval")
 
 
 def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
-    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes (logit lens).
+    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes and suppresses (logit lens).
 
     Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are told of
     where one is in memory already, as it is after collecting, or where it judges.
@@ -35,7 +35,7 @@ def directions(source: ActivationSource, latents: Sequence[int], size: int) -> l
         size: Numbers in the coder's encoder or decoder, as far as known.
 
     Returns:
-        A mapping a latent, with `neighbours`, `cosines` and `promoted` as far as they can be had; none at all where the
+        A mapping a latent, with `neighbours`, `cosines`, `promoted` and `suppressed` as far as they can be had; none at all where the
         source lends no coder.
     """
     if "coder" not in source.offers() or 2 * size > _MOST_WEIGHTS:
@@ -49,7 +49,7 @@ def directions(source: ActivationSource, latents: Sequence[int], size: int) -> l
             return []
         try:
             for row, tokens in zip(found, _promoted(source.subject(), coder, latents), strict=True):
-                row["promoted"] = tokens
+                row |= tokens
         except SaevalError as error:
             log.info("no promoted tokens of latents: %s", error)
     return found
@@ -75,7 +75,8 @@ def _neighbours(coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, An
     return found
 
 
-def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> list[list[str]]:
+def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, list[str]]]:
+    """Return the tokens whose logits each latent's direction raises and lowers most, the largest change first."""
     import torch
 
     if coder.writes is not None:
@@ -86,8 +87,13 @@ def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> l
     if any(direction is None for direction in written):
         raise SaevalError("the coder has no directions")
     stacked: Tensor = torch.stack([d for d in written if d is not None])
-    return [
-        [subject.text([token]) for token in row]
-        for start in range(0, len(latents), _TILE)
-        for row in subject.promoted(stacked[start : start + _TILE]).topk(_TOKENS).indices.tolist()
-    ]
+    found: list[dict[str, list[str]]] = []
+    for start in range(0, len(latents), _TILE):
+        logits = subject.promoted(stacked[start : start + _TILE])
+        ends = {"promoted": logits.topk(_TOKENS), "suppressed": logits.topk(_TOKENS, largest=False)}
+        tokens = {name: end.indices.tolist() for name, end in ends.items()}
+        found += [
+            {name: [subject.text([token]) for token in rows[k]] for name, rows in tokens.items()}
+            for k in range(len(logits))
+        ]
+    return found

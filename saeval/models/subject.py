@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 _TRIALS = 40  # strengths that a search for a divergence tries at most
 _WEAKEST, _STRONGEST = 1e-5, 1e7  # bounds of that search, as lengths of what is added
+_PROBES = 4  # random directions on which the way from a place into the stream is tried out
+_ALIKE = 0.98  # cosine of what is written with what the modules tell, from which on it is that
+_STEADY = 0.6  # mean cosine of what is written at a token with its mean, below which it depends on the text
+_TEXT = (
+    "The harbour was quiet when the ships came in, and nobody on the long stone wall said a word. In 1851 there were thirty "
+    "boats; now there are three, painted blue and white. She asked him twice whether he had seen the letter, but he only "
+    "shook his head, folded the map and walked up the hill."
+)
 _GROWTH = 4.0  # factor between strengths until two of them enclose the divergence aimed at
 
 
@@ -88,7 +96,8 @@ class Subject:
 
         The direction goes through the final norm's linear part and the unembedding, past all blocks in between (logit
         lens); a tuned lens first adds what its translator makes of it. A direction at the input of a linear module,
-        such as a neuron's, is first written by that module.
+        such as a neuron's, is first written by that module; a norm or gate between the place and the stream is taken
+        in. Which way that goes is held against what the model does on a text.
 
         Args:
             direction: The direction, or without a tuned lens several.  [..., width]
@@ -98,8 +107,8 @@ class Subject:
             Logits.  [..., vocabulary] float32
 
         Raises:
-            InputError: If the place does not write into the residual stream, the model's unembedding is not of a known
-                form, or the tuned lens does not fit.
+            InputError: If the place does not write into the residual stream in one way whatever the text, the model's
+                unembedding is not of a known form, or the tuned lens does not fit.
         """
         import torch
 
@@ -110,20 +119,71 @@ class Subject:
             return self.live.unembed_direction(residual).cpu()
 
     def _written(self, direction: Tensor) -> Tensor:
-        """Return the direction in the residual stream that a direction at the place writes.  [residual width]"""
+        """Return what directions at the place write into the residual stream.  [..., width] -> [..., residual width]"""
+        if self._as_built:
+            return self._by_structure(direction)
+        flat = direction.reshape(-1, direction.shape[-1])
+        written = self.live.direct_effect(self.point, flat, self._text).mean(dim=1)
+        return written.reshape(*direction.shape[:-1], -1)
+
+    def _by_structure(self, direction: Tensor) -> Tensor:
+        """Return what the modules after the place make of a direction: a linear one that reads it, and a norm."""
         width = self.live.model.config.get_text_config().hidden_size
         module = self.live.module(self.point.path)
         weight = getattr(module, "weight", None)
         if self.point.site == "in" and weight is not None and weight.ndim == 2 and width in weight.shape:
             x = direction.to(weight.dtype)
-            written: Tensor = (module(x) - module(0 * x)).float()
-            return written
+            direction = (module(x) - module(0 * x)).float()
         if direction.shape[-1] != width:
             raise InputError(
                 f"a direction of width {direction.shape[-1]} at {self.point} is not in the residual stream (width {width}), "
                 "so no lens can read it"
             )
-        return direction
+        norm = self.live.norm_after(self.point.path)
+        if norm is None:
+            return direction
+        x = direction.to(next(iter(norm.parameters()), direction).dtype)
+        linear: Tensor = (norm(x) - norm(-x)).float() / 2  # its gain, and a factor
+        scaled: Tensor = (
+            linear * direction.norm(dim=-1, keepdim=True) / linear.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        )
+        return scaled
+
+    @cached_property
+    def _as_built(self) -> bool:
+        """Whether the way from the place into the stream is the one that its modules tell, tried out on a text.
+
+        Raises:
+            InputError: If what a direction writes depends on the text, so that no lens can read it.
+        """
+        import torch
+
+        blocks = self.live.blocks()
+        if self.point.path in blocks or self.live.block_of(self.point.path) is None:
+            return True
+        probes = torch.randn(_PROBES, self.live.width(self.point), generator=torch.Generator().manual_seed(0))
+        effects = self.live.direct_effect(self.point, probes, self._text)[:, 1:]  # BOS is unlike all other tokens
+        mean = effects.mean(dim=1)
+        try:
+            built = self._by_structure(probes.to(mean))
+        except InputError:
+            built = torch.zeros_like(mean)
+        if float(_cosines(built, mean).min()) >= _ALIKE:
+            return True
+        if float(_cosines(effects, mean[:, None]).mean()) < _STEADY:
+            raise InputError(
+                f"what a direction at {self.point} of model {self.live.name} adds to the residual stream depends on the text, "
+                "so no lens can read it; choose a place whose output is added to the stream"
+            )
+        return False
+
+    @cached_property
+    def _text(self) -> Tensor:
+        """Tokens of a text on which ways through the model are tried out."""
+        import torch
+
+        tokens = self.live.tokenizer(_TEXT, add_special_tokens=False)["input_ids"][:64]
+        return torch.tensor([i for i in self.prompt(tokens) if i < self.live.vocabulary])
 
     def _translator(self, folder: Path, residual: Tensor) -> Tensor:
         """Return a tuned lens' weights for what the block of this place gives.  [width, width]"""
@@ -150,6 +210,12 @@ class Subject:
                 f"tuned lens {path}: translator {number} has shape {list(weights.shape)}, not {len(residual)} squared"
             )
         return weights
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
 
 
 class Steered:

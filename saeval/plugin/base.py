@@ -198,6 +198,18 @@ class Coder(Plugin):
     measures: ClassVar[tuple[Measure, ...]] = ()
     """Facts that leaderboards show, whose values the loaded coder has in `SparseCoder.measures`."""
 
+    @classmethod
+    def by_name(cls, name: str) -> Mapping[str, Any] | None:
+        """Return the options for a coder that `saeval run --sae NAME` names: a folder, or an id on the hub.
+
+        Args:
+            name: What stands behind `--sae`.
+
+        Returns:
+            The options, or None if a coder of this kind is not named like this.
+        """
+        return None
+
     def hookpoint(self) -> str | None:
         """Return the module path that the coder was made for, when its files tell; None when they do not."""
         return None
@@ -251,6 +263,10 @@ class Sampler(Plugin):
         """Return whether a latent's windows depend on its own activations alone, so that others need not be collected."""
         return False
 
+    def silent_windows(self) -> int | None:
+        """Return how many non-activating windows each latent should have for scoring; None where that varies."""
+        return None
+
     @abstractmethod
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Return the latent's windows, or None when it has too few to be explained and scored.
@@ -284,6 +300,15 @@ class Scorer(Step):
     """What the score's values mean; the first is the headline."""
     reads_explanation: ClassVar[bool] = True
     """Whether the score depends on the explanation; one that does not is no use on explanation baselines, and not run."""
+
+    def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
+        """Return what a reader of a cell's scores must know.
+
+        Args:
+            values: Mean of each metric over the latents that have it.
+            latents: The cell's latents.
+        """
+        return []
 
     @abstractmethod
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:

@@ -231,6 +231,10 @@ class Registry:
         hint = f", did you mean {same[0]!r}?" if same else similar
         raise PluginError(f"unknown {kind} {name!r}{hint} (`saeval list {kind}s` shows all)")
 
+    def built_in(self, kind: str) -> list[Loaded]:
+        """Return the built-in plugins of a kind; imports no third party."""
+        return [found for (of_kind, _), found in self.load(BUILT_IN).items() if of_kind == kind]
+
     def names(self, kind: str) -> list[Loaded]:
         """Return all plugins of a kind, built-ins first. Imports every package."""
         self.load_all()

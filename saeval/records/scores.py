@@ -532,13 +532,16 @@ def read_result(path: str | Path) -> RunResult:
         path: The run directory, or its `results.json`.
 
     Raises:
-        InputError: If there are no results, or they are of a format that this version does not know.
+        InputError: If there are no results, they are of a format that this version does not know, or a value lies
+            outside its own interval. Files that were changed later are a warning of the results.
     """
+    from saeval.records.integrity import refuse_impossible, with_changes
+
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
     refuse_pipe(file)
     try:
-        return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
+        result = RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no results.json there; is it a run directory?") from None
     except OSError as error:
@@ -549,3 +552,5 @@ def read_result(path: str | Path) -> RunResult:
         raise InputError(f"{file}: not results that this saeval can read ({where}: {first['msg']})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
+    refuse_impossible(file, result)
+    return with_changes(file.parent, result)

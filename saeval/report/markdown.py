@@ -136,7 +136,7 @@ def _judge(judge: Judge) -> str:
     """Return what is known of a judge: a table of its check, or how to check it."""
     who = f"{escape_markdown(judge.role)}: {escape_markdown(judge.model)}"
     if judge.check is None:
-        command = judge.command or f"saeval run --task judge-check --llm judge={judge.model}"
+        command = judge.command or f"saeval run judge-check --llm judge={judge.model}"
         return f"{who}. How far it can be trusted was not checked; to do so:\n\n```\n{safe_text(command)}\n```"
     rows = [
         [
@@ -197,7 +197,7 @@ def _repeat(run: RunResult) -> str:
     packages = run.components.get("packages")
     versions = {"saeval": run.saeval_version, **(packages if isinstance(packages, dict) else {})}
     return (
-        "```\nsaeval run --task spec.yaml\n```\n\n"
+        "```\nsaeval run spec.yaml\n```\n\n"
         f"with this run's `spec.yaml` (sha {escape_markdown(run.spec_sha[:12])}).\n\n"
         f"Packages: {_named(f'{name} {version}' for name, version in versions.items())}.\n\n"
         f"Plugins: {_named([*(c.explainer for c in run.cells), *(row.plugin for c in run.cells for row in c.scores)])}."

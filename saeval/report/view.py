@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from saeval._util import InputError
+from saeval._util import InputError, replacing
 from saeval.report.html.pages import policy
 
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
@@ -37,6 +37,23 @@ def page(run_dir: Path) -> Path:
     if not index.is_file():
         raise InputError(f"{run_dir}: there is no report/index.html in it; `saeval report {run_dir}` writes it")
     return index
+
+
+def bundle(run_dir: Path, file: Path) -> None:
+    """Write a run's report as one ZIP file, which opens anywhere once it is unpacked: `index.html` in a folder.
+
+    Raises:
+        InputError: If there is no report, the name does not end in `.zip`, or the file cannot be written.
+    """
+    import zipfile
+
+    if file.suffix != ".zip":
+        raise InputError(f"{file}: a bundle is a ZIP file; give it a name that ends in .zip")
+    folder = page(run_dir).parent
+    pages = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink() and not p.name.startswith(".")]
+    with replacing(file) as place, zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as packed:
+        for found in pages:
+            packed.write(found, Path(file.stem) / found.relative_to(folder))
 
 
 class ReportServer(ThreadingHTTPServer):

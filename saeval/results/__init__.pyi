@@ -16,13 +16,21 @@ from saeval.results.columns import (
     measure_columns as measure_columns,
     score_columns as score_columns,
 )
-from saeval.results.reader import Run as Run, read as read
 from saeval.results.run_files import (
     Row as Row,
     RunCell as RunCell,
     cell_file as cell_file,
     open_run as open_run,
     some as some,
+)
+from saeval.results.runs import (
+    RUNS as RUNS,
+    RunHead as RunHead,
+    finished_runs as finished_runs,
+    last_run as last_run,
+    lines as lines,
+    list_runs as list_runs,
+    run_dirs as run_dirs,
 )
 from saeval.results.tables import (
     arrow_table as arrow_table,

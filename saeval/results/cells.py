@@ -16,12 +16,18 @@ Row = Mapping[str, Any]
 _LATENTS = {
     "latent": "int64", "firings": "int64", "windows": "int64", "density": "double",
     "max_activation": "double", "token_share": "double", "position_dependence": "double", "explanation_words": "int32",
-    "explanation_status": "string",
+    "explanation_status": "string", "histogram": "list<int64>", "histogram_top": "double",
 }  # fmt: skip
-_DIRECTIONS = {"neighbours": "list<int64>", "cosines": "list<float>", "promoted": "list<string>"}
+_DIRECTIONS = {
+    "neighbours": "list<int64>", "cosines": "list<float>", "promoted": "list<string>", "suppressed": "list<string>",
+}  # fmt: skip
 _EXAMPLES = {
     "latent": "int64", "role": "string", "active": "bool", "decile": "int8", "context": "int64", "start": "int32",
     "document": "int32", "tokens": "list<string>", "token_ids": "list<int32>", "activations": "list<float>",
+}  # fmt: skip
+_ACTIVATIONS = {
+    "latent": "int64", "group": "string", "context": "int64", "start": "int32", "document": "int32",
+    "tokens": "list<string>", "activations": "list<float>",
 }  # fmt: skip
 _JUDGEMENTS = {
     "latent": "int64", "scorer": "string", "variant": "string", "example": "string", "active": "bool",
@@ -37,7 +43,7 @@ _CALLS = {
 }  # fmt: skip
 KINDS = {
     "latents": {**_LATENTS, **_DIRECTIONS, "score.": "double"},
-    "examples": _EXAMPLES, "judgements": _JUDGEMENTS, "scores": _SCORES, "calls": _CALLS,
+    "examples": _EXAMPLES, "activations": _ACTIVATIONS, "judgements": _JUDGEMENTS, "scores": _SCORES, "calls": _CALLS,
 }  # fmt: skip
 """Columns and Arrow types of each table; a name that ends in a dot stands for all columns that begin so."""
 
@@ -77,6 +83,7 @@ class CellWriters(NamedTuple):
     Attributes:
         latents: One row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns.
         examples: One row a window that explained or scored a latent, with tokens and activations.
+        activations: One row a window in which a latent fires, from strong to weak, taken from the whole corpus.
         explanations: One row an explanation.
         scores: One row a latent, scorer, explanation and metric; one without metric where there is no score.
         judgements: One row a judged window: truth, answer, probability, or why there is no answer.
@@ -85,6 +92,7 @@ class CellWriters(NamedTuple):
 
     latents: TableWriter
     examples: TableWriter
+    activations: TableWriter
     explanations: LineWriter
     scores: TableWriter
     judgements: TableWriter
@@ -112,6 +120,7 @@ def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Ite
         yield CellWriters(
             table("latents", latents),
             table("examples", _EXAMPLES),
+            table("activations", _ACTIVATIONS),
             files.enter_context(_line_writer(folder / "explanations.jsonl")),
             table("scores", _SCORES),
             table("judgements", _JUDGEMENTS),

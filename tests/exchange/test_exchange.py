@@ -160,8 +160,8 @@ def test_delphi_files_are_as_delphi_writes_them(run, tmp_path):
     }  # fmt: skip
     shown = [item for item in items if item["activating"]]
     assert all(len(i["str_tokens"]) == len(i["activations"]) == 32 for i in items)
-    assert all(1 <= i["distance"] <= 10 and max(i["activations"]) > 0 for i in shown)
-    assert {i["distance"] for i in items if not i["activating"]} <= {-1, *range(1, 11)}
+    assert all(0 <= i["distance"] <= 9 and max(i["activations"]) > 0 for i in shown)
+    assert {i["distance"] for i in items if not i["activating"]} <= {-1, *range(10)}
 
 
 def delphi_folder(root, name="layers.1_latent7.txt", explanation='"a word"', items=None):
@@ -184,6 +184,21 @@ def delphi_folder(root, name="layers.1_latent7.txt", explanation='"a word"', ite
         (root / folder / name).write_text(content)
     (root / "run_config.json").write_text(json.dumps({"model": "some/model", "explainer_model": "some/judge"}))
     return root
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["main", "the paper's code"])
+def test_delphi_quantiles_are_deciles_whichever_number_the_strongest_has(tmp_path, first):
+    window = {"str_tokens": [" a"], "activations": [1.0], "probability": None}
+    items = [
+        {**window, "distance": first + q, "activating": True, "prediction": q < 7, "correct": q < 7} for q in range(10)
+    ]
+    items.append({**window, "distance": -1, "activating": False, "prediction": False, "correct": True})
+    delphi_folder(tmp_path / "d", "layers.1_latent7.txt", items=items)
+    delphi_folder(tmp_path / "d", "layers.1_latent9.txt", items=[items[3], items[10]])  # of itself it tells nothing
+    (cell,) = import_run(tmp_path / "d", "delphi", tmp_path / "run").cells
+    (shares,) = cell.deciles
+    assert shares.right == (1.0,) * 7 + (0.0,) * 3 and shares.n == (1, 1, 1, 2, 1, 1, 1, 1, 1, 1)
+    assert (shares.negatives_right, shares.negatives_n) == (1.0, 2)
 
 
 def test_delphi_scores_are_what_their_windows_say(tmp_path):

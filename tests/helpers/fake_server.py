@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
+from saeval.llm.first_calls import PROBE
+
 Fault = Callable[[web.Request], Any]
 
 
@@ -37,6 +39,8 @@ class FakeServer:
         ends_as: How batches end.
         lost: Requests of a batch that get no answer, from its end.
         files: Files that were uploaded, or hold the answers of a batch.
+        probes: Requests that only try whether the model answers; no other count or fault knows of them.
+        probe_fault: A fault for those.
     """
 
     reply: Callable[[list[dict[str, str]]], str]
@@ -56,6 +60,28 @@ class FakeServer:
     ends_as: str = "completed"
     lost: int = 0
     files: dict[str, str] = field(default_factory=dict)
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    probe_fault: Fault | None = None
+
+    def _probed(self, body: dict[str, Any], request: web.Request) -> web.StreamResponse | None:
+        """Answer a request that only tries whether the model answers; it takes nothing."""
+        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        if asked not in (PROBE, "A first word"):
+            return None
+        self.probes.append(body)
+        if self.probe_fault is not None:
+            return self.probe_fault(request)
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "ok"},
+            "finish_reason": "stop",
+        }
+        if "prompt" in body:
+            logprobs = {"tokens": ["A", " first", " word", "."], "token_logprobs": [None, -1.0, -1.0, -1.0]}
+            choice = {"text": "", "logprobs": logprobs}
+        usage = {"prompt_tokens": 0, "completion_tokens": int("prompt" in body), "total_tokens": 0}
+        head = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"]}
+        return web.json_response({**head, "choices": [choice], "usage": usage})
 
     def _fault(self, body: dict[str, Any]) -> Fault | None:
         return self.faults.pop(0) if self.faults else self.always or self.chooses(body, len(self.calls))
@@ -63,6 +89,8 @@ class FakeServer:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer /chat/completions."""
         body = await request.json()
+        if (probed := self._probed(body, request)) is not None:
+            return probed
         self.calls.append(body)
         self.headers.append(dict(request.headers))
         fault = self._fault(body)
@@ -155,6 +183,8 @@ class FakeServer:
         BOS and the generated token are listed too, and BOS takes up room in the text offsets.
         """
         body = await request.json()
+        if (probed := self._probed(body, request)) is not None:
+            return probed
         self.calls.append(body)
         fault = self._fault(body)
         if fault is not None:
@@ -188,7 +218,7 @@ def content(text: str | None, finish_reason: str = "stop", logprobs: Any = None,
         "logprobs": logprobs,
     }  # fmt: skip
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    whole = {"id": "x", "object": "chat.completion", "created": 1, "choices": [choice], "usage": usage}
     return body(json.dumps(whole))
 
 

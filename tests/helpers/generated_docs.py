@@ -106,7 +106,7 @@ def option(o: click.Option, context: click.Context) -> tuple[str, str]:
 def tasks_page() -> Iterator[str]:
     yield from (
         "# Shipped tasks", "",
-        "This page is made from the specs. `saeval run --task NAME` runs one, `saeval show task NAME` prints it whole, `saeval plan` tells",
+        "This page is made from the specs. `saeval run NAME` runs one, `saeval show task NAME` prints it whole, `saeval plan` tells",
         "what it takes, and `saeval list tasks --tag TAG` lists those of one kind, those of installed packages among them. A spec of yours",
         "[builds on one](task-reference.md#keys) with `include: [saeval://NAME.yaml]`.", "",
     )  # fmt: skip

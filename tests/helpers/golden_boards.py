@@ -14,8 +14,8 @@ from root import ROOT
 
 from saeval.cli.group import main
 from saeval.records.scores import Correlation, DecileShares, Finding, Judge, JudgeCheck, RunResult
+from saeval.report.reader import read
 from saeval.report.terminal import render
-from saeval.results.reader import read
 
 GOLDEN = ROOT / "tests" / "golden"
 FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}

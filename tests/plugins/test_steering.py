@@ -185,6 +185,7 @@ def test_score_equals_equation_one_computed_by_hand(tmp_path):
     score = asyncio.run(scorer.score(Explanation(text="grey sea"), examples, lent))
     assert score.status == "ok", score.reason
     assert len(score.outcomes) == 6 and abs(score.notes["kl"] - 0.05) <= 0.005
+    assert score.values["kl_reached"] == score.notes["kl_scored"] > 0
 
     texts = asyncio.run(scorer._texts(examples.activating, context(source=source_of(subject, [direction]))))
     assert texts.clean != texts.steered

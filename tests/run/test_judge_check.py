@@ -226,7 +226,7 @@ def test_a_good_judge_passes_and_what_it_judges_later_says_so(tmp_path, own_cach
         result = saeval.run(later, out=tmp_path / "other")
         assert result.judges[0].check is None
         assert (
-            "saeval run --task judge-check --llm judge=openai_compatible/other"
+            "saeval run judge-check --llm judge=openai_compatible/other"
             in (tmp_path / "other" / "report" / "report.md").read_text()
         )
 

@@ -50,8 +50,20 @@ def listed(release: str, sae_id: str) -> Listed:
     return Listed(entry.get("model"), float(l0) if isinstance(l0, int | float) and l0 > 0 else None)
 
 
+def releases() -> frozenset[str]:
+    """Return the names of all releases; none where sae-lens is not installed."""
+    try:
+        return frozenset(_names(_text()))
+    except InputError:
+        return frozenset()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip("\"'") for name in re.findall(r"^([^\s#][^:]*):\s*$", text, re.MULTILINE)]
+
+
 def _no_release(release: str, text: str) -> str:
-    names = re.findall(r"^([^\s#][^:]*):\s*$", text, re.MULTILINE)
+    names = _names(text)
     of_repo = re.search(rf"^  repo_id: {re.escape(release)}\s*$", text, re.MULTILINE)
     if of_repo is not None:
         own = re.findall(r"^([^\s#][^:]*):\s*$", text[: of_repo.start()], re.MULTILINE)[-1]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from functools import cached_property
 from glob import escape
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
@@ -14,7 +16,7 @@ from saeval.plugin import Coder, InputError, SpecPath, file_sha256
 from saeval_plugins.coders._folders import what_is
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from pydantic import JsonValue
 
@@ -42,6 +44,8 @@ class StoredCoder(Coder):
     """Whether each coder of the format has its configuration file."""
     weight_files: ClassVar[tuple[str, ...]]
     """Names that the file of weights may have."""
+    hub_names: ClassVar[str | None] = None
+    """Pattern of the hub ids that hold coders of this format, where the ids tell."""
 
     path: SpecPath | None = None
     """Folder of this machine."""
@@ -51,6 +55,19 @@ class StoredCoder(Coder):
     """Folder within `path` or `repo`."""
     revision: str | None = None
     """Branch, tag or commit of the repository."""
+
+    @classmethod
+    def by_name(cls, name: str) -> Mapping[str, Any] | None:
+        """Return the options for a folder with weights of this format, or for `OWNER/REPOSITORY[/FOLDER]` on the hub."""
+        folder = Path(name).expanduser()
+        if folder.exists():
+            weights = any((folder / file).is_file() for file in cls.weight_files)
+            return {"path": str(folder.absolute())} if weights else None
+        owner, _, rest = name.partition("/")
+        repository, _, inside = rest.partition("/")
+        if cls.hub_names is None or not re.match(cls.hub_names, name) or not repository:
+            return None
+        return {"repo": f"{owner}/{repository}", **({"folder": inside} if inside else {})}
 
     @model_validator(mode="after")
     def _one_place(self) -> StoredCoder:
@@ -145,8 +162,6 @@ class StoredCoder(Coder):
         return {}
 
     def _fetched(self, name: str) -> Path:
-        from pathlib import Path
-
         from huggingface_hub import snapshot_download
 
         if name not in self._fetched_files:

@@ -45,6 +45,7 @@ class GemmaScope(StoredCoder):
     config_file = "config.json"
     needs_config = False
     weight_files = ("params.npz", "params.safetensors")
+    hub_names = r"google/gemma-scope-"
 
     def check(self) -> None:
         """See whether the weights are there, and on this machine their header."""

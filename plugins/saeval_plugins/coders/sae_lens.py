@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
 from saeval.plugin import Gate, HookPoint, InputError, LinearCoder, MadeFor, ModuleCoder
-from saeval_plugins.coders._releases import Listed, listed
+from saeval_plugins.coders._releases import Listed, listed, releases
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors, tensor_shapes
 
@@ -49,6 +50,14 @@ class SaeLens(StoredCoder):
     with it."""
     sae_id: str | None = None
     """Which SAE of the release."""
+
+    @classmethod
+    def by_name(cls, name: str) -> Mapping[str, Any] | None:
+        """Return the options for a folder that sae-lens saved, or for `RELEASE/ID` of the releases that it lists."""
+        if Path(name).expanduser().exists():
+            return super().by_name(name)
+        release, _, sae_id = name.partition("/")
+        return {"release": release, "sae_id": sae_id} if sae_id and release in releases() else None
 
     @model_validator(mode="after")
     def _one_place(self) -> SaeLens:

@@ -35,6 +35,7 @@ class Sparsify(StoredCoder):
     made_by = "sparsify"
     config_file = "cfg.json"
     weight_files = (WEIGHTS,)
+    hub_names = r"EleutherAI/"
 
     def check(self) -> None:
         """Read the configuration, and of a folder on this machine the header of the weights."""

@@ -9,13 +9,15 @@ from pydantic import Field, JsonValue
 from saeval.plugin import Context, Examples, Explainer, Explanation, InputError, Need, SpecPath, file_sha256, one_line
 from saeval_plugins.steering import written
 
+_READING = 2  # one more whenever the same direction comes to promote other tokens
+
 
 class Lens(Explainer):
     """Names the tokens whose logits the latent's decoder direction raises most (logit lens; tuned lens when given).
 
     The direction goes straight through the final norm and the unembedding, past all later blocks. Tokens that differ
     only in case or in the space before them count as one. Of models whose unembedding is not of a known form, and of
-    places outside the residual stream, no explanation can be had.
+    places that do not write into the residual stream in one way whatever the text, no explanation can be had.
     """
 
     name = "lens"
@@ -35,8 +37,8 @@ class Lens(Explainer):
             raise InputError(f"tuned lens {self.tuned_lens}: there is no params.pt in it")
 
     def fingerprint(self) -> JsonValue:
-        """Add the hash of the tuned lens."""
-        return [super().fingerprint(), self.tuned_lens and file_sha256(self.tuned_lens / "params.pt")]
+        """Add the way of reading directions, and the hash of the tuned lens."""
+        return [super().fingerprint(), _READING, self.tuned_lens and file_sha256(self.tuned_lens / "params.pt")]
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Read the direction."""
@@ -46,5 +48,8 @@ class Lens(Explainer):
     def _words(self, context: Context) -> list[str]:
         subject, direction = written(context)
         ranked = subject.promoted(direction, self.tuned_lens).topk(8 * self.k).indices.tolist()
-        words = [one_line(subject.text([token]).casefold()) for token in ranked]
-        return list(dict.fromkeys(word for word in words if any(c.isalnum() for c in word)))[: self.k]
+        texts = [subject.text([token]).casefold() for token in ranked]
+        words = [
+            one_line(text) for text in texts if any(c.isalnum() for c in text)
+        ]  # white space is spelt with letters
+        return list(dict.fromkeys(words))[: self.k]

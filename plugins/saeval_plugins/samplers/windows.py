@@ -57,6 +57,10 @@ class _WindowSampler(Sampler):
             rng: Source of the choice.
         """
 
+    def silent_windows(self) -> int:
+        """Return what `non_activating` says."""
+        return self.non_activating.n
+
     def reads_one_latent(self) -> bool:
         """Return whether silent windows are chosen without a look at other latents."""
         return self.non_activating.use != "neighbours"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -77,6 +78,17 @@ class Human(Scorer):
             raise InputError(f"ratings {self.path}: cannot be read ({error.strerror or error})") from error
         except UnicodeDecodeError as error:
             raise InputError(f"ratings {self.path}: not UTF-8 ({error.reason}); save the table as UTF-8") from error
+
+    def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
+        """Say how many ratings are of no latent of the cell, and whether none counted."""
+        there = {(latent.index, place) for latent in latents for place in ("", latent.hookpoint)}
+        strange = sum((rating.latent, rating.hookpoint) not in there for rating in self.ratings)
+        said = []
+        if strange:
+            said.append(f"{strange} of {len(self.ratings)} ratings in {self.path.name} are of no latent of this cell.")
+        if not values and strange < len(self.ratings):
+            said.append(f"no rating in {self.path.name} is of an explanation of this cell (column `explanation`).")
+        return said
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Look the latent up."""

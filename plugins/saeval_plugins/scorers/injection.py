@@ -47,7 +47,7 @@ class Injection(Scorer):
     change because there is more text, and is what the others are to be compared with.
 
     A real change of meaning counts as a flip, too: where the text itself fits an explanation, the judge is right to
-    say so. `saeval run --task injection-check` uses latents that none of the texts fits.
+    say so. `saeval run injection-check` uses latents that none of the texts fits.
     """
 
     name = "injection"

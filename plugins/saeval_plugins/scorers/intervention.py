@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from saeval.plugin import (
     Example,
     Examples,
     Explanation,
+    LatentId,
     LLMError,
     LogprobRequest,
     Metric,
@@ -33,6 +34,7 @@ from saeval_plugins.steering import calibrated, steered
 
 PASSAGE = load("intervention_passage.md")
 NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
+KL_REACHED = Metric("kl_reached", low=0.0, high=math.inf, on_board=True)
 FEWEST = 2
 """Windows that are needed to set the strength, and again to score."""
 _KEPT = 64  # latents whose texts are kept for other explanations of theirs
@@ -62,15 +64,15 @@ class Intervention(Scorer):
     `tolerance`; after the others the subject goes on for a few tokens, once as it is and once with the direction added
     at the prompt's last token and every token generated, both with the same draws. A base model then reads prompt and
     continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
-    tokens of the explanation z and the line's end. The divergence reached is in the notes, on the windows it was set on
-    and on those scored.
+    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where its
+    mean is off by more than `tolerance`, the results say so.
 
     Strong interventions are trivially explained, so scores are comparable at equal `kl` only.
     """
 
     name = "intervention"
     llm_role = "base"
-    metrics = (NATS,)
+    metrics = (NATS, KL_REACHED)
     prompts = (PASSAGE,)
 
     kl: float = Field(default=1.0, gt=0)
@@ -89,6 +91,16 @@ class Intervention(Scorer):
     def needs(self) -> frozenset[Need]:
         """Steering takes the live model and the latent's direction; scoring, continuations' log-probabilities."""
         return frozenset({"subject", "coder", "logprobs"})
+
+    def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
+        """Say where the divergence that was reached is not the one that was asked for."""
+        reached = values.get(KL_REACHED.name)
+        if reached is None or abs(reached - self.kl) <= self.tolerance * self.kl:
+            return []
+        return [
+            f"interventions moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were asked for; "
+            f"tune on more windows (`tune`, now {self.tune}) before comparing with other rows"
+        ]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Steer, generate, and compare."""
@@ -110,7 +122,8 @@ class Intervention(Scorer):
             Outcome(example=window.id, active=True, decile=window.decile, probability=gain)
             for window, gain in zip(texts.windows, gains, strict=True)
         )
-        return Score(values={NATS.name: float(np.mean(gains))}, outcomes=outcomes, notes=texts.notes)
+        values = {NATS.name: float(np.mean(gains)), KL_REACHED.name: texts.notes["kl_scored"]}
+        return Score(values=values, outcomes=outcomes, notes=texts.notes)
 
     async def _texts(self, windows: Sequence[Example], context: Context) -> Texts:
         """Return the texts of a latent, the same for all its explanations and made once."""

@@ -38,7 +38,8 @@ _REST = 0.05  # seconds a latent and cell: sampling, and the report
 ASSUMPTIONS = (
     f"Prompts are real ones, for up to {_TRIED} latents a cell, made from windows of the activations in the cache; "
     f"where there are none yet, from windows of made-up text. {CHARACTERS:g} characters are a token.",
-    "Answers are as short as in the prompts' examples; models that think aloud write more. None has to be asked twice.",
+    "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that model reasons; "
+    "without --like the reasoning of a model is not counted. None has to be asked twice.",
     f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says otherwise; a "
     f"model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects {_COLLECTED:g}, as small models do on "
     f"two cores; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are those of the "
@@ -333,6 +334,8 @@ def _asking(
         return replace(found, **unknown, note=why)
     share = found.latents / len(results)
     calls, taken, given = (round(n * share) for n in (counter.calls, counter.taken, counter.given))
+    written = speed.output.get((role.role, role.model), 0.0) if speed else 0.0
+    given = max(given, round(calls * written))
     usd = _price(role, taken, given)
     note = "" if usd is not None else "price unknown; give the role usd_per_million_input and usd_per_million_output"
     measured = speed.call.get((role.role, role.model)) if speed else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from saeval._util import InputError, read_json
@@ -19,10 +19,12 @@ class Speed:
         call: Seconds a call, by role and model, while the model was being asked; calls under way at once share the time.
         rest: Seconds a latent that all else took but collecting: sampling, steps without a language model, reports.
             None where the run was not done at one sitting.
+        output: Tokens generated per call, by role and model; models that reason write more than their answers.
     """
 
     call: dict[tuple[str, str], float]
     rest: float | None
+    output: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def speed(run_dir: Path) -> Speed:
@@ -43,13 +45,18 @@ def speed(run_dir: Path) -> Speed:
         raise InputError(f"{run_dir}: cannot be read as a run ({type(error).__name__})") from None
     if not done:
         raise InputError(f"{run_dir}: this run is not done, so it does not tell how long one takes")
-    calls = [call for call in CallLog(run_dir / "calls.jsonl").calls() if not call.cached and call.status == "ok"]
+    calls = [
+        call
+        for call in CallLog(run_dir / "calls.jsonl").calls()
+        if not (call.cached or call.probe) and call.status == "ok"
+    ]
     by_role = defaultdict(list)
     for call in calls:
         by_role[call.role, call.model].append(call)
     one_sitting = latents and all(call.time - call.milliseconds / 1000 >= began for call in calls)
     return Speed(
         call={role: _busy(made) / len(made) for role, made in by_role.items()},
+        output={role: sum(call.usage.output_tokens for call in made) / len(made) for role, made in by_role.items()},
         rest=max(0.0, whole - collecting - _busy(calls)) / latents if one_sitting else None,
     )
 

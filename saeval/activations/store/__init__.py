@@ -10,7 +10,8 @@ Where a latent is known in part of the contexts only, `known.npy` and `known_ind
 
 from __future__ import annotations
 
+from saeval.activations.store.files import store_folder
 from saeval.activations.store.reader import ActivationStore, Windows
 from saeval.activations.store.writer import ActivationWriter
 
-__all__ = ["ActivationStore", "ActivationWriter", "Windows"]
+__all__ = ["ActivationStore", "ActivationWriter", "Windows", "store_folder"]

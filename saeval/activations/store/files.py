@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from saeval._util import InputError, StoreError, shortage
+from saeval._util import InputError, StoreError, cache_dir, content_hash, shortage
 
 FORMAT = "saeval.store/1"
 _Count = Annotated[int, Field(ge=0)]
@@ -37,6 +37,11 @@ class _Manifest(BaseModel):
     latents: list[_Count] | None = None
     facts: dict[str, Any]
     files: dict[str, _File]
+
+
+def store_folder(identity: Any) -> Path:
+    """Return where the cache keeps the store of a source, by all that its content depends on."""
+    return cache_dir() / "stores" / content_hash(identity)
 
 
 def damaged(path: Path, what: str) -> StoreError | InputError:

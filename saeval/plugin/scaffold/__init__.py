@@ -102,7 +102,7 @@ def _slots(kind: str, name: str) -> dict[str, str]:
         "scorer": {"llms": "", "scorers": f"{name}: {{use: {slots['id']}}}"},
         "sampler": {"sampler": f"{{use: {slots['id']}, with: {{n: 10}}}}"},
     }.get(kind, {kind: slots["id"]})
-    return {**slots, **task, **mine, "try_it": f"saeval run --task {slots['id']}"}
+    return {**slots, **task, **mine, "try_it": f"saeval run {slots['id']}"}
 
 
 def _requirement() -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saeval._util import InputError, claim, is_empty, is_ours, os_reason, write_atomic
 from saeval.records import RunResult
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from markupsafe import Markup
+
     from saeval._compare import Leaderboard
     from saeval.report.html.figure import PlotFormat
     from saeval.report.html.latents import CellTables
+    from saeval.report.html.plots import Series
 
 _PER_FILE = 40  # latents; a file of them loads in well under a second
 
@@ -52,6 +57,8 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
                 calls = packed_json(found.calls(numbers[begin : begin + _PER_FILE]))
                 put(f"latents/{pages[name]}/{n}.calls.js", f'saevalCalls({n},"{calls}");\n')
         put(f"latents/{pages[name]}.html", latents_page(run, board, found, pages[name], _PER_FILE))
+    if tables:
+        put("latents/search.js", f"saevalSearch({script_json(_explanations(tables, pages))});\n")
     addresses = {c: f"latents/{p}.html" for c, p in pages.items()}
     put("index.html", render("index.html.j2", index.context(run, board, tables, addresses, _spec(run_dir))))
     for old in (folder / "latents").glob("**/*"):
@@ -76,13 +83,11 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
         InputError: If a table cannot be read, the folder cannot be written to, or PDF or PNG is asked for without the
             package that makes it.
     """
-    from saeval.report.html import index
     from saeval.report.html.figure import as_file
 
-    board, tables, _ = _gathered(run, run_dir)
     made = {
         folder / f"{name}.{format_}": as_file(drawing, legend, format_)
-        for name, drawing, legend in index.figures(index.context(run, board, tables, {}, ""))
+        for name, drawing, legend in figures_of(run, run_dir)
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +101,30 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
     for file, content in made.items():
         write_atomic(file, content)
     return list(made)
+
+
+def _explanations(tables: Mapping[str, CellTables], pages: Mapping[str, str]) -> list[list[Any]]:
+    """Return, by cell, its name, its page, and each latent's number, explanation and first score."""
+    found = []
+    for name, cell in tables.items():
+        scores = cell.column(cell.ranked[0].key) if cell.ranked else [None] * len(cell.numbers)
+        own = [cell.own(latent) for latent in cell.numbers]
+        texts = [row.get("text", "") if row else "" for row in own]
+        lines = [list(line) for line in zip(cell.numbers, texts, scores, strict=True) if line[1]]
+        found.append([name, pages[name], lines])
+    return found
+
+
+def figures_of(run: RunResult, run_dir: Path) -> list[tuple[str, Markup, Sequence[Series]]]:
+    """Return the plots of the report: name, drawing, and the cells that its legend names.
+
+    Raises:
+        InputError: If a table cannot be read.
+    """
+    from saeval.report.html import index
+
+    board, tables, _ = _gathered(run, run_dir)
+    return index.figures(index.context(run, board, tables, {}, ""))
 
 
 def _gathered(run: RunResult, run_dir: Path) -> tuple[Leaderboard, dict[str, CellTables], dict[str, str]]:

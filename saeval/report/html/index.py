@@ -84,7 +84,7 @@ def context(
         "facts": cell_fields(board, lambda _: run, "report"),
         "notes": partial(notes, run),
         "details": _details(run, board, series), "detail_columns": score_columns("details"),
-        "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
+        "pages": bool(pages), "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
         "scored": sum(c.counts.get("sampled", 0) for c in run.cells),
         "method": method(run), "spec": spec, "components": json.dumps(run.components, indent=1, ensure_ascii=False),
         "against": _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics),

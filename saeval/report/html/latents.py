@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _WINDOWS = ("latent", "role", "active", "decile", "context", "start", "document", "tokens", "activations")
 _CALLS = ("latent", "step", "variant", "prompt", "reply", "status")
-_DIRECTIONS = ("neighbours", "cosines", "promoted")
+_SEEN = ("latent", "group", "context", "start", "document", "tokens", "activations")
+_LISTS = ("neighbours", "cosines", "promoted", "suppressed", "histogram")
 _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
 
 
@@ -58,6 +59,7 @@ class CellTables:
         self.cell = cell
         self._latents = self._read_latents(folder / "latents.parquet")
         self._windows = _Table(folder / "examples.parquet", _WINDOWS)
+        self._seen = _Table(folder / "activations.parquet", _SEEN)
         self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS)
         self._files = RunCell(cell, folder)
         self._calls = _Table(folder / "calls.parquet", _CALLS)
@@ -124,25 +126,27 @@ class CellTables:
 
     def details(self, latents: Sequence[int]) -> list[dict[str, Any]]:
         """All that is shown of these latents: explanations, windows by role, judgements by scorer and variant."""
-        windows, judged = self._windows_of(latents), self._judgements_of(latents)
+        windows, judged = _windows(self._windows.of(latents), "role"), self._judgements_of(latents)
+        seen = _windows(self._seen.of(latents), "group")
         return [
             {
                 "latent": i,
-                **self._directions.get(i, {}),
+                **self._lists.get(i, {}),
                 "explanations": [
                     [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
                     for row in self.explanations.get(i, ())
                 ],
                 "windows": windows.get(i, {}),
+                "seen": seen.get(i, {}),
                 "judged": judged.get(i, {}),
             }
             for i in latents
         ]
 
     @cached_property
-    def _directions(self) -> dict[int, dict[str, list[Any]]]:
-        """By latent, as far as known: numbers of its neighbours, their cosines, and tokens it promotes."""
-        have = [name for name in _DIRECTIONS if name in self._latents.column_names]
+    def _lists(self) -> dict[int, dict[str, list[Any]]]:
+        """By latent, as far as known: its neighbours, their cosines, tokens it promotes and suppresses, its histogram."""
+        have = [name for name in _LISTS if name in self._latents.column_names]
         known = {name: self._latents.column(name).to_pylist() for name in have}
         if "cosines" in known:
             known["cosines"] = [[rounded(v) for v in cosines or []] for cosines in known["cosines"]]
@@ -164,32 +168,6 @@ class CellTables:
         columns = [rows[name].to_pylist() for name in _CALLS] if rows else []
         for latent, step, variant, *said in zip(*columns, strict=True):
             found.setdefault(latent, {}).setdefault(step, {}).setdefault(variant, []).append(said)
-        return found
-
-    def _windows_of(self, latents: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
-        """By latent and role: [address, active, decile, document, tokens, [place, activation, …]]."""
-        import numpy as np
-
-        rows = self._windows.of(latents)
-        found: dict[int, dict[str, list[Any]]] = {}
-        if not rows:
-            return found
-        tokens, token_ends = _flat(rows["tokens"])
-        values, value_ends = _flat(rows["activations"])
-        words = tokens.tolist()
-        strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
-        fired = np.flatnonzero(strengths)
-        edges = np.searchsorted(fired, value_ends).tolist()
-        fired_at, strength = fired.tolist(), [rounded(v, 4) for v in strengths[fired].tolist()]
-        plain = [rows[name].to_pylist() for name in _WINDOWS[:-2]]
-        for k, (latent, role, active, decile, context, start, document) in enumerate(zip(*plain, strict=True)):
-            begin = int(value_ends[k])
-            sparse: list[float | None] = []
-            for at in range(edges[k], edges[k + 1]):
-                sparse += (fired_at[at] - begin, strength[at])
-            found.setdefault(latent, {}).setdefault(role, []).append(
-                [f"{context}:{start}", int(bool(active)), decile, document, words[token_ends[k] : token_ends[k + 1]], sparse]
-            )  # fmt: skip
         return found
 
     def _judgements_of(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[Any]]]]:
@@ -265,6 +243,41 @@ class _Table:
         within = rows - self._begins[group] + (np.cumsum(sizes) - sizes)[which]
         found = pa.concat_tables([self._group(int(g)) for g in needed]).take(within)
         return {name: found.column(name).combine_chunks() for name in found.column_names}
+
+
+def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[Any]]]:
+    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation, …]]."""
+    import numpy as np
+
+    found: dict[int, dict[str, list[Any]]] = {}
+    if not rows:
+        return found
+    tokens, token_ends = _flat(rows["tokens"])
+    values, value_ends = _flat(rows["activations"])
+    words = tokens.tolist()
+    strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
+    fired = np.flatnonzero(strengths)
+    edges = np.searchsorted(fired, value_ends).tolist()
+    fired_at, strength = fired.tolist(), [rounded(v, 4) or 0.0 for v in strengths[fired].tolist()]
+    names = ["latent", kind, "context", "start", "document"]
+    nothing = [None] * len(token_ends)
+    judged = [rows[name].to_pylist() if name in rows else nothing for name in ("active", "decile")]
+    plain = [*(rows[name].to_pylist() for name in names), *judged]
+    for k, (latent, group, context, start, document, active, decile) in enumerate(zip(*plain, strict=False)):
+        begin = int(value_ends[k])
+        sparse: list[float] = []
+        for at in range(edges[k], edges[k + 1]):
+            sparse += (fired_at[at] - begin, strength[at])
+        window = [
+            f"{context}:{start}",
+            int(bool(active)),
+            decile,
+            document,
+            words[token_ends[k] : token_ends[k + 1]],
+            sparse,
+        ]
+        found.setdefault(latent, {}).setdefault(group, []).append(window)
+    return found
 
 
 def _flat(lists: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -107,7 +107,7 @@ def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: s
     data = {
         "cell": cell.cell, "run": run.run_id, "sha": run.spec_sha, "folder": name, "perFile": per_file,
         "hookpoint": hookpoint if isinstance(hookpoint, str) else "", "scorers": scorers, "latent": numbers,
-        **{key: tables.column(key) for key in ("density", "firings", "windows", "max_activation")},
+        **{key: tables.column(key) for key in ("density", "firings", "windows", "max_activation", "histogram_top")},
         "gap": tables.gaps, "calls": tables.has_calls, "neuronpedia": neuronpedia(cell),
         "text": [row.get("text", "") if row else "" for row in own],
         "why": ["" if row and row.get("status") == "ok" else (row.get("reason") or "failed") if row else "not explained" for row in own],

@@ -153,6 +153,42 @@
     goTo();
   }
 
+  /** Search the explanations of all cells, which are in a file beside the page and fetched with the first letter. */
+  function search() {
+    const words = find("#search-words");
+    const MOST = 100;
+    let cells = null;
+    const all = () => (cells ||= new Promise((resolve, reject) => {
+      window.saevalSearch = resolve;
+      const script = make("script", { src: "latents/search.js" });
+      script.addEventListener("error", () => { cells = null; reject(new Error("latents/search.js is not beside this page")); });
+      document.head.append(script);
+    }));
+    async function render() {
+      const wanted = (read().get("find") || "").toLowerCase().trim();
+      if (words.value.toLowerCase().trim() !== wanted) words.value = wanted;
+      if (!wanted) { find("#search-found").replaceChildren(); find("#search-count").textContent = ""; return; }
+      let found;
+      try {
+        const terms = wanted.split(/\s+/);
+        const fits = ([, text]) => terms.every((term) => text.toLowerCase().includes(term));
+        found = (await all()).flatMap(([cell, page, latents]) => latents.filter(fits).map((line) => [cell, page, ...line]));
+      } catch (error) {
+        find("#search-count").textContent = `Cannot search: ${error.message}.`;
+        return;
+      }
+      find("#search-count").textContent = `${found.length} latents${found.length > MOST ? `, the first ${MOST} shown` : ""}`;
+      find("#search-found").replaceChildren(...found.slice(0, MOST).map(([cell, page, latent, text, score]) => make("li", {},
+        make("a", { href: `latents/${page}.html#latent=${latent}` }, visible(`${cell}, latent ${latent}`)), " ",
+        make("bdi", {}, visible(text)), make("span", { className: "muted" }, score === null ? "" : ` ${shown(score)}`))));
+    }
+    find("#search-tools").hidden = false;
+    find("#search-tools").addEventListener("submit", (event) => event.preventDefault());
+    words.addEventListener("input", () => change({ find: words.value }));
+    addEventListener("hashchange", render);
+    render();
+  }
+
   // --- the page of a cell ---
 
   function latents() {
@@ -384,14 +420,54 @@
     function direction(detail) {
       const rows = [];
       if (detail.promoted?.length) rows.push(["Promotes", make("ul", { className: "chips" }, ...detail.promoted.map((t) => make("li", { className: "token" }, make("bdi", {}, visibleToken(t)))))]);
+      if (detail.suppressed?.length) rows.push(["Suppresses", make("ul", { className: "chips" }, ...detail.suppressed.map((t) => make("li", { className: "token" }, make("bdi", {}, visibleToken(t)))))]);
       if (detail.neighbours?.length) rows.push(["Nearest latents", neighbours(detail.neighbours, detail.cosines)]);
       if (!rows.length) return [];
       const notes = {
         Promotes: "Tokens whose logits the direction raises most on its way straight to the output (logit lens).",
+        Suppresses: "Tokens whose logits it lowers most.",
         "Nearest latents": "Latents whose decoder directions have the highest cosine with it.",
       };
       return [make("h3", {}, "What its direction tells"), make("dl", { className: "direction" }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
         make("p", { className: "note" }, rows.map(([name]) => notes[name]).join(" "))];
+    }
+
+    /** Bars of how many tokens have which activation; their heights are square roots, so that rare strong ones can be seen. */
+    function histogram(counts, top) {
+      const [W, H, base] = [360, 96, 78];
+      const tallest = Math.sqrt(Math.max(...counts));
+      const step = W / counts.length;
+      const total = counts.reduce((a, b) => a + b, 0);
+      const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, class: "plot histogram", role: "img", "aria-label": `Histogram of ${total} activations from 0 to ${brief(top)}` });
+      counts.forEach((count, k) => {
+        const height = count ? Math.max(1.5, (base * Math.sqrt(count)) / tallest) : 0;
+        const bar = draw("rect", { x: k * step + 0.5, y: base - height, width: step - 1, height, class: "column s0" });
+        const note = draw("title", {});
+        note.textContent = `${brief((top * k) / counts.length)} to ${brief((top * (k + 1)) / counts.length)}: ${count} tokens`;
+        bar.append(note);
+        svg.append(bar);
+      });
+      svg.append(draw("line", { x1: 0, x2: W, y1: base, y2: base, class: "axis" }));
+      for (const [v, x, place] of [[0, 0, ""], [top / 2, W / 2, "middle"], [top, W, "end"]]) {
+        const label = draw("text", { x, y: H - 4, class: place });
+        label.textContent = brief(v);
+        svg.append(label);
+      }
+      return make("figure", {}, svg, make("figcaption", { className: "note" }, `Activations on the ${total.toLocaleString("en")} tokens where it fires; heights are square roots of counts.`));
+    }
+    const FIFTHS = ["strongest fifth", "second fifth", "middle fifth", "fourth fifth", "weakest fifth"];
+    /** The latent over the whole corpus: its histogram, its strongest windows, and some of each fifth. */
+    function corpus(detail, k) {
+      const groups = detail.seen || {};
+      const top = groups.top || [];
+      const parts = [];
+      if (detail.histogram?.length) parts.push(histogram(detail.histogram, data.histogram_top[k] || data.max_activation[k] || 0));
+      const strongest = Math.max(...top.flatMap((w) => w[5].filter((_, i) => i % 2)), 0) || 1;
+      const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
+      if (top.length) parts.push(make("h4", {}, "Strongest windows"), list(top.slice(0, 5)));
+      if (top.length > 5) parts.push(make("details", {}, make("summary", {}, `${top.length - 5} more`), list(top.slice(5))));
+      FIFTHS.forEach((name, n) => { if (groups[n + 1]) parts.push(make("details", {}, make("summary", {}, `Windows from the ${name} by strongest activation`), list(groups[n + 1]))); });
+      return parts.length ? [make("h3", {}, "Where it fires in the corpus"), ...parts] : [];
     }
 
     const article = find("#latent");
@@ -446,6 +522,7 @@
         ...(rating ? ratingForm(number, own, byRole.score, strongest) : [
           make("h3", {}, "Scores"), scores(k),
           ...(others.length ? [make("details", {}, make("summary", {}, "Explanations of baselines"), make("dl", {}, ...others.flatMap(([variant, text, status, reason]) => [make("dt", {}, make("b", {}, visible(variant))), make("dd", {}, make("bdi", {}, visible(status === "ok" ? text : reason || status)))])))] : []),
+          ...corpus(detail, k),
           ...direction(detail),
           make("h3", {}, "What the explainer was given"),
           saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
@@ -743,5 +820,6 @@
 
   if (find("#joined")) joined();
   if (find("#board")) board();
+  if (find("#search-words")) search();
   if (find("#data")) latents();
 })();

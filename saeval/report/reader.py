@@ -9,9 +9,8 @@ from pydantic import PrivateAttr
 
 from saeval._util import InputError
 from saeval.records import RunResult
-from saeval.results.cells import KINDS
-from saeval.results.run_files import RunCell, open_run
-from saeval.results.tables import arrow_table, read_table, tidy
+from saeval.report.notebook import Shown, board_html, latent, leaderboard, plot, short
+from saeval.results import KINDS, RunCell, arrow_table, open_run, read_table, tidy
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +37,48 @@ class Run(RunResult):
     """
 
     _files: list[RunCell] = PrivateAttr(default_factory=list)
+    _folder: Path = PrivateAttr(default=Path())
+
+    def __repr__(self) -> str:
+        """Return the run in a line."""
+        return short(self)
+
+    __str__ = __repr__
+
+    def __dir__(self) -> list[str]:
+        """Return the fields, tables and views, without what pydantic adds."""
+        own = [name for name in vars(Run) if not name.startswith(("_", "model_"))]
+        return sorted([*type(self).model_fields, *own, "model_dump", "model_dump_json"])
+
+    def _repr_html_(self) -> str:
+        return board_html(self)
+
+    def leaderboard(self) -> Shown:
+        """Return the board: HTML in a notebook, text when printed."""
+        return leaderboard(self)
+
+    def latent(self, index: int, cell: str | None = None) -> Shown:
+        """Return what the run knows of a latent: explanations, scores, strongest windows.
+
+        Args:
+            index: Number of the latent.
+            cell: Name of the cell, where several have such a latent.
+
+        Raises:
+            InputError: If there is no such latent or cell, or several cells have it.
+        """
+        return latent(self._files, index, cell)
+
+    def plot(self, name: str | None = None) -> Shown:
+        """Return a plot of the report.
+
+        Args:
+            name: Name of the plot, such as `distributions-detection`; the first one when left out.
+
+        Raises:
+            InputError: If there is no such plot; the message lists those that there are.
+        """
+        return plot(self, self._folder, name)
 
     def __eq__(self, other: object) -> bool:
         """Tell whether the results are equal, wherever the runs lie."""
@@ -113,4 +154,5 @@ def read(path: str | Path) -> Run:
     result, files = open_run(Path(path))
     run = Run.model_construct(**dict(result))
     run._files = files
+    run._folder = Path(path) if Path(path).is_dir() else Path(path).parent
     return run

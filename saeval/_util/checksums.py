@@ -1,0 +1,59 @@
+"""Checksums of a run's published files, by which a file that was changed later is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from saeval._util.errors import InputError
+from saeval._util.files import read_json, write_atomic
+
+CHECKSUMS = "checksums.json"
+_FORMAT = "saeval.checksums/1"
+_RESULTS = ("results.json", "cells/*/*.parquet", "cells/*/explanations.jsonl")
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of a run's results and of the tables of its cells.
+
+    Raises:
+        InputError: If a file cannot be read, or the list cannot be written.
+    """
+    try:
+        listed = {file.relative_to(folder).as_posix(): _checksum(file) for file in _published(folder)}
+    except OSError as error:
+        raise InputError(f"{folder}: its files cannot be read ({error.strerror or error})") from None
+    write_atomic(folder / CHECKSUMS, json.dumps({"format": _FORMAT, "blake2b": listed}, indent=1) + "\n")
+
+
+def forget_checksums(folder: Path) -> None:
+    """Remove the checksums before new results are written: killed in between, a run has none rather than wrong ones."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return what differs from a run's checksums: changed, missing, or not even listed; nothing where there are none.
+
+    Runs of earlier versions have none, and neither has one that is being written.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return []
+    try:
+        kept = read_json(folder / CHECKSUMS)
+        listed = kept["blake2b"] if kept["format"] == _FORMAT else None
+        there = {file.relative_to(folder).as_posix(): file for file in _published(folder)}
+        names = sorted({*there, *listed})  # type: ignore[misc]
+        return [name for name in names if name not in there or _checksum(there[name]) != listed.get(name)]  # type: ignore[union-attr]
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
+        return [CHECKSUMS]
+
+
+def _published(folder: Path) -> Iterable[Path]:
+    return [file for pattern in _RESULTS for file in sorted(folder.glob(pattern)) if file.is_file()]
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,65 @@
+"""How a latent fires over the whole corpus: a histogram of its activations, and windows from strong to weak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saeval.activations.store import ActivationStore
+from saeval.records import Example, LatentId
+
+BINS = 24
+QUANTILES = 5
+_TOP, _PER_QUANTILE = 10, 4
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Activations of a latent on all tokens where it fires.
+
+    Attributes:
+        top: Upper end of the last bin, the strongest activation; bins of equal width begin at 0.
+        counts: Tokens in each bin.
+    """
+
+    top: float
+    counts: tuple[int, ...]
+
+
+def histogram(store: ActivationStore, latent: int) -> Histogram:
+    """Return the histogram of a latent's activations; of a latent that never fires, one without counts."""
+    _, values = store.activations(latent)
+    if not len(values):
+        return Histogram(0.0, ())
+    top = float(values.max())
+    counts, _ = np.histogram(values, bins=BINS, range=(0.0, top))
+    return Histogram(top, tuple(counts.tolist()))
+
+
+def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str, tuple[Example, ...]]:
+    """Return windows in which a latent fires, from the whole corpus and not only from those that were sampled.
+
+    Args:
+        store: The activations.
+        latent: The latent.
+        window: Tokens per window.
+
+    Returns:
+        By group: `top`, the strongest windows, and `1` to `5`, windows spread over each fifth of all windows by their
+        strongest activation, the strongest fifth first. Nothing is drawn at random.
+    """
+    found = store.windows(latent.index, window)
+    order = np.argsort(-found.maxima, kind="stable")
+    groups = {"top": order[:_TOP]}
+    if len(order) >= 2 * QUANTILES:
+        groups |= {str(k + 1): _spread(part) for k, part in enumerate(np.array_split(order, QUANTILES))}
+    return {group: store.examples(latent, found.ids[places], window) for group, places in groups.items()}
+
+
+def _spread(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return some of the places, evenly spaced."""
+    n = min(_PER_QUANTILE, len(places))
+    chosen = np.linspace(0, len(places) - 1, 2 * n + 1).round().astype(int)[1::2]
+    return places.take(chosen)

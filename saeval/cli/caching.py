@@ -1,0 +1,80 @@
+"""The command that lists and clears answers of language models in the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from saeval.cli.shared import JSON, print_json, print_rows, say
+
+if TYPE_CHECKING:
+    from saeval.llm import CallStore
+
+_MODEL = click.option("--model", metavar="NAME", help="Answers of this model, as specs name it.")
+_STATUS = click.option("--status", type=click.Choice(["ok", "unreadable"]), help="Answers of this status.")
+_RUN = click.option("--run", "run_dir", type=click.Path(path_type=Path, exists=True), help="Answers that a run used.")
+
+
+@click.group()
+def cache() -> None:
+    """List and clear answers of language models that later runs would use again."""
+
+
+@cache.command("list")
+@_RUN
+@JSON
+def list_(run_dir: Path | None, as_json: bool) -> None:
+    """List how many answers are kept, by model and status."""
+    with _store() as store:
+        kept = store.listed(None if run_dir is None else _keys_of(run_dir))
+    if as_json:
+        print_json([row._asdict() for row in kept])
+        return
+    head = {"model": "model", "status": "status", "answers": "answers", "MB": "MB"}
+    rows = [
+        {
+            "model": row.model or "unknown",
+            "status": row.status,
+            "answers": f"{row.answers:,}",
+            "MB": f"{row.bytes / 1e6:.1f}",
+        }
+        for row in kept
+    ]
+    print_rows([head, *rows] if rows else [])
+
+
+@cache.command()
+@_MODEL
+@_STATUS
+@_RUN
+@click.option("--all", "everything", is_flag=True, help="Every answer.")
+def clear(model: str | None, status: str | None, run_dir: Path | None, everything: bool) -> None:
+    """Delete answers of a model, a status or a run, so that later runs ask again."""
+    if not (model or status or run_dir or everything):
+        raise click.UsageError("say which answers: --model, --status, --run, or --all")
+    with _store() as store:
+        keys = store.find(model, status)
+        if run_dir is not None:
+            keys &= _keys_of(run_dir)
+        deleted = store.clear(keys)
+    say(f"{deleted:,} answers deleted")
+
+
+def _store() -> CallStore:
+    from saeval._util import cache_dir
+    from saeval.llm import CallStore
+
+    return CallStore(cache_dir() / "calls.sqlite")
+
+
+def _keys_of(run_dir: Path) -> set[str]:
+    """Return the keys of the answers that a run used, by its ledger."""
+    from saeval._util import InputError
+    from saeval.llm import CallLog
+
+    ledger = run_dir / "calls.jsonl"
+    if not ledger.is_file():
+        raise InputError(f"{run_dir}: is no run directory: it has no calls.jsonl")
+    return {call.answer for call in CallLog(ledger).calls() if call.answer}

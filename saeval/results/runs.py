@@ -1,0 +1,160 @@
+"""Finds run directories, and says in a line each what became of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saeval._util import InputError
+from saeval.records import MAIN, RunResult, read_result
+
+RUNS = Path("saeval-runs")
+"""Folder that runs go to unless `--out` says otherwise."""
+
+
+@dataclass(frozen=True)
+class RunHead:
+    """What a list of runs shows of one.
+
+    Attributes:
+        name: Name of the run directory.
+        path: The directory.
+        date: When it was last written to, `2026-01-31 17:05`; empty if unknown.
+        status: `done`, `partial`, `running`, `failed`, `gave up`, `interrupted`, `stopped at the cost limit`, `unreadable`.
+        task: Name of the task.
+        models: The models that explain and judge.
+        n: Latents scored by the column that ranks, over all contestants.
+        headline: That column, and the best contestant's value.
+        reason: Why it failed, or cannot be read.
+    """
+
+    name: str
+    path: Path
+    date: str = ""
+    status: str = "unreadable"
+    task: str = ""
+    models: tuple[str, ...] = ()
+    n: int = 0
+    headline: str = ""
+    reason: str = ""
+
+
+def run_dirs(place: Path) -> list[Path]:
+    """Return the run directories at a place: itself, or those in it, by name.
+
+    Raises:
+        InputError: If it is neither a run directory nor a folder of them.
+    """
+    if not place.exists():
+        raise InputError(f"{place}: no such folder")
+    if place.is_file() or _is_run(place):
+        return [place]
+    found = [child for child in sorted(place.iterdir()) if child.is_dir() and _is_run(child)]
+    if not found:
+        raise InputError(f"{place}: no run.json or results.json there, and no run directory in it")
+    return found
+
+
+def finished_runs(place: Path) -> list[Path]:
+    """Return the run directories at a place that have results; one that is named itself is taken as it is.
+
+    Raises:
+        InputError: If there are none.
+    """
+    found = run_dirs(place)
+    if found == [place]:
+        return found
+    finished = [run for run in found if (run / "results.json").exists()]
+    if not finished:
+        raise InputError(f"{place}: none of its {len(found)} runs has results yet; `saeval list runs` says why")
+    return finished
+
+
+def last_run(place: Path = RUNS) -> Path:
+    """Return the run that was written to last.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if not place.exists():
+        raise InputError(f"{place}: no run there yet; name a run directory, or begin with `saeval run quickstart`")
+    return max(run_dirs(place), key=_written)
+
+
+def list_runs(place: Path = RUNS) -> list[RunHead]:
+    """Return a line for each run at a place, the latest first."""
+    runs = run_dirs(place) if place.exists() and (_is_run(place) or any(place.iterdir())) else []
+    return [_head(run) for run in sorted(runs, key=_written, reverse=True)]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file() or (folder / "results.json").is_file()
+
+
+def _written(run: Path) -> float:
+    files = [run / name for name in ("run.json", "results.json")] if run.is_dir() else [run]
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+
+def _head(run: Path) -> RunHead:
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(_written(run)))
+    try:
+        state = _state(run)
+        result = read_result(run) if (run / "results.json").exists() else None
+    except (InputError, OSError, ValueError) as error:
+        return RunHead(run.name, run, date, reason=str(error))
+    status = str(state.get("status", "done"))
+    reason = str(state.get("reason", ""))
+    if result is None:
+        return RunHead(run.name, run, date, status, str(state.get("task", "")), reason=reason)
+    if status == "done" and result.partial:
+        status = "partial"
+    models = tuple(dict.fromkeys(ledger.model for ledger in result.ledger))
+    n, headline = _headline(result)
+    return RunHead(run.name, run, date, status, result.task, models, n, headline, reason)
+
+
+def _state(run: Path) -> dict[str, Any]:
+    """Return what `run.json` holds; nothing where there is none, as in imported runs."""
+    file = run / "run.json"
+    if not file.exists():
+        return {}
+    state = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise InputError(f"{file}: should hold a mapping")
+    return state
+
+
+def _headline(result: RunResult) -> tuple[int, str]:
+    """Return the latents behind the column that ranks, and the best contestant's value in it."""
+    rows = [(cell, row) for cell in result.cells if cell.baseline is None for row in cell.scores]
+    ranked = [
+        (cell, row)
+        for cell, row in rows
+        if row.variant == MAIN and f"{row.scorer}.{row.metric}" == result.rank_by and row.value is not None
+    ]
+    if not ranked:
+        return 0, ""
+    sign = 1 if ranked[0][1].higher_is_better else -1
+    cell, best = max(ranked, key=lambda pair: sign * (pair[1].value or 0.0))
+    return sum(row.n for _, row in ranked), f"{result.rank_by} {best.value:.3f} ({cell.cell})"
+
+
+def lines(runs: list[RunHead], width: int) -> Iterator[str]:
+    """Yield a list of runs as text that fits a width: two lines each, a third where a run failed."""
+    for run in runs:
+        yield _fit(f"{run.date}  {run.status:<8}  {run.name}", width)
+        n = f"n {run.n}" if run.n else ""
+        about = "  ".join(filter(None, (run.headline, n, ", ".join(run.models))))
+        if about:
+            yield _fit(f"    {about}", width)
+        if run.reason:
+            yield _fit(f"    {' '.join(run.reason.split())}", width)
+
+
+def _fit(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"

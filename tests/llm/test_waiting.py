@@ -1,0 +1,93 @@
+"""Servers say in many ways how long to wait, and are waited for as long as a run has patience."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+from fake_server import error
+from planted_run import spec, truthful_server
+from saeval_plugins.llms.waiting import wait_asked_for
+
+import saeval
+
+SMALL = {"latents": {"n": 2, "min_windows": 20}, "baselines": [], "scorers": {"detection": {}}}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"Retry-After": "25"}, "", 25), ({"retry-after-ms": "2500"}, "", 2.5), ({"x-ratelimit-reset-requests": "6m0s"}, "", 360),
+        ({"x-ratelimit-reset-requests": "1h", "x-ratelimit-reset-tokens": "5s", "x-ratelimit-remaining-tokens": "0"}, "", 5),
+        ({"RateLimit-Reset": "12"}, "", 12), ({}, "Rate limit reached. Please try again in 1m30.5s.", 90.5),
+        ({}, "please retry after 20 seconds", 20), ({}, '{"details": [{"retryDelay": "34s"}]}', 34),
+        ({}, '{"error": "Model m is currently loading", "estimated_time": 20.5}', 20.5), ({}, '{"retry_after_ms": 1500}', 1.5),
+        ({}, "Try again in 250ms", 0.25), ({"Retry-After": "soon"}, "", None), ({}, "slow down", None), ({}, "", None),
+    ],
+)  # fmt: skip
+def test_wait_is_found_wherever_a_server_says_it(headers, body, seconds):
+    assert wait_asked_for(headers, body) == seconds
+
+
+def test_dates_and_times_since_1970_are_waits():
+    assert 8 < wait_asked_for({"x-ratelimit-reset": str(time.time() + 10)}) <= 10
+    assert wait_asked_for({"anthropic-ratelimit-requests-reset": "2099-01-01T00:00:00Z"}) > 1e9
+    assert wait_asked_for({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+
+
+@pytest.mark.parametrize("fault", [error(429, "slow down"), error(503, "Loading model"), error(529)])
+@pytest.mark.parametrize("patience", [30, 0])
+def test_server_that_asks_for_time_is_waited_for_within_the_runs_patience(tmp_path, monkeypatch, fault, patience):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    asked = Counter()
+
+    def choose(request, _):
+        asked[str(request["messages"])] += 1
+        return fault if asked[str(request["messages"])] <= 4 else None
+
+    with truthful_server() as server:
+        server.chooses = choose
+        result = saeval.run(spec(server, **SMALL, run={"patience": patience}), out=tmp_path / "run")
+        assert result.cells[0].scores[0].n == (2 if patience else 0)
+        assert max(asked.values()) == (5 if patience else 2)
+
+
+@pytest.mark.parametrize("status", [413, 422, 424, 400])
+def test_call_that_failed_costs_its_latent_whatever_the_status(tmp_path, monkeypatch, status):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    chosen = []
+
+    def choose(request, _):
+        prompt = request["messages"][-1]["content"]
+        if prompt.startswith("Explanation:") and not chosen:
+            chosen.append(prompt)
+        return error(status, "maximum context length is 4096 tokens") if prompt in chosen else None
+
+    with truthful_server() as server:
+        server.chooses = choose
+        row = saeval.run(spec(server, **SMALL), out=tmp_path / "run").cells[0].scores[0]
+        assert (row.n, row.failed) == (1, 1)
+        server.chooses = lambda request, _: None
+        row = saeval.run(spec(server, **SMALL), out=tmp_path / "run", retry="failed").cells[0].scores[0]
+        assert (row.n, row.failed, row.value) == (2, 0, 1.0)
+
+
+@pytest.mark.parametrize("status", [520, 522, 524, 501, 598])
+def test_every_server_error_that_passes_changes_nothing(tmp_path, monkeypatch, status):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    seen = set()
+
+    def choose(request, _):
+        key = str(request["messages"])
+        first = key not in seen
+        seen.add(key)
+        return error(status, "<html>") if first else None
+
+    with truthful_server() as server:
+        server.chooses = choose
+        row = saeval.run(spec(server, **SMALL), out=tmp_path / "run").cells[0].scores[0]
+    assert (row.n, row.failed, row.value) == (2, 0, 1.0)

@@ -1,4 +1,4 @@
-"""Whose explanations a latent's floor is made of, and for which latents it is judged: functions of store and seed."""
+"""Whose explanations the floor of a latent is made of, and for which latents it is judged: functions of store and seed."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def measure(bench: Bench) -> list[Figure]:
 
 def _summarise(n: int) -> dict[str, float]:
     from saeval._compare import Floors, ScorerRun, score_row
-    from saeval._run.aggregate import Scored
+    from saeval._run.state import Scored
     from saeval.plugin import CLASSIFICATION, Score, derive_rng
 
     rng = derive_rng(0, "summarise", n)

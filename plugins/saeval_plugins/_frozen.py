@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,12 +25,14 @@ class Asked:
         reply: The model's text, whole.
         windows: Windows that the prompt lists, by row, in its order; none where it asks for an explanation.
         right: The right answer for each of them.
+        reading: How many replies to the same conversation stand before this one in the file.
     """
 
     messages: tuple[Message, ...]
     reply: str
     windows: tuple[int, ...] = ()
     right: tuple[bool, ...] = ()
+    reading: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,12 @@ class Frozen:
             raise InputError(f"{path}: there is no cell {name!r}; there are: {', '.join(self.cells)}")
         return self.cells[name]
 
-    def replies(self) -> dict[str, str]:
-        """Return all replies, by the hash of their conversation."""
+    def replies(self) -> dict[tuple[str, int], str]:
+        """Return all replies, by the hash of their conversation and their reading."""
         latents = [latent for cell in self.cells.values() for latent in cell.latents.values()]
         asked = [a for latent in latents for lists in latent.judged.values() for a in lists]
         asked += [e.asked for latent in latents for e in latent.explanations.values() if e.asked]
-        return {conversation(a.messages): a.reply for a in asked}
+        return {(conversation(a.messages), a.reading): a.reply for a in asked}
 
 
 def conversation(messages: Iterable[Message]) -> str:
@@ -139,6 +142,7 @@ def read_frozen(path: Path) -> Frozen:
 def _read(path: Path, _size: int, _mtime: int) -> Frozen:
     with lzma.open(path, "rt", encoding="utf-8") as file:
         about, *rows = map(json.loads, file)
+    readings: Counter[str] = Counter()
     heads = [tuple(Message(role, text) for role, text in head) for head in about["prompts"]]
     frozen = Frozen(about["about"], {})
     for row in rows:
@@ -146,15 +150,17 @@ def _read(path: Path, _size: int, _mtime: int) -> Frozen:
             documents, windows = [d for d, _ in row["windows"]], [tokens for _, tokens in row["windows"]]
             frozen.cells[row["cell"]] = FrozenCell(row["n_latents"], row["facts"], documents, windows)
         else:
-            frozen.cells[row["cell"]].latents[row["latent"]] = _latent(row, heads)
+            frozen.cells[row["cell"]].latents[row["latent"]] = _latent(row, heads, readings)
     return frozen
 
 
-def _latent(row: Mapping[str, Any], heads: list[tuple[Message, ...]]) -> FrozenLatent:
+def _latent(row: Mapping[str, Any], heads: list[tuple[Message, ...]], readings: Counter[str]) -> FrozenLatent:
     def asked(entry: Mapping[str, Any]) -> Asked:
         messages = (*heads[entry["prompt"]], Message("user", entry["asked"]))
         right = tuple(map(bool, entry.get("right", ())))
-        return Asked(messages, entry["reply"], tuple(entry.get("windows", ())), right)
+        reading = readings[key := conversation(messages)]
+        readings[key] += 1
+        return Asked(messages, entry["reply"], tuple(entry.get("windows", ())), right, reading)
 
     latent = FrozenLatent(
         row["facts"],

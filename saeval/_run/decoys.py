@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,13 +24,14 @@ _MOST = 1000  # latents looked at to find so many: dictionaries may hold hundred
 _SPREAD = 0.3  # of what is added to log firings in drawing them
 _COMPARED = 32  # windows that each is compared by
 _OFFERED = 4  # windows to choose from, for each one wanted
+_SAME_TOKENS = 0.25  # most that the tokens which both fire on may make up
 _TOGETHER = 0.02  # share of the rarer latent's firings that may fall on the other's, where chance gives less
 
 
 def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Generator) -> LatentRecord:
     """Return the record with the windows of one other latent beside those that score it.
 
-    The other latent fires nearly independently of this one and about as often. Of 16 such latents, drawn at random,
+    The other latent fires nearly independently of this one, about as often and on other tokens. Of 16 such latents, drawn at random,
     it is the one whose firing tokens recur from window to window most nearly as this latent's do, and look most like
     them (words, parts of words or signs). Of its windows those are taken whose firing tokens are as many, as long and in
     the same places as in this latent's windows. None comes from a document that explains this latent, and in none do
@@ -53,17 +55,24 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
     searched = _Search(store, record)
     profile = _profile(shown[:: max(1, len(shown) // _COMPARED)])
     best: tuple[float, int, NDArray[np.int64]] | None = None
-    for other, usable in islice(searched.candidates(rng), _TRIED):
+    compared = 0
+    for other, usable in searched.candidates(rng):
         ids = rng.permutation(usable)[: _OFFERED * wanted]
-        sample = store.examples(LatentId(record.latent.hookpoint, other), ids[:_COMPARED], searched.window)
-        distance = profile.distance(_profile(sample)) + max(0.0, 1 - len(ids) / wanted)
+        sample = searched.cut(other, ids[:_COMPARED])
+        found = _profile(sample)
+        if profile.overlap(found) > _SAME_TOKENS:
+            continue
+        distance = profile.distance(found) + max(0.0, 1 - len(ids) / wanted)
         if best is None or distance < best[0]:
             best = distance, other, ids
+        compared += 1
+        if compared == _TRIED:
+            break
     if best is None:
         return record
     _, other, ids = best
     latent = LatentId(record.latent.hookpoint, other)
-    offered = store.examples(latent, ids, searched.window)
+    offered = searched.cut(other, ids)
     lent = list(islice(cycle(shown[i] for i in rng.permutation(len(shown))), min(wanted, len(offered))))
     maximum = float(store.activations(other)[1].max())
     decoy = Examples(latent, _alike(lent, offered), (), maximum)
@@ -82,6 +91,14 @@ class _Search:
         self._documents = np.unique(np.array([e.document for e in explain], dtype=np.int64))
         self._seen = {(e.context, e.start) for e in seen}
         self._positions = store.activations(self._latent)[0]
+        self._hookpoint = record.latent.hookpoint
+        self._moved = any((e.start - store.lead) % self.window for e in record.score.activating)
+
+    def cut(self, other: int, ids: NDArray[np.int64]) -> tuple[Example, ...]:
+        """Return another latent's windows, moved as this latent's are, or in their place if those are."""
+        store = self._store
+        begin = store.begin_around(other, ids, self.window) if self._moved else store.begin_of(ids, self.window)
+        return store.examples_at(LatentId(self._hookpoint, other), begin, self.window)
 
     def candidates(self, rng: np.random.Generator) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Draw latents, mostly such as fire about as often, with their windows that may be shown."""
@@ -124,6 +141,7 @@ class _Profile(NamedTuple):
         tokens: Mean number of marked tokens in a window.
         words: Share of marked tokens that begin a word.
         signs: Share of marked tokens without a letter or digit.
+        shares: Share of each token among the marked ones, by its text.
     """
 
     recurs: float
@@ -131,6 +149,11 @@ class _Profile(NamedTuple):
     tokens: float
     words: float
     signs: float
+    shares: Mapping[str, float]
+
+    def overlap(self, other: _Profile) -> float:
+        """Return the part of the marked tokens that two latents have in common, 0 to 1."""
+        return sum(min(share, other.shares.get(token, 0.0)) for token, share in self.shares.items())
 
     def distance(self, other: _Profile) -> float:
         """Return how differently the marks of two latents look."""
@@ -145,12 +168,14 @@ def _profile(windows: Sequence[Example]) -> _Profile:
         [window.tokens[i] for i in np.flatnonzero(row).tolist()] for window, row in zip(windows, marks, strict=True)
     ]
     flat = list(chain.from_iterable(tokens))
+    counts = Counter(token.strip().casefold() for token in flat)
     return _Profile(
         recurs=_recurrence([{token.strip().casefold() for token in row} for row in tokens]),
         runs=float(runs.sum() / len(windows)),
         tokens=len(flat) / len(windows),
         words=sum(token[:1].isspace() for token in flat) / len(flat),
         signs=sum(not any(map(str.isalnum, token)) for token in flat) / len(flat),
+        shares={token: n / len(flat) for token, n in counts.items()},
     )
 
 

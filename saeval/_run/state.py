@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import fsum, isnan, nan
+from math import fsum, nan
 from typing import TYPE_CHECKING, Any, Protocol
 
 from saeval._run.work import Item, Keys
@@ -75,18 +75,21 @@ class Scored:
         self.asked = self.answered = self.unasked = 0
         self._worst, self._best = array("d"), array("d")
         self._answers: dict[int, bytes] = {}
-        self._rows: dict[int, int] = {}
+        self._latents, self._taken = array("q"), bytearray()  # in the order of arrival; whether each latent is there
         self._values: dict[str, array[float]] = {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._latents)
 
     def __contains__(self, latent: int) -> bool:
-        return latent in self._rows
+        return 0 <= latent < len(self._taken) and bool(self._taken[latent])
 
     def take(self, latent: int, score: Score) -> None:
         """Take the score of a latent."""
-        row = self._rows[latent] = len(self._rows)
+        row = len(self._latents)
+        self._latents.append(latent)
+        self._taken.extend(bytes(max(0, latent + 1 - len(self._taken))))
+        self._taken[latent] = True
         if score.status != "ok":
             self.unscored[latent] = score.status, score.reason
         for metric, value in score.values.items() if score.status == "ok" else ():
@@ -151,8 +154,14 @@ class Scored:
 
     def values(self, metric: str) -> dict[int, float]:
         """Return the metric of every latent that has it, by latent: replies arrive in any order, sums depend on it."""
-        column = self._values.get(metric, array("d"))
-        return {i: column[k] for i, k in sorted(self._rows.items()) if k < len(column) and not isnan(column[k])}
+        import numpy as np
+
+        column = np.array(self._values.get(metric, array("d")))
+        latents = np.array(self._latents, dtype=np.int64)[: len(column)]
+        known = ~np.isnan(column)
+        latents, column = latents[known], column[known]
+        order = np.argsort(latents)
+        return dict(zip(latents[order].tolist(), column[order].tolist(), strict=True))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from saeval.results import RunCell, cell_file, some
 
 _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
 """What one upload may hold: features, letters of an explanation, tokens of a window; and windows that are written."""
+_MADE_BY = ("typeName", "explanationModelName")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
@@ -76,56 +77,106 @@ def _features(cell: RunCell) -> tuple[list[dict[str, Any]], int]:
 
 
 def read(path: Path, format_: str) -> Imported:
-    """Read an export's explanations, `explanations/batch-*.jsonl.gz`: a cell for each model and place.
+    """Read an export's explanations, `explanations/batch-*.jsonl.gz`, or files to upload as `write` makes them.
 
-    Of several explanations of a latent the first one is taken for the cell's own; the others become variants, by their
-    method and model.
+    An export gives a cell for each model and place, uploads one for each file. Of several explanations of a latent the
+    first one is taken for the cell's own; the others become variants, by their method and model.
 
     Raises:
         InputError: If there is no such file, or a row is malformed.
     """
-    cells: dict[tuple[str, str], ImportedCell] = {}
-    others = scored = empty = 0
+    found = _Found()
     for file in _files(path):
         for where, row in read_json_lines(file):
-            if not isinstance(row, dict) or not isinstance(row.get("description"), str | None):
-                raise InputError(f"{where}: should be an explanation, with index and description")
-            if "index" not in row or "description" not in row:
-                raise InputError(
-                    f"{where}: has no {'index' if 'index' not in row else 'description'}; is it a file of explanations?"
-                )
-            latent = latent_number(row["index"], where)
-            scored += bool(row.get("scores"))
-            text = (row["description"] or "").strip()
-            if not text:
-                empty += 1
-                continue
-            model, place = str(row.get("modelId") or ""), str(row.get("layer") or row.get("source") or "unknown")
-            made = [str(row[k]) for k in ("typeName", "explanationModelName") if row.get(k)]
-            cell = cells.setdefault(
-                (model, place),
-                ImportedCell({"model": model, "source": place} if model else {"source": place}, place, subject=model),
-            )
-            cell.explainer = cell.explainer or " with ".join(made)
-            variant = MAIN
-            if (MAIN, latent) in cell.explanations:
-                others += 1
-                variant = base = "/".join(made) or "other"
-                n = 2
-                while (variant, latent) in cell.explanations:
-                    variant, n = f"{base}-{n}", n + 1
-            notes = {k: row[k] for k in ("typeName", "explanationModelName") if isinstance(row.get(k), str)}
-            cell.explanations[variant, latent] = Explanation(text=text, notes=notes)
-    if not cells:
+            if isinstance(row, dict) and "features" in row:
+                found.take_upload(where, row, file.name.partition(".")[0])
+            else:
+                found.take(where, row)
+    if not found.cells:
         raise InputError(f"{path}: no explanation there")
-    warnings = ["Who wrote an explanation, where Neuronpedia says so, stands in its notes."]
-    if others:
-        warnings.append(f"{some(others, 'further explanation', 'further explanations')} of latents kept as variants.")
-    if empty:
-        warnings.append(f"{some(empty, 'empty explanation', 'empty explanations')} left out.")
-    if scored:
-        warnings.append(f"Neuronpedia's own scores of {some(scored, 'explanation', 'explanations')} are left out.")
-    return Imported("Neuronpedia", list(cells.values()), warnings)
+    return Imported("Neuronpedia", list(found.cells.values()), found.warnings())
+
+
+class _Found:
+    """Cells and what is said about them, row by row.
+
+    Attributes:
+        cells: By model, place and file of an upload.
+    """
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[str, str, str], ImportedCell] = {}
+        self._others = self._scored = self._empty = self._windows = 0
+
+    def take_upload(self, where: str, row: dict[str, Any], file: str) -> None:
+        """Take a line of an upload: features with their explanations and density; their windows are counted."""
+        if not isinstance(row["features"], list):
+            raise InputError(f"{where}: features should be a list")
+        for feature in row["features"]:
+            if not isinstance(feature, dict) or not isinstance(feature.get("explanations"), list):
+                raise InputError(f"{where}: each feature should have an index and explanations")
+            place = {"modelId": row.get("modelId"), "source": row.get("source"), "index": feature.get("index")}
+            for explanation in feature["explanations"]:
+                text = explanation.get("text") if isinstance(explanation, dict) else explanation
+                cell, latent = self._take(where, {**place, "description": text}, file)
+                if cell is not None and isinstance(feature.get("density"), int | float):
+                    cell.latents[latent] = {"density": float(feature["density"])}
+            self._windows += bool(feature.get("activations"))
+
+    def take(self, where: str, row: Any) -> None:
+        """Take a row of an export: one explanation."""
+        self._take(where, row, "")
+
+    def _take(self, where: str, row: Any, file: str) -> tuple[ImportedCell | None, int]:
+        if not isinstance(row, dict) or not isinstance(row.get("description"), str | None):
+            raise InputError(f"{where}: should be an explanation, with index and description")
+        if "index" not in row or "description" not in row:
+            missing = "index" if "index" not in row else "description"
+            raise InputError(f"{where}: has no {missing}; is it a file of explanations?")
+        latent = latent_number(row["index"], where)
+        self._scored += bool(row.get("scores"))
+        text = (row["description"] or "").strip()
+        if not text:
+            self._empty += 1
+            return None, latent
+        made = [str(row[k]) for k in _MADE_BY if row.get(k)]
+        cell = self._cell(row, file)
+        cell.explainer = cell.explainer or " with ".join(made)
+        variant = MAIN
+        if (MAIN, latent) in cell.explanations:
+            self._others += 1
+            variant = _unused("/".join(made) or "other", latent, cell)
+        notes = {k: row[k] for k in _MADE_BY if isinstance(row.get(k), str)}
+        cell.explanations[variant, latent] = Explanation(text=text, notes=notes)
+        return cell, latent
+
+    def _cell(self, row: dict[str, Any], file: str) -> ImportedCell:
+        model, place = str(row.get("modelId") or ""), str(row.get("layer") or row.get("source") or "unknown")
+        axes = {"model": model, "source": place, "file": file}
+        named = {axis: value for axis, value in axes.items() if value}
+        return self.cells.setdefault((model, place, file), ImportedCell(named, place, subject=model))
+
+    def warnings(self) -> list[str]:
+        """Return what was left out, and what a reader must know."""
+        said = ["Who wrote an explanation, where Neuronpedia says so, stands in its notes."]
+        others, empty, scored, windows = self._others, self._empty, self._scored, self._windows
+        if others:
+            said.append(f"{some(others, 'further explanation', 'further explanations')} of latents kept as variants.")
+        if empty:
+            said.append(f"{some(empty, 'empty explanation', 'empty explanations')} left out.")
+        if scored:
+            said.append(f"Neuronpedia's own scores of {some(scored, 'explanation', 'explanations')} are left out.")
+        if windows:
+            said.append(f"The windows of {some(windows, 'latent', 'latents')} are left out.")
+        return said
+
+
+def _unused(base: str, latent: int, cell: ImportedCell) -> str:
+    """Return the name of a variant that the latent does not have yet."""
+    variant, n = base, 2
+    while (variant, latent) in cell.explanations:
+        variant, n = f"{base}-{n}", n + 1
+    return variant
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,6 +16,8 @@ from saeval.plugin.prompt_text import marked_line
 from saeval.records import Example, Examples, Explanation, Message, Prompt, Reply, Request, whole_answer
 
 MARKER = "EXPLANATION:"
+MOST_STRENGTHS = 8
+"""Tokens of a window whose strengths are listed: of a dense latent, the strongest ones."""
 LONGEST = 600
 """Characters an explanation may have; a longer one is not an explanation but a rambling reply."""
 
@@ -136,11 +138,9 @@ def show_plain(windows: Iterable[Example]) -> str:
 
 
 def _shown(number: int, window: Example, strengths: list[int], marks: list[bool]) -> str:
-    pairs = ", ".join(
-        f"({json.dumps(token, ensure_ascii=False)}, {strength})"
-        for token, strength, mark in zip(window.tokens, strengths, marks, strict=True)
-        if mark
-    )
+    marked = [i for i, mark in enumerate(marks) if mark]
+    strongest = sorted(sorted(marked, key=lambda i: -window.activations[i])[:MOST_STRENGTHS])
+    pairs = ", ".join(f"({json.dumps(window.tokens[i], ensure_ascii=False)}, {strengths[i]})" for i in strongest)
     return f"Window {number}: {marked_line(window, marks)}\nStrengths: {pairs}"
 
 

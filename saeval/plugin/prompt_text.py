@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from saeval.records import Example, Prompt
 
 _ESCAPED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _BREAKS = {c: _ESCAPED.get(chr(c), " ") for c in [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029]}
+_LONE_SPACE = re.compile(r"<<( +)>>")
 
 
 def escaped(text: str) -> str:
@@ -30,11 +32,16 @@ def one_line(text: str) -> str:
 def marked_line(example: Example, marks: Sequence[bool]) -> str:
     """Return the window on one line, runs of marked tokens between `<<` and `>>`.
 
-    Where the text itself holds `<<` or `>>`, it is shown with ‹‹ or ››, so that all marks are ours.
+    Where the text itself holds `<<` or `>>`, it is shown with ‹‹ or ››, so that all marks are ours. Marked spaces with
+    nothing else between the marks are shown as ␣.
     """
     text = example.text.replace("<<", "‹‹").replace(">>", "››")
     tokens, at = [], 0
     for token in example.tokens:
         tokens.append(text[at : at + len(token)])
         at += len(token)
-    return one_line(replace(example, tokens=tuple(tokens)).marked(marks))
+    return one_line(_LONE_SPACE.sub(_visible, replace(example, tokens=tuple(tokens)).marked(marks)))
+
+
+def _visible(marked: re.Match[str]) -> str:
+    return f"<<{'␣' * len(marked[1])}>>"

@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from saeval import InputError
-from saeval._run.journal import RunDir
+from saeval._run.run_dir import RunDir
 
 
 def test_finished_work_is_there_when_the_directory_is_opened_again(tmp_path):
@@ -40,7 +40,7 @@ def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     program = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from saeval._run.journal import RunDir
+        from saeval._run.run_dir import RunDir
         with RunDir(Path(sys.argv[1])) as run:
             run.finish("a", "kept")
             print("ready", flush=True)

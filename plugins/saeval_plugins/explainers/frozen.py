@@ -46,7 +46,7 @@ class Frozen(Explainer):
         if found.asked is None:
             return Explanation(text=found.text)
         try:
-            reply = await context.llm.complete(Request(found.asked.messages))
+            reply = await context.llm.complete(Request(found.asked.messages, repeat=found.asked.reading))
             return Explanation(text=parse_explanation(reply.text), notes={"reply": reply.text})
         except (LLMError, ParseError) as error:
             return Explanation.failed(str(error))

@@ -40,12 +40,12 @@ class Frozen(LLM):
         return [self.name, file_sha256(self.path) if self.path.is_file() else None]
 
     @cached_property
-    def _replies(self) -> dict[str, str]:
+    def _replies(self) -> dict[tuple[str, int], str]:
         return read_frozen(self.path).replies()
 
     async def complete(self, request: Request) -> Reply:
         """Look the reply up."""
-        key = conversation(request.messages)
+        key = conversation(request.messages), request.repeat
         if key not in self._replies:
             raise LLMError(f"frozen/{self.model}: no recorded reply to {request.messages[-1].content[:60]!r}")
         return Reply(self._replies[key], Usage(usd=0.0))

@@ -1,4 +1,8 @@
-"""The paper's samplers: how the explainer's windows are chosen among a latent's activating ones (paper §3.1)."""
+"""The paper's samplers: how the explainer's windows are chosen among a latent's activating ones (paper §3.1).
+
+Windows tile the text. One that begins or ends close to where the latent fires is moved by up to a quarter of its length, so
+that text stands on both sides (`ActivationStore.begin_around`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
-_DRAWS = 3  # one more whenever the same options come to give other windows, so that no run mixes both
+_DRAWS = 4  # one more whenever the same options come to give other windows, so that no run mixes both
 
 
 class _WindowSampler(Sampler):
@@ -98,7 +102,11 @@ class _WindowSampler(Sampler):
         # Cut in one go: what a call costs is little beside what a window costs only if there are many.
         groups = (shown_ids, passive, scored_ids, against)
         decile = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]
-        examples = iter(store.examples(latent, np.concatenate(groups), self.window, decile))
+        begins = [
+            store.begin_around(latent.index, ids, self.window) if active else store.begin_of(ids, self.window)
+            for ids, active in zip(groups, (True, False, True, False), strict=True)
+        ]
+        examples = iter(store.examples_at(latent, np.concatenate(begins), self.window, decile))
         explaining, contrast, scoring, silence = (tuple(islice(examples, len(group))) for group in groups)
         maximum = float(windows.maxima.max())
         firings = int(store.firings[latent.index])

@@ -17,7 +17,6 @@ from saeval.plugin import (
     Score,
     Scorer,
     SpecPath,
-    ask_twice,
     parse_list,
 )
 from saeval_plugins._frozen import Asked, read_frozen
@@ -61,7 +60,7 @@ class Frozen(Scorer):
                 return [q.outcome(answer.value, None) for q, answer in zip(questions, answers, strict=True)]
 
             try:
-                return await ask_twice(context.llm, Request(asked.messages), read)
+                return read(await context.llm.complete(Request(asked.messages, repeat=asked.reading)))
             except (ParseError, LLMError) as error:
                 return [question.unanswered(error) for question in questions]
 

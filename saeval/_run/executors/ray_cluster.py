@@ -7,6 +7,8 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -73,15 +75,31 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _own(cpus: int | None) -> Iterator[None]:
     # In a folder of our own, for Ray's sockets ask for no token; in /tmp, for their names must be short.
     folder = tempfile.mkdtemp(prefix="saeval-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
+    inside = Path(folder) / "r"  # Ray opens its folder to everybody, and cannot open the one around it
     try:
-        with _connected(
+        with _reaped(folder), _connected(
             address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_SHARED_MEMORY,
-            _node_ip_address=_LOOPBACK, _temp_dir=folder,
+            _node_ip_address=_LOOPBACK, _temp_dir=str(inside),
         ):  # fmt: skip
             _refuse_other_interfaces()
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _reaped(folder: str) -> Iterator[None]:
+    """Have a process clean up after this one, should it be killed."""
+    program = [sys.executable, "-I", str(Path(__file__).with_name("ray_reaper.py")), folder]
+    nowhere = subprocess.DEVNULL  # whoever reads our output waits for its end
+    reaper = subprocess.Popen(  # noqa: S603 - our own program
+        program, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        reaper.kill()
+        reaper.communicate()
 
 
 @contextmanager
@@ -91,7 +109,7 @@ def _connected(**options: Any) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # noqa: BLE001 - a start that takes too long is a plain Exception of Ray's
         ray.shutdown()
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -358,6 +358,40 @@ class ActivationStore:
         context, start = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
         return self._cut(latent, context, start, window, deciles)
 
+    def begin_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+        """Return the position at which each window begins.  [windows]"""
+        context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
+        return np.asarray(context * self.length + self.lead + tile * window)
+
+    def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+        """Return where to begin each activating window so that text stands on both sides of what fires in it.
+
+        A window in which less than a quarter stands before the first firing token, or after the last, is moved that way:
+        as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes out. So
+        a window's maximum and rank stay what they were.
+
+        Args:
+            latent: The latent.
+            ids: Numbers of its activating windows.
+            window: Tokens a window.
+
+        Returns:
+            Positions, for `examples_at`.  [windows]
+        """
+        begin = self.begin_of(ids, window)
+        position = self._stored(latent)[0].astype(np.int64)
+        low, high = np.searchsorted(position, begin), np.searchsorted(position, begin + window)
+        before, after = position[low] - begin, begin + window - 1 - position[high - 1]
+        margin = window // 4
+        back = np.clip(np.minimum(margin - before, after - margin), 0, None)
+        ahead = np.clip(np.minimum(margin - after, before - margin), 0, None)
+        context = begin // self.length
+        first, last = context * self.length + self.lead, context * self.length + self.lengths[context] - window
+        outer = np.concatenate([[-1], position, [self.tokens.size]])
+        lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
+        moved = np.where(back > 0, np.maximum(begin - back, lowest), np.minimum(begin + ahead, highest))
+        return np.asarray(np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin)))
+
     def _cut(
         self,
         latent: LatentId,

@@ -1,14 +1,17 @@
-"""Simulates leaderboards and judges whose truth is known: `python -m benchmarks.board` prints the tables of docs/metrics.md."""
+"""Simulates boards and judges of known truth: `python -m benchmarks.board` prints the tables of docs/metrics.md."""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+import saeval
 from saeval._compare.judge_errors import correct_for_judge
 from saeval._compare.lifts import Paired, lifts
 from saeval._compare.stats import apart_p, depends_p, detectable_difference, fisher, mean_interval, paired_p
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-WINDOWS = 20  # of each kind per latent
+WINDOWS = 20  # of each kind, for each latent
 
 
 class Scores(NamedTuple):
@@ -80,7 +83,7 @@ def error_of(x: NDArray[np.float64], rng: Generator) -> float:
 
 
 def separated(cells: list[Scores], rng: Generator) -> dict[str, set[tuple[int, int]]]:
-    """Return which cells are told apart by scores, by lifts over each cell's own floor, and by lifts as boards have them."""
+    """Return which cells are told apart: by scores, by lifts over each cell's own floor, by lifts as on boards."""
     pairs = list(combinations(range(len(cells)), 2))
     errors = [error_of(c.own, rng) for c in cells]
     differences = [c.own[: len(c.floor)] - c.floor for c in cells]
@@ -103,9 +106,14 @@ def _paired(cell: Scores, error: float) -> Paired:
     shared = cell.own[: len(cell.floor)]
     (own, both), (_, floor) = np.cov(shared, cell.floor)
     return Paired(
-        float(cell.own.mean()), error, len(cell.own), float(shared.mean()), float(cell.floor.mean()), len(shared),
+        float(cell.own.mean()),
+        error,
+        len(cell.own),
+        float(shared.mean()),
+        float(cell.floor.mean()),
+        len(shared),
         (float(own), float(floor), float(both)),
-    )  # fmt: skip
+    )
 
 
 def boards(repetitions: int) -> None:
@@ -119,8 +127,11 @@ def boards(repetitions: int) -> None:
             real = detectable_difference([sd * (2 / n) ** 0.5] * (k * (k - 1) // 2)) or 0.0
             cases: list[tuple[str, Draw, float]] = [("reads explanations", good_judge, real)]
             for shift in (0.04, 0.08):
-                cases += [("windows alone", blind_judge, shift), ("windows alone, noisy", noisy_blind_judge, shift),
-                          ("swayed by windows", swayed_judge, shift)]  # fmt: skip
+                cases += [
+                    ("windows alone", blind_judge, shift),
+                    ("windows alone, noisy", noisy_blind_judge, shift),
+                    ("swayed by windows", swayed_judge, shift),
+                ]
             for name, draw, better in cases:
                 told: dict[str, int] = {}
                 for _ in range(repetitions):
@@ -187,9 +198,62 @@ def paired_tests(repetitions: int) -> None:
         print(f"| {n} | " + " | ".join(f"{x:.3f}" for x in rejected / repetitions) + " |", flush=True)
 
 
+READER = {"detection": 0.952, "fuzzing": 0.988}
+"""Balanced accuracy of the recorded reader on the judge check's 24 rules."""
+
+
+def readers(repetitions: int) -> None:
+    """Print how far two judges differ on real latents, as judged and corrected: the recorded reader, and it with errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        saeval.run("quickstart-recorded", out=Path(folder) / "run")
+        compare_readers(Path(folder) / "run", repetitions)
+
+
+def compare_readers(run: Path, repetitions: int) -> None:
+    """Print the table of `readers` for a finished run."""
+    import pyarrow.parquet as pq
+
+    print(
+        "| scorer | errors added: sensitivity | specificity | difference as judged | corrected |\n|---|---|---|---|---|"
+    )
+    tables = [pq.read_table(file).to_pylist() for file in sorted(run.glob("cells/*/judgements.parquet"))]
+    for scorer, known in READER.items():
+        cells = [[r for r in table if r["scorer"] == scorer and r["variant"] == "explanation"] for table in tables]
+        for s, c in ((0.9, 0.9), (0.9, 0.7), (0.75, 0.8)):
+            rng, apart = derive_rng(5, "readers", scorer, s, c), np.zeros(2)
+            for _ in range(repetitions):
+                hits, alarms = np.full(24, known), np.full(24, 1 - known)
+                weak = judged(*(p * s + (1 - p) * (1 - c) for p in (hits, alarms)), rng).mean()
+                for rows in cells:
+                    scores = _balanced(rows, 1.0, 1.0, rng), _balanced(rows, s, c, rng)
+                    checks = known, float(weak)
+                    made = [correct_for_judge((b, 0.02), (k, 0.01)) for b, k in zip(scores, checks, strict=True)]
+                    values = [found[0] if found else 0.5 for found in made]
+                    apart += [abs(scores[0] - scores[1]), abs(values[0] - values[1])]
+            shares = " | ".join(f"{x:.3f}" for x in apart / repetitions / len(cells))
+            print(f"| {scorer} | {s} | {c} | {shares} |", flush=True)
+
+
+def _balanced(rows: list[dict[str, Any]], s: float, c: float, rng: Generator) -> float:
+    """Return the mean balanced accuracy over latents after errors are added to each answer."""
+    truth = np.array([r["active"] for r in rows])
+    said = np.array([bool(r["predicted"]) for r in rows])
+    said = np.where(said, rng.random(len(rows)) < s, rng.random(len(rows)) >= c)
+    latent = np.array([r["latent"] for r in rows])
+    scores = []
+    for i in np.unique(latent):
+        mine = latent == i
+        scores.append((said[mine & truth].mean() + 1 - said[mine & ~truth].mean()) / 2)
+    return float(np.mean(scores))
+
+
 TABLES = {
-    "boards": boards, "detectable": detectable_differences, "corrections": corrections, "paired": paired_tests
-}  # fmt: skip
+    "boards": boards,
+    "detectable": detectable_differences,
+    "corrections": corrections,
+    "paired": paired_tests,
+    "readers": readers,
+}
 
 
 def main() -> None:

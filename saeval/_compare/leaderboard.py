@@ -1,4 +1,4 @@
-"""The leaderboard: who stands where, as far as the intervals can tell."""
+"""Ranks the cells of a leaderboard, as far as the intervals can tell them apart."""
 
 from __future__ import annotations
 
@@ -92,14 +92,16 @@ class Leaderboard:
     Attributes:
         standings: Contestants, best first; then baselines, best first.
         metrics: Label of every scorer and its main metric: the one that ranks, which comes first, and headlines.
-        shown: Labels and metrics that boards show: the main ones, each followed by others that its scorer puts on boards.
+        shown: Labels and metrics that boards show: the main ones, each followed by others that its scorer puts on
+        boards.
         variants: Explanation baselines, in the order of the spec.
         ranked_by: The column that ranks, `scorer.metric`.
         ranking: Whether its lifts rank or its raw scores.
         note: Why; what a reader of the ranks must know.
         readings: By scorer, whether its judge's scores depend on explanations; only of scorers with floors.
         against: Contestants against baseline coders.
-        smallest_difference: Minimum detectable difference between two contestants, at 5 % over all pairs with 80 % power;
+        smallest_difference: Minimum detectable difference between two contestants, at 5 % over all pairs with 80 %
+        power;
             None for fewer than two contestants.
         smallest_against: The same between a contestant and a baseline coder.
     """
@@ -143,18 +145,20 @@ class Leaderboard:
         contestants = [i for i, cell in enumerate(ranked.cells) if cell.baseline is None]
         baselines = [i for i, cell in enumerate(ranked.cells) if cell.baseline is not None]
         ranks = ranked.ranks(contestants)
+        against = [(i, j) for i in contestants for j in baselines]
+        variants = dict.fromkeys(r.variant for r in rows if r.variant != MAIN)
         return cls(
             standings=tuple(Standing(c, ranks.get(c.cell)) for c in ordered),
             metrics=metrics,
             shown=tuple(_shown(metrics, rows)),
-            variants=tuple(dict.fromkeys(r.variant for r in rows if r.variant != MAIN)),
+            variants=tuple(variants),
             ranked_by=f"{scorer}.{metric}",
             ranking=ranked.ranking,
             note=ranked.note,
             readings=_readings(lifted, metrics),
             against=ranked.against(contestants, baselines),
             smallest_difference=ranked.detectable(list(combinations(contestants, 2))),
-            smallest_against=ranked.detectable([(i, j) for i in contestants for j in baselines]),
+            smallest_against=ranked.detectable(against),
         )
 
     @property
@@ -165,20 +169,20 @@ class Leaderboard:
     @property
     def notes(self) -> list[str]:
         """What a reader of the ranks must know, a sentence or two each."""
-        found = [
-            f"rank: a range where {'lifts' if self.ranking == 'lift' else 'scores'} are not told apart (z tests, Holm)."
-        ]
+        what = "lifts" if self.ranking == "lift" else "scores"
+        found = [f"rank: a range where {what} are not told apart (z tests, Holm)."]
         if self.ranking == "lift":
             found.append(
-                "lift: score above the floor, which is what the same windows score with explanations that know nothing of the "
-                "latent; floors are pooled over cells as far as the data allow, and their error is in the interval."
+                "lift: score above the floor, what the same windows score with uninformed explanations; floors are "
+                "pooled over cells as far as the data allow, and their error is in the interval."
             )
         else:
             found.append(f"{self.note}.")
         found += [f"{scorer}: {reading.text}." for scorer, reading in self.readings.items() if reading.text]
         for between, difference in (
-            ("two contestants", self.smallest_difference), ("a contestant and a baseline coder", self.smallest_against)
-        ):  # fmt: skip
+            ("two contestants", self.smallest_difference),
+            ("a contestant and a baseline coder", self.smallest_against),
+        ):
             if difference is not None:
                 found.append(
                     f"minimum detectable difference between {between} in {self.title} (80 % power): {difference:.3f}."
@@ -194,7 +198,7 @@ class Leaderboard:
         return found
 
     def row(self, cell: CellResult, scorer: str, variant: str = MAIN, metric: str | None = None) -> ScoreRow | None:
-        """Return the row of a scorer's metric, its main one when left out, for the cell's own or a baseline's explanations."""
+        """Return the row of a scorer's metric, by default the main one, for own or a baseline's explanations."""
         return _find(cell, scorer, metric or self.metrics[scorer], variant)
 
 
@@ -226,9 +230,13 @@ class _Ranked:
 
     @classmethod
     def of(
-        cls, cells: Sequence[CellResult], scorer: str, metric: str, lifted: Mapping[Key, Lifted],
+        cls,
+        cells: Sequence[CellResult],
+        scorer: str,
+        metric: str,
+        lifted: Mapping[Key, Lifted],
         wanted: Ranking | None,
-    ) -> _Ranked:  # fmt: skip
+    ) -> _Ranked:
         """Return lifts where they are wanted and there, else raw scores."""
         rows = {c.cell: row for c in cells if (row := _find(c, scorer, metric, MAIN)) and row.value is not None}
         contestants = [row for c in cells if c.baseline is None and (row := rows.get(c.cell))]

@@ -54,13 +54,13 @@ class Reading:
         if self.ignores:
             return (
                 f"this judge ignores the explanation: {self.same:.0%} of its answers on {self.answers} windows are the "
-                "same with explanations that know nothing of the latent. Its scores tell windows apart, not latents"
+                "same with uninformed explanations. Its scores tell windows apart, not latents"
             )
         if self.depends:
             return ""
         return (
-            f"no lift is shown over {self.latents} latents (p {self.p:.2g}): explanations that know nothing of the latent "
-            "score as high. Either the explanations are wrong, the judge does not read them, or there are too few latents"
+            f"no lift is shown over {self.latents} latents (p {self.p:.2g}): uninformed explanations score as high. "
+            "Either the explanations are wrong, the judge does not read them, or there are too few latents"
         )
 
 
@@ -121,9 +121,7 @@ def _paired(row: ScoreRow) -> Paired:
     if sample is None or row.value is None:
         raise ValueError(f"{row.scorer}.{row.metric} has no floor")
     error = stats.standard_error(row.value, row.ci95, *row.range)
-    return Paired(
-        row.value, error, row.n, sample.own, sample.value, sample.n, sample.covariance, sample.least_error
-    )  # fmt: skip
+    return Paired(row.value, error, row.n, sample.own, sample.value, sample.n, sample.covariance, sample.least_error)
 
 
 def _with_lift(row: ScoreRow, lifted: Lifted, place: int) -> ScoreRow:

@@ -1,9 +1,9 @@
-"""Lifts: scores above those that the same judge gives to explanations of other latents, with floors pooled over cells.
+"""Computes lifts: scores above those of uninformed explanations by the same judge, with floors pooled over cells.
 
 A judge that never reads the explanation can still score two dictionaries differently, because their windows differ. The
-floor of a cell is what its windows score under explanations that know nothing of the latent; lift is the score above it.
-Floors are estimates from part of the latents, so they are pooled over cells as far as the data allow: where floors agree,
-a difference of lifts is as precise as a difference of scores; where they differ, that difference is taken out.
+floor of a cell is what its windows score under uninformed explanations; lift is the score above it. Floors are
+estimates from part of the latents, so they are pooled over cells as far as the data allow: where floors agree, a
+difference of lifts is as precise as a difference of scores; where they differ, that difference is taken out.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_AGREE = (
-    9.0  # prior odds that true floors do not differ between cells: .95 of the power of scores is kept (docs/metrics.md)
-)
+_AGREE = 30.0  # prior odds that true floors agree between cells; keeps the power of raw scores (docs/metrics.md)
 _SCALE = 0.4  # prior scale of their spread where they do, in standard deviations of one latent's floor
 _STEPS = 24  # points at which that spread is integrated over
 _REACH = 4.0  # the largest spread considered, in units of its prior scale
@@ -69,9 +67,10 @@ class Lifts:
 def lifts(cells: Sequence[Paired]) -> Lifts:
     """Return the lifts of cells that one judge scored, by a random-effects model of their floors.
 
-    1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the scores
+    1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the
+    scores
        (double sampling, Cochran 1977, §12.7): where a judge goes by the windows alone, score and floor are the same.
-    2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 15 to 1, τ is 0,
+    2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 30 to 1, τ is 0,
        else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
        averaged over the posterior of τ, so that the uncertainty of τ is in every interval.
     3. Given the floor, the score is corrected for what the sampled windows of this cell shared with its floor.
@@ -113,7 +112,7 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
 
 
 def _variances(cells: Sequence[Paired]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the variances of scores and floors over latents; that of floors leans on all cells where latents are few."""
+    """Return the variances of scores and floors over latents; of few latents, they lean on those of all cells."""
     import numpy as np
 
     each = np.array([c.covariance[:2] for c in cells])

@@ -35,7 +35,8 @@ class Contrast:
         ci95: Interval of the difference; None where too little is known for one.
         p: Two-sided p value of no difference; None for fewer than two latents.
         p_holm: The same, corrected for the number of metrics compared.
-        approximate: Whether the p value is one of means of paired differences from fewer than 100 latents: exact where the
+        approximate: Whether the p value is one of means of paired differences from fewer than 100 latents: exact
+        where the
             sides are exchangeable, too small where one side fails rarely and by a lot.
         smallest_visible: Difference that would be seen at 5 % in four of five such comparisons.
         failed: Latents that were tried and have no score, of A and of B.
@@ -115,8 +116,10 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     """Compare two cells of the same or of different runs.
 
     Where both are about the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences
-    are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
-    (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval combines those
+    are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs.
+    Elsewhere
+    (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval
+    combines those
     of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
     each other; `saeval._compare.stats` says what each test assumes beside that.
 

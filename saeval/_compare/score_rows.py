@@ -52,7 +52,7 @@ class Floors:
 
     Attributes:
         values: The metric by baseline and latent.
-        uninformed: Baselines that know nothing of the latent; lift is measured from the first that has values.
+        uninformed: Uninformed baselines; lift is measured from the first that has values.
         same: For such a baseline, windows that got the same answer as under the latent's own explanation, of how many.
     """
 
@@ -62,9 +62,14 @@ class Floors:
 
 
 def score_row(
-    scoring: ScorerRun, metric: Metric, values: Values, rng: np.random.Generator, *, words: Iterable[int] = (),
+    scoring: ScorerRun,
+    metric: Metric,
+    values: Values,
+    rng: np.random.Generator,
+    *,
+    words: Iterable[int] = (),
     floors: Floors | None = None,
-) -> ScoreRow:  # fmt: skip
+) -> ScoreRow:
     """Return the row of one metric.
 
     Args:
@@ -78,14 +83,32 @@ def score_row(
     """
     n = len(values)
     distribution = _distribution(values, metric, rng)
+    sample = _sample(metric, values, floors, rng) if floors is not None else None
     return ScoreRow(
-        scorer=scoring.scorer, variant=scoring.variant, plugin=scoring.plugin, metric=metric.name,
-        higher_is_better=metric.higher_is_better, on_board=metric.on_board, range=(_bound(metric.low), _bound(metric.high)),
-        **distribution, n=n, tried=scoring.tried, failed=scoring.tried - n - scoring.skipped,
-        skipped=scoring.skipped, unparsed=scoring.unparsed, coverage=n / scoring.tried if scoring.tried else 0.0,
-        windows=scoring.windows[0], answered=scoring.windows[1], bounds=scoring.bounds,
-        floor=_means(metric, floors), against=_sample(metric, values, floors, rng) if floors else None, lift=None, judge=scoring.judge, explanation_words=_mean([*words]), usd=scoring.usd,
-    )  # fmt: skip
+        scorer=scoring.scorer,
+        variant=scoring.variant,
+        plugin=scoring.plugin,
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        on_board=metric.on_board,
+        range=(_bound(metric.low), _bound(metric.high)),
+        **distribution,
+        n=n,
+        tried=scoring.tried,
+        failed=scoring.tried - n - scoring.skipped,
+        skipped=scoring.skipped,
+        unparsed=scoring.unparsed,
+        coverage=n / scoring.tried if scoring.tried else 0.0,
+        windows=scoring.windows[0],
+        answered=scoring.windows[1],
+        bounds=scoring.bounds,
+        floor=_means(metric, floors),
+        against=sample,
+        lift=None,
+        judge=scoring.judge,
+        explanation_words=_mean([*words]),
+        usd=scoring.usd,
+    )
 
 
 def _bound(bound: float) -> float | None:
@@ -112,7 +135,7 @@ def _means(metric: Metric, floors: Floors | None) -> dict[str, float]:
 
 
 def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Generator) -> FloorSample | None:
-    """Return what the first baseline that knows nothing of the latent got on the latents that have both."""
+    """Return what the first uninformed baseline got on the latents that have both."""
     import numpy as np
 
     for name in floors.uninformed:
@@ -126,11 +149,16 @@ def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Gener
         df = max(len(common) - 1, 1)
         same, answers = floors.same.get(name, (0, 0))
         return FloorSample(
-            variant=name, n=len(common), own=float(own.mean()), value=float(floor.mean()),
+            variant=name,
+            n=len(common),
+            own=float(own.mean()),
+            value=float(floor.mean()),
             covariance=(float(a @ a / df), float(b @ b / df), float(a @ b / df)),
-            least_error=least_error(better, metric.low, metric.high), p=depends_p(better, rng),
-            same=same / answers if answers else None, answers=answers,
-        )  # fmt: skip
+            least_error=least_error(better, metric.low, metric.high),
+            p=depends_p(better, rng),
+            same=same / answers if answers else None,
+            answers=answers,
+        )
     return None
 
 

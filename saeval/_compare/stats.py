@@ -261,9 +261,11 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
     """Return the two-sided p value of a mean difference of 0: a permutation test that flips signs.
 
     Exact where the sides are exchangeable without an effect, so that a difference is as likely to have either sign; all
-    flips are taken where there are few. As a test of means of skewed differences it is approximate, and with few latents
+    flips are taken where there are few. As a test of means of skewed differences it is approximate, and with few
+    latents
     badly so: where one latent in ten differs a lot, it rejects in 3 of 10 samples of 12 (docs/metrics.md). Assumes that
-    pairs are independent of each other. nan below two pairs. Above `MANY` pairs the flipped sums are taken for normal, which they are very nearly.
+    pairs are independent of each other. nan below two pairs. Above `MANY` pairs the flipped sums are taken for
+    normal, which they are very nearly.
 
     Args:
         differences: One per latent: its score on one side minus that on the other.  [latents]
@@ -283,10 +285,12 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
 
 
 def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
-    """Return the one-sided p value of "scores do not depend on the explanation" against "its own explains a latent better".
+    """Return the one-sided p value of scores that do not depend on the explanation, against a better score of its own.
 
-    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to have
-    either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are few; above `MANY`
+    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely
+    to have
+    either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are few; above
+    `MANY`
     latents the flipped sums are taken for normal, which they are very nearly.
 
     Args:
@@ -305,7 +309,7 @@ def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int =
 
 
 def fisher(ps: Sequence[float]) -> float:
-    """Return the p value of independent tests together (Fisher 1925): −2·Σ log p is χ² with two degrees of freedom each.
+    """Return the p value of independent tests together (Fisher 1925): −2·Σ log p is χ², two degrees of freedom each.
 
     Example:
         >>> round(fisher([0.04, 0.06]), 4), fisher([1.0, 1.0])
@@ -319,7 +323,7 @@ def fisher(ps: Sequence[float]) -> float:
 
 
 def _flipped_sums(d: Floats, rng: np.random.Generator, resamples: int) -> tuple[Floats, int]:
-    """Return the sums of differences under flips of their signs, and 1 if the flips were drawn, 0 if they are all there are."""
+    """Return the sums of differences under flips of their signs; and 1 if flips were drawn, 0 if these are all."""
     import numpy as np
 
     n = len(d)

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Whose explanations the floor of a latent is made of, and for which latents it is judged: functions of store and seed."""
+=======
+"""Chooses whose explanation is the floor of a latent, and which latents have a floor, from store and seed."""
+>>>>>>> main
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 20  # latents with a floor, where there are so many
 _FACTOR = 2.0  # how far co-occurrence may be from chance
-_LOOKS = 64  # latents looked at for one that fires independently
+_LOOKS = 64  # latents compared to find one that fires independently
 
 
 def number(latents: int) -> int:
@@ -36,9 +40,10 @@ def judged(latents: Sequence[int], seed: int) -> frozenset[int]:
 
 
 class Partners:
-    """Latents of a cell whose explanations know nothing of another one, since they fire near independently of it.
+    """Finds latents of a cell whose explanations are uninformed about another one: they fire near independently of it.
 
-    Another latent's explanation is a floor only if it is neither nearly right (a near duplicate, which fires in the same
+    Another latent's explanation is a floor only if it is neither nearly right (a near duplicate, which fires in the
+    same
     windows) nor wrong on purpose (one that fires where this one is silent): both firing in one window must be within a
     factor of two of chance, one window being added to what is seen and to what is expected.
 
@@ -56,7 +61,7 @@ class Partners:
         self._windows = lru_cache(maxsize=2 * _LOOKS)(lambda latent: store.windows(latent, window).ids)
 
     def of(self, latent: int) -> Iterator[int]:
-        """Yield the latents whose explanation may serve, the best first: near-independent ones, then the least dependent.
+        """Yield the latents whose explanation may serve: near-independent ones, then the least dependent.
 
         They follow the latent in a ring, so that each explanation serves about once.
         """

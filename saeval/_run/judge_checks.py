@@ -40,9 +40,14 @@ def keep(task: Task, result: RunResult) -> None:
     for row in scores:
         first.setdefault((row.scorer, row.variant), row)
     check = JudgeCheck(
-        model=role.model, task=result.task, task_version=result.task_version, when=time.strftime("%Y-%m-%d", time.gmtime()),
-        latents=max((row.n for row in scores), default=0), scores=list(first.values()), scorers=_scorers(task, scores),
-    )  # fmt: skip
+        model=role.model,
+        task=result.task,
+        task_version=result.task_version,
+        when=time.strftime("%Y-%m-%d", time.gmtime()),
+        latents=max((row.n for row in scores), default=0),
+        scores=list(first.values()),
+        scorers=_scorers(task, scores),
+    )
     place = _place(role)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place, check.model_dump_json())
@@ -57,11 +62,18 @@ def _scorers(task: Task, rows: list[ScoreRow]) -> list[ScorerCheck]:
             continue
         recalls = [r.value for r in rows if (r.scorer, r.variant, r.metric) == (row.scorer, MAIN, "recall")]
         sensitivity = next(iter(recalls), None)
-        found.append(ScorerCheck(
-            scorer=row.scorer, asks=prompts_of(steps[row.scorer]), balanced_accuracy=row.value, ci95=row.ci95, n=row.n,
-            sensitivity=sensitivity, specificity=None if sensitivity is None else 2 * row.value - sensitivity,
-            verdict=verdict(row.value, row.ci95),
-        ))  # fmt: skip
+        found.append(
+            ScorerCheck(
+                scorer=row.scorer,
+                asks=prompts_of(steps[row.scorer]),
+                balanced_accuracy=row.value,
+                ci95=row.ci95,
+                n=row.n,
+                sensitivity=sensitivity,
+                specificity=None if sensitivity is None else 2 * row.value - sensitivity,
+                verdict=verdict(row.value, row.ci95),
+            )
+        )
     return found
 
 

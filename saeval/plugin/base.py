@@ -286,7 +286,7 @@ class Explainer(Step):
     """Says in words what makes a latent fire (paper §3.2)."""
 
     uninformed: ClassVar[bool] = False
-    """Whether its explanations know nothing of the latent, so that their scores are a floor that lifts are measured from."""
+    """Whether its explanations are made without sight of the latent, so that their scores are a floor for lifts."""
 
     @abstractmethod
     async def explain(self, examples: Examples, context: Context) -> Explanation:

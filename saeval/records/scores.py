@@ -161,7 +161,7 @@ def _ordered(bounds: tuple[float | None, float | None]) -> tuple[float | None, f
 
 
 class FloorSample(Documented):
-    """A score's floor: the same latents, windows and judge, under explanations that know nothing of the latent."""
+    """A score's floor: the same latents, windows and judge, under uninformed explanations."""
 
     variant: str
     """Whose explanations these are: `shuffled_explanation` (of near-independent latents), `random_explanation`, …"""

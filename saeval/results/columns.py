@@ -140,6 +140,9 @@ def _of_floor(name: str) -> Callable[[Line], Any]:
     return lambda line: None if line.score.against is None else getattr(line.score.against, name)
 
 
+_FLOOR = Shown("floor", ".3f", missing="", where=frozenset({"scores"}))
+_CORRECTED = _text("corrected", "board", "report", "details")
+
 SCORE = Column(
     "score", lambda line: estimate(line.score), Shown(where=frozenset({"board", "report", "scores"})),
     "Mean over latents and its 95 % interval.",
@@ -150,20 +153,37 @@ SCORED = Column(
 )  # fmt: skip
 
 
+def _written(write: Callable[[ScoreRow], str]) -> Callable[[Line], str | None]:
+    return lambda line: write(line.score) or None
+
+
 BESIDE = (
-    Column("floors", lambda line: row_texts.floor(line.score) or None, _text("floor", "report"), "Floor of the lift, and its latents."),
-    Column("floor_at", _of_floor("value"), Shown("floor", ".3f", missing="", where=frozenset({"scores"})), "Floor of the lift."),
-    Column("lifts", lambda line: row_texts.short_lift(line.score) or None, _text("lift ↑", "board"), "Score above its floor."),
-    Column("lift_text", lambda line: row_texts.lift(line.score) or None, _text("lift", "report"), "Score above its floor."),
+    Column("floors", _written(row_texts.floor), _text("floor", "report"), "Floor of the lift, and its latents."),
+    Column("floor_at", _of_floor("value"), _FLOOR, "Floor of the lift."),
+    Column("lifts", _written(row_texts.short_lift), _text("lift ↑", "board"), "Score above its floor."),
+    Column("lift_text", _written(row_texts.lift), _text("lift", "report"), "Score above its floor."),
     Column("lift_from", _of_floor("variant"), NAME, "Whose explanations the floor is made of."),
     Column("lift_n", _of_floor("n"), Shown(unit="latents", kind="int64", where=TABLES), "Latents that have a floor."),
-    Column("lift_p", _of_floor("p"), Shown(where=TABLES), "One-sided p value of scores that do not depend on the explanation."),
-    Column("same_answers", _of_floor("same"), Shown(where=TABLES), "Share of windows that get one answer under both explanations."),
-    Column("answered_text", lambda line: row_texts.answered(line.score) or None, _text("windows", "scores", "details", "report"), "Windows answered."),
-    Column("corrected_text", lambda line: row_texts.corrected(line.score) or None, _text("corrected", "board", "report", "details"),
-           "Score corrected for the judge's errors."),
-    Column("judge_text", lambda line: row_texts.judge(line.score) or None, _text("judge", "report", "details"), "What a check says of the judge."),
-)  # fmt: skip
+    Column(
+        "lift_p", _of_floor("p"), Shown(where=TABLES), "One-sided p of scores that do not depend on the explanation."
+    ),
+    Column(
+        "same_answers",
+        _of_floor("same"),
+        Shown(where=TABLES),
+        "Share of windows with one answer under both explanations.",
+    ),
+    Column(
+        "answered_text",
+        _written(row_texts.answered),
+        _text("windows", "scores", "details", "report"),
+        "Windows answered.",
+    ),
+    Column("corrected_text", _written(row_texts.corrected), _CORRECTED, "Score corrected for the judge's errors."),
+    Column(
+        "judge_text", _written(row_texts.judge), _text("judge", "report", "details"), "What a check says of the judge."
+    ),
+)
 """Columns made of several fields of a score: floor, lift, coverage by window, the judge."""
 
 

@@ -1,4 +1,4 @@
-"""Writes what stands beside a score: floor, lift, coverage by window, correction and the judge's verdict."""
+"""Writes the facts beside a score: floor, lift, coverage by window, correction and the judge's verdict."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def corrected(row: ScoreRow) -> str:
 
 
 def judge(row: ScoreRow) -> str:
-    """Write what a check says of the judge: its verdict, or that there was none; nothing for scorers without a judge."""
+    """Write what a check says of the judge: its verdict, or `unchecked`; nothing for scorers without a judge."""
     if row.judge is None:
         return ""
     return row.verdict or "unchecked"

@@ -94,7 +94,7 @@ class Cell:
 
     @cached_property
     def floors(self) -> tuple[str, ...]:
-        """Explanation baselines that know nothing of the latent; lifts are measured from the first that has scores."""
+        """Uninformed explanation baselines; lifts are measured from the first that has scores."""
         made = [name for name, step in self.alternatives.items() if step is not None and step.part.plugin.uninformed]
         return (*(name for name, step in self.alternatives.items() if step is None), *made)
 

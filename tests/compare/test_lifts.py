@@ -90,11 +90,11 @@ def test_a_cell_with_few_floors_leans_on_the_spread_of_the_others():
     assert errors(alone)[0] > 0.015  # its own two floors happen to be alike
 
 
-@pytest.mark.parametrize(("spread", "least"), [(0.0, 0.93), (0.1, 0.88)])
+@pytest.mark.parametrize(("spread", "least"), [(0.0, 0.91), (0.1, 0.86)])
 def test_intervals_of_lifts_cover_the_truth(spread, least):
     rng = derive_rng(1, "lifts cover", str(spread))
     covered = 0
-    for _ in range(400):
+    for _ in range(150):
         floors = 0.5 + spread * rng.standard_normal(3)
         cells = []
         for at in floors:
@@ -104,7 +104,7 @@ def test_intervals_of_lifts_cover_the_truth(spread, least):
                                 shared_own=own[:30].mean(), covariance=(x, f, both)))  # fmt: skip
         found = lifts(cells)
         covered += abs(found.values[0] - 0.2) <= 2.0 * errors(found)[0]
-    assert least <= covered / 400 <= 0.985
+    assert least <= covered / 150 <= 0.995
 
 
 # --- tests

@@ -132,10 +132,13 @@ def boards_of(run, format_: str) -> str:
         return str(written(join([folder]), format_))
 
 
+LOW = {"metric": "error", "higher_is_better": False, "range": (0.0, None)}
+
+
 def test_latex_aligns_numbers_and_sets_the_best_contestant_in_bold():
     run = run_of(
-        cell("a", [score_row("detection", 0.7), score_row("steering", 3.0, metric="error", higher_is_better=False)]),
-        cell("b", [score_row("detection", 0.6), score_row("steering", 2.0, metric="error", higher_is_better=False)]),
+        cell("a", [score_row("detection", 0.7), score_row("steering", 3.0, **LOW, ci95=(2.9, 3.1))]),
+        cell("b", [score_row("detection", 0.6), score_row("steering", 2.0, **LOW, ci95=(1.9, 2.1))]),
         cell("neurons", [score_row("detection", 0.9)], "neurons"),
     )
     lines = boards_of(run, "latex").splitlines()

@@ -16,24 +16,24 @@ from saeval._run.run_dir import RunDir
 
 def test_finished_work_is_there_when_the_directory_is_opened_again(tmp_path):
     with RunDir(tmp_path / "r") as run:
-        run.finish("a", {"x": 1})
-        assert run.finished("a") == {"x": 1}
+        run.journal.finish("a", {"x": 1})
+        assert run.journal.finished("a") == {"x": 1}
     with RunDir(tmp_path / "r") as run:
-        assert run.finished("a") == {"x": 1}
-        assert run.finished("b") is None
+        assert run.journal.finished("a") == {"x": 1}
+        assert run.journal.finished("b") is None
 
 
 @pytest.mark.parametrize("tail", ['{"key": "b", "val', '{"key": "b"', "\x00\x00\x00"])
 def test_line_that_a_kill_cut_short_is_dropped_and_writing_goes_on(tmp_path, tail):
     with RunDir(tmp_path / "r") as run:
-        run.finish("a", 1)
+        run.journal.finish("a", 1)
     with (tmp_path / "r" / "journal.jsonl").open("a") as file:
         file.write(tail)
     with RunDir(tmp_path / "r") as run:
-        assert (run.finished("a"), run.finished("b")) == (1, None)
-        run.finish("b", 2)
+        assert (run.journal.finished("a"), run.journal.finished("b")) == (1, None)
+        run.journal.finish("b", 2)
     with RunDir(tmp_path / "r") as run:
-        assert (run.finished("a"), run.finished("b")) == (1, 2)
+        assert (run.journal.finished("a"), run.journal.finished("b")) == (1, 2)
 
 
 def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
@@ -42,7 +42,7 @@ def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
         from pathlib import Path
         from saeval._run.run_dir import RunDir
         with RunDir(Path(sys.argv[1])) as run:
-            run.finish("a", "kept")
+            run.journal.finish("a", "kept")
             print("ready", flush=True)
             time.sleep(60)
     """)
@@ -53,7 +53,7 @@ def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     with RunDir(tmp_path / "r") as run:
-        assert run.finished("a") == "kept"
+        assert run.journal.finished("a") == "kept"
 
 
 def test_place_that_cannot_be_written_is_one_clear_sentence(tmp_path):

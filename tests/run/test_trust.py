@@ -87,19 +87,18 @@ def test_a_judge_of_windows_alone_ranks_nobody_and_is_named(tmp_path):
 
 def test_a_judge_that_reads_explanations_shows_lift(tmp_path):
     with judged_by(truthful) as server:
-        code, said, result = run(task(server, scorers={"detection": {}, "intruder": {}}), tmp_path / "run")
+        code, said, result = run(task(server), tmp_path / "run")
     rows = own(result)
     assert code == 0 and "ignores" not in said
     assert all(row.lift > 0.4 and row.lift_ci95[0] > 0.3 and row.against.p < 0.01 for row in rows)
-    assert all(row.lift is None for row in own(result, "intruder"))  # reads no explanation
 
 
 def test_unanswered_windows_are_bounded_marked_and_fail_the_run(tmp_path):
     with judged_by(shy) as server:
         code, said, result = run(task(server), tmp_path / "run")
-        calm, _, _ = run(task(server, run={"max_unanswered": 1}), tmp_path / "calm")
+        calm, _, _ = run(task(server, run={"max_unanswered": 1, "max_failed": 1}), tmp_path / "calm")
     (row, _) = own(result)
-    assert code == 1 and calm == 0
+    assert code == 1 and calm == 0  # the floors, which it never answers for, fail as well
     assert row.windows == 240 and 0 < row.answered < 0.95 * row.windows and row.failed == 0
     low, high = row.bounds
     assert low < row.answered / row.windows < row.value <= high == pytest.approx(1)
@@ -129,6 +128,7 @@ def checking(server, **options):
     made = task(server, **options)
     del made["matrix"], made["llms"]["explainer"]
     made["source"]["with"]["seed"] = 1
+    made["source"]["with"]["n_latents"] = made["latents"]["n"] = 16
     made["explainer"] = {"use": "top_tokens", "with": {"k": 1}}
     return made
 
@@ -164,7 +164,7 @@ def test_scores_are_corrected_for_what_a_judge_is_known_to_miss(tmp_path):
         result = saeval.run(asked, out=tmp_path / "run")
     (row,) = own(result)
     (known,) = result.judges[0].check.scorers
-    assert 0.7 < known.sensitivity < 0.9 and known.specificity == 1.0
+    assert 0.7 < known.sensitivity < 0.9 and known.specificity == pytest.approx(1)
     assert known.balanced_accuracy == own(check)[0].value == row.value
     assert row.corrected == pytest.approx(1.0) and row.corrected_ci95[0] > row.value - 0.05
     assert row.corrected_ci95[1] - row.corrected_ci95[0] > 0

@@ -25,7 +25,10 @@ CHATS = ("messages", "conversations", "conversation")
 """Fields under which rows hold a conversation."""
 DIVISIONS = ("none", "paragraphs", "lines")
 """Ways to say where documents end in a text."""
-PART = 2000  # characters of a part, at least, where one text is divided by itself
+PART = (
+    2000  # characters of a part, about, where one text is divided by itself; a twentieth of a short text, at least 200
+)
+_SMALLEST = 200
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 _NOT_TEXT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
@@ -77,7 +80,7 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
     if path.is_file():
         if _kind(path) not in _READERS:
             raise InputError(
-                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, the first four "
+                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, the first three "
                 "also with .gz behind them"
             )
         return [path]
@@ -232,9 +235,13 @@ def _numbered(name: str, pieces: Sequence[str]) -> Iterator[Document]:
 
 def _parts(text: str) -> Iterator[str]:
     """Cut at the best kind of end within reach: of a paragraph, a line, a sentence, a word."""
-    while len(text) > 2 * PART:
-        places = (text.find(end, PART, 2 * PART) + len(end) for end in _ENDS if text.find(end, PART, 2 * PART) >= 0)
-        cut = next(places, 2 * PART)
+    part = min(PART, max(_SMALLEST, len(text) // 20))
+    while len(text) > 2 * part:
+        reach = {
+            end: 2 * (PART if end == _ENDS[0] else part) for end in _ENDS
+        }  # for a paragraph's end it may be longer
+        places = ((text.find(end, part, reach[end]), end) for end in _ENDS)
+        cut = next((place + len(end) for place, end in places if place >= 0), 2 * part)
         yield text[:cut]
         text = text[cut:]
     if text:

@@ -97,6 +97,17 @@ class SparseCoder(ABC):
         """Reconstruct what the coder predicts, or None where its latents alone do not tell.  [n_rows, d_out]"""
         return None
 
+    def reconstruct(self, x: Tensor, sparse: Sparse) -> Tensor | None:
+        """Reconstruct activations, given themselves and what they were encoded to; None where that cannot be done.
+
+        Unlike `decode`, it can undo a normalisation of each token.
+
+        Args:
+            x: What was encoded.  [rows, d_in]
+            sparse: What it was encoded to.
+        """
+        return self.decode(sparse, len(x))
+
     def direction(self, latent: int) -> Tensor | None:
         """Return the direction that the latent writes.  [d_out]"""
         return None
@@ -255,10 +266,24 @@ class LinearCoder(SparseCoder):
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
         """Reconstruct what the coder predicts; None with a skip connection or a normalised input.  [n_rows, d_out]"""
+        return None if self.skip or self.normalize != "none" else self._decoded(sparse, n_rows)
+
+    def reconstruct(self, x: Tensor, sparse: Sparse) -> Tensor | None:
+        """Reconstruct activations; None with a skip connection.  x [rows, d_in] -> [rows, d_out]"""
+        if self.skip:
+            return None
+        decoded = self._decoded(sparse, len(x))
+        if self.normalize == "layer_norm":
+            mean = x.mean(dim=-1, keepdim=True)
+            return decoded * (x - mean).std(dim=-1, keepdim=True) + mean
+        if self.normalize == "constant_norm_rescale":
+            return decoded * (x.norm(dim=-1, keepdim=True) / self.d_in**0.5)
+        return decoded
+
+    def _decoded(self, sparse: Sparse, n_rows: int) -> Tensor:
+        """Return what the decoder makes of activations, in the space that the encoder reads.  [n_rows, d_out]"""
         import torch
 
-        if self.skip or self.normalize != "none":
-            return None
         values = sparse.values
         if self.scale_by_decoder_norm:
             values = values / self._decoder_norms[sparse.latents]

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from saeval._util import InputError
 from saeval.activations import CONTEXT
-from saeval.models.facts import ModelFacts, model_facts, not_causal, tokens_outside, too_long
+from saeval.models.facts import ModelFacts, local_model, model_facts, not_causal, tokens_outside, too_long
 from saeval.models.made_for import MadeFor, apart, other_model, other_tuning
 
 _SHORTEST = 8
+_LONG = 12  # characters per token of text that is surely long enough
 
 
 class Fit(NamedTuple):
@@ -78,6 +79,31 @@ class Fit(NamedTuple):
                     f"model {self.model}: the corpus holds {token!r}, a token that was added to the tokenizer and that the "
                     f"embedding of {facts.vocabulary} rows lacks; take the tokenizer that the model was trained with"
                 )
+
+    def check_window(self, texts: Sequence[str], window: int) -> None:
+        """Refuse texts all of which are shorter than a window.
+
+        Args:
+            texts: All texts of the corpus.
+            window: Tokens per window.
+
+        Raises:
+            InputError: If they are.
+        """
+        folder = local_model(self.model)
+        file = folder / "tokenizer.json" if folder is not None else None
+        suspicious = texts and all(len(text) < _LONG * window for text in texts)
+        if file is None or not suspicious or not file.is_file():
+            return
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        longest = max(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
+        if min(longest, self.context) < window:
+            raise InputError(
+                f"no text is as long as a window of {window} tokens: the longest of {len(texts)} documents has {longest}; set "
+                f"sampler.with.window to {max(4, longest // 2)} or less, or join short rows"
+            )
 
     def conflicts(self) -> list[str]:
         """Say in which ways the coder was surely made for something else."""

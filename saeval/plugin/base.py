@@ -169,6 +169,13 @@ class ActivationSource(Plugin):
         """
         raise InputError(f"the source {type(self).name!r} has no coder")
 
+    def check_window(self, window: int) -> None:
+        """Look, cheaply, whether the text at hand has windows of so many tokens.
+
+        Raises:
+            InputError: If no document is as long.
+        """
+
     def cautions(self) -> list[str]:
         """Return what a reader of the results must know of this source, one sentence each, as far as files at hand tell.
 

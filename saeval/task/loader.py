@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from saeval._util import InputError, SpecError, clean, did_you_mean
-from saeval.plugin.base import ActivationSource, Explainer, Need, Sampler, Scorer
-from saeval.plugin.registry import Registry
+from saeval._util import InputError, PluginError, SpecError, clean, did_you_mean
+from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Scorer
+from saeval.plugin.registry import Loaded, Registry
 from saeval.records import split_ranking
 from saeval.task.files import find_include, find_spec
 from saeval.task.making import PartMaker
@@ -24,6 +24,7 @@ from saeval.task.spec.models import PartSpec, TaskSpec
 SHUFFLED = "shuffled_explanation"
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
 """Names of explanation baselines in specs that differ from the explainer's own name."""
+_BASELINE_KINDS: tuple[Literal["explainer", "coder"], ...] = ("explainer", "coder")
 _LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
 
 
@@ -144,6 +145,11 @@ class _Builder(PartMaker):
         alternatives, shuffled_latents, coders = self.baselines(spec, roles)
         if not (source and sampler and explainer and all(scorers.values())):
             return []
+        if self.check:
+            try:
+                source.plugin.check_window(sampler.plugin.window)
+            except InputError as error:
+                self.fail(("sampler",), str(error))
         needing: dict[KeyPath, Part[Any]] = {("sampler",): sampler, ("explainer",): explainer.part}
         needing |= {("scorers", k): s.part for k, s in scorers.items() if s}
         needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}
@@ -167,18 +173,16 @@ class _Builder(PartMaker):
             if baseline.use == SHUFFLED:
                 alternatives[SHUFFLED] = None
                 shuffled_latents = baseline.when.latents if baseline.when else None
-            elif self.registry.find("explainer", _EXPLANATION_BASELINES.get(baseline.use, baseline.use)):
-                named = baseline.model_copy(update={"use": _EXPLANATION_BASELINES.get(baseline.use, baseline.use)})
-                if (step := self.step("explainer", named, path, roles)) is not None:
-                    alternatives[baseline.use] = step
-            elif self.registry.find("coder", baseline.use):
+                continue
+            named = baseline.model_copy(update={"use": _EXPLANATION_BASELINES.get(baseline.use, baseline.use)})
+            kind = self.baseline_kind(named.use, path)
+            if kind == "coder":
                 coders.append((baseline, path))
-            else:
-                known = [SHUFFLED, *_EXPLANATION_BASELINES, "top_tokens", "random_sae", "neurons"]
-                self.fail(
-                    path,
-                    f"no baseline {baseline.use!r}{did_you_mean(baseline.use, known)}; there are: {', '.join(known)}",
-                )
+            elif kind == "explainer" and (step := self.step("explainer", named, path, roles)) is not None:
+                name = _baseline_name(baseline.use, step.part.plugin)
+                if name in alternatives:
+                    self.fail(path, f"two baselines are called {name!r}; leave one out, or rename the class's `name`")
+                alternatives[name] = step
         for label, scorer in spec.scorers.items():
             for name in scorer.baselines or ():
                 if name not in alternatives:
@@ -188,6 +192,25 @@ class _Builder(PartMaker):
                         f"{name!r} is not an explanation baseline of this task; there are: {there}",
                     )
         return _Baselines(alternatives, shuffled_latents, coders)
+
+    def baseline_kind(self, use: str, path: KeyPath) -> Literal["explainer", "coder"] | None:
+        """Return which kind of plugin stands as a baseline; None, with the reason noted, where none can."""
+        file, _ = self.document.places.get((*path, "use"), (None, 0))
+        reasons = []
+        for kind in _BASELINE_KINDS:
+            try:
+                self.registry.get(kind, use, base=file.parent if file else None)
+            except PluginError as error:
+                reasons.append(str(error))
+            else:
+                return kind
+        if "/" in use or ".py" in use:  # it names a package or a file, so what is wrong with that is the reason
+            self.fail(path, f"no explainer and no coder: {'; '.join(reasons)}")
+            return None
+        built_in = [p.cls.name for kind in _BASELINE_KINDS for p in self.registry.names(kind) if _is_built_in(p)]
+        known = [SHUFFLED, *_EXPLANATION_BASELINES, *built_in]
+        self.fail(path, f"no baseline {use!r}{did_you_mean(use, known)}; there are: {', '.join(known)}")
+        return None
 
     def coder_baselines(
         self, cell: Cell, coders: Sequence[tuple[PartSpec, KeyPath]], axes: Mapping[str, Any]
@@ -204,17 +227,18 @@ class _Builder(PartMaker):
             except InputError as error:
                 self.fail(path, str(error))
                 continue
+            name = _baseline_name(spec.use, part.plugin)
             # The axes that only choose the coder do not tell baseline cells apart.
             options = self.template.data["source"]["with"]
             others = {key: value for key, value in options.items() if key != "coder"}
             moved = [a for a in axes if _uses(options.get("coder"), a) and not _uses(others, a)] or ["coder"]
-            names = {**{a: n for a, n in cell.axes.items() if a not in moved}, **dict.fromkeys(moved, spec.use)}
+            names = {**{a: n for a, n in cell.axes.items() if a not in moved}, **dict.fromkeys(moved, name)}
             names = {axis: names[axis] for axis in dict.fromkeys([*cell.axes, *moved])}
             latents = cell.latents
             if spec.when is not None:
                 latents = latents.model_copy(update={"n": min(latents.n, spec.when.latents)})
             yield Cell(
-                _cell_name(names), names, spec.use, Part(source, cell.source.loaded, (part,)), cell.sampler, latents,
+                _cell_name(names), names, name, Part(source, cell.source.loaded, (part,)), cell.sampler, latents,
                 cell.explainer, cell.scorers, cell.alternatives, cell.shuffled_latents, cell.alone,
             )  # fmt: skip
 
@@ -242,6 +266,15 @@ class _Builder(PartMaker):
         if ranking == "lift" and (why := _no_lift(label, cell)):
             raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: {why}"])
         return f"{label}.{metric}" + (f".{ranking}" if ranking else "")
+
+
+def _baseline_name(use: str, plugin: Plugin) -> str:
+    """Return what a baseline is called in results: by its class's `name`, where a package or a file provides it."""
+    return plugin.name if "/" in use or ".py:" in use else use
+
+
+def _is_built_in(loaded: Loaded) -> bool:
+    return loaded.id.startswith("saeval/")
 
 
 def _no_lift(label: str, cell: Cell) -> str:

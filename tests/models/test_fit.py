@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from coder_files import dictionary
 from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.sources.transformers import Transformers
+from safetensors.torch import load_file
 from tiny import TEXT, D, tiny_corpus, tiny_model, tiny_sae, tiny_tokenizer
 
 import saeval
@@ -161,6 +163,18 @@ def test_activations_are_centred_only_where_transformerlens_centres_weights(tmp_
     assert np.allclose([v for _, v in mine], [v for _, v in theirs], rtol=2e-3)
 
 
+def test_rows_that_are_all_shorter_than_a_window_are_refused_by_validate_with_a_window_that_fits(tmp_path, model):
+    short = rows(tmp_path / "short.jsonl", [TEXT[i : i + 40] for i in range(30)])
+    spec = task(tmp_path / "t.yaml", model, {"use": "neurons"}, {"path": str(short)}, hookpoint="layers.1")
+    code, said = validate(spec, "--set", "sampler.with.window=32")
+    found = re.search(
+        r"no text is as long as a window of 32 tokens.*set sampler\.with\.window to (\d+) or less",
+        " ".join(said.split()),
+    )
+    assert code == 2 and found
+    assert validate(spec, "--set", f"sampler.with.window={found[1]}")[0] == 0
+
+
 # --- BOS and special tokens ---
 
 
@@ -288,6 +302,22 @@ def test_an_l0_far_from_the_files_k_is_said(tmp_path, model, corpus):
     spec = task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32}, hookpoint="layers.1")
     run = saeval.run(spec, out=tmp_path / "run")
     assert any("latents fire per token, and the coder's files say 3" in said for said in run.cells[0].cautions)
+
+
+@pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
+def test_unexplained_variance_is_measured_where_an_sae_normalises_each_token(tmp_path, model, corpus, normalize):
+    folder = tiny_sae(tmp_path / "sae", "standard", normalize_activations=normalize, apply_b_dec_to_input=False)
+    store = collected(model, SaeLens(path=folder), corpus, tmp_path / "store")
+    live, weights = LiveModel.load(str(model)), load_file(folder / "sae_weights.safetensors")
+    point = live.hookpoint("blocks.1.hook_resid_post")
+    length = torch.tensor(store.lengths.astype(np.int64))
+    x = live.capture(torch.tensor(store.tokens.astype(np.int64)), [point], length)[point][torch.tensor(store.mask)]
+    shift = x.mean(dim=-1, keepdim=True) if normalize == "layer_norm" else 0
+    scale = (x - shift).std(dim=-1, keepdim=True) if normalize == "layer_norm" else x.norm(dim=-1, keepdim=True) / 4
+    latents = ((x - shift) / scale @ weights["W_enc"] + weights["b_enc"]).relu()
+    residual = x - ((latents @ weights["W_dec"] + weights["b_dec"]) * scale + shift)
+    by_hand = residual.square().sum() / (x - x.mean(dim=0)).square().sum()
+    assert store.facts["fvu"] == pytest.approx(float(by_hand), rel=1e-3)
 
 
 def test_model_names_conflict_only_where_both_are_known():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def _of_file(file: Path, format_: str) -> str:
     maker = _maker(file.parent)
     if maker and maker[0] == format_:
         return f"it is a file; give its folder, {file.parent}"
+    if maker:
+        return f"it is a file of a folder that holds {maker[1]}" + (f": write `use: {maker[0]}`" if maker[0] else "")
+    if re.fullmatch(r"ae_\d+\.pt", file.name):
+        return "it is a checkpoint of a training with dictionary_learning; copy it as ae.pt into a folder with the run's config.json"
     return f"it is a single file ({_shape(file)}), and {format_} reads folders; convert it, or name a folder that {format_} wrote"
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
 
+_LOOKED_AT = 2000  # documents that are looked at for a check
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
 )
@@ -88,6 +89,12 @@ class Transformers(ActivationSource):
         if (conflicts := fit.conflicts()) and not self.accept_mismatch:
             raise _mismatch(conflicts)
         fit.check_model(self.corpus.first_texts(), chat=self.corpus.holds_chats())
+
+    def check_window(self, window: int) -> None:
+        """Count the tokens of short texts with the tokenizer of a model on this machine."""
+        texts = self.corpus.first_texts(_LOOKED_AT)
+        if len(texts) < _LOOKED_AT:
+            self._fit().check_window(texts, window)
 
     def cautions(self) -> list[str]:
         """Say where the coder is used otherwise than it was trained."""
@@ -278,7 +285,7 @@ class _Reading:
                 x = activations.flatten(0, 1)[mask.to(activations.device)]
                 sparse = self.coder.encode(x)
                 rows, positions = sparse.rows.cpu(), place.flatten()[mask]
-                if self.coder.autoencoder and (predicted := self.coder.decode(sparse, len(x))) is not None:
+                if self.coder.autoencoder and (predicted := self.coder.reconstruct(x, sparse)) is not None:
                     sums |= _squares(x, predicted)
             else:
                 sparse = self.coder.encode(activations)

@@ -378,12 +378,14 @@ def test_folders_and_files_of_other_tools_are_said_for_what_they_are(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
     torch.save({"W_enc": random(D, F)}, tmp_path / "layer1.sae.pt")
+    (tmp_path / "lens" / "notes.bin").write_bytes(b"x")
     for plugin, place, message in (
         (Sparsify, "run", r"name one of them \(layers.0, layers.1\)"),
         (SaeLens, "run/layers.1", "it holds a coder of sparsify: write `use: sparsify`"),
         (Sparsify, "lens", "it holds an SAE of sae-lens: write `use: sae_lens`"),
         (DictionaryLearning, "model", "it holds a language model, no coder"),
-        (SaeLens, "layer1.sae.pt", "it is a single file"),
+        (SaeLens, "layer1.sae.pt", "it is a file of a folder that holds files of Qwen Scope"),
+        (SaeLens, "lens/notes.bin", "it is a file; give its folder"),
         (SaeLens, "nowhere", "no such folder"),
     ):
         with pytest.raises(InputError, match=message):

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Whose explanations the floor of a latent is made of, and for which latents it is judged: functions of store and seed."""
-=======
 """Chooses whose explanation is the floor of a latent, and which latents have a floor, from store and seed."""
->>>>>>> main
 
 from __future__ import annotations
 

@@ -33,11 +33,7 @@ def odd_run() -> RunResult:
             score_row("detection", None, skipped=50, failed=0), score_row("steering", 0.0421, 0, **low, ci95=None, floor={}),
         ], layer="10"),
         cell("gone & lost", [score_row("detection", None, explanation_words=None, usd=None)], layer="9"),
-<<<<<<< HEAD
-        cell("neurons", [score_row("detection", -0.004, 0.009, range=(-1.0, 1.0), ci95=(-0.013, 0.005), n=5, coverage=0.1)], "neurons", layer="9"),
-=======
         cell("neurons", [score_row("detection", -0.004, 0.009, n=5, coverage=0.1, range=(-1.0, 1.0), ci95=(-0.013, 0.005))], "neurons", layer="9"),
->>>>>>> main
     ]  # fmt: skip
     cells[0].measures.update(d_sae=16384.0, fvu=0.21345)
     cells[0].deciles.append(

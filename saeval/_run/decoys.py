@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 FEWEST = 5
 """A latent with fewer windows left than this is no decoy."""
 
-_TRIED = 16  # latents compared with the one at hand
+_TRIED = 64  # latents compared with the one at hand
 _MOST = 1000  # latents looked at to find so many: dictionaries may hold hundreds of copies of one latent
-_SPREAD = 0.3  # of what is added to log firings in drawing them
+_SPREAD = 1.0  # of what is added to log firings in drawing them
 _COMPARED = 32  # windows that each is compared by
 _OFFERED = 4  # windows to choose from, for each one wanted
 _SAME_TOKENS = 0.25  # most that the tokens which both fire on may make up
@@ -31,7 +31,7 @@ _TOGETHER = 0.02  # share of the rarer latent's firings that may fall on the oth
 def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Generator) -> LatentRecord:
     """Return the record with the windows of one other latent beside those that score it.
 
-    The other latent fires nearly independently of this one, about as often and on other tokens. Of 16 such latents, drawn at random,
+    The other latent fires nearly independently of this one, about as often and on other tokens. Of 64 such latents, drawn at random,
     it is the one whose firing tokens recur from window to window most nearly as this latent's do, and look most like
     them (words, parts of words or signs). Of its windows those are taken whose firing tokens are as many, as long and in
     the same places as in this latent's windows. None comes from a document that explains this latent, and in none do
@@ -159,7 +159,7 @@ class _Profile(NamedTuple):
         """Return how differently the marks of two latents look."""
         many = abs(np.log(self.runs / other.runs)) + abs(np.log(self.tokens / other.tokens))
         kind = abs(self.words - other.words) + abs(self.signs - other.signs)
-        return float(2 * abs(self.recurs - other.recurs) + many / 2 + kind / 2)
+        return float(2 * abs(self.recurs - other.recurs) + many / 2 + kind)
 
 
 def _profile(windows: Sequence[Example]) -> _Profile:

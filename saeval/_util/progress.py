@@ -274,8 +274,8 @@ class Rich(Display):
         from rich.text import Text
 
         console = Console(stderr=True)
-        rest = 8 + 22 + 7 + 7 + 10 + 5  # columns of the bar, counts, times, failures, and blanks between them
-        narrow = Column(no_wrap=True, overflow="ellipsis", width=max(20, min(60, console.width - rest)))
+        rest = 8 + 20 + 7 + 7 + 8 + 5  # columns of the bar, counts, times, failures, and blanks between them
+        narrow = Column(no_wrap=True, overflow="ellipsis", width=max(24, min(60, console.width - rest)))
         shown = self
 
         class Bars(Progress):

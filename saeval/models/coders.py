@@ -275,9 +275,9 @@ class LinearCoder(SparseCoder):
         decoded = self._decoded(sparse, len(x))
         if self.normalize == "layer_norm":
             mean = x.mean(dim=-1, keepdim=True)
-            return decoded * (x - mean).std(dim=-1, keepdim=True) + mean
-        if self.normalize == "constant_norm_rescale":
-            return decoded * (x.norm(dim=-1, keepdim=True) / self.d_in**0.5)
+            decoded = decoded * (x - mean).std(dim=-1, keepdim=True) + mean
+        elif self.normalize == "constant_norm_rescale":
+            decoded = decoded * (x.norm(dim=-1, keepdim=True) / self.d_in**0.5)
         return decoded
 
     def _decoded(self, sparse: Sparse, n_rows: int) -> Tensor:

@@ -113,6 +113,7 @@ def tasks_page() -> Iterator[str]:
     heads = {name: yaml.safe_load(file.read_text()) for name, file in shipped_tasks(Registry(disabled=["*"]))}
     for title, chosen in (
         ("Tasks", lambda name: "/" not in name and "group" not in heads[name]),
+        ("Pretrained SAEs of the hub", lambda name: name.startswith("hub/")),
         ("Recurrent networks", lambda name: name.startswith("rnn/")),
         ("The paper", lambda name: name.startswith("paper/") and not name.endswith("-small")),
         ("The paper, small", lambda name: name.startswith("paper/") and name.endswith("-small")),

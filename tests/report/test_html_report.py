@@ -256,7 +256,11 @@ def test_hostile_text_becomes_neither_element_nor_attribute(hostile):
 
 
 def test_files_of_latents_hold_data_that_is_ascii_and_free_of_markup(hostile):
-    (shard,) = hostile.rglob("*.js")
+    shard, search = sorted(hostile.rglob("*.js"))
+    found = search.read_text(encoding="ascii")
+    assert not set("<>&") & set(found)
+    ((_, _, lines),) = json.loads(re.fullmatch(r"saevalSearch\((.*)\);\n", found)[1])
+    assert [text for _, text, _ in lines] == HOSTILE
     text = shard.read_text(encoding="ascii")
     assert not set("<>&") & set(text)
     number, data = re.fullmatch(r"saevalLatents\((\d+),(.*)\);\n", text).groups()

@@ -90,7 +90,7 @@ def test_a_judge_that_reads_explanations_shows_lift(tmp_path):
         code, said, result = run(task(server), tmp_path / "run")
     rows = own(result)
     assert code == 0 and "ignores" not in said
-    assert all(row.lift > 0.4 and row.lift_ci95[0] > 0.3 and row.against.p < 0.01 for row in rows)
+    assert all(row.lift > 0.4 and row.lift_ci95[0] > 0.15 and row.against.p < 0.01 for row in rows)
 
 
 def test_unanswered_windows_are_bounded_marked_and_fail_the_run(tmp_path):

@@ -64,7 +64,8 @@ class Delphi(ActivationSource):
             InputError: If there are none, or one is missing.
         """
         if not self.path.is_dir():
-            raise InputError(f"Delphi's latents {self.path}: no such folder")
+            what = "is a file; give the folder of its hookpoint" if self.path.exists() else "no such folder"
+            raise InputError(f"Delphi's latents {self.path}: {what}")
         found = [(file, match) for file in self.path.iterdir() if (match := _SHARD.fullmatch(file.name))]
         shards = sorted((_Shard(f, int(m[1]), int(m[2])) for f, m in found), key=lambda s: s.first)
         if not shards:

@@ -177,7 +177,7 @@ def similarities(
     """Compare the latents of every pair of cells.
 
     Explanations are those that the runs made, of the latents they sampled. Directions are those of the whole coder, loaded
-    as the run's `spec.yaml` says, without latents that never fire where the run's activations are in the cache; code in lone files, which a run directory from somebody else might name, is never run.
+    as the run's `spec.yaml` says, without latents that never fire where the run's activations are in the cache; code in single files, which a run directory from somebody else might name, is never run.
 
     Args:
         references: `run`, for all its contestants, or `run:cell`.
@@ -269,10 +269,10 @@ class _Installed(Registry):
     """Plugins of installed packages alone."""
 
     def get(self, kind: str, name: str, *, base: Path | None = None) -> Loaded:
-        """Return the plugin that a spec names, unless it is code in a lone file."""
+        """Return the plugin that a spec names, unless it is code in a single file."""
         if ".py:" in name:
             raise PluginError(
-                f"{kind} {name!r} is code in a lone file, which is not run to compare; use --by explanations"
+                f"{kind} {name!r} is code in a single file, which is not run to compare; use --by explanations"
             )
         return super().get(kind, name, base=base)
 

@@ -317,9 +317,9 @@ def fisher(ps: Sequence[float]) -> float:
     """
     from math import log
 
-    from scipy.stats import chi2
+    from scipy.special import chdtrc
 
-    return float(chi2.sf(-2 * sum(log(p) for p in ps), 2 * len(ps))) if ps else 1.0
+    return float(chdtrc(2 * len(ps), -2 * sum(log(p) for p in ps))) if ps else 1.0
 
 
 def _flipped_sums(d: Floats, rng: np.random.Generator, resamples: int) -> tuple[Floats, int]:

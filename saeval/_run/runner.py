@@ -71,7 +71,7 @@ def run(
     display: Display | Style | None = None,
     registry: Registry | None = None,
 ) -> Run:
-    """Run a task, or what is missing of it, and write its reports.
+    """Run a task, resuming unfinished work, and write its reports.
 
     The same task into the same directory does only what is not there yet. Works in a notebook too.
 
@@ -80,7 +80,7 @@ def run(
         out: Run directory; `saeval-runs/<task>-<hash>` when left out.
         overrides: Dotted keys of the spec to set.
         llms: Models by role, in place of the spec's.
-        limit: Latents a cell at most; marks the result partial.
+        limit: Maximum latents per cell; marks the result as partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
         retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that could
             not be read; all else is kept.

@@ -101,6 +101,7 @@ from saeval._util.text import (
     number as number,
     rounded as rounded,
     safe_text as safe_text,
+    short as short,
     shown as shown,
     visible as visible,
 )

@@ -106,7 +106,7 @@ class Refused(LLMError):
 
 
 class BudgetExceeded(SaevalError):
-    """The run's spending limit is reached. Nothing is lost: running again with a higher limit resumes."""
+    """The run's spending limit is reached. Completed work is saved; running again with a higher limit resumes."""
 
 
 class InternalError(SaevalError):

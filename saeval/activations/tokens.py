@@ -34,7 +34,7 @@ class TokenDataset:
 
     Attributes:
         tokens: Token ids, padded on the right.  [contexts, length] int32
-        lengths: Real tokens a context, BOS included.  [contexts] int32
+        lengths: Real tokens per context, BOS included.  [contexts] int32
         mask: Where an ordinary text token stands; BOS, other special tokens and padding are False and their
             activations do not count.  [contexts, length] bool
         documents: Number of the document each context was cut from.  [contexts] int32
@@ -74,7 +74,7 @@ class Packed(NamedTuple):
 
     Attributes:
         tokens: Token ids, padded on the right.  [contexts, length] int32
-        lengths: Real tokens a context, those before the text included.  [contexts] int32
+        lengths: Real tokens per context, those before the text included.  [contexts] int32
         documents: Number of the document each context was cut from.  [contexts] int32
         names: Name of each document.
     """

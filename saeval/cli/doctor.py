@@ -1,4 +1,4 @@
-"""What of this machine a run depends on, and what is wrong with it. Nothing is sent anywhere, and no key is shown."""
+"""Checks the environment a run depends on. Nothing is sent anywhere, and no key is shown."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ _OUT = click.option(
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @_FORMAT
 @_OUT
-@click.option("--cell", help="This cell only; all when left out.")
+@click.option("--cell", help="This cell only; all by default.")
 @click.option("--model", help="What the format should call the subject model.")
 @click.option("--source", help="What the format should call the place in the model, instead of the hookpoint.")
 @JSON
 def export(
     run_dir: Path, format_: str, out: Path, cell: str | None, model: str | None, source: str | None, as_json: bool
 ) -> None:
-    """Write a run in another tool's format. Nothing is sent anywhere; what the format cannot hold is said."""
+    """Write a run in another tool's format and report what the format cannot hold. Nothing is sent anywhere."""
     from saeval.exchange import export_run
 
     lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source)
@@ -61,7 +61,7 @@ def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("dest")
-@click.option("--public", is_flag=True, help="Open a repository that is made to everyone.")
+@click.option("--public", is_flag=True, help="Make a new repository public.")
 @JSON
 def push(path: Path, dest: str, public: bool, as_json: bool) -> None:
     """Send a run or an activation store to a directory or to hf://datasets/OWNER/NAME (token in HF_TOKEN)."""

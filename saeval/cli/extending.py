@@ -17,7 +17,7 @@ from saeval.cli.shared import FLAGS, JSON, KINDS, WITHOUT, open_registry, print_
 @JSON
 @click.pass_context
 def plugins(ctx: click.Context, without: Sequence[str], as_json: bool) -> None:
-    """List installed plugin packages, what they add, and why a broken one is left out."""
+    """List installed plugin packages, what they add, and why a broken one is skipped."""
     from dataclasses import asdict
 
     if ctx.invoked_subcommand:

@@ -146,10 +146,10 @@ def _type_name(annotation: Any) -> str:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed when left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed by default.")
 @WITHOUT
 def schema(out: Path | None, without: Sequence[str]) -> None:
-    """Give editors the JSON Schema of task specs, with the options of all installed plugins."""
+    """Write the JSON Schema of task specs for editors, with the options of all installed plugins."""
     import json
 
     from saeval._util import write_atomic
@@ -167,7 +167,7 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
 @click.option("--store", type=click.Path(path_type=Path), help="Read an activation store and compare its checksums.")
 @JSON
 def doctor(store: Path | None, as_json: bool) -> None:
-    """Look at packages, device, cache, plugins and keys (by name only), and say what is wrong. Sends nothing."""
+    """Check packages, device, cache, plugins and API-key variables (by name only); report problems. No network calls."""
     from dataclasses import asdict
 
     from saeval.cli.doctor import examine

@@ -41,8 +41,8 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 
 @click.command()
 @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
-@click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, to whoever has the address that is printed.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; a free one when left out.")
+@click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, to anyone who has the printed address.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; a free one by default.")
 @click.option("--bundle", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write it as one file to share.")
 def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C.
@@ -78,7 +78,7 @@ def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> N
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--metric", "metrics", multiple=True, metavar="SCORER.METRIC", help="This one; headlines when left out.")
+@click.option("--metric", "metrics", multiple=True, metavar="SCORER.METRIC", help="This one; headlines by default.")
 @click.option("--seed", default=0, help="Of resampling.")
 @JSON
 def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) -> None:
@@ -94,7 +94,7 @@ def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) ->
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--rank-by", metavar="SCORER.METRIC", help="Column that ranks; the runs' own when left out.")
+@click.option("--rank-by", metavar="SCORER.METRIC", help="Column that ranks; the runs' own by default.")
 @click.option("--group-by", metavar="AXIS", help="A board for each of its values, ranked apart.")
 @click.option(
     "--filter", "keep", multiple=True, metavar="AXIS=VALUE", help="Cells that have it; several are either-or."
@@ -108,7 +108,7 @@ def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) ->
     "--format", "-f", "format_", type=click.Choice(("text", "markdown", "latex", "csv", "json", "parquet")),
     default="text", help="How it is written.",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed when left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed by default.")
 @click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to filter, group, rank and plot."
 )

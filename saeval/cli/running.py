@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 @SET
 @LLM
 @ALLOW
-@click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most; the result is marked partial.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell; marks the result as partial.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
-@click.option("--retry", type=click.Choice(["failed"]), help="Do again what failed before; all else is kept.")
+@click.option("--retry", type=click.Choice(["failed"]), help="Rerun what failed; everything else is kept.")
 @click.option("--unpriced", is_flag=True, help="Run although --max-cost cannot hold a model of unknown price.")
 @click.option("--allow-model-change", is_flag=True, help="Resume although another model answers than before.")
 @click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
@@ -50,7 +50,7 @@ def run(
     max_cost: float | None, retry: Any, unpriced: bool, allow_model_change: bool, display: Any, without: Sequence[str],
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Run a task or a group of tasks, or what is missing of it, and print its leaderboard."""
+    """Run a task (or group), resuming unfinished work, and print the leaderboard."""
     from saeval._run import over_limits, runner
     from saeval._util import display as make_display
 
@@ -194,7 +194,7 @@ def preview(
 @SET
 @LLM
 @ALLOW
-@click.option("--limit", type=click.IntRange(min=1), help="Latents a cell at most.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")
 @WITHOUT
 @JSON
@@ -202,7 +202,7 @@ def plan(
     task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
     without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
-    """Tell what a run would take: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
+    """Estimate a run: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
     from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
     from saeval._util import fold
 

@@ -138,7 +138,7 @@ def spec_of(given: Mapping[str, Any]) -> dict[str, Any]:
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
 )
-LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Put another model in a role.")
+LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Use another model for a role.")
 
 
 def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]], None]:
@@ -167,7 +167,7 @@ def ALLOW(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a 
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-WITHOUT = click.option("--without", multiple=True, metavar="NAMESPACE", help="Leave a plugin package out.")
+WITHOUT = click.option("--without", multiple=True, metavar="NAMESPACE", help="Skip a plugin package.")
 
 
 def open_registry(without: Sequence[str] = ()) -> Registry:

@@ -374,7 +374,7 @@ class LiveModel:
             tokens: Token ids, padded on the right. Models are causal, so what the padding is makes no difference
                 to what stands before it.  [contexts, tokens] int64
             hookpoints: Where to read.
-            lengths: Real tokens a context; activations of the padding are then 0.  [contexts]
+            lengths: Real tokens per context; activations of the padding are then 0.  [contexts]
 
         Returns:
             Activations by place.  [contexts, tokens, width] float32
@@ -500,7 +500,7 @@ class LiveModel:
             tokens: Token ids, no padding.  [contexts, tokens]
 
         Returns:
-            The memory; None where the model has none that can be relied on, so that it must read everything anew.
+            The memory; None where the model has none that can be relied on, so that it must read everything again.
         """
         return None if self._memory_name is None else self._remember(tokens, self._memory_name)
 
@@ -537,7 +537,7 @@ class LiveModel:
 
     @cached_property
     def _memory_name(self) -> str | None:
-        """What the model calls its memory, where going on from a copy of it gives what reading everything anew gives.
+        """What the model calls its memory, where going on from a copy of it gives what reading everything again gives.
 
         That is tried out, for it is not so everywhere: RWKV's memory holds for single contexts only, and
         RecurrentGemma keeps its own in its modules.
@@ -724,7 +724,7 @@ class LiveModel:
 
         Args:
             tokens: Token ids, padded on the right.  [contexts, tokens] int64
-            lengths: Real tokens a context; all when None.  [contexts]
+            lengths: Real tokens per context; all when None.  [contexts]
 
         Returns:
             Log-probabilities.  [contexts, vocabulary] float32

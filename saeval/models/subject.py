@@ -364,7 +364,7 @@ class Steered:
 
         Args:
             tokens: Prompts and what has been generated.  [prompts, tokens]
-            memory: Memory of all but the last tokens; None to compute everything anew.
+            memory: Memory of all but the last tokens; None to compute everything again.
             factor: How many times the direction is added, from the prompts' last token on.
         """
         import torch

@@ -57,7 +57,7 @@ class Question:
 class Judge(Scorer):
     """Asks a judge about every window, in one of two ways.
 
-    `list` (any chat model): `batch` shuffled windows a prompt, answered by a JSON list of 0 and 1 (paper §3.3). A
+    `list` (any chat model): `batch` shuffled windows per prompt, answered by a JSON list of 0 and 1 (paper §3.3). A
     reply that cannot be read is asked for once more, and then counts as unparsed. With `top_logprobs`, and a
     provider that gives them, each answer has a probability, p(1) / (p(0) + p(1)), and the score an AUROC.
 

@@ -41,9 +41,9 @@ class Loaded:
         id: Full name, `acme/purity`.
         kind: One of `KINDS`.
         cls: The class.
-        distribution: The package it comes from; the file's name for a lone file.
+        distribution: The package it comes from; the file's name for a single file.
         version: The package's version.
-        sha: SHA-256 of a lone file; None for plugins of packages.
+        sha: SHA-256 of a single file; None for plugins of packages.
         code: Hash of the source files of a package that is installed from a folder, where they change under one version.
     """
 
@@ -208,7 +208,7 @@ class Registry:
         Args:
             kind: One of `KINDS`.
             name: `name` of a built-in, `namespace/name`, or `./file.py:Class`.
-            base: Folder that a lone file's relative path begins at.
+            base: Folder that a single file's relative path begins at.
 
         Raises:
             PluginError: If there is none, or its package is disabled or broken.
@@ -429,7 +429,7 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
 
 
 def _from_file(kind: str, reference: str, base: Path) -> Loaded:
-    """Import a class from a lone file; its content's hash goes into the results."""
+    """Import a class from a single file; its content's hash goes into the results."""
     from saeval.plugin import base as interfaces
 
     file_name, _, class_name = reference.rpartition(":")

@@ -491,7 +491,7 @@ class RunResult(Documented):
     recorded: bool = False
     """Whether a model's replies were given earlier and are repeated; such results do not rank beside live ones."""
     reproducible: bool
-    """Whether every part comes from an installed package, not from a lone file."""
+    """Whether every part comes from an installed package, not from a single file."""
     cells: list[CellResult]
     """The leaderboard."""
     measures: list[Measure] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval._util.text import short
+from saeval._util import short
 from saeval.records import ScoreRow
 
 

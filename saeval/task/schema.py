@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 Options = Mapping[str, Schema]
 """The schemas of the options of some plugins, by the plugins' names in specs."""
 
-_FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a lone file, `./file.py:Class`."}
+_FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a single file, `./file.py:Class`."}
 _NO_PLUGINS = {
     "random_explanation": {"description": "Ready-made explanations that know nothing of the latent."},
     "shuffled_explanation": {"description": "The explanations of other latents of the cell."},

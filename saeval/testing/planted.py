@@ -17,7 +17,7 @@ from saeval.testing.toys import FILLER, PLANTED, ScriptedLLM
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CONTEXTS, _TEXT = 2, 128  # contexts a document, text tokens a context
+_CONTEXTS, _TEXT = 2, 128  # contexts a document, text tokens per context
 _RATE = 0.01  # share of tokens on which one latent fires: in about a quarter of all windows of 32
 
 

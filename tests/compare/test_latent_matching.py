@@ -187,4 +187,4 @@ def test_a_run_directory_cannot_make_us_run_its_code(tmp_path):
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     run, _ = coder_spec(tmp_path, explainer=f"{tmp_path}/evil.py:Evil")
     done = CliRunner().invoke(main, ["similarity", str(run), "--by", "decoder"])
-    assert done.exit_code == 2 and "code in a lone file" in done.output and not (tmp_path / "ran").exists()
+    assert done.exit_code == 2 and "code in a single file" in done.output and not (tmp_path / "ran").exists()

@@ -205,7 +205,7 @@ class SaeLens(StoredCoder):
         scale = tensors.pop("scaling_factor", torch.ones(1))
         if not torch.allclose(scale, torch.ones_like(scale)):
             raise InputError(
-                f"{self._label}: it has a finetuning scale that is not folded in; save it anew with sae-lens 6"
+                f"{self._label}: it has a finetuning scale that is not folded in; save it again with sae-lens 6"
             )
         return tensors
 

@@ -54,7 +54,7 @@ class Refine(Explainer):
     asks a judge, in which windows it holds; what it gets wrong is shown to it for a repair. Of the explanations of all
     rounds the one with the highest balanced accuracy is kept, the earlier of equal ones, measured on windows that went
     into none of them. Needs a chat model, a sampler that gives the explain side non-activating windows, and some
-    twenty calls a latent.
+    twenty calls per latent.
     """
 
     name = "refine"

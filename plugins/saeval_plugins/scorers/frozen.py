@@ -25,7 +25,7 @@ from saeval_plugins._frozen import Asked, read_frozen
 class Frozen(Scorer):
     """Puts the recorded prompts about an explanation to the role's model, and reads the replies as of today.
 
-    The model `frozen/…` repeats the recorded replies. Any other one judges the same questions anew, so that a judge can be
+    The model `frozen/…` repeats the recorded replies. Any other one judges the same questions again, so that a judge can be
     held against the recorded one.
     """
 

@@ -29,14 +29,14 @@ from saeval.testing import planted_store
 
 _QUANTITIES = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
 _TRIED = 6  # latents a step is tried on; prompts hardly differ in length from latent to latent
-_CALL, _IN_FLIGHT = 1.5, 16  # seconds a call over HTTP takes, and how many are under way
+_CALL, _IN_FLIGHT = 1.5, 16  # seconds that a call over HTTP takes, and how many are under way
 _PER_SECOND = 400.0  # tokens that a model in process reads or writes
 _COLLECTED = 1000.0  # tokens a second and cell
 _ACTIVE = 32  # activations a token, where the coder has no `k`
-_REST = 0.05  # seconds a latent and cell: sampling, and the report
+_REST = 0.05  # seconds per latent and cell: sampling, and the report
 
 ASSUMPTIONS = (
-    f"Prompts are real ones, for up to {_TRIED} latents a cell, made from windows of the activations in the cache; "
+    f"Prompts are real ones, for up to {_TRIED} latents per cell, made from windows of the activations in the cache; "
     f"where there are none yet, from windows of made-up text. {CHARACTERS:g} characters are a token.",
     "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that model reasons; "
     "without --like the reasoning of a model is not counted. None has to be asked twice.",
@@ -117,7 +117,7 @@ def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Pl
 
     Args:
         task: The task.
-        limit: Latents a cell at most.
+        limit: Maximum latents per cell.
         speed: How fast another run went, such as one of this task with a limit; assumed where left out.
     """
     steps: list[StepPlan] = []

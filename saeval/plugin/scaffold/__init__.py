@@ -1,4 +1,4 @@
-"""Begins a plugin: a package that installs, keeps its contract and runs at once, or a lone file."""
+"""Scaffolds a plugin: a package (installable, tested, runnable), or a single file."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _JUDGE = r"""llms:
 
 
 def new(kind: str, name: str, *, lone: bool = False, out: Path | None = None) -> list[Path]:
-    """Make a plugin package, `saeval-NAME`, or a lone file, `NAME.py`.
+    """Make a plugin package, `saeval-NAME`, or a single file, `NAME.py`.
 
     Args:
         kind: One of `KINDS`.
         name: What specs will call the plugin.
-        lone: Whether to make a lone file, for `use: ./NAME.py:Class`.
+        lone: Whether to make a single file, for `use: ./NAME.py:Class`.
         out: Folder to put it in; the current one when left out.
 
     Returns:
@@ -49,7 +49,9 @@ def new(kind: str, name: str, *, lone: bool = False, out: Path | None = None) ->
     slots = _slots(kind, name)
     if lone:
         if kind == "llm":
-            raise InputError("a language model is named by its package, so it cannot be a lone file; leave out --file")
+            raise InputError(
+                "a language model is named by its package, so it cannot be a single file; leave out --file"
+            )
         _refuse_taken(name, (out or Path()) / f"{name}.py")
         return _write(out or Path(), {f"{name}.py": _fill(f"{kind}.py", slots)})
     package, distribution = slots["package"], slots["distribution"]

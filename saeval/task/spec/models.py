@@ -59,7 +59,7 @@ class LatentSelection(SpecModel):
     """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders), the
     sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and `fvu`."""
     min_windows: int = Field(default=200, ge=2)
-    """Activating windows a latent must have in the corpus (paper: 200)."""
+    """Minimum activating windows per latent (paper: 200)."""
 
 
 class RunOptions(SpecModel):

@@ -162,12 +162,9 @@ class Subject:
         if self.point.path in blocks or self.live.block_of(self.point.path) is None:
             return True
         probes = torch.randn(_PROBES, self.live.width(self.point), generator=torch.Generator().manual_seed(0))
+        built = self._by_structure(probes.to(self.live.device))
         effects = self.live.direct_effect(self.point, probes, self._text)[:, 1:]  # BOS is unlike all other tokens
         mean = effects.mean(dim=1)
-        try:
-            built = self._by_structure(probes.to(mean))
-        except InputError:
-            built = torch.zeros_like(mean)
         if float(_cosines(built, mean).min()) >= _ALIKE:
             return True
         if float(_cosines(effects, mean[:, None]).mean()) < _STEADY:

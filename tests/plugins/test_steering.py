@@ -253,7 +253,7 @@ def test_windows_for_the_strength_are_never_scored(tmp_path):
     )
     tuned, scored = ({tuple(p) for p in prompts} for prompts in given_to)
     assert len(tuned) == 3 and len(scored) == 9 and not tuned & scored
-    assert score.values == {"nats": 0.0} and score.notes["tuned_on"] == 3
+    assert score.values == {"nats": 0.0, "kl_reached": score.notes["kl_scored"]} and score.notes["tuned_on"] == 3
 
 
 def test_a_strength_that_cannot_be_reached_is_a_failure_that_says_so(tmp_path):

@@ -248,7 +248,7 @@ def test_the_report_holds_every_score_the_cost_and_the_way_to_repeat_it():
     for row in (r for c in made.cells for r in c.scores):
         assert f"| {row.value:.3f} | {row.ci95[0]:.3f} to {row.ci95[1]:.3f} | 48/50 | 2 | 0 | 3 | 96% |" in report
     assert "| 123456 | 7890 | unknown |" in report and "torch 2.9.0" in report
-    assert "saeval run --task spec.yaml" in report and made.spec_sha[:12] in report
+    assert "saeval run spec.yaml" in report and made.spec_sha[:12] in report
 
 
 def test_results_survive_being_written_and_read(tmp_path):

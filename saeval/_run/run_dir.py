@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,7 +90,8 @@ class RunDir:
             yield logger
         finally:
             logger.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # what it could not write on a full disk, it cannot write now either
+                handler.close()
 
 
 class _Formatter(logging.Formatter):

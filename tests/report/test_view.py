@@ -163,6 +163,7 @@ def test_view_opens_the_report_from_disk(run_dir, monkeypatch):
 
 
 def test_run_without_a_report_is_one_clear_sentence(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
     for further in ([], ["--serve"]):
         found = CliRunner().invoke(main, ["view", str(tmp_path), *further])
         assert found.exit_code == 2 and "`saeval report" in found.output

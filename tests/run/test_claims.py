@@ -61,7 +61,7 @@ def cell(axes: Mapping[str, Any], scores: Mapping[str, Any], *, store: str = "",
     ids = {k: str(v) for k, v in axes.items()}
     return SimpleNamespace(
         cell=SimpleNamespace(name=name, axes=ids, baseline=baseline, scorers=parts, source=source),
-        store=SimpleNamespace(path=store or name), scored=scored, records=Records(),
+        store=SimpleNamespace(path=store or name, latents=frozenset()), scored=scored, records=Records(),
         explanation=lambda variant, latent: Explanation(text="x"),
     )  # fmt: skip
 

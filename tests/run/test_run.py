@@ -193,7 +193,8 @@ def test_damaged_lines_of_the_ledger_are_told_of_for_they_may_have_cost_somethin
         ledger.write_bytes(b"".join([first, second, third[:40], b"\n", *others]))
         with caplog.at_level("WARNING", "saeval"):
             result = saeval.run(paid, out=tmp_path / "run", max_cost=1000)
-    assert "the spending limit does not know of it" in caplog.text
+    log = caplog.text + (tmp_path / "run" / "logs" / "run.log").read_text()
+    assert "the spending limit counts what later lines say was spent" in log
     assert "calls.jsonl: 1 line is damaged, and what was spent on those calls is not counted." in result.warnings
     assert sum(ledger.calls for ledger in result.ledger) == len(server.calls) - 1
 

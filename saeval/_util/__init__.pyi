@@ -11,10 +11,9 @@ from saeval._util.checksums import (
     forget_checksums as forget_checksums,
     write_checksums as write_checksums,
 )
+from saeval._util.clean_types import CleanJson as CleanJson, CleanText as CleanText
 from saeval._util.crash import internal_error as internal_error
 from saeval._util.encodable import (
-    CleanJson as CleanJson,
-    CleanText as CleanText,
     clean as clean,
     clean_text as clean_text,
 )

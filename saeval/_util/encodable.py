@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Annotated, Any, TypeVar
-
-from pydantic import BeforeValidator
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -57,10 +55,3 @@ def clean(value: T) -> T:
 def has_halves(text: str) -> bool:
     """Tell whether JSON text may spell half of a surrogate pair; the cheap question before `clean`."""
     return _HALF in text or "\\uD" in text
-
-
-CleanText = Annotated[str, BeforeValidator(lambda value: clean_text(value) if isinstance(value, str) else value)]
-"""A string field that takes any text, and holds one that can be written."""
-
-CleanJson = BeforeValidator(clean)
-"""Marks a field of JSON data whose strings are cleaned."""

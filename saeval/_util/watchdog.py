@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -75,7 +75,13 @@ class Patience:
             return task.result()
         finally:
             task.cancel()  # not waited for: what hangs may ignore it
+            task.add_done_callback(_seen)  # it may have ended while whoever waits was called off
             self.moved()
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 @contextmanager

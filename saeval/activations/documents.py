@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from saeval._util import InputError
 
+T = TypeVar("T")
 Document = tuple[str, str]
 """A document's name and its text."""
 Template = Callable[[Sequence[Mapping[str, str]]], str]
@@ -31,8 +36,12 @@ PART = (
 _SMALLEST = 200
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_ALIKE = {".ndjson": ".jsonl", ".text": ".txt"}
 _NOT_TEXT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 _ENDS = ("\n\n", "\n", ". ", " ")
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_LONGEST_CELL = 1 << 30  # characters of a table's cell
+_LONGEST_NAME, _MOST_NAMES = 60, 12  # of fields, in a message
 
 
 @dataclass
@@ -80,8 +89,8 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
     if path.is_file():
         if _kind(path) not in _READERS:
             raise InputError(
-                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, the first three "
-                "also with .gz behind them"
+                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, text also with "
+                f"{', '.join(_COMPRESSED)} behind it"
             )
         return [path]
     if (path / "dataset_dict.json").exists():
@@ -95,7 +104,12 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
         return [path / row["filename"] for row in _loads(path / "state.json")["_data_files"]]
     found = [f for f in sorted(path.rglob("*")) if f.is_file() and _kind(f) in _READERS and f.name not in _NOT_TEXT]
     found = [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
-    for kinds in ((".jsonl", ".parquet", ".arrow"), (".json",), (".txt",)):  # a README.txt beside shards is no document
+    for kinds in (
+        (".jsonl", ".parquet", ".arrow"),
+        (".csv", ".tsv"),
+        (".json",),
+        (".txt",),
+    ):  # README.txt is no document
         if some := [f for f in found if _kind(f) in kinds]:
             return some
     there = ", ".join(sorted(f.name for f in path.iterdir())[:5]) or "nothing"
@@ -104,9 +118,9 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
 
 def _kind(path: Path) -> str:
     """Return a file's suffix, that of what is inside for a compressed one."""
-    compressed = path.suffix == ".gz"
-    kind = Path(path.stem).suffix if compressed else path.suffix
-    return "" if compressed and kind in (".parquet", ".arrow") else kind
+    compressed = path.suffix.lower() in _COMPRESSED
+    kind = (Path(path.stem).suffix if compressed else path.suffix).lower()
+    return "" if compressed and kind in (".parquet", ".arrow") else _ALIKE.get(kind, kind)
 
 
 # --- What is in them ---
@@ -134,14 +148,30 @@ def read_documents(
         stem = file.name.partition(".")[0]
         if kind == ".txt":
             notes.rows += 1
-            with _opened(file) as text:
-                yield stem, text.read()
+            yield from _undamaged(file, _whole_text(stem, file))
             continue
         prefix = f"{stem}:" if len(files) > 1 else ""
-        for name, where, row in _READERS[kind](file):
+        for name, where, row in _undamaged(file, _READERS[kind](file)):
             text_ = text_of(row, field, where, template, notes)
             if text_ is not None:
                 yield f"{prefix}{name}", text_
+
+
+def _whole_text(name: str, file: Path) -> Iterator[Document]:
+    with _opened(file) as text:
+        yield name, text.read()
+
+
+def _undamaged(file: Path, content: Iterator[T]) -> Iterator[T]:
+    """Yield what a file holds.
+
+    Raises:
+        InputError: If a compressed file ends too early, or is not what its name says.
+    """
+    try:
+        yield from content
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"corpus {file}: is damaged or cut off ({error}); copy it again") from None
 
 
 def text_of(row: Any, field: str, where: str, template: Template | None, notes: Notes) -> str | None:
@@ -163,8 +193,8 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
     chat = None if found else next((k for k in CHATS if isinstance(row, Mapping) and k in row), None)
     if chat is not None and field == "text":
         value = row[chat]
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str) or (isinstance(row, str) and field == "text"):
+        return row if isinstance(row, str) else value
     seen_text = notes.rows > notes.empty + 1
     nothing = value is None or (isinstance(value, float) and math.isnan(value))
     if nothing and isinstance(row, Mapping) and (found or chat or seen_text):
@@ -180,9 +210,12 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
     have = list(row) if isinstance(row, Mapping) else []
     texts = [name for name in have if isinstance(row[name], str) and name != "id"]
     hint = f"; set corpus.field to {texts[0]!r}" if texts else ""
+    if any(len(str(name)) > _LONGEST_NAME for name in have):
+        hint = "; the first line of a table has to name its columns"
     if "input_ids" in have and not texts:
         hint = ", which are tokens already; give the text they were made of"
-    shown = ", ".join(map(str, have)) if have else type(row).__name__
+    names = [str(name)[:_LONGEST_NAME] for name in have]
+    shown = ", ".join(names[:_MOST_NAMES]) + (" …" if len(names) > _MOST_NAMES else "") if have else type(row).__name__
     raise InputError(f"corpus {where}: no text under {field!r}; it has: {shown}{hint}")
 
 
@@ -253,14 +286,29 @@ def _parts(text: str) -> Iterator[str]:
 
 def _opened(path: Path) -> IO[str]:
     """Open text as UTF-8, or as the mark at its head says; bytes that are no text become U+FFFD."""
-    opening: Callable[[Path], Any] = gzip.open if path.suffix == ".gz" else partial(Path.open, mode="rb")
+    opening = _COMPRESSED.get(path.suffix.lower(), partial(Path.open, mode="rb"))
     try:
         with opening(path) as raw:
             head = raw.read(3)
-    except (OSError, EOFError) as error:
+        whole = opening(path)
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"corpus {path}: cannot be read ({error})") from None
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
-    return io.TextIOWrapper(opening(path), encoding=encoding, errors="replace")
+    return io.TextIOWrapper(whole, encoding=encoding, errors="replace", newline="" if _kind(path) in _TABLES else None)
+
+
+def _zstandard(path: Path) -> io.BufferedReader:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+
+
+_COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstandard,
+}
 
 
 def _loads(path: Path) -> Any:
@@ -271,7 +319,38 @@ def _loads(path: Path) -> Any:
             raise InputError(f"corpus {path}:{error.lineno}: not JSON ({error.msg})") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Rows of JSON lines, or of a file that is one JSON value: a list, an object that holds a list, or one row."""
+    with _opened(path) as file:
+        head = file.read(64).lstrip()
+    if not (head.startswith("[") or _is_one_object(path)):
+        yield from _lines_of_json(path)
+        return
+    for number, row in enumerate(_listed(_loads(path)), 1):
+        yield _name(row, number), f"{path}, row {number}", row
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether a file holds one JSON object over several lines, or one that holds a list of rows."""
+    with _opened(path) as lines:
+        first = next((line for line in lines if line.strip()), "")
+        more = any(line.strip() for line in lines)
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError:
+        return first.strip() == "{"
+    return not more and _listed(row) != [row]
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return the rows of a JSON value: its own, those of the one list of rows that an object holds, or itself."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else [value]
+    lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
+    return lists[0] if len(lists) == 1 and not any(name in value for name in ("text", *CHATS)) else [value]
+
+
+def _lines_of_json(path: Path) -> Iterator[tuple[str, str, Any]]:
     with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -283,15 +362,20 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
             yield _name(row, number), f"{path}:{number}", row
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Rows of a JSON array, or of a file that is JSON lines by another name."""
+def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Rows of a table whose first line names its columns."""
+    csv.field_size_limit(_LONGEST_CELL)
     with _opened(path) as file:
-        array = file.read(64).lstrip().startswith("[")
-    if not array:
-        yield from _jsonl_rows(path)
-        return
-    for number, row in enumerate(_loads(path), 1):
-        yield _name(row, number), f"{path}, row {number}", row
+        header = file.readline()
+    usual = _TABLES[_kind(path)]
+    delimiter = next((mark for mark in (usual, ";", "\t", "|") if mark in header), usual)
+    with _opened(path) as file:
+        rows = csv.DictReader(file, delimiter=delimiter)
+        try:
+            for number, row in enumerate(rows, 1):
+                yield _name(row, number), f"{path}:{rows.line_num}", row
+        except csv.Error as error:
+            raise InputError(f"corpus {path}:{rows.line_num}: not a table ({error})") from None
 
 
 def _name(row: Any, number: int) -> str:
@@ -330,5 +414,6 @@ def _arrow_batches(path: Path, batches: Callable[[], Iterable[Any]]) -> Iterator
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, str, Any]]]] = {
-    ".txt": lambda path: iter(()), ".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ".arrow": _arrow_rows,
+    ".txt": lambda path: iter(()), ".jsonl": _json_rows, ".json": _json_rows, ".csv": _table_rows, ".tsv": _table_rows,
+    ".parquet": _parquet_rows, ".arrow": _arrow_rows,
 }  # fmt: skip

@@ -17,6 +17,7 @@ class MadeFor(NamedTuple):
         prepend_bos: Whether contexts began with BOS.
         l0: Latents per token that fire: the k of a top-k coder, or a measured mean.
         latents: Width of its dictionary.
+        partial: Whether this was told without a download, and its files tell more.
     """
 
     place: str | None = None
@@ -26,6 +27,7 @@ class MadeFor(NamedTuple):
     prepend_bos: bool | None = None
     l0: float | None = None
     latents: int | None = None
+    partial: bool = False
 
 
 # --- Places ---

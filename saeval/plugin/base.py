@@ -233,6 +233,14 @@ class Coder(Plugin):
         """Return this coder as it stands as a baseline beside another one, whose size it may take over."""
         return self
 
+    def incomplete(self) -> bool:
+        """Return whether it has yet to take over what no file tells of the coder that it stands beside."""
+        return False
+
+    def completed(self, measured: MadeFor) -> Coder:
+        """Return an incomplete coder with what was measured of the one that it stands beside: width and L0."""
+        return self
+
     def width(self) -> int | None:
         """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
         return None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 
 import pytest
 from hypothesis import given, strategies as st
@@ -221,6 +225,70 @@ def test_folders_of_shards_saved_datasets_and_compressed_files_hold_the_same_row
     hashes = [Corpus(path=tmp_path / name).fingerprint()["sha256"] for name in ("saved", "jsonl")]
     lines(tmp_path / "jsonl" / "data" / "1.jsonl", rows)
     assert hashes[1] != Corpus(path=tmp_path / "jsonl").fingerprint()["sha256"]
+
+
+ROWS = [{"id": f"r{i}", "text": f'the "sea", {i};\nand\tthe sky'} for i in range(3)]
+JSON_LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def table(delimiter):
+    written = io.StringIO()
+    rows = csv.DictWriter(written, ["id", "text"], delimiter=delimiter)
+    rows.writeheader()
+    rows.writerows(ROWS)
+    return written.getvalue()
+
+
+def zstandard(data):
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.jsonl", json.dumps(ROWS)),
+        ("list.json", json.dumps(ROWS, indent=1)),
+        ("texts.json", json.dumps([row["text"] for row in ROWS])),
+        ("held.json", json.dumps({"version": "1.0", "data": ROWS})),
+        ("held-indented.json", json.dumps({"version": "1.0", "data": ROWS}, indent=2)),
+        ("lines.ndjson", JSON_LINES),
+        ("LINES.JSONL", JSON_LINES),
+        ("table.csv", table(",")),
+        ("table.tsv", table("\t")),
+        ("semicolons.csv", table(";")),
+        ("lines.jsonl.bz2", bz2.compress(JSON_LINES.encode())),
+        ("lines.jsonl.xz", lzma.compress(JSON_LINES.encode())),
+        ("lines.jsonl.zst", zstandard(JSON_LINES.encode())),
+        ("table.csv.gz", gzip.compress(table(",").encode())),
+        ("marked.csv", b"\xef\xbb\xbf" + table(",").encode()),
+    ],
+)
+def test_rows_are_read_from_every_everyday_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    Corpus(path=tmp_path / name).check()
+    assert [text for _, text in read(tmp_path / name)] == [row["text"] for row in ROWS]
+
+
+def test_a_json_object_over_several_lines_is_one_row(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps({"text": "the sea"}, indent=2))
+    assert [text for _, text in read(tmp_path / "one.json")] == ["the sea"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("columns.csv", b"number,body\n1,the sea\n", "it has: number, body; set corpus.field to 'number'"),
+        ("headless.csv", b"1," + b"the sea and the sky " * 9 + b"\n2,x\n", "the first line of a table has to name its columns"),
+        ("cut.jsonl.gz", gzip.compress(JSON_LINES.encode())[:40], "damaged or cut off .*; copy it again"),
+        ("cut.jsonl.xz", lzma.compress(JSON_LINES.encode() * 99)[:60], "damaged or cut off .*; copy it again"),
+        ("number.json", b"3", "no text under 'text'; it has: int"),
+    ],
+)  # fmt: skip
+def test_files_that_hold_no_text_are_refused_with_the_way_out(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        Corpus(path=tmp_path / name).check()
 
 
 def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):

@@ -108,7 +108,9 @@ class SaeLens(StoredCoder):
         """Return what `cfg.json` says of training; of a release without a download, what sae-lens' list says."""
         if self.release is not None and not fetch:
             listed = self._listed
-            return MadeFor(self.hookpoint(), model=listed.model, l0=listed.l0)
+            return MadeFor(
+                self.hookpoint(), model=listed.model, context_size=listed.context_size, l0=listed.l0, partial=True
+            )
         config = self._config
         metadata = config["metadata"]
         size, layer, bos = (metadata.get(name) for name in ("context_size", "hook_layer", "prepend_bos"))

@@ -19,6 +19,7 @@ from saeval.plugin import (
     HookPoint,
     InputError,
     LiveModel,
+    MadeFor,
     ModelRef,
     Need,
     Subject,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
 
 _LOOKED_AT = 2000  # documents that are looked at for a check
+_MEASURED_ON = 1 << 14  # tokens that the L0 of a coder is measured on, for those that take it over
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
 )
@@ -76,6 +78,8 @@ class Transformers(ActivationSource):
     """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; it then rounds differently."""
     _latents: tuple[int, ...] | None = PrivateAttr(default=None)
     """The latents to encode; None for all."""
+    _instead_of: Coder | None = PrivateAttr(default=None)
+    """The coder in whose place this one stands as a baseline, where its files do not tell all that is taken over."""
 
     def check(self) -> None:
         """Look whether model, coder and corpus are there, and fit as far as their files tell."""
@@ -131,7 +135,23 @@ class Transformers(ActivationSource):
 
     @cached_property
     def _weights(self) -> SparseCoder:
-        return self.coder.load("cpu", self.coder.width() or self.subject().width)
+        coder = self._complete(self._live()) if self.coder.incomplete() else self.coder
+        return coder.load("cpu", coder.width() or self.subject().width)
+
+    def _complete(self, live: LiveModel, data: TokenDataset | None = None) -> Coder:
+        """Return the coder, with what is measured of the one in whose place it stands where files do not tell it."""
+        return self.coder.completed(self._measured(live, data)) if self.coder.incomplete() else self.coder
+
+    def _measured(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
+        """Return the width and the L0 of the coder in whose place this one stands: of its files, or measured on the corpus."""
+        original = self.model_copy(update={"coder": self._instead_of or self.coder})
+        made = original.coder.made_for()
+        if made.latents is not None and made.l0 is not None:
+            return made
+        data = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
+        point = _hookpoint(original, live)
+        coder = original.coder.load(live.device, live.width(point))
+        return MadeFor(latents=coder.n_latents, l0=_l0(coder, live, point, data, self.batch_tokens))
 
     def _live(self) -> LiveModel:
         return LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
@@ -147,9 +167,15 @@ class Transformers(ActivationSource):
     def with_coder(self, coder: Coder) -> Transformers:
         """Return this source reading another coder at the same place."""
         changes: dict[str, Any] = {"coder": coder, "hookpoint": self._place}
+        lacking = False
         with suppress(InputError):  # files that are not there are told of where this source is checked
-            changes |= {"coder": coder.beside(self.coder), "corpus": self._corpus}
-        return self.model_copy(update=changes)
+            changes["coder"] = beside = coder.beside(self.coder)
+            partial = self.coder.made_for(fetch=False).partial
+            changes |= {} if partial else {"corpus": self._corpus}
+            lacking = partial or beside.incomplete()
+        other = self.model_copy(update=changes)
+        other._instead_of = self.coder if lacking else None
+        return other
 
     def collect(self, writer: ActivationWriter) -> None:
         """Collect this source alone."""
@@ -210,7 +236,8 @@ class Transformers(ActivationSource):
     @property
     def _corpus(self) -> Corpus:
         """The corpus, cut into contexts as the coder was trained on where the spec does not say how."""
-        fit = self._fit()
+        made = (self._instead_of or self.coder).made_for()
+        fit = Fit.of(made, self.model, self.hookpoint, self.corpus.context, self.corpus.bos)
         return self.corpus.model_copy(update={"context": fit.context, "bos": fit.bos})
 
     def _fit(self, *, fetch: bool = False) -> Fit:
@@ -232,7 +259,8 @@ class _Reading:
         if conflicts and not source.accept_mismatch:
             raise _mismatch(conflicts)
         width = live.width(self.point)
-        self.coder: SparseCoder = source.coder.load(live.device, width)
+        coder = source._complete(live, data)
+        self.coder: SparseCoder = coder.load(live.device, width)
         if self.coder.d_in != width:
             raise _misfit(self.coder.d_in, str(self.point), live.name, width)
         self.data = data
@@ -247,7 +275,7 @@ class _Reading:
         writer.note(
             subject=live.name, hookpoint=str(self.point), architecture=self.coder.architecture, d_in=width,
             d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
-            metadata=dict(self.coder.metadata), l0_of_files=source.coder.made_for().l0, warnings=[*data.warnings, *cautions],
+            metadata=dict(self.coder.metadata), l0_of_files=coder.made_for().l0, warnings=[*data.warnings, *cautions],
         )  # fmt: skip
         self.data_type = live.model.dtype
         self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(
@@ -319,6 +347,24 @@ def _squares(x: Tensor, predicted: Tensor) -> dict[str, Any]:
     residual, square = (float(v.square().sum(dtype=torch.float64)) for v in (x - predicted, x))
     total = x.sum(dim=0, dtype=torch.float64).cpu().numpy()
     return {"tokens": float(len(x)), "residual": residual, "square": square, "sum": total}
+
+
+def _l0(coder: SparseCoder, live: LiveModel, point: HookPoint, data: TokenDataset, batch_tokens: int) -> float:
+    """Return how many latents fire per token, in contexts spread evenly over a corpus."""
+    import numpy as np
+    import torch
+
+    contexts, length = data.tokens.shape
+    chosen = np.unique(np.linspace(0, contexts - 1, max(1, _MEASURED_ON // length)).astype(np.int64))
+    fired = counted = 0
+    for part in np.array_split(chosen, max(1, len(chosen) * length // batch_tokens)):
+        mask = torch.from_numpy(data.mask[part])
+        with live.lock, torch.inference_mode():
+            x = live.capture(torch.from_numpy(data.tokens[part].astype(np.int64)), [point])[point]
+            sparse = coder.encode(x.flatten(0, 1) if coder.token_wise else x)
+        fired += int((mask.flatten()[sparse.rows.cpu()] & (sparse.values.cpu() > 0)).sum())
+        counted += int(mask.sum())
+    return fired / max(1, counted)
 
 
 def _some(coder: SparseCoder, latents: Sequence[int]) -> SparseCoder | None:

@@ -89,8 +89,8 @@ class Corpus(Documented):
     """Where text comes from and how much of it is read (paper §3.1)."""
 
     path: SpecPath | None = None
-    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.parquet` or `.arrow` (a document per row), text also with
-    `.gz`; a folder of them; or a folder written with `save_to_disk`."""
+    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` (a document per row), text
+    also with `.gz`, `.bz2`, `.xz` or `.zst` behind it; a folder of them; or a folder written with `save_to_disk`."""
     dataset: str | None = None
     """Hub id of a dataset, streamed with `datasets`; or the path of a dataset directory."""
     config: str | None = None
@@ -108,7 +108,7 @@ class Corpus(Documented):
     """Text tokens to read of one document at most; None for all."""
     context: int | None = Field(default=None, ge=8)
     """Text tokens per context; BOS stands before them where the tokenizer has one. When left out, as many as the SAE was
-    trained on, as far as its files tell; 256 elsewhere."""
+    trained on, as far as its files or its release tell; 256 elsewhere, or what the model was made for if that is less."""
     bos: bool | str | None = None
     """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no BOS.
     When left out, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted, but

@@ -46,8 +46,9 @@ class Fit(NamedTuple):
         if context is None:
             lead, facts = int(bool(bos)), model_facts(model)
             context = made_for.context_size - lead if made_for.context_size is not None else CONTEXT
-            if facts is not None and facts.positions is not None:
-                context = min(context, facts.positions - lead)
+            limit = None if facts is None else facts.positions or facts.made_for
+            if limit is not None:
+                context = min(context, limit - lead)
         return cls(made_for, model, place, max(context, _SHORTEST), bos)
 
     def check_model(self, texts: Sequence[str] = (), *, chat: bool = False) -> None:

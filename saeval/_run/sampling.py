@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from saeval.activations import ActivationStore
     from saeval.task import Cell
 
+_EVERYWHERE = 0.9  # share of tokens on which a latent that is hardly ever silent fires
+
 
 class Flawed(NamedTuple):
     """How far a flaw that a sampler owns up to goes: in how many windows, of how many."""
@@ -168,6 +170,10 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
             "explaining and scoring share no document; set corpus.split to `paragraphs` or `lines`, or give more documents"
         )
     fire = int((store.firings >= min_windows).sum())
+    if not store.firings.any():
+        return "none of its latents ever fires on the corpus; the coder belongs to another place or model, or its files are damaged"
+    if store.firings.min() > _EVERYWHERE * store.n_tokens:
+        return "each of its latents fires on nearly every token, so none can be told from its absence; the coder is not sparse here"
     return (
         f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents or more, and "
         f"enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; "

@@ -13,6 +13,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,12 +36,20 @@ PART = (
 )
 _SMALLEST = 200
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_MAGIC = {
+    b"\x1f\x8b": "compressed (gzip); let its name end in .gz", b"BZh": "compressed (bzip2); let its name end in .bz2",
+    b"\xfd7zX": "compressed (xz); let its name end in .xz", b"\x28\xb5\x2f\xfd": "compressed (zstd); let its name end in .zst",
+    b"PAR1": "a Parquet file; let its name end in .parquet", b"PK\x03\x04": "a zip archive; unpack it",
+    b"%PDF": "a PDF; extract its text",
+}  # fmt: skip
+"""What files begin with that are no text, and the way out."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 _ALIKE = {".ndjson": ".jsonl", ".text": ".txt"}
 _NOT_TEXT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 _ENDS = ("\n\n", "\n", ". ", " ")
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _LONGEST_CELL = 1 << 30  # characters of a table's cell
+_FEW_UNREADABLE = 1e-4  # of the characters, which text may hold by itself
 _LONGEST_NAME, _MOST_NAMES = 60, 12  # of fields, in a message
 
 
@@ -52,17 +61,26 @@ class Notes:
         rows: Rows read.
         empty: Rows that were skipped, because they hold null instead of text.
         parts: Documents that the corpus' one text was divided into; 0 where it was not.
+        characters: Characters read.
+        unreadable: Of these, how many stand for bytes that are no UTF-8 (U+FFFD).
     """
 
     rows: int = 0
     empty: int = 0
     parts: int = 0
+    characters: int = 0
+    unreadable: int = 0
 
     def warnings(self) -> list[str]:
         """Say what a reader of results must know."""
         said = []
         if self.empty:
             said.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
+        if self.unreadable > _FEW_UNREADABLE * self.characters:
+            said.append(
+                f"{self.unreadable:,} of {self.characters:,} characters of the corpus are U+FFFD, as where text is not UTF-8; save "
+                "it as UTF-8 (`iconv -f latin1 -t utf-8`)."
+            )
         if self.parts:
             said.append(
                 f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring share "
@@ -85,11 +103,12 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
         InputError: If there are none that can be read.
     """
     if not path.exists():
-        raise InputError(f"corpus {path}: no such file or folder")
+        raise InputError(f"corpus {path}: no such file or folder (a dataset of the hub is named under `dataset`)")
     if path.is_file():
         if _kind(path) not in _READERS:
+            kind = repr("".join(path.suffixes[-2:])) if path.suffix else "nameless kinds of"
             raise InputError(
-                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, text also with "
+                f"corpus {path}: cannot read {kind} files; use {', '.join(_READERS)}, text also with "
                 f"{', '.join(_COMPRESSED)} behind it"
             )
         return [path]
@@ -148,7 +167,7 @@ def read_documents(
         stem = file.name.partition(".")[0]
         if kind == ".txt":
             notes.rows += 1
-            yield from _undamaged(file, _whole_text(stem, file))
+            yield from _undamaged(file, _whole_text(stem, file, field))
             continue
         prefix = f"{stem}:" if len(files) > 1 else ""
         for name, where, row in _undamaged(file, _READERS[kind](file)):
@@ -157,7 +176,13 @@ def read_documents(
                 yield f"{prefix}{name}", text_
 
 
-def _whole_text(name: str, file: Path) -> Iterator[Document]:
+def _whole_text(name: str, file: Path, field: str) -> Iterator[Document]:
+    with _opened(file) as lines:
+        first = lines.readline()
+    with suppress(ValueError):
+        row = json.loads(first)
+        if isinstance(row, dict) and (field in row or any(chat in row for chat in CHATS)):
+            raise InputError(f"corpus {file}: holds JSON lines; let its name end in .jsonl")
     with _opened(file) as text:
         yield name, text.read()
 
@@ -192,7 +217,7 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
     value = row[field] if found else None
     chat = None if found else next((k for k in CHATS if isinstance(row, Mapping) and k in row), None)
     if chat is not None and field == "text":
-        value = row[chat]
+        value = _parsed(row[chat])
     if isinstance(value, str) or (isinstance(row, str) and field == "text"):
         return row if isinstance(row, str) else value
     seen_text = notes.rows > notes.empty + 1
@@ -207,16 +232,39 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
                 "an instruction-tuned model, or write each conversation into a field `text`"
             )
         return template(turns)
-    have = list(row) if isinstance(row, Mapping) else []
-    texts = [name for name in have if isinstance(row[name], str) and name != "id"]
-    hint = f"; set corpus.field to {texts[0]!r}" if texts else ""
-    if any(len(str(name)) > _LONGEST_NAME for name in have):
-        hint = "; the first line of a table has to name its columns"
-    if "input_ids" in have and not texts:
-        hint = ", which are tokens already; give the text they were made of"
-    names = [str(name)[:_LONGEST_NAME] for name in have]
-    shown = ", ".join(names[:_MOST_NAMES]) + (" …" if len(names) > _MOST_NAMES else "") if have else type(row).__name__
-    raise InputError(f"corpus {where}: no text under {field!r}; it has: {shown}{hint}")
+    raise InputError(f"corpus {where}: {_no_text(row, field)}")
+
+
+def _no_text(row: Any, field: str) -> str:
+    """Say what a row holds instead of text, and the way out."""
+    have = [str(name) for name in row] if isinstance(row, Mapping) else []
+    texts = [name for name in have if isinstance(row.get(name), str) and name != "id"]
+    way_out = "; write each document's text into a field `text`"
+    if any(len(name) > _LONGEST_NAME for name in have):
+        way_out = "; the first line of a table has to name its columns"
+    elif texts:
+        way_out = f"; set corpus.field to {texts[0]!r}"
+    elif "input_ids" in have:
+        way_out = ", which are tokens already; give the text they were made of"
+    if field in have:
+        return f"{field!r} holds no text but {_kind_of_value(row[field])}{way_out}"
+    names = [name[:_LONGEST_NAME] for name in have[:_MOST_NAMES]] + ["…"] * (len(have) > _MOST_NAMES)
+    return f"no text under {field!r}; it has: {', '.join(names) or type(row).__name__}{way_out}"
+
+
+def _kind_of_value(value: Any) -> str:
+    kinds = {list: "a list", dict: "a mapping", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _parsed(value: Any) -> Any:
+    """Return a conversation that is written as JSON within its row; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def _turns(value: Any) -> list[dict[str, str]]:
@@ -230,6 +278,7 @@ def _turns(value: Any) -> list[dict[str, str]]:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(content, list):  # in parts, of which those of text count
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+        content = "" if content is None and isinstance(role, str) else content  # as where a tool is called
         if not isinstance(role, str) or not isinstance(content, str):
             return []
         turns.append({"role": _ROLES.get(role, role), "content": content})
@@ -289,12 +338,21 @@ def _opened(path: Path) -> IO[str]:
     opening = _COMPRESSED.get(path.suffix.lower(), partial(Path.open, mode="rb"))
     try:
         with opening(path) as raw:
-            head = raw.read(3)
-        whole = opening(path)
+            head = raw.read(4)
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"corpus {path}: cannot be read ({error})") from None
-    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
-    return io.TextIOWrapper(whole, encoding=encoding, errors="replace", newline="" if _kind(path) in _TABLES else None)
+    if found := next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None):
+        raise InputError(f"corpus {path}: is {found}")
+    return io.TextIOWrapper(
+        opening(path), encoding=_encoding(head), errors="replace", newline="" if _kind(path) in _TABLES else None
+    )
+
+
+def _encoding(head: bytes) -> str:
+    """Return a text's encoding by its first four bytes: as the mark says, UTF-16 where every other byte is 0, else UTF-8."""
+    marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    unmarked = {head[1::2]: "utf-16-le", head[::2]: "utf-16-be"}
+    return marked or unmarked.get(b"\0\0", "utf-8")
 
 
 def _zstandard(path: Path) -> io.BufferedReader:
@@ -343,11 +401,29 @@ def _is_one_object(path: Path) -> bool:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return the rows of a JSON value: its own, those of the one list of rows that an object holds, or itself."""
+    """Return the rows of a JSON value: its own, those that an object holds in one of the usual ways, or itself."""
     if not isinstance(value, dict):
         return value if isinstance(value, list) else [value]
-    lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
+    inside = list(value.values())
+    if columns := _columns(value):
+        return columns
+    if inside and all(isinstance(row, dict) for row in inside):  # by name
+        return [{"id": name, **row} for name, row in value.items()]
+    lists = [rows for rows in inside if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)]
     return lists[0] if len(lists) == 1 and not any(name in value for name in ("text", *CHATS)) else [value]
+
+
+def _columns(value: dict[str, Any]) -> list[Any]:
+    """Return the rows of columns, which are lists of one length, or (pandas) mappings from the number of a row."""
+    columns = {k: list(v.values()) if _is_numbered(v) else v for k, v in value.items()}
+    lists = all(isinstance(column, list) and column and not isinstance(column[0], dict) for column in columns.values())
+    if not lists or len({len(column) for column in columns.values()}) != 1:
+        return []
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _is_numbered(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(name.isdigit() for name in value)
 
 
 def _lines_of_json(path: Path) -> Iterator[tuple[str, str, Any]]:

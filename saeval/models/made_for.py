@@ -100,6 +100,12 @@ def site(name: str) -> Site | None:
     return Site(part, layer)
 
 
+def block_number(name: str) -> int | None:
+    """Return the number of the block that a place's name has in it; None where it has none."""
+    match = _BLOCK.search(plain_place(name))
+    return int(match[1]) if match else None
+
+
 def apart(first: str, second: str) -> bool:
     """Whether two names of places are surely of different ones: of another block, or of another part of it."""
     a, b = site(first), site(second)

@@ -489,7 +489,7 @@ def test_contexts_without_a_length_are_as_long_as_the_releases_own_and_its_basel
 def test_releases_are_known_by_the_content_of_their_weights(tmp_path):
     def release(seed):
         sae = SaeLens(release="release", sae_id="blocks.1.hook_resid_post")
-        sae.__dict__["_pretrained"] = Fetched(tiny_sae(tmp_path / str(seed), seed=seed))
+        sae.__dict__["_download"] = Fetched(tiny_sae(tmp_path / str(seed), seed=seed))
         return sae
 
     assert release(0).fingerprint() == release(0).fingerprint() != release(1).fingerprint()

@@ -71,7 +71,7 @@ async def _gateway(url: str, llm: str, concurrency: int | str, **options: Any) -
     """The gateway, writing down answers and ledger as a run does."""
     from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
-    from saeval.llm import Budget, CallLog, CallStore, Gateway, RoleSettings, rare_garbage_collection
+    from saeval.llm import AnswerCache, Budget, CallLedger, Gateway, RoleSettings, rare_garbage_collection
     from saeval.plugin import Message, Request
 
     plugin: Any = (
@@ -83,7 +83,7 @@ async def _gateway(url: str, llm: str, concurrency: int | str, **options: Any) -
     with tempfile.TemporaryDirectory() as folder, rare_garbage_collection():  # as in a run
         gateway = Gateway(
             "judge", plugin, model="m", identity=["m", "1.0"], settings=settings,
-            calls=CallStore(Path(folder) / "calls.sqlite"), log=CallLog(Path(folder) / "calls.jsonl"),
+            calls=AnswerCache(Path(folder) / "calls.sqlite"), log=CallLedger(Path(folder) / "calls.jsonl"),
             budget=Budget(None),
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from saeval.records import (
     Correlation,
     DecileShares,
     Finding,
-    Judge,
+    JudgeRole,
     Ledger,
     Measure,
     Metric,
@@ -69,12 +69,12 @@ def summarise(
     )  # fmt: skip
 
 
-def _judges(task: Task) -> list[Judge]:
+def _judges(task: Task) -> list[JudgeRole]:
     """Return the models that scorers asked, each with what is known of it; in a check, not the one that is checked."""
     asked = dict.fromkeys(step.role for cell in task.cells for step in cell.scorers.values() if step.role)
     roles = [task.roles[role] for role in asked if role != task.checks]
     return [
-        Judge(role=r.role, model=r.model, check=judge_checks.find(r), command=judge_checks.command(task, r))
+        JudgeRole(role=r.role, model=r.model, check=judge_checks.find(r), command=judge_checks.command(task, r))
         for r in roles
     ]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from saeval.activations import ActivationStore
 
-FEWEST = 5
+_FEWEST = 5
 """A latent with fewer windows left than this is no decoy."""
 
 _TRIED = 64  # latents compared with the one at hand
@@ -103,13 +103,13 @@ class _Search:
     def candidates(self, rng: np.random.Generator) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Draw latents, mostly such as fire about as often, with their windows that may be shown."""
         firings = self._store.firings
-        known = np.flatnonzero(firings >= FEWEST)
+        known = np.flatnonzero(firings >= _FEWEST)
         known = known[known != self._latent]
         apart = np.abs(np.log(firings[known] / max(1, len(self._positions))))
         drawn = np.argsort(apart + rng.exponential(_SPREAD, len(apart)), kind="stable")[:_MOST]
         for other in known[drawn].tolist():
             ids = self._usable(other)
-            if len(ids) >= FEWEST:
+            if len(ids) >= _FEWEST:
                 yield other, ids
 
     def _usable(self, other: int) -> NDArray[np.int64]:

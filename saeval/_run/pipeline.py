@@ -23,7 +23,7 @@ from saeval._run.executors import Executor
 from saeval._run.failures import Failures, GaveUp
 from saeval._run.floors import Partners
 from saeval._run.journal import Journal
-from saeval._run.restoring import usable_explanation, usable_score
+from saeval._run.journal_entries import usable_explanation, usable_score
 from saeval._run.state import CellState, RunState, Scored
 from saeval._run.steps import StepInput
 from saeval._run.work import EXPLAIN, Item, StepWork

@@ -20,8 +20,8 @@ from saeval._run.claims import evaluate
 from saeval._run.collect import store_path
 from saeval._run.executors import Executor, executor
 from saeval._run.failures import GaveUp
+from saeval._run.journal_entries import numbers, rows
 from saeval._run.pipeline import Pipeline, Retry
-from saeval._run.restoring import numbers, rows
 from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState
@@ -43,7 +43,7 @@ from saeval._util import (
     write_checksums,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Asker, Budget, CallLog, try_models
+from saeval.llm import Asker, Budget, CallLedger, try_models
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
@@ -160,7 +160,7 @@ class _Run:
         self.task, self.folder, self.display, self.retry = task, folder, display, retry
         self.asked_limit, self.limit = limit, _unshrunk(limit, folder, task)
         self.seed = task.run.seed
-        self.calls = CallLog(folder.path / "calls.jsonl")
+        self.calls = CallLedger(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
         self.state = RunState(task)
         self.seconds: dict[str, float] = {}

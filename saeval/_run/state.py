@@ -31,7 +31,7 @@ class Results(Protocol):
         """Return the entry under a key, or None."""
 
 
-class Spending:
+class UsageSum:
     """Tokens and dollars of many calls. The sum does not depend on the order in which they are added."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Scored:
 
     def __init__(self, tried: int = 0, watched: frozenset[int] = frozenset()):
         self.tried, self.watched = tried, watched
-        self.spent = Spending()
+        self.spent = UsageSum()
         self.unscored: dict[int, tuple[Status, str]] = {}
         self.unparsed = 0
         self.right, self.judged = [0] * 11, [0] * 11
@@ -189,7 +189,7 @@ class CellState:
     base: str
     explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
     scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
-    explaining: dict[str, Spending] = field(default_factory=dict)
+    explaining: dict[str, UsageSum] = field(default_factory=dict)
     directions: dict[int, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     dependent: int = 0
@@ -201,7 +201,7 @@ class CellState:
 
     def spend(self, variant: str, usage: Usage) -> None:
         """Add to what explaining took."""
-        self.explaining.setdefault(variant, Spending()).add(usage)
+        self.explaining.setdefault(variant, UsageSum()).add(usage)
 
     def item(self, step: str, variant: str, latent: int) -> Item:
         """Return a work item of the cell."""

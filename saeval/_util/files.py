@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,3 +172,8 @@ class LineFile:
             if self._handle is not None:
                 os.close(self._handle)
                 self._handle = None
+
+
+def text_checksum(text: str) -> str:
+    """Return eight hexadecimal digits that change when a text is damaged."""
+    return f"{zlib.crc32(text.encode()):08x}"

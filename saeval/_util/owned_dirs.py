@@ -11,7 +11,7 @@ from pathlib import Path
 from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
 
-MARKER = ".saeval"
+OWNER_FILE = ".saeval"
 """File that marks a directory as saeval's own."""
 _TEXT = "saeval made this directory, and may replace and remove files in it.\n"
 _OF_A_RUN = frozenset(("status", "task", "spec_sha"))
@@ -47,8 +47,8 @@ def mark(folder: Path) -> None:
     Raises:
         OSError: If that cannot be written.
     """
-    if not _is_plain(folder / MARKER):
-        (folder / MARKER).write_text(_TEXT, encoding="utf-8")
+    if not _is_plain(folder / OWNER_FILE):
+        (folder / OWNER_FILE).write_text(_TEXT, encoding="utf-8")
 
 
 def claim_inside(folder: Path, what: str) -> None:
@@ -71,7 +71,7 @@ def claim_inside(folder: Path, what: str) -> None:
 
 def is_ours(folder: Path) -> bool:
     """Tell whether a directory carries saeval's mark, or is a run directory of a version without one."""
-    if _is_plain(folder / MARKER):
+    if _is_plain(folder / OWNER_FILE):
         return True
     if not _is_plain(folder / "run.json"):
         return False

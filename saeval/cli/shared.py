@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from saeval.plugin.registry import Registry
     from saeval.task import Task
 
-KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
-"""Of plugins; `saeval.plugin.registry` has them too, but to import it takes longer than `--help` may."""
-
 
 def complete_task(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete names of shipped tasks, and else files."""
@@ -138,7 +135,7 @@ def spec_of(given: Mapping[str, Any]) -> dict[str, Any]:
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
 )
-LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Use another model for a role.")
+LLMS = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Use another model for a role.")
 
 
 def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]], None]:

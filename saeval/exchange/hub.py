@@ -26,7 +26,7 @@ from saeval._util import (
 )
 from saeval.results import open_run
 
-FORMAT = "saeval.bundle/1"
+BUNDLE_FORMAT = "saeval.bundle/1"
 _INDEX = "saeval.json"
 _CELL_FILES = (
     "latents.parquet",
@@ -129,8 +129,8 @@ def _checked(src: str, index: Any) -> tuple[str, list[tuple[str, dict[str, Any]]
     Raises:
         InputError: If it is no index, or names a file outside of its folder.
     """
-    if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("kind") not in ("run", "store"):
-        raise InputError(f"{src}: {_INDEX} is no list of files that this saeval can read ({FORMAT})")
+    if not isinstance(index, dict) or index.get("format") != BUNDLE_FORMAT or index.get("kind") not in ("run", "store"):
+        raise InputError(f"{src}: {_INDEX} is no list of files that this saeval can read ({BUNDLE_FORMAT})")
     kind, listed = str(index["kind"]), index.get("files")
     if not isinstance(listed, dict) or not all(isinstance(facts, dict) for facts in listed.values()):
         raise InputError(f"{src}: {_INDEX} lists no files")
@@ -170,13 +170,13 @@ def _bundle(path: Path, folder: Path) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
-    index = {"format": FORMAT, "kind": kind, "files": listed}
+    index = {"format": BUNDLE_FORMAT, "kind": kind, "files": listed}
     write_atomic(folder / _INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
 
 
 def _bundle_run(path: Path, folder: Path) -> str:
     """Put a run together, and return its card."""
-    from saeval.exchange.saeval_tables import TABLES, write
+    from saeval.exchange.saeval_tables import TABLE_COLUMNS, write
 
     refuse_strange(path)  # what a link leads to is not part of the run, and may be private
     result, cells = open_run(path)
@@ -190,7 +190,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
     (folder / "tables").mkdir()
     with believable(path):
         write(result, cells, folder / "tables", {}, "parquet")
-    configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLES)
+    configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLE_COLUMNS)
     marks = [
         *(["made-up numbers"] if result.synthetic else []),
         *(["recorded replies"] if result.recorded else []),

@@ -15,9 +15,9 @@ from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.records import MAIN, Explanation, Metric, Outcome, RunResult, Score
 from saeval.results import Row, RunCell
 
-FORMAT = "saeval.tables/1"
+TABLES_FORMAT = "saeval.tables/1"
 _WHERE = {"cell": "string", "subject": "string", "hookpoint": "string", "latent": "int64"}
-TABLES: dict[str, dict[str, str]] = {
+TABLE_COLUMNS: dict[str, dict[str, str]] = {
     "latents": {**_WHERE, "firings": "int64", "windows": "int64", "density": "double", "max_activation": "double"},
     "explanations": {
         **_WHERE, "variant": "string", "text": "string", "status": "string", "reason": "string", "explainer": "string",
@@ -41,11 +41,11 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         if format_ == "parquet":
             from saeval.results import write_table
 
-            write_table(folder / f"{name}.parquet", found, TABLES[name])
+            write_table(folder / f"{name}.parquet", found, TABLE_COLUMNS[name])
         else:
             write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
     about = {
-        "format": FORMAT, "run_id": result.run_id, "task": result.task, "task_version": result.task_version,
+        "format": TABLES_FORMAT, "run_id": result.run_id, "task": result.task, "task_version": result.task_version,
         "spec_sha": result.spec_sha, "saeval_version": saeval.__version__, "synthetic": result.synthetic,
         "reproducible": result.reproducible, "rank_by": result.rank_by, "warnings": result.warnings,
         "cells": [_about(cell) for cell in cells],
@@ -75,7 +75,10 @@ def latent_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row
     """Yield a row a latent."""
     for cell in cells:
         for row in cell.latents:
-            yield {**_place(cell, names, row["latent"]), **{k: row[k] for k in TABLES["latents"] if k not in _WHERE}}
+            yield {
+                **_place(cell, names, row["latent"]),
+                **{k: row[k] for k in TABLE_COLUMNS["latents"] if k not in _WHERE},
+            }
 
 
 def explanation_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
@@ -105,7 +108,7 @@ def judgement_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[
     """Yield a row a judged window."""
     for cell in cells:
         for row in cell.judgements:
-            fields = {k: row.get(k) for k in TABLES["judgements"] if k not in _WHERE}
+            fields = {k: row.get(k) for k in TABLE_COLUMNS["judgements"] if k not in _WHERE}
             yield {**_place(cell, names, row["latent"]), **fields}
 
 
@@ -122,9 +125,9 @@ def read(path: Path, format_: str) -> Imported:
     """
     about = read_json(path / "about.json")
     cells: dict[str, ImportedCell] = {}
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"{path / 'about.json'}: is not of tables that this saeval can read ({FORMAT})")
-    tables = {name: list(_table(path, name, format_)) for name in TABLES}
+    if not isinstance(about, dict) or about.get("format") != TABLES_FORMAT:
+        raise InputError(f"{path / 'about.json'}: is not of tables that this saeval can read ({TABLES_FORMAT})")
+    tables = {name: list(_table(path, name, format_)) for name in TABLE_COLUMNS}
     try:
         for told in about["cells"]:
             cells[told["cell"]] = ImportedCell(
@@ -161,11 +164,11 @@ def read(path: Path, format_: str) -> Imported:
 
 def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
     """Yield the rows of one table, each with its place."""
-    columns = tuple(TABLES[name])
+    columns = tuple(TABLE_COLUMNS[name])
     if format_ == "parquet":
         from saeval.results import read_table
 
-        table = read_table(path / f"{name}.parquet", TABLES[name], columns)
+        table = read_table(path / f"{name}.parquet", TABLE_COLUMNS[name], columns)
         rows: Any = ((f"{path / name}.parquet, row {i}", row) for i, row in enumerate(table.to_pylist()))
     else:
         rows = read_json_lines(path / f"{name}.jsonl")
@@ -176,7 +179,7 @@ def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
 
 
 def _take_latent(cell: ImportedCell, row: Row) -> None:
-    cell.latents[row["latent"]] = {k: row[k] for k in TABLES["latents"] if k not in _WHERE}
+    cell.latents[row["latent"]] = {k: row[k] for k in TABLE_COLUMNS["latents"] if k not in _WHERE}
 
 
 def _take_explanation(cell: ImportedCell, row: Row) -> None:

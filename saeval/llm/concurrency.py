@@ -14,7 +14,7 @@ _STEADY = 1.25  # by how much another limit is tried once the doubling is over
 _LONGEST_HOLD = 16  # rounds between two trials
 
 
-class Gate:
+class Limiter:
     """Lets a bounded number of calls through, first come, first served.
 
     Belongs to no event loop until it is used, and to a new one after that loop is gone.
@@ -66,7 +66,7 @@ class Gate:
                 place.set_result(self.epoch)
 
 
-class FindingGate(Gate):
+class AdaptiveLimiter(Limiter):
     """A gate that finds out how many calls a server bears, and how many make it faster, without being told.
 
     While calls wait, it tries other limits: twice as high at first; after the first trial that was in vain a quarter higher

@@ -29,9 +29,12 @@ from saeval._util import (
     without_secrets,
     without_values,
 )
-from saeval.llm.calls import Bookkeeper, Budget, Call, CallLog, CallStore
-from saeval.llm.concurrency import FindingGate, Gate
-from saeval.llm.waiting import Attempts, Timeout, Waits
+from saeval.llm.bookkeeper import Bookkeeper
+from saeval.llm.budget import Budget
+from saeval.llm.cache import AnswerCache
+from saeval.llm.concurrency import AdaptiveLimiter, Limiter
+from saeval.llm.ledger import Call, CallLedger
+from saeval.llm.retries import Attempts, Timeout, Waits
 from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
@@ -97,7 +100,7 @@ class Gateway(LanguageModel):
 
     def __init__(
         self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
-        calls: CallStore, log: CallLog, budget: Budget, tell: Callable[[str], None] = lambda text: None,
+        calls: AnswerCache, log: CallLedger, budget: Budget, tell: Callable[[str], None] = lambda text: None,
         patience: float = 0.0,
     ):  # fmt: skip
         self._role, self._llm, self._model = role, llm, model
@@ -105,12 +108,12 @@ class Gateway(LanguageModel):
         self._calls, self._log, self._budget = calls, log, budget
         self._books = Bookkeeper(calls, log, model)
         self._asking: dict[str, _Work] = {}
-        self._gate = _gate(llm, settings)
+        self._limiter = _limiter(llm, settings)
         self._timeout = Timeout(None if llm.in_process or llm.batches else settings.timeout)
         self._patience = patience
         look_again()
         self._leased = settings.cache and not llm.batches
-        self._waits = Waits(role, llm, self._gate, tell)
+        self._waits = Waits(role, llm, self._limiter, tell)
         self._needs_room = False  # whether an answer was whole only with room for reasoning
 
     @property
@@ -329,7 +332,7 @@ class Gateway(LanguageModel):
         await asyncio.sleep(seconds)
 
     async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
-        epoch = await self._gate.enter()
+        epoch = await self._limiter.enter()
         refused: bool | None = None
         question.raised |= self._needs_room or question.roomier is None
         request = question.request if question.roomier is None or not question.raised else question.roomier
@@ -359,7 +362,7 @@ class Gateway(LanguageModel):
             work.in_flight = False
             raise
         finally:
-            self._gate.leave(epoch, refused)
+            self._limiter.leave(epoch, refused)
 
     def _check(self, reply: Reply) -> None:
         """See that a reply holds an answer.
@@ -454,12 +457,12 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _gate(llm: LLM, settings: RoleSettings) -> Gate:
+def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:
     if llm.in_process:
-        return Gate(1)
+        return Limiter(1)
     if llm.batches:
-        return Gate(sys.maxsize)
-    return FindingGate() if settings.concurrency == "auto" else Gate(settings.concurrency)
+        return Limiter(sys.maxsize)
+    return AdaptiveLimiter() if settings.concurrency == "auto" else Limiter(settings.concurrency)
 
 
 def _may_be_too_much(error: LLMError) -> bool:

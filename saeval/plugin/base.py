@@ -370,7 +370,7 @@ class Tracker(Plugin):
         """
 
 
-KINDS: Mapping[str, type[Plugin]] = {
+BASE_CLASSES: Mapping[str, type[Plugin]] = {
     "source": ActivationSource, "coder": Coder, "sampler": Sampler, "explainer": Explainer, "scorer": Scorer, "llm": LLM,
     "tracker": Tracker,
 }  # fmt: skip
@@ -379,4 +379,4 @@ KINDS: Mapping[str, type[Plugin]] = {
 
 def kind_of(cls: object) -> str | None:
     """Return the kind of plugin that a class is; None for anything else."""
-    return next((kind for kind, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
+    return next((kind for kind, base in BASE_CLASSES.items() if isinstance(cls, type) and issubclass(cls, base)), None)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 GROUP = "saeval"
 BUILT_IN = "saeval"
 LOCAL = "local"
-KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -39,7 +38,7 @@ class Loaded:
 
     Attributes:
         id: Full name, `acme/purity`.
-        kind: One of `KINDS`.
+        kind: One of `saeval.plugin.kinds.KINDS`.
         cls: The class.
         distribution: The package it comes from; the file's name for a single file.
         version: The package's version.
@@ -206,7 +205,7 @@ class Registry:
         """Return the plugin that a spec names.
 
         Args:
-            kind: One of `KINDS`.
+            kind: One of `saeval.plugin.kinds.KINDS`.
             name: `name` of a built-in, `namespace/name`, or `./file.py:Class`.
             base: Folder that a single file's relative path begins at.
 
@@ -396,7 +395,7 @@ def _folders(hooks: pluggy.HookRelay) -> list[Path]:
 def _classes(hooks: pluggy.HookRelay, package: _Package) -> Iterator[Loaded]:
     from saeval.plugin import base as interfaces
 
-    for kind, base in interfaces.KINDS.items():
+    for kind, base in interfaces.BASE_CLASSES.items():
         for cls in _returned(hooks, f"saeval_{kind}s"):
             _check_class(cls, kind, base)
             code = code_hash(cls, whole=package.namespace != BUILT_IN) if _from_folder(package) else None

@@ -14,14 +14,14 @@ EVERYWHERE: frozenset[Place] = frozenset(get_args(Place))
 NOT_ON_NARROW_BOARDS: frozenset[Place] = EVERYWHERE - {"board"}
 PER_SCORE: frozenset[Place] = frozenset({"scores", "details", "tables"})
 WITH_ROOM: frozenset[Place] = frozenset({"details", "tables"})
-TABLES: frozenset[Place] = frozenset({"tables"})
+TABLES_ONLY: frozenset[Place] = frozenset({"tables"})
 
 Better = Literal["higher", "lower"]
 Kind = Literal["string", "bool", "int64", "double", "interval"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class ColumnStyle:
     """How a value stands on leaderboards; annotates the field that holds it.
 
     Attributes:
@@ -70,5 +70,5 @@ def _ends(name: str) -> tuple[str, str]:
     return f"{stem}_low", f"{stem}_high"
 
 
-NAME = Shown(kind="string", where=TABLES)
+NAME_COLUMN = ColumnStyle(kind="string", where=TABLES_ONLY)
 """How names stand in tables; boards show them in heads and in columns of their own."""

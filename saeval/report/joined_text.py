@@ -36,7 +36,7 @@ from saeval.report.boards import (
 )
 from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
-FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
+BOARD_FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """What a joined board can be written as; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
 _FOLDED = 14  # columns kept free for a name when scorers are laid side by side; longer names fold
 
@@ -47,7 +47,7 @@ def written(joined: Joined, format_: str, *, group_by: str | None = None, match_
 
     Args:
         joined: The cells.
-        format_: One of `FORMATS`.
+        format_: One of `BOARD_FORMATS`.
         group_by: Facet with a board for each of its values.
         match_l0: L0 at which to compare families of coders, instead of cells.
         family: Facet whose values are families.

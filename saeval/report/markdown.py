@@ -8,7 +8,7 @@ from operator import not_
 
 from saeval._compare import AgainstBaseline, Leaderboard
 from saeval._util import MISSING, escape_markdown, interval, markdown_table, number, safe_text
-from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
+from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, JudgeRole, Ledger, RunResult, ScoreRow
 from saeval.report.boards import Field, arrow, cell_fields, detail_fields, notes, rank_field, roomy_estimate
 from saeval.report.method import method, named
 from saeval.results import Line, estimate
@@ -132,7 +132,7 @@ def finding_row(found: Finding) -> list[str]:
     return [found.claim, found.outcome, number(found.difference, "+.3f"), between, ", ".join(map(str, found.n)), about]
 
 
-def _judge(judge: Judge) -> str:
+def _judge(judge: JudgeRole) -> str:
     """Return what is known of a judge: a table of its check, or how to check it."""
     who = f"{escape_markdown(judge.role)}: {escape_markdown(judge.model)}"
     if judge.check is None:

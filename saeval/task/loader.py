@@ -13,13 +13,13 @@ from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sample
 from saeval.plugin.registry import Loaded, Registry
 from saeval.records import split_ranking
 from saeval.task.files import find_include, find_spec
-from saeval.task.making import PartMaker
+from saeval.task.part_maker import PartMaker
 from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
-from saeval.task.spec.checking import parse, refuse_secrets
-from saeval.task.spec.document import Document, KeyPath, override, read_document
+from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import PartSpec, TaskSpec
+from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
@@ -49,7 +49,7 @@ def load_task(
         SpecError: If anything in the spec is wrong.
     """
     if isinstance(reference, Mapping):
-        document = Document(clean(dict(reference)), {})
+        document = SpecDocument(clean(dict(reference)), {})
     else:
         document = read_document(
             find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)
@@ -82,7 +82,7 @@ class _Baselines(NamedTuple):
 class _Builder(PartMaker):
     """Makes the parts of every cell of the matrix, and holds them against each other."""
 
-    def __init__(self, document: Document, registry: Registry, check: bool):
+    def __init__(self, document: SpecDocument, registry: Registry, check: bool):
         super().__init__(document, registry, check)
         self.template = document
 

@@ -10,7 +10,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from saeval.llm import RoleSettings
 from saeval.plugin import base as interfaces
-from saeval.plugin.registry import KINDS, Loaded, Registry
+from saeval.plugin.kinds import KINDS
+from saeval.plugin.registry import Loaded, Registry
 from saeval.task.spec.models import GroupSpec, TaskSpec
 
 Schema = dict[str, Any]

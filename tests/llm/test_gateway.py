@@ -27,8 +27,10 @@ from saeval import BudgetExceeded, LLMError, StoreError
 from saeval._run.collect import store_path
 from saeval._run.runner import run_task
 from saeval._util.progress import display
-from saeval.llm.calls import Budget, Call, CallLog, CallStore
+from saeval.llm.budget import Budget
+from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.llm.ledger import Call, CallLedger
 from saeval.plugin import LLM, LogprobRequest, Refused, Reply, Request, Usage
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
@@ -38,7 +40,7 @@ CANARY = "sk-canary-1234567890abcdef"
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
 
 
@@ -70,12 +72,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_passing_fault_is_tried_again_and_one_that_stays_ends_with_a_reason(tmp_path, client, fault):
     with fake_server("hello") as server:
-        gate = gateway(tmp_path, client(server), retries=2)
+        limiter = gateway(tmp_path, client(server), retries=2)
         server.faults = [fault]
-        (reply,) = ask(gate, Request.of("once"))
+        (reply,) = ask(limiter, Request.of("once"))
         assert reply.text == "hello"
         server.always, server.calls = fault, []
-        (failed,) = ask(gate, Request.of("always"))
+        (failed,) = ask(limiter, Request.of("always"))
         assert isinstance(failed, LLMError) and str(failed)
         assert len(server.calls) == 3
         lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
@@ -154,35 +156,35 @@ def test_server_that_is_not_there_is_one_clear_sentence(tmp_path, client):
 
 def test_equal_requests_are_asked_once_and_repeats_again(tmp_path):
     with fake_server() as server:
-        gate = gateway(tmp_path, direct(server))
-        ask(gate, Request.of("a"), Request.of("a"), Request.of("a", repeat=1), Request.of("b"))
+        limiter = gateway(tmp_path, direct(server))
+        ask(limiter, Request.of("a"), Request.of("a"), Request.of("a", repeat=1), Request.of("b"))
         assert len(server.calls) == 3
-        ask(gate, Request.of("a"), Request.of("b"))
+        ask(limiter, Request.of("a"), Request.of("b"))
         assert len(server.calls) == 3
 
 
 def test_waiting_for_an_equal_request_is_written_down_as_cached(tmp_path):
     with fake_server() as server:
         server.delay = 0.05
-        gate = gateway(tmp_path, direct(server))
-        ask(gate, *[Request.of("a")] * 3)
-        (total,) = gate._log.totals()
+        limiter = gateway(tmp_path, direct(server))
+        ask(limiter, *[Request.of("a")] * 3)
+        (total,) = limiter._log.totals()
         assert (total.calls, total.cached, total.input_tokens) == (1, 2, 100)
 
 
 def test_asker_that_is_called_off_does_not_take_those_who_wait_with_it(tmp_path):
     with fake_server() as server:
         server.delay = 0.2
-        gate = gateway(tmp_path, direct(server))
+        limiter = gateway(tmp_path, direct(server))
 
         async def main():
-            askers = [asyncio.ensure_future(gate.complete(Request.of("a"))) for _ in range(3)]
+            askers = [asyncio.ensure_future(limiter.complete(Request.of("a"))) for _ in range(3)]
             await asyncio.sleep(0.05)
             askers[0].cancel()
             try:
                 return await asyncio.gather(*askers, return_exceptions=True)
             finally:
-                await gate._llm.aclose()
+                await limiter._llm.aclose()
 
         first, *others = asyncio.run(main())
         assert isinstance(first, asyncio.CancelledError)
@@ -196,16 +198,16 @@ def test_run_that_stops_keeps_answers_under_way_but_does_not_wait_forever(tmp_pa
     with fake_server() as server:
         server.delay = 0.2
         server.always = None if answered else hang
-        gate = gateway(tmp_path, direct(server), concurrency=1)
+        limiter = gateway(tmp_path, direct(server), concurrency=1)
 
         async def main():
-            askers = [asyncio.ensure_future(gate.complete(Request.of(text))) for text in "ab"]
+            askers = [asyncio.ensure_future(limiter.complete(Request.of(text))) for text in "ab"]
             await asyncio.sleep(0.1)
             for asker in askers:
                 asker.cancel()
             ended = await asyncio.gather(*askers, return_exceptions=True)
-            await gate.finish()
-            await gate._llm.aclose()
+            await limiter.finish()
+            await limiter._llm.aclose()
             return ended
 
         assert [type(e) for e in asyncio.run(main())] == [asyncio.CancelledError] * 2
@@ -218,7 +220,9 @@ def test_run_that_stops_keeps_answers_under_way_but_does_not_wait_forever(tmp_pa
 def test_answer_that_changed_on_disk_is_asked_for_again(tmp_path, caplog):
     with fake_server("fine") as server:
         ask(gateway(tmp_path, direct(server)), Request.of("a"))
-        CallStore(tmp_path / "calls.sqlite")._db.execute("UPDATE answers SET answer = replace(answer, 'fine', 'fihe')")
+        AnswerCache(tmp_path / "calls.sqlite")._db.execute(
+            "UPDATE answers SET answer = replace(answer, 'fine', 'fihe')"
+        )
         (reply,) = ask(gateway(tmp_path, direct(server)), Request.of("a"))
         assert (reply.text, len(server.calls)) == ("fine", 2)
 
@@ -238,9 +242,9 @@ def test_two_models_share_a_cache_but_no_answer(tmp_path):
 
 def test_parameters_are_part_of_the_key(tmp_path):
     with fake_server() as server:
-        gate = gateway(tmp_path, direct(server))
+        limiter = gateway(tmp_path, direct(server))
         ask(
-            gate,
+            limiter,
             Request.of("a"),
             Request.of("a", temperature=1.0),
             Request.of("a", max_tokens=3),
@@ -273,24 +277,24 @@ def test_process_killed_at_any_moment_pays_nothing_twice(tmp_path):
 
 
 def test_finished_calls_are_kept_and_in_the_ledger_though_many_share_a_transaction(tmp_path, monkeypatch):
-    kept, put = [], CallStore.put
+    kept, put = [], AnswerCache.put
     monkeypatch.setattr(
-        CallStore, "put", lambda store, answers, model: (put(store, answers, model), kept.append(len(answers)))
+        AnswerCache, "put", lambda store, answers, model: (put(store, answers, model), kept.append(len(answers)))
     )
     with fake_server() as server:
         server.delay = 0.02
-        gate = gateway(tmp_path, direct(server), concurrency=50)
-        others, ledger = CallStore(tmp_path / "calls.sqlite"), CallLog(tmp_path / "calls.jsonl")
+        limiter = gateway(tmp_path, direct(server), concurrency=50)
+        others, ledger = AnswerCache(tmp_path / "calls.sqlite"), CallLedger(tmp_path / "calls.jsonl")
 
         async def one(text):
-            await gate.complete(Request.of(text))
+            await limiter.complete(Request.of(text))
             return len(ledger.answers("judge")), all(others.get(key) for key in ledger.answers("judge").values())
 
         async def main():
             try:
                 return await asyncio.gather(*(one(str(i)) for i in range(100)))
             finally:
-                await gate._llm.aclose()
+                await limiter._llm.aclose()
 
         found = asyncio.run(main())
     assert sum(kept) == 100 and len(kept) < 50
@@ -301,27 +305,27 @@ def test_several_processes_share_the_answers(tmp_path):
     program = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from saeval.llm.calls import CallStore
+        from saeval.llm.cache import AnswerCache
         for i in range(50):
-            store = CallStore(Path(sys.argv[1]))
+            store = AnswerCache(Path(sys.argv[1]))
             store.put({f"{sys.argv[2]}-{i}": {"text": str(i)}})
             store.close()
     """)
     path = tmp_path / "calls.sqlite"
     running = [subprocess.Popen([sys.executable, "-c", program, str(path), str(n)]) for n in range(4)]
     assert [process.wait() for process in running] == [0] * 4
-    store = CallStore(path)
+    store = AnswerCache(path)
     assert all(store.get(f"{n}-{i}") == {"text": str(i)} for n in range(4) for i in range(50))
 
 
 def test_cache_that_cannot_be_used_says_so_in_one_sentence(tmp_path):
     (tmp_path / "garbage").write_bytes(b"no database" * 100)
     with pytest.raises(StoreError, match="cannot be used"):
-        CallStore(tmp_path / "garbage")
-    CallStore(tmp_path / "newer")._db.execute("PRAGMA user_version=99")
+        AnswerCache(tmp_path / "garbage")
+    AnswerCache(tmp_path / "newer")._db.execute("PRAGMA user_version=99")
     with pytest.raises(StoreError, match="version 99"):
-        CallStore(tmp_path / "newer")
-    store = CallStore(tmp_path / "full")
+        AnswerCache(tmp_path / "newer")
+    store = AnswerCache(tmp_path / "full")
     store._db.execute("PRAGMA max_page_count=1")
     with pytest.raises(StoreError, match="cannot be used .*full"):
         store.put({"key": {"text": "x" * 100_000}})
@@ -333,10 +337,10 @@ def test_line_of_the_ledger_that_a_kill_cut_short_costs_no_other(tmp_path):
     def call(usd):
         return Call("judge", "m", "r", "a", "ok", False, 1, Usage(10, 1, 0, usd, "spec"), 1.0)
 
-    CallLog(path).add(call(1.0))
-    CallLog(path).add(call(2.0))
+    CallLedger(path).add(call(1.0))
+    CallLedger(path).add(call(2.0))
     path.write_bytes(path.read_bytes()[:-30])
-    log = CallLog(path)
+    log = CallLedger(path)
     log.add(call(4.0))
     log.add(call(8.0))
     assert log.spent() == 13.0
@@ -361,10 +365,10 @@ def test_unknown_price_stays_unknown_and_a_given_one_is_summed(tmp_path):
 
 def test_spending_limit_stops_before_the_next_call(tmp_path):
     with fake_server() as server:
-        gate = gateway(
+        limiter = gateway(
             tmp_path, direct(server), limit=3e-4, usd_per_million_input=1.0, usd_per_million_output=10.0, concurrency=1
         )
-        replies = ask(gate, *(Request.of(str(i)) for i in range(5)))
+        replies = ask(limiter, *(Request.of(str(i)) for i in range(5)))
         assert [isinstance(r, BudgetExceeded) for r in replies] == [False, False, True, True, True]
         assert len(server.calls) == 2
 
@@ -378,8 +382,8 @@ def test_provider_s_price_goes_before_the_spec_s_and_unknown_tokens_have_none(tm
                 "yes", {"theirs": Usage(10, 1, 0, 0.5, "list"), "no tokens": Usage()}[request.messages[0].content]
             )
 
-    gate = gateway(tmp_path, Priced(model="m"), usd_per_million_input=1.0, usd_per_million_output=1.0)
-    theirs, unknown = ask(gate, Request.of("theirs"), Request.of("no tokens"))
+    limiter = gateway(tmp_path, Priced(model="m"), usd_per_million_input=1.0, usd_per_million_output=1.0)
+    theirs, unknown = ask(limiter, Request.of("theirs"), Request.of("no tokens"))
     assert (theirs.usage.usd, theirs.usage.price_source) == (0.5, "list")
     assert unknown.usage.usd is None
 
@@ -387,9 +391,9 @@ def test_provider_s_price_goes_before_the_spec_s_and_unknown_tokens_have_none(tm
 def test_limit_that_cannot_hold_says_so(tmp_path, caplog):
     caplog.set_level(logging.WARNING, "saeval")
     with fake_server() as server:
-        gate = gateway(tmp_path, direct(server), limit=1.0)
-        ask(gate, Request.of("a"), Request.of("b"))
-        assert gate._budget.unknown == 2
+        limiter = gateway(tmp_path, direct(server), limit=1.0)
+        ask(limiter, Request.of("a"), Request.of("b"))
+        assert limiter._budget.unknown == 2
         assert caplog.text.count("its price is unknown, so the spending limit cannot hold it") == 1
 
 
@@ -398,25 +402,27 @@ PRICES = {"usd_per_million_input": 1.0, "usd_per_million_output": 10.0}  # a cal
 
 def test_empty_answers_and_refusals_are_paid_for(tmp_path, client):
     with fake_server() as server:
-        gate = gateway(tmp_path, client(server), retries=2, **PRICES)
+        limiter = gateway(tmp_path, client(server), retries=2, **PRICES)
         server.faults = [content(""), content("")]
-        (reply,) = ask(gate, Request.of("a"))
+        (reply,) = ask(limiter, Request.of("a"))
         assert reply.usage.usd == pytest.approx(6e-4)
         server.always = content("no", refusal="I will not")
-        ask(gate, Request.of("b"))
+        ask(limiter, Request.of("b"))
         server.always = content("")
-        ask(gate, Request.of("c"))
-        assert gate._budget.spent == pytest.approx(14e-4)
-        assert gate._log.totals()[0].usd == pytest.approx(14e-4)
+        ask(limiter, Request.of("c"))
+        assert limiter._budget.spent == pytest.approx(14e-4)
+        assert limiter._log.totals()[0].usd == pytest.approx(14e-4)
 
 
 def test_what_was_paid_before_the_limit_stopped_an_attempt_is_in_the_ledger(tmp_path):
     with fake_server() as server:
         server.always = content("")
-        gate = gateway(tmp_path, direct(server), limit=3e-4, **PRICES)
-        (stopped,) = ask(gate, Request.of("a"))
+        limiter = gateway(tmp_path, direct(server), limit=3e-4, **PRICES)
+        (stopped,) = ask(limiter, Request.of("a"))
         assert isinstance(stopped, BudgetExceeded)
-        assert CallLog(tmp_path / "calls.jsonl").spent() == pytest.approx(gate._budget.spent) == pytest.approx(4e-4)
+        assert (
+            CallLedger(tmp_path / "calls.jsonl").spent() == pytest.approx(limiter._budget.spent) == pytest.approx(4e-4)
+        )
         assert len(server.calls) == 2
 
 
@@ -436,8 +442,8 @@ def test_plugin_that_breaks_is_in_the_ledger_without_its_words(tmp_path):
 def test_key_is_sent_but_never_written(tmp_path, client, caplog, capfd):
     with fake_server() as server:
         server.faults = [error(401, f"Incorrect API key provided: {CANARY}")]
-        gate = gateway(tmp_path, client(server))
-        failed, _ = ask(gate, Request.of("a"), Request.of("b"))
+        limiter = gateway(tmp_path, client(server))
+        failed, _ = ask(limiter, Request.of("a"), Request.of("b"))
         assert isinstance(failed, LLMError)
         assert any(CANARY in h.get("Authorization", "") for h in server.headers)
         assert CANARY not in str(failed) and CANARY not in repr(failed)
@@ -466,16 +472,16 @@ def test_model_that_cannot_score_says_so(tmp_path):
 def told_of(folder, llm, *requests, **settings):
     """Ask all at once, and return what a user is told."""
     told = []
-    gate = Gateway(
-        "judge", llm, model="m", identity="m", settings=RoleSettings(**settings), calls=CallStore(folder / "calls.sqlite"),
-        log=CallLog(folder / "calls.jsonl"), budget=Budget(None), tell=told.append,
+    limiter = Gateway(
+        "judge", llm, model="m", identity="m", settings=RoleSettings(**settings), calls=AnswerCache(folder / "calls.sqlite"),
+        log=CallLedger(folder / "calls.jsonl"), budget=Budget(None), tell=told.append,
     )  # fmt: skip
-    ask(gate, *requests)
+    ask(limiter, *requests)
     return told
 
 
 def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.llm.waiting._TOLD", 0.9)
+    monkeypatch.setattr("saeval.llm.retries._TOLD", 0.9)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.faults = [error(429, "slow down", headers={"Retry-After": "1"})] * 3
@@ -487,7 +493,7 @@ def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, c
 
 
 def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.llm.waiting._SILENCE", 0.2)
+    monkeypatch.setattr("saeval.llm.retries._SILENCE", 0.2)
     with fake_server() as server:
         server.delay = 0.6
         told = told_of(tmp_path, direct(server), *(Request.of(str(i)) for i in range(3)))
@@ -499,7 +505,7 @@ def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
 @pytest.mark.parametrize("style", ["rich", "plain", "json"])
 def test_every_display_says_what_a_run_waits_for(style, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._TOLD", 0.1)
+    monkeypatch.setattr("saeval.llm.retries._TOLD", 0.1)
     with truthful_server() as server:
         server.faults = [error(503, headers={"Retry-After": "0.2"})]
         saeval.run(
@@ -565,7 +571,7 @@ def test_tokens_that_the_provider_cached_are_in_the_ledger(tmp_path, usage):
     answer["usage"] |= usage
     with fake_server() as server:
         server.always = body(json.dumps(answer))
-        gate = gateway(tmp_path, direct(server))
-        ask(gate, Request.of("a"), Request.of("b"))
-        (total,) = gate._log.totals()
+        limiter = gateway(tmp_path, direct(server))
+        ask(limiter, Request.of("a"), Request.of("b"))
+        (total,) = limiter._log.totals()
     assert (total.input_tokens, total.cached_tokens) == (200, 80)

@@ -7,7 +7,7 @@ import zipfile
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import Gate, InputError, LinearCoder, MadeFor
+from saeval.plugin import GatedEncoder, InputError, LinearCoder, MadeFor
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, positive, read_json, read_tensors
 
@@ -176,7 +176,7 @@ def _linear(
         decoder_bias=bias,
         threshold=tensors["threshold"].expand(latents) if jumps else None,
         k=k,
-        gate=Gate(tensors["gate_bias"], tensors["mag_bias"], tensors["r_mag"]) if gated else None,
+        gate=GatedEncoder(tensors["gate_bias"], tensors["mag_bias"], tensors["r_mag"]) if gated else None,
         subtract_decoder_bias=kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
         architecture=kind,
         metadata={"hook_name": hookpoint, "model_name": config.get("lm_name")},

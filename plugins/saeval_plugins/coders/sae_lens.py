@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from saeval.plugin import Gate, HookPoint, InputError, LinearCoder, MadeFor, ModuleCoder
+from saeval.plugin import GatedEncoder, HookPoint, InputError, LinearCoder, MadeFor, ModuleCoder
 from saeval_plugins.coders._releases import Listed, listed, releases
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors, tensor_shapes
@@ -333,7 +333,7 @@ def _linear(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LinearC
         threshold=tensors.get("threshold"),
         k=config["k"] if architecture in ("topk", "abstopk") else None,
         signed=architecture == "abstopk",
-        gate=Gate(tensors["b_gate"], tensors["b_mag"], tensors["r_mag"]) if architecture == "gated" else None,
+        gate=GatedEncoder(tensors["b_gate"], tensors["b_mag"], tensors["r_mag"]) if architecture == "gated" else None,
         scale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
         subtract_decoder_bias=config["apply_b_dec_to_input"] and not transcoder,
         normalize=config["normalize_activations"],

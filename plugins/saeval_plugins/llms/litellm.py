@@ -37,8 +37,8 @@ from saeval_plugins.llms.openai_chat import (
     usage_from,
 )
 from saeval_plugins.llms.processes import Processes
-from saeval_plugins.llms.waiting import wait_asked_for
-from saeval_plugins.llms.ways import Ways
+from saeval_plugins.llms.retry_after import wait_asked_for
+from saeval_plugins.llms.server_quirks import ServerQuirks
 
 _RETRYABLE = {
     "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
@@ -141,15 +141,15 @@ class LiteLLM(LLM):
         if self.batch:
             return await self._complete_in_batch(request)
         while True:
-            used = self._ways.found
+            used = self._quirks.found
             try:
                 return await self._complete(request)
             except LLMError as error:
-                if not self._ways.learn(str(error), used):
+                if not self._quirks.learn(str(error), used):
                     raise
 
     async def _complete(self, request: Request) -> Reply:
-        arguments = {**self._ways.adapted(chat_body(self.model, request)), **self.extra}
+        arguments = {**self._quirks.adapted(chat_body(self.model, request)), **self.extra}
         if self.api_base:
             arguments["api_base"] = self.api_base
         if self.processes == 1:
@@ -159,8 +159,8 @@ class LiteLLM(LLM):
         return reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
 
     @cached_property
-    def _ways(self) -> Ways:
-        return Ways()
+    def _quirks(self) -> ServerQuirks:
+        return ServerQuirks()
 
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
         """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""

@@ -37,9 +37,9 @@ from saeval_plugins.llms.openai_chat import (
     reply_from_chat,
     usage_from,
 )
+from saeval_plugins.llms.retry_after import wait_asked_for
+from saeval_plugins.llms.server_quirks import ServerQuirks
 from saeval_plugins.llms.streams import body_from_stream
-from saeval_plugins.llms.waiting import wait_asked_for
-from saeval_plugins.llms.ways import Ways
 
 _MOST = 20  # alternatives a token that servers give
 
@@ -94,8 +94,8 @@ class OpenAICompatible(LLM):
             return None
 
     @cached_property
-    def _ways(self) -> Ways:
-        return Ways()
+    def _quirks(self) -> ServerQuirks:
+        return ServerQuirks()
 
     @cached_property
     def _proxy(self) -> str | None:
@@ -175,12 +175,12 @@ class OpenAICompatible(LLM):
     async def complete(self, request: Request) -> Reply:
         """Ask `/chat/completions`, again in another way where the server wants one."""
         while True:
-            used = self._ways.found
+            used = self._quirks.found
             try:
-                body = self._ways.adapted(chat_body(self.model, request))
+                body = self._quirks.adapted(chat_body(self.model, request))
                 return reply_from_chat(self.model, await self._post("/chat/completions", body))
             except LLMError as error:
-                if not self._ways.learn(str(error), used):
+                if not self._quirks.learn(str(error), used):
                     raise
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:

@@ -176,7 +176,7 @@ def draw_each(bounds: Sequence[int], counts: Sequence[int], rng: np.random.Gener
     return np.sort(np.fromiter(drawn, np.int64, len(drawn)))
 
 
-class Random(_WindowSampler):
+class RandomSampler(_WindowSampler):
     """Shows windows drawn from the whole range of activations: the best breadth (paper §4.3)."""
 
     name = "random"

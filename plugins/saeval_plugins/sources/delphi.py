@@ -27,7 +27,7 @@ class _Shard(NamedTuple):
     last: int
 
 
-class Delphi(ActivationSource):
+class DelphiSource(ActivationSource):
     """Reads the folder that Delphi caches one hookpoint's latents in (`results/NAME/latents/HOOKPOINT`).
 
     Thresholds are kept as they are: Delphi leaves out magnitudes of 1e-5 and less and rounds to half precision. Negative

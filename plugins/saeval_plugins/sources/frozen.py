@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saeval.plugin import ActivationWriter
 
 
-class Frozen(ActivationSource):
+class FrozenSource(ActivationSource):
     """Takes the windows of a frozen run: each is a context of its own, and only the latents that it shows are known there.
 
     Together with the sampler, explainer, scorers and model of that name it repeats a run without its model, its coder,

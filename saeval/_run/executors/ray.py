@@ -17,7 +17,7 @@ from saeval._run.executors.ray_cluster import cluster
 from saeval._run.executors.ray_worker import News, Order, Said, Stop, Worker, collect_cells, identity
 from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display, InputError, SaevalError
-from saeval.llm import Budget, Call, CallLog
+from saeval.llm import Budget, Call, CallLedger
 from saeval.records import Explanation, LatentId, Score, Usage
 from saeval.task import Task, plain
 
@@ -33,7 +33,7 @@ log = logging.getLogger("saeval")
 
 
 @contextmanager
-def on_ray(task: Task, calls: CallLog, budget: Budget, display: Display) -> Iterator[OnRay]:
+def on_ray(task: Task, calls: CallLedger, budget: Budget, display: Display) -> Iterator[OnRay]:
     """Lend the executor, connected to a cluster for as long as the block lasts.
 
     Raises:
@@ -67,7 +67,7 @@ class OnRay(Executor):
     kept here alone, so that each exists once, whatever workers die.
     """
 
-    def __init__(self, task: Task, calls: CallLog, budget: Budget, display: Display):
+    def __init__(self, task: Task, calls: CallLedger, budget: Budget, display: Display):
         self._task, self._calls, self._budget, self._display = task, calls, budget, display
         workers, self._needs = _shares(task.run.workers)
         self.workers = workers

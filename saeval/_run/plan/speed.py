@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saeval._util import InputError, read_json
-from saeval.llm import CallLog, LoggedCall
+from saeval.llm import CallLedger, LoggedCall
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def speed(run_dir: Path) -> Speed:
         raise InputError(f"{run_dir}: this run is not done, so it does not tell how long one takes")
     calls = [
         call
-        for call in CallLog(run_dir / "calls.jsonl").calls()
+        for call in CallLedger(run_dir / "calls.jsonl").calls()
         if not (call.cached or call.probe) and call.status == "ok"
     ]
     by_role = defaultdict(list)

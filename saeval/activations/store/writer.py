@@ -14,7 +14,7 @@ import numpy as np
 from saeval._util import StoreError, content_hash, write_atomic
 from saeval.activations.store.chunks import merge, pair_type
 from saeval.activations.store.dataset import shared_dataset, write_dataset
-from saeval.activations.store.files import FORMAT, checksum
+from saeval.activations.store.files import STORE_FORMAT, checksum
 from saeval.activations.store.pieces import Piece, Pieces, Totals, added_up
 from saeval.activations.store.reader import ActivationStore
 from saeval.activations.tokens import TokenDataset
@@ -211,7 +211,7 @@ class ActivationWriter:
                 np.save(built / f"{name}.npy", known)
         nonzeros = merge([piece.chunk for piece in self._whole or ()], self._n_latents, self._pair, built, self._budget)
         manifest = {
-            "format": FORMAT, "n_latents": self._n_latents, "contexts": len(self._dataset.tokens),
+            "format": STORE_FORMAT, "n_latents": self._n_latents, "contexts": len(self._dataset.tokens),
             "length": int(self._dataset.tokens.shape[1]), "lead": self._dataset.lead,
             "n_tokens": self._dataset.n_tokens, "nonzeros": nonzeros, "latents": self._only, "facts": self._facts,
             "files": {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in sorted(built.iterdir())},

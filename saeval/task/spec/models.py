@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from saeval._util import Documented
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
 
 
 class SpecModel(Documented):
@@ -103,10 +103,17 @@ class LeaderboardOptions(SpecModel):
     """Measure that scores are plotted against."""
 
 
-Measure = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
-_FREE: tuple[Measure, ...] = ("l0", "density", "frac_alive", "fvu", "d_sae", "tokens")  # known once a store is there
+MeasureName = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
+_FREE: tuple[MeasureName, ...] = (
+    "l0",
+    "density",
+    "frac_alive",
+    "fvu",
+    "d_sae",
+    "tokens",
+)  # known once a store is there
 
-OF_ALL_LATENTS: frozenset[Measure] = frozenset({"l0", "density", "frac_alive", "fvu"})
+OF_ALL_LATENTS: frozenset[MeasureName] = frozenset({"l0", "density", "frac_alive", "fvu"})
 """Measures that take the activations of the whole dictionary."""
 
 CellFilter = dict[str, str | int | float | list[str | int | float]]
@@ -166,7 +173,7 @@ class TaskSpec(SpecModel):
 
     saeval: Literal[1]
     """Version of the spec format."""
-    task: str = Field(pattern=NAME)
+    task: str = Field(pattern=NAME_PATTERN)
     """Name of the task."""
     version: str
     """Version of the task; raise it when numbers may change."""
@@ -196,7 +203,7 @@ class TaskSpec(SpecModel):
     """What scores: a label of your own for each; `use` is the label when left out."""
     baselines: list[PartSpec] = []
     """What the scores are held against: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
-    measure: list[Measure] = list(_FREE)
+    measure: list[MeasureName] = list(_FREE)
     """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048 tokens."""
     findings: list[FindingSpec] = []
     """Claims that the report holds against the run's numbers."""
@@ -211,7 +218,7 @@ class GroupSpec(SpecModel):
 
     saeval: Literal[1]
     """Version of the spec format."""
-    group: str = Field(pattern=NAME)
+    group: str = Field(pattern=NAME_PATTERN)
     """Name of the group."""
     description: str = ""
     """What the tasks have in common."""

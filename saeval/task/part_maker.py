@@ -13,7 +13,7 @@ from saeval.llm import RoleSettings
 from saeval.plugin.base import Plugin, Step, Tracker, kind_of
 from saeval.plugin.registry import Loaded, Registry, options_error
 from saeval.task.parts import Part, RolePart, StepPart
-from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import PartSpec, TaskSpec
 
 
@@ -26,7 +26,7 @@ class PartMaker:
         check: Whether each plugin looks if what its options name is there.
     """
 
-    def __init__(self, document: Document, registry: Registry, check: bool):
+    def __init__(self, document: SpecDocument, registry: Registry, check: bool):
         self.document = document
         self.registry = registry
         self.check = check

@@ -14,7 +14,7 @@ import click
 from saeval.cli.shared import (
     ALLOW,
     JSON,
-    LLM,
+    LLMS,
     SET,
     TASK,
     TASK_OR_FLAGS,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.command()
 @TASK_OR_FLAGS
 @SET
-@LLM
+@LLMS
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell; marks the result as partial.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
@@ -126,7 +126,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 @click.command()
 @TASK_OR_FLAGS
 @SET
-@LLM
+@LLMS
 @ALLOW
 @WITHOUT
 @JSON
@@ -167,7 +167,7 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
 @click.command()
 @TASK
 @SET
-@LLM
+@LLMS
 @ALLOW
 @click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
 @WITHOUT
@@ -192,7 +192,7 @@ def preview(
 @click.command()
 @TASK_OR_FLAGS
 @SET
-@LLM
+@LLMS
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")

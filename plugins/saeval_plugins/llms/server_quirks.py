@@ -19,7 +19,7 @@ _SIGNS = {
 
 
 @dataclass
-class Ways:
+class ServerQuirks:
     """What a server was found to want.
 
     Attributes:

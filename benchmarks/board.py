@@ -203,7 +203,8 @@ READER = {"detection": 0.952, "fuzzing": 0.988}
 
 
 def readers(repetitions: int) -> None:
-    """Print how far two judges differ on real latents, as judged and corrected: the recorded reader, and it with errors."""
+    """Print how far two judges differ on real latents, as judged and corrected: the recorded reader, and it with
+    errors."""
     with tempfile.TemporaryDirectory() as folder:
         saeval.run("quickstart-recorded", out=Path(folder) / "run")
         compare_readers(Path(folder) / "run", repetitions)

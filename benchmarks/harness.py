@@ -1,4 +1,5 @@
-"""What every benchmark shares: figures, children that are timed, sides that take turns, and Delphi's own environment."""
+"""What every benchmark shares: figures, children that are timed, sides that take turns, and Delphi's own
+environment."""
 
 from __future__ import annotations
 
@@ -57,9 +58,14 @@ class Figure:
 
 
 def ratio(
-    name: str, sides: Mapping[str, Sequence[float]], method: str, *, target: float | None = None, inverse: bool = False,
+    name: str,
+    sides: Mapping[str, Sequence[float]],
+    method: str,
+    *,
+    target: float | None = None,
+    inverse: bool = False,
     lower_is_better: bool = False,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Return the figure second side / first side, round by round (first / second with `inverse`).
 
     With costs (seconds) as sides and saeval as the first one, this is how many times less saeval needs.

@@ -40,10 +40,15 @@ def machine(delphi_python: Path) -> dict[str, Any]:
     ).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": _processor(), "cores": os.cpu_count(), "memory_gib": round(memory), "system": platform.system(),
-        "python": platform.python_version(), "saeval": version("saeval"), "eai-delphi": delphi,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "saeval": version("saeval"),
+        "eai-delphi": delphi,
         **{name: version(name) for name in ("torch", "transformers", "numpy", "aiohttp", "litellm")},
-    }  # fmt: skip
+    }
 
 
 def _processor() -> str:

@@ -64,7 +64,8 @@ class Joined:
         """Return the contestants of each family of coders, after seeing that nothing but sparsity tells them apart.
 
         Raises:
-            InputError: If no cell has such a facet, or they also differ in subject, place, corpus, explainer, judge or width.
+            InputError: If no cell has such a facet, or they also differ in subject, place, corpus, explainer, judge or
+                width.
         """
         _known(facet, self.entries.values(), "--family")
         return _families([e for e in self.entries.values() if e.cell.baseline is None], facet)
@@ -233,7 +234,8 @@ def _families(contestants: Sequence[Entry], family: str) -> dict[str, list[CellR
     for what in ("subject", "hookpoint", "corpus", "explainer", "judge"):
         if what != family and len(values := _by_value(contestants, lambda e, w=what: e.facets[w])) > 1:  # type: ignore[misc]
             raise InputError(
-                f"--match-l0 compares coders that differ in {family} and L0 alone, but {_said(what, values)}; choose with --filter"
+                f"--match-l0 compares coders that differ in {family} and L0 alone, but {_said(what, values)}; choose "
+                "with --filter"
             )
     widths = {e.cell.measures["d_sae"] for e in contestants if "d_sae" in e.cell.measures}
     if len(widths) > 1:

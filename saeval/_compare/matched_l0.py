@@ -43,8 +43,9 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
     """Return every family's score at one L0, best first.
 
     Between its two neighbouring cells, a family's score is taken to follow a straight line over log L0. Cells are
-    different dictionaries, so their means are independent, and the interval of the interpolated score combines theirs. Families
-    are told apart as cells are on a leaderboard. Nothing is said about how far the curve bends between two cells.
+    different dictionaries, so their means are independent, and the interval of the interpolated score combines theirs.
+    Families are told apart as cells are on a leaderboard. Nothing is said about how far the curve bends between two
+    cells.
 
     Args:
         families: Cells of each family, each with the measure `l0`.

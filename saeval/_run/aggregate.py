@@ -37,8 +37,8 @@ _FAR = 1.5  # factor between an L0 and the one of the coder's files from which o
 
 
 _RECORDED = (
-    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the numbers do "
-    "not rank beside those of live models."
+    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the "
+    "numbers do not rank beside those of live models."
 )
 
 
@@ -59,14 +59,33 @@ def summarise(
     recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
     cells, _ = with_lifts([_cell_result(task, outcome, state.done) for outcome in outcomes.values()])
     return RunResult(
-        run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
-        saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
-        recorded=recorded, reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
-        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values()), *([_RECORDED] if recorded else [])],
+        run_id=run_id,
+        task=task.name,
+        task_version=task.version,
+        description=task.description,
+        spec_sha=task.sha,
+        saeval_version=saeval.__version__,
+        seed=task.run.seed,
+        rank_by=task.rank_by,
+        partial=partial,
+        synthetic=synthetic,
+        recorded=recorded,
+        reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
+        cells=cells,
+        measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
+        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]),
+        ledger=list(ledger),
+        judges=_judges(task),
+        findings=list(findings),
+        warnings=[
+            *warnings,
+            *_warnings(task, cells, outcomes, partial, synthetic),
+            *_flaws(outcomes.values()),
+            *([_RECORDED] if recorded else []),
+        ],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
-    )  # fmt: skip
+    )
 
 
 def _judges(task: Task) -> list[JudgeRole]:
@@ -99,9 +118,12 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
     return CellResult(
-        cell=cell.name, axes=cell.axes, baseline=cell.baseline,
+        cell=cell.name,
+        axes=cell.axes,
+        baseline=cell.baseline,
         coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in _ELSEWHERE}},
-        subject=str(facts.get("subject", "")), corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
+        subject=str(facts.get("subject", "")),
+        corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
         measures=measures,
         counts={**outcome.counts, "explained": explained},
@@ -109,7 +131,7 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
         cautions=_cautions(outcome),
-    )  # fmt: skip
+    )
 
 
 def _score_cautions(outcome: CellState) -> Iterator[str]:
@@ -125,8 +147,8 @@ def _score_cautions(outcome: CellState) -> Iterator[str]:
     short = [n for n in silent if asked is not None and n < asked]
     if short:
         yield (
-            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, {min(short)} at "
-            "least."
+            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, "
+            f"{min(short)} at least."
         )
 
 
@@ -143,8 +165,8 @@ def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
         random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
         if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
             yield (
-                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders that it "
-                f"stands beside; set its option `k`."
+                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders "
+                "that it stands beside; set its option `k`."
             )
 
 
@@ -156,8 +178,8 @@ def _cautions(outcome: CellState) -> list[str]:
         return list(dict.fromkeys(said))
     if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
         said.append(
-            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may belong to "
-            "another place or model, or the text may be unlike that of its training."
+            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may "
+            "belong to another place or model, or the text may be unlike that of its training."
         )
     expected, l0 = store.facts.get("l0_of_files"), _l0(outcome)
     if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
@@ -183,9 +205,16 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
         if scored is None or not (scored.tried or done):  # interrupted before
             continue
         scoring = ScorerRun(
-            label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
-            scored.unparsed, *_windows(scored, step), task.roles[step.role].model if step.role else None, scored.spent.total.usd,
-        )  # fmt: skip
+            label,
+            step.part.label,
+            variant,
+            scored.tried,
+            sum(s == "skipped" for s, _ in scored.unscored.values()),
+            scored.unparsed,
+            *_windows(scored, step),
+            task.roles[step.role].model if step.role else None,
+            scored.spent.total.usd,
+        )
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
             if not values and place > 0:
@@ -271,7 +300,8 @@ def _warnings(
     found = []
     if synthetic:
         found.append(
-            "A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing about a model."
+            "A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing "
+            "about a model."
         )
     if partial:
         found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
@@ -297,8 +327,8 @@ def _warnings(
                 found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
         if dependent := outcomes[cell.cell].dependent:
             found.append(
-                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their floors are made "
-                "of the explanations of latents that fire with them or avoid them."
+                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their "
+                "floors are made of the explanations of latents that fire with them or avoid them."
             )
         found += _without_probabilities(outcomes[cell.cell])
     return found
@@ -323,7 +353,10 @@ def _without_probabilities(outcome: CellState) -> Iterator[str]:
             m.name == "auroc" for m in step.part.plugin.metrics
         )
         if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
-            yield f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no AUROC."
+            yield (
+                f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no "
+                "AUROC."
+            )
 
 
 def _why(outcome: CellState, label: str) -> str:
@@ -339,13 +372,14 @@ def _flaws(outcomes: Iterable[CellState]) -> Iterator[str]:
         name, sampler = outcome.cell.name, outcome.cell.sampler.label
         if leak := outcome.records.flaws.get("leak"):
             yield (
-                f"{name}: the sampler {sampler} does not keep explaining and scoring apart: {leak.windows} of {leak.of} scored "
-                "activating windows share text with those that the explainer is shown, so scores may come out too high."
+                f"{name}: the sampler {sampler} does not keep explaining and scoring apart: {leak.windows} of "
+                f"{leak.of} scored activating windows share text with those that the explainer is shown, so scores "
+                "may come out too high."
             )
         if unverified := outcome.records.flaws.get("unverified"):
             yield (
-                f"{name}: the sampler {sampler} calls windows silent without looking: the latent fires in {unverified.windows} of "
-                f"{unverified.of} of them, where right answers count as wrong."
+                f"{name}: the sampler {sampler} calls windows silent without looking: the latent fires in "
+                f"{unverified.windows} of {unverified.of} of them, where right answers count as wrong."
             )
 
 
@@ -367,7 +401,8 @@ def over_limits(task: Task, result: RunResult) -> list[str]:
                 )
             if row.unanswered > task.run.max_unanswered:
                 found.append(
-                    f"{place}: {row.unanswered:.0%} of the windows have no answer (run.max_unanswered {task.run.max_unanswered:g})"
+                    f"{place}: {row.unanswered:.0%} of the windows have no answer (run.max_unanswered "
+                    f"{task.run.max_unanswered:g})"
                 )
     return found
 

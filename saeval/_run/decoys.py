@@ -31,12 +31,13 @@ _TOGETHER = 0.02  # share of the rarer latent's firings that may fall on the oth
 def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Generator) -> LatentRecord:
     """Return the record with the windows of one other latent beside those that score it.
 
-    The other latent fires nearly independently of this one, about as often and on other tokens. Of 64 such latents, drawn at random,
-    it is the one whose firing tokens recur from window to window most nearly as this latent's do, and look most like
-    them (words, parts of words or signs). Of its windows those are taken whose firing tokens are as many, as long and in
-    the same places as in this latent's windows. None comes from a document that explains this latent, and in none do
-    both fire on the same token; otherwise this latent is free to fire there, as the other one is in this latent's
-    windows. So neither the text nor the marks say which of the two latents is meant: only an explanation does.
+    The other latent fires nearly independently of this one, about as often and on other tokens. Of 64 such latents,
+    drawn at random, it is the one whose firing tokens recur from window to window most nearly as this latent's do, and
+    look most like them (words, parts of words or signs). Of its windows those are taken whose firing tokens are as
+    many, as long and in the same places as in this latent's windows. None comes from a document that explains this
+    latent, and in none do both fire on the same token; otherwise this latent is free to fire there, as the other one is
+    in this latent's windows. So neither the text nor the marks say which of the two latents is meant: only an
+    explanation does.
 
     Args:
         record: The latent's windows.
@@ -199,7 +200,8 @@ def _marks(windows: Sequence[Example]) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _alike(wanted: Sequence[Example], offered: Sequence[Example]) -> tuple[Example, ...]:
-    """Choose an offered window for each wanted one, so that number, length and place of the marks differ least in all."""
+    """Choose an offered window for each wanted one, so that number, length and place of the marks differ least in
+    all."""
     from scipy.optimize import linear_sum_assignment
 
     left, right = _shape(wanted), _shape(offered)

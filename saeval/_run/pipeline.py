@@ -215,7 +215,8 @@ class Pipeline:
         return totals
 
     async def _start(self, tasks: set[asyncio.Task[None]]) -> bool:
-        """Start what may be done now, and take from the journal what is finished; return whether anything is in flight."""
+        """Start what may be done now, and take from the journal what is finished; return whether anything is in
+        flight."""
         taken = 0
         while (item := self._queue.take()) is not None:
             if (entry := self._finished(item)) is not None:
@@ -376,8 +377,8 @@ def _mind_memory() -> None:
     left = memory_left()
     if left is not None and left < _LITTLE_MEMORY:
         raise GaveUp(
-            f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which starts "
-            "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
+            f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which "
+            "starts with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
         )
 
 

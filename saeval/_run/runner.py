@@ -83,12 +83,12 @@ def run(
         llms: Models by role, in place of the spec's.
         limit: Maximum latents per cell; marks the result as partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
-        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that could
-            not be read; all else is kept.
+        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that
+            could not be read; all else is kept.
         unpriced: Run although the spending limit cannot hold calls whose price is unknown.
         allow_model_change: Go on although another model answers than in earlier sittings of the run.
-        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a terminal
-            and in notebooks, and nothing elsewhere.
+        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a
+            terminal and in notebooks, and nothing elsewhere.
         registry: Where plugins are found.
 
     Returns:
@@ -113,9 +113,15 @@ def run(
     path = Path(out) if out is not None else default_path(built)
     shown = display if isinstance(display, Display) else make_display(display) if display else fitting_display()
     run_task(
-        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=shown, unpriced=unpriced,
+        built,
+        out=path,
+        limit=limit,
+        max_cost=max_cost,
+        retry=retry,
+        display=shown,
+        unpriced=unpriced,
         allow_model_change=allow_model_change,
-    )  # fmt: skip
+    )
     return read(path)
 
 
@@ -183,10 +189,16 @@ class _Run:
         ]
         _run_async(
             partial(
-                try_models, askers, self.calls, self.budget, earlier, patience=self.task.run.patience,
-                unpriced=unpriced, tell=self.display.wait,
+                try_models,
+                askers,
+                self.calls,
+                self.budget,
+                earlier,
+                patience=self.task.run.patience,
+                unpriced=unpriced,
+                tell=self.display.wait,
             )
-        )  # fmt: skip
+        )
         self.calls.close()
 
     def go(self) -> RunResult:
@@ -197,7 +209,8 @@ class _Run:
             with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
                 if self.limit != self.asked_limit:
                     self.display.say(
-                        f"this run finished with more than {self.asked_limit} latents per cell, and keeps them (--limit)"
+                        f"this run finished with more than {self.asked_limit} latents per cell, and keeps them "
+                        "(--limit)"
                     )
                 self._collect_and_sample(workplace)
                 self._timed("explain_and_score", lambda: _run_async(partial(self._explain_and_score, workplace)))
@@ -304,9 +317,14 @@ class _Run:
     def _result(self, *, incomplete: bool) -> RunResult:
         ledger, missing = self.calls.totals(), self.calls.missing()
         return summarise(
-            self.state, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
-            findings=self.findings, warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
-        )  # fmt: skip
+            self.state,
+            ledger,
+            run_id=self.folder.path.name,
+            partial=incomplete,
+            seconds=self.seconds,
+            findings=self.findings,
+            warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
+        )
 
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
@@ -329,11 +347,21 @@ class _Run:
         if not _holds(self.folder.path / "spec.yaml", spec):  # one that says the same may have comments in it
             text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
             write_atomic(self.folder.path / "spec.yaml", text)
-        self.folder.write_json("run.json", {
-            "status": status, "reason": without_secrets(reason), "task": self.task.name, "spec_sha": self.task.sha,
-            "began": began, "updated": time.time(), "limit": self.limit, "python": platform.python_version(),
-            "platform": platform.platform(), "seconds": self.seconds,
-        })  # fmt: skip
+        self.folder.write_json(
+            "run.json",
+            {
+                "status": status,
+                "reason": without_secrets(reason),
+                "task": self.task.name,
+                "spec_sha": self.task.sha,
+                "began": began,
+                "updated": time.time(),
+                "limit": self.limit,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "seconds": self.seconds,
+            },
+        )
 
 
 def _unshrunk(limit: int | None, folder: RunDir, task: Task) -> int | None:

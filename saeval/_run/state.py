@@ -53,7 +53,8 @@ class UsageSum:
 
 
 class Scored:
-    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by latent.
+    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by
+    latent.
 
     Attributes:
         tried: Latents that it was to be run on.
@@ -107,7 +108,8 @@ class Scored:
                 self.right[side] += o.predicted == o.active
 
     def _count(self, score: Score) -> None:
-        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or right."""
+        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or
+        right."""
         if score.status == "skipped":
             return
         sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
@@ -124,7 +126,8 @@ class Scored:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """Windows asked about and answered; those of a latent that was lost before it was asked about count as asked."""
+        """Windows asked about and answered; those of a latent that was lost before it was asked about count as
+        asked."""
         latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
         each = self.asked / latents if latents > 0 else 0.0
         return round(self.asked + each * self.unasked), self.answered

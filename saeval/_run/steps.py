@@ -189,11 +189,19 @@ async def gateways(
         kept = at_the_end.enter_context(closing(AnswerCache(answers)))
         lent = {
             name: Gateway(
-                name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
-                calls=kept, log=calls, budget=budget, tell=tell, patience=patience,
+                name,
+                role.part.plugin,
+                model=role.model,
+                identity=role.identity,
+                settings=role.settings,
+                calls=kept,
+                log=calls,
+                budget=budget,
+                tell=tell,
+                patience=patience,
             )
             for name, role in roles.items()
-        }  # fmt: skip
+        }
         for name, gateway in lent.items():
             at_the_end.push_async_callback(roles[name].part.plugin.aclose)
             at_the_end.push_async_callback(gateway.finish)

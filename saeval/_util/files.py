@@ -144,8 +144,8 @@ class LineFile:
                 return size
             except OSError as error:
                 raise InputError(
-                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same command "
-                    "resumes it"
+                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same "
+                    "command resumes it"
                 ) from None
 
     def line_at(self, offset: int, length: int) -> bytes:

@@ -1,4 +1,5 @@
-"""Directories that saeval may write into: empty ones, and those that carry its mark; never through a link out of them."""
+"""Directories that saeval may write into: empty ones, and those that carry its mark; never through a link out of
+them."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def claim(folder: Path, what: str = "a run") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (is_ours(folder) or is_empty(folder)):
             raise InputError(
-                f"{folder}: holds files that are not saeval's, so nothing was written; choose a new directory for {what}, "
-                f"such as {folder / 'saeval-run'}"
+                f"{folder}: holds files that are not saeval's, so nothing was written; choose a new directory for "
+                f"{what}, such as {folder / 'saeval-run'}"
             )
         refuse_strange(folder)
         mark(folder)

@@ -19,8 +19,9 @@ SHORTEST = 8
 """Characters of the shortest value that is looked for; shorter ones are words of ordinary text."""
 
 _ENVIRONMENT = re.compile(
-    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$", re.IGNORECASE
-)  # fmt: skip
+    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$",
+    re.IGNORECASE,
+)
 _PLACEHOLDER = re.compile(
     r"(?:sk-)?(?:empty|none|null|undefined|placeholder|change-?me|secret|password|true|false"
     r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
@@ -41,16 +42,52 @@ _LOGIN = re.compile(r"(?<=//)[^\s/?#@\"']+@|[^\s/?#@:\"']+:[^\s/?#@\"']*@")
 _QUERY = re.compile(r"([?&#;])([\w.-]+)=([^\s&#;\"']+)")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
-_SECRET_WORDS = frozenset((
-    "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization",
-    "cookie", "cookies", "bearer", "jwt", "accesskey", "authtoken", "accesstoken", "privatekey", "secretkey", "token",
-))  # fmt: skip
+_SECRET_WORDS = frozenset(
+    (
+        "secret",
+        "secrets",
+        "password",
+        "passwd",
+        "passphrase",
+        "credential",
+        "credentials",
+        "apikey",
+        "authorization",
+        "cookie",
+        "cookies",
+        "bearer",
+        "jwt",
+        "accesskey",
+        "authtoken",
+        "accesstoken",
+        "privatekey",
+        "secretkey",
+        "token",
+    )
+)
 _MODEL_WORDS = frozenset(("key", "pass", "pwd", "auth", "sas", "sig", "signature", "pat", "psk", "otp"))
 """Words that name a secret among the options of a model, and something else in other parts of a spec."""
-_HARMLESS_TOKENS = frozenset((
-    "bos", "eos", "pad", "unk", "mask", "stop", "sep", "cls", "start", "end", "max", "min", "image", "first", "last", "next",
-    "thinking",
-))  # fmt: skip
+_HARMLESS_TOKENS = frozenset(
+    (
+        "bos",
+        "eos",
+        "pad",
+        "unk",
+        "mask",
+        "stop",
+        "sep",
+        "cls",
+        "start",
+        "end",
+        "max",
+        "min",
+        "image",
+        "first",
+        "last",
+        "next",
+        "thinking",
+    )
+)
 _NAMES = frozenset(("env", "id", "ids", "count", "limit", "type", "name", "file", "path"))
 _RANDOM = re.compile(r"[A-Za-z0-9]{16,}")
 

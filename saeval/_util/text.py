@@ -157,7 +157,8 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
     Args:
         head: Heads of the columns.
         rows: Cells.
-        width: Columns of the terminal, to which heads and names are folded; numbers never are. Nothing is when left out.
+        width: Columns of the terminal, to which heads and names are folded; numbers never are. Nothing is when left
+            out.
     """
     return "\n".join(aligned_rows(head, rows, width))
 

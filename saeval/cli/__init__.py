@@ -12,8 +12,25 @@ from saeval.cli.group import main
 __all__ = ["main"]
 
 for command in (  # in the order of docs/cli.md
-    run.run, run.validate, catalog.list_, catalog.show, plugins.plugins, plugins.new, catalog.schema,
-    run.preview, run.plan, reports.report, reports.view, catalog.doctor, cache.cache, reports.compare,
-    reports.leaderboard, reports.similarity, exchange.export, exchange.import_, exchange.push, exchange.pull,
-):  # fmt: skip
+    run.run,
+    run.validate,
+    catalog.list_,
+    catalog.show,
+    plugins.plugins,
+    plugins.new,
+    catalog.schema,
+    run.preview,
+    run.plan,
+    reports.report,
+    reports.view,
+    catalog.doctor,
+    cache.cache,
+    reports.compare,
+    reports.leaderboard,
+    reports.similarity,
+    exchange.export,
+    exchange.import_,
+    exchange.push,
+    exchange.pull,
+):
     main.add_command(command)

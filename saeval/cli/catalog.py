@@ -130,7 +130,8 @@ def show(
         print_json({"name": loaded.id, "version": loaded.version, "package": loaded.distribution, "schema": schema})
         return
     click.echo(
-        f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{(loaded.cls.__doc__ or '').strip()}\n\noptions:"
+        f"{kind} {loaded.id}  ({loaded.distribution} "
+        f"{loaded.version})\n\n{(loaded.cls.__doc__ or '').strip()}\n\noptions:"
     )
     meanings = descriptions(loaded.cls)
     for option, field in loaded.cls.model_fields.items():
@@ -168,7 +169,8 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
 @click.option("--store", type=click.Path(path_type=Path), help="Read an activation store and compare its checksums.")
 @JSON
 def doctor(store: Path | None, as_json: bool) -> None:
-    """Check packages, device, cache, plugins and API-key variables (by name only); report problems. No network calls."""
+    """Check packages, device, cache, plugins and API-key variables (by name only); report problems. No network
+    calls."""
     from dataclasses import asdict
 
     from saeval.cli.doctor import examine

@@ -105,17 +105,29 @@ def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) ->
 @click.option("--family", default="architecture", metavar="AXIS", help="What --match-l0 calls a family.")
 @click.option("--mixed", is_flag=True, help="Join runs whose numbers cannot be compared, marked.")
 @click.option(
-    "--format", "-f", "format_", type=click.Choice(("text", "markdown", "latex", "csv", "json", "parquet")),
-    default="text", help="How it is written.",
-)  # fmt: skip
+    "--format",
+    "-f",
+    "format_",
+    type=click.Choice(("text", "markdown", "latex", "csv", "json", "parquet")),
+    default="text",
+    help="How it is written.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; printed by default.")
 @click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to filter, group, rank and plot."
 )
 def leaderboard(
-    runs: Sequence[str], rank_by: str | None, group_by: str | None, keep: Sequence[str], match_l0: float | None,
-    family: str, mixed: bool, format_: str, out: Path | None, html: Path | None,
-) -> None:  # fmt: skip
+    runs: Sequence[str],
+    rank_by: str | None,
+    group_by: str | None,
+    keep: Sequence[str],
+    match_l0: float | None,
+    family: str,
+    mixed: bool,
+    format_: str,
+    out: Path | None,
+    html: Path | None,
+) -> None:
     """Join the cells of runs on one board: run directories, folders of them, or hf://datasets/OWNER/NAME."""
     from shutil import get_terminal_size
     from tempfile import TemporaryDirectory

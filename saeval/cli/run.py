@@ -46,10 +46,19 @@ if TYPE_CHECKING:
 @WITHOUT
 @JSON
 def run(
-    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
-    max_cost: float | None, retry: Any, unpriced: bool, allow_model_change: bool, display: Any, without: Sequence[str],
+    task: Any,
+    assignments: Sequence[str],
+    llms: Sequence[str],
+    limit: int | None,
+    out: Path | None,
+    max_cost: float | None,
+    retry: Any,
+    unpriced: bool,
+    allow_model_change: bool,
+    display: Any,
+    without: Sequence[str],
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Run a task (or group), resuming unfinished work, and print the leaderboard."""
     from saeval._run import over_limits, runner
     from saeval._util import display as make_display
@@ -63,15 +72,22 @@ def run(
         left = None if max_cost is None else max(0.0, max_cost - spent)
         with _naming_log(path):
             result = runner.run_task(
-                built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display), unpriced=unpriced,
+                built,
+                out=path,
+                limit=limit,
+                max_cost=left,
+                retry=retry,
+                display=make_display(display),
+                unpriced=unpriced,
                 allow_model_change=allow_model_change,
-            )  # fmt: skip
+            )
         results[path] = result
         if not as_json:
             _show_run(result, path)
             if not isinstance(task, str):
                 say(
-                    f"task      {path}/spec.yaml  (what the flags stand for; `saeval run {path}/spec.yaml` runs it again)"
+                    f"task      {path}/spec.yaml  (what the flags stand for; `saeval run {path}/spec.yaml` runs it "
+                    "again)"
                 )
         over += [f"{built.name}: {said}" for said in over_limits(built, result)]
     found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
@@ -199,9 +215,14 @@ def preview(
 @WITHOUT
 @JSON
 def plan(
-    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
-    without: Sequence[str], as_json: bool,
-) -> None:  # fmt: skip
+    task: Any,
+    assignments: Sequence[str],
+    llms: Sequence[str],
+    limit: int | None,
+    like: Path | None,
+    without: Sequence[str],
+    as_json: bool,
+) -> None:
     """Estimate a run: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
     from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
     from saeval._util import fold
@@ -256,6 +277,12 @@ def _plan_row(step: str, latents: int | str, values: Callable[[str], Any], measu
 
     minutes = "~" * (not measured) + shown("seconds", ".1f", 60)
     return [
-        step.replace("_explanation)", ")"), f"{latents}", shown("calls", ","), shown("input_tokens", ","),
-        shown("output_tokens", ","), shown("usd", ".4f"), minutes, shown("bytes", ".1f", 10**6),
-    ]  # fmt: skip
+        step.replace("_explanation)", ")"),
+        f"{latents}",
+        shown("calls", ","),
+        shown("input_tokens", ","),
+        shown("output_tokens", ","),
+        shown("usd", ".4f"),
+        minutes,
+        shown("bytes", ".1f", 10**6),
+    ]

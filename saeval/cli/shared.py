@@ -52,9 +52,13 @@ def TASK_OR_FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N
 def _names_task(command: Callable[..., Any]) -> Callable[..., Any]:
     argument = click.argument("named", metavar="[TASK]", required=False, shell_complete=complete_task)
     option = click.option(
-        "--task", "-t", "option", metavar="NAME_OR_FILE", shell_complete=complete_task,
+        "--task",
+        "-t",
+        "option",
+        metavar="NAME_OR_FILE",
+        shell_complete=complete_task,
         help="A shipped task or group, or a spec file; the same as the argument.",
-    )  # fmt: skip
+    )
     return argument(option(command))
 
 
@@ -153,13 +157,21 @@ def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]
 def ALLOW(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
     """Add the options that permit what a stranger's spec may not do."""
     env = click.option(
-        "--allow-env", multiple=True, metavar="NAME", expose_value=False, callback=_allow("variables"),
+        "--allow-env",
+        multiple=True,
+        metavar="NAME",
+        expose_value=False,
+        callback=_allow("variables"),
         help="Let the spec use this environment variable as a key (those ending in _API_KEY it may).",
-    )  # fmt: skip
+    )
     host = click.option(
-        "--allow-host", multiple=True, metavar="HOST", expose_value=False, callback=_allow("hosts"),
+        "--allow-host",
+        multiple=True,
+        metavar="HOST",
+        expose_value=False,
+        callback=_allow("hosts"),
         help="Let a provider's key be sent to this host, which is not the provider's.",
-    )  # fmt: skip
+    )
     return env(host(command))
 
 

@@ -115,9 +115,11 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             axes = {"hookpoint": hookpoint} if name is None else {"run": name, "hookpoint": hookpoint}
             judge = config.get("explainer_model")
             cells[hookpoint] = ImportedCell(
-                axes, hookpoint, subject=str(config.get("model") or ""),
+                axes,
+                hookpoint,
+                subject=str(config.get("model") or ""),
                 explainer=f"Delphi's explainer with {judge}" if isinstance(judge, str) else "",
-            )  # fmt: skip
+            )
         return cells[hookpoint]
 
     first = _first_quantile(root / "scores")
@@ -147,7 +149,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:
 
 
 def _first_quantile(scores: Path) -> int:
-    """Return the number that the strongest quantile has: 0 in files of Delphi's main branch, 1 in those of the paper's code."""
+    """Return the number that the strongest quantile has: 0 in files of Delphi's main branch, 1 in those of the paper's
+    code."""
     largest = 0
     for folder in sorted(p for p in scores.iterdir() if p.is_dir()) if scores.is_dir() else []:
         for file, _, _ in _files(folder):
@@ -186,12 +189,18 @@ def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict
     outcomes = [_outcome(file, i, item, first) for i, item in enumerate(items)]
     examples = [
         {
-            "latent": latent, "role": "score", "active": o.active, "decile": o.decile, "context": i, "start": 0, "document": i,
+            "latent": latent,
+            "role": "score",
+            "active": o.active,
+            "decile": o.decile,
+            "context": i,
+            "start": 0,
+            "document": i,
             "tokens": [str(t) for t in item.get("str_tokens") or []],
             "activations": [a for a in item.get("activations") or [] if isinstance(a, int | float)],
         }
         for i, (o, item) in enumerate(zip(outcomes, items, strict=True))
-    ]  # fmt: skip
+    ]
     return Score.of(outcomes), examples
 
 

@@ -1,4 +1,5 @@
-"""Send a run or an activation store to a folder or to the Hugging Face hub, and fetch it, every file with its checksum."""
+"""Send a run or an activation store to a folder or to the Hugging Face hub, and fetch it, every file with its
+checksum."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def push(path: Path, dest: str, *, public: bool = False) -> str:
 
     Args:
         path: A run directory, or the directory of a store.
-        dest: A directory to make, or `hf://datasets/OWNER/NAME`, for which HF_TOKEN must be set; HF_ENDPOINT is honoured.
+        dest: A directory to make, or `hf://datasets/OWNER/NAME`, for which HF_TOKEN must be set; HF_ENDPOINT is
+            honoured.
         public: Whether a repository that is made is open to everyone.
 
     Returns:
@@ -201,9 +203,9 @@ def _bundle_run(path: Path, folder: Path) -> str:
         f"# saeval run: {_line(result.task)} {_line(result.task_version)}\n\n{_line(result.description)}\n\n"
         + (f"**{', '.join(marks)}**\n\n" if marks else "")
         + "".join(f"- {_line(warning)}\n" for warning in result.warnings)
-        + f"\nMade by saeval {_line(result.saeval_version)}; spec {_line(result.spec_sha)}. `run/` is the run directory "
-        "(`saeval pull` fetches it, `saeval report` shows it); `tables/` holds latents, explanations, scores and judgements "
-        "of all cells.\n"
+        + f"\nMade by saeval {_line(result.saeval_version)}; spec {_line(result.spec_sha)}. `run/` is the run "
+        "directory (`saeval pull` fetches it, `saeval report` shows it); `tables/` holds latents, explanations, "
+        "scores and judgements of all cells.\n"
     )
 
 
@@ -217,9 +219,10 @@ def _bundle_store(path: Path, folder: Path) -> str:
         shutil.copyfile(path / name, folder / "store" / name)
     facts = store.facts
     return (
-        "---\ntags:\n- saeval\n- sparse-autoencoders\n- activations\n---\n"
-        f"# saeval activation store\n\n{store.n_latents:,} latents over {store.n_tokens:,} tokens"
-        f" of {_line(facts.get('subject') or 'an unknown model')} at {_line(facts.get('hookpoint') or 'an unknown place')}. "
+        "---\ntags:\n- saeval\n- sparse-autoencoders\n- activations\n---\n# saeval activation "
+        f"store\n\n{store.n_latents:,} latents over {store.n_tokens:,} tokens of "
+        f"{_line(facts.get('subject') or 'an unknown model')} at "
+        f"{_line(facts.get('hookpoint') or 'an unknown place')}. "
         + ("**The activations are made up.** " if facts.get("synthetic") else "")
         + "The text itself is in it, so its licence holds for this, too.\n\n"
         "`saeval pull` fetches it; `source: {use: recorded, with: {path: …}}` reads it.\n"

@@ -53,7 +53,8 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
     write_atomic(folder / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return [
         "Windows stay in the run's cells/*/examples.parquet; intervals, floors and costs in its results.json.",
-        "Scores are those of the cells' own explanations; baselines' have their judgements here, and their means in results.json.",
+        "Scores are those of the cells' own explanations; baselines' have their judgements here, and their means in "
+        "results.json.",
     ]
 
 
@@ -66,9 +67,11 @@ def _about(cell: RunCell) -> Row:
 
 def _place(cell: RunCell, names: dict[str, str], latent: int) -> Row:
     return {
-        "cell": cell.name, "subject": names.get("model", cell.result.subject),
-        "hookpoint": names.get("source", cell.hookpoint), "latent": latent,
-    }  # fmt: skip
+        "cell": cell.name,
+        "subject": names.get("model", cell.result.subject),
+        "hookpoint": names.get("source", cell.hookpoint),
+        "latent": latent,
+    }
 
 
 def latent_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
@@ -98,7 +101,8 @@ def score_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]
                 low, high = row.range
                 about = {
                     "scorer": scorer, "plugin": row.plugin, "judge": row.judge, "metric": row.metric,
-                    "higher_is_better": row.higher_is_better, "low": low, "high": high, "chance": row.floor.get("chance"),
+                    "higher_is_better": row.higher_is_better, "low": low, "high": high,
+                    "chance": row.floor.get("chance"),
                 }  # fmt: skip
                 for latent, value in cell.values(scorer, row.metric).items():
                     yield {**_place(cell, names, latent), **about, "value": value}
@@ -131,9 +135,11 @@ def read(path: Path, format_: str) -> Imported:
     try:
         for told in about["cells"]:
             cells[told["cell"]] = ImportedCell(
-                dict(told["axes"]), str(told["coder"].get("hookpoint", "")), coder=dict(told["coder"]),
+                dict(told["axes"]),
+                str(told["coder"].get("hookpoint", "")),
+                coder=dict(told["coder"]),
                 baseline=told["baseline"],
-            )  # fmt: skip
+            )
         tried = {(told["cell"], label): n for told in about["cells"] for label, n in told["scorers"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{path / 'about.json'}: does not say what the cells are") from None
@@ -157,9 +163,12 @@ def read(path: Path, format_: str) -> Imported:
     warnings = [str(warning) for warning in about.get("warnings") or []]
     warnings.append("Floors, intervals over baselines, costs and windows of the first run are not in its tables.")
     return Imported(
-        f"a run of saeval ({about.get('task')} {about.get('task_version')}, {about.get('run_id')})", list(cells.values()),
-        warnings, synthetic=about.get("synthetic") is True, rank_by=str(about.get("rank_by", "")),
-    )  # fmt: skip
+        f"a run of saeval ({about.get('task')} {about.get('task_version')}, {about.get('run_id')})",
+        list(cells.values()),
+        warnings,
+        synthetic=about.get("synthetic") is True,
+        rank_by=str(about.get("rank_by", "")),
+    )
 
 
 def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:

@@ -99,7 +99,8 @@ class AnswerCache:
                 raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
 
     def get(self, key: str) -> Any | None:
-        """Return the answer kept under a key, or None; one that nobody could read, or that has changed on disk, is none."""
+        """Return the answer kept under a key, or None; one that nobody could read, or that has changed on disk, is
+        none."""
         with self._database():
             row = self._db.execute("SELECT CAST(answer AS BLOB), status FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None or row[1] != "ok":
@@ -130,7 +131,8 @@ class AnswerCache:
         self.close()
 
     def listed(self, keys: Collection[str] | None = None) -> list[Kept]:
-        """Return how many answers are kept, and their bytes, by model and status; of these keys where they are given."""
+        """Return how many answers are kept, and their bytes, by model and status; of these keys where they are
+        given."""
         with self._database():
             rows = self._db.execute("SELECT key, model, status, LENGTH(answer) FROM answers").fetchall()
         found: dict[tuple[str, str], list[int]] = {}

@@ -1,4 +1,5 @@
-"""Tries each language model with one tiny request, and sees that a spending limit can hold, before anything is collected."""
+"""Tries each language model with one tiny request, and sees that a spending limit can hold, before anything is
+collected."""
 
 from __future__ import annotations
 
@@ -37,9 +38,15 @@ class Asker(NamedTuple):
 
 
 async def try_models(
-    askers: Sequence[Asker], log: CallLedger, budget: Budget, earlier: Earlier, *, patience: float, unpriced: bool,
+    askers: Sequence[Asker],
+    log: CallLedger,
+    budget: Budget,
+    earlier: Earlier,
+    *,
+    patience: float,
+    unpriced: bool,
     tell: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Try every model over a network that no earlier sitting of the run has tried.
 
     Args:
@@ -101,10 +108,20 @@ async def _tried(asker: Asker, log: CallLedger, patience: float, tell: Callable[
     milliseconds = round(1000 * (time.monotonic() - began), 1)
     log.add(
         Call(
-            asker.role, asker.model, "", "", "ok", False, tries.made, took, milliseconds, served=answer.served,
-            fingerprint=answer.fingerprint, probe=True,
+            asker.role,
+            asker.model,
+            "",
+            "",
+            "ok",
+            False,
+            tries.made,
+            took,
+            milliseconds,
+            served=answer.served,
+            fingerprint=answer.fingerprint,
+            probe=True,
         )
-    )  # fmt: skip
+    )
     return took
 
 

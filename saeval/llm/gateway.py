@@ -1,4 +1,5 @@
-"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written down."""
+"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written
+down."""
 
 from __future__ import annotations
 
@@ -66,12 +67,13 @@ class RoleSettings(Documented):
     max_tokens: int = Field(default=256, ge=1)
     """Most tokens of an answer, unless a step asks for less."""
     max_tokens_if_cut: int = Field(default=4096, ge=1)
-    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has room; none
-    is where this is not more, nor from models in process."""
+    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has
+    room; none is where this is not more, nor from models in process."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds an attempt may take, without the time in a server's queue; models in process have no limit."""
     retries: int = Field(default=5, ge=0)
-    """Attempts after the first, where another attempt can help; a server that asks for time is asked for `run.patience`."""
+    """Attempts after the first, where another attempt can help; a server that asks for time is asked for
+    `run.patience`."""
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Calls in flight; `auto` begins at 8 and finds out what the server bears and makes use of."""
     cache: bool = True
@@ -99,10 +101,19 @@ class Gateway(LanguageModel):
     """
 
     def __init__(
-        self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
-        calls: AnswerCache, log: CallLedger, budget: Budget, tell: Callable[[str], None] = lambda text: None,
+        self,
+        role: str,
+        llm: LLM,
+        *,
+        model: str,
+        identity: JsonValue,
+        settings: RoleSettings,
+        calls: AnswerCache,
+        log: CallLedger,
+        budget: Budget,
+        tell: Callable[[str], None] = lambda text: None,
         patience: float = 0.0,
-    ):  # fmt: skip
+    ):
         self._role, self._llm, self._model = role, llm, model
         self._identity, self._settings = json_text(identity), settings
         self._calls, self._log, self._budget = calls, log, budget
@@ -219,7 +230,8 @@ class Gateway(LanguageModel):
             task.exception()  # mark as seen: whoever asked may have been called off
 
     async def finish(self) -> None:
-        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep them."""
+        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep
+        them."""
         for work in self._asking.values():
             if not work.in_flight:
                 work.task.cancel()
@@ -284,8 +296,11 @@ class Gateway(LanguageModel):
         call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began)
         if isinstance(answer, Reply):
             call = replace(
-                call, served=answer.served, fingerprint=answer.fingerprint, words=_words(question.request),
-            )  # fmt: skip
+                call,
+                served=answer.served,
+                fingerprint=answer.fingerprint,
+                words=_words(question.request),
+            )
         await self._books.keep(key, answer, call)
         return answer
 
@@ -401,9 +416,17 @@ class Gateway(LanguageModel):
         return replace(usage, usd=usd, price_source="spec")
 
     def _call(
-        self, key: str, asked: str, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
-        attempts: int = 0, began: float | None = None, reason: str = "",
-    ) -> Call:  # fmt: skip
+        self,
+        key: str,
+        asked: str,
+        status: Literal["ok", "failed", "refused"],
+        usage: Usage,
+        *,
+        cached: bool = False,
+        attempts: int = 0,
+        began: float | None = None,
+        reason: str = "",
+    ) -> Call:
         """Return the ledger's line."""
         milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
         return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason)
@@ -411,7 +434,8 @@ class Gateway(LanguageModel):
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[None]:
-    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went there."""
+    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went
+    there."""
     before = gc.get_threshold()
     gc.set_threshold(20_000, *before[1:])
     try:
@@ -433,7 +457,8 @@ def json_text(value: object) -> str:
 
 
 def _encodable(value: V) -> tuple[V, str]:
-    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in Python."""
+    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in
+    Python."""
     text = json_text(value)
     if clean_text(text) is text:
         return value, text

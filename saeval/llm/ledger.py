@@ -141,7 +141,8 @@ class CallLedger:
 
     Attributes:
         damaged: Lines that could not be read, by the last count.
-        expected: Who answered each role and model of the spec so far, and has to answer it from now on; empty where anybody may.
+        expected: Who answered each role and model of the spec so far, and has to answer it from now on; empty where
+            anybody may.
     """
 
     def __init__(self, path: Path):
@@ -215,12 +216,18 @@ class CallLedger:
             total["usage"] += call.usage
         return [
             Ledger(
-                role=role, model=model, calls=t["calls"], cached=t["cached"], failed=t["failed"],
-                input_tokens=t["usage"].input_tokens, cached_tokens=t["usage"].cached_tokens,
-                output_tokens=t["usage"].output_tokens, usd=t["usage"].usd,
+                role=role,
+                model=model,
+                calls=t["calls"],
+                cached=t["cached"],
+                failed=t["failed"],
+                input_tokens=t["usage"].input_tokens,
+                cached_tokens=t["usage"].cached_tokens,
+                output_tokens=t["usage"].output_tokens,
+                usd=t["usage"].usd,
             )
             for (role, model), t in sums.items()
-        ]  # fmt: skip
+        ]
 
     def spent(self) -> float:
         """Return the dollars spent so far as far as prices are known; say if some may be missing."""
@@ -269,12 +276,13 @@ class CallLedger:
         for what, before in ((call.served, expected.models), (call.fingerprint, builds)):
             if what and before and what not in before:
                 raise InputError(
-                    f"{call.role}: {what} answers now, and {', '.join(sorted(before))} did before; one run should not mix "
-                    "them. Choose another --out, or allow it with --allow-model-change"
+                    f"{call.role}: {what} answers now, and {', '.join(sorted(before))} did before; one run should "
+                    "not mix them. Choose another --out, or allow it with --allow-model-change"
                 )
 
     def oddities(self) -> list[str]:
-        """Return sentences on what the calls of the run show: several models behind one role, or prompts that were cut."""
+        """Return sentences on what the calls of the run show: several models behind one role, or prompts that were
+        cut."""
         served: dict[tuple[str, str], Served] = {}
         cut: dict[str, Counter[int]] = {}
         words: dict[str, list[int]] = {}
@@ -290,8 +298,9 @@ class CallLedger:
             tokens, times = counts.most_common(1)[0]
             if times >= max(_SAME, len(words[role]) / 2):
                 found.append(
-                    f"{role}: the server read {tokens:,} tokens of prompts of {min(words[role]):,} to {max(words[role]):,} "
-                    "words, so it cuts them; raise its context (Ollama: `extra: {num_ctx: 8192}`, llama.cpp: `--ctx-size`)."
+                    f"{role}: the server read {tokens:,} tokens of prompts of {min(words[role]):,} to "
+                    f"{max(words[role]):,} words, so it cuts them; raise its context (Ollama: `extra: {{num_ctx: "
+                    "8192}`, llama.cpp: `--ctx-size`)."
                 )
         return found
 

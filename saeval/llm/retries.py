@@ -27,9 +27,9 @@ log = logging.getLogger("saeval")
 class Timeout:
     """Ends calls that take too long, where time in a server's queue does not count.
 
-    A server with one slot answers calls one after another, so that those at the end of its queue wait for all before. As
-    long as others are answered, a call waits for its turn: its time starts again with each answer, up to twice as many as
-    were in flight when it began.
+    A server with one slot answers calls one after another, so that those at the end of its queue wait for all before.
+    As long as others are answered, a call waits for its turn: its time starts again with each answer, up to twice as
+    many as were in flight when it began.
 
     Args:
         seconds: How long a call may take; None for no limit.

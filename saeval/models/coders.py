@@ -259,9 +259,13 @@ class LinearCoder(SparseCoder):
             return None if values is None else values[chosen]
 
         columns = replace(
-            self, encoder=self.encoder[:, chosen], decoder=self.decoder[chosen], encoder_bias=pick(self.encoder_bias),
-            threshold=pick(self.threshold), gate=None if self.gate is None else GatedEncoder(*(v[chosen] for v in self.gate)),
-        )  # fmt: skip
+            self,
+            encoder=self.encoder[:, chosen],
+            decoder=self.decoder[chosen],
+            encoder_bias=pick(self.encoder_bias),
+            threshold=pick(self.threshold),
+            gate=None if self.gate is None else GatedEncoder(*(v[chosen] for v in self.gate)),
+        )
         return _Chosen(columns, chosen, self.n_latents)
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:

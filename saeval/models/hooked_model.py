@@ -62,8 +62,8 @@ class HookedModel(ModuleTree):
                 pass
             except IndexError as error:
                 raise InputError(
-                    f"model {self.name}: a token or its position lies outside the model's tables ({error}); check that the "
-                    "tokenizer belongs to the model, and set a smaller corpus.context"
+                    f"model {self.name}: a token or its position lies outside the model's tables ({error}); check "
+                    "that the tokenizer belongs to the model, and set a smaller corpus.context"
                 ) from error
         if missed := sorted(str(point) for point in wanted - set(caught)):
             raise InputError(f"model {self.name}: text does not pass through {', '.join(missed)}")
@@ -160,7 +160,8 @@ class HookedModel(ModuleTree):
         return torch.equal(seen[first], seen[second])
 
     def direct_effect(self, point: HookPoint, directions: Tensor, tokens: Tensor) -> Tensor:
-        """Return what adding directions at a place changes in what its block gives, without the block's other parts reacting.
+        """Return what adding directions at a place changes in what its block gives, without the block's other parts
+        reacting.
 
         Measured on a text: half the difference that a small step to either side makes at each token, all tokens being
         pushed at once, and attention and MLP held to what they gave before unless the place lies in them.

@@ -44,9 +44,10 @@ def only_loaded() -> Iterator[None]:
 class LiveModel(GeneratingModel):
     """A causal language model, loaded with transformers, whose activations can be read and steered.
 
-    It is built in layers: `ModuleTree` finds modules, `HookedModel` reads and changes activations, `LogitModel` computes
-    logits and `GeneratingModel` continues texts. Code of a model's own repository is never run. Methods do not lock: code
-    that shares a model between threads holds `lock` around what belongs together, such as generating under steering.
+    It is built in layers: `ModuleTree` finds modules, `HookedModel` reads and changes activations, `LogitModel`
+    computes logits and `GeneratingModel` continues texts. Code of a model's own repository is never run. Methods do not
+    lock: code that shares a model between threads holds `lock` around what belongs together, such as generating under
+    steering.
     """
 
     @classmethod
@@ -79,7 +80,8 @@ class LiveModel(GeneratingModel):
 
     @staticmethod
     def resolved(device: str, dtype: Dtype) -> tuple[str, str]:
-        """Return the device and precision that `auto` means on this machine; what depends on a model depends on these."""
+        """Return the device and precision that `auto` means on this machine; what depends on a model depends on
+        these."""
         return resolved(device, dtype)
 
     @staticmethod
@@ -112,7 +114,8 @@ class LiveModel(GeneratingModel):
 
     @cached_property
     def positions(self) -> int | None:
-        """Tokens per context at most, where the model looks positions up in a table; None where there is no such limit."""
+        """Tokens per context at most, where the model looks positions up in a table; None where there is no such
+        limit."""
         import torch
 
         tables = [

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FINAL_NORMS = (
-    "norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "ln_out", "embedding_norm", "out_norm", "final_norm",
+    "norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "ln_out", "embedding_norm", "out_norm",
+    "final_norm",
 )  # fmt: skip
 
 
@@ -30,8 +31,8 @@ class LogitModel(HookedModel):
         """
         if not self.has_head:
             raise InputError(
-                f"model {self.name}: its files hold no unembedding (lm_head), so it gives activations but no logits; take the "
-                "whole causal language model"
+                f"model {self.name}: its files hold no unembedding (lm_head), so it gives activations but no logits; "
+                "take the whole causal language model"
             )
         return self.model.get_output_embeddings()
 
@@ -116,8 +117,8 @@ class LogitModel(HookedModel):
         )
         if norm is None or not same:
             raise InputError(
-                f"model {self.name} has no final norm that is known here between its last block and its unembedding, so "
-                "no lens can read directions"
+                f"model {self.name} has no final norm that is known here between its last block and its unembedding, "
+                "so no lens can read directions"
             )
         return norm
 

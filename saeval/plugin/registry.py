@@ -43,7 +43,8 @@ class Loaded:
         distribution: The package it comes from; the file's name for a single file.
         version: The package's version.
         sha: SHA-256 of a single file; None for plugins of packages.
-        code: Hash of the source files of a package that is installed from a folder, where they change under one version.
+        code: Hash of the source files of a package that is installed from a folder, where they change under one
+            version.
     """
 
     id: str
@@ -333,7 +334,8 @@ def _check_version(package: _Package) -> None:
         fits = requirement.specifier.contains(__version__, prereleases=True)
         if _normalise(requirement.name) == "saeval" and applies and not fits:
             raise _Broken(
-                f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval {__version__}"
+                f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval "
+                f"{__version__}"
             )
 
 
@@ -416,7 +418,8 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
     fields: dict[str, Any] = getattr(cls, "model_fields", {})
     if "name" in fields:
         raise _Broken(
-            f"{cls.__name__}: `name` has an annotation, which makes it an option; write `name = {cls.__name__.lower()!r}`"
+            f"{cls.__name__}: `name` has an annotation, which makes it an option; write `name = "
+            f"{cls.__name__.lower()!r}`"
         )
     name = getattr(cls, "name", None)
     if not isinstance(name, str):

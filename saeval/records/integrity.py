@@ -25,8 +25,8 @@ def refuse_impossible(file: Path, result: RunResult) -> None:
         for row in cell.scores:
             for what in _outside(row):
                 raise InputError(
-                    f"{file}: {row.scorer}.{row.metric} of {cell.cell} is {row.value:g}, outside its own {what}; the file was "
-                    "changed, so fetch it again, or resume the run"
+                    f"{file}: {row.scorer}.{row.metric} of {cell.cell} is {row.value:g}, outside its own {what}; the "
+                    "file was changed, so fetch it again, or resume the run"
                 )
 
 

@@ -88,7 +88,8 @@ class Score(Documented):
         (activating or not) has no answer there is no balanced accuracy, and the score is `failed`.
 
         Example:
-            >>> windows = [Outcome(example="0:1", active=True, predicted=True), Outcome(example="0:33", active=False, predicted=True)]
+            >>> windows = [Outcome(example="0:1", active=True, predicted=True), Outcome(example="0:33", active=False,
+            predicted=True)]
             >>> Score.of(windows).values["balanced_accuracy"]
             0.5
             >>> Score.of(windows[:1]).status
@@ -104,8 +105,12 @@ class Score(Documented):
         if "balanced_accuracy" not in values:
             reasons = [o.reason for o in outcomes if o.reason]
             why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "no window of one side was given"
-            return cls(status="failed", reason=f"{len(answered)} of {len(outcomes)} judged: {why}",
-                       outcomes=tuple(outcomes), notes=notes)  # fmt: skip
+            return cls(
+                status="failed",
+                reason=f"{len(answered)} of {len(outcomes)} judged: {why}",
+                outcomes=tuple(outcomes),
+                notes=notes,
+            )
         return cls(values=values, outcomes=tuple(outcomes), notes=notes)
 
     @classmethod
@@ -178,7 +183,8 @@ class FloorSample(Documented):
     p: float | None
     """One-sided p value of scores that do not depend on the explanation: signs of score − floor flipped."""
     same: float | None = None
-    """Share of the windows judged twice that got the same answer under both; None where there are no answers by window."""
+    """Share of the windows judged twice that got the same answer under both; None where there are no answers by
+    window."""
     answers: int = 0
     """Number of those windows."""
 
@@ -215,8 +221,8 @@ class Measure(Documented):
 class ScoreRow(Documented):
     """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it.
 
-    A field annotated with `ColumnStyle` is a column of leaderboards, and its docstring says what the column means. To add one,
-    add the field here and compute it in `_compare/score_rows.py`: every board, table and page shows it.
+    A field annotated with `ColumnStyle` is a column of leaderboards, and its docstring says what the column means. To
+    add one, add the field here and compute it in `_compare/score_rows.py`: every board, table and page shows it.
     """
 
     scorer: Annotated[str, NAME_COLUMN]
@@ -258,7 +264,8 @@ class ScoreRow(Documented):
     against: FloorSample | None = None
     """The floor that the lift is measured from; None without one."""
     lift: Annotated[float | None, ColumnStyle(format="+.3f", better="higher", missing="", where=PER_SCORE)]
-    """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a floor."""
+    """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a
+    floor."""
     lift_ci95: Annotated[
         tuple[float, float] | None, ColumnStyle("lift 95 % CI", "+.3f", kind="interval", missing="", where=WITH_ROOM)
     ] = None
@@ -354,8 +361,8 @@ class CellResult(Documented):
     correlations: list[Correlation] = []
     """One for each pair of scorers; the cell's own explanations."""
     cautions: list[str] = []
-    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far from
-    that of its files. They stand among the run's `warnings`, too."""
+    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far
+    from that of its files. They stand among the run's `warnings`, too."""
 
 
 class Ledger(Documented):
@@ -439,7 +446,8 @@ class JudgeRole(Documented):
 
 
 FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]
-"""What a run says of a claim: the interval lies on its side, over both sides, on the other; or there is too little data."""
+"""What a run says of a claim: the interval lies on its side, over both sides, on the other; or there is too little
+data."""
 
 
 class Finding(Documented):

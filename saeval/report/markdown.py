@@ -15,8 +15,8 @@ from saeval.results import Line, estimate
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _DECILES = (
-    "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 the "
-    "strongest, and where no was the right answer (silent or wrongly marked). The cells' own explanations."
+    "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 "
+    "the strongest, and where no was the right answer (silent or wrongly marked). The cells' own explanations."
 )
 _CORRELATIONS = (
     "Of headline metrics over the latents that both scored, with their number: Pearson above the diagonal, Spearman "
@@ -24,9 +24,10 @@ _CORRELATIONS = (
 )
 _FINDINGS = ("claim", "", "difference", "95 % CI", "n", "of what")
 FINDINGS = (
-    "Claims of the task, held against this run alone: shown, where the whole interval lies on the claimed side of 0 (for "
-    "claims of likeness, near enough to it); contradicted, where it lies on the other; not shown, where it reaches over "
-    "both; cannot be told, where there is too little data. Each at 95 % by itself: of twenty false claims, one seems to hold."
+    "Claims of the task, held against this run alone: shown, where the whole interval lies on the claimed side of 0 "
+    "(for claims of likeness, near enough to it); contradicted, where it lies on the other; not shown, where it "
+    "reaches over both; cannot be told, where there is too little data. Each at 95 % by itself: of twenty false "
+    "claims, one seems to hold."
 )
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 

@@ -107,7 +107,10 @@ def plot(run: RunResult, folder: Path, name: str | None) -> NotebookView:
     if chosen not in figures:
         raise InputError(f"no plot {chosen!r}{did_you_mean(chosen, [*figures])}; there are {', '.join(figures)}")
     content = b64encode(as_file(*figures[chosen], "svg")).decode()
-    image = f"<img alt='{escape(chosen)}' style='max-width:100%;background:white' src='data:image/svg+xml;base64,{content}'>"
+    image = (
+        f"<img alt='{escape(chosen)}' style='max-width:100%;background:white' "
+        f"src='data:image/svg+xml;base64,{content}'>"
+    )
     return NotebookView(f"plot {chosen}; others: {', '.join(n for n in figures if n != chosen) or 'none'}", image)
 
 
@@ -126,8 +129,9 @@ def board_html(run: RunResult) -> str:
     warnings = "".join(f"<li>{_text(warning)}</li>" for warning in run.warnings)
     return (
         f"<p><b>{_text(title)}</b>, ranked by {_text(run.rank_by)}; mean over latents [95 % interval]</p>"
-        + _table(head, zip(*columns, strict=True)) + (f"<ul>{warnings}</ul>" if warnings else "")
-    )  # fmt: skip
+        + _table(head, zip(*columns, strict=True))
+        + (f"<ul>{warnings}</ul>" if warnings else "")
+    )
 
 
 def _latent(cell: RunCell, index: int) -> NotebookView:
@@ -147,9 +151,10 @@ def _latent(cell: RunCell, index: int) -> NotebookView:
     lines = [title, *(f"{name}: {value}" for name, value in [*numbers, *explanations, *scores])]
     lines += [safe_text("".join(row["tokens"])) for row in strongest]
     html = (
-        f"<p><b>{_text(title)}</b></p>" + _table(["", ""], [*explanations, *scores, *numbers])
+        f"<p><b>{_text(title)}</b></p>"
+        + _table(["", ""], [*explanations, *scores, *numbers])
         + "".join(f"<p>{_marked(row)}</p>" for row in strongest)
-    )  # fmt: skip
+    )
     return NotebookView("\n".join(lines), html)
 
 
@@ -167,7 +172,10 @@ def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     def line(values: Iterable[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag} {_CELL}>{_text(value)}</{tag}>" for value in values) + "</tr>"
 
-    return f"<table {_TABLE}><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+    return (
+        "<table "
+        f"{_TABLE}><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+    )
 
 
 def _text(value: Any) -> str:

@@ -92,7 +92,8 @@ class Run(RunResult):
 
     @property
     def latents(self) -> pa.Table:
-        """A row a latent: firings, windows, density, and the scores of its own explanation, `score.<label>.<metric>`."""
+        """A row a latent: firings, windows, density, and the scores of its own explanation,
+        `score.<label>.<metric>`."""
         return self._joined("latents")
 
     @property

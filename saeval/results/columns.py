@@ -1,8 +1,8 @@
 """The columns of leaderboards: terminal, Markdown, LaTeX, CSV, Parquet, JSON and pages all show this list.
 
-A field of `ScoreRow` that is annotated with `ColumnStyle` is a column. What is made from several fields, or says something of a
-cell, is declared here. Plugins contribute columns, too: a coder or source by the measures that it declares
-(`Coder.measures`), a scorer by a metric that is `on_board`.
+A field of `ScoreRow` that is annotated with `ColumnStyle` is a column. What is made from several fields, or says
+something of a cell, is declared here. Plugins contribute columns, too: a coder or source by the measures that it
+declares (`Coder.measures`), a scorer by a metric that is `on_board`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Column:
     """A column of a leaderboard.
 
     Attributes:
-        name: Its name in tables. One that ends in a dot stands for one column per key of its values, which are mappings.
+        name: Its name in tables. One that ends in a dot stands for one column per key of its values, which are
+            mappings.
         value: Reads its value from a line; None where there is none.
         shown: How it stands on boards.
         meaning: What it says, in a sentence; the docstring of the field of that name when empty.
@@ -109,8 +110,10 @@ MEASURES = (
     Measure(name="frac_alive", title="alive", about="Share of latents that fire at all.", format=".2f"),
     Measure(name="d_sae", about="Width of the dictionary.", unit="latents", on_board=False),
     Measure(name="tokens", about="Tokens of the corpus.", unit="tokens", on_board=False),
-    Measure(name="fvu", about="Share of the activations' variance that reconstructions leave unexplained.", better="lower", on_board=False),
-    Measure(name="ce_recovered", about="Share of the model's loss that reconstructions recover.", better="higher", on_board=False),
+    Measure(name="fvu", about="Share of the activations' variance that reconstructions leave unexplained.",
+    better="lower", on_board=False),
+    Measure(name="ce_recovered", about="Share of the model's loss that reconstructions recover.", better="higher",
+    on_board=False),
 )  # fmt: skip
 """Facts about coders that saeval measures; `Coder.measures` adds to them."""
 
@@ -144,13 +147,17 @@ _FLOOR = ColumnStyle("floor", ".3f", missing="", where=frozenset({"scores"}))
 _CORRECTED = _text("corrected", "board", "report", "details")
 
 SCORE = Column(
-    "score", lambda line: estimate(line.score), ColumnStyle(where=frozenset({"board", "report", "scores"})),
+    "score",
+    lambda line: estimate(line.score),
+    ColumnStyle(where=frozenset({"board", "report", "scores"})),
     "Mean over latents and its 95 % interval.",
-)  # fmt: skip
+)
 SCORED = Column(
-    "scored", lambda line: f"{line.score.n}/{line.score.tried}",
-    ColumnStyle("n", unit="latents", where=frozenset({"report", "scores", "details"})), "Latents scored, of those tried.",
-)  # fmt: skip
+    "scored",
+    lambda line: f"{line.score.n}/{line.score.tried}",
+    ColumnStyle("n", unit="latents", where=frozenset({"report", "scores", "details"})),
+    "Latents scored, of those tried.",
+)
 
 
 def _written(write: Callable[[ScoreRow], str]) -> Callable[[Line], str | None]:

@@ -132,7 +132,8 @@ class PartMaker:
         if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
             self.fail(
                 path,
-                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}",
+                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… "
+                f"model for the role {role!r}",
             )
         baselines = None if spec.baselines is None else frozenset(spec.baselines)
         return StepPart(part, role, spec.when.latents if spec.when else None, baselines)

@@ -136,9 +136,9 @@ def _refuse_backup(label: str, path: Path) -> None:
         said = archive.read(pickled) if pickled else b""
     if b"optimizer" in said and b"norm_factor" in said:
         raise InputError(
-            f"{label}: {path.name} is the backup of a training that was interrupted, whose biases are not yet scaled by its "
-            "norm_factor; finish the training, or load the backup's `ae`, call `scale_biases(norm_factor)` and save its state "
-            "dict as ae.pt"
+            f"{label}: {path.name} is the backup of a training that was interrupted, whose biases are not yet scaled "
+            "by its norm_factor; finish the training, or load the backup's `ae`, call `scale_biases(norm_factor)` "
+            "and save its state dict as ae.pt"
         )
 
 
@@ -148,14 +148,19 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
     if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
         threshold = [latents] if kind == "JumpReluAutoEncoder" else []
         return {
-            "W_enc": [width, latents], "W_dec": [latents, width], "b_enc": [latents], "b_dec": [width],
+            "W_enc": [width, latents],
+            "W_dec": [latents, width],
+            "b_enc": [latents],
+            "b_dec": [width],
             "threshold": threshold,
-        }  # fmt: skip
+        }
     shapes = {"encoder.weight": [latents, width], "decoder.weight": [width, latents]}
     if kind == "GatedAutoEncoder":
         return {
-            **shapes, **{name: [latents] for name in ("gate_bias", "mag_bias", "r_mag")}, "decoder_bias": [width],
-        }  # fmt: skip
+            **shapes,
+            **{name: [latents] for name in ("gate_bias", "mag_bias", "r_mag")},
+            "decoder_bias": [width],
+        }
     bias = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(kind, "b_dec")
     threshold_too = {"threshold": list[int]()} if kind == "BatchTopKSAE" else {}
     return {**shapes, "encoder.bias": [latents], bias: [width], **threshold_too}

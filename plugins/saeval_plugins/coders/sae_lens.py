@@ -223,8 +223,8 @@ class SaeLens(StoredCoder):
         except Exception as error:  # sae-lens and the hub raise many kinds
             line = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise InputError(
-                f"{self._label} cannot be loaded by sae-lens ({type(error).__name__}: {line}); check release, sae_id and "
-                "connection, or give the `path` of a folder"
+                f"{self._label} cannot be loaded by sae-lens ({type(error).__name__}: {line}); check release, sae_id "
+                "and connection, or give the `path` of a folder"
             ) from error
 
     def _wrapped(self, device: str) -> ModuleCoder:
@@ -242,9 +242,14 @@ class SaeLens(StoredCoder):
         sae.eval().requires_grad_(False)
         sae.turn_off_forward_pass_hook_z_reshaping()  # what transformers gives is flat already
         return ModuleCoder(
-            sae.encode, config["d_sae"], config["d_in"], config["architecture"], decoder=sae.W_dec,
-            token_wise=config["architecture"] != "temporal", metadata=config["metadata"],
-        )  # fmt: skip
+            sae.encode,
+            config["d_sae"],
+            config["d_in"],
+            config["architecture"],
+            decoder=sae.W_dec,
+            token_wise=config["architecture"] != "temporal",
+            metadata=config["metadata"],
+        )
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,14 +259,21 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
         metadata = {
             name: config[old]
             for name, old in (
-                ("model_name", "model_name"), ("hook_name", "hook_point"), ("hook_name", "hook_name"),
-                ("hf_hook_name", "hf_hook_name"), ("hook_name_out", "hook_name_out"),
-                ("hf_hook_name_out", "hf_hook_name_out"), ("hook_layer", "hook_layer"), ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
-                ("dataset_path", "dataset_path"), ("context_size", "context_size"), ("prepend_bos", "prepend_bos"),
+                ("model_name", "model_name"),
+                ("hook_name", "hook_point"),
+                ("hook_name", "hook_name"),
+                ("hf_hook_name", "hf_hook_name"),
+                ("hook_name_out", "hook_name_out"),
+                ("hf_hook_name_out", "hf_hook_name_out"),
+                ("hook_layer", "hook_layer"),
+                ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
+                ("dataset_path", "dataset_path"),
+                ("context_size", "context_size"),
+                ("prepend_bos", "prepend_bos"),
                 ("neuronpedia_id", "neuronpedia_id"),
             )
             if old in config
-        }  # fmt: skip
+        }
     heads = (config.get(name) for name in ("hook_head_index", "hook_point_head_index"))
     metadata = {"hook_head_index": next((head for head in heads if head is not None), None), **metadata}
     modern = {"apply_b_dec_to_input": True, **config, "architecture": config.get("architecture") or "standard"}
@@ -298,8 +310,8 @@ def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"its normalize_activations {normalize!r} is not known"
     if config["metadata"].get("hook_head_index") is not None:
         yield (
-            f"it reads attention head {config['metadata']['hook_head_index']} alone, which saeval does not cut out; take "
-            "an SAE of all heads together"
+            f"it reads attention head {config['metadata']['hook_head_index']} alone, which saeval does not cut out; "
+            "take an SAE of all heads together"
         )
     sizes = ["d_in", "d_sae"]
     sizes += ["d_out"] if "transcoder" in architecture else []

@@ -19,7 +19,8 @@ from saeval_plugins._frozen import OWN, Explained, read_frozen
 
 
 class FrozenExplainer(Explainer):
-    """Sends the recorded prompt to the role's model and parses the reply; the model `frozen/…` repeats the recorded one."""
+    """Sends the recorded prompt to the role's model and parses the reply; the model `frozen/…` repeats the recorded
+    one."""
 
     name = "frozen"
     llm_role = "explainer"

@@ -62,12 +62,15 @@ class InterventionExplainer(Explainer):
         made = await asyncio.gather(
             *(
                 ask(
-                    context, messages, prefill=self.prefill, repeat=repeat,
+                    context,
+                    messages,
+                    prefill=self.prefill,
+                    repeat=repeat,
                     temperature=self.temperature if several else None,
                 )
                 for repeat in range(self.candidates)
             )
-        )  # fmt: skip
+        )
         chosen = await self._best(made, examples, context) if several else made[0]
         return chosen.model_copy(update={"notes": {**chosen.notes, "kl": kl}})
 
@@ -88,7 +91,8 @@ class InterventionExplainer(Explainer):
         return "\n".join(lines), strength.kl
 
     async def _best(self, made: list[Explanation], examples: Examples, context: Context) -> Explanation:
-        """Return the candidate that the intervention scorer likes best, of equals the first; a failed one if all are."""
+        """Return the candidate that the intervention scorer likes best, of equals the first; a failed one if all
+        are."""
         scorer = InterventionScorer(kl=self.kl, tolerance=self.tolerance)
         good = list({e.text: e for e in reversed(made) if e.status == "ok"}.values())[::-1]
         if len(good) < 2:

@@ -1,4 +1,5 @@
-"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the best."""
+"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the
+best."""
 
 from __future__ import annotations
 

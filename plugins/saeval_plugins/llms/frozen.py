@@ -15,8 +15,8 @@ from saeval_plugins.task_dirs import saeval_task_dirs
 class FrozenLLM(LLM):
     """Repeats what a real model answered in a frozen run; results carry the mark `recorded`.
 
-    `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the file
-    fails; no answer is made up.
+    `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the
+    file fails; no answer is made up.
     """
 
     name = "frozen"

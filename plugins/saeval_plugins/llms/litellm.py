@@ -41,19 +41,34 @@ from saeval_plugins.llms.retry_after import wait_asked_for
 from saeval_plugins.llms.server_quirks import ServerQuirks
 
 _RETRYABLE = {
-    "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
+    "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError",
+    "BadGatewayError",
     "APIError", "JSONDecodeError", "APIResponseValidationError", "RecursionError",
 }  # fmt: skip
 _BATCHING = ("openai", "azure", "hosted_vllm", "litellm_proxy")  # providers whose batches are in OpenAI's format
 _OVER = ("completed", "expired", "failed", "cancelled")
-_OWN_SERVERS = frozenset((
-    "hosted_vllm", "ollama", "ollama_chat", "lm_studio", "llamafile", "xinference", "openai_like", "litellm_proxy", "lemonade",
-    "docker_model_runner", "triton", "oobabooga",
-))  # fmt: skip
+_OWN_SERVERS = frozenset(
+    (
+        "hosted_vllm",
+        "ollama",
+        "ollama_chat",
+        "lm_studio",
+        "llamafile",
+        "xinference",
+        "openai_like",
+        "litellm_proxy",
+        "lemonade",
+        "docker_model_runner",
+        "triton",
+        "oobabooga",
+    )
+)
 """Providers of litellm that are a server of one's own: the key in its variable is for whatever address is given."""
 _ALIASES = {
-    "text-completion-openai": "openai", "custom_openai": "openai", "azure_text": "azure", "anthropic_text": "anthropic", "cohere_chat": "cohere",
-    "bedrock_converse": "bedrock", "vertex_ai_beta": "vertex_ai", "text-completion-codestral": "codestral", "palm": "gemini",
+    "text-completion-openai": "openai", "custom_openai": "openai", "azure_text": "azure",
+    "anthropic_text": "anthropic", "cohere_chat": "cohere",
+    "bedrock_converse": "bedrock", "vertex_ai_beta": "vertex_ai", "text-completion-codestral": "codestral",
+    "palm": "gemini",
 }  # fmt: skip
 _LOOKED_UP = ("os.environ/", "oidc/")
 _NOT_ANSWERS = ("processes", "batch")  # options that decide how answers come, and not which
@@ -91,7 +106,8 @@ class LiteLLM(LLM):
         return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     def check(self) -> None:
-        """See that litellm is installed, not one of its malicious releases, and sends no key where it does not belong."""
+        """See that litellm is installed, not one of its malicious releases, and sends no key where it does not
+        belong."""
         self._check_addresses()
         if find_spec("litellm") is None:
             raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'")
@@ -110,7 +126,8 @@ class LiteLLM(LLM):
         for text in _texts(self.extra):
             if text.startswith(_LOOKED_UP):
                 raise InputError(
-                    f"extra: {text.split('/')[0]}/… would have litellm look a secret up; set the provider's own variable"
+                    f"extra: {text.split('/')[0]}/… would have litellm look a secret up; set the provider's own "
+                    "variable"
                 )
             if "://" in text:
                 check_receiver(provider, text)
@@ -206,7 +223,8 @@ class LiteLLM(LLM):
         return self.prices() is not None
 
     def _price(self, litellm: Any, response: Any) -> float | None:
-        """Return the price by litellm's list, where cached tokens have their own; None for a model that is not in it."""
+        """Return the price by litellm's list, where cached tokens have their own; None for a model that is not in
+        it."""
         if not self._listed:  # to look in vain takes litellm a millisecond each time
             return None
         try:

@@ -57,8 +57,8 @@ class OpenAICompatible(LLM):
     api_base: str = Field(pattern=r"^https?://")
     """Address of the server, up to and including `/v1`."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others); an unset one means no
-    key. The key of a known provider is sent to its own addresses and to this machine only (`--allow-host` allows
+    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others); an unset one means
+    no key. The key of a known provider is sent to its own addresses and to this machine only (`--allow-host` allows
     others)."""
     scores: bool = False
     """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
@@ -116,9 +116,10 @@ class OpenAICompatible(LLM):
         if loop not in self._sessions:
             # The gateway bounds concurrency and time.
             self._sessions[loop] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
-            )  # fmt: skip
+            )
         return self._sessions[loop]
 
     async def aclose(self) -> None:

@@ -64,8 +64,8 @@ class InterventionScorer(Scorer):
     `tolerance`; after the others the subject goes on for a few tokens, once as it is and once with the direction added
     at the prompt's last token and every token generated, both with the same draws. A base model then reads prompt and
     continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
-    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where its
-    mean is off by more than `tolerance`, the results say so.
+    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where
+    its mean is off by more than `tolerance`, the results say so.
 
     Strong interventions are trivially explained, so scores are comparable at equal `kl` only.
     """
@@ -98,8 +98,8 @@ class InterventionScorer(Scorer):
         if reached is None or abs(reached - self.kl) <= self.tolerance * self.kl:
             return []
         return [
-            f"interventions moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were asked for; "
-            f"tune on more windows (`tune`, now {self.tune}) before comparing with other rows"
+            f"interventions moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were "
+            f"asked for; tune on more windows (`tune`, now {self.tune}) before comparing with other rows"
         ]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:

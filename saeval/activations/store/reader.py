@@ -366,9 +366,9 @@ class ActivationStore:
     def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return where to begin each activating window so that text stands on both sides of what fires in it.
 
-        A window in which less than a quarter stands before the first firing token, or after the last, is moved that way:
-        as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes out. So
-        a window's maximum and rank stay what they were.
+        A window in which less than a quarter stands before the first firing token, or after the last, is moved that
+        way: as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes
+        out. So a window's maximum and rank stay what they were.
 
         Args:
             latent: The latent.
@@ -416,10 +416,17 @@ class ActivationStore:
         activations[row, position[source] - at[row]] = value[source]
         token_ids = self._rows(window)[at]
         columns = zip(
-            self._vocabulary.strings(token_ids), repeat(token_ids, len(at)), range(len(at)), activations,
-            self.documents[context].tolist(), context.tolist(), start.tolist(), (count > 0).tolist(),
-            deciles if deciles is not None else [None] * len(at), strict=True,
-        )  # fmt: skip
+            self._vocabulary.strings(token_ids),
+            repeat(token_ids, len(at)),
+            range(len(at)),
+            activations,
+            self.documents[context].tolist(),
+            context.tolist(),
+            start.tolist(),
+            (count > 0).tolist(),
+            deciles if deciles is not None else [None] * len(at),
+            strict=True,
+        )
         cut: tuple[Any, ...] = tuple(starmap(_Uncut, columns))
         for example in cut:
             example.__class__ = _Cut

@@ -77,8 +77,8 @@ class ActivationWriter:
             dataset: The tokens that activations will be given for.
             n_latents: Width of the dictionary.
             shard: Contexts a shard, where the source can begin at each (`turn_to`); else all contexts are one.
-            made_with: What values depend on beside the store's name, such as precision and device: nothing that was left
-                by a writer with another is gone on with.
+            made_with: What values depend on beside the store's name, such as precision and device: nothing that was
+                left by a writer with another is gone on with.
 
         Returns:
             The context to begin at; 0 unless resuming.

@@ -79,19 +79,38 @@ def context(
     groups = plots.families(series)
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
     return {
-        "run": run, "board": board, "looks": looks, "series": series, "own": MAIN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
+        "run": run,
+        "board": board,
+        "looks": looks,
+        "series": series,
+        "own": MAIN,
+        "slug": slug,
+        "interval": plots.interval,
+        "share_bar": plots.share_bar,
         "axes": axes if len(axes) > 1 else [],
         "facts": cell_fields(board, lambda _: run, "report"),
         "notes": partial(notes, run),
-        "details": _details(run, board, series), "detail_columns": score_columns("details"),
-        "pages": bool(pages), "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
+        "details": _details(run, board, series),
+        "detail_columns": score_columns("details"),
+        "pages": bool(pages),
+        "subject": named(c.subject for c in run.cells),
+        "explainer": named(c.explainer for c in run.cells),
         "scored": sum(c.counts.get("sampled", 0) for c in run.cells),
-        "method": method(run), "spec": spec, "components": json.dumps(run.components, indent=1, ensure_ascii=False),
+        "method": method(run),
+        "spec": spec,
+        "components": json.dumps(run.components, indent=1, ensure_ascii=False),
         "against": _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics),
         "families": [some[0] for some in groups],
         "layers": _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics),
         "distributions": _made(
-            (scorer, plots.distribution(scorer, metric, [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series]))
+            (
+                scorer,
+                plots.distribution(
+                    scorer,
+                    metric,
+                    [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series],
+                ),
+            )
             for scorer, metric in board.metrics.items()
         ),
         "deciles": [
@@ -105,16 +124,19 @@ def context(
                 *([("All contestants together", run.correlations)] if several else []),
                 *((s.name, s.cell.correlations) for s in series),
             ]
-            for labels, entries in [_matrix(found)] if labels
+            for labels, entries in [_matrix(found)]
+            if labels
         ],
-        "scatters": _made(("-".join(pair), _scatter(pair, contestants, tables)) for pair in _pairs(board)[:_MOST_PAIRS]),
+        "scatters": _made(
+            ("-".join(pair), _scatter(pair, contestants, tables)) for pair in _pairs(board)[:_MOST_PAIRS]
+        ),
         "disagreements": _disagreements(contestants, tables),
         "failures": [(s, f) for s in series if s.cell.cell in tables for f in tables[s.cell.cell].failures()],
         "flawless": all(r.failed == r.unparsed == 0 for c in run.cells for r in c.scores),
         "findings": [finding_row(found) for found in run.findings],
         "findings_note": FINDINGS,
         "costs": _costs(run, board),
-    }  # fmt: skip
+    }
 
 
 def _details(run: RunResult, board: Leaderboard, series: Sequence[Series]) -> list[tuple[Series, list[Detail]]]:

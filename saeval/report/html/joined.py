@@ -1,4 +1,5 @@
-"""Cells of many runs on one page that stands by itself: filtered, grouped, ranked and drawn by whatever its reader chooses."""
+"""Cells of many runs on one page that stands by itself: filtered, grouped, ranked and drawn by whatever its reader
+chooses."""
 
 from __future__ import annotations
 
@@ -35,15 +36,18 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     data = {
         "rank": split_ranking(joined.rank_by)[0], "group": group_by or "", "telling": joined.telling(),
         "columns": list(dict.fromkeys(f"{r.scorer}.{r.metric}" for r in rows)),
-        "shown": list(dict.fromkeys([*(headlines[r.scorer] for r in rows), *(f"{r.scorer}.{r.metric}" for r in rows if r.on_board)])),
+        "shown": list(dict.fromkeys([*(headlines[r.scorer] for r in rows),
+        *(f"{r.scorer}.{r.metric}" for r in rows if r.on_board)])),
         "facets": [f for f in facets if f != "cell" and len({e.facets.get(f) for e in entries}) > 1],
         "measures": [[column.key, column.head] for column in columns],
         "cells": [_cell(e, columns) for e in entries],
     }  # fmt: skip
     context = {
         "tasks": named(f"{e.run.task} {e.run.task_version}" for e in entries), "cells": len(entries),
-        "runs": list(dict.fromkeys(e.facets["run"] for e in entries)), "subject": named(e.cell.subject for e in entries),
-        "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs, "notes": [*_notes(joined), *joined.notes],
+        "runs": list(dict.fromkeys(e.facets["run"] for e in entries)),
+        "subject": named(e.cell.subject for e in entries),
+        "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs,
+        "notes": [*_notes(joined), *joined.notes],
         "version": saeval.__version__, "data": script_json(data),
     }  # fmt: skip
     return render("joined.html.j2", context)
@@ -63,16 +67,26 @@ def _columns(entries: Sequence[Entry]) -> list[Column]:
 def _cell(entry: Entry, columns: Sequence[Column]) -> dict[str, Any]:
     lines = {column.key: column.value(Line(entry.run, entry.cell)) for column in columns}
     return {
-        "cell": entry.cell.cell, "baseline": entry.cell.baseline is not None, "facets": entry.facets,
+        "cell": entry.cell.cell,
+        "baseline": entry.cell.baseline is not None,
+        "facets": entry.facets,
         "measures": {key: rounded(value) for key, value in lines.items() if value is not None},
-        "texts": {column.key: shown(lines[column.key], column.shown.form("report"), column.shown.missing) for column in columns},
+        "texts": {
+            column.key: shown(lines[column.key], column.shown.form("report"), column.shown.missing)
+            for column in columns
+        },
         "scores": {f"{r.scorer}.{r.metric}": _score(entry, r) for r in entry.cell.scores if r.variant == MAIN},
-    }  # fmt: skip
+    }
 
 
 def _score(entry: Entry, row: ScoreRow) -> dict[str, Any]:
     return {
-        "value": rounded(row.value, 9), "ci": row.ci95 and [rounded(v, 9) for v in row.ci95], "higher": row.higher_is_better,
-        "range": row.range, "floor": {k: rounded(v) for k, v in row.floor.items()}, "text": number(row.value),
-        "between": interval(row.ci95) if row.ci95 else "interval unknown", "notes": notes(entry.run, entry.cell, row),
-    }  # fmt: skip
+        "value": rounded(row.value, 9),
+        "ci": row.ci95 and [rounded(v, 9) for v in row.ci95],
+        "higher": row.higher_is_better,
+        "range": row.range,
+        "floor": {k: rounded(v) for k, v in row.floor.items()},
+        "text": number(row.value),
+        "between": interval(row.ci95) if row.ci95 else "interval unknown",
+        "notes": notes(entry.run, entry.cell, row),
+    }

@@ -1,4 +1,5 @@
-"""The tables of one cell as its page needs them: a line a latent, and the windows and judgements of some latents at a time."""
+"""The tables of one cell as its page needs them: a line a latent, and the windows and judgements of some latents at a
+time."""
 
 from __future__ import annotations
 
@@ -145,7 +146,8 @@ class CellTables:
 
     @cached_property
     def _lists(self) -> dict[int, dict[str, list[Any]]]:
-        """By latent, as far as known: its neighbours, their cosines, tokens it promotes and suppresses, its histogram."""
+        """By latent, as far as known: its neighbours, their cosines, tokens it promotes and suppresses, its
+        histogram."""
         have = [name for name in _LISTS if name in self._latents.column_names]
         known = {name: self._latents.column(name).to_pylist() for name in have}
         if "cosines" in known:
@@ -186,7 +188,8 @@ class CellTables:
 
 
 class _Table:
-    """A Parquet file with a column `latent`, whose rows can be taken by latent; only what is wanted of it is in memory."""
+    """A Parquet file with a column `latent`, whose rows can be taken by latent; only what is wanted of it is in
+    memory."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self._columns = path, tuple(columns)
@@ -246,7 +249,8 @@ class _Table:
 
 
 def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[Any]]]:
-    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation, …]]."""
+    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation,
+    …]]."""
     import numpy as np
 
     found: dict[int, dict[str, list[Any]]] = {}

@@ -23,9 +23,17 @@ from saeval.report.html.text import script_json
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Return a page. Every value in it is escaped and made visible unless it is markup already."""
     style, script = _style(), _asset("report.js")
-    return _environment().get_template(template).render(
-        policy=policy(), style=Markup(style), script=Markup(script), **context  # noqa: S704 - files of this package
-    ) + "\n"  # fmt: skip
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            policy=policy(),
+            style=Markup(style),
+            script=Markup(script),
+            **context,  # noqa: S704 - files of this package
+        )
+        + "\n"
+    )
 
 
 def policy() -> str:
@@ -70,9 +78,13 @@ def _source(text: str) -> str:
 @cache
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else "" if value is None else visible(value),
-    )  # fmt: skip
+    )
     made.filters["value"] = number
     made.filters["interval"] = interval
     made.filters["measure"] = measured
@@ -99,11 +111,16 @@ def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: s
         low, high = row.range if row else (None, None)
         scorers.append(
             {
-                "label": r.scorer, "metric": r.metric, "higher": r.higher_is_better, "low": low, "high": high,
-                "mean": rounded(row.value) if row else None, "floor": {k: rounded(v) for k, v in row.floor.items()} if row else {},
+                "label": r.scorer,
+                "metric": r.metric,
+                "higher": r.higher_is_better,
+                "low": low,
+                "high": high,
+                "mean": rounded(row.value) if row else None,
+                "floor": {k: rounded(v) for k, v in row.floor.items()} if row else {},
                 "values": tables.column(r.key),
             }
-        )  # fmt: skip
+        )
     data = {
         "cell": cell.cell, "run": run.run_id, "sha": run.spec_sha, "folder": name, "perFile": per_file,
         "hookpoint": hookpoint if isinstance(hookpoint, str) else "", "scorers": scorers, "latent": numbers,

@@ -169,8 +169,7 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
 @click.option("--store", type=click.Path(path_type=Path), help="Read an activation store and compare its checksums.")
 @JSON
 def doctor(store: Path | None, as_json: bool) -> None:
-    """Check packages, device, cache, plugins and API-key variables (by name only); report problems. No network
-    calls."""
+    """Check packages, device, cache, plugins and API-key variables (by name only). No network calls."""
     from dataclasses import asdict
 
     from saeval.cli.doctor import examine

@@ -72,7 +72,7 @@ def ratio(
     """
     first, second = list(sides.values())[:2]
     pairs = zip(first, second, strict=True)
-    values = [a / b for a, b in pairs] if inverse else [b / a for a, b in pairs]
+    values = [a / b if inverse else b / a for a, b in pairs]
     return Figure(name, values, "×", method, target, lower_is_better, sides)
 
 

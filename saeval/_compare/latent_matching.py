@@ -3,7 +3,7 @@ read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -314,30 +314,15 @@ def text(found: Sequence[Similarity]) -> str:
         labels = list(dict.fromkeys(label for s in of for label in (s.a, s.b)))
         scores = {key: s for s in of for key in ((s.a, s.b), (s.b, s.a))}
         numbers = {label: str(i + 1) for i, label in enumerate(labels)}
-        rows = [[numbers[a], a, *("" if a == b else number(scores[a, b].score) for b in labels)] for a in labels]
+        rows = []
+        for a in labels:
+            others = ["" if a == b else number(scores[a, b].score) for b in labels]
+            rows.append([numbers[a], a, *others])
         parts.append(
             f"{basis}: mean cosine of matched latents\n{aligned(['', 'cell', *numbers.values()], rows, WIDTH)}"
         )
         head = ["pair", "score", "random", "shuffled", "matched", "latents", "dead", "how"]
-        parts.append(
-            aligned(
-                head,
-                [
-                    [
-                        f"{numbers[s.a]} {numbers[s.b]}",
-                        number(s.score),
-                        number(s.random),
-                        number(s.shuffled),
-                        str(s.matched),
-                        f"{s.latents[0]}, {s.latents[1]}",
-                        ", ".join("?" if n is None else str(n) for n in s.dead),
-                        s.method,
-                    ]
-                    for s in of
-                ],
-                WIDTH,
-            )
-        )
+        parts.append(aligned(head, [_row(s, numbers) for s in of], WIDTH))
     parts.append(
         fold(
             "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: "
@@ -347,3 +332,17 @@ def text(found: Sequence[Similarity]) -> str:
         )
     )
     return "\n\n".join(parts)
+
+
+def _row(s: Similarity, numbers: Mapping[str, str]) -> list[str]:
+    dead = ", ".join("?" if n is None else str(n) for n in s.dead)
+    return [
+        f"{numbers[s.a]} {numbers[s.b]}",
+        number(s.score),
+        number(s.random),
+        number(s.shuffled),
+        str(s.matched),
+        f"{s.latents[0]}, {s.latents[1]}",
+        dead,
+        s.method,
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, log
+from math import log
 
 from saeval._compare.leaderboard import rank_text, standard_error
 from saeval._compare.stats import combined_interval, rank_ranges
@@ -106,5 +106,8 @@ def _interpolated(
     ci = None
     if low.ci95 is not None and high.ci95 is not None:
         least, greatest = combined_interval(weights, values, (low.ci95, high.ci95))
-        ci = max(least, -inf if low.range[0] is None else low.range[0]), min(greatest, inf if low.range[1] is None else low.range[1])  # fmt: skip
+        lowest, highest = low.range
+        least = least if lowest is None else max(least, lowest)
+        greatest = greatest if highest is None else min(greatest, highest)
+        ci = least, greatest
     return sum(w * v for w, v in zip(weights, values, strict=True)), ci, (a.cell, b.cell), error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,13 +145,15 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     same, why = _same_latents(*(side.cell for side in sides))
     found = [_contrast(sides, row, same, seed) for row in names]
     corrected = iter(stats.holm([c["p"] for c in found if c["p"] is not None]))
+    contrasts = [Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found]
+    cells = [side.cell for side in sides]
     return Comparison(
         a=sides[0].label,
         b=sides[1].label,
         paired=same,
         why=why,
-        contrasts=tuple(Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found),
-        agreement=tuple(_agreement(*(side.cell for side in sides))) if same else (),
+        contrasts=tuple(contrasts),
+        agreement=tuple(_agreement(*cells)) if same else (),
         warnings=tuple(_warnings(*sides, same=same)),
     )
 
@@ -243,17 +246,19 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
         p = stats.paired_p(x - y, rng) if paired else stats.unpaired_p(x, y, rng)
     difference = float(x.mean() - y.mean()) if known else None
     bounded = bool(np.isfinite(interval).all())
+    means = [float(values.mean()) if len(values) else None for values in (x, y)]
+    visible = stats.detectable_within(interval) if bounded else None
     return {
         "metric": name,
         "higher_is_better": row.higher_is_better,
-        "a": float(x.mean()) if len(x) else None,
-        "b": float(y.mean()) if len(y) else None,
+        "a": means[0],
+        "b": means[1],
         "n": (len(x), len(y)),
         "difference": difference,
         "ci95": interval if bounded else None,
-        "p": p if p == p else None,
-        "approximate": paired and p == p and len(x) < _ENOUGH and not _symmetric(x - y),
-        "smallest_visible": stats.detectable_within(interval) if bounded else None,
+        "p": None if isnan(p) else p,
+        "approximate": paired and not isnan(p) and len(x) < _ENOUGH and not _symmetric(x - y),
+        "smallest_visible": visible,
         "failed": (rows[0].failed, rows[1].failed),
         "bounds": _bounds(*rows),
     }

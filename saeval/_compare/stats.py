@@ -459,10 +459,9 @@ def rank_ranges(values: ArrayLike, covariance: ArrayLike) -> list[tuple[int, int
     n = len(np.asarray(values))
     pairs = list(combinations(range(n), 2))
     apart = {pair for pair, p in zip(pairs, apart_p(values, covariance, pairs), strict=True) if p <= 0.05}
-    return [
-        (1 + sum((j, i) in apart for j in range(i)), n - sum((i, j) in apart for j in range(i + 1, n)))
-        for i in range(n)
-    ]
+    better = [sum((j, i) in apart for j in range(i)) for i in range(n)]
+    worse = [sum((i, j) in apart for j in range(i + 1, n)) for i in range(n)]
+    return [(1 + above, n - below) for above, below in zip(better, worse, strict=True)]
 
 
 def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[float]:

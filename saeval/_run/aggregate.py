@@ -58,6 +58,8 @@ def summarise(
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
     recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
     cells, _ = with_lifts([_cell_result(task, outcome, state.done) for outcome in outcomes.values()])
+    contestants = [outcome for outcome in outcomes.values() if outcome.cell.baseline is None]
+    single_files = [part for part in parts.values() if part.loaded.sha]
     return RunResult(
         run_id=run_id,
         task=task.name,
@@ -70,10 +72,10 @@ def summarise(
         partial=partial,
         synthetic=synthetic,
         recorded=recorded,
-        reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
+        reproducible=not synthetic and not single_files,
         cells=cells,
-        measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
-        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]),
+        measures=_measures(task),
+        correlations=_correlations(contestants),
         ledger=list(ledger),
         judges=_judges(task),
         findings=list(findings),
@@ -81,7 +83,7 @@ def summarise(
             *warnings,
             *_warnings(task, cells, outcomes, partial, synthetic),
             *_flaws(outcomes.values()),
-            *([_RECORDED] if recorded else []),
+            *([_RECORDED] * recorded),
         ],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
@@ -117,14 +119,15 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
+    explainer = cell.explainer.part.label + (f" with {task.roles[role].model}" if role else "")
     return CellResult(
         cell=cell.name,
         axes=cell.axes,
         baseline=cell.baseline,
-        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in _ELSEWHERE}},
+        coder={"plugin": coder, **_coder_facts(facts)},
         subject=str(facts.get("subject", "")),
         corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
-        explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
+        explainer=explainer,
         measures=measures,
         counts={**outcome.counts, "explained": explained},
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)],
@@ -185,6 +188,16 @@ def _cautions(outcome: CellState) -> list[str]:
     if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
         said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
     return list(dict.fromkeys(said))
+
+
+def _measures(task: Task) -> list[Measure]:
+    """Return the measures that the parts of all cells declare, each name once."""
+    return list({measure.name: measure for cell in task.cells for measure in _declared(cell)}.values())
+
+
+def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a source noted of its coder, without what other fields of a cell hold."""
+    return {name: value for name, value in facts.items() if name not in _ELSEWHERE}
 
 
 def _declared(cell: Cell) -> list[Measure]:

@@ -170,12 +170,15 @@ def _profile(windows: Sequence[Example]) -> _Profile:
     ]
     flat = list(chain.from_iterable(tokens))
     counts = Counter(token.strip().casefold() for token in flat)
+    begun = [token for token in flat if token[:1].isspace()]
+    signs = [token for token in flat if not any(map(str.isalnum, token))]
+    words = [{token.strip().casefold() for token in row} for row in tokens]
     return _Profile(
-        recurs=_recurrence([{token.strip().casefold() for token in row} for row in tokens]),
+        recurs=_recurrence(words),
         runs=float(runs.sum() / len(windows)),
         tokens=len(flat) / len(windows),
-        words=sum(token[:1].isspace() for token in flat) / len(flat),
-        signs=sum(not any(map(str.isalnum, token)) for token in flat) / len(flat),
+        words=len(begun) / len(flat),
+        signs=len(signs) / len(flat),
         shares={token: n / len(flat) for token, n in counts.items()},
     )
 

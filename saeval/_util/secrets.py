@@ -24,7 +24,8 @@ _ENVIRONMENT = re.compile(
 )
 _PLACEHOLDER = re.compile(
     r"(?:sk-)?(?:empty|none|null|undefined|placeholder|change-?me|secret|password|true|false"
-    r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
+    r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?"
+    r"|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
     r"|(.)\1*",
     re.IGNORECASE,
 )
@@ -32,8 +33,10 @@ _SHAPES = (
     r"\b(?:sk|pk|rk|key|api)[-_](?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{6,}",
     r"\b(?:Bearer|Basic) [^\s\"']{6,}",
     r"\bgh[oprsu]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[\w-]{16,}",
-    r"\bhf_[A-Za-z0-9]{16,}|\bgsk_[A-Za-z0-9]{16,}|\br8_[A-Za-z0-9]{16,}|\bnvapi-[\w-]{16,}|\bpplx-[A-Za-z0-9]{16,}|\bxai-[\w-]{16,}",
-    r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|\bAIza[\w-]{20,}|\bya29\.[\w-]{10,}|\bxox[abeoprs]-[\w-]{8,}|\bdapi[a-f0-9]{16,}",
+    r"\bhf_[A-Za-z0-9]{16,}|\bgsk_[A-Za-z0-9]{16,}|\br8_[A-Za-z0-9]{16,}",
+    r"\bnvapi-[\w-]{16,}|\bpplx-[A-Za-z0-9]{16,}|\bxai-[\w-]{16,}",
+    r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|\bAIza[\w-]{20,}|\bya29\.[\w-]{10,}",
+    r"\bxox[abeoprs]-[\w-]{8,}|\bdapi[a-f0-9]{16,}",
     r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|\bSG\.[\w-]{10,}\.[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----",
 )
 _SHAPE = re.compile("|".join(_SHAPES), re.IGNORECASE)

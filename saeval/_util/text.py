@@ -234,10 +234,9 @@ def latex_table(
         bold: Row and column of the cells in bold.
     """
     strong = set(bold)
-    lines = [
-        [rf"\textbf{{{escape_latex(cell)}}}" if (i, j) in strong else escape_latex(cell) for j, cell in enumerate(row)]
-        for i, row in enumerate(rows)
-    ]
+    lines = [[escape_latex(cell) for cell in row] for row in rows]
+    for i, j in strong:
+        lines[i][j] = rf"\textbf{{{lines[i][j]}}}"
     layout = "".join("r" if j < len(numbers) and numbers[j] else "l" for j in range(len(head)))
     body = [" & ".join(line) + r" \\" for line in ([*map(escape_latex, head)], *lines)]
     return "\n".join(

@@ -374,10 +374,11 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
     if "ByteLevel" in decoder:
         table = _byte_of()
         added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # words as they are, not in the alphabet of bytes
-        spelt = {i: i not in added and all(c in table for c in name) for i, name in zip(ids, names, strict=True)}
-        return {
-            i: bytes(table[c] for c in name) if spelt[i] else name.encode() for i, name in zip(ids, names, strict=True)
-        }
+        found: dict[int, bytes] = {}
+        for i, name in zip(ids, names, strict=True):
+            spelt = i not in added and all(c in table for c in name)
+            found[i] = bytes(table[c] for c in name) if spelt else name.encode()
+        return found
     if "WordPiece" in decoder:
         return {
             i: name[2:].encode() if name.startswith("##") else b" " + name.encode()

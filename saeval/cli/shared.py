@@ -63,17 +63,24 @@ def _names_task(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _FLAGS = (
-    click.option("--model", metavar="MODEL", help="Instead of a task: the subject model (hub id, folder or .gguf file)."),
+    click.option(
+        "--model", metavar="MODEL", help="Instead of a task: the subject model (hub id, folder or .gguf file)."
+    ),
     click.option(
         "--sae", "saes", multiple=True, metavar="SAE",
         help="A folder, or an id on the hub such as RELEASE/ID; ID=SAE names it, CODER:SAE says what reads it.",
     ),
     click.option("--text", metavar="PATH_OR_ID", help="A file or folder of text, or a hub dataset."),
     click.option("--judge", metavar="MODEL", help="Language model that judges, such as openai/gpt-4o-mini."),
-    click.option("--explainer", metavar="MODEL", help="Language model that explains, or an explainer that asks none; default: the judge."),
+    click.option(
+        "--explainer", metavar="MODEL",
+        help="Language model that explains, or an explainer that asks none; default: the judge.",
+    ),
     click.option("--api-base", metavar="URL", help="Address of an OpenAI-compatible server for judge and explainer."),
     click.option("--latents", type=click.IntRange(min=1), metavar="N", help="Latents per SAE; default: 50."),
-    click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Maximum tokens of text; default: 1,000,000."),
+    click.option(
+        "--tokens", type=click.IntRange(min=1), metavar="N", help="Maximum tokens of text; default: 1,000,000."
+    ),
     click.option("--scorers", metavar="A,B", help="Scorers, the first one ranks; default: detection,fuzzing."),
     click.option("--hookpoint", metavar="PLACE", help="Place in the model; default: what the SAEs' files say."),
     click.option(

@@ -88,9 +88,9 @@ def read(path: Path, format_: str) -> Imported:
     Raises:
         InputError: If it is none, or a file is damaged.
     """
-    roots = (
-        [path] if _is_results(path) else sorted(p for p in path.iterdir() if _is_results(p)) if path.is_dir() else []
-    )
+    roots = [path] if _is_results(path) else []
+    if not roots and path.is_dir():
+        roots = sorted(folder for folder in path.iterdir() if _is_results(folder))
     if not roots:
         raise InputError(f"{path}: no explanations/ or scores/ there; give the folder of one of Delphi's runs")
     warnings: list[str] = []
@@ -196,8 +196,8 @@ def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict
             "context": i,
             "start": 0,
             "document": i,
-            "tokens": [str(t) for t in item.get("str_tokens") or []],
-            "activations": [a for a in item.get("activations") or [] if isinstance(a, int | float)],
+            "tokens": [*map(str, item.get("str_tokens") or [])],
+            "activations": [*filter(_is_number, item.get("activations") or [])],
         }
         for i, (o, item) in enumerate(zip(outcomes, items, strict=True))
     ]
@@ -219,3 +219,7 @@ def _outcome(file: Path, place: int, item: dict[str, Any], first: int) -> Outcom
     if predicted is None or predicted == -1:
         return Outcome(**shared, status="unparsed", reason="Delphi could not read the reply")
     return Outcome(**shared, predicted=bool(predicted), probability=probability)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

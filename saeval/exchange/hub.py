@@ -193,11 +193,12 @@ def _bundle_run(path: Path, folder: Path) -> str:
     with believable(path):
         write(result, cells, folder / "tables", {}, "parquet")
     configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLE_COLUMNS)
-    marks = [
-        *(["made-up numbers"] if result.synthetic else []),
-        *(["recorded replies"] if result.recorded else []),
-        *([] if result.reproducible else ["not reproducible"]),
-    ]
+    flags = {
+        "synthetic numbers": result.synthetic,
+        "recorded replies": result.recorded,
+        "not reproducible": not result.reproducible,
+    }
+    marks = [mark for mark, on in flags.items() if on]
     return (
         f"---\ntags:\n- saeval\n- sparse-autoencoders\n- interpretability\nconfigs:\n{configs}---\n"
         f"# saeval run: {_line(result.task)} {_line(result.task_version)}\n\n{_line(result.description)}\n\n"

@@ -68,7 +68,8 @@ def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, st
     model = names.get("model", cell.result.subject)
     metadata = coder.get("metadata")
     lens = metadata if isinstance(metadata, dict) else {}
-    known = ("architecture", "d_in", "d_sae")
+    known = {name: coder[name] for name in ("architecture", "d_in", "d_sae") if name in coder}
+    spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
     return {
         "eval_type_id": "autointerp",
         "eval_config": {
@@ -82,7 +83,7 @@ def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, st
         "eval_result_metrics": {
             "autointerp": {
                 "autointerp_score": statistics.fmean(scores),
-                "autointerp_std_dev": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                "autointerp_std_dev": spread,
             }
         },
         "eval_result_details": [],
@@ -91,7 +92,7 @@ def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, st
         "sae_lens_release_id": _text(lens.get("release")) or cell.name,
         "sae_lens_version": None,
         "sae_cfg_dict": {
-            **{k: coder[k] for k in known if k in coder},
+            **known,
             "model_name": model,
             "hook_name": names.get("source", cell.hookpoint),
         },

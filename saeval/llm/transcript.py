@@ -6,7 +6,7 @@ import json
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from saeval._util import clean_text, without_values
 from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
@@ -86,6 +86,10 @@ def unpack(packed: str) -> list[PromptReply]:
         inflater = zlib.decompressobj()
         text = inflater.decompress(b64decode(packed), _MOST_BYTES)
         entries = [] if inflater.unconsumed_tail else json.loads(text)
-        return [PromptReply(*map(clean_text, (prompt, reply, status))) for prompt, reply, status in entries]  # type: ignore[arg-type]
+        return [_entry(*entry) for entry in entries]
     except (ValueError, TypeError, AttributeError, zlib.error, RecursionError):
         return [PromptReply("", "what was asked was kept in a form that cannot be read", "left out")]
+
+
+def _entry(prompt: str, reply: str, status: Any) -> PromptReply:
+    return PromptReply(clean_text(prompt), clean_text(reply), status)

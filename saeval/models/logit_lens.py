@@ -94,8 +94,6 @@ def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> l
         logits = subject.promoted(stacked[start : start + _TILE])
         ends = {"promoted": logits.topk(_TOKENS), "suppressed": logits.topk(_TOKENS, largest=False)}
         tokens = {name: end.indices.tolist() for name, end in ends.items()}
-        found += [
-            {name: [subject.text([token]) for token in rows[k]] for name, rows in tokens.items()}
-            for k in range(len(logits))
-        ]
+        for k in range(len(logits)):
+            found.append({name: [subject.text([token]) for token in rows[k]] for name, rows in tokens.items()})
     return found

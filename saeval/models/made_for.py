@@ -130,7 +130,8 @@ _KINDS = {
 }  # fmt: skip
 _NAMED = re.compile(
     rf"(?:meta-)?(?P<family>{'|'.join(sorted(map(re.escape, _KINDS), key=len, reverse=True))}|phi|deepseek|granite)"
-    r"-?(?P<version>v?\d+(?:\.\d+)?(?![\d.]*[mb](?:-|$)))?-?(?P<words>(?:[a-z]+-)*?)(?P<size>\d+(?:\.\d+)?[mb])(?:-(?P<rest>.*))?$"
+    r"-?(?P<version>v?\d+(?:\.\d+)?(?![\d.]*[mb](?:-|$)))?-?(?P<words>(?:[a-z]+-)*?)"
+    r"(?P<size>\d+(?:\.\d+)?[mb])(?:-(?P<rest>.*))?$"
 )
 
 

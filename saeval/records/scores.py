@@ -97,11 +97,9 @@ class Score(Documented):
         """
         answered = [o for o in outcomes if o.status == "ok" and o.predicted is not None]
         probabilities = [o.probability for o in answered if o.probability is not None]
-        values = metrics.classification(
-            [o.active for o in answered],
-            [bool(o.predicted) for o in answered],
-            probabilities if answered and len(probabilities) == len(answered) else None,
-        )
+        complete = answered and len(probabilities) == len(answered)
+        actives, predicted = [o.active for o in answered], [bool(o.predicted) for o in answered]
+        values = metrics.classification(actives, predicted, probabilities if complete else None)
         if "balanced_accuracy" not in values:
             reasons = [o.reason for o in outcomes if o.reason]
             why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "no window of one side was given"

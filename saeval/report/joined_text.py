@@ -151,12 +151,13 @@ def _long(joined: Joined, board: Leaderboard) -> str:
                 lines.append(Line(joined.run_of(x.cell), x.cell, row))
                 places.append(place)
     rows = [line.score for line in lines]
-    fields = [
-        Field("rank", [ranks[place] for place in places]),
-        *(Field(fact.head, [fact.texts[place] for place in places]) for fact in facts),
-        Field("scorer", [row.scorer for row in rows]), Field("metric", [row.metric for row in rows]),
-        Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details"),
-    ]  # fmt: skip
+    facts = [Field("rank", ranks), *facts]
+    fields = [Field(fact.head, [fact.texts[place] for place in places]) for fact in facts]
+    fields += [
+        Field("scorer", [row.scorer for row in rows]),
+        Field("metric", [row.metric for row in rows]),
+    ]
+    fields += [Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
     return markdown_table(*_table(fields))
 
 

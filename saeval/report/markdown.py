@@ -115,12 +115,10 @@ def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
 def _details(lines: Sequence[Line]) -> str:
     """Return a line per score, with everything that stands beside it."""
     rows = [x.score for x in lines]
-    fields = [
-        Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows]),
-        Field("explanation", ["its own" if row.variant == MAIN else row.variant for row in rows]),
-        Field("metric", [row.metric for row in rows]), Field("↑", [arrow([row]) for row in rows]),
-        *detail_fields(lines, "details"),
-    ]  # fmt: skip
+    variants = ["its own" if row.variant == MAIN else row.variant for row in rows]
+    fields = [Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows])]
+    fields += [Field("explanation", variants), Field("metric", [row.metric for row in rows])]
+    fields += [Field("↑", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
     return markdown_table([field.head for field in fields], zip(*(field.texts for field in fields), strict=True))
 
 
@@ -197,9 +195,11 @@ def _cost(x: Ledger) -> list[object]:
 def _repeat(run: RunResult) -> str:
     packages = run.components.get("packages")
     versions = {"saeval": run.saeval_version, **(packages if isinstance(packages, dict) else {})}
+    scorers = [row.plugin for cell in run.cells for row in cell.scores]
+    plugins = [*(cell.explainer for cell in run.cells), *scorers]
     return (
         "```\nsaeval run spec.yaml\n```\n\n"
         f"with this run's `spec.yaml` (sha {escape_markdown(run.spec_sha[:12])}).\n\n"
         f"Packages: {_named(f'{name} {version}' for name, version in versions.items())}.\n\n"
-        f"Plugins: {_named([*(c.explainer for c in run.cells), *(row.plugin for c in run.cells for row in c.scores)])}."
+        f"Plugins: {_named(plugins)}."
     )

@@ -119,7 +119,7 @@ def board_html(run: RunResult) -> str:
     board = Leaderboard.of(run)
     cells = [x.cell for x in board.standings]
     axes = list(dict.fromkeys(axis for c in cells for axis in c.axes)) or ["cell"]
-    names = [(axis, [c.axes.get(axis, c.cell if axis == "cell" else "") for c in cells]) for axis in axes]
+    names = [(axis, [c.axes.get(axis, {"cell": c.cell}.get(axis, "")) for c in cells]) for axis in axes]
     rank = rank_field(board)
     fields = [*cell_fields(board, lambda _: run, "board"), *score_fields(board, lambda _: run, plain_estimate)]
     head = [rank.head, *(name for name, _ in names), *(field.head for field in fields)]

@@ -257,6 +257,10 @@ def flat_tables(lines: Iterable[Line], runs: Sequence[RunResult]) -> tuple[dict[
 def json_row(line: Line) -> dict[str, Any]:
     """Return what tables hold of a score, as JSON-able data."""
     found = {column.key: column.value(line) for column in score_columns("tables")}
-    return {
-        key: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for key, v in found.items()
-    }
+    return {key: _plain(value) for key, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _HUB_REASONS = {
-    "GatedRepoError": "the repository is gated: accept its terms on its Hugging Face page, then log in with `hf auth login`",
-    "RepositoryNotFoundError": "there is no such repository; check its name, or log in with `hf auth login` if it is private",
+    "GatedRepoError": "the repository is gated: accept its terms on Hugging Face, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "there is no such repository; check its name, or log in (`hf auth login`) if private",
     "RevisionNotFoundError": "the repository has no such revision",
     "HFValidationError": "that is no name of a repository, such as google/gemma-scope-2b-pt-res",
 }

@@ -53,14 +53,14 @@ class DictionaryLearning(StoredCoder):
     def made_for(self, *, fetch: bool = True) -> MadeFor:
         """Return what `config.json` says of the trainer and its buffer."""
         config = self._config
-        size, k = config["ctx_len"], config.get("k")
-        layer, model = config.get("layer"), config.get("lm_name")
+        layer, model, k = config.get("layer"), config.get("lm_name"), _positive(config.get("k"))
+        l0 = None if k is None else float(k)
         return MadeFor(
             place=self.hookpoint(),
             layer=layer if isinstance(layer, int) else None,
             model=model if isinstance(model, str) else None,
-            context_size=size if isinstance(size, int) and size > 0 else None,
-            l0=float(k) if isinstance(k, int) and k > 0 else None,
+            context_size=_positive(config["ctx_len"]),
+            l0=l0,
             latents=config["dict_size"],
         )
 
@@ -166,22 +166,31 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
     return {**shapes, "encoder.bias": [latents], bias: [width], **threshold_too}
 
 
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
 def _linear(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], k: int | None, hookpoint: str | None
 ) -> LinearCoder:
     kind, latents = config["dict_class"], config["dict_size"]
     jumps = kind in ("JumpReluAutoEncoder", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
     gated = kind == "GatedAutoEncoder"
-    named = "W_enc" in tensors
+    if "W_enc" in tensors:
+        encoder, decoder, encoder_bias = tensors["W_enc"], tensors["W_dec"], "b_enc"
+    else:
+        encoder, decoder = tensors["encoder.weight"].T, tensors["decoder.weight"].T.contiguous()
+        encoder_bias = "encoder.bias"
+    gate = GatedEncoder(tensors["gate_bias"], tensors["mag_bias"], tensors["r_mag"]) if gated else None
     bias = next(tensors[name] for name in ("b_dec", "bias", "decoder.bias", "decoder_bias") if name in tensors)
     return LinearCoder(
-        encoder=tensors["W_enc"] if named else tensors["encoder.weight"].T,
-        decoder=tensors["W_dec"] if named else tensors["decoder.weight"].T.contiguous(),
-        encoder_bias=None if gated else tensors["b_enc" if named else "encoder.bias"],
+        encoder=encoder,
+        decoder=decoder,
+        encoder_bias=None if gated else tensors[encoder_bias],
         decoder_bias=bias,
         threshold=tensors["threshold"].expand(latents) if jumps else None,
         k=k,
-        gate=GatedEncoder(tensors["gate_bias"], tensors["mag_bias"], tensors["r_mag"]) if gated else None,
+        gate=gate,
         subtract_decoder_bias=kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
         architecture=kind,
         metadata={"hook_name": hookpoint, "model_name": config.get("lm_name")},

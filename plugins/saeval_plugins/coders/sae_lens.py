@@ -111,14 +111,17 @@ class SaeLens(StoredCoder):
             return MadeFor(self.hookpoint(), model=listed.model, l0=listed.l0)
         config = self._config
         metadata = config["metadata"]
-        size, layer, bos = (metadata.get(name) for name in ("context_size", "hook_layer", "prepend_bos"))
+        size, layer, bos = metadata.get("context_size"), metadata.get("hook_layer"), metadata.get("prepend_bos")
+        if not isinstance(size, int) or size <= 0:
+            size = None
+        l0 = config["k"] if config["architecture"] in ("topk", "abstopk") else None
         return MadeFor(
             place=metadata.get("hf_hook_name") or metadata.get("hook_name"),
             layer=layer if isinstance(layer, int) else None,
             model=metadata.get("model_name"),
-            context_size=size if isinstance(size, int) and size > 0 else None,
+            context_size=size,
             prepend_bos=bos if isinstance(bos, bool) else None,
-            l0=config["k"] if config["architecture"] in ("topk", "abstopk") else None,
+            l0=l0,
             latents=config["d_sae"],
         )
 

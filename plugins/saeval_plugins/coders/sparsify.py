@@ -92,7 +92,7 @@ class Sparsify(StoredCoder):
             grouped=config["activation"] == "groupmax",
             subtract_decoder_bias=not transcoder,
             skip=skip,
-            architecture=kind + (" skip" if skip else "") + (" transcoder" if transcoder else ""),
+            architecture=kind + " skip" * skip + " transcoder" * transcoder,
             autoencoder=not transcoder,
             transcoder=transcoder,
             writes=self._module if transcoder else None,

@@ -144,7 +144,7 @@ class DelphiSource(ActivationSource):
             "subject": model if isinstance(model, str) else "",
             "architecture": "unknown",
             "made_by": "Delphi",
-            "caveat": "Delphi does not write down where documents begin: contexts of one text may both explain and score.",
+            "caveat": "Delphi does not record where documents begin: contexts of one text may both explain and score.",
         }
 
     def _tokens(self, shards: list[_Shard], opened: list[Any]) -> TokenDataset:

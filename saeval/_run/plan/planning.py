@@ -22,7 +22,7 @@ from saeval._util import LLMError, SaevalError, content_hash
 from saeval.activations import ActivationStore, Corpus
 from saeval.llm import pack
 from saeval.models import embedder
-from saeval.plugin.base import Context, Explainer
+from saeval.plugin.base import Context, Explainer, Scorer
 from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
 from saeval.task import Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
@@ -360,14 +360,14 @@ def _asking(
 
 
 async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> Explanation | Score:
-    explains = isinstance(step.part.plugin, Explainer)
+    plugin: Explainer | Scorer = step.part.plugin
     try:
-        if explains:
-            return await step.part.plugin.explain(record.explain, context)  # type: ignore[no-any-return]
+        if isinstance(plugin, Explainer):
+            return await plugin.explain(record.explain, context)
         text = f"{EXPLANATION} {record.latent.index}"  # another one for each latent, as in the run
-        return await step.part.plugin.score(Explanation(text=text), record.score, context)  # type: ignore[no-any-return]
+        return await plugin.score(Explanation(text=text), record.score, context)
     except LLMError as error:
-        return Explanation.failed(str(error)) if explains else Score.failed(str(error))
+        return Explanation.failed(str(error)) if isinstance(plugin, Explainer) else Score.failed(str(error))
 
 
 def _assumed(role: RolePart, calls: int, tokens: float) -> float:

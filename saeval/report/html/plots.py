@@ -122,7 +122,9 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     ys = [v for _, _, row in rows for v in (row.value, *(row.ci95 or ()), *row.floor.values()) if v is not None]
     x = Axis.around(xs, _LEFT, right, log=spread)
     y = Axis.around(ys, _BOTTOM, _TOP, rows[0][2].range)
-    parts = [frame(x, y, f"{measure.upper() if measure == 'l0' else measure}{', log scale' if spread else ''}", _titled(scorer, board.metrics[scorer]))]  # fmt: skip
+    name_of_x = "L0" if measure == "l0" else measure
+    name_of_x += ", log scale" * spread
+    parts = [frame(x, y, name_of_x, _titled(scorer, board.metrics[scorer]))]
     parts += _chance(y, rows[0][2].floor.get("chance"), right)
     said = []
     for s, at, row in rows:
@@ -168,10 +170,8 @@ def families(series: Sequence[Series]) -> list[list[Series]]:
     layers = {layer for _, layer in placed}
     if len(layers) < 2:
         return []
-    pairs = {
-        axis: {(s.cell.axes.get(axis), layer) for s, layer in placed}
-        for axis in {a for s, _ in placed for a in s.cell.axes}
-    }
+    axes = {axis for s, _ in placed for axis in s.cell.axes}
+    pairs = {axis: {(s.cell.axes.get(axis), layer) for s, layer in placed} for axis in axes}
     same = {axis for axis, p in pairs.items() if axis == "layer" or len(p) == len(layers) == len({v for v, _ in p})}
     found: dict[tuple[str | None, tuple[str, ...]], list[Series]] = {}
     for s, _ in sorted(placed, key=lambda x: x[1]):

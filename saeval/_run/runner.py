@@ -179,9 +179,8 @@ class _Run:
         if not allow_model_change:
             self.calls.expected = earlier.served
         cells = self.task.cells
-        used: set[str | None] = set()
-        for cell in cells:
-            used |= {step.role for step in (*cell.explainers.values(), *cell.scorers.values()) if step.latents != 0}
+        used = {step.role for cell in cells for step in cell.explainers.values() if step.latents != 0}
+        used |= {step.role for cell in cells for step in cell.scorers.values() if step.latents != 0}
         askers = [
             Asker(name, role.part.plugin, role.model, role.settings)
             for name, role in self.task.roles.items()

@@ -151,7 +151,7 @@ def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
             "start": e.start,
             "document": e.document,
             "tokens": list(e.tokens),
-            "token_ids": list(e.token_ids),
+            "token_ids": e.token_ids.tolist(),
             "activations": e.activations.tolist(),
         }
         for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))

@@ -68,11 +68,11 @@ class Subject:
     def prompt(self, token_ids: Sequence[int]) -> list[int]:
         """Return a window's tokens as a prompt: with BOS before them, where the model has it."""
         bos = self.live.tokenizer.bos_token_id
-        return [*([] if bos is None else [bos]), *token_ids]
+        return [*([] if bos is None else [bos]), *map(int, token_ids)]
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return tokens as text, special ones left out."""
-        return str(self.live.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return str(self.live.tokenizer.decode([*map(int, token_ids)], skip_special_tokens=True))
 
     def steered(self, prompts: Sequence[Sequence[int]], direction: Tensor, *, cached: bool = True) -> Steered:
         """Return prompts ready to be gone on from with a direction added; see `Steered`.

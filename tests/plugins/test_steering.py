@@ -38,7 +38,7 @@ def windows_of(subject, n, length=LENGTH):
     tokens = [tuple(ids[i * length : (i + 1) * length]) for i in range(n)]
     return tuple(
         Example(
-            tuple(subject.live.tokenizer.decode([t]) for t in row), row, np.eye(1, length, 3, dtype=np.float32)[0],
+            tuple(subject.live.tokenizer.decode([t]) for t in row), np.array(row, dtype=np.int32), np.eye(1, length, 3, dtype=np.float32)[0],
             document=i, context=i, start=1, active=True, decile=i % 10,
         )
         for i, row in enumerate(tokens)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,9 +173,9 @@ class _Run:
         earlier = self.calls.earlier()
         if not allow_model_change:
             self.calls.expected = earlier.served
-        used: set[str | None] = set()
-        for cell in self.task.cells:
-            used |= {step.role for step in cell.explainers.values()} | {step.role for step in cell.scorers.values()}
+        cells = self.task.cells
+        steps = chain.from_iterable(chain(cell.explainers.values(), cell.scorers.values()) for cell in cells)
+        used = {step.role for step in steps if step.latents != 0}
         askers = [
             Asker(name, role.part.plugin, role.model, role.settings)
             for name, role in self.task.roles.items()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _MODEL = click.option("--model", metavar="NAME", help="Answers of this model, as specs name it.")
 _STATUS = click.option("--status", type=click.Choice(["ok", "unreadable"]), help="Answers of this status.")
-_RUN = click.option("--run", "run_dir", type=click.Path(path_type=Path, exists=True), help="Answers that a run used.")
+_RUN = click.option("--run", "run_dir", type=click.Path(path_type=Path), help="Answers that a run used.")
 
 
 @click.group()
@@ -76,5 +76,5 @@ def _keys_of(run_dir: Path) -> set[str]:
 
     ledger = run_dir / "calls.jsonl"
     if not ledger.is_file():
-        raise InputError(f"{run_dir}: is no run directory: it has no calls.jsonl")
+        raise InputError(f"{run_dir}: is not a run directory, because it has no calls.jsonl")
     return {call.answer for call in CallLog(ledger).calls() if call.answer}

@@ -40,18 +40,20 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def in_pages(pattern: str) -> list[Any]:
-    """What the pages have, as parameters of a test, each named by its page and place there."""
-    return [
-        pytest.param(found, id=f"{page.stem}-{number}")
-        for page in PAGES
-        for number, found in enumerate(re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE))
-    ]
+def in_pages(*languages: str) -> list[Any]:
+    """The code blocks of the pages in these languages, as parameters of a test, each named by its page and place there."""
+    found = []
+    for page in PAGES:
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        texts = [text for language, text in fenced if language in languages]
+        found += [pytest.param(text, id=f"{page.stem}-{number}") for number, text in enumerate(texts)]
+    return found
 
 
-@pytest.mark.parametrize("text", in_pages(r"^```(?:sh)?\n(.*?)^```"))
+@pytest.mark.parametrize("text", in_pages("", "sh"))
 def test_commands_that_are_shown_are_there_with_their_options(text):
-    for line in re.findall(r"^(?:pip install .* && )?saeval (.+)", text, re.MULTILINE):
+    joined = text.replace("\\\n", " ")
+    for line in re.findall(r"^(?:pip install .* && )?saeval (.+)", joined, re.MULTILINE):
         words = shlex.split(line, comments=True)
         command: click.Command = main
         while isinstance(command, click.Group) and words and words[0] in command.commands:
@@ -65,7 +67,7 @@ def schema():
     return Draft202012Validator(task_schema(Registry(disabled=["*"])))
 
 
-@pytest.mark.parametrize("text", in_pages(r"^```yaml\n(.*?)^```"))
+@pytest.mark.parametrize("text", in_pages("yaml"))
 def test_spec_or_part_of_one_that_is_shown_is_valid(text, schema):
     shown = yaml.safe_load(text)
     if isinstance(shown, list):  # of coders

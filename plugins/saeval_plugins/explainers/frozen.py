@@ -1,4 +1,4 @@
-"""Explanations of a frozen run: its own, put to the role's model again as they were, and those of its baselines."""
+"""Explanations of a recorded run: its prompts (paper §3.2), sent again unchanged, and the texts of its baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saeval_plugins._frozen import OWN, Explained, read_frozen
 
 
 class Frozen(Explainer):
-    """Puts the recorded prompt to the role's model and reads the reply; the model `frozen/…` repeats the recorded one."""
+    """Sends the recorded prompt to the role's model and parses the reply; the model `frozen/…` repeats the recorded one."""
 
     name = "frozen"
     llm_role = "explainer"

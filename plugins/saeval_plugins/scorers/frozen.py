@@ -1,4 +1,4 @@
-"""Judgements of a frozen run: its prompts, put to the role's model again as they were."""
+"""Judgements of a recorded run: its prompts for the paper's detection and fuzzing, sent again unchanged."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from saeval_plugins._frozen import Asked, read_frozen
 
 
 class Frozen(Scorer):
-    """Puts the recorded prompts about an explanation to the role's model, and reads the replies as of today.
+    """Sends the recorded prompts about an explanation to the role's model, and parses the replies with today's parser.
 
-    The model `frozen/…` repeats the recorded replies. Any other one judges the same questions again, so that a judge can be
-    held against the recorded one.
+    The model `frozen/…` repeats the recorded replies. Any other model judges the same questions, so its judgements can
+    be compared with the recorded ones.
     """
 
     name = "frozen"

@@ -81,7 +81,6 @@ def _without_keys(error: click.ClickException) -> click.ClickException:
         plain: click.ClickException = click.UsageError(text, error.ctx)
     else:
         plain = click.ClickException(text)
-    plain.exit_code = error.exit_code
     return plain
 
 

@@ -43,6 +43,7 @@ _SHAPE = re.compile("|".join(_SHAPES), re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=//)[^\s/?#@\"']+@|[^\s/?#@:\"']+:[^\s/?#@\"']*@")
 """The user's part of an address, also where the address is misspelled."""
 _QUERY = re.compile(r"([?&#;])([\w.-]+)=([^\s&#;\"']+)")
+_TYPED = re.compile(r"(?<![^\s'\"()=,:])[^\s'\"()=,:/\\]+(?![^\s'\"()=,:])")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 _SECRET_WORDS = frozenset(
@@ -128,6 +129,14 @@ def without_secrets(text: object) -> str:
     return _QUERY.sub(_query_without_secret, found) if "=" in found else found
 
 
+def without_keys(typed: str) -> str:
+    """Return a text that quotes what a user typed, as `without_secrets` does, and without words that only look random.
+
+    What stands in paths is kept, since names of folders may hold hashes.
+    """
+    return _TYPED.sub(_random_word, without_secrets(typed))
+
+
 def look_again() -> None:
     """Take note of an environment that has changed: `without_values`, which is called for each reply, does not look."""
     if (now := _snapshot()) != _seen:
@@ -189,6 +198,10 @@ def _random(text: str) -> bool:
 def _query_without_secret(match: re.Match[str]) -> str:
     mark, name, value = match.groups()
     return f"{mark}{name}={MARK}" if _names_secret(name) or _random(value) else match[0]
+
+
+def _random_word(match: re.Match[str]) -> str:
+    return MARK if _random(match[0]) else match[0]
 
 
 def _counts(value: str) -> bool:

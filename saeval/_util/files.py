@@ -13,7 +13,7 @@ from typing import Any
 from saeval._util.encodable import clean, has_halves
 from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
-from saeval._util.owned_dirs import refuse_pipe
+from saeval._util.plain_files import refuse_pipe
 
 
 @contextmanager

@@ -107,20 +107,6 @@ def refuse_strange(folder: Path) -> None:
             raise InputError(f"{entry.path}: {kind}, which does not belong in a run directory; {advice}")
 
 
-def refuse_pipe(file: Path) -> None:
-    """See that reading a file comes to an end: a pipe or device of somebody's would be waited for.
-
-    Raises:
-        InputError: If it is there, and no plain file.
-    """
-    try:
-        mode = file.stat().st_mode
-    except OSError:
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InputError(f"{file}: is no plain file")
-
-
 def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         entries = list(os.scandir(folder))

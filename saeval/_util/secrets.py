@@ -39,6 +39,7 @@ _SHAPE = re.compile("|".join(_SHAPES), re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=//)[^\s/?#@\"']+@|[^\s/?#@:\"']+:[^\s/?#@\"']*@")
 """The user's part of an address, also where the address is misspelled."""
 _QUERY = re.compile(r"([?&#;])([\w.-]+)=([^\s&#;\"']+)")
+_TYPED = re.compile(r"(?<![^\s'\"()=,:])[^\s'\"()=,:/\\]+(?![^\s'\"()=,:])")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 _SECRET_WORDS = frozenset((
@@ -86,6 +87,14 @@ def without_secrets(text: object) -> str:
     found = _SHAPE.sub(MARK, without_values(str(text)))
     found = _LOGIN.sub(f"{MARK}@", found) if "@" in found else found
     return _QUERY.sub(_query_without_secret, found) if "=" in found else found
+
+
+def without_keys(typed: str) -> str:
+    """Return a text that quotes what a user typed, as `without_secrets` does, and without words that only look random.
+
+    What stands in paths is kept, since names of folders may hold hashes.
+    """
+    return _TYPED.sub(_random_word, without_secrets(typed))
 
 
 def look_again() -> None:
@@ -149,6 +158,10 @@ def _random(text: str) -> bool:
 def _query_without_secret(match: re.Match[str]) -> str:
     mark, name, value = match.groups()
     return f"{mark}{name}={MARK}" if _names_secret(name) or _random(value) else match[0]
+
+
+def _random_word(match: re.Match[str]) -> str:
+    return MARK if _random(match[0]) else match[0]
 
 
 def _counts(value: str) -> bool:

@@ -8,9 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from saeval._util.errors import InputError
 
 T = TypeVar("T")
 
@@ -156,25 +158,37 @@ def noticing(standstill: float, moved: Callable[[], float], tell: Callable[[floa
 
 def memory_left() -> float | None:
     """Return the share of memory that is left to this process, 0 to 1; None where the system does not tell."""
-    shares = [share for share in (_machine_left(), _group_left()) if share is not None]
-    return min(shares, default=None)
+    return min((left / total for left, total in _memories()), default=None)
 
 
-def _machine_left() -> float | None:
-    try:
+def check_memory(what: str, size: int) -> None:
+    """Check that there is memory for something before it is read.
+
+    Args:
+        what: What needs it, for the refusal.
+        size: Bytes that it takes.
+
+    Raises:
+        InputError: If less is left, as far as the system tells.
+    """
+    left = min((left for left, _ in _memories()), default=math.inf)
+    if size > left:
+        raise InputError(
+            f"{what}: takes {size / 2**30:,.1f} GiB of memory, and {left / 2**30:,.1f} GiB are free; take a larger machine, "
+            "or see whether it is the right file"
+        )
+
+
+def _memories() -> Iterator[tuple[float, float]]:
+    """Yield the bytes that are left, and those there are at all: of the machine, and of the container."""
+    with suppress(OSError, ValueError, IndexError, KeyError):
         lines = _MEMORY.read_text().splitlines()
-        values = {name: float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return values["MemAvailable"] / values["MemTotal"]
-    except (OSError, ValueError, IndexError, KeyError):
-        return None
-
-
-def _group_left() -> float | None:
-    """What the container leaves: its limit less what is used, of which caches of files can be given back."""
-    try:
+        values = {name: 1024 * float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        yield values["MemAvailable"], values["MemTotal"]
+    with suppress(OSError, ValueError, KeyError):  # no limit reads "max"
         limit = float((_GROUP / "memory.max").read_text())
         used = float((_GROUP / "memory.current").read_text())
         facts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        return (limit - used + float(facts["inactive_file"]) + float(facts["active_file"])) / limit
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return None  # no limit reads "max"
+        caches = float(facts["inactive_file"]) + float(facts["active_file"])  # of files, which can be given back
+        if limit:
+            yield limit - used + caches, limit

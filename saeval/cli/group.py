@@ -19,6 +19,13 @@ class _Cli(click.Group):
         steady_streams()
         return super().main(*args, **kwargs)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse what stands before the command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException as error:
+            raise _without_keys(error) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         from saeval._util import (
@@ -56,11 +63,25 @@ class _Cli(click.Group):
             leave_at_once()
             click.echo("interrupted; rerun the same command to resume", err=True)
             ctx.exit(STOPPED)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except click.ClickException as error:
+            raise _without_keys(error) from None
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - the user gets a message, the log gets the traceback
             say(f"error: {internal_error(error)}", err=True)
             ctx.exit(70)
+
+
+def _without_keys(error: click.ClickException) -> click.ClickException:
+    """Return an error of usage, which quotes what was typed, without anything that looks like a key."""
+    from saeval._util import without_keys
+
+    text = without_keys(error.format_message())
+    if isinstance(error, click.UsageError):
+        plain: click.ClickException = click.UsageError(text, error.ctx)
+    else:
+        plain = click.ClickException(text)
+    return plain
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})

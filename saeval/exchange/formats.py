@@ -70,12 +70,11 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
     Raises:
         InputError: If the files are damaged or hold something else, or `out` is there already.
     """
-    from saeval._util import believable
+    from saeval._util import InputError, believable, refuse_pipes
     from saeval.exchange.imported import write_run
 
+    refuse_pipes(path)
     if not path.exists():
-        from saeval._util import InputError
-
         raise InputError(f"{path}: no such file or folder")
     with believable(path):
         return write_run(_module(format_).read(path, format_), format_, path.name, out)

@@ -21,6 +21,7 @@ from saeval._util import (
     new_folder,
     os_reason,
     read_json,
+    refuse_pipe,
     refuse_strange,
     write_atomic,
 )
@@ -141,6 +142,7 @@ def _checked(src: str, index: Any) -> tuple[str, list[tuple[str, dict[str, Any]]
 
 
 def _verify(where: str, file: Path, facts: dict[str, Any]) -> None:
+    refuse_pipe(file)
     try:
         size, sha = file.stat().st_size, _sha256(file)
     except OSError as error:

@@ -27,6 +27,7 @@ from saeval._util.permissions import (
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.secrets import without_secrets as without_secrets
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
+from saeval._util.watchdog import check_memory as check_memory
 from saeval.activations.store import (
     ActivationStore as ActivationStore,
     ActivationWriter as ActivationWriter,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pluggy
 
-from saeval._util import PluginError, did_you_mean
+from saeval._util import InputError, PluginError, did_you_mean, os_reason, refuse_pipe
 from saeval.plugin import hookspecs
 from saeval.plugin.source_code import code_hash, installed_from_folder, neighbours_hash
 
@@ -435,9 +435,12 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
     file_name, _, class_name = reference.rpartition(":")
     path = (base / Path(file_name).expanduser()).resolve()
     try:
+        refuse_pipe(path)
         content = path.read_bytes()
+    except InputError as error:
+        raise PluginError(f"{kind} {reference!r}: {error}") from None
     except OSError as error:
-        raise PluginError(f"{kind} {reference!r}: {path} cannot be read ({error.strerror})") from None
+        raise PluginError(f"{kind} {reference!r}: {path} cannot be read ({os_reason(error)})") from None
     sha = hashlib.sha256(content).hexdigest()
     spec = importlib.util.spec_from_file_location(f"saeval_local_{sha[:12]}", path)
     assert spec is not None  # a .py path always has one

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError
+from saeval._util import InputError, refuse_pipe
 from saeval.records import MAIN, RunResult, read_result
 
 RUNS = Path("saeval-runs")
@@ -51,6 +51,7 @@ def run_dirs(place: Path) -> list[Path]:
     """
     if not place.exists():
         raise InputError(f"{place}: no such folder")
+    refuse_pipe(place)
     if place.is_file() or _is_run(place):
         return [place]
     found = [child for child in sorted(place.iterdir()) if child.is_dir() and _is_run(child)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval._util import SpecError, did_you_mean
+from saeval._util import InputError, SpecError, did_you_mean, refuse_pipe, without_keys
 
 if TYPE_CHECKING:
     from saeval.plugin.registry import Registry
@@ -42,6 +42,7 @@ def find_spec(reference: str, registry: Registry) -> Path:
         SpecError: If there is neither such a file nor such a task.
     """
     path = Path(reference).expanduser()
+    _refuse_pipe(path)
     if path.suffix in (".yaml", ".yml") or _is_file(path):
         if _is_file(path):
             return path.absolute()
@@ -50,7 +51,9 @@ def find_spec(reference: str, registry: Registry) -> Path:
         if name == reference and _is_spec(file):
             return file
     tasks = [name for name, _ in shipped_tasks(registry)]
-    raise SpecError([f"no task {reference!r}{did_you_mean(reference, tasks)} (`saeval list tasks` shows all)"])
+    raise SpecError(
+        [f"no task {without_keys(reference)!r}{did_you_mean(reference, tasks)} (`saeval list tasks` shows all)"]
+    )
 
 
 def find_group(reference: str, registry: Registry) -> GroupSpec | None:
@@ -95,9 +98,17 @@ def find_include(reference: str, from_file: Path, registry: Registry) -> Path:
                 return found.resolve()
         raise SpecError([f"{from_file.name}: include: no {reference!r} in any installed package"])
     path = from_file.parent / reference
+    _refuse_pipe(path)
     if not _is_file(path):
         raise SpecError([f"{from_file.name}: include: no file {reference!r} beside it"])
     return path.absolute()
+
+
+def _refuse_pipe(path: Path) -> None:
+    try:
+        refuse_pipe(path)
+    except InputError as error:
+        raise SpecError([str(error)]) from None
 
 
 def _is_file(path: Path) -> bool:

@@ -12,6 +12,7 @@ from made_run import cell, made_run, run_of, score_row
 from rich.console import Console
 from root import ROOT
 
+from saeval._util import write_checksums
 from saeval.cli.group import main
 from saeval.records.scores import Correlation, DecileShares, Finding, Judge, JudgeCheck, RunResult
 from saeval.report.reader import read
@@ -69,6 +70,7 @@ def boards() -> dict[str, str]:
             folder = Path(temporary) / run.run_id
             folder.mkdir()
             (folder / "results.json").write_text(run.model_dump_json(by_alias=True))
+            write_checksums(folder)
             _command("report", folder)
             out = io.StringIO()
             render(read(folder), Console(file=out, width=80))

@@ -88,6 +88,24 @@ def test_missing_or_further_file_is_said(run, what):
     assert len(changed(run)) == 1
 
 
+def test_run_without_checksums_is_said_by_everything_that_reads_one(run, finished):
+    (run / "checksums.json").unlink()
+    for arguments in (("report", run), ("leaderboard", run), ("compare", run, finished)):
+        done = subprocess.run(
+            [sys.executable, "-m", "saeval", *map(str, arguments)], capture_output=True, text=True, check=True
+        )
+        assert "run: has no checksums.json" in " ".join((done.stdout + done.stderr).split()), arguments
+    assert "has no checksums.json" in (run / "report" / "report.md").read_text()
+    assert any("has no checksums.json" in warning for warning in saeval.read(run / "results.json").warnings)
+
+
+def test_run_that_is_being_written_is_not_missed_its_checksums(run):
+    (run / "checksums.json").unlink()
+    head = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**head, "status": "running"}))
+    assert not [warning for warning in saeval.read(run).warnings if "checksums" in warning]
+
+
 def test_value_outside_its_own_interval_or_range_is_refused(run):
     facts = json.loads((run / "results.json").read_text())
     row = facts["cells"][0]["scores"][0]

@@ -170,7 +170,7 @@ def test_pipes_in_somebodys_run_are_refused_and_not_waited_for(run):
         ("plan", "--task", run / "spec.yaml", "--like", run),
     ):
         done = command(*arguments)
-        assert done.exit_code == 2 and "is no plain file" in done.output, (arguments, done.output)
+        assert done.exit_code == 2 and "is a pipe" in done.output, (arguments, done.output)
 
 
 def test_what_was_fetched_or_imported_is_a_directory_of_ones_own(run, tmp_path):

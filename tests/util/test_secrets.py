@@ -19,6 +19,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 import yaml
 from aiohttp import web
+from click.testing import CliRunner
 from fake_server import body, content, error
 from planted_run import spec, truthful, truthful_server
 from root import ROOT
@@ -26,6 +27,7 @@ from root import ROOT
 import saeval
 from saeval import LLMError, SpecError
 from saeval._util.secrets import names_secret, placeholder, use, without_values
+from saeval.cli import main
 from saeval.plugin import Request, without_secrets
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
@@ -420,3 +422,22 @@ def test_reply_beyond_all_bounds_is_an_error_that_is_tried_again(monkeypatch, fa
         assert error.retryable and reply.text == "fine"
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         assert grown < 450  # MB; the server, in this process, holds 200 of them
+
+
+TYPED = [
+    ("run", "quickstart", "{}"), ("run", "{}"), ("{}",), ("--{}",), ("run", "--{}"), ("run", "quickstart", "--limit", "{}"),
+    ("run", "quickstart", "--limit={}"), ("export", "-f", "{}", "run"), ("report", "run", "LAB_API_KEY={}"),
+    ("run", "quickstart", "--llm", "{}"), ("report", "run", "Bearer {}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", TYPED, ids=" ".join)
+@pytest.mark.parametrize("key", ["qR7tY2wE9uI4oP1aS6dF", "sk-proj-8fGh2", "ghp_abcdefghijklmnopqrstuvwxyz"])
+def test_key_that_was_typed_in_the_wrong_place_is_not_repeated(arguments, key):
+    done = CliRunner().invoke(main, [argument.format(key) for argument in arguments])
+    assert done.exit_code == 2 and key not in done.output
+
+
+def test_words_that_were_typed_in_the_wrong_place_are_repeated():
+    for word in ("quick-start-2026", "layers.9.mlp", "EleutherAI/sae-llama-3-8b-32x"):
+        assert word in CliRunner().invoke(main, ["run", "quickstart", word]).output

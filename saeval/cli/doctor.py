@@ -1,4 +1,4 @@
-"""Checks the environment a run depends on. Nothing is sent anywhere, and no key is shown."""
+"""Checks the environment a run depends on. Makes no network calls and shows no key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Check:
 
 
 def examine(store: Path | None = None) -> Iterator[Check]:
-    """Look at everything; with a store, read all of it and compare its checksums.
+    """Check everything; with a store, also read all of it and compare its checksums.
 
     Args:
         store: Directory of an activation store.
@@ -57,7 +57,7 @@ def examine(store: Path | None = None) -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """What saeval requires, and whether it is there in a version that fits."""
+    """Yield saeval's requirements, and whether a matching version is installed."""
     from packaging.requirements import Requirement
 
     yield Check("saeval", "ok", version("saeval"))
@@ -89,12 +89,12 @@ def _device() -> Check:
         return Check("device", "wrong", f"torch cannot be imported ({type(error).__name__}: {error})")
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        return Check("device", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB; `device: auto` takes it")
+        return Check("device", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB; `device: auto` uses it")
     return Check("device", "ok", f"CPU, {os.cpu_count()} cores; no CUDA device")
 
 
 def _cache() -> Check:
-    """Room in the cache, and whether it can be written to."""
+    """Return the free space of the cache, and whether it is writable."""
     place = cache_dir()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     try:
@@ -109,7 +109,7 @@ def _cache() -> Check:
 
 
 def _stores() -> Iterator[Check]:
-    """Stores in the cache: whether all of their files are there; reading them whole is for `--store`."""
+    """Yield whether the files of the cache's stores exist; only `--store` reads them completely."""
     from saeval.activations import ActivationStore
 
     folder = cache_dir() / "stores"

@@ -1,4 +1,4 @@
-"""Commands that run a task, and that say beforehand what would be run."""
+"""Commands that run, validate, preview and plan a task."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 @LLMS
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell; marks the result as partial.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
-@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
-@click.option("--retry", type=click.Choice(["failed"]), help="Rerun what failed; everything else is kept.")
-@click.option("--unpriced", is_flag=True, help="Run although --max-cost cannot hold a model of unknown price.")
-@click.option("--allow-model-change", is_flag=True, help="Resume although another model answers than before.")
-@click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory; default: saeval-runs/TASK-HASH.")
+@click.option(
+    "--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Maximum cost; stops cleanly and can be resumed."
+)
+@click.option("--retry", type=click.Choice(["failed"]), help="Rerun failed latents; keep everything else.")
+@click.option("--unpriced", is_flag=True, help="Run even if --max-cost cannot count a model of unknown price.")
+@click.option("--allow-model-change", is_flag=True, help="Resume even if the served model has changed.")
+@click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="Progress display.")
 @WITHOUT
 @JSON
 def run(
@@ -85,10 +87,7 @@ def run(
         if not as_json:
             _show_run(result, path)
             if not isinstance(task, str):
-                say(
-                    f"task      {path}/spec.yaml  (what the flags stand for; `saeval run {path}/spec.yaml` runs it "
-                    "again)"
-                )
+                say(f"spec      {path}/spec.yaml  (run it again with `saeval run {path}/spec.yaml`)")
         over += [f"{built.name}: {said}" for said in over_limits(built, result)]
     found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
     if as_json:
@@ -102,7 +101,7 @@ def run(
 
 @contextmanager
 def _naming_log(run_dir: Path) -> Iterator[None]:
-    """Say where the log is when a run fails and has written one."""
+    """Print the log's path when a run fails and has written one."""
     from saeval._util import SaevalError
 
     log = run_dir / "logs" / "run.log"
@@ -115,7 +114,7 @@ def _naming_log(run_dir: Path) -> Iterator[None]:
 
 
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
-    """Print one board of all the group's cells, and what its runs say of their tasks' claims."""
+    """Print one board of all the group's cells, and the findings of its runs."""
     from saeval._compare import join
     from saeval.report import finding_line, written
 
@@ -147,7 +146,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 @WITHOUT
 @JSON
 def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
-    """Check a task spec, its plugins, options and files, without loading any model."""
+    """Check a task spec, its plugins, options and files. Loads no model."""
     from saeval._util import SpecError
 
     try:
@@ -185,13 +184,15 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
 @SET
 @LLMS
 @ALLOW
-@click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
+@click.option(
+    "--latents", "n", default=1, type=click.IntRange(min=1), help="Number of latents to show, from the first cell."
+)
 @WITHOUT
 @JSON
 def preview(
     task: Any, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
 ) -> None:
-    """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
+    """Print prompts exactly as they would be sent. Collects activations if necessary; asks no model."""
     from saeval._run import preview_prompts as make_preview
     from saeval._util import display
 
@@ -211,7 +212,7 @@ def preview(
 @LLMS
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell.")
-@click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")
+@click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Use the speed of this earlier run.")
 @WITHOUT
 @JSON
 def plan(
@@ -223,7 +224,7 @@ def plan(
     without: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Estimate a run: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
+    """Estimate calls, tokens, dollars, minutes and disk of a run. Asks no model, and collects nothing."""
     from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
     from saeval._util import fold
 
@@ -245,7 +246,7 @@ _PLAN = ("step", "latents", "calls", "in", "out", "usd", "minutes", "MB")
 
 
 def _show_plan(plan: Plan) -> None:
-    """Print a line per step, cell by cell, and the models that are asked."""
+    """Print a line per step, cell by cell, and the models they ask."""
     from saeval._util import WIDTH, aligned_rows, fold
 
     steps = [step for step in plan.steps if step.model or step.step in ("collect", "report")]

@@ -93,3 +93,7 @@ def unpack(packed: str) -> list[PromptReply]:
 
 def _entry(prompt: str, reply: str, status: Any) -> PromptReply:
     return PromptReply(clean_text(prompt), clean_text(reply), status)
+
+
+def _entry(prompt: str, reply: str, status: Any) -> PromptReply:
+    return PromptReply(clean_text(prompt), clean_text(reply), status)

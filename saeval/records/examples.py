@@ -36,8 +36,8 @@ class LatentId:
 class Example:
     """A window of text and how strongly one latent fired on each of its tokens.
 
-    Several steps read the same object, so do not change it: `dataclasses.replace` makes a changed copy. It is not frozen,
-    because a frozen dataclass would take 1.3 times as long to sample.
+    Several steps read the same object, so do not change it: `dataclasses.replace` makes a changed copy. It is not
+    frozen, because a frozen dataclass would take 1.3 times as long to sample.
 
     Attributes:
         tokens: The tokens as they stand in the text; joined, they are the text.

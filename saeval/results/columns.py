@@ -95,7 +95,7 @@ class Column:
     @cached_property
     def about(self) -> str:
         """What it says, in a sentence."""
-        return self.meaning or descriptions(ScoreRow).get(self.key, "")
+        return self.meaning or " ".join(descriptions(ScoreRow).get(self.key, "").split())
 
 
 def estimate(row: ScoreRow) -> Estimate:

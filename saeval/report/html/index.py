@@ -81,6 +81,7 @@ def context(
     against = _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics)
     layers = _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics)
     families = [group[0] for group in groups]
+    families = [group[0] for group in groups]
     rows = [row for cell in run.cells for row in cell.scores]
     return {
         **_names(run),
@@ -92,7 +93,7 @@ def context(
         "slug": slug,
         "interval": plots.interval,
         "share_bar": plots.share_bar,
-        "axes": axes if len(axes) > 1 else [],
+        "axes": axes * (len(axes) > 1),
         "facts": cell_fields(board, lambda _: run, "report"),
         "notes": partial(notes, run),
         "details": _details(run, board, series),

@@ -35,6 +35,7 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     headlines = {r.scorer: f"{r.scorer}.{r.metric}" for r in reversed(rows)}
     headlines_shown = [headlines[row.scorer] for row in rows]
     cells = [_cell(e, columns) for e in entries]
+    cells = [_cell(e, columns) for e in entries]
     columns_of_scores = [f"{r.scorer}.{r.metric}" for r in rows]
     on_board = [f"{r.scorer}.{r.metric}" for r in rows if r.on_board]
     data = {

@@ -42,9 +42,11 @@ def measure(bench: Bench) -> list[Figure]:
         own = [ours(large, latents) for latents in lists]
         other = [_ms(*taken) for taken in zip(bench.delphi("sample", large / "delphi", *lists), lists, strict=True)]
         rounds.append(list(zip(own, other, strict=True)))
-    usual, dense = (
-        {mine: [pair[0] for pair in pairs], theirs: [pair[1] for pair in pairs]} for pairs in zip(*rounds, strict=True)
-    )
+    usual, dense = ({mine: [], theirs: []}, {mine: [], theirs: []})
+    for pairs in rounds:
+        for sides, (own_ms, other_ms) in zip((usual, dense), pairs, strict=True):
+            sides[mine].append(own_ms)
+            sides[theirs].append(other_ms)
 
     def growth(smaller: Path, latents: str) -> dict[str, list[float]]:
         return bench.alternate(

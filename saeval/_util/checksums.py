@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 from saeval._util.errors import InputError
 from saeval._util.files import read_json, write_atomic

@@ -93,7 +93,3 @@ def unpack(packed: str) -> list[PromptReply]:
 
 def _entry(prompt: str, reply: str, status: Any) -> PromptReply:
     return PromptReply(clean_text(prompt), clean_text(reply), status)
-
-
-def _entry(prompt: str, reply: str, status: Any) -> PromptReply:
-    return PromptReply(clean_text(prompt), clean_text(reply), status)

@@ -389,7 +389,9 @@ def test_decile_plot_leaves_out_what_is_unknown():
     )
     drawn = plots.deciles("d", [(series, shares)])
     assert (
-        "a, decile 0: 1.000 of 3" in drawn and "a, decile 9: 0.000 of 4" in drawn and "a, non-activating: 0.250 of 8" in drawn
+        "a, decile 0: 1.000 of 3" in drawn
+        and "a, decile 9: 0.000 of 4" in drawn
+        and "a, non-activating: 0.250 of 8" in drawn
     )
     assert drawn.count("<circle") == 3
 

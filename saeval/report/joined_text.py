@@ -36,18 +36,25 @@ from saeval.report.boards import (
 )
 from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
-FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
+BOARD_FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """Formats of a joined board; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
 _FOLDED = 14  # columns kept free for a name when scorers are laid side by side; longer names fold
 
 
-def written(joined: Joined, format_: str, *, group_by: str | None = None, match_l0: float | None = None,
-            family: str = "architecture", width: int = WIDTH) -> str | bytes:  # fmt: skip
+def written(
+    joined: Joined,
+    format_: str,
+    *,
+    group_by: str | None = None,
+    match_l0: float | None = None,
+    family: str = "architecture",
+    width: int = WIDTH,
+) -> str | bytes:
     """Return the board in a format.
 
     Args:
         joined: The cells.
-        format_: One of `FORMATS`.
+        format_: One of `BOARD_FORMATS`.
         group_by: Facet; each of its values gets its own board.
         match_l0: L0 at which to compare families of coders, instead of cells.
         family: Facet whose values are families.
@@ -142,12 +149,13 @@ def _long(joined: Joined, board: Leaderboard) -> str:
                 lines.append(Line(joined.run_of(x.cell), x.cell, row))
                 places.append(place)
     rows = [line.score for line in lines]
-    fields = [
-        Field("rank", [ranks[place] for place in places]),
-        *(Field(fact.head, [fact.texts[place] for place in places]) for fact in facts),
-        Field("scorer", [row.scorer for row in rows]), Field("metric", [row.metric for row in rows]),
-        Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details"),
-    ]  # fmt: skip
+    facts = [Field("rank", ranks), *facts]
+    fields = [Field(fact.head, [fact.texts[place] for place in places]) for fact in facts]
+    fields += [
+        Field("scorer", [row.scorer for row in rows]),
+        Field("metric", [row.metric for row in rows]),
+    ]
+    fields += [Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
     return markdown_table(*_table(fields))
 
 
@@ -164,9 +172,12 @@ def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
     def row(x: Standing) -> dict[str, Any]:
         scores = [r for scorer, metric in board.shown if (r := board.row(x.cell, scorer, metric=metric))]
         return {
-            "cell": x.cell.cell, "rank": x.rank, "facets": joined.entries[x.cell.cell].facets, "measures": x.cell.measures,
+            "cell": x.cell.cell,
+            "rank": x.rank,
+            "facets": joined.entries[x.cell.cell].facets,
+            "measures": x.cell.measures,
             "scores": [json_row(Line(joined.run_of(x.cell), x.cell, r)) for r in scores],
-        }  # fmt: skip
+        }
 
     return {
         "group": value or None,

@@ -8,7 +8,7 @@ from operator import not_
 
 from saeval._compare import AgainstBaseline, Leaderboard
 from saeval._util import MISSING, escape_markdown, interval, markdown_table, number, safe_text
-from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
+from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, JudgeRole, Ledger, RunResult, ScoreRow
 from saeval.report.boards import Field, arrow, cell_fields, detail_fields, notes, rank_field, roomy_estimate
 from saeval.report.method import method, named
 from saeval.results import Line, estimate
@@ -114,12 +114,10 @@ def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
 def _details(lines: Sequence[Line]) -> str:
     """Return one line per score, with all its columns."""
     rows = [x.score for x in lines]
-    fields = [
-        Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows]),
-        Field("explanation", ["its own" if row.variant == MAIN else row.variant for row in rows]),
-        Field("metric", [row.metric for row in rows]), Field("↑", [arrow([row]) for row in rows]),
-        *detail_fields(lines, "details"),
-    ]  # fmt: skip
+    variants = ["its own" if row.variant == MAIN else row.variant for row in rows]
+    fields = [Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows])]
+    fields += [Field("explanation", variants), Field("metric", [row.metric for row in rows])]
+    fields += [Field("↑", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
     return markdown_table([field.head for field in fields], zip(*(field.texts for field in fields), strict=True))
 
 
@@ -132,7 +130,7 @@ def finding_row(found: Finding) -> list[str]:
     return [found.claim, found.outcome, number(found.difference, "+.3f"), between, ", ".join(map(str, found.n)), about]
 
 
-def _judge(judge: Judge) -> str:
+def _judge(judge: JudgeRole) -> str:
     """Return a table of a judge's check, or the command that checks it."""
     who = f"{escape_markdown(judge.role)}: {escape_markdown(judge.model)}"
     if judge.check is None:
@@ -196,9 +194,11 @@ def _cost(x: Ledger) -> list[object]:
 def _repeat(run: RunResult) -> str:
     packages = run.components.get("packages")
     versions = {"saeval": run.saeval_version, **(packages if isinstance(packages, dict) else {})}
+    scorers = [row.plugin for cell in run.cells for row in cell.scores]
+    plugins = [*(cell.explainer for cell in run.cells), *scorers]
     return (
         "```\nsaeval run spec.yaml\n```\n\n"
         f"with this run's `spec.yaml` (sha {escape_markdown(run.spec_sha[:12])}).\n\n"
         f"Packages: {_named(f'{name} {version}' for name, version in versions.items())}.\n\n"
-        f"Plugins: {_named([*(c.explainer for c in run.cells), *(row.plugin for c in run.cells for row in c.scores)])}."
+        f"Plugins: {_named(plugins)}."
     )

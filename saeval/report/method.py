@@ -16,10 +16,11 @@ def method(run: RunResult, shown: Callable[[str], str] = str) -> str:
     """
     rows = [row for c in run.cells for row in c.scores]
     judges = shown(named(row.judge for row in rows))
+    subjects, explainers = named(c.subject for c in run.cells), named(c.explainer for c in run.cells)
     return " ".join(
         [
-            f"Subject: {shown(named(c.subject for c in run.cells))}.",
-            f"Explained by {shown(named(c.explainer for c in run.cells))},",
+            f"Subject: {shown(subjects)}.",
+            f"Explained by {shown(explainers)},",
             "from other documents than those used for scoring. No latent fires in its non-activating windows (verified).",
             *([f"Judged by {judges}."] if judges else []),
             f"Scores are means over latents, with 95 % intervals ({shown(named(row.method for row in rows))}).",

@@ -25,7 +25,7 @@ import saeval
 from saeval import SaevalError, StoreError
 from saeval._run.plan import speed
 from saeval._run.run_dir import RunDir
-from saeval.llm.calls import CallLog
+from saeval.llm.ledger import CallLedger
 from saeval.plugin import ActivationStore, LatentId
 from saeval.plugin.registry import Registry
 from saeval.report.files import write_reports
@@ -350,7 +350,7 @@ def tables(path: Path) -> None:
 def ledger(path: Path) -> None:
     """Read what a run that goes on reads, and what a plan that takes its speed from it does."""
     with RunDir(path):
-        log = CallLog(path / "calls.jsonl")
+        log = CallLedger(path / "calls.jsonl")
         log.totals(), log.spent(), log.answers("judge")
     speed(path)
 

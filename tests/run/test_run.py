@@ -21,7 +21,7 @@ from saeval.plugin import LatentRecord, Outcome
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
 
 
 def rows(result, variant="explanation"):

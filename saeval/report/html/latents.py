@@ -1,4 +1,4 @@
-"""Reads the tables of one cell for its page: one line per latent, and windows and judgements of a few latents at a time."""
+"""Reads the tables of one cell for its page: all latents, and windows and judgements of a few latents at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._util import rounded
 from saeval.records import MAIN, CellResult, mean_ranks
-from saeval.results import KINDS, RunCell, arrow_table, read_table
+from saeval.results import CELL_TABLES, RunCell, arrow_table, read_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ class CellTables:
 
     @staticmethod
     def _read_latents(path: Path) -> Any:
-        kinds = KINDS["latents"]
+        kinds = CELL_TABLES["latents"]
         return read_table(path, kinds) if path.exists() else arrow_table([], {"latent": kinds["latent"]})
 
     @cached_property
@@ -194,7 +194,7 @@ class _Table:
         self._group = lru_cache(maxsize=2)(self._read_group)  # latents are requested in the order of the file
 
     def _read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
-        kinds = KINDS[self.path.stem]
+        kinds = CELL_TABLES[self.path.stem]
         if self.path.exists():
             return read_table(self.path, kinds, columns, others=False, groups=groups)
         return arrow_table([], {name: kinds[name] for name in columns})
@@ -246,7 +246,8 @@ class _Table:
 
 
 def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[Any]]]:
-    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation, …]]."""
+    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation,
+    …]]."""
     import numpy as np
 
     found: dict[int, dict[str, list[Any]]] = {}

@@ -19,8 +19,8 @@ _DECILES = (
     "for windows where no is correct (non-activating or wrongly marked). The cells' own explanations."
 )
 _CORRELATIONS = (
-    "Correlations of headline metrics over the latents that both scored, with their number: Pearson above the diagonal, "
-    "Spearman below. The cells' own explanations; none for fewer than three latents or constant scores."
+    "Correlations of headline metrics over the latents that both scored, with their number: Pearson above the "
+    "diagonal, Spearman below. The cells' own explanations; none for fewer than three latents or constant scores."
 )
 _FINDINGS = ("claim", "outcome", "difference", "95 % CI", "n", "quantity")
 FINDINGS = (

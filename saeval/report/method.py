@@ -21,12 +21,13 @@ def method(run: RunResult, shown: Callable[[str], str] = str) -> str:
         [
             f"Subject: {shown(subjects)}.",
             f"Explained by {shown(explainers)},",
-            "from other documents than those used for scoring. No latent fires in its non-activating windows (verified).",
+            "from other documents than those used for scoring.",
+            "Non-activating windows are verified: the latent does not fire in them.",
             *([f"Judged by {judges}."] if judges else []),
             f"Scores are means over latents, with 95 % intervals ({shown(named(row.method for row in rows))}).",
-            "A floor is the same metric for a baseline's explanations, or by chance. Lift is the score above the floor of",
-            "uninformed explanations, pooled over cells. A rank is a range if z tests, Holm-corrected over all pairs of",
-            "contestants, do not distinguish them.",
+            "A floor is the same metric for a baseline's explanations, or by chance.",
+            "Lift is the score above the floor of uninformed explanations, pooled over cells.",
+            "A rank is a range if z tests, Holm-corrected over all pairs of contestants, do not distinguish them.",
             f"Seed {run.seed}.",
         ]
     )

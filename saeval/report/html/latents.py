@@ -125,7 +125,7 @@ class CellTables:
         return sorted(((s, r, n) for (s, r), n in counts.items()), key=lambda x: -x[2])[:most]
 
     def details(self, latents: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the content of these latents' pages: explanations, windows by role, judgements by scorer and variant."""
+        """Return the content of latents' pages: explanations, windows by role, judgements by scorer and variant."""
         windows, judged = _windows(self._windows.of(latents), "role"), self._judgements_of(latents)
         seen = _windows(self._seen.of(latents), "group")
         return [

@@ -126,7 +126,7 @@ def test_language_model_cannot_be_a_lone_file(tmp_path):
         scaffold.new("llm", "mine", single_file=True, out=tmp_path)
 
 
-@pytest.mark.parametrize("lone", [True, False])
+@pytest.mark.parametrize("single_file", [True, False])
 def test_nothing_is_overwritten(tmp_path, single_file):
     first, *_ = scaffold.new("scorer", "mine", single_file=single_file, out=tmp_path)
     first.write_text("precious")

@@ -29,7 +29,7 @@ from saeval.llm.ledger import CallLedger
 from saeval.plugin import ActivationStore, LatentId
 from saeval.plugin.registry import Registry
 from saeval.report.files import write_reports
-from saeval.report.joined_text import FORMATS, written
+from saeval.report.joined_text import BOARD_FORMATS, written
 from saeval.report.terminal import render
 from saeval.task.loader import load_task
 from saeval.testing.planted import planted_store
@@ -357,7 +357,7 @@ def ledger(path: Path) -> None:
 
 def board(path: Path) -> None:
     """Do what `saeval leaderboard` does."""
-    for format_ in FORMATS:
+    for format_ in BOARD_FORMATS:
         written(saeval.join([path]), format_)
 
 

@@ -17,7 +17,7 @@ from saeval_plugins.explainers import saeval_explainers
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import STAGED, Default
 from saeval_plugins.explainers.frozen import FrozenExplainer
-from saeval_plugins.explainers.intervention import Intervention
+from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
 from saeval_plugins.explainers.random import EXPLANATIONS, RandomExplainer
@@ -65,7 +65,7 @@ def ask_all(request):
     [
         kind
         for kind in saeval_explainers()
-        if kind not in (Intervention, Lens) and not issubclass(kind, FrozenExplainer)
+        if kind not in (InterventionExplainer, Lens) and not issubclass(kind, FrozenExplainer)
     ],
     ids=lambda kind: kind.name,
 )

@@ -1,5 +1,4 @@
-"""Cells of many runs on one page that stands by itself: filtered, grouped, ranked and drawn by whatever its reader
-chooses."""
+"""Writes the page of joined runs, self-contained, with filters, groups, ranks and plots."""
 
 from __future__ import annotations
 

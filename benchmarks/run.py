@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.harness import Bench, Figure, delphi_environment
 from benchmarks.page import machine, page
 
-AREAS = ("collect", "store", "sample", "call", "summarise", "start")
+AREAS = ("collect", "store", "sample", "call", "pipeline", "summarise", "start")
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 

@@ -79,7 +79,7 @@ _FLAGS = (
     click.option("--hookpoint", metavar="PLACE", help="Hookpoint in the model; default: from the SAEs' files."),
     click.option(
         "--baseline", "baselines", multiple=True, metavar="NAME",
-        help="Baseline (repeatable); default: random_explanation, top_tokens, random_sae and neurons.",
+        help="Baseline (repeatable); default: shuffled_explanation, top_tokens, random_sae and neurons.",
     ),
 )  # fmt: skip
 FLAG_NAMES = (

@@ -250,7 +250,7 @@ def test_scores_are_interpolated_over_log_l0(tmp_path):
     assert found["topk"]["rank"] == [1, 1] and found["jumprelu"]["rank"] == [2, 2]
 
 
-def test_a_cell_at_the_l0_stands_for_itself(tmp_path):
+def test_a_cell_at_the_l0_is_itself(tmp_path):
     run = curve(tmp_path / "a", "topk", [(16, 0.8), (64, 0.6)])
     for l0, value in ((16, 0.8), (64, 0.6)):
         found = at(join([run]), l0)["topk"]

@@ -35,16 +35,21 @@ def corpus(contexts: int) -> TokenDataset:
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=(contexts, CONTEXT), dtype=np.int32)
     documents = np.arange(contexts, dtype=np.int32) // _CONTEXTS_A_DOCUMENT
     return TokenDataset(
-        tokens, np.full(contexts, CONTEXT, dtype=np.int32), np.ones(tokens.shape, dtype=np.bool_), documents,
-        tuple(f"d{i}" for i in range(int(documents[-1]) + 1)), {i: f" w{i}".encode() for i in range(VOCABULARY)}, 0,
-    )  # fmt: skip
+        tokens,
+        np.full(contexts, CONTEXT, dtype=np.int32),
+        np.ones(tokens.shape, dtype=np.bool_),
+        documents,
+        tuple(f"d{i}" for i in range(int(documents[-1]) + 1)),
+        {i: f" w{i}".encode() for i in range(VOCABULARY)},
+        0,
+    )
 
 
 def batches(contexts: int, a_token: int) -> Iterator[Batch]:
-    """Yield activations: up to `a_token` latents a token, the r-th commonest 1/r as often; values are exponential."""
+    """Yield activations: up to `a_token` latents per token, the r-th commonest 1/r as often; values are exponential."""
     weights = 1 / np.arange(1, LATENTS + 1)
     bounds = np.concatenate([[0], np.cumsum(weights / weights.sum())])
-    # One look-up draws a latent; the commonest is not latent 0.
+    # One look-up yields a latent; the commonest is not latent 0.
     table = np.repeat(np.random.default_rng(1).permutation(LATENTS), np.diff(np.rint(bounds * 2**22).astype(np.int64)))
     for number, start in enumerate(range(0, contexts, _BATCH)):
         rng = np.random.default_rng([2, number])

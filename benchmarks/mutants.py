@@ -1,8 +1,9 @@
 """Counts small faults in statistics and scorers that no test notices: `python -m benchmarks.mutants`.
 
-Each mutant changes one operator, number or condition of a module. A child process imports the mutated module in place of
-the real one and runs the module's tests; a mutant that no test kills survives. The command prints the survivors, and fails
-if fewer than nine in ten are killed. Mutants that cannot change a result are listed in `equivalent_mutants.txt`, with why.
+Each mutant changes one operator, number or condition of a module. A child process imports the mutated module in place
+of the real one and runs the module's tests; a mutant that no test kills survives. The command prints the survivors, and
+fails if fewer than nine in ten are killed. Mutants that cannot change a result are listed in `equivalent_mutants.txt`,
+with why.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def main() -> int:
     """Run the mutants that were asked for, print the survivors, and fail if they are too many."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=__doc__)
     parser.add_argument("--only", choices=TESTS, action="append", help="mutate this module only; may be repeated")
-    parser.add_argument("--sample", type=int, help="mutants of each module, drawn at random; all when left out")
+    parser.add_argument("--sample", type=int, help="mutants of each module, drawn at random; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     arguments = parser.parse_args()
     import hypothesis  # noqa: F401 - loaded once, not in every child

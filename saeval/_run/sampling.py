@@ -16,7 +16,7 @@ _EVERYWHERE = 0.9  # share of tokens on which a latent that is hardly ever silen
 
 
 class Flawed(NamedTuple):
-    """How far a flaw that a sampler owns up to goes: in how many windows, of how many."""
+    """Extent of a flaw that a sampler declares: affected windows and all windows."""
 
     windows: int
     of: int
@@ -28,12 +28,12 @@ class Records:
     So memory does not grow with the number of latents.
 
     Args:
-        make: Samples a latent: the same record each time.
+        make: Samples one latent: the same record each time.
         keep: How many records may stay in memory.
 
     Attributes:
         latents: The latents.
-        flaws: What the sampler owns up to, over all latents.
+        flaws: What the sampler declares, over all latents.
         silent: How many non-activating windows each latent has for scoring.
     """
 
@@ -161,28 +161,37 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
     whole = len({*store.documents[store.lengths >= store.lead + window].tolist()})
     if longest < window:
         return (
-            f"no text is as long as a window of {window} tokens (sampler.with.window): the longest of {documents} documents has "
-            f"{longest} in a context; set sampler.with.window to {max(4, min(longest, window // 2))} or less, or join short rows"
+            f"no text is as long as a window of {window} tokens (sampler.with.window): the longest of {documents} "
+            f"documents has {longest} in a context; set sampler.with.window to {max(4, min(longest, window // 2))} "
+            "or less, or join short rows"
         )
     if whole < 2:
         return (
-            f"only {whole} of {documents} documents {'is' if whole == 1 else 'are'} as long as a window of {window} tokens, and "
-            "explaining and scoring share no document; set corpus.split to `paragraphs` or `lines`, or give more documents"
+            f"only {whole} of {documents} documents {'is' if whole == 1 else 'are'} as long as a window of {window} "
+            "tokens, and explaining and scoring share no document; set corpus.split to `paragraphs` or `lines`, or "
+            "give more documents"
         )
     fire = int((store.firings >= min_windows).sum())
     if not store.firings.any():
-        return "none of its latents ever fires on the corpus; the coder belongs to another place or model, or its files are damaged"
+        return (
+            "none of its latents ever fires on the corpus; the coder belongs to another hookpoint or model, or its "
+            "files are damaged"
+        )
     if store.firings.min() > _EVERYWHERE * store.n_tokens:
-        return "each of its latents fires on nearly every token, so none can be told from its absence; the coder is not sparse here"
+        return (
+            "each of its latents fires on nearly every token, so there are no non-activating windows; the coder "
+            "belongs to another hookpoint or model, or is not sparse"
+        )
     return (
-        f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents or more, and "
-        f"enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; "
-        "give more text, shorter windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
+        f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents "
+        f"or more, and enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents "
+        f"fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; give more text, shorter "
+        "windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
     )
 
 
 def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -> None:
-    """Refuse a record that calls a latent silent in text on which nobody looked at it.
+    """Refuse a record that declares a latent silent in text in which it was not checked.
 
     Raises:
         StoreError: If it does.
@@ -199,7 +208,7 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
 
 
 def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
-    """Count the scored windows of a latent that share text with those that explain, or in which it fires though called silent."""
+    """Count a latent's scored windows that share text with explaining, or fire though called silent."""
     if flaw == "leak":
         shown, scored = record.explain.activating, record.score.activating
         return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))

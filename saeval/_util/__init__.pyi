@@ -38,6 +38,7 @@ from saeval._util.files import (
     read_json as read_json,
     read_json_lines as read_json_lines,
     replacing as replacing,
+    text_checksum as text_checksum,
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach
@@ -48,11 +49,11 @@ from saeval._util.owned_dirs import (
     is_empty as is_empty,
     is_ours as is_ours,
     mark as mark,
-    refuse_pipe as refuse_pipe,
     refuse_strange as refuse_strange,
 )
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
 from saeval._util.permissions import allow as allow, granted as granted
+from saeval._util.plain_files import refuse_pipe as refuse_pipe, refuse_pipes as refuse_pipes
 from saeval._util.progress import (
     Display as Display,
     Silent as Silent,
@@ -80,6 +81,7 @@ from saeval._util.secrets import (
     names_secret as names_secret,
     placeholder as placeholder,
     random_looking as random_looking,
+    without_keys as without_keys,
     without_secrets as without_secrets,
     without_values as without_values,
 )
@@ -106,6 +108,7 @@ from saeval._util.text import (
 )
 from saeval._util.watchdog import (
     Patience as Patience,
+    check_memory as check_memory,
     interrupting as interrupting,
     memory_left as memory_left,
     noticing as noticing,

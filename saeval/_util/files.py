@@ -1,10 +1,11 @@
-"""Files that are either whole or not there, lines likewise, and JSON read with the place of what is wrong in it."""
+"""Writes files and lines atomically, and reads JSON with the place of its errors."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from saeval._util.encodable import clean, has_halves
 from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
-from saeval._util.owned_dirs import refuse_pipe
+from saeval._util.plain_files import refuse_pipe
 
 
 @contextmanager
@@ -143,8 +144,8 @@ class LineFile:
                 return size
             except OSError as error:
                 raise InputError(
-                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same command "
-                    "resumes it"
+                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same "
+                    "command resumes it"
                 ) from None
 
     def line_at(self, offset: int, length: int) -> bytes:
@@ -171,3 +172,8 @@ class LineFile:
             if self._handle is not None:
                 os.close(self._handle)
                 self._handle = None
+
+
+def text_checksum(text: str) -> str:
+    """Return eight hexadecimal digits that change when a text is damaged."""
+    return f"{zlib.crc32(text.encode()):08x}"

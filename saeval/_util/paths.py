@@ -1,17 +1,20 @@
-"""Paths in task specs, which are relative to the file that names them, and hashes of what they point to."""
+"""Resolves paths in task specs relative to the file that names them, and hashes files."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
+
+from saeval._util.errors import InputError
+from saeval._util.plain_files import refuse_pipes
 
 
 class Located(str):
-    """A string of a task spec that knows where it stands.
+    """A string of a task spec with its file and line.
 
     Attributes:
         file: The spec file, or None for a value given on the command line.
@@ -39,10 +42,22 @@ def _model_reference(value: object) -> object:
     return str(_beside_its_spec(value)) if isinstance(value, str) and value.startswith(("./", "../", "~")) else value
 
 
-SpecPath = Annotated[Path, BeforeValidator(_beside_its_spec)]
-"""A file or folder named in a spec; a relative one is looked for beside the spec file."""
+P = TypeVar("P", Path, str)
 
-ModelRef = Annotated[str, BeforeValidator(_model_reference)]
+
+def _without_pipes(place: P) -> P:
+    """Refuse a pipe or device here, so that no plugin waits for one."""
+    try:
+        refuse_pipes(Path(place))
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return place
+
+
+SpecPath = Annotated[Path, BeforeValidator(_beside_its_spec), AfterValidator(_without_pipes)]
+"""A file or folder named in a spec, without pipes or devices; a relative one is looked for beside the spec file."""
+
+ModelRef = Annotated[str, BeforeValidator(_model_reference), AfterValidator(_without_pipes)]
 """A model's hub id, `package:` reference, or path; a path that begins with `./` is looked for beside the spec file."""
 
 

@@ -1,4 +1,4 @@
-"""Releases of packages that are known to be malicious, and are refused before they are imported."""
+"""Refuses package releases that are known to be malicious, before they are imported."""
 
 from __future__ import annotations
 
@@ -26,5 +26,6 @@ def refuse_malicious(package: str) -> None:
         return
     if pattern.fullmatch(installed):
         raise InputError(
-            f"{package} {installed} is a malicious release that steals keys; remove it, change your keys, and install {instead}"
+            f"{package} {installed} is a malicious release that steals keys; remove it, change your keys, and "
+            f"install {instead}"
         )

@@ -1,4 +1,4 @@
-"""Keeps credentials out of whatever is shown or written, known by their values as well as by how they look."""
+"""Keeps credentials out of whatever is shown or written, by value and by shape."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 MARK = "…"
-"""What stands in place of a secret."""
+"""What replaces a secret."""
 SHORTEST = 8
 """Characters of the shortest value that is looked for; shorter ones are words of ordinary text."""
 
 _ENVIRONMENT = re.compile(
-    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$", re.IGNORECASE
-)  # fmt: skip
+    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$",
+    re.IGNORECASE,
+)
 _PLACEHOLDER = re.compile(
     r"(?:sk-)?(?:empty|none|null|undefined|placeholder|change-?me|secret|password|true|false"
-    r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
+    r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?"
+    r"|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
     r"|(.)\1*",
     re.IGNORECASE,
 )
@@ -31,26 +33,65 @@ _SHAPES = (
     r"\b(?:sk|pk|rk|key|api)[-_](?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{6,}",
     r"\b(?:Bearer|Basic) [^\s\"']{6,}",
     r"\bgh[oprsu]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[\w-]{16,}",
-    r"\bhf_[A-Za-z0-9]{16,}|\bgsk_[A-Za-z0-9]{16,}|\br8_[A-Za-z0-9]{16,}|\bnvapi-[\w-]{16,}|\bpplx-[A-Za-z0-9]{16,}|\bxai-[\w-]{16,}",
-    r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|\bAIza[\w-]{20,}|\bya29\.[\w-]{10,}|\bxox[abeoprs]-[\w-]{8,}|\bdapi[a-f0-9]{16,}",
+    r"\bhf_[A-Za-z0-9]{16,}|\bgsk_[A-Za-z0-9]{16,}|\br8_[A-Za-z0-9]{16,}",
+    r"\bnvapi-[\w-]{16,}|\bpplx-[A-Za-z0-9]{16,}|\bxai-[\w-]{16,}",
+    r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|\bAIza[\w-]{20,}|\bya29\.[\w-]{10,}",
+    r"\bxox[abeoprs]-[\w-]{8,}|\bdapi[a-f0-9]{16,}",
     r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|\bSG\.[\w-]{10,}\.[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----",
 )
 _SHAPE = re.compile("|".join(_SHAPES), re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=//)[^\s/?#@\"']+@|[^\s/?#@:\"']+:[^\s/?#@\"']*@")
 """The user's part of an address, also where the address is misspelled."""
 _QUERY = re.compile(r"([?&#;])([\w.-]+)=([^\s&#;\"']+)")
+_TYPED = re.compile(r"(?<![^\s'\"()=,:])[^\s'\"()=,:/\\]+(?![^\s'\"()=,:])")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
-_SECRET_WORDS = frozenset((
-    "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization",
-    "cookie", "cookies", "bearer", "jwt", "accesskey", "authtoken", "accesstoken", "privatekey", "secretkey", "token",
-))  # fmt: skip
+_SECRET_WORDS = frozenset(
+    (
+        "secret",
+        "secrets",
+        "password",
+        "passwd",
+        "passphrase",
+        "credential",
+        "credentials",
+        "apikey",
+        "authorization",
+        "cookie",
+        "cookies",
+        "bearer",
+        "jwt",
+        "accesskey",
+        "authtoken",
+        "accesstoken",
+        "privatekey",
+        "secretkey",
+        "token",
+    )
+)
 _MODEL_WORDS = frozenset(("key", "pass", "pwd", "auth", "sas", "sig", "signature", "pat", "psk", "otp"))
 """Words that name a secret among the options of a model, and something else in other parts of a spec."""
-_HARMLESS_TOKENS = frozenset((
-    "bos", "eos", "pad", "unk", "mask", "stop", "sep", "cls", "start", "end", "max", "min", "image", "first", "last", "next",
-    "thinking",
-))  # fmt: skip
+_HARMLESS_TOKENS = frozenset(
+    (
+        "bos",
+        "eos",
+        "pad",
+        "unk",
+        "mask",
+        "stop",
+        "sep",
+        "cls",
+        "start",
+        "end",
+        "max",
+        "min",
+        "image",
+        "first",
+        "last",
+        "next",
+        "thinking",
+    )
+)
 _NAMES = frozenset(("env", "id", "ids", "count", "limit", "type", "name", "file", "path"))
 _RANDOM = re.compile(r"[A-Za-z0-9]{16,}")
 
@@ -88,6 +129,14 @@ def without_secrets(text: object) -> str:
     return _QUERY.sub(_query_without_secret, found) if "=" in found else found
 
 
+def without_keys(typed: str) -> str:
+    """Return a text that quotes what a user typed, as `without_secrets` does, and without words that only look random.
+
+    Parts of paths are kept, since names of folders may hold hashes.
+    """
+    return _TYPED.sub(_random_word, without_secrets(typed))
+
+
 def look_again() -> None:
     """Take note of an environment that has changed: `without_values`, which is called for each reply, does not look."""
     if (now := _snapshot()) != _seen:
@@ -115,7 +164,7 @@ def names_secret(name: str, *, of_model: bool) -> bool:
 
     Args:
         name: The name, in any spelling: `api_key`, `Ocp-Apim-Subscription-Key`, `azureAdToken`.
-        of_model: Whether it stands among the options of a language model, where `key` is no word for anything else.
+        of_model: Whether it appears among the options of a language model, where `key` means nothing else.
     """
     words = [word.lower() for word in _WORDS.findall(name)]
     if not words or words[-1] in _NAMES:
@@ -134,7 +183,7 @@ def random_looking(text: str) -> bool:
 
 
 def placeholder(value: str) -> bool:
-    """Tell whether a value stands where a server wants a key and looks at none: `EMPTY`, `not-needed`."""
+    """Return whether a value is a placeholder for servers that ignore keys: `EMPTY`, `not-needed`."""
     return bool(_PLACEHOLDER.fullmatch(value.replace("_", "-").replace(" ", "-")))
 
 
@@ -149,6 +198,10 @@ def _random(text: str) -> bool:
 def _query_without_secret(match: re.Match[str]) -> str:
     mark, name, value = match.groups()
     return f"{mark}{name}={MARK}" if _names_secret(name) or _random(value) else match[0]
+
+
+def _random_word(match: re.Match[str]) -> str:
+    return MARK if _random(match[0]) else match[0]
 
 
 def _counts(value: str) -> bool:
@@ -193,7 +246,7 @@ def _spellings(value: str) -> Iterator[str]:
     for data in (value.encode(errors="replace"), value.encode("utf-16-le", errors="replace")):
         for before in range(3):
             coded = base64.b64encode(b"\0" * before + data).rstrip(b"=").decode()
-            # The first and last characters depend on what stands beside the value.
+            # The first and last characters depend on the text around the value.
             inner = coded[-(-before * 8 // 6) :][: (len(data) * 8 - (-before * 8) % 6) // 6]
             if len(inner) >= SHORTEST:
                 yield from (inner, inner.replace("+", "-").replace("/", "_"))

@@ -1,4 +1,4 @@
-"""Notice what an error message never tells: plugins that hang, work that stands still, and memory that runs out."""
+"""Detects plugins that hang, work that stalls, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from saeval._util.errors import InputError
 
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ class Patience:
         """Wait for a plugin's work, as long as anything moves.
 
         Raises:
-            Hung: If nothing did; the work is called off.
+            Hung: If nothing did; the work is cancelled.
         """
         if math.isinf(self.seconds):
             return await work
@@ -69,13 +71,13 @@ class Patience:
             while not task.done():
                 if (left := self.left) <= 0:
                     raise Hung(
-                        f"it neither finished nor asked a model anything for {self.seconds:g} s and was called off"
+                        f"it neither finished nor asked a model anything for {self.seconds:g} s and was cancelled"
                     )
                 await asyncio.wait({task}, timeout=left)
             return task.result()
         finally:
             task.cancel()  # not waited for: what hangs may ignore it
-            task.add_done_callback(_seen)  # it may have ended while whoever waits was called off
+            task.add_done_callback(_seen)  # it may have ended while its waiter was cancelled
             self.moved()
 
 
@@ -86,12 +88,12 @@ def _seen(task: asyncio.Future[Any]) -> None:
 
 @contextmanager
 def interrupting(seconds: float) -> Iterator[None]:
-    """Raise `Hung` in the code that keeps the running event loop from turning for so long, wherever it stands.
+    """Raise `Hung` in the code that keeps the running event loop from turning for so long.
 
     Works in the main thread of Unix, where a signal can interrupt what blocks; elsewhere it does nothing.
 
     Args:
-        seconds: How long the loop may stand still.
+        seconds: How long the loop may be blocked.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -156,25 +158,37 @@ def noticing(standstill: float, moved: Callable[[], float], tell: Callable[[floa
 
 def memory_left() -> float | None:
     """Return the share of memory that is left to this process, 0 to 1; None where the system does not tell."""
-    shares = [share for share in (_machine_left(), _group_left()) if share is not None]
-    return min(shares, default=None)
+    return min((left / total for left, total in _memories()), default=None)
 
 
-def _machine_left() -> float | None:
-    try:
+def check_memory(what: str, size: int) -> None:
+    """Check that there is memory for something before it is read.
+
+    Args:
+        what: What needs it, for the refusal.
+        size: Bytes that it takes.
+
+    Raises:
+        InputError: If less is left, as far as the system tells.
+    """
+    left = min((left for left, _ in _memories()), default=math.inf)
+    if size > left:
+        raise InputError(
+            f"{what}: takes {size / 2**30:,.1f} GiB of memory, and {left / 2**30:,.1f} GiB are free; take a larger "
+            "machine, or see whether it is the right file"
+        )
+
+
+def _memories() -> Iterator[tuple[float, float]]:
+    """Yield the bytes that are left, and those there are at all: of the machine, and of the container."""
+    with suppress(OSError, ValueError, IndexError, KeyError):
         lines = _MEMORY.read_text().splitlines()
-        values = {name: float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return values["MemAvailable"] / values["MemTotal"]
-    except (OSError, ValueError, IndexError, KeyError):
-        return None
-
-
-def _group_left() -> float | None:
-    """What the container leaves: its limit less what is used, of which caches of files can be given back."""
-    try:
+        values = {name: 1024 * float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        yield values["MemAvailable"], values["MemTotal"]
+    with suppress(OSError, ValueError, KeyError):  # no limit reads "max"
         limit = float((_GROUP / "memory.max").read_text())
         used = float((_GROUP / "memory.current").read_text())
         facts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        return (limit - used + float(facts["inactive_file"]) + float(facts["active_file"])) / limit
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return None  # no limit reads "max"
+        caches = float(facts["inactive_file"]) + float(facts["active_file"])  # of files, which can be released
+        if limit:
+            yield limit - used + caches, limit

@@ -1,4 +1,4 @@
-"""The documents of a local corpus: text and rows in files, folders of shards, and saved datasets."""
+"""Reads the documents of a local corpus: text files, rows, folders of shards and saved datasets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ _SMALLEST = 200
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _MAGIC = {
     b"\x1f\x8b": "compressed (gzip); let its name end in .gz", b"BZh": "compressed (bzip2); let its name end in .bz2",
-    b"\xfd7zX": "compressed (xz); let its name end in .xz", b"\x28\xb5\x2f\xfd": "compressed (zstd); let its name end in .zst",
+    b"\xfd7zX": "compressed (xz); let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd); let its name end in .zst",
     b"PAR1": "a Parquet file; let its name end in .parquet", b"PK\x03\x04": "a zip archive; unpack it",
     b"%PDF": "a PDF; extract its text",
 }  # fmt: skip
@@ -78,13 +79,13 @@ class Notes:
             said.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
         if self.unreadable > _FEW_UNREADABLE * self.characters:
             said.append(
-                f"{self.unreadable:,} of {self.characters:,} characters of the corpus are U+FFFD, as where text is not UTF-8; save "
-                "it as UTF-8 (`iconv -f latin1 -t utf-8`)."
+                f"{self.unreadable:,} of {self.characters:,} characters of the corpus are U+FFFD, so its text is not "
+                "UTF-8; save it as UTF-8 (`iconv -f latin1 -t utf-8`)."
             )
         if self.parts:
             said.append(
-                f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring share "
-                "none (`corpus.split: none` keeps it whole)."
+                f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring "
+                "share none (`corpus.split: none` keeps it whole)."
             )
         return said
 
@@ -228,8 +229,8 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
     if turns := _turns(value):
         if template is None:
             raise InputError(
-                f"corpus {where}: holds a conversation, and the model's tokenizer has no chat template; take the tokenizer of "
-                "an instruction-tuned model, or write each conversation into a field `text`"
+                f"corpus {where}: holds a conversation, and the model's tokenizer has no chat template; take the "
+                "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
             )
         return template(turns)
     raise InputError(f"corpus {where}: {_no_text(row, field)}")
@@ -290,8 +291,8 @@ def divided(documents: Iterable[Document], how: str | None, notes: Notes) -> Ite
 
     Args:
         documents: The texts as they were read.
-        how: `paragraphs` (apart by a blank line), `lines`, or `none`. Otherwise they stay as they are, but that a text
-            that stands alone is divided into parts of at least 2,000 characters, at paragraph ends where there are any.
+        how: `paragraphs` (apart by a blank line), `lines`, or `none`. By default they stay as they are, but a single
+            text is divided into parts of at least 2,000 characters, at paragraph ends where there are any.
         notes: Where is said that this was done.
     """
     if how in ("paragraphs", "lines"):
@@ -349,7 +350,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _encoding(head: bytes) -> str:
-    """Return a text's encoding by its first four bytes: as the mark says, UTF-16 where every other byte is 0, else UTF-8."""
+    """Return the encoding of a text by its first four bytes: its mark, UTF-16 if every other byte is 0, else UTF-8."""
     marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     unmarked = {head[1::2]: "utf-16-le", head[::2]: "utf-16-be"}
     return marked or unmarked.get(b"\0\0", "utf-8")

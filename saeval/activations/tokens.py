@@ -1,4 +1,4 @@
-"""Text packed into the contexts that a model reads, with what is needed to turn tokens back into text."""
+"""Packs text into contexts of tokens, and keeps what turns tokens back into text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TokenDataset:
     Attributes:
         tokens: Token ids, padded on the right.  [contexts, length] int32
         lengths: Real tokens per context, BOS included.  [contexts] int32
-        mask: Where an ordinary text token stands; BOS, other special tokens and padding are False and their
+        mask: Which tokens are ordinary text; BOS, other special tokens and padding are False and their
             activations do not count.  [contexts, length] bool
         documents: Number of the document each context was cut from.  [contexts] int32
         document_names: Name of each document.
@@ -89,8 +89,8 @@ class Corpus(Documented):
     """Where text comes from and how much of it is read (paper §3.1)."""
 
     path: SpecPath | None = None
-    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` (a document per row), text
-    also with `.gz`, `.bz2`, `.xz` or `.zst` behind it; a folder of them; or a folder written with `save_to_disk`."""
+    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` (a document per
+    row), text also with `.gz`, `.bz2`, `.xz` or `.zst`; a folder of them; or a folder written with `save_to_disk`."""
     dataset: str | None = None
     """Hub id of a dataset, streamed with `datasets`; or the path of a dataset directory."""
     config: str | None = None
@@ -98,21 +98,22 @@ class Corpus(Documented):
     revision: str | None = None
     """Revision of the hub dataset."""
     split: str | None = None
-    """Of a dataset, the split to read (`train` when left out). Of text, where documents end: `paragraphs`, `lines`, or
-    `none`; when left out, a corpus of one text is divided into parts of some 2,000 characters."""
+    """Of a dataset, the split to read (default: `train`). Of text, where documents end: `paragraphs`, `lines`, or
+    `none`; by default, a corpus of one text is divided into parts of some 2,000 characters."""
     field: str = "text"
-    """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template writes."""
+    """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template
+    writes."""
     tokens: int | None = Field(default=None, gt=0)
     """Text tokens to read at most; None for all."""
     per_document: int | None = Field(default=None, gt=0)
     """Text tokens to read of one document at most; None for all."""
     context: int | None = Field(default=None, ge=8)
-    """Text tokens per context; BOS stands before them where the tokenizer has one. When left out, as many as the SAE was
-    trained on, as far as its files or its release tell; 256 elsewhere, or what the model was made for if that is less."""
+    """Text tokens per context; BOS precedes them where the tokenizer has one. By default, as many as the SAE
+    was trained on, as far as its files or its release tell; 256 elsewhere, or what the model was made for if less."""
     bos: bool | str | None = None
-    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no BOS.
-    When left out, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted, but
-    models need to see it."""
+    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no
+    BOS. By default, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted,
+    but models need to see it."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Corpus:
@@ -237,7 +238,7 @@ class Corpus(Documented):
             ) from error
 
     def lead(self, tokenizer: Any) -> list[int]:
-        """Return the tokens that stand before the text in each context.
+        """Return the tokens that precede the text in each context.
 
         Raises:
             InputError: If `bos` names what is no token of the tokenizer.
@@ -277,9 +278,9 @@ class Corpus(Documented):
         if vocabulary is not None and len(used) and used[-1] >= vocabulary:
             outside = [int(i) for i in used if i >= vocabulary]
             raise InputError(
-                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the number {outside[0]}, and the model's "
-                f"embedding has {vocabulary} rows; take the model's own tokenizer, or call `model.resize_token_embeddings` and "
-                "train the new rows"
+                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the number {outside[0]}, and "
+                f"the model's embedding has {vocabulary} rows; take the model's own tokenizer, or call "
+                "`model.resize_token_embeddings` and train the new rows"
             )
         special = special_ids(tokenizer)
         mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, sorted(special))
@@ -341,7 +342,7 @@ class Corpus(Documented):
 
 
 def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:
-    """Return a text's tokens without those that will stand before it: chat templates and exports write BOS, too."""
+    """Return a text's tokens without those that will precede it: chat templates and exports write BOS, too."""
     begin = 0
     while lead and ids[begin : begin + 1] == [lead[-1]]:
         begin += 1
@@ -399,10 +400,11 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
     if "ByteLevel" in decoder:
         table = _byte_of()
         added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # words as they are, not in the alphabet of bytes
-        spelt = {i: i not in added and all(c in table for c in name) for i, name in zip(ids, names, strict=True)}
-        return {
-            i: bytes(table[c] for c in name) if spelt[i] else name.encode() for i, name in zip(ids, names, strict=True)
-        }
+        found: dict[int, bytes] = {}
+        for i, name in zip(ids, names, strict=True):
+            spelt = i not in added and all(c in table for c in name)
+            found[i] = bytes(table[c] for c in name) if spelt else name.encode()
+        return found
     if "WordPiece" in decoder:
         return {
             i: name[2:].encode() if name.startswith("##") else b" " + name.encode()

@@ -1,4 +1,4 @@
-"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written down."""
+"""Adds caching, retries, a budget and a ledger to a language model."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ from saeval._util import (
     without_secrets,
     without_values,
 )
-from saeval.llm.calls import Bookkeeper, Budget, Call, CallLog, CallStore
-from saeval.llm.concurrency import FindingGate, Gate
-from saeval.llm.waiting import Attempts, Timeout, Waits
+from saeval.llm.bookkeeper import Bookkeeper
+from saeval.llm.budget import Budget
+from saeval.llm.cache import AnswerCache
+from saeval.llm.concurrency import AdaptiveLimiter, Limiter
+from saeval.llm.ledger import Call, CallLedger
+from saeval.llm.retries import Attempts, Timeout, Waits
 from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
@@ -63,12 +66,13 @@ class RoleSettings(Documented):
     max_tokens: int = Field(default=256, ge=1)
     """Most tokens of an answer, unless a step asks for less."""
     max_tokens_if_cut: int = Field(default=4096, ge=1)
-    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has room; none
-    is where this is not more, nor from models in process."""
+    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has
+    room; none is where this is not more, nor from models in process."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds an attempt may take, without the time in a server's queue; models in process have no limit."""
     retries: int = Field(default=5, ge=0)
-    """Attempts after the first, where another attempt can help; a server that asks for time is asked for `run.patience`."""
+    """Attempts after the first, where another attempt can help; a server that asks for time is asked for
+    `run.patience`."""
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Calls in flight; `auto` begins at 8 and finds out what the server bears and makes use of."""
     cache: bool = True
@@ -96,21 +100,30 @@ class Gateway(LanguageModel):
     """
 
     def __init__(
-        self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
-        calls: CallStore, log: CallLog, budget: Budget, tell: Callable[[str], None] = lambda text: None,
+        self,
+        role: str,
+        llm: LLM,
+        *,
+        model: str,
+        identity: JsonValue,
+        settings: RoleSettings,
+        calls: AnswerCache,
+        log: CallLedger,
+        budget: Budget,
+        tell: Callable[[str], None] = lambda text: None,
         patience: float = 0.0,
-    ):  # fmt: skip
+    ):
         self._role, self._llm, self._model = role, llm, model
         self._identity, self._settings = json_text(identity), settings
         self._calls, self._log, self._budget = calls, log, budget
         self._books = Bookkeeper(calls, log, model)
         self._asking: dict[str, _Work] = {}
-        self._gate = _gate(llm, settings)
+        self._limiter = _limiter(llm, settings)
         self._timeout = Timeout(None if llm.in_process or llm.batches else settings.timeout)
         self._patience = patience
         look_again()
         self._leased = settings.cache and not llm.batches
-        self._waits = Waits(role, llm, self._gate, tell)
+        self._waits = Waits(role, llm, self._limiter, tell)
         self._needs_room = False  # whether an answer was whole only with room for reasoning
 
     @property
@@ -213,10 +226,10 @@ class Gateway(LanguageModel):
         if (work := self._asking.get(key)) is not None and work.task is task:
             del self._asking[key]
         if not task.cancelled():
-            task.exception()  # mark as seen: whoever asked may have been called off
+            task.exception()  # mark as seen: the caller may have been cancelled
 
     async def finish(self) -> None:
-        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep them."""
+        """Wait briefly for answers under way, which are paid for even if the caller was cancelled, and keep them."""
         for work in self._asking.values():
             if not work.in_flight:
                 work.task.cancel()
@@ -237,7 +250,7 @@ class Gateway(LanguageModel):
                     return await self._ask(key, asked, question, ask, work)
                 except _AskedElsewhere:
                     if not question.leased and not await leases.wait(key, _LEASES * self._settings.timeout):
-                        question.lease = None  # whoever has it hangs
+                        question.lease = None  # its holder hangs
                 kept: A | None = self._kept(key, question.request, question.shape)
                 if kept is not None:
                     self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
@@ -281,8 +294,11 @@ class Gateway(LanguageModel):
         call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began)
         if isinstance(answer, Reply):
             call = replace(
-                call, served=answer.served, fingerprint=answer.fingerprint, words=_words(question.request),
-            )  # fmt: skip
+                call,
+                served=answer.served,
+                fingerprint=answer.fingerprint,
+                words=_words(question.request),
+            )
         await self._books.keep(key, answer, call)
         return answer
 
@@ -308,7 +324,7 @@ class Gateway(LanguageModel):
                 if not error.cut or question.raised:
                     no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
                     if no_room and cut is not None:
-                        return cut  # whoever reads it says that it was cut off
+                        return cut  # the parser reports that it was cut off
                     if no_room and self._needs_room:
                         question.roomier, self._needs_room = None, False
                         continue
@@ -329,7 +345,7 @@ class Gateway(LanguageModel):
         await asyncio.sleep(seconds)
 
     async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
-        epoch = await self._gate.enter()
+        epoch = await self._limiter.enter()
         refused: bool | None = None
         question.raised |= self._needs_room or question.roomier is None
         request = question.request if question.roomier is None or not question.raised else question.roomier
@@ -359,7 +375,7 @@ class Gateway(LanguageModel):
             work.in_flight = False
             raise
         finally:
-            self._gate.leave(epoch, refused)
+            self._limiter.leave(epoch, refused)
 
     def _check(self, reply: Reply) -> None:
         """See that a reply holds an answer.
@@ -398,9 +414,17 @@ class Gateway(LanguageModel):
         return replace(usage, usd=usd, price_source="spec")
 
     def _call(
-        self, key: str, asked: str, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
-        attempts: int = 0, began: float | None = None, reason: str = "",
-    ) -> Call:  # fmt: skip
+        self,
+        key: str,
+        asked: str,
+        status: Literal["ok", "failed", "refused"],
+        usage: Usage,
+        *,
+        cached: bool = False,
+        attempts: int = 0,
+        began: float | None = None,
+        reason: str = "",
+    ) -> Call:
         """Return the ledger's line."""
         milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
         return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason)
@@ -408,7 +432,7 @@ class Gateway(LanguageModel):
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[None]:
-    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went there."""
+    """Collect garbage less often; with hundreds of calls in flight it took a third of the time."""
     before = gc.get_threshold()
     gc.set_threshold(20_000, *before[1:])
     try:
@@ -430,7 +454,7 @@ def json_text(value: object) -> str:
 
 
 def _encodable(value: V) -> tuple[V, str]:
-    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in Python."""
+    """Return a request or reply whose text UTF-8 can encode, and its JSON."""
     text = json_text(value)
     if clean_text(text) is text:
         return value, text
@@ -454,12 +478,12 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _gate(llm: LLM, settings: RoleSettings) -> Gate:
+def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:
     if llm.in_process:
-        return Gate(1)
+        return Limiter(1)
     if llm.batches:
-        return Gate(sys.maxsize)
-    return FindingGate() if settings.concurrency == "auto" else Gate(settings.concurrency)
+        return Limiter(sys.maxsize)
+    return AdaptiveLimiter() if settings.concurrency == "auto" else Limiter(settings.concurrency)
 
 
 def _may_be_too_much(error: LLMError) -> bool:
@@ -509,7 +533,7 @@ class _Question:
         roomier: The same with room for reasoning; None where there is no more room to give.
         raised: Whether it has all the room there is.
         shape: Class of its answer.
-        lease: Key of its lease; None where it is asked whoever else asks it.
+        lease: Key of its lease; None where it is asked without a lease.
         leased: Whether the lease is ours.
     """
 

@@ -1,4 +1,4 @@
-"""How much of a model's prediction survives when a coder's reconstruction stands in for the activations."""
+"""Measures how much loss a coder's reconstruction recovers."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Fidelity(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """Share of what zero-ablation loses that the reconstruction keeps: 1 for a perfect one, 0 for one as bad as zero."""
+        """Share of the loss from zero-ablation that the reconstruction recovers: 1 is perfect, 0 as bad as zero."""
         return (self.ablated - self.spliced) / (self.ablated - self.clean)
 
 
 def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStore, tokens: int = TOKENS) -> Fidelity:
     """Predict part of a store's corpus three times, and say how well.
 
-    Special tokens keep their activations, as they are left out of a store, and are not predicted.
+    Special tokens keep their activations, as they are not stored, and are not predicted.
 
     Args:
         subject: The model, at the place that the coder reads.
@@ -56,12 +56,13 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
         tokens: Text tokens to predict, about.
 
     Raises:
-        InputError: If the coder does not reconstruct what it reads, or the model's logits cannot be reached, or the place does not matter to
-            what it predicts.
+        InputError: If the coder does not reconstruct what it reads, or the model's logits cannot be reached, or the
+            place does not matter to what it predicts.
     """
     if not coder.autoencoder:
         raise InputError(
-            f"a {coder.architecture} coder does not reconstruct what it reads, so no cross-entropy can be recovered by it"
+            f"a {coder.architecture} coder does not reconstruct what it reads, so no cross-entropy can be recovered "
+            "by it"
         )
     import torch
 
@@ -87,8 +88,8 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
     clean, spliced, ablated = (sums / max(count, 1)).tolist()
     if not ablated > clean:
         raise InputError(
-            f"{subject.point}: zero in place of the activations predicts no worse ({ablated:.4f} nats a token, {clean:.4f} "
-            "without), so there is nothing to recover"
+            f"{subject.point}: zero in place of the activations predicts no worse ({ablated:.4f} nats a token, "
+            f"{clean:.4f} without), so there is nothing to recover"
         )
     return Fidelity(clean, spliced, ablated, count)
 

@@ -1,4 +1,4 @@
-"""Whether a coder, a model and the way they are used fit together, as far as files tell."""
+"""Checks from files whether a coder and a model fit together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Fit(NamedTuple):
         model: The model: hub id, folder, file or package.
         place: Where it is read, by the spec's name; None where the coder's files name the place.
         context: Text tokens per context.
-        bos: Whether BOS, or which other token, stands before them.
+        bos: Whether BOS, or which other token, precedes them.
     """
 
     made_for: MadeFor
@@ -34,14 +34,14 @@ class Fit(NamedTuple):
 
     @classmethod
     def of(cls, made_for: MadeFor, model: str, place: str | None, context: int | None, bos: bool | str | None) -> Fit:
-        """Fill in what a spec leaves out: BOS and the length of contexts as the coder was trained, within the model's limits.
+        """Fill in BOS and the context length as the coder was trained, within the model's limits.
 
         Args:
             made_for: What the coder was made for.
             model: The model.
             place: Where it is read.
             context: Text tokens per context, where the spec says.
-            bos: What stands before them, where the spec says.
+            bos: What precedes them, where the spec says.
         """
         bos = bos if bos is not None else made_for.prepend_bos is not False
         if context is None:
@@ -71,22 +71,23 @@ class Fit(NamedTuple):
         block = block_number(place)
         if block is not None and facts.blocks is not None and block >= facts.blocks:
             raise InputError(
-                f"model {self.model} has {facts.blocks} blocks, 0 to {facts.blocks - 1}, and {place} names another; change "
-                "`hookpoint` or `model`"
+                f"model {self.model} has {facts.blocks} blocks, 0 to {facts.blocks - 1}, and {place} names another; "
+                "change `hookpoint` or `model`"
             )
         tokens = self.context + self._leads(facts)
         if facts.positions is not None and tokens > facts.positions:
             raise too_long(self.model, facts.positions, tokens)
         if chat and not facts.chat:
             raise InputError(
-                f"the corpus holds conversations, and the tokenizer of model {self.model} has no chat template; take the "
-                "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
+                f"the corpus holds conversations, and the tokenizer of model {self.model} has no chat template; take "
+                "the tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
             )
         for token in tokens_outside(self.model, facts):
             if any(token in text for text in texts):
                 raise InputError(
-                    f"model {self.model}: the corpus holds {token!r}, a token that was added to the tokenizer and that the "
-                    f"embedding of {facts.vocabulary} rows lacks; take the tokenizer that the model was trained with"
+                    f"model {self.model}: the corpus holds {token!r}, a token that was added to the tokenizer and "
+                    f"that the embedding of {facts.vocabulary} rows lacks; take the tokenizer that the model was "
+                    "trained with"
                 )
 
     def check_window(self, texts: Sequence[str], window: int) -> None:
@@ -113,8 +114,8 @@ class Fit(NamedTuple):
                 f"set sampler.with.window to {longest // 2} or less, or " if longest // 2 >= _SMALLEST_WINDOW else ""
             )
             raise InputError(
-                f"no text is as long as a window of {window} tokens: the longest of {len(texts)} documents has {longest}; "
-                f"{smaller}join short rows"
+                f"no text is as long as a window of {window} tokens: the longest of {len(texts)} documents has "
+                f"{longest}; {smaller}join short rows"
             )
 
     def conflicts(self) -> list[str]:
@@ -159,13 +160,13 @@ class Fit(NamedTuple):
         return model_facts(self.model)
 
     def _leads(self, facts: ModelFacts) -> int:
-        """Return how many tokens surely stand before the text."""
+        """Return how many tokens surely precede the text."""
         return int(bool(self.bos) and (isinstance(self.bos, str) or bool(facts.bos)))
 
 
 def no_bos() -> str:
     """The caution where a coder was trained with a token in front that the tokenizer does not have as BOS."""
     return (
-        "The coder was trained on contexts that begin with BOS, and the tokenizer has none; name the token that stood there, "
-        "such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."
+        "The coder was trained on contexts that begin with BOS, and the tokenizer has none; name the token that "
+        "was there, such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."
     )

@@ -1,4 +1,4 @@
-"""What the direction that a latent writes tells of it: latents that write nearly the same, and tokens that it promotes."""
+"""Logit-lens facts about a latent's decoder direction: nearest latents and promoted tokens."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger("saeval")
 
 
 def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
-    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes and suppresses (logit lens).
+    """Return each latent's nearest neighbours by decoder cosine and its logit-lens tokens.
 
-    Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are told of
-    where one is in memory already, as it is after collecting, or where it judges.
+    Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are
+    given if the model is in memory already, as after collecting, or because it judges.
 
     Args:
         source: Where the latents come from.
@@ -35,8 +35,8 @@ def directions(source: ActivationSource, latents: Sequence[int], size: int) -> l
         size: Numbers in the coder's encoder or decoder, as far as known.
 
     Returns:
-        A mapping a latent, with `neighbours`, `cosines`, `promoted` and `suppressed` as far as they can be had; none at all where the
-        source lends no coder.
+        A mapping a latent, with `neighbours`, `cosines`, `promoted` and `suppressed` as far as they can be had; none at
+        all where the source lends no coder.
     """
     if "coder" not in source.offers() or 2 * size > _MOST_WEIGHTS:
         return []
@@ -92,8 +92,6 @@ def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> l
         logits = subject.promoted(stacked[start : start + _TILE])
         ends = {"promoted": logits.topk(_TOKENS), "suppressed": logits.topk(_TOKENS, largest=False)}
         tokens = {name: end.indices.tolist() for name, end in ends.items()}
-        found += [
-            {name: [subject.text([token]) for token in rows[k]] for name, rows in tokens.items()}
-            for k in range(len(logits))
-        ]
+        for k in range(len(logits)):
+            found.append({name: [subject.text([token]) for token in rows[k]] for name, rows in tokens.items()})
     return found

@@ -1,4 +1,4 @@
-"""Products with encoders, faster where many batches are encoded: packed for oneDNN, or into memory that is used again."""
+"""Multiplies many batches with an encoder, faster: packed for oneDNN, or into reused memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TILE_BYTES = 24 << 20
 def encoding_pass() -> Iterator[None]:
     """Let coders encode faster while the context lasts, in inference mode on the CPU, where they encode many batches.
 
-    Encoders are brought into oneDNN's own layout once, as long as they take no more than two gigabytes. Others encode into
-    one piece of memory, since hundreds of megabytes afresh for each batch cost as much as a fifth of encoding. The
-    products of packed encoders round otherwise than `@`.
+    Encoders are brought into oneDNN's own layout once, as long as they take no more than two gigabytes. Others encode
+    into one piece of memory, since hundreds of megabytes afresh for each batch cost as much as a fifth of encoding. The
+    products of packed encoders round differently than `@`.
     """
     before = _PASS.set(EncodingPass())
     try:

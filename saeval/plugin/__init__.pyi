@@ -27,6 +27,7 @@ from saeval._util.permissions import (
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.secrets import without_secrets as without_secrets
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
+from saeval._util.watchdog import check_memory as check_memory
 from saeval.activations.store import (
     ActivationStore as ActivationStore,
     ActivationWriter as ActivationWriter,
@@ -34,7 +35,7 @@ from saeval.activations.store import (
 )
 from saeval.activations.tokens import Corpus as Corpus, TokenDataset as TokenDataset, token_bytes as token_bytes
 from saeval.models.coders import (
-    Gate as Gate,
+    GatedEncoder as GatedEncoder,
     HookPoint as HookPoint,
     LinearCoder as LinearCoder,
     ModuleCoder as ModuleCoder,

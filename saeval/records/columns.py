@@ -1,4 +1,4 @@
-"""How a value stands on leaderboards: its head, unit, format, direction, and the tables that show it."""
+"""Defines how a value is shown on leaderboards: head, unit, format, direction and tables."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Place = Literal["board", "report", "scores", "details", "tables"]
-"""Kinds of table. `board`: a line per cell, for narrow places (terminal, LaTeX, joined boards as text); `report`: the same
-with room (report.md and pages); `scores`: a line per cell, scorer and explanation, narrow (terminal); `details`: the same
-with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON."""
+"""Kinds of table. `board`: a line per cell, for narrow places (terminal, LaTeX, joined boards as text); `report`: the
+same with room (report.md and pages); `scores`: a line per cell, scorer and explanation, narrow (terminal); `details`:
+the same with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON."""
 EVERYWHERE: frozenset[Place] = frozenset(get_args(Place))
 NOT_ON_NARROW_BOARDS: frozenset[Place] = EVERYWHERE - {"board"}
 PER_SCORE: frozenset[Place] = frozenset({"scores", "details", "tables"})
 WITH_ROOM: frozenset[Place] = frozenset({"details", "tables"})
-TABLES: frozenset[Place] = frozenset({"tables"})
+TABLES_ONLY: frozenset[Place] = frozenset({"tables"})
 
 Better = Literal["higher", "lower"]
 Kind = Literal["string", "bool", "int64", "double", "interval"]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """How a value stands on leaderboards; annotates the field that holds it.
+class ColumnStyle:
+    """How a value is shown on leaderboards; annotates the field that holds it.
 
     Attributes:
         title: Head of its column; the name when empty.
@@ -32,7 +32,7 @@ class Shown:
         better: Direction; None where neither is better.
         where: The kinds of table that show it.
         kind: Arrow type of its values; `interval` for a pair, which flat tables hold in two columns.
-        missing: What stands where there is no value.
+        missing: Shown in place of a missing value.
     """
 
     title: str = ""
@@ -57,7 +57,7 @@ class Shown:
         return {name: value}
 
     def types(self, name: str, keys: Iterable[str]) -> dict[str, str]:
-        """Return the columns of a flat table, with their Arrow types; where the name ends in a dot, those among the keys."""
+        """Return the Arrow types of a flat table's columns; for a name that ends in a dot, of those keys."""
         if self.kind == "interval":
             return dict.fromkeys(_ends(name), "double")
         if name.endswith("."):
@@ -70,5 +70,5 @@ def _ends(name: str) -> tuple[str, str]:
     return f"{stem}_low", f"{stem}_high"
 
 
-NAME = Shown(kind="string", where=TABLES)
-"""How names stand in tables; boards show them in heads and in columns of their own."""
+NAME_COLUMN = ColumnStyle(kind="string", where=TABLES_ONLY)
+"""How names are shown in tables; boards show them in heads and in columns of their own."""

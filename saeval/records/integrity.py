@@ -1,4 +1,4 @@
-"""Whether results that are read are those that a run wrote."""
+"""Checks that results are those that a run wrote."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeval._util import InputError, changed_files
+from saeval._util import CHECKSUMS, InputError, changed_files, read_json
 from saeval.records.scores import RunResult, ScoreRow
 
 _ROUNDING = 1e-6
@@ -25,21 +25,41 @@ def refuse_impossible(file: Path, result: RunResult) -> None:
         for row in cell.scores:
             for what in _outside(row):
                 raise InputError(
-                    f"{file}: {row.scorer}.{row.metric} of {cell.cell} is {row.value:g}, outside its own {what}; the file was "
-                    "changed, so fetch it again, or resume the run"
+                    f"{file}: {row.scorer}.{row.metric} of {cell.cell} is {row.value:g}, outside its own {what}; the "
+                    "file was changed, so fetch it again, or resume the run"
                 )
 
 
 def with_changes(folder: Path, result: RunResult) -> RunResult:
-    """Return results with a warning about files that were changed after the run wrote them, which is logged, too."""
-    changed = changed_files(folder)
-    if not changed:
+    """Return results with a logged warning if files changed after the run, or if this is unknown."""
+    warning = _change(folder)
+    if not warning:
         return result
-    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-    names = ", ".join(changed[:_NAMED]) + more
-    warning = f"{folder.name}: changed after the run wrote it: {names}; the numbers may not be the run's."
     log.warning("%s", warning)
     return result.model_copy(update={"warnings": [*result.warnings, warning]})
+
+
+def _change(folder: Path) -> str:
+    """Say what is known to have changed, or that nothing can be known; nothing of a run that is being written."""
+    if not (folder / CHECKSUMS).is_file():
+        unknown = (
+            f"{folder.absolute().name}: has no {CHECKSUMS}, so changes since the run wrote its files cannot be seen."
+        )
+        return "" if _is_running(folder) else unknown
+    changed = changed_files(folder)
+    if not changed:
+        return ""
+    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    names = ", ".join(changed[:_NAMED]) + more
+    return f"{folder.absolute().name}: changed after the run wrote it: {names}; the numbers may not be the run's."
+
+
+def _is_running(folder: Path) -> bool:
+    try:
+        head = read_json(folder / "run.json")
+    except InputError:
+        return False
+    return isinstance(head, dict) and head.get("status") == "running"
 
 
 def _outside(row: ScoreRow) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Finds run directories, and says in a line each what became of them."""
+"""Finds run directories, and summarises each in a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError
+from saeval._util import InputError, refuse_pipe
 from saeval.records import MAIN, RunResult, read_result
 
 RUNS = Path("saeval-runs")
@@ -24,7 +24,8 @@ class RunHead:
         name: Name of the run directory.
         path: The directory.
         date: When it was last written to, `2026-01-31 17:05`; empty if unknown.
-        status: `done`, `partial`, `running`, `failed`, `gave up`, `interrupted`, `stopped at the cost limit`, `unreadable`.
+        status: `done`, `partial`, `running`, `failed`, `gave up`, `interrupted`, `stopped at the cost limit`,
+            `unreadable`.
         task: Name of the task.
         models: The models that explain and judge.
         n: Latents scored by the column that ranks, over all contestants.
@@ -51,6 +52,7 @@ def run_dirs(place: Path) -> list[Path]:
     """
     if not place.exists():
         raise InputError(f"{place}: no such folder")
+    refuse_pipe(place)
     if place.is_file() or _is_run(place):
         return [place]
     found = [child for child in sorted(place.iterdir()) if child.is_dir() and _is_run(child)]

@@ -1,4 +1,4 @@
-"""The files of task specs: those that packages ship, by name, and those that a spec includes."""
+"""Finds task spec files: shipped ones by name, and included ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval._util import SpecError, did_you_mean
+from saeval._util import InputError, SpecError, did_you_mean, refuse_pipe, without_keys
 
 if TYPE_CHECKING:
     from saeval.plugin.registry import Registry
@@ -22,7 +22,7 @@ def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
 
 
 def _shipped_files(registry: Registry) -> Iterator[tuple[str, Path]]:
-    """Yield (name, file) of what may be a task: data that stands beside specs is among them."""
+    """Yield (name, file) of what may be a task: data that accompanies specs is among them."""
     for namespace, folder in registry.task_dirs():
         for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder).with_suffix("").as_posix()
@@ -31,7 +31,7 @@ def _shipped_files(registry: Registry) -> Iterator[tuple[str, Path]]:
 
 
 def _is_spec(file: Path) -> bool:
-    """Tell a spec from the data that stands beside it, without parsing it."""
+    """Tell a spec from the data that accompanies it, without parsing it."""
     return any(line.startswith("saeval:") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
@@ -42,6 +42,7 @@ def find_spec(reference: str, registry: Registry) -> Path:
         SpecError: If there is neither such a file nor such a task.
     """
     path = Path(reference).expanduser()
+    _refuse_pipe(path)
     if path.suffix in (".yaml", ".yml") or _is_file(path):
         if _is_file(path):
             return path.absolute()
@@ -50,7 +51,9 @@ def find_spec(reference: str, registry: Registry) -> Path:
         if name == reference and _is_spec(file):
             return file
     tasks = [name for name, _ in shipped_tasks(registry)]
-    raise SpecError([f"no task {reference!r}{did_you_mean(reference, tasks)} (`saeval list tasks` shows all)"])
+    raise SpecError(
+        [f"no task {without_keys(reference)!r}{did_you_mean(reference, tasks)} (`saeval list tasks` shows all)"]
+    )
 
 
 def find_group(reference: str, registry: Registry) -> GroupSpec | None:
@@ -61,9 +64,9 @@ def find_group(reference: str, registry: Registry) -> GroupSpec | None:
     """
     from pydantic import ValidationError
 
-    from saeval.task.spec.checking import explain_error
     from saeval.task.spec.document import read_document
     from saeval.task.spec.models import GroupSpec
+    from saeval.task.spec.validation import explain_error
 
     file = find_spec(reference, registry)
     if not _GROUP.search(file.read_bytes()):  # most specs are tasks, and parsing YAML takes a tenth of a second
@@ -95,9 +98,17 @@ def find_include(reference: str, from_file: Path, registry: Registry) -> Path:
                 return found.resolve()
         raise SpecError([f"{from_file.name}: include: no {reference!r} in any installed package"])
     path = from_file.parent / reference
+    _refuse_pipe(path)
     if not _is_file(path):
         raise SpecError([f"{from_file.name}: include: no file {reference!r} beside it"])
     return path.absolute()
+
+
+def _refuse_pipe(path: Path) -> None:
+    try:
+        refuse_pipe(path)
+    except InputError as error:
+        raise SpecError([str(error)]) from None
 
 
 def _is_file(path: Path) -> bool:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from planted_run import spec, truthful_server
 
-from saeval.cli import shared
-from saeval.plugin import base as interfaces, registry as plugins
+from saeval.plugin import base as interfaces
+from saeval.plugin.kinds import KINDS
 
 HEAVY = (
     "torch",
@@ -57,14 +57,7 @@ def write(path, server, **changes):
 
 
 @pytest.mark.parametrize("command", [["--help"], ["list"]])
-def test_help_and_list_answer_at_once_and_import_nothing_heavy(command):
-    def seconds():  # of the processor, for others may be at work on the machine
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "saeval", *command], check=True, capture_output=True)
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(seconds() for _ in range(5)) < 0.3
+def test_help_and_list_import_nothing_heavy(command):
     program = f"import sys; sys.argv = ['saeval', *{command!r}]\ntry:\n import saeval.cli; saeval.cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -78,7 +71,7 @@ def test_listing_built_ins_imports_nothing_heavy():
 
 
 def test_kinds_of_plugins_are_those_of_the_registry():
-    assert shared.KINDS == plugins.KINDS == tuple(interfaces.KINDS)
+    assert tuple(interfaces.BASE_CLASSES) == KINDS
 
 
 def test_validating_leaves_source_code_unread():
@@ -171,7 +164,7 @@ def test_show_preview_and_plugins(saeval, tmp_path):
         task = write(tmp_path / "task.yaml", server)
         prompts = json.loads(saeval("preview", "--task", task, "--json").stdout)
         assert {p["step"] for p in prompts} == {"explain", "detection", "fuzzing"}
-        assert "(the explanation will stand here)" in prompts[-1]["text"]
+        assert "(placeholder for the explanation)" in prompts[-1]["text"]
         assert not server.calls
 
 
@@ -199,18 +192,15 @@ def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval
             latents=listed,
             llms={r: {"model": "openai_compatible/f", "api_base": server.url} for r in ("explainer", "judge")},
         )
-        assert (
-            "more than 5% of a scorer's latents failed"
-            in saeval("run", "--task", flaky, "--out", "flaky", code=1).stderr
-        )
+        assert "latents failed (run.max_failed 0.05)" in saeval("run", "--task", flaky, "--out", "flaky", code=1).stderr
         server.url = "http://127.0.0.1:9/v1"  # nobody listens there
         task = write(tmp_path / "dead.yaml", server, run={"give_up_after": 2})
-    done = saeval("run", "--task", task, "--out", "dead", "--set", "llms.explainer.retries=0", code=1)
-    assert "all failed alike" in done.stderr and "no connection" in done.stderr
+    done = saeval("run", "--task", task, "--out", "dead", "--set", "llms.explainer.retries=0", code=2)
+    assert "no connection" in done.stderr and "nothing was collected yet" in done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_run_that_is_stopped_at_any_moment_goes_on_and_asks_nothing_twice(saeval, tmp_path, how):
+def test_run_that_is_stopped_at_any_moment_resumes_and_asks_nothing_twice(saeval, tmp_path, how):
     env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache")}
     with truthful_server() as server:
         server.delay = 0.02

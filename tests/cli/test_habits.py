@@ -10,11 +10,13 @@ import sys
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from planted_run import spec, truthful_server
 
 import saeval
 from saeval._util import write_atomic
 from saeval._util.progress import Rich, Spending, remaining
+from saeval.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_view_without_a_path_opens_the_last_run(runs, tmp_path):
     assert "good/report/index.html" in cli(runs, "view").stdout
     assert "good/report/index.html" in cli(runs, "view", "saeval-runs").stdout
     assert "no run there yet" in cli(tmp_path, "view", code=2).stderr
-    assert "--port goes with --serve" in cli(runs, "view", good, "--port", 8000, code=2).stderr
+    assert "--port needs --serve" in cli(runs, "view", good, "--port", 8000, code=2).stderr
 
 
 def test_a_failed_run_says_where_its_log_is_and_the_log_says_why(runs):
@@ -122,3 +124,10 @@ def test_a_display_may_be_named_and_an_unknown_one_is_refused(tmp_path, monkeypa
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     with truthful_server() as server, pytest.raises(saeval.InputError, match="did you mean 'plain'"):
         saeval.run(spec(server), out=tmp_path / "run", display="plian")
+
+
+@pytest.mark.parametrize("kind", ["tasks", "scorers", "coders", "explainers"])
+def test_lists_fit_a_terminal_of_80_columns(kind):
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["list", kind])
+    assert done.exit_code == 0 and len(done.output.splitlines()) > 10
+    assert max(map(len, done.output.splitlines())) <= 80

@@ -17,10 +17,11 @@ from planted_run import spec, truthful_server
 from saeval_plugins.llms.openai_compatible import OpenAICompatible
 
 import saeval
-from saeval.llm import CallStore
-from saeval.llm.calls import Budget, CallLog
+from saeval.llm import AnswerCache
+from saeval.llm.budget import Budget
 from saeval.llm.gateway import Gateway, RoleSettings
 from saeval.llm.leases import Leases
+from saeval.llm.ledger import CallLedger
 from saeval.plugin import LLMError, Request
 
 KEYS = ["0" * 32, "1" * 32]
@@ -30,8 +31,8 @@ def gateway(folder, server, name, **settings):
     """The gateway of a process of its own, as far as its cache and ledger go."""
     llm = OpenAICompatible(model="m", api_base=server.url)
     return Gateway(
-        "judge", llm, model="m", identity="m", settings=RoleSettings(retries=0, **settings), calls=CallStore(folder / "calls.sqlite"),
-        log=CallLog(folder / f"{name}.jsonl"), budget=Budget(None),
+        "judge", llm, model="m", identity="m", settings=RoleSettings(retries=0, **settings), calls=AnswerCache(folder / "calls.sqlite"),
+        log=CallLedger(folder / f"{name}.jsonl"), budget=Budget(None),
     )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ async def answers(gateways, texts):
     return found
 
 
-def test_lease_is_had_by_one_and_given_back(tmp_path):
+def test_lease_is_held_by_one_and_released(tmp_path):
     one, other = Leases(tmp_path / "leases"), Leases(tmp_path / "leases")
     assert one.take(KEYS[0]) and not one.take(KEYS[0])
     assert not other.take(KEYS[0]) and other.take(KEYS[1])

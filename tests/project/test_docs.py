@@ -28,10 +28,10 @@ from saeval.plugin import Plugin, base as interfaces, hookspecs
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
 from saeval.task.schema import task_schema
-from saeval.task.spec.checking import parse
-from saeval.task.spec.document import Document
+from saeval.task.spec.document import SpecDocument
 from saeval.task.spec.matrix import cells_of
 from saeval.task.spec.models import PartSpec, RoleSpec, TaskSpec
+from saeval.task.spec.validation import parse
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -40,18 +40,20 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def in_pages(pattern: str) -> list[Any]:
-    """What the pages have, as parameters of a test, each named by its page and place there."""
-    return [
-        pytest.param(found, id=f"{page.stem}-{number}")
-        for page in PAGES
-        for number, found in enumerate(re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE))
-    ]
+def in_pages(*languages: str) -> list[Any]:
+    """The code blocks of the pages in these languages, as parameters of a test, each named by its page and place there."""
+    found = []
+    for page in PAGES:
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        texts = [text for language, text in fenced if language in languages]
+        found += [pytest.param(text, id=f"{page.stem}-{number}") for number, text in enumerate(texts)]
+    return found
 
 
-@pytest.mark.parametrize("text", in_pages(r"^```(?:sh)?\n(.*?)^```"))
+@pytest.mark.parametrize("text", in_pages("", "sh"))
 def test_commands_that_are_shown_are_there_with_their_options(text):
-    for line in re.findall(r"^(?:pip install .* && )?saeval (.+)", text, re.MULTILINE):
+    joined = text.replace("\\\n", " ")
+    for line in re.findall(r"^(?:pip install .* && )?saeval (.+)", joined, re.MULTILINE):
         words = shlex.split(line, comments=True)
         command: click.Command = main
         while isinstance(command, click.Group) and words and words[0] in command.commands:
@@ -60,12 +62,26 @@ def test_commands_that_are_shown_are_there_with_their_options(text):
         command.make_context("saeval", words)  # raises when there is no such argument or option
 
 
+def test_commands_named_in_the_text_exist_with_their_options():
+    for page in PAGES:
+        for text in re.findall(r"`saeval ([^`]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+            words = text.replace("\\|", "|").split()
+            command: click.Command = main
+            while isinstance(command, click.Group) and words and words[0] in command.commands:
+                command = command.commands[words.pop(0)]
+            options = {name for param in command.params if isinstance(param, click.Option) for name in param.opts}
+            named = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+            assert named <= options and (command is not main or words[0] in ("COMMAND", "--help")), (
+                f"{page.name}: saeval {text}"
+            )
+
+
 @pytest.fixture(scope="module")
 def schema():
     return Draft202012Validator(task_schema(Registry(disabled=["*"])))
 
 
-@pytest.mark.parametrize("text", in_pages(r"^```yaml\n(.*?)^```"))
+@pytest.mark.parametrize("text", in_pages("yaml"))
 def test_spec_or_part_of_one_that_is_shown_is_valid(text, schema):
     shown = yaml.safe_load(text)
     if isinstance(shown, list):  # of coders
@@ -111,7 +127,7 @@ def test_spec_of_the_readme_is_a_task():
 
 def test_spec_of_the_task_reference_is_valid():
     text, *_ = blocks("docs/task-reference.md", "yaml")
-    assert [parse(filled).task for _, filled in cells_of(Document(yaml.safe_load(text), {}))] == ["face-off"] * 2
+    assert [parse(filled).task for _, filled in cells_of(SpecDocument(yaml.safe_load(text), {}))] == ["face-off"] * 2
 
 
 def test_specs_of_the_tutorial_are_valid():
@@ -121,7 +137,7 @@ def test_specs_of_the_tutorial_are_valid():
     RoleSpec.model_validate(yaml.safe_load(role)["llms"]["judge"])
     PartSpec.model_validate(yaml.safe_load(scorers)["scorers"]["mine"])
     assert parse(
-        Document(
+        SpecDocument(
             {
                 **yaml.safe_load(mine),
                 "source": {"use": "synthetic"},

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from root import ROOT
 
 import saeval
@@ -32,7 +33,13 @@ def test_built_ins_import_only_the_face_for_plugin_authors():
 
 
 def test_folders_import_each_other_through_their_doors():
-    open_rooms = {"saeval.plugin.base", "saeval.plugin.registry", "saeval.plugin.scaffold", "saeval._run.plan"}
+    open_rooms = {
+        "saeval.plugin.base",
+        "saeval.plugin.kinds",
+        "saeval.plugin.registry",
+        "saeval.plugin.scaffold",
+        "saeval._run.plan",
+    }
     doors = {f"saeval.{path.name}" for path in (ROOT / "saeval").iterdir() if path.is_dir()} | open_rooms
     for file in (ROOT / "saeval").rglob("*.py"):
         folder = file.relative_to(ROOT / "saeval").parts[0]
@@ -44,11 +51,12 @@ def test_folders_import_each_other_through_their_doors():
             assert is_door, f"{file.relative_to(ROOT)}: import from the folder, not from {module}"
 
 
-def test_the_map_in_contributing_lists_the_folders_in_their_order():
-    page = (ROOT / "CONTRIBUTING.md").read_text().split("<!-- map -->")[1].split("<!-- /map -->")[0]
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/concepts.md"])
+def test_the_map_of_the_folders_lists_them_in_their_order(page):
+    shown = (ROOT / page).read_text().split("<!-- map -->")[1].split("<!-- /map -->")[0]
     contract = (ROOT / ".importlinter").read_text().split("layers =\n")[1].split("exhaustive")[0]
     folders = {path.name for path in (ROOT / "saeval").iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert re.findall(r"^\| `(\w+)/`", page, re.MULTILINE) == contract.split()
+    assert re.findall(r"^\| `(\w+)/`", shown, re.MULTILINE) == contract.split()
     assert set(contract.split()) == folders
 
 

@@ -27,13 +27,13 @@ SMALL = {"baselines": [], "scorers": {"detection": {}}}
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
 
 
 # --- text ---
 
 
-def test_halves_are_joined_or_replaced_wherever_they_stand():
+def test_halves_are_joined_or_replaced_wherever_they_are():
     assert clean_text("fine: \U0001f600 é") == "fine: \U0001f600 é"
     assert clean_text("\ud83d\ude00") == "\U0001f600"
     assert clean({f"k{HALF}": [HALF, ("a", {"b": f"x{HALF}"})]}) == {"k�": ["�", ("a", {"b": "x�"})]}

@@ -19,6 +19,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 import yaml
 from aiohttp import web
+from click.testing import CliRunner
 from fake_server import body, content, error
 from planted_run import spec, truthful, truthful_server
 from root import ROOT
@@ -26,11 +27,12 @@ from root import ROOT
 import saeval
 from saeval import LLMError, SpecError
 from saeval._util.secrets import names_secret, placeholder, use, without_values
+from saeval.cli import main
 from saeval.plugin import Request, without_secrets
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
-from saeval.task.spec.checking import refuse_secrets
-from saeval.task.spec.document import Document
+from saeval.task.spec.document import SpecDocument
+from saeval.task.spec.validation import refuse_secrets
 
 KEY = 'zq7/canary"4Xw1+b9K%d0tR'  # has what URLs, JSON, HTML and base64 write differently
 SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 4, "min_windows": 20}}
@@ -39,7 +41,7 @@ SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 4, "min
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     for name in ("SAEVAL_ALLOW_ENV", "SAEVAL_ALLOW_HOST"):
         monkeypatch.setenv(name, "")
 
@@ -210,7 +212,7 @@ def spec_of(role, **changes):
     return spec(Nowhere(), **SMALL, llms={"explainer": role, "judge": role}, **changes)
 
 
-def test_credential_of_the_environment_in_a_spec_is_refused_wherever_it_stands(monkeypatch):
+def test_credential_of_the_environment_in_a_spec_is_refused_wherever_it_is(monkeypatch):
     monkeypatch.setenv("LAB_PASSWORD", KEY)
     for changes in ({"description": f"ours: {KEY}"}, {"matrix": {"a": [quote(KEY, safe=""), "b"]}}):
         with pytest.raises(SpecError, match="credential of your environment") as refused:
@@ -220,7 +222,7 @@ def test_credential_of_the_environment_in_a_spec_is_refused_wherever_it_stands(m
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("tasks/**/*.yaml")), ids=lambda file: file.stem)
 def test_shipped_specs_hold_nothing_that_looks_like_a_credential(file):
-    refuse_secrets(Document(yaml.safe_load(file.read_text()), {}))
+    refuse_secrets(SpecDocument(yaml.safe_load(file.read_text()), {}))
 
 
 def test_placeholders_and_ordinary_options_are_no_credentials():
@@ -420,3 +422,22 @@ def test_reply_beyond_all_bounds_is_an_error_that_is_tried_again(monkeypatch, fa
         assert error.retryable and reply.text == "fine"
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         assert grown < 450  # MB; the server, in this process, holds 200 of them
+
+
+TYPED = [
+    ("run", "quickstart", "{}"), ("run", "{}"), ("{}",), ("--{}",), ("run", "--{}"), ("run", "quickstart", "--limit", "{}"),
+    ("run", "quickstart", "--limit={}"), ("export", "-f", "{}", "run"), ("report", "run", "LAB_API_KEY={}"),
+    ("run", "quickstart", "--llm", "{}"), ("report", "run", "Bearer {}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", TYPED, ids=" ".join)
+@pytest.mark.parametrize("key", ["qR7tY2wE9uI4oP1aS6dF", "sk-proj-8fGh2", "ghp_abcdefghijklmnopqrstuvwxyz"])
+def test_key_that_was_typed_in_the_wrong_place_is_not_repeated(arguments, key):
+    done = CliRunner().invoke(main, [argument.format(key) for argument in arguments])
+    assert done.exit_code == 2 and key not in done.output
+
+
+def test_words_that_were_typed_in_the_wrong_place_are_repeated():
+    for word in ("quick-start-2026", "layers.9.mlp", "EleutherAI/sae-llama-3-8b-32x"):
+        assert word in CliRunner().invoke(main, ["run", "quickstart", word]).output

@@ -1,14 +1,15 @@
-"""Files of tensors, read without running anything that is in them: safetensors, NumPy's, PyTorch's and JSON."""
+"""Reads tensor files without running code in them: safetensors, NumPy's, PyTorch's and JSON."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import math
+from typing import IO, TYPE_CHECKING, Any
 
-from saeval.plugin import InputError
+from saeval.plugin import InputError, check_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -25,7 +26,7 @@ def read_json(label: str, path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{label}: {path.name} cannot be read ({error})") from None
     if not isinstance(config, dict):
         raise InputError(f"{label}: {path.name} holds no mapping")
@@ -47,8 +48,8 @@ def read_tensors(label: str, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, as float32 on the CPU; one that has no name goes by the empty string.
 
     Raises:
-        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite; a threshold may be
-            infinite, which keeps a pruned latent silent.
+        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite; a threshold may
+            be infinite, which keeps a pruned latent silent.
     """
     tensors = {name: tensor.float() for name, tensor in _opened(label, path, _READERS[path.suffix]).items()}
     for name, tensor in tensors.items():
@@ -98,7 +99,8 @@ def check_shapes(
     for name, shape in wanted.items():
         if seen[name] != shape:
             raise InputError(
-                f"{label}: {name} has shape {seen[name]}, but by its configuration and other tensors it should be {shape}"
+                f"{label}: {name} has shape {seen[name]}, but by its configuration and other tensors it should be "
+                f"{shape}"
             )
 
 
@@ -124,6 +126,7 @@ def _opened(label: str, path: Path, read: Callable[[Path], dict[str, Any]]) -> d
         RuntimeError,
         EOFError,
         KeyError,
+        RecursionError,
         SafetensorError,
         zipfile.BadZipFile,
         zlib.error,
@@ -148,6 +151,7 @@ class _NotTensors(Exception):
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    check_memory(str(path), _as_float32(_safetensors_shapes(path)))
     tensors: dict[str, Tensor] = load_file(path)
     return tensors
 
@@ -162,7 +166,7 @@ def _safetensors_shapes(path: Path) -> dict[str, list[int]]:
 def _npz(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
-    _npz_shapes(path)
+    check_memory(str(path), _as_float32(_npz_shapes(path)))
     with np.load(path, allow_pickle=False) as arrays:
         return {name: _from_numpy(arrays[name]) for name in arrays.files}
 
@@ -170,25 +174,45 @@ def _npz(path: Path) -> dict[str, Tensor]:
 def _npz_shapes(path: Path) -> dict[str, list[int]]:
     import zipfile
 
-    from numpy.lib import format as npy
-
     shapes = {}
     with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
+        for member in archive.infolist():
             with archive.open(member) as file:
-                version = npy.read_magic(file)
-                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                shape, _, dtype = read(file)
-            if dtype.hasobject:
-                raise _NotTensors("Python objects")
-            shapes[member.removesuffix(".npy")] = list(shape)
+                shapes[member.filename.removesuffix(".npy")] = _npy_shape(file, member.file_size)
     return shapes
 
 
 def _npy(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
+    with path.open("rb") as file:
+        check_memory(str(path), _as_float32({"": _npy_shape(file, path.stat().st_size)}))
     return {"": _from_numpy(np.load(path, allow_pickle=False))}
+
+
+def _npy_shape(file: IO[bytes], size: int) -> list[int]:
+    """Return the shape that the head of an array claims, for which there must be as many bytes as it takes.
+
+    Args:
+        file: The file, or a member of an archive.
+        size: Its bytes.
+    """
+    from numpy.lib import format as npy
+
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise _NotTensors("Python objects")
+    claimed, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if claimed > there or min(shape, default=0) < 0:
+        raise ValueError(f"its head claims {claimed:,} bytes, and {there:,} are there")
+    return list(shape)
+
+
+def _as_float32(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return the bytes that tensors take as they are read."""
+    return sum(4 * math.prod(shape) for shape in shapes.values())
 
 
 def _from_numpy(array: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""A random SAE: what a trained one has to beat."""
+"""A random SAE, the baseline for trained SAEs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LATENTS, _K = 131_072, 50  # of the paper's, where there is nothing to match
 class RandomSae(Coder):
     """Random directions of unit norm, uniform over the sphere, with top-k activations (paper A.7.3).
 
-    The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many latents,
-    and as many of them firing per token, as the SAE it stands beside: as that one's files tell, or else as is measured on
-    the corpus. Elsewhere it has 131,072 and 50, as in the paper.
+    The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many
+    latents, and as many of them firing per token, as the SAE it is compared with; if its files do not say so, they
+    are measured on the corpus. Elsewhere 131,072 and 50, as in the paper.
     """
 
     name = "random_sae"
 
     n_latents: int | None = Field(default=None, ge=1)
-    """Number of directions; when left out, that of the SAE beside it."""
+    """Number of directions; by default, that of the SAE beside it."""
     k: int | None = Field(default=None, ge=1)
-    """Latents per token to keep; when left out, the L0 of the SAE beside it."""
+    """Latents per token to keep; by default, the L0 of the SAE beside it."""
     seed: int = 0
     """Seed of the directions."""
     _unlike: Coder | None = PrivateAttr(default=None)
@@ -35,7 +35,7 @@ class RandomSae(Coder):
         return self
 
     def beside(self, other: Coder) -> RandomSae:
-        """Return it with the width and the L0 of another coder, where neither is given; what files do not tell is measured later."""
+        """Return it with the width and L0 of another coder, unless given; what no file states is measured later."""
         found = self._sized(other.made_for(fetch=False))
         if found.n_latents is None or found.k is None:
             found._unlike = other

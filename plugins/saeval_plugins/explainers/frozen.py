@@ -1,4 +1,4 @@
-"""Explanations of a frozen run: its own, put to the role's model again as they were, and those of its baselines."""
+"""Explanations of a recorded run: its prompts (paper §3.2), sent again unchanged, and the texts of its baselines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from saeval.plugin import (
 from saeval_plugins._frozen import OWN, Explained, read_frozen
 
 
-class Frozen(Explainer):
-    """Puts the recorded prompt to the role's model and reads the reply; the model `frozen/…` repeats the recorded one."""
+class FrozenExplainer(Explainer):
+    """Sends the recorded prompt to the role's model; the model `frozen/…` repeats the recorded reply."""
 
     name = "frozen"
     llm_role = "explainer"
@@ -52,8 +52,8 @@ class Frozen(Explainer):
             return Explanation.failed(str(error))
 
 
-class FrozenShuffled(Frozen):
-    """Returns the explanation of another latent that the frozen run held against each latent's own."""
+class FrozenShuffled(FrozenExplainer):
+    """Returns the shuffled explanation of the frozen run, which is of another latent."""
 
     name = "frozen_shuffled"
     llm_role = None
@@ -61,8 +61,8 @@ class FrozenShuffled(Frozen):
     variant = "shuffled_explanation"
 
 
-class FrozenRandom(Frozen):
-    """Returns the random explanation that the frozen run held against each latent's own."""
+class FrozenRandom(FrozenExplainer):
+    """Returns the random explanation of the frozen run."""
 
     name = "frozen_random"
     llm_role = None
@@ -70,8 +70,8 @@ class FrozenRandom(Frozen):
     variant = "random_explanation"
 
 
-class FrozenTopTokens(Frozen):
-    """Returns the list of top tokens that the frozen run held against each latent's own explanation."""
+class FrozenTopTokens(FrozenExplainer):
+    """Returns the list of top tokens of the frozen run."""
 
     name = "frozen_top_tokens"
     llm_role = None

@@ -1,4 +1,4 @@
-"""The baseline without any sight of the latent: an explanation drawn from a list of plausible ones."""
+"""The random baseline: an explanation drawn from a list of plausible ones, without seeing the latent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from saeval_plugins.prompts import load
 EXPLANATIONS = load("random_explanations.txt")
 
 
-class Random(Explainer):
+class RandomExplainer(Explainer):
     """Draws a ready-made explanation: the floor under every scorer (paper §4, `random explanation`)."""
 
     name = "random"

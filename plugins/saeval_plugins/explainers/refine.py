@@ -1,4 +1,4 @@
-"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the best."""
+"""The refining explainer proposes, tests, repairs, and keeps the best explanation."""
 
 from __future__ import annotations
 
@@ -120,13 +120,9 @@ class Refine(Explainer):
             [int(i) for i in rng.permutation(len(side))] for side in (examples.activating, examples.non_activating)
         )
         active, silent = active[: min(self.held_back, len(active) // 2)], silent[: self.held_back]
-        held = [
-            [
-                *(examples.activating[i] for i in active[half::2]),
-                *(examples.non_activating[i] for i in silent[half::2]),
-            ]
-            for half in (0, 1)
-        ]
+        firing = [examples.activating[i] for i in active]
+        quiet = [examples.non_activating[i] for i in silent]
+        held = [[*firing[half::2], *quiet[half::2]] for half in (0, 1)]
         repair, choose = ([part[i] for i in rng.permutation(len(part))] for part in held)
         shown = [window for i, window in enumerate(examples.activating) if i not in active]
         return Parts(shown[: self.examples], repair, choose)
@@ -140,7 +136,7 @@ class Refine(Explainer):
     async def _mistakes(
         self, explanation: str, windows: list[Example], context: Context
     ) -> tuple[list[Example], list[Example]]:
-        """Ask in which windows an explanation holds; return those missed and those wrongly accepted.
+        """Ask which windows fit an explanation; return those missed and those wrongly accepted.
 
         Raises:
             ParseError: If a reply, asked for twice, holds no answers.

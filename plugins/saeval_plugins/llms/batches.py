@@ -1,4 +1,4 @@
-"""Requests gathered into batches, which providers answer within a day at half the price."""
+"""Gathers requests into provider batches, answered within a day at half the price."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Progress(NamedTuple):
     files: tuple[str, ...] = ()
 
 
-class Provider(Protocol):
+class BatchProvider(Protocol):
     """Where batches are sent to; each of its methods raises `LLMError`."""
 
     async def send(self, lines: str) -> str:
@@ -83,7 +83,7 @@ class Batches:
         provider: Where batches are sent to.
     """
 
-    def __init__(self, folder: Path, model: str, owner: str, provider: Provider):
+    def __init__(self, folder: Path, model: str, owner: str, provider: BatchProvider):
         self._folder, self._model, self._owner, self._provider = folder, model, owner, provider
         self._gathered: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -153,7 +153,7 @@ class Batches:
             self._folder.mkdir(parents=True, exist_ok=True)
             batch = _Batch(found, self._folder / f"{content_hash(self._owner, found)}.json", set(wanted))
             batch.write(self._owner)
-        except Exception as error:  # noqa: BLE001 - whoever asked is told, whatever it is
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             for _, answer in wanted.values():
                 _fail(answer, error)
             return
@@ -172,7 +172,7 @@ class Batches:
             batch.keys &= lines.keys()
             batch.keys -= {key for key, line in lines.items() if not answered(line)}
             batch.write(self._owner)  # what is asked again is asked in another batch
-        except Exception as error:  # noqa: BLE001 - whoever asked is told, whatever it is
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             for answer in batch.asked.values():
                 _fail(answer, error)
             return

@@ -1,4 +1,4 @@
-"""Judgements of a frozen run: its prompts, put to the role's model again as they were."""
+"""Judgements of a recorded run: its prompts for the paper's detection and fuzzing, sent again unchanged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from saeval.plugin import (
     SpecPath,
     parse_list,
 )
-from saeval_plugins._frozen import Asked, read_frozen
+from saeval_plugins._frozen import RecordedPrompt, read_frozen
 
 
-class Frozen(Scorer):
-    """Puts the recorded prompts about an explanation to the role's model, and reads the replies as of today.
+class FrozenScorer(Scorer):
+    """Sends the recorded prompts about an explanation to the role's model, and parses the replies with today's parser.
 
-    The model `frozen/…` repeats the recorded replies. Any other one judges the same questions again, so that a judge can be
-    held against the recorded one.
+    The model `frozen/…` repeats the recorded replies. Any other model judges the same questions, so its judgements can
+    be compared with the recorded ones.
     """
 
     name = "frozen"
@@ -51,7 +51,7 @@ class Frozen(Scorer):
             return Score.skipped(f"the frozen run did not judge this explanation by {self.label}")
         windows = {int(e.context): e for e in (*examples.activating, *examples.non_activating)}
 
-        async def judged(asked: Asked) -> list[Outcome]:
+        async def judged(asked: RecordedPrompt) -> list[Outcome]:
             pairs = zip(asked.windows, asked.right, strict=True)
             questions = [Question(windows[row], "", right) for row, right in pairs]
 

@@ -1,4 +1,4 @@
-"""Work in batches that grow smaller where memory runs out."""
+"""Runs work in batches, and makes them smaller when memory runs out."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) 
             low = high
         elif size == 1:
             raise InputError(
-                f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller model or "
-                "coder, `dtype: bfloat16`, or another `device`"
+                f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller "
+                "model or coder, `dtype: bfloat16`, or another `device`"
             )
         else:
             size = (size + 1) // 2
 
 
 def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str | None:
-    """Return what an allocator said, with everything that the call held given back; None where all went well."""
+    """Return the out-of-memory error of a call, after releasing what it held; None if it succeeded."""
     try:
         do(low, high)
     except RuntimeError as error:  # torch's; NumPy's MemoryError may come from writing, which cannot be done again

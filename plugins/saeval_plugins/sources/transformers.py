@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
 
-_LOOKED_AT = 2000  # documents that are looked at for a check
+_LOOKED_AT = 2000  # documents read for a check
 _MEASURED_ON = 1 << 14  # tokens that the L0 of a coder is measured on, for those that take it over
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
@@ -46,7 +46,7 @@ class Transformers(ActivationSource):
     """Runs a language model over a corpus and encodes its activations (paper §3.1).
 
     Each context begins with BOS, which models need to see; activations at BOS, other special tokens and padding are
-    left out. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
+    omitted. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
     hookpoint. Only positive activations are kept: where a coder's latents are signed, their negative side counts as
     silence.
     """
@@ -65,7 +65,7 @@ class Transformers(ActivationSource):
     """Precision of the model; `auto` for bfloat16 on CUDA and float32 elsewhere."""
     hookpoint: str | None = None
     """Where to read: a module path (`layers.9`, `layers.9.mlp.input`) or TransformerLens' name for it
-    (`blocks.9.hook_resid_post`). Left out, the place that the coder's files name."""
+    (`blocks.9.hook_resid_post`). By default, the place that the coder's files name."""
     coder: SerializeAsAny[Coder]
     """The coder: `{use: sae_lens, with: {path: …}}`."""
     corpus: Corpus
@@ -79,7 +79,7 @@ class Transformers(ActivationSource):
     _latents: tuple[int, ...] | None = PrivateAttr(default=None)
     """The latents to encode; None for all."""
     _instead_of: Coder | None = PrivateAttr(default=None)
-    """The coder in whose place this one stands as a baseline, where its files do not tell all that is taken over."""
+    """The coder that this baseline replaces, if its files do not state all that the baseline copies."""
 
     def check(self) -> None:
         """Look whether model, coder and corpus are there, and fit as far as their files tell."""
@@ -101,7 +101,7 @@ class Transformers(ActivationSource):
             self._fit().check_window(texts, window)
 
     def cautions(self) -> list[str]:
-        """Say where the coder is used otherwise than it was trained."""
+        """Say where the coder is used differently than it was trained."""
         fit = self._fit()
         conflicts = [f"Accepted as it is: {conflict}." for conflict in fit.conflicts()]
         return conflicts + fit.cautions()
@@ -139,11 +139,11 @@ class Transformers(ActivationSource):
         return coder.load("cpu", coder.width() or self.subject().width)
 
     def _complete(self, live: LiveModel, data: TokenDataset | None = None) -> Coder:
-        """Return the coder, with what is measured of the one in whose place it stands where files do not tell it."""
+        """Return the coder; for an incomplete baseline, with the measured size of the coder it replaces."""
         return self.coder.completed(self._measured(live, data)) if self.coder.incomplete() else self.coder
 
     def _measured(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
-        """Return the width and the L0 of the coder in whose place this one stands: of its files, or measured on the corpus."""
+        """Return width and L0 of the coder that this baseline replaces: as its files say, or measured on the corpus."""
         original = self.model_copy(update={"coder": self._instead_of or self.coder})
         made = original.coder.made_for()
         if made.latents is not None and made.l0 is not None:
@@ -168,7 +168,7 @@ class Transformers(ActivationSource):
         """Return this source reading another coder at the same place."""
         changes: dict[str, Any] = {"coder": coder, "hookpoint": self._place}
         lacking = False
-        with suppress(InputError):  # files that are not there are told of where this source is checked
+        with suppress(InputError):  # missing files are reported where this source is checked
             changes["coder"] = beside = coder.beside(self.coder)
             partial = self.coder.made_for(fetch=False).partial
             changes |= {} if partial else {"corpus": self._corpus}
@@ -273,10 +273,18 @@ class _Reading:
         precision = f"{live.model.dtype} {live.device}"
         self.done = writer.start(data, self.coder.n_latents, shard, made_with=precision)  # contexts
         writer.note(
-            subject=live.name, hookpoint=str(self.point), architecture=self.coder.architecture, d_in=width,
-            d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
-            metadata=dict(self.coder.metadata), l0_of_files=coder.made_for().l0, warnings=[*data.warnings, *cautions],
-        )  # fmt: skip
+            subject=live.name,
+            hookpoint=str(self.point),
+            architecture=self.coder.architecture,
+            d_in=width,
+            d_sae=self.coder.n_latents,
+            device=live.device,
+            dtype=str(live.model.dtype).removeprefix("torch."),
+            compiled=compiled,
+            metadata=dict(self.coder.metadata),
+            l0_of_files=coder.made_for().l0,
+            warnings=[*data.warnings, *cautions],
+        )
         self.data_type = live.model.dtype
         self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(
             "torch.", ""
@@ -285,7 +293,7 @@ class _Reading:
             writer.note(measures=dict(self.coder.measures))
 
     def turn_to(self, low: int) -> int:
-        """Go on with the shard that begins at a context, and return the context to begin at."""
+        """Resume the shard that begins at a context, and return the context to begin at."""
         self.done = self.writer.turn_to(low)
         return self.done
 
@@ -382,8 +390,8 @@ def _misfit(reads: int, place: str, model: str, width: int) -> InputError:
 
 def _mismatch(conflicts: Sequence[str]) -> InputError:
     return InputError(
-        f"{'; '.join(conflicts)}: change the spec, or set `accept_mismatch: true` under source.with to go on and have the row "
-        "marked"
+        f"{'; '.join(conflicts)}: change the spec, or set `accept_mismatch: true` under source.with to go on and "
+        "have the row marked"
     )
 
 

@@ -1,4 +1,4 @@
-"""Trackers that follow Weights & Biases' interface: wandb itself, and trackio, which keeps everything on this machine."""
+"""Trackers with the interface of Weights & Biases: wandb, and trackio, which stays on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Wandb(Tracker):
     project: str = "saeval"
     """Project to log to."""
     entity: str | None = None
-    """User or team; wandb's own default when left out."""
+    """User or team; default: wandb's own default."""
 
     def check(self) -> None:
         """Look whether wandb is there, and allowed to log."""
@@ -31,10 +31,16 @@ class Wandb(Tracker):
 
         key = _facts.key(result, folder)
         run = wandb.init(
-            project=self.project, entity=self.entity, id=key, name=result.run_id, resume="allow",
+            project=self.project,
+            entity=self.entity,
+            id=key,
+            name=result.run_id,
+            resume="allow",
             mode=os.environ.get("WANDB_MODE") or None,
-            config=_facts.settings(result), tags=[result.task], settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+            config=_facts.settings(result),
+            tags=[result.task],
+            settings=wandb.Settings(silent=True, console="off"),
+        )
         try:
             run.log(_facts.numbers(result))
             artifact = wandb.Artifact(key, type="saeval-run")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display
-from saeval.llm import Budget, CallLog
+from saeval.llm import Budget, CallLedger
 from saeval.task import Task
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Executor(ABC):
-    """Does the heavy stages of a task; what they make is written down by whoever asks.
+    """Runs the heavy stages of a task; the caller records their results.
 
     Attributes:
         workers: Processes that do the work.
@@ -42,7 +42,7 @@ class Executor(ABC):
 
 
 @contextmanager
-def executor(task: Task, calls: CallLog, budget: Budget, display: Display) -> Iterator[Executor]:
+def executor(task: Task, calls: CallLedger, budget: Budget, display: Display) -> Iterator[Executor]:
     """Lend the executor that the task names.
 
     Args:

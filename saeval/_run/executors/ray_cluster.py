@@ -39,7 +39,7 @@ def cluster(cpus: int | None) -> Iterator[None]:
     and reports no usage. It ends with the block.
 
     Args:
-        cpus: CPUs of a new cluster; all there are when left out.
+        cpus: CPUs of a new cluster; default: all.
 
     Raises:
         InputError: If Ray is not installed, cannot be reached, or would listen to other machines.
@@ -77,10 +77,17 @@ def _own(cpus: int | None) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="saeval-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
     inside = Path(folder) / "r"  # Ray opens its folder to everybody, and cannot open the one around it
     try:
-        with _reaped(folder), _connected(
-            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_SHARED_MEMORY,
-            _node_ip_address=_LOOPBACK, _temp_dir=str(inside),
-        ):  # fmt: skip
+        with (
+            _reaped(folder),
+            _connected(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=_SHARED_MEMORY,
+                _node_ip_address=_LOOPBACK,
+                _temp_dir=str(inside),
+            ),
+        ):
             _refuse_other_interfaces()
             yield
     finally:
@@ -91,7 +98,7 @@ def _own(cpus: int | None) -> Iterator[None]:
 def _reaped(folder: str) -> Iterator[None]:
     """Have a process clean up after this one, should it be killed."""
     program = [sys.executable, "-I", str(Path(__file__).with_name("ray_reaper.py")), folder]
-    nowhere = subprocess.DEVNULL  # whoever reads our output waits for its end
+    nowhere = subprocess.DEVNULL  # a reader of our output would wait for its end
     reaper = subprocess.Popen(  # noqa: S603 - our own program
         program, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
     )

@@ -24,7 +24,7 @@ from saeval._util import LLMError, SaevalError, content_hash
 from saeval.activations import ActivationStore, Corpus
 from saeval.llm import pack
 from saeval.models import embedder
-from saeval.plugin.base import Context, Explainer
+from saeval.plugin.base import Context, Explainer, Scorer
 from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
 from saeval.task import Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
@@ -39,15 +39,15 @@ _REST = 0.05  # seconds per latent and cell: sampling, and the report
 
 ASSUMPTIONS = (
     f"Prompts are real ones, for up to {_TRIED} latents per cell, made from windows of the activations in the cache; "
-    f"where there are none yet, from windows of made-up text. {CHARACTERS:g} characters are a token.",
-    "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that model reasons; "
-    "without --like the reasoning of a model is not counted. None has to be asked twice.",
-    f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says otherwise; a "
-    f"model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects {_COLLECTED:g}, as small models do on "
-    f"two cores; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are those of the "
-    "run given by --like.",
-    f"Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, {_ACTIVE} a "
-    "token or the coder's `k`, and 5 for the token. Models that are downloaded or unpacked are left out.",
+    f"where there are none yet, from placeholder text. {CHARACTERS:g} characters are a token.",
+    "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that "
+    "model reasons; without --like the reasoning of a model is not counted. None has to be asked twice.",
+    f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says "
+    f"otherwise; a model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects "
+    f"{_COLLECTED:g}, as small models do on two cores; all else takes {_REST:g} s a latent, and longer where "
+    "sentences are embedded. The others are those of the run given by --like.",
+    "Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, "
+    f"{_ACTIVE} a token or the coder's `k`, and 5 for the token. Downloaded or unpacked models are not included.",
     "Answers and activations that are in the cache already cost nothing when they are used again.",
 )
 """What the numbers rest on."""
@@ -98,7 +98,7 @@ class Plan:
     steps: tuple[StepPlan, ...]
 
     def total(self, column: str) -> Any | None:
-        """Return a column's sum, tokens of the corpus left out; None where a part of it is unknown."""
+        """Return a column's sum, tokens of the corpus omitted; None where a part of it is unknown."""
         tokens = column == "input_tokens"
         values = [getattr(step, column) for step in self.steps if not (tokens and step.step == "collect")]
         return None if None in values else sum(values)
@@ -106,21 +106,22 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON data, with totals and assumptions."""
         return {
-            "steps": [asdict(step) for step in self.steps], "total": {c: self.total(c) for c in _QUANTITIES},
+            "steps": [asdict(step) for step in self.steps],
+            "total": {c: self.total(c) for c in _QUANTITIES},
             "assumptions": list(ASSUMPTIONS),
-        }  # fmt: skip
+        }
 
 
 def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Plan:
     """Tell what a run would take. No model is asked or loaded, and nothing is collected.
 
-    Every step is tried on a few latents with a stand-in for its model, which counts what it is asked; what comes of it is
-    written down as a run does, and weighed.
+    Every step is tried on a few latents with a placeholder model that counts requests. The results are written as a run
+    writes them, to estimate disk space.
 
     Args:
         task: The task.
         limit: Maximum latents per cell.
-        speed: How fast another run went, such as one of this task with a limit; assumed where left out.
+        speed: How fast another run went, such as one of this task with a limit; assumed by default.
     """
     steps: list[StepPlan] = []
     collected: set[str] = set()
@@ -187,7 +188,7 @@ class _Try(NamedTuple):
 
     @classmethod
     def of(cls, task: Task, cell: Cell, limit: int | None, stand_in: Path) -> _Try:
-        """Sample them, from made-up text where nothing is collected yet."""
+        """Sample them, from placeholder text where nothing is collected yet."""
         listed = cell.latents.select == "list"
         wanted = len(cell.latents.indices) if listed else cell.latents.n
         wanted = wanted if limit is None else min(wanted, limit)
@@ -204,7 +205,7 @@ class _Try(NamedTuple):
         records, why = Records(), ""
         try:
             records, _ = choose_records(sampled, store, task.run.seed, min(_TRIED, wanted))
-        except Exception as error:  # noqa: BLE001 - samplers may need what a stand-in has not
+        except Exception as error:  # noqa: BLE001 - samplers may need what the placeholder lacks
             why = f"no window could be sampled to try it on: {error}"
         counts = {"requested": wanted, "eligible": wanted, "sampled": wanted}
         return cls(CellState(cell, store, records, counts, base=""), wanted, why)
@@ -313,9 +314,14 @@ def _corpus_tokens(corpus: Corpus) -> int | None:
 
 
 def _asking(
-    task: Task, found: StepPlan, role: RolePart, step: StepWork, tried: _Try,
-    results: dict[int, Explanation | Score], speed: Speed | None,
-) -> StepPlan:  # fmt: skip
+    task: Task,
+    found: StepPlan,
+    role: RolePart,
+    step: StepWork,
+    tried: _Try,
+    results: dict[int, Explanation | Score],
+    speed: Speed | None,
+) -> StepPlan:
     """Try a step on a few latents, and return what it would take on all.
 
     Args:
@@ -333,7 +339,7 @@ def _asking(
         rng = work.rng(task.run.seed, step.step, step.variant, record.latent)
         try:
             result = asyncio.run(_try(step.part, record, Context(record.latent, rng, counter, embedder())))
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything over made-up answers
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything over placeholder answers
             why = f"could not be tried: {error}"
             continue
         asked, counter.asked = pack(counter.asked), []
@@ -351,21 +357,27 @@ def _asking(
     measured = speed.call.get((role.role, role.model)) if speed else None
     lines = disk_estimate.call(role.role, role.model) + disk_estimate.answer(counter.kept // max(1, counter.calls))
     return replace(
-        found, calls=calls, input_tokens=taken, output_tokens=given, usd=usd, bytes=calls * lines, note=note,
+        found,
+        calls=calls,
+        input_tokens=taken,
+        output_tokens=given,
+        usd=usd,
+        bytes=calls * lines,
+        note=note,
         seconds=_assumed(role, calls, counter.fresh * share + given) if measured is None else calls * measured,
         measured=measured is not None,
-    )  # fmt: skip
+    )
 
 
 async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> Explanation | Score:
-    explains = isinstance(step.part.plugin, Explainer)
+    plugin: Explainer | Scorer = step.part.plugin
     try:
-        if explains:
-            return await step.part.plugin.explain(record.explain, context)  # type: ignore[no-any-return]
+        if isinstance(plugin, Explainer):
+            return await plugin.explain(record.explain, context)
         text = f"{EXPLANATION} {record.latent.index}"  # another one for each latent, as in the run
-        return await step.part.plugin.score(Explanation(text=text), record.score, context)  # type: ignore[no-any-return]
+        return await plugin.score(Explanation(text=text), record.score, context)
     except LLMError as error:
-        return Explanation.failed(str(error)) if explains else Score.failed(str(error))
+        return Explanation.failed(str(error)) if isinstance(plugin, Explainer) else Score.failed(str(error))
 
 
 def _assumed(role: RolePart, calls: int, tokens: float) -> float:

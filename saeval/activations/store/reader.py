@@ -1,12 +1,11 @@
-"""Reading a store: the firings of a latent, windows of text, and examples."""
+"""Reads a store: firings of a latent, windows of text, and examples."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import cached_property
-from itertools import repeat, starmap
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,12 +50,12 @@ class ActivationStore:
         path: The directory.
         n_latents: Width of the dictionary.
         n_tokens: Text tokens in the corpus.
-        length: Tokens a context.
+        length: Tokens per context.
         lead: Tokens before the text in each context (BOS).
         mask: Which tokens are text.  [contexts, length]
         latents: Latents whose activations are known; None for all.
         facts: What the source noted.
-        coder: Loads the coder whose activations these are, where whoever opened the store lends it.
+        coder: Loads the coder whose activations these are, if the opener of the store provides it.
     """
 
     coder: Callable[[], SparseCoder] | None = None
@@ -171,7 +170,7 @@ class ActivationStore:
         indptr, known = self._known
         return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
 
-    # Windows tile the text of a context, BOS left out; a context's short rest belongs to no window.
+    # Windows tile the text of a context, BOS omitted; a context's short rest belongs to no window.
 
     def _tiles(self, window: int) -> int:
         """Windows a full context has; window number `context * tiles + tile`."""
@@ -193,7 +192,7 @@ class ActivationStore:
 
         Args:
             latent: The latent.
-            window: Tokens a window.
+            window: Tokens per window.
         """
         last = self._last_windows
         if last is None or last[0] != (latent, window):
@@ -265,7 +264,7 @@ class ActivationStore:
 
         Args:
             latent: The latent.
-            window: Tokens a window.
+            window: Tokens per window.
             n: Windows wanted; fewer come when there are not enough.
             rng: Source of the draw.
             keep: Tells for window numbers which may be drawn.
@@ -290,7 +289,7 @@ class ActivationStore:
         """Draw windows, all different, whatever fires in them.
 
         Args:
-            window: Tokens a window.
+            window: Tokens per window.
             n: Windows wanted; fewer come when there are not enough.
             rng: Source of the draw.
             keep: Tells for window numbers which may be drawn.
@@ -331,11 +330,10 @@ class ActivationStore:
         Args:
             latent: The latent.
             ids: Window numbers.
-            window: Tokens a window.
+            window: Tokens per window.
             deciles: Rank decile of each window.
         """
-        context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
-        return self._cut(latent, context, self.lead + tile * window, window, deciles)
+        return self.examples_at(latent, self.begin_of(np.asarray(ids, dtype=np.int64), window), window, deciles)
 
     def examples_at(
         self,
@@ -349,14 +347,40 @@ class ActivationStore:
         Args:
             latent: The latent.
             positions: Where each begins, numbered as in `activations`: `context * length + start`.
-            window: Tokens a window.
+            window: Tokens per window.
             deciles: Rank decile of each window.
 
         Raises:
             ValueError: If a window reaches beyond the text of its context.
         """
-        context, start = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
-        return self._cut(latent, context, start, window, deciles)
+        at = np.asarray(positions, dtype=np.int64)
+        context, start = np.divmod(at, self.length)
+        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
+            first = int(np.argmax(bad))
+            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
+        if not len(context):
+            return ()
+        position, value = self._stored(latent.index)
+        # Searched for in the type that positions are stored in; in another, all of them would be converted.
+        low, high = np.searchsorted(position, np.array([at, at + window], dtype=position.dtype))
+        count = high - low
+        row = np.repeat(np.arange(len(at)), count)
+        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
+        activations = np.zeros((len(at), window), dtype=np.float32)
+        activations[row, position[source] - at[row]] = value[source]
+        token_ids = self._rows(window)[at]
+        columns = zip(
+            self._vocabulary.strings(token_ids),
+            token_ids,
+            activations,
+            self.documents[context].tolist(),
+            context.tolist(),
+            start.tolist(),
+            (count > 0).tolist(),
+            deciles if deciles is not None else [None] * len(at),
+            strict=True,
+        )
+        return tuple(starmap(Example, columns))
 
     def begin_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return the position at which each window begins.  [windows]"""
@@ -364,16 +388,16 @@ class ActivationStore:
         return np.asarray(context * self.length + self.lead + tile * window)
 
     def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-        """Return where to begin each activating window so that text stands on both sides of what fires in it.
+        """Return where to begin each activating window so that there is text on both sides of its firings.
 
-        A window in which less than a quarter stands before the first firing token, or after the last, is moved that way:
-        as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes out. So
-        a window's maximum and rank stay what they were.
+        A window with less than a quarter of its tokens before the first firing token, or after the last, is moved that
+        way: as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes
+        out. So a window's maximum and rank stay what they were.
 
         Args:
             latent: The latent.
             ids: Numbers of its activating windows.
-            window: Tokens a window.
+            window: Tokens per window.
 
         Returns:
             Positions, for `examples_at`.  [windows]
@@ -391,93 +415,3 @@ class ActivationStore:
         lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
         moved = np.where(back > 0, np.maximum(begin - back, lowest), np.minimum(begin + ahead, highest))
         return np.asarray(np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin)))
-
-    def _cut(
-        self,
-        latent: LatentId,
-        context: NDArray[np.int64],
-        start: NDArray[np.int64],
-        window: int,
-        deciles: Sequence[int | None] | None,
-    ) -> tuple[Example, ...]:
-        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
-            first = int(np.argmax(bad))
-            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
-        if not len(context):
-            return ()
-        at = context * self.length + start
-        position, value = self._stored(latent.index)
-        # Searched for in the type that positions are stored in; in another, all of them would be converted.
-        low, high = np.searchsorted(position, np.array([at, at + window], dtype=position.dtype))
-        count = high - low
-        row = np.repeat(np.arange(len(at)), count)
-        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
-        activations = np.zeros((len(at), window), dtype=np.float32)
-        activations[row, position[source] - at[row]] = value[source]
-        token_ids = self._rows(window)[at]
-        columns = zip(
-            self._vocabulary.strings(token_ids), repeat(token_ids, len(at)), range(len(at)), activations,
-            self.documents[context].tolist(), context.tolist(), start.tolist(), (count > 0).tolist(),
-            deciles if deciles is not None else [None] * len(at), strict=True,
-        )  # fmt: skip
-        cut: tuple[Any, ...] = tuple(starmap(_Uncut, columns))
-        for example in cut:
-            example.__class__ = _Cut
-        return cut
-
-
-class _Cut(Example):
-    """A window cut from a store.
-
-    Its token ids become integers when someone asks: few do, and they took a third of a sampler's time.
-    """
-
-    __slots__ = ("_row", "_windows")
-    __qualname__ = Example.__qualname__
-    _windows: NDArray[np.int32]
-    _row: int
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The tokens as the subject model's tokenizer numbers them."""
-        return tuple(self._windows[self._row].tolist())
-
-    def __new__(cls, *values: Any, **named: Any) -> Example:  # type: ignore[misc]
-        """Return a plain example: what `dataclasses.replace` makes of a window is not cut from the store."""
-        return Example(*values, **named)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Example, tuple(getattr(self, field.name) for field in fields(Example))
-
-
-_Unguarded: Any = Example  # or mypy would hold the base's guard to be in force
-
-
-class _Uncut(_Unguarded):  # type: ignore[misc]
-    """A window as it is made: a frozen dataclass guards each attribute that it is given, which takes twice the time."""
-
-    __slots__ = ("_row", "_windows")
-    __setattr__ = object.__setattr__
-    __delattr__ = object.__delattr__  # or Python would not take the shortcut for the other
-
-    def __init__(
-        self,
-        tokens: tuple[str, ...],
-        windows: NDArray[np.int32],
-        row: int,
-        activations: NDArray[np.float32],
-        document: int,
-        context: int,
-        start: int,
-        active: bool,
-        decile: int | None,
-    ):
-        self.tokens = tokens
-        self._windows = windows
-        self._row = row
-        self.activations = activations
-        self.document = document
-        self.context = context
-        self.start = start
-        self.active = active
-        self.decile = decile

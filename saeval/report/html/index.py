@@ -1,9 +1,9 @@
-"""What the first page of a report shows, gathered from the results and the tables of the cells."""
+"""Gathers the content of a report's first page from the results and the tables of the cells."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from saeval._compare import Leaderboard
-from saeval.records import MAIN, Correlation, RunResult, ScoreRow
+from saeval.records import MAIN, CellResult, Correlation, RunResult, ScoreRow
 from saeval.report.boards import cell_fields, detail_fields, notes
 from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
@@ -39,7 +39,7 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Detail:
-    """A score with what stands beside it, in the order of `score_columns`."""
+    """A score with its texts in the order of `score_columns`."""
 
     row: ScoreRow
     texts: list[str]
@@ -47,7 +47,7 @@ class Detail:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one scorer took over all cells: dollars, None when unknown, and latents scored."""
+    """Cost of one scorer over all cells: dollars, None when unknown, and latents scored."""
 
     scorer: str
     judge: str
@@ -56,21 +56,21 @@ class Cost:
 
     @property
     def each(self) -> float | None:
-        """Dollars a latent."""
+        """Dollars per latent."""
         return None if self.usd is None or not self.latents else self.usd / self.latents
 
 
 def context(
     run: RunResult, board: Leaderboard, tables: Mapping[str, CellTables], pages: Mapping[str, str], spec: str
 ) -> dict[str, Any]:
-    """Return what the template is filled with.
+    """Return the values for the template.
 
     Args:
         run: The results.
         board: Its leaderboard.
         tables: Tables of the cells that have them, by cell.
         pages: Addresses of those cells' pages.
-        spec: The resolved spec as YAML; empty when it is not there.
+        spec: The resolved spec as YAML; empty when it is missing.
     """
     looks = {s.cell.cell: s for s in Series.of(run.cells, dict(pages))}
     series = [looks[x.cell.cell] for x in board.standings]
@@ -78,47 +78,97 @@ def context(
     several = len(contestants) > 1
     groups = plots.families(series)
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
+    against = _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics)
+    layers = _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics)
+    families = [group[0] for group in groups]
+    families = [group[0] for group in groups]
+    rows = [row for cell in run.cells for row in cell.scores]
     return {
-        "run": run, "board": board, "looks": looks, "series": series, "own": MAIN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
-        "axes": axes if len(axes) > 1 else [],
+        **_names(run),
+        "run": run,
+        "board": board,
+        "looks": looks,
+        "series": series,
+        "own": MAIN,
+        "slug": slug,
+        "interval": plots.interval,
+        "share_bar": plots.share_bar,
+        "axes": axes * (len(axes) > 1),
         "facts": cell_fields(board, lambda _: run, "report"),
         "notes": partial(notes, run),
-        "details": _details(run, board, series), "detail_columns": score_columns("details"),
-        "pages": bool(pages), "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
-        "scored": sum(c.counts.get("sampled", 0) for c in run.cells),
-        "method": method(run), "spec": spec, "components": json.dumps(run.components, indent=1, ensure_ascii=False),
-        "against": _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics),
-        "families": [some[0] for some in groups],
-        "layers": _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics),
-        "distributions": _made(
-            (scorer, plots.distribution(scorer, metric, [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series]))
-            for scorer, metric in board.metrics.items()
-        ),
-        "deciles": [
-            (scorer, plots.deciles(scorer, rows), rows)
-            for scorer in board.metrics
-            if (rows := [(s, d) for s in series for d in s.cell.deciles if d.scorer == scorer])
-        ],
-        "matrices": [
-            (title, labels, entries)
-            for title, found in [
-                *([("All contestants together", run.correlations)] if several else []),
-                *((s.name, s.cell.correlations) for s in series),
-            ]
-            for labels, entries in [_matrix(found)] if labels
-        ],
-        "scatters": _made(("-".join(pair), _scatter(pair, contestants, tables)) for pair in _pairs(board)[:_MOST_PAIRS]),
+        "details": _details(run, board, series),
+        "detail_columns": score_columns("details"),
+        "pages": bool(pages),
+        "method": method(run),
+        "spec": spec,
+        "components": json.dumps(run.components, indent=1, ensure_ascii=False),
+        "against": against,
+        "families": families,
+        "layers": layers,
+        "distributions": _made(_distributions(board, series, tables)),
+        "deciles": [*_deciles(board, series)],
+        "matrices": _matrices(run, series, several),
+        "scatters": _made(_scatters(board, contestants, tables)),
         "disagreements": _disagreements(contestants, tables),
-        "failures": [(s, f) for s in series if s.cell.cell in tables for f in tables[s.cell.cell].failures()],
-        "flawless": all(r.failed == r.unparsed == 0 for c in run.cells for r in c.scores),
-        "findings": [finding_row(found) for found in run.findings],
+        "failures": _failures(series, tables),
+        "flawless": not any(row.failed or row.unparsed for row in rows),
+        "findings": [*map(finding_row, run.findings)],
         "findings_note": FINDINGS,
         "costs": _costs(run, board),
-    }  # fmt: skip
+    }
+
+
+def _names(run: RunResult) -> dict[str, Any]:
+    """Return what the head of the page says of all cells together."""
+    return {
+        "subject": named(cell.subject for cell in run.cells),
+        "explainer": named(cell.explainer for cell in run.cells),
+        "scored": sum(map(_sampled, run.cells)),
+    }
+
+
+def _sampled(cell: CellResult) -> int:
+    return cell.counts.get("sampled", 0)
+
+
+def _failures(series: Sequence[Series], tables: Mapping[str, CellTables]) -> list[tuple[Series, Any]]:
+    known = [s for s in series if s.cell.cell in tables]
+    return [(s, failure) for s in known for failure in tables[s.cell.cell].failures()]
+
+
+def _distributions(
+    board: Leaderboard, series: Sequence[Series], tables: Mapping[str, CellTables]
+) -> Iterator[tuple[str, Markup | None]]:
+    for scorer, metric in board.metrics.items():
+        rows = [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series]
+        yield scorer, plots.distribution(scorer, metric, rows)
+
+
+def _deciles(board: Leaderboard, series: Sequence[Series]) -> Iterator[tuple[str, Markup, Sequence[Any]]]:
+    for scorer in board.metrics:
+        rows = [(s, shares) for s in series for shares in s.cell.deciles if shares.scorer == scorer]
+        if rows:
+            yield scorer, plots.deciles(scorer, rows), rows
+
+
+def _scatters(
+    board: Leaderboard, contestants: Sequence[Series], tables: Mapping[str, CellTables]
+) -> Iterator[tuple[str, Markup | None]]:
+    for pair in _pairs(board)[:_MOST_PAIRS]:
+        yield "-".join(pair), _scatter(pair, contestants, tables)
+
+
+def _matrices(run: RunResult, series: Sequence[Series], several: bool) -> list[tuple[str, list[str], Any]]:
+    """Return a title, labels and entries for each table of correlations that has any."""
+    found = [(s.name, s.cell.correlations) for s in series]
+    if several:
+        found.insert(0, ("All contestants", run.correlations))
+    made = [(title, *_matrix(correlations)) for title, correlations in found]
+    return [(title, labels, entries) for title, labels, entries in made if labels]
 
 
 def _details(run: RunResult, board: Leaderboard, series: Sequence[Series]) -> list[tuple[Series, list[Detail]]]:
-    """Return, by cell, what stands beside each of its scores."""
+    """Return the scores of each cell with all their columns."""
     found = []
     for s in series:
         rows = [board.row(s.cell, scorer, metric=metric) for scorer, metric in board.shown]
@@ -131,7 +181,7 @@ def _details(run: RunResult, board: Leaderboard, series: Sequence[Series]) -> li
 
 
 def figures(context: Mapping[str, Any]) -> list[tuple[str, Markup, Sequence[Series]]]:
-    """Return every plot of the page: a name fit for a file, the drawing, and the cells that its legend names."""
+    """Return every plot of the page: file name, drawing, and the cells of its legend."""
     series = context["series"]
     contestants = [s for s in series if s.cell.baseline is None]
     legends = {"layers": context["families"], "against": series, "distributions": (), "scatters": contestants}
@@ -155,7 +205,7 @@ def _values(tables: CellTables | None, scorer: str) -> list[float]:
 
 
 def _pairs(board: Leaderboard) -> list[tuple[str, str]]:
-    """Pairs of scorers, fuzzing against intervention first (paper, figure 4)."""
+    """Return pairs of scorers, fuzzing against intervention first (paper, figure 4)."""
     rows = [row for x in board.standings for row in x.cell.scores]
     kind = {row.scorer: row.plugin.partition(" ")[0].rpartition("/")[2] for row in rows}
     pairs = [(b, a) if kind.get(a) == "intervention" else (a, b) for a, b in combinations(board.metrics, 2)]
@@ -173,7 +223,7 @@ def _scatter(pair: tuple[str, str], series: Sequence[Series], tables: Mapping[st
 
 
 def _matrix(found: Sequence[Correlation]) -> tuple[list[str], dict[tuple[str, str], tuple[float | None, int]]]:
-    """Labels, and by row and column a correlation and its n: Pearson above the diagonal, Spearman below."""
+    """Return labels, and by row and column a correlation and its n: Pearson above the diagonal, Spearman below."""
     labels = list(dict.fromkeys(label for c in found for label in c.scorers))
     entries = {}
     for c in found:
@@ -196,7 +246,7 @@ def _disagreements(series: Sequence[Series], tables: Mapping[str, CellTables]) -
 
 
 def _costs(run: RunResult, board: Leaderboard) -> list[Cost]:
-    """Dollars by scorer; every metric's row of a scorer names the same dollars, so one counts."""
+    """Return dollars by scorer; every metric's row of a scorer has the same dollars, so one counts."""
     found = []
     for scorer, metric in board.metrics.items():
         rows = [r for c in run.cells for r in c.scores if (r.scorer, r.metric) == (scorer, metric)]

@@ -1,4 +1,4 @@
-"""Specs as data, with the place of every value: reading YAML, merging includes, overriding keys."""
+"""Reads specs as data with the place of every value, merges includes and overrides keys."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ KeyPath = tuple[str | int, ...]
 MOST_NODES, MOST_DEPTH = 100_000, 40  # a spec beyond these is a mistake or an attack
 
 
-class Document:
-    """A spec as data, with the place where each value stands.
+class SpecDocument:
+    """A spec as data, with the place of each value.
 
     Attributes:
         data: Mappings, lists and scalars; strings are `Located`.
@@ -35,7 +35,7 @@ class Document:
         return f"{file.name}:{line}: {dotted}" if file else f"--set {dotted}"
 
     def folder(self, path: KeyPath) -> Path | None:
-        """Return the folder of the file that a value stands in; None where it is of no file."""
+        """Return the folder of the file that a value is written in; None for a value of no file."""
         file, _ = self._nearest(path) or (None, 0)
         return file.parent if file else None
 
@@ -44,7 +44,7 @@ class Document:
         ends = (path[:end] for end in range(len(path), -1, -1))
         return next((self.places[end] for end in ends if end in self.places), None)
 
-    def merged_over(self, base: Document) -> Document:
+    def merged_over(self, base: SpecDocument) -> SpecDocument:
         """Return `base` with this document's values over it.
 
         Mappings merge, everything else replaces; a part whose `use` changes starts clean, so that no option of
@@ -63,10 +63,10 @@ class Document:
 
         merge(data, self.data, ())
         places.update(self.places)
-        return Document(data, places)
+        return SpecDocument(data, places)
 
 
-def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[Path, ...] = ()) -> Document:
+def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[Path, ...] = ()) -> SpecDocument:
     """Read a spec file and everything it includes.
 
     Args:
@@ -82,7 +82,7 @@ def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[
     includes = document.data.get("include", [])
     if not isinstance(includes, list) or not all(isinstance(i, str) for i in includes):
         raise SpecError([f"{document.where(('include',))}: should be a list of file names"])
-    base = Document({}, {})
+    base = SpecDocument({}, {})
     for reference in includes:
         base = read_document(locate(str(reference), path), locate, (*_seen, path)).merged_over(base)
     merged = document.merged_over(base)
@@ -90,7 +90,7 @@ def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[
     return merged
 
 
-def _read_one(path: Path) -> Document:
+def _read_one(path: Path) -> SpecDocument:
     import yaml
 
     try:
@@ -110,7 +110,7 @@ def _read_one(path: Path) -> Document:
     return _convert(node, path)
 
 
-def _convert(root: Any, file: Path) -> Document:
+def _convert(root: Any, file: Path) -> SpecDocument:
     """Turn YAML nodes into data, noting places, refusing duplicate keys, and bounding size and depth."""
     import yaml
 
@@ -155,10 +155,10 @@ def _convert(root: Any, file: Path) -> Document:
     data = walk(root, ())
     if problems:
         raise SpecError(problems)
-    return Document(data, places)
+    return SpecDocument(data, places)
 
 
-def override(document: Document, assignments: Mapping[str, Any]) -> Document:
+def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocument:
     """Return the document with dotted keys set, as `--set a.b=c` does.
 
     Raises:
@@ -185,7 +185,7 @@ def override(document: Document, assignments: Mapping[str, Any]) -> Document:
         for known in [p for p in places if p[: len(keys)] == keys]:
             del places[known]
         places[keys] = (None, 0)
-    return Document(data, places)
+    return SpecDocument(data, places)
 
 
 def _keys(dotted: str) -> KeyPath:

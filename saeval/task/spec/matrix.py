@@ -1,4 +1,4 @@
-"""The matrix of a spec: a document for each combination of its axes."""
+"""Expands the matrix of a spec into a document per combination of its axes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from saeval._util import Located, SpecError
-from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.document import KeyPath, SpecDocument
 
 _SLOT = re.compile(r"\$\{([^}]*)\}")
 Places = dict[KeyPath, tuple[Path | None, int]]
 
 
-def cells_of(document: Document) -> Iterator[tuple[dict[str, Any], Document]]:
+def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocument]]:
     """Yield (axis values, document with them filled in) for every combination of the matrix.
 
     Raises:
@@ -41,7 +41,7 @@ def cells_of(document: Document) -> Iterator[tuple[dict[str, Any], Document]]:
         if problems:
             raise SpecError(list(dict.fromkeys(problems)))
         yielded = True
-        yield axes, Document(filled, document.places | _moved(template, chosen, (), document))
+        yield axes, SpecDocument(filled, document.places | _moved(template, chosen, (), document))
     if not yielded:
         raise SpecError([f"{document.where(('exclude',))}: leaves no cell of the matrix"])
 
@@ -52,12 +52,12 @@ def axis_id(value: Any) -> str:
 
 
 def _slot(expression: str) -> str:
-    """Return an expression as it stood in the spec, without what would disturb a terminal."""
+    """Return an expression as it was in the spec, without what would disturb a terminal."""
     return f"${{{repr(expression)[1:-1]}}}"
 
 
-def _moved(value: Any, chosen: Mapping[str, int], path: KeyPath, document: Document) -> Places:
-    """Return the places of what the matrix fills in: where its values stand, not where they are wanted."""
+def _moved(value: Any, chosen: Mapping[str, int], path: KeyPath, document: SpecDocument) -> Places:
+    """Return the places of the values that the matrix fills in: their own, not those of the slots."""
     found: Places = {}
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
@@ -70,7 +70,7 @@ def _moved(value: Any, chosen: Mapping[str, int], path: KeyPath, document: Docum
     return found
 
 
-def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: Document, problems: list[str]) -> Any:
+def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: SpecDocument, problems: list[str]) -> Any:
     if isinstance(value, dict):
         return {k: _fill(v, axes, (*path, k), document, problems) for k, v in value.items()}
     if isinstance(value, list):

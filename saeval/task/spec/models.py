@@ -1,4 +1,4 @@
-"""What a task spec may hold: its keys, their types and what they mean."""
+"""Defines the keys of task specs, their types and meanings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from saeval._util import Documented
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
 
 
 class SpecModel(Documented):
@@ -21,7 +21,7 @@ class When(SpecModel):
     """Limits a step to part of the latents."""
 
     latents: int = Field(ge=0)
-    """Run on this many of the cell's latents, the first ones in its random order; on none, the step is left out."""
+    """Run on this many of the cell's latents, the first ones in its random order; on none, the step is omitted."""
 
 
 class PartSpec(SpecModel):
@@ -32,7 +32,7 @@ class PartSpec(SpecModel):
     with_: dict[str, Any] = Field(default={}, alias="with")
     """Its options; `saeval show KIND NAME` lists them."""
     llm: str | None = None
-    """Role of `llms` that this step asks; the plugin's own default role when left out."""
+    """Role of `llms` that this step asks; default: the plugin's own default role."""
     when: When | None = None
     """Run on part of the latents only."""
     baselines: list[str] | None = None
@@ -45,7 +45,8 @@ class RoleSpec(Documented):
     model_config = ConfigDict(extra="allow")
 
     model: str
-    """`hf/…`, `openai_compatible/…`, `scripted/…`, `replay/…`, `acme/…`, or else a litellm name such as `openai/gpt-4o-mini`."""
+    """`hf/…`, `openai_compatible/…`, `scripted/…`, `replay/…`, `acme/…`, or else a litellm name such as
+    `openai/gpt-4o-mini`."""
 
 
 class LatentSelection(SpecModel):
@@ -56,8 +57,9 @@ class LatentSelection(SpecModel):
     n: int = Field(default=100, ge=1)
     """Latents drawn."""
     indices: list[int] = []
-    """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders), the
-    sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and `fvu`."""
+    """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders),
+    the sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and
+    `fvu`."""
     min_windows: int = Field(default=200, ge=2)
     """Minimum activating windows per latent (paper: 200)."""
 
@@ -80,21 +82,22 @@ class RunOptions(SpecModel):
     patience: float = Field(default=600.0, ge=0)
     """Seconds to wait, call by call, for a server that asks for time: a rate limit, overload, a model that loads."""
     hang_after: float = Field(default=1800.0, gt=0)
-    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is called off."""
+    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is
+    cancelled."""
     executor: Literal["local", "ray"] = "local"
     """Where the work is done: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
     trackers: list[PartSpec] = []
-    """Experiment trackers that are told of the run when it ends: `wandb`, `mlflow`, `trackio`."""
+    """Experiment trackers that log the run when it ends: `wandb`, `mlflow`, `trackio`."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes that share the work with `executor: ray`; as many as the cluster has CPUs when left out."""
+    """Processes that share the work with `executor: ray`; default: as many as the cluster has CPUs."""
 
 
 class LeaderboardOptions(SpecModel):
     """How the leaderboard is shown."""
 
     rank_by: str | None = None
-    """`scorer.metric` that ranks, the first scorer's headline metric when left out. Its lift ranks where floors are judged;
-    `.lift` behind it demands that, `.raw` ranks the scores as they are."""
+    """`scorer.metric` that ranks; default: the first scorer's headline metric. Its lift ranks where floors are
+    judged; `.lift` behind it demands that, `.raw` ranks the scores as they are."""
     correct_for_judge: bool = False
     """Report scores corrected for the judge's errors on latents of known meaning too, as `judge-check` found them."""
     group_by: str | None = None
@@ -103,23 +106,31 @@ class LeaderboardOptions(SpecModel):
     """Measure that scores are plotted against."""
 
 
-Measure = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
-_FREE: tuple[Measure, ...] = ("l0", "density", "frac_alive", "fvu", "d_sae", "tokens")  # known once a store is there
+MeasureName = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
+_FREE: tuple[MeasureName, ...] = (
+    "l0",
+    "density",
+    "frac_alive",
+    "fvu",
+    "d_sae",
+    "tokens",
+)  # known once a store is there
 
-OF_ALL_LATENTS: frozenset[Measure] = frozenset({"l0", "density", "frac_alive", "fvu"})
+OF_ALL_LATENTS: frozenset[MeasureName] = frozenset({"l0", "density", "frac_alive", "fvu"})
 """Measures that take the activations of the whole dictionary."""
 
 CellFilter = dict[str, str | int | float | list[str | int | float]]
-"""Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; contestants where that is left out."""
+"""Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; default: contestants."""
 
 
 class FindingSpec(SpecModel):
-    """A claim that the run's own numbers show, contradict or leave open; just one of the first four quantities is given."""
+    """A claim that the run's own numbers support, contradict or leave open; give one of the first four keys."""
 
     claim: str
     """The claim, as a sentence."""
     score: str | None = None
-    """Quantity: a scorer's mean over latents, `LABEL`, `LABEL.METRIC`, or either with ` of EXPLANATION` (a baseline's)."""
+    """Quantity: a scorer's mean over latents, `LABEL`, `LABEL.METRIC`, or either with ` of EXPLANATION` (a
+    baseline's)."""
     correlation: tuple[str, str] | None = None
     """Quantity: the rank correlation of two scores over latents, each written as `score` is."""
     tokens: tuple[str, str] | None = None
@@ -127,7 +138,8 @@ class FindingSpec(SpecModel):
     similarity: Literal["explanations", "decoder", "encoder"] | None = None
     """Quantity: how alike the latents of pairs of cells are, matched, less what matching makes of random ones."""
     along: str | None = None
-    """For `similarity`: an axis of numbers; the quantity is then the rank correlation of similarity and distance on it."""
+    """For `similarity`: an axis of numbers; the quantity is then the rank correlation of similarity and distance on
+    it."""
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """For `similarity: explanations`: the sentence-transformers model."""
     cells: CellFilter = {}
@@ -135,10 +147,10 @@ class FindingSpec(SpecModel):
     is_: Literal["above", "below", "near"] = Field(alias="is")
     """What is claimed of it."""
     than: float | str | None = None
-    """What it is held against: a number, `chance`, or another score; 0 when left out, or 1 for tokens, or the same score in
-    `than_cells`."""
+    """What it is compared with: a number, `chance`, or another score; default: 0, or 1 for tokens, or the same
+    score in `than_cells`."""
     than_cells: CellFilter | None = None
-    """Cells of the other score; the same ones when left out."""
+    """Cells of the other score; default: the same ones."""
     within: float = Field(default=0.05, gt=0)
     """How far apart `near` may be."""
 
@@ -148,7 +160,7 @@ class FindingSpec(SpecModel):
         if sum(getattr(self, name) is not None for name in quantities) != 1:
             raise ValueError(f"give just one of {', '.join(quantities)}")
         if self.score is None and (isinstance(self.than, str) or self.than_cells is not None):
-            raise ValueError("only a score can be held against a score; give a number as `than`")
+            raise ValueError("only a score can be compared with a score; give a number as `than`")
         if self.along is not None and self.similarity is None:
             raise ValueError("`along` belongs to `similarity`")
         return self
@@ -166,7 +178,7 @@ class TaskSpec(SpecModel):
 
     saeval: Literal[1]
     """Version of the spec format."""
-    task: str = Field(pattern=NAME)
+    task: str = Field(pattern=NAME_PATTERN)
     """Name of the task."""
     version: str
     """Version of the task; raise it when numbers may change."""
@@ -183,7 +195,7 @@ class TaskSpec(SpecModel):
     matrix: dict[str, list[Any]] = {}
     """Axes of the leaderboard; a cell for each combination. `${matrix.axis.key}` stands for a value."""
     exclude: list[dict[str, Any]] = []
-    """Combinations to leave out, by axis and id."""
+    """Combinations to omit, by axis and id."""
     source: PartSpec
     """Where activations come from."""
     latents: LatentSelection = LatentSelection()
@@ -193,13 +205,14 @@ class TaskSpec(SpecModel):
     explainer: PartSpec
     """What explains."""
     scorers: dict[str, PartSpec]
-    """What scores: a label of your own for each; `use` is the label when left out."""
+    """What scores: a label of your own for each; default: the value of `use`."""
     baselines: list[PartSpec] = []
-    """What the scores are held against: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
-    measure: list[Measure] = list(_FREE)
-    """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048 tokens."""
+    """What the scores are compared with: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
+    measure: list[MeasureName] = list(_FREE)
+    """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048
+    tokens."""
     findings: list[FindingSpec] = []
-    """Claims that the report holds against the run's numbers."""
+    """Claims that the report tests on the run's numbers."""
     run: RunOptions = RunOptions()
     """How to run."""
     leaderboard: LeaderboardOptions = LeaderboardOptions()
@@ -211,7 +224,7 @@ class GroupSpec(SpecModel):
 
     saeval: Literal[1]
     """Version of the spec format."""
-    group: str = Field(pattern=NAME)
+    group: str = Field(pattern=NAME_PATTERN)
     """Name of the group."""
     description: str = ""
     """What the tasks have in common."""

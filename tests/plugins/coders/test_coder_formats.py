@@ -787,7 +787,7 @@ def test_directions_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     (tmp_path / "d.json").write_text('["a", "b"]')
     refused("d.json", path=tmp_path / "d.json")
     np.save(tmp_path / "d.npy", np.array([Evil()]), allow_pickle=True)
-    refused("damaged or cut off", path=tmp_path / "d.npy")
+    refused("Python objects", path=tmp_path / "d.npy")
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         Direction(path=file, threshold=-1)
     assert not (tmp_path / "ran").exists()

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from saeval_plugins.explainers import saeval_explainers
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import STAGED, Default
-from saeval_plugins.explainers.frozen import Frozen
-from saeval_plugins.explainers.intervention import Intervention
+from saeval_plugins.explainers.frozen import FrozenExplainer
+from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
-from saeval_plugins.explainers.random import EXPLANATIONS, Random
+from saeval_plugins.explainers.random import EXPLANATIONS, RandomExplainer
 from saeval_plugins.explainers.refine import TEST, Refine
 from saeval_plugins.explainers.shuffled import Shuffled
 from saeval_plugins.explainers.single_token import SingleToken
@@ -62,7 +62,11 @@ def ask_all(request):
 
 @pytest.mark.parametrize(
     "kind",
-    [kind for kind in saeval_explainers() if kind not in (Intervention, Lens) and not issubclass(kind, Frozen)],
+    [
+        kind
+        for kind in saeval_explainers()
+        if kind not in (InterventionExplainer, Lens) and not issubclass(kind, FrozenExplainer)
+    ],
     ids=lambda kind: kind.name,
 )
 def test_every_explainer_satisfies_the_contract(kind, tmp_path):
@@ -242,7 +246,7 @@ def test_any_reply_gives_an_explanation_of_its_own_words_or_none(reply):
 
 
 @given(st.from_regex(r"[a-z][a-z ,'-]{0,60}[a-z]", fullmatch=True), st.text(max_size=80))
-def test_the_last_marked_line_is_the_answer_whatever_stands_before(answer, before):
+def test_the_last_marked_line_is_the_answer_whatever_precedes_it(answer, before):
     if "<think>" in before:
         return
     try:
@@ -287,13 +291,13 @@ def test_top_tokens_orders_by_summed_activation_and_joins_spellings():
     assert explain(TopTokens(k=2), examples).text == "The words: sea, ship"
 
 
-def test_random_never_looks_at_the_latent_and_depends_on_the_seed_alone():
+def test_random_never_reads_the_latent_and_depends_on_the_seed_alone():
     class Forbidden:
         def __getattribute__(self, name):
             raise AssertionError(f"looked at {name}")
 
-    drawn = [explain(Random(), Forbidden(), seed=seed).text for seed in range(40)]
-    assert drawn == [explain(Random(), Forbidden(), seed=seed).text for seed in range(40)]
+    drawn = [explain(RandomExplainer(), Forbidden(), seed=seed).text for seed in range(40)]
+    assert drawn == [explain(RandomExplainer(), Forbidden(), seed=seed).text for seed in range(40)]
     assert len(set(drawn)) > 15
     assert set(drawn) <= set(EXPLANATIONS.text.splitlines())
 
@@ -766,7 +770,7 @@ def test_refine_does_not_depend_on_the_order_of_arrival(fails):
     assert all(f == found[0] for f in found) and found[0].text == (WRONG if fails else RIGHT)
 
 
-def test_another_seed_splits_otherwise():
+def test_another_seed_splits_differently():
     def proposed(seed):
         llm = ScriptedLLM(ask_all)
         explain(Refine(), make_examples(), llm, seed=seed)

@@ -1,4 +1,4 @@
-"""Purity: do a latent's strongest windows fire on one and the same word?"""
+"""Purity: do a latent's strongest windows fire on the same word?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Purity(Scorer):
     metrics = (Metric("purity"),)
 
     top: int = 10
-    """Windows looked at, strongest first."""
+    """Number of windows used, strongest first."""
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Count the words."""

@@ -1,4 +1,4 @@
-"""A document held against the schema: every mistake becomes a sentence with its place."""
+"""Validates a document against the schema; every mistake becomes a sentence with its place."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from saeval._util import (
     placeholder,
     random_looking,
 )
-from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import TaskSpec
 
 
-def parse(document: Document) -> TaskSpec:
+def parse(document: SpecDocument) -> TaskSpec:
     """Check a (filled) document against the schema.
 
     Raises:
@@ -62,7 +62,7 @@ _PLAIN = ("model", "revision", "commit", "sha256", "digest", "api_base")
 """Options of a model whose values may be long words of letters and digits."""
 
 
-def refuse_secrets(document: Document) -> None:
+def refuse_secrets(document: SpecDocument) -> None:
     """See that a document holds no credential, before a message about anything else could quote it.
 
     Raises:
@@ -131,7 +131,7 @@ def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseM
 
 
 def _fields_at(model: type[BaseModel], loc: KeyPath) -> list[str]:
-    """Names of the fields that may stand at a place inside a model."""
+    """Names of the fields that a place inside a model may hold."""
     at: Any = model
     for key in loc:
         field = next((f for n, f in at.model_fields.items() if key in (n, f.alias)), None) if _is_model(at) else None

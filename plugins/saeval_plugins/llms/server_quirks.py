@@ -1,4 +1,4 @@
-"""Ways of servers that differ from OpenAI's, learned from their errors: no system turn, streams only, other names."""
+"""Adapts requests to servers that differ from OpenAI's, as their errors show: no system turn, streaming only."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 log = logging.getLogger("saeval")
 
 _SIGNS = {
-    "no system turn": r"system (?:role|message|prompt|turn|instruction)s?\b.{0,40}(?:\bnot\b|n't|unsupported)|only user and "
-    r"assistant roles|roles must alternate|developer instruction is not enabled|(?:unsupported|invalid|unknown).{0,30}\bsystem\b",
+    "no system turn": r"system (?:role|message|prompt|turn|instruction)s?\b.{0,40}(?:\bnot\b|n't|unsupported)"
+    r"|only user and assistant roles|roles must alternate|developer instruction is not enabled"
+    r"|(?:unsupported|invalid|unknown).{0,30}\bsystem\b",
     "streams only": r"only.{0,30}\bstream|stream.{0,30}must be (?:set to )?true|non-?stream\w*.{0,30}not ",
     "max_completion_tokens": r"max_tokens.{0,80}max_completion_tokens",
 }
-"""What the error of a server says that has such a way."""
+"""Error texts that reveal each deviation."""
 
 
 @dataclass
-class Ways:
-    """What a server was found to want.
+class ServerQuirks:
+    """Deviations of one server.
 
     Attributes:
-        found: Names of its ways.
+        found: Names of its deviations.
     """
 
     found: frozenset[str] = field(default_factory=frozenset)
@@ -54,7 +55,7 @@ class Ways:
 
 
 def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return a conversation whose system turn stands at the head of the first user turn."""
+    """Return a conversation with the system turn moved to the start of the first user turn."""
     if not messages or messages[0]["role"] != "system" or len(messages) < 2:
         return messages
     system, first, *others = messages

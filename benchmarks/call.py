@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from benchmarks.harness import HERE, Bench, Figure
 
 _LATENCY = 0.05
-_SERVER = "a loopback server in a process of its own, which answers after 50 ms"
+_SERVER = "a loopback server in its own process, which answers after 50 ms"
 _LIMIT = 40
 _MADE = "conversations of 3.7 kB, all different; connections are open already"
 
@@ -83,15 +83,15 @@ def _adaptive(bench: Bench) -> list[Figure]:
     figures = []
     for name, what, arguments in (
         ("adaptive_refusing", "refuses calls above 40 in flight with status 429", (latency, _LIMIT)),
-        ("adaptive_queueing", "works on 40 calls at once and lets others wait", (latency, "inf", _LIMIT)),
+        ("adaptive_queueing", "works on 40 calls at once, queues the others", (latency, "inf", _LIMIT)),
     ):
         with _server(*arguments) as url:
             rounds = [bench.saeval("call_client", "gateway_auto", url, requests, 400) for _ in range(turns)]
         rates = [found["per_second"] for found in rounds]
         values = [rate / (_LIMIT / latency) for rate in rates]
         method = (
-            f"requests/s of the gateway with `concurrency: auto`, which begins at 8, over the first {requests:,} "
-            f"requests, as a share of the most that a server gives which {what} and answers after 200 ms (200 a second)"
+            f"requests/s of the gateway with `concurrency: auto`, which starts at 8, over the first {requests:,} "
+            f"requests, as a share of the maximum of a server that {what} and answers after 200 ms (200 per second)"
         )
         figures.append(Figure(name, values, "×", method, 0.8, sides={"gateway, requests/s": rates}))
     return figures

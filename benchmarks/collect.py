@@ -24,7 +24,7 @@ CHOSEN = 200
 _BATCHES = 5
 _SETTINGS = ("last", "early", "subset")
 """Top-k at the last of few layers; the same early in a model of many; chosen latents of a JumpReLU at the last."""
-_LABEL = "CPU ms a token"
+_LABEL = "CPU ms per token"
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -59,7 +59,7 @@ def measure(bench: Bench) -> list[Figure]:
         ratio("collect_vs_delphi", against("delphi", "last"), f"{topk}; LatentCache.run and save_splits", target=2.2),
         ratio(
             "collect_vs_delphi_early_exit", against("delphi", "early"),
-            f"{what}; top-{K} at layer {EARLY} of {MANY_LAYERS}, after which saeval stops and eai-delphi goes on", target=4,
+            f"{what}; top-{K} at layer {EARLY} of {MANY_LAYERS}, after which saeval stops and eai-delphi continues", target=4,
         ),
         ratio(
             "collect_vs_delphi_subset", against("delphi", "subset"),
@@ -68,7 +68,7 @@ def measure(bench: Bench) -> list[Figure]:
         ),
         Figure(
             "collect_peak_rss_mb", [r["saeval"]["peak_rss_mb"] for r in rounds], "MiB",
-            f"most memory of the process that collects; {topk}; eai-delphi's medians in the same place: "
+            f"peak memory of the process that collects; {topk}; eai-delphi's medians in the same place: "
             f"{sorted(r['delphi']['peak_rss_mb'] for r in rounds)[len(rounds) // 2]:,.0f} MiB",
             lower_is_better=True,
         ),

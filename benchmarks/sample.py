@@ -32,7 +32,7 @@ def measure(bench: Bench) -> list[Figure]:
     large, short, narrow = (bench.folder / name for name in ("sample", "sample-fifth", "sample-few-latents"))
     nonzeros = bench.saeval("sample", "prepare", large, short, narrow, _TOKENS // CONTEXT)
     lists = [large / "usual.npy", large / "dense.npy"]
-    mine, theirs = "saeval, CPU ms a latent", "eai-delphi, CPU ms a latent"
+    mine, theirs = "saeval, CPU ms per latent", "eai-delphi, CPU ms per latent"
 
     def ours(folder: Path, latents: Path) -> float:
         return _ms(bench.saeval("sample", "run", folder, latents), latents)
@@ -49,7 +49,7 @@ def measure(bench: Bench) -> list[Figure]:
     def growth(smaller: Path, latents: str) -> dict[str, list[float]]:
         return bench.alternate(
             **{
-                f"{nonzeros[folder.name]:,} nonzeros, CPU ms a latent": partial(ours, folder, large / latents)
+                f"{nonzeros[folder.name]:,} nonzeros, CPU ms per latent": partial(ours, folder, large / latents)
                 for folder in (smaller, large)
             }
         )
@@ -80,13 +80,13 @@ def measure(bench: Bench) -> list[Figure]:
         ),
         ratio(
             "sample_growth_latents", with_latents,
-            f"CPU time a latent in a store of {_TIMES} times the latents and nonzeros over that in one of fewer, for the same "
+            f"CPU time per latent in a store of {_TIMES} times the latents and nonzeros over that in one of fewer, for the same "
             f"{_SAMPLED} latents, whose own firings are the same",
             target=1.1, lower_is_better=True,
         ),
         ratio(
             "sample_growth_tokens", with_tokens,
-            f"CPU time a latent with {_TIMES} times the tokens, and so {_TIMES} times its own firings, over that with fewer, for "
+            f"CPU time per latent with {_TIMES} times the tokens, and so {_TIMES} times its own firings, over that with fewer, for "
             f"the same {_SAMPLED} latents, which have {_ENOUGH} windows or more in both",
         ),
     ]  # fmt: skip

@@ -36,8 +36,8 @@ def measure(bench: Bench) -> list[Figure]:
 
     turns = bench.alternate(
         **{
-            "saeval, CPU ns a nonzero": write,
-            "numpy, CPU ns a nonzero": lambda: _ns(bench.saeval("store", "radix", folder, n)),
+            "saeval, CPU ns per nonzero": write,
+            "numpy, CPU ns per nonzero": lambda: _ns(bench.saeval("store", "radix", folder, n)),
         }
     )
     large = small[0] if bench.quick else bench.saeval("store", "write", folder, 2 * n)
@@ -48,12 +48,12 @@ def measure(bench: Bench) -> list[Figure]:
     return [
         Figure(
             "store_bytes_per_nonzero", [large["bytes"]], "B",
-            f"size of the whole store, tokens and all, over its {large['nonzeros']:,} nonzeros; {zipf}",
+            f"size of the whole store, including tokens, over its {large['nonzeros']:,} nonzeros; {zipf}",
             target=6.2, lower_is_better=True,
         ),
         Figure(
             "store_peak_rss_mb", [large["peak"]], "MiB",
-            f"most memory that a process held while {large['nonzeros']:,} nonzeros streamed into a store, less what it "
+            f"peak memory of a process while {large['nonzeros']:,} nonzeros streamed into a store, less what it "
             "held before; the stream's own buffers and the tokens count",
             target=1536, lower_is_better=True,
         ),

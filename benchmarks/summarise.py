@@ -24,7 +24,7 @@ def measure(bench: Bench) -> list[Figure]:
     return [
         Figure(
             "summarise_million_mb", [x["peak"] for x in found], "MiB",
-            f"most memory that a process held while it took the scores one by one and made {what}, less what it held before",
+            f"peak memory of a process while it took the scores one by one and made {what}, minus what it held before",
             target=1000, lower_is_better=True,
         ),
         Figure("summarise_million_seconds", [x["seconds"] for x in found], "s", f"CPU time of the same, once all scores are there: {what}"),

@@ -1,7 +1,7 @@
-"""The command line: a thin layer that reads arguments, calls the library, and turns errors into exit codes.
+"""The command line: reads arguments, calls the library, and turns errors into exit codes.
 
-Exit codes: 0 done; 1 done, but over `max_failed`, or the run gave up; 2 a mistake in the command, the spec or what
-it names; 3 stopped at the cost limit (resumable); 70 something that nobody foresaw; 130 interrupted (resumable).
+Exit codes: 0 done; 1 done but over a threshold, or gave up; 2 a mistake in the command, the spec or a file that it
+names; 3 stopped at the cost limit (resumable); 70 internal error; 130 interrupted (resumable).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from saeval.cli.group import main
 
 __all__ = ["main"]
 
-for command in (  # in the order in which docs/cli.md tells of them
+_COMMANDS = (  # in the order of docs/cli.md
     running.run, running.validate, looking.list_, looking.show, extending.plugins, extending.new, looking.schema,
     running.preview, running.plan, reporting.report, reporting.view, looking.doctor, caching.cache, reporting.compare,
-    reporting.leaderboard, reporting.similarity, exchanging.export, exchanging.import_, exchanging.push, exchanging.pull,
-):  # fmt: skip
+    reporting.leaderboard, reporting.similarity, exchanging.export, exchanging.import_, exchanging.push,
+    exchanging.pull,
+)  # fmt: skip
+for command in _COMMANDS:
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""The command that lists and clears answers of language models in the cache."""
+"""Commands that list and clear cached answers of language models."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from saeval.cli.shared import JSON, print_json, print_rows, say
 if TYPE_CHECKING:
     from saeval.llm import CallStore
 
-_MODEL = click.option("--model", metavar="NAME", help="Answers of this model, as specs name it.")
-_STATUS = click.option("--status", type=click.Choice(["ok", "unreadable"]), help="Answers of this status.")
-_RUN = click.option("--run", "run_dir", type=click.Path(path_type=Path), help="Answers that a run used.")
+_MODEL = click.option("--model", metavar="NAME", help="Only this model's answers, by its name in specs.")
+_STATUS = click.option("--status", type=click.Choice(["ok", "unreadable"]), help="Only answers with this status.")
+_RUN = click.option("--run", "run_dir", type=click.Path(path_type=Path), help="Only answers that this run used.")
 
 
 @click.group()
 def cache() -> None:
-    """List and clear answers of language models that later runs would use again."""
+    """List and clear cached answers of language models."""
 
 
 @cache.command("list")
 @_RUN
 @JSON
 def list_(run_dir: Path | None, as_json: bool) -> None:
-    """List how many answers are kept, by model and status."""
+    """List the number of cached answers by model and status."""
     with _store() as store:
         kept = store.listed(None if run_dir is None else _keys_of(run_dir))
     if as_json:
@@ -49,11 +49,11 @@ def list_(run_dir: Path | None, as_json: bool) -> None:
 @_MODEL
 @_STATUS
 @_RUN
-@click.option("--all", "everything", is_flag=True, help="Every answer.")
+@click.option("--all", "everything", is_flag=True, help="All answers.")
 def clear(model: str | None, status: str | None, run_dir: Path | None, everything: bool) -> None:
-    """Delete answers of a model, a status or a run, so that later runs ask again."""
+    """Delete cached answers of a model, a status or a run, so that later runs ask again."""
     if not (model or status or run_dir or everything):
-        raise click.UsageError("say which answers: --model, --status, --run, or --all")
+        raise click.UsageError("choose the answers to delete with --model, --status, --run or --all")
     with _store() as store:
         keys = store.find(model, status)
         if run_dir is not None:
@@ -70,7 +70,7 @@ def _store() -> CallStore:
 
 
 def _keys_of(run_dir: Path) -> set[str]:
-    """Return the keys of the answers that a run used, by its ledger."""
+    """Return the keys of the answers in a run's ledger."""
     from saeval._util import InputError
     from saeval.llm import CallLog
 

@@ -1,4 +1,4 @@
-"""Checks the environment a run depends on. Nothing is sent anywhere, and no key is shown."""
+"""Checks the environment a run depends on. Makes no network calls and shows no key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Finding:
 
 
 def examine(store: Path | None = None) -> Iterator[Finding]:
-    """Look at everything; with a store, read all of it and compare its checksums.
+    """Check everything; with a store, also read all of it and compare its checksums.
 
     Args:
         store: Directory of an activation store.
@@ -57,7 +57,7 @@ def examine(store: Path | None = None) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """What saeval requires, and whether it is there in a version that fits."""
+    """Yield saeval's requirements, and whether a matching version is installed."""
     from packaging.requirements import Requirement
 
     yield Finding("saeval", "ok", version("saeval"))
@@ -89,12 +89,12 @@ def _device() -> Finding:
         return Finding("device", "wrong", f"torch cannot be imported ({type(error).__name__}: {error})")
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        return Finding("device", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB; `device: auto` takes it")
+        return Finding("device", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB; `device: auto` uses it")
     return Finding("device", "ok", f"CPU, {os.cpu_count()} cores; no CUDA device")
 
 
 def _cache() -> Finding:
-    """Room in the cache, and whether it can be written to."""
+    """Return the free space of the cache, and whether it is writable."""
     place = cache_dir()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     try:
@@ -111,7 +111,7 @@ def _cache() -> Finding:
 
 
 def _stores() -> Iterator[Finding]:
-    """Stores in the cache: whether all of their files are there; reading them whole is for `--store`."""
+    """Yield whether the files of the cache's stores exist; only `--store` reads them completely."""
     from saeval.activations import ActivationStore
 
     folder = cache_dir() / "stores"

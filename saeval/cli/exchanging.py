@@ -1,4 +1,4 @@
-"""Commands that take results to and from other tools and places."""
+"""Commands that exchange results with other tools and places."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import click
 from saeval.cli.shared import JSON, print_json, say
 from saeval.exchange import FORMATS
 
-_FORMAT = click.option("--format", "-f", "format_", required=True, type=click.Choice(FORMATS), help="Whose format.")
-_OUT = click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Directory to make, exactly this one."
+_FORMAT = click.option(
+    "--format", "-f", "format_", required=True, type=click.Choice(FORMATS), help="Format of the files."
 )
+_OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @_FORMAT
 @_OUT
-@click.option("--cell", help="This cell only; all by default.")
-@click.option("--model", help="What the format should call the subject model.")
-@click.option("--source", help="What the format should call the place in the model, instead of the hookpoint.")
+@click.option("--cell", help="Only this cell; default: all.")
+@click.option("--model", help="Name of the subject model in the format.")
+@click.option("--source", help="Name of the hookpoint in the format.")
 @JSON
 def export(
     run_dir: Path, format_: str, out: Path, cell: str | None, model: str | None, source: str | None, as_json: bool
 ) -> None:
-    """Write a run in another tool's format and report what the format cannot hold. Nothing is sent anywhere."""
+    """Write a run in another tool's format, and report what the format cannot hold. Sends nothing."""
     from saeval.exchange import export_run
 
     lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source)
@@ -45,7 +45,7 @@ def export(
 @_OUT
 @JSON
 def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:
-    """Make a run directory from another tool's files, which `saeval report` shows and `precomputed` reads."""
+    """Create a run directory from another tool's files, for `saeval report` and the `precomputed` explainer."""
     from saeval.exchange import import_run
 
     result = import_run(path, format_, out)
@@ -79,7 +79,7 @@ def push(path: Path, dest: str, public: bool, as_json: bool) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @JSON
 def pull(src: str, out: Path, as_json: bool) -> None:
-    """Fetch what `push` sent, from a directory or from hf://datasets/OWNER/NAME[@REVISION]; every file is verified."""
+    """Fetch a pushed run or store from a directory or hf://datasets/OWNER/NAME[@REVISION], and verify every file."""
     from saeval.exchange import pull as fetch
 
     kind = fetch(src, out)

@@ -1,4 +1,4 @@
-"""Commands for those who write plugins."""
+"""Commands for plugin authors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saeval.cli.shared import FLAGS, JSON, KINDS, WITHOUT, open_registry, print_
 @JSON
 @click.pass_context
 def plugins(ctx: click.Context, without: Sequence[str], as_json: bool) -> None:
-    """List installed plugin packages, what they add, and why a broken one is skipped."""
+    """List installed plugin packages with their plugins, and why a broken one is skipped."""
     from dataclasses import asdict
 
     if ctx.invoked_subcommand:
@@ -40,7 +40,7 @@ def plugins(ctx: click.Context, without: Sequence[str], as_json: bool) -> None:
 @click.argument("package", metavar="PKG")
 @JSON
 def check(package: str, as_json: bool) -> None:
-    """Run the contracts of saeval.testing on all that a package adds; exit code 1 if anything breaks one."""
+    """Test the contracts of all plugins of a package; exit code 1 if any is broken."""
     from dataclasses import asdict
 
     from saeval.testing import check_package
@@ -60,21 +60,23 @@ def check(package: str, as_json: bool) -> None:
 @click.argument("kind", type=click.Choice(("task", *KINDS)))
 @click.argument("called", metavar="NAME")
 @click.option("--file", "single", is_flag=True, help="Make a single file for `use: ./NAME.py:Class`, not a package.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to put it in; default: this one.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write into; default: the current one."
+)
 @FLAGS
 def new(kind: str, called: str, single: bool, out: Path | None, **flags: Any) -> None:
-    """Scaffold a task, or a plugin package (installable, tested, runnable), or a single file with --file.
+    """Create a task, a plugin package with tests, or a single plugin file (--file).
 
-    `new task` asks for what its flags do not say: --model, --sae, --text, --judge.
+    `new task` asks for --model, --sae, --text and --judge if they are missing.
     """
     given = {flag: value for flag, value in flags.items() if value not in (None, ())}
     if kind == "task":
         if single:
-            raise click.UsageError("--file goes with plugins; a task is a single file anyway")
+            raise click.UsageError("--file is for plugins only; a task is always a single file")
         _new_task(called, out or Path(), given)
         return
     if given:
-        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} goes with `saeval new task`")
+        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} is for `saeval new task` only")
     from saeval.plugin import scaffold
 
     made = scaffold.new(kind, called, lone=single, out=out)
@@ -87,14 +89,14 @@ def new(kind: str, called: str, single: bool, out: Path | None, **flags: Any) ->
 
 _QUESTIONS = {
     "model": "Subject model (hub id, folder or .gguf file)",
-    "saes": "SAEs (folders or hub ids, with spaces between them)",
+    "saes": "SAEs (folders or hub ids, separated by spaces)",
     "text": "Text (file, folder or hub dataset)",
     "judge": "Judge (such as openai/gpt-4o-mini)",
 }
 
 
 def _new_task(name: str, folder: Path, given: dict[str, Any]) -> None:
-    """Write the spec that the flags and answers stand for."""
+    """Write the spec for the flags and answers."""
     import shlex
 
     import yaml
@@ -103,7 +105,7 @@ def _new_task(name: str, folder: Path, given: dict[str, Any]) -> None:
 
     file = folder / f"{name}.yaml"
     if file.exists():
-        raise InputError(f"{file}: is there already; choose another name, or remove it")
+        raise InputError(f"{file}: already exists; choose another name, or remove it")
     for fact, question in _QUESTIONS.items():
         if fact not in given:
             answer = click.prompt(question, err=True)

@@ -1,4 +1,4 @@
-"""The group of all commands, which turns errors into sentences and exit codes."""
+"""The group of all commands, which turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from saeval.cli.streams import steady_streams
 
 
 class _Cli(click.Group):
-    """Turns saeval's errors into one clear sentence and an honest exit code."""
+    """Turns saeval's errors into one message and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line, whatever becomes of its output."""
+        """Run the command line, even if its output cannot be written."""
         steady_streams()
         return super().main(*args, **kwargs)
 
@@ -61,13 +61,13 @@ class _Cli(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt:
             leave_at_once()
-            click.echo("interrupted; run the same command again to go on where it stopped", err=True)
+            click.echo("interrupted; rerun the same command to resume", err=True)
             ctx.exit(STOPPED)
         except click.ClickException as error:
             raise _without_keys(error) from None
         except (click.exceptions.Exit, click.Abort):
             raise
-        except Exception as error:  # noqa: BLE001 - a user gets a sentence; the log gets the rest
+        except Exception as error:  # noqa: BLE001 - the user gets a message, the log gets the traceback
             say(f"error: {internal_error(error)}", err=True)
             ctx.exit(70)
 
@@ -89,6 +89,6 @@ def _without_keys(error: click.ClickException) -> click.ClickException:
 def main() -> None:
     """Explain the latents of sparse autoencoders in words, score the explanations, and compare SAEs.
 
-    Begin with: saeval run quickstart
+    Start with: saeval run quickstart
     """
     stop_as_on_ctrl_c()

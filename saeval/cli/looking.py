@@ -1,4 +1,4 @@
-"""Commands that show what there is: tasks, plugins, runs, and this machine."""
+"""Commands that list and show tasks, plugins, runs, and the environment."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 @click.command(name="list")
 @click.argument("kind", type=click.Choice(("tasks", *(f"{kind}s" for kind in KINDS), "runs")), default="tasks")
 @click.argument("place", metavar="[FOLDER]", required=False, type=click.Path(path_type=Path))
-@click.option("--tag", "wanted", multiple=True, metavar="TAG", help="Tasks that have it; several narrow the list.")
+@click.option(
+    "--tag", "wanted", multiple=True, metavar="TAG", help="Only tasks with this tag (repeatable: all must match)."
+)
 @WITHOUT
 @JSON
 def list_(kind: str, place: Path | None, wanted: Sequence[str], without: Sequence[str], as_json: bool) -> None:
-    """List tasks, plugins of a kind, or runs: those in saeval-runs/ or another FOLDER, the latest first."""
+    """List tasks, plugins of a kind, or runs in FOLDER (default: saeval-runs), latest first."""
     if wanted and kind != "tasks":
-        raise click.UsageError("--tag goes with tasks")
+        raise click.UsageError("--tag is for tasks only")
     if place is not None and kind != "runs":
-        raise click.UsageError("a folder goes with runs: saeval list runs FOLDER")
+        raise click.UsageError("a folder is for runs only: saeval list runs FOLDER")
     if kind == "runs":
         _show_runs(place or Path("saeval-runs"), as_json)
         return
@@ -128,9 +130,8 @@ def show(
     if as_json:
         print_json({"name": loaded.id, "version": loaded.version, "package": loaded.distribution, "schema": schema})
         return
-    click.echo(
-        f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{(loaded.cls.__doc__ or '').strip()}\n\noptions:"
-    )
+    about = (loaded.cls.__doc__ or "").strip()
+    click.echo(f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{about}\n\noptions:")
     meanings = descriptions(loaded.cls)
     for option, field in loaded.cls.model_fields.items():
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
@@ -146,7 +147,7 @@ def _type_name(annotation: Any) -> str:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; default: standard output.")
 @WITHOUT
 def schema(out: Path | None, without: Sequence[str]) -> None:
     """Write the JSON Schema of task specs for editors, with the options of all installed plugins."""
@@ -160,14 +161,14 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
         click.echo(text)
         return
     write_atomic(out, text + "\n")
-    say(f"written   {out}; begin a spec with `# yaml-language-server: $schema={out}`")
+    say(f"written   {out}; first line of a spec: `# yaml-language-server: $schema={out}`")
 
 
 @click.command()
 @click.option("--store", type=click.Path(path_type=Path), help="Read an activation store and compare its checksums.")
 @JSON
 def doctor(store: Path | None, as_json: bool) -> None:
-    """Check packages, device, cache, plugins and API-key variables (by name only); report problems. No network calls."""
+    """Check packages, device, cache, plugins and API-key variables (by name only). Makes no network calls."""
     from dataclasses import asdict
 
     from saeval.cli.doctor import examine

@@ -15,15 +15,13 @@ from saeval.cli.shared import JSON, print_json, say
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also write the plots into this folder.")
 @click.option(
-    "--plots", type=click.Path(path_type=Path), metavar="DIR", help="Write the plots there, as files for papers."
-)
-@click.option(
-    "--format", "-f", "format_", type=click.Choice(("svg", "pdf", "png")), default="svg", help="Of the plots."
+    "--format", "-f", "format_", type=click.Choice(("svg", "pdf", "png")), default="svg", help="Format of the plots."
 )
 @JSON
 def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> None:
-    """Write a finished run's reports again from its results, and print the leaderboard. Asks no model."""
+    """Write a run's reports again from its results, and print the leaderboard. Asks no model."""
     from saeval.records import read_result
     from saeval.report import render, write_plots, write_reports
 
@@ -41,13 +39,15 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 
 @click.command()
 @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
-@click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, to anyone who has the printed address.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; a free one by default.")
-@click.option("--bundle", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write it as one file to share.")
+@click.option("--serve", is_flag=True, help="Serve the report on 127.0.0.1 under a secret address.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port for --serve; default: a free one.")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write the report as one file to share."
+)
 def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C.
 
-    RUN_DIR is a run directory or a folder of them, of which the latest is opened; default: saeval-runs.
+    RUN_DIR is a run directory, or a folder whose latest run is opened (default: saeval-runs).
     """
     import webbrowser
 
@@ -55,9 +55,9 @@ def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> N
     from saeval.results import RUNS, last_run
 
     if bundle is not None and serve:
-        raise click.UsageError("--bundle and --serve do not go together")
+        raise click.UsageError("use either --bundle or --serve")
     if port and not serve:
-        raise click.UsageError("--port goes with --serve")
+        raise click.UsageError("--port needs --serve")
     if run_dir is None or not (run_dir / "report").exists():
         run_dir = last_run(run_dir or RUNS)
     if bundle is not None:
@@ -70,7 +70,7 @@ def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> N
         webbrowser.open(index.as_uri())
         return
     with viewing.ReportServer(run_dir, port) as server:
-        say(f"serving   {server.url}\nCtrl-C ends it; whoever has this address can read the report")
+        say(f"serving   {server.url}\nCtrl-C stops it; anyone on this machine with this address can read the report")
         with suppress(KeyboardInterrupt):
             server.serve_forever()
 
@@ -78,11 +78,17 @@ def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> N
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--metric", "metrics", multiple=True, metavar="SCORER.METRIC", help="This one; headlines by default.")
-@click.option("--seed", default=0, help="Of resampling.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="SCORER.METRIC",
+    help="Metric to compare (repeatable); default: each scorer's headline.",
+)
+@click.option("--seed", default=0, help="Seed of resampling.")
 @JSON
 def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) -> None:
-    """Compare two cells, each a run directory or RUN:CELL; paired where both are about the same latents."""
+    """Compare two cells, each a run directory or RUN:CELL. Paired if both have the same latents."""
     from saeval._compare import pairwise as comparing
 
     found = comparing.compare(a, b, metrics, seed=seed)
@@ -94,29 +100,42 @@ def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) ->
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--rank-by", metavar="SCORER.METRIC", help="Column that ranks; the runs' own by default.")
-@click.option("--group-by", metavar="AXIS", help="A board for each of its values, ranked apart.")
+@click.option("--rank-by", metavar="SCORER.METRIC", help="Column to rank by; default: the runs' own.")
+@click.option("--group-by", metavar="AXIS", help="One board per value, each with its own ranks.")
 @click.option(
-    "--filter", "keep", multiple=True, metavar="AXIS=VALUE", help="Cells that have it; several are either-or."
+    "--filter", "keep", multiple=True, metavar="AXIS=VALUE", help="Only these cells (repeatable: any may match)."
 )
 @click.option(
-    "--match-l0", type=click.FloatRange(min=0, min_open=True), metavar="L0", help="Families of coders at one L0."
+    "--match-l0", type=click.FloatRange(min=0, min_open=True), metavar="L0", help="Compare families at one L0."
 )
-@click.option("--family", default="architecture", metavar="AXIS", help="What --match-l0 calls a family.")
-@click.option("--mixed", is_flag=True, help="Join runs whose numbers cannot be compared, marked.")
+@click.option("--family", default="architecture", metavar="AXIS", help="Axis that defines the families of --match-l0.")
+@click.option("--mixed", is_flag=True, help="Join runs that are not comparable, and mark the board.")
 @click.option(
-    "--format", "-f", "format_", type=click.Choice(("text", "markdown", "latex", "csv", "json", "parquet")),
-    default="text", help="How it is written.",
-)  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; printed by default.")
-@click.option(
-    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to filter, group, rank and plot."
+    "--format",
+    "-f",
+    "format_",
+    type=click.Choice(("text", "markdown", "latex", "csv", "json", "parquet")),
+    default="text",
+    help="Output format.",
 )
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; default: standard output.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write an interactive HTML page.")
 def leaderboard(
-    runs: Sequence[str], rank_by: str | None, group_by: str | None, keep: Sequence[str], match_l0: float | None,
-    family: str, mixed: bool, format_: str, out: Path | None, html: Path | None,
-) -> None:  # fmt: skip
-    """Join the cells of runs on one board: run directories, folders of them, or hf://datasets/OWNER/NAME."""
+    runs: Sequence[str],
+    rank_by: str | None,
+    group_by: str | None,
+    keep: Sequence[str],
+    match_l0: float | None,
+    family: str,
+    mixed: bool,
+    format_: str,
+    out: Path | None,
+    html: Path | None,
+) -> None:
+    """Join the cells of several runs on one board.
+
+    RUN is a run directory, a folder of runs, or hf://datasets/OWNER/NAME.
+    """
     from shutil import get_terminal_size
     from tempfile import TemporaryDirectory
 
@@ -149,13 +168,11 @@ def leaderboard(
 def _refuse_beside_html(given: Mapping[str, bool]) -> None:
     for option, is_given in given.items():
         if is_given:
-            raise click.UsageError(
-                f"--html and {option} do not go together; --html writes a page of cells to its own FILE"
-            )
+            raise click.UsageError(f"use either --html or {option}; --html writes a page of all cells")
 
 
 def _at_hand(run: str, folder: Path) -> list[Path]:
-    """Return where runs lie: one directory, those in a folder, or one fetched to `folder` from the hub."""
+    """Return the run directories: one, those in a folder, or one fetched from the hub into `folder`."""
     from saeval.results import finished_runs
 
     if not run.startswith("hf://"):
@@ -168,22 +185,20 @@ def _at_hand(run: str, folder: Path) -> list[Path]:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN[:CELL]...")
-@click.option(
-    "--by", multiple=True, type=click.Choice(("explanations", "decoder", "encoder")), help="What to compare by."
-)
+@click.option("--by", multiple=True, type=click.Choice(("explanations", "decoder", "encoder")), help="What to compare.")
 @click.option("--model", metavar="NAME", help="Sentence-transformers model that embeds explanations.")
-@click.option("--seed", default=0, help="Of the baselines.")
+@click.option("--seed", default=0, help="Seed of the baselines.")
 @JSON
 def similarity(runs: Sequence[str], by: Sequence[Any], model: str | None, seed: int, as_json: bool) -> None:
-    """Match the latents of coders by their explanations or directions, beside random and shuffled baselines."""
+    """Match the latents of coders by explanations or directions, with random and shuffled baselines."""
     from dataclasses import asdict
 
     from saeval._compare import latent_matching as matching
 
-    found, left_out = matching.similarities(runs, by=by, model=model or matching.EMBEDDER, seed=seed)
+    found, skipped = matching.similarities(runs, by=by, model=model or matching.EMBEDDER, seed=seed)
     if as_json:
-        print_json({"similarities": [asdict(s) for s in found], "left_out": left_out})
+        print_json({"similarities": [asdict(s) for s in found], "left_out": skipped})
         return
     say(matching.text(found))
-    for sentence in left_out:
-        say((f"left out: {sentence}"), err=True)
+    for reason in skipped:
+        say(f"skipped: {reason}", err=True)

@@ -1,4 +1,4 @@
-"""Commands that run a task, and that say beforehand what would be run."""
+"""Commands that run, validate, preview and plan a task."""
 
 from __future__ import annotations
 
@@ -37,19 +37,30 @@ if TYPE_CHECKING:
 @LLM
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell; marks the result as partial.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory, exactly this one.")
-@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop cleanly when this much is spent.")
-@click.option("--retry", type=click.Choice(["failed"]), help="Rerun what failed; everything else is kept.")
-@click.option("--unpriced", is_flag=True, help="Run although --max-cost cannot hold a model of unknown price.")
-@click.option("--allow-model-change", is_flag=True, help="Resume although another model answers than before.")
-@click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="How progress is shown.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory; default: saeval-runs/TASK-HASH.")
+@click.option(
+    "--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Maximum cost; stops cleanly and can be resumed."
+)
+@click.option("--retry", type=click.Choice(["failed"]), help="Rerun failed latents; keep everything else.")
+@click.option("--unpriced", is_flag=True, help="Run even if --max-cost cannot count a model of unknown price.")
+@click.option("--allow-model-change", is_flag=True, help="Resume even if the served model has changed.")
+@click.option("--display", type=click.Choice(["rich", "plain", "json", "none"]), help="Progress display.")
 @WITHOUT
 @JSON
 def run(
-    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, out: Path | None,
-    max_cost: float | None, retry: Any, unpriced: bool, allow_model_change: bool, display: Any, without: Sequence[str],
+    task: Any,
+    assignments: Sequence[str],
+    llms: Sequence[str],
+    limit: int | None,
+    out: Path | None,
+    max_cost: float | None,
+    retry: Any,
+    unpriced: bool,
+    allow_model_change: bool,
+    display: Any,
+    without: Sequence[str],
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Run a task (or group), resuming unfinished work, and print the leaderboard."""
     from saeval._run import over_limits, runner
     from saeval._util import display as make_display
@@ -63,16 +74,20 @@ def run(
         left = None if max_cost is None else max(0.0, max_cost - spent)
         with _naming_log(path):
             result = runner.run_task(
-                built, out=path, limit=limit, max_cost=left, retry=retry, display=make_display(display), unpriced=unpriced,
+                built,
+                out=path,
+                limit=limit,
+                max_cost=left,
+                retry=retry,
+                display=make_display(display),
+                unpriced=unpriced,
                 allow_model_change=allow_model_change,
-            )  # fmt: skip
+            )
         results[path] = result
         if not as_json:
             _show_run(result, path)
             if not isinstance(task, str):
-                say(
-                    f"task      {path}/spec.yaml  (what the flags stand for; `saeval run {path}/spec.yaml` runs it again)"
-                )
+                say(f"spec      {path}/spec.yaml  (run it again with `saeval run {path}/spec.yaml`)")
         over += [f"{built.name}: {said}" for said in over_limits(built, result)]
     found = {result.task: result.model_dump(mode="json", by_alias=True) for result in results.values()}
     if as_json:
@@ -86,7 +101,7 @@ def run(
 
 @contextmanager
 def _naming_log(run_dir: Path) -> Iterator[None]:
-    """Say where the log is when a run fails and has written one."""
+    """Print the log's path when a run fails and has written one."""
     from saeval._util import SaevalError
 
     log = run_dir / "logs" / "run.log"
@@ -99,7 +114,7 @@ def _naming_log(run_dir: Path) -> Iterator[None]:
 
 
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
-    """Print one board of all the group's cells, and what its runs say of their tasks' claims."""
+    """Print one board of all the group's cells, and the findings of its runs."""
     from saeval._compare import join
     from saeval.report import finding_line, written
 
@@ -131,7 +146,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 @WITHOUT
 @JSON
 def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
-    """Check a task spec, its plugins, options and files, without loading any model."""
+    """Check a task spec, its plugins, options and files. Loads no model."""
     from saeval._util import SpecError
 
     try:
@@ -169,13 +184,15 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
 @SET
 @LLM
 @ALLOW
-@click.option("--latents", "n", default=1, type=click.IntRange(min=1), help="Latents to show, of the first cell.")
+@click.option(
+    "--latents", "n", default=1, type=click.IntRange(min=1), help="Number of latents to show, from the first cell."
+)
 @WITHOUT
 @JSON
 def preview(
     task: Any, assignments: Sequence[str], llms: Sequence[str], n: int, without: Sequence[str], as_json: bool
 ) -> None:
-    """Show the first prompts exactly as they would be sent. Collects activations if need be; asks no model."""
+    """Print prompts exactly as they would be sent. Collects activations if necessary; asks no model."""
     from saeval._run import preview_prompts as make_preview
     from saeval._util import display
 
@@ -195,14 +212,19 @@ def preview(
 @LLM
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell.")
-@click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Take the speed from this run.")
+@click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Use the speed of this earlier run.")
 @WITHOUT
 @JSON
 def plan(
-    task: Any, assignments: Sequence[str], llms: Sequence[str], limit: int | None, like: Path | None,
-    without: Sequence[str], as_json: bool,
-) -> None:  # fmt: skip
-    """Estimate a run: calls, tokens, dollars, minutes and disk. Asks no model, and collects nothing."""
+    task: Any,
+    assignments: Sequence[str],
+    llms: Sequence[str],
+    limit: int | None,
+    like: Path | None,
+    without: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Estimate calls, tokens, dollars, minutes and disk of a run. Asks no model, and collects nothing."""
     from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
     from saeval._util import fold
 
@@ -224,7 +246,7 @@ _PLAN = ("step", "latents", "calls", "in", "out", "usd", "minutes", "MB")
 
 
 def _show_plan(plan: Plan) -> None:
-    """Print a line per step, cell by cell, and the models that are asked."""
+    """Print a line per step, cell by cell, and the models they ask."""
     from saeval._util import WIDTH, aligned_rows, fold
 
     steps = [step for step in plan.steps if step.model or step.step in ("collect", "report")]
@@ -256,6 +278,12 @@ def _plan_row(step: str, latents: int | str, values: Callable[[str], Any], measu
 
     minutes = "~" * (not measured) + shown("seconds", ".1f", 60)
     return [
-        step.replace("_explanation)", ")"), f"{latents}", shown("calls", ","), shown("input_tokens", ","),
-        shown("output_tokens", ","), shown("usd", ".4f"), minutes, shown("bytes", ".1f", 10**6),
-    ]  # fmt: skip
+        step.replace("_explanation)", ")"),
+        f"{latents}",
+        shown("calls", ","),
+        shown("input_tokens", ","),
+        shown("output_tokens", ","),
+        shown("usd", ".4f"),
+        minutes,
+        shown("bytes", ".1f", 10**6),
+    ]

@@ -1,4 +1,4 @@
-"""What commands share: options, loading tasks, and printing."""
+"""Shared by commands: options, loading tasks, and printing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from saeval.task import Task
 
 KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
-"""Of plugins; `saeval.plugin.registry` has them too, but to import it takes longer than `--help` may."""
+"""Kinds of plugins; importing them from `saeval.plugin.registry` would make `--help` slow."""
 
 
 def complete_task(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete names of shipped tasks, and else files."""
+    """Complete names of shipped tasks, otherwise files."""
     from click.shell_completion import CompletionItem
 
     from saeval.task import shipped_tasks
@@ -39,81 +39,84 @@ def TASK(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a d
 
 
 def TASK_OR_FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
-    """Add the task as `TASK` does, and the flags that stand for one: the command then receives their spec as `task`."""
+    """Add the task as `TASK` does, and the flags that describe one: the command then receives their spec as `task`."""
 
     @wraps(command)
     def with_task(named: str | None, option: str | None, **options: Any) -> Any:
         flags = {name: options.pop(name) for name in (*FLAG_NAMES, "name")}
         return command(task=_task(named, option, flags), **options)
 
-    name = click.option(
-        "--name", metavar="NAME", help="Name of the task that the flags stand for; default: the model's."
-    )
+    name = click.option("--name", metavar="NAME", help="Name of the task made from the flags; default: the model's.")
     return _names_task(FLAGS(name(with_task)))
 
 
 def _names_task(command: Callable[..., Any]) -> Callable[..., Any]:
     argument = click.argument("named", metavar="[TASK]", required=False, shell_complete=complete_task)
     option = click.option(
-        "--task", "-t", "option", metavar="NAME_OR_FILE", shell_complete=complete_task,
-        help="A shipped task or group, or a spec file; the same as the argument.",
-    )  # fmt: skip
+        "--task",
+        "-t",
+        "option",
+        metavar="NAME_OR_FILE",
+        shell_complete=complete_task,
+        help="Shipped task, group or spec file; same as the argument.",
+    )
     return argument(option(command))
 
 
 _FLAGS = (
-    click.option("--model", metavar="MODEL", help="Instead of a task: the subject model (hub id, folder or .gguf file)."),
+    click.option("--model", metavar="MODEL", help="Subject model (hub id, folder or .gguf file), instead of a task."),
     click.option(
         "--sae", "saes", multiple=True, metavar="SAE",
-        help="A folder, or an id on the hub such as RELEASE/ID; ID=SAE names it, CODER:SAE says what reads it.",
+        help="SAE folder, or hub id such as RELEASE/ID; ID=SAE names it, CODER:SAE chooses its coder.",
     ),
-    click.option("--text", metavar="PATH_OR_ID", help="A file or folder of text, or a hub dataset."),
+    click.option("--text", metavar="PATH_OR_ID", help="File or folder of text, or a hub dataset."),
     click.option("--judge", metavar="MODEL", help="Language model that judges, such as openai/gpt-4o-mini."),
-    click.option("--explainer", metavar="MODEL", help="Language model that explains, or an explainer that asks none; default: the judge."),
+    click.option(
+        "--explainer", metavar="MODEL",
+        help="Language model that explains, or an explainer without one; default: the judge.",
+    ),
     click.option("--api-base", metavar="URL", help="Address of an OpenAI-compatible server for judge and explainer."),
     click.option("--latents", type=click.IntRange(min=1), metavar="N", help="Latents per SAE; default: 50."),
-    click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Maximum tokens of text; default: 1,000,000."),
-    click.option("--scorers", metavar="A,B", help="Scorers, the first one ranks; default: detection,fuzzing."),
-    click.option("--hookpoint", metavar="PLACE", help="Place in the model; default: what the SAEs' files say."),
+    click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Maximum text tokens; default: 1,000,000."),
+    click.option("--scorers", metavar="A,B", help="Scorers; the first one ranks. Default: detection,fuzzing."),
+    click.option("--hookpoint", metavar="PLACE", help="Hookpoint in the model; default: from the SAEs' files."),
     click.option(
         "--baseline", "baselines", multiple=True, metavar="NAME",
-        help="Compare with this; default: random_explanation, top_tokens, random_sae and neurons.",
+        help="Baseline (repeatable); default: random_explanation, top_tokens, random_sae and neurons.",
     ),
 )  # fmt: skip
 FLAG_NAMES = (
     "model", "saes", "text", "judge", "explainer", "api_base", "latents", "tokens", "scorers", "hookpoint", "baselines",
 )  # fmt: skip
-"""Names of the flags that stand for a task, as commands receive them."""
+"""Names of the flags that describe a task, as commands receive them."""
 
 
 def FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
-    """Add the flags that stand for a task."""
+    """Add the flags that describe a task."""
     for flag in reversed(_FLAGS):
         command = flag(command)
     return command
 
 
 def _named(named: str | None, option: str | None) -> str:
-    """Return the task that is named."""
+    """Return the named task."""
     if named and option:
-        raise click.UsageError(f"give one task: {named} or --task {option}")
+        raise click.UsageError(f"name only one task: {named} or --task {option}")
     if not (named or option):
-        raise click.UsageError("name a task (`saeval list` shows them) or a spec file")
+        raise click.UsageError("name a task (`saeval list` lists them) or a spec file")
     return str(named or option)
 
 
 def _task(named: str | None, option: str | None, flags: Mapping[str, Any]) -> str | dict[str, Any]:
-    """Return the task that is named, or the spec that the flags stand for."""
+    """Return the named task, or the spec for the flags."""
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     if not (named or option or given):
-        raise click.UsageError("name a task (`saeval list` shows them), or give --model, --sae, --text and --judge")
+        raise click.UsageError("name a task (`saeval list` lists them), or give --model, --sae, --text and --judge")
     if not (named or option):
         return spec_of(given)
     reference = _named(named, option)
     if given:
-        raise click.UsageError(
-            f"{_flag(next(iter(given)))} describes a task of its own; change {reference!r} with --set"
-        )
+        raise click.UsageError(f"{_flag(next(iter(given)))} describes a new task; to change {reference!r} use --set")
     return reference
 
 
@@ -123,12 +126,12 @@ def _flag(name: str) -> str:
 
 
 def spec_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the spec that flags stand for."""
+    """Return the spec for the flags."""
     from saeval.task import TaskFlags, spec_from_flags
 
     for name in ("model", "saes", "text"):
         if name not in given:
-            raise click.UsageError(f"give {_flag(name)} too; `--model M --sae S --text T --judge J` stands for a task")
+            raise click.UsageError(f"{_flag(name)} is missing; a task needs --model, --sae, --text and --judge")
     chosen = dict(given)
     if "scorers" in chosen:
         chosen["scorers"] = [name.strip() for name in chosen["scorers"].split(",") if name.strip()]
@@ -136,13 +139,13 @@ def spec_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SET = click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec: --set latents.n=20."
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec, such as latents.n=20."
 )
 LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Use another model for a role.")
 
 
 def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]], None]:
-    """Return what an option does that permits something to specs, in this process and those that it starts."""
+    """Return the callback of an option that permits something to specs, in this process and its children."""
 
     def permit(_context: click.Context, _option: click.Parameter, names: Sequence[str]) -> None:
         if names:
@@ -154,15 +157,23 @@ def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]
 
 
 def ALLOW(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
-    """Add the options that permit what a stranger's spec may not do."""
+    """Add the options that permit what specs may not do by default."""
     env = click.option(
-        "--allow-env", multiple=True, metavar="NAME", expose_value=False, callback=_allow("variables"),
-        help="Let the spec use this environment variable as a key (those ending in _API_KEY it may).",
-    )  # fmt: skip
+        "--allow-env",
+        multiple=True,
+        metavar="NAME",
+        expose_value=False,
+        callback=_allow("variables"),
+        help="Let the spec use this environment variable as a key (names ending in _API_KEY are always allowed).",
+    )
     host = click.option(
-        "--allow-host", multiple=True, metavar="HOST", expose_value=False, callback=_allow("hosts"),
-        help="Let a provider's key be sent to this host, which is not the provider's.",
-    )  # fmt: skip
+        "--allow-host",
+        multiple=True,
+        metavar="HOST",
+        expose_value=False,
+        callback=_allow("hosts"),
+        help="Allow sending a provider's key to this host.",
+    )
     return env(host(command))
 
 
@@ -221,7 +232,7 @@ def _roles(llms: Sequence[str]) -> dict[str, str]:
 def print_json(value: Any) -> None:
     import json
 
-    click.echo(json.dumps(value, indent=1, default=str))  # in ASCII: what it quotes can do nothing to a terminal
+    click.echo(json.dumps(value, indent=1, default=str))  # in ASCII, so quoted text cannot affect a terminal
 
 
 def print_rows(rows: Sequence[dict[str, str]]) -> None:

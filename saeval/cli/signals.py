@@ -8,14 +8,14 @@ import threading
 from types import FrameType
 
 STOPPED = 130
-"""Exit code of a command that was told to stop."""
+"""Exit code of a command stopped by a signal."""
 
 
 def stop_as_on_ctrl_c() -> None:
-    """Let SIGTERM, SIGQUIT and SIGHUP do what Ctrl-C does; a SIGHUP that is ignored (`nohup`) stays so.
+    """Make SIGTERM, SIGQUIT and SIGHUP act like Ctrl-C; an ignored SIGHUP (`nohup`) stays ignored.
 
-    A shell starts what runs in its background with SIGINT ignored. There, Ctrl-C for others still does nothing, but
-    the other signals stop the command as cleanly as anywhere.
+    A shell starts background commands with SIGINT ignored. There, Ctrl-C still does nothing, but the other signals
+    stop the command cleanly.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -29,7 +29,7 @@ def stop_as_on_ctrl_c() -> None:
 
 
 def leave_at_once() -> None:
-    """From here on, end without a word when told to stop again."""
+    """From here on, exit silently at the next signal."""
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP"):
             number = getattr(signal, name, None)
@@ -38,7 +38,7 @@ def leave_at_once() -> None:
 
 
 def _stop(_number: int, frame: FrameType | None) -> None:
-    """Do what Ctrl-C does at this moment: asyncio and the end of a run have handlers of their own."""
+    """Call the current handler of Ctrl-C: asyncio and the end of a run install their own."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
         raise KeyboardInterrupt

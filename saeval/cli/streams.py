@@ -1,4 +1,4 @@
-"""Standard output and error that never decide over a command: whoever reads them may go away, be full or be narrow."""
+"""Standard output and error that never stop a command: closed pipes, full devices and narrow encodings are harmless."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PATIENCE = 5.0  # seconds that a reader may take who left the pipe non-blocking
 
 
 class _Steady(io.RawIOBase):
-    """A descriptor that takes all that is written, and drops it once nobody receives it any more."""
+    """A descriptor that accepts everything written, and drops it once no reader is left."""
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
@@ -23,7 +23,7 @@ class _Steady(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal that is still there."""
+        """Return whether it is a terminal that is still open."""
         try:
             return not self._gone and os.isatty(self._descriptor)
         except OSError:
@@ -48,7 +48,7 @@ class _Steady(io.RawIOBase):
 
 
 def steady_streams() -> None:
-    """Make the process's own output and error steady; streams that a test or a notebook put there are left alone."""
+    """Protect the process's output and error; streams that a test or a notebook installed are not changed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):
@@ -56,7 +56,7 @@ def steady_streams() -> None:
 
 
 def _steady(stream: TextIO) -> TextIO:
-    """Return a stream to the same place that raises nothing; what its encoding lacks is written as an escape."""
+    """Return a stream to the same descriptor that never raises and escapes characters its encoding lacks."""
     try:
         raw = _Steady(stream.fileno())
     except (OSError, ValueError):

@@ -57,14 +57,7 @@ def write(path, server, **changes):
 
 
 @pytest.mark.parametrize("command", [["--help"], ["list"]])
-def test_help_and_list_answer_at_once_and_import_nothing_heavy(command):
-    def seconds():  # of the processor, for others may be at work on the machine
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "saeval", *command], check=True, capture_output=True)
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(seconds() for _ in range(5)) < 0.3
+def test_help_and_list_import_nothing_heavy(command):
     program = f"import sys; sys.argv = ['saeval', *{command!r}]\ntry:\n import saeval.cli; saeval.cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"

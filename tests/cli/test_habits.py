@@ -67,7 +67,7 @@ def test_view_without_a_path_opens_the_last_run(runs, tmp_path):
     assert "good/report/index.html" in cli(runs, "view").stdout
     assert "good/report/index.html" in cli(runs, "view", "saeval-runs").stdout
     assert "no run there yet" in cli(tmp_path, "view", code=2).stderr
-    assert "--port goes with --serve" in cli(runs, "view", good, "--port", 8000, code=2).stderr
+    assert "--port needs --serve" in cli(runs, "view", good, "--port", 8000, code=2).stderr
 
 
 def test_a_failed_run_says_where_its_log_is_and_the_log_says_why(runs):

@@ -50,8 +50,8 @@ def table(head: str, rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
 def cli_page() -> Iterator[str]:
     yield from (
         "# Command line", "",
-        "This page is made from the commands; `saeval COMMAND --help` says the same. What a command prints for people it prints",
-        "for machines with `--json`. [Exit codes](task-reference.md#exit-codes) tell how it ended.", "",
+        "This page is generated from the commands; `saeval COMMAND --help` prints the same. `--json` prints a command's output",
+        "as JSON. [Exit codes](task-reference.md#exit-codes) are documented separately.", "",
     )  # fmt: skip
     yield from table(
         "command | what it does",
@@ -106,9 +106,9 @@ def option(o: click.Option, context: click.Context) -> tuple[str, str]:
 def tasks_page() -> Iterator[str]:
     yield from (
         "# Shipped tasks", "",
-        "This page is made from the specs. `saeval run NAME` runs one, `saeval show task NAME` prints it whole, `saeval plan` tells",
-        "what it takes, and `saeval list tasks --tag TAG` lists those of one kind, those of installed packages among them. A spec of yours",
-        "[builds on one](task-reference.md#keys) with `include: [saeval://NAME.yaml]`.", "",
+        "This page is generated from the specs. `saeval run NAME` runs a task, `saeval show task NAME` prints its full spec,",
+        "`saeval plan` estimates its cost, and `saeval list tasks --tag TAG` lists tasks by tag, including those of installed",
+        "packages. Your own spec can [extend one](task-reference.md#keys) with `include: [saeval://NAME.yaml]`.", "",
     )  # fmt: skip
     heads = {name: yaml.safe_load(file.read_text()) for name, file in shipped_tasks(Registry(disabled=["*"]))}
     for title, chosen in (
@@ -121,11 +121,11 @@ def tasks_page() -> Iterator[str]:
     ):
         yield from (f"## {title}", "")
         if title == "The paper":
-            yield from ("[Reproducing the paper](reproducing.md) tells what each is held against.", "")
+            yield from ("[Reproducing the paper](reproducing.md) compares each with the paper.", "")
         rows = (
             (f"`{n}`", ", ".join(f"`{t}`" for t in h["tags"]), h["description"]) for n, h in heads.items() if chosen(n)
         )
-        yield from table("task | tags | what it is for", rows)
+        yield from table("task | tags | description", rows)
 
 
 # --- plugins ------------------------------------------------------------------------------------------------
@@ -134,9 +134,9 @@ def tasks_page() -> Iterator[str]:
 def plugins_page() -> Iterator[str]:
     yield from (
         "# Built-in plugins and their options", "",
-        "This page is made from the classes. `saeval list scorers` and `saeval show scorer detection` say the same, and include what is",
-        "installed beside saeval. [Task reference](task-reference.md) tells how parts go together, [Writing a plugin](writing-a-plugin.md)",
-        "how to add one.", "",
+        "This page is generated from the classes. `saeval list scorers` and `saeval show scorer detection` print the same, and",
+        "include installed packages. [Task reference](task-reference.md) explains how to combine parts,",
+        "[Writing a plugin](writing-a-plugin.md) how to add one.", "",
     )  # fmt: skip
     registry = Registry(disabled=["*"])
     nested: dict[type[BaseModel], None] = {}
@@ -162,13 +162,13 @@ def fields(model: type[BaseModel]) -> Iterator[str]:
 
 
 def facts(cls: type[Plugin]) -> Iterator[str]:
-    """What a step asks, and what a scorer measures."""
+    """Yield the role that a step asks, and the metrics of a scorer."""
     said = []
     if issubclass(cls, Step) and not isinstance(cls.llm_role, property):  # where it is one, options decide
         said.append(f"Asks the role `{cls.llm_role}`." if cls.llm_role else "Asks no language model.")
     if issubclass(cls, Scorer):
         if not isinstance(cls.metrics, property):
-            said.append(f"Gives {', '.join(f'`{metric.name}`' for metric in cls.metrics)}.")
+            said.append(f"Returns {', '.join(f'`{metric.name}`' for metric in cls.metrics)}.")
         if not cls.reads_explanation:
             said.append("Does not read the explanation.")
     if text := " ".join(said):
@@ -180,7 +180,7 @@ def field(name: str, found: FieldInfo) -> tuple[str, ...]:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as it may be read in a table, in which no bar may stand."""
+    """Return a type's name for a table, which may contain no bar."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_name(arguments[0])
@@ -217,15 +217,15 @@ def mappings(annotation: Any) -> Iterator[type[BaseModel]]:
 # --- hooks --------------------------------------------------------------------------------------------------
 
 HINTS = {
-    "source": "`begin = writer.start(dataset, n_latents)` says at which context to begin, which is not 0 where an interrupted run goes on; "
-    "`writer.add` takes activations, `writer.advance` says how far they reach, `writer.note` keeps facts.",
-    "coder": "`saeval.plugin.LinearCoder` takes matrices, `saeval.plugin.ModuleCoder` a function that gives dense activations; anything else derives from "
-    "`saeval.plugin.SparseCoder`.",
-    "sampler": "`store.windows` gives the activating windows, `store.silent_windows` verified silent ones, `store.examples` their texts and "
-    "activations.",
-    "llm": "A package's own is `model: namespace/name/rest`, and `rest` stands in the option `model`. Time-outs, attempts, the cache, the "
-    "ledger and the spending limit are saeval's.",
-    "tracker": "Whatever it raises becomes a warning, and after two minutes it is not waited for: a tracker never fails a run.",
+    "source": "`begin = writer.start(dataset, n_latents)` returns the context to begin at, which is not 0 when a run "
+    "resumes; `writer.add` takes activations, `writer.advance` reports progress, `writer.note` keeps facts.",
+    "coder": "`saeval.plugin.LinearCoder` takes matrices, `saeval.plugin.ModuleCoder` a function that returns dense "
+    "activations; other coders derive from `saeval.plugin.SparseCoder`.",
+    "sampler": "`store.windows` returns the activating windows, `store.silent_windows` verified non-activating ones, "
+    "`store.examples` their texts and activations.",
+    "llm": "Specs name a package's model as `model: namespace/name/rest`; the option `model` then contains `rest`. saeval "
+    "handles time-outs, attempts, the cache, the ledger and the spending limit.",
+    "tracker": "An exception becomes a warning, and saeval waits two minutes at most: a tracker never fails a run.",
 }
 
 
@@ -242,28 +242,28 @@ def hook_page(kind: str, base: type[Plugin]) -> Iterator[str]:
     )
     yield from (f"## `saeval.plugin.{base.__name__}`", "", inspect.getdoc(base) or "", "")
     yield from ([HINTS[kind], ""] if kind in HINTS else [])
-    yield from ("Beside what [all plugins](../hooks.md#what-all-plugins-share) have:", "")
+    yield from ("In addition to what [all plugins](../hooks.md#what-all-plugins-share) have:", "")
     classes = [cls for cls in base.__mro__ if cls.__module__.startswith("saeval.") and cls is not Plugin]
     members = {
         name: value for cls in classes for name, value in vars(cls).items() if not name.startswith(("_", "model_"))
     }
     methods = {name: inspect.unwrap(getattr(m, "__func__", m)) for name, m in members.items() if inspect.isroutine(m)}
     needed = [name for name, method in methods.items() if getattr(method, "__isabstractmethod__", False)]
-    yield from ("## To fill in", "")
+    yield from ("## Methods to implement", "")
     for name in needed:
         yield from described(methods[name])
     said = {name: text for cls in classes for name, text in attribute_docstrings(cls).items() if name != "model"}
     said |= {name: inspect.getdoc(m) or "" for name, m in members.items() if isinstance(m, property)}
     if said or len(methods) > len(needed):
-        yield from ("## May be filled in", "")
+        yield from ("## Optional", "")
     yield from table("attribute | meaning", ((f"`{name}`", text) for name, text in said.items()))
     for name in (name for name in methods if name not in needed):
         yield from described(methods[name])
     yield from ("## The contract", "", *described(contract))
     yield from (
-        "## A whole one",
+        "## Example",
         "",
-        f"`saeval new {kind} example` makes a package that installs, keeps its contract and runs; its plugin is",
+        f"`saeval new {kind} example` makes a package that can be installed and tested. Its plugin:",
         "",
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -295,7 +295,7 @@ def described(function: Any) -> Iterator[str]:
 
 
 def decisions_page() -> Iterator[str]:
-    yield from ("# Decisions", "", "What was decided against the obvious, and why; a page each.", "")
+    yield from ("# Decisions", "", "Design decisions that are not obvious, with their reasons.", "")
     for file in sorted((DOCS / "decisions").glob("0*.md")):
         number, _, title = file.read_text().partition("\n")[0].removeprefix("# ").partition(". ")
         yield f"{number}. [{title}]({file.name})"

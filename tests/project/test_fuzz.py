@@ -23,7 +23,7 @@ from rich.console import Console
 
 import saeval
 from saeval import SaevalError, StoreError
-from saeval._run.journal import RunDir
+from saeval._run.run_dir import RunDir
 from saeval._run.plan import speed
 from saeval.llm.calls import CallLog
 from saeval.plugin import ActivationStore, LatentId

@@ -204,7 +204,8 @@ def test_a_good_judge_passes_and_what_it_judges_later_says_so(tmp_path, own_cach
         assert found["detection", "explanation"].value > 0.9 and found["fuzzing", "explanation"].value > 0.85
         assert found["detection", "shuffled_explanation"].value == pytest.approx(0.5, abs=0.12)
         assert found["order", "explanation"].value == found["repeat", "explanation"].value == 1.0
-        assert checked.synthetic and all(row.n == 24 for row in found.values())
+        assert checked.synthetic
+        assert {key: row.n for key, row in found.items() if row.n != (24 if key[1] == "explanation" else 12)} == {}
 
         later = {
             "saeval": 1, "task": "later", "version": "1",

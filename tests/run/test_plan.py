@@ -57,7 +57,7 @@ def test_plan_comes_within_a_fifth_of_what_the_run_takes(tmp_path):
     calls, taken, given = (
         sum(getattr(x, f) for x in result.ledger) for f in ("calls", "input_tokens", "output_tokens")
     )
-    assert calls == len(server.calls) > 1000
+    assert calls == len(server.calls) > 900
     assert after.total("calls") == pytest.approx(calls, rel=0.05)
     assert after.total("input_tokens") == pytest.approx(taken, rel=0.2)
     assert after.total("output_tokens") == pytest.approx(given, rel=0.2)

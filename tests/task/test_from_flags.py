@@ -74,10 +74,10 @@ def test_task_is_an_argument_or_an_option(place):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "name a task (`saeval list` shows them), or give --model, --sae, --text and --judge"),
-        (["quickstart", "--task", "paper"], "give one task: quickstart or --task paper"),
-        (["quickstart", "--sae", "x"], "--sae describes a task of its own; change 'quickstart' with --set"),
-        (["--model", "m", "--text", "text.txt"], "give --sae too"),
+        ([], "name a task (`saeval list` lists them), or give --model, --sae, --text and --judge"),
+        (["quickstart", "--task", "paper"], "name only one task: quickstart or --task paper"),
+        (["quickstart", "--sae", "x"], "--sae describes a new task; to change 'quickstart' use --set"),
+        (["--model", "m", "--text", "text.txt"], "--sae is missing"),
         (["--model", "m", "--sae", "runs", "--text", "text.txt", "--judge", "openai/x"], "which holds one, two"),
         (["--model", "m", "--sae", "nowhere", "--text", "text.txt", "--judge", "openai/x"], "--sae nowhere: no such folder"),
         (["--model", "m", "--sae", "runs/one/final", "--text", "no.txt", "--judge", "openai/x"], "--text no.txt: no such file"),
@@ -95,7 +95,7 @@ def test_new_task_asks_for_what_flags_do_not_say_and_writes_a_valid_spec(place):
     assert "mine.yaml" in made.stdout
     row = json.loads(saeval(place, "validate", "mine.yaml", "--json").stdout)
     assert row["task"] == "mine" and {"sae=one-final", "sae=two-final"} <= set(row["cells"])
-    assert "is there already" in saeval(place, "new", "task", "mine", code=2).stderr
+    assert "already exists" in saeval(place, "new", "task", "mine", code=2).stderr
 
 
 def test_ids_are_as_short_as_they_can_be_while_they_differ(place):

@@ -222,7 +222,7 @@ def test_tasks_are_listed_by_tag():
     assert names("paper") == {n for n in SHIPPED if n.partition("/")[0] in ("paper", *GROUPS)}
     assert names("paper", "small") == {n for n in SHIPPED if n.endswith("-small")}
     assert names("nothing-has-this") == set()
-    assert "--tag goes with tasks" in call("list", "scorers", "--tag", "paper", code=2).output
+    assert "--tag is for tasks only" in call("list", "scorers", "--tag", "paper", code=2).output
 
 
 def test_task_builds_on_one_of_an_installed_package(tmp_path, monkeypatch):

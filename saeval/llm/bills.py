@@ -13,7 +13,7 @@ from saeval.records import FillRequest, LogprobRequest, Reply, Request, Usage
 if TYPE_CHECKING:
     from saeval.llm.gateway import RoleSettings
 
-_PIECES = re.compile(r"[A-Za-z]{1,4}|[^A-Za-z\s]|\n")
+_PIECES = re.compile(r"[A-Za-z]{1,4}|[^A-Za-z\s]|\n|\s(?=\d)")
 _PER_MESSAGE = 4  # tokens that a chat format adds to each message
 
 
@@ -24,7 +24,7 @@ def estimated_tokens(text: str) -> int:
 
     Example:
         >>> estimated_tokens("An explanation: [0, 1]")
-        10
+        11
     """
     return len(_PIECES.findall(text))
 

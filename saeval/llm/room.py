@@ -65,8 +65,9 @@ class Room:
             return
         self._helped |= whole
         self.needed |= whole
+        before = self._given_up
         self._cuts = 0 if whole else self._cuts + 1
-        if self._given_up:
+        if self._given_up and not before:
             self._say_so()
         self._wake()
 

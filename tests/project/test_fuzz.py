@@ -23,8 +23,8 @@ from rich.console import Console
 
 import saeval
 from saeval import SaevalError, StoreError
-from saeval._run.run_dir import RunDir
 from saeval._run.plan import speed
+from saeval._run.run_dir import RunDir
 from saeval.llm.calls import CallLog
 from saeval.plugin import ActivationStore, LatentId
 from saeval.plugin.registry import Registry

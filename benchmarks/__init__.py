@@ -1,1 +1,2 @@
-"""Side-by-side measurements of saeval against eai-delphi and against the limit of the machine; see docs/benchmarks.md."""
+"""Side-by-side measurements of saeval against eai-delphi and against the limit of the machine; see
+docs/benchmarks.md."""

@@ -88,9 +88,11 @@ def separated(cells: list[Scores], rng: Generator) -> dict[str, set[tuple[int, i
     errors = [error_of(c.own, rng) for c in cells]
     differences = [c.own[: len(c.floor)] - c.floor for c in cells]
     found = lifts([_paired(c, error) for c, error in zip(cells, errors, strict=True)])
+    means, lifts_of_means = [c.own.mean() for c in cells], [d.mean() for d in differences]
+    variances = [d.var(ddof=1) / len(d) for d in differences]
     ways = {
-        "score": ([c.own.mean() for c in cells], np.diag(np.square(errors))),
-        "lift, own floor": ([d.mean() for d in differences], np.diag([d.var(ddof=1) / len(d) for d in differences])),
+        "score": (means, np.diag(np.square(errors))),
+        "lift, own floor": (lifts_of_means, np.diag(variances)),
         "lift": (found.values, found.covariance),
     }
     apart = {
@@ -203,7 +205,8 @@ READER = {"detection": 0.952, "fuzzing": 0.988}
 
 
 def readers(repetitions: int) -> None:
-    """Print how far two judges differ on real latents, as judged and corrected: the recorded reader, and it with errors."""
+    """Print how far two judges differ on real latents, as judged and corrected: the recorded reader, and it with
+    errors."""
     with tempfile.TemporaryDirectory() as folder:
         saeval.run("quickstart-recorded", out=Path(folder) / "run")
         compare_readers(Path(folder) / "run", repetitions)

@@ -1,4 +1,5 @@
-"""How fast saeval asks language models over HTTP, against clients without its promises, and how it finds a server's limit."""
+"""How fast saeval asks language models over HTTP, against clients without its promises, and how it finds a server's
+limit."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _MADE = "conversations of 3.7 kB, all different; connections are open already"
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Return requests a second as shares of what other clients reach, and the share of a server's limit that is used."""
+    """Return requests a second as shares of what other clients reach, and the share of a server's limit that is
+    used."""
     with _server(_LATENCY) as url:
         return [*_direct(bench, url), *_litellm(bench, url), *_adaptive(bench)]
 
@@ -55,8 +57,8 @@ def _direct(bench: Bench, url: str) -> list[Figure]:
     for in_flight in (64, 256):
         found = _asked(bench, url, 40 * in_flight, in_flight, "aiohttp", "gateway")
         method = (
-            f"wall-clock requests/s of the gateway over `openai_compatible`, answers and ledger on disk, over those of a bare "
-            f"aiohttp client; {in_flight} in flight, {_SERVER}; {_MADE}"
+            "wall-clock requests/s of the gateway over `openai_compatible`, answers and ledger on disk, over those "
+            f"of a bare aiohttp client; {in_flight} in flight, {_SERVER}; {_MADE}"
         )
         figures.append(_share(f"gateway_vs_aiohttp_{in_flight}", found, "gateway", "aiohttp", method, 0.8))
     lower = min(figures, key=lambda figure: figure.median)

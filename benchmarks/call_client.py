@@ -28,9 +28,11 @@ def _messages(number: int) -> list[dict[str, str]]:
     """Return a conversation of 3.7 kB, most of which all conversations share."""
     question = _QUESTION.format(number) * 16
     return [
-        {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _EXAMPLE},
-        {"role": "assistant", "content": "[1]"}, {"role": "user", "content": question},
-    ]  # fmt: skip
+        {"role": "system", "content": _SYSTEM},
+        {"role": "user", "content": _EXAMPLE},
+        {"role": "assistant", "content": "[1]"},
+        {"role": "user", "content": question},
+    ]
 
 
 @asynccontextmanager
@@ -71,7 +73,7 @@ async def _gateway(url: str, llm: str, concurrency: int | str, **options: Any) -
     """The gateway, writing down answers and ledger as a run does."""
     from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
-    from saeval.llm import Budget, CallLog, CallStore, Gateway, RoleSettings, rare_garbage_collection
+    from saeval.llm import AnswerCache, Budget, CallLedger, Gateway, RoleSettings, rare_garbage_collection
     from saeval.plugin import Message, Request
 
     plugin: Any = (
@@ -82,10 +84,15 @@ async def _gateway(url: str, llm: str, concurrency: int | str, **options: Any) -
     settings = RoleSettings(concurrency=concurrency, retries=20)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder, rare_garbage_collection():  # as in a run
         gateway = Gateway(
-            "judge", plugin, model="m", identity=["m", "1.0"], settings=settings,
-            calls=CallStore(Path(folder) / "calls.sqlite"), log=CallLog(Path(folder) / "calls.jsonl"),
+            "judge",
+            plugin,
+            model="m",
+            identity=["m", "1.0"],
+            settings=settings,
+            calls=AnswerCache(Path(folder) / "calls.sqlite"),
+            log=CallLedger(Path(folder) / "calls.jsonl"),
             budget=Budget(None),
-        )  # fmt: skip
+        )
 
         async def ask(number: int) -> object:
             turns = tuple(Message(m["role"], m["content"]) for m in _messages(number))  # type: ignore[arg-type]

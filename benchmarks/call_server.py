@@ -1,7 +1,7 @@
 """A loopback server that speaks OpenAI's chat protocol: prints its address, then answers until its input ends.
 
-Started as `python -m benchmarks.call_server LATENCY [most] [slots]`; it is a process of its own, so that no client shares
-a core's interpreter with it, and hardly reads what it is sent, so that it is not what bounds a benchmark.
+Started as `python -m benchmarks.call_server LATENCY [most] [slots]`; it is a process of its own, so that no client
+shares a core's interpreter with it, and hardly reads what it is sent, so that it is not what bounds a benchmark.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ from aiohttp import web
 
 _ANSWER = json.dumps(
     {
-        "id": "x", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "[1, 0, 0, 1, 0]"}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 900, "completion_tokens": 15, "total_tokens": 915,
-                  "prompt_tokens_details": {"cached_tokens": 512}},
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "[1, 0, 0, 1, 0]"}, "finish_reason": "stop"}
+        ],
+        "usage": {
+            "prompt_tokens": 900,
+            "completion_tokens": 15,
+            "total_tokens": 915,
+            "prompt_tokens_details": {"cached_tokens": 512},
+        },
     }
-).encode()  # fmt: skip
+).encode()
 
 
 async def serve(latency: float, most: float, slots: int) -> None:

@@ -45,34 +45,43 @@ def measure(bench: Bench) -> list[Figure]:
         return {f"{labels[s]}, {_LABEL}": [r[s][setting] for r in rounds] for s in ("saeval", other)}
 
     what = (
-        f"CPU time per token over {_BATCHES * BATCH * CONTEXT:,} random tokens in batches of {BATCH} contexts of {CONTEXT}; "
-        f"a Llama of width {WIDTH} with random weights, a coder of {LATENTS:,} latents; one thread; loading is not counted, writing is"
+        f"CPU time per token over {_BATCHES * BATCH * CONTEXT:,} random tokens in batches of {BATCH} contexts of "
+        f"{CONTEXT}; a Llama of width {WIDTH} with random weights, a coder of {LATENTS:,} latents; one thread; "
+        "loading is not counted, writing is"
     )
     topk = f"{what}; top-{K} at the last of {LAYERS} layers"
     return [
         ratio(
-            "collect_vs_limit", against("loop", "last"),
-            f"{topk}; the bare loop stops after the hooked layer, too, and appends (u16, f16) pairs to a file, unsorted, with "
-            "neither checks nor sums for unexplained variance; saeval tokenises, sorts by latent and makes a store",
+            "collect_vs_limit",
+            against("loop", "last"),
+            f"{topk}; the bare loop stops after the hooked layer, too, and appends (u16, f16) pairs to a file, "
+            "unsorted, with neither checks nor sums for unexplained variance; saeval tokenises, sorts by latent and "
+            "makes a store",
             target=0.9,
         ),
         ratio("collect_vs_delphi", against("delphi", "last"), f"{topk}; LatentCache.run and save_splits", target=2.2),
         ratio(
-            "collect_vs_delphi_early_exit", against("delphi", "early"),
-            f"{what}; top-{K} at layer {EARLY} of {MANY_LAYERS}, after which saeval stops and eai-delphi continues", target=4,
+            "collect_vs_delphi_early_exit",
+            against("delphi", "early"),
+            f"{what}; top-{K} at layer {EARLY} of {MANY_LAYERS}, after which saeval stops and eai-delphi continues",
+            target=4,
         ),
         ratio(
-            "collect_vs_delphi_subset", against("delphi", "subset"),
-            f"{what}; {CHOSEN} chosen latents of a JumpReLU at the last of {LAYERS} layers, given to eai-delphi as filters",
+            "collect_vs_delphi_subset",
+            against("delphi", "subset"),
+            f"{what}; {CHOSEN} chosen latents of a JumpReLU at the last of {LAYERS} layers, given to eai-delphi as "
+            "filters",
             target=4,
         ),
         Figure(
-            "collect_peak_rss_mb", [r["saeval"]["peak_rss_mb"] for r in rounds], "MiB",
+            "collect_peak_rss_mb",
+            [r["saeval"]["peak_rss_mb"] for r in rounds],
+            "MiB",
             f"peak memory of the process that collects; {topk}; eai-delphi's medians in the same place: "
             f"{sorted(r['delphi']['peak_rss_mb'] for r in rounds)[len(rounds) // 2]:,.0f} MiB",
             lower_is_better=True,
         ),
-    ]  # fmt: skip
+    ]
 
 
 # --- What is generated ---
@@ -94,9 +103,13 @@ def make(folder: Path, batches: int) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     for name, layers in (("last", LAYERS), ("early", MANY_LAYERS)):
         config = transformers.LlamaConfig(
-            vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=layers, num_attention_heads=4,
+            vocab_size=WORDS,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
             max_position_embeddings=CONTEXT,
-        )  # fmt: skip
+        )
         transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     decoder = torch.nn.functional.normalize(torch.randn(LATENTS, WIDTH), dim=-1)
@@ -156,9 +169,11 @@ def saeval_side(folder: Path) -> dict[str, float]:
         live = LiveModel.load(str(folder / name))
         live.capture(torch.from_numpy(tokens[:BATCH]), [live.hookpoint(place)])  # the first pass sets things up
         source = Transformers(
-            model=str(folder / name), hookpoint=place, coder=coders[setting],
+            model=str(folder / name),
+            hookpoint=place,
+            coder=coders[setting],
             corpus=Corpus(path=folder / "corpus.jsonl", context=CONTEXT),
-        )  # fmt: skip
+        )
         if setting == "subset":
             source = source.only(chosen)
         writer = ActivationWriter(folder / f"store-{setting}")

@@ -35,9 +35,14 @@ def corpus(contexts: int) -> TokenDataset:
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=(contexts, CONTEXT), dtype=np.int32)
     documents = np.arange(contexts, dtype=np.int32) // _CONTEXTS_A_DOCUMENT
     return TokenDataset(
-        tokens, np.full(contexts, CONTEXT, dtype=np.int32), np.ones(tokens.shape, dtype=np.bool_), documents,
-        tuple(f"d{i}" for i in range(int(documents[-1]) + 1)), {i: f" w{i}".encode() for i in range(VOCABULARY)}, 0,
-    )  # fmt: skip
+        tokens,
+        np.full(contexts, CONTEXT, dtype=np.int32),
+        np.ones(tokens.shape, dtype=np.bool_),
+        documents,
+        tuple(f"d{i}" for i in range(int(documents[-1]) + 1)),
+        {i: f" w{i}".encode() for i in range(VOCABULARY)},
+        0,
+    )
 
 
 def batches(contexts: int, a_token: int) -> Iterator[Batch]:

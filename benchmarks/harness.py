@@ -1,4 +1,5 @@
-"""What every benchmark shares: figures, children that are timed, sides that take turns, and Delphi's own environment."""
+"""What every benchmark shares: figures, children that are timed, sides that take turns, and Delphi's own
+environment."""
 
 from __future__ import annotations
 
@@ -57,16 +58,21 @@ class Figure:
 
 
 def ratio(
-    name: str, sides: Mapping[str, Sequence[float]], method: str, *, target: float | None = None, inverse: bool = False,
+    name: str,
+    sides: Mapping[str, Sequence[float]],
+    method: str,
+    *,
+    target: float | None = None,
+    inverse: bool = False,
     lower_is_better: bool = False,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Return the figure second side / first side, round by round (first / second with `inverse`).
 
     With costs (seconds) as sides and saeval as the first one, this is how many times less saeval needs.
     """
     first, second = list(sides.values())[:2]
     pairs = zip(first, second, strict=True)
-    values = [a / b for a, b in pairs] if inverse else [b / a for a, b in pairs]
+    values = [a / b if inverse else b / a for a, b in pairs]
     return Figure(name, values, "×", method, target, lower_is_better, sides)
 
 

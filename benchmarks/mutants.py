@@ -1,8 +1,9 @@
 """Counts small faults in statistics and scorers that no test notices: `python -m benchmarks.mutants`.
 
-Each mutant changes one operator, number or condition of a module. A child process imports the mutated module in place of
-the real one and runs the module's tests; a mutant that no test kills survives. The command prints the survivors, and fails
-if fewer than nine in ten are killed. Mutants that cannot change a result are listed in `equivalent_mutants.txt`, with why.
+Each mutant changes one operator, number or condition of a module. A child process imports the mutated module in place
+of the real one and runs the module's tests; a mutant that no test kills survives. The command prints the survivors, and
+fails if fewer than nine in ten are killed. Mutants that cannot change a result are listed in `equivalent_mutants.txt`,
+with why.
 """
 
 from __future__ import annotations

@@ -22,10 +22,11 @@ _TITLES = {
 }
 _HEAD = """# Benchmarks
 
-Written by `python -m benchmarks.run`; `--quick --json` is a small version that takes less than five minutes. The compared
-programs alternate in one run, each in its own process; a figure is the median of its rounds, with the lowest and the
-highest. CPU seconds count all threads. eai-delphi runs unchanged in its own environment (modules it imports but does not use on the
-measured paths are replaced by empty ones, see `benchmarks/delphi/`). Nothing here is a test: a slow machine fails nothing.
+Written by `python -m benchmarks.run`; `--quick --json` is a small version that takes less than five minutes. The
+compared programs alternate in one run, each in its own process; a figure is the median of its rounds, with the lowest
+and the highest. CPU seconds count all threads. eai-delphi runs unchanged in its own environment (modules it imports
+but does not use on the measured paths are replaced by empty ones, see `benchmarks/delphi/`). Nothing here is a test:
+a slow machine fails nothing.
 
 No figure was measured on a GPU: code for CUDA is tested on the CPU with substitutes, and its speed is unknown
 ([decision 13](decisions/0013-where-collecting-spends-its-time.md)).
@@ -40,10 +41,15 @@ def machine(delphi_python: Path) -> dict[str, Any]:
     ).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": _processor(), "cores": os.cpu_count(), "memory_gib": round(memory), "system": platform.system(),
-        "python": platform.python_version(), "saeval": version("saeval"), "eai-delphi": delphi,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "saeval": version("saeval"),
+        "eai-delphi": delphi,
         **{name: version(name) for name in ("torch", "transformers", "numpy", "aiohttp", "litellm")},
-    }  # fmt: skip
+    }
 
 
 def _processor() -> str:

@@ -14,8 +14,8 @@ def measure(bench: Bench) -> list[Figure]:
     """Return the share of the places for calls that are filled, in one process and on Ray."""
     rounds = 1 if bench.quick else bench.rounds
     method = (
-        f"sum of all latencies over {PLACES} × the time from the first request to the last answer; six cells × 32 latents × "
-        "detection and fuzzing, a loopback server whose latency is lognormal (median 1 s, sigma 0.8)"
+        f"sum of all latencies over {PLACES} × the time from the first request to the last answer; six cells × 32 "
+        "latents × detection and fuzzing, a loopback server whose latency is lognormal (median 1 s, sigma 0.8)"
     )
     figures = [Figure("pipeline_filled", [_filled(bench, "local") for _ in range(rounds)], "", method, 0.85)]
     if not bench.quick:

@@ -1,4 +1,5 @@
-"""Runs six cells against a server whose address is given, with 64 calls allowed in flight: `pipeline_run URL EXECUTOR`."""
+"""Runs six cells against a server whose address is given, with 64 calls allowed in flight: `pipeline_run URL
+EXECUTOR`."""
 
 from __future__ import annotations
 

@@ -42,9 +42,11 @@ def measure(bench: Bench) -> list[Figure]:
         own = [ours(large, latents) for latents in lists]
         other = [_ms(*taken) for taken in zip(bench.delphi("sample", large / "delphi", *lists), lists, strict=True)]
         rounds.append(list(zip(own, other, strict=True)))
-    usual, dense = (
-        {mine: [pair[0] for pair in pairs], theirs: [pair[1] for pair in pairs]} for pairs in zip(*rounds, strict=True)
-    )
+    usual, dense = ({mine: [], theirs: []}, {mine: [], theirs: []})
+    for pairs in rounds:
+        for sides, (own_ms, other_ms) in zip((usual, dense), pairs, strict=True):
+            sides[mine].append(own_ms)
+            sides[theirs].append(other_ms)
 
     def growth(smaller: Path, latents: str) -> dict[str, list[float]]:
         return bench.alternate(
@@ -57,39 +59,47 @@ def measure(bench: Bench) -> list[Figure]:
     with_latents, with_tokens = growth(narrow, "in-few.npy"), growth(short, "in-fifth.npy")
     first = [bench.saeval("sample", "run", large, large / "usual.npy")["first"] for _ in range(bench.rounds)]
     what = (
-        f"{nonzeros[large.name]:,} nonzeros of {LATENTS:,} latents on {_TOKENS:,} tokens; {WINDOW}-token windows, {EXPLAIN} to "
-        f"explain, {SCORE} and {SILENT} silent ones to score"
+        f"{nonzeros[large.name]:,} nonzeros of {LATENTS:,} latents on {_TOKENS:,} tokens; {WINDOW}-token windows, "
+        f"{EXPLAIN} to explain, {SCORE} and {SILENT} silent ones to score"
     )
     return [
         ratio(
-            "sample_vs_delphi", usual,
-            f"CPU time from the opened data to the last of {_SAMPLED} records, latents drawn from those with {_ENOUGH} "
-            f"activating windows or more; {what}; on both sides all these windows are made, with tokens as strings, and "
-            "none is left for later; eai-delphi decodes by a look-up in a list",
+            "sample_vs_delphi",
+            usual,
+            f"CPU time from the opened data to the last of {_SAMPLED} records, latents drawn from those with "
+            f"{_ENOUGH} activating windows or more; {what}; on both sides all these windows are made, with tokens as "
+            "strings, and none is left for later; eai-delphi decodes by a look-up in a list",
             target=60,
         ),
         ratio(
-            "sample_dense_latent_vs_delphi", dense,
+            "sample_dense_latent_vs_delphi",
+            dense,
             f"the same for the {_NEAREST} latents whose firings come nearest to {_DENSE:,}",
             target=200,
         ),
         Figure(
-            "first_latent_seconds", first, "s",
+            "first_latent_seconds",
+            first,
+            "s",
             "wall-clock in a new process from opening the store to the first record; imports are not counted",
-            target=1, lower_is_better=True,
+            target=1,
+            lower_is_better=True,
         ),
         ratio(
-            "sample_growth_latents", with_latents,
-            f"CPU time per latent in a store of {_TIMES} times the latents and nonzeros over that in one of fewer, for the same "
-            f"{_SAMPLED} latents, whose own firings are the same",
-            target=1.1, lower_is_better=True,
+            "sample_growth_latents",
+            with_latents,
+            f"CPU time per latent in a store of {_TIMES} times the latents and nonzeros over that in one of fewer, "
+            f"for the same {_SAMPLED} latents, whose own firings are the same",
+            target=1.1,
+            lower_is_better=True,
         ),
         ratio(
-            "sample_growth_tokens", with_tokens,
-            f"CPU time per latent with {_TIMES} times the tokens, and so {_TIMES} times its own firings, over that with fewer, for "
-            f"the same {_SAMPLED} latents, which have {_ENOUGH} windows or more in both",
+            "sample_growth_tokens",
+            with_tokens,
+            f"CPU time per latent with {_TIMES} times the tokens, and so {_TIMES} times its own firings, over that "
+            f"with fewer, for the same {_SAMPLED} latents, which have {_ENOUGH} windows or more in both",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _ms(taken: dict[str, Any], latents: Path) -> float:

@@ -13,14 +13,22 @@ def measure(bench: Bench) -> list[Figure]:
     """Return the wall-clock seconds of two commands; the first, cold start of each is not counted."""
     return [
         Figure(
-            "help_seconds", _seconds(["--help"], bench.rounds), "s",
-            "wall-clock of `saeval --help`, files in the page cache", target=0.3, lower_is_better=True,
+            "help_seconds",
+            _seconds(["--help"], bench.rounds),
+            "s",
+            "wall-clock of `saeval --help`, files in the page cache",
+            target=0.3,
+            lower_is_better=True,
         ),
         Figure(
-            "validate_seconds", _seconds(["validate", "--task", "quickstart"], bench.rounds), "s",
-            "wall-clock of `saeval validate --task quickstart`, files in the page cache", target=0.6, lower_is_better=True,
+            "validate_seconds",
+            _seconds(["validate", "--task", "quickstart"], bench.rounds),
+            "s",
+            "wall-clock of `saeval validate --task quickstart`, files in the page cache",
+            target=0.6,
+            lower_is_better=True,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _seconds(arguments: list[str], rounds: int) -> list[float]:

@@ -47,15 +47,21 @@ def measure(bench: Bench) -> list[Figure]:
     zipf = f"a latent's frequency falls as 1 / its rank among {LATENTS:,}, about {_DISTINCT} fire on a token"
     return [
         Figure(
-            "store_bytes_per_nonzero", [large["bytes"]], "B",
+            "store_bytes_per_nonzero",
+            [large["bytes"]],
+            "B",
             f"size of the whole store, including tokens, over its {large['nonzeros']:,} nonzeros; {zipf}",
-            target=6.2, lower_is_better=True,
+            target=6.2,
+            lower_is_better=True,
         ),
         Figure(
-            "store_peak_rss_mb", [large["peak"]], "MiB",
+            "store_peak_rss_mb",
+            [large["peak"]],
+            "MiB",
             f"peak memory of a process while {large['nonzeros']:,} nonzeros streamed into a store, less what it "
             "held before; the stream's own buffers and the tokens count",
-            target=1536, lower_is_better=True,
+            target=1536,
+            lower_is_better=True,
         ),
         ratio(
             "store_rss_growth",
@@ -66,18 +72,23 @@ def measure(bench: Bench) -> list[Figure]:
             "the same memory for a stream twice as long over that for the shorter one",
         ),
         ratio(
-            "regroup_vs_radix", turns,
-            f"CPU time to take {small[0]['nonzeros']:,} nonzeros by token and have a finished store by latent, checksums "
-            "and all files written, over that of numpy's stable radix argsort and gather with everything in memory and "
-            "nothing written",
-            target=2, inverse=True, lower_is_better=True,
+            "regroup_vs_radix",
+            turns,
+            f"CPU time to take {small[0]['nonzeros']:,} nonzeros by token and have a finished store by latent, "
+            "checksums and all files written, over that of numpy's stable radix argsort and gather with everything "
+            "in memory and nothing written",
+            target=2,
+            inverse=True,
+            lower_is_better=True,
         ),
         Figure(
-            "store_read_latent_us", [read["us"]], "µs",
-            f"median time to read all positions and values of one of {_READ:,} latents drawn at random, files in the page "
-            f"cache; half of them fire on {read['firings']:,.0f} tokens or more",
+            "store_read_latent_us",
+            [read["us"]],
+            "µs",
+            f"median time to read all positions and values of one of {_READ:,} latents drawn at random, files in the "
+            f"page cache; half of them fire on {read['firings']:,.0f} tokens or more",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _ns(taken: dict[str, Any]) -> float:

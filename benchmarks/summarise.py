@@ -15,20 +15,29 @@ _TILE = 10_000
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Return memory and time of one scorer's rows: six metrics of a million latents and of a baseline's explanations."""
+    """Return memory and time of one scorer's rows: six metrics of a million latents and of a baseline's
+    explanations."""
     found = [bench.saeval("summarise", _MILLION) for _ in range(1 if bench.quick else bench.rounds)]
     what = (
-        f"the rows of one scorer with six metrics, for {_MILLION:,} latents and a baseline on all of them: means, medians, "
-        "intervals, floors and lift"
+        f"the rows of one scorer with six metrics, for {_MILLION:,} latents and a baseline on all of them: means, "
+        "medians, intervals, floors and lift"
     )
     return [
         Figure(
-            "summarise_million_mb", [x["peak"] for x in found], "MiB",
+            "summarise_million_mb",
+            [x["peak"] for x in found],
+            "MiB",
             f"peak memory of a process while it took the scores one by one and made {what}, minus what it held before",
-            target=1000, lower_is_better=True,
+            target=1000,
+            lower_is_better=True,
         ),
-        Figure("summarise_million_seconds", [x["seconds"] for x in found], "s", f"CPU time of the same, once all scores are there: {what}"),
-    ]  # fmt: skip
+        Figure(
+            "summarise_million_seconds",
+            [x["seconds"] for x in found],
+            "s",
+            f"CPU time of the same, once all scores are there: {what}",
+        ),
+    ]
 
 
 def _summarise(n: int) -> dict[str, float]:

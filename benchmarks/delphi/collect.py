@@ -35,10 +35,15 @@ class TopK:
 
 def jumprelu(decoder):
     sae = JumpReluSae(decoder.shape[1], len(decoder))
-    sae.load_state_dict({
-        "W_enc": decoder.T.contiguous(), "W_dec": decoder, "threshold": torch.full((len(decoder),), THRESHOLD),
-        "b_enc": torch.zeros(len(decoder)), "b_dec": torch.zeros(decoder.shape[1]),
-    })  # fmt: skip
+    sae.load_state_dict(
+        {
+            "W_enc": decoder.T.contiguous(),
+            "W_dec": decoder,
+            "threshold": torch.full((len(decoder),), THRESHOLD),
+            "b_enc": torch.zeros(len(decoder)),
+            "b_dec": torch.zeros(decoder.shape[1]),
+        }
+    )
     return sae.requires_grad_(False)
 
 

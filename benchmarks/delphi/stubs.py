@@ -4,7 +4,13 @@ import sys
 from unittest.mock import MagicMock
 
 for name in (
-    "bitsandbytes", "sparsify", "sparsify.data", "sparsify.sparse_coder", "vllm", "vllm.distributed", "vllm.distributed.parallel_state",
+    "bitsandbytes",
+    "sparsify",
+    "sparsify.data",
+    "sparsify.sparse_coder",
+    "vllm",
+    "vllm.distributed",
+    "vllm.distributed.parallel_state",
     "vllm.sampling_params",
-):  # fmt: skip
+):
     sys.modules[name] = MagicMock()

@@ -17,7 +17,7 @@ OWN = "explanation"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RecordedPrompt:
     """A prompt as it was put, and the reply.
 
     Attributes:
@@ -45,7 +45,7 @@ class Explained:
     """
 
     text: str
-    asked: Asked | None
+    asked: RecordedPrompt | None
 
 
 @dataclass
@@ -66,7 +66,7 @@ class FrozenLatent:
     sides: Mapping[str, list[list[int]]]
     deciles: Mapping[int, int]
     explanations: dict[str, Explained] = field(default_factory=dict)
-    judged: dict[tuple[str, str], list[Asked]] = field(default_factory=dict)
+    judged: dict[tuple[str, str], list[RecordedPrompt]] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,7 +89,7 @@ class FrozenCell:
 
 
 @dataclass
-class Frozen:
+class FrozenRun:
     """A frozen run.
 
     Attributes:
@@ -123,7 +123,7 @@ def conversation(messages: Iterable[Message]) -> str:
     return content_hash([[message.role, message.content] for message in messages])
 
 
-def read_frozen(path: Path) -> Frozen:
+def read_frozen(path: Path) -> FrozenRun:
     """Read a frozen run; a file that was read before is not read again.
 
     Raises:
@@ -139,12 +139,12 @@ def read_frozen(path: Path) -> Frozen:
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, _size: int, _mtime: int) -> Frozen:
+def _read(path: Path, _size: int, _mtime: int) -> FrozenRun:
     with lzma.open(path, "rt", encoding="utf-8") as file:
         about, *rows = map(json.loads, file)
     readings: Counter[str] = Counter()
     heads = [tuple(Message(role, text) for role, text in head) for head in about["prompts"]]
-    frozen = Frozen(about["about"], {})
+    frozen = FrozenRun(about["about"], {})
     for row in rows:
         if row["kind"] == "cell":
             documents, windows = [d for d, _ in row["windows"]], [tokens for _, tokens in row["windows"]]
@@ -155,12 +155,12 @@ def _read(path: Path, _size: int, _mtime: int) -> Frozen:
 
 
 def _latent(row: Mapping[str, Any], heads: list[tuple[Message, ...]], readings: Counter[str]) -> FrozenLatent:
-    def asked(entry: Mapping[str, Any]) -> Asked:
+    def asked(entry: Mapping[str, Any]) -> RecordedPrompt:
         messages = (*heads[entry["prompt"]], Message("user", entry["asked"]))
         right = tuple(map(bool, entry.get("right", ())))
         reading = readings[key := conversation(messages)]
         readings[key] += 1
-        return Asked(messages, entry["reply"], tuple(entry.get("windows", ())), right, reading)
+        return RecordedPrompt(messages, entry["reply"], tuple(entry.get("windows", ())), right, reading)
 
     latent = FrozenLatent(
         row["facts"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class Joined:
         """Return the contestants of each family of coders, after seeing that nothing but sparsity tells them apart.
 
         Raises:
-            InputError: If no cell has such a facet, or they also differ in subject, place, corpus, explainer, judge or width.
+            InputError: If no cell has such a facet, or they also differ in subject, place, corpus, explainer, judge or
+                width.
         """
         _known(facet, self.entries.values(), "--family")
         return _families([e for e in self.entries.values() if e.cell.baseline is None], facet)
@@ -204,13 +206,19 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
             found.append(f"{mark.capitalize()}: {', '.join(marked)}.")
     for scorer in dict.fromkeys(row.scorer for e in entries for row in e.cell.scores):
         for what in ("judge", "plugin"):
-            values = _by_value(
-                [e for e in entries if any(r.scorer == scorer for r in e.cell.scores)],
-                lambda e, s=scorer, w=what: str(next(getattr(r, w) for r in e.cell.scores if r.scorer == s)),  # type: ignore[misc]
-            )
+            having = [e for e in entries if any(r.scorer == scorer for r in e.cell.scores)]
+            values = _by_value(having, partial(_fact_of_scorer, scorer=scorer, what=what))
             if len(values) > 1:
                 found.append(f"{scorer}: {_said(what, values)}; part of a difference may come from that.")
     return found
+
+
+def _fact_of_scorer(entry: Entry, scorer: str, what: str) -> str:
+    return str(next(getattr(row, what) for row in entry.cell.scores if row.scorer == scorer))
+
+
+def _facet(entry: Entry, name: str) -> str:
+    return entry.facets[name]
 
 
 def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
@@ -231,9 +239,11 @@ def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
 
 def _families(contestants: Sequence[Entry], family: str) -> dict[str, list[CellResult]]:
     for what in ("subject", "hookpoint", "corpus", "explainer", "judge"):
-        if what != family and len(values := _by_value(contestants, lambda e, w=what: e.facets[w])) > 1:  # type: ignore[misc]
+        values = _by_value(contestants, partial(_facet, name=what))
+        if what != family and len(values) > 1:
             raise InputError(
-                f"--match-l0 compares coders that differ in {family} and L0 alone, but {_said(what, values)}; choose with --filter"
+                f"--match-l0 compares coders that differ in {family} and L0 alone, but {_said(what, values)}; choose "
+                "with --filter"
             )
     widths = {e.cell.measures["d_sae"] for e in contestants if "d_sae" in e.cell.measures}
     if len(widths) > 1:

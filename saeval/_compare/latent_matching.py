@@ -1,8 +1,9 @@
-"""How alike the latents of several coders are: matched by what their explanations mean, what they write or what they read."""
+"""How alike the latents of several coders are: matched by what their explanations mean, what they write or what they
+read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -41,8 +42,8 @@ class Match:
     Attributes:
         pairs: Places of the matched latents on either side.  [matched, 2]
         cosines: Their cosines.  [matched]
-        method: `hungarian`: the one-to-one matching with the largest sum of cosines; `mutual nearest neighbours`: pairs each
-            of which is the other's closest, which leaves latents out.
+        method: `hungarian`: the one-to-one matching with the largest sum of cosines; `mutual nearest neighbours`: pairs
+            each of which is the other's closest, which leaves latents out.
     """
 
     pairs: NDArray[np.int64]
@@ -71,8 +72,8 @@ class Similarity:
         latents: Number of latents on either side.
         method: How they were matched; or why they cannot be compared.
         pairs: Latents of a and b that were matched, and their cosine.
-        dead: Latents on either side that never fire on their run's corpus, which are left out; None where the activations
-            are not in the cache, so that nobody knows.
+        dead: Latents on either side that never fire on their run's corpus, which are left out; None where the
+            activations are not in the cache, so that nobody knows.
     """
 
     a: str
@@ -126,7 +127,8 @@ def compare_vectors(
 ) -> tuple[Match, float, float]:
     """Match two sets of vectors, and two baselines.
 
-    Vectors of length 0 stay so and match nothing. Assumes that both sides lie in the same space, coordinate by coordinate.
+    Vectors of length 0 stay so and match nothing. Assumes that both sides lie in the same space, coordinate by
+    coordinate.
 
     Args:
         a: Vectors of any length.  [latents, d]
@@ -135,8 +137,8 @@ def compare_vectors(
         hungarian_max: See `match`.
 
     Returns:
-        The match; the mean cosine that vectors with mean and covariance of b's get, matched alike; and the mean cosine of
-        matched vectors with each other's partners (nan for fewer than two).
+        The match; the mean cosine that vectors with mean and covariance of b's get, matched alike; and the mean cosine
+        of matched vectors with each other's partners (nan for fewer than two).
     """
     import numpy as np
 
@@ -176,8 +178,9 @@ def similarities(
 ) -> tuple[list[Similarity], list[str]]:
     """Compare the latents of every pair of cells.
 
-    Explanations are those that the runs made, of the latents they sampled. Directions are those of the whole coder, loaded
-    as the run's `spec.yaml` says, without latents that never fire where the run's activations are in the cache; code in single files, which a run directory from somebody else might name, is never run.
+    Explanations are those that the runs made, of the latents they sampled. Directions are those of the whole coder,
+    loaded as the run's `spec.yaml` says, without latents that never fire where the run's activations are in the cache;
+    code in single files, which a run directory from somebody else might name, is never run.
 
     Args:
         references: `run`, for all its contestants, or `run:cell`.
@@ -311,18 +314,35 @@ def text(found: Sequence[Similarity]) -> str:
         labels = list(dict.fromkeys(label for s in of for label in (s.a, s.b)))
         scores = {key: s for s in of for key in ((s.a, s.b), (s.b, s.a))}
         numbers = {label: str(i + 1) for i, label in enumerate(labels)}
-        rows = [[numbers[a], a, *("" if a == b else number(scores[a, b].score) for b in labels)] for a in labels]
+        rows = []
+        for a in labels:
+            others = ["" if a == b else number(scores[a, b].score) for b in labels]
+            rows.append([numbers[a], a, *others])
         parts.append(
             f"{basis}: mean cosine of matched latents\n{aligned(['', 'cell', *numbers.values()], rows, WIDTH)}"
         )
         head = ["pair", "score", "random", "shuffled", "matched", "latents", "dead", "how"]
-        parts.append(aligned(head, [
-            [f"{numbers[s.a]} {numbers[s.b]}", number(s.score), number(s.random), number(s.shuffled), str(s.matched),
-             f"{s.latents[0]}, {s.latents[1]}", ", ".join("?" if n is None else str(n) for n in s.dead), s.method] for s in of
-        ], WIDTH))  # fmt: skip
-    parts.append(fold(
-        "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: matched "
-        "latents with each other's partners. A score near these says that nothing was found in common. dead: latents that "
-        "never fire on the run's corpus, which are left out (?: its activations are not in the cache)."
-    ))  # fmt: skip
+        parts.append(aligned(head, [_row(s, numbers) for s in of], WIDTH))
+    parts.append(
+        fold(
+            "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: "
+            "matched latents with each other's partners. A score near these says that nothing was found in common. "
+            "dead: latents that never fire on the run's corpus, which are left out (?: its activations are not in "
+            "the cache)."
+        )
+    )
     return "\n\n".join(parts)
+
+
+def _row(s: Similarity, numbers: Mapping[str, str]) -> list[str]:
+    dead = ", ".join("?" if n is None else str(n) for n in s.dead)
+    return [
+        f"{numbers[s.a]} {numbers[s.b]}",
+        number(s.score),
+        number(s.random),
+        number(s.shuffled),
+        str(s.matched),
+        f"{s.latents[0]}, {s.latents[1]}",
+        dead,
+        s.method,
+    ]

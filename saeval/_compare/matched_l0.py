@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, log
+from math import log
 
 from saeval._compare.leaderboard import rank_text, standard_error
 from saeval._compare.stats import combined_interval, rank_ranges
@@ -43,8 +43,9 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
     """Return every family's score at one L0, best first.
 
     Between its two neighbouring cells, a family's score is taken to follow a straight line over log L0. Cells are
-    different dictionaries, so their means are independent, and the interval of the interpolated score combines theirs. Families
-    are told apart as cells are on a leaderboard. Nothing is said about how far the curve bends between two cells.
+    different dictionaries, so their means are independent, and the interval of the interpolated score combines theirs.
+    Families are told apart as cells are on a leaderboard. Nothing is said about how far the curve bends between two
+    cells.
 
     Args:
         families: Cells of each family, each with the measure `l0`.
@@ -105,5 +106,8 @@ def _interpolated(
     ci = None
     if low.ci95 is not None and high.ci95 is not None:
         least, greatest = combined_interval(weights, values, (low.ci95, high.ci95))
-        ci = max(least, -inf if low.range[0] is None else low.range[0]), min(greatest, inf if low.range[1] is None else low.range[1])  # fmt: skip
+        lowest, highest = low.range
+        least = least if lowest is None else max(least, lowest)
+        greatest = greatest if highest is None else min(greatest, highest)
+        ci = least, greatest
     return sum(w * v for w, v in zip(weights, values, strict=True)), ci, (a.cell, b.cell), error

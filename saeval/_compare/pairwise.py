@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,12 +145,17 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     same, why = _same_latents(*(side.cell for side in sides))
     found = [_contrast(sides, row, same, seed) for row in names]
     corrected = iter(stats.holm([c["p"] for c in found if c["p"] is not None]))
+    contrasts = [Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found]
+    cells = [side.cell for side in sides]
     return Comparison(
-        a=sides[0].label, b=sides[1].label, paired=same, why=why,
-        contrasts=tuple(Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found),
-        agreement=tuple(_agreement(*(side.cell for side in sides))) if same else (),
+        a=sides[0].label,
+        b=sides[1].label,
+        paired=same,
+        why=why,
+        contrasts=tuple(contrasts),
+        agreement=tuple(_agreement(*cells)) if same else (),
         warnings=tuple(_warnings(*sides, same=same)),
-    )  # fmt: skip
+    )
 
 
 def split_reference(reference: str | Path) -> tuple[Path, str | None]:
@@ -195,8 +201,11 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
     if not stats.pairs_well(common, one, other):
         return False, f"only {len(common)} latent numbers are in both ({len(one)} and {len(other)} latents)"
     if any(row["firings"] for cell in (one, other) for row in cell.values()):
-        alike = [_alike(one[i]["firings"], other[i]["firings"]) and
-                 _alike(one[i]["max_activation"], other[i]["max_activation"]) for i in common]  # fmt: skip
+        alike = [
+            _alike(one[i]["firings"], other[i]["firings"])
+            and _alike(one[i]["max_activation"], other[i]["max_activation"])
+            for i in common
+        ]
         if sum(alike) >= 0.95 * len(common):
             return True, f"{len(common)} latents are in both, with the same number, firings and maximum"
         return False, (
@@ -237,14 +246,22 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
         p = stats.paired_p(x - y, rng) if paired else stats.unpaired_p(x, y, rng)
     difference = float(x.mean() - y.mean()) if known else None
     bounded = bool(np.isfinite(interval).all())
+    means = [float(values.mean()) if len(values) else None for values in (x, y)]
+    visible = stats.detectable_within(interval) if bounded else None
     return {
-        "metric": name, "higher_is_better": row.higher_is_better,
-        "a": float(x.mean()) if len(x) else None, "b": float(y.mean()) if len(y) else None, "n": (len(x), len(y)),
-        "difference": difference, "ci95": interval if bounded else None, "p": p if p == p else None,
-        "approximate": paired and p == p and len(x) < _ENOUGH and not _symmetric(x - y),
-        "smallest_visible": stats.detectable_within(interval) if bounded else None,
-        "failed": (rows[0].failed, rows[1].failed), "bounds": _bounds(*rows),
-    }  # fmt: skip
+        "metric": name,
+        "higher_is_better": row.higher_is_better,
+        "a": means[0],
+        "b": means[1],
+        "n": (len(x), len(y)),
+        "difference": difference,
+        "ci95": interval if bounded else None,
+        "p": None if isnan(p) else p,
+        "approximate": paired and not isnan(p) and len(x) < _ENOUGH and not _symmetric(x - y),
+        "smallest_visible": visible,
+        "failed": (rows[0].failed, rows[1].failed),
+        "bounds": _bounds(*rows),
+    }
 
 
 def _symmetric(differences: NDArray[np.float64]) -> bool:
@@ -328,12 +345,18 @@ def _contrasts(comparison: Comparison) -> str:
     head = ["A", "B", "A − B", "95 %", "p", "p Holm", "visible", "n", "failed"]
     rows = [
         [
-            number(c.a), number(c.b), number(c.difference, "+.3f"), interval(c.ci95, "+.3f"), _p(c, c.p),
-            _p(c, c.p_holm), number(c.smallest_visible), str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
+            number(c.a),
+            number(c.b),
+            number(c.difference, "+.3f"),
+            interval(c.ci95, "+.3f"),
+            _p(c, c.p),
+            _p(c, c.p_holm),
+            number(c.smallest_visible),
+            str(c.n[0]) if comparison.paired else f"{c.n[0]}, {c.n[1]}",
             f"{c.failed[0]}, {c.failed[1]}",
         ]
         for c in comparison.contrasts
-    ]  # fmt: skip
+    ]
     first, *others = aligned_rows(head, rows, WIDTH - 2)
     lines = [f"metric\n  {first}"]
     for c, row in zip(comparison.contrasts, others, strict=True):
@@ -357,5 +380,8 @@ def text(comparison: Comparison) -> str:
     if len(comparison.contrasts) > 1:
         note += " p Holm: corrected for the number of metrics."
     if any(c.approximate for c in comparison.contrasts):
-        note += f" ~ approximate: exact if A and B are exchangeable; for means of skewed differences, {_ENOUGH} latents are needed."
+        note += (
+            f" ~ approximate: exact if A and B are exchangeable; for means of skewed differences, {_ENOUGH} latents "
+            "are needed."
+        )
     return "\n\n".join([*parts, fold(note), *(fold(f"! {warning}") for warning in comparison.warnings)])

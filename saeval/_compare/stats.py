@@ -394,9 +394,13 @@ def _tiles(total: int, bytes_each: int, most: int) -> Iterator[int]:
 
 
 def mantel(
-    places: Sequence[float], alike: Sequence[float], rng: np.random.Generator, *, all_orders: int = 7,
+    places: Sequence[float],
+    alike: Sequence[float],
+    rng: np.random.Generator,
+    *,
+    all_orders: int = 7,
     resamples: int = 5000,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """Return the rank correlation of distance and likeness over all pairs, and its two-sided p value (Mantel 1967).
 
     Pairs share members, so the correlation is held against those with the members in other orders. nan for a
@@ -455,10 +459,9 @@ def rank_ranges(values: ArrayLike, covariance: ArrayLike) -> list[tuple[int, int
     n = len(np.asarray(values))
     pairs = list(combinations(range(n), 2))
     apart = {pair for pair, p in zip(pairs, apart_p(values, covariance, pairs), strict=True) if p <= 0.05}
-    return [
-        (1 + sum((j, i) in apart for j in range(i)), n - sum((i, j) in apart for j in range(i + 1, n)))
-        for i in range(n)
-    ]
+    better = [sum((j, i) in apart for j in range(i)) for i in range(n)]
+    worse = [sum((i, j) in apart for j in range(i + 1, n)) for i in range(n)]
+    return [(1 + above, n - below) for above, below in zip(better, worse, strict=True)]
 
 
 def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[float]:
@@ -512,7 +515,8 @@ def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float 
 
 
 def detectable_within(ci95: Interval) -> float:
-    """Return the minimum detectable difference, at 5 % in four of five samples, where a difference has this interval."""
+    """Return the minimum detectable difference, at 5 % in four of five samples, where a difference has this
+    interval."""
     return POWER80 * (ci95[1] - ci95[0]) / 2 / Z95
 
 

@@ -19,7 +19,7 @@ from saeval.records import (
     Correlation,
     DecileShares,
     Finding,
-    Judge,
+    JudgeRole,
     Ledger,
     Measure,
     Metric,
@@ -37,8 +37,8 @@ _FAR = 1.5  # factor between an L0 and the one of the coder's files from which o
 
 
 _RECORDED = (
-    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the numbers do "
-    "not rank beside those of live models."
+    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the "
+    "numbers do not rank beside those of live models."
 )
 
 
@@ -58,23 +58,44 @@ def summarise(
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
     recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
     cells, _ = with_lifts([_cell_result(task, outcome, state.done) for outcome in outcomes.values()])
+    contestants = [outcome for outcome in outcomes.values() if outcome.cell.baseline is None]
+    single_files = [part for part in parts.values() if part.loaded.sha]
     return RunResult(
-        run_id=run_id, task=task.name, task_version=task.version, description=task.description, spec_sha=task.sha,
-        saeval_version=saeval.__version__, seed=task.run.seed, rank_by=task.rank_by, partial=partial, synthetic=synthetic,
-        recorded=recorded, reproducible=not synthetic and not any(p.loaded.sha for p in parts.values()),
-        cells=cells, measures=list({m.name: m for cell in task.cells for m in _declared(cell)}.values()),
-        correlations=_correlations([o for o in outcomes.values() if o.cell.baseline is None]), ledger=list(ledger), judges=_judges(task), findings=list(findings), warnings=[*warnings, *_warnings(task, cells, outcomes, partial, synthetic), *_flaws(outcomes.values()), *([_RECORDED] if recorded else [])],
+        run_id=run_id,
+        task=task.name,
+        task_version=task.version,
+        description=task.description,
+        spec_sha=task.sha,
+        saeval_version=saeval.__version__,
+        seed=task.run.seed,
+        rank_by=task.rank_by,
+        partial=partial,
+        synthetic=synthetic,
+        recorded=recorded,
+        reproducible=not synthetic and not single_files,
+        cells=cells,
+        measures=_measures(task),
+        correlations=_correlations(contestants),
+        ledger=list(ledger),
+        judges=_judges(task),
+        findings=list(findings),
+        warnings=[
+            *warnings,
+            *_warnings(task, cells, outcomes, partial, synthetic),
+            *_flaws(outcomes.values()),
+            *([_RECORDED] * recorded),
+        ],
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
-    )  # fmt: skip
+    )
 
 
-def _judges(task: Task) -> list[Judge]:
+def _judges(task: Task) -> list[JudgeRole]:
     """Return the models that scorers asked, each with what is known of it; in a check, not the one that is checked."""
     asked = dict.fromkeys(step.role for cell in task.cells for step in cell.scorers.values() if step.role)
     roles = [task.roles[role] for role in asked if role != task.checks]
     return [
-        Judge(role=r.role, model=r.model, check=judge_checks.find(r), command=judge_checks.command(task, r))
+        JudgeRole(role=r.role, model=r.model, check=judge_checks.find(r), command=judge_checks.command(task, r))
         for r in roles
     ]
 
@@ -98,18 +119,22 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
+    explainer = cell.explainer.part.label + (f" with {task.roles[role].model}" if role else "")
     return CellResult(
-        cell=cell.name, axes=cell.axes, baseline=cell.baseline,
-        coder={"plugin": coder, **{k: v for k, v in facts.items() if k not in _ELSEWHERE}},
-        subject=str(facts.get("subject", "")), corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
-        explainer=cell.explainer.part.label + (f" with {task.roles[role].model}" if role else ""),
+        cell=cell.name,
+        axes=cell.axes,
+        baseline=cell.baseline,
+        coder={"plugin": coder, **_coder_facts(facts)},
+        subject=str(facts.get("subject", "")),
+        corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
+        explainer=explainer,
         measures=measures,
         counts={**outcome.counts, "explained": explained},
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
         cautions=_cautions(outcome),
-    )  # fmt: skip
+    )
 
 
 def _score_cautions(outcome: CellState) -> Iterator[str]:
@@ -125,8 +150,8 @@ def _score_cautions(outcome: CellState) -> Iterator[str]:
     short = [n for n in silent if asked is not None and n < asked]
     if short:
         yield (
-            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, {min(short)} at "
-            "least."
+            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, "
+            f"{min(short)} at least."
         )
 
 
@@ -143,8 +168,8 @@ def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
         random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
         if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
             yield (
-                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders that it "
-                f"stands beside; set its option `k`."
+                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders "
+                "that it stands beside; set its option `k`."
             )
 
 
@@ -156,13 +181,23 @@ def _cautions(outcome: CellState) -> list[str]:
         return list(dict.fromkeys(said))
     if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
         said.append(
-            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may belong to "
-            "another place or model, or the text may be unlike that of its training."
+            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may "
+            "belong to another place or model, or the text may be unlike that of its training."
         )
     expected, l0 = store.facts.get("l0_of_files"), _l0(outcome)
     if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
         said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
     return list(dict.fromkeys(said))
+
+
+def _measures(task: Task) -> list[Measure]:
+    """Return the measures that the parts of all cells declare, each name once."""
+    return list({measure.name: measure for cell in task.cells for measure in _declared(cell)}.values())
+
+
+def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a source noted of its coder, without what other fields of a cell hold."""
+    return {name: value for name, value in facts.items() if name not in _ELSEWHERE}
 
 
 def _declared(cell: Cell) -> list[Measure]:
@@ -183,9 +218,16 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
         if scored is None or not (scored.tried or done):  # interrupted before
             continue
         scoring = ScorerRun(
-            label, step.part.label, variant, scored.tried, sum(s == "skipped" for s, _ in scored.unscored.values()),
-            scored.unparsed, *_windows(scored, step), task.roles[step.role].model if step.role else None, scored.spent.total.usd,
-        )  # fmt: skip
+            label,
+            step.part.label,
+            variant,
+            scored.tried,
+            sum(s == "skipped" for s, _ in scored.unscored.values()),
+            scored.unparsed,
+            *_windows(scored, step),
+            task.roles[step.role].model if step.role else None,
+            scored.spent.total.usd,
+        )
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
             if not values and place > 0:
@@ -271,7 +313,8 @@ def _warnings(
     found = []
     if synthetic:
         found.append(
-            "A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing about a model."
+            "A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing "
+            "about a model."
         )
     if partial:
         found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
@@ -297,8 +340,8 @@ def _warnings(
                 found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
         if dependent := outcomes[cell.cell].dependent:
             found.append(
-                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their floors are made "
-                "of the explanations of latents that fire with them or avoid them."
+                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their "
+                "floors are made of the explanations of latents that fire with them or avoid them."
             )
         found += _without_probabilities(outcomes[cell.cell])
     return found
@@ -323,7 +366,10 @@ def _without_probabilities(outcome: CellState) -> Iterator[str]:
             m.name == "auroc" for m in step.part.plugin.metrics
         )
         if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
-            yield f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no AUROC."
+            yield (
+                f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no "
+                "AUROC."
+            )
 
 
 def _why(outcome: CellState, label: str) -> str:
@@ -339,13 +385,14 @@ def _flaws(outcomes: Iterable[CellState]) -> Iterator[str]:
         name, sampler = outcome.cell.name, outcome.cell.sampler.label
         if leak := outcome.records.flaws.get("leak"):
             yield (
-                f"{name}: the sampler {sampler} does not keep explaining and scoring apart: {leak.windows} of {leak.of} scored "
-                "activating windows share text with those that the explainer is shown, so scores may come out too high."
+                f"{name}: the sampler {sampler} does not keep explaining and scoring apart: {leak.windows} of "
+                f"{leak.of} scored activating windows share text with those that the explainer is shown, so scores "
+                "may come out too high."
             )
         if unverified := outcome.records.flaws.get("unverified"):
             yield (
-                f"{name}: the sampler {sampler} calls windows silent without looking: the latent fires in {unverified.windows} of "
-                f"{unverified.of} of them, where right answers count as wrong."
+                f"{name}: the sampler {sampler} calls windows silent without looking: the latent fires in "
+                f"{unverified.windows} of {unverified.of} of them, where right answers count as wrong."
             )
 
 
@@ -367,7 +414,8 @@ def over_limits(task: Task, result: RunResult) -> list[str]:
                 )
             if row.unanswered > task.run.max_unanswered:
                 found.append(
-                    f"{place}: {row.unanswered:.0%} of the windows have no answer (run.max_unanswered {task.run.max_unanswered:g})"
+                    f"{place}: {row.unanswered:.0%} of the windows have no answer (run.max_unanswered "
+                    f"{task.run.max_unanswered:g})"
                 )
     return found
 

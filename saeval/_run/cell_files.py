@@ -101,14 +101,20 @@ def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dic
     }
     shape = histogram(outcome.store, index)
     return {
-        "latent": index, "histogram": list(shape.counts), "histogram_top": shape.top,
-        "firings": record.firings, "windows": record.windows, "density": record.density,
-        "max_activation": record.explain.max_activation, "token_share": token_share(outcome.store, index),
+        "latent": index,
+        "histogram": list(shape.counts),
+        "histogram_top": shape.top,
+        "firings": record.firings,
+        "windows": record.windows,
+        "density": record.density,
+        "max_activation": record.explain.max_activation,
+        "token_share": token_share(outcome.store, index),
         "position_dependence": position_dependence(outcome.store, index),
         "explanation_words": len(explanation.text.split()) if explanation and explanation.status == "ok" else None,
         "explanation_status": explanation.status if explanation else "skipped",
-        **outcome.directions.get(index, {}), **scores,
-    }  # fmt: skip
+        **outcome.directions.get(index, {}),
+        **scores,
+    }
 
 
 def _activation_rows(outcome: CellState, record: LatentRecord) -> list[dict[str, Any]]:
@@ -116,12 +122,17 @@ def _activation_rows(outcome: CellState, record: LatentRecord) -> list[dict[str,
     groups = portrait(outcome.store, record.latent, outcome.cell.sampler.plugin.window)
     return [
         {
-            "latent": record.latent.index, "group": group, "context": e.context, "start": e.start, "document": e.document,
-            "tokens": list(e.tokens), "activations": e.activations.tolist(),
+            "latent": record.latent.index,
+            "group": group,
+            "context": e.context,
+            "start": e.start,
+            "document": e.document,
+            "tokens": list(e.tokens),
+            "activations": e.activations.tolist(),
         }
         for group, windows in groups.items()
         for e in windows
-    ]  # fmt: skip
+    ]
 
 
 def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
@@ -132,10 +143,17 @@ def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
     ]
     return [
         {
-            "latent": record.latent.index, "role": role, "active": e.active and role != "decoy", "decile": e.decile, "context": e.context,
-            "start": e.start, "document": e.document, "tokens": list(e.tokens), "token_ids": list(e.token_ids),
+            "latent": record.latent.index,
+            "role": role,
+            "active": e.active and role != "decoy",
+            "decile": e.decile,
+            "context": e.context,
+            "start": e.start,
+            "document": e.document,
+            "tokens": list(e.tokens),
+            "token_ids": e.token_ids.tolist(),
             "activations": e.activations.tolist(),
         }
         for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
         for e in windows
-    ]  # fmt: skip
+    ]

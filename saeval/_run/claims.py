@@ -58,8 +58,8 @@ def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
     """Hold the claims of a task's spec against what its run found.
 
     A claim is *shown* when the 95 % interval of the difference lies on the claimed side, *contradicted* when it lies
-    on the other, *not shown* when it reaches over both, and *cannot be told* when there are fewer than eight latents on a
-    side or nothing to compare. For `near`, the claimed side is within so much of 0. Each claim is taken by itself: of
+    on the other, *not shown* when it reaches over both, and *cannot be told* when there are fewer than eight latents on
+    a side or nothing to compare. For `near`, the claimed side is within so much of 0. Each claim is taken by itself: of
     twenty that are false, one will seem to hold.
 
     Args:
@@ -73,9 +73,15 @@ def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
 def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
     outcome = "cannot be told" if found.why or found.value is None else _decided(spec, found)
     return Finding(
-        claim=str(spec.claim), outcome=outcome, quantity=found.what, difference=found.value, ci95=found.ci95, p=found.p,
-        n=found.n, reason=found.why,
-    )  # fmt: skip
+        claim=str(spec.claim),
+        outcome=outcome,
+        quantity=found.what,
+        difference=found.value,
+        ci95=found.ci95,
+        p=found.p,
+        n=found.n,
+        reason=found.why,
+    )
 
 
 def _decided(spec: FindingSpec, found: _Estimate) -> FindingOutcome:

@@ -1,4 +1,5 @@
-"""The first stage: make the activation store of every cell, in as few model passes as possible, or find it in the cache."""
+"""The first stage: make the activation store of every cell, in as few model passes as possible, or find it in the
+cache."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def collect(
 
 @contextmanager
 def collecting(display: Display, total: int, unit: str, standstill: float) -> Iterator[Stage]:
-    """Show how far collecting is, and tell when it stands still; whether it hangs or loads a large model, nobody can tell."""
+    """Show how far collecting is, and tell when it stands still; whether it hangs or loads a large model, nobody can
+    tell."""
 
     def tell(seconds: float) -> None:
         display.wait(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from saeval.activations import ActivationStore
 
-FEWEST = 5
+_FEWEST = 5
 """A latent with fewer windows left than this is no decoy."""
 
 _TRIED = 64  # latents compared with the one at hand
@@ -31,12 +31,13 @@ _TOGETHER = 0.02  # share of the rarer latent's firings that may fall on the oth
 def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Generator) -> LatentRecord:
     """Return the record with the windows of one other latent beside those that score it.
 
-    The other latent fires nearly independently of this one, about as often and on other tokens. Of 64 such latents, drawn at random,
-    it is the one whose firing tokens recur from window to window most nearly as this latent's do, and look most like
-    them (words, parts of words or signs). Of its windows those are taken whose firing tokens are as many, as long and in
-    the same places as in this latent's windows. None comes from a document that explains this latent, and in none do
-    both fire on the same token; otherwise this latent is free to fire there, as the other one is in this latent's
-    windows. So neither the text nor the marks say which of the two latents is meant: only an explanation does.
+    The other latent fires nearly independently of this one, about as often and on other tokens. Of 64 such latents,
+    drawn at random, it is the one whose firing tokens recur from window to window most nearly as this latent's do, and
+    look most like them (words, parts of words or signs). Of its windows those are taken whose firing tokens are as
+    many, as long and in the same places as in this latent's windows. None comes from a document that explains this
+    latent, and in none do both fire on the same token; otherwise this latent is free to fire there, as the other one is
+    in this latent's windows. So neither the text nor the marks say which of the two latents is meant: only an
+    explanation does.
 
     Args:
         record: The latent's windows.
@@ -103,13 +104,13 @@ class _Search:
     def candidates(self, rng: np.random.Generator) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Draw latents, mostly such as fire about as often, with their windows that may be shown."""
         firings = self._store.firings
-        known = np.flatnonzero(firings >= FEWEST)
+        known = np.flatnonzero(firings >= _FEWEST)
         known = known[known != self._latent]
         apart = np.abs(np.log(firings[known] / max(1, len(self._positions))))
         drawn = np.argsort(apart + rng.exponential(_SPREAD, len(apart)), kind="stable")[:_MOST]
         for other in known[drawn].tolist():
             ids = self._usable(other)
-            if len(ids) >= FEWEST:
+            if len(ids) >= _FEWEST:
                 yield other, ids
 
     def _usable(self, other: int) -> NDArray[np.int64]:
@@ -169,12 +170,15 @@ def _profile(windows: Sequence[Example]) -> _Profile:
     ]
     flat = list(chain.from_iterable(tokens))
     counts = Counter(token.strip().casefold() for token in flat)
+    begun = [token for token in flat if token[:1].isspace()]
+    signs = [token for token in flat if not any(map(str.isalnum, token))]
+    words = [{token.strip().casefold() for token in row} for row in tokens]
     return _Profile(
-        recurs=_recurrence([{token.strip().casefold() for token in row} for row in tokens]),
+        recurs=_recurrence(words),
         runs=float(runs.sum() / len(windows)),
         tokens=len(flat) / len(windows),
-        words=sum(token[:1].isspace() for token in flat) / len(flat),
-        signs=sum(not any(map(str.isalnum, token)) for token in flat) / len(flat),
+        words=len(begun) / len(flat),
+        signs=len(signs) / len(flat),
         shares={token: n / len(flat) for token, n in counts.items()},
     )
 
@@ -199,7 +203,8 @@ def _marks(windows: Sequence[Example]) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _alike(wanted: Sequence[Example], offered: Sequence[Example]) -> tuple[Example, ...]:
-    """Choose an offered window for each wanted one, so that number, length and place of the marks differ least in all."""
+    """Choose an offered window for each wanted one, so that number, length and place of the marks differ least in
+    all."""
     from scipy.optimize import linear_sum_assignment
 
     left, right = _shape(wanted), _shape(offered)

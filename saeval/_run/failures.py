@@ -11,7 +11,8 @@ from saeval._util import SaevalError
 
 
 class GaveUp(SaevalError):
-    """The first latents of a step all failed alike, or its model is gone, so going on would only fail more. Resumable."""
+    """The first latents of a step all failed alike, or its model is gone, so going on would only fail more.
+    Resumable."""
 
 
 class _Failure(NamedTuple):
@@ -55,7 +56,8 @@ class Failures:
                 )
 
     def settle(self) -> None:
-        """Write down what was held back, at the end; but where no call succeeded at all, nothing is known of a latent."""
+        """Write down what was held back, at the end; but where no call succeeded at all, nothing is known of a
+        latent."""
         self._write(f for f in self._held if self._any_success or not f.fault)
 
     def _write(self, failures: Iterable[_Failure]) -> None:

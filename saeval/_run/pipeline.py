@@ -23,7 +23,7 @@ from saeval._run.executors import Executor
 from saeval._run.failures import Failures, GaveUp
 from saeval._run.floors import Partners
 from saeval._run.journal import Journal
-from saeval._run.restoring import usable_explanation, usable_score
+from saeval._run.journal_entries import usable_explanation, usable_score
 from saeval._run.state import CellState, RunState, Scored
 from saeval._run.steps import StepInput
 from saeval._run.work import EXPLAIN, Item, StepWork
@@ -215,7 +215,8 @@ class Pipeline:
         return totals
 
     async def _start(self, tasks: set[asyncio.Task[None]]) -> bool:
-        """Start what may be done now, and take from the journal what is finished; return whether anything is in flight."""
+        """Start what may be done now, and take from the journal what is finished; return whether anything is in
+        flight."""
         taken = 0
         while (item := self._queue.take()) is not None:
             if (entry := self._finished(item)) is not None:
@@ -376,8 +377,8 @@ def _mind_memory() -> None:
     left = memory_left()
     if left is not None and left < _LITTLE_MEMORY:
         raise GaveUp(
-            f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which starts "
-            "with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
+            f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which "
+            "starts with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
         )
 
 

@@ -27,7 +27,8 @@ class RunDir:
         journal: Results of finished work, which resuming trusts.
 
     Raises:
-        InputError: If it cannot be written to, holds links or files that are not saeval's, or another process is running in it.
+        InputError: If it cannot be written to, holds links or files that are not saeval's, or another process is
+            running in it.
     """
 
     def __init__(self, path: Path):

@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +20,8 @@ from saeval._run.claims import evaluate
 from saeval._run.collect import store_path
 from saeval._run.executors import Executor, executor
 from saeval._run.failures import GaveUp
+from saeval._run.journal_entries import numbers, rows
 from saeval._run.pipeline import Pipeline, Retry
-from saeval._run.restoring import numbers, rows
 from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState
@@ -44,7 +43,7 @@ from saeval._util import (
     write_checksums,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Asker, Budget, CallLog, try_models
+from saeval.llm import Asker, Budget, CallLedger, try_models
 from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
@@ -83,12 +82,12 @@ def run(
         llms: Models by role, in place of the spec's.
         limit: Maximum latents per cell; marks the result as partial.
         max_cost: Dollars to spend at most, in place of the spec's limit.
-        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that could
-            not be read; all else is kept.
+        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that
+            could not be read; all else is kept.
         unpriced: Run although the spending limit cannot hold calls whose price is unknown.
         allow_model_change: Go on although another model answers than in earlier sittings of the run.
-        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a terminal
-            and in notebooks, and nothing elsewhere.
+        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a
+            terminal and in notebooks, and nothing elsewhere.
         registry: Where plugins are found.
 
     Returns:
@@ -113,9 +112,15 @@ def run(
     path = Path(out) if out is not None else default_path(built)
     shown = display if isinstance(display, Display) else make_display(display) if display else fitting_display()
     run_task(
-        built, out=path, limit=limit, max_cost=max_cost, retry=retry, display=shown, unpriced=unpriced,
+        built,
+        out=path,
+        limit=limit,
+        max_cost=max_cost,
+        retry=retry,
+        display=shown,
+        unpriced=unpriced,
         allow_model_change=allow_model_change,
-    )  # fmt: skip
+    )
     return read(path)
 
 
@@ -161,7 +166,7 @@ class _Run:
         self.task, self.folder, self.display, self.retry = task, folder, display, retry
         self.asked_limit, self.limit = limit, _unshrunk(limit, folder, task)
         self.seed = task.run.seed
-        self.calls = CallLog(folder.path / "calls.jsonl")
+        self.calls = CallLedger(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
         self.state = RunState(task)
         self.seconds: dict[str, float] = {}
@@ -174,8 +179,8 @@ class _Run:
         if not allow_model_change:
             self.calls.expected = earlier.served
         cells = self.task.cells
-        steps = chain.from_iterable(chain(cell.explainers.values(), cell.scorers.values()) for cell in cells)
-        used = {step.role for step in steps if step.latents != 0}
+        used = {step.role for cell in cells for step in cell.explainers.values() if step.latents != 0}
+        used |= {step.role for cell in cells for step in cell.scorers.values() if step.latents != 0}
         askers = [
             Asker(name, role.part.plugin, role.model, role.settings)
             for name, role in self.task.roles.items()
@@ -183,10 +188,16 @@ class _Run:
         ]
         _run_async(
             partial(
-                try_models, askers, self.calls, self.budget, earlier, patience=self.task.run.patience,
-                unpriced=unpriced, tell=self.display.wait,
+                try_models,
+                askers,
+                self.calls,
+                self.budget,
+                earlier,
+                patience=self.task.run.patience,
+                unpriced=unpriced,
+                tell=self.display.wait,
             )
-        )  # fmt: skip
+        )
         self.calls.close()
 
     def go(self) -> RunResult:
@@ -197,7 +208,8 @@ class _Run:
             with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
                 if self.limit != self.asked_limit:
                     self.display.say(
-                        f"this run finished with more than {self.asked_limit} latents per cell, and keeps them (--limit)"
+                        f"this run finished with more than {self.asked_limit} latents per cell, and keeps them "
+                        "(--limit)"
                     )
                 self._collect_and_sample(workplace)
                 self._timed("explain_and_score", lambda: _run_async(partial(self._explain_and_score, workplace)))
@@ -304,9 +316,14 @@ class _Run:
     def _result(self, *, incomplete: bool) -> RunResult:
         ledger, missing = self.calls.totals(), self.calls.missing()
         return summarise(
-            self.state, ledger, run_id=self.folder.path.name, partial=incomplete, seconds=self.seconds,
-            findings=self.findings, warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
-        )  # fmt: skip
+            self.state,
+            ledger,
+            run_id=self.folder.path.name,
+            partial=incomplete,
+            seconds=self.seconds,
+            findings=self.findings,
+            warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
+        )
 
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
@@ -329,11 +346,21 @@ class _Run:
         if not _holds(self.folder.path / "spec.yaml", spec):  # one that says the same may have comments in it
             text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
             write_atomic(self.folder.path / "spec.yaml", text)
-        self.folder.write_json("run.json", {
-            "status": status, "reason": without_secrets(reason), "task": self.task.name, "spec_sha": self.task.sha,
-            "began": began, "updated": time.time(), "limit": self.limit, "python": platform.python_version(),
-            "platform": platform.platform(), "seconds": self.seconds,
-        })  # fmt: skip
+        self.folder.write_json(
+            "run.json",
+            {
+                "status": status,
+                "reason": without_secrets(reason),
+                "task": self.task.name,
+                "spec_sha": self.task.sha,
+                "began": began,
+                "updated": time.time(),
+                "limit": self.limit,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "seconds": self.seconds,
+            },
+        )
 
 
 def _unshrunk(limit: int | None, folder: RunDir, task: Task) -> int | None:

@@ -159,19 +159,22 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
     whole = len({*store.documents[store.lengths >= store.lead + window].tolist()})
     if longest < window:
         return (
-            f"no text is as long as a window of {window} tokens (sampler.with.window): the longest of {documents} documents has "
-            f"{longest} in a context; set sampler.with.window to {max(4, min(longest, window // 2))} or less, or join short rows"
+            f"no text is as long as a window of {window} tokens (sampler.with.window): the longest of {documents} "
+            f"documents has {longest} in a context; set sampler.with.window to {max(4, min(longest, window // 2))} "
+            "or less, or join short rows"
         )
     if whole < 2:
         return (
-            f"only {whole} of {documents} documents {'is' if whole == 1 else 'are'} as long as a window of {window} tokens, and "
-            "explaining and scoring share no document; set corpus.split to `paragraphs` or `lines`, or give more documents"
+            f"only {whole} of {documents} documents {'is' if whole == 1 else 'are'} as long as a window of {window} "
+            "tokens, and explaining and scoring share no document; set corpus.split to `paragraphs` or `lines`, or "
+            "give more documents"
         )
     fire = int((store.firings >= min_windows).sum())
     return (
-        f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents or more, and "
-        f"enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; "
-        "give more text, shorter windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
+        f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents "
+        f"or more, and enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents "
+        f"fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; give more text, shorter "
+        "windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
     )
 
 
@@ -193,7 +196,8 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
 
 
 def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
-    """Count the scored windows of a latent that share text with those that explain, or in which it fires though called silent."""
+    """Count the scored windows of a latent that share text with those that explain, or in which it fires though called
+    silent."""
     if flaw == "leak":
         shown, scored = record.explain.activating, record.score.activating
         return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))

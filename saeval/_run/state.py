@@ -31,7 +31,7 @@ class Results(Protocol):
         """Return the entry under a key, or None."""
 
 
-class Spending:
+class UsageSum:
     """Tokens and dollars of many calls. The sum does not depend on the order in which they are added."""
 
     def __init__(self) -> None:
@@ -53,7 +53,8 @@ class Spending:
 
 
 class Scored:
-    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by latent.
+    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by
+    latent.
 
     Attributes:
         tried: Latents that it was to be run on.
@@ -68,7 +69,7 @@ class Scored:
 
     def __init__(self, tried: int = 0, watched: frozenset[int] = frozenset()):
         self.tried, self.watched = tried, watched
-        self.spent = Spending()
+        self.spent = UsageSum()
         self.unscored: dict[int, tuple[Status, str]] = {}
         self.unparsed = 0
         self.right, self.judged = [0] * 11, [0] * 11
@@ -107,7 +108,8 @@ class Scored:
                 self.right[side] += o.predicted == o.active
 
     def _count(self, score: Score) -> None:
-        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or right."""
+        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or
+        right."""
         if score.status == "skipped":
             return
         sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
@@ -124,7 +126,8 @@ class Scored:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """Windows asked about and answered; those of a latent that was lost before it was asked about count as asked."""
+        """Windows asked about and answered; those of a latent that was lost before it was asked about count as
+        asked."""
         latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
         each = self.asked / latents if latents > 0 else 0.0
         return round(self.asked + each * self.unasked), self.answered
@@ -189,7 +192,7 @@ class CellState:
     base: str
     explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
     scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
-    explaining: dict[str, Spending] = field(default_factory=dict)
+    explaining: dict[str, UsageSum] = field(default_factory=dict)
     directions: dict[int, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     dependent: int = 0
@@ -201,7 +204,7 @@ class CellState:
 
     def spend(self, variant: str, usage: Usage) -> None:
         """Add to what explaining took."""
-        self.explaining.setdefault(variant, Spending()).add(usage)
+        self.explaining.setdefault(variant, UsageSum()).add(usage)
 
     def item(self, step: str, variant: str, latent: int) -> Item:
         """Return a work item of the cell."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from saeval._run.restoring import out_of_range
+from saeval._run.journal_entries import out_of_range
 from saeval._run.work import EXPLAIN, rng as item_rng
 from saeval._util import (
     BudgetExceeded,
@@ -27,7 +27,16 @@ from saeval._util import (
     without_secrets,
     without_values,
 )
-from saeval.llm import Asked, Budget, CallLog, CallStore, Gateway, pack, rare_garbage_collection, told
+from saeval.llm import (
+    AnswerCache,
+    Budget,
+    CallLedger,
+    Gateway,
+    PromptReply,
+    pack,
+    prompt_replies,
+    rare_garbage_collection,
+)
 from saeval.models import embedder
 from saeval.plugin.base import Context, Scorer
 from saeval.records import (
@@ -106,7 +115,7 @@ class RecordingModel(LanguageModel):
     spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
     fault: SaevalError | None = None
     outage: bool = False
-    asked: list[list[Asked]] = field(default_factory=list)
+    asked: list[list[PromptReply]] = field(default_factory=list)
 
     @property
     def can_score(self) -> bool:
@@ -141,14 +150,14 @@ class RecordingModel(LanguageModel):
             with self.patience.asking():
                 reply = await call
         except SaevalError as error:
-            self.asked[place] = told(request, without_secrets(error))
+            self.asked[place] = prompt_replies(request, without_secrets(error))
             if not isinstance(error, Refused):
                 self.fault = self.fault or error
             if isinstance(error, STOPS):
                 self.fault = error
             self.outage |= isinstance(error, LLMError) and (error.retryable or error.lasting)
             raise
-        self.asked[place] = told(request, reply)
+        self.asked[place] = prompt_replies(request, reply)
         self.spent += reply.usage
         return reply
 
@@ -157,7 +166,7 @@ class RecordingModel(LanguageModel):
 async def gateways(
     roles: Mapping[str, RolePart],
     answers: Path,
-    calls: CallLog,
+    calls: CallLedger,
     budget: Budget,
     tell: Callable[[str], None] = lambda text: None,
     patience: float = 0.0,
@@ -177,14 +186,22 @@ async def gateways(
         return
     async with AsyncExitStack() as at_the_end:
         at_the_end.enter_context(rare_garbage_collection())
-        kept = at_the_end.enter_context(closing(CallStore(answers)))
+        kept = at_the_end.enter_context(closing(AnswerCache(answers)))
         lent = {
             name: Gateway(
-                name, role.part.plugin, model=role.model, identity=role.identity, settings=role.settings,
-                calls=kept, log=calls, budget=budget, tell=tell, patience=patience,
+                name,
+                role.part.plugin,
+                model=role.model,
+                identity=role.identity,
+                settings=role.settings,
+                calls=kept,
+                log=calls,
+                budget=budget,
+                tell=tell,
+                patience=patience,
             )
             for name, role in roles.items()
-        }  # fmt: skip
+        }
         for name, gateway in lent.items():
             at_the_end.push_async_callback(roles[name].part.plugin.aclose)
             at_the_end.push_async_callback(gateway.finish)

@@ -38,6 +38,7 @@ from saeval._util.files import (
     read_json as read_json,
     read_json_lines as read_json_lines,
     replacing as replacing,
+    text_checksum as text_checksum,
     write_atomic as write_atomic,
 )
 from saeval._util.lazy import attach as attach

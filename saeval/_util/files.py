@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,8 +144,8 @@ class LineFile:
                 return size
             except OSError as error:
                 raise InputError(
-                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same command "
-                    "resumes it"
+                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same "
+                    "command resumes it"
                 ) from None
 
     def line_at(self, offset: int, length: int) -> bytes:
@@ -171,3 +172,8 @@ class LineFile:
             if self._handle is not None:
                 os.close(self._handle)
                 self._handle = None
+
+
+def text_checksum(text: str) -> str:
+    """Return eight hexadecimal digits that change when a text is damaged."""
+    return f"{zlib.crc32(text.encode()):08x}"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import sqlite3
 
-_FILES = "too many files are open in this process or on this machine; allow more with `ulimit -n 4096`, or close other programs"
+_FILES = (
+    "too many files are open in this process or on this machine; allow more with `ulimit -n 4096`, or close other "
+    "programs"
+)
 _ROOM = "the disk or a quota is full; make room"
 _MEMORY = "there is not enough memory; end other programs, allow more (`ulimit -v`), or take a larger machine"
 _WORDS = {
     errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM,
-    errno.EFBIG: "a file would be larger than this process may write; allow more with `ulimit -f`", errno.ENOMEM: _MEMORY,
+    errno.EFBIG: "a file would be larger than this process may write; allow more with `ulimit -f`",
+    errno.ENOMEM: _MEMORY,
     errno.EAGAIN: "this user may start no more processes or threads; end others, or allow more with `ulimit -u`",
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Directories that saeval may write into: empty ones, and those that carry its mark; never through a link out of them."""
+"""Directories that saeval may write into: empty ones, and those that carry its mark; never through a link out of
+them."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
 
-MARKER = ".saeval"
+OWNER_FILE = ".saeval"
 """File that marks a directory as saeval's own."""
 _TEXT = "saeval made this directory, and may replace and remove files in it.\n"
 _OF_A_RUN = frozenset(("status", "task", "spec_sha"))
@@ -32,8 +33,8 @@ def claim(folder: Path, what: str = "a run") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (is_ours(folder) or is_empty(folder)):
             raise InputError(
-                f"{folder}: holds files that are not saeval's, so nothing was written; choose a new directory for {what}, "
-                f"such as {folder / 'saeval-run'}"
+                f"{folder}: holds files that are not saeval's, so nothing was written; choose a new directory for "
+                f"{what}, such as {folder / 'saeval-run'}"
             )
         refuse_strange(folder)
         mark(folder)
@@ -47,8 +48,8 @@ def mark(folder: Path) -> None:
     Raises:
         OSError: If that cannot be written.
     """
-    if not _is_plain(folder / MARKER):
-        (folder / MARKER).write_text(_TEXT, encoding="utf-8")
+    if not _is_plain(folder / OWNER_FILE):
+        (folder / OWNER_FILE).write_text(_TEXT, encoding="utf-8")
 
 
 def claim_inside(folder: Path, what: str) -> None:
@@ -71,7 +72,7 @@ def claim_inside(folder: Path, what: str) -> None:
 
 def is_ours(folder: Path) -> bool:
     """Tell whether a directory carries saeval's mark, or is a run directory of a version without one."""
-    if _is_plain(folder / MARKER):
+    if _is_plain(folder / OWNER_FILE):
         return True
     if not _is_plain(folder / "run.json"):
         return False

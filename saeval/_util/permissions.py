@@ -34,39 +34,55 @@ class Provider(NamedTuple):
 
 _AZURE = ("*.openai.azure.com", "*.services.ai.azure.com", "*.cognitiveservices.azure.com", "*.inference.ai.azure.com")
 _OTHERS = (
-    "COMET_API_KEY", "DATADOG_API_KEY", "DD_API_KEY", "ELEVENLABS_API_KEY", "LANGCHAIN_API_KEY", "LANGFUSE_API_KEY", "LANGSMITH_API_KEY",
-    "MAILGUN_API_KEY", "NEPTUNE_API_KEY", "NGC_API_KEY", "PINECONE_API_KEY", "PYPI_API_KEY", "SENDGRID_API_KEY", "SERPAPI_API_KEY", "STRIPE_API_KEY",
+    "COMET_API_KEY", "DATADOG_API_KEY", "DD_API_KEY", "ELEVENLABS_API_KEY", "LANGCHAIN_API_KEY", "LANGFUSE_API_KEY",
+    "LANGSMITH_API_KEY",
+    "MAILGUN_API_KEY", "NEPTUNE_API_KEY", "NGC_API_KEY", "PINECONE_API_KEY", "PYPI_API_KEY", "SENDGRID_API_KEY",
+    "SERPAPI_API_KEY", "STRIPE_API_KEY",
     "TAVILY_API_KEY", "TWILIO_API_KEY",
 )  # fmt: skip
 PROVIDERS: dict[str, Provider] = {
     "openai": Provider(("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY"), ("api.openai.com", "*.api.openai.com", *_AZURE)),
     "anthropic": Provider(("ANTHROPIC_API_KEY",), ("api.anthropic.com",)),
     "gemini": Provider(("GEMINI_API_KEY", "GOOGLE_API_KEY", "PALM_API_KEY"), ("generativelanguage.googleapis.com",)),
-    "vertex_ai": Provider(("VERTEX_API_KEY", "VERTEXAI_API_KEY"), ("aiplatform.googleapis.com", "*-aiplatform.googleapis.com")),
+    "vertex_ai": Provider(("VERTEX_API_KEY", "VERTEXAI_API_KEY"),
+    ("aiplatform.googleapis.com", "*-aiplatform.googleapis.com")),
     "azure": Provider(("AZURE_API_KEY",), _AZURE), "azure_ai": Provider(("AZURE_AI_API_KEY",), _AZURE),
     "bedrock": Provider(("BEDROCK_API_KEY",), ("bedrock-runtime.??-*-?.amazonaws.com",)),
-    "mistral": Provider(("MISTRAL_API_KEY",), ("api.mistral.ai",)), "codestral": Provider(("CODESTRAL_API_KEY",), ("codestral.mistral.ai",)),
+    "mistral": Provider(("MISTRAL_API_KEY",), ("api.mistral.ai",)),
+    "codestral": Provider(("CODESTRAL_API_KEY",), ("codestral.mistral.ai",)),
     "cohere": Provider(("COHERE_API_KEY", "CO_API_KEY"), ("api.cohere.com", "api.cohere.ai")),
-    "groq": Provider(("GROQ_API_KEY",), ("api.groq.com",)), "openrouter": Provider(("OPENROUTER_API_KEY", "OR_API_KEY"), ("openrouter.ai",)),
-    "together_ai": Provider(("TOGETHERAI_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHER_API_KEY"), ("api.together.xyz", "api.together.ai")),
+    "groq": Provider(("GROQ_API_KEY",), ("api.groq.com",)),
+    "openrouter": Provider(("OPENROUTER_API_KEY", "OR_API_KEY"), ("openrouter.ai",)),
+    "together_ai": Provider(("TOGETHERAI_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHER_API_KEY"),
+    ("api.together.xyz", "api.together.ai")),
     "deepseek": Provider(("DEEPSEEK_API_KEY",), ("api.deepseek.com",)),
     "fireworks_ai": Provider(("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY"), ("api.fireworks.ai",)),
-    "xai": Provider(("XAI_API_KEY",), ("api.x.ai",)), "perplexity": Provider(("PERPLEXITY_API_KEY", "PERPLEXITYAI_API_KEY"), ("api.perplexity.ai",)),
+    "xai": Provider(("XAI_API_KEY",), ("api.x.ai",)),
+    "perplexity": Provider(("PERPLEXITY_API_KEY", "PERPLEXITYAI_API_KEY"), ("api.perplexity.ai",)),
     "replicate": Provider(("REPLICATE_API_KEY",), ("api.replicate.com",)),
-    "huggingface": Provider(("HUGGINGFACE_API_KEY", "HF_API_KEY"), ("huggingface.co", "router.huggingface.co", "api-inference.huggingface.co")),
+    "huggingface": Provider(("HUGGINGFACE_API_KEY", "HF_API_KEY"),
+    ("huggingface.co", "router.huggingface.co", "api-inference.huggingface.co")),
     "nvidia_nim": Provider(("NVIDIA_NIM_API_KEY", "NVIDIA_API_KEY"), ("integrate.api.nvidia.com",)),
-    "cerebras": Provider(("CEREBRAS_API_KEY",), ("api.cerebras.ai",)), "sambanova": Provider(("SAMBANOVA_API_KEY",), ("api.sambanova.ai",)),
+    "cerebras": Provider(("CEREBRAS_API_KEY",), ("api.cerebras.ai",)),
+    "sambanova": Provider(("SAMBANOVA_API_KEY",), ("api.sambanova.ai",)),
     "dashscope": Provider(("DASHSCOPE_API_KEY",), ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com")),
     "moonshot": Provider(("MOONSHOT_API_KEY",), ("api.moonshot.ai", "api.moonshot.cn")),
-    "deepinfra": Provider(("DEEPINFRA_API_KEY",), ("api.deepinfra.com",)), "novita": Provider(("NOVITA_API_KEY",), ("api.novita.ai",)),
-    "hyperbolic": Provider(("HYPERBOLIC_API_KEY",), ("api.hyperbolic.xyz",)), "nebius": Provider(("NEBIUS_API_KEY",), ("*.nebius.com", "*.nebius.ai")),
-    "lambda_ai": Provider(("LAMBDA_API_KEY",), ("api.lambda.ai", "api.lambdalabs.com")), "ai21": Provider(("AI21_API_KEY",), ("api.ai21.com",)),
+    "deepinfra": Provider(("DEEPINFRA_API_KEY",), ("api.deepinfra.com",)),
+    "novita": Provider(("NOVITA_API_KEY",), ("api.novita.ai",)),
+    "hyperbolic": Provider(("HYPERBOLIC_API_KEY",), ("api.hyperbolic.xyz",)),
+    "nebius": Provider(("NEBIUS_API_KEY",), ("*.nebius.com", "*.nebius.ai")),
+    "lambda_ai": Provider(("LAMBDA_API_KEY",), ("api.lambda.ai", "api.lambdalabs.com")),
+    "ai21": Provider(("AI21_API_KEY",), ("api.ai21.com",)),
     "volcengine": Provider(("VOLCENGINE_API_KEY", "ARK_API_KEY"), ("ark.cn-beijing.volces.com",)),
-    "minimax": Provider(("MINIMAX_API_KEY",), ("api.minimax.io", "api.minimax.chat")), "zai": Provider(("ZAI_API_KEY", "ZHIPUAI_API_KEY"), ("api.z.ai", "open.bigmodel.cn")),
+    "minimax": Provider(("MINIMAX_API_KEY",), ("api.minimax.io", "api.minimax.chat")),
+    "zai": Provider(("ZAI_API_KEY", "ZHIPUAI_API_KEY"), ("api.z.ai", "open.bigmodel.cn")),
     "github": Provider(("GITHUB_API_KEY",), ("models.inference.ai.azure.com", "models.github.ai")),
-    "databricks": Provider(("DATABRICKS_API_KEY",)), "watsonx": Provider(("WATSONX_API_KEY", "WX_API_KEY"), ("*.ml.cloud.ibm.com",)),
-    "wandb": Provider(("WANDB_API_KEY",), ("api.inference.wandb.ai",)), "cloudflare": Provider(("CLOUDFLARE_API_KEY",), ("api.cloudflare.com",)),
-    "poe": Provider(("POE_API_KEY",), ("api.poe.com",)), "vercel_ai_gateway": Provider(("VERCEL_AI_GATEWAY_API_KEY",), ("ai-gateway.vercel.sh",)),
+    "databricks": Provider(("DATABRICKS_API_KEY",)),
+    "watsonx": Provider(("WATSONX_API_KEY", "WX_API_KEY"), ("*.ml.cloud.ibm.com",)),
+    "wandb": Provider(("WANDB_API_KEY",), ("api.inference.wandb.ai",)),
+    "cloudflare": Provider(("CLOUDFLARE_API_KEY",), ("api.cloudflare.com",)),
+    "poe": Provider(("POE_API_KEY",), ("api.poe.com",)),
+    "vercel_ai_gateway": Provider(("VERCEL_AI_GATEWAY_API_KEY",), ("ai-gateway.vercel.sh",)),
     "other services": Provider(_OTHERS),
 }  # fmt: skip
 """By the name that litellm has for them."""
@@ -75,7 +91,8 @@ _BY_VARIABLE = {variable: name for name, provider in PROVIDERS.items() for varia
 
 
 def allow(*, variables: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
-    """Let specs name these environment variables, and keys be sent to these hosts, in this process and those it starts."""
+    """Let specs name these environment variables, and keys be sent to these hosts, in this process and those it
+    starts."""
     for place, more in ((ALLOW_ENV, variables), (ALLOW_HOST, hosts)):
         if names := [*_allowed(place), *more]:
             os.environ[place] = ",".join(dict.fromkeys(names))
@@ -96,8 +113,8 @@ def check_variable(name: str) -> None:
         raise InputError("api_key_env should be the name of an environment variable, such as MY_LAB_API_KEY")
     if not (_FREE.fullmatch(name) or name in _allowed(ALLOW_ENV)):
         raise InputError(
-            f"{name}: a spec may name only variables that end in _API_KEY, because it could send any other secret to its "
-            f"server; if this one is meant, allow it with --allow-env {name}"
+            f"{name}: a spec may name only variables that end in _API_KEY, because it could send any other secret to "
+            f"its server; if this one is meant, allow it with --allow-env {name}"
         )
 
 

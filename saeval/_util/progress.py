@@ -384,7 +384,8 @@ def remaining(seconds: float, done: int, total: int) -> str:
 
 
 def display(style: Style | None = None) -> Display:
-    """Return the display of a style; without one, `rich` on a terminal and `plain` elsewhere. In notebooks, `rich` is a block.
+    """Return the display of a style; without one, `rich` on a terminal and `plain` elsewhere. In notebooks, `rich` is a
+    block.
 
     Raises:
         InputError: If there is no such style.

@@ -26,5 +26,6 @@ def refuse_malicious(package: str) -> None:
         return
     if pattern.fullmatch(installed):
         raise InputError(
-            f"{package} {installed} is a malicious release that steals keys; remove it, change your keys, and install {instead}"
+            f"{package} {installed} is a malicious release that steals keys; remove it, change your keys, and "
+            f"install {instead}"
         )

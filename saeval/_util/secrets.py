@@ -19,11 +19,13 @@ SHORTEST = 8
 """Characters of the shortest value that is looked for; shorter ones are words of ordinary text."""
 
 _ENVIRONMENT = re.compile(
-    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$", re.IGNORECASE
-)  # fmt: skip
+    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$",
+    re.IGNORECASE,
+)
 _PLACEHOLDER = re.compile(
     r"(?:sk-)?(?:empty|none|null|undefined|placeholder|change-?me|secret|password|true|false"
-    r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
+    r"|(?:not?|no)-?(?:api-?)?(?:key|token)?-?(?:needed|required|used|set)?"
+    r"|(?:your|my|fake|dummy|test|any|some|example)-?(?:api-?)?(?:key|token|secret)?)"
     r"|(.)\1*",
     re.IGNORECASE,
 )
@@ -31,8 +33,10 @@ _SHAPES = (
     r"\b(?:sk|pk|rk|key|api)[-_](?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{6,}",
     r"\b(?:Bearer|Basic) [^\s\"']{6,}",
     r"\bgh[oprsu]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[\w-]{16,}",
-    r"\bhf_[A-Za-z0-9]{16,}|\bgsk_[A-Za-z0-9]{16,}|\br8_[A-Za-z0-9]{16,}|\bnvapi-[\w-]{16,}|\bpplx-[A-Za-z0-9]{16,}|\bxai-[\w-]{16,}",
-    r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|\bAIza[\w-]{20,}|\bya29\.[\w-]{10,}|\bxox[abeoprs]-[\w-]{8,}|\bdapi[a-f0-9]{16,}",
+    r"\bhf_[A-Za-z0-9]{16,}|\bgsk_[A-Za-z0-9]{16,}|\br8_[A-Za-z0-9]{16,}",
+    r"\bnvapi-[\w-]{16,}|\bpplx-[A-Za-z0-9]{16,}|\bxai-[\w-]{16,}",
+    r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|\bAIza[\w-]{20,}|\bya29\.[\w-]{10,}",
+    r"\bxox[abeoprs]-[\w-]{8,}|\bdapi[a-f0-9]{16,}",
     r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|\bSG\.[\w-]{10,}\.[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----",
 )
 _SHAPE = re.compile("|".join(_SHAPES), re.IGNORECASE)
@@ -42,16 +46,52 @@ _QUERY = re.compile(r"([?&#;])([\w.-]+)=([^\s&#;\"']+)")
 _TYPED = re.compile(r"(?<![^\s'\"()=,:])[^\s'\"()=,:/\\]+(?![^\s'\"()=,:])")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
-_SECRET_WORDS = frozenset((
-    "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization",
-    "cookie", "cookies", "bearer", "jwt", "accesskey", "authtoken", "accesstoken", "privatekey", "secretkey", "token",
-))  # fmt: skip
+_SECRET_WORDS = frozenset(
+    (
+        "secret",
+        "secrets",
+        "password",
+        "passwd",
+        "passphrase",
+        "credential",
+        "credentials",
+        "apikey",
+        "authorization",
+        "cookie",
+        "cookies",
+        "bearer",
+        "jwt",
+        "accesskey",
+        "authtoken",
+        "accesstoken",
+        "privatekey",
+        "secretkey",
+        "token",
+    )
+)
 _MODEL_WORDS = frozenset(("key", "pass", "pwd", "auth", "sas", "sig", "signature", "pat", "psk", "otp"))
 """Words that name a secret among the options of a model, and something else in other parts of a spec."""
-_HARMLESS_TOKENS = frozenset((
-    "bos", "eos", "pad", "unk", "mask", "stop", "sep", "cls", "start", "end", "max", "min", "image", "first", "last", "next",
-    "thinking",
-))  # fmt: skip
+_HARMLESS_TOKENS = frozenset(
+    (
+        "bos",
+        "eos",
+        "pad",
+        "unk",
+        "mask",
+        "stop",
+        "sep",
+        "cls",
+        "start",
+        "end",
+        "max",
+        "min",
+        "image",
+        "first",
+        "last",
+        "next",
+        "thinking",
+    )
+)
 _NAMES = frozenset(("env", "id", "ids", "count", "limit", "type", "name", "file", "path"))
 _RANDOM = re.compile(r"[A-Za-z0-9]{16,}")
 

@@ -157,7 +157,8 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
     Args:
         head: Heads of the columns.
         rows: Cells.
-        width: Columns of the terminal, to which heads and names are folded; numbers never are. Nothing is when left out.
+        width: Columns of the terminal, to which heads and names are folded; numbers never are. Nothing is when left
+            out.
     """
     return "\n".join(aligned_rows(head, rows, width))
 
@@ -233,10 +234,9 @@ def latex_table(
         bold: Row and column of the cells in bold.
     """
     strong = set(bold)
-    lines = [
-        [rf"\textbf{{{escape_latex(cell)}}}" if (i, j) in strong else escape_latex(cell) for j, cell in enumerate(row)]
-        for i, row in enumerate(rows)
-    ]
+    lines = [[escape_latex(cell) for cell in row] for row in rows]
+    for i, j in strong:
+        lines[i][j] = rf"\textbf{{{lines[i][j]}}}"
     layout = "".join("r" if j < len(numbers) and numbers[j] else "l" for j in range(len(head)))
     body = [" & ".join(line) + r" \\" for line in ([*map(escape_latex, head)], *lines)]
     return "\n".join(

@@ -174,8 +174,8 @@ def check_memory(what: str, size: int) -> None:
     left = min((left for left, _ in _memories()), default=math.inf)
     if size > left:
         raise InputError(
-            f"{what}: takes {size / 2**30:,.1f} GiB of memory, and {left / 2**30:,.1f} GiB are free; take a larger machine, "
-            "or see whether it is the right file"
+            f"{what}: takes {size / 2**30:,.1f} GiB of memory, and {left / 2**30:,.1f} GiB are free; take a larger "
+            "machine, or see whether it is the right file"
         )
 
 

@@ -56,8 +56,8 @@ class Notes:
             said.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
         if self.parts:
             said.append(
-                f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring share "
-                "none (`corpus.split: none` keeps it whole)."
+                f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring "
+                "share none (`corpus.split: none` keeps it whole)."
             )
         return said
 
@@ -80,8 +80,8 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
     if path.is_file():
         if _kind(path) not in _READERS:
             raise InputError(
-                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, the first three "
-                "also with .gz behind them"
+                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, the "
+                "first three also with .gz behind them"
             )
         return [path]
     if (path / "dataset_dict.json").exists():
@@ -173,8 +173,8 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
     if turns := _turns(value):
         if template is None:
             raise InputError(
-                f"corpus {where}: holds a conversation, and the model's tokenizer has no chat template; take the tokenizer of "
-                "an instruction-tuned model, or write each conversation into a field `text`"
+                f"corpus {where}: holds a conversation, and the model's tokenizer has no chat template; take the "
+                "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
             )
         return template(turns)
     have = list(row) if isinstance(row, Mapping) else []
@@ -330,5 +330,6 @@ def _arrow_batches(path: Path, batches: Callable[[], Iterable[Any]]) -> Iterator
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, str, Any]]]] = {
-    ".txt": lambda path: iter(()), ".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ".arrow": _arrow_rows,
+    ".txt": lambda path: iter(()), ".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
 }  # fmt: skip

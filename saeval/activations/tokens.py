@@ -101,18 +101,19 @@ class Corpus(Documented):
     """Of a dataset, the split to read (`train` when left out). Of text, where documents end: `paragraphs`, `lines`, or
     `none`; when left out, a corpus of one text is divided into parts of some 2,000 characters."""
     field: str = "text"
-    """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template writes."""
+    """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template
+    writes."""
     tokens: int | None = Field(default=None, gt=0)
     """Text tokens to read at most; None for all."""
     per_document: int | None = Field(default=None, gt=0)
     """Text tokens to read of one document at most; None for all."""
     context: int | None = Field(default=None, ge=8)
-    """Text tokens per context; BOS stands before them where the tokenizer has one. When left out, as many as the SAE was
-    trained on, as far as its files tell; 256 elsewhere."""
+    """Text tokens per context; BOS stands before them where the tokenizer has one. When left out, as many as the SAE
+    was trained on, as far as its files tell; 256 elsewhere."""
     bos: bool | str | None = None
-    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no BOS.
-    When left out, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted, but
-    models need to see it."""
+    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no
+    BOS. When left out, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted,
+    but models need to see it."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Corpus:
@@ -257,9 +258,9 @@ class Corpus(Documented):
         if vocabulary is not None and len(used) and used[-1] >= vocabulary:
             outside = [int(i) for i in used if i >= vocabulary]
             raise InputError(
-                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the number {outside[0]}, and the model's "
-                f"embedding has {vocabulary} rows; take the model's own tokenizer, or call `model.resize_token_embeddings` and "
-                "train the new rows"
+                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the number {outside[0]}, and "
+                f"the model's embedding has {vocabulary} rows; take the model's own tokenizer, or call "
+                "`model.resize_token_embeddings` and train the new rows"
             )
         special = special_ids(tokenizer)
         mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, sorted(special))
@@ -373,10 +374,11 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
     if "ByteLevel" in decoder:
         table = _byte_of()
         added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # words as they are, not in the alphabet of bytes
-        spelt = {i: i not in added and all(c in table for c in name) for i, name in zip(ids, names, strict=True)}
-        return {
-            i: bytes(table[c] for c in name) if spelt[i] else name.encode() for i, name in zip(ids, names, strict=True)
-        }
+        found: dict[int, bytes] = {}
+        for i, name in zip(ids, names, strict=True):
+            spelt = i not in added and all(c in table for c in name)
+            found[i] = bytes(table[c] for c in name) if spelt else name.encode()
+        return found
     if "WordPiece" in decoder:
         return {
             i: name[2:].encode() if name.startswith("##") else b" " + name.encode()

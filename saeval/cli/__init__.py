@@ -6,16 +6,16 @@ names; 3 stopped at the cost limit (resumable); 70 internal error; 130 interrupt
 
 from __future__ import annotations
 
-from saeval.cli import caching, exchanging, extending, looking, reporting, running
+from saeval.cli import cache, catalog, exchange, plugins, reports, run
 from saeval.cli.group import main
 
 __all__ = ["main"]
 
 _COMMANDS = (  # in the order of docs/cli.md
-    running.run, running.validate, looking.list_, looking.show, extending.plugins, extending.new, looking.schema,
-    running.preview, running.plan, reporting.report, reporting.view, looking.doctor, caching.cache, reporting.compare,
-    reporting.leaderboard, reporting.similarity, exchanging.export, exchanging.import_, exchanging.push,
-    exchanging.pull,
+    run.run, run.validate, catalog.list_, catalog.show, plugins.plugins, plugins.new, catalog.schema,
+    run.preview, run.plan, reports.report, reports.view, catalog.doctor, cache.cache, reports.compare,
+    reports.leaderboard, reports.similarity, exchange.export, exchange.import_, exchange.push,
+    exchange.pull,
 )  # fmt: skip
 for command in _COMMANDS:
     main.add_command(command)

@@ -21,7 +21,7 @@ _KEYS = re.compile(r".*_API_KEY|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|AWS_SECRET_ACCES
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at.
 
     Attributes:
@@ -35,13 +35,13 @@ class Finding:
     text: str
 
 
-def examine(store: Path | None = None) -> Iterator[Finding]:
+def examine(store: Path | None = None) -> Iterator[Check]:
     """Check everything; with a store, also read all of it and compare its checksums.
 
     Args:
         store: Directory of an activation store.
     """
-    yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
     yield from _packages()
     yield _malicious()
     yield _device()
@@ -51,49 +51,49 @@ def examine(store: Path | None = None) -> Iterator[Finding]:
     offline = [
         name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name) not in (None, "", "0")
     ]
-    yield Finding("network", "ok", f"hub access is off ({', '.join(offline)})" if offline else "hub access is on")
+    yield Check("network", "ok", f"hub access is off ({', '.join(offline)})" if offline else "hub access is on")
     keys = sorted(name for name, value in os.environ.items() if value and _KEYS.fullmatch(name))
-    yield Finding("keys", "ok", ", ".join(keys) or "none in the environment; models over HTTP may need one")
+    yield Check("keys", "ok", ", ".join(keys) or "none in the environment; models over HTTP may need one")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Check]:
     """Yield saeval's requirements, and whether a matching version is installed."""
     from packaging.requirements import Requirement
 
-    yield Finding("saeval", "ok", version("saeval"))
+    yield Check("saeval", "ok", version("saeval"))
     for requirement in map(Requirement, requires("saeval") or ()):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            yield Finding(requirement.name, "wrong", f"is not installed: pip install '{requirement}'")
+            yield Check(requirement.name, "wrong", f"is not installed: pip install '{requirement}'")
             continue
         fits = requirement.specifier.contains(installed, prereleases=True)
         text = installed if fits else f"{installed} does not fit: pip install '{requirement}'"
-        yield Finding(requirement.name, "ok" if fits else "wrong", text)
+        yield Check(requirement.name, "ok" if fits else "wrong", text)
 
 
-def _malicious() -> Finding:
+def _malicious() -> Check:
     try:
         refuse_malicious("litellm")
     except InputError as error:
-        return Finding("malicious releases", "wrong", str(error))
-    return Finding("malicious releases", "ok", "none known is installed")
+        return Check("malicious releases", "wrong", str(error))
+    return Check("malicious releases", "ok", "none known is installed")
 
 
-def _device() -> Finding:
+def _device() -> Check:
     try:
         import torch
     except Exception as error:  # noqa: BLE001 - a broken installation may raise anything
-        return Finding("device", "wrong", f"torch cannot be imported ({type(error).__name__}: {error})")
+        return Check("device", "wrong", f"torch cannot be imported ({type(error).__name__}: {error})")
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        return Finding("device", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB; `device: auto` uses it")
-    return Finding("device", "ok", f"CPU, {os.cpu_count()} cores; no CUDA device")
+        return Check("device", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB; `device: auto` uses it")
+    return Check("device", "ok", f"CPU, {os.cpu_count()} cores; no CUDA device")
 
 
-def _cache() -> Finding:
+def _cache() -> Check:
     """Return the free space of the cache, and whether it is writable."""
     place = cache_dir()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
@@ -102,15 +102,13 @@ def _cache() -> Finding:
             pass
     except OSError as error:
         reason = error.strerror or error
-        return Finding(
-            "cache", "wrong", f"{place}: cannot be written to ({reason}); set SAEVAL_CACHE to another folder"
-        )
+        return Check("cache", "wrong", f"{place}: cannot be written to ({reason}); set SAEVAL_CACHE to another folder")
     free = shutil.disk_usage(there).free
     text = f"{place}: {free / 1e9:.1f} GB free"
-    return Finding("cache", "note" if free < _LITTLE else "ok", text)
+    return Check("cache", "note" if free < _LITTLE else "ok", text)
 
 
-def _stores() -> Iterator[Finding]:
+def _stores() -> Iterator[Check]:
     """Yield whether the files of the cache's stores exist; only `--store` reads them completely."""
     from saeval.activations import ActivationStore
 
@@ -120,24 +118,24 @@ def _stores() -> Iterator[Finding]:
         try:
             ActivationStore.open(store)
         except (StoreError, OSError, ValueError) as error:
-            yield Finding("store", "wrong", str(error))
-    yield Finding("stores", "ok", f"{len(stores)} in the cache")
+            yield Check("store", "wrong", str(error))
+    yield Check("stores", "ok", f"{len(stores)} in the cache")
 
 
-def _verified(store: Path) -> Finding:
+def _verified(store: Path) -> Check:
     from saeval.activations import ActivationStore
 
     try:
         opened = ActivationStore.open(store, verify=True)
     except (StoreError, OSError, ValueError) as error:
-        return Finding("store", "wrong", str(error))
+        return Check("store", "wrong", str(error))
     text = f"{store}: whole; {opened.n_latents:,} latents, {opened.n_tokens:,} tokens, every checksum matches"
-    return Finding("store", "ok", text)
+    return Check("store", "ok", text)
 
 
-def _plugins() -> Iterator[Finding]:
+def _plugins() -> Iterator[Check]:
     rows = Registry().plugins()
     for row in rows:
         if row.status != "ok":
-            yield Finding("plugin", "note", f"{row.distribution} {row.version}: {row.reason}")
-    yield Finding("plugins", "ok", f"{sum(row.status == 'ok' for row in rows)} packages")
+            yield Check("plugin", "note", f"{row.distribution} {row.version}: {row.reason}")
+    yield Check("plugins", "ok", f"{sum(row.status == 'ok' for row in rows)} packages")

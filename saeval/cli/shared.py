@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from saeval.plugin.registry import Registry
     from saeval.task import Task
 
-KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
-"""Kinds of plugins; importing them from `saeval.plugin.registry` would make `--help` slow."""
-
 
 def complete_task(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete names of shipped tasks, otherwise files."""
@@ -141,7 +138,7 @@ def spec_of(given: Mapping[str, Any]) -> dict[str, Any]:
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the spec, such as latents.n=20."
 )
-LLM = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Use another model for a role.")
+LLMS = click.option("--llm", "llms", multiple=True, metavar="ROLE=MODEL", help="Use another model for a role.")
 
 
 def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]], None]:

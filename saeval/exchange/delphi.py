@@ -88,9 +88,9 @@ def read(path: Path, format_: str) -> Imported:
     Raises:
         InputError: If it is none, or a file is damaged.
     """
-    roots = (
-        [path] if _is_results(path) else sorted(p for p in path.iterdir() if _is_results(p)) if path.is_dir() else []
-    )
+    roots = [path] if _is_results(path) else []
+    if not roots and path.is_dir():
+        roots = sorted(folder for folder in path.iterdir() if _is_results(folder))
     if not roots:
         raise InputError(f"{path}: no explanations/ or scores/ there; give the folder of one of Delphi's runs")
     warnings: list[str] = []
@@ -115,9 +115,11 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             axes = {"hookpoint": hookpoint} if name is None else {"run": name, "hookpoint": hookpoint}
             judge = config.get("explainer_model")
             cells[hookpoint] = ImportedCell(
-                axes, hookpoint, subject=str(config.get("model") or ""),
+                axes,
+                hookpoint,
+                subject=str(config.get("model") or ""),
                 explainer=f"Delphi's explainer with {judge}" if isinstance(judge, str) else "",
-            )  # fmt: skip
+            )
         return cells[hookpoint]
 
     first = _first_quantile(root / "scores")
@@ -147,7 +149,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:
 
 
 def _first_quantile(scores: Path) -> int:
-    """Return the number that the strongest quantile has: 0 in files of Delphi's main branch, 1 in those of the paper's code."""
+    """Return the number that the strongest quantile has: 0 in files of Delphi's main branch, 1 in those of the paper's
+    code."""
     largest = 0
     for folder in sorted(p for p in scores.iterdir() if p.is_dir()) if scores.is_dir() else []:
         for file, _, _ in _files(folder):
@@ -186,12 +189,18 @@ def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict
     outcomes = [_outcome(file, i, item, first) for i, item in enumerate(items)]
     examples = [
         {
-            "latent": latent, "role": "score", "active": o.active, "decile": o.decile, "context": i, "start": 0, "document": i,
-            "tokens": [str(t) for t in item.get("str_tokens") or []],
-            "activations": [a for a in item.get("activations") or [] if isinstance(a, int | float)],
+            "latent": latent,
+            "role": "score",
+            "active": o.active,
+            "decile": o.decile,
+            "context": i,
+            "start": 0,
+            "document": i,
+            "tokens": [*map(str, item.get("str_tokens") or [])],
+            "activations": [*filter(_is_number, item.get("activations") or [])],
         }
         for i, (o, item) in enumerate(zip(outcomes, items, strict=True))
-    ]  # fmt: skip
+    ]
     return Score.of(outcomes), examples
 
 
@@ -210,3 +219,7 @@ def _outcome(file: Path, place: int, item: dict[str, Any], first: int) -> Outcom
     if predicted is None or predicted == -1:
         return Outcome(**shared, status="unparsed", reason="Delphi could not read the reply")
     return Outcome(**shared, predicted=bool(predicted), probability=probability)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

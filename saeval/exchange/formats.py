@@ -1,4 +1,5 @@
-"""Results in other tools' formats, out of a run directory and into one: from files alone, with no plugin and no model."""
+"""Results in other tools' formats, out of a run directory and into one: from files alone, with no plugin and no
+model."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
         out: The run directory to make.
 
     Returns:
-        The run; it is marked as not reproducible, and its warnings say where the numbers come from and what was left out.
+        The run; it is marked as not reproducible, and its warnings say where the numbers come from and what was left
+        out.
 
     Raises:
         InputError: If the files are damaged or hold something else, or `out` is there already.

@@ -1,4 +1,5 @@
-"""Send a run or an activation store to a folder or to the Hugging Face hub, and fetch it, every file with its checksum."""
+"""Send a run or an activation store to a folder or to the Hugging Face hub, and fetch it, every file with its
+checksum."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from saeval._util import (
 )
 from saeval.results import open_run
 
-FORMAT = "saeval.bundle/1"
+BUNDLE_FORMAT = "saeval.bundle/1"
 _INDEX = "saeval.json"
 _CELL_FILES = (
     "latents.parquet",
@@ -71,7 +72,8 @@ def push(path: Path, dest: str, *, public: bool = False) -> str:
 
     Args:
         path: A run directory, or the directory of a store.
-        dest: A directory to make, or `hf://datasets/OWNER/NAME`, for which HF_TOKEN must be set; HF_ENDPOINT is honoured.
+        dest: A directory to make, or `hf://datasets/OWNER/NAME`, for which HF_TOKEN must be set; HF_ENDPOINT is
+            honoured.
         public: Whether a repository that is made is open to everyone.
 
     Returns:
@@ -130,8 +132,8 @@ def _checked(src: str, index: Any) -> tuple[str, list[tuple[str, dict[str, Any]]
     Raises:
         InputError: If it is no index, or names a file outside of its folder.
     """
-    if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("kind") not in ("run", "store"):
-        raise InputError(f"{src}: {_INDEX} is no list of files that this saeval can read ({FORMAT})")
+    if not isinstance(index, dict) or index.get("format") != BUNDLE_FORMAT or index.get("kind") not in ("run", "store"):
+        raise InputError(f"{src}: {_INDEX} is no list of files that this saeval can read ({BUNDLE_FORMAT})")
     kind, listed = str(index["kind"]), index.get("files")
     if not isinstance(listed, dict) or not all(isinstance(facts, dict) for facts in listed.values()):
         raise InputError(f"{src}: {_INDEX} lists no files")
@@ -172,13 +174,13 @@ def _bundle(path: Path, folder: Path) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
-    index = {"format": FORMAT, "kind": kind, "files": listed}
+    index = {"format": BUNDLE_FORMAT, "kind": kind, "files": listed}
     write_atomic(folder / _INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
 
 
 def _bundle_run(path: Path, folder: Path) -> str:
     """Put a run together, and return its card."""
-    from saeval.exchange.saeval_tables import TABLES, write
+    from saeval.exchange.saeval_tables import TABLE_COLUMNS, write
 
     refuse_strange(path)  # what a link leads to is not part of the run, and may be private
     result, cells = open_run(path)
@@ -192,20 +194,21 @@ def _bundle_run(path: Path, folder: Path) -> str:
     (folder / "tables").mkdir()
     with believable(path):
         write(result, cells, folder / "tables", {}, "parquet")
-    configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLES)
-    marks = [
-        *(["made-up numbers"] if result.synthetic else []),
-        *(["recorded replies"] if result.recorded else []),
-        *([] if result.reproducible else ["not reproducible"]),
-    ]
+    configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLE_COLUMNS)
+    flags = {
+        "synthetic numbers": result.synthetic,
+        "recorded replies": result.recorded,
+        "not reproducible": not result.reproducible,
+    }
+    marks = [mark for mark, on in flags.items() if on]
     return (
         f"---\ntags:\n- saeval\n- sparse-autoencoders\n- interpretability\nconfigs:\n{configs}---\n"
         f"# saeval run: {_line(result.task)} {_line(result.task_version)}\n\n{_line(result.description)}\n\n"
         + (f"**{', '.join(marks)}**\n\n" if marks else "")
         + "".join(f"- {_line(warning)}\n" for warning in result.warnings)
-        + f"\nMade by saeval {_line(result.saeval_version)}; spec {_line(result.spec_sha)}. `run/` is the run directory "
-        "(`saeval pull` fetches it, `saeval report` shows it); `tables/` holds latents, explanations, scores and judgements "
-        "of all cells.\n"
+        + f"\nMade by saeval {_line(result.saeval_version)}; spec {_line(result.spec_sha)}. `run/` is the run "
+        "directory (`saeval pull` fetches it, `saeval report` shows it); `tables/` holds latents, explanations, "
+        "scores and judgements of all cells.\n"
     )
 
 
@@ -219,9 +222,10 @@ def _bundle_store(path: Path, folder: Path) -> str:
         shutil.copyfile(path / name, folder / "store" / name)
     facts = store.facts
     return (
-        "---\ntags:\n- saeval\n- sparse-autoencoders\n- activations\n---\n"
-        f"# saeval activation store\n\n{store.n_latents:,} latents over {store.n_tokens:,} tokens"
-        f" of {_line(facts.get('subject') or 'an unknown model')} at {_line(facts.get('hookpoint') or 'an unknown place')}. "
+        "---\ntags:\n- saeval\n- sparse-autoencoders\n- activations\n---\n# saeval activation "
+        f"store\n\n{store.n_latents:,} latents over {store.n_tokens:,} tokens of "
+        f"{_line(facts.get('subject') or 'an unknown model')} at "
+        f"{_line(facts.get('hookpoint') or 'an unknown place')}. "
         + ("**The activations are made up.** " if facts.get("synthetic") else "")
         + "The text itself is in it, so its licence holds for this, too.\n\n"
         "`saeval pull` fetches it; `source: {use: recorded, with: {path: …}}` reads it.\n"

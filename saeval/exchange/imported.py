@@ -151,27 +151,42 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
         explained = sum(e.status == "ok" for (variant, _), e in cell.explanations.items() if variant == MAIN)
         cells.append(
             CellResult(
-                cell=name, axes=cell.axes, baseline=cell.baseline, subject=cell.subject,
-                coder={**cell.coder, "hookpoint": cell.hookpoint}, explainer=cell.explainer or f"unknown, by way of {imported.tool}",
-                measures={}, counts={"requested": n, "eligible": n, "sampled": n, "explained": explained},
+                cell=name,
+                axes=cell.axes,
+                baseline=cell.baseline,
+                subject=cell.subject,
+                coder={**cell.coder, "hookpoint": cell.hookpoint},
+                explainer=cell.explainer or f"unknown, by way of {imported.tool}",
+                measures={},
+                counts={"requested": n, "eligible": n, "sampled": n, "explained": explained},
                 scores=[row for label in cell.scorings for row in cell.score_rows(label, name)],
                 deciles=[shares for label, scoring in cell.scorings.items() if (shares := _deciles(label, scoring))],
             )
-        )  # fmt: skip
+        )
     first = next((row for c in cells for row in c.scores), None)
     rows = {f"{row.scorer}.{row.metric}" for c in cells for row in c.scores}
     fallback = f"{first.scorer}.{first.metric}" if first else "detection.balanced_accuracy"
     return RunResult(
-        run_id=run_id, task=f"imported-{format_}", task_version="1", description=f"Imported from {imported.tool}: {origin}",
-        spec_sha=content_hash(format_, [c.model_dump(mode="json") for c in cells]), saeval_version=saeval.__version__,
-        seed=0, rank_by=imported.rank_by if imported.rank_by in rows else fallback, partial=False,
-        synthetic=imported.synthetic, reproducible=False, cells=cells, ledger=[],
+        run_id=run_id,
+        task=f"imported-{format_}",
+        task_version="1",
+        description=f"Imported from {imported.tool}: {origin}",
+        spec_sha=content_hash(format_, [c.model_dump(mode="json") for c in cells]),
+        saeval_version=saeval.__version__,
+        seed=0,
+        rank_by=imported.rank_by if imported.rank_by in rows else fallback,
+        partial=False,
+        synthetic=imported.synthetic,
+        reproducible=False,
+        cells=cells,
+        ledger=[],
         warnings=[
-            f"These numbers were not made here: they come from {imported.tool} ({origin}), and cannot be made again from this directory.",
+            f"These numbers were not made here: they come from {imported.tool} ({origin}), and cannot be made again "
+            "from this directory.",
             *imported.warnings,
         ],
         components={"imported": {"format": format_, "origin": origin}},
-    )  # fmt: skip
+    )
 
 
 def _deciles(label: str, scoring: Scoring) -> DecileShares | None:
@@ -199,9 +214,10 @@ def _write_cell(cell: ImportedCell, folder: Path) -> None:
         explanation = cell.explanations.get((MAIN, i))
         scores = {
             f"score.{label}.{name}": value
-            for label, scoring in cell.scorings.items() if i in scoring.scores
+            for label, scoring in cell.scorings.items()
+            if i in scoring.scores
             for name, value in scoring.scores[i].values.items()
-        }  # fmt: skip
+        }
         status = explanation.status if explanation else "skipped"
         latents.append({**cell.latents.get(i, {}), "latent": i, "explanation_status": status, **scores})
     write_latents(folder / "latents.parquet", latents)
@@ -209,8 +225,10 @@ def _write_cell(cell: ImportedCell, folder: Path) -> None:
     write_explanations(folder / "explanations.jsonl", _explanation_rows(cell.explanations))
     judgements = [
         {"latent": i, "scorer": label, "variant": MAIN, **outcome.model_dump(mode="json")}
-        for label, scoring in cell.scorings.items() for i, score in sorted(scoring.scores.items()) for outcome in score.outcomes
-    ]  # fmt: skip
+        for label, scoring in cell.scorings.items()
+        for i, score in sorted(scoring.scores.items())
+        for outcome in score.outcomes
+    ]
     write_judgements(folder / "judgements.parquet", [*judgements, *cell.judgements])
 
 

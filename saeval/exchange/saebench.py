@@ -21,7 +21,8 @@ _LABEL = "saebench_autointerp"
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
     """Write `<cell>_eval_results.json`, whose score is the mean over latents of the share of windows judged right."""
     lost = [
-        "SAEBench judges 14 windows at a time, 10 of them random and not verified silent: its own scores are not comparable."
+        "SAEBench judges 14 windows at a time, 10 of them random and not verified silent: its own scores are not "
+        "comparable."
     ]
     for cell in cells:
         scorer = _scorer(cell)
@@ -67,11 +68,14 @@ def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, st
     model = names.get("model", cell.result.subject)
     metadata = coder.get("metadata")
     lens = metadata if isinstance(metadata, dict) else {}
-    known = ("architecture", "d_in", "d_sae")
+    known = {name: coder[name] for name in ("architecture", "d_in", "d_sae") if name in coder}
+    spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
     return {
         "eval_type_id": "autointerp",
         "eval_config": {
-            "model_name": model, "n_latents": len(scores), "override_latents": [int(i) for i in details],
+            "model_name": model,
+            "n_latents": len(scores),
+            "override_latents": [int(i) for i in details],
             "random_seed": result.seed,
         },
         "eval_id": f"{result.run_id}-{cell.name}",
@@ -79,7 +83,7 @@ def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, st
         "eval_result_metrics": {
             "autointerp": {
                 "autointerp_score": statistics.fmean(scores),
-                "autointerp_std_dev": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                "autointerp_std_dev": spread,
             }
         },
         "eval_result_details": [],
@@ -88,10 +92,12 @@ def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, st
         "sae_lens_release_id": _text(lens.get("release")) or cell.name,
         "sae_lens_version": None,
         "sae_cfg_dict": {
-            **{k: coder[k] for k in known if k in coder}, "model_name": model, "hook_name": names.get("source", cell.hookpoint),
+            **known,
+            "model_name": model,
+            "hook_name": names.get("source", cell.hookpoint),
         },
         "eval_result_unstructured": details,
-    }, len(cell.latents) - len(scores)  # fmt: skip
+    }, len(cell.latents) - len(scores)
 
 
 def _text(value: object) -> str:
@@ -108,8 +114,8 @@ def read(path: Path, format_: str) -> Imported:
     if not files:
         raise InputError(f"{path}: no *_eval_results.json there")
     warnings = [
-        "SAEBench's score of a latent is the share of 14 windows judged right, 10 of them random and not verified silent: "
-        "0.71 is what saying `none` gives."
+        "SAEBench's score of a latent is the share of 14 windows judged right, 10 of them random and not verified "
+        "silent: 0.71 is what saying `none` gives."
     ]
     return Imported("SAEBench", [_cell(file) for file in files], warnings)
 

@@ -15,9 +15,9 @@ from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.records import MAIN, Explanation, Metric, Outcome, RunResult, Score
 from saeval.results import Row, RunCell
 
-FORMAT = "saeval.tables/1"
+TABLES_FORMAT = "saeval.tables/1"
 _WHERE = {"cell": "string", "subject": "string", "hookpoint": "string", "latent": "int64"}
-TABLES: dict[str, dict[str, str]] = {
+TABLE_COLUMNS: dict[str, dict[str, str]] = {
     "latents": {**_WHERE, "firings": "int64", "windows": "int64", "density": "double", "max_activation": "double"},
     "explanations": {
         **_WHERE, "variant": "string", "text": "string", "status": "string", "reason": "string", "explainer": "string",
@@ -41,11 +41,11 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         if format_ == "parquet":
             from saeval.results import write_table
 
-            write_table(folder / f"{name}.parquet", found, TABLES[name])
+            write_table(folder / f"{name}.parquet", found, TABLE_COLUMNS[name])
         else:
             write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
     about = {
-        "format": FORMAT, "run_id": result.run_id, "task": result.task, "task_version": result.task_version,
+        "format": TABLES_FORMAT, "run_id": result.run_id, "task": result.task, "task_version": result.task_version,
         "spec_sha": result.spec_sha, "saeval_version": saeval.__version__, "synthetic": result.synthetic,
         "reproducible": result.reproducible, "rank_by": result.rank_by, "warnings": result.warnings,
         "cells": [_about(cell) for cell in cells],
@@ -53,7 +53,8 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
     write_atomic(folder / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return [
         "Windows stay in the run's cells/*/examples.parquet; intervals, floors and costs in its results.json.",
-        "Scores are those of the cells' own explanations; baselines' have their judgements here, and their means in results.json.",
+        "Scores are those of the cells' own explanations; baselines' have their judgements here, and their means in "
+        "results.json.",
     ]
 
 
@@ -66,16 +67,21 @@ def _about(cell: RunCell) -> Row:
 
 def _place(cell: RunCell, names: dict[str, str], latent: int) -> Row:
     return {
-        "cell": cell.name, "subject": names.get("model", cell.result.subject),
-        "hookpoint": names.get("source", cell.hookpoint), "latent": latent,
-    }  # fmt: skip
+        "cell": cell.name,
+        "subject": names.get("model", cell.result.subject),
+        "hookpoint": names.get("source", cell.hookpoint),
+        "latent": latent,
+    }
 
 
 def latent_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
     """Yield a row a latent."""
     for cell in cells:
         for row in cell.latents:
-            yield {**_place(cell, names, row["latent"]), **{k: row[k] for k in TABLES["latents"] if k not in _WHERE}}
+            yield {
+                **_place(cell, names, row["latent"]),
+                **{k: row[k] for k in TABLE_COLUMNS["latents"] if k not in _WHERE},
+            }
 
 
 def explanation_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
@@ -95,7 +101,8 @@ def score_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]
                 low, high = row.range
                 about = {
                     "scorer": scorer, "plugin": row.plugin, "judge": row.judge, "metric": row.metric,
-                    "higher_is_better": row.higher_is_better, "low": low, "high": high, "chance": row.floor.get("chance"),
+                    "higher_is_better": row.higher_is_better, "low": low, "high": high,
+                    "chance": row.floor.get("chance"),
                 }  # fmt: skip
                 for latent, value in cell.values(scorer, row.metric).items():
                     yield {**_place(cell, names, latent), **about, "value": value}
@@ -105,7 +112,7 @@ def judgement_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[
     """Yield a row a judged window."""
     for cell in cells:
         for row in cell.judgements:
-            fields = {k: row.get(k) for k in TABLES["judgements"] if k not in _WHERE}
+            fields = {k: row.get(k) for k in TABLE_COLUMNS["judgements"] if k not in _WHERE}
             yield {**_place(cell, names, row["latent"]), **fields}
 
 
@@ -122,15 +129,17 @@ def read(path: Path, format_: str) -> Imported:
     """
     about = read_json(path / "about.json")
     cells: dict[str, ImportedCell] = {}
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"{path / 'about.json'}: is not of tables that this saeval can read ({FORMAT})")
-    tables = {name: list(_table(path, name, format_)) for name in TABLES}
+    if not isinstance(about, dict) or about.get("format") != TABLES_FORMAT:
+        raise InputError(f"{path / 'about.json'}: is not of tables that this saeval can read ({TABLES_FORMAT})")
+    tables = {name: list(_table(path, name, format_)) for name in TABLE_COLUMNS}
     try:
         for told in about["cells"]:
             cells[told["cell"]] = ImportedCell(
-                dict(told["axes"]), str(told["coder"].get("hookpoint", "")), coder=dict(told["coder"]),
+                dict(told["axes"]),
+                str(told["coder"].get("hookpoint", "")),
+                coder=dict(told["coder"]),
                 baseline=told["baseline"],
-            )  # fmt: skip
+            )
         tried = {(told["cell"], label): n for told in about["cells"] for label, n in told["scorers"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{path / 'about.json'}: does not say what the cells are") from None
@@ -154,18 +163,21 @@ def read(path: Path, format_: str) -> Imported:
     warnings = [str(warning) for warning in about.get("warnings") or []]
     warnings.append("Floors, intervals over baselines, costs and windows of the first run are not in its tables.")
     return Imported(
-        f"a run of saeval ({about.get('task')} {about.get('task_version')}, {about.get('run_id')})", list(cells.values()),
-        warnings, synthetic=about.get("synthetic") is True, rank_by=str(about.get("rank_by", "")),
-    )  # fmt: skip
+        f"a run of saeval ({about.get('task')} {about.get('task_version')}, {about.get('run_id')})",
+        list(cells.values()),
+        warnings,
+        synthetic=about.get("synthetic") is True,
+        rank_by=str(about.get("rank_by", "")),
+    )
 
 
 def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
     """Yield the rows of one table, each with its place."""
-    columns = tuple(TABLES[name])
+    columns = tuple(TABLE_COLUMNS[name])
     if format_ == "parquet":
         from saeval.results import read_table
 
-        table = read_table(path / f"{name}.parquet", TABLES[name], columns)
+        table = read_table(path / f"{name}.parquet", TABLE_COLUMNS[name], columns)
         rows: Any = ((f"{path / name}.parquet, row {i}", row) for i, row in enumerate(table.to_pylist()))
     else:
         rows = read_json_lines(path / f"{name}.jsonl")
@@ -176,7 +188,7 @@ def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
 
 
 def _take_latent(cell: ImportedCell, row: Row) -> None:
-    cell.latents[row["latent"]] = {k: row[k] for k in TABLES["latents"] if k not in _WHERE}
+    cell.latents[row["latent"]] = {k: row[k] for k in TABLE_COLUMNS["latents"] if k not in _WHERE}
 
 
 def _take_explanation(cell: ImportedCell, row: Row) -> None:

@@ -14,7 +14,7 @@ _STEADY = 1.25  # by how much another limit is tried once the doubling is over
 _LONGEST_HOLD = 16  # rounds between two trials
 
 
-class Gate:
+class Limiter:
     """Lets a bounded number of calls through, first come, first served.
 
     Belongs to no event loop until it is used, and to a new one after that loop is gone.
@@ -66,15 +66,15 @@ class Gate:
                 place.set_result(self.epoch)
 
 
-class FindingGate(Gate):
+class AdaptiveLimiter(Limiter):
     """A gate that finds out how many calls a server bears, and how many make it faster, without being told.
 
-    While calls wait, it tries other limits: twice as high at first; after the first trial that was in vain a quarter higher
-    and a quarter lower in turn, with longer and longer pauses. A higher limit is kept if answers a second grow by half at
-    least of what it grew by, a lower one if they shrink by less: servers that only put calls in line give no more of them.
-    If a server refuses calls in a trial, the trial is over. If it does at other times, the limit falls by a third, and is
-    doubled when calls are answered again, up to where it was: it may have been a passing fault.
-    Only calls that began under the present limit count, so what comes of those before is not counted twice.
+    While calls wait, it tries other limits: twice as high at first; after the first trial that was in vain a quarter
+    higher and a quarter lower in turn, with longer and longer pauses. A higher limit is kept if answers a second grow
+    by half at least of what it grew by, a lower one if they shrink by less: servers that only put calls in line give no
+    more of them. If a server refuses calls in a trial, the trial is over. If it does at other times, the limit falls by
+    a third, and is doubled when calls are answered again, up to where it was: it may have been a passing fault. Only
+    calls that began under the present limit count, so what comes of those before is not counted twice.
 
     Args:
         clock: Seconds, from any beginning.

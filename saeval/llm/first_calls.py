@@ -1,4 +1,5 @@
-"""Tries each language model with one tiny request, and sees that a spending limit can hold, before anything is collected."""
+"""Tries each language model with one tiny request, and sees that a spending limit can hold, before anything is
+collected."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from saeval._util import InputError, LLMError, Refused
-from saeval.llm.calls import Budget, Call, CallLog, Earlier
+from saeval.llm.budget import Budget
 from saeval.llm.gateway import RoleSettings
-from saeval.llm.waiting import Attempts
+from saeval.llm.ledger import Call, CallLedger, Earlier
+from saeval.llm.retries import Attempts
 from saeval.plugin.base import LLM
 from saeval.records import LogprobRequest, Message, Reply, Request, Usage
 
@@ -36,9 +38,15 @@ class Asker(NamedTuple):
 
 
 async def try_models(
-    askers: Sequence[Asker], log: CallLog, budget: Budget, earlier: Earlier, *, patience: float, unpriced: bool,
+    askers: Sequence[Asker],
+    log: CallLedger,
+    budget: Budget,
+    earlier: Earlier,
+    *,
+    patience: float,
+    unpriced: bool,
     tell: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Try every model over a network that no earlier sitting of the run has tried.
 
     Args:
@@ -79,7 +87,7 @@ def _refuse_unknown_price(asker: Asker, told: Mapping[str, Usage], earlier: Earl
         )
 
 
-async def _tried(asker: Asker, log: CallLog, patience: float, tell: Callable[[str], None]) -> Usage:
+async def _tried(asker: Asker, log: CallLedger, patience: float, tell: Callable[[str], None]) -> Usage:
     """Try a model until it answers, as calls are tried; write down how it ended, and return what it took."""
     began = time.monotonic()
     tries = Attempts(f"{asker.role} {asker.model}", asker.settings.retries, patience)
@@ -100,10 +108,20 @@ async def _tried(asker: Asker, log: CallLog, patience: float, tell: Callable[[st
     milliseconds = round(1000 * (time.monotonic() - began), 1)
     log.add(
         Call(
-            asker.role, asker.model, "", "", "ok", False, tries.made, took, milliseconds, served=answer.served,
-            fingerprint=answer.fingerprint, probe=True,
+            asker.role,
+            asker.model,
+            "",
+            "",
+            "ok",
+            False,
+            tries.made,
+            took,
+            milliseconds,
+            served=answer.served,
+            fingerprint=answer.fingerprint,
+            probe=True,
         )
-    )  # fmt: skip
+    )
     return took
 
 

@@ -1,4 +1,5 @@
-"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written down."""
+"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written
+down."""
 
 from __future__ import annotations
 
@@ -30,10 +31,13 @@ from saeval._util import (
     without_values,
 )
 from saeval.llm.bills import Bills
-from saeval.llm.calls import Bookkeeper, Budget, Call, CallLog, CallStore
-from saeval.llm.concurrency import FindingGate, Gate
+from saeval.llm.bookkeeper import Bookkeeper
+from saeval.llm.budget import Budget
+from saeval.llm.cache import AnswerCache
+from saeval.llm.concurrency import AdaptiveLimiter, Limiter
+from saeval.llm.ledger import Call, CallLedger
+from saeval.llm.retries import Attempts, Timeout, Waits
 from saeval.llm.room import Room
-from saeval.llm.waiting import Attempts, Timeout, Waits
 from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
@@ -65,12 +69,13 @@ class RoleSettings(Documented):
     max_tokens: int = Field(default=256, ge=1)
     """Most tokens of an answer, unless a step asks for less."""
     max_tokens_if_cut: int = Field(default=4096, ge=1)
-    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has room; none
-    is where this is not more, nor from models in process."""
+    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has
+    room; none is where this is not more, nor from models in process."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds an attempt may take, without the time in a server's queue; models in process have no limit."""
     retries: int = Field(default=5, ge=0)
-    """Attempts after the first, where another attempt can help; a server that asks for time is asked for `run.patience`."""
+    """Attempts after the first, where another attempt can help; a server that asks for time is asked for
+    `run.patience`."""
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Calls in flight; `auto` begins at 8 and finds out what the server bears and makes use of."""
     cache: bool = True
@@ -98,21 +103,30 @@ class Gateway(LanguageModel):
     """
 
     def __init__(
-        self, role: str, llm: LLM, *, model: str, identity: JsonValue, settings: RoleSettings,
-        calls: CallStore, log: CallLog, budget: Budget, tell: Callable[[str], None] = lambda text: None,
+        self,
+        role: str,
+        llm: LLM,
+        *,
+        model: str,
+        identity: JsonValue,
+        settings: RoleSettings,
+        calls: AnswerCache,
+        log: CallLedger,
+        budget: Budget,
+        tell: Callable[[str], None] = lambda text: None,
         patience: float = 0.0,
-    ):  # fmt: skip
+    ):
         self._role, self._llm, self._model = role, llm, model
         self._identity, self._settings = json_text(identity), settings
         self._calls, self._log, self._budget = calls, log, budget
         self._books = Bookkeeper(calls, log, model)
         self._asking: dict[str, _Work] = {}
-        self._gate = _gate(llm, settings)
+        self._limiter = _limiter(llm, settings)
         self._timeout = Timeout(None if llm.in_process or llm.batches else settings.timeout)
         self._patience = patience
         look_again()
         self._leased = settings.cache and not llm.batches
-        self._waits = Waits(role, llm, self._gate, tell)
+        self._waits = Waits(role, llm, self._limiter, tell)
         self._room = Room(role, settings.max_tokens, settings.max_tokens_if_cut, tell)
         self._bills = Bills(llm, settings)
 
@@ -219,7 +233,8 @@ class Gateway(LanguageModel):
             task.exception()  # mark as seen: whoever asked may have been called off
 
     async def finish(self) -> None:
-        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep them."""
+        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep
+        them."""
         for work in self._asking.values():
             if not work.in_flight:
                 work.task.cancel()
@@ -285,8 +300,11 @@ class Gateway(LanguageModel):
         call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began)
         if isinstance(answer, Reply):
             call = replace(
-                call, served=answer.served, fingerprint=answer.fingerprint, words=_words(question.request),
-            )  # fmt: skip
+                call,
+                served=answer.served,
+                fingerprint=answer.fingerprint,
+                words=_words(question.request),
+            )
         await self._books.keep(key, answer, call)
         return answer
 
@@ -350,7 +368,7 @@ class Gateway(LanguageModel):
     async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
         if question.roomier is not None and not question.raised:
             await self._room.settled()
-        epoch = await self._gate.enter()
+        epoch = await self._limiter.enter()
         refused: bool | None = None
         question.raised |= self._room.needed or question.roomier is None
         request = question.request if question.roomier is None or not question.raised else question.roomier
@@ -381,7 +399,7 @@ class Gateway(LanguageModel):
             work.in_flight = False
             raise
         finally:
-            self._gate.leave(epoch, refused)
+            self._limiter.leave(epoch, refused)
 
     def _check(self, reply: Reply) -> None:
         """See that a reply holds an answer.
@@ -412,9 +430,17 @@ class Gateway(LanguageModel):
         return usage if before is None else before + usage
 
     def _call(
-        self, key: str, asked: str, status: Literal["ok", "failed", "refused"], usage: Usage, *, cached: bool = False,
-        attempts: int = 0, began: float | None = None, reason: str = "",
-    ) -> Call:  # fmt: skip
+        self,
+        key: str,
+        asked: str,
+        status: Literal["ok", "failed", "refused"],
+        usage: Usage,
+        *,
+        cached: bool = False,
+        attempts: int = 0,
+        began: float | None = None,
+        reason: str = "",
+    ) -> Call:
         """Return the ledger's line."""
         milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
         return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason)
@@ -422,7 +448,8 @@ class Gateway(LanguageModel):
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[None]:
-    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went there."""
+    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went
+    there."""
     before = gc.get_threshold()
     gc.set_threshold(20_000, *before[1:])
     try:
@@ -444,7 +471,8 @@ def json_text(value: object) -> str:
 
 
 def _encodable(value: V) -> tuple[V, str]:
-    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in Python."""
+    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in
+    Python."""
     text = json_text(value)
     if clean_text(text) is text:
         return value, text
@@ -468,12 +496,12 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _gate(llm: LLM, settings: RoleSettings) -> Gate:
+def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:
     if llm.in_process:
-        return Gate(1)
+        return Limiter(1)
     if llm.batches:
-        return Gate(sys.maxsize)
-    return FindingGate() if settings.concurrency == "auto" else Gate(settings.concurrency)
+        return Limiter(sys.maxsize)
+    return AdaptiveLimiter() if settings.concurrency == "auto" else Limiter(settings.concurrency)
 
 
 def _may_be_too_much(error: LLMError) -> bool:

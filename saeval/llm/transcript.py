@@ -6,7 +6,7 @@ import json
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from saeval._util import clean_text, without_values
 from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
@@ -17,7 +17,7 @@ _MOST_BYTES = 1 << 28
 """Bytes of prompts and replies that are unpacked; a few kilobytes of somebody's can claim to be gigabytes."""
 
 
-class Asked(NamedTuple):
+class PromptReply(NamedTuple):
     """One prompt and what came back.
 
     Attributes:
@@ -31,12 +31,14 @@ class Asked(NamedTuple):
     status: Literal["ok", "failed", "left out"] = "ok"
 
 
-def told(request: Request | LogprobRequest | FillRequest, reply: Reply | LogprobReply | FillReply | str) -> list[Asked]:
+def prompt_replies(
+    request: Request | LogprobRequest | FillRequest, reply: Reply | LogprobReply | FillReply | str
+) -> list[PromptReply]:
     """Return the prompts of a request with what came back for each; a string says why nothing did."""
     prompts = _prompts(request)
     if isinstance(reply, str):
-        return [Asked(prompt, reply, "failed") for prompt in prompts]
-    return [Asked(prompt, text) for prompt, text in zip(prompts, _replies(request, reply), strict=False)]
+        return [PromptReply(prompt, reply, "failed") for prompt in prompts]
+    return [PromptReply(prompt, text) for prompt, text in zip(prompts, _replies(request, reply), strict=False)]
 
 
 def _prompts(request: Request | LogprobRequest | FillRequest) -> list[str]:
@@ -65,18 +67,18 @@ def _replies(request: Request | LogprobRequest | FillRequest, reply: Reply | Log
     ]
 
 
-def pack(asked: Sequence[Asked]) -> str:
+def pack(asked: Sequence[PromptReply]) -> str:
     """Return prompts and replies as a short text (JSON, zlib, base64): what they share takes room once."""
     if not asked:
         return ""
     kept = [*asked[:_MOST]]
     if more := len(asked) - _MOST:
-        kept += [Asked("", f"{more} more prompts are not kept", "left out")] if more > 0 else []
+        kept += [PromptReply("", f"{more} more prompts are not kept", "left out")] if more > 0 else []
     text = without_values(json.dumps(kept, ensure_ascii=False))
     return b64encode(zlib.compress(text.encode(errors="replace"), 9)).decode()
 
 
-def unpack(packed: str) -> list[Asked]:
+def unpack(packed: str) -> list[PromptReply]:
     """Return what `pack` was given; one entry that says so where it cannot be read."""
     if not packed:
         return []
@@ -84,6 +86,10 @@ def unpack(packed: str) -> list[Asked]:
         inflater = zlib.decompressobj()
         text = inflater.decompress(b64decode(packed), _MOST_BYTES)
         entries = [] if inflater.unconsumed_tail else json.loads(text)
-        return [Asked(*map(clean_text, (prompt, reply, status))) for prompt, reply, status in entries]  # type: ignore[arg-type]
+        return [_entry(*entry) for entry in entries]
     except (ValueError, TypeError, AttributeError, zlib.error, RecursionError):
-        return [Asked("", "what was asked was kept in a form that cannot be read", "left out")]
+        return [PromptReply("", "what was asked was kept in a form that cannot be read", "left out")]
+
+
+def _entry(prompt: str, reply: str, status: Any) -> PromptReply:
+    return PromptReply(clean_text(prompt), clean_text(reply), status)

@@ -128,7 +128,7 @@ class SparseCoder(ABC):
         return None
 
 
-class Gate(NamedTuple):
+class GatedEncoder(NamedTuple):
     """What a gated encoder has beside its weights: it fires where weights and `bias` give more than 0.
 
     Attributes:
@@ -184,7 +184,7 @@ class LinearCoder(SparseCoder):
     k: int | None = None
     signed: bool = False
     grouped: bool = False
-    gate: Gate | None = None
+    gate: GatedEncoder | None = None
     scale_by_decoder_norm: bool = False
     subtract_decoder_bias: bool = False
     normalize: Literal["none", "layer_norm", "constant_norm_rescale"] = "none"
@@ -259,9 +259,13 @@ class LinearCoder(SparseCoder):
             return None if values is None else values[chosen]
 
         columns = replace(
-            self, encoder=self.encoder[:, chosen], decoder=self.decoder[chosen], encoder_bias=pick(self.encoder_bias),
-            threshold=pick(self.threshold), gate=None if self.gate is None else Gate(*(v[chosen] for v in self.gate)),
-        )  # fmt: skip
+            self,
+            encoder=self.encoder[:, chosen],
+            decoder=self.decoder[chosen],
+            encoder_bias=pick(self.encoder_bias),
+            threshold=pick(self.threshold),
+            gate=None if self.gate is None else GatedEncoder(*(v[chosen] for v in self.gate)),
+        )
         return _Chosen(columns, chosen, self.n_latents)
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:

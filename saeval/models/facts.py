@@ -1,4 +1,5 @@
-"""What a model's files tell before it is loaded: its limits, its tokenizer's BOS, and whether they are a model at all."""
+"""What a model's files tell before it is loaded: its limits, its tokenizer's BOS, and whether they are a model at
+all."""
 
 from __future__ import annotations
 
@@ -9,18 +10,21 @@ from typing import Any, NamedTuple
 from saeval._util import InputError
 
 _LIMITED = {
-    "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "openai-gpt", "ctrl", "biogpt", "bert", "roberta", "electra",
+    "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "openai-gpt", "ctrl", "biogpt", "bert", "roberta",
+    "electra",
     "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "bert-generation", "bart", "trocr",
 }  # fmt: skip
 """Model types whose positions come from a table, beyond which they cannot read."""
 _ENCODERS = {
-    "bert", "roberta", "electra", "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "rembert", "roformer",
+    "bert", "roberta", "electra", "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "rembert",
+    "roformer",
     "xmod", "big_bird", "bert-generation", "xlm-roberta-xl", "roberta-prelayernorm", "modernbert",
 }  # fmt: skip
 """Model types that read in both directions unless their configuration says `is_decoder`."""
 _POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length")
 _TOKENIZERS = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json", "vocab.bpe",
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json",
+    "vocab.bpe",
 )  # fmt: skip
 
 
@@ -112,16 +116,16 @@ def check_folder(name: str, folder: Path) -> None:
 def not_causal(name: str) -> InputError:
     """A model whose tokens see those after them."""
     return InputError(
-        f"model {name} attends in both directions, so what a token does depends on the padding and text after it; choose "
-        "a causal language model"
+        f"model {name} attends in both directions, so what a token does depends on the padding and text after it; "
+        "choose a causal language model"
     )
 
 
 def too_long(name: str, positions: int, tokens: int) -> InputError:
     """Contexts of more tokens than a model has positions."""
     return InputError(
-        f"model {name} has {positions} positions, and each context takes {tokens} tokens with what stands before the text; "
-        f"set source.with.corpus.context to {positions - 1} or less"
+        f"model {name} has {positions} positions, and each context takes {tokens} tokens with what stands before the "
+        f"text; set source.with.corpus.context to {positions - 1} or less"
     )
 
 

@@ -40,7 +40,8 @@ class Fidelity(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """Share of what zero-ablation loses that the reconstruction keeps: 1 for a perfect one, 0 for one as bad as zero."""
+        """Share of what zero-ablation loses that the reconstruction keeps: 1 for a perfect one, 0 for one as bad as
+        zero."""
         return (self.ablated - self.spliced) / (self.ablated - self.clean)
 
 
@@ -56,12 +57,13 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
         tokens: Text tokens to predict, about.
 
     Raises:
-        InputError: If the coder does not reconstruct what it reads, or the model's logits cannot be reached, or the place does not matter to
-            what it predicts.
+        InputError: If the coder does not reconstruct what it reads, or the model's logits cannot be reached, or the
+            place does not matter to what it predicts.
     """
     if not coder.autoencoder:
         raise InputError(
-            f"a {coder.architecture} coder does not reconstruct what it reads, so no cross-entropy can be recovered by it"
+            f"a {coder.architecture} coder does not reconstruct what it reads, so no cross-entropy can be recovered "
+            "by it"
         )
     import torch
 
@@ -87,8 +89,8 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
     clean, spliced, ablated = (sums / max(count, 1)).tolist()
     if not ablated > clean:
         raise InputError(
-            f"{subject.point}: zero in place of the activations predicts no worse ({ablated:.4f} nats a token, {clean:.4f} "
-            "without), so there is nothing to recover"
+            f"{subject.point}: zero in place of the activations predicts no worse ({ablated:.4f} nats a token, "
+            f"{clean:.4f} without), so there is nothing to recover"
         )
     return Fidelity(clean, spliced, ablated, count)
 

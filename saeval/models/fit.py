@@ -33,7 +33,8 @@ class Fit(NamedTuple):
 
     @classmethod
     def of(cls, made_for: MadeFor, model: str, place: str | None, context: int | None, bos: bool | str | None) -> Fit:
-        """Fill in what a spec leaves out: BOS and the length of contexts as the coder was trained, within the model's limits.
+        """Fill in what a spec leaves out: BOS and the length of contexts as the coder was trained, within the model's
+        limits.
 
         Args:
             made_for: What the coder was made for.
@@ -70,14 +71,15 @@ class Fit(NamedTuple):
             raise too_long(self.model, facts.positions, tokens)
         if chat and not facts.chat:
             raise InputError(
-                f"the corpus holds conversations, and the tokenizer of model {self.model} has no chat template; take the "
-                "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
+                f"the corpus holds conversations, and the tokenizer of model {self.model} has no chat template; take "
+                "the tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
             )
         for token in tokens_outside(self.model, facts):
             if any(token in text for text in texts):
                 raise InputError(
-                    f"model {self.model}: the corpus holds {token!r}, a token that was added to the tokenizer and that the "
-                    f"embedding of {facts.vocabulary} rows lacks; take the tokenizer that the model was trained with"
+                    f"model {self.model}: the corpus holds {token!r}, a token that was added to the tokenizer and "
+                    f"that the embedding of {facts.vocabulary} rows lacks; take the tokenizer that the model was "
+                    "trained with"
                 )
 
     def check_window(self, texts: Sequence[str], window: int) -> None:
@@ -101,8 +103,8 @@ class Fit(NamedTuple):
         longest = max(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
         if min(longest, self.context) < window:
             raise InputError(
-                f"no text is as long as a window of {window} tokens: the longest of {len(texts)} documents has {longest}; set "
-                f"sampler.with.window to {max(4, longest // 2)} or less, or join short rows"
+                f"no text is as long as a window of {window} tokens: the longest of {len(texts)} documents has "
+                f"{longest}; set sampler.with.window to {max(4, longest // 2)} or less, or join short rows"
             )
 
     def conflicts(self) -> list[str]:
@@ -154,6 +156,6 @@ class Fit(NamedTuple):
 def no_bos() -> str:
     """The caution where a coder was trained with a token in front that the tokenizer does not have as BOS."""
     return (
-        "The coder was trained on contexts that begin with BOS, and the tokenizer has none; name the token that stood there, "
-        "such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."
+        "The coder was trained on contexts that begin with BOS, and the tokenizer has none; name the token that "
+        "stood there, such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."
     )

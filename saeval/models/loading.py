@@ -63,7 +63,8 @@ def check_model(name: str) -> None:
 
 
 def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:
-    """Return a causal language model, in evaluation mode and without gradients, its tokenizer, and whether it has a head.
+    """Return a causal language model, in evaluation mode and without gradients, its tokenizer, and whether it has a
+    head.
 
     Code of a model's own repository is never run.
 
@@ -143,7 +144,7 @@ def _quiet() -> Iterator[None]:
 
 _HUB_REASONS = {
     "GatedRepoError": "is gated: accept its terms on its Hugging Face page, then log in with `hf auth login`",
-    "RepositoryNotFoundError": "is not on the Hugging Face hub; check its name, or log in with `hf auth login` if it is private",
+    "RepositoryNotFoundError": "is not on the Hugging Face hub; check its name, or log in (`hf auth login`) if private",
     "HFValidationError": "is neither a folder nor a name on the Hugging Face hub, such as google/gemma-3-270m",
     "RevisionNotFoundError": "has no such revision on the Hugging Face hub",
     "LocalEntryNotFoundError": "is not on this machine, and the Hugging Face hub cannot be reached; connect (and unset "

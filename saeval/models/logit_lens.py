@@ -1,4 +1,5 @@
-"""What the direction that a latent writes tells of it: latents that write nearly the same, and tokens that it promotes."""
+"""What the direction that a latent writes tells of it: latents that write nearly the same, and tokens that it
+promotes."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ log = logging.getLogger("saeval")
 
 
 def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
-    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes and suppresses (logit lens).
+    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes and suppresses
+    (logit lens).
 
     Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are told of
     where one is in memory already, as it is after collecting, or where it judges.
@@ -35,8 +37,8 @@ def directions(source: ActivationSource, latents: Sequence[int], size: int) -> l
         size: Numbers in the coder's encoder or decoder, as far as known.
 
     Returns:
-        A mapping a latent, with `neighbours`, `cosines`, `promoted` and `suppressed` as far as they can be had; none at all where the
-        source lends no coder.
+        A mapping a latent, with `neighbours`, `cosines`, `promoted` and `suppressed` as far as they can be had; none at
+        all where the source lends no coder.
     """
     if "coder" not in source.offers() or 2 * size > _MOST_WEIGHTS:
         return []
@@ -92,8 +94,6 @@ def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> l
         logits = subject.promoted(stacked[start : start + _TILE])
         ends = {"promoted": logits.topk(_TOKENS), "suppressed": logits.topk(_TOKENS, largest=False)}
         tokens = {name: end.indices.tolist() for name, end in ends.items()}
-        found += [
-            {name: [subject.text([token]) for token in rows[k]] for name, rows in tokens.items()}
-            for k in range(len(logits))
-        ]
+        for k in range(len(logits)):
+            found.append({name: [subject.text([token]) for token in rows[k]] for name, rows in tokens.items()})
     return found

@@ -42,8 +42,10 @@ _PARTS = {
 
 _OLD = re.compile(r"(resid_post|resid_pre|mlp_out|attn_out|attention_out)_layer_?(\d+)")
 _BRIDGE = {
-    "hook_in": "hook_resid_pre", "hook_out": "hook_resid_post", "mlp.hook_out": "hook_mlp_out", "attn.hook_out": "hook_attn_out",
-    "attn.o.hook_in": "attn.hook_z", "mlp.out.hook_in": "mlp.hook_post", "ln1.hook_in": "hook_resid_pre", "ln2.hook_in": "hook_resid_mid",
+    "hook_in": "hook_resid_pre", "hook_out": "hook_resid_post", "mlp.hook_out": "hook_mlp_out",
+    "attn.hook_out": "hook_attn_out",
+    "attn.o.hook_in": "attn.hook_z", "mlp.out.hook_in": "mlp.hook_post", "ln1.hook_in": "hook_resid_pre",
+    "ln2.hook_in": "hook_resid_mid",
 }  # fmt: skip
 """TransformerLens' older names, by those of its TransformerBridge."""
 
@@ -51,12 +53,13 @@ _BRIDGE = {
 def plain_place(name: str) -> str:
     """Return a place's name as saeval writes it, whichever tool wrote it down.
 
-    TransformerBridge's hooks become TransformerLens' older ones, `resid_post_layer_9` (dictionary_learning) one of them,
-    and `model.layers[9].output[0]` (nnsight) or `.model.layers.9` (Delphi) a module path.
+    TransformerBridge's hooks become TransformerLens' older ones, `resid_post_layer_9` (dictionary_learning) one of
+    them, and `model.layers[9].output[0]` (nnsight) or `.model.layers.9` (Delphi) a module path.
 
     Example:
-        >>> plain_place("blocks.9.hook_out"), plain_place("resid_post_layer_9"), plain_place("model.layers[9].output[0]")
-        ('blocks.9.hook_resid_post', 'blocks.9.hook_resid_post', 'model.layers.9.output')
+        >>> plain_place("blocks.9.hook_out"), plain_place("resid_post_layer_9"),
+        plain_place("model.layers[9].output[0]") ('blocks.9.hook_resid_post', 'blocks.9.hook_resid_post',
+        'model.layers.9.output')
     """
     if old := _OLD.fullmatch(name):
         return f"blocks.{old[2]}.hook_{old[1].replace('attention', 'attn')}"
@@ -118,13 +121,17 @@ def _blocks(place: Site) -> set[int]:
 _TUNED = ("it", "instruct", "chat", "sft", "dpo", "rlhf", "deduped", "base", "pt")
 _GPT2 = {"": "small", "small": "small", "medium": "medium", "large": "large", "xl": "xl"}
 _KINDS = {
-    "gpt2": r"gpt2", "pythia": r"gpt_neox", "gemma": r"gemma.*", "llama": r"llama.*|mllama.*", "qwen": r"qwen.*", "mistral": r"mistral.*|ministral.*",
-    "mixtral": r"mixtral", "opt": r"opt", "bloom": r"bloom", "mamba": r".*mamba.*", "gpt-neo": r"gpt_neo", "gpt-j": r"gptj", "rwkv": r"rwkv.*",
-    "falcon": r"falcon.*", "olmo": r"olmo.*", "smollm": r"llama|smollm3", "tinyllama": r"llama", "stablelm": r"stablelm", "gpt-oss": r"gpt_oss",
+    "gpt2": r"gpt2", "pythia": r"gpt_neox", "gemma": r"gemma.*", "llama": r"llama.*|mllama.*", "qwen": r"qwen.*",
+    "mistral": r"mistral.*|ministral.*",
+    "mixtral": r"mixtral", "opt": r"opt", "bloom": r"bloom", "mamba": r".*mamba.*", "gpt-neo": r"gpt_neo",
+    "gpt-j": r"gptj", "rwkv": r"rwkv.*",
+    "falcon": r"falcon.*", "olmo": r"olmo.*", "smollm": r"llama|smollm3", "tinyllama": r"llama",
+    "stablelm": r"stablelm", "gpt-oss": r"gpt_oss",
 }  # fmt: skip
 _NAMED = re.compile(
     rf"(?:meta-)?(?P<family>{'|'.join(sorted(map(re.escape, _KINDS), key=len, reverse=True))}|phi|deepseek|granite)"
-    r"-?(?P<version>v?\d+(?:\.\d+)?(?![\d.]*[mb](?:-|$)))?-?(?P<words>(?:[a-z]+-)*?)(?P<size>\d+(?:\.\d+)?[mb])(?:-(?P<rest>.*))?$"
+    r"-?(?P<version>v?\d+(?:\.\d+)?(?![\d.]*[mb](?:-|$)))?-?(?P<words>(?:[a-z]+-)*?)"
+    r"(?P<size>\d+(?:\.\d+)?[mb])(?:-(?P<rest>.*))?$"
 )
 
 

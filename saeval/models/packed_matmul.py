@@ -1,4 +1,5 @@
-"""Products with encoders, faster where many batches are encoded: packed for oneDNN, or into memory that is used again."""
+"""Products with encoders, faster where many batches are encoded: packed for oneDNN, or into memory that is used
+again."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ _TILE_BYTES = 24 << 20
 def encoding_pass() -> Iterator[None]:
     """Let coders encode faster while the context lasts, in inference mode on the CPU, where they encode many batches.
 
-    Encoders are brought into oneDNN's own layout once, as long as they take no more than two gigabytes. Others encode into
-    one piece of memory, since hundreds of megabytes afresh for each batch cost as much as a fifth of encoding. The
+    Encoders are brought into oneDNN's own layout once, as long as they take no more than two gigabytes. Others encode
+    into one piece of memory, since hundreds of megabytes afresh for each batch cost as much as a fifth of encoding. The
     products of packed encoders round otherwise than `@`.
     """
     before = _PASS.set(EncodingPass())

@@ -26,9 +26,9 @@ _PROBES = 4  # random directions on which the way from a place into the stream i
 _ALIKE = 0.98  # cosine of what is written with what the modules tell, from which on it is that
 _STEADY = 0.6  # mean cosine of what is written at a token with its mean, below which it depends on the text
 _TEXT = (
-    "The harbour was quiet when the ships came in, and nobody on the long stone wall said a word. In 1851 there were thirty "
-    "boats; now there are three, painted blue and white. She asked him twice whether he had seen the letter, but he only "
-    "shook his head, folded the map and walked up the hill."
+    "The harbour was quiet when the ships came in, and nobody on the long stone wall said a word. In 1851 there were "
+    "thirty boats; now there are three, painted blue and white. She asked him twice whether he had seen the letter, "
+    "but he only shook his head, folded the map and walked up the hill."
 )
 _GROWTH = 4.0  # factor between strengths until two of them enclose the divergence aimed at
 
@@ -68,11 +68,11 @@ class Subject:
     def prompt(self, token_ids: Sequence[int]) -> list[int]:
         """Return a window's tokens as a prompt: with BOS before them, where the model has it."""
         bos = self.live.tokenizer.bos_token_id
-        return [*([] if bos is None else [bos]), *token_ids]
+        return [*([] if bos is None else [bos]), *map(int, token_ids)]
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return tokens as text, special ones left out."""
-        return str(self.live.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return str(self.live.tokenizer.decode([*map(int, token_ids)], skip_special_tokens=True))
 
     def steered(self, prompts: Sequence[Sequence[int]], direction: Tensor, *, cached: bool = True) -> Steered:
         """Return prompts ready to be gone on from with a direction added; see `Steered`.
@@ -136,8 +136,8 @@ class Subject:
             direction = (module(x) - module(0 * x)).float()
         if direction.shape[-1] != width:
             raise InputError(
-                f"a direction of width {direction.shape[-1]} at {self.point} is not in the residual stream (width {width}), "
-                "so no lens can read it"
+                f"a direction of width {direction.shape[-1]} at {self.point} is not in the residual stream (width "
+                f"{width}), so no lens can read it"
             )
         norm = self.live.norm_after(self.point.path)
         if norm is None:
@@ -169,8 +169,8 @@ class Subject:
             return True
         if float(_cosines(effects, mean[:, None]).mean()) < _STEADY:
             raise InputError(
-                f"what a direction at {self.point} of model {self.live.name} adds to the residual stream depends on the text, "
-                "so no lens can read it; choose a place whose output is added to the stream"
+                f"what a direction at {self.point} of model {self.live.name} adds to the residual stream depends on "
+                "the text, so no lens can read it; choose a place whose output is added to the stream"
             )
         return False
 

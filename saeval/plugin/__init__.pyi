@@ -35,7 +35,7 @@ from saeval.activations.store import (
 )
 from saeval.activations.tokens import Corpus as Corpus, TokenDataset as TokenDataset, token_bytes as token_bytes
 from saeval.models.coders import (
-    Gate as Gate,
+    GatedEncoder as GatedEncoder,
     HookPoint as HookPoint,
     LinearCoder as LinearCoder,
     ModuleCoder as ModuleCoder,

@@ -99,7 +99,8 @@ def parse_list(reply: Reply | str, k: int) -> list[Answer]:
         raise ParseError(f"no list of {k} answers in the reply {shortened(text)!r}")
     if wrong := [len(answers) for answers in lists if len(answers) != k]:
         raise ParseError(f"a list of {wrong[0]} answers for {k} windows")
-    if any([a.value for a in answers] != [a.value for a in lists[0]] for answers in lists):
+    values = [[answer.value for answer in answers] for answers in lists]
+    if any(other != values[0] for other in values):
         raise ParseError(f"several lists that differ in the reply {shortened(text)!r}")
     return lists[-1]
 

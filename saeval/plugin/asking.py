@@ -1,4 +1,5 @@
-"""What explainers that ask a model share: showing windows, putting one question, reading the explanation in the reply."""
+"""What explainers that ask a model share: showing windows, putting one question, reading the explanation in the
+reply."""
 
 from __future__ import annotations
 
@@ -180,7 +181,8 @@ def parse_explanation(reply: Reply | str, *, begun: bool = False, worked: Collec
 
 
 def _lines(first: str, others: Sequence[str]) -> list[str]:
-    """Return the lines of an explanation: up to a blank line, unless a list follows, or to another part of the reply."""
+    """Return the lines of an explanation: up to a blank line, unless a list follows, or to another part of the
+    reply."""
     taken, blank = [first.strip()], False
     for line in others:
         if not line.strip():

@@ -177,7 +177,8 @@ class ActivationSource(Plugin):
         """
 
     def cautions(self) -> list[str]:
-        """Return what a reader of the results must know of this source, one sentence each, as far as files at hand tell.
+        """Return what a reader of the results must know of this source, one sentence each, as far as files at hand
+        tell.
 
         They are shown by `validate`, and stand among the warnings of the results.
         """
@@ -267,7 +268,8 @@ class Sampler(Plugin):
     """Tokens a window."""
 
     def reads_one_latent(self) -> bool:
-        """Return whether a latent's windows depend on its own activations alone, so that others need not be collected."""
+        """Return whether a latent's windows depend on its own activations alone, so that others need not be
+        collected."""
         return False
 
     def silent_windows(self) -> int | None:
@@ -306,7 +308,8 @@ class Scorer(Step):
     metrics: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
     """What the score's values mean; the first is the headline."""
     reads_explanation: ClassVar[bool] = True
-    """Whether the score depends on the explanation; one that does not is no use on explanation baselines, and not run."""
+    """Whether the score depends on the explanation; one that does not is no use on explanation baselines, and not
+    run."""
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
         """Return what a reader of a cell's scores must know.
@@ -340,7 +343,8 @@ class LLM(Plugin, LanguageModel):
 
     @property
     def batches(self) -> bool:
-        """Whether requests are gathered and answered together, hours later; their number and time are then not bounded."""
+        """Whether requests are gathered and answered together, hours later; their number and time are then not
+        bounded."""
         return False
 
     def waiting_for(self) -> str:
@@ -370,8 +374,9 @@ class Tracker(Plugin):
         """
 
 
-KINDS: Mapping[str, type[Plugin]] = {
-    "source": ActivationSource, "coder": Coder, "sampler": Sampler, "explainer": Explainer, "scorer": Scorer, "llm": LLM,
+BASE_CLASSES: Mapping[str, type[Plugin]] = {
+    "source": ActivationSource, "coder": Coder, "sampler": Sampler, "explainer": Explainer, "scorer": Scorer,
+    "llm": LLM,
     "tracker": Tracker,
 }  # fmt: skip
 """The base class of every kind of plugin."""
@@ -379,4 +384,4 @@ KINDS: Mapping[str, type[Plugin]] = {
 
 def kind_of(cls: object) -> str | None:
     """Return the kind of plugin that a class is; None for anything else."""
-    return next((kind for kind, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
+    return next((kind for kind, base in BASE_CLASSES.items() if isinstance(cls, type) and issubclass(cls, base)), None)

@@ -135,14 +135,10 @@ class Judge(Scorer):
     async def _by_probability(self, explanation: str, questions: list[Question], context: Context) -> list[Outcome]:
         shots, prompt = few_shot(self.probability_prompt)
         # Two requests: the ordinary passages are the same for every latent, and models in process keep them.
-        requests = [
-            LogprobRequest(
-                prefix=shots,
-                prompts=tuple(prompt.fill(window=window, marked=_marked(window)) for window in windows),
-                continuations=(f" {explanation}",),
-            )
-            for windows in ([question.shown for question in questions], self.references())
-        ]
+        requests = []
+        for windows in ([question.shown for question in questions], self.references()):
+            prompts = tuple(prompt.fill(window=window, marked=_marked(window)) for window in windows)
+            requests.append(LogprobRequest(prefix=shots, prompts=prompts, continuations=(f" {explanation}",)))
         try:
             replies = await asyncio.gather(*map(context.llm.logprobs, requests))
         except LLMError as error:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 GROUP = "saeval"
 BUILT_IN = "saeval"
 LOCAL = "local"
-KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -39,12 +38,13 @@ class Loaded:
 
     Attributes:
         id: Full name, `acme/purity`.
-        kind: One of `KINDS`.
+        kind: One of `saeval.plugin.kinds.KINDS`.
         cls: The class.
         distribution: The package it comes from; the file's name for a single file.
         version: The package's version.
         sha: SHA-256 of a single file; None for plugins of packages.
-        code: Hash of the source files of a package that is installed from a folder, where they change under one version.
+        code: Hash of the source files of a package that is installed from a folder, where they change under one
+            version.
     """
 
     id: str
@@ -206,7 +206,7 @@ class Registry:
         """Return the plugin that a spec names.
 
         Args:
-            kind: One of `KINDS`.
+            kind: One of `saeval.plugin.kinds.KINDS`.
             name: `name` of a built-in, `namespace/name`, or `./file.py:Class`.
             base: Folder that a single file's relative path begins at.
 
@@ -334,7 +334,8 @@ def _check_version(package: _Package) -> None:
         fits = requirement.specifier.contains(__version__, prereleases=True)
         if _normalise(requirement.name) == "saeval" and applies and not fits:
             raise _Broken(
-                f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval {__version__}"
+                f"{package.namespace} {package.version} needs saeval{requirement.specifier}, this is saeval "
+                f"{__version__}"
             )
 
 
@@ -396,7 +397,7 @@ def _folders(hooks: pluggy.HookRelay) -> list[Path]:
 def _classes(hooks: pluggy.HookRelay, package: _Package) -> Iterator[Loaded]:
     from saeval.plugin import base as interfaces
 
-    for kind, base in interfaces.KINDS.items():
+    for kind, base in interfaces.BASE_CLASSES.items():
         for cls in _returned(hooks, f"saeval_{kind}s"):
             _check_class(cls, kind, base)
             code = code_hash(cls, whole=package.namespace != BUILT_IN) if _from_folder(package) else None
@@ -417,7 +418,8 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
     fields: dict[str, Any] = getattr(cls, "model_fields", {})
     if "name" in fields:
         raise _Broken(
-            f"{cls.__name__}: `name` has an annotation, which makes it an option; write `name = {cls.__name__.lower()!r}`"
+            f"{cls.__name__}: `name` has an annotation, which makes it an option; write `name = "
+            f"{cls.__name__.lower()!r}`"
         )
     name = getattr(cls, "name", None)
     if not isinstance(name, str):

@@ -1,11 +1,11 @@
 from saeval.records.columns import (
     EVERYWHERE as EVERYWHERE,
-    NAME as NAME,
+    NAME_COLUMN as NAME_COLUMN,
     NOT_ON_NARROW_BOARDS as NOT_ON_NARROW_BOARDS,
-    TABLES as TABLES,
+    TABLES_ONLY as TABLES_ONLY,
     Better as Better,
+    ColumnStyle as ColumnStyle,
     Place as Place,
-    Shown as Shown,
 )
 from saeval.records.examples import (
     Example as Example,
@@ -46,8 +46,8 @@ from saeval.records.scores import (
     Finding as Finding,
     FindingOutcome as FindingOutcome,
     FloorSample as FloorSample,
-    Judge as Judge,
     JudgeCheck as JudgeCheck,
+    JudgeRole as JudgeRole,
     Ledger as Ledger,
     Measure as Measure,
     Outcome as Outcome,

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Place = Literal["board", "report", "scores", "details", "tables"]
-"""Kinds of table. `board`: a line per cell, for narrow places (terminal, LaTeX, joined boards as text); `report`: the same
-with room (report.md and pages); `scores`: a line per cell, scorer and explanation, narrow (terminal); `details`: the same
-with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON."""
+"""Kinds of table. `board`: a line per cell, for narrow places (terminal, LaTeX, joined boards as text); `report`: the
+same with room (report.md and pages); `scores`: a line per cell, scorer and explanation, narrow (terminal); `details`:
+the same with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON."""
 EVERYWHERE: frozenset[Place] = frozenset(get_args(Place))
 NOT_ON_NARROW_BOARDS: frozenset[Place] = EVERYWHERE - {"board"}
 PER_SCORE: frozenset[Place] = frozenset({"scores", "details", "tables"})
 WITH_ROOM: frozenset[Place] = frozenset({"details", "tables"})
-TABLES: frozenset[Place] = frozenset({"tables"})
+TABLES_ONLY: frozenset[Place] = frozenset({"tables"})
 
 Better = Literal["higher", "lower"]
 Kind = Literal["string", "bool", "int64", "double", "interval"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class ColumnStyle:
     """How a value stands on leaderboards; annotates the field that holds it.
 
     Attributes:
@@ -57,7 +57,8 @@ class Shown:
         return {name: value}
 
     def types(self, name: str, keys: Iterable[str]) -> dict[str, str]:
-        """Return the columns of a flat table, with their Arrow types; where the name ends in a dot, those among the keys."""
+        """Return the columns of a flat table, with their Arrow types; where the name ends in a dot, those among the
+        keys."""
         if self.kind == "interval":
             return dict.fromkeys(_ends(name), "double")
         if name.endswith("."):
@@ -70,5 +71,5 @@ def _ends(name: str) -> tuple[str, str]:
     return f"{stem}_low", f"{stem}_high"
 
 
-NAME = Shown(kind="string", where=TABLES)
+NAME_COLUMN = ColumnStyle(kind="string", where=TABLES_ONLY)
 """How names stand in tables; boards show them in heads and in columns of their own."""

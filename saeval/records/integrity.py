@@ -25,13 +25,14 @@ def refuse_impossible(file: Path, result: RunResult) -> None:
         for row in cell.scores:
             for what in _outside(row):
                 raise InputError(
-                    f"{file}: {row.scorer}.{row.metric} of {cell.cell} is {row.value:g}, outside its own {what}; the file was "
-                    "changed, so fetch it again, or resume the run"
+                    f"{file}: {row.scorer}.{row.metric} of {cell.cell} is {row.value:g}, outside its own {what}; the "
+                    "file was changed, so fetch it again, or resume the run"
                 )
 
 
 def with_changes(folder: Path, result: RunResult) -> RunResult:
-    """Return results with a warning, which is logged too, if files changed since the run wrote them or nobody can tell."""
+    """Return results with a warning, which is logged too, if files changed since the run wrote them or nobody can
+    tell."""
     warning = _change(folder)
     if not warning:
         return result

@@ -1,4 +1,5 @@
-"""Decides what of a model's reply is its answer: whether it is whole, and what of it is reasoning or a mark of the format."""
+"""Decides what of a model's reply is its answer: whether it is whole, and what of it is reasoning or a mark of the
+format."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from saeval._util import CleanJson, CleanText, Documented, InputError, os_reason, refuse_pipe
 from saeval.records import metrics
-from saeval.records.columns import NAME, PER_SCORE, TABLES, WITH_ROOM, Better, Shown
+from saeval.records.columns import NAME_COLUMN, PER_SCORE, TABLES_ONLY, WITH_ROOM, Better, ColumnStyle
 
 MAIN = "explanation"
 """Variant of a cell's own explanations, beside those of baselines by their names."""
@@ -88,7 +88,8 @@ class Score(Documented):
         (activating or not) has no answer there is no balanced accuracy, and the score is `failed`.
 
         Example:
-            >>> windows = [Outcome(example="0:1", active=True, predicted=True), Outcome(example="0:33", active=False, predicted=True)]
+            >>> windows = [Outcome(example="0:1", active=True, predicted=True), Outcome(example="0:33", active=False,
+            predicted=True)]
             >>> Score.of(windows).values["balanced_accuracy"]
             0.5
             >>> Score.of(windows[:1]).status
@@ -96,16 +97,18 @@ class Score(Documented):
         """
         answered = [o for o in outcomes if o.status == "ok" and o.predicted is not None]
         probabilities = [o.probability for o in answered if o.probability is not None]
-        values = metrics.classification(
-            [o.active for o in answered],
-            [bool(o.predicted) for o in answered],
-            probabilities if answered and len(probabilities) == len(answered) else None,
-        )
+        complete = answered and len(probabilities) == len(answered)
+        actives, predicted = [o.active for o in answered], [bool(o.predicted) for o in answered]
+        values = metrics.classification(actives, predicted, probabilities if complete else None)
         if "balanced_accuracy" not in values:
             reasons = [o.reason for o in outcomes if o.reason]
             why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "no window of one side was given"
-            return cls(status="failed", reason=f"{len(answered)} of {len(outcomes)} judged: {why}",
-                       outcomes=tuple(outcomes), notes=notes)  # fmt: skip
+            return cls(
+                status="failed",
+                reason=f"{len(answered)} of {len(outcomes)} judged: {why}",
+                outcomes=tuple(outcomes),
+                notes=notes,
+            )
         return cls(values=values, outcomes=tuple(outcomes), notes=notes)
 
     @classmethod
@@ -178,7 +181,8 @@ class FloorSample(Documented):
     p: float | None
     """One-sided p value of scores that do not depend on the explanation: signs of score − floor flipped."""
     same: float | None = None
-    """Share of the windows judged twice that got the same answer under both; None where there are no answers by window."""
+    """Share of the windows judged twice that got the same answer under both; None where there are no answers by
+    window."""
     answers: int = 0
     """Number of those windows."""
 
@@ -215,71 +219,72 @@ class Measure(Documented):
 class ScoreRow(Documented):
     """One number of the leaderboard: a scorer's metric over the latents of a cell, with all that it takes to trust it.
 
-    A field annotated with `Shown` is a column of leaderboards, and its docstring says what the column means. To add one,
-    add the field here and compute it in `_compare/score_rows.py`: every board, table and page shows it.
+    A field annotated with `ColumnStyle` is a column of leaderboards, and its docstring says what the column means. To
+    add one, add the field here and compute it in `_compare/score_rows.py`: every board, table and page shows it.
     """
 
-    scorer: Annotated[str, NAME]
+    scorer: Annotated[str, NAME_COLUMN]
     """The scorer's label in the spec."""
-    variant: Annotated[str, NAME] = MAIN
+    variant: Annotated[str, NAME_COLUMN] = MAIN
     """What was scored: the cell's own explanations, or those of a baseline, by its name (`random_explanation`)."""
-    plugin: Annotated[str, NAME]
+    plugin: Annotated[str, NAME_COLUMN]
     """Full name and version of the plugin, `saeval/detection 0.1.0`."""
-    metric: Annotated[str, NAME]
+    metric: Annotated[str, NAME_COLUMN]
     """Name of the metric; the scorer's headline comes first."""
-    higher_is_better: Annotated[bool, Shown(kind="bool", where=TABLES)]
+    higher_is_better: Annotated[bool, ColumnStyle(kind="bool", where=TABLES_ONLY)]
     """Direction of the metric."""
     on_board: bool = False
     """Whether leaderboards show the metric although it is not its scorer's headline."""
     range: Annotated[tuple[float | None, float | None], AfterValidator(_ordered)]
     """Least and greatest value the metric can take; None where there is no such bound."""
-    value: Annotated[float | None, Shown(format=".3f", where=WITH_ROOM)]
+    value: Annotated[float | None, ColumnStyle(format=".3f", where=WITH_ROOM)]
     """Mean over latents; None when no latent was scored."""
-    median: Annotated[float | None, Shown(format=".3f", where=TABLES)]
+    median: Annotated[float | None, ColumnStyle(format=".3f", where=TABLES_ONLY)]
     """Median over latents."""
-    ci95: Annotated[tuple[float, float] | None, Shown("95 % CI", ".3f", kind="interval", where=WITH_ROOM)]
+    ci95: Annotated[tuple[float, float] | None, ColumnStyle("95 % CI", ".3f", kind="interval", where=WITH_ROOM)]
     """Interval for the mean: bootstrap over latents. None, too, for one latent under a metric without bounds."""
-    method: Annotated[str, NAME] = "bootstrap over latents"
+    method: Annotated[str, NAME_COLUMN] = "bootstrap over latents"
     """How the interval was made."""
-    n: Annotated[int, Shown(unit="latents", kind="int64", where=TABLES)]
+    n: Annotated[int, ColumnStyle(unit="latents", kind="int64", where=TABLES_ONLY)]
     """Latents scored."""
-    tried: Annotated[int, Shown(unit="latents", kind="int64", where=TABLES)]
+    tried: Annotated[int, ColumnStyle(unit="latents", kind="int64", where=TABLES_ONLY)]
     """Latents the scorer was to be run on."""
-    failed: Annotated[int, Shown("fail", unit="latents", better="lower", kind="int64", where=PER_SCORE)]
+    failed: Annotated[int, ColumnStyle("fail", unit="latents", better="lower", kind="int64", where=PER_SCORE)]
     """Latents without a score although tried: explanation or scorer failed."""
-    skipped: Annotated[int, Shown(unit="latents", kind="int64", where=WITH_ROOM)] = 0
+    skipped: Annotated[int, ColumnStyle(unit="latents", kind="int64", where=WITH_ROOM)] = 0
     """Latents that the scorer passed over for a stated reason, such as no human rating; they are not failures."""
-    unparsed: Annotated[int, Shown("unanswered", unit="windows", better="lower", kind="int64", where=WITH_ROOM)]
+    unparsed: Annotated[int, ColumnStyle("unanswered", unit="windows", better="lower", kind="int64", where=WITH_ROOM)]
     """Judged windows whose reply held no answer, or was refused, over all latents."""
-    coverage: Annotated[float, Shown("cover", ".0%", better="higher", where=WITH_ROOM)]
+    coverage: Annotated[float, ColumnStyle("cover", ".0%", better="higher", where=WITH_ROOM)]
     """Share of the latents tried that were scored."""
-    floor: Annotated[dict[str, float], Shown(format=".3f", missing="", where=WITH_ROOM)]
+    floor: Annotated[dict[str, float], ColumnStyle(format=".3f", missing="", where=WITH_ROOM)]
     """The same metric for baselines on the same cell, and for the metric's chance level, by name."""
     against: FloorSample | None = None
     """The floor that the lift is measured from; None without one."""
-    lift: Annotated[float | None, Shown(format="+.3f", better="higher", missing="", where=PER_SCORE)]
-    """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a floor."""
+    lift: Annotated[float | None, ColumnStyle(format="+.3f", better="higher", missing="", where=PER_SCORE)]
+    """Value above the floor, positive where better, with floors pooled over the cells of the run; None without a
+    floor."""
     lift_ci95: Annotated[
-        tuple[float, float] | None, Shown("lift 95 % CI", "+.3f", kind="interval", missing="", where=WITH_ROOM)
+        tuple[float, float] | None, ColumnStyle("lift 95 % CI", "+.3f", kind="interval", missing="", where=WITH_ROOM)
     ] = None
     """Interval of the lift, which holds the floor's error."""
-    windows: Annotated[int, Shown(unit="windows", kind="int64", where=TABLES)] = 0
+    windows: Annotated[int, ColumnStyle(unit="windows", kind="int64", where=TABLES_ONLY)] = 0
     """Windows the judge was asked about, over all latents; 0 for scorers that give no answers window by window."""
-    answered: Annotated[int, Shown(unit="windows", kind="int64", where=TABLES)] = 0
+    answered: Annotated[int, ColumnStyle(unit="windows", kind="int64", where=TABLES_ONLY)] = 0
     """Windows it answered."""
-    bounds: Annotated[tuple[float, float] | None, Shown(kind="interval", where=TABLES)] = None
+    bounds: Annotated[tuple[float, float] | None, ColumnStyle(kind="interval", where=TABLES_ONLY)] = None
     """The value if everything unanswered were judged wrong, and if it were judged right; None where that is unknown."""
-    corrected: Annotated[float | None, Shown(where=TABLES)] = None
+    corrected: Annotated[float | None, ColumnStyle(where=TABLES_ONLY)] = None
     """Value corrected for the judge's errors on latents of known meaning; None unless asked for and known."""
-    corrected_ci95: Annotated[tuple[float, float] | None, Shown(kind="interval", where=TABLES)] = None
+    corrected_ci95: Annotated[tuple[float, float] | None, ColumnStyle(kind="interval", where=TABLES_ONLY)] = None
     """Interval of the corrected value, which holds the uncertainty of the judge's errors."""
-    judge: Annotated[str | None, NAME]
+    judge: Annotated[str | None, NAME_COLUMN]
     """Model that judged; None for scorers without an LLM."""
-    verdict: Annotated[Verdict | None, NAME] = None
+    verdict: Annotated[Verdict | None, NAME_COLUMN] = None
     """What `judge-check` says of this judge under this scorer's prompts; None where it was not checked."""
-    explanation_words: Annotated[float | None, Shown("words", ".1f", unit="words", where=PER_SCORE)] = None
+    explanation_words: Annotated[float | None, ColumnStyle("words", ".1f", unit="words", where=PER_SCORE)] = None
     """Mean number of words of the explanations scored; None when unknown."""
-    usd: Annotated[float | None, Shown("$", ".2f", unit="$", better="lower", missing="?", where=PER_SCORE)]
+    usd: Annotated[float | None, ColumnStyle("$", ".2f", unit="$", better="lower", missing="?", where=PER_SCORE)]
     """Dollars spent on this scorer in this cell; None when a price is unknown."""
 
     MAX_UNANSWERED: ClassVar[float] = 0.05
@@ -354,8 +359,8 @@ class CellResult(Documented):
     correlations: list[Correlation] = []
     """One for each pair of scorers; the cell's own explanations."""
     cautions: list[str] = []
-    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far from
-    that of its files. They stand among the run's `warnings`, too."""
+    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far
+    from that of its files. They stand among the run's `warnings`, too."""
 
 
 class Ledger(Documented):
@@ -425,7 +430,7 @@ class JudgeCheck(Documented):
     """Errors and verdict under each scorer that judges windows as right or wrong."""
 
 
-class Judge(Documented):
+class JudgeRole(Documented):
     """A model that judged in a run, and what is known of it."""
 
     role: str
@@ -439,7 +444,8 @@ class Judge(Documented):
 
 
 FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]
-"""What a run says of a claim: the interval lies on its side, over both sides, on the other; or there is too little data."""
+"""What a run says of a claim: the interval lies on its side, over both sides, on the other; or there is too little
+data."""
 
 
 class Finding(Documented):
@@ -500,7 +506,7 @@ class RunResult(Documented):
     """One for each pair of scorers, over the latents of all contestant cells together."""
     ledger: list[Ledger]
     """Calls by role."""
-    judges: list[Judge] = []
+    judges: list[JudgeRole] = []
     """Models that scorers asked, with what `judge-check` found of them."""
     findings: list[Finding] = []
     """The claims of the spec, each with what this run says of it."""

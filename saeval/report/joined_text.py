@@ -36,25 +36,33 @@ from saeval.report.boards import (
 )
 from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
-FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
+BOARD_FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """What a joined board can be written as; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
 _FOLDED = 14  # columns kept free for a name when scorers are laid side by side; longer names fold
 
 
-def written(joined: Joined, format_: str, *, group_by: str | None = None, match_l0: float | None = None,
-            family: str = "architecture", width: int = WIDTH) -> str | bytes:  # fmt: skip
+def written(
+    joined: Joined,
+    format_: str,
+    *,
+    group_by: str | None = None,
+    match_l0: float | None = None,
+    family: str = "architecture",
+    width: int = WIDTH,
+) -> str | bytes:
     """Return the board in a format.
 
     Args:
         joined: The cells.
-        format_: One of `FORMATS`.
+        format_: One of `BOARD_FORMATS`.
         group_by: Facet with a board for each of its values.
         match_l0: L0 at which to compare families of coders, instead of cells.
         family: Facet whose values are families.
         width: Columns that text fits: names and heads are folded, and scorers shared out over several tables.
 
     Raises:
-        InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold this.
+        InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold
+            this.
     """
     if format_ in ("csv", "parquet"):
         if match_l0 is not None or group_by is not None:
@@ -143,12 +151,13 @@ def _long(joined: Joined, board: Leaderboard) -> str:
                 lines.append(Line(joined.run_of(x.cell), x.cell, row))
                 places.append(place)
     rows = [line.score for line in lines]
-    fields = [
-        Field("rank", [ranks[place] for place in places]),
-        *(Field(fact.head, [fact.texts[place] for place in places]) for fact in facts),
-        Field("scorer", [row.scorer for row in rows]), Field("metric", [row.metric for row in rows]),
-        Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details"),
-    ]  # fmt: skip
+    facts = [Field("rank", ranks), *facts]
+    fields = [Field(fact.head, [fact.texts[place] for place in places]) for fact in facts]
+    fields += [
+        Field("scorer", [row.scorer for row in rows]),
+        Field("metric", [row.metric for row in rows]),
+    ]
+    fields += [Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
     return markdown_table(*_table(fields))
 
 
@@ -165,9 +174,12 @@ def _board(joined: Joined, value: str, board: Leaderboard) -> dict[str, Any]:
     def row(x: Standing) -> dict[str, Any]:
         scores = [r for scorer, metric in board.shown if (r := board.row(x.cell, scorer, metric=metric))]
         return {
-            "cell": x.cell.cell, "rank": x.rank, "facets": joined.entries[x.cell.cell].facets, "measures": x.cell.measures,
+            "cell": x.cell.cell,
+            "rank": x.rank,
+            "facets": joined.entries[x.cell.cell].facets,
+            "measures": x.cell.measures,
             "scores": [json_row(Line(joined.run_of(x.cell), x.cell, r)) for r in scores],
-        }  # fmt: skip
+        }
 
     return {
         "group": value or None,
@@ -197,7 +209,7 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     ]
     table = _tables(WIDTH)[format_](head, rows)
     note = (
-        "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of the "
-        "cells' means, and say nothing of how straight the line is."
+        "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of "
+        "the cells' means, and say nothing of how straight the line is."
     )
     return "\n\n".join([_title(joined, format_), table, *(_line(n, format_) for n in (note, *joined.notes))]) + "\n"

@@ -8,15 +8,15 @@ from operator import not_
 
 from saeval._compare import AgainstBaseline, Leaderboard
 from saeval._util import MISSING, escape_markdown, interval, markdown_table, number, safe_text
-from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, Judge, Ledger, RunResult, ScoreRow
+from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, JudgeRole, Ledger, RunResult, ScoreRow
 from saeval.report.boards import Field, arrow, cell_fields, detail_fields, notes, rank_field, roomy_estimate
 from saeval.report.method import method, named
 from saeval.results import Line, estimate
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _DECILES = (
-    "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 the "
-    "strongest, and where no was the right answer (silent or wrongly marked). The cells' own explanations."
+    "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 "
+    "the strongest, and where no was the right answer (silent or wrongly marked). The cells' own explanations."
 )
 _CORRELATIONS = (
     "Of headline metrics over the latents that both scored, with their number: Pearson above the diagonal, Spearman "
@@ -24,9 +24,10 @@ _CORRELATIONS = (
 )
 _FINDINGS = ("claim", "", "difference", "95 % CI", "n", "of what")
 FINDINGS = (
-    "Claims of the task, held against this run alone: shown, where the whole interval lies on the claimed side of 0 (for "
-    "claims of likeness, near enough to it); contradicted, where it lies on the other; not shown, where it reaches over "
-    "both; cannot be told, where there is too little data. Each at 95 % by itself: of twenty false claims, one seems to hold."
+    "Claims of the task, held against this run alone: shown, where the whole interval lies on the claimed side of 0 "
+    "(for claims of likeness, near enough to it); contradicted, where it lies on the other; not shown, where it "
+    "reaches over both; cannot be told, where there is too little data. Each at 95 % by itself: of twenty false "
+    "claims, one seems to hold."
 )
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
@@ -114,12 +115,10 @@ def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
 def _details(lines: Sequence[Line]) -> str:
     """Return a line per score, with everything that stands beside it."""
     rows = [x.score for x in lines]
-    fields = [
-        Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows]),
-        Field("explanation", ["its own" if row.variant == MAIN else row.variant for row in rows]),
-        Field("metric", [row.metric for row in rows]), Field("↑", [arrow([row]) for row in rows]),
-        *detail_fields(lines, "details"),
-    ]  # fmt: skip
+    variants = ["its own" if row.variant == MAIN else row.variant for row in rows]
+    fields = [Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows])]
+    fields += [Field("explanation", variants), Field("metric", [row.metric for row in rows])]
+    fields += [Field("↑", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
     return markdown_table([field.head for field in fields], zip(*(field.texts for field in fields), strict=True))
 
 
@@ -132,7 +131,7 @@ def finding_row(found: Finding) -> list[str]:
     return [found.claim, found.outcome, number(found.difference, "+.3f"), between, ", ".join(map(str, found.n)), about]
 
 
-def _judge(judge: Judge) -> str:
+def _judge(judge: JudgeRole) -> str:
     """Return what is known of a judge: a table of its check, or how to check it."""
     who = f"{escape_markdown(judge.role)}: {escape_markdown(judge.model)}"
     if judge.check is None:
@@ -196,9 +195,11 @@ def _cost(x: Ledger) -> list[object]:
 def _repeat(run: RunResult) -> str:
     packages = run.components.get("packages")
     versions = {"saeval": run.saeval_version, **(packages if isinstance(packages, dict) else {})}
+    scorers = [row.plugin for cell in run.cells for row in cell.scores]
+    plugins = [*(cell.explainer for cell in run.cells), *scorers]
     return (
         "```\nsaeval run spec.yaml\n```\n\n"
         f"with this run's `spec.yaml` (sha {escape_markdown(run.spec_sha[:12])}).\n\n"
         f"Packages: {_named(f'{name} {version}' for name, version in versions.items())}.\n\n"
-        f"Plugins: {_named([*(c.explainer for c in run.cells), *(row.plugin for c in run.cells for row in c.scores)])}."
+        f"Plugins: {_named(plugins)}."
     )

@@ -25,7 +25,7 @@ _CELL = "style='text-align:left;padding:2px 10px 2px 0;vertical-align:top'"
 
 
 @dataclass(frozen=True)
-class Shown:
+class NotebookView:
     """Something to look at: HTML in a notebook, text elsewhere.
 
     Attributes:
@@ -44,7 +44,7 @@ class Shown:
         return self.html
 
 
-def leaderboard(run: RunResult) -> Shown:
+def leaderboard(run: RunResult) -> NotebookView:
     """Return the board of a run."""
     from rich.console import Console
 
@@ -52,7 +52,7 @@ def leaderboard(run: RunResult) -> Shown:
 
     page = io.StringIO()
     render(run, Console(file=page, width=100, force_jupyter=False))
-    return Shown(page.getvalue(), board_html(run))
+    return NotebookView(page.getvalue(), board_html(run))
 
 
 def short(run: RunResult) -> str:
@@ -71,7 +71,7 @@ def short(run: RunResult) -> str:
     return f"<Run {run.task} {run.task_version}: {cells}{value}{partial}>"
 
 
-def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> Shown:
+def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> NotebookView:
     """Return what a run knows of one latent: explanations, scores, and windows with activations marked.
 
     Raises:
@@ -91,7 +91,7 @@ def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> Shown:
     return _latent(found[0], index)
 
 
-def plot(run: RunResult, folder: Path, name: str | None) -> Shown:
+def plot(run: RunResult, folder: Path, name: str | None) -> NotebookView:
     """Return a plot of the report.
 
     Raises:
@@ -107,8 +107,11 @@ def plot(run: RunResult, folder: Path, name: str | None) -> Shown:
     if chosen not in figures:
         raise InputError(f"no plot {chosen!r}{did_you_mean(chosen, [*figures])}; there are {', '.join(figures)}")
     content = b64encode(as_file(*figures[chosen], "svg")).decode()
-    image = f"<img alt='{escape(chosen)}' style='max-width:100%;background:white' src='data:image/svg+xml;base64,{content}'>"
-    return Shown(f"plot {chosen}; others: {', '.join(n for n in figures if n != chosen) or 'none'}", image)
+    image = (
+        f"<img alt='{escape(chosen)}' style='max-width:100%;background:white' "
+        f"src='data:image/svg+xml;base64,{content}'>"
+    )
+    return NotebookView(f"plot {chosen}; others: {', '.join(n for n in figures if n != chosen) or 'none'}", image)
 
 
 def board_html(run: RunResult) -> str:
@@ -116,7 +119,7 @@ def board_html(run: RunResult) -> str:
     board = Leaderboard.of(run)
     cells = [x.cell for x in board.standings]
     axes = list(dict.fromkeys(axis for c in cells for axis in c.axes)) or ["cell"]
-    names = [(axis, [c.axes.get(axis, c.cell if axis == "cell" else "") for c in cells]) for axis in axes]
+    names = [(axis, [c.axes.get(axis, {"cell": c.cell}.get(axis, "")) for c in cells]) for axis in axes]
     rank = rank_field(board)
     fields = [*cell_fields(board, lambda _: run, "board"), *score_fields(board, lambda _: run, plain_estimate)]
     head = [rank.head, *(name for name, _ in names), *(field.head for field in fields)]
@@ -126,11 +129,12 @@ def board_html(run: RunResult) -> str:
     warnings = "".join(f"<li>{_text(warning)}</li>" for warning in run.warnings)
     return (
         f"<p><b>{_text(title)}</b>, ranked by {_text(run.rank_by)}; mean over latents [95 % interval]</p>"
-        + _table(head, zip(*columns, strict=True)) + (f"<ul>{warnings}</ul>" if warnings else "")
-    )  # fmt: skip
+        + _table(head, zip(*columns, strict=True))
+        + (f"<ul>{warnings}</ul>" if warnings else "")
+    )
 
 
-def _latent(cell: RunCell, index: int) -> Shown:
+def _latent(cell: RunCell, index: int) -> NotebookView:
     facts = next(row for row in cell.latents if row["latent"] == index)
     said = [row for row in cell.explanations if row["latent"] == index]
     said.sort(key=lambda row: row["variant"] != MAIN)
@@ -147,10 +151,11 @@ def _latent(cell: RunCell, index: int) -> Shown:
     lines = [title, *(f"{name}: {value}" for name, value in [*numbers, *explanations, *scores])]
     lines += [safe_text("".join(row["tokens"])) for row in strongest]
     html = (
-        f"<p><b>{_text(title)}</b></p>" + _table(["", ""], [*explanations, *scores, *numbers])
+        f"<p><b>{_text(title)}</b></p>"
+        + _table(["", ""], [*explanations, *scores, *numbers])
         + "".join(f"<p>{_marked(row)}</p>" for row in strongest)
-    )  # fmt: skip
-    return Shown("\n".join(lines), html)
+    )
+    return NotebookView("\n".join(lines), html)
 
 
 def _marked(row: Row) -> str:
@@ -167,7 +172,10 @@ def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     def line(values: Iterable[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag} {_CELL}>{_text(value)}</{tag}>" for value in values) + "</tr>"
 
-    return f"<table {_TABLE}><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+    return (
+        "<table "
+        f"{_TABLE}><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+    )
 
 
 def _text(value: Any) -> str:

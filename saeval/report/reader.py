@@ -9,8 +9,8 @@ from pydantic import PrivateAttr
 
 from saeval._util import InputError
 from saeval.records import RunResult
-from saeval.report.notebook import Shown, board_html, latent, leaderboard, plot, short
-from saeval.results import KINDS, RunCell, arrow_table, open_run, read_table, tidy
+from saeval.report.notebook import NotebookView, board_html, latent, leaderboard, plot, short
+from saeval.results import CELL_TABLES, RunCell, arrow_table, open_run, read_table, tidy
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,11 +53,11 @@ class Run(RunResult):
     def _repr_html_(self) -> str:
         return board_html(self)
 
-    def leaderboard(self) -> Shown:
+    def leaderboard(self) -> NotebookView:
         """Return the board: HTML in a notebook, text when printed."""
         return leaderboard(self)
 
-    def latent(self, index: int, cell: str | None = None) -> Shown:
+    def latent(self, index: int, cell: str | None = None) -> NotebookView:
         """Return what the run knows of a latent: explanations, scores, strongest windows.
 
         Args:
@@ -69,7 +69,7 @@ class Run(RunResult):
         """
         return latent(self._files, index, cell)
 
-    def plot(self, name: str | None = None) -> Shown:
+    def plot(self, name: str | None = None) -> NotebookView:
         """Return a plot of the report.
 
         Args:
@@ -92,7 +92,8 @@ class Run(RunResult):
 
     @property
     def latents(self) -> pa.Table:
-        """A row a latent: firings, windows, density, and the scores of its own explanation, `score.<label>.<metric>`."""
+        """A row a latent: firings, windows, density, and the scores of its own explanation,
+        `score.<label>.<metric>`."""
         return self._joined("latents")
 
     @property
@@ -126,7 +127,7 @@ class Run(RunResult):
 
         tables = []
         for cell in self._files:
-            table = read_table(cell.folder / f"{name}.parquet", KINDS[name])
+            table = read_table(cell.folder / f"{name}.parquet", CELL_TABLES[name])
             tables.append(table.add_column(0, "cell", pa.repeat(cell.name, len(table))))
         try:
             return pa.concat_tables(

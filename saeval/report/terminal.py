@@ -56,10 +56,11 @@ def render(run: RunResult, console: Console | None = None) -> None:
         "NOT REPRODUCIBLE": not run.reproducible,
     }
     say("  ".join([f"{run.task} {run.task_version}", *common, *(mark for mark, on in flags.items() if on)]), "bold")
+    judges = [_judge(row) for cell in run.cells for row in cell.scores]
     for title, values in (
         ("subject", [c.subject for c in run.cells]),
         ("explainer", [c.explainer for c in run.cells]),
-        ("judge", [_judge(r) for c in run.cells for r in c.scores]),
+        ("judge", judges),
     ):
         if names := ", ".join(dict.fromkeys(v for v in values if v)):
             say(f"{title:10}{names}")

@@ -1,5 +1,5 @@
 from saeval.results.cells import (
-    KINDS as KINDS,
+    CELL_TABLES as CELL_TABLES,
     cell_tables as cell_tables,
     write_examples as write_examples,
     write_explanations as write_explanations,

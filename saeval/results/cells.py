@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TextIO
 from saeval._util import replacing
 from saeval.results.tables import TableWriter, table_writer, write_table
 
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 _LATENTS = {
     "latent": "int64", "firings": "int64", "windows": "int64", "density": "double",
@@ -41,14 +41,14 @@ _CALLS = {
     "latent": "int64", "step": "string", "variant": "string", "call": "int32", "prompt": "string", "reply": "string",
     "status": "string",
 }  # fmt: skip
-KINDS = {
+CELL_TABLES = {
     "latents": {**_LATENTS, **_DIRECTIONS, "score.": "double"},
     "examples": _EXAMPLES, "activations": _ACTIVATIONS, "judgements": _JUDGEMENTS, "scores": _SCORES, "calls": _CALLS,
 }  # fmt: skip
 """Columns and Arrow types of each table; a name that ends in a dot stands for all columns that begin so."""
 
 
-def write_latents(path: Path, rows: Sequence[Row]) -> None:
+def write_latents(path: Path, rows: Sequence[Fields]) -> None:
     """Write one row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns."""
     names = dict.fromkeys(name for row in rows for name in row)
     known = {name: kind for name, kind in _DIRECTIONS.items() if name in names}
@@ -56,22 +56,22 @@ def write_latents(path: Path, rows: Sequence[Row]) -> None:
     write_table(path, rows, {**_LATENTS, **known, **scores})
 
 
-def write_examples(path: Path, rows: Iterable[Row]) -> None:
+def write_examples(path: Path, rows: Iterable[Fields]) -> None:
     """Write one row a window that explained or scored a latent, with tokens and activations."""
     write_table(path, rows, _EXAMPLES)
 
 
-def write_judgements(path: Path, rows: Iterable[Row]) -> None:
+def write_judgements(path: Path, rows: Iterable[Fields]) -> None:
     """Write one row a judged window: truth, answer, probability, or why there is no answer."""
     write_table(path, rows, _JUDGEMENTS)
 
 
-def write_calls(path: Path, rows: Iterable[Row]) -> None:
+def write_calls(path: Path, rows: Iterable[Fields]) -> None:
     """Write one row a prompt."""
     write_table(path, rows, _CALLS)
 
 
-def write_explanations(path: Path, rows: Iterable[Row]) -> None:
+def write_explanations(path: Path, rows: Iterable[Fields]) -> None:
     """Write one JSON line an explanation."""
     with _line_writer(path) as lines:
         lines.add(rows)
@@ -134,7 +134,7 @@ class LineWriter:
     def __init__(self, file: TextIO):
         self._file = file
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[Fields]) -> None:
         """Add rows."""
         self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

@@ -1,8 +1,8 @@
 """The columns of leaderboards: terminal, Markdown, LaTeX, CSV, Parquet, JSON and pages all show this list.
 
-A field of `ScoreRow` that is annotated with `Shown` is a column. What is made from several fields, or says something of a
-cell, is declared here. Plugins contribute columns, too: a coder or source by the measures that it declares
-(`Coder.measures`), a scorer by a metric that is `on_board`.
+A field of `ScoreRow` that is annotated with `ColumnStyle` is a column. What is made from several fields, or says
+something of a cell, is declared here. Plugins contribute columns, too: a coder or source by the measures that it
+declares (`Coder.measures`), a scorer by a metric that is `on_board`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple, get_origin
 from saeval._util import descriptions
 from saeval.records import (
     EVERYWHERE,
-    NAME,
+    NAME_COLUMN,
     NOT_ON_NARROW_BOARDS,
-    TABLES,
+    TABLES_ONLY,
     CellResult,
+    ColumnStyle,
     Measure,
     Place,
     RunResult,
     ScoreRow,
-    Shown,
 )
 from saeval.results import row_texts
 
@@ -70,7 +70,8 @@ class Column:
     """A column of a leaderboard.
 
     Attributes:
-        name: Its name in tables. One that ends in a dot stands for one column per key of its values, which are mappings.
+        name: Its name in tables. One that ends in a dot stands for one column per key of its values, which are
+            mappings.
         value: Reads its value from a line; None where there is none.
         shown: How it stands on boards.
         meaning: What it says, in a sentence; the docstring of the field of that name when empty.
@@ -78,7 +79,7 @@ class Column:
 
     name: str
     value: Callable[[Line], Any]
-    shown: Shown
+    shown: ColumnStyle
     meaning: str = ""
 
     @property
@@ -94,7 +95,7 @@ class Column:
     @cached_property
     def about(self) -> str:
         """What it says, in a sentence."""
-        return self.meaning or descriptions(ScoreRow).get(self.key, "")
+        return self.meaning or " ".join(descriptions(ScoreRow).get(self.key, "").split())
 
 
 def estimate(row: ScoreRow) -> Estimate:
@@ -109,48 +110,54 @@ MEASURES = (
     Measure(name="frac_alive", title="alive", about="Share of latents that fire at all.", format=".2f"),
     Measure(name="d_sae", about="Width of the dictionary.", unit="latents", on_board=False),
     Measure(name="tokens", about="Tokens of the corpus.", unit="tokens", on_board=False),
-    Measure(name="fvu", about="Share of the activations' variance that reconstructions leave unexplained.", better="lower", on_board=False),
-    Measure(name="ce_recovered", about="Share of the model's loss that reconstructions recover.", better="higher", on_board=False),
+    Measure(name="fvu", about="Share of the activations' variance that reconstructions leave unexplained.",
+    better="lower", on_board=False),
+    Measure(name="ce_recovered", about="Share of the model's loss that reconstructions recover.", better="higher",
+    on_board=False),
 )  # fmt: skip
 """Facts about coders that saeval measures; `Coder.measures` adds to them."""
 
 CELL_COLUMNS = (
-    Column("run_id", attrgetter("run.run_id"), NAME),
-    Column("task", attrgetter("run.task"), NAME),
-    Column("task_version", attrgetter("run.task_version"), NAME),
-    Column("spec_sha", attrgetter("run.spec_sha"), NAME),
-    Column("synthetic", attrgetter("run.synthetic"), Shown(kind="bool", where=TABLES)),
-    Column("partial", attrgetter("run.partial"), Shown(kind="bool", where=TABLES)),
-    Column("cell", attrgetter("cell.cell"), NAME),
-    Column("baseline", attrgetter("cell.baseline"), NAME),
-    Column("subject", attrgetter("cell.subject"), NAME),
-    Column("corpus", lambda line: line.cell.corpus or None, NAME),
-    Column("axis.", attrgetter("cell.axes"), NAME),
-    Column("measure.", attrgetter("cell.measures"), Shown(where=TABLES)),
-    Column("count.", attrgetter("cell.counts"), Shown(kind="int64", where=TABLES)),
+    Column("run_id", attrgetter("run.run_id"), NAME_COLUMN),
+    Column("task", attrgetter("run.task"), NAME_COLUMN),
+    Column("task_version", attrgetter("run.task_version"), NAME_COLUMN),
+    Column("spec_sha", attrgetter("run.spec_sha"), NAME_COLUMN),
+    Column("synthetic", attrgetter("run.synthetic"), ColumnStyle(kind="bool", where=TABLES_ONLY)),
+    Column("partial", attrgetter("run.partial"), ColumnStyle(kind="bool", where=TABLES_ONLY)),
+    Column("cell", attrgetter("cell.cell"), NAME_COLUMN),
+    Column("baseline", attrgetter("cell.baseline"), NAME_COLUMN),
+    Column("subject", attrgetter("cell.subject"), NAME_COLUMN),
+    Column("corpus", lambda line: line.cell.corpus or None, NAME_COLUMN),
+    Column("axis.", attrgetter("cell.axes"), NAME_COLUMN),
+    Column("measure.", attrgetter("cell.measures"), ColumnStyle(where=TABLES_ONLY)),
+    Column("count.", attrgetter("cell.counts"), ColumnStyle(kind="int64", where=TABLES_ONLY)),
 )
 """Columns that say something of a cell, beside its measures."""
 
 
-def _text(title: str, *where: Place) -> Shown:
-    return Shown(title, kind="string", missing="", where=frozenset(where))
+def _text(title: str, *where: Place) -> ColumnStyle:
+    return ColumnStyle(title, kind="string", missing="", where=frozenset(where))
 
 
 def _of_floor(name: str) -> Callable[[Line], Any]:
     return lambda line: None if line.score.against is None else getattr(line.score.against, name)
 
 
-_FLOOR = Shown("floor", ".3f", missing="", where=frozenset({"scores"}))
+_FLOOR = ColumnStyle("floor", ".3f", missing="", where=frozenset({"scores"}))
 _CORRECTED = _text("corrected", "board", "report", "details")
 
 SCORE = Column(
-    "score", lambda line: estimate(line.score), Shown(where=frozenset({"board", "report", "scores"})),
+    "score",
+    lambda line: estimate(line.score),
+    ColumnStyle(where=frozenset({"board", "report", "scores"})),
     "Mean over latents and its 95 % interval.",
-)  # fmt: skip
+)
 SCORED = Column(
-    "scored", lambda line: f"{line.score.n}/{line.score.tried}",
-    Shown("n", unit="latents", where=frozenset({"report", "scores", "details"})), "Latents scored, of those tried.",
-)  # fmt: skip
+    "scored",
+    lambda line: f"{line.score.n}/{line.score.tried}",
+    ColumnStyle("n", unit="latents", where=frozenset({"report", "scores", "details"})),
+    "Latents scored, of those tried.",
+)
 
 
 def _written(write: Callable[[ScoreRow], str]) -> Callable[[Line], str | None]:
@@ -162,15 +169,23 @@ BESIDE = (
     Column("floor_at", _of_floor("value"), _FLOOR, "Floor of the lift."),
     Column("lifts", _written(row_texts.short_lift), _text("lift ↑", "board"), "Score above its floor."),
     Column("lift_text", _written(row_texts.lift), _text("lift", "report"), "Score above its floor."),
-    Column("lift_from", _of_floor("variant"), NAME, "Whose explanations the floor is made of."),
-    Column("lift_n", _of_floor("n"), Shown(unit="latents", kind="int64", where=TABLES), "Latents that have a floor."),
+    Column("lift_from", _of_floor("variant"), NAME_COLUMN, "Whose explanations the floor is made of."),
     Column(
-        "lift_p", _of_floor("p"), Shown(where=TABLES), "One-sided p of scores that do not depend on the explanation."
+        "lift_n",
+        _of_floor("n"),
+        ColumnStyle(unit="latents", kind="int64", where=TABLES_ONLY),
+        "Latents that have a floor.",
+    ),
+    Column(
+        "lift_p",
+        _of_floor("p"),
+        ColumnStyle(where=TABLES_ONLY),
+        "One-sided p of scores that do not depend on the explanation.",
     ),
     Column(
         "same_answers",
         _of_floor("same"),
-        Shown(where=TABLES),
+        ColumnStyle(where=TABLES_ONLY),
         "Share of windows with one answer under both explanations.",
     ),
     Column(
@@ -194,7 +209,7 @@ def _score_columns() -> Iterator[Column]:
             yield SCORED
         if name == "explanation_words":
             yield from BESIDE
-        for shown in (note for note in field.metadata if isinstance(note, Shown)):
+        for shown in (note for note in field.metadata if isinstance(note, ColumnStyle)):
             dot = "." if get_origin(field.annotation) is dict else ""
             yield Column(name + dot, attrgetter(f"score.{name}"), shown)
 
@@ -218,7 +233,7 @@ def measure_columns(runs: Sequence[RunResult]) -> Iterator[Column]:
     for name in (*(name for name in declared if name in have), *(name for name in have if name not in declared)):
         m = declared.get(name) or Measure(name=name, on_board=False)
         where = EVERYWHERE if m.on_board else NOT_ON_NARROW_BOARDS
-        shown = Shown(m.title, m.format, "measure", m.unit, m.better, where)
+        shown = ColumnStyle(m.title, m.format, "measure", m.unit, m.better, where)
         yield Column(f"measure.{name}", _measure(name), shown, m.about)
 
 
@@ -242,6 +257,10 @@ def flat_tables(lines: Iterable[Line], runs: Sequence[RunResult]) -> tuple[dict[
 def json_row(line: Line) -> dict[str, Any]:
     """Return what tables hold of a score, as JSON-able data."""
     found = {column.key: column.value(line) for column in score_columns("tables")}
-    return {
-        key: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for key, v in found.items()
-    }
+    return {key: _plain(value) for key, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -98,10 +98,10 @@ class RunCell:
         return {row["latent"]: row[key] for row in self.latents if row.get(key) is not None}
 
     def _table(self, name: str, columns: tuple[str, ...]) -> list[Row]:
-        from saeval.results.cells import KINDS
+        from saeval.results.cells import CELL_TABLES
         from saeval.results.tables import read_table
 
-        rows: list[Row] = read_table(self.folder / f"{name}.parquet", KINDS[name], columns).to_pylist()
+        rows: list[Row] = read_table(self.folder / f"{name}.parquet", CELL_TABLES[name], columns).to_pylist()
         for row in rows:
             row["latent"] = latent_number(row["latent"], f"{self.folder / name}.parquet")
         return rows

@@ -64,9 +64,9 @@ def find_group(reference: str, registry: Registry) -> GroupSpec | None:
     """
     from pydantic import ValidationError
 
-    from saeval.task.spec.checking import explain_error
     from saeval.task.spec.document import read_document
     from saeval.task.spec.models import GroupSpec
+    from saeval.task.spec.validation import explain_error
 
     file = find_spec(reference, registry)
     if not _GROUP.search(file.read_bytes()):  # most specs are tasks, and parsing YAML takes a tenth of a second

@@ -175,8 +175,8 @@ def _unread(reference: str) -> str:
     if folder.exists():
         return f"is a file; give its folder, {folder.parent}"
     return (
-        "no such folder, and no hub id that a coder plugin knows; write RELEASE/ID of sae-lens (which must be installed), "
-        "or CODER:OWNER/REPOSITORY/FOLDER"
+        "no such folder, and no hub id that a coder plugin knows; write RELEASE/ID of sae-lens (which must be "
+        "installed), or CODER:OWNER/REPOSITORY/FOLDER"
     )
 
 

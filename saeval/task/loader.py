@@ -13,13 +13,13 @@ from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sample
 from saeval.plugin.registry import Loaded, Registry
 from saeval.records import split_ranking
 from saeval.task.files import find_include, find_spec
-from saeval.task.making import PartMaker
+from saeval.task.part_maker import PartMaker
 from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
-from saeval.task.spec.checking import parse, refuse_secrets
-from saeval.task.spec.document import Document, KeyPath, override, read_document
+from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import PartSpec, TaskSpec
+from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
@@ -49,7 +49,7 @@ def load_task(
         SpecError: If anything in the spec is wrong.
     """
     if isinstance(reference, Mapping):
-        document = Document(clean(dict(reference)), {})
+        document = SpecDocument(clean(dict(reference)), {})
     else:
         document = read_document(
             find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)
@@ -82,7 +82,7 @@ class _Baselines(NamedTuple):
 class _Builder(PartMaker):
     """Makes the parts of every cell of the matrix, and holds them against each other."""
 
-    def __init__(self, document: Document, registry: Registry, check: bool):
+    def __init__(self, document: SpecDocument, registry: Registry, check: bool):
         super().__init__(document, registry, check)
         self.template = document
 
@@ -106,10 +106,20 @@ class _Builder(PartMaker):
         assert spec is not None  # cells_of yields at least one
         cells = _without_twins(cells)
         return Task(
-            spec.task, spec.version, spec.description, self.template.data, tuple(cells), roles, spec.run,
-            self.rank_by(spec, cells[0]), tuple(spec.measure), spec.checks, trackers, tuple(spec.findings),
+            spec.task,
+            spec.version,
+            spec.description,
+            self.template.data,
+            tuple(cells),
+            roles,
+            spec.run,
+            self.rank_by(spec, cells[0]),
+            tuple(spec.measure),
+            spec.checks,
+            trackers,
+            tuple(spec.findings),
             spec.leaderboard.correct_for_judge,
-        )  # fmt: skip
+        )
 
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
         """Report scores and axes that findings name and the task does not have."""
@@ -157,10 +167,18 @@ class _Builder(PartMaker):
             self.lends(source, part, place)
         names = {axis: axis_id(value) for axis, value in axes.items()}
         cell = Cell(
-            _cell_name(names), names, None, source, sampler, spec.latents, explainer,
-            {k: s for k, s in scorers.items() if s}, alternatives, shuffled_latents,
+            _cell_name(names),
+            names,
+            None,
+            source,
+            sampler,
+            spec.latents,
+            explainer,
+            {k: s for k, s in scorers.items() if s},
+            alternatives,
+            shuffled_latents,
             _alone(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
-        )  # fmt: skip
+        )
         return [cell, *self.coder_baselines(cell, coders, axes)]
 
     def baselines(self, spec: TaskSpec, roles: Mapping[str, RolePart]) -> _Baselines:
@@ -238,9 +256,18 @@ class _Builder(PartMaker):
             if spec.when is not None:
                 latents = latents.model_copy(update={"n": min(latents.n, spec.when.latents)})
             yield Cell(
-                _cell_name(names), names, name, Part(source, cell.source.loaded, (part,)), cell.sampler, latents,
-                cell.explainer, cell.scorers, cell.alternatives, cell.shuffled_latents, cell.alone,
-            )  # fmt: skip
+                _cell_name(names),
+                names,
+                name,
+                Part(source, cell.source.loaded, (part,)),
+                cell.sampler,
+                latents,
+                cell.explainer,
+                cell.scorers,
+                cell.alternatives,
+                cell.shuffled_latents,
+                cell.alone,
+            )
 
     def rank_by(self, spec: TaskSpec, cell: Cell) -> str:
         label, step = next(iter(cell.scorers.items()))
@@ -252,7 +279,8 @@ class _Builder(PartMaker):
         if label not in cell.scorers:
             raise SpecError(
                 [
-                    f"{self.document.where(('leaderboard', 'rank_by'))}: no scorer {label!r}{did_you_mean(label, list(cell.scorers))}"
+                    f"{self.document.where(('leaderboard', 'rank_by'))}: no scorer "
+                    f"{label!r}{did_you_mean(label, list(cell.scorers))}"
                 ]
             )
         known = [m.name for m in cell.scorers[label].part.plugin.metrics]
@@ -260,7 +288,8 @@ class _Builder(PartMaker):
         if metric not in known:
             raise SpecError(
                 [
-                    f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: {', '.join(known)}"
+                    f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: "
+                    f"{', '.join(known)}"
                 ]
             )
         if ranking == "lift" and (why := _no_lift(label, cell)):

@@ -10,7 +10,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from saeval.llm import RoleSettings
 from saeval.plugin import base as interfaces
-from saeval.plugin.registry import KINDS, Loaded, Registry
+from saeval.plugin.kinds import KINDS
+from saeval.plugin.registry import Loaded, Registry
 from saeval.task.spec.models import GroupSpec, TaskSpec
 
 Schema = dict[str, Any]
@@ -142,9 +143,10 @@ def _with(kind: str, name: str) -> Schema:
 def _part(part: Schema, kind: str, options: Options, others: Options) -> Schema:
     """Return the schema of a mapping with `use` and `with`."""
     use = {**part["properties"]["use"], "anyOf": [*_choice({**options, **others}), _FILE]}
+    del use["type"]
     return {
         **{k: v for k, v in part.items() if k not in ("type", "required")},
-        "properties": {**part["properties"], "use": {k: v for k, v in use.items() if k != "type"}},
+        "properties": {**part["properties"], "use": use},
         "allOf": [{"type": "object"}, *(_if_used(name, _with(kind, name)) for name in options)],
     }
 

@@ -38,7 +38,8 @@ AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
 def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
-    """Check a scorer: repeatable, honest about missing answers, within its declared range, changing nothing it is given.
+    """Check a scorer: repeatable, honest about missing answers, within its declared range, changing nothing it is
+    given.
 
     Call it from a plain (not async) test.
 
@@ -265,7 +266,8 @@ def check_llm(llm: LLM) -> None:
 
 
 def check_tracker(tracker: Tracker) -> None:
-    """Check a tracker: it takes runs that are whole and that are not, twice, and leaves the run directory's files alone.
+    """Check a tracker: it takes runs that are whole and that are not, twice, and leaves the run directory's files
+    alone.
 
     It really writes to wherever its options and the environment say.
 
@@ -291,25 +293,54 @@ def check_tracker(tracker: Tracker) -> None:
 def _some_result(*, partial: bool) -> RunResult:
     """Return a small result with what trackers must bear: no value, no interval, an unknown price, awkward names."""
     row = ScoreRow(
-        scorer="detection", plugin="saeval/detection 0", metric="balanced_accuracy", higher_is_better=True, range=(0, 1),
-        value=0.75, median=0.7, ci95=(0.6, 0.9), n=8, tried=10, failed=2, unparsed=1, coverage=0.8, floor={"chance": 0.5},
-        lift=0.25, judge="a/judge", usd=None,
-    )  # fmt: skip
+        scorer="detection",
+        plugin="saeval/detection 0",
+        metric="balanced_accuracy",
+        higher_is_better=True,
+        range=(0, 1),
+        value=0.75,
+        median=0.7,
+        ci95=(0.6, 0.9),
+        n=8,
+        tried=10,
+        failed=2,
+        unparsed=1,
+        coverage=0.8,
+        floor={"chance": 0.5},
+        lift=0.25,
+        judge="a/judge",
+        usd=None,
+    )
     nothing = row.model_copy(
         update={"scorer": "fuzzing", "value": None, "median": None, "ci95": None, "n": 0, "lift": None}
     )
     cell = CellResult(
-        cell="coder=a+b,layer=9", axes={"coder": "a+b", "layer": "9"}, coder={}, subject="a/model", explainer="default",
-        measures={"l0": 32.0}, counts={}, scores=[row, nothing],
-    )  # fmt: skip
+        cell="coder=a+b,layer=9",
+        axes={"coder": "a+b", "layer": "9"},
+        coder={},
+        subject="a/model",
+        explainer="default",
+        measures={"l0": 32.0},
+        counts={},
+        scores=[row, nothing],
+    )
     ledger = Ledger(
         role="judge", model="a/judge", calls=1, cached=0, failed=0, input_tokens=9, output_tokens=1, usd=None
     )
     return RunResult(
-        run_id="contract", task="contract", task_version="1.0", spec_sha="0" * 64, saeval_version="0", seed=0,
-        rank_by="detection.balanced_accuracy", partial=partial, synthetic=True, reproducible=True, cells=[cell],
+        run_id="contract",
+        task="contract",
+        task_version="1.0",
+        spec_sha="0" * 64,
+        saeval_version="0",
+        seed=0,
+        rank_by="detection.balanced_accuracy",
+        partial=partial,
+        synthetic=True,
+        reproducible=True,
+        cells=[cell],
         ledger=[ledger],
-    )  # fmt: skip
+    )
 
 
 async def _ask_everything(llm: LLM) -> None:
@@ -345,7 +376,8 @@ async def _ask_everything(llm: LLM) -> None:
 
 
 def _check_plugin(plugin: AnyPlugin) -> None:
-    """What holds for plugins of every kind: a proper name, options that survive being written down, a JSON fingerprint."""
+    """What holds for plugins of every kind: a proper name, options that survive being written down, a JSON
+    fingerprint."""
     kind = type(plugin)
     assert re.fullmatch(r"[a-z][a-z0-9_]*", kind.name), f"the name {kind.name!r} is not lower case with underscores"
     options = plugin.model_dump(mode="json")

@@ -144,7 +144,7 @@ def make_example(
     activations = np.array([(fires or {}).get(token.strip(), 0.0) for token in tokens], dtype=np.float32)
     return Example(
         tokens=tokens,
-        token_ids=tuple(zlib.crc32(token.encode()) % 50_000 for token in tokens),
+        token_ids=np.array([zlib.crc32(token.encode()) % 50_000 for token in tokens], dtype=np.int32),
         activations=activations,
         document=document,
         context=context,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,17 +183,16 @@ def test_character_split_between_tokens_belongs_to_the_token_that_completes_it(t
     assert whole.tokens == (" ü",) * 4
 
 
-def test_examples_are_frozen_and_can_be_changed_pickled_and_shown(tmp_path):
+def test_examples_can_be_changed_pickled_and_shown(tmp_path):
     data = dataset()
     store = write(tmp_path / "s", data, dense(data, 1, 0.05))
     assert store.examples(LatentId("here", 0), [], 16) == ()
     (example,) = store.examples(LatentId("here", 0), [5], 16, [3])
     context, tile = divmod(5, 4)
-    assert example.token_ids == tuple(data.tokens[context, 1 + tile * 16 : 17 + tile * 16].tolist())
+    assert np.array_equal(example.token_ids, data.tokens[context, 1 + tile * 16 : 17 + tile * 16])
     assert repr(example).startswith("Example(tokens=(' w")
-    with pytest.raises(FrozenInstanceError):
-        example.start = 0
     for other in (replace(example, decile=4), pickle.loads(pickle.dumps(example))):
-        assert (other.id, other.tokens, other.token_ids) == (example.id, example.tokens, example.token_ids)
+        assert (other.id, other.tokens) == (example.id, example.tokens)
+        assert np.array_equal(other.token_ids, example.token_ids)
         assert np.array_equal(other.activations, example.activations)
     assert (replace(example, decile=4).decile, pickle.loads(pickle.dumps(example)).decile) == (4, 3)

@@ -573,7 +573,7 @@ def test_pushed_run_is_a_data_set(run, tmp_path, monkeypatch):
     assert [c["config_name"] for c in configs] == ["latents", "explanations", "scores", "judgements"]
     for config in configs:
         assert pq.read_table(tmp_path / "sent" / config["data_files"]).num_rows > 0
-    assert "made-up numbers" in card
+    assert "synthetic numbers" in card
 
 
 def test_pushed_store_is_the_store(tmp_path):

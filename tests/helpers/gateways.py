@@ -6,14 +6,16 @@ import asyncio
 
 from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
-from saeval.llm.calls import Budget, CallLog, CallStore
+from saeval.llm.budget import Budget
+from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.llm.ledger import CallLedger
 
 
 def gateway(folder, llm, *, limit=None, identity="m", **settings):
     return Gateway(
         "judge", llm, model=f"{llm.name}/{llm.model}", identity=identity, settings=RoleSettings(**settings),
-        calls=CallStore(folder / "calls.sqlite"), log=CallLog(folder / "calls.jsonl"), budget=Budget(limit),
+        calls=AnswerCache(folder / "calls.sqlite"), log=CallLedger(folder / "calls.jsonl"), budget=Budget(limit),
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ import saeval.testing
 from saeval._util.field_docs import attribute_docstrings, descriptions
 from saeval.cli.group import main
 from saeval.plugin import Plugin, Scorer, Step, base as interfaces, hookspecs, scaffold
-from saeval.plugin.registry import KINDS, Registry
+from saeval.plugin.kinds import KINDS
+from saeval.plugin.registry import Registry
 from saeval.task.files import shipped_tasks
 
 DOCS = ROOT / "docs"
@@ -30,7 +31,7 @@ def pages() -> dict[Path, str]:
     """The generated pages, by file."""
     made = {"cli.md": cli_page(), "plugins.md": plugins_page(), "decisions/README.md": decisions_page()}
     made["tasks.md"] = tasks_page()
-    made |= {f"hooks/{kind}s.md": hook_page(kind, base) for kind, base in interfaces.KINDS.items()}
+    made |= {f"hooks/{kind}s.md": hook_page(kind, base) for kind, base in interfaces.BASE_CLASSES.items()}
     return {DOCS / name: "\n".join(lines).rstrip() + "\n" for name, lines in made.items()}
 
 

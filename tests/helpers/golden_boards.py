@@ -14,7 +14,7 @@ from root import ROOT
 
 from saeval._util import write_checksums
 from saeval.cli.group import main
-from saeval.records.scores import Correlation, DecileShares, Finding, Judge, JudgeCheck, RunResult
+from saeval.records.scores import Correlation, DecileShares, Finding, JudgeCheck, JudgeRole, RunResult
 from saeval.report.reader import read
 from saeval.report.terminal import render
 
@@ -49,7 +49,7 @@ def odd_run() -> RunResult:
     )  # fmt: skip
     return run_of(
         *cells, run_id="odd", partial=True, warnings=[], correlations=cells[0].correlations,
-        judges=[Judge(role="judge", model="openai/judge-1", check=check), Judge(role="other", model="m", check=None)],
+        judges=[JudgeRole(role="judge", model="openai/judge-1", check=check), JudgeRole(role="other", model="m", check=None)],
         findings=[
             Finding(claim="a is above chance", outcome="shown", quantity="detection: a, less chance", difference=0.234,
                     ci95=(0.183, 0.285), n=(48,)),

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from saeval.llm.concurrency import FindingGate, Gate
+from saeval.llm.concurrency import AdaptiveLimiter, Limiter
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
@@ -53,14 +53,14 @@ def simulate(server, seconds, *, limit=None, askers=300, changes=()):
 
     async def main():
         loop = asyncio.get_running_loop()
-        gate = Gate(limit) if limit else FindingGate(loop.time)
+        limiter = Limiter(limit) if limit else AdaptiveLimiter(loop.time)
         counts = []
 
         async def asker():
             while True:
-                epoch = await gate.enter()
+                epoch = await limiter.enter()
                 refused = await server.ask()
-                gate.leave(epoch, refused)
+                limiter.leave(epoch, refused)
                 if refused:
                     await asyncio.sleep(0.5)
 
@@ -73,7 +73,7 @@ def simulate(server, seconds, *, limit=None, askers=300, changes=()):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return gate, (counts[1] - counts[0]) / (seconds / 2)
+        return limiter, (counts[1] - counts[0]) / (seconds / 2)
 
     with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         return runner.run(main())
@@ -87,8 +87,8 @@ def test_given_limit_is_kept():
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_server_that_bears_all_gets_all(spread):
-    gate, _ = simulate(Server(spread=spread), 4)
-    assert gate.limit >= 200  # now and then, less is tried
+    limiter, _ = simulate(Server(spread=spread), 4)
+    assert limiter.limit >= 200  # now and then, less is tried
 
 
 @pytest.mark.parametrize("most", [3, 17, 40, 100])
@@ -104,34 +104,34 @@ def test_server_that_refuses_is_used_to_its_limit(most, spread):
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_server_that_queues_is_used_to_its_limit_and_hardly_beyond(slots, spread):
     server = Server(slots=slots, spread=spread)
-    gate, rate = simulate(server, 10)
+    limiter, rate = simulate(server, 10)
     assert rate > 0.8 * slots / 0.05
-    assert gate.limit <= 1.6 * slots
+    assert limiter.limit <= 1.6 * slots
 
 
 def test_burst_of_refusals_is_one_and_what_the_server_bears_later_is_found_again():
     server = Server(most=100)
-    gate, _ = simulate(server, 20, changes=[lambda s: setattr(s, "most", 20)])
-    assert 12 <= gate.limit <= 25
+    limiter, _ = simulate(server, 20, changes=[lambda s: setattr(s, "most", 20)])
+    assert 12 <= limiter.limit <= 25
     server = Server(most=20)
-    gate, _ = simulate(server, 20, changes=[lambda s: setattr(s, "most", 100)])
-    assert gate.limit > 60
+    limiter, _ = simulate(server, 20, changes=[lambda s: setattr(s, "most", 100)])
+    assert limiter.limit > 60
 
 
 def test_faults_that_come_at_any_limit_do_not_lower_it():
-    gate, _ = simulate(Server(faulty=0.03), 10)
-    assert gate.limit >= 200  # now and then, less is tried
+    limiter, _ = simulate(Server(faulty=0.03), 10)
+    assert limiter.limit >= 200  # now and then, less is tried
 
 
 def test_call_that_is_called_off_gives_its_place_to_the_next():
     async def main():
-        gate = Gate(1)
-        first = await gate.enter()
-        waiting = [asyncio.ensure_future(gate.enter()) for _ in range(3)]
+        limiter = Limiter(1)
+        first = await limiter.enter()
+        waiting = [asyncio.ensure_future(limiter.enter()) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[1].cancel()
-        gate.leave(first, False)
+        limiter.leave(first, False)
         waiting[0].cancel()  # it has the place, and does not know yet
-        return await asyncio.wait_for(waiting[2], 1), gate.in_flight
+        return await asyncio.wait_for(waiting[2], 1), limiter.in_flight
 
     assert asyncio.run(main()) == (0, 1)

@@ -27,8 +27,10 @@ from saeval import BudgetExceeded, LLMError, StoreError
 from saeval._run.collect import store_path
 from saeval._run.runner import run_task
 from saeval._util.progress import display
-from saeval.llm.calls import Budget, Call, CallLog, CallStore
+from saeval.llm.budget import Budget
+from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.llm.ledger import Call, CallLedger
 from saeval.plugin import LLM, LogprobRequest, Refused, Reply, Request, Usage
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
@@ -38,7 +40,7 @@ CANARY = "sk-canary-1234567890abcdef"
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
 
 
@@ -218,7 +220,9 @@ def test_run_that_stops_keeps_answers_under_way_but_does_not_wait_forever(tmp_pa
 def test_answer_that_changed_on_disk_is_asked_for_again(tmp_path, caplog):
     with fake_server("fine") as server:
         ask(gateway(tmp_path, direct(server)), Request.of("a"))
-        CallStore(tmp_path / "calls.sqlite")._db.execute("UPDATE answers SET answer = replace(answer, 'fine', 'fihe')")
+        AnswerCache(tmp_path / "calls.sqlite")._db.execute(
+            "UPDATE answers SET answer = replace(answer, 'fine', 'fihe')"
+        )
         (reply,) = ask(gateway(tmp_path, direct(server)), Request.of("a"))
         assert (reply.text, len(server.calls)) == ("fine", 2)
 
@@ -273,14 +277,14 @@ def test_process_killed_at_any_moment_pays_nothing_twice(tmp_path):
 
 
 def test_finished_calls_are_kept_and_in_the_ledger_though_many_share_a_transaction(tmp_path, monkeypatch):
-    kept, put = [], CallStore.put
+    kept, put = [], AnswerCache.put
     monkeypatch.setattr(
-        CallStore, "put", lambda store, answers, model: (put(store, answers, model), kept.append(len(answers)))
+        AnswerCache, "put", lambda store, answers, model: (put(store, answers, model), kept.append(len(answers)))
     )
     with fake_server() as server:
         server.delay = 0.02
         gate = gateway(tmp_path, direct(server), concurrency=50)
-        others, ledger = CallStore(tmp_path / "calls.sqlite"), CallLog(tmp_path / "calls.jsonl")
+        others, ledger = AnswerCache(tmp_path / "calls.sqlite"), CallLedger(tmp_path / "calls.jsonl")
 
         async def one(text):
             await gate.complete(Request.of(text))
@@ -301,27 +305,27 @@ def test_several_processes_share_the_answers(tmp_path):
     program = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from saeval.llm.calls import CallStore
+        from saeval.llm.cache import AnswerCache
         for i in range(50):
-            store = CallStore(Path(sys.argv[1]))
+            store = AnswerCache(Path(sys.argv[1]))
             store.put({f"{sys.argv[2]}-{i}": {"text": str(i)}})
             store.close()
     """)
     path = tmp_path / "calls.sqlite"
     running = [subprocess.Popen([sys.executable, "-c", program, str(path), str(n)]) for n in range(4)]
     assert [process.wait() for process in running] == [0] * 4
-    store = CallStore(path)
+    store = AnswerCache(path)
     assert all(store.get(f"{n}-{i}") == {"text": str(i)} for n in range(4) for i in range(50))
 
 
 def test_cache_that_cannot_be_used_says_so_in_one_sentence(tmp_path):
     (tmp_path / "garbage").write_bytes(b"no database" * 100)
     with pytest.raises(StoreError, match="cannot be used"):
-        CallStore(tmp_path / "garbage")
-    CallStore(tmp_path / "newer")._db.execute("PRAGMA user_version=99")
+        AnswerCache(tmp_path / "garbage")
+    AnswerCache(tmp_path / "newer")._db.execute("PRAGMA user_version=99")
     with pytest.raises(StoreError, match="version 99"):
-        CallStore(tmp_path / "newer")
-    store = CallStore(tmp_path / "full")
+        AnswerCache(tmp_path / "newer")
+    store = AnswerCache(tmp_path / "full")
     store._db.execute("PRAGMA max_page_count=1")
     with pytest.raises(StoreError, match="cannot be used .*full"):
         store.put({"key": {"text": "x" * 100_000}})
@@ -333,10 +337,10 @@ def test_line_of_the_ledger_that_a_kill_cut_short_costs_no_other(tmp_path):
     def call(usd):
         return Call("judge", "m", "r", "a", "ok", False, 1, Usage(10, 1, 0, usd, "spec"), 1.0)
 
-    CallLog(path).add(call(1.0))
-    CallLog(path).add(call(2.0))
+    CallLedger(path).add(call(1.0))
+    CallLedger(path).add(call(2.0))
     path.write_bytes(path.read_bytes()[:-30])
-    log = CallLog(path)
+    log = CallLedger(path)
     log.add(call(4.0))
     log.add(call(8.0))
     assert log.spent() == 13.0
@@ -416,7 +420,7 @@ def test_what_was_paid_before_the_limit_stopped_an_attempt_is_in_the_ledger(tmp_
         gate = gateway(tmp_path, direct(server), limit=3e-4, **PRICES)
         (stopped,) = ask(gate, Request.of("a"))
         assert isinstance(stopped, BudgetExceeded)
-        assert CallLog(tmp_path / "calls.jsonl").spent() == pytest.approx(gate._budget.spent) == pytest.approx(4e-4)
+        assert CallLedger(tmp_path / "calls.jsonl").spent() == pytest.approx(gate._budget.spent) == pytest.approx(4e-4)
         assert len(server.calls) == 2
 
 
@@ -466,15 +470,15 @@ def told_of(folder, llm, *requests, **settings):
     """Ask all at once, and return what a user is told."""
     told = []
     gate = Gateway(
-        "judge", llm, model="m", identity="m", settings=RoleSettings(**settings), calls=CallStore(folder / "calls.sqlite"),
-        log=CallLog(folder / "calls.jsonl"), budget=Budget(None), tell=told.append,
+        "judge", llm, model="m", identity="m", settings=RoleSettings(**settings), calls=AnswerCache(folder / "calls.sqlite"),
+        log=CallLedger(folder / "calls.jsonl"), budget=Budget(None), tell=told.append,
     )  # fmt: skip
     ask(gate, *requests)
     return told
 
 
 def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.llm.waiting._TOLD", 0.9)
+    monkeypatch.setattr("saeval.llm.retries._TOLD", 0.9)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.faults = [error(429, "slow down", headers={"Retry-After": "1"})] * 3
@@ -486,7 +490,7 @@ def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, c
 
 
 def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.llm.waiting._SILENCE", 0.2)
+    monkeypatch.setattr("saeval.llm.retries._SILENCE", 0.2)
     with fake_server() as server:
         server.delay = 0.6
         told = told_of(tmp_path, direct(server), *(Request.of(str(i)) for i in range(3)))
@@ -498,7 +502,7 @@ def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
 @pytest.mark.parametrize("style", ["rich", "plain", "json"])
 def test_every_display_says_what_a_run_waits_for(style, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._TOLD", 0.1)
+    monkeypatch.setattr("saeval.llm.retries._TOLD", 0.1)
     with truthful_server() as server:
         server.faults = [error(503, headers={"Retry-After": "0.2"})]
         saeval.run(

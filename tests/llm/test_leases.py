@@ -17,10 +17,11 @@ from planted_run import spec, truthful_server
 from saeval_plugins.llms.openai_compatible import OpenAICompatible
 
 import saeval
-from saeval.llm import CallStore
-from saeval.llm.calls import Budget, CallLog
+from saeval.llm import AnswerCache
+from saeval.llm.budget import Budget
 from saeval.llm.gateway import Gateway, RoleSettings
 from saeval.llm.leases import Leases
+from saeval.llm.ledger import CallLedger
 from saeval.plugin import LLMError, Request
 
 KEYS = ["0" * 32, "1" * 32]
@@ -30,8 +31,8 @@ def gateway(folder, server, name, **settings):
     """The gateway of a process of its own, as far as its cache and ledger go."""
     llm = OpenAICompatible(model="m", api_base=server.url)
     return Gateway(
-        "judge", llm, model="m", identity="m", settings=RoleSettings(retries=0, **settings), calls=CallStore(folder / "calls.sqlite"),
-        log=CallLog(folder / f"{name}.jsonl"), budget=Budget(None),
+        "judge", llm, model="m", identity="m", settings=RoleSettings(retries=0, **settings), calls=AnswerCache(folder / "calls.sqlite"),
+        log=CallLedger(folder / f"{name}.jsonl"), budget=Budget(None),
     )  # fmt: skip
 
 

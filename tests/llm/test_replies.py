@@ -29,7 +29,7 @@ SMALL = {"latents": {"n": 2, "min_windows": 20}, "baselines": [], "scorers": {"d
 @pytest.fixture(autouse=True)
 def _quick_and_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
 
 
 def judging(messages):

@@ -14,7 +14,7 @@ from tiny import D, tiny_model
 
 import saeval
 from saeval import InputError
-from saeval.llm.transcript import Asked, pack, told, unpack
+from saeval.llm.transcript import PromptReply, pack, prompt_replies, unpack
 from saeval.models.coders import LinearCoder
 from saeval.models.live import only_loaded
 from saeval.models.logit_lens import directions
@@ -80,31 +80,31 @@ def test_scores_of_baselines_are_kept_latent_by_latent(tmp_path, monkeypatch):
 
 def test_a_reply_that_never_came_stands_with_its_reason():
     request = Request((Message("system", "Judge."), Message("user", "Does it fit?")))
-    assert told(request, "no answer within 3 s") == [
-        Asked("[system]\nJudge.\n\n[user]\nDoes it fit?", "no answer within 3 s", "failed")
+    assert prompt_replies(request, "no answer within 3 s") == [
+        PromptReply("[system]\nJudge.\n\n[user]\nDoes it fit?", "no answer within 3 s", "failed")
     ]
-    assert told(request, Reply("Yes")) == [Asked("[system]\nJudge.\n\n[user]\nDoes it fit?", "Yes")]
+    assert prompt_replies(request, Reply("Yes")) == [PromptReply("[system]\nJudge.\n\n[user]\nDoes it fit?", "Yes")]
 
 
 def test_scored_continuations_and_weighed_choices_are_told_prompt_by_prompt():
     scored = LogprobRequest(("one", "two"), (" Yes", " No"), prefix="Is it ")
     reply = LogprobReply((((-0.5,), (-1.0, -0.25)), ((-2.0,), (-0.125,))))
-    assert told(scored, reply) == [
-        Asked("Is it one", "ln p(' Yes') = -0.500\nln p(' No') = -1.250"),
-        Asked("Is it two", "ln p(' Yes') = -2.000\nln p(' No') = -0.125"),
+    assert prompt_replies(scored, reply) == [
+        PromptReply("Is it one", "ln p(' Yes') = -0.500\nln p(' No') = -1.250"),
+        PromptReply("Is it two", "ln p(' Yes') = -2.000\nln p(' No') = -0.125"),
     ]
     fill = FillRequest((("a\t", "\nb\t"),), " unknown", ("0", "9"), prefix="> ")
-    assert told(fill, FillReply((((-1.0, -0.1), (-0.1, -3.0)),))) == [
-        Asked("> a\t unknown\nb\t unknown", "likeliest: 9 0")
+    assert prompt_replies(fill, FillReply((((-1.0, -0.1), (-0.1, -3.0)),))) == [
+        PromptReply("> a\t unknown\nb\t unknown", "likeliest: 9 0")
     ]
 
 
 def test_packing_keeps_everything_but_the_number_is_bounded_and_what_is_shared_costs_once():
     few_shot = "".join(chr(33 + i * i % 90) for i in range(4000))
-    asked = [Asked(f"{few_shot} {i} \ud800 鯨", f"reply {i}") for i in range(100)]
+    asked = [PromptReply(f"{few_shot} {i} \ud800 鯨", f"reply {i}") for i in range(100)]
     back = unpack(pack(asked))
-    assert back[:64] == [Asked(a.prompt.replace("\ud800", "?"), a.reply) for a in asked[:64]]
-    assert back[64:] == [Asked("", "36 more prompts are not kept", "left out")]
+    assert back[:64] == [PromptReply(a.prompt.replace("\ud800", "?"), a.reply) for a in asked[:64]]
+    assert back[64:] == [PromptReply("", "36 more prompts are not kept", "left out")]
     assert len(pack(asked)) < 3 * len(few_shot) and unpack(pack([])) == []
 
 

@@ -12,7 +12,8 @@ FILE = Path(__file__).with_name("public_api.txt")
 
 
 def signatures() -> str:
-    """Every exported name of both faces, with the signatures of functions and of classes' public methods."""
+    """Every exported name of both faces, with the signatures of functions and of classes' public methods, inherited ones
+    where no other exported class has them."""
     return "".join(f"# {face.__name__}\n{_signatures(face)}\n" for face in (saeval, saeval.plugin))
 
 
@@ -24,7 +25,12 @@ def _signatures(face) -> str:
             lines.append(f"{name}{inspect.signature(thing)}")
         elif inspect.isclass(thing):
             lines.append(f"class {name}({', '.join(b.__name__ for b in thing.__bases__)})")
-            for method, value in sorted(vars(thing).items()):
+            layers = [
+                b
+                for b in thing.__mro__[1:]
+                if b.__module__.startswith("saeval.models") and b.__name__ not in face.__all__
+            ]
+            for method, value in sorted(item for layer in (thing, *layers) for item in vars(layer).items()):
                 plain = value.__func__ if isinstance(value, classmethod | staticmethod) else value
                 if not method.startswith("_") and inspect.isfunction(plain):
                     lines.append(f"    {method}{inspect.signature(plain)}")

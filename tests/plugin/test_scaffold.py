@@ -16,7 +16,8 @@ import saeval
 from saeval import InputError, LLMError, PluginError
 from saeval.cli.group import main
 from saeval.plugin import AUROC, LLM, LogprobReply, Reply, Score, Scorer, Usage, scaffold
-from saeval.plugin.registry import KINDS, Loaded, Registry
+from saeval.plugin.kinds import KINDS
+from saeval.plugin.registry import Loaded, Registry
 from saeval.task.loader import load_task
 from saeval.testing.contracts import check_llm
 from saeval.testing.plugin_checks import check_package
@@ -77,7 +78,7 @@ def test_task_of_a_made_package_runs_without_a_model(installed, tmp_path, monkey
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llm"])
 def test_lone_file_is_valid_in_a_spec(tmp_path, kind):
-    (file,) = scaffold.new(kind, f"my_{kind}", lone=True, out=tmp_path)
+    (file,) = scaffold.new(kind, f"my_{kind}", single_file=True, out=tmp_path)
     part = {"use": f"{file}:{scaffold.class_name(f'my_{kind}')}"}
     corpus = tmp_path / "text.txt"
     corpus.write_text("text " * 100)
@@ -117,20 +118,20 @@ def test_name_that_will_not_do_is_one_clear_sentence_and_makes_nothing(tmp_path,
 
 def test_lone_file_does_not_hide_a_module(tmp_path):
     with pytest.raises(InputError, match="a module numpy is installed already"):
-        scaffold.new("scorer", "numpy", lone=True, out=tmp_path)
+        scaffold.new("scorer", "numpy", single_file=True, out=tmp_path)
 
 
 def test_language_model_cannot_be_a_lone_file(tmp_path):
     with pytest.raises(InputError, match="leave out --file"):
-        scaffold.new("llm", "mine", lone=True, out=tmp_path)
+        scaffold.new("llm", "mine", single_file=True, out=tmp_path)
 
 
-@pytest.mark.parametrize("lone", [True, False])
-def test_nothing_is_overwritten(tmp_path, lone):
-    first, *_ = scaffold.new("scorer", "mine", lone=lone, out=tmp_path)
+@pytest.mark.parametrize("single_file", [True, False])
+def test_nothing_is_overwritten(tmp_path, single_file):
+    first, *_ = scaffold.new("scorer", "mine", single_file=single_file, out=tmp_path)
     first.write_text("precious")
     with pytest.raises(InputError, match="is there already, and nothing is overwritten"):
-        scaffold.new("scorer", "mine", lone=lone, out=tmp_path)
+        scaffold.new("scorer", "mine", single_file=single_file, out=tmp_path)
     assert first.read_text() == "precious"
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from plain_passes import brute_force
-from saeval_plugins.explainers.intervention import Intervention as Explainer
+from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.llms.hf import HF
-from saeval_plugins.scorers.intervention import PASSAGE, Intervention
+from saeval_plugins.scorers.intervention import PASSAGE, InterventionScorer
 from saeval_plugins.steering import written
 from tiny import KINDS, TEXT, D, tiny_model
 
@@ -38,7 +38,7 @@ def windows_of(subject, n, length=LENGTH):
     tokens = [tuple(ids[i * length : (i + 1) * length]) for i in range(n)]
     return tuple(
         Example(
-            tuple(subject.live.tokenizer.decode([t]) for t in row), row, np.eye(1, length, 3, dtype=np.float32)[0],
+            tuple(subject.live.tokenizer.decode([t]) for t in row), np.array(row, dtype=np.int32), np.eye(1, length, 3, dtype=np.float32)[0],
             document=i, context=i, start=1, active=True, decile=i % 10,
         )
         for i, row in enumerate(tokens)
@@ -180,7 +180,7 @@ def test_score_equals_equation_one_computed_by_hand(tmp_path):
     base = HF(model=str(tiny_model(tmp_path / "base", "gpt2", seed=5, n_positions=1024)))
     examples = examples_of(subject, 10)
     direction = torch.randn(D, generator=torch.Generator().manual_seed(2))
-    scorer = Intervention(kl=0.05, tune=4, score_on=6, tokens=4)
+    scorer = InterventionScorer(kl=0.05, tune=4, score_on=6, tokens=4)
     lent = context(base, source=source_of(subject, [direction]))
     score = asyncio.run(scorer.score(Explanation(text="grey sea"), examples, lent))
     assert score.status == "ok", score.reason
@@ -226,7 +226,7 @@ def counting_words(prompt, continuation):
 def test_true_explanation_beats_a_wrong_one_and_both_see_the_same_texts(tmp_path):
     subject, direction = outspoken(tmp_path)
     lent = source_of(subject, [direction])
-    scorer = Intervention(kl=1.0, tune=4, score_on=8, tokens=8)
+    scorer = InterventionScorer(kl=1.0, tune=4, score_on=8, tokens=8)
     examples = examples_of(subject, 12)
     scores, prompts = {}, []
     for word in (" two", " and"):
@@ -245,7 +245,7 @@ def test_windows_for_the_strength_are_never_scored(tmp_path):
     plain = subject.steered
     subject.steered = lambda prompts, direction: given_to.append(prompts) or plain(prompts, direction)
     base = ScriptedLLM(score=lambda *_: -1.0)
-    scorer = Intervention(kl=0.05, tune=10, score_on=30)
+    scorer = InterventionScorer(kl=0.05, tune=10, score_on=30)
     score = asyncio.run(
         scorer.score(
             Explanation(text="x"), examples_of(subject, 12), context(base, source=source_of(subject, [direction]))
@@ -261,10 +261,10 @@ def test_a_strength_that_cannot_be_reached_is_a_failure_that_says_so(tmp_path):
     base = ScriptedLLM(score=lambda *_: -1.0)
     lent = context(base, source=source_of(subject, [torch.ones(D)]))
     with pytest.raises(InputError, match="no strength gives a divergence of 50 nats"):
-        asyncio.run(Intervention(kl=50).score(Explanation(text="x"), examples_of(subject), lent))
+        asyncio.run(InterventionScorer(kl=50).score(Explanation(text="x"), examples_of(subject), lent))
     lent = context(base, source=source_of(subject, [None]))
     with pytest.raises(InputError, match="does not tell in which direction"):
-        asyncio.run(Intervention().score(Explanation(text="x"), examples_of(subject), lent))
+        asyncio.run(InterventionScorer().score(Explanation(text="x"), examples_of(subject), lent))
 
 
 def test_a_transcoders_latent_is_steered_where_it_writes_or_not_at_all(tmp_path):
@@ -287,17 +287,17 @@ def test_failing_models_and_few_windows_give_a_status(tmp_path):
         raise LLMError("server error 500")
 
     lent = context(ScriptedLLM(score=broken), source=source_of(subject, [direction]))
-    score = asyncio.run(Intervention(kl=0.05).score(Explanation(text="x"), examples_of(subject), lent))
+    score = asyncio.run(InterventionScorer(kl=0.05).score(Explanation(text="x"), examples_of(subject), lent))
     assert (score.status, score.reason, score.values) == ("failed", "server error 500", {})
-    score = asyncio.run(Intervention().score(Explanation(text="x"), examples_of(subject, 3), lent))
+    score = asyncio.run(InterventionScorer().score(Explanation(text="x"), examples_of(subject, 3), lent))
     assert score.status == "failed" and "too few" in score.reason
 
 
 def test_scorer_and_explainers_satisfy_their_contracts(tmp_path):
     subject = subject_of(tmp_path, block=2, vocab_size=50_000)
     lent = source_of(subject, [torch.randn(D, generator=torch.Generator().manual_seed(0))])
-    check_scorer(Intervention(kl=0.05), lambda: ScriptedLLM(score=lambda p, c: -float(len(p) % 7)), source=lent)
-    check_explainer(Explainer(kl=0.05), lambda: ScriptedLLM("EXPLANATION: ships"), source=lent)
+    check_scorer(InterventionScorer(kl=0.05), lambda: ScriptedLLM(score=lambda p, c: -float(len(p) % 7)), source=lent)
+    check_explainer(InterventionExplainer(kl=0.05), lambda: ScriptedLLM("EXPLANATION: ships"), source=lent)
     check_explainer(Lens(), source=lent)
 
 
@@ -309,7 +309,9 @@ def test_explainer_shows_what_really_rose_most(tmp_path):
     examples = examples_of(subject, 6)
     llm = ScriptedLLM("EXPLANATION: ships")
     made = asyncio.run(
-        Explainer(kl=1.0, examples=5).explain(examples, context(llm, source=source_of(subject, [direction])))
+        InterventionExplainer(kl=1.0, examples=5).explain(
+            examples, context(llm, source=source_of(subject, [direction]))
+        )
     )
     assert made.text == "ships" and made.notes["kl"] == pytest.approx(1.0, rel=0.1)
     shown = llm.requests[0].messages[-1].content.splitlines()
@@ -332,8 +334,8 @@ def test_candidates_are_chosen_on_explain_windows_alone(tmp_path):
         return "EXPLANATION: the word ' two'" if request.repeat == 2 else "EXPLANATION: the word 'dog'"
 
     llm = ScriptedLLM(answer, score=counting_words)
-    explainer = Explainer(kl=1.0, candidates=3)
-    assert explainer.needs() == {"subject", "coder", "logprobs"} and "logprobs" not in Explainer().needs()
+    explainer = InterventionExplainer(kl=1.0, candidates=3)
+    assert explainer.needs() == {"subject", "coder", "logprobs"} and "logprobs" not in InterventionExplainer().needs()
     made = asyncio.run(explainer.explain(examples, context(llm, source=lent)))
     assert made.text == "the word ' two'" and set(made.notes["candidates"]) == {"the word ' two'", "the word 'dog'"}
     assert {r.temperature for r in llm.requests} == {0.7} and len(llm.requests) == 3

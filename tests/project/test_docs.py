@@ -28,10 +28,10 @@ from saeval.plugin import Plugin, base as interfaces, hookspecs
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
 from saeval.task.schema import task_schema
-from saeval.task.spec.checking import parse
-from saeval.task.spec.document import Document
+from saeval.task.spec.document import SpecDocument
 from saeval.task.spec.matrix import cells_of
 from saeval.task.spec.models import PartSpec, RoleSpec, TaskSpec
+from saeval.task.spec.validation import parse
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -113,7 +113,7 @@ def test_spec_of_the_readme_is_a_task():
 
 def test_spec_of_the_task_reference_is_valid():
     text, *_ = blocks("docs/task-reference.md", "yaml")
-    assert [parse(filled).task for _, filled in cells_of(Document(yaml.safe_load(text), {}))] == ["face-off"] * 2
+    assert [parse(filled).task for _, filled in cells_of(SpecDocument(yaml.safe_load(text), {}))] == ["face-off"] * 2
 
 
 def test_specs_of_the_tutorial_are_valid():
@@ -123,7 +123,7 @@ def test_specs_of_the_tutorial_are_valid():
     RoleSpec.model_validate(yaml.safe_load(role)["llms"]["judge"])
     PartSpec.model_validate(yaml.safe_load(scorers)["scorers"]["mine"])
     assert parse(
-        Document(
+        SpecDocument(
             {
                 **yaml.safe_load(mine),
                 "source": {"use": "synthetic"},

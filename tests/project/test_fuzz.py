@@ -25,11 +25,11 @@ import saeval
 from saeval import SaevalError, StoreError
 from saeval._run.plan import speed
 from saeval._run.run_dir import RunDir
-from saeval.llm.calls import CallLog
+from saeval.llm.ledger import CallLedger
 from saeval.plugin import ActivationStore, LatentId
 from saeval.plugin.registry import Registry
 from saeval.report.files import write_reports
-from saeval.report.joined_text import FORMATS, written
+from saeval.report.joined_text import BOARD_FORMATS, written
 from saeval.report.terminal import render
 from saeval.task.loader import load_task
 from saeval.testing.planted import planted_store
@@ -350,14 +350,14 @@ def tables(path: Path) -> None:
 def ledger(path: Path) -> None:
     """Read what a run that goes on reads, and what a plan that takes its speed from it does."""
     with RunDir(path):
-        log = CallLog(path / "calls.jsonl")
+        log = CallLedger(path / "calls.jsonl")
         log.totals(), log.spent(), log.answers("judge")
     speed(path)
 
 
 def board(path: Path) -> None:
     """Do what `saeval leaderboard` does."""
-    for format_ in FORMATS:
+    for format_ in BOARD_FORMATS:
         written(saeval.join([path]), format_)
 
 

@@ -62,7 +62,7 @@ class Raises(Explainer):
 @pytest.mark.parametrize("model", ["openai_compatible/rules", pytest.param("openai/rules", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", SAYS_KEY.values(), ids=SAYS_KEY.keys())
 def test_key_is_sent_but_in_no_file_log_traceback_result_or_output(tmp_path, capfd, monkeypatch, model, fault):
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     with truthful_server() as server:
         role = {"model": model, "api_base": server.url, "max_tokens": 100, "retries": 1}
         task = spec(server, llms={"explainer": role, "judge": role}, baselines=[], scorers={"detection": {}})

@@ -17,8 +17,8 @@ from tiny import tiny_corpus, tiny_model
 
 from saeval._compare.join import join
 from saeval.cli.group import main
-from saeval.records.columns import Shown
-from saeval.report.joined_text import FORMATS, written
+from saeval.records.columns import ColumnStyle
+from saeval.report.joined_text import BOARD_FORMATS, written
 from saeval.results import columns
 from saeval.results.columns import Column
 
@@ -37,7 +37,9 @@ def test_boards_are_word_for_word_what_they_were(made):
 
 
 def test_column_that_is_declared_once_shows_in_every_format(monkeypatch):
-    extra = Column("spread", lambda line: 77.1251, Shown("spread", ".2f", unit="points"), "How far scores spread.")
+    extra = Column(
+        "spread", lambda line: 77.1251, ColumnStyle("spread", ".2f", unit="points"), "How far scores spread."
+    )
     monkeypatch.setattr(columns, "SCORE_COLUMNS", (*columns.SCORE_COLUMNS, extra))
     for name, text in boards().items():
         assert "spread" in text and re.search(r"77\.1[23]", text), name
@@ -94,7 +96,7 @@ def run_with_plugins(tmp_path_factory) -> tuple[Path, str]:
 def test_measure_and_metric_that_plugins_declare_show_on_every_board(run_with_plugins):
     run, printed = run_with_plugins
     joined = join([run])
-    shown = {format_: written(joined, format_) for format_ in FORMATS if format_ != "parquet"}
+    shown = {format_: written(joined, format_) for format_ in BOARD_FORMATS if format_ != "parquet"}
     CliRunner().invoke(main, ["leaderboard", str(run), "--html", str(run / "board.html")])
     for name, text in {
         "terminal": printed, "report.md": (run / "report" / "report.md").read_text(),

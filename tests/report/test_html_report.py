@@ -30,7 +30,7 @@ from saeval._util.owned_dirs import mark
 from saeval._util.text import visible
 from saeval.cli.group import main
 from saeval.plugin import LatentId
-from saeval.records.scores import Correlation, DecileShares, Explanation, Judge, JudgeCheck, RunResult
+from saeval.records.scores import Correlation, DecileShares, Explanation, JudgeCheck, JudgeRole, RunResult
 from saeval.report.files import write_reports
 from saeval.report.html import index, plots, write_html, write_plots
 from saeval.report.html.latents import CellTables, Ranked
@@ -113,8 +113,8 @@ def whole_run(folder: Path) -> tuple[RunResult, Path]:
     )
     made = made_run(
         judges=[
-            Judge(role="judge", model="openai/judge-1", check=None),
-            Judge(role="other", model="openai/judge-2", check=check),
+            JudgeRole(role="judge", model="openai/judge-1", check=None),
+            JudgeRole(role="other", model="openai/judge-2", check=check),
         ],
         correlations=[Correlation(scorers=("detection", "fuzzing"), n=24, pearson=-0.9, spearman=-1.0)],
     )
@@ -161,7 +161,7 @@ def hostile_run(folder: Path) -> Path:
     )
     made = run_of(
         one, task=HOSTILE[0], task_version=HOSTILE[3], description=" ".join(HOSTILE), warnings=HOSTILE, run_id=HOSTILE[1],
-        judges=[Judge(role=HOSTILE[2], model=HOSTILE[1], check=None)], components={HOSTILE[1]: HOSTILE},
+        judges=[JudgeRole(role=HOSTILE[2], model=HOSTILE[1], check=None)], components={HOSTILE[1]: HOSTILE},
         seconds={HOSTILE[2]: 1.0}, rank_by=f"{scripts}.auroc",
     )  # fmt: skip
     tokens = [" plain", *HOSTILE]

@@ -10,7 +10,7 @@ from planted_run import spec, truthful_server
 
 import saeval
 from saeval._util import progress
-from saeval.report.notebook import Shown
+from saeval.report.notebook import NotebookView
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_run_is_shown_as_its_board_and_printed_in_a_line(run):
 def test_the_board_is_text_when_printed(run, monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there rich would show it instead of writing it
     board = run.leaderboard()
-    assert isinstance(board, Shown) and "balanced_accuracy" in str(board) and "<table" in board._repr_html_()
+    assert isinstance(board, NotebookView) and "balanced_accuracy" in str(board) and "<table" in board._repr_html_()
 
 
 def test_a_latent_shows_its_explanation_scores_and_windows_with_activations(run):

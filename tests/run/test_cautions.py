@@ -9,7 +9,7 @@ import torch
 import yaml
 from saeval_plugins.explainers import lens
 from saeval_plugins.explainers.lens import Lens
-from saeval_plugins.scorers.intervention import Intervention
+from saeval_plugins.scorers.intervention import InterventionScorer
 from safetensors.torch import load_file, save_file
 from tiny import tiny_corpus, tiny_model, tiny_sae
 
@@ -64,11 +64,11 @@ def test_latents_with_fewer_hard_windows_than_asked_for_are_said(tmp_path):
 
 
 def test_a_divergence_off_by_more_than_the_tolerance_is_said():
-    scorer = Intervention(kl=0.1, tune=4)
+    scorer = InterventionScorer(kl=0.1, tune=4)
     assert scorer.cautions({"nats": 1.0, "kl_reached": 0.109}, []) == scorer.cautions({}, []) == []
     (said,) = scorer.cautions({"nats": 1.0, "kl_reached": 0.53}, [])
     assert "by 0.53 nats on the windows scored, where 0.1 were asked for" in said and "now 4" in said
-    assert [metric.name for metric in Intervention.metrics if metric.on_board] == ["kl_reached"]
+    assert [metric.name for metric in InterventionScorer.metrics if metric.on_board] == ["kl_reached"]
 
 
 def test_a_lens_names_words_and_no_white_space(monkeypatch):

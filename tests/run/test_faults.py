@@ -30,7 +30,7 @@ SMALL = {
 def _quick_and_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
 
 
 @pytest.fixture(params=["openai_compatible/rules", pytest.param("openai/rules", marks=pytest.mark.slow)])

@@ -19,7 +19,8 @@ import saeval
 from saeval import InputError
 from saeval.cli import main
 from saeval.exchange.hub import pull, push
-from saeval.llm.calls import Budget, Call, CallLog
+from saeval.llm.budget import Budget
+from saeval.llm.ledger import Call, CallLedger
 from saeval.records import Usage
 
 FLIPS = int(os.environ.get("SAEVAL_FLIPS", "60"))
@@ -147,7 +148,7 @@ def call(usd, tokens=10):
 
 def test_changed_line_of_the_ledger_is_found_and_lowers_nothing_that_was_spent(tmp_path):
     path = tmp_path / "calls.jsonl"
-    log = CallLog(path)
+    log = CallLedger(path)
     for usd in (1.0, 2.0, 4.0, 8.0):
         log.add(call(usd))
     lines = path.read_text().splitlines()
@@ -155,25 +156,25 @@ def test_changed_line_of_the_ledger_is_found_and_lowers_nothing_that_was_spent(t
         wrong = [*lines]
         wrong[k] = re.sub(r'"usd": [0-9.]+', '"usd": 0.0', wrong[k])
         path.write_text("\n".join(wrong) + "\n")
-        read = CallLog(path)
+        read = CallLedger(path)
         assert read.spent() == 15.0 and read.damaged == 1
         read.add(call(1.0))
-        assert CallLog(path).spent() == 16.0
+        assert CallLedger(path).spent() == 16.0
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
 def test_lines_of_an_earlier_version_are_read(tmp_path):
     path = tmp_path / "calls.jsonl"
-    CallLog(path).add(call(3.0))
+    CallLedger(path).add(call(3.0))
     path.write_text(re.sub(r', "spent".*"}', "}", path.read_text()))
-    log = CallLog(path)
+    log = CallLedger(path)
     assert log.spent() == 3.0 and not log.damaged
 
 
 def test_costs_below_zero_or_without_end_lower_no_budget(tmp_path):
-    budget, log = Budget(10.0), CallLog(tmp_path / "calls.jsonl")
+    budget, log = Budget(10.0), CallLedger(tmp_path / "calls.jsonl")
     for usd in (6.0, -5.0, float("nan"), float("inf")):
         budget.add(Usage(10, 1, 0, usd), "m")
         log.add(call(usd))
     assert budget.spent == 6.0 and budget.unknown == 3
-    assert CallLog(tmp_path / "calls.jsonl").spent() == 6.0
+    assert CallLedger(tmp_path / "calls.jsonl").spent() == 6.0

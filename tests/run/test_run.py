@@ -21,7 +21,7 @@ from saeval.plugin import LatentRecord, Outcome
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
 
 
 def rows(result, variant="explanation"):
@@ -383,12 +383,12 @@ from saeval.plugin import Sampler
 class Fickle(Sampler):
     name = "fickle"
     def sample(self, store, latent, rng):
-        from saeval_plugins.samplers.windows import Random
+        from saeval_plugins.samplers.windows import RandomSampler
         seen = store.__dict__.setdefault("seen", set())
         if latent in seen:
             return None
         seen.add(latent)
-        return Random(window=self.window, explain=5, score=10).sample(store, latent, rng)
+        return RandomSampler(window=self.window, explain=5, score=10).sample(store, latent, rng)
 """
 
 

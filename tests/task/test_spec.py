@@ -7,9 +7,9 @@ from hypothesis import given, strategies as st
 
 from saeval import SpecError
 from saeval.task.spec import parse_assignment, plain
-from saeval.task.spec.checking import parse
 from saeval.task.spec.document import override, read_document
 from saeval.task.spec.matrix import cells_of
+from saeval.task.spec.validation import parse
 
 GOOD = """\
 saeval: 1

@@ -20,7 +20,7 @@ import saeval
 from saeval._util import InputError, StoreError, shortage
 from saeval.activations import ActivationStore
 from saeval.activations.store.files import map_array
-from saeval.llm import CallStore
+from saeval.llm import AnswerCache
 from saeval.testing import planted_store
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
@@ -83,15 +83,15 @@ def test_too_many_open_files_are_said_as_that(store, tmp_path):
     with no_more_files(), pytest.raises(InputError, match="too many files are open"):
         saeval.read(store)
     with no_more_files(), pytest.raises(StoreError) as refused:
-        CallStore(tmp_path / "calls.sqlite")
+        AnswerCache(tmp_path / "calls.sqlite")
     assert "delete" not in str(refused.value)
 
 
 def test_cache_that_is_damaged_is_moved_away_and_a_full_one_is_not(tmp_path):
     (tmp_path / "calls.sqlite").write_bytes(b"no database at all" * 1000)
     with pytest.raises(StoreError, match="move it away"):
-        CallStore(tmp_path / "calls.sqlite")
-    full = CallStore(tmp_path / "full.sqlite")
+        AnswerCache(tmp_path / "calls.sqlite")
+    full = AnswerCache(tmp_path / "full.sqlite")
     full._db.execute("PRAGMA max_page_count=20")
     with pytest.raises(StoreError, match="make room") as refused:
         full.put({"key": {"text": "x" * 1_000_000}})

@@ -13,7 +13,7 @@ from planted_run import spec, truthful_server
 
 import saeval
 from saeval import InputError
-from saeval._util.owned_dirs import MARKER
+from saeval._util.owned_dirs import OWNER_FILE
 from saeval.cli.group import main
 from saeval.exchange.hub import pull, push
 from saeval.report.files import write_reports
@@ -76,10 +76,10 @@ def run(finished, tmp_path):
 
 
 def test_runs_own_directory_is_used_again_also_where_an_earlier_version_made_it(run, finished):
-    assert (run / MARKER).is_file()
-    (run / MARKER).unlink()
+    assert (run / OWNER_FILE).is_file()
+    (run / OWNER_FILE).unlink()
     assert saeval.run(finished[1], out=run).cells == saeval.read(finished[0]).cells  # all is in the journal
-    assert (run / MARKER).is_file()
+    assert (run / OWNER_FILE).is_file()
 
 
 def test_spec_that_says_the_same_keeps_its_comments(run):
@@ -125,7 +125,7 @@ def test_report_of_a_hostile_directory_follows_no_link(tmp_path):
     before = contents(site)
     evil.mkdir()
     (evil / "results.json").write_text(made_run().model_dump_json(by_alias=True))
-    (evil / MARKER).write_text("")
+    (evil / OWNER_FILE).write_text("")
     (evil / "report").symlink_to(site)
     for arguments in (("report", evil), ("report", evil / "results.json"), ("view", evil), ("view", evil, "--serve")):
         done = command(*arguments)
@@ -175,7 +175,7 @@ def test_pipes_in_somebodys_run_are_refused_and_not_waited_for(run):
 
 def test_what_was_fetched_or_imported_is_a_directory_of_ones_own(run, tmp_path):
     push(run, str(tmp_path / "sent"))
-    assert not list((tmp_path / "sent").rglob(MARKER))
+    assert not list((tmp_path / "sent").rglob(OWNER_FILE))
     pull(str(tmp_path / "sent"), tmp_path / "back")
     assert command("report", tmp_path / "back").exit_code == 0
     assert json.loads((tmp_path / "back" / "results.json").read_text())

@@ -31,8 +31,8 @@ from saeval.cli import main
 from saeval.plugin import Request, without_secrets
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
-from saeval.task.spec.checking import refuse_secrets
-from saeval.task.spec.document import Document
+from saeval.task.spec.document import SpecDocument
+from saeval.task.spec.validation import refuse_secrets
 
 KEY = 'zq7/canary"4Xw1+b9K%d0tR'  # has what URLs, JSON, HTML and base64 write differently
 SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 4, "min_windows": 20}}
@@ -41,7 +41,7 @@ SMALL = {"baselines": [], "scorers": {"detection": {}}, "latents": {"n": 4, "min
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     for name in ("SAEVAL_ALLOW_ENV", "SAEVAL_ALLOW_HOST"):
         monkeypatch.setenv(name, "")
 
@@ -222,7 +222,7 @@ def test_credential_of_the_environment_in_a_spec_is_refused_wherever_it_stands(m
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("tasks/**/*.yaml")), ids=lambda file: file.stem)
 def test_shipped_specs_hold_nothing_that_looks_like_a_credential(file):
-    refuse_secrets(Document(yaml.safe_load(file.read_text()), {}))
+    refuse_secrets(SpecDocument(yaml.safe_load(file.read_text()), {}))
 
 
 def test_placeholders_and_ordinary_options_are_no_credentials():

@@ -46,8 +46,14 @@ def _of_file(file: Path, format_: str) -> str:
     if maker:
         return f"it is a file of a folder that holds {maker[1]}" + (f": write `use: {maker[0]}`" if maker[0] else "")
     if re.fullmatch(r"ae_\d+\.pt", file.name):
-        return "it is a checkpoint of a training with dictionary_learning; copy it as ae.pt into a folder with the run's config.json"
-    return f"it is a single file ({_shape(file)}), and {format_} reads folders; convert it, or name a folder that {format_} wrote"
+        return (
+            "it is a checkpoint of a training with dictionary_learning; copy it as ae.pt into a folder with the "
+            "run's config.json"
+        )
+    return (
+        f"it is a single file ({_shape(file)}), and {format_} reads folders; convert it, or name a folder that "
+        f"{format_} wrote"
+    )
 
 
 def _maker(folder: Path) -> tuple[str, str] | None:
@@ -74,7 +80,8 @@ def _maker(folder: Path) -> tuple[str, str] | None:
     if any(name.startswith("layer_") and name.endswith(".safetensors") for name in names) and "config.yaml" in names:
         return (
             "",
-            "transcoders of circuit-tracer, a file per layer; take them through sae-lens (`use: sae_lens` with release and sae_id)",
+            "transcoders of circuit-tracer, a file per layer; take them through sae-lens (`use: sae_lens` with "
+            "release and sae_id)",
         )
     if any(name.endswith(".sae.pt") for name in names):
         return "", "files of Qwen Scope; take them through sae-lens (`use: sae_lens` with release and sae_id)"

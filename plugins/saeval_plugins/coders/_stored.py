@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _HUB_REASONS = {
-    "GatedRepoError": "the repository is gated: accept its terms on its Hugging Face page, then log in with `hf auth login`",
-    "RepositoryNotFoundError": "there is no such repository; check its name, or log in with `hf auth login` if it is private",
+    "GatedRepoError": "the repository is gated: accept its terms on Hugging Face, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "there is no such repository; check its name, or log in (`hf auth login`) if private",
     "RevisionNotFoundError": "the repository has no such revision",
     "HFValidationError": "that is no name of a repository, such as google/gemma-scope-2b-pt-res",
 }
@@ -58,7 +58,8 @@ class StoredCoder(Coder):
 
     @classmethod
     def by_name(cls, name: str) -> Mapping[str, Any] | None:
-        """Return the options for a folder with weights of this format, or for `OWNER/REPOSITORY[/FOLDER]` on the hub."""
+        """Return the options for a folder with weights of this format, or for `OWNER/REPOSITORY[/FOLDER]` on the
+        hub."""
         folder = Path(name).expanduser()
         if folder.exists():
             weights = any((folder / file).is_file() for file in cls.weight_files)
@@ -186,9 +187,12 @@ class StoredCoder(Coder):
         known = next((text for kind, text in _HUB_REASONS.items() if kind in kinds), None)
         return InputError(
             f"{self._label} cannot be had from the Hugging Face hub: "
-            + (known or "it is not on this machine, and the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), "
-               f"or give the `path` of a folder ({type(error).__name__})")
-        )  # fmt: skip
+            + (
+                known
+                or "it is not on this machine, and the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), "
+                f"or give the `path` of a folder ({type(error).__name__})"
+            )
+        )
 
     def _misfit(self, reads: int, d_in: int, place: str | None, model: str | None = None) -> InputError:
         """Say that it reads activations of another width than those at the hookpoint."""

@@ -47,8 +47,8 @@ def read_tensors(label: str, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, as float32 on the CPU; one that has no name goes by the empty string.
 
     Raises:
-        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite; a threshold may be
-            infinite, which keeps a pruned latent silent.
+        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite; a threshold may
+            be infinite, which keeps a pruned latent silent.
     """
     tensors = {name: tensor.float() for name, tensor in _opened(label, path, _READERS[path.suffix]).items()}
     for name, tensor in tensors.items():
@@ -98,7 +98,8 @@ def check_shapes(
     for name, shape in wanted.items():
         if seen[name] != shape:
             raise InputError(
-                f"{label}: {name} has shape {seen[name]}, but by its configuration and other tensors it should be {shape}"
+                f"{label}: {name} has shape {seen[name]}, but by its configuration and other tensors it should be "
+                f"{shape}"
             )
 
 

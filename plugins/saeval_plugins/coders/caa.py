@@ -23,9 +23,9 @@ class Caa(Coder):
     """The mean difference of activations at the last token of contrasting texts, as one latent (arXiv 2312.06681).
 
     The latent's activation is the projection onto that difference, measured from the midpoint between the two means. It
-    fires where a token lies on the side of the positive texts, which about half of all tokens do, and, with `share`, only
-    where it lies far on it. Give it the same `model` (and `device` and `dtype`)
-    as the source, which then loads the model once.
+    fires where a token lies on the side of the positive texts, which about half of all tokens do, and, with `share`,
+    only where it lies far on it. Give it the same `model` (and `device` and `dtype`) as the source, which then loads
+    the model once.
     """
 
     name = "caa"
@@ -39,8 +39,8 @@ class Caa(Coder):
     midpoint: bool = True
     """Whether projections are measured from the midpoint between the two means; otherwise from 0."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the pairs' tokens on which it fires, those that project furthest; all on the positive side when left out.
-    Windows in which the latent is silent are found only where it fires on few tokens."""
+    """Share of the pairs' tokens on which it fires, those that project furthest; all on the positive side when left
+    out. Windows in which the latent is silent are found only where it fires on few tokens."""
     revision: str | None = None
     """Revision of the hub id."""
     device: str = "auto"
@@ -136,7 +136,8 @@ class Caa(Coder):
         return _Means(last[0].mean(dim=0), last[1].mean(dim=0), torch.cat(tokens))
 
     def _read(self, texts: Sequence[str], live: LiveModel) -> tuple[Tensor, Tensor]:
-        """Return the activations at each text's last token [texts, width], and at all of them but BOS [tokens, width]."""
+        """Return the activations at each text's last token [texts, width], and at all of them but BOS [tokens,
+        width]."""
         import torch
 
         point, bos = live.hookpoint(self.at), live.tokenizer.bos_token_id

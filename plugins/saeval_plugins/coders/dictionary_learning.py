@@ -7,7 +7,7 @@ import zipfile
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import Gate, InputError, LinearCoder, MadeFor
+from saeval.plugin import GatedEncoder, InputError, LinearCoder, MadeFor
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, positive, read_json, read_tensors
 
@@ -53,14 +53,14 @@ class DictionaryLearning(StoredCoder):
     def made_for(self, *, fetch: bool = True) -> MadeFor:
         """Return what `config.json` says of the trainer and its buffer."""
         config = self._config
-        size, k = config["ctx_len"], config.get("k")
-        layer, model = config.get("layer"), config.get("lm_name")
+        layer, model, k = config.get("layer"), config.get("lm_name"), _positive(config.get("k"))
+        l0 = None if k is None else float(k)
         return MadeFor(
             place=self.hookpoint(),
             layer=layer if isinstance(layer, int) else None,
             model=model if isinstance(model, str) else None,
-            context_size=size if isinstance(size, int) and size > 0 else None,
-            l0=float(k) if isinstance(k, int) and k > 0 else None,
+            context_size=_positive(config["ctx_len"]),
+            l0=l0,
             latents=config["dict_size"],
         )
 
@@ -136,9 +136,9 @@ def _refuse_backup(label: str, path: Path) -> None:
         said = archive.read(pickled) if pickled else b""
     if b"optimizer" in said and b"norm_factor" in said:
         raise InputError(
-            f"{label}: {path.name} is the backup of a training that was interrupted, whose biases are not yet scaled by its "
-            "norm_factor; finish the training, or load the backup's `ae`, call `scale_biases(norm_factor)` and save its state "
-            "dict as ae.pt"
+            f"{label}: {path.name} is the backup of a training that was interrupted, whose biases are not yet scaled "
+            "by its norm_factor; finish the training, or load the backup's `ae`, call `scale_biases(norm_factor)` "
+            "and save its state dict as ae.pt"
         )
 
 
@@ -148,17 +148,26 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
     if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
         threshold = [latents] if kind == "JumpReluAutoEncoder" else []
         return {
-            "W_enc": [width, latents], "W_dec": [latents, width], "b_enc": [latents], "b_dec": [width],
+            "W_enc": [width, latents],
+            "W_dec": [latents, width],
+            "b_enc": [latents],
+            "b_dec": [width],
             "threshold": threshold,
-        }  # fmt: skip
+        }
     shapes = {"encoder.weight": [latents, width], "decoder.weight": [width, latents]}
     if kind == "GatedAutoEncoder":
         return {
-            **shapes, **{name: [latents] for name in ("gate_bias", "mag_bias", "r_mag")}, "decoder_bias": [width],
-        }  # fmt: skip
+            **shapes,
+            **{name: [latents] for name in ("gate_bias", "mag_bias", "r_mag")},
+            "decoder_bias": [width],
+        }
     bias = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(kind, "b_dec")
     threshold_too = {"threshold": list[int]()} if kind == "BatchTopKSAE" else {}
     return {**shapes, "encoder.bias": [latents], bias: [width], **threshold_too}
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _linear(
@@ -167,16 +176,21 @@ def _linear(
     kind, latents = config["dict_class"], config["dict_size"]
     jumps = kind in ("JumpReluAutoEncoder", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
     gated = kind == "GatedAutoEncoder"
-    named = "W_enc" in tensors
+    if "W_enc" in tensors:
+        encoder, decoder, encoder_bias = tensors["W_enc"], tensors["W_dec"], "b_enc"
+    else:
+        encoder, decoder = tensors["encoder.weight"].T, tensors["decoder.weight"].T.contiguous()
+        encoder_bias = "encoder.bias"
+    gate = GatedEncoder(tensors["gate_bias"], tensors["mag_bias"], tensors["r_mag"]) if gated else None
     bias = next(tensors[name] for name in ("b_dec", "bias", "decoder.bias", "decoder_bias") if name in tensors)
     return LinearCoder(
-        encoder=tensors["W_enc"] if named else tensors["encoder.weight"].T,
-        decoder=tensors["W_dec"] if named else tensors["decoder.weight"].T.contiguous(),
-        encoder_bias=None if gated else tensors["b_enc" if named else "encoder.bias"],
+        encoder=encoder,
+        decoder=decoder,
+        encoder_bias=None if gated else tensors[encoder_bias],
         decoder_bias=bias,
         threshold=tensors["threshold"].expand(latents) if jumps else None,
         k=k,
-        gate=Gate(tensors["gate_bias"], tensors["mag_bias"], tensors["r_mag"]) if gated else None,
+        gate=gate,
         subtract_decoder_bias=kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
         architecture=kind,
         metadata={"hook_name": hookpoint, "model_name": config.get("lm_name")},

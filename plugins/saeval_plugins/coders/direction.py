@@ -84,13 +84,14 @@ class Direction(Coder):
         name = next(iter(tensors)) if len(tensors) == 1 else self.weight
         if name not in tensors:
             raise InputError(
-                f"{self._label}: it holds no {name!r}, but {', '.join(sorted(tensors)) or 'nothing'}; name one as `weight`"
+                f"{self._label}: it holds no {name!r}, but {', '.join(sorted(tensors)) or 'nothing'}; name one as "
+                "`weight`"
             )
         vector = tensors[name]
         if vector.ndim == 0 or vector.numel() != max(vector.shape):
             raise InputError(
-                f"{self._label}: {name or 'its content'} has shape {list(vector.shape)}, which is not one direction; save the "
-                "row that you mean by itself"
+                f"{self._label}: {name or 'its content'} has shape {list(vector.shape)}, which is not one direction; "
+                "save the row that you mean by itself"
             )
         if not vector.any():
             raise InputError(f"{self._label}: it is zero, which is no direction")

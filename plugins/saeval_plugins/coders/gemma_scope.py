@@ -99,6 +99,8 @@ class GemmaScope(StoredCoder):
         reads, writes = self._places
         skip = SKIP in shapes
         transcoder = skip or writes is not None
+        model = self._config.get("model_name")
+        kind = "jumprelu" + "_skip" * skip + "_transcoder" * transcoder
         return LinearCoder(
             encoder=weights["W_enc"],
             decoder=weights["W_dec"],
@@ -106,11 +108,11 @@ class GemmaScope(StoredCoder):
             decoder_bias=weights["b_dec"],
             threshold=weights["threshold"],
             skip=skip,
-            architecture="jumprelu" + ("_skip" if skip else "") + ("_transcoder" if transcoder else ""),
+            architecture=kind,
             autoencoder=not transcoder,
             transcoder=transcoder,
             writes=writes,
-            metadata={"hook_name": reads, **({"model_name": m} if (m := self._config.get("model_name")) else {})},
+            metadata={"hook_name": reads, **({"model_name": model} if model else {})},
         )
 
     @cached_property

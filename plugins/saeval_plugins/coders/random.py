@@ -12,9 +12,9 @@ _LATENTS, _K = 131_072, 50  # of the paper's, where there is nothing to match
 class RandomSae(Coder):
     """Random directions of unit norm, uniform over the sphere, with top-k activations (paper A.7.3).
 
-    The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many latents,
-    and as many of them firing per token, as the SAE it stands beside, as far as that one's files tell; elsewhere 131,072
-    and 50, as in the paper.
+    The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many
+    latents, and as many of them firing per token, as the SAE it stands beside, as far as that one's files tell;
+    elsewhere 131,072 and 50, as in the paper.
     """
 
     name = "random_sae"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from saeval.plugin import Gate, HookPoint, InputError, LinearCoder, MadeFor, ModuleCoder
+from saeval.plugin import GatedEncoder, HookPoint, InputError, LinearCoder, MadeFor, ModuleCoder
 from saeval_plugins.coders._releases import Listed, listed, releases
 from saeval_plugins.coders._stored import StoredCoder
 from saeval_plugins.coders._tensors import check_shapes, read_json, read_tensors, tensor_shapes
@@ -111,14 +111,17 @@ class SaeLens(StoredCoder):
             return MadeFor(self.hookpoint(), model=listed.model, l0=listed.l0)
         config = self._config
         metadata = config["metadata"]
-        size, layer, bos = (metadata.get(name) for name in ("context_size", "hook_layer", "prepend_bos"))
+        size, layer, bos = metadata.get("context_size"), metadata.get("hook_layer"), metadata.get("prepend_bos")
+        if not isinstance(size, int) or size <= 0:
+            size = None
+        l0 = config["k"] if config["architecture"] in ("topk", "abstopk") else None
         return MadeFor(
             place=metadata.get("hf_hook_name") or metadata.get("hook_name"),
             layer=layer if isinstance(layer, int) else None,
             model=metadata.get("model_name"),
-            context_size=size if isinstance(size, int) and size > 0 else None,
+            context_size=size,
             prepend_bos=bos if isinstance(bos, bool) else None,
-            l0=config["k"] if config["architecture"] in ("topk", "abstopk") else None,
+            l0=l0,
             latents=config["d_sae"],
         )
 
@@ -223,8 +226,8 @@ class SaeLens(StoredCoder):
         except Exception as error:  # sae-lens and the hub raise many kinds
             line = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise InputError(
-                f"{self._label} cannot be loaded by sae-lens ({type(error).__name__}: {line}); check release, sae_id and "
-                "connection, or give the `path` of a folder"
+                f"{self._label} cannot be loaded by sae-lens ({type(error).__name__}: {line}); check release, sae_id "
+                "and connection, or give the `path` of a folder"
             ) from error
 
     def _wrapped(self, device: str) -> ModuleCoder:
@@ -242,9 +245,14 @@ class SaeLens(StoredCoder):
         sae.eval().requires_grad_(False)
         sae.turn_off_forward_pass_hook_z_reshaping()  # what transformers gives is flat already
         return ModuleCoder(
-            sae.encode, config["d_sae"], config["d_in"], config["architecture"], decoder=sae.W_dec,
-            token_wise=config["architecture"] != "temporal", metadata=config["metadata"],
-        )  # fmt: skip
+            sae.encode,
+            config["d_sae"],
+            config["d_in"],
+            config["architecture"],
+            decoder=sae.W_dec,
+            token_wise=config["architecture"] != "temporal",
+            metadata=config["metadata"],
+        )
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,14 +262,21 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
         metadata = {
             name: config[old]
             for name, old in (
-                ("model_name", "model_name"), ("hook_name", "hook_point"), ("hook_name", "hook_name"),
-                ("hf_hook_name", "hf_hook_name"), ("hook_name_out", "hook_name_out"),
-                ("hf_hook_name_out", "hf_hook_name_out"), ("hook_layer", "hook_layer"), ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
-                ("dataset_path", "dataset_path"), ("context_size", "context_size"), ("prepend_bos", "prepend_bos"),
+                ("model_name", "model_name"),
+                ("hook_name", "hook_point"),
+                ("hook_name", "hook_name"),
+                ("hf_hook_name", "hf_hook_name"),
+                ("hook_name_out", "hook_name_out"),
+                ("hf_hook_name_out", "hf_hook_name_out"),
+                ("hook_layer", "hook_layer"),
+                ("model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
+                ("dataset_path", "dataset_path"),
+                ("context_size", "context_size"),
+                ("prepend_bos", "prepend_bos"),
                 ("neuronpedia_id", "neuronpedia_id"),
             )
             if old in config
-        }  # fmt: skip
+        }
     heads = (config.get(name) for name in ("hook_head_index", "hook_point_head_index"))
     metadata = {"hook_head_index": next((head for head in heads if head is not None), None), **metadata}
     modern = {"apply_b_dec_to_input": True, **config, "architecture": config.get("architecture") or "standard"}
@@ -298,8 +313,8 @@ def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"its normalize_activations {normalize!r} is not known"
     if config["metadata"].get("hook_head_index") is not None:
         yield (
-            f"it reads attention head {config['metadata']['hook_head_index']} alone, which saeval does not cut out; take "
-            "an SAE of all heads together"
+            f"it reads attention head {config['metadata']['hook_head_index']} alone, which saeval does not cut out; "
+            "take an SAE of all heads together"
         )
     sizes = ["d_in", "d_sae"]
     sizes += ["d_out"] if "transcoder" in architecture else []
@@ -333,7 +348,7 @@ def _linear(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LinearC
         threshold=tensors.get("threshold"),
         k=config["k"] if architecture in ("topk", "abstopk") else None,
         signed=architecture == "abstopk",
-        gate=Gate(tensors["b_gate"], tensors["b_mag"], tensors["r_mag"]) if architecture == "gated" else None,
+        gate=GatedEncoder(tensors["b_gate"], tensors["b_mag"], tensors["r_mag"]) if architecture == "gated" else None,
         scale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
         subtract_decoder_bias=config["apply_b_dec_to_input"] and not transcoder,
         normalize=config["normalize_activations"],

@@ -46,7 +46,8 @@ class Sparsify(StoredCoder):
             check_shapes(self._label, WEIGHTS, shapes, _shapes(config), config["activation"])
 
     def fingerprint(self) -> JsonValue:
-        """Return hashes of the files, wherever they lie; for a transcoder also its module, on which its site depends."""
+        """Return hashes of the files, wherever they lie; for a transcoder also its module, on which its site
+        depends."""
         files = super().fingerprint()
         return [files, self._module] if self._config["transcode"] else files
 
@@ -91,7 +92,7 @@ class Sparsify(StoredCoder):
             grouped=config["activation"] == "groupmax",
             subtract_decoder_bias=not transcoder,
             skip=skip,
-            architecture=kind + (" skip" if skip else "") + (" transcoder" if transcoder else ""),
+            architecture=kind + " skip" * skip + " transcoder" * transcoder,
             autoencoder=not transcoder,
             transcoder=transcoder,
             writes=self._module if transcoder else None,
@@ -128,7 +129,8 @@ class Sparsify(StoredCoder):
         positive(label, config, "num_latents")
         if config["activation"] not in ACTIVATIONS:
             raise InputError(
-                f"{self._label}: its activation {config['activation']!r} is not known; there are: {', '.join(ACTIVATIONS)}"
+                f"{self._label}: its activation {config['activation']!r} is not known; there are: "
+                f"{', '.join(ACTIVATIONS)}"
             )
         if config["k"] > config["num_latents"]:
             raise InputError(f"{self._label}: k is {config['k']}, more than its {config['num_latents']} latents")

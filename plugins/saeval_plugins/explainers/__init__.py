@@ -5,11 +5,11 @@ from __future__ import annotations
 from saeval.plugin import Explainer, hookimpl
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import Default
-from saeval_plugins.explainers.frozen import Frozen, FrozenRandom, FrozenShuffled, FrozenTopTokens
-from saeval_plugins.explainers.intervention import Intervention
+from saeval_plugins.explainers.frozen import FrozenExplainer, FrozenRandom, FrozenShuffled, FrozenTopTokens
+from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
-from saeval_plugins.explainers.random import Random
+from saeval_plugins.explainers.random import RandomExplainer
 from saeval_plugins.explainers.refine import Refine
 from saeval_plugins.explainers.shuffled import Shuffled
 from saeval_plugins.explainers.single_token import SingleToken
@@ -22,15 +22,15 @@ def saeval_explainers() -> list[type[Explainer]]:
     return [
         Contrastive,
         Default,
-        Intervention,
+        InterventionExplainer,
         Lens,
         Precomputed,
-        Random,
+        RandomExplainer,
         Refine,
         Shuffled,
         SingleToken,
         TopTokens,
-        Frozen,
+        FrozenExplainer,
         FrozenShuffled,
         FrozenRandom,
         FrozenTopTokens,

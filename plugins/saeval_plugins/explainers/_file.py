@@ -1,4 +1,5 @@
-"""Explanations in files: JSON lines, JSON, CSV, YAML, or a folder of Delphi's. Mistakes in them are told with the line."""
+"""Explanations in files: JSON lines, JSON, CSV, YAML, or a folder of Delphi's. Mistakes in them are told with the
+line."""
 
 from __future__ import annotations
 

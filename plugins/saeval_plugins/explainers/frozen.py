@@ -18,8 +18,9 @@ from saeval.plugin import (
 from saeval_plugins._frozen import OWN, Explained, read_frozen
 
 
-class Frozen(Explainer):
-    """Sends the recorded prompt to the role's model and parses the reply; the model `frozen/…` repeats the recorded one."""
+class FrozenExplainer(Explainer):
+    """Sends the recorded prompt to the role's model and parses the reply; the model `frozen/…` repeats the recorded
+    one."""
 
     name = "frozen"
     llm_role = "explainer"
@@ -52,7 +53,7 @@ class Frozen(Explainer):
             return Explanation.failed(str(error))
 
 
-class FrozenShuffled(Frozen):
+class FrozenShuffled(FrozenExplainer):
     """Returns the explanation of another latent that the frozen run held against each latent's own."""
 
     name = "frozen_shuffled"
@@ -61,7 +62,7 @@ class FrozenShuffled(Frozen):
     variant = "shuffled_explanation"
 
 
-class FrozenRandom(Frozen):
+class FrozenRandom(FrozenExplainer):
     """Returns the random explanation that the frozen run held against each latent's own."""
 
     name = "frozen_random"
@@ -70,7 +71,7 @@ class FrozenRandom(Frozen):
     variant = "random_explanation"
 
 
-class FrozenTopTokens(Frozen):
+class FrozenTopTokens(FrozenExplainer):
     """Returns the list of top tokens that the frozen run held against each latent's own explanation."""
 
     name = "frozen_top_tokens"

@@ -10,14 +10,14 @@ from pydantic import Field
 
 from saeval.plugin import Context, Examples, Explainer, Explanation, Need, ask, derive_rng, one_line
 from saeval_plugins.prompts import load
-from saeval_plugins.scorers.intervention import Intervention as Scorer
+from saeval_plugins.scorers.intervention import InterventionScorer
 from saeval_plugins.steering import calibrated, steered
 
 PROMPT = load("explainer_intervention.md")
 _SHOWN = 16  # tokens of each text's end that are shown
 
 
-class Intervention(Explainer):
+class InterventionExplainer(Explainer):
     """Shows a model the tokens whose probability rises most when the latent's direction is added at their text's end.
 
     The explain windows are the texts; the direction is added at the strength that moves the next token's distribution
@@ -27,7 +27,7 @@ class Intervention(Explainer):
 
     name = "intervention"
     llm_role = "explainer"
-    prompts = (PROMPT, *Scorer.prompts)
+    prompts = (PROMPT, *InterventionScorer.prompts)
 
     kl: float = Field(default=1.0, gt=0)
     """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats."""
@@ -62,12 +62,15 @@ class Intervention(Explainer):
         made = await asyncio.gather(
             *(
                 ask(
-                    context, messages, prefill=self.prefill, repeat=repeat,
+                    context,
+                    messages,
+                    prefill=self.prefill,
+                    repeat=repeat,
                     temperature=self.temperature if several else None,
                 )
                 for repeat in range(self.candidates)
             )
-        )  # fmt: skip
+        )
         chosen = await self._best(made, examples, context) if several else made[0]
         return chosen.model_copy(update={"notes": {**chosen.notes, "kl": kl}})
 
@@ -88,8 +91,9 @@ class Intervention(Explainer):
         return "\n".join(lines), strength.kl
 
     async def _best(self, made: list[Explanation], examples: Examples, context: Context) -> Explanation:
-        """Return the candidate that the intervention scorer likes best, of equals the first; a failed one if all are."""
-        scorer = Scorer(kl=self.kl, tolerance=self.tolerance)
+        """Return the candidate that the intervention scorer likes best, of equals the first; a failed one if all
+        are."""
+        scorer = InterventionScorer(kl=self.kl, tolerance=self.tolerance)
         good = list({e.text: e for e in reversed(made) if e.status == "ok"}.values())[::-1]
         if len(good) < 2:
             return good[0] if good else made[0]

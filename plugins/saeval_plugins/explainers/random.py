@@ -8,7 +8,7 @@ from saeval_plugins.prompts import load
 EXPLANATIONS = load("random_explanations.txt")
 
 
-class Random(Explainer):
+class RandomExplainer(Explainer):
     """Draws a ready-made explanation: the floor under every scorer (paper §4, `random explanation`)."""
 
     name = "random"

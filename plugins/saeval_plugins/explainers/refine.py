@@ -1,4 +1,5 @@
-"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the best."""
+"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the
+best."""
 
 from __future__ import annotations
 
@@ -120,13 +121,9 @@ class Refine(Explainer):
             [int(i) for i in rng.permutation(len(side))] for side in (examples.activating, examples.non_activating)
         )
         active, silent = active[: min(self.held_back, len(active) // 2)], silent[: self.held_back]
-        held = [
-            [
-                *(examples.activating[i] for i in active[half::2]),
-                *(examples.non_activating[i] for i in silent[half::2]),
-            ]
-            for half in (0, 1)
-        ]
+        firing = [examples.activating[i] for i in active]
+        quiet = [examples.non_activating[i] for i in silent]
+        held = [[*firing[half::2], *quiet[half::2]] for half in (0, 1)]
         repair, choose = ([part[i] for i in rng.permutation(len(part))] for part in held)
         shown = [window for i, window in enumerate(examples.activating) if i not in active]
         return Parts(shown[: self.examples], repair, choose)

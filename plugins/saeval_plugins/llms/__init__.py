@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saeval.plugin import LLM, hookimpl
-from saeval_plugins.llms.frozen import Frozen
+from saeval_plugins.llms.frozen import FrozenLLM
 from saeval_plugins.llms.hf import HF
 from saeval_plugins.llms.litellm import LiteLLM
 from saeval_plugins.llms.openai_compatible import OpenAICompatible
@@ -13,4 +13,4 @@ from saeval_plugins.llms.scripted import Scripted
 
 @hookimpl
 def saeval_llms() -> list[type[LLM]]:
-    return [LiteLLM, OpenAICompatible, HF, Scripted, Replay, Frozen]
+    return [LiteLLM, OpenAICompatible, HF, Scripted, Replay, FrozenLLM]

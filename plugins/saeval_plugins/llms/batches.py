@@ -38,7 +38,7 @@ class Progress(NamedTuple):
     files: tuple[str, ...] = ()
 
 
-class Provider(Protocol):
+class BatchProvider(Protocol):
     """Where batches are sent to; each of its methods raises `LLMError`."""
 
     async def send(self, lines: str) -> str:
@@ -83,7 +83,7 @@ class Batches:
         provider: Where batches are sent to.
     """
 
-    def __init__(self, folder: Path, model: str, owner: str, provider: Provider):
+    def __init__(self, folder: Path, model: str, owner: str, provider: BatchProvider):
         self._folder, self._model, self._owner, self._provider = folder, model, owner, provider
         self._gathered: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
         self._timer: asyncio.TimerHandle | None = None

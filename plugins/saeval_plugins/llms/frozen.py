@@ -12,11 +12,11 @@ from saeval_plugins._frozen import conversation, read_frozen
 from saeval_plugins.task_dirs import saeval_task_dirs
 
 
-class Frozen(LLM):
+class FrozenLLM(LLM):
     """Repeats what a real model answered in a frozen run; results carry the mark `recorded`.
 
-    `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the file
-    fails; no answer is made up.
+    `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the
+    file fails; no answer is made up.
     """
 
     name = "frozen"

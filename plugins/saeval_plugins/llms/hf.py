@@ -43,7 +43,8 @@ _PREFIXES_KEPT = 4
 _PROMPTS_KEPT = 8  # batches of prompts
 _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # of a cache; others hold states that forget
 _PLACED = {
-    "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3",
+    "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3",
+    "qwen2", "qwen3", "smollm3",
 }  # fmt: skip
 """Model types that see a token at the position they are told, whatever padding lies before it."""
 _TURN_END = "\n\n"  # between turns for models without a chat template, which would go on inventing turns
@@ -60,10 +61,10 @@ class HF(LLM):
     """Runs a causal language model of the hub, a folder, a GGUF file or a package in this process.
 
     Prompts are sent through the tokenizer's chat template where it has one; else as plain text, the turns apart by a
-    blank line, which also ends an answer. What is spelled like a special token in a prompt is text. To score continuations, BOS (where there is one), prefix, prompt and
-    continuation are tokenized apart and joined, and so are the parts of texts with gaps. Prefixes, and all of a
-    conversation before its last question, are computed once and kept for the next request, with which no number
-    changes.
+    blank line, which also ends an answer. What is spelled like a special token in a prompt is text. To score
+    continuations, BOS (where there is one), prefix, prompt and continuation are tokenized apart and joined, and so are
+    the parts of texts with gaps. Prefixes, and all of a conversation before its last question, are computed once and
+    kept for the next request, with which no number changes.
     """
 
     name = "hf"
@@ -134,7 +135,8 @@ class HF(LLM):
     # --- tokens ---
 
     def _ids(self, text: str, *, marks: bool = False) -> list[int]:
-        """Return a text's tokens. What is spelled like a special token is text, unless a template put its marks there."""
+        """Return a text's tokens. What is spelled like a special token is text, unless a template put its marks
+        there."""
         made = self._live.tokenizer(text, add_special_tokens=False, split_special_tokens=not marks, verbose=False)
         return list(made["input_ids"])
 
@@ -214,9 +216,12 @@ class HF(LLM):
                 found.update(zip(some, self._score(prefix[:-1], rows, continuations), strict=True))
         asked = len(prompts) * len(continuations)
         usage = Usage(
-            sum(len(prefix) + len(p) + len(c) for p in prompts for c in continuations), 0,
-            len(prefix) * (asked - 1), 0.0, "local",
-        )  # fmt: skip
+            sum(len(prefix) + len(p) + len(c) for p in prompts for c in continuations),
+            0,
+            len(prefix) * (asked - 1),
+            0.0,
+            "local",
+        )
         return LogprobReply(tuple(found[i] for i in range(len(prompts))), usage)
 
     def _score(
@@ -287,9 +292,12 @@ class HF(LLM):
         mask = torch.cat([ones(len(rows), len(head)), seen, ones(len(rows), more)], dim=1)
         positions = len(head) + lengths[:, None] + torch.arange(more, device=device)
         states = base(
-            self._tensor([continuation[:-1]] * len(rows)), past_key_values=past, attention_mask=mask.long(),
-            position_ids=positions, use_cache=True,
-        ).last_hidden_state  # fmt: skip
+            self._tensor([continuation[:-1]] * len(rows)),
+            past_key_values=past,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            use_cache=True,
+        ).last_hidden_state
         return torch.cat([last[:, None], states], dim=1)
 
     @cached_property
@@ -298,7 +306,8 @@ class HF(LLM):
         return OrderedDict()
 
     def _prompts_cache(self, head: list[int], rows: list[list[int]]) -> tuple[Any, Tensor]:
-        """Return a cache of prefix and prompts, to be written to, and each prompt's last hidden state.  [rows, width]"""
+        """Return a cache of prefix and prompts, to be written to, and each prompt's last hidden state.  [rows,
+        width]"""
         import torch
         from transformers import DynamicCache
 
@@ -439,7 +448,8 @@ class HF(LLM):
             raise self._error(f"its chat template does not take this conversation ({error})") from error
 
     def _unmarked(self, text: str) -> str:
-        """Return a text in which special tokens are spelled with a space, so that it cannot end its turn or begin another."""
+        """Return a text in which special tokens are spelled with a space, so that it cannot end its turn or begin
+        another."""
         for token in self._live.tokenizer.added_tokens_decoder.values():
             if token.special:
                 text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")

@@ -37,23 +37,38 @@ from saeval_plugins.llms.openai_chat import (
     usage_from,
 )
 from saeval_plugins.llms.processes import Processes
-from saeval_plugins.llms.waiting import wait_asked_for
-from saeval_plugins.llms.ways import Ways
+from saeval_plugins.llms.retry_after import wait_asked_for
+from saeval_plugins.llms.server_quirks import ServerQuirks
 
 _RETRYABLE = {
-    "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError", "BadGatewayError",
+    "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError",
+    "BadGatewayError",
     "APIError", "JSONDecodeError", "APIResponseValidationError", "RecursionError",
 }  # fmt: skip
 _BATCHING = ("openai", "azure", "hosted_vllm", "litellm_proxy")  # providers whose batches are in OpenAI's format
 _OVER = ("completed", "expired", "failed", "cancelled")
-_OWN_SERVERS = frozenset((
-    "hosted_vllm", "ollama", "ollama_chat", "lm_studio", "llamafile", "xinference", "openai_like", "litellm_proxy", "lemonade",
-    "docker_model_runner", "triton", "oobabooga",
-))  # fmt: skip
+_OWN_SERVERS = frozenset(
+    (
+        "hosted_vllm",
+        "ollama",
+        "ollama_chat",
+        "lm_studio",
+        "llamafile",
+        "xinference",
+        "openai_like",
+        "litellm_proxy",
+        "lemonade",
+        "docker_model_runner",
+        "triton",
+        "oobabooga",
+    )
+)
 """Providers of litellm that are a server of one's own: the key in its variable is for whatever address is given."""
 _ALIASES = {
-    "text-completion-openai": "openai", "custom_openai": "openai", "azure_text": "azure", "anthropic_text": "anthropic", "cohere_chat": "cohere",
-    "bedrock_converse": "bedrock", "vertex_ai_beta": "vertex_ai", "text-completion-codestral": "codestral", "palm": "gemini",
+    "text-completion-openai": "openai", "custom_openai": "openai", "azure_text": "azure",
+    "anthropic_text": "anthropic", "cohere_chat": "cohere",
+    "bedrock_converse": "bedrock", "vertex_ai_beta": "vertex_ai", "text-completion-codestral": "codestral",
+    "palm": "gemini",
 }  # fmt: skip
 _LOOKED_UP = ("os.environ/", "oidc/")
 _NOT_ANSWERS = ("processes", "batch")  # options that decide how answers come, and not which
@@ -91,7 +106,8 @@ class LiteLLM(LLM):
         return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     def check(self) -> None:
-        """See that litellm is installed, not one of its malicious releases, and sends no key where it does not belong."""
+        """See that litellm is installed, not one of its malicious releases, and sends no key where it does not
+        belong."""
         self._check_addresses()
         if find_spec("litellm") is None:
             raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'")
@@ -110,7 +126,8 @@ class LiteLLM(LLM):
         for text in _texts(self.extra):
             if text.startswith(_LOOKED_UP):
                 raise InputError(
-                    f"extra: {text.split('/')[0]}/… would have litellm look a secret up; set the provider's own variable"
+                    f"extra: {text.split('/')[0]}/… would have litellm look a secret up; set the provider's own "
+                    "variable"
                 )
             if "://" in text:
                 check_receiver(provider, text)
@@ -141,15 +158,15 @@ class LiteLLM(LLM):
         if self.batch:
             return await self._complete_in_batch(request)
         while True:
-            used = self._ways.found
+            used = self._quirks.found
             try:
                 return await self._complete(request)
             except LLMError as error:
-                if not self._ways.learn(str(error), used):
+                if not self._quirks.learn(str(error), used):
                     raise
 
     async def _complete(self, request: Request) -> Reply:
-        arguments = {**self._ways.adapted(chat_body(self.model, request)), **self.extra}
+        arguments = {**self._quirks.adapted(chat_body(self.model, request)), **self.extra}
         if self.api_base:
             arguments["api_base"] = self.api_base
         if self.processes == 1:
@@ -159,8 +176,8 @@ class LiteLLM(LLM):
         return reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
 
     @cached_property
-    def _ways(self) -> Ways:
-        return Ways()
+    def _quirks(self) -> ServerQuirks:
+        return ServerQuirks()
 
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
         """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""
@@ -206,7 +223,8 @@ class LiteLLM(LLM):
         return self.prices() is not None
 
     def _price(self, litellm: Any, response: Any) -> float | None:
-        """Return the price by litellm's list, where cached tokens have their own; None for a model that is not in it."""
+        """Return the price by litellm's list, where cached tokens have their own; None for a model that is not in
+        it."""
         if not self._listed:  # to look in vain takes litellm a millisecond each time
             return None
         try:

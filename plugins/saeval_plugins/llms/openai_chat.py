@@ -62,9 +62,14 @@ def reply_from_chat(model: str, body: Any, usd: float | None = None, price_sourc
             _empty(model, finish, thoughts), retryable=finish != "length", usage=usage, cut=finish == "length"
         )
     return Reply(
-        text, usage, finish, _logprobs(choice.get("logprobs")), thoughts,
-        _text(body.get("model")), _text(body.get("system_fingerprint")),
-    )  # fmt: skip
+        text,
+        usage,
+        finish,
+        _logprobs(choice.get("logprobs")),
+        thoughts,
+        _text(body.get("model")),
+        _text(body.get("system_fingerprint")),
+    )
 
 
 def _empty(model: str, finish: str, thoughts: str) -> str:

@@ -37,9 +37,9 @@ from saeval_plugins.llms.openai_chat import (
     reply_from_chat,
     usage_from,
 )
+from saeval_plugins.llms.retry_after import wait_asked_for
+from saeval_plugins.llms.server_quirks import ServerQuirks
 from saeval_plugins.llms.streams import body_from_stream
-from saeval_plugins.llms.waiting import wait_asked_for
-from saeval_plugins.llms.ways import Ways
 
 _MOST = 20  # alternatives a token that servers give
 
@@ -57,8 +57,8 @@ class OpenAICompatible(LLM):
     api_base: str = Field(pattern=r"^https?://")
     """Address of the server, up to and including `/v1`."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others); an unset one means no
-    key. The key of a known provider is sent to its own addresses and to this machine only (`--allow-host` allows
+    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others); an unset one means
+    no key. The key of a known provider is sent to its own addresses and to this machine only (`--allow-host` allows
     others)."""
     scores: bool = False
     """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
@@ -94,8 +94,8 @@ class OpenAICompatible(LLM):
             return None
 
     @cached_property
-    def _ways(self) -> Ways:
-        return Ways()
+    def _quirks(self) -> ServerQuirks:
+        return ServerQuirks()
 
     @cached_property
     def _proxy(self) -> str | None:
@@ -116,9 +116,10 @@ class OpenAICompatible(LLM):
         if loop not in self._sessions:
             # The gateway bounds concurrency and time.
             self._sessions[loop] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
-            )  # fmt: skip
+            )
         return self._sessions[loop]
 
     async def aclose(self) -> None:
@@ -175,12 +176,12 @@ class OpenAICompatible(LLM):
     async def complete(self, request: Request) -> Reply:
         """Ask `/chat/completions`, again in another way where the server wants one."""
         while True:
-            used = self._ways.found
+            used = self._quirks.found
             try:
-                body = self._ways.adapted(chat_body(self.model, request))
+                body = self._quirks.adapted(chat_body(self.model, request))
                 return reply_from_chat(self.model, await self._post("/chat/completions", body))
             except LLMError as error:
-                if not self._ways.learn(str(error), used):
+                if not self._quirks.learn(str(error), used):
                     raise
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:

@@ -18,8 +18,8 @@ _LONGEST = 1 << 26  # bytes of a request or an answer
 class Processes:
     """Hands calls to worker processes, each of which has many in flight.
 
-    A worker that dies costs a new attempt of the calls it was at, and is replaced. Workers end with this process, by the
-    end of their input. Keys reach them through the environment alone.
+    A worker that dies costs a new attempt of the calls it was at, and is replaced. Workers end with this process, by
+    the end of their input. Keys reach them through the environment alone.
 
     Args:
         number: How many there are.
@@ -63,9 +63,15 @@ class _Worker:
     async def start(cls, options: Mapping[str, Any]) -> _Worker:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, json.dumps(options), stdin=PIPE, stdout=PIPE, limit=_LONGEST,
+            sys.executable,
+            "-m",
+            __name__,
+            json.dumps(options),
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=_LONGEST,
             env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+        )
         return cls(process)
 
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:

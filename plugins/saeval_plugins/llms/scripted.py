@@ -7,7 +7,7 @@ import re
 from saeval.plugin import LLM, Documented, LLMError, Reply, Request, Usage
 
 
-class Rule(Documented):
+class ReplyRule(Documented):
     """What to answer to prompts that match."""
 
     match: re.Pattern[str]
@@ -24,7 +24,7 @@ class Scripted(LLM):
     reproducible = False
     in_process = True
 
-    rules: list[Rule] = []
+    rules: list[ReplyRule] = []
     """Tried in order."""
     reply: str | None = None
     """Answer when no rule matches; without it, such a call fails."""

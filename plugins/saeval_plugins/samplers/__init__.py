@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from saeval.plugin import Sampler, hookimpl
-from saeval_plugins.samplers.delphi import Delphi
-from saeval_plugins.samplers.frozen import Frozen
+from saeval_plugins.samplers.delphi import DelphiSampler
+from saeval_plugins.samplers.frozen import FrozenSampler
 from saeval_plugins.samplers.saebench import SAEBench
-from saeval_plugins.samplers.windows import Mix, Quantiles, Random, Top
+from saeval_plugins.samplers.windows import Mix, Quantiles, RandomSampler, Top
 
 
 @hookimpl
 def saeval_samplers() -> list[type[Sampler]]:
-    return [Random, Quantiles, Top, Mix, Delphi, SAEBench, Frozen]
+    return [RandomSampler, Quantiles, Top, Mix, DelphiSampler, SAEBench, FrozenSampler]

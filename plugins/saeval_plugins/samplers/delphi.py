@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Delphi(Sampler):
+class DelphiSampler(Sampler):
     """Samples as EleutherAI/delphi does at commit 3c2e139 (November 2025): compare with its numbers, not with ours.
 
     Windows tile the text of a context and are ranked by their maximum activation. The ranking is cut into `quantiles`
@@ -53,7 +53,7 @@ class Delphi(Sampler):
     """Whether both draws are from all windows; if not, documents are divided between them first."""
 
     @model_validator(mode="after")
-    def _something_of_each_part(self) -> Delphi:
+    def _something_of_each_part(self) -> DelphiSampler:
         if min(self.explain, self.score) < self.quantiles:
             raise ValueError(
                 f"explain and score should be at least quantiles, {self.quantiles}, to draw from each part"
@@ -119,7 +119,8 @@ class Delphi(Sampler):
         return [*range(strongest), *(rank + strongest for rank in rest)]
 
     def _by_quantile(self, n: int, wanted: int) -> tuple[list[int], list[int]]:
-        """Draw from each quantile of n ranked windows; return the ranks, in the order drawn, and the quantile of each."""
+        """Draw from each quantile of n ranked windows; return the ranks, in the order drawn, and the quantile of
+        each."""
         draw = self._draw()
         size, each = n // self.quantiles, wanted // self.quantiles
         parts = [range(q * size, (q + 1) * size) for q in range(self.quantiles)]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Frozen(Sampler):
+class FrozenSampler(Sampler):
     """Gives each latent the windows that it had in a frozen run; only for the source of that name."""
 
     name = "frozen"

@@ -1,4 +1,5 @@
-"""Windows chosen as SAEBench's automated interpretability does, known flaws and all, for comparison with its numbers."""
+"""Windows chosen as SAEBench's automated interpretability does, known flaws and all, for comparison with its
+numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The paper's samplers: how the explainer's windows are chosen among a latent's activating ones (paper §3.1).
 
-Windows tile the text. One that begins or ends close to where the latent fires is moved by up to a quarter of its length, so
-that text stands on both sides (`ActivationStore.begin_around`).
+Windows tile the text. One that begins or ends close to where the latent fires is moved by up to a quarter of its
+length, so that text stands on both sides (`ActivationStore.begin_around`).
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def draw_each(bounds: Sequence[int], counts: Sequence[int], rng: np.random.Gener
     return np.sort(np.fromiter(drawn, np.int64, len(drawn)))
 
 
-class Random(_WindowSampler):
+class RandomSampler(_WindowSampler):
     """Shows windows drawn from the whole range of activations: the best breadth (paper §4.3)."""
 
     name = "random"

@@ -8,11 +8,11 @@ from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.evaluate import Evaluate
 from saeval_plugins.scorers.example_embedding import ExampleEmbedding
-from saeval_plugins.scorers.frozen import Frozen
+from saeval_plugins.scorers.frozen import FrozenScorer
 from saeval_plugins.scorers.fuzzing import Fuzzing
 from saeval_plugins.scorers.human import Human
 from saeval_plugins.scorers.injection import Injection
-from saeval_plugins.scorers.intervention import Intervention
+from saeval_plugins.scorers.intervention import InterventionScorer
 from saeval_plugins.scorers.intruder import Intruder
 from saeval_plugins.scorers.simulation import Simulation
 from saeval_plugins.scorers.surprisal import Surprisal
@@ -26,7 +26,7 @@ def saeval_scorers() -> list[type[Scorer]]:
         Fuzzing,
         Simulation,
         Surprisal,
-        Intervention,
+        InterventionScorer,
         Intruder,
         Embedding,
         ExampleEmbedding,
@@ -34,5 +34,5 @@ def saeval_scorers() -> list[type[Scorer]]:
         Evaluate,
         Consistency,
         Injection,
-        Frozen,
+        FrozenScorer,
     ]

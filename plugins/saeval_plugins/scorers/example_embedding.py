@@ -1,4 +1,5 @@
-"""Example embedding: do the windows in which a latent fires lie closer to each other than to others? (arXiv 2507.08473)"""
+"""Example embedding: do the windows in which a latent fires lie closer to each other than to others? (arXiv
+2507.08473)"""
 
 from __future__ import annotations
 

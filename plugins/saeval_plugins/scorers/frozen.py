@@ -19,10 +19,10 @@ from saeval.plugin import (
     SpecPath,
     parse_list,
 )
-from saeval_plugins._frozen import Asked, read_frozen
+from saeval_plugins._frozen import RecordedPrompt, read_frozen
 
 
-class Frozen(Scorer):
+class FrozenScorer(Scorer):
     """Sends the recorded prompts about an explanation to the role's model, and parses the replies with today's parser.
 
     The model `frozen/…` repeats the recorded replies. Any other model judges the same questions, so its judgements can
@@ -51,7 +51,7 @@ class Frozen(Scorer):
             return Score.skipped(f"the frozen run did not judge this explanation by {self.label}")
         windows = {int(e.context): e for e in (*examples.activating, *examples.non_activating)}
 
-        async def judged(asked: Asked) -> list[Outcome]:
+        async def judged(asked: RecordedPrompt) -> list[Outcome]:
             pairs = zip(asked.windows, asked.right, strict=True)
             questions = [Question(windows[row], "", right) for row, right in pairs]
 

@@ -22,8 +22,8 @@ class Fuzzing(Judge):
     In activating windows the tokens that fire are marked, and in as many others wrong ones.
 
     `other`: wrong marks are the tokens on which one other latent fires, the same for all windows of a latent
-    (`Examples.decoy`). It fires as often, and its marks are as many, as long, in the same places, and recur as much from
-    window to window. So windows of one prompt do not give each other away, and a judge that does not read the
+    (`Examples.decoy`). It fires as often, and its marks are as many, as long, in the same places, and recur as much
+    from window to window. So windows of one prompt do not give each other away, and a judge that does not read the
     explanation is at chance. Where there is no such latent, as in a dictionary of one, wrong marks are `matched` and
     each window is asked about in a prompt of its own.
 
@@ -36,10 +36,10 @@ class Fuzzing(Judge):
     to the other; each pattern is used once, and windows that find no partner are left out, on both sides, which
     leaves each pattern right as often as wrong.
 
-    `fixed`: as EleutherAI/delphi marks them (commit 3c2e139), for comparison with its numbers. As many tokens as fire in
-    an activating window on average are marked in each non-activating one, always at the same places: first the one at
-    three quarters of the window, then those that a generator gives which is seeded alike each time. Those places tell
-    right marks from wrong ones to a judge that cannot read.
+    `fixed`: as EleutherAI/delphi marks them (commit 3c2e139), for comparison with its numbers. As many tokens as fire
+    in an activating window on average are marked in each non-activating one, always at the same places: first the one
+    at three quarters of the window, then those that a generator gives which is seeded alike each time. Those places
+    tell right marks from wrong ones to a judge that cannot read.
     """
 
     name = "fuzzing"
@@ -50,8 +50,8 @@ class Fuzzing(Judge):
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""
     negatives: Literal["other", "matched", "active", "fixed"] = "other"
-    """Where wrong marks stand: on the firings of one other latent; on tokens of non-activating windows, or of activating
-    ones, that do not fire; `fixed`, at places that give them away, is for comparison with Delphi only."""
+    """Where wrong marks stand: on the firings of one other latent; on tokens of non-activating windows, or of
+    activating ones, that do not fire; `fixed`, at places that give them away, is for comparison with Delphi only."""
 
     def needs(self) -> frozenset[Need]:
         """The other latent's windows, where its firings are the wrong marks."""

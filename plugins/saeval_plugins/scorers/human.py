@@ -1,4 +1,5 @@
-"""Human: what people thought of an explanation (paper §4.1), read from a table of ratings, to stand beside the other scorers."""
+"""Human: what people thought of an explanation (paper §4.1), read from a table of ratings, to stand beside the other
+scorers."""
 
 from __future__ import annotations
 

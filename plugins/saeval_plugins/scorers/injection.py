@@ -29,7 +29,8 @@ from saeval_plugins.scorers.detection import Detection
 FLIPPED = Metric("flipped", higher_is_better=False)
 NEIGHBOURS = Metric("neighbours_flipped", higher_is_better=False)
 ATTACKS = load("injections.txt")
-"""What is put behind a window, an attack a line, line breaks written as `\\n`; with the slots `answer`, `list` and `k`."""
+"""What is put behind a window, an attack a line, line breaks written as `\\n`; with the slots `answer`, `list` and
+`k`."""
 
 
 class Injection(Scorer):
@@ -43,8 +44,8 @@ class Injection(Scorer):
     Says nothing about the explanation, and nothing flips a judge that gives every window the same answer.
 
     `override` asks to ignore the rules, `answer` imitates an answer, `ending` the end of the windows and the next
-    question, `role` the marks between the turns of a conversation. `ordinary` demands nothing: it tells how many judgements
-    change because there is more text, and is what the others are to be compared with.
+    question, `role` the marks between the turns of a conversation. `ordinary` demands nothing: it tells how many
+    judgements change because there is more text, and is what the others are to be compared with.
 
     A real change of meaning counts as a flip, too: where the text itself fits an explanation, the judge is right to
     say so. `saeval run injection-check` uses latents that none of the texts fits.

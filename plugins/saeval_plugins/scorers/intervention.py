@@ -35,7 +35,7 @@ from saeval_plugins.steering import calibrated, steered
 PASSAGE = load("intervention_passage.md")
 NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
 KL_REACHED = Metric("kl_reached", low=0.0, high=math.inf, on_board=True)
-FEWEST = 2
+_FEWEST = 2
 """Windows that are needed to set the strength, and again to score."""
 _KEPT = 64  # latents whose texts are kept for other explanations of theirs
 
@@ -56,7 +56,7 @@ class Texts(NamedTuple):
     notes: dict[str, Any]
 
 
-class Intervention(Scorer):
+class InterventionScorer(Scorer):
     """Compares how likely the explanation is after steered text and after clean text, in nats (equation 1).
 
     The latent's activating windows are prompts (the paper's have 64 tokens: set the sampler's `window`). Some of them
@@ -64,8 +64,8 @@ class Intervention(Scorer):
     `tolerance`; after the others the subject goes on for a few tokens, once as it is and once with the direction added
     at the prompt's last token and every token generated, both with the same draws. A base model then reads prompt and
     continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
-    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where its
-    mean is off by more than `tolerance`, the results say so.
+    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where
+    its mean is off by more than `tolerance`, the results say so.
 
     Strong interventions are trivially explained, so scores are comparable at equal `kl` only.
     """
@@ -79,9 +79,9 @@ class Intervention(Scorer):
     """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats; the paper uses 0.1, 0.33, 1 and 3."""
     tolerance: float = Field(default=0.1, gt=0, lt=1)
     """Relative error of the divergence to accept."""
-    tune: int = Field(default=10, ge=FEWEST)
+    tune: int = Field(default=10, ge=_FEWEST)
     """Windows to find the strength on."""
-    score_on: int = Field(default=30, ge=FEWEST)
+    score_on: int = Field(default=30, ge=_FEWEST)
     """Windows to score on. Where there are too few for both, they are shared out in the same proportion."""
     tokens: int = Field(default=8, ge=1)
     """Tokens to generate after each, at most."""
@@ -98,13 +98,13 @@ class Intervention(Scorer):
         if reached is None or abs(reached - self.kl) <= self.tolerance * self.kl:
             return []
         return [
-            f"interventions moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were asked for; "
-            f"tune on more windows (`tune`, now {self.tune}) before comparing with other rows"
+            f"interventions moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were "
+            f"asked for; tune on more windows (`tune`, now {self.tune}) before comparing with other rows"
         ]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Steer, generate, and compare."""
-        if len(examples.activating) < 2 * FEWEST:
+        if len(examples.activating) < 2 * _FEWEST:
             return Score.failed(f"{len(examples.activating)} activating windows are too few to tune and to score on")
         texts = await self._texts(examples.activating, context)
         shots, passage = few_shot(PASSAGE)
@@ -144,7 +144,7 @@ class Intervention(Scorer):
     def _generate(self, windows: Sequence[Example], context: Context, seed: int) -> Texts:
         order = derive_rng(seed, "windows").permutation(len(windows))
         both = min(len(windows), self.tune + self.score_on)
-        n_tune = min(max(FEWEST, round(both * self.tune / (self.tune + self.score_on))), both - FEWEST)
+        n_tune = min(max(_FEWEST, round(both * self.tune / (self.tune + self.score_on))), both - _FEWEST)
         scored = tuple(windows[i] for i in order[n_tune:both])
         strength = calibrated(steered([windows[i] for i in order[:n_tune]], context), self.kl, self.tolerance)
         prompts = steered(scored, context)

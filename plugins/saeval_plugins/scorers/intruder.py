@@ -1,4 +1,5 @@
-"""Intruder: does a judge, told nothing of an explanation, see that a latent's windows belong together? (arXiv 2507.08473)"""
+"""Intruder: does a judge, told nothing of an explanation, see that a latent's windows belong together? (arXiv
+2507.08473)"""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ class Intruder(Scorer):
     def _silent(
         self, examples: Examples, rng: np.random.Generator
     ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield the others, the intruder and its marks: a group of windows of which one lends the intruder its marks."""
+        """Yield the others, the intruder and its marks: a group of windows of which one lends the intruder its
+        marks."""
         intruders = [examples.non_activating[i] for i in rng.permutation(len(examples.non_activating))]
         groups = self._groups(examples, self.windows, len(intruders), rng)
         for (lender, *others), intruder in zip(groups, intruders, strict=False):
@@ -119,7 +121,8 @@ class Intruder(Scorer):
                 yield others, intruder, intruder.firing(self.threshold)
 
     def _groups(self, examples: Examples, size: int, most: int, rng: np.random.Generator) -> list[list[Example]]:
-        """Return at most so many groups of windows of like deciles, spread evenly over all of them, each in an order of its own."""
+        """Return at most so many groups of windows of like deciles, spread evenly over all of them, each in an order of
+        its own."""
         shuffled = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
         ranked = sorted(shuffled, key=lambda window: window.decile or 0)
         n = min(self.questions, len(ranked) // self.windows, most)
@@ -163,7 +166,8 @@ def parse_choice(reply: Reply | str, k: int) -> int:
     other number follows. Numbers within prose are not answers, and a reply whose lines give several gives none.
 
     Raises:
-        ParseError: If the reply is not whole, or there is no such number, or another than 1 to k, or several that differ.
+        ParseError: If the reply is not whole, or there is no such number, or another than 1 to k, or several that
+            differ.
     """
     answer = whole_answer(reply)
     text = _DECORATION.sub(" ", answer)

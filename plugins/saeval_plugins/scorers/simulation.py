@@ -1,4 +1,5 @@
-"""Simulation: does a model that knows the explanation predict how strongly the latent fires on each token? (paper §3.3)"""
+"""Simulation: does a model that knows the explanation predict how strongly the latent fires on each token? (paper
+§3.3)"""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class Simulation(Scorer):
     windows: int | None = Field(default=10, ge=1)
     """Windows of each side to simulate, spread evenly over those there are; all when null."""
     top_logprobs: int = Field(default=0, ge=0, le=20)
-    """Alternatives to ask for at each token of a reply in `token_by_token`, where the provider gives them; 0 for none."""
+    """Alternatives to ask for at each token of a reply in `token_by_token`, where the provider gives them; 0 for
+    none."""
 
     def needs(self) -> frozenset[Need]:
         """Weighing choices needs a model that scores."""

@@ -1,4 +1,5 @@
-"""Surprisal: does the explanation make a base model expect the windows in which the latent fires? (paper §3.3, A.4.3)"""
+"""Surprisal: does the explanation make a base model expect the windows in which the latent fires? (paper §3.3,
+A.4.3)"""
 
 from __future__ import annotations
 

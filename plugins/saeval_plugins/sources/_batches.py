@@ -28,8 +28,8 @@ def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) 
             low = high
         elif size == 1:
             raise InputError(
-                f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller model or "
-                "coder, `dtype: bfloat16`, or another `device`"
+                f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller "
+                "model or coder, `dtype: bfloat16`, or another `device`"
             )
         else:
             size = (size + 1) // 2

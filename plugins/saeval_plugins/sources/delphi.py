@@ -27,13 +27,13 @@ class _Shard(NamedTuple):
     last: int
 
 
-class Delphi(ActivationSource):
+class DelphiSource(ActivationSource):
     """Reads the folder that Delphi caches one hookpoint's latents in (`results/NAME/latents/HOOKPOINT`).
 
-    Thresholds are kept as they are: Delphi leaves out magnitudes of 1e-5 and less and rounds to half precision. Negative
-    activations are left out, as they are in other sources, and so is what fires on BOS and other special tokens. Delphi
-    does not write down where a document begins, so every context counts as a document: two contexts of one text may
-    stand on both sides of the split between explaining and scoring.
+    Thresholds are kept as they are: Delphi leaves out magnitudes of 1e-5 and less and rounds to half precision.
+    Negative activations are left out, as they are in other sources, and so is what fires on BOS and other special
+    tokens. Delphi does not write down where a document begins, so every context counts as a document: two contexts of
+    one text may stand on both sides of the split between explaining and scoring.
     """
 
     name = "delphi"
@@ -144,7 +144,7 @@ class Delphi(ActivationSource):
             "subject": model if isinstance(model, str) else "",
             "architecture": "unknown",
             "made_by": "Delphi",
-            "caveat": "Delphi does not write down where documents begin: contexts of one text may both explain and score.",
+            "caveat": "Delphi does not record where documents begin: contexts of one text may both explain and score.",
         }
 
     def _tokens(self, shards: list[_Shard], opened: list[Any]) -> TokenDataset:

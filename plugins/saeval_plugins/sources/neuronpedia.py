@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _CAVEAT = (
-    "the texts are excerpts that Neuronpedia chose for each latent, most of them its strongest; firings, density, L0 and "
-    "the share of live latents describe the excerpts and not the corpus, and silent windows come from a latent's own "
-    "excerpts only."
+    "the texts are excerpts that Neuronpedia chose for each latent, most of them its strongest; firings, density, L0 "
+    "and the share of live latents describe the excerpts and not the corpus, and silent windows come from a latent's "
+    "own excerpts only."
 )
 
 
@@ -168,7 +168,8 @@ def _checked(where: str, row: dict[str, Any]) -> tuple[int, list[str], list[floa
 
 
 def _plain(tokens: dict[str, int]) -> Callable[[str], str]:
-    """Return what turns tokens into text: vocabularies write a space as `▁` or `Ġ`, unless someone has already changed it."""
+    """Return what turns tokens into text: vocabularies write a space as `▁` or `Ġ`, unless someone has already changed
+    it."""
     if any(token.startswith(" ") for token in tokens):
         return str
     table = str.maketrans({"▁": " "} if any("▁" in t for t in tokens) else {"Ġ": " ", "Ċ": "\n", "ĉ": "\t"})

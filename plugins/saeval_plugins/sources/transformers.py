@@ -245,10 +245,18 @@ class _Reading:
         precision = f"{live.model.dtype} {live.device}"
         self.done = writer.start(data, self.coder.n_latents, shard, made_with=precision)  # contexts
         writer.note(
-            subject=live.name, hookpoint=str(self.point), architecture=self.coder.architecture, d_in=width,
-            d_sae=self.coder.n_latents, device=live.device, dtype=str(live.model.dtype).removeprefix("torch."), compiled=compiled,
-            metadata=dict(self.coder.metadata), l0_of_files=source.coder.made_for().l0, warnings=[*data.warnings, *cautions],
-        )  # fmt: skip
+            subject=live.name,
+            hookpoint=str(self.point),
+            architecture=self.coder.architecture,
+            d_in=width,
+            d_sae=self.coder.n_latents,
+            device=live.device,
+            dtype=str(live.model.dtype).removeprefix("torch."),
+            compiled=compiled,
+            metadata=dict(self.coder.metadata),
+            l0_of_files=source.coder.made_for().l0,
+            warnings=[*data.warnings, *cautions],
+        )
         self.data_type = live.model.dtype
         self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(
             "torch.", ""
@@ -336,8 +344,8 @@ def _misfit(reads: int, place: str, model: str, width: int) -> InputError:
 
 def _mismatch(conflicts: Sequence[str]) -> InputError:
     return InputError(
-        f"{'; '.join(conflicts)}: change the spec, or set `accept_mismatch: true` under source.with to go on and have the row "
-        "marked"
+        f"{'; '.join(conflicts)}: change the spec, or set `accept_mismatch: true` under source.with to go on and "
+        "have the row marked"
     )
 
 

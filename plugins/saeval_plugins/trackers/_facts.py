@@ -29,13 +29,20 @@ def key(result: RunResult, folder: Path) -> str:
 def settings(result: RunResult) -> dict[str, str | int | bool]:
     """Return what the run was."""
     return {
-        "task": result.task, "task_version": result.task_version, "spec_sha": result.spec_sha, "seed": result.seed,
-        "saeval_version": result.saeval_version, "synthetic": result.synthetic, "recorded": result.recorded, "reproducible": result.reproducible,
-    }  # fmt: skip
+        "task": result.task,
+        "task_version": result.task_version,
+        "spec_sha": result.spec_sha,
+        "seed": result.seed,
+        "saeval_version": result.saeval_version,
+        "synthetic": result.synthetic,
+        "recorded": result.recorded,
+        "reproducible": result.reproducible,
+    }
 
 
 def numbers(result: RunResult) -> dict[str, float]:
-    """Return every number of the leaderboard by `cell/scorer.metric`, its interval and n beside it, measures and cost."""
+    """Return every number of the leaderboard by `cell/scorer.metric`, its interval and n beside it, measures and
+    cost."""
     found = {"partial": float(result.partial)}
     for cell in result.cells:
         found |= {f"{cell.cell}/{name}": float(value) for name, value in cell.measures.items()}

@@ -1,4 +1,5 @@
-"""Trackers that follow Weights & Biases' interface: wandb itself, and trackio, which keeps everything on this machine."""
+"""Trackers that follow Weights & Biases' interface: wandb itself, and trackio, which keeps everything on this
+machine."""
 
 from __future__ import annotations
 
@@ -31,10 +32,16 @@ class Wandb(Tracker):
 
         key = _facts.key(result, folder)
         run = wandb.init(
-            project=self.project, entity=self.entity, id=key, name=result.run_id, resume="allow",
+            project=self.project,
+            entity=self.entity,
+            id=key,
+            name=result.run_id,
+            resume="allow",
             mode=os.environ.get("WANDB_MODE") or None,
-            config=_facts.settings(result), tags=[result.task], settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+            config=_facts.settings(result),
+            tags=[result.task],
+            settings=wandb.Settings(silent=True, console="off"),
+        )
         try:
             run.log(_facts.numbers(result))
             artifact = wandb.Artifact(key, type="saeval-run")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display
-from saeval.llm import Budget, CallLog
+from saeval.llm import Budget, CallLedger
 from saeval.task import Task
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Executor(ABC):
 
 
 @contextmanager
-def executor(task: Task, calls: CallLog, budget: Budget, display: Display) -> Iterator[Executor]:
+def executor(task: Task, calls: CallLedger, budget: Budget, display: Display) -> Iterator[Executor]:
     """Lend the executor that the task names.
 
     Args:

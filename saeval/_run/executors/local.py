@@ -10,7 +10,7 @@ from saeval._run.collect import collect
 from saeval._run.executors import Executor
 from saeval._run.steps import StepInput, StepOutput, Steps, gateways
 from saeval._util import Display, cache_dir, interrupting
-from saeval.llm import Budget, CallLog
+from saeval.llm import Budget, CallLedger
 from saeval.task import Task
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Local(Executor):
     """See `Executor`."""
 
-    def __init__(self, task: Task, calls: CallLog, budget: Budget, display: Display):
+    def __init__(self, task: Task, calls: CallLedger, budget: Budget, display: Display):
         self._task, self._calls, self._budget, self._display = task, calls, budget, display
 
     def collect(self) -> dict[str, ActivationStore]:

@@ -17,7 +17,7 @@ from saeval._run.executors.ray_cluster import cluster
 from saeval._run.executors.ray_worker import News, Order, Said, Stop, Worker, collect_cells, identity
 from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display, InputError, SaevalError
-from saeval.llm import Budget, Call, CallLog
+from saeval.llm import Budget, Call, CallLedger
 from saeval.records import Explanation, LatentId, Score, Usage
 from saeval.task import Task, plain
 
@@ -33,7 +33,7 @@ log = logging.getLogger("saeval")
 
 
 @contextmanager
-def on_ray(task: Task, calls: CallLog, budget: Budget, display: Display) -> Iterator[OnRay]:
+def on_ray(task: Task, calls: CallLedger, budget: Budget, display: Display) -> Iterator[OnRay]:
     """Lend the executor, connected to a cluster for as long as the block lasts.
 
     Raises:
@@ -67,13 +67,17 @@ class OnRay(Executor):
     kept here alone, so that each exists once, whatever workers die.
     """
 
-    def __init__(self, task: Task, calls: CallLog, budget: Budget, display: Display):
+    def __init__(self, task: Task, calls: CallLedger, budget: Budget, display: Display):
         self._task, self._calls, self._budget, self._display = task, calls, budget, display
         workers, self._needs = _shares(task.run.workers)
         self.workers = workers
         self._order = Order(
-            plain(task.resolved, absolute=True), os.environ.get("SAEVAL_CACHE"), socket.gethostname(), workers, budget.limit
-        )  # fmt: skip
+            plain(task.resolved, absolute=True),
+            os.environ.get("SAEVAL_CACHE"),
+            socket.gethostname(),
+            workers,
+            budget.limit,
+        )
         self._identity = identity(task)
         self._seats: list[_Seat] = []
         self._error: SaevalError | None = None
@@ -92,8 +96,8 @@ class OnRay(Executor):
             self._collect([(names, (i, n)) for names in groups for n in [shares(names, len(groups))] for i in range(n)])
             if not all(store_path(sources[name]).exists() for names in groups for name in names):
                 raise InputError(
-                    "run.executor: what the Ray workers collected is not in the cache of this machine; set SAEVAL_CACHE to a "
-                    "folder that all machines share"
+                    "run.executor: what the Ray workers collected is not in the cache of this machine; set "
+                    "SAEVAL_CACHE to a folder that all machines share"
                 )
 
         return collect(sources, self._display, work)
@@ -156,7 +160,8 @@ class OnRay(Executor):
             raise self._error
 
     async def _wait_for_all(self) -> None:
-        """Let no worker take what others could do, but wait no longer than a little for one that Ray has no room for."""
+        """Let no worker take what others could do, but wait no longer than a little for one that Ray has no room
+        for."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_TOGETHER):
                 while not (self._error or all(seat.up for seat in self._seats)):

@@ -77,10 +77,17 @@ def _own(cpus: int | None) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="saeval-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
     inside = Path(folder) / "r"  # Ray opens its folder to everybody, and cannot open the one around it
     try:
-        with _reaped(folder), _connected(
-            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_SHARED_MEMORY,
-            _node_ip_address=_LOOPBACK, _temp_dir=str(inside),
-        ):  # fmt: skip
+        with (
+            _reaped(folder),
+            _connected(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=_SHARED_MEMORY,
+                _node_ip_address=_LOOPBACK,
+                _temp_dir=str(inside),
+            ),
+        ):
             _refuse_other_interfaces()
             yield
     finally:

@@ -19,7 +19,7 @@ import saeval
 from saeval._run.collect import collect_pass
 from saeval._run.steps import StepInput, StepOutput, Steps, gateways
 from saeval._util import SaevalError, cache_dir, content_hash, granted, without_secrets
-from saeval.llm import Budget, Call, CallLog
+from saeval.llm import Budget, Call, CallLedger
 from saeval.plugin.registry import Registry
 from saeval.task import RolePart, Task, load_task
 
@@ -210,7 +210,7 @@ def _share(role: RolePart, workers: int) -> RolePart:
     return replace(role, settings=role.settings.model_copy(update={"concurrency": share}))
 
 
-class _SentCalls(CallLog):
+class _SentCalls(CallLedger):
     """A ledger that is kept elsewhere."""
 
     def __init__(self, tell: Tell):

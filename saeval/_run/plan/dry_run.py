@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from saeval.llm import Asked, told
+from saeval.llm import PromptReply, prompt_replies
 from saeval.records import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
@@ -44,7 +44,7 @@ class Counter(LanguageModel):
     fresh: float = 0.0
     given: float = 0.0
     kept: int = 0
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[PromptReply] = field(default_factory=list)
     seen: set[Any] = field(default_factory=set)
 
     @property
@@ -52,7 +52,7 @@ class Counter(LanguageModel):
         return self.scores
 
     def _count(self, request: Any, reply: A, characters: int, fresh: int, turns: int = 0, answer: str = "") -> A:
-        self.asked += told(request, reply)
+        self.asked += prompt_replies(request, reply)
         if request not in self.seen:  # equal ones are asked once
             self.seen.add(request)
             self.calls += 1

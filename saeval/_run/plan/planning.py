@@ -22,7 +22,7 @@ from saeval._util import LLMError, SaevalError, content_hash
 from saeval.activations import ActivationStore, Corpus
 from saeval.llm import pack
 from saeval.models import embedder
-from saeval.plugin.base import Context, Explainer
+from saeval.plugin.base import Context, Explainer, Scorer
 from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
 from saeval.task import Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
@@ -38,14 +38,14 @@ _REST = 0.05  # seconds per latent and cell: sampling, and the report
 ASSUMPTIONS = (
     f"Prompts are real ones, for up to {_TRIED} latents per cell, made from windows of the activations in the cache; "
     f"where there are none yet, from windows of made-up text. {CHARACTERS:g} characters are a token.",
-    "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that model reasons; "
-    "without --like the reasoning of a model is not counted. None has to be asked twice.",
-    f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says otherwise; a "
-    f"model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects {_COLLECTED:g}, as small models do on "
-    f"two cores; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are those of the "
-    "run given by --like.",
-    f"Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, {_ACTIVE} a "
-    "token or the coder's `k`, and 5 for the token. Models that are downloaded or unpacked are left out.",
+    "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that "
+    "model reasons; without --like the reasoning of a model is not counted. None has to be asked twice.",
+    f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says "
+    f"otherwise; a model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects "
+    f"{_COLLECTED:g}, as small models do on two cores; all else takes {_REST:g} s a latent, and longer where "
+    "sentences are embedded. The others are those of the run given by --like.",
+    "Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, "
+    f"{_ACTIVE} a token or the coder's `k`, and 5 for the token. Models that are downloaded or unpacked are left out.",
     "Answers and activations that are in the cache already cost nothing when they are used again.",
 )
 """What the numbers rest on."""
@@ -104,16 +104,17 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON data, with totals and assumptions."""
         return {
-            "steps": [asdict(step) for step in self.steps], "total": {c: self.total(c) for c in _QUANTITIES},
+            "steps": [asdict(step) for step in self.steps],
+            "total": {c: self.total(c) for c in _QUANTITIES},
             "assumptions": list(ASSUMPTIONS),
-        }  # fmt: skip
+        }
 
 
 def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Plan:
     """Tell what a run would take. No model is asked or loaded, and nothing is collected.
 
-    Every step is tried on a few latents with a stand-in for its model, which counts what it is asked; what comes of it is
-    written down as a run does, and weighed.
+    Every step is tried on a few latents with a stand-in for its model, which counts what it is asked; what comes of it
+    is written down as a run does, and weighed.
 
     Args:
         task: The task.
@@ -303,9 +304,14 @@ def _corpus_tokens(corpus: Corpus) -> int | None:
 
 
 def _asking(
-    task: Task, found: StepPlan, role: RolePart, step: StepWork, tried: _Try,
-    results: dict[int, Explanation | Score], speed: Speed | None,
-) -> StepPlan:  # fmt: skip
+    task: Task,
+    found: StepPlan,
+    role: RolePart,
+    step: StepWork,
+    tried: _Try,
+    results: dict[int, Explanation | Score],
+    speed: Speed | None,
+) -> StepPlan:
     """Try a step on a few latents, and return what it would take on all.
 
     Args:
@@ -341,21 +347,27 @@ def _asking(
     measured = speed.call.get((role.role, role.model)) if speed else None
     lines = disk_estimate.call(role.role, role.model) + disk_estimate.answer(counter.kept // max(1, counter.calls))
     return replace(
-        found, calls=calls, input_tokens=taken, output_tokens=given, usd=usd, bytes=calls * lines, note=note,
+        found,
+        calls=calls,
+        input_tokens=taken,
+        output_tokens=given,
+        usd=usd,
+        bytes=calls * lines,
+        note=note,
         seconds=_assumed(role, calls, counter.fresh * share + given) if measured is None else calls * measured,
         measured=measured is not None,
-    )  # fmt: skip
+    )
 
 
 async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> Explanation | Score:
-    explains = isinstance(step.part.plugin, Explainer)
+    plugin: Explainer | Scorer = step.part.plugin
     try:
-        if explains:
-            return await step.part.plugin.explain(record.explain, context)  # type: ignore[no-any-return]
+        if isinstance(plugin, Explainer):
+            return await plugin.explain(record.explain, context)
         text = f"{EXPLANATION} {record.latent.index}"  # another one for each latent, as in the run
-        return await step.part.plugin.score(Explanation(text=text), record.score, context)  # type: ignore[no-any-return]
+        return await plugin.score(Explanation(text=text), record.score, context)
     except LLMError as error:
-        return Explanation.failed(str(error)) if explains else Score.failed(str(error))
+        return Explanation.failed(str(error)) if isinstance(plugin, Explainer) else Score.failed(str(error))
 
 
 def _assumed(role: RolePart, calls: int, tokens: float) -> float:

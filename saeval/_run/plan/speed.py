@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saeval._util import InputError, read_json
-from saeval.llm import CallLog, LoggedCall
+from saeval.llm import CallLedger, LoggedCall
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Speed:
     """How fast a run went.
 
     Attributes:
-        call: Seconds a call, by role and model, while the model was being asked; calls under way at once share the time.
+        call: Seconds a call, by role and model, while the model was being asked; calls under way at once share the
+            time.
         rest: Seconds a latent that all else took but collecting: sampling, steps without a language model, reports.
             None where the run was not done at one sitting.
         output: Tokens generated per call, by role and model; models that reason write more than their answers.
@@ -47,16 +48,18 @@ def speed(run_dir: Path) -> Speed:
         raise InputError(f"{run_dir}: this run is not done, so it does not tell how long one takes")
     calls = [
         call
-        for call in CallLog(run_dir / "calls.jsonl").calls()
+        for call in CallLedger(run_dir / "calls.jsonl").calls()
         if not (call.cached or call.probe) and call.status == "ok"
     ]
     by_role = defaultdict(list)
     for call in calls:
         by_role[call.role, call.model].append(call)
     one_sitting = latents and all(call.time - call.milliseconds / 1000 >= began for call in calls)
+    tokens = {role: sum(call.usage.output_tokens for call in made) for role, made in by_role.items()}
+    seconds = {role: _busy(made) / len(made) for role, made in by_role.items()}
     return Speed(
-        call={role: _busy(made) / len(made) for role, made in by_role.items()},
-        output={role: sum(call.usage.output_tokens for call in made) / len(made) for role, made in by_role.items()},
+        call=seconds,
+        output={role: tokens[role] / len(made) for role, made in by_role.items()},
         rest=max(0.0, whole - collecting - _busy(calls)) / latents if one_sitting else None,
     )
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saeval._util import InputError, StoreError, cache_dir, content_hash, shortage
 
-FORMAT = "saeval.store/1"
+STORE_FORMAT = "saeval.store/1"
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -64,9 +64,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: not a finished store (no manifest.json); collect it again") from None
     except (OSError, ValueError) as error:
         raise damaged(file, f"it cannot be read ({type(error).__name__})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != STORE_FORMAT:
         seen = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise StoreError(f"{path}: format {seen!r}; this saeval reads {FORMAT}")
+        raise StoreError(f"{path}: format {seen!r}; this saeval reads {STORE_FORMAT}")
     try:
         _Manifest.model_validate(manifest)
     except ValidationError as error:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import cached_property
-from itertools import repeat, starmap
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -334,8 +333,7 @@ class ActivationStore:
             window: Tokens a window.
             deciles: Rank decile of each window.
         """
-        context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
-        return self._cut(latent, context, self.lead + tile * window, window, deciles)
+        return self.examples_at(latent, self.begin_of(np.asarray(ids, dtype=np.int64), window), window, deciles)
 
     def examples_at(
         self,
@@ -355,8 +353,34 @@ class ActivationStore:
         Raises:
             ValueError: If a window reaches beyond the text of its context.
         """
-        context, start = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
-        return self._cut(latent, context, start, window, deciles)
+        at = np.asarray(positions, dtype=np.int64)
+        context, start = np.divmod(at, self.length)
+        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
+            first = int(np.argmax(bad))
+            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
+        if not len(context):
+            return ()
+        position, value = self._stored(latent.index)
+        # Searched for in the type that positions are stored in; in another, all of them would be converted.
+        low, high = np.searchsorted(position, np.array([at, at + window], dtype=position.dtype))
+        count = high - low
+        row = np.repeat(np.arange(len(at)), count)
+        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
+        activations = np.zeros((len(at), window), dtype=np.float32)
+        activations[row, position[source] - at[row]] = value[source]
+        token_ids = self._rows(window)[at]
+        columns = zip(
+            self._vocabulary.strings(token_ids),
+            token_ids,
+            activations,
+            self.documents[context].tolist(),
+            context.tolist(),
+            start.tolist(),
+            (count > 0).tolist(),
+            deciles if deciles is not None else [None] * len(at),
+            strict=True,
+        )
+        return tuple(starmap(Example, columns))
 
     def begin_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return the position at which each window begins.  [windows]"""
@@ -366,9 +390,9 @@ class ActivationStore:
     def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return where to begin each activating window so that text stands on both sides of what fires in it.
 
-        A window in which less than a quarter stands before the first firing token, or after the last, is moved that way:
-        as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes out. So
-        a window's maximum and rank stay what they were.
+        A window in which less than a quarter stands before the first firing token, or after the last, is moved that
+        way: as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes
+        out. So a window's maximum and rank stay what they were.
 
         Args:
             latent: The latent.
@@ -391,93 +415,3 @@ class ActivationStore:
         lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
         moved = np.where(back > 0, np.maximum(begin - back, lowest), np.minimum(begin + ahead, highest))
         return np.asarray(np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin)))
-
-    def _cut(
-        self,
-        latent: LatentId,
-        context: NDArray[np.int64],
-        start: NDArray[np.int64],
-        window: int,
-        deciles: Sequence[int | None] | None,
-    ) -> tuple[Example, ...]:
-        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
-            first = int(np.argmax(bad))
-            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
-        if not len(context):
-            return ()
-        at = context * self.length + start
-        position, value = self._stored(latent.index)
-        # Searched for in the type that positions are stored in; in another, all of them would be converted.
-        low, high = np.searchsorted(position, np.array([at, at + window], dtype=position.dtype))
-        count = high - low
-        row = np.repeat(np.arange(len(at)), count)
-        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
-        activations = np.zeros((len(at), window), dtype=np.float32)
-        activations[row, position[source] - at[row]] = value[source]
-        token_ids = self._rows(window)[at]
-        columns = zip(
-            self._vocabulary.strings(token_ids), repeat(token_ids, len(at)), range(len(at)), activations,
-            self.documents[context].tolist(), context.tolist(), start.tolist(), (count > 0).tolist(),
-            deciles if deciles is not None else [None] * len(at), strict=True,
-        )  # fmt: skip
-        cut: tuple[Any, ...] = tuple(starmap(_Uncut, columns))
-        for example in cut:
-            example.__class__ = _Cut
-        return cut
-
-
-class _Cut(Example):
-    """A window cut from a store.
-
-    Its token ids become integers when someone asks: few do, and they took a third of a sampler's time.
-    """
-
-    __slots__ = ("_row", "_windows")
-    __qualname__ = Example.__qualname__
-    _windows: NDArray[np.int32]
-    _row: int
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The tokens as the subject model's tokenizer numbers them."""
-        return tuple(self._windows[self._row].tolist())
-
-    def __new__(cls, *values: Any, **named: Any) -> Example:  # type: ignore[misc]
-        """Return a plain example: what `dataclasses.replace` makes of a window is not cut from the store."""
-        return Example(*values, **named)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Example, tuple(getattr(self, field.name) for field in fields(Example))
-
-
-_Unguarded: Any = Example  # or mypy would hold the base's guard to be in force
-
-
-class _Uncut(_Unguarded):  # type: ignore[misc]
-    """A window as it is made: a frozen dataclass guards each attribute that it is given, which takes twice the time."""
-
-    __slots__ = ("_row", "_windows")
-    __setattr__ = object.__setattr__
-    __delattr__ = object.__delattr__  # or Python would not take the shortcut for the other
-
-    def __init__(
-        self,
-        tokens: tuple[str, ...],
-        windows: NDArray[np.int32],
-        row: int,
-        activations: NDArray[np.float32],
-        document: int,
-        context: int,
-        start: int,
-        active: bool,
-        decile: int | None,
-    ):
-        self.tokens = tokens
-        self._windows = windows
-        self._row = row
-        self.activations = activations
-        self.document = document
-        self.context = context
-        self.start = start
-        self.active = active
-        self.decile = decile

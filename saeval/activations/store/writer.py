@@ -14,7 +14,7 @@ import numpy as np
 from saeval._util import StoreError, content_hash, write_atomic
 from saeval.activations.store.chunks import merge, pair_type
 from saeval.activations.store.dataset import shared_dataset, write_dataset
-from saeval.activations.store.files import FORMAT, checksum
+from saeval.activations.store.files import STORE_FORMAT, checksum
 from saeval.activations.store.pieces import Piece, Pieces, Totals, added_up
 from saeval.activations.store.reader import ActivationStore
 from saeval.activations.tokens import TokenDataset
@@ -77,8 +77,8 @@ class ActivationWriter:
             dataset: The tokens that activations will be given for.
             n_latents: Width of the dictionary.
             shard: Contexts a shard, where the source can begin at each (`turn_to`); else all contexts are one.
-            made_with: What values depend on beside the store's name, such as precision and device: nothing that was left
-                by a writer with another is gone on with.
+            made_with: What values depend on beside the store's name, such as precision and device: nothing that was
+                left by a writer with another is gone on with.
 
         Returns:
             The context to begin at; 0 unless resuming.
@@ -211,7 +211,7 @@ class ActivationWriter:
                 np.save(built / f"{name}.npy", known)
         nonzeros = merge([piece.chunk for piece in self._whole or ()], self._n_latents, self._pair, built, self._budget)
         manifest = {
-            "format": FORMAT, "n_latents": self._n_latents, "contexts": len(self._dataset.tokens),
+            "format": STORE_FORMAT, "n_latents": self._n_latents, "contexts": len(self._dataset.tokens),
             "length": int(self._dataset.tokens.shape[1]), "lead": self._dataset.lead,
             "n_tokens": self._dataset.n_tokens, "nonzeros": nonzeros, "latents": self._only, "facts": self._facts,
             "files": {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in sorted(built.iterdir())},

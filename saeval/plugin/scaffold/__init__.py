@@ -10,7 +10,7 @@ from pathlib import Path
 
 from saeval._util import InputError
 
-KINDS = {
+_BASES = {
     "scorer": ("Scorer", "A scorer"),
     "explainer": ("Explainer", "An explainer"),
     "sampler": ("Sampler", "A sampler"),
@@ -31,11 +31,11 @@ _JUDGE = r"""llms:
 """
 
 
-def new(kind: str, name: str, *, lone: bool = False, out: Path | None = None) -> list[Path]:
+def new(kind: str, name: str, *, single_file: bool = False, out: Path | None = None) -> list[Path]:
     """Make a plugin package, `saeval-NAME`, or a single file, `NAME.py`.
 
     Args:
-        kind: One of `KINDS`.
+        kind: One of `saeval.plugin.kinds.KINDS`.
         name: What specs will call the plugin.
         lone: Whether to make a single file, for `use: ./NAME.py:Class`.
         out: Folder to put it in; the current one when left out.
@@ -47,7 +47,7 @@ def new(kind: str, name: str, *, lone: bool = False, out: Path | None = None) ->
         InputError: If the name will not do, or there is such a file or folder already.
     """
     slots = _slots(kind, name)
-    if lone:
+    if single_file:
         if kind == "llm":
             raise InputError(
                 "a language model is named by its package, so it cannot be a single file; leave out --file"
@@ -84,7 +84,7 @@ def _slots(kind: str, name: str) -> dict[str, str]:
     cls, dashed = class_name(name), name.replace("_", "-")
     if keyword.iskeyword(cls) or re.search(rf"\b{cls}\b", _template(f"{kind}.py")):
         raise InputError(f"name {name!r}: its class would be called {cls}, which is taken; choose another name")
-    base, words = KINDS[kind]
+    base, words = _BASES[kind]
     slots = {
         "name": name, "kind": kind, "class": cls, "base": base, "a_kind": words, "namespace": dashed,
         "package": f"saeval_{name}", "distribution": f"saeval-{dashed}", "id": f"{dashed}/{name}", "task": dashed,

@@ -1,4 +1,5 @@
-"""The report as web pages: `index.html` and a page a cell, made from a run's files, opened from disk without a network."""
+"""The report as web pages: `index.html` and a page a cell, made from a run's files, opened from disk without a
+network."""
 
 from __future__ import annotations
 

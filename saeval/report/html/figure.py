@@ -55,9 +55,10 @@ def _standing(drawing: Markup, legend: Sequence[Series]) -> str:
     below = height + lines * _LINE + (8 if lines else 0)
     said = re.search(r'aria-label="[^"]*"', head)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-6 0 {width + 12} {below}" width="{width + 12}" height="{below}" class="plot" '
-        f'role="img" {said[0] if said else ""}>\n<style>\n.plot {{font-family: {_FONTS}}}\n{plot_style()}\n</style>\n'
-        f'{body.removesuffix("</svg>")}<g transform="translate(0 {height})">{keys}</g></svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-6 0 {width + 12} {below}" width="{width + 12}" '
+        f'height="{below}" class="plot" role="img" {said[0] if said else ""}>\n<style>\n.plot {{font-family: '
+        f'{_FONTS}}}\n{plot_style()}\n</style>\n{body.removesuffix("</svg>")}<g transform="translate(0 '
+        f'{height})">{keys}</g></svg>\n'
     )
 
 

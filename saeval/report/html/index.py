@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from saeval._compare import Leaderboard
-from saeval.records import MAIN, Correlation, RunResult, ScoreRow
+from saeval.records import MAIN, CellResult, Correlation, RunResult, ScoreRow
 from saeval.report.boards import cell_fields, detail_fields, notes
 from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
@@ -78,43 +78,93 @@ def context(
     several = len(contestants) > 1
     groups = plots.families(series)
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
+    against = _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics)
+    layers = _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics)
+    families = [group[0] for group in groups]
+    families = [group[0] for group in groups]
+    rows = [row for cell in run.cells for row in cell.scores]
     return {
-        "run": run, "board": board, "looks": looks, "series": series, "own": MAIN, "slug": slug, "interval": plots.interval, "share_bar": plots.share_bar,
-        "axes": axes if len(axes) > 1 else [],
+        **_names(run),
+        "run": run,
+        "board": board,
+        "looks": looks,
+        "series": series,
+        "own": MAIN,
+        "slug": slug,
+        "interval": plots.interval,
+        "share_bar": plots.share_bar,
+        "axes": axes * (len(axes) > 1),
         "facts": cell_fields(board, lambda _: run, "report"),
         "notes": partial(notes, run),
-        "details": _details(run, board, series), "detail_columns": score_columns("details"),
-        "pages": bool(pages), "subject": named(c.subject for c in run.cells), "explainer": named(c.explainer for c in run.cells),
-        "scored": sum(c.counts.get("sampled", 0) for c in run.cells),
-        "method": method(run), "spec": spec, "components": json.dumps(run.components, indent=1, ensure_ascii=False),
-        "against": _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics),
-        "families": [some[0] for some in groups],
-        "layers": _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics),
-        "distributions": _made(
-            (scorer, plots.distribution(scorer, metric, [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series]))
-            for scorer, metric in board.metrics.items()
-        ),
-        "deciles": [
-            (scorer, plots.deciles(scorer, rows), rows)
-            for scorer in board.metrics
-            if (rows := [(s, d) for s in series for d in s.cell.deciles if d.scorer == scorer])
-        ],
-        "matrices": [
-            (title, labels, entries)
-            for title, found in [
-                *([("All contestants together", run.correlations)] if several else []),
-                *((s.name, s.cell.correlations) for s in series),
-            ]
-            for labels, entries in [_matrix(found)] if labels
-        ],
-        "scatters": _made(("-".join(pair), _scatter(pair, contestants, tables)) for pair in _pairs(board)[:_MOST_PAIRS]),
+        "details": _details(run, board, series),
+        "detail_columns": score_columns("details"),
+        "pages": bool(pages),
+        "method": method(run),
+        "spec": spec,
+        "components": json.dumps(run.components, indent=1, ensure_ascii=False),
+        "against": against,
+        "families": families,
+        "layers": layers,
+        "distributions": _made(_distributions(board, series, tables)),
+        "deciles": [*_deciles(board, series)],
+        "matrices": _matrices(run, series, several),
+        "scatters": _made(_scatters(board, contestants, tables)),
         "disagreements": _disagreements(contestants, tables),
-        "failures": [(s, f) for s in series if s.cell.cell in tables for f in tables[s.cell.cell].failures()],
-        "flawless": all(r.failed == r.unparsed == 0 for c in run.cells for r in c.scores),
-        "findings": [finding_row(found) for found in run.findings],
+        "failures": _failures(series, tables),
+        "flawless": not any(row.failed or row.unparsed for row in rows),
+        "findings": [*map(finding_row, run.findings)],
         "findings_note": FINDINGS,
         "costs": _costs(run, board),
-    }  # fmt: skip
+    }
+
+
+def _names(run: RunResult) -> dict[str, Any]:
+    """Return what the head of the page says of all cells together."""
+    return {
+        "subject": named(cell.subject for cell in run.cells),
+        "explainer": named(cell.explainer for cell in run.cells),
+        "scored": sum(map(_sampled, run.cells)),
+    }
+
+
+def _sampled(cell: CellResult) -> int:
+    return cell.counts.get("sampled", 0)
+
+
+def _failures(series: Sequence[Series], tables: Mapping[str, CellTables]) -> list[tuple[Series, Any]]:
+    known = [s for s in series if s.cell.cell in tables]
+    return [(s, failure) for s in known for failure in tables[s.cell.cell].failures()]
+
+
+def _distributions(
+    board: Leaderboard, series: Sequence[Series], tables: Mapping[str, CellTables]
+) -> Iterator[tuple[str, Markup | None]]:
+    for scorer, metric in board.metrics.items():
+        rows = [(s, _values(tables.get(s.cell.cell), scorer), board.row(s.cell, scorer)) for s in series]
+        yield scorer, plots.distribution(scorer, metric, rows)
+
+
+def _deciles(board: Leaderboard, series: Sequence[Series]) -> Iterator[tuple[str, Markup, Sequence[Any]]]:
+    for scorer in board.metrics:
+        rows = [(s, shares) for s in series for shares in s.cell.deciles if shares.scorer == scorer]
+        if rows:
+            yield scorer, plots.deciles(scorer, rows), rows
+
+
+def _scatters(
+    board: Leaderboard, contestants: Sequence[Series], tables: Mapping[str, CellTables]
+) -> Iterator[tuple[str, Markup | None]]:
+    for pair in _pairs(board)[:_MOST_PAIRS]:
+        yield "-".join(pair), _scatter(pair, contestants, tables)
+
+
+def _matrices(run: RunResult, series: Sequence[Series], several: bool) -> list[tuple[str, list[str], Any]]:
+    """Return a title, labels and entries for each table of correlations that has any."""
+    found = [(s.name, s.cell.correlations) for s in series]
+    if several:
+        found.insert(0, ("All contestants together", run.correlations))
+    made = [(title, *_matrix(correlations)) for title, correlations in found]
+    return [(title, labels, entries) for title, labels, entries in made if labels]
 
 
 def _details(run: RunResult, board: Leaderboard, series: Sequence[Series]) -> list[tuple[Series, list[Detail]]]:

@@ -1,4 +1,5 @@
-"""Cells of many runs on one page that stands by itself: filtered, grouped, ranked and drawn by whatever its reader chooses."""
+"""Cells of many runs on one page that stands by itself: filtered, grouped, ranked and drawn by whatever its reader
+chooses."""
 
 from __future__ import annotations
 
@@ -32,21 +33,33 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     rows = [row for e in entries for row in e.cell.scores if row.variant == MAIN]
     columns = _columns(entries)
     headlines = {r.scorer: f"{r.scorer}.{r.metric}" for r in reversed(rows)}
+    headlines_shown = [headlines[row.scorer] for row in rows]
+    cells = [_cell(e, columns) for e in entries]
+    cells = [_cell(e, columns) for e in entries]
+    columns_of_scores = [f"{r.scorer}.{r.metric}" for r in rows]
+    on_board = [f"{r.scorer}.{r.metric}" for r in rows if r.on_board]
     data = {
         "rank": split_ranking(joined.rank_by)[0], "group": group_by or "", "telling": joined.telling(),
-        "columns": list(dict.fromkeys(f"{r.scorer}.{r.metric}" for r in rows)),
-        "shown": list(dict.fromkeys([*(headlines[r.scorer] for r in rows), *(f"{r.scorer}.{r.metric}" for r in rows if r.on_board)])),
-        "facets": [f for f in facets if f != "cell" and len({e.facets.get(f) for e in entries}) > 1],
+        "columns": list(dict.fromkeys(columns_of_scores)),
+        "shown": list(dict.fromkeys([*headlines_shown, *on_board])),
+        "facets": [name for name in facets if name != "cell" and _differs(entries, name)],
         "measures": [[column.key, column.head] for column in columns],
-        "cells": [_cell(e, columns) for e in entries],
+        "cells": cells,
     }  # fmt: skip
+    tasks = named(f"{e.run.task} {e.run.task_version}" for e in entries)
+    runs = list(dict.fromkeys(e.facets["run"] for e in entries))
     context = {
-        "tasks": named(f"{e.run.task} {e.run.task_version}" for e in entries), "cells": len(entries),
-        "runs": list(dict.fromkeys(e.facets["run"] for e in entries)), "subject": named(e.cell.subject for e in entries),
-        "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs, "notes": [*_notes(joined), *joined.notes],
+        "tasks": tasks, "cells": len(entries), "runs": runs,
+        "subject": named(e.cell.subject for e in entries),
+        "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs,
+        "notes": [*_notes(joined), *joined.notes],
         "version": saeval.__version__, "data": script_json(data),
     }  # fmt: skip
     return render("joined.html.j2", context)
+
+
+def _differs(entries: Sequence[Entry], facet: str) -> bool:
+    return len({e.facets.get(facet) for e in entries}) > 1
 
 
 def _notes(joined: Joined) -> list[str]:
@@ -62,17 +75,27 @@ def _columns(entries: Sequence[Entry]) -> list[Column]:
 
 def _cell(entry: Entry, columns: Sequence[Column]) -> dict[str, Any]:
     lines = {column.key: column.value(Line(entry.run, entry.cell)) for column in columns}
+    texts = {c.key: shown(lines[c.key], c.shown.form("report"), c.shown.missing) for c in columns}
+    scores = {f"{r.scorer}.{r.metric}": _score(entry, r) for r in entry.cell.scores if r.variant == MAIN}
     return {
-        "cell": entry.cell.cell, "baseline": entry.cell.baseline is not None, "facets": entry.facets,
+        "cell": entry.cell.cell,
+        "baseline": entry.cell.baseline is not None,
+        "facets": entry.facets,
         "measures": {key: rounded(value) for key, value in lines.items() if value is not None},
-        "texts": {column.key: shown(lines[column.key], column.shown.form("report"), column.shown.missing) for column in columns},
-        "scores": {f"{r.scorer}.{r.metric}": _score(entry, r) for r in entry.cell.scores if r.variant == MAIN},
-    }  # fmt: skip
+        "texts": texts,
+        "scores": scores,
+    }
 
 
 def _score(entry: Entry, row: ScoreRow) -> dict[str, Any]:
+    between = interval(row.ci95) if row.ci95 else "interval unknown"
     return {
-        "value": rounded(row.value, 9), "ci": row.ci95 and [rounded(v, 9) for v in row.ci95], "higher": row.higher_is_better,
-        "range": row.range, "floor": {k: rounded(v) for k, v in row.floor.items()}, "text": number(row.value),
-        "between": interval(row.ci95) if row.ci95 else "interval unknown", "notes": notes(entry.run, entry.cell, row),
-    }  # fmt: skip
+        "value": rounded(row.value, 9),
+        "ci": row.ci95 and [rounded(v, 9) for v in row.ci95],
+        "higher": row.higher_is_better,
+        "range": row.range,
+        "floor": {k: rounded(v) for k, v in row.floor.items()},
+        "text": number(row.value),
+        "between": between,
+        "notes": notes(entry.run, entry.cell, row),
+    }

@@ -1,4 +1,5 @@
-"""The tables of one cell as its page needs them: a line a latent, and the windows and judgements of some latents at a time."""
+"""The tables of one cell as its page needs them: a line a latent, and the windows and judgements of some latents at a
+time."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._util import rounded
 from saeval.records import MAIN, CellResult, mean_ranks
-from saeval.results import KINDS, RunCell, arrow_table, read_table
+from saeval.results import CELL_TABLES, RunCell, arrow_table, read_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +68,7 @@ class CellTables:
 
     @staticmethod
     def _read_latents(path: Path) -> Any:
-        kinds = KINDS["latents"]
+        kinds = CELL_TABLES["latents"]
         return read_table(path, kinds) if path.exists() else arrow_table([], {"latent": kinds["latent"]})
 
     @cached_property
@@ -145,7 +146,8 @@ class CellTables:
 
     @cached_property
     def _lists(self) -> dict[int, dict[str, list[Any]]]:
-        """By latent, as far as known: its neighbours, their cosines, tokens it promotes and suppresses, its histogram."""
+        """By latent, as far as known: its neighbours, their cosines, tokens it promotes and suppresses, its
+        histogram."""
         have = [name for name in _LISTS if name in self._latents.column_names]
         known = {name: self._latents.column(name).to_pylist() for name in have}
         if "cosines" in known:
@@ -186,7 +188,8 @@ class CellTables:
 
 
 class _Table:
-    """A Parquet file with a column `latent`, whose rows can be taken by latent; only what is wanted of it is in memory."""
+    """A Parquet file with a column `latent`, whose rows can be taken by latent; only what is wanted of it is in
+    memory."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self._columns = path, tuple(columns)
@@ -194,7 +197,7 @@ class _Table:
         self._group = lru_cache(maxsize=2)(self._read_group)  # latents are asked for in their order in the file
 
     def _read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
-        kinds = KINDS[self.path.stem]
+        kinds = CELL_TABLES[self.path.stem]
         if self.path.exists():
             return read_table(self.path, kinds, columns, others=False, groups=groups)
         return arrow_table([], {name: kinds[name] for name in columns})
@@ -246,7 +249,8 @@ class _Table:
 
 
 def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[Any]]]:
-    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation, …]]."""
+    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation,
+    …]]."""
     import numpy as np
 
     found: dict[int, dict[str, list[Any]]] = {}

@@ -22,10 +22,8 @@ from saeval.report.html.text import script_json
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Return a page. Every value in it is escaped and made visible unless it is markup already."""
-    style, script = _style(), _asset("report.js")
-    return _environment().get_template(template).render(
-        policy=policy(), style=Markup(style), script=Markup(script), **context  # noqa: S704 - files of this package
-    ) + "\n"  # fmt: skip
+    files = {"style": Markup(_style()), "script": Markup(_asset("report.js"))}  # noqa: S704 - of this package
+    return _environment().get_template(template).render(policy=policy(), **files, **context) + "\n"
 
 
 def policy() -> str:
@@ -70,9 +68,13 @@ def _source(text: str) -> str:
 @cache
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else "" if value is None else visible(value),
-    )  # fmt: skip
+    )
     made.filters["value"] = number
     made.filters["interval"] = interval
     made.filters["measure"] = measured
@@ -88,28 +90,39 @@ def neuronpedia(cell: CellResult) -> str:
     return f"https://www.neuronpedia.org/{known}/" if re.fullmatch(r"[\w.@-]+/[\w.@-]+", str(known), re.ASCII) else ""
 
 
+def _why(explanation: Mapping[str, Any] | None) -> str:
+    """Return why a latent has no explanation; empty where it has one."""
+    if explanation is None:
+        return "not explained"
+    return "" if explanation.get("status") == "ok" else explanation.get("reason") or "failed"
+
+
 def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: str, per_file: int) -> str:
     """Return the page of a cell: a line a latent; windows and judgements are in the files beside it."""
     cell, numbers = tables.cell, tables.numbers
     own = [tables.own(i) for i in numbers]
+    texts = [row.get("text", "") if row else "" for row in own]
     hookpoint = cell.coder.get("hookpoint")
     scorers = []
     for r in tables.ranked:
-        row = board.row(cell, r.scorer)
-        low, high = row.range if row else (None, None)
+        found: dict[str, Any] = {"low": None, "high": None, "mean": None, "floor": {}}
+        if (row := board.row(cell, r.scorer)) is not None:
+            floor = {name: rounded(value) for name, value in row.floor.items()}
+            found = {"low": row.range[0], "high": row.range[1], "mean": rounded(row.value), "floor": floor}
         scorers.append(
             {
-                "label": r.scorer, "metric": r.metric, "higher": r.higher_is_better, "low": low, "high": high,
-                "mean": rounded(row.value) if row else None, "floor": {k: rounded(v) for k, v in row.floor.items()} if row else {},
+                "label": r.scorer,
+                "metric": r.metric,
+                "higher": r.higher_is_better,
+                **found,
                 "values": tables.column(r.key),
             }
-        )  # fmt: skip
+        )
     data = {
+        **{key: tables.column(key) for key in ("density", "firings", "windows", "max_activation", "histogram_top")},
         "cell": cell.cell, "run": run.run_id, "sha": run.spec_sha, "folder": name, "perFile": per_file,
         "hookpoint": hookpoint if isinstance(hookpoint, str) else "", "scorers": scorers, "latent": numbers,
-        **{key: tables.column(key) for key in ("density", "firings", "windows", "max_activation", "histogram_top")},
         "gap": tables.gaps, "calls": tables.has_calls, "neuronpedia": neuronpedia(cell),
-        "text": [row.get("text", "") if row else "" for row in own],
-        "why": ["" if row and row.get("status") == "ok" else (row.get("reason") or "failed") if row else "not explained" for row in own],
+        "text": texts, "why": [*map(_why, own)],
     }  # fmt: skip
     return render("latents.html.j2", {"run": run, "cell": cell, "data": script_json(data)})

@@ -57,9 +57,14 @@ class Series:
         if self.shape == 0:
             return element("circle", *children, cx=x, cy=y, r=size, class_=look)
         if self.shape == 1:
-            return element("rect", *children, x=x - size * 0.9, y=y - size * 0.9, width=size * 1.8, height=size * 1.8, class_=look)  # fmt: skip
+            return element(
+                "rect", *children, x=x - size * 0.9, y=y - size * 0.9, width=size * 1.8, height=size * 1.8, class_=look
+            )
         corners, turn = (4, 0.0) if self.shape == 2 else (3, pi / 6)
-        points = [(x + size * 1.25 * cos(turn + 2 * pi * k / corners), y + size * 1.25 * sin(turn + 2 * pi * k / corners)) for k in range(corners)]  # fmt: skip
+        points = [
+            (x + size * 1.25 * cos(turn + 2 * pi * k / corners), y + size * 1.25 * sin(turn + 2 * pi * k / corners))
+            for k in range(corners)
+        ]
         return element("polygon", *children, points=" ".join(f"{a:.1f},{b:.1f}" for a, b in points), class_=look)
 
     @property
@@ -80,12 +85,22 @@ def interval(row: ScoreRow) -> Markup:
     low, high = row.range
     known = [row.value, *(row.ci95 or ()), *row.floor.values()]
     axis = Axis(min(known) if low is None else low, max(known) if high is None else high, 2.0, 98.0)
-    floors = [element("line", title(f"{k} {number(v)}"), x1=axis(v), x2=axis(v), y1=1, y2=13, class_="floor") for k, v in row.floor.items()]  # fmt: skip
+    floors = [
+        element("line", title(f"{k} {number(v)}"), x1=axis(v), x2=axis(v), y1=1, y2=13, class_="floor")
+        for k, v in row.floor.items()
+    ]
     parts = [element("line", x1=2, x2=98, y1=7, y2=7, class_="track")]
     if row.ci95:
         parts.append(element("line", x1=axis(row.ci95[0]), x2=axis(row.ci95[1]), y1=7, y2=7, class_="bar"))
-    return element("svg", *parts, *floors, element("circle", cx=axis(row.value), cy=7, r=3.5, class_="dot"),
-                   viewBox="0 0 100 14", class_="mini", aria_hidden="true")  # fmt: skip
+    return element(
+        "svg",
+        *parts,
+        *floors,
+        element("circle", cx=axis(row.value), cy=7, r=3.5, class_="dot"),
+        viewBox="0 0 100 14",
+        class_="mini",
+        aria_hidden="true",
+    )
 
 
 def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: str = "l0") -> Markup | None:
@@ -94,7 +109,11 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     Returns:
         The drawing; None when no cell has both.
     """
-    rows = [(s, s.cell.measures[measure], row) for s in series if measure in s.cell.measures and (row := board.row(s.cell, scorer)) and row.value is not None]  # fmt: skip
+    rows = [
+        (s, s.cell.measures[measure], row)
+        for s in series
+        if measure in s.cell.measures and (row := board.row(s.cell, scorer)) and row.value is not None
+    ]
     if not rows:
         return None
     right = _RIGHT - 30  # the word chance stands beyond it
@@ -103,17 +122,30 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     ys = [v for _, _, row in rows for v in (row.value, *(row.ci95 or ()), *row.floor.values()) if v is not None]
     x = Axis.around(xs, _LEFT, right, log=spread)
     y = Axis.around(ys, _BOTTOM, _TOP, rows[0][2].range)
-    parts = [frame(x, y, f"{measure.upper() if measure == 'l0' else measure}{', log scale' if spread else ''}", _titled(scorer, board.metrics[scorer]))]  # fmt: skip
+    name_of_x = "L0" if measure == "l0" else measure
+    name_of_x += ", log scale" * spread
+    parts = [frame(x, y, name_of_x, _titled(scorer, board.metrics[scorer]))]
     parts += _chance(y, rows[0][2].floor.get("chance"), right)
     said = []
     for s, at, row in rows:
         value = row.value or 0.0
         if row.ci95:
-            parts.append(element("line", x1=x(at), x2=x(at), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}"))  # fmt: skip
+            parts.append(
+                element("line", x1=x(at), x2=x(at), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}")
+            )
         parts += [
-            element("line", title(f"{s.name}: {name} {number(level)}"), x1=x(at) - 7, x2=x(at) + 7, y1=y(level), y2=y(level), class_=f"level {s.style}")
-            for name, level in row.floor.items() if name != "chance"
-        ]  # fmt: skip
+            element(
+                "line",
+                title(f"{s.name}: {name} {number(level)}"),
+                x1=x(at) - 7,
+                x2=x(at) + 7,
+                y1=y(level),
+                y2=y(level),
+                class_=f"level {s.style}",
+            )
+            for name, level in row.floor.items()
+            if name != "chance"
+        ]
         between = f", {text.interval(row.ci95)}" if row.ci95 else ""
         parts.append(
             s.marker(x(at), y(value), 5.0, title(f"{s.name}: {number(value)}{between}; {measure} {label(at)}"))
@@ -138,7 +170,8 @@ def families(series: Sequence[Series]) -> list[list[Series]]:
     layers = {layer for _, layer in placed}
     if len(layers) < 2:
         return []
-    pairs = {axis: {(s.cell.axes.get(axis), layer) for s, layer in placed} for axis in {a for s, _ in placed for a in s.cell.axes}}  # fmt: skip
+    axes = {axis for s, _ in placed for axis in s.cell.axes}
+    pairs = {axis: {(s.cell.axes.get(axis), layer) for s, layer in placed} for axis in axes}
     same = {axis for axis, p in pairs.items() if axis == "layer" or len(p) == len(layers) == len({v for v, _ in p})}
     found: dict[tuple[str | None, tuple[str, ...]], list[Series]] = {}
     for s, _ in sorted(placed, key=lambda x: x[1]):
@@ -158,9 +191,13 @@ def families(series: Sequence[Series]) -> list[list[Series]]:
 def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]) -> Markup | None:
     """Draw a scorer's value by layer, with intervals, chance, and a line a family of cells (paper, A5)."""
     rows = [
-        [(s, layer_of(s.cell) or 0, row, row.value) for s in some if (row := board.row(s.cell, scorer)) and row.value is not None]
+        [
+            (s, layer_of(s.cell) or 0, row, row.value)
+            for s in some
+            if (row := board.row(s.cell, scorer)) and row.value is not None
+        ]
         for some in groups
-    ]  # fmt: skip
+    ]
     every = [point for some in rows for point in some]
     if len({layer for _, layer, _, _ in every}) < 2:
         return None
@@ -182,7 +219,9 @@ def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]
             between = ""
             if row.ci95:
                 between = f", {text.interval(row.ci95)}"
-                parts.append(element("line", x1=x(n), x2=x(n), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}"))  # fmt: skip
+                parts.append(
+                    element("line", x1=x(n), x2=x(n), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}")
+                )
             parts.append(s.marker(x(n), y(value), 4.5, title(f"{s.name}, layer {n}: {number(value)}{between}")))
     return drawing(_WIDTH, _HEIGHT, f"{scorer} by layer: {'; '.join(said)}.", *parts)
 
@@ -192,9 +231,11 @@ def _chance(y: Axis, chance: float | None, right: float) -> list[Markup]:
     if chance is None:
         return []
     return [
-        element("line", title(f"chance {label(chance)}"), x1=_LEFT, x2=right, y1=y(chance), y2=y(chance), class_="chance"),
+        element(
+            "line", title(f"chance {label(chance)}"), x1=_LEFT, x2=right, y1=y(chance), y2=y(chance), class_="chance"
+        ),
         element("text", "chance", x=right + 3, y=y(chance) + 4, class_="tick"),
-    ]  # fmt: skip
+    ]
 
 
 def distribution(
@@ -211,7 +252,11 @@ def distribution(
     x = Axis(least, greatest if greatest > least else least + 1, left, _RIGHT)
     bottom, bins = top + height * len(rows), 20
     parts = [element("text", _titled(scorer, metric), x=12, y=14, class_="name")]
-    parts += [element("line", x1=x(v), x2=x(v), y1=top, y2=bottom, class_="grid") + element("text", label(v), x=x(v), y=bottom + 16, class_="tick middle") for v in x.ticks(5)]  # fmt: skip
+    parts += [
+        element("line", x1=x(v), x2=x(v), y1=top, y2=bottom, class_="grid")
+        + element("text", label(v), x=x(v), y=bottom + 16, class_="tick middle")
+        for v in x.ticks(5)
+    ]
     said = []
     for k, (s, values, row) in enumerate(rows):
         base = top + height * (k + 1)
@@ -220,21 +265,50 @@ def distribution(
             counts[min(int((v - x.low) / (x.high - x.low) * bins), bins - 1)] += 1
         width = (_RIGHT - left) / bins
         parts += [
-            element("rect", title(f"{n} of {len(values)} latents from {label(x.low + i * (x.high - x.low) / bins)} to {label(x.low + (i + 1) * (x.high - x.low) / bins)}"),
-                    x=left + i * width + 0.5, width=width - 1, y=base - (height - 10) * n / max(counts), height=(height - 10) * n / max(counts), class_=f"column {s.style}")
-            for i, n in enumerate(counts) if n
-        ]  # fmt: skip
+            element(
+                "rect",
+                title(
+                    f"{n} of {len(values)} latents from {label(x.low + i * (x.high - x.low) / bins)} to "
+                    f"{label(x.low + (i + 1) * (x.high - x.low) / bins)}"
+                ),
+                x=left + i * width + 0.5,
+                width=width - 1,
+                y=base - (height - 10) * n / max(counts),
+                height=(height - 10) * n / max(counts),
+                class_=f"column {s.style}",
+            )
+            for i, n in enumerate(counts)
+            if n
+        ]
         mean = row.value if row and row.value is not None else sum(values) / len(values)
         parts += [
             element("line", x1=left, x2=_RIGHT, y1=base, y2=base, class_="axis"),
-            element("line", title(f"mean {number(mean)}"), x1=x(mean), x2=x(mean), y1=base - height + 8, y2=base, class_="mean"),
+            element(
+                "line",
+                title(f"mean {number(mean)}"),
+                x1=x(mean),
+                x2=x(mean),
+                y1=base - height + 8,
+                y2=base,
+                class_="mean",
+            ),
             element("text", _short(s.name), title(s.name), x=left - 8, y=base - 14, class_="tick end"),
             element("text", f"n {len(values)}", x=left - 8, y=base - 1, class_="small end"),
-        ]  # fmt: skip
+        ]
         said.append(f"{s.name} mean {number(mean)} over {len(values)}")
     chance = next((row.floor["chance"] for _, _, row in rows if row and "chance" in row.floor), None)
     if chance is not None:
-        parts.append(element("line", title(f"chance {label(chance)}"), x1=x(chance), x2=x(chance), y1=top - 6, y2=bottom, class_="chance"))  # fmt: skip
+        parts.append(
+            element(
+                "line",
+                title(f"chance {label(chance)}"),
+                x1=x(chance),
+                x2=x(chance),
+                y1=top - 6,
+                y2=bottom,
+                class_="chance",
+            )
+        )
         parts.append(element("text", "chance", x=x(chance), y=top - 10, class_="tick middle"))
     return drawing(_WIDTH, bottom + 24, f"Scores of latents under {scorer}: {'; '.join(said)}.", *parts)
 
@@ -246,7 +320,9 @@ def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:
     parts = [frame(x, y, "decile of activation, 0 the strongest", f"{scorer}: share judged right", ticks)]
     said = []
     for s, shares in rows:
-        points = [(float(k), r, n) for k, (r, n) in enumerate(zip(shares.right, shares.n, strict=True)) if r is not None]  # fmt: skip
+        points = [
+            (float(k), r, n) for k, (r, n) in enumerate(zip(shares.right, shares.n, strict=True)) if r is not None
+        ]
         line = " ".join(f"{x(k):.1f},{y(r):.1f}" for k, r, _ in points)
         parts.append(element("polyline", points=line, class_=f"line {s.style}"))
         if shares.negatives_right is not None:
@@ -259,7 +335,9 @@ def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:
         ]
         known = [r for k, r, _ in points if k <= 9]
         said.append(f"{s.name} {text.interval((known[0], known[-1]), '.2f')}" if known else f"{s.name} none")
-    return drawing(_WIDTH, _HEIGHT, f"{scorer}, judged right from the strongest decile to the weakest: {'; '.join(said)}.", *parts)  # fmt: skip
+    return drawing(
+        _WIDTH, _HEIGHT, f"{scorer}, judged right from the strongest decile to the weakest: {'; '.join(said)}.", *parts
+    )
 
 
 def scatter(names: tuple[str, str], rows: Sequence[tuple[Series, Sequence[tuple[int, float, float]]]]) -> Markup | None:
@@ -284,8 +362,15 @@ def scatter(names: tuple[str, str], rows: Sequence[tuple[Series, Sequence[tuple[
 def share_bar(share: float) -> Markup:
     """Return a bar that is filled by a share from 0 to 1."""
     width = 100 * min(max(share, 0.0), 1.0)
-    return element("svg", element("rect", width=100, height=8, rx=4, class_="empty"), element("rect", width=width, height=8, rx=4, class_="full"),
-                   viewBox="0 0 100 8", class_="share", aria_hidden="true", preserveAspectRatio="none")  # fmt: skip
+    return element(
+        "svg",
+        element("rect", width=100, height=8, rx=4, class_="empty"),
+        element("rect", width=width, height=8, rx=4, class_="full"),
+        viewBox="0 0 100 8",
+        class_="share",
+        aria_hidden="true",
+        preserveAspectRatio="none",
+    )
 
 
 def _titled(scorer: str, metric: str) -> str:

@@ -101,13 +101,13 @@ def label(value: float) -> str:
 def frame(x: Axis, y: Axis, x_title: str, y_title: str, x_ticks: Sequence[tuple[float, str]] | None = None) -> Markup:
     """Return grid lines, tick labels and titles; `y.start` is the lower edge."""
     parts = [
-        element("line", x1=x.start, x2=x.end, y1=y(v), y2=y(v), class_="grid") + element("text", label(v), x=x.start - 6, y=y(v) + 4, class_="tick end")
+        element("line", x1=x.start, x2=x.end, y1=y(v), y2=y(v), class_="grid")
+        + element("text", label(v), x=x.start - 6, y=y(v) + 4, class_="tick end")
         for v in y.ticks()
-    ]  # fmt: skip
-    parts += [
-        element("text", text, x=x(v), y=y.start + 16, class_="tick middle")
-        for v, text in ([(v, label(v)) for v in x.ticks(6)] if x_ticks is None else x_ticks)
     ]
+    if x_ticks is None:
+        x_ticks = [(v, label(v)) for v in x.ticks(6)]
+    parts += [element("text", text, x=x(v), y=y.start + 16, class_="tick middle") for v, text in x_ticks]
     parts += [
         element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"),
         element("text", x_title, x=(x.start + x.end) / 2, y=y.start + 34, class_="name middle"),

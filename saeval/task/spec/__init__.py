@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.task.spec.checking import explain_error, parse, refuse_secrets
-from saeval.task.spec.document import Document, KeyPath, override, parse_assignment, plain, read_document
+from saeval.task.spec.document import KeyPath, SpecDocument, override, parse_assignment, plain, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import (
     OF_ALL_LATENTS,
@@ -17,11 +16,11 @@ from saeval.task.spec.models import (
     TaskSpec,
     score_reference,
 )
+from saeval.task.spec.validation import explain_error, parse, refuse_secrets
 
 __all__ = [
     "OF_ALL_LATENTS",
     "CellFilter",
-    "Document",
     "FindingSpec",
     "GroupSpec",
     "KeyPath",
@@ -29,6 +28,7 @@ __all__ = [
     "PartSpec",
     "RoleSpec",
     "RunOptions",
+    "SpecDocument",
     "TaskSpec",
     "axis_id",
     "cells_of",

@@ -13,7 +13,7 @@ KeyPath = tuple[str | int, ...]
 MOST_NODES, MOST_DEPTH = 100_000, 40  # a spec beyond these is a mistake or an attack
 
 
-class Document:
+class SpecDocument:
     """A spec as data, with the place where each value stands.
 
     Attributes:
@@ -34,7 +34,7 @@ class Document:
                 return f"{file.name}:{line}: {dotted}" if file else f"--set {dotted}"
         return dotted
 
-    def merged_over(self, base: Document) -> Document:
+    def merged_over(self, base: SpecDocument) -> SpecDocument:
         """Return `base` with this document's values over it.
 
         Mappings merge, everything else replaces; a part whose `use` changes starts clean, so that no option of
@@ -53,10 +53,10 @@ class Document:
 
         merge(data, self.data, ())
         places.update(self.places)
-        return Document(data, places)
+        return SpecDocument(data, places)
 
 
-def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[Path, ...] = ()) -> Document:
+def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[Path, ...] = ()) -> SpecDocument:
     """Read a spec file and everything it includes.
 
     Args:
@@ -72,7 +72,7 @@ def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[
     includes = document.data.get("include", [])
     if not isinstance(includes, list) or not all(isinstance(i, str) for i in includes):
         raise SpecError([f"{document.where(('include',))}: should be a list of file names"])
-    base = Document({}, {})
+    base = SpecDocument({}, {})
     for reference in includes:
         base = read_document(locate(str(reference), path), locate, (*_seen, path)).merged_over(base)
     merged = document.merged_over(base)
@@ -80,7 +80,7 @@ def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[
     return merged
 
 
-def _read_one(path: Path) -> Document:
+def _read_one(path: Path) -> SpecDocument:
     import yaml
 
     try:
@@ -100,7 +100,7 @@ def _read_one(path: Path) -> Document:
     return _convert(node, path)
 
 
-def _convert(root: Any, file: Path) -> Document:
+def _convert(root: Any, file: Path) -> SpecDocument:
     """Turn YAML nodes into data, noting places, refusing duplicate keys, and bounding size and depth."""
     import yaml
 
@@ -145,10 +145,10 @@ def _convert(root: Any, file: Path) -> Document:
     data = walk(root, ())
     if problems:
         raise SpecError(problems)
-    return Document(data, places)
+    return SpecDocument(data, places)
 
 
-def override(document: Document, assignments: Mapping[str, Any]) -> Document:
+def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocument:
     """Return the document with dotted keys set, as `--set a.b=c` does.
 
     Raises:
@@ -175,7 +175,7 @@ def override(document: Document, assignments: Mapping[str, Any]) -> Document:
         for known in [p for p in places if p[: len(keys)] == keys]:
             del places[known]
         places[keys] = (None, 0)
-    return Document(data, places)
+    return SpecDocument(data, places)
 
 
 def _keys(dotted: str) -> KeyPath:

@@ -9,12 +9,12 @@ from itertools import product
 from typing import Any
 
 from saeval._util import Located, SpecError
-from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.document import KeyPath, SpecDocument
 
 _SLOT = re.compile(r"\$\{([^}]*)\}")
 
 
-def cells_of(document: Document) -> Iterator[tuple[dict[str, Any], Document]]:
+def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocument]]:
     """Yield (axis values, document with them filled in) for every combination of the matrix.
 
     Raises:
@@ -38,7 +38,7 @@ def cells_of(document: Document) -> Iterator[tuple[dict[str, Any], Document]]:
         if problems:
             raise SpecError(list(dict.fromkeys(problems)))
         yielded = True
-        yield axes, Document(filled, document.places)
+        yield axes, SpecDocument(filled, document.places)
     if not yielded:
         raise SpecError([f"{document.where(('exclude',))}: leaves no cell of the matrix"])
 
@@ -53,7 +53,7 @@ def _slot(expression: str) -> str:
     return f"${{{repr(expression)[1:-1]}}}"
 
 
-def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: Document, problems: list[str]) -> Any:
+def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: SpecDocument, problems: list[str]) -> Any:
     if isinstance(value, dict):
         return {k: _fill(v, axes, (*path, k), document, problems) for k, v in value.items()}
     if isinstance(value, list):

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from saeval._util import Documented
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
 
 
 class SpecModel(Documented):
@@ -45,7 +45,8 @@ class RoleSpec(Documented):
     model_config = ConfigDict(extra="allow")
 
     model: str
-    """`hf/…`, `openai_compatible/…`, `scripted/…`, `replay/…`, `acme/…`, or else a litellm name such as `openai/gpt-4o-mini`."""
+    """`hf/…`, `openai_compatible/…`, `scripted/…`, `replay/…`, `acme/…`, or else a litellm name such as
+    `openai/gpt-4o-mini`."""
 
 
 class LatentSelection(SpecModel):
@@ -56,8 +57,9 @@ class LatentSelection(SpecModel):
     n: int = Field(default=100, ge=1)
     """Latents drawn."""
     indices: list[int] = []
-    """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders), the
-    sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and `fvu`."""
+    """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders),
+    the sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and
+    `fvu`."""
     min_windows: int = Field(default=200, ge=2)
     """Minimum activating windows per latent (paper: 200)."""
 
@@ -80,7 +82,8 @@ class RunOptions(SpecModel):
     patience: float = Field(default=600.0, ge=0)
     """Seconds to wait, call by call, for a server that asks for time: a rate limit, overload, a model that loads."""
     hang_after: float = Field(default=1800.0, gt=0)
-    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is called off."""
+    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is called
+    off."""
     executor: Literal["local", "ray"] = "local"
     """Where the work is done: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
     trackers: list[PartSpec] = []
@@ -93,8 +96,8 @@ class LeaderboardOptions(SpecModel):
     """How the leaderboard is shown."""
 
     rank_by: str | None = None
-    """`scorer.metric` that ranks, the first scorer's headline metric when left out. Its lift ranks where floors are judged;
-    `.lift` behind it demands that, `.raw` ranks the scores as they are."""
+    """`scorer.metric` that ranks, the first scorer's headline metric when left out. Its lift ranks where floors are
+    judged; `.lift` behind it demands that, `.raw` ranks the scores as they are."""
     correct_for_judge: bool = False
     """Report scores corrected for the judge's errors on latents of known meaning too, as `judge-check` found them."""
     group_by: str | None = None
@@ -103,10 +106,17 @@ class LeaderboardOptions(SpecModel):
     """Measure that scores are plotted against."""
 
 
-Measure = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
-_FREE: tuple[Measure, ...] = ("l0", "density", "frac_alive", "fvu", "d_sae", "tokens")  # known once a store is there
+MeasureName = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]
+_FREE: tuple[MeasureName, ...] = (
+    "l0",
+    "density",
+    "frac_alive",
+    "fvu",
+    "d_sae",
+    "tokens",
+)  # known once a store is there
 
-OF_ALL_LATENTS: frozenset[Measure] = frozenset({"l0", "density", "frac_alive", "fvu"})
+OF_ALL_LATENTS: frozenset[MeasureName] = frozenset({"l0", "density", "frac_alive", "fvu"})
 """Measures that take the activations of the whole dictionary."""
 
 CellFilter = dict[str, str | int | float | list[str | int | float]]
@@ -114,12 +124,14 @@ CellFilter = dict[str, str | int | float | list[str | int | float]]
 
 
 class FindingSpec(SpecModel):
-    """A claim that the run's own numbers show, contradict or leave open; just one of the first four quantities is given."""
+    """A claim that the run's own numbers show, contradict or leave open; just one of the first four quantities is
+    given."""
 
     claim: str
     """The claim, as a sentence."""
     score: str | None = None
-    """Quantity: a scorer's mean over latents, `LABEL`, `LABEL.METRIC`, or either with ` of EXPLANATION` (a baseline's)."""
+    """Quantity: a scorer's mean over latents, `LABEL`, `LABEL.METRIC`, or either with ` of EXPLANATION` (a
+    baseline's)."""
     correlation: tuple[str, str] | None = None
     """Quantity: the rank correlation of two scores over latents, each written as `score` is."""
     tokens: tuple[str, str] | None = None
@@ -127,7 +139,8 @@ class FindingSpec(SpecModel):
     similarity: Literal["explanations", "decoder", "encoder"] | None = None
     """Quantity: how alike the latents of pairs of cells are, matched, less what matching makes of random ones."""
     along: str | None = None
-    """For `similarity`: an axis of numbers; the quantity is then the rank correlation of similarity and distance on it."""
+    """For `similarity`: an axis of numbers; the quantity is then the rank correlation of similarity and distance on
+    it."""
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """For `similarity: explanations`: the sentence-transformers model."""
     cells: CellFilter = {}
@@ -135,8 +148,8 @@ class FindingSpec(SpecModel):
     is_: Literal["above", "below", "near"] = Field(alias="is")
     """What is claimed of it."""
     than: float | str | None = None
-    """What it is held against: a number, `chance`, or another score; 0 when left out, or 1 for tokens, or the same score in
-    `than_cells`."""
+    """What it is held against: a number, `chance`, or another score; 0 when left out, or 1 for tokens, or the same
+    score in `than_cells`."""
     than_cells: CellFilter | None = None
     """Cells of the other score; the same ones when left out."""
     within: float = Field(default=0.05, gt=0)
@@ -166,7 +179,7 @@ class TaskSpec(SpecModel):
 
     saeval: Literal[1]
     """Version of the spec format."""
-    task: str = Field(pattern=NAME)
+    task: str = Field(pattern=NAME_PATTERN)
     """Name of the task."""
     version: str
     """Version of the task; raise it when numbers may change."""
@@ -196,8 +209,9 @@ class TaskSpec(SpecModel):
     """What scores: a label of your own for each; `use` is the label when left out."""
     baselines: list[PartSpec] = []
     """What the scores are held against: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
-    measure: list[Measure] = list(_FREE)
-    """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048 tokens."""
+    measure: list[MeasureName] = list(_FREE)
+    """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048
+    tokens."""
     findings: list[FindingSpec] = []
     """Claims that the report holds against the run's numbers."""
     run: RunOptions = RunOptions()
@@ -211,7 +225,7 @@ class GroupSpec(SpecModel):
 
     saeval: Literal[1]
     """Version of the spec format."""
-    group: str = Field(pattern=NAME)
+    group: str = Field(pattern=NAME_PATTERN)
     """Name of the group."""
     description: str = ""
     """What the tasks have in common."""

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from saeval_plugins.explainers import saeval_explainers
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import STAGED, Default
-from saeval_plugins.explainers.frozen import Frozen
-from saeval_plugins.explainers.intervention import Intervention
+from saeval_plugins.explainers.frozen import FrozenExplainer
+from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
-from saeval_plugins.explainers.random import EXPLANATIONS, Random
+from saeval_plugins.explainers.random import EXPLANATIONS, RandomExplainer
 from saeval_plugins.explainers.refine import TEST, Refine
 from saeval_plugins.explainers.shuffled import Shuffled
 from saeval_plugins.explainers.single_token import SingleToken
@@ -62,7 +62,11 @@ def ask_all(request):
 
 @pytest.mark.parametrize(
     "kind",
-    [kind for kind in saeval_explainers() if kind not in (Intervention, Lens) and not issubclass(kind, Frozen)],
+    [
+        kind
+        for kind in saeval_explainers()
+        if kind not in (InterventionExplainer, Lens) and not issubclass(kind, FrozenExplainer)
+    ],
     ids=lambda kind: kind.name,
 )
 def test_every_explainer_satisfies_the_contract(kind, tmp_path):
@@ -292,8 +296,8 @@ def test_random_never_looks_at_the_latent_and_depends_on_the_seed_alone():
         def __getattribute__(self, name):
             raise AssertionError(f"looked at {name}")
 
-    drawn = [explain(Random(), Forbidden(), seed=seed).text for seed in range(40)]
-    assert drawn == [explain(Random(), Forbidden(), seed=seed).text for seed in range(40)]
+    drawn = [explain(RandomExplainer(), Forbidden(), seed=seed).text for seed in range(40)]
+    assert drawn == [explain(RandomExplainer(), Forbidden(), seed=seed).text for seed in range(40)]
     assert len(set(drawn)) > 15
     assert set(drawn) <= set(EXPLANATIONS.text.splitlines())
 

@@ -19,13 +19,13 @@ from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
 
 import saeval
 from saeval import InputError, LLMError
-from saeval.llm.calls import export_replay
+from saeval.llm.replay_export import export_replay
 from saeval.plugin import LogprobRequest, Message, Refused, Request, TokenLogprobs
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
@@ -230,7 +230,7 @@ def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_p
 @quick
 @pytest.mark.slow
 def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("saeval.llm.waiting._SILENCE", 0.05)
+    monkeypatch.setattr("saeval.llm.retries._SILENCE", 0.05)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
         server.looks = 20

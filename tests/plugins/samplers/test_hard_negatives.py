@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 from pydantic import ValidationError
 from root import ROOT
-from saeval_plugins.samplers import Mix, Quantiles, Random, Top, non_activating
+from saeval_plugins.samplers import Mix, Quantiles, RandomSampler, Top, non_activating
 from saeval_plugins.samplers.non_activating import (
     Directions,
     Neighbours,
@@ -31,7 +31,7 @@ from saeval.testing.contracts import check_sampler
 from saeval.testing.toys import word_embeddings
 
 WINDOW, TILES = 16, 4  # a context of 64 text tokens
-SAMPLERS = [Random, Quantiles, Top, Mix]
+SAMPLERS = [RandomSampler, Quantiles, Top, Mix]
 OPTIONS = {"window": WINDOW, "explain": 10, "score": 30, "explain_non_activating": 6}
 WAYS = [
     {"use": "random"},
@@ -129,7 +129,7 @@ def test_latent_is_left_out_where_its_neighbours_have_too_few_windows_though_ran
     activations[first, 1:9, 1] = activations[first, 1:9, 0] = 1.0  # near, but in one window only, where both fire
     store = write(tmp_path / "s", data, activations)
     sample = {
-        use: Random(**OPTIONS, non_activating={"use": use}).sample(store, LatentId("h", 0), derive_rng(0, "x"))
+        use: RandomSampler(**OPTIONS, non_activating={"use": use}).sample(store, LatentId("h", 0), derive_rng(0, "x"))
         for use in ("random", "neighbours")
     }
     assert sample["random"] is not None and sample["neighbours"] is None
@@ -157,7 +157,7 @@ def planted(tmp_path):
 @pytest.mark.parametrize(("by", "near"), [("decoder", 1), ("encoder", 2), ("cooccurrence", 3)])
 def test_windows_activate_the_neighbour_and_not_the_latent(planted, by, near):
     assert neighbours(planted, 0, 10, by) == (near,)
-    sampler = Random(**OPTIONS, non_activating={"use": "neighbours", "by": by, "n": 20})
+    sampler = RandomSampler(**OPTIONS, non_activating={"use": "neighbours", "by": by, "n": 20})
     record = sampler.sample(planted, LatentId("h", 0), derive_rng(0, "x"))
     for part, n in ((record.explain, 6), (record.score, 20)):
         ids = {e.context * TILES + (e.start - 1) // WINDOW for e in part.non_activating}
@@ -268,9 +268,11 @@ def test_without_directions_to_compare_the_error_says_why_and_what_to_do(tmp_pat
 
 
 def test_only_directions_need_the_coder():
-    needs = {by: Random(non_activating={"use": "neighbours", "by": by}).needs() for by in non_activating.By.__args__}
+    needs = {
+        by: RandomSampler(non_activating={"use": "neighbours", "by": by}).needs() for by in non_activating.By.__args__
+    }
     assert needs == {"decoder": {"coder"}, "encoder": {"coder"}, "cooccurrence": frozenset()}
-    assert Random().needs() == Random(non_activating={"use": "similar"}).needs() == frozenset()
+    assert RandomSampler().needs() == RandomSampler(non_activating={"use": "similar"}).needs() == frozenset()
 
 
 MEASURE = """
@@ -328,7 +330,7 @@ def topics(tmp_path):
 
 def test_similar_windows_share_words_with_the_activating_ones(topics):
     def share_of_topic(use):
-        sampler = Random(**OPTIONS, non_activating={"use": use, "n": 20})
+        sampler = RandomSampler(**OPTIONS, non_activating={"use": use, "n": 20})
         record = sampler.sample(topics, LatentId("h", 0), derive_rng(0, "x"))
         assert len(record.explain.non_activating) == 6 and len(record.score.non_activating) == 20
         shown = (*record.explain.non_activating, *record.score.non_activating)
@@ -367,23 +369,23 @@ def test_similar_windows_come_from_the_pool_alone(topics):
 
 
 def test_latent_without_enough_similar_windows_on_its_side_is_left_out(topics):
-    sampler = Random(**OPTIONS, non_activating={"use": "similar", "pool": 5})
+    sampler = RandomSampler(**OPTIONS, non_activating={"use": "similar", "pool": 5})
     assert sampler.sample(topics, LatentId("h", 0), derive_rng(0, "x")) is None
 
 
 def test_embedding_model_that_is_not_there_is_told_before_anything_heavy(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        Random(non_activating={"use": "similar", "model": str(tmp_path / "nowhere")}).check()
+        RandomSampler(non_activating={"use": "similar", "model": str(tmp_path / "nowhere")}).check()
     with pytest.raises(InputError, match="no asset"):
-        Random(non_activating={"use": "similar", "model": "package:no-such-model"}).check()
-    Random(non_activating={"use": "similar"}).check()
+        RandomSampler(non_activating={"use": "similar", "model": "package:no-such-model"}).check()
+    RandomSampler(non_activating={"use": "similar"}).check()
 
 
 # --- options ---
 
 
 def test_random_is_meant_where_nothing_is_said_and_is_fingerprinted_alike():
-    short, long_ = (Random(non_activating=way) for way in ({"n": 20}, {"use": "random", "n": 20}))
+    short, long_ = (RandomSampler(non_activating=way) for way in ({"n": 20}, {"use": "random", "n": 20}))
     assert short == long_
     options = {"window": 32, "explain": 40, "explain_non_activating": 20, "score": 100}
     plain = ["random", {**options, "non_activating": {"use": "random", "n": 20}}, []]
@@ -396,9 +398,9 @@ def test_fingerprint_depends_on_every_option_and_on_the_weights_of_a_local_model
     ways = [
         *WAYS, {"use": "neighbours", "k": 3}, {"use": "neighbours", "n": 30}, {"use": "similar", "pool": 50}, local,
     ]  # fmt: skip
-    prints = [repr(Random(non_activating=way).fingerprint()) for way in ways]
+    prints = [repr(RandomSampler(non_activating=way).fingerprint()) for way in ways]
     (tmp_path / "model.safetensors").write_bytes(b"other")
-    prints.append(repr(Random(non_activating=local).fingerprint()))
+    prints.append(repr(RandomSampler(non_activating=local).fingerprint()))
     assert len(set(prints)) == len(prints)
 
 
@@ -413,5 +415,5 @@ def test_fingerprint_depends_on_every_option_and_on_the_weights_of_a_local_model
 )
 def test_wrong_choice_is_told_with_what_there_is(given_, place, message):
     with pytest.raises(ValidationError) as error:
-        Random(non_activating=given_)
-    assert options_error(Random, error.value) == [(("non_activating", place), message)]
+        RandomSampler(non_activating=given_)
+    assert options_error(RandomSampler, error.value) == [(("non_activating", place), message)]

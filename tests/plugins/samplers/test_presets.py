@@ -14,7 +14,7 @@ import pytest
 import yaml
 from planted_run import spec, truthful_server
 from root import ROOT
-from saeval_plugins.samplers import Delphi, Quantiles, SAEBench
+from saeval_plugins.samplers import DelphiSampler, Quantiles, SAEBench
 from saeval_plugins.scorers import Detection, Fuzzing
 from small_stores import dataset, dense, write
 
@@ -59,7 +59,7 @@ def numbers(store, examples, window):
 
 @pytest.mark.parametrize(
     "sampler",
-    [Delphi(), Delphi(leak=False), *(Delphi(show=show) for show in ("random", "top", "mix")),
+    [DelphiSampler(), DelphiSampler(leak=False), *(DelphiSampler(show=show) for show in ("random", "top", "mix")),
      *(SAEBench(leak=leak, unverified=unverified) for leak in (True, False) for unverified in (True, False))],
     ids=str,
 )  # fmt: skip
@@ -90,11 +90,11 @@ def test_record_refuses_each_flaw_unless_it_is_declared():
 
 
 def test_only_these_samplers_own_up_to_flaws(planted):
-    assert sampled(Delphi(), planted).flaws == {"leak"}
+    assert sampled(DelphiSampler(), planted).flaws == {"leak"}
     assert sampled(SAEBench(), planted).flaws == {"leak", "unverified"}
     assert sampled(SAEBench(leak=False), planted).flaws == {"unverified"}
     assert sampled(SAEBench(unverified=False), planted).flaws == {"leak"}
-    for sampler in (Delphi(leak=False), SAEBench(leak=False, unverified=False), Quantiles()):
+    for sampler in (DelphiSampler(leak=False), SAEBench(leak=False, unverified=False), Quantiles()):
         record = sampled(sampler, planted)
         sides = [{e.document for e in (*s.activating, *s.non_activating)} for s in (record.explain, record.score)]
         assert record.flaws == frozenset() and not sides[0] & sides[1]
@@ -107,7 +107,7 @@ def test_delphi_draws_what_the_same_arithmetic_draws(planted):
     ids = ranked(planted, 0, 32)
     size = len(ids) // 10
     assert len(ids) % 10, "the remainder should matter"
-    record = sampled(Delphi(), planted)
+    record = sampled(DelphiSampler(), planted)
     state = random.getstate()
     try:
         for part, each in ((record.explain, 4), (record.score, 5)):
@@ -122,7 +122,7 @@ def test_delphi_draws_what_the_same_arithmetic_draws(planted):
 
 
 def test_delphi_strengths_are_rounded_up(planted):
-    examples = sampled(Delphi(), planted).explain
+    examples = sampled(DelphiSampler(), planted).explain
     highest = float(planted.activations(0)[1].max())
     assert examples.max_activation == highest
     window = examples.activating[-1]
@@ -135,14 +135,14 @@ def test_delphi_strengths_are_rounded_up(planted):
 )
 def test_delphi_shows_what_it_is_told_to(planted, show, shown):
     ids = ranked(planted, 1, 32)
-    found = numbers(planted, sampled(Delphi(show=show), planted, 1).explain.activating, 32)
+    found = numbers(planted, sampled(DelphiSampler(show=show), planted, 1).explain.activating, 32)
     assert len(found) == 40
     assert shown is None or found == [ids[rank] for rank in shown(len(ids))]
 
 
 def test_delphi_mix_shows_8_strongest_and_3_of_each_tenth_of_the_others(planted):
     ids = ranked(planted, 1, 32)
-    found = numbers(planted, sampled(Delphi(show="mix"), planted, 1).explain.activating, 32)
+    found = numbers(planted, sampled(DelphiSampler(show="mix"), planted, 1).explain.activating, 32)
     size = (len(ids) - 8) // 10
     assert found[:8] == ids[:8]
     assert [(ids.index(number) - 8) // size for number in found[8:]] == [q for q in range(10) for _ in range(3)]
@@ -150,7 +150,7 @@ def test_delphi_mix_shows_8_strongest_and_3_of_each_tenth_of_the_others(planted)
 
 def test_delphi_shows_the_explainer_a_fifth_of_the_windows_it_scores():
     def shared(windows):
-        shown, scored = (Delphi()._by_quantile(windows, wanted) for wanted in (40, 50))
+        shown, scored = (DelphiSampler()._by_quantile(windows, wanted) for wanted in (40, 50))
         return [sum(rank in shown[0] for rank, q in zip(*scored, strict=True) if q == decile) for decile in range(10)]
 
     for windows in (2_000, 10_000, 100_000):
@@ -161,7 +161,7 @@ def test_delphi_shows_the_explainer_a_fifth_of_the_windows_it_scores():
 
 def test_delphi_needs_a_window_of_each_part():
     with pytest.raises(ValueError, match="at least quantiles, 10"):
-        Delphi(explain=5)
+        DelphiSampler(explain=5)
 
 
 @pytest.mark.parametrize("window", [32, 16])
@@ -352,8 +352,8 @@ def effects(store):
     detection, listed = Detection(mode="list"), Detection(batch=14, mode="list")
     honest = SAEBench(leak=False, unverified=False)
     return {
-        "sees places of marks only": (mean_score(Delphi(), fixed, store, by_place), mean_score(twin, matched, store, by_place)),
-        "remembers what the explainer saw": (mean_score(Delphi(), detection, store, by_memory), mean_score(twin, detection, store, by_memory)),
+        "sees places of marks only": (mean_score(DelphiSampler(), fixed, store, by_place), mean_score(twin, matched, store, by_place)),
+        "remembers what the explainer saw": (mean_score(DelphiSampler(), detection, store, by_memory), mean_score(twin, detection, store, by_memory)),
         "answers “none” always": (mean_score(SAEBench(), listed, store, nothing, "accuracy"), mean_score(honest, listed, store, nothing)),
         "is right always": (mean_score(SAEBench(), listed, store, truth, "accuracy"), mean_score(honest, listed, store, truth)),
     }  # fmt: skip
@@ -399,7 +399,7 @@ class _Nowhere:
 @pytest.mark.parametrize(
     ("preset", "options", "ranks"),
     [
-        ("delphi-compat", Delphi(), "detection.balanced_accuracy"),
+        ("delphi-compat", DelphiSampler(), "detection.balanced_accuracy"),
         ("saebench-compat", SAEBench(), "detection.accuracy"),
     ],
 )

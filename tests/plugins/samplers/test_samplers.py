@@ -8,14 +8,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from saeval_plugins.samplers import Mix, Quantiles, Random, SAEBench, Top
+from saeval_plugins.samplers import Mix, Quantiles, RandomSampler, SAEBench, Top
 from saeval_plugins.samplers.windows import draw_each, strongest_first
 from scipy.stats import chisquare
 from small_stores import dataset, dense, write
 
 from saeval.plugin import LatentId, derive_rng
 
-SAMPLERS = [Random, Quantiles, Top, Mix]
+SAMPLERS = [RandomSampler, Quantiles, Top, Mix]
 OPTIONS = {"window": 16, "explain": 10, "score": 30, "explain_non_activating": 6, "non_activating": {"n": 20}}
 
 
@@ -62,7 +62,7 @@ def test_samplers_that_show_other_windows_are_scored_on_the_same_ones(store):
         record = kind(**{**OPTIONS, **options}).sample(store, LatentId("h", 1), derive_rng(0, "x"))
         return [[e.id for e in (*s.activating, *s.non_activating)] for s in (record.explain, record.score)]
 
-    found = [sides(kind) for kind in SAMPLERS] + [sides(Random, explain_non_activating=0)]
+    found = [sides(kind) for kind in SAMPLERS] + [sides(RandomSampler, explain_non_activating=0)]
     assert all(scored == found[0][1] for _, scored in found)
     assert len({tuple(shown) for shown, _ in found}) == len(found)
 
@@ -77,7 +77,7 @@ def test_saebench_with_sides_apart_scores_the_same_windows_however_many_top_ones
 
 
 def test_scoring_windows_come_in_equal_parts_from_each_decile(store):
-    record = Random(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x"))
+    record = RandomSampler(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x"))
     deciles = [e.decile for e in record.score.activating]
     assert [deciles.count(d) for d in range(10)] == [3] * 10
     strongest = [np.mean([e.max_activation for e in record.score.activating if e.decile == d]) for d in range(10)]
@@ -97,14 +97,14 @@ def test_latent_that_fires_in_one_document_only_is_left_out(tmp_path):
     activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
     activations[data.documents == 2, 1:] = 1.0
     store = write(tmp_path / "s", data, activations)
-    assert Random(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
+    assert RandomSampler(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
 
 
 def test_latent_that_is_never_silent_is_left_out(tmp_path):
     data = dataset(contexts=60, documents=6)
     activations = np.ones((*data.tokens.shape, 1), dtype=np.float32) * data.mask[..., None]
     store = write(tmp_path / "s", data, activations)
-    assert Random(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
+    assert RandomSampler(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
 
 
 def test_all_ways_to_draw_from_several_ranges_are_equally_likely():

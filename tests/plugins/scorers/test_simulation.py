@@ -24,8 +24,10 @@ from word_tokenizer import word_tokenizer
 
 from saeval import BudgetExceeded, LLMError
 from saeval._run.steps import RecordingModel
-from saeval.llm.calls import Budget, CallLog, CallStore
+from saeval.llm.budget import Budget
+from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.llm.ledger import CallLedger
 from saeval.plugin import (
     LLM,
     Examples,
@@ -302,12 +304,12 @@ FILLED = []
 def gateway(folder, **settings):
     return Gateway(
         "judge", Counting(model="m"), model="counting/m", identity="m", settings=RoleSettings(**settings),
-        calls=CallStore(folder / "calls.sqlite"), log=CallLog(folder / "calls.jsonl"), budget=Budget(None),
+        calls=AnswerCache(folder / "calls.sqlite"), log=CallLedger(folder / "calls.jsonl"), budget=Budget(None),
     )  # fmt: skip
 
 
 def test_gateway_asks_once_tries_again_and_writes_down_what_was_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     FILLED.clear()
     examples = make_examples(activating=2, non_activating=2)
     meters = [RecordingModel(gateway(tmp_path)) for _ in range(2)]

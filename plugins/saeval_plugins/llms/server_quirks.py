@@ -10,8 +10,9 @@ from typing import Any
 log = logging.getLogger("saeval")
 
 _SIGNS = {
-    "no system turn": r"system (?:role|message|prompt|turn|instruction)s?\b.{0,40}(?:\bnot\b|n't|unsupported)|only user and "
-    r"assistant roles|roles must alternate|developer instruction is not enabled|(?:unsupported|invalid|unknown).{0,30}\bsystem\b",
+    "no system turn": r"system (?:role|message|prompt|turn|instruction)s?\b.{0,40}(?:\bnot\b|n't|unsupported)"
+    r"|only user and assistant roles|roles must alternate|developer instruction is not enabled"
+    r"|(?:unsupported|invalid|unknown).{0,30}\bsystem\b",
     "streams only": r"only.{0,30}\bstream|stream.{0,30}must be (?:set to )?true|non-?stream\w*.{0,30}not ",
     "max_completion_tokens": r"max_tokens.{0,80}max_completion_tokens",
 }
@@ -19,7 +20,7 @@ _SIGNS = {
 
 
 @dataclass
-class Ways:
+class ServerQuirks:
     """What a server was found to want.
 
     Attributes:

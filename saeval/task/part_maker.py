@@ -13,7 +13,7 @@ from saeval.llm import RoleSettings
 from saeval.plugin.base import Plugin, Step, Tracker, kind_of
 from saeval.plugin.registry import Loaded, Registry, options_error
 from saeval.task.parts import Part, RolePart, StepPart
-from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import PartSpec, TaskSpec
 
 
@@ -26,7 +26,7 @@ class PartMaker:
         check: Whether each plugin looks if what its options name is there.
     """
 
-    def __init__(self, document: Document, registry: Registry, check: bool):
+    def __init__(self, document: SpecDocument, registry: Registry, check: bool):
         self.document = document
         self.registry = registry
         self.check = check
@@ -132,7 +132,8 @@ class PartMaker:
         if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
             self.fail(
                 path,
-                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… model for the role {role!r}",
+                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… "
+                f"model for the role {role!r}",
             )
         baselines = None if spec.baselines is None else frozenset(spec.baselines)
         return StepPart(part, role, spec.when.latents if spec.when else None, baselines)

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from saeval.cli.shared import FLAGS, JSON, KINDS, WITHOUT, open_registry, print_json, say, spec_of
+from saeval.cli.shared import FLAGS, JSON, WITHOUT, open_registry, print_json, say, spec_of
+from saeval.plugin.kinds import KINDS
 
 
 @click.group(invoke_without_command=True)
@@ -79,7 +80,7 @@ def new(kind: str, called: str, single: bool, out: Path | None, **flags: Any) ->
         raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} is for `saeval new task` only")
     from saeval.plugin import scaffold
 
-    made = scaffold.new(kind, called, lone=single, out=out)
+    made = scaffold.new(kind, called, single_file=single, out=out)
     say("\n".join(f"made      {file}" for file in made))
     if single:
         click.echo(f'in a spec beside it:  use: "./{called}.py:{scaffold.class_name(called)}"')

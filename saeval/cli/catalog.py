@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import click
 
-from saeval.cli.shared import JSON, KINDS, LLM, SET, WITHOUT, load, open_registry, print_json, print_rows, say
+from saeval.cli.shared import JSON, LLMS, SET, WITHOUT, load, open_registry, print_json, print_rows, say
+from saeval.plugin.kinds import KINDS
 
 if TYPE_CHECKING:
     from saeval.plugin.registry import Registry
@@ -102,7 +103,7 @@ def _show_runs(place: Path, as_json: bool) -> None:
 @click.argument("kind", type=click.Choice(("task", *KINDS)))
 @click.argument("name")
 @SET
-@LLM
+@LLMS
 @WITHOUT
 @JSON
 def show(

@@ -10,7 +10,7 @@ import click
 from saeval.cli.shared import JSON, print_json, print_rows, say
 
 if TYPE_CHECKING:
-    from saeval.llm import CallStore
+    from saeval.llm import AnswerCache
 
 _MODEL = click.option("--model", metavar="NAME", help="Only this model's answers, by its name in specs.")
 _STATUS = click.option("--status", type=click.Choice(["ok", "unreadable"]), help="Only answers with this status.")
@@ -62,19 +62,19 @@ def clear(model: str | None, status: str | None, run_dir: Path | None, everythin
     say(f"{deleted:,} answers deleted")
 
 
-def _store() -> CallStore:
+def _store() -> AnswerCache:
     from saeval._util import cache_dir
-    from saeval.llm import CallStore
+    from saeval.llm import AnswerCache
 
-    return CallStore(cache_dir() / "calls.sqlite")
+    return AnswerCache(cache_dir() / "calls.sqlite")
 
 
 def _keys_of(run_dir: Path) -> set[str]:
     """Return the keys of the answers in a run's ledger."""
     from saeval._util import InputError
-    from saeval.llm import CallLog
+    from saeval.llm import CallLedger
 
     ledger = run_dir / "calls.jsonl"
     if not ledger.is_file():
         raise InputError(f"{run_dir}: is not a run directory, because it has no calls.jsonl")
-    return {call.answer for call in CallLog(ledger).calls() if call.answer}
+    return {call.answer for call in CallLedger(ledger).calls() if call.answer}

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from saeval._util import LLMError, derive_rng
-from saeval.llm.concurrency import Gate
+from saeval.llm.concurrency import Limiter
 from saeval.plugin.base import LLM
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
@@ -27,9 +27,9 @@ log = logging.getLogger("saeval")
 class Timeout:
     """Ends calls that take too long, where time in a server's queue does not count.
 
-    A server with one slot answers calls one after another, so that those at the end of its queue wait for all before. As
-    long as others are answered, a call waits for its turn: its time starts again with each answer, up to twice as many as
-    were in flight when it began.
+    A server with one slot answers calls one after another, so that those at the end of its queue wait for all before.
+    As long as others are answered, a call waits for its turn: its time starts again with each answer, up to twice as
+    many as were in flight when it began.
 
     Args:
         seconds: How long a call may take; None for no limit.
@@ -135,8 +135,8 @@ class Attempts:
 class Waits:
     """Tells a user what a run waits for, where it waits for long: a server that asks for it, or one that is silent."""
 
-    def __init__(self, role: str, llm: LLM, gate: Gate, tell: Callable[[str], None]):
-        self._role, self._llm, self._gate, self._tell = role, llm, gate, tell
+    def __init__(self, role: str, llm: LLM, limiter: Limiter, tell: Callable[[str], None]):
+        self._role, self._llm, self._limiter, self._tell = role, llm, limiter, tell
         self._told_until = 0.0
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -166,11 +166,11 @@ class Waits:
     def _listen(self) -> None:
         """See whether answers come, and look again later, as long as calls are under way."""
         self._timer = None
-        if self._gate.in_flight:
+        if self._limiter.in_flight:
             silent = time.monotonic() - self._heard
             if told := silent >= _SILENCE:
                 why = self._llm.waiting_for()
-                calls = "1 call is" if self._gate.in_flight == 1 else f"{self._gate.in_flight} calls are"
+                calls = "1 call is" if self._limiter.in_flight == 1 else f"{self._limiter.in_flight} calls are"
                 self._say(f"no answer for {silent:.0f} s, {calls} under way{why and ': '}{why}")
             delay = silent if told else _SILENCE - silent
             self._timer = asyncio.get_running_loop().call_later(delay, self._listen)

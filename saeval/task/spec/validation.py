@@ -18,11 +18,11 @@ from saeval._util import (
     placeholder,
     random_looking,
 )
-from saeval.task.spec.document import Document, KeyPath
+from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import TaskSpec
 
 
-def parse(document: Document) -> TaskSpec:
+def parse(document: SpecDocument) -> TaskSpec:
     """Check a (filled) document against the schema.
 
     Raises:
@@ -62,7 +62,7 @@ _PLAIN = ("model", "revision", "commit", "sha256", "digest", "api_base")
 """Options of a model whose values may be long words of letters and digits."""
 
 
-def refuse_secrets(document: Document) -> None:
+def refuse_secrets(document: SpecDocument) -> None:
     """See that a document holds no credential, before a message about anything else could quote it.
 
     Raises:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from fake_server import error
 from planted_run import spec, truthful_server
-from saeval_plugins.llms.waiting import wait_asked_for
+from saeval_plugins.llms.retry_after import wait_asked_for
 
 import saeval
 
@@ -40,7 +40,7 @@ def test_dates_and_times_since_1970_are_waits():
 @pytest.mark.parametrize("patience", [30, 0])
 def test_server_that_asks_for_time_is_waited_for_within_the_runs_patience(tmp_path, monkeypatch, fault, patience):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     asked = Counter()
 
     def choose(request, _):
@@ -57,7 +57,7 @@ def test_server_that_asks_for_time_is_waited_for_within_the_runs_patience(tmp_pa
 @pytest.mark.parametrize("status", [413, 422, 424, 400])
 def test_call_that_failed_costs_its_latent_whatever_the_status(tmp_path, monkeypatch, status):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     chosen = []
 
     def choose(request, _):
@@ -78,7 +78,7 @@ def test_call_that_failed_costs_its_latent_whatever_the_status(tmp_path, monkeyp
 @pytest.mark.parametrize("status", [520, 522, 524, 501, 598])
 def test_every_server_error_that_passes_changes_nothing(tmp_path, monkeypatch, status):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saeval.llm.waiting._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
     seen = set()
 
     def choose(request, _):

@@ -29,9 +29,9 @@ _LIMITS = ("requests", "tokens", "input-tokens", "output-tokens")
 def wait_asked_for(headers: Mapping[str, str], body: str = "") -> float | None:
     """Return the seconds a server asks to wait; None where it does not say, or what it says makes no sense.
 
-    Headers are `Retry-After`, `retry-after-ms`, and those that say when a rate limit is reset: OpenAI's and Anthropic's, by
-    what is limited, and `RateLimit-Reset` with its variants. Bodies say it in words ("try again in 1m30s") or in fields
-    (Gemini's `retryDelay`, Hugging Face's `estimated_time`).
+    Headers are `Retry-After`, `retry-after-ms`, and those that say when a rate limit is reset: OpenAI's and
+    Anthropic's, by what is limited, and `RateLimit-Reset` with its variants. Bodies say it in words ("try again in
+    1m30s") or in fields (Gemini's `retryDelay`, Hugging Face's `estimated_time`).
 
     Args:
         headers: The response's headers; their names are compared in lower case.

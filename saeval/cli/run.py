@@ -14,7 +14,7 @@ import click
 from saeval.cli.shared import (
     ALLOW,
     JSON,
-    LLM,
+    LLMS,
     SET,
     TASK,
     TASK_OR_FLAGS,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.command()
 @TASK_OR_FLAGS
 @SET
-@LLM
+@LLMS
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell; marks the result as partial.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; default: saeval-runs/TASK-HASH.")
@@ -141,7 +141,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 @click.command()
 @TASK_OR_FLAGS
 @SET
-@LLM
+@LLMS
 @ALLOW
 @WITHOUT
 @JSON
@@ -182,7 +182,7 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
 @click.command()
 @TASK
 @SET
-@LLM
+@LLMS
 @ALLOW
 @click.option(
     "--latents", "n", default=1, type=click.IntRange(min=1), help="Number of latents to show, from the first cell."
@@ -209,7 +209,7 @@ def preview(
 @click.command()
 @TASK_OR_FLAGS
 @SET
-@LLM
+@LLMS
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Use the speed of this earlier run.")

@@ -1,0 +1,59 @@
+"""Holds the spending limit of a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from saeval._util import BudgetExceeded
+from saeval.records import Usage
+
+log = logging.getLogger("saeval")
+
+
+def known_dollars(usage: Usage) -> float:
+    """Return what a call cost, as far as it is known; no answer gives money back."""
+    return usage.usd if usage.usd is not None and 0.0 < usage.usd < math.inf else 0.0
+
+
+class Budget:
+    """The spending limit of a run, shared by all its roles.
+
+    Args:
+        limit: Dollars; None for no limit.
+        spent: Dollars spent in earlier sittings of the run.
+
+    Attributes:
+        calls: Calls of this sitting.
+        unknown: Calls whose price is not known, which no limit can hold.
+    """
+
+    def __init__(self, limit: float | None, spent: float = 0.0):
+        self.limit = limit
+        self.spent = spent
+        self.calls = 0
+        self.unknown = 0
+
+    def check(self) -> None:
+        """See whether another call may be made.
+
+        Raises:
+            BudgetExceeded: If what is spent has reached the limit.
+        """
+        if self.limit is not None and self.spent >= self.limit:
+            raise BudgetExceeded(
+                f"${self.spent:.4f} spent of ${self.limit:.4f} allowed; run again with a higher --max-cost to go on"
+            )
+
+    def add(self, usage: Usage, model: str) -> None:
+        """Count what a call to a model took; where a price is unknown, say once that the limit cannot hold it."""
+        self.calls += 1
+        self.spent += known_dollars(usage)
+        if usage.usd is None or not 0.0 <= usage.usd < math.inf:
+            self.unknown += 1
+            if self.unknown == 1 and self.limit is not None:
+                log.warning(
+                    "%s: its price is unknown, so the spending limit cannot hold it; "
+                    "give the role usd_per_million_input and usd_per_million_output",
+                    model,
+                )

@@ -1,0 +1,77 @@
+"""Finds the modules that TransformerLens's hook names mean."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from saeval._util import InputError
+from saeval.models.coders import HookPoint, down_projection
+
+if TYPE_CHECKING:
+    from saeval.models.module_tree import ModuleTree
+
+_BEFORE_MLP = (
+    "pre_feedforward_layernorm", "ln_2", "ln2", "norm_2", "pre_ff_layernorm", "feedforward_layernorm", "ffn_norm",
+    "norm_ffn", "channel_pre_norm",
+)  # fmt: skip
+_ADD_INSIDE = {"bloom": ("hook_attn_out", "hook_mlp_out"), "mpt": ("hook_mlp_out",)}
+"""Hooks of modules that add to the residual stream themselves and return the sum, by model type."""
+_ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj", "attention.out_proj")
+
+
+def transformer_lens_place(tree: ModuleTree, name: str) -> HookPoint:
+    """Return the place whose activations TransformerLens gives under a name.
+
+    Args:
+        tree: The model's modules.
+        name: `hook_embed`, or `blocks.N.` and a hook.
+
+    Raises:
+        InputError: If the model has no such block or place.
+    """
+    if name == "hook_embed":
+        embedding = tree.model.get_input_embeddings()
+        return HookPoint(next(path for path in tree.modules() if tree.module(path) is embedding))
+    _, number, hook = name.split(".", 2)
+    blocks = tree.blocks()
+    if int(number) >= len(blocks):
+        raise InputError(f"model {tree.name} has {len(blocks)} blocks, counted from 0, so there is no {name!r}")
+    block = blocks[int(number)]
+    if hook in ("ln1.hook_normalized", "ln2.hook_normalized"):
+        raise InputError(
+            f"{name} means normalised activations before the norm's gain, which no module reads or returns; choose "
+            f"a place such as {tree.block_parts(block).mlp or block}.input"
+        )
+    path, site = _place(tree, block, hook)
+    if path is None:
+        raise InputError(f"model {tree.name} has no place that matches {name!r}; name a module path instead")
+    return HookPoint(path, site)
+
+
+def _place(tree: ModuleTree, block: str, hook: str) -> tuple[str | None, Literal["in", "out"]]:
+    """Return the module path and side that a hook of a block means; no path where the model has none."""
+    first = partial(tree.first_of, block)
+    parts = tree.block_parts(block)
+    lacking = _ADD_INSIDE.get(tree.model.config.model_type, ())
+    if hook == "hook_resid_pre":
+        return block, "in"
+    if hook == "hook_resid_post":
+        return block, "out"
+    if hook == "hook_resid_mid" and not getattr(tree.model.config, "use_parallel_residual", False):
+        before_mlp = first(*_BEFORE_MLP)
+        if first("post_feedforward_layernorm"):
+            before_mlp = before_mlp or parts.mlp
+        return before_mlp or first("post_attention_layernorm"), "in"
+    if hook == "hook_mlp_out" and hook not in lacking:
+        return parts.mlp_norm or parts.mlp, "out"
+    if hook == "hook_attn_out" and hook not in lacking:
+        return parts.attention_norm or parts.attention, "out"
+    if hook == "attn.hook_z" and parts.attention:
+        attention = parts.attention.removeprefix(f"{block}.")
+        return first(*(f"{attention}.{name}" for name in _ATTENTION_OUTPUTS)), "in"
+    if hook == "mlp.hook_post":
+        return down_projection(block, tree.modules()), "in"
+    if hook == "mlp.hook_in":
+        return parts.mlp, "in"
+    return None, "out"

@@ -1,0 +1,3 @@
+"""The kinds of plugins."""
+
+KINDS = ("source", "coder", "sampler", "explainer", "scorer", "llm", "tracker")

@@ -59,10 +59,10 @@ def test_odd_counts_cost_no_answer_and_lower_no_bill(tmp_path, usage):
     assert reply.usage.estimated and reply.usage.price_source == "spec, estimated tokens"
 
 
-@pytest.mark.parametrize("name", ["no usage", "null", "zero", "one below zero", "beyond all sense", "only the prompt"])
-def test_odd_counts_through_litellm_are_priced_by_its_list(tmp_path, name):
+@pytest.mark.parametrize("usage", ODD.values(), ids=ODD)
+def test_odd_counts_through_litellm_are_priced_by_its_list(tmp_path, usage):
     with fake_server() as server:
-        server.always = reply_with(ODD[name])
+        server.always = reply_with(usage)
         (reply,) = ask(gateway(tmp_path, LiteLLM(model="openai/gpt-4o-mini", api_base=server.url)), Request.of(PROMPT))
     assert reply.text == ANSWER
     assert honest_price((0.15, 0.6)) <= reply.usage.usd < 4 * honest_price((0.15, 0.6))

@@ -15,6 +15,7 @@ from saeval.plugin import (
     finish_reason,
     without_secrets,
 )
+from saeval_plugins.llms._bounds import MOST_TOKENS
 
 
 def chat_body(model: str, request: Request) -> dict[str, Any]:
@@ -146,8 +147,8 @@ def usage_from(usage: Any, usd: float | None = None, price_source: str | None = 
     return Usage(prompt, generated, min(prompt, next((n for n in map(_count, cached) if n), 0)), usd, price_source)
 
 
-_MOST_TOKENS, _MOST_DOLLARS = 1e8, 1e4
-"""What no call takes; a larger number is no count, and would end a run at its spending limit."""
+_MOST_DOLLARS = 1e4
+"""What no call costs."""
 
 
 def _number(value: object, most: float) -> float | None:
@@ -162,7 +163,7 @@ def _number(value: object, most: float) -> float | None:
 
 
 def _count(value: object) -> int:
-    return int(_number(value, _MOST_TOKENS) or 0)
+    return int(_number(value, MOST_TOKENS) or 0)
 
 
 _LASTING = {401, 402, 403, 404}

@@ -296,7 +296,7 @@ def test_cluster_of_our_own_is_closed_to_others_and_ends_with_the_run(server, tm
         assert "InvalidAuthToken" in other.stderr and "inside" not in other.stdout
     child.send_signal(signal.SIGTERM)
     out, errors = child.communicate(timeout=60)
-    assert child.returncode == 130 and "run the same command again" in errors and "Traceback" not in errors, errors
+    assert child.returncode == 130 and "rerun the same command" in errors and "Traceback" not in errors, errors
     assert not out
     calls = [json.dumps(call, sort_keys=True) for call in server.calls]
     until(lambda: not any(map(alive, processes)))

@@ -32,7 +32,7 @@ class Scores(NamedTuple):
 
 
 Draw = Callable[["Generator", int, float], Scores]
-"""Simulates a cell of n latents; the number shifts its mean as the kind of judge does."""
+"""Simulates a cell of n latents; the number moves its mean in the way that the judge's kind has."""
 
 
 def judged(hits: NDArray[np.float64], alarms: NDArray[np.float64], rng: Generator) -> NDArray[np.float64]:

@@ -127,7 +127,7 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     Args:
         a: A run directory, or `run:cell` where it has several contestants.
         b: Another one.
-        metrics: `scorer.metric` each; the headline of every scorer that both have when left out.
+        metrics: `scorer.metric` each; default: the headline of every scorer that both have.
         seed: Of resampling.
 
     Raises:

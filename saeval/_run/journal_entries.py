@@ -1,4 +1,4 @@
-"""Reads work back from a journal: what does not have the shape that this version writes is work to be done again."""
+"""Checks journal entries; those of another shape are computed again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that saeval raises on purpose, each a sentence saying where, what was seen and what to do.
+"""Defines the errors that saeval raises; each message says what happened, where, and what to do.
 
 SaevalError
 ├── SpecError             mistakes in a task spec, all of them at once, each with its file and line

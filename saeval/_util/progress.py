@@ -1,4 +1,4 @@
-"""What a run shows of itself while it goes: rich, plain lines, JSON events, or nothing."""
+"""Shows the progress of a run: rich, plain lines, JSON events or nothing."""
 
 from __future__ import annotations
 

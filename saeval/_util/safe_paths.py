@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and names from other people's files that can do no harm in them."""
+"""Makes folders atomically, and turns foreign names into safe file names."""
 
 from __future__ import annotations
 

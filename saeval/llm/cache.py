@@ -21,7 +21,7 @@ _JSON = json.JSONEncoder(default=vars)  # dataclasses are objects of their field
 log = logging.getLogger("saeval")
 
 AnswerStatus = Literal["ok", "unreadable"]
-"""Whether a reply may be used again: one that held no answer for whoever asked is asked for again by the next run."""
+"""Whether a reply may be used again: one that held no answer for the caller is asked for again by the next run."""
 
 
 class Kept(NamedTuple):

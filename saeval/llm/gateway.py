@@ -1,5 +1,4 @@
-"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written
-down."""
+"""Adds caching, retries, a budget and a ledger to a language model."""
 
 from __future__ import annotations
 
@@ -227,11 +226,10 @@ class Gateway(LanguageModel):
         if (work := self._asking.get(key)) is not None and work.task is task:
             del self._asking[key]
         if not task.cancelled():
-            task.exception()  # mark as seen: whoever asked may have been called off
+            task.exception()  # mark as seen: the caller may have been cancelled
 
     async def finish(self) -> None:
-        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep
-        them."""
+        """Wait briefly for answers under way, which are paid for even if the caller was cancelled, and keep them."""
         for work in self._asking.values():
             if not work.in_flight:
                 work.task.cancel()
@@ -252,7 +250,7 @@ class Gateway(LanguageModel):
                     return await self._ask(key, asked, question, ask, work)
                 except _AskedElsewhere:
                     if not question.leased and not await leases.wait(key, _LEASES * self._settings.timeout):
-                        question.lease = None  # whoever has it hangs
+                        question.lease = None  # its holder hangs
                 kept: A | None = self._kept(key, question.request, question.shape)
                 if kept is not None:
                     self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
@@ -326,7 +324,7 @@ class Gateway(LanguageModel):
                 if not error.cut or question.raised:
                     no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
                     if no_room and cut is not None:
-                        return cut  # whoever reads it says that it was cut off
+                        return cut  # the parser reports that it was cut off
                     if no_room and self._needs_room:
                         question.roomier, self._needs_room = None, False
                         continue
@@ -537,7 +535,7 @@ class _Question:
         roomier: The same with room for reasoning; None where there is no more room to give.
         raised: Whether it has all the room there is.
         shape: Class of its answer.
-        lease: Key of its lease; None where it is asked whoever else asks it.
+        lease: Key of its lease; None where it is asked without a lease.
         leased: Whether the lease is ours.
     """
 

@@ -1,4 +1,4 @@
-"""How much of a model's prediction survives when a coder's reconstruction stands in for the activations."""
+"""Measures how much loss a coder's reconstruction recovers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Fidelity(NamedTuple):
 def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStore, tokens: int = TOKENS) -> Fidelity:
     """Predict part of a store's corpus three times, and say how well.
 
-    Special tokens keep their activations, as they are left out of a store, and are not predicted.
+    Special tokens keep their activations, as they are not stored, and are not predicted.
 
     Args:
         subject: The model, at the place that the coder reads.

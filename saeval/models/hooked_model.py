@@ -33,7 +33,7 @@ class HookedModel(ModuleTree):
 
         Args:
             tokens: Token ids, padded on the right. Models are causal, so what the padding is makes no difference
-                to what stands before it.  [contexts, tokens] int64
+                to what precedes it.  [contexts, tokens] int64
             hookpoints: Where to read.
             lengths: Real tokens per context; activations of the padding are then 0.  [contexts]
 

@@ -1,4 +1,4 @@
-"""Models from files and from the hub, loaded with transformers, and why one could not be had."""
+"""Loads models from files and the hub with transformers, and explains failures."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ _HUB_REASONS = {
     "LocalEntryNotFoundError": "is not on this machine, and the Hugging Face hub cannot be reached; connect (and unset "
     "HF_HUB_OFFLINE), or give the path of a model folder or .gguf file",
 }
-"""Why a model could not be had from the hub, by exceptions that may stand anywhere in the chain."""
+"""Why a model could not be loaded from the hub, by the exceptions in the chain."""
 
 
 def _reason(error: Exception, *, local: bool) -> str:

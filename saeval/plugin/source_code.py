@@ -1,4 +1,4 @@
-"""Hashes of plugins' source files: results depend on code, and a version stays the same while code is edited."""
+"""Hashes the source files of plugins, since results depend on code and a version stays while code is edited."""
 
 from __future__ import annotations
 

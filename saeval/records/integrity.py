@@ -1,4 +1,4 @@
-"""Whether results that are read are those that a run wrote."""
+"""Checks that results are those that a run wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as Markdown files with a heading a turn, filled in by name and known by their hash."""
+"""Reads prompts from Markdown files, fills their slots and hashes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Prompt:
     change the prompt's structure.
 
     Attributes:
-        name: File name, as it stands in results.
+        name: File name, as it is in results.
         text: The file's text.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a task is made of: plugins with their options, steps, roles and cells."""
+"""Defines the parts of a task: plugins with options, steps, roles and cells."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Part(Generic[P]):
     plugin: P
     loaded: Loaded
     nested: tuple[Part[Any], ...] = ()
-    """Parts that stand inside its options, such as a source's coder."""
+    """Parts that are inside its options, such as a source's coder."""
 
     @property
     def label(self) -> str:
@@ -125,7 +125,7 @@ class Task:
     """Role whose model the task is a check of."""
     trackers: tuple[Part[Tracker], ...] = ()
     findings: tuple[FindingSpec, ...] = ()
-    """Claims to hold against the results."""
+    """Claims to test on the results."""
     correct_for_judge: bool = False
     """Whether scores corrected for the judge's errors are reported, too."""
     sha: str = field(init=False)

@@ -164,7 +164,7 @@ def test_show_preview_and_plugins(saeval, tmp_path):
         task = write(tmp_path / "task.yaml", server)
         prompts = json.loads(saeval("preview", "--task", task, "--json").stdout)
         assert {p["step"] for p in prompts} == {"explain", "detection", "fuzzing"}
-        assert "(the explanation will stand here)" in prompts[-1]["text"]
+        assert "(placeholder for the explanation)" in prompts[-1]["text"]
         assert not server.calls
 
 

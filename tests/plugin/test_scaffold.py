@@ -122,7 +122,7 @@ def test_lone_file_does_not_hide_a_module(tmp_path):
 
 
 def test_language_model_cannot_be_a_lone_file(tmp_path):
-    with pytest.raises(InputError, match="leave out --file"):
+    with pytest.raises(InputError, match="omit --file"):
         scaffold.new("llm", "mine", single_file=True, out=tmp_path)
 
 

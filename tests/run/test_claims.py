@@ -273,7 +273,7 @@ def test_claims_do_not_make_another_task_and_ask_nothing(planted):
         ({"score": "detection of nobody"}, "no explanation baseline 'nobody'"),
         ({"score": "detection", "cells": {"sampling": "top"}}, "no axis 'sampling'"),
         ({"score": "detection", "correlation": ["detection", "fuzzing"]}, "give just one of"),
-        ({"correlation": ["detection", "fuzzing"], "than": "chance"}, "only a score can be held against a score"),
+        ({"correlation": ["detection", "fuzzing"], "than": "chance"}, "only a score can be compared with a score"),
         ({}, "give just one of"),
     ],
 )

@@ -39,8 +39,8 @@ class Caa(Coder):
     midpoint: bool = True
     """Whether projections are measured from the midpoint between the two means; otherwise from 0."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the pairs' tokens on which it fires, those that project furthest; all on the positive side when left
-    out. Windows in which the latent is silent are found only where it fires on few tokens."""
+    """Share of the pairs' tokens on which it fires, those that project furthest; default: all on the
+    positive side. Windows in which the latent is silent are found only where it fires on few tokens."""
     revision: str | None = None
     """Revision of the hub id."""
     device: str = "auto"

@@ -1,4 +1,4 @@
-"""SAEs and transcoders that EleutherAI's sparsify has trained, read without it."""
+"""Loads SAEs and transcoders trained with EleutherAI's sparsify, without importing it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Sparsify(StoredCoder):
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        """The configuration, with what older versions leave out.
+        """The configuration, with defaults for keys that older versions omit.
 
         Raises:
             InputError: If it is malformed, or of a coder that is not known.

@@ -137,7 +137,7 @@ class Refine(Explainer):
     async def _mistakes(
         self, explanation: str, windows: list[Example], context: Context
     ) -> tuple[list[Example], list[Example]]:
-        """Ask in which windows an explanation holds; return those missed and those wrongly accepted.
+        """Ask which windows fit an explanation; return those missed and those wrongly accepted.
 
         Raises:
             ParseError: If a reply, asked for twice, holds no answers.

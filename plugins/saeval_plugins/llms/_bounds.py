@@ -1,4 +1,4 @@
-"""Bounds on what a server may do: how much it may send, how deeply nested, and where it may send its callers."""
+"""Limits the size and nesting of replies, and refuses redirects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transformers model in this process: generates, scores continuations, weighs choices; shared beginnings run once."""
+"""Runs a transformers model in this process: generates, scores continuations and weighs choices."""
 
 from __future__ import annotations
 
@@ -379,7 +379,7 @@ class HF(LLM):
         Raises:
             LLMError: If it is several, or none that the tokenizer knows.
         """
-        # Some tokenizers put a space before every text; behind a tab, what follows stands as it is.
+        # Some tokenizers put a space before every text; after a tab, the rest keeps its form.
         tab = self._ids("\t")
         for ids in (self._ids(text), self._ids("\t" + text)[len(tab) :]):
             if len(ids) == 1 and ids[0] != self._live.tokenizer.unk_token_id:

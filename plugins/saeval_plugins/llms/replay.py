@@ -1,4 +1,4 @@
-"""Replies recorded in a file, played back by the content of the request; results are marked recorded."""
+"""Plays back replies recorded in a file; results are marked recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def replay_key(request: Request) -> str:
 
 class Replay(LLM):
     """Plays back `replay/FILE.jsonl`: one `{"key": …, "text": …}` a line, as `replay_key` makes keys; log-probabilities
-    of the tokens may stand beside the text.
+    of the tokens may accompany the text.
 
     A request that is not in the file fails, naming the prompt; no answer is ever made up.
     """

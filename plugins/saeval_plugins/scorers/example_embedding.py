@@ -10,7 +10,7 @@ from saeval_plugins.scorers.embedding import Embeddings
 class ExampleEmbedding(Embeddings):
     """Ranks the windows by their mean cosine to activating windows minus that to non-activating ones.
 
-    A window is left out of both means. The explanation is not used: the score says how much alike a latent's windows
+    Both means exclude the window itself. The explanation is not used: the score says how much alike a latent's windows
     are, for a model that sees whole windows and not which tokens fire.
     """
 

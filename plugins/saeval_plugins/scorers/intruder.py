@@ -55,7 +55,7 @@ class Intruder(Scorer):
     The explanation is not shown: the score says how well a latent's windows belong together, whatever they are said
     to have in common. Each window is one of the others in one question at
     most, and the intruder in one at most. All others of a question are of one rank decile, or of the nearest ones
-    where that has too few; its outcome stands under that decile.
+    where that has too few; its outcome is listed under that decile.
 
     `default`: the intruder is a window in which the latent is silent. Its marks are those of another activating
     window of the same decile, so that number, length and place of marks do not give it away. `internal`: the
@@ -73,7 +73,7 @@ class Intruder(Scorer):
     windows: int = Field(default=5, ge=3, le=20)
     """Windows in a question, the intruder among them."""
     questions: int = Field(default=20, ge=1)
-    """Questions a latent; fewer where it has fewer windows than these take."""
+    """Questions per latent; fewer where it has fewer windows than these take."""
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""
 

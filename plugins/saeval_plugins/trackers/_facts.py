@@ -1,4 +1,4 @@
-"""What trackers are told of a run: numbers, settings, files, and a name that stays the same."""
+"""Collects what trackers log of a run: numbers, settings, files and a stable name."""
 
 from __future__ import annotations
 

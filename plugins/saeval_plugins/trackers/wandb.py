@@ -18,7 +18,7 @@ class Wandb(Tracker):
     project: str = "saeval"
     """Project to log to."""
     entity: str | None = None
-    """User or team; wandb's own default when left out."""
+    """User or team; default: wandb's own default."""
 
     def check(self) -> None:
         """Look whether wandb is there, and allowed to log."""

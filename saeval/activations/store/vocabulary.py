@@ -1,4 +1,4 @@
-"""The bytes of tokens, and how windows of tokens become strings."""
+"""Turns windows of tokens into strings."""
 
 from __future__ import annotations
 

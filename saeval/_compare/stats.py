@@ -515,8 +515,7 @@ def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float 
 
 
 def detectable_within(ci95: Interval) -> float:
-    """Return the minimum detectable difference, at 5 % in four of five samples, where a difference has this
-    interval."""
+    """Return the minimum detectable difference (5 % level, 80 % power) of a difference with this interval."""
     return POWER80 * (ci95[1] - ci95[0]) / 2 / Z95
 
 

@@ -203,8 +203,7 @@ def _marks(windows: Sequence[Example]) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _alike(wanted: Sequence[Example], offered: Sequence[Example]) -> tuple[Example, ...]:
-    """Choose an offered window for each wanted one, so that number, length and place of the marks differ least in
-    all."""
+    """Choose an offered window for each wanted one, matching number, length and place of marks."""
     from scipy.optimize import linear_sum_assignment
 
     left, right = _shape(wanted), _shape(offered)

@@ -196,8 +196,7 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
 
 
 def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
-    """Count the scored windows of a latent that share text with those that explain, or in which it fires though called
-    silent."""
+    """Count a latent's scored windows that share text with explaining, or fire though called silent."""
     if flaw == "leak":
         shown, scored = record.explain.activating, record.score.activating
         return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))

@@ -111,8 +111,7 @@ class BudgetExceeded(SaevalError):
 
 
 class InternalError(SaevalError):
-    """Something failed that nobody foresaw, in saeval or in a library that it uses; the log that it names holds the
-    rest."""
+    """An unexpected failure in saeval or a library; the log that it names has the traceback."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

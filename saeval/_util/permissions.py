@@ -91,8 +91,7 @@ _BY_VARIABLE = {variable: name for name, provider in PROVIDERS.items() for varia
 
 
 def allow(*, variables: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
-    """Let specs name these environment variables, and keys be sent to these hosts, in this process and those it
-    starts."""
+    """Let specs name these variables, and send keys to these hosts, in this process and its children."""
     for place, more in ((ALLOW_ENV, variables), (ALLOW_HOST, hosts)):
         if names := [*_allowed(place), *more]:
             os.environ[place] = ",".join(dict.fromkeys(names))

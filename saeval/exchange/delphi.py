@@ -149,8 +149,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:
 
 
 def _first_quantile(scores: Path) -> int:
-    """Return the number that the strongest quantile has: 0 in files of Delphi's main branch, 1 in those of the paper's
-    code."""
+    """Return the number of the strongest quantile: 0 in Delphi's main branch, 1 in the paper's code."""
     largest = 0
     for folder in sorted(p for p in scores.iterdir() if p.is_dir()) if scores.is_dir() else []:
         for file, _, _ in _files(folder):

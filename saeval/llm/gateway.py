@@ -432,8 +432,7 @@ class Gateway(LanguageModel):
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[None]:
-    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went
-    there."""
+    """Collect garbage less often; with hundreds of calls in flight it took a third of the time."""
     before = gc.get_threshold()
     gc.set_threshold(20_000, *before[1:])
     try:
@@ -455,8 +454,7 @@ def json_text(value: object) -> str:
 
 
 def _encodable(value: V) -> tuple[V, str]:
-    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in
-    Python."""
+    """Return a request or reply whose text UTF-8 can encode, and its JSON."""
     text = json_text(value)
     if clean_text(text) is text:
         return value, text

@@ -16,8 +16,7 @@ log = logging.getLogger("saeval")
 
 
 class Leases:
-    """Leases on questions, by the keys of their answers: locks on bytes of a file, which the kernel drops with their
-    process.
+    """Leases on questions by key: locks on bytes of a file, which the kernel drops with their process.
 
     Where a system or a disk has no such locks, every question is free, and each process asks for itself.
 

@@ -281,8 +281,7 @@ class CallLedger:
                 )
 
     def oddities(self) -> list[str]:
-        """Return sentences on what the calls of the run show: several models behind one role, or prompts that were
-        cut."""
+        """Return warnings about the calls of a run: several served models per role, or truncated prompts."""
         served: dict[tuple[str, str], Served] = {}
         cut: dict[str, Counter[int]] = {}
         words: dict[str, list[int]] = {}

@@ -40,8 +40,7 @@ class Fidelity(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """Share of what zero-ablation loses that the reconstruction keeps: 1 for a perfect one, 0 for one as bad as
-        zero."""
+        """Share of the loss from zero-ablation that the reconstruction recovers: 1 is perfect, 0 as bad as zero."""
         return (self.ablated - self.spliced) / (self.ablated - self.clean)
 
 

@@ -33,8 +33,7 @@ class Fit(NamedTuple):
 
     @classmethod
     def of(cls, made_for: MadeFor, model: str, place: str | None, context: int | None, bos: bool | str | None) -> Fit:
-        """Fill in what a spec omits: BOS and the length of contexts as the coder was trained, within the model's
-        limits.
+        """Fill in BOS and the context length as the coder was trained, within the model's limits.
 
         Args:
             made_for: What the coder was made for.

@@ -160,8 +160,7 @@ class HookedModel(ModuleTree):
         return torch.equal(seen[first], seen[second])
 
     def direct_effect(self, point: HookPoint, directions: Tensor, tokens: Tensor) -> Tensor:
-        """Return what adding directions at a place changes in what its block gives, without the block's other parts
-        reacting.
+        """Return the direct effect of directions at a place on the output of their block.
 
         Measured on a text: half the difference that a small step to either side makes at each token, all tokens being
         pushed at once, and attention and MLP held to what they gave before unless the place lies in them.

@@ -63,8 +63,7 @@ def check_model(name: str) -> None:
 
 
 def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:
-    """Return a causal language model, in evaluation mode and without gradients, its tokenizer, and whether it has a
-    head.
+    """Return a causal language model in evaluation mode, its tokenizer, and whether it has a head.
 
     Code of a model's own repository is never run.
 

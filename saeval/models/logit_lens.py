@@ -24,8 +24,7 @@ log = logging.getLogger("saeval")
 
 
 def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
-    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes and suppresses
-    (logit lens).
+    """Return each latent's nearest neighbours by decoder cosine and its logit-lens tokens.
 
     Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are
     given if the model is in memory already, as after collecting, or because it judges.

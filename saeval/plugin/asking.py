@@ -180,8 +180,7 @@ def parse_explanation(reply: Reply | str, *, begun: bool = False, worked: Collec
 
 
 def _lines(first: str, others: Sequence[str]) -> list[str]:
-    """Return the lines of an explanation: up to a blank line, unless a list follows, or to another part of the
-    reply."""
+    """Return the lines of an explanation, up to a blank line (unless a list follows) or another part."""
     taken, blank = [first.strip()], False
     for line in others:
         if not line.strip():

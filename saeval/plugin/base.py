@@ -177,8 +177,7 @@ class ActivationSource(Plugin):
         """
 
     def cautions(self) -> list[str]:
-        """Return what a reader of the results must know of this source, one sentence each, as far as files at hand
-        tell.
+        """Return what a reader of the results must know about this source, one sentence each.
 
         They are shown by `validate`, and appear among the warnings of the results.
         """
@@ -268,8 +267,7 @@ class Sampler(Plugin):
     """Tokens per window."""
 
     def reads_one_latent(self) -> bool:
-        """Return whether a latent's windows depend on its own activations alone, so that others need not be
-        collected."""
+        """Return whether a latent's windows depend on its own activations alone."""
         return False
 
     def silent_windows(self) -> int | None:

@@ -57,8 +57,7 @@ class ColumnStyle:
         return {name: value}
 
     def types(self, name: str, keys: Iterable[str]) -> dict[str, str]:
-        """Return the columns of a flat table, with their Arrow types; where the name ends in a dot, those among the
-        keys."""
+        """Return the Arrow types of a flat table's columns; for a name that ends in a dot, of those keys."""
         if self.kind == "interval":
             return dict.fromkeys(_ends(name), "double")
         if name.endswith("."):

@@ -15,8 +15,7 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt text with slots `{{like_this}}`, and, for conversations, a `# system` / `# user` / `# assistant` heading
-    a turn.
+    """A prompt text with slots `{{like_this}}`; conversations have a heading per turn (`# system`, `# user`).
 
     What is put into a slot is never searched for slots or headings itself, so text from a corpus cannot
     change the prompt's structure.

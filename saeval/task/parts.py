@@ -100,8 +100,7 @@ class Cell:
 
     @cached_property
     def collected(self) -> Part[ActivationSource]:
-        """The source as it is collected: the listed latents alone, where nothing takes the others and that is less
-        work.
+        """The source to collect: only the listed latents, if nothing needs the others and it is less work.
 
         Its store has a name of its own; what is computed from a latent's windows is kept by that of the whole source.
         """

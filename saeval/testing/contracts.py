@@ -38,8 +38,7 @@ AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
 def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
-    """Check a scorer: repeatable, honest about missing answers, within its declared range, changing nothing it is
-    given.
+    """Check a scorer: repeatable, honest about missing answers, in range, leaving its input unchanged.
 
     Call it from a plain (not async) test.
 
@@ -266,8 +265,7 @@ def check_llm(llm: LLM) -> None:
 
 
 def check_tracker(tracker: Tracker) -> None:
-    """Check a tracker: it takes runs that are whole and that are not, twice, and leaves the run directory's files
-    alone.
+    """Check a tracker: it takes complete and partial runs, twice, and leaves the run directory unchanged.
 
     It really writes to wherever its options and the environment say.
 
@@ -376,8 +374,7 @@ async def _ask_everything(llm: LLM) -> None:
 
 
 def _check_plugin(plugin: AnyPlugin) -> None:
-    """What holds for plugins of every kind: a proper name, options that survive being written down, a JSON
-    fingerprint."""
+    """Check what holds for every kind: a proper name, options that can be serialised, a JSON fingerprint."""
     kind = type(plugin)
     assert re.fullmatch(r"[a-z][a-z0-9_]*", kind.name), f"the name {kind.name!r} is not lower case with underscores"
     options = plugin.model_dump(mode="json")

@@ -514,7 +514,7 @@ def test_a_link_opens_a_latent_with_its_order_and_neighbours(report, visit):
     page.wait_for_selector("#board")
 
 
-def test_judged_windows_stand_worst_first_with_truth_answer_and_probability(report, visit):
+def test_judged_windows_are_listed_worst_first_with_truth_answer_and_probability(report, visit):
     page = visit(report / "latents" / "0-coder-topk.html", "#latent=5")
     page.wait_for_selector(".judged")
     rows = [
@@ -533,7 +533,7 @@ def test_judged_windows_stand_worst_first_with_truth_answer_and_probability(repo
     page.locator(".judged td >> nth=0", has_text="✓ yes").wait_for()
 
 
-def test_keyboard_alone_is_enough(report, visit):
+def test_keyboard_asingle_is_enough(report, visit):
     page = visit(report / "index.html")
     press = page.keyboard.press
     press("Tab")
@@ -721,7 +721,7 @@ def test_fuzzing_is_drawn_against_intervention_first():
 
 
 @pytest.mark.parametrize("format_", ["svg", "pdf", "png"])
-def test_plots_are_written_as_files_that_stand_by_themselves(report, tmp_path, format_):
+def test_plots_are_written_as_self_contained_files(report, tmp_path, format_):
     (report.parent / "results.json").write_text(made_run().model_dump_json(by_alias=True))
     mark(report.parent)
     place = tmp_path / "plots"

@@ -250,7 +250,7 @@ def planted(tmp_path_factory):
     return folder, done.output, same, len(server.calls) - asked
 
 
-def test_run_tells_of_its_claims_in_results_and_in_every_report(planted):
+def test_run_reports_its_claims_in_results_and_in_every_report(planted):
     folder, shown, _, _ = planted
     run = read_result(folder / "run")
     assert [f.outcome for f in run.findings] == ["shown", "contradicted", "cannot be told"]

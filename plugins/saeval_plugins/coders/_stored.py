@@ -58,8 +58,7 @@ class StoredCoder(Coder):
 
     @classmethod
     def by_name(cls, name: str) -> Mapping[str, Any] | None:
-        """Return the options for a folder with weights of this format, or for `OWNER/REPOSITORY[/FOLDER]` on the
-        hub."""
+        """Return the options for a folder of this format, or for `OWNER/REPOSITORY[/FOLDER]` on the hub."""
         folder = Path(name).expanduser()
         if folder.exists():
             weights = any((folder / file).is_file() for file in cls.weight_files)

@@ -136,8 +136,7 @@ class Caa(Coder):
         return _Means(last[0].mean(dim=0), last[1].mean(dim=0), torch.cat(tokens))
 
     def _read(self, texts: Sequence[str], live: LiveModel) -> tuple[Tensor, Tensor]:
-        """Return the activations at each text's last token [texts, width], and at all of them but BOS [tokens,
-        width]."""
+        """Return activations at each text's last token [texts, width] and at all but BOS [tokens, width]."""
         import torch
 
         point, bos = live.hookpoint(self.at), live.tokenizer.bos_token_id

@@ -46,8 +46,7 @@ class Sparsify(StoredCoder):
             check_shapes(self._label, WEIGHTS, shapes, _shapes(config), config["activation"])
 
     def fingerprint(self) -> JsonValue:
-        """Return hashes of the files, wherever they lie; for a transcoder also its module, on which its site
-        depends."""
+        """Return hashes of the files; for a transcoder also its module, which decides its site."""
         files = super().fingerprint()
         return [files, self._module] if self._config["transcode"] else files
 

@@ -1,5 +1,4 @@
-"""Explanations in files: JSON lines, JSON, CSV, YAML, or a folder of Delphi's. Mistakes in them are told with the
-line."""
+"""Reads explanations from JSON lines, JSON, CSV, YAML or Delphi folders; mistakes name the line."""
 
 from __future__ import annotations
 

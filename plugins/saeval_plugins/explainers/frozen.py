@@ -19,8 +19,7 @@ from saeval_plugins._frozen import OWN, Explained, read_frozen
 
 
 class FrozenExplainer(Explainer):
-    """Sends the recorded prompt to the role's model and parses the reply; the model `frozen/…` repeats the recorded
-    one."""
+    """Sends the recorded prompt to the role's model; the model `frozen/…` repeats the recorded reply."""
 
     name = "frozen"
     llm_role = "explainer"

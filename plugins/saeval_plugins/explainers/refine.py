@@ -1,5 +1,4 @@
-"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the
-best."""
+"""The refining explainer proposes, tests, repairs, and keeps the best explanation."""
 
 from __future__ import annotations
 

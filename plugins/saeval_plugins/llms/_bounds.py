@@ -46,8 +46,7 @@ def parse_reply(model: str, body: bytes) -> Any:
 
 
 def not_followed(model: str, address: str, place: str) -> LLMError:
-    """Return the error for a redirect: another server's answers are not the model's, nor are prompts and key meant for
-    it."""
+    """Return the error for a redirect, which is not followed, since prompts and key go to one server only."""
     return LLMError(
         f"{model}: {address} redirects to {place}, which is not followed; if that is meant, set api_base to it",
         lasting=True,

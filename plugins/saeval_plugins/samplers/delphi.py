@@ -119,8 +119,7 @@ class DelphiSampler(Sampler):
         return [*range(strongest), *(rank + strongest for rank in rest)]
 
     def _by_quantile(self, n: int, wanted: int) -> tuple[list[int], list[int]]:
-        """Draw from each quantile of n ranked windows; return the ranks, in the order drawn, and the quantile of
-        each."""
+        """Draw from each quantile of n ranked windows; return ranks in the order drawn, and quantiles."""
         draw = self._draw()
         size, each = n // self.quantiles, wanted // self.quantiles
         parts = [range(q * size, (q + 1) * size) for q in range(self.quantiles)]

@@ -1,5 +1,4 @@
-"""Windows chosen as SAEBench's automated interpretability does, known flaws and all, for comparison with its
-numbers."""
+"""Samples windows as SAEBench does, including its known flaws, to compare with its numbers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Example embedding: do the windows in which a latent fires lie closer to each other than to others? (arXiv
-2507.08473)"""
+"""Example embedding: are activating windows closer to each other than to others? (arXiv 2507.08473)"""
 
 from __future__ import annotations
 

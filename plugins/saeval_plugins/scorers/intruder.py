@@ -1,5 +1,4 @@
-"""Intruder: does a judge, told nothing of an explanation, see that a latent's windows belong together? (arXiv
-2507.08473)"""
+"""Intruder: does a judge see which window does not belong, without any explanation? (arXiv 2507.08473)"""
 
 from __future__ import annotations
 
@@ -102,8 +101,7 @@ class Intruder(Scorer):
     def _silent(
         self, examples: Examples, rng: np.random.Generator
     ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield the others, the intruder and its marks: a group of windows of which one lends the intruder its
-        marks."""
+        """Yield a non-activating intruder with marks borrowed from one window of the group."""
         intruders = [examples.non_activating[i] for i in rng.permutation(len(examples.non_activating))]
         groups = self._groups(examples, self.windows, len(intruders), rng)
         for (lender, *others), intruder in zip(groups, intruders, strict=False):
@@ -121,8 +119,7 @@ class Intruder(Scorer):
                 yield others, intruder, intruder.firing(self.threshold)
 
     def _groups(self, examples: Examples, size: int, most: int, rng: np.random.Generator) -> list[list[Example]]:
-        """Return at most so many groups of windows of like deciles, spread evenly over all of them, each in an order of
-        its own."""
+        """Return groups of windows of similar deciles, spread evenly, each shuffled."""
         shuffled = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
         ranked = sorted(shuffled, key=lambda window: window.decile or 0)
         n = min(self.questions, len(ranked) // self.windows, most)

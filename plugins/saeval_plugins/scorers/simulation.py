@@ -1,5 +1,4 @@
-"""Simulation: does a model that knows the explanation predict how strongly the latent fires on each token? (paper
-§3.3)"""
+"""Simulation: does a model predict activations from the explanation? (paper §3.3)"""
 
 from __future__ import annotations
 

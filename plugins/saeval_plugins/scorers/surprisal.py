@@ -1,5 +1,4 @@
-"""Surprisal: does the explanation make a base model expect the windows in which the latent fires? (paper §3.3,
-A.4.3)"""
+"""Surprisal: does the explanation make activating windows likelier to a base model? (paper §3.3, A.4.3)"""
 
 from __future__ import annotations
 

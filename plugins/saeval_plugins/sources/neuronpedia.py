@@ -168,8 +168,7 @@ def _checked(where: str, row: dict[str, Any]) -> tuple[int, list[str], list[floa
 
 
 def _plain(tokens: dict[str, int]) -> Callable[[str], str]:
-    """Return what turns tokens into text: vocabularies write a space as `▁` or `Ġ`, unless someone has already changed
-    it."""
+    """Return a function that turns tokens into text: `▁` and `Ġ` are spaces, unless already replaced."""
     if any(token.startswith(" ") for token in tokens):
         return str
     table = str.maketrans({"▁": " "} if any("▁" in t for t in tokens) else {"Ġ": " ", "Ċ": "\n", "ĉ": "\t"})

@@ -1,5 +1,4 @@
-"""Trackers that follow Weights & Biases' interface: wandb itself, and trackio, which keeps everything on this
-machine."""
+"""Trackers with the interface of Weights & Biases: wandb, and trackio, which stays on this machine."""
 
 from __future__ import annotations
 

@@ -160,8 +160,7 @@ class OnRay(Executor):
             raise self._error
 
     async def _wait_for_all(self) -> None:
-        """Let no worker take what others could do, but wait no longer than a little for one that Ray has no room
-        for."""
+        """Wait briefly until all workers are up, so that none takes the share of others."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_TOGETHER):
                 while not (self._error or all(seat.up for seat in self._seats)):

@@ -124,8 +124,7 @@ CellFilter = dict[str, str | int | float | list[str | int | float]]
 
 
 class FindingSpec(SpecModel):
-    """A claim that the run's own numbers show, contradict or leave open; just one of the first four quantities is
-    given."""
+    """A claim that the run's own numbers support, contradict or leave open; give one of the first four keys."""
 
     claim: str
     """The claim, as a sentence."""

@@ -121,7 +121,7 @@ def test_every_sampler_keeps_its_contract_with_every_way(kind, way, monkeypatch)
     check_sampler(kind(non_activating=way))
 
 
-def test_latent_is_left_out_where_its_neighbours_have_too_few_windows_though_random_ones_abound(tmp_path):
+def test_latent_is_skipped_where_its_neighbours_have_too_few_windows_though_random_ones_abound(tmp_path):
     data = dataset(contexts=120, documents=30)
     activations = dense(data, 2, 0.02)
     activations[..., 1] = 0
@@ -368,7 +368,7 @@ def test_similar_windows_come_from_the_pool_alone(topics):
     assert len(narrow) < 40 < len(wide)
 
 
-def test_latent_without_enough_similar_windows_on_its_side_is_left_out(topics):
+def test_latent_without_enough_similar_windows_on_its_side_is_skipped(topics):
     sampler = RandomSampler(**OPTIONS, non_activating={"use": "similar", "pool": 5})
     assert sampler.sample(topics, LatentId("h", 0), derive_rng(0, "x")) is None
 

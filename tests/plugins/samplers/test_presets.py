@@ -89,7 +89,7 @@ def test_record_refuses_each_flaw_unless_it_is_declared():
         record(called_active, "leak", "unverified")
 
 
-def test_only_these_samplers_own_up_to_flaws(planted):
+def test_only_these_samplers_declare_flaws(planted):
     assert sampled(DelphiSampler(), planted).flaws == {"leak"}
     assert sampled(SAEBench(), planted).flaws == {"leak", "unverified"}
     assert sampled(SAEBench(leak=False), planted).flaws == {"unverified"}
@@ -359,7 +359,7 @@ def effects(store):
     }  # fmt: skip
 
 
-def test_flaws_lift_judges_that_know_nothing_and_the_page_says_how_far(planted):
+def test_flaws_lift_uninformed_judges_and_the_page_says_how_far(planted):
     found = effects(planted)
     seen = found["uses only positions of marks"]
     assert seen[0] > 0.95 and seen[1] == pytest.approx(0.5, abs=0.03)

@@ -32,7 +32,7 @@ class Scores(NamedTuple):
 
 
 Draw = Callable[["Generator", int, float], Scores]
-"""Draws a cell of n latents; the number moves its mean in the way that the judge's kind has."""
+"""Simulates a cell of n latents; the number moves its mean in the way that the judge's kind has."""
 
 
 def judged(hits: NDArray[np.float64], alarms: NDArray[np.float64], rng: Generator) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ Ask = Callable[[int], Awaitable[object]]
 
 _SYSTEM = "You judge whether windows of text fit an explanation. " * 20
 _EXAMPLE = "Explanation: words about the sea\nWindow 1: the old ship left the harbour at dawn\n" * 8
-_QUESTION = "Explanation: the number {}\nWindow 1: nothing here tells of any number at all, as it seems\n"
+_QUESTION = "Explanation: the number {}\nWindow 1: nothing here names any number at all, as it seems\n"
 
 
 def _messages(number: int) -> list[dict[str, str]]:

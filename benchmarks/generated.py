@@ -46,10 +46,10 @@ def corpus(contexts: int) -> TokenDataset:
 
 
 def batches(contexts: int, a_token: int) -> Iterator[Batch]:
-    """Yield activations: up to `a_token` latents a token, the r-th commonest 1/r as often; values are exponential."""
+    """Yield activations: up to `a_token` latents per token, the r-th commonest 1/r as often; values are exponential."""
     weights = 1 / np.arange(1, LATENTS + 1)
     bounds = np.concatenate([[0], np.cumsum(weights / weights.sum())])
-    # One look-up draws a latent; the commonest is not latent 0.
+    # One look-up yields a latent; the commonest is not latent 0.
     table = np.repeat(np.random.default_rng(1).permutation(LATENTS), np.diff(np.rint(bounds * 2**22).astype(np.int64)))
     for number, start in enumerate(range(0, contexts, _BATCH)):
         rng = np.random.default_rng([2, number])

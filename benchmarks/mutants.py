@@ -190,7 +190,7 @@ def main() -> int:
     """Run the mutants that were asked for, print the survivors, and fail if they are too many."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=__doc__)
     parser.add_argument("--only", choices=TESTS, action="append", help="mutate this module only; may be repeated")
-    parser.add_argument("--sample", type=int, help="mutants of each module, drawn at random; all when left out")
+    parser.add_argument("--sample", type=int, help="mutants of each module, drawn at random; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     arguments = parser.parse_args()
     import hypothesis  # noqa: F401 - loaded once, not in every child

@@ -17,6 +17,7 @@ _TITLES = {
     "store": "The activation store",
     "sample": "Sampling windows",
     "call": "Calling language models",
+    "pipeline": "Keeping a language model busy",
     "summarise": "Summarising scores",
     "start": "Starting",
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.harness import Bench, Figure, delphi_environment
 from benchmarks.page import machine, page
 
-AREAS = ("collect", "store", "sample", "call", "summarise", "start")
+AREAS = ("collect", "store", "sample", "call", "pipeline", "summarise", "start")
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--only", choices=AREAS, action="append", help="this area only; may be repeated")
     parser.add_argument("--rounds", type=int, help="how often the sides take turns; 5, or 2 with --quick")
     parser.add_argument("--delphi", type=Path, help="folder of the environment for eai-delphi, made if missing")
-    parser.add_argument("--folder", type=Path, help="folder for generated data, kept; a temporary one when left out")
+    parser.add_argument("--folder", type=Path, help="folder for generated data, kept; default: a temporary one")
     arguments = parser.parse_args()
 
     python = delphi_environment(arguments.delphi or Path.home() / ".cache" / "saeval-benchmarks" / "delphi")

@@ -25,7 +25,7 @@ class RecordedPrompt:
         reply: The model's text, whole.
         windows: Windows that the prompt lists, by row, in its order; none where it asks for an explanation.
         right: The right answer for each of them.
-        reading: How many replies to the same conversation stand before this one in the file.
+        reading: How many replies to the same conversation precede this one in the file.
     """
 
     messages: tuple[Message, ...]

@@ -87,13 +87,13 @@ def join(
 ) -> Joined:
     """Join the cells of runs, wherever they lie, after seeing that their numbers can be compared.
 
-    Runs of different tasks or versions, made-up results beside real ones, and (for one subject) different corpora are
+    Runs of different tasks or versions, synthetic results beside real ones, and (for one subject) different corpora are
     refused. Runs whose corpus is not recorded, and different judges or versions of scorers, are noted.
 
     Args:
         runs: Run directories, or `results.json` files.
-        rank_by: `scorer.metric`, or a scorer for its headline; what the runs rank by when left out.
-        keep: `facet=value` each; several values of one facet stand for any of them.
+        rank_by: `scorer.metric`, or a scorer for its headline; default: what the runs rank by.
+        keep: `facet=value` each; several values of one facet are for any of them.
         mixed: Whether to join all the same, marked.
 
     Raises:
@@ -161,7 +161,7 @@ def _kept(entries: list[Entry], keep: Sequence[str]) -> list[Entry]:
 
 
 def _differences(entries: Sequence[Entry]) -> list[str]:
-    """Say in what runs differ so that their numbers cannot stand side by side."""
+    """Say in what runs differ so that their numbers cannot be compared."""
     found = []
     for what, of in (
         ("task", lambda e: f"{e.run.task} {e.run.task_version}"),

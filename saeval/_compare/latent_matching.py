@@ -1,5 +1,4 @@
-"""How alike the latents of several coders are: matched by what their explanations mean, what they write or what they
-read."""
+"""Matches the latents of several coders by explanation, decoder or encoder."""
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ class Similarity:
         latents: Number of latents on either side.
         method: How they were matched; or why they cannot be compared.
         pairs: Latents of a and b that were matched, and their cosine.
-        dead: Latents on either side that never fire on their run's corpus, which are left out; None where the
+        dead: Latents on either side that never fire on their run's corpus, which are omitted; None where the
             activations are not in the cache, so that nobody knows.
     """
 
@@ -184,14 +183,14 @@ def similarities(
 
     Args:
         references: `run`, for all its contestants, or `run:cell`.
-        by: What to compare by; explanations, and decoder directions where every coder can be loaded, when left out.
+        by: What to compare by; default: explanations, and decoder directions where every coder can be loaded.
         model: Sentence-transformers model that embeds explanations.
         seed: Of the baselines.
-        embed: Embeds texts; the process's own when left out.
+        embed: Embeds texts; default: the process's own.
         registry: Where plugins are found.
 
     Returns:
-        One for each pair of cells and basis, pairs that cannot be compared saying why; and why a basis was left out.
+        One for each pair of cells and basis, pairs that cannot be compared saying why; and why a basis was skipped.
 
     Raises:
         InputError: If there are fewer than two cells, or what `by` asks for cannot be had.
@@ -231,7 +230,7 @@ class Vectors(NamedTuple):
     Attributes:
         latents: Their numbers.
         vectors: Their vectors.  [latents, d]
-        dead: How many were left out because they never fire; None where that is not known.
+        dead: How many were omitted because they never fire; None where that is not known.
     """
 
     latents: list[int]
@@ -326,8 +325,8 @@ def text(found: Sequence[Similarity]) -> str:
     parts.append(
         fold(
             "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: "
-            "matched latents with each other's partners. A score near these says that nothing was found in common. "
-            "dead: latents that never fire on the run's corpus, which are left out (?: its activations are not in "
+            "matched latents with each other's partners. A score near these means that nothing in common was found. "
+            "dead: latents that never fire on the run's corpus, which are skipped (?: its activations are not in "
             "the cache)."
         )
     )

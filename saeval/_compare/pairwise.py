@@ -127,7 +127,7 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
     Args:
         a: A run directory, or `run:cell` where it has several contestants.
         b: Another one.
-        metrics: `scorer.metric` each; the headline of every scorer that both have when left out.
+        metrics: `scorer.metric` each; default: the headline of every scorer that both have.
         seed: Of resampling.
 
     Raises:
@@ -342,7 +342,7 @@ def _p(contrast: Contrast, p: float | None) -> str:
 
 def _contrasts(comparison: Comparison) -> str:
     """Return the metrics, each with its numbers beneath it."""
-    head = ["A", "B", "A − B", "95 %", "p", "p Holm", "visible", "n", "failed"]
+    head = ["A", "B", "A − B", "95 %", "p", "p Holm", "detectable", "n", "failed"]
     rows = [
         [
             number(c.a),
@@ -376,7 +376,7 @@ def text(comparison: Comparison) -> str:
             [x.scorer, number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
         ]
         parts.append(aligned(head, rows, WIDTH))
-    note = "visible: difference that would be seen in four of five such comparisons, at 5 %."
+    note = "detectable: minimum detectable difference (5 %, power 80 %)."
     if len(comparison.contrasts) > 1:
         note += " p Holm: corrected for the number of metrics."
     if any(c.approximate for c in comparison.contrasts):

@@ -78,7 +78,7 @@ def score_row(
         values: The metric by latent, in the order in which it is summed.
         rng: Source of the interval's resamples.
         words: Number of words of each explanation scored, as far as known.
-        floors: What the values are held against, beside chance; None for no floor, as in rows of baselines. Lifts are
+        floors: What the values are compared with, beside chance; None for no floor, as in rows of baselines. Lifts are
             put into rows by `lift_rows.with_lifts`, once all cells are there.
     """
     n = len(values)

@@ -212,7 +212,7 @@ def difference_interval(
 def jackknifed_pairs(values: Callable[[str, str], float], names: Sequence[str]) -> tuple[float, Interval]:
     """Return the mean of a quantity over all pairs of names, and its interval.
 
-    Pairs share names, so they are not independent: the interval comes from leaving out one name at a time (jackknife),
+    Pairs share names, so they are not independent: the interval comes from omitting one name at a time (jackknife),
     with the quantile of t for one degree of freedom less than names. Assumes that names are independent of each other.
     """
     import numpy as np
@@ -403,7 +403,7 @@ def mantel(
 ) -> tuple[float, float]:
     """Return the rank correlation of distance and likeness over all pairs, and its two-sided p value (Mantel 1967).
 
-    Pairs share members, so the correlation is held against those with the members in other orders. nan for a
+    Pairs share members, so the correlation is tested against permutations of the members. nan for a
     correlation that is not defined.
 
     Args:
@@ -515,8 +515,7 @@ def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float 
 
 
 def detectable_within(ci95: Interval) -> float:
-    """Return the minimum detectable difference, at 5 % in four of five samples, where a difference has this
-    interval."""
+    """Return the minimum detectable difference (5 % level, 80 % power) of a difference with this interval."""
     return POWER80 * (ci95[1] - ci95[0]) / 2 / Z95
 
 
@@ -571,10 +570,10 @@ def _rank_interval(r: float, n: int) -> Interval | None:
 
 
 def krippendorff_alpha(answers: Sequence[Sequence[Hashable | None]]) -> float:
-    """Return Krippendorff's alpha for answers without order: 1 for full agreement, 0 for that of chance.
+    """Return Krippendorff's alpha for answers without order: 1 for full agreement, 0 for chance agreement.
 
-    Units with fewer than two answers are left out. nan where all answers are the same, for then nothing tells
-    agreement from habit. Assumes that judges are interchangeable and units independent.
+    Units with fewer than two answers are omitted. nan if all answers are the same, because agreement then
+    cannot be told from habit. Assumes that judges are interchangeable and units independent.
 
     Args:
         answers: A row per judge, an answer per unit, None where there is none.  [judges, units]

@@ -32,7 +32,7 @@ from saeval.task import OF_ALL_LATENTS
 if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
-_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that stand in other fields of a cell
+_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that other fields of a cell hold
 _FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
 
 
@@ -161,7 +161,7 @@ def _l0(outcome: CellState) -> float:
 
 
 def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
-    """Say which random SAEs are sparser or denser than every coder that they stand beside."""
+    """Say which random SAEs are sparser or denser than every contestant."""
     beside = [_l0(o) for o in outcomes.values() if o.cell.baseline is None and o.store.latents is None]
     for name, outcome in outcomes.items():
         l0 = _l0(outcome)
@@ -169,12 +169,12 @@ def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
         if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
             yield (
                 f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders "
-                "that it stands beside; set its option `k`."
+                "that it is a baseline for; set its option `k`."
             )
 
 
 def _cautions(outcome: CellState) -> list[str]:
-    """Say what a reader of a cell's numbers must know of its coder: where it is used otherwise than it was made for."""
+    """Return cautions about a cell's numbers, such as a coder used differently than it was trained."""
     cell, store = outcome.cell, outcome.store
     said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ()), *_score_cautions(outcome)]
     if cell.baseline is not None:
@@ -252,7 +252,7 @@ def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:
 
 
 def _floors(outcome: CellState, label: str, variant: str, metric: Metric) -> Floors | None:
-    """Return what the baselines of a cell got under the same metric; baselines themselves are held against none."""
+    """Return the baselines' scores for a cell and metric; none for baselines."""
     if variant != MAIN:
         return None
     scored = {name: outcome.scored.get((label, name)) for name in outcome.cell.alternatives}
@@ -317,7 +317,7 @@ def _warnings(
             "about a model."
         )
     if partial:
-        found.append("This run is partial: latents were left out by --limit, or it was interrupted.")
+        found.append("This run is partial: latents were omitted by --limit, or it was interrupted.")
     found += _unlike(outcomes)
     for cell in cells:
         if caveat := cell.coder.get("caveat"):
@@ -380,7 +380,7 @@ def _why(outcome: CellState, label: str) -> str:
 
 
 def _flaws(outcomes: Iterable[CellState]) -> Iterator[str]:
-    """Say of each cell what its sampler owns up to, and how far it goes on these latents."""
+    """Report the flaws that each cell's sampler declares, and how many windows they affect."""
     for outcome in outcomes:
         name, sampler = outcome.cell.name, outcome.cell.sampler.label
         if leak := outcome.records.flaws.get("leak"):

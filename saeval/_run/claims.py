@@ -33,7 +33,7 @@ Unit = tuple[str, int]
 
 @dataclass(frozen=True)
 class _Estimate:
-    """A quantity less what it is held against.
+    """The difference between a quantity and what it is compared with.
 
     Attributes:
         what: The quantity in words.

@@ -1,5 +1,4 @@
-"""The first stage: make the activation store of every cell, in as few model passes as possible, or find it in the
-cache."""
+"""Collects the activation store of every cell in as few model passes as possible, or finds it in the cache."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def collect(
     Args:
         sources: Sources by cell name.
         display: Where progress is shown.
-        work: Collects cells, those together that share a model pass; left out, this process does.
+        work: Collects cells, those together that share a model pass; by default this process does.
         standstill: Seconds without a token after which a user is told.
 
     Raises:
@@ -67,8 +66,7 @@ def collect(
 
 @contextmanager
 def collecting(display: Display, total: int, unit: str, standstill: float) -> Iterator[Stage]:
-    """Show how far collecting is, and tell when it stands still; whether it hangs or loads a large model, nobody can
-    tell."""
+    """Show progress of collecting, and say when it stalls (a hang and a large download look alike)."""
 
     def tell(seconds: float) -> None:
         display.wait(
@@ -89,7 +87,7 @@ def collect_pass(
 
     Args:
         sources: The sources; more than one only where `passes` puts them together.
-        share: Which shards of the corpus to collect, as (number, of how many); whoever is last makes the stores.
+        share: Which shards of the corpus to collect, as (number, of how many); the last process makes the stores.
         progress: Is called with tokens done, and tokens in all.
 
     Raises:

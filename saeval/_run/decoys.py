@@ -20,7 +20,7 @@ _FEWEST = 5
 """A latent with fewer windows left than this is no decoy."""
 
 _TRIED = 64  # latents compared with the one at hand
-_MOST = 1000  # latents looked at to find so many: dictionaries may hold hundreds of copies of one latent
+_MOST = 1000  # latents tried to find so many: dictionaries may hold hundreds of copies of one latent
 _SPREAD = 1.0  # of what is added to log firings in drawing them
 _COMPARED = 32  # windows that each is compared by
 _OFFERED = 4  # windows to choose from, for each one wanted
@@ -81,7 +81,7 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
 
 
 class _Search:
-    """The latents of a store that could stand beside one latent, and their windows."""
+    """The latents of a store that could be decoys, and their windows."""
 
     def __init__(self, store: ActivationStore, record: LatentRecord):
         self._store, self._latent = store, record.latent.index
@@ -134,7 +134,7 @@ class _Search:
 
 
 class _Profile(NamedTuple):
-    """What can be told of a latent's marks without knowing what they mean.
+    """What a judge can see of a latent's marks without knowing their meaning.
 
     Attributes:
         recurs: Share of pairs of windows that have a marked token in common.
@@ -203,8 +203,7 @@ def _marks(windows: Sequence[Example]) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _alike(wanted: Sequence[Example], offered: Sequence[Example]) -> tuple[Example, ...]:
-    """Choose an offered window for each wanted one, so that number, length and place of the marks differ least in
-    all."""
+    """Choose an offered window for each wanted one, matching number, length and place of marks."""
     from scipy.optimize import linear_sum_assignment
 
     left, right = _shape(wanted), _shape(offered)

@@ -56,8 +56,7 @@ class Failures:
                 )
 
     def settle(self) -> None:
-        """Write down what was held back, at the end; but where no call succeeded at all, nothing is known of a
-        latent."""
+        """Record the failures held back, unless no call succeeded at all."""
         self._write(f for f in self._held if self._any_success or not f.fault)
 
     def _write(self, failures: Iterable[_Failure]) -> None:

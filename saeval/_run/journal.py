@@ -33,7 +33,7 @@ class Journal:
         self._file.close()
 
     def _read(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Yield where entries stand; a line that a kill cut short, or that was changed, is to be done again."""
+        """Yield the positions of entries; a truncated or changed line is skipped, and its work is done again."""
         if not self._file.path.exists():
             return
         place = 0

@@ -1,4 +1,4 @@
-"""Reads work back from a journal: what does not have the shape that this version writes is work to be done again."""
+"""Checks journal entries; those of another shape are computed again."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def usable_score(entry: Any, metrics: Sequence[Metric]) -> bool:
 
 
 def out_of_range(score: Score, metrics: Sequence[Metric]) -> str | None:
-    """Return what is wrong with a score's values: the headline is missing, or one is not finite or outside its
-    range."""
+    """Return what is wrong with a score's values: a missing headline, or a value not finite or out of range."""
     if score.status != "ok":
         return None
     if metrics[0].name not in score.values:

@@ -215,8 +215,7 @@ class Pipeline:
         return totals
 
     async def _start(self, tasks: set[asyncio.Task[None]]) -> bool:
-        """Start what may be done now, and take from the journal what is finished; return whether anything is in
-        flight."""
+        """Start items that are ready and take finished ones from the journal; return whether any is in flight."""
         taken = 0
         while (item := self._queue.take()) is not None:
             if (entry := self._finished(item)) is not None:

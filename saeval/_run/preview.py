@@ -14,7 +14,7 @@ from saeval.plugin.base import Context, Explainer
 from saeval.records import MAIN, Explanation, LanguageModel, LatentRecord, LogprobReply, LogprobRequest, Reply, Request
 from saeval.task import StepPart, Task
 
-_STAND_IN = "(the explanation will stand here)"
+_STAND_IN = "(placeholder for the explanation)"
 
 
 class _Recorder(LanguageModel):

@@ -77,7 +77,7 @@ def run(
 
     Args:
         task: Name of a shipped task, path of a spec, or a spec as a mapping.
-        out: Run directory; `saeval-runs/<task>-<hash>` when left out.
+        out: Run directory; default: `saeval-runs/<task>-<hash>`.
         overrides: Dotted keys of the spec to set.
         llms: Models by role, in place of the spec's.
         limit: Maximum latents per cell; marks the result as partial.
@@ -86,7 +86,7 @@ def run(
             could not be read; all else is kept.
         unpriced: Run although the spending limit cannot hold calls whose price is unknown.
         allow_model_change: Go on although another model answers than in earlier sittings of the run.
-        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; when left out, bars on a
+        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; default: bars on a
             terminal and in notebooks, and nothing elsewhere.
         registry: Where plugins are found.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Flawed(NamedTuple):
-    """How far a flaw that a sampler owns up to goes: in how many windows, of how many."""
+    """Extent of a flaw that a sampler declares: affected windows and all windows."""
 
     windows: int
     of: int
@@ -26,12 +26,12 @@ class Records:
     So memory does not grow with the number of latents.
 
     Args:
-        make: Samples a latent: the same record each time.
+        make: Samples one latent: the same record each time.
         keep: How many records may stay in memory.
 
     Attributes:
         latents: The latents.
-        flaws: What the sampler owns up to, over all latents.
+        flaws: What the sampler declares, over all latents.
         silent: How many non-activating windows each latent has for scoring.
     """
 
@@ -179,7 +179,7 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
 
 
 def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -> None:
-    """Refuse a record that calls a latent silent in text on which nobody looked at it.
+    """Refuse a record that declares a latent silent in text in which it was not checked.
 
     Raises:
         StoreError: If it does.
@@ -196,8 +196,7 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
 
 
 def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
-    """Count the scored windows of a latent that share text with those that explain, or in which it fires though called
-    silent."""
+    """Count a latent's scored windows that share text with explaining, or fire though called silent."""
     if flaw == "leak":
         shown, scored = record.explain.activating, record.score.activating
         return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))

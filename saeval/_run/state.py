@@ -53,8 +53,7 @@ class UsageSum:
 
 
 class Scored:
-    """Scores of one scorer on one variant of the explanations of a cell: what a summary needs of them, latent by
-    latent.
+    """Scores of one scorer on one variant of a cell's explanations, by latent, as far as a summary needs them.
 
     Attributes:
         tried: Latents that it was to be run on.
@@ -108,8 +107,7 @@ class Scored:
                 self.right[side] += o.predicted == o.active
 
     def _count(self, score: Score) -> None:
-        """Count the windows of a latent, and what its score would be if those unanswered were judged wrong, or
-        right."""
+        """Count a latent's windows, and bound its score by judging unanswered ones wrong or right."""
         if score.status == "skipped":
             return
         sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
@@ -126,8 +124,7 @@ class Scored:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """Windows asked about and answered; those of a latent that was lost before it was asked about count as
-        asked."""
+        """Windows asked and answered; windows of a latent that failed before they were asked count as asked."""
         latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
         each = self.asked / latents if latents > 0 else 0.0
         return round(self.asked + each * self.unasked), self.answered

@@ -103,7 +103,7 @@ class RecordingModel(LanguageModel):
 
     Attributes:
         model: The model; None for a step that has none.
-        patience: Is told of calls under way, so that whoever waits for one does not count as hung.
+        patience: Tracks calls under way, so that a step waiting for one does not count as hung.
         spent: What its answers took.
         fault: The first call that failed, whatever the reason; a refusal is the model's answer.
         outage: Whether one failed through no fault of the question: a server that is down, a wrong key, a spent budget.

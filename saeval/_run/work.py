@@ -57,7 +57,7 @@ class StepWork(NamedTuple):
     some: frozenset[int] | None = None
 
     def includes(self, latent: int, place: int) -> bool:
-        """Tell whether the step runs on a latent, which stands at a place in the cell's order."""
+        """Return whether the step runs on a latent, given its position in the cell's order."""
         return place < len(self.latents) if self.some is None else latent in self.some
 
 
@@ -66,7 +66,7 @@ def steps(cell: Cell, latents: Sequence[int], seed: int) -> Iterator[StepWork]:
 
     Args:
         cell: The cell.
-        latents: All of its latents, or stand-ins for them where only their number is known.
+        latents: All of its latents, or placeholders where only their number is known.
         seed: Seed of the run, by which the latents whose floor is judged are chosen.
     """
     explained = {variant: latents[: part.latents] for variant, part in cell.explainers.items()}

@@ -1,4 +1,4 @@
-"""Models that come inside Python packages, verified by hash, and the folder that saeval caches things in."""
+"""Finds models shipped in Python packages, verified by hash, and the cache folder."""
 
 from __future__ import annotations
 

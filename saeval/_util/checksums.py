@@ -1,4 +1,4 @@
-"""Checksums of a run's published files, by which a file that was changed later is known."""
+"""Writes and verifies checksums of a run's published files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types of pydantic fields whose text is made encodable where it comes in."""
+"""Pydantic types that make incoming text encodable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures that nobody foresaw: a sentence for the user, and the traceback for a log."""
+"""Reports unexpected failures: a sentence for the user, the traceback in a log."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _HALF = "\\ud"
 def clean_text(text: str) -> str:
     """Return text that UTF-8 can encode: two halves of a pair are joined, a lone half becomes U+FFFD.
 
-    Replies cut at `max_tokens`, files and command lines may hold lone halves. The mark U+FFFD shows where one stood.
+    Replies cut at `max_tokens`, files and command lines may hold lone halves. The mark U+FFFD marks the place.
 
     Example:
         >>> clean_text("a \\ud83d b"), clean_text("\\ud83d\\ude00")

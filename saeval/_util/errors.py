@@ -1,4 +1,4 @@
-"""The errors that saeval raises on purpose, each a sentence saying where, what was seen and what to do.
+"""Defines the errors that saeval raises; each message says what happened, where, and what to do.
 
 SaevalError
 ├── SpecError             mistakes in a task spec, all of them at once, each with its file and line
@@ -111,8 +111,7 @@ class BudgetExceeded(SaevalError):
 
 
 class InternalError(SaevalError):
-    """Something failed that nobody foresaw, in saeval or in a library that it uses; the log that it names holds the
-    rest."""
+    """An unexpected failure in saeval or a library; the log that it names has the traceback."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Models whose fields are explained by the docstrings beneath them, which are read only when somebody asks.
+"""Reads the docstrings beneath the fields of pydantic models, on demand.
 
 Pydantic's own `use_attribute_docstrings` parses the source of every class as it is made: a third of the time that
 `saeval validate` takes, for texts that only `saeval show` and the schema need.

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, lines likewise, and JSON read with the place of what is wrong in it."""
+"""Writes files and lines atomically, and reads JSON with the place of its errors."""
 
 from __future__ import annotations
 

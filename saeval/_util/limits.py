@@ -1,4 +1,4 @@
-"""Says what a machine ran short of, so that a lack of room is never taken for damage."""
+"""Names the resource a machine ran short of: disk, memory or open files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Directories that saeval may write into: empty ones, and those that carry its mark; never through a link out of
-them."""
+"""Refuses to write into folders that are neither empty nor saeval's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths in task specs, which are relative to the file that names them, and hashes of what they point to."""
+"""Resolves paths in task specs relative to the file that names them, and hashes files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saeval._util.plain_files import refuse_pipes
 
 
 class Located(str):
-    """A string of a task spec that knows where it stands.
+    """A string of a task spec with its file and line.
 
     Attributes:
         file: The spec file, or None for a value given on the command line.

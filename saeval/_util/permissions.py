@@ -14,7 +14,7 @@ from saeval._util.errors import InputError
 from saeval._util.secrets import use
 
 ALLOW_ENV, ALLOW_HOST = "SAEVAL_ALLOW_ENV", "SAEVAL_ALLOW_HOST"
-"""Variables in which the user's permissions stand, separated by commas, so that worker processes have them too."""
+"""Variables that hold the user's permissions, separated by commas, so that worker processes have them too."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FREE = re.compile(r"[A-Z0-9_]*_API_KEY")
@@ -91,8 +91,7 @@ _BY_VARIABLE = {variable: name for name, provider in PROVIDERS.items() for varia
 
 
 def allow(*, variables: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
-    """Let specs name these environment variables, and keys be sent to these hosts, in this process and those it
-    starts."""
+    """Let specs name these variables, and send keys to these hosts, in this process and its children."""
     for place, more in ((ALLOW_ENV, variables), (ALLOW_HOST, hosts)):
         if names := [*_allowed(place), *more]:
             os.environ[place] = ",".join(dict.fromkeys(names))
@@ -149,7 +148,7 @@ def check_address(address: str) -> None:
 def credential(variable: str, address: str) -> str | None:
     """Return the key in an environment variable that a spec names, to be sent to an address that it names, too.
 
-    From here on the value is known as a secret, and is left out of whatever is written or shown.
+    From here on the value is known as a secret, and is removed from whatever is written or shown.
 
     Raises:
         InputError: If the spec may not name the variable, or the key may not go there.

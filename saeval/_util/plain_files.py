@@ -13,7 +13,7 @@ from saeval._util.errors import InputError
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
 )  # fmt: skip
-_DEEPEST, _MOST = 1, 20_000  # folders below the one that is named, and entries in them, that are looked at
+_DEEPEST, _MOST = 1, 20_000  # folders below the one that is named, and entries in them, that are checked
 
 
 def refuse_pipe(file: Path) -> None:
@@ -47,7 +47,7 @@ def refuse_pipes(place: Path) -> None:
 
 
 def _files(folder: Path, deeper: int) -> Iterator[Path]:
-    """Yield what is in a folder besides plain files, which needs no look at each."""
+    """Yield what is in a folder besides plain files, without opening them."""
     try:
         entries = list(os.scandir(folder))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it goes: rich, plain lines, JSON events, or nothing."""
+"""Shows the progress of a run: rich, plain lines, JSON events or nothing."""
 
 from __future__ import annotations
 
@@ -384,8 +384,7 @@ def remaining(seconds: float, done: int, total: int) -> str:
 
 
 def display(style: Style | None = None) -> Display:
-    """Return the display of a style; without one, `rich` on a terminal and `plain` elsewhere. In notebooks, `rich` is a
-    block.
+    """Return the display of a style; default: `rich` on a terminal and in notebooks, else `plain`.
 
     Raises:
         InputError: If there is no such style.

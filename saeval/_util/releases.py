@@ -1,4 +1,4 @@
-"""Releases of packages that are known to be malicious, and are refused before they are imported."""
+"""Refuses package releases that are known to be malicious, before they are imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and names from other people's files that can do no harm in them."""
+"""Makes folders atomically, and turns foreign names into safe file names."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def believable(what: Path) -> Iterator[None]:
 
 
 def file_name(text: str) -> str:
-    """Return a text as the name of one file or folder: no separators, no control characters, not hidden, not
-    endless."""
+    """Return a text as a safe file name: no separators or control characters, not hidden, not too long."""
     name = re.sub(r"[/\\]", "--", text)
     name = re.sub(r'[\x00-\x1f\x7f:*?"<>|]', "_", name)
     name = re.sub(r"^\.+", lambda dots: "_" * len(dots[0]), name)

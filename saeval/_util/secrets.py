@@ -1,4 +1,4 @@
-"""Keeps credentials out of whatever is shown or written, known by their values as well as by how they look."""
+"""Keeps credentials out of whatever is shown or written, by value and by shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 MARK = "…"
-"""What stands in place of a secret."""
+"""What replaces a secret."""
 SHORTEST = 8
 """Characters of the shortest value that is looked for; shorter ones are words of ordinary text."""
 
@@ -132,7 +132,7 @@ def without_secrets(text: object) -> str:
 def without_keys(typed: str) -> str:
     """Return a text that quotes what a user typed, as `without_secrets` does, and without words that only look random.
 
-    What stands in paths is kept, since names of folders may hold hashes.
+    Parts of paths are kept, since names of folders may hold hashes.
     """
     return _TYPED.sub(_random_word, without_secrets(typed))
 
@@ -164,7 +164,7 @@ def names_secret(name: str, *, of_model: bool) -> bool:
 
     Args:
         name: The name, in any spelling: `api_key`, `Ocp-Apim-Subscription-Key`, `azureAdToken`.
-        of_model: Whether it stands among the options of a language model, where `key` is no word for anything else.
+        of_model: Whether it appears among the options of a language model, where `key` means nothing else.
     """
     words = [word.lower() for word in _WORDS.findall(name)]
     if not words or words[-1] in _NAMES:
@@ -183,7 +183,7 @@ def random_looking(text: str) -> bool:
 
 
 def placeholder(value: str) -> bool:
-    """Tell whether a value stands where a server wants a key and looks at none: `EMPTY`, `not-needed`."""
+    """Return whether a value is a placeholder for servers that ignore keys: `EMPTY`, `not-needed`."""
     return bool(_PLACEHOLDER.fullmatch(value.replace("_", "-").replace(" ", "-")))
 
 
@@ -246,7 +246,7 @@ def _spellings(value: str) -> Iterator[str]:
     for data in (value.encode(errors="replace"), value.encode("utf-16-le", errors="replace")):
         for before in range(3):
             coded = base64.b64encode(b"\0" * before + data).rstrip(b"=").decode()
-            # The first and last characters depend on what stands beside the value.
+            # The first and last characters depend on the text around the value.
             inner = coded[-(-before * 8 // 6) :][: (len(data) * 8 - (-before * 8) % 6) // 6]
             if len(inner) >= SHORTEST:
                 yield from (inner, inner.replace("+", "-").replace("/", "_"))

@@ -1,4 +1,4 @@
-"""Text for people: foreign text made harmless where it is shown, numbers and intervals in words, tables as text."""
+"""Formats text for people: escaping, numbers, intervals and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 WIDTH = 80
 """Columns that every screen fits."""
 MISSING = "–"
-"""What stands where there is no number."""
+"""Shown in place of a missing number."""
 
 _DANGEROUS = {"Cc", "Cf", "Cs", "Co"}  # control, format (bidi marks among them), surrogates, private use
 _BREAKS = {"Zl", "Zp"}  # line and paragraph separators
@@ -44,7 +44,7 @@ def safe_text(text: object) -> str:
 
 
 def visible(text: object) -> str:
-    r"""Return text in which invisible characters stand as escapes such as `\u202e`; line breaks and tabs stay."""
+    r"""Return text with invisible characters written as escapes such as `\u202e`; line breaks and tabs stay."""
     string = str(text)
     if string.isprintable():
         return string
@@ -68,7 +68,7 @@ def escape_latex(value: object) -> str:
 
 
 def escape_script(json_text: str) -> str:
-    """Return JSON that can stand in a `<script>`: nothing in it ends one."""
+    """Return JSON that is safe inside a `<script>`."""
     return json_text.translate(_IN_SCRIPT)
 
 
@@ -157,8 +157,8 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
     Args:
         head: Heads of the columns.
         rows: Cells.
-        width: Columns of the terminal, to which heads and names are folded; numbers never are. Nothing is when left
-            out.
+        width: Columns of the terminal, to which heads and names are folded; numbers never are. Default: no
+            folding.
     """
     return "\n".join(aligned_rows(head, rows, width))
 
@@ -230,7 +230,7 @@ def latex_table(
     Args:
         head: Heads of the columns.
         rows: Cells.
-        numbers: Which columns are numbers, aligned at the right; none when left out.
+        numbers: Which columns are numbers, aligned at the right; default: none.
         bold: Row and column of the cells in bold.
     """
     strong = set(bold)

@@ -1,4 +1,4 @@
-"""Notice what an error message never tells: plugins that hang, work that stands still, and memory that runs out."""
+"""Detects plugins that hang, work that stalls, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Patience:
         """Wait for a plugin's work, as long as anything moves.
 
         Raises:
-            Hung: If nothing did; the work is called off.
+            Hung: If nothing did; the work is cancelled.
         """
         if math.isinf(self.seconds):
             return await work
@@ -71,13 +71,13 @@ class Patience:
             while not task.done():
                 if (left := self.left) <= 0:
                     raise Hung(
-                        f"it neither finished nor asked a model anything for {self.seconds:g} s and was called off"
+                        f"it neither finished nor asked a model anything for {self.seconds:g} s and was cancelled"
                     )
                 await asyncio.wait({task}, timeout=left)
             return task.result()
         finally:
             task.cancel()  # not waited for: what hangs may ignore it
-            task.add_done_callback(_seen)  # it may have ended while whoever waits was called off
+            task.add_done_callback(_seen)  # it may have ended while its waiter was cancelled
             self.moved()
 
 
@@ -88,12 +88,12 @@ def _seen(task: asyncio.Future[Any]) -> None:
 
 @contextmanager
 def interrupting(seconds: float) -> Iterator[None]:
-    """Raise `Hung` in the code that keeps the running event loop from turning for so long, wherever it stands.
+    """Raise `Hung` in the code that keeps the running event loop from turning for so long.
 
     Works in the main thread of Unix, where a signal can interrupt what blocks; elsewhere it does nothing.
 
     Args:
-        seconds: How long the loop may stand still.
+        seconds: How long the loop may be blocked.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -189,6 +189,6 @@ def _memories() -> Iterator[tuple[float, float]]:
         limit = float((_GROUP / "memory.max").read_text())
         used = float((_GROUP / "memory.current").read_text())
         facts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        caches = float(facts["inactive_file"]) + float(facts["active_file"])  # of files, which can be given back
+        caches = float(facts["inactive_file"]) + float(facts["active_file"])  # of files, which can be released
         if limit:
             yield limit - used + caches, limit

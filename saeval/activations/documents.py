@@ -1,4 +1,4 @@
-"""The documents of a local corpus: text and rows in files, folders of shards, and saved datasets."""
+"""Reads the documents of a local corpus: text files, rows, folders of shards and saved datasets."""
 
 from __future__ import annotations
 
@@ -208,8 +208,8 @@ def divided(documents: Iterable[Document], how: str | None, notes: Notes) -> Ite
 
     Args:
         documents: The texts as they were read.
-        how: `paragraphs` (apart by a blank line), `lines`, or `none`. Otherwise they stay as they are, but that a text
-            that stands alone is divided into parts of at least 2,000 characters, at paragraph ends where there are any.
+        how: `paragraphs` (apart by a blank line), `lines`, or `none`. By default they stay as they are, but a single
+            text is divided into parts of at least 2,000 characters, at paragraph ends where there are any.
         notes: Where is said that this was done.
     """
     if how in ("paragraphs", "lines"):

@@ -1,4 +1,4 @@
-"""How a latent fires over the whole corpus: a histogram of its activations, and windows from strong to weak."""
+"""Computes a latent's histogram of activations and its windows from strong to weak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a latent's firings hang on besides meaning: a single token, or the place in the context."""
+"""Measures how much a latent's firing depends on single tokens or positions."""
 
 from __future__ import annotations
 

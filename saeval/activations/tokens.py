@@ -1,4 +1,4 @@
-"""Text packed into the contexts that a model reads, with what is needed to turn tokens back into text."""
+"""Packs text into contexts of tokens, and keeps what turns tokens back into text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TokenDataset:
     Attributes:
         tokens: Token ids, padded on the right.  [contexts, length] int32
         lengths: Real tokens per context, BOS included.  [contexts] int32
-        mask: Where an ordinary text token stands; BOS, other special tokens and padding are False and their
+        mask: Which tokens are ordinary text; BOS, other special tokens and padding are False and their
             activations do not count.  [contexts, length] bool
         documents: Number of the document each context was cut from.  [contexts] int32
         document_names: Name of each document.
@@ -98,8 +98,8 @@ class Corpus(Documented):
     revision: str | None = None
     """Revision of the hub dataset."""
     split: str | None = None
-    """Of a dataset, the split to read (`train` when left out). Of text, where documents end: `paragraphs`, `lines`, or
-    `none`; when left out, a corpus of one text is divided into parts of some 2,000 characters."""
+    """Of a dataset, the split to read (default: `train`). Of text, where documents end: `paragraphs`, `lines`, or
+    `none`; by default, a corpus of one text is divided into parts of some 2,000 characters."""
     field: str = "text"
     """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template
     writes."""
@@ -108,11 +108,11 @@ class Corpus(Documented):
     per_document: int | None = Field(default=None, gt=0)
     """Text tokens to read of one document at most; None for all."""
     context: int | None = Field(default=None, ge=8)
-    """Text tokens per context; BOS stands before them where the tokenizer has one. When left out, as many as the SAE
+    """Text tokens per context; BOS precedes them where the tokenizer has one. By default, as many as the SAE
     was trained on, as far as its files tell; 256 elsewhere."""
     bos: bool | str | None = None
     """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no
-    BOS. When left out, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted,
+    BOS. By default, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted,
     but models need to see it."""
 
     @model_validator(mode="after")
@@ -218,7 +218,7 @@ class Corpus(Documented):
             ) from error
 
     def lead(self, tokenizer: Any) -> list[int]:
-        """Return the tokens that stand before the text in each context.
+        """Return the tokens that precede the text in each context.
 
         Raises:
             InputError: If `bos` names what is no token of the tokenizer.
@@ -316,7 +316,7 @@ class Corpus(Documented):
 
 
 def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:
-    """Return a text's tokens without those that will stand before it: chat templates and exports write BOS, too."""
+    """Return a text's tokens without those that will precede it: chat templates and exports write BOS, too."""
     begin = 0
     while lead and ids[begin : begin + 1] == [lead[-1]]:
         begin += 1

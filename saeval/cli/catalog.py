@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import click
 
-from saeval.cli.shared import JSON, LLMS, SET, WITHOUT, load, open_registry, print_json, print_rows, say
+from saeval.cli.shared import JSON, LLMS, SET, WITHOUT, load, open_registry, print_entries, print_json, print_rows, say
 from saeval.plugin.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def list_(kind: str, place: Path | None, wanted: Sequence[str], without: Sequenc
     if as_json:
         print_json(rows)
     else:
-        print_rows(rows)
+        print_entries(rows)
 
 
 def _short(plugin_id: str) -> str:

@@ -22,10 +22,10 @@ _KEYS = re.compile(r".*_API_KEY|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|AWS_SECRET_ACCES
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: What it is.
+        what: What was checked.
         status: Whether a run can rely on it; `note` for what a user should know.
         text: What was found.
     """

@@ -20,7 +20,7 @@ class _Cli(click.Group):
         return super().main(*args, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse what stands before the command."""
+        """Parse the options before the command."""
         try:
             return super().make_context(*args, **kwargs)
         except click.ClickException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ _FLAGS = (
     click.option("--hookpoint", metavar="PLACE", help="Hookpoint in the model; default: from the SAEs' files."),
     click.option(
         "--baseline", "baselines", multiple=True, metavar="NAME",
-        help="Baseline (repeatable); default: random_explanation, top_tokens, random_sae and neurons.",
+        help="Baseline (repeatable); default: shuffled_explanation, top_tokens, random_sae and neurons.",
     ),
 )  # fmt: skip
 FLAG_NAMES = (
@@ -239,6 +240,20 @@ def print_rows(rows: Sequence[dict[str, str]]) -> None:
     widths = [max(len(r[k]) for r in rows) for k in rows[0]]
     for row in rows:
         say("  ".join(v.ljust(w) for v, w in zip(row.values(), widths, strict=True)).rstrip())
+
+
+def print_entries(rows: Sequence[dict[str, str]]) -> None:
+    """Print each row's short values on a line, and the first sentence of its description below, within the terminal."""
+    from shutil import get_terminal_size
+    from textwrap import fill
+
+    if not rows:
+        click.echo("none")
+    for row in rows:
+        short = [value for key, value in row.items() if key != "description" and value]
+        first = re.split(r"(?<=[.?]) ", row["description"], maxsplit=1)[0]
+        say("  ".join(short))
+        say(fill(first, get_terminal_size().columns, initial_indent="    ", subsequent_indent="    "))
 
 
 def say(text: str, *, err: bool = False) -> None:

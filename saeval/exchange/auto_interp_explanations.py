@@ -1,4 +1,4 @@
-"""The files of EleutherAI's `auto_interp_explanations`: `<hookpoint>_feature.json`, explanations by latent."""
+"""Reads and writes EleutherAI's `auto_interp_explanations` files, `<hookpoint>_feature.json`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         write_atomic(root / (file_name(names.get("source", cell.hookpoint)) + _END), text)
         if cell.lost_explanations:
             left = some(cell.lost_explanations, "other or failed one is", "others and failed ones are")
-            lost.append(f"{cell.name}: the files hold one explanation a latent: {left} left out.")
-        lost.append(f"{cell.name}: the files hold explanations only; scores, windows and who explained are left out.")
+            lost.append(f"{cell.name}: the files hold one explanation per latent: {left} omitted.")
+        lost.append(f"{cell.name}: the files hold explanations only; scores, windows and who explained are omitted.")
     return lost
 
 
@@ -65,7 +65,7 @@ def read(path: Path, format_: str) -> Imported:
         cells.append(cell)
     warnings = ["The files hold explanations only: how they score, and what they were made from, is not known."]
     if empty:
-        warnings.append(f"{some(empty, 'empty explanation', 'empty explanations')} left out.")
+        warnings.append(f"{some(empty, 'empty explanation', 'empty explanations')} omitted.")
     return Imported("auto_interp_explanations", cells, warnings)
 
 

@@ -1,4 +1,4 @@
-"""Delphi's results: a text file of JSON for each latent's explanation, and one for each scorer's windows of it."""
+"""Reads and writes Delphi's results: one file per explanation, and one per scorer and latent."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         _write_explanations(cell, root / "explanations", hookpoint)
         if cell.lost_explanations:
             lost.append(
-                f"{cell.name}: Delphi keeps one explanation a latent: "
-                f"{some(cell.lost_explanations, 'other or failed one is', 'others and failed ones are')} left out."
+                f"{cell.name}: Delphi keeps one explanation per latent: "
+                f"{some(cell.lost_explanations, 'other or failed one is', 'others and failed ones are')} omitted."
             )
         lost += _write_scores(cell, root / "scores", hookpoint)
         config = {"model": names.get("model", cell.result.subject), "hookpoints": [hookpoint], "name": cell.name}
@@ -50,7 +50,7 @@ def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
     windows = {(row["latent"], f"{row['context']}:{row['start']}"): row for row in cell.examples}
     for scorer, rows in cell.rows().items():
         if not any(row.metric == "balanced_accuracy" for row in rows):
-            lost.append(f"{cell.name}: Delphi's files have no place for scores of {scorer}, which are left out.")
+            lost.append(f"{cell.name}: Delphi's files have no place for scores of {scorer}, which are omitted.")
             continue
         folder = root / file_name(_NAMES.get(scorer, scorer))
         folder.mkdir(parents=True)
@@ -64,7 +64,7 @@ def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
             lost.append(f"{cell.name}: {missing} of the latents that {scorer} was tried on have no windows to write.")
         if unanswered:
             why = "Delphi's files do not say why a window has no answer"
-            lost.append(f"{cell.name}: {why}; the reasons of {unanswered} of {scorer} are left out.")
+            lost.append(f"{cell.name}: {why}; the reasons of {unanswered} of {scorer} are omitted.")
     return lost
 
 
@@ -130,7 +130,7 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             score, examples = _score(file, latent, first)
             if score is None:
                 warnings.append(
-                    f"scores/{folder.name} holds no windows with predictions, as detection and fuzz do; it is left out."
+                    f"scores/{folder.name} holds no windows with predictions, as detection and fuzz do; it is omitted."
                 )
                 continue
             label = _LABELS.get(folder.name, folder.name)
@@ -149,8 +149,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:
 
 
 def _first_quantile(scores: Path) -> int:
-    """Return the number that the strongest quantile has: 0 in files of Delphi's main branch, 1 in those of the paper's
-    code."""
+    """Return the number of the strongest quantile: 0 in Delphi's main branch, 1 in the paper's code."""
     largest = 0
     for folder in sorted(p for p in scores.iterdir() if p.is_dir()) if scores.is_dir() else []:
         for file, _, _ in _files(folder):

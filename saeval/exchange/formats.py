@@ -1,5 +1,4 @@
-"""Results in other tools' formats, out of a run directory and into one: from files alone, with no plugin and no
-model."""
+"""Exports and imports runs in other tools' formats, from files alone."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def export_run(
         run: The run directory.
         format_: One of `FORMATS`.
         out: A directory to make: one file or folder a cell.
-        cell: The cell to write; all when left out.
+        cell: The cell to write; default: all.
         model: What the format should call the subject model, instead of its name in the run.
         source: What the format should call the place in the model, instead of the hookpoint.
 
@@ -66,8 +65,8 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
         out: The run directory to make.
 
     Returns:
-        The run; it is marked as not reproducible, and its warnings say where the numbers come from and what was left
-        out.
+        The run; it is marked as not reproducible, and its warnings say where the numbers come from and what was
+        omitted.
 
     Raises:
         InputError: If the files are damaged or hold something else, or `out` is there already.

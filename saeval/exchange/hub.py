@@ -1,5 +1,4 @@
-"""Send a run or an activation store to a folder or to the Hugging Face hub, and fetch it, every file with its
-checksum."""
+"""Pushes runs and activation stores to the Hugging Face hub or a folder, and pulls them, with checksums."""
 
 from __future__ import annotations
 

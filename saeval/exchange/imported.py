@@ -1,4 +1,4 @@
-"""A run directory made from what another tool found out, marked as such."""
+"""Makes a run directory from another tool's results, marked as imported."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Imported:
     Attributes:
         tool: Whose files they are, in words.
         cells: What they say.
-        warnings: What was left out, and what a reader must know.
+        warnings: What was omitted, and what a reader must know.
         synthetic: Whether the files say that a part is made up.
         rank_by: Column that ranks the leaderboard; the first scorer's headline when empty.
     """

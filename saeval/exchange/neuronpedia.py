@@ -1,4 +1,4 @@
-"""Neuronpedia: a file that can be uploaded there by hand, and the explanations that it exports."""
+"""Writes files for upload to Neuronpedia, and reads its exported explanations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SUFFIXES = (".jsonl", ".jsonl.gz")
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
     """Write a `.jsonl` file a cell; each line is the body of one request to `/api/feature/upload-batch`. None is sent.
 
-    A latent without explanation, or without an activating window, is left out, since the site takes no such feature.
+    A latent without explanation, or without an activating window, is omitted, since the site takes no such feature.
     """
     lost = []
     for cell in cells:
@@ -43,11 +43,11 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         if cut:
             lost.append(f"{cell.name}: {some(cut, 'explanation is', 'explanations are')} cut to {_LETTERS} letters.")
         if missing := len(cell.latents) - len(features):
-            lost.append(f"{cell.name}: {some(missing, 'latent', 'latents')} without explanation or windows left out.")
+            lost.append(f"{cell.name}: {some(missing, 'latent', 'latents')} without explanation or windows omitted.")
         if cell.rows():
             lost.append(f"{cell.name}: an upload has no place for scores; the site makes its own.")
         lost.append(
-            f"{cell.name}: the site knows explainers by names that its makers add, so who explained is left out; "
+            f"{cell.name}: the site knows explainers by names that its makers add, so the explainer is omitted; "
             f"it was {cell.result.explainer}."
         )
     return lost
@@ -157,17 +157,17 @@ class _Found:
         return self.cells.setdefault((model, place, file), ImportedCell(named, place, subject=model))
 
     def warnings(self) -> list[str]:
-        """Return what was left out, and what a reader must know."""
-        said = ["Who wrote an explanation, where Neuronpedia says so, stands in its notes."]
+        """Return what was omitted, and what a reader must know."""
+        said = ["Who wrote an explanation, where Neuronpedia says so, is in its notes."]
         others, empty, scored, windows = self._others, self._empty, self._scored, self._windows
         if others:
             said.append(f"{some(others, 'further explanation', 'further explanations')} of latents kept as variants.")
         if empty:
-            said.append(f"{some(empty, 'empty explanation', 'empty explanations')} left out.")
+            said.append(f"{some(empty, 'empty explanation', 'empty explanations')} omitted.")
         if scored:
-            said.append(f"Neuronpedia's own scores of {some(scored, 'explanation', 'explanations')} are left out.")
+            said.append(f"Neuronpedia's own scores of {some(scored, 'explanation', 'explanations')} are omitted.")
         if windows:
-            said.append(f"The windows of {some(windows, 'latent', 'latents')} are left out.")
+            said.append(f"The windows of {some(windows, 'latent', 'latents')} are omitted.")
         return said
 
 

@@ -1,4 +1,4 @@
-"""SAEBench's result of automated interpretability: one JSON document an SAE."""
+"""Writes SAEBench's automated-interpretability results: one JSON document per SAE."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         document, lacking = _document(result, cell, scorer, names)
         write_atomic(folder / cell_file(cell, "_eval_results.json"), json.dumps(document, indent=2, ensure_ascii=False))
         if others := [label for label in cell.rows() if label != scorer]:
-            lost.append(f"{cell.name}: SAEBench has one score a latent, here {scorer}'s; {', '.join(others)} left out.")
+            lost.append(
+                f"{cell.name}: SAEBench has one score per latent, here {scorer}'s; {', '.join(others)} omitted."
+            )
         lost.append(f"{cell.name}: intervals, floors, failures and the judge have no place in SAEBench's document.")
         if lacking:
-            lost.append(f"{cell.name}: {some(lacking, 'latent', 'latents')} without a score left out.")
+            lost.append(f"{cell.name}: {some(lacking, 'latent', 'latents')} without a score omitted.")
     return lost
 
 

@@ -1,4 +1,4 @@
-"""saeval's own tidy tables: latents, explanations, scores and judgements of all cells, as JSON lines or Parquet."""
+"""Reads and writes saeval's tidy tables (latents, explanations, scores, judgements) as JSON lines or Parquet."""
 
 from __future__ import annotations
 

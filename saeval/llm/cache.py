@@ -21,7 +21,7 @@ _JSON = json.JSONEncoder(default=vars)  # dataclasses are objects of their field
 log = logging.getLogger("saeval")
 
 AnswerStatus = Literal["ok", "unreadable"]
-"""Whether a reply may be used again: one that held no answer for whoever asked is asked for again by the next run."""
+"""Whether a reply may be used again: one that held no answer for the caller is asked for again by the next run."""
 
 
 class Kept(NamedTuple):
@@ -99,8 +99,7 @@ class AnswerCache:
                 raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
 
     def get(self, key: str) -> Any | None:
-        """Return the answer kept under a key, or None; one that nobody could read, or that has changed on disk, is
-        none."""
+        """Return the answer kept under a key; None if there is none, it was unreadable, or it is damaged."""
         with self._database():
             row = self._db.execute("SELECT CAST(answer AS BLOB), status FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None or row[1] != "ok":
@@ -131,8 +130,7 @@ class AnswerCache:
         self.close()
 
     def listed(self, keys: Collection[str] | None = None) -> list[Kept]:
-        """Return how many answers are kept, and their bytes, by model and status; of these keys where they are
-        given."""
+        """Return the number and bytes of answers by model and status, optionally of some keys only."""
         with self._database():
             rows = self._db.execute("SELECT key, model, status, LENGTH(answer) FROM answers").fetchall()
         found: dict[tuple[str, str], list[int]] = {}

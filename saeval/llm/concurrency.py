@@ -1,4 +1,4 @@
-"""How many calls to a model are in flight: as many as is said, or as many as its answers show to be of use."""
+"""Fixed and adaptive limits on concurrent calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Limiter:
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # it was given to a call that is called off
+            if place.done() and not place.cancelled():  # the place was given to a cancelled call
                 self.leave(place.result(), None)
             raise
 
@@ -67,7 +67,7 @@ class Limiter:
 
 
 class AdaptiveLimiter(Limiter):
-    """A gate that finds out how many calls a server bears, and how many make it faster, without being told.
+    """Adapts the limit to the server: as many concurrent calls as it accepts and as make it faster.
 
     While calls wait, it tries other limits: twice as high at first; after the first trial that was in vain a quarter
     higher and a quarter lower in turn, with longer and longer pauses. A higher limit is kept if answers a second grow

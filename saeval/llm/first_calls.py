@@ -1,5 +1,4 @@
-"""Tries each language model with one tiny request, and sees that a spending limit can hold, before anything is
-collected."""
+"""Tries each language model with one tiny request, and checks that the spending limit can be enforced."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ async def try_models(
         askers: The roles.
         log: The run's ledger, which gets a line for each try.
         budget: The run's spending limit.
-        earlier: What the ledger tells of earlier sittings.
+        earlier: Earlier sittings, from the ledger.
         patience: Seconds to wait for a server that asks for time.
         unpriced: Whether the run may begin although its limit cannot hold calls of unknown price.
         tell: Where a user is told what the run waits for.

@@ -1,5 +1,4 @@
-"""An LLM around an LLM: each request is answered once, within bounds of time, money and concurrency, and written
-down."""
+"""Adds caching, retries, a budget and a ledger to a language model."""
 
 from __future__ import annotations
 
@@ -230,11 +229,10 @@ class Gateway(LanguageModel):
         if (work := self._asking.get(key)) is not None and work.task is task:
             del self._asking[key]
         if not task.cancelled():
-            task.exception()  # mark as seen: whoever asked may have been called off
+            task.exception()  # mark as seen: the caller may have been cancelled
 
     async def finish(self) -> None:
-        """Wait a little for answers under way, which are paid for although whoever asked was called off, and keep
-        them."""
+        """Wait briefly for answers under way, which are paid for even if the caller was cancelled, and keep them."""
         for work in self._asking.values():
             if not work.in_flight:
                 work.task.cancel()
@@ -255,7 +253,7 @@ class Gateway(LanguageModel):
                     return await self._ask(key, asked, question, ask, work)
                 except _AskedElsewhere:
                     if not question.leased and not await leases.wait(key, _LEASES * self._settings.timeout):
-                        question.lease = None  # whoever has it hangs
+                        question.lease = None  # its holder hangs
                 kept: A | None = self._kept(key, question.request, question.shape)
                 if kept is not None:
                     self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
@@ -332,7 +330,7 @@ class Gateway(LanguageModel):
                 if not error.cut:
                     no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
                     if no_room and cut is not None:
-                        return cut  # whoever reads it says that it was cut off
+                        return cut  # the parser reports that it was cut off
                     if no_room and self._room.needed:
                         question.roomier, self._room.needed = None, False
                         continue
@@ -448,8 +446,7 @@ class Gateway(LanguageModel):
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[None]:
-    """Look for garbage less often than every 700 objects: with hundreds of calls in flight, a third of the time went
-    there."""
+    """Collect garbage less often; with hundreds of calls in flight it took a third of the time."""
     before = gc.get_threshold()
     gc.set_threshold(20_000, *before[1:])
     try:
@@ -471,8 +468,7 @@ def json_text(value: object) -> str:
 
 
 def _encodable(value: V) -> tuple[V, str]:
-    """Return a request or reply whose text UTF-8 can encode, and its JSON; looking for others costs no loop in
-    Python."""
+    """Return a request or reply whose text UTF-8 can encode, and its JSON."""
     text = json_text(value)
     if clean_text(text) is text:
         return value, text
@@ -552,7 +548,7 @@ class _Question:
         raised: Whether it has all the room there is.
         sent: The request as it was sent last.
         shape: Class of its answer.
-        lease: Key of its lease; None where it is asked whoever else asks it.
+        lease: Key of its lease; None where it is asked without a lease.
         leased: Whether the lease is ours.
     """
 

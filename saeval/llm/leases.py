@@ -1,4 +1,4 @@
-"""Lets processes that share a cache ask each question once: who asks holds a lease, which its death gives back."""
+"""Leases on questions, so that processes sharing a cache ask each question once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import os
 import struct
 from pathlib import Path
 
-_FIRST_LOOK, _LONGEST_LOOK = 0.02, 0.5  # seconds between two looks at a lease of another process
+_FIRST_LOOK, _LONGEST_LOOK = 0.02, 0.5  # seconds between two checks of a lease of another process
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 log = logging.getLogger("saeval")
 
 
 class Leases:
-    """Leases on questions, by the keys of their answers: locks on bytes of a file, which the kernel drops with their
-    process.
+    """Leases on questions by key: locks on bytes of a file, which the kernel drops with their process.
 
     Where a system or a disk has no such locks, every question is free, and each process asks for itself.
 
@@ -46,7 +45,7 @@ class Leases:
                 _unlock(self._file, key)
 
     async def wait(self, key: str, seconds: float) -> bool:
-        """Wait until nobody has a lease, or for so long; tell whether it was given back."""
+        """Wait until nobody has a lease, or for so long; tell whether it was released."""
         loop = asyncio.get_running_loop()
         until, pause = loop.time() + seconds, _FIRST_LOOK
         while loop.time() < until:

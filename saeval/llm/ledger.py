@@ -120,7 +120,7 @@ class Served:
 
 
 class Earlier(NamedTuple):
-    """What the ledger tells of earlier sittings of a run.
+    """Earlier sittings of a run, from its ledger.
 
     Attributes:
         tried: Roles and models that were tried, and answered.
@@ -244,14 +244,14 @@ class CallLedger:
         return spent
 
     def missing(self) -> str:
-        """Return what the totals leave out, as a sentence without its full stop; empty where all lines can be read."""
+        """Return what the totals omit, as a sentence without its full stop; empty where all lines can be read."""
         if not self.damaged:
             return ""
         lines = "1 line is" if self.damaged == 1 else f"{self.damaged:,} lines are"
         return f"{self.path.name}: {lines} damaged, and what was spent on those calls is not counted"
 
     def earlier(self) -> Earlier:
-        """Return what the ledger tells of earlier sittings of the run."""
+        """Return what the ledger knows about earlier sittings of the run."""
         tried: set[tuple[str, str]] = set()
         priced: set[tuple[str, str]] = set()
         served: dict[tuple[str, str], Served] = {}
@@ -281,8 +281,7 @@ class CallLedger:
                 )
 
     def oddities(self) -> list[str]:
-        """Return sentences on what the calls of the run show: several models behind one role, or prompts that were
-        cut."""
+        """Return warnings about the calls of a run: several served models per role, or truncated prompts."""
         served: dict[tuple[str, str], Served] = {}
         cut: dict[str, Counter[int]] = {}
         words: dict[str, list[int]] = {}

@@ -17,7 +17,7 @@ def export_replay(log: CallLedger, store: AnswerCache, role: str, path: Path) ->
         log: The run's ledger.
         store: Where the answers are kept.
         role: Role of the spec.
-        path: The recording to write; continuations that were scored are left out.
+        path: The recording to write; continuations that were scored are omitted.
 
     Returns:
         The number of replies.

@@ -1,4 +1,4 @@
-"""Waits for language models: how long a call may take, when it is tried again, and what a user is told meanwhile."""
+"""Decides how long a call may take and when it is retried, and reports waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saeval.plugin.base import LLM
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
 _LONGEST_ASKED = 600.0  # seconds that a server may ask to wait, where a run has no more patience
-_TOLD = 5.0  # seconds of waiting that a user is told of
+_TOLD = 5.0  # seconds of waiting before a user is told
 _SILENCE = 30.0  # seconds without any answer, likewise
 _TURNS = 2  # times the calls in flight that a queue may put before a call, since servers need not keep their order
 _REMEMBERED = 4096  # answers whose times are kept
@@ -142,7 +142,7 @@ class Waits:
         self._timer: asyncio.TimerHandle | None = None
 
     def tell_of(self, seconds: float, error: LLMError) -> None:
-        """A call is tried again after so many seconds; many that wait at the same time are told of once."""
+        """A call is tried again after so many seconds; many waits at the same time are reported once."""
         now = time.monotonic()
         if seconds >= _TOLD and now >= self._told_until:
             self._told_until = now + seconds

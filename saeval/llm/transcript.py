@@ -1,4 +1,4 @@
-"""What a step asked of its language model and was told, kept so that a reader can see where a number came from."""
+"""Prompts and replies kept with each result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PromptReply(NamedTuple):
     """One prompt and what came back.
 
     Attributes:
-        prompt: The prompt, whole; turns of a conversation stand under their `[role]`.
+        prompt: The prompt, whole; each turn follows its `[role]`.
         reply: The raw reply; or why there is none.
         status: `ok`; `failed` where no reply came; `left out` for the one that says how many more there were.
     """

@@ -57,7 +57,7 @@ class SparseCoder(ABC):
         n_latents: Width of the dictionary.
         d_in: Width of the activations it reads.
         architecture: Its kind, as reports name it.
-        autoencoder: Whether `decode` gives back what was encoded, so that the share of variance it leaves
+        autoencoder: Whether `decode` reconstructs what was encoded, so that the share of variance it leaves
             unexplained means something; a transcoder predicts the activations of another place.
         transcoder: Whether its latents write to another place than the one it reads, so that `direction` is one of
             that other place.
@@ -158,7 +158,7 @@ class LinearCoder(SparseCoder):
         encoder_bias: Added to pre-activations.  [n_latents]
         decoder_bias: Added to reconstructions.  [d_out]
         threshold: A latent is silent where its pre-activation does not exceed it.  [n_latents]
-        k: Latents a token to keep, where positive.
+        k: Latents per token to keep, where positive.
         signed: Whether the k of largest magnitude are kept instead, with their signs.
         grouped: Whether the latents fall into k groups of neighbours instead, the largest of each of which is kept.
         gate: Further weights of a gated encoder.
@@ -220,7 +220,7 @@ class LinearCoder(SparseCoder):
     def _encode_tile(self, x: Tensor) -> Sparse:
         pre = (self._compiled or self._preactivations)(x)
         if self.threshold is not None:
-            # NaN is kept, for whoever collects to refuse.
+            # NaN is kept, so that collecting refuses it.
             rows, latents = (pre <= self.threshold.clamp(min=0)).logical_not_().nonzero(as_tuple=True)
             return Sparse(rows, latents, pre[rows, latents])
         if self.k is None:
@@ -344,7 +344,7 @@ class NeuronCoder(SparseCoder):
     """Neurons as latents: the coordinates of what the MLP's down projection reads.
 
     Neurons of gated MLPs are signed. The k largest by magnitude are kept, and of those the positive ones are
-    firings; the negative side of a neuron is left out, as if it were silent.
+    firings; the negative side of a neuron is omitted, as if it were silent.
 
     Attributes:
         d_in: Number of neurons.

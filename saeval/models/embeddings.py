@@ -1,4 +1,4 @@
-"""Sentence embeddings, shared by all plugins of a process: each model loaded once, each text embedded once."""
+"""Sentence embeddings shared by all plugins: each model is loaded once, each text embedded once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a model's files tell before it is loaded: its limits, its tokenizer's BOS, and whether they are a model at
-all."""
+"""Reads a model's limits and tokenizer facts from its files, before it is loaded."""
 
 from __future__ import annotations
 
@@ -124,7 +123,7 @@ def not_causal(name: str) -> InputError:
 def too_long(name: str, positions: int, tokens: int) -> InputError:
     """Contexts of more tokens than a model has positions."""
     return InputError(
-        f"model {name} has {positions} positions, and each context takes {tokens} tokens with what stands before the "
+        f"model {name} has {positions} positions, and each context takes {tokens} tokens with those before the "
         f"text; set source.with.corpus.context to {positions - 1} or less"
     )
 

@@ -1,4 +1,4 @@
-"""How much of a model's prediction survives when a coder's reconstruction stands in for the activations."""
+"""Measures how much loss a coder's reconstruction recovers."""
 
 from __future__ import annotations
 
@@ -40,15 +40,14 @@ class Fidelity(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """Share of what zero-ablation loses that the reconstruction keeps: 1 for a perfect one, 0 for one as bad as
-        zero."""
+        """Share of the loss from zero-ablation that the reconstruction recovers: 1 is perfect, 0 as bad as zero."""
         return (self.ablated - self.spliced) / (self.ablated - self.clean)
 
 
 def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStore, tokens: int = TOKENS) -> Fidelity:
     """Predict part of a store's corpus three times, and say how well.
 
-    Special tokens keep their activations, as they are left out of a store, and are not predicted.
+    Special tokens keep their activations, as they are not stored, and are not predicted.
 
     Args:
         subject: The model, at the place that the coder reads.

@@ -1,4 +1,4 @@
-"""Whether a coder, a model and the way they are used fit together, as far as files tell."""
+"""Checks from files whether a coder and a model fit together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fit(NamedTuple):
         model: The model: hub id, folder, file or package.
         place: Where it is read, by the spec's name; None where the coder's files name the place.
         context: Text tokens per context.
-        bos: Whether BOS, or which other token, stands before them.
+        bos: Whether BOS, or which other token, precedes them.
     """
 
     made_for: MadeFor
@@ -33,15 +33,14 @@ class Fit(NamedTuple):
 
     @classmethod
     def of(cls, made_for: MadeFor, model: str, place: str | None, context: int | None, bos: bool | str | None) -> Fit:
-        """Fill in what a spec leaves out: BOS and the length of contexts as the coder was trained, within the model's
-        limits.
+        """Fill in BOS and the context length as the coder was trained, within the model's limits.
 
         Args:
             made_for: What the coder was made for.
             model: The model.
             place: Where it is read.
             context: Text tokens per context, where the spec says.
-            bos: What stands before them, where the spec says.
+            bos: What precedes them, where the spec says.
         """
         bos = bos if bos is not None else made_for.prepend_bos is not False
         if context is None:
@@ -149,7 +148,7 @@ class Fit(NamedTuple):
         return model_facts(self.model)
 
     def _leads(self, facts: ModelFacts) -> int:
-        """Return how many tokens surely stand before the text."""
+        """Return how many tokens surely precede the text."""
         return int(bool(self.bos) and (isinstance(self.bos, str) or bool(facts.bos)))
 
 
@@ -157,5 +156,5 @@ def no_bos() -> str:
     """The caution where a coder was trained with a token in front that the tokenizer does not have as BOS."""
     return (
         "The coder was trained on contexts that begin with BOS, and the tokenizer has none; name the token that "
-        "stood there, such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."
+        "was there, such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."
     )

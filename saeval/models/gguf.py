@@ -1,4 +1,4 @@
-"""Load GGUF files with transformers several times faster than it does by itself, with equal results.
+"""Loads GGUF files with transformers several times faster than it does by itself, with equal results.
 
 transformers 5 reads the header of a GGUF file once each for the tokenizer, the configuration and the weights, through
 `gguf.GGUFReader`, which makes NumPy views of the memory-mapped file for every one of the vocabulary's strings: half

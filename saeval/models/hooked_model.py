@@ -33,7 +33,7 @@ class HookedModel(ModuleTree):
 
         Args:
             tokens: Token ids, padded on the right. Models are causal, so what the padding is makes no difference
-                to what stands before it.  [contexts, tokens] int64
+                to what precedes it.  [contexts, tokens] int64
             hookpoints: Where to read.
             lengths: Real tokens per context; activations of the padding are then 0.  [contexts]
 
@@ -160,8 +160,7 @@ class HookedModel(ModuleTree):
         return torch.equal(seen[first], seen[second])
 
     def direct_effect(self, point: HookPoint, directions: Tensor, tokens: Tensor) -> Tensor:
-        """Return what adding directions at a place changes in what its block gives, without the block's other parts
-        reacting.
+        """Return the direct effect of directions at a place on the output of their block.
 
         Measured on a text: half the difference that a small step to either side makes at each token, all tokens being
         pushed at once, and attention and MLP held to what they gave before unless the place lies in them.

@@ -80,8 +80,7 @@ class LiveModel(GeneratingModel):
 
     @staticmethod
     def resolved(device: str, dtype: Dtype) -> tuple[str, str]:
-        """Return the device and precision that `auto` means on this machine; what depends on a model depends on
-        these."""
+        """Return the device and precision that `auto` means on this machine."""
         return resolved(device, dtype)
 
     @staticmethod
@@ -114,8 +113,7 @@ class LiveModel(GeneratingModel):
 
     @cached_property
     def positions(self) -> int | None:
-        """Tokens per context at most, where the model looks positions up in a table; None where there is no such
-        limit."""
+        """Maximum tokens per context if positions are looked up in a table; None without such a limit."""
         import torch
 
         tables = [

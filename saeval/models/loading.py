@@ -1,4 +1,4 @@
-"""Models from files and from the hub, loaded with transformers, and why one could not be had."""
+"""Loads models from files and the hub with transformers, and explains failures."""
 
 from __future__ import annotations
 
@@ -63,8 +63,7 @@ def check_model(name: str) -> None:
 
 
 def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:
-    """Return a causal language model, in evaluation mode and without gradients, its tokenizer, and whether it has a
-    head.
+    """Return a causal language model in evaluation mode, its tokenizer, and whether it has a head.
 
     Code of a model's own repository is never run.
 
@@ -150,7 +149,7 @@ _HUB_REASONS = {
     "LocalEntryNotFoundError": "is not on this machine, and the Hugging Face hub cannot be reached; connect (and unset "
     "HF_HUB_OFFLINE), or give the path of a model folder or .gguf file",
 }
-"""Why a model could not be had from the hub, by exceptions that may stand anywhere in the chain."""
+"""Why a model could not be loaded from the hub, by the exceptions in the chain."""
 
 
 def _reason(error: Exception, *, local: bool) -> str:

@@ -1,5 +1,4 @@
-"""What the direction that a latent writes tells of it: latents that write nearly the same, and tokens that it
-promotes."""
+"""Logit-lens facts about a latent's decoder direction: nearest latents and promoted tokens."""
 
 from __future__ import annotations
 
@@ -25,11 +24,10 @@ log = logging.getLogger("saeval")
 
 
 def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
-    """Return, for each latent, its nearest neighbours by decoder cosine and the tokens it promotes and suppresses
-    (logit lens).
+    """Return each latent's nearest neighbours by decoder cosine and its logit-lens tokens.
 
-    Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are told of
-    where one is in memory already, as it is after collecting, or where it judges.
+    Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are
+    given if the model is in memory already, as after collecting, or because it judges.
 
     Args:
         source: Where the latents come from.

@@ -1,4 +1,4 @@
-"""What a coder was made for, as its files tell, held against what a spec uses it on."""
+"""Compares what a coder was trained on, as its files say, with how a spec uses it."""
 
 from __future__ import annotations
 

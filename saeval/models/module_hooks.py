@@ -1,4 +1,4 @@
-"""Functions called on what modules of a model are given and give."""
+"""Calls functions on the inputs and outputs of a model's modules."""
 
 from __future__ import annotations
 

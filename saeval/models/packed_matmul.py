@@ -1,5 +1,4 @@
-"""Products with encoders, faster where many batches are encoded: packed for oneDNN, or into memory that is used
-again."""
+"""Multiplies many batches with an encoder, faster: packed for oneDNN, or into reused memory."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def encoding_pass() -> Iterator[None]:
 
     Encoders are brought into oneDNN's own layout once, as long as they take no more than two gigabytes. Others encode
     into one piece of memory, since hundreds of megabytes afresh for each batch cost as much as a fifth of encoding. The
-    products of packed encoders round otherwise than `@`.
+    products of packed encoders round differently than `@`.
     """
     before = _PASS.set(EncodingPass())
     try:

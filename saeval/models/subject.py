@@ -1,4 +1,4 @@
-"""A live model at one place: what it says when a direction is added there, and which tokens a direction promotes."""
+"""Steers a model at one place, and reads which tokens a direction promotes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Subject:
         return [*([] if bos is None else [bos]), *map(int, token_ids)]
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Return tokens as text, special ones left out."""
+        """Return tokens as text, special ones omitted."""
         return str(self.live.tokenizer.decode([*map(int, token_ids)], skip_special_tokens=True))
 
     def steered(self, prompts: Sequence[Sequence[int]], direction: Tensor, *, cached: bool = True) -> Steered:
@@ -97,7 +97,7 @@ class Subject:
         The direction goes through the final norm's linear part and the unembedding, past all blocks in between (logit
         lens); a tuned lens first adds what its translator makes of it. A direction at the input of a linear module,
         such as a neuron's, is first written by that module; a norm or gate between the place and the stream is taken
-        in. Which way that goes is held against what the model does on a text.
+        in. Which way that goes is compared with what the model does on a text.
 
         Args:
             direction: The direction, or without a tuned lens several.  [..., width]
@@ -190,7 +190,7 @@ class Subject:
         if block is None:
             raise InputError(f"{self.point} lies in no block, so a tuned lens has no translator for it")
         blocks = len(self.live.blocks())
-        # Translator i stands before block i: what block i-1 gives.
+        # Translator i reads what enters block i: the output of block i-1.
         number = block if self.point.site == "in" and self.point.path == self.live.blocks()[block] else block + 1
         if number >= blocks:
             return torch.zeros(len(residual), len(residual), device=residual.device)

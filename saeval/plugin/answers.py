@@ -1,4 +1,4 @@
-"""Asking for lists of yes and no, reading them in replies, and how sure the model was of each answer."""
+"""Parses lists of yes and no in replies, with the probability of each answer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def ask_twice(llm: LanguageModel, request: Request, read: Callable[[Reply]
 
 
 class Answer(NamedTuple):
-    """One item of a judge's list, and where in the reply it stands."""
+    """One item of a judge's list, and its position in the reply."""
 
     value: bool
     at: int
@@ -106,14 +106,14 @@ def parse_list(reply: Reply | str, k: int) -> list[Answer]:
 
 
 def _has_its_line(text: str, start: int, end: int) -> bool:
-    """Whether a bracketed part of a text stands alone on its line, labels and markup aside."""
+    """Whether a bracketed part of a text is alone on its line, labels and markup aside."""
     before = text[text.rfind("\n", 0, max(start, 0)) + 1 : max(start, 0)]
     after = text[end:].partition("\n")[0]
     return bool(_BEFORE.fullmatch(before) and _AFTER.fullmatch(after))
 
 
 def shortened(text: str) -> str:
-    """Return the end of a reply, as an error message shows it; that is where answers stand."""
+    """Return the end of a reply for an error message, since answers come last."""
     line = one_line(text)
     return line if len(line) <= 80 else "…" + line[-80:]
 
@@ -144,5 +144,5 @@ def answer_probabilities(reply: Reply, answers: Sequence[Answer]) -> list[float 
 
 
 def _mass(alternatives: Iterable[tuple[str, float]], token: str) -> float:
-    """Return the probability of a token, whatever space stands around it."""
+    """Return the probability of a token, whatever space is around it."""
     return sum(math.exp(logprob) for text, logprob in alternatives if text.strip() == token.strip())

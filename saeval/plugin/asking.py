@@ -1,5 +1,4 @@
-"""What explainers that ask a model share: showing windows, putting one question, reading the explanation in the
-reply."""
+"""Shared by explainers that ask a model: shows windows, asks, and parses the explanation."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ MARKER = "EXPLANATION:"
 MOST_STRENGTHS = 8
 """Tokens of a window whose strengths are listed: of a dense latent, the strongest ones."""
 LONGEST = 600
-"""Characters an explanation may have; a longer one is not an explanation but a rambling reply."""
+"""Maximum characters of an explanation; a longer one is not an explanation but a rambling reply."""
 
 _MARKER = re.compile(r"^[\s>#*_`\[\"'-]*explanation\]?[*_\]]*\s*:[*_\]]*(.*)$", re.IGNORECASE)
 _PAIRS = (
@@ -148,7 +147,7 @@ def _shown(number: int, window: Example, strengths: list[int], marks: list[bool]
 def parse_explanation(reply: Reply | str, *, begun: bool = False, worked: Collection[str] = ()) -> str:
     """Return the explanation in a reply.
 
-    It is what follows the last `EXPLANATION:` at the beginning of a line, with the lines that go on with it, as one
+    It is what follows the last `EXPLANATION:` at the beginning of a line, with the lines that continue it, as one
     line. Reasoning, fences, quotes and emphasis around it are taken off.
 
     Args:
@@ -181,8 +180,7 @@ def parse_explanation(reply: Reply | str, *, begun: bool = False, worked: Collec
 
 
 def _lines(first: str, others: Sequence[str]) -> list[str]:
-    """Return the lines of an explanation: up to a blank line, unless a list follows, or to another part of the
-    reply."""
+    """Return the lines of an explanation, up to a blank line (unless a list follows) or another part."""
     taken, blank = [first.strip()], False
     for line in others:
         if not line.strip():
@@ -207,7 +205,7 @@ def _written(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Take off quotes and emphasis that stand around the whole text."""
+    """Take off quotes and emphasis around the whole text."""
     text = text.strip()
     for left, right in _PAIRS:
         inner = text[len(left) : -len(right)]

@@ -1,4 +1,4 @@
-"""The abstract classes that plugins fill in, and the context that saeval lends them."""
+"""Base classes of plugins, and the context they are given."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ windows of one other latent (`Examples.decoy`), which is drawn only where a scor
 
 
 class Plugin(Documented, ABC):
-    """A part that a task spec names with `use:`; its fields are the options that stand under `with:`.
+    """A part that a task spec names with `use:`; its fields are the options listed under `with:`.
 
     Give the class a `name` (without annotation), each option a default and a docstring beneath it, and fill in the
     one abstract method of its kind. Instances are frozen; keep heavy state in `functools.cached_property`.
@@ -76,7 +76,7 @@ class Embed(Protocol):
     """Turns texts into unit vectors with a sentence-transformers model that all plugins share."""
 
     def __call__(self, model: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one unit vector a text.  [texts, dimensions]"""
+        """Return one unit vector per text.  [texts, dimensions]"""
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,9 @@ class ActivationSource(Plugin):
         """
 
     def cautions(self) -> list[str]:
-        """Return what a reader of the results must know of this source, one sentence each, as far as files at hand
-        tell.
+        """Return what a reader of the results must know about this source, one sentence each.
 
-        They are shown by `validate`, and stand among the warnings of the results.
+        They are shown by `validate`, and appear among the warnings of the results.
         """
         return []
 
@@ -211,7 +210,7 @@ class Coder(Plugin):
         """Return the options for a coder that `saeval run --sae NAME` names: a folder, or an id on the hub.
 
         Args:
-            name: What stands behind `--sae`.
+            name: Value of `--sae`.
 
         Returns:
             The options, or None if a coder of this kind is not named like this.
@@ -231,7 +230,7 @@ class Coder(Plugin):
         return MadeFor(place=self.hookpoint())
 
     def beside(self, other: Coder) -> Coder:
-        """Return this coder as it stands as a baseline beside another one, whose size it may take over."""
+        """Return this coder as a baseline for another one, whose size it may copy."""
         return self
 
     def width(self) -> int | None:
@@ -265,11 +264,10 @@ class Sampler(Plugin):
     """Chooses the windows that explain a latent and, apart from them, those that score it (paper §3.1)."""
 
     window: int = Field(default=32, ge=4)
-    """Tokens a window."""
+    """Tokens per window."""
 
     def reads_one_latent(self) -> bool:
-        """Return whether a latent's windows depend on its own activations alone, so that others need not be
-        collected."""
+        """Return whether a latent's windows depend on its own activations alone."""
         return False
 
     def silent_windows(self) -> int | None:

@@ -1,4 +1,4 @@
-"""The hooks a plugin package may fill in; each takes nothing and returns what the package adds."""
+"""The hooks of plugin packages; each takes nothing and returns what the package adds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def saeval_llms() -> Iterable[type[LLM]]:
 
 @hookspec
 def saeval_trackers() -> Iterable[type[Tracker]]:
-    """Return the experiment trackers this package can tell of runs."""
+    """Return the experiment trackers this package adds."""
     return ()
 
 

@@ -1,4 +1,4 @@
-"""What detection and fuzzing share: asking a judge, window by window, whether an explanation holds."""
+"""Shared by detection and fuzzing: asks a judge whether an explanation holds in each window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcomes of scorers that give each window a value: answered, or not and why."""
+"""Makes outcomes for scorers that give each window a value."""
 
 from __future__ import annotations
 

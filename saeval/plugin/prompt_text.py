@@ -1,4 +1,4 @@
-"""Puts windows and replies into prompt text: on one line, so that corpus text cannot pose as the prompt's structure."""
+"""Puts windows and replies on one line, so that corpus text cannot imitate the prompt's structure."""
 
 from __future__ import annotations
 

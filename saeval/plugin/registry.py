@@ -1,4 +1,4 @@
-"""The registry: finds plugin packages by their metadata, imports one only when it is named, and isolates the broken."""
+"""Finds plugin packages by metadata, imports one only when it is named, and isolates broken ones."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Registry:
     """The plugins of this environment, for as long as this object lives; there is no global one.
 
     Args:
-        disabled: Namespaces (or distributions) to leave out, in addition to those in `SAEVAL_DISABLED_PLUGINS`; `*` for
+        disabled: Namespaces (or distributions) to omit, in addition to those in `SAEVAL_DISABLED_PLUGINS`; `*` for
             all third parties.
         find: Returns the entry points of a group.
     """

@@ -1,4 +1,4 @@
-"""Hashes of plugins' source files: results depend on code, and a version stays the same while code is edited."""
+"""Hashes the source files of plugins, since results depend on code and a version stays while code is edited."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ _SOURCES = (".py", ".txt", ".md", ".j2")
 
 
 def installed_from_folder(distribution: Distribution) -> bool:
-    """Return whether a package was installed from a folder of this machine, editable or copied, and not from a
-    registry."""
+    """Return whether a package was installed from a local folder, editable or copied."""
     try:
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     except (OSError, ValueError, AttributeError):

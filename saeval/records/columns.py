@@ -1,4 +1,4 @@
-"""How a value stands on leaderboards: its head, unit, format, direction, and the tables that show it."""
+"""Defines how a value is shown on leaderboards: head, unit, format, direction and tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Kind = Literal["string", "bool", "int64", "double", "interval"]
 
 @dataclass(frozen=True)
 class ColumnStyle:
-    """How a value stands on leaderboards; annotates the field that holds it.
+    """How a value is shown on leaderboards; annotates the field that holds it.
 
     Attributes:
         title: Head of its column; the name when empty.
@@ -32,7 +32,7 @@ class ColumnStyle:
         better: Direction; None where neither is better.
         where: The kinds of table that show it.
         kind: Arrow type of its values; `interval` for a pair, which flat tables hold in two columns.
-        missing: What stands where there is no value.
+        missing: Shown in place of a missing value.
     """
 
     title: str = ""
@@ -57,8 +57,7 @@ class ColumnStyle:
         return {name: value}
 
     def types(self, name: str, keys: Iterable[str]) -> dict[str, str]:
-        """Return the columns of a flat table, with their Arrow types; where the name ends in a dot, those among the
-        keys."""
+        """Return the Arrow types of a flat table's columns; for a name that ends in a dot, of those keys."""
         if self.kind == "interval":
             return dict.fromkeys(_ends(name), "double")
         if name.endswith("."):
@@ -72,4 +71,4 @@ def _ends(name: str) -> tuple[str, str]:
 
 
 NAME_COLUMN = ColumnStyle(kind="string", where=TABLES_ONLY)
-"""How names stand in tables; boards show them in heads and in columns of their own."""
+"""How names are shown in tables; boards show them in heads and in columns of their own."""

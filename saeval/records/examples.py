@@ -1,4 +1,4 @@
-"""What plugins are given: latents, windows of text, and the disjoint sets of them to explain from and to score on."""
+"""Defines latents, windows of text, and the disjoint sets to explain from and to score on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "<<", ">>"
 
 Flaw = Literal["leak", "unverified"]
-"""What a sampler that imitates another tool may own up to: text that explains is scored on; silence is not verified."""
+"""Flaws a sampler may declare when it imitates another tool: shared text, or unverified silence."""
 
 
 @dataclass(frozen=True, order=True)
@@ -37,10 +37,10 @@ class Example:
     """A window of text and how strongly one latent fired on each of its tokens.
 
     Several steps read the same object, so do not change it: `dataclasses.replace` makes a changed copy. It is not
-    frozen, because a frozen dataclass would take 1.3 times as long to sample.
+    frozen, because sampling frozen dataclasses takes 1.3 times as long.
 
     Attributes:
-        tokens: The tokens as they stand in the text; joined, they are the text.
+        tokens: The tokens as text; joined, they are the window.
         token_ids: The same tokens as the subject model's tokenizer numbers them.  [window] int32
         activations: One value a token, 0 where the latent was silent.  [window] float32
         document: Number of the document in the corpus that the window was cut from.
@@ -84,7 +84,7 @@ class Example:
         """Return the text with runs of marked tokens wrapped in `<<` and `>>`.
 
         Args:
-            marks: One flag a token; `firing()` when left out.
+            marks: One flag a token; default: `firing()`.
 
         Example:
             >>> from saeval.testing import make_example
@@ -145,12 +145,12 @@ class LatentRecord:
         explain: What an explainer is given.
         score: What scorers are given. Shares no document (and so no window) with `explain`.
         flaws: Known flaws of another tool's way of sampling, for comparison with its numbers. Each relaxes one check
-            and nothing else does; each stands among the warnings of every result. With "leak", `score` may share
+            and nothing else does; each appears among the warnings of every result. With "leak", `score` may share
             text with `explain`. With "unverified", non-activating windows are called so (`active` is False), but
             their activations may say otherwise.
 
     Raises:
-        ValueError: If a window stands in both sets, or an active window among the non-activating ones, and no flaw
+        ValueError: If a window is in both sets, or an active window among the non-activating ones, and no flaw
             says so.
     """
 
@@ -167,7 +167,7 @@ class LatentRecord:
         shared = _shared(*([*side.activating, *side.non_activating] for side in sides))
         if shared and "leak" not in self.flaws:
             ids = [f"{context}:{start}" for context, start in sorted(shared)]
-            raise ValueError(f"latent {self.latent}: windows {ids[:3]} stand in both explain and score")
+            raise ValueError(f"latent {self.latent}: windows {ids[:3]} are in both explain and score")
         for examples in sides:
             wrong = [e for e in examples.activating if not e.active]
             wrong += [e for e in examples.non_activating if e.active]
@@ -178,7 +178,7 @@ class LatentRecord:
 
 
 def _shared(explain: list[Example], score: list[Example]) -> set[tuple[int, int]]:
-    """Return the windows that stand in both, as context and start."""
+    """Return the windows that are in both, as context and start."""
     contexts = {e.context for e in explain} & {e.context for e in score}
     if not contexts:  # mostly, for documents are divided
         return set()
@@ -187,7 +187,7 @@ def _shared(explain: list[Example], score: list[Example]) -> set[tuple[int, int]
 
 
 def _firing(examples: Sequence[Example]) -> list[Example]:
-    """Return those in which the latent fires; all are looked at together, for that there are any is rare."""
+    """Return those in which the latent fires; checked together first, since such windows are rare."""
     import numpy as np
 
     if not examples or not np.concatenate([e.activations for e in examples]).any():

@@ -1,4 +1,4 @@
-"""Whether results that are read are those that a run wrote."""
+"""Checks that results are those that a run wrote."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def refuse_impossible(file: Path, result: RunResult) -> None:
 
 
 def with_changes(folder: Path, result: RunResult) -> RunResult:
-    """Return results with a warning, which is logged too, if files changed since the run wrote them or nobody can
-    tell."""
+    """Return results with a logged warning if files changed after the run, or if this is unknown."""
     warning = _change(folder)
     if not warning:
         return result

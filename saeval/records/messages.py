@@ -1,4 +1,4 @@
-"""What is asked of a language model and what comes back."""
+"""Defines requests to language models and their replies."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ class FillRequest:
 
     Attributes:
         texts: The parts of each text.  [texts][gaps]
-        filler: What stands in the gaps.
-        choices: What may stand there instead; each must be a single token of the model.
+        filler: Text of the gaps.
+        choices: What may be there instead; each must be a single token of the model.
         prefix: What all texts begin with; it is computed once and cached.
     """
 
@@ -195,7 +195,7 @@ class LanguageModel(ABC):
         """Continue a conversation.
 
         Raises:
-            LLMError: If no answer came; never returned as an empty or made-up answer.
+            LLMError: If no answer came; never returned as an empty or invented answer.
         """
 
     def discard(self, request: Request) -> None:  # noqa: B027 - most models keep nothing

@@ -16,7 +16,7 @@ class Metric:
     """What a number means.
 
     Attributes:
-        name: As it stands in results and reports.
+        name: As it is in results and reports.
         higher_is_better: Direction.
         low: Least value it can take; -inf where there is none.
         high: Greatest value it can take; inf where there is none.

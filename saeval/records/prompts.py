@@ -1,4 +1,4 @@
-"""Prompts as Markdown files with a heading a turn, filled in by name and known by their hash."""
+"""Reads prompts from Markdown files, fills their slots and hashes them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt text with slots `{{like_this}}`, and, for conversations, a `# system` / `# user` / `# assistant` heading
-    a turn.
+    """A prompt text with slots `{{like_this}}`; conversations have a heading per turn (`# system`, `# user`).
 
     What is put into a slot is never searched for slots or headings itself, so text from a corpus cannot
     change the prompt's structure.
 
     Attributes:
-        name: File name, as it stands in results.
+        name: File name, as it is in results.
         text: The file's text.
 
     Example:

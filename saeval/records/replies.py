@@ -1,5 +1,4 @@
-"""Decides what of a model's reply is its answer: whether it is whole, and what of it is reasoning or a mark of the
-format."""
+"""Decides whether a reply is complete, and separates its answer from reasoning."""
 
 from __future__ import annotations
 
@@ -110,7 +109,7 @@ def split_reply(text: str) -> tuple[str, str]:
     """Split a reply into reasoning and answer, and take the marks of the chat format off the answer.
 
     Reasoning is all up to the last closing tag, whether or not a tag opens it, since templates write opening tags into
-    the prompt; where nothing follows, the answer is what stands before the first tag. An opening tag that is never
+    the prompt; where nothing follows, the answer is what precedes the first tag. An opening tag that is never
     closed begins reasoning that has no end. In OpenAI's harmony format the answer is the last `final` channel.
 
     Example:

@@ -1,4 +1,4 @@
-"""What is written down: explanations, judged windows, scores. Results can be read with no plugin installed."""
+"""Defines what a run records: explanations, judged windows, scores and results."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Score(Documented):
     def of(cls, outcomes: Sequence[Outcome], **notes: JsonValue) -> Score:
         """Compute the classification metrics of judged windows.
 
-        Windows without an answer are kept, counted, and left out of the metrics. When a whole side
+        Windows without an answer are kept, counted, and excluded from the metrics. When a whole side
         (activating or not) has no answer there is no balanced accuracy, and the score is `failed`.
 
         Example:
@@ -360,7 +360,7 @@ class CellResult(Documented):
     """One for each pair of scorers; the cell's own explanations."""
     cautions: list[str] = []
     """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far
-    from that of its files. They stand among the run's `warnings`, too."""
+    from that of its files. They appear among the run's `warnings`, too."""
 
 
 class Ledger(Documented):
@@ -449,14 +449,14 @@ data."""
 
 
 class Finding(Documented):
-    """A claim of the spec, held against the run's own numbers."""
+    """A claim of the spec, tested on the run's own numbers."""
 
     claim: str
     """The claim."""
     outcome: FindingOutcome
     """What the numbers say of it."""
     quantity: str
-    """What was computed: a quantity, less what it is held against."""
+    """What was computed: a quantity, less what it is compared with."""
     difference: float | None
     """Its value; the claim is that this lies above 0, below 0 or near it."""
     ci95: tuple[float, float] | None
@@ -491,7 +491,7 @@ class RunResult(Documented):
     rank_by: str
     """Column that ranks the leaderboard, `scorer.metric`; `.lift` or `.raw` behind it where the spec asks for one."""
     partial: bool
-    """Whether latents were left out by `--limit` or an interruption."""
+    """Whether latents were omitted by `--limit` or an interruption."""
     synthetic: bool
     """Whether any part is made up (scripted model, synthetic source)."""
     recorded: bool = False

@@ -1,4 +1,4 @@
-"""Lays out leaderboards: which columns a table has, and what stands in them, the same for every format."""
+"""Lays out the columns and texts of leaderboards, the same for every format."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _GAP = 2  # blanks between columns
 
 @dataclass(frozen=True)
 class Field:
-    """A column of a table, written out.
+    """A column of a table as text.
 
     Attributes:
-        head: Its head; several lines where a format breaks them.
-        texts: What stands in it, a line each.
-        column: What it shows; None for names of cells.
-        values: What it was written from; empty for names of cells.
-        best: Places of the contestants with the best value.
+        head: Head; several lines where a format breaks them.
+        texts: Text of each row.
+        column: The column shown; None for names of cells.
+        values: Values behind the texts; empty for names of cells.
+        best: Rows of the contestants with the best value.
     """
 
     head: str
@@ -40,12 +40,12 @@ class Field:
 
 
 def field_width(field: Field) -> int:
-    """Return how many columns a field takes on a terminal, with the gap behind it."""
+    """Return the width of a field on a terminal, with the gap after it."""
     return _GAP + max(len(line) for entry in (field.head, *field.texts) for line in (entry.splitlines() or [""]))
 
 
 def side_by_side(fields: Sequence[Field], room: int) -> Iterator[list[Field]]:
-    """Share fields out over tables so that none is wider than the room; each table gets at least one."""
+    """Distribute fields over tables that fit the room; each table has at least one."""
     table: list[Field] = []
     left = room
     for field in fields:
@@ -65,7 +65,7 @@ def score_head(scorer: str, metric: str, rows: Iterable[ScoreRow | None]) -> str
 
 
 def arrow(rows: Iterable[ScoreRow | None]) -> str:
-    """Return `↑` where more is better, `↓` elsewhere."""
+    """Return `↑` if higher is better, otherwise `↓`."""
     return "↑" if all(row.higher_is_better for row in rows if row) else "↓"
 
 
@@ -77,14 +77,14 @@ def plain_estimate(found: Estimate) -> str:
 
 
 def short_estimate(found: Estimate) -> str:
-    """Write a score as `.612 [.57 .65]`; for a missing one, why there is none."""
+    """Write a score as `.612 [.57 .65]`, or the reason why it is missing."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
     return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]" + "*" * found.few
 
 
 def roomy_estimate(found: Estimate, *more: str) -> str:
-    """Write a score as `0.612 (0.574 to 0.651)`, with more in the brackets; for a missing one, why there is none."""
+    """Write a score as `0.612 (0.574 to 0.651)`, with more in the brackets, or the reason why it is missing."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
     between = "unknown" if found.ci95 is None else text.interval(found.ci95) + "*" * found.few
@@ -97,7 +97,7 @@ def rank_field(board: Leaderboard) -> Field:
 
 
 def cell_fields(board: Leaderboard, run_of: RunOf, place: Place) -> list[Field]:
-    """Return what a table with a line per cell shows of cells."""
+    """Return the columns about cells for a table with one row per cell."""
     cells = [x.cell for x in board.standings]
     runs = [run_of(cell).model_copy(update={"cells": [cell]}) for cell in cells]
     found = []
@@ -113,7 +113,7 @@ def score_fields(
     write: EstimateText,
     head: Callable[[str, str, Sequence[ScoreRow | None]], str] = score_head,
 ) -> list[Field]:
-    """Return what a narrow table with a line per cell shows of scores, scorer by scorer."""
+    """Return the columns about scores for a narrow table with one row per cell, scorer by scorer."""
     found = []
     cells = [x.cell for x in board.standings]
     for scorer, metric in board.shown:
@@ -133,7 +133,7 @@ def score_fields(
 
 
 def notes(run: RunResult, cell: CellResult, row: ScoreRow) -> list[str]:
-    """Return what stands beside a score where there is room: `n 48/50`, `lift +0.211`."""
+    """Return further facts about a score for wide tables: `n 48/50`, `lift +0.211`."""
     line = Line(run, cell, row)
     columns = [column for column in score_columns("report") if column.name != "score"]
     values = [(column, column.value(line)) for column in columns]
@@ -141,7 +141,7 @@ def notes(run: RunResult, cell: CellResult, row: ScoreRow) -> list[str]:
 
 
 def detail_fields(lines: Sequence[Line], place: Place, write: EstimateText = plain_estimate) -> list[Field]:
-    """Return what a table with a line per score shows of scores."""
+    """Return the columns for a table with one row per score."""
     found = []
     for column in score_columns(place):
         values = [column.value(line) for line in lines]
@@ -160,7 +160,7 @@ def _field(board: Leaderboard, column: Column, head: str, values: Sequence[Any],
 
 
 def _best(board: Leaderboard, values: Sequence[float | None], better: Better) -> frozenset[int]:
-    """Return where the best value of the contestants stands; nowhere for fewer than two of them."""
+    """Return the rows of the contestants with the best value; none for fewer than two contestants."""
     rivals = {i: v for i, v in enumerate(values) if v is not None and board.standings[i].cell.baseline is None}
     if len(rivals) < 2:
         return frozenset()

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def write_reports(run: RunResult, folder: Path) -> list[Path]:
-    """Write report.md, leaderboard.csv, leaderboard.parquet and index.html, each whole or not at all.
+    """Write report.md, leaderboard.csv, leaderboard.parquet and index.html, each atomically.
 
     Args:
         run: The results.
-        folder: Where they go, `report/` of the run directory; pages of latents are made from `cells/` beside it.
+        folder: `report/` of the run directory; pages of latents are made from `cells/` beside it.
 
     Returns:
         The files, without the pages of latents that index.html links to.

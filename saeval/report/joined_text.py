@@ -37,7 +37,7 @@ from saeval.report.boards import (
 from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
 BOARD_FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
-"""What a joined board can be written as; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
+"""Formats of a joined board; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
 _FOLDED = 14  # columns kept free for a name when scorers are laid side by side; longer names fold
 
 
@@ -55,24 +55,22 @@ def written(
     Args:
         joined: The cells.
         format_: One of `BOARD_FORMATS`.
-        group_by: Facet with a board for each of its values.
+        group_by: Facet; each of its values gets its own board.
         match_l0: L0 at which to compare families of coders, instead of cells.
         family: Facet whose values are families.
-        width: Columns that text fits: names and heads are folded, and scorers shared out over several tables.
+        width: Maximum width of text: names and heads are folded, and scorers distributed over several tables.
 
     Raises:
-        InputError: If a facet is not there, a family's L0s do not reach the one asked for, or the format cannot hold
-            this.
+        InputError: If a facet does not exist, a family's L0s do not include the requested one, or the format does not
+            support the options.
     """
     if format_ in ("csv", "parquet"):
         if match_l0 is not None or group_by is not None:
-            raise InputError(
-                f"{format_} is tidy and holds every cell; leave --group-by and --match-l0 to other formats"
-            )
+            raise InputError(f"{format_} contains every cell; use --group-by and --match-l0 with another format")
         return _tidy(joined, format_)
     if match_l0 is not None:
         if group_by is not None:
-            raise InputError("--group-by and --match-l0 do not go together; choose with --filter")
+            raise InputError("use either --group-by or --match-l0; to choose cells, use --filter")
         found = at_l0(joined.families(family), match_l0, split_ranking(joined.rank_by)[0])
         return _matched(joined, found, match_l0, family, format_)
     boards = joined.groups(group_by)
@@ -91,7 +89,7 @@ def written(
 
 
 def _tables(width: int) -> dict[str, Callable[[Sequence[str], Sequence[Sequence[object]]], str]]:
-    """Return what writes a table, by format."""
+    """Return the function that writes a table, by format."""
     return {"text": partial(aligned, width=width), "latex": latex_table, "markdown": markdown_table}
 
 
@@ -116,7 +114,7 @@ def _line(text: str, format_: str) -> str:
 
 
 def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
-    """Return the facets that tell cells apart."""
+    """Return the facets that distinguish cells."""
     facets = [joined.entries[cell.cell].facets for cell in cells]
     return [Field(name, [found.get(name) or MISSING for found in facets]) for name in joined.telling()]
 
@@ -141,7 +139,7 @@ def _narrow_head(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> s
 
 
 def _long(joined: Joined, board: Leaderboard) -> str:
-    """Return a line per cell and scorer, as tables of language-model harnesses have them."""
+    """Return one line per cell and scorer, as in tables of language-model harnesses."""
     ranks = rank_field(board).texts
     facts = [*_names(joined, [x.cell for x in board.standings]), *cell_fields(board, joined.run_of, "board")]
     lines, places = [], []
@@ -209,7 +207,7 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     ]
     table = _tables(WIDTH)[format_](head, rows)
     note = (
-        "Scores between two cells of a family are interpolated on a straight line over log L0; the intervals are of "
-        "the cells' means, and say nothing of how straight the line is."
+        "Scores between two cells of a family are interpolated linearly over log L0. The intervals are those of the "
+        "cells' means and do not include the error of the interpolation."
     )
     return "\n\n".join([_title(joined, format_), table, *(_line(n, format_) for n in (note, *joined.notes))]) + "\n"

@@ -1,4 +1,4 @@
-"""The report in Markdown: method, leaderboard, scores, cost, warnings, and how to repeat it."""
+"""Writes the report in Markdown: method, leaderboard, scores, cost, warnings, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from saeval.results import Line, estimate
 
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _DECILES = (
-    "Share of judged windows that were judged right, and their number: by rank decile of the window's activation, 0 "
-    "the strongest, and where no was the right answer (silent or wrongly marked). The cells' own explanations."
+    "Share and number of windows judged correctly, by rank decile of the window's activation (0 is the strongest), and "
+    "for windows where no is correct (non-activating or wrongly marked). The cells' own explanations."
 )
 _CORRELATIONS = (
-    "Of headline metrics over the latents that both scored, with their number: Pearson above the diagonal, Spearman "
-    "below. The cells' own explanations; none for fewer than three latents or scores that are all the same."
+    "Correlations of headline metrics over the latents that both scored, with their number: Pearson above the "
+    "diagonal, Spearman below. The cells' own explanations; none for fewer than three latents or constant scores."
 )
-_FINDINGS = ("claim", "", "difference", "95 % CI", "n", "of what")
+_FINDINGS = ("claim", "outcome", "difference", "95 % CI", "n", "quantity")
 FINDINGS = (
-    "Claims of the task, held against this run alone: shown, where the whole interval lies on the claimed side of 0 "
-    "(for claims of likeness, near enough to it); contradicted, where it lies on the other; not shown, where it "
-    "reaches over both; cannot be told, where there is too little data. Each at 95 % by itself: of twenty false "
-    "claims, one seems to hold."
+    "Claims of the task, checked against this run alone. Shown: the whole interval is on the claimed side of 0 (for "
+    "similarity, near 0). Contradicted: it is on the other side. Not shown: it covers both. Cannot be told: too little "
+    "data. Each claim is tested by itself at 95 %, so one of twenty false claims seems to hold."
 )
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
@@ -62,9 +61,9 @@ def markdown(run: RunResult) -> str:
     parts += ["## Scores", *_scores(run, board)]
     if deciles := [[x.cell.cell, *_deciles(shares)] for x in board.standings for shares in x.cell.deciles]:
         parts += [
-            "## Judged right, by decile",
+            "## Judged correctly, by decile",
             _DECILES,
-            markdown_table(("coder", "scorer", *map(str, range(10)), "silent"), deciles),
+            markdown_table(("coder", "scorer", *map(str, range(10)), "non-activating"), deciles),
         ]
     if run.judges:
         parts += ["## Judges", *map(_judge, run.judges)]
@@ -74,7 +73,7 @@ def markdown(run: RunResult) -> str:
     parts += ["## Latents", markdown_table(["coder", *_STAGES], counts)]
     if run.ledger:
         parts += ["## Cost", markdown_table(_COST, map(_cost, run.ledger))]
-    parts += ["## To repeat it", _repeat(run)]
+    parts += ["## How to reproduce", _repeat(run)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -113,7 +112,7 @@ def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
 
 
 def _details(lines: Sequence[Line]) -> str:
-    """Return a line per score, with everything that stands beside it."""
+    """Return one line per score, with all its columns."""
     rows = [x.score for x in lines]
     variants = ["its own" if row.variant == MAIN else row.variant for row in rows]
     fields = [Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows])]
@@ -123,7 +122,7 @@ def _details(lines: Sequence[Line]) -> str:
 
 
 def finding_row(found: Finding) -> list[str]:
-    """Return a finding as texts: claim, outcome, difference, interval or p, n, and what was computed or why not."""
+    """Return a finding as texts: claim, outcome, difference, interval or p, n, and quantity or reason."""
     between = "" if found.p is None else f"p {number(found.p, '.2g')}"
     if found.ci95 is not None:
         between = interval(found.ci95, "+.3f")
@@ -132,15 +131,15 @@ def finding_row(found: Finding) -> list[str]:
 
 
 def _judge(judge: JudgeRole) -> str:
-    """Return what is known of a judge: a table of its check, or how to check it."""
+    """Return a table of a judge's check, or the command that checks it."""
     who = f"{escape_markdown(judge.role)}: {escape_markdown(judge.model)}"
     if judge.check is None:
         command = judge.command or f"saeval run judge-check --llm judge={judge.model}"
-        return f"{who}. How far it can be trusted was not checked; to do so:\n\n```\n{safe_text(command)}\n```"
+        return f"{who}. This judge was not checked. To check it:\n\n```\n{safe_text(command)}\n```"
     rows = [
         [
             row.scorer,
-            "the true one" if row.variant == MAIN else row.variant,
+            "true" if row.variant == MAIN else row.variant,
             row.metric,
             number(row.value),
             interval(row.ci95),
@@ -164,10 +163,10 @@ def _deciles(shares: DecileShares) -> list[str]:
 
 
 def _correlations(run: RunResult, board: Leaderboard) -> Iterator[str]:
-    """Yield a titled matrix for every cell, and one for the contestants together when there are several."""
+    """Yield a titled matrix for every cell, and one for all contestants if there are several."""
     found = [(x.cell.cell, x.cell.correlations) for x in board.standings]
     if sum(x.cell.baseline is None for x in board.standings) > 1:
-        found.insert(0, ("all contestants together", run.correlations))
+        found.insert(0, ("all contestants", run.correlations))
     for title, correlations in found:
         if correlations:
             yield f"### {escape_markdown(title)}"

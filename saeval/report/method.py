@@ -1,4 +1,4 @@
-"""The method of a run in a paragraph, for every report."""
+"""Describes a run's method in one paragraph, for every report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def method(run: RunResult, shown: Callable[[str], str] = str) -> str:
 
     Args:
         run: The run.
-        shown: Makes names from the run fit for the report.
+        shown: Escapes names from the run for the report's format.
     """
     rows = [row for c in run.cells for row in c.scores]
     judges = shown(named(row.judge for row in rows))
@@ -21,19 +21,18 @@ def method(run: RunResult, shown: Callable[[str], str] = str) -> str:
         [
             f"Subject: {shown(subjects)}.",
             f"Explained by {shown(explainers)},",
-            "from windows of other documents than those scored on; non-activating windows are verified silent.",
+            "from other documents than those used for scoring.",
+            "Non-activating windows are verified: the latent does not fire in them.",
             *([f"Judged by {judges}."] if judges else []),
             f"Scores are means over latents, with 95 % intervals ({shown(named(row.method for row in rows))}).",
-            "A floor is the same metric for the explanations of a baseline, or by chance; lift is the score above "
-            "the floor of",
-            "uninformed explanations, pooled over cells. Ranks are ranges where z tests, Holm-corrected over all "
-            "pairs of",
-            "contestants, do not separate.",
+            "A floor is the same metric for a baseline's explanations, or by chance.",
+            "Lift is the score above the floor of uninformed explanations, pooled over cells.",
+            "A rank is a range if z tests, Holm-corrected over all pairs of contestants, do not distinguish them.",
             f"Seed {run.seed}.",
         ]
     )
 
 
 def named(values: Iterable[str | None]) -> str:
-    """Return the different names among the values, in order."""
+    """Return the distinct names among the values, in order."""
     return ", ".join(dict.fromkeys(v for v in values if v))

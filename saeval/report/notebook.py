@@ -26,11 +26,11 @@ _CELL = "style='text-align:left;padding:2px 10px 2px 0;vertical-align:top'"
 
 @dataclass(frozen=True)
 class NotebookView:
-    """Something to look at: HTML in a notebook, text elsewhere.
+    """A view of a run: HTML in a notebook, text elsewhere.
 
     Attributes:
-        text: As text.
-        html: As HTML that needs nothing else.
+        text: The view as text.
+        html: The view as self-contained HTML.
     """
 
     text: str
@@ -56,7 +56,7 @@ def leaderboard(run: RunResult) -> NotebookView:
 
 
 def short(run: RunResult) -> str:
-    """Return a run in a line."""
+    """Return a run in one line."""
     board = Leaderboard.of(run)
     best = next((x.cell for x in board.standings if x.cell.baseline is None), None)
     scorer, _, metric = run.rank_by.partition(".")
@@ -72,7 +72,7 @@ def short(run: RunResult) -> str:
 
 
 def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> NotebookView:
-    """Return what a run knows of one latent: explanations, scores, and windows with activations marked.
+    """Return one latent of a run: explanations, scores, and windows with activations marked.
 
     Raises:
         InputError: If there is no such cell or latent, or several cells have it and none is named.
@@ -82,7 +82,7 @@ def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> NotebookVi
         names = [c.name for c in cells]
         raise InputError(f"no cell {cell!r}{did_you_mean(cell, names)}; there are {'; '.join(names)}")
     if not found:
-        raise InputError(f"latent {index} was not explained or scored in this run; run.latents lists those that were")
+        raise InputError(f"latent {index} was not explained or scored in this run; run.latents lists all that were")
     if len(found) > 1:
         having = "; ".join(c.name for c in found)
         raise InputError(
@@ -102,7 +102,7 @@ def plot(run: RunResult, folder: Path, name: str | None) -> NotebookView:
 
     figures = {found: (drawing, legend) for found, drawing, legend in figures_of(run, folder)}
     if not figures:
-        raise InputError("this run has no plots; it scored nothing")
+        raise InputError("this run has no plots, because it has no scores")
     chosen = name or next(iter(figures))
     if chosen not in figures:
         raise InputError(f"no plot {chosen!r}{did_you_mean(chosen, [*figures])}; there are {', '.join(figures)}")

@@ -1,4 +1,4 @@
-"""A run read back from its directory: the results, and the tables behind them for data frames."""
+"""Reads a run back from its directory: the results, and their tables for data frames."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _EXPLANATIONS = {"latent": "int64", "variant": "string", "text": "string", "stat
 class Run(RunResult):
     """A run's results, and its tables as `pyarrow.Table`.
 
-    A table holds all cells, each named in the column `cell`, and is read when asked for; one that is not in the
-    run directory is an `InputError`. `run.latents.to_pandas()` and `polars.from_arrow(run.latents)` make data frames.
+    A table contains all cells, named in the column `cell`, and is read on access; a missing file is an `InputError`.
+    `run.latents.to_pandas()` and `polars.from_arrow(run.latents)` make data frames.
 
     Example:
         >>> run = saeval.run("mine.yaml", out="mine")
@@ -40,13 +40,13 @@ class Run(RunResult):
     _folder: Path = PrivateAttr(default=Path())
 
     def __repr__(self) -> str:
-        """Return the run in a line."""
+        """Return the run in one line."""
         return short(self)
 
     __str__ = __repr__
 
     def __dir__(self) -> list[str]:
-        """Return the fields, tables and views, without what pydantic adds."""
+        """Return the fields, tables and views, without pydantic's methods."""
         own = [name for name in vars(Run) if not name.startswith(("_", "model_"))]
         return sorted([*type(self).model_fields, *own, "model_dump", "model_dump_json"])
 
@@ -58,11 +58,11 @@ class Run(RunResult):
         return leaderboard(self)
 
     def latent(self, index: int, cell: str | None = None) -> NotebookView:
-        """Return what the run knows of a latent: explanations, scores, strongest windows.
+        """Return one latent: explanations, scores, strongest windows.
 
         Args:
             index: Number of the latent.
-            cell: Name of the cell, where several have such a latent.
+            cell: Name of the cell, if several have this latent.
 
         Raises:
             InputError: If there is no such latent or cell, or several cells have it.
@@ -73,52 +73,52 @@ class Run(RunResult):
         """Return a plot of the report.
 
         Args:
-            name: Name of the plot, such as `distributions-detection`; the first one when left out.
+            name: Name of the plot, such as `distributions-detection`; default: the first one.
 
         Raises:
-            InputError: If there is no such plot; the message lists those that there are.
+            InputError: If there is no such plot; the message lists all plots.
         """
         return plot(self, self._folder, name)
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether the results are equal, wherever the runs lie."""
+        """Return whether the results are equal, in whatever directories."""
         return isinstance(other, RunResult) and dict(self) == dict(other)
 
     @property
     def scores(self) -> pa.Table:
-        """The leaderboard: a row a cell, scorer, explanation (`variant`) and metric."""
+        """The leaderboard: one row per cell, scorer, explanation (`variant`) and metric."""
         columns, rows = tidy(self)
         return arrow_table(rows, columns)
 
     @property
     def latents(self) -> pa.Table:
-        """A row a latent: firings, windows, density, and the scores of its own explanation,
+        """One row per latent: firings, windows, density, and the scores of its own explanation,
         `score.<label>.<metric>`."""
         return self._joined("latents")
 
     @property
     def latent_scores(self) -> pa.Table:
-        """A row a latent, scorer, explanation (`variant`) and metric: value, or the reason why there is none."""
+        """One row per latent, scorer, explanation (`variant`) and metric: value, or the reason why there is none."""
         return self._joined("scores")
 
     @property
     def examples(self) -> pa.Table:
-        """A row a window that explained or scored a latent (`role`), with its tokens and activations."""
+        """One row per window that explained or scored a latent (`role`), with its tokens and activations."""
         return self._joined("examples")
 
     @property
     def judgements(self) -> pa.Table:
-        """A row a judged window: truth, answer, probability, or the reason why there is no answer."""
+        """One row per judged window: truth, answer, probability, or the reason why there is no answer."""
         return self._joined("judgements")
 
     @property
     def calls(self) -> pa.Table:
-        """A row a prompt that was sent for a latent, with the reply."""
+        """One row per prompt that was sent for a latent, with the reply."""
         return self._joined("calls")
 
     @property
     def explanations(self) -> pa.Table:
-        """A row an explanation, those of baselines included (`variant`)."""
+        """One row per explanation, including those of baselines (`variant`)."""
         rows = [{"cell": cell.name, **row} for cell in self._files for row in cell.explanations]
         return arrow_table(rows, {"cell": "string", **_EXPLANATIONS})
 
@@ -138,13 +138,13 @@ class Run(RunResult):
 
 
 def read(path: str | Path) -> Run:
-    """Read a run back; no plugin needs to be installed.
+    """Read a run back; needs no plugin.
 
     Args:
         path: The run directory, or its `results.json`.
 
     Raises:
-        InputError: If there are no results, or they are of a format that this version does not know.
+        InputError: If there are no results, or this version does not know their format.
 
     Example:
         >>> run = saeval.read("mine")

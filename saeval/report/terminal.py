@@ -1,4 +1,4 @@
-"""The leaderboard on a terminal, with interval, floor, n and coverage beside every score."""
+"""Prints the leaderboard on a terminal, with interval, floor, n and coverage beside every score."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _GAP = 2
 
 
 def render(run: RunResult, console: Console | None = None) -> None:
-    """Print the leaderboard; plain text, 80 columns wide, where there is no terminal.
+    """Print the leaderboard, as plain text 80 columns wide if there is no terminal.
 
     Args:
         run: The run.
-        console: Where to; standard output when left out.
+        console: Console to print on; default: standard output.
     """
     from rich.console import Console
     from rich.text import Text
@@ -86,14 +86,14 @@ def render(run: RunResult, console: Console | None = None) -> None:
 
 
 def _judge(row: ScoreRow) -> str | None:
-    """Write a judge, and what its check says of it under this scorer."""
+    """Return a judge's name, with the verdict of its check for this scorer."""
     if row.judge is None:
         return None
     return f"{row.judge} ({row.scorer}: {row.verdict})" if row.verdict else f"{row.judge} (unchecked)"
 
 
 def finding_line(found: Finding) -> str:
-    """Write a claim, what the run says of it, and by which numbers."""
+    """Return a claim, its outcome in this run, and the numbers behind it."""
     n = " and ".join(map(str, found.n))
     facts = [] if found.difference is None else [text.number(found.difference, "+.3f")]
     facts += [] if found.ci95 is None else [f"[{text.interval(found.ci95, '+.3f', ' ')}]"]
@@ -103,7 +103,7 @@ def finding_line(found: Finding) -> str:
 
 
 def _print_board(console: Console, board: Leaderboard, run: RunResult, axes: Sequence[str]) -> None:
-    """Print a line per cell; scorers that do not fit beside each other go to further tables."""
+    """Print one line per cell; scorers that do not fit side by side go into further tables."""
     cells = [x.cell for x in board.standings]
     fixed = [rank_field(board), *_axis_fields(cells, axes), *cell_fields(board, lambda _: run, "board")]
     facts = [field for field in fixed if field.column is not None]
@@ -133,7 +133,7 @@ def _print_details(
 
 
 def _axes(cells: Sequence[CellResult]) -> tuple[list[str], list[str]]:
-    """Return the axes that tell cells apart, and the others as `name=value`; `cell` when there is none."""
+    """Return the axes that distinguish cells, and the others as `name=value`; `cell` when there is none."""
     axes = dict.fromkeys(axis for c in cells for axis in c.axes)
     values = {axis: {c.axes.get(axis) for c in cells} for axis in axes}
     telling = [axis for axis in axes if len(values[axis]) > 1]

@@ -1,4 +1,4 @@
-"""Show a run's HTML report: opened from disk, or served on this machine to whoever has the address with its token."""
+"""Shows a run's HTML report from disk, or serves it on this machine under an address with a secret token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEADERS = {
 
 
 def page(run_dir: Path) -> Path:
-    """Return the page that a run's report begins with.
+    """Return the first page of a run's report.
 
     Raises:
         InputError: If there is none.
@@ -35,12 +35,12 @@ def page(run_dir: Path) -> Path:
     if index.is_symlink() or index.parent.is_symlink():
         raise InputError(f"{index}: is a symbolic link, which does not belong in a run directory; remove it")
     if not index.is_file():
-        raise InputError(f"{run_dir}: there is no report/index.html in it; `saeval report {run_dir}` writes it")
+        raise InputError(f"{run_dir}: has no report/index.html; `saeval report {run_dir}` writes it")
     return index
 
 
 def bundle(run_dir: Path, file: Path) -> None:
-    """Write a run's report as one ZIP file, which opens anywhere once it is unpacked: `index.html` in a folder.
+    """Write a run's report as one ZIP file with a folder; unpack it and open `index.html`.
 
     Raises:
         InputError: If there is no report, the name does not end in `.zip`, or the file cannot be written.
@@ -57,11 +57,11 @@ def bundle(run_dir: Path, file: Path) -> None:
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Serves the pages of one report on 127.0.0.1, to those who know its token.
+    """Serves the pages of one report on 127.0.0.1, to clients that know its token.
 
-    The token is the first part of every path, so that other users of the machine and pages of other sites, who can
-    reach the port, cannot read anything. Only requests to this very host and port are answered, so a site that
-    rebinds its name to 127.0.0.1 gets nothing either.
+    The token is the first part of every path, so other users of the machine and pages of other sites, which can
+    reach the port, cannot read anything. Only requests to this host and port are answered, so a site that rebinds
+    its name to 127.0.0.1 gets nothing either.
 
     Args:
         run_dir: The run.
@@ -76,7 +76,7 @@ class ReportServer(ThreadingHTTPServer):
     def __init__(self, run_dir: Path, port: int = 0):
         index = page(run_dir)
         if policy() not in html.unescape(index.read_text(encoding="utf-8", errors="replace")):
-            # Its scripts are not those of this version, and no others are allowed to run.
+            # Only this version's scripts are allowed to run, and the page has others.
             raise InputError(
                 f"{index}: was written by another version of saeval; `saeval report {run_dir}` writes it again"
             )
@@ -91,7 +91,7 @@ class ReportServer(ThreadingHTTPServer):
 
     @cached_property
     def hosts(self) -> tuple[str, ...]:
-        """What a request for this server may give as its host."""
+        """Accepted values of a request's host header."""
         return f"127.0.0.1:{self.server_port}", f"localhost:{self.server_port}"
 
     @property
@@ -100,16 +100,16 @@ class ReportServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{self.token}/index.html"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a browser that goes away is no error."""
+        """Ignore errors: a browser that disconnects is not one."""
 
     def find(self, path: str) -> tuple[HTTPStatus, Path | None]:
-        """Return the status of a request for a path, and the file that it is answered with."""
+        """Return the status and the file that answer a request for a path."""
         token, _, place = path.partition("?")[0].removeprefix("/").partition("/")
         if not hmac.compare_digest(token.encode(), self.token.encode()):
             return HTTPStatus.FORBIDDEN, None
         file = self.folder / unquote(place)
         try:
-            # What is behind a link or `..`, or leads out of the folder in any other way, is no page of the report.
+            # Links, `..` and other paths out of the folder are not pages of the report.
             inside = file.resolve() == file and file.is_relative_to(self.folder)
             if inside and file.suffix in _TYPES and file.is_file():
                 return HTTPStatus.OK, file
@@ -121,13 +121,13 @@ class ReportServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: ReportServer
     server_version, sys_version = "saeval", ""
-    timeout = 30  # seconds that a silent client is waited for
+    timeout = 30  # seconds to wait for a silent client
 
     def do_GET(self) -> None:
         """Send a page."""
         status, content, kind = self._answer()
         self.send_response(status)
-        # The pages' own policy, said by the server too: it holds whatever a page from somebody else may say.
+        # The server sends the pages' policy too, so it applies even to a foreign page.
         rules = {"Content-Security-Policy": f"{policy()}; frame-ancestors 'none'", **_HEADERS}
         for name, value in {**rules, "Content-Type": kind, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
@@ -147,4 +147,4 @@ class _Handler(BaseHTTPRequestHandler):
             return HTTPStatus.NOT_FOUND, b"", "text/plain"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: paths hold the token, and come from others."""
+        """Log nothing: paths contain the token, and come from others."""

@@ -70,10 +70,10 @@ class Column:
     """A column of a leaderboard.
 
     Attributes:
-        name: Its name in tables. One that ends in a dot stands for one column per key of its values, which are
+        name: Its name in tables. One that ends in a dot means one column per key of its values, which are
             mappings.
         value: Reads its value from a line; None where there is none.
-        shown: How it stands on boards.
+        shown: How boards show it.
         meaning: What it says, in a sentence; the docstring of the field of that name when empty.
     """
 

@@ -1,4 +1,4 @@
-"""The files of a run directory, read as they lie there and believed no further than they fit."""
+"""Reads the files of a run directory, and checks that they fit together."""
 
 from __future__ import annotations
 

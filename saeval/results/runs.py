@@ -1,4 +1,4 @@
-"""Finds run directories, and says in a line each what became of them."""
+"""Finds run directories, and summarises each in a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: written whole or not at all, and read as the types they are written in; the leaderboard as a tidy table."""
+"""Reads and writes Parquet tables, and the leaderboard as a tidy table."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def read_table(
         kinds: Columns and Arrow types; a name that ends in a dot stands for all columns that begin so.
         columns: Those that must be there.
         others: Whether to read all other columns, too.
-        groups: Which of its row groups; all when left out.
+        groups: Which of its row groups; default: all.
 
     Raises:
         InputError: If the file is not there, not whole, lacks a column, or holds what it should not.

@@ -1,4 +1,4 @@
-"""The files of task specs: those that packages ship, by name, and those that a spec includes."""
+"""Finds task spec files: shipped ones by name, and included ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
 
 
 def _shipped_files(registry: Registry) -> Iterator[tuple[str, Path]]:
-    """Yield (name, file) of what may be a task: data that stands beside specs is among them."""
+    """Yield (name, file) of what may be a task: data that accompanies specs is among them."""
     for namespace, folder in registry.task_dirs():
         for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder).with_suffix("").as_posix()
@@ -31,7 +31,7 @@ def _shipped_files(registry: Registry) -> Iterator[tuple[str, Path]]:
 
 
 def _is_spec(file: Path) -> bool:
-    """Tell a spec from the data that stands beside it, without parsing it."""
+    """Tell a spec from the data that accompanies it, without parsing it."""
     return any(line.startswith("saeval:") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
 
 

@@ -13,7 +13,7 @@ from saeval.plugin.base import Coder, Step
 from saeval.plugin.registry import Registry
 
 SCORERS = ("detection", "fuzzing")
-BASELINES = ("random_explanation", "top_tokens", "random_sae", "neurons")
+BASELINES = ("shuffled_explanation", "top_tokens", "random_sae", "neurons")
 _SAMPLER = {"window": 32, "explain": 10, "score": 10, "non_activating": {"n": 10}}
 _MIN_WINDOWS = 20  # what the sampler above draws
 _REPLY_TOKENS = {"explainer": 200, "judge": 100}

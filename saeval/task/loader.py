@@ -1,4 +1,4 @@
-"""From a task spec to a task: plugins found and their options checked, cells laid out, nothing loaded yet."""
+"""Turns a task spec into a task: finds plugins, checks options, lays out cells; loads no model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def load_task(
             if role not in document.data.get("llms", {}):
                 have = ", ".join(document.data.get("llms", {})) or "none"
                 raise SpecError([f"--llm {role}={model}: the task has no role {role!r}; it has: {have}"])
-            # Options of the model that stood there before need not make sense for this one.
+            # Options of the model that was there before need not make sense for this one.
             document = override(document, {f"llms.{role}": {"model": model}})
     if overrides:  # last, so that they can give such a model its own options
         document = override(document, overrides)
@@ -72,7 +72,7 @@ def load_task(
 
 
 class _Baselines(NamedTuple):
-    """What stands under `baselines`, by what it replaces."""
+    """What is listed under `baselines`, by what it replaces."""
 
     alternatives: dict[str, StepPart[Explainer] | None]
     shuffled_latents: int | None
@@ -212,7 +212,7 @@ class _Builder(PartMaker):
         return _Baselines(alternatives, shuffled_latents, coders)
 
     def baseline_kind(self, use: str, path: KeyPath) -> Literal["explainer", "coder"] | None:
-        """Return which kind of plugin stands as a baseline; None, with the reason noted, where none can."""
+        """Return the kind of plugin of a baseline; None, with the reason noted, where none can."""
         file, _ = self.document.places.get((*path, "use"), (None, 0))
         reasons = []
         for kind in _BASELINE_KINDS:
@@ -350,7 +350,7 @@ def _cell_name(axes: Mapping[str, str]) -> str:
 
 
 def _named_after(baseline: Cell, contestant: Cell) -> Cell:
-    """Return a baseline's cell under a name that says which contestant it stands beside."""
+    """Return a baseline's cell under a name that says which contestant it belongs to."""
     axes = {
         axis: f"{value}-{contestant.axes.get(axis, contestant.name)}" if value == baseline.baseline else value
         for axis, value in baseline.axes.items()
@@ -359,7 +359,7 @@ def _named_after(baseline: Cell, contestant: Cell) -> Cell:
 
 
 def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
-    """Leave out baseline cells that several contestants share.
+    """Omit baseline cells that several contestants share.
 
     Raises:
         SpecError: If two contestants have the same name.

@@ -1,4 +1,4 @@
-"""From the parts of a spec to plugins: found, their options checked, every mistake kept with its place."""
+"""Finds the plugins of a spec and checks their options, collecting every mistake with its place."""
 
 from __future__ import annotations
 

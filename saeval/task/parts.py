@@ -1,4 +1,4 @@
-"""What a task is made of: plugins with their options, steps, roles and cells."""
+"""Defines the parts of a task: plugins with options, steps, roles and cells."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Part(Generic[P]):
     plugin: P
     loaded: Loaded
     nested: tuple[Part[Any], ...] = ()
-    """Parts that stand inside its options, such as a source's coder."""
+    """Parts that are inside its options, such as a source's coder."""
 
     @property
     def label(self) -> str:
@@ -100,8 +100,7 @@ class Cell:
 
     @cached_property
     def collected(self) -> Part[ActivationSource]:
-        """The source as it is collected: the listed latents alone, where nothing takes the others and that is less
-        work.
+        """The source to collect: only the listed latents, if nothing needs the others and it is less work.
 
         Its store has a name of its own; what is computed from a latent's windows is kept by that of the whole source.
         """
@@ -125,7 +124,7 @@ class Task:
     """Role whose model the task is a check of."""
     trackers: tuple[Part[Tracker], ...] = ()
     findings: tuple[FindingSpec, ...] = ()
-    """Claims to hold against the results."""
+    """Claims to test on the results."""
     correct_for_judge: bool = False
     """Whether scores corrected for the judge's errors are reported, too."""
     sha: str = field(init=False)

@@ -1,4 +1,4 @@
-"""The JSON Schema of task specs: what editors complete and check, with the options of every installed plugin."""
+"""Builds the JSON Schema of task specs, with the options of every installed plugin, for editors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Options = Mapping[str, Schema]
 
 _FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a single file, `./file.py:Class`."}
 _NO_PLUGINS = {
-    "random_explanation": {"description": "Ready-made explanations that know nothing of the latent."},
+    "random_explanation": {"description": "Ready-made explanations that do not depend on the latent."},
     "shuffled_explanation": {"description": "The explanations of other latents of the cell."},
 }
-_NESTED = "x-saeval-kind"  # marks, until definitions are put together, where another plugin stands among the options
+_NESTED = "x-saeval-kind"  # marks, until definitions are put together, where another plugin appears among the options
 _INSIDE = ("properties", "$defs", "anyOf", "allOf", "items", "additionalProperties", "then")
 
 
@@ -35,7 +35,7 @@ def task_schema(registry: Registry) -> Schema:
     is left to `saeval validate`.
 
     Args:
-        registry: The plugins; broken and disabled packages are left out.
+        registry: The plugins; broken and disabled packages are omitted.
     """
     options = {kind: {_name(plugin): _options(plugin) for plugin in registry.names(kind)} for kind in KINDS}
     schema = TaskSpec.model_json_schema(by_alias=True)

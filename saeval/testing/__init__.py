@@ -1,4 +1,4 @@
-"""What plugin authors test with: stand-ins, planted latents whose meaning is known, and the contracts of each kind.
+"""Test tools for plugin authors: toy models, planted latents whose meaning is known, and contracts.
 
 Needs no pytest. A whole test of a scorer can be:
 

@@ -1,4 +1,4 @@
-"""The contracts: what every plugin of a kind must satisfy, whatever it does. The built-in ones pass them too."""
+"""Checks what every plugin of a kind must satisfy; the built-in ones pass too."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
 def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
-    """Check a scorer: repeatable, honest about missing answers, within its declared range, changing nothing it is
-    given.
+    """Check a scorer: repeatable, honest about missing answers, in range, leaving its input unchanged.
 
     Call it from a plain (not async) test.
 
@@ -137,7 +136,7 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
 def check_sampler(sampler: Sampler) -> None:
     """Check a sampler: repeatable, its two sides disjoint, windows true to the store, `None` where there is too little.
 
-    What its records own up to in `flaws` is not held against it.
+    Flaws that its records declare are allowed.
 
     Args:
         sampler: The sampler.
@@ -229,7 +228,7 @@ def check_coder(coder: Coder, d_in: int) -> None:
     assert bool((rows.diff() >= 0).all()), "rows do not ascend"
     assert bool(((rows >= 0) & (rows < 17) & (latents >= 0) & (latents < sae.n_latents)).all()), "indices out of range"
     assert bool((torch.isfinite(values) & (values != 0)).all()), "values are zero or not finite"
-    assert len(set(zip(rows.tolist(), latents.tolist(), strict=True))) == len(rows), "a latent stands twice in a row"
+    assert len(set(zip(rows.tolist(), latents.tolist(), strict=True))) == len(rows), "a latent appears twice in a row"
     again = coder.load("cpu", d_in).encode(x)
     assert all(torch.equal(a, b) for a, b in zip((rows, latents, values), again, strict=True)), "loading twice differs"
 
@@ -266,8 +265,7 @@ def check_llm(llm: LLM) -> None:
 
 
 def check_tracker(tracker: Tracker) -> None:
-    """Check a tracker: it takes runs that are whole and that are not, twice, and leaves the run directory's files
-    alone.
+    """Check a tracker: it takes complete and partial runs, twice, and leaves the run directory unchanged.
 
     It really writes to wherever its options and the environment say.
 
@@ -376,8 +374,7 @@ async def _ask_everything(llm: LLM) -> None:
 
 
 def _check_plugin(plugin: AnyPlugin) -> None:
-    """What holds for plugins of every kind: a proper name, options that survive being written down, a JSON
-    fingerprint."""
+    """Check what holds for every kind: a proper name, options that can be serialised, a JSON fingerprint."""
     kind = type(plugin)
     assert re.fullmatch(r"[a-z][a-z0-9_]*", kind.name), f"the name {kind.name!r} is not lower case with underscores"
     options = plugin.model_dump(mode="json")
@@ -432,7 +429,7 @@ def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
 def _check_record(record: LatentRecord, sampler: Sampler, store: ActivationStore) -> None:
     sides = [(*s.activating, *s.non_activating) for s in (record.explain, record.score)]
     documents = [{e.document for e in side} for side in sides]
-    assert "leak" in record.flaws or not documents[0] & documents[1], "a document stands on both sides"
+    assert "leak" in record.flaws or not documents[0] & documents[1], "a document is on both sides"
     assert record.explain.activating and record.score.activating and record.score.non_activating, "a side is empty"
     position, value = store.activations(record.latent.index)
     for side in sides:

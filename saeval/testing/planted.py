@@ -1,4 +1,4 @@
-"""Planted latents, each firing on one known word, and scripted models that know the rule: scores with known answers."""
+"""Planted latents that fire on known words, and scripted models that know the rule."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def planted_tokens(n_latents: int, documents: int, seed: int) -> tuple[TokenData
 
 
 def plant(writer: ActivationWriter, *, n_latents: int = 16, documents: int = 100, seed: int = 0) -> None:
-    """Write planted latents: latent i fires wherever the i-th planted word stands, with strengths 1 to 4.
+    """Write planted latents: latent i fires on the i-th planted word, with strengths 1 to 4.
 
     Args:
         writer: Where to.
@@ -107,7 +107,7 @@ def rule_judge(*, scores: bool = False) -> ScriptedLLM:
 
     It reads prompts whose last turn holds a line `Explanation: …`, naming words as in `the word 'harbor'` or
     `The words: harbor, lantern`, and windows as numbered lines (`Window 3: …`). A window without marks fits when one
-    of the words stands in it; one with marks, when every marked piece holds one of the words. An explanation that
+    of the words is in it; one with marks, when every marked piece holds one of the words. An explanation that
     names no words fits nothing.
 
     Args:

@@ -1,4 +1,4 @@
-"""Runs the contracts of `saeval.testing` on all that an installed package adds, as its users would get it."""
+"""Runs the contracts on every plugin of an installed package."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Checked:
 def check_package(registry: Registry, package: str) -> Iterator[Checked]:
     """Check every plugin and every task of a package.
 
-    Plugins are made with their default options, or with those that stand in the class variable `contract_options`.
+    Plugins are made with their default options, or with those in the class variable `contract_options`.
 
     Args:
         registry: The plugins.

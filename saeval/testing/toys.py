@@ -1,4 +1,4 @@
-"""Stand-ins for what a run would lend a plugin: a language model, examples, embeddings, a context."""
+"""Toy versions of what a run gives a plugin: a language model, examples, embeddings, a context."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class ScriptedLLM(LanguageModel):
         )
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Give the scripted log-probabilities of the choices, after all that stands before each gap."""
+        """Give the scripted log-probabilities of the choices, after the text before each gap."""
         if self._score is None:
             return await super().fill(request)
         self.filled.append(request)
@@ -165,17 +165,17 @@ def make_examples(
     latent: LatentId = LATENT,
     decoy: str | None = PLANTED[1],
 ) -> Examples:
-    """Make windows of simple words, the latent firing on one word, which stands one to three times in a window.
+    """Make windows of simple words, the latent firing on one word, which occurs one to three times in a window.
 
     Args:
         word: The word.
         activating: Windows with it.
         non_activating: Windows without it.
-        window: Tokens a window.
+        window: Tokens per window.
         seed: Another seed makes other windows.
         first: Number of the first context; each window is a context and document of its own.
         latent: The latent.
-        decoy: Word of the other latent whose windows stand beside; None for no such latent.
+        decoy: Word of the decoy latent; None for no such latent.
 
     Example:
         >>> examples = make_examples("lantern", activating=3, non_activating=2)

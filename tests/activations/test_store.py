@@ -76,7 +76,7 @@ def test_positions_outside_the_corpus_are_refused(tmp_path):
             writer.add(np.array([position]), np.array([0]), np.ones(1, dtype=np.float32))
 
 
-def test_interrupted_writer_goes_on_after_its_last_chunk_and_gives_the_same_store(tmp_path):
+def test_interrupted_writer_resumes_after_its_last_chunk_and_gives_the_same_store(tmp_path):
     data = dataset()
     activations = dense(data, 9, 0.2)
     whole = write(tmp_path / "whole", data, activations, budget=300)

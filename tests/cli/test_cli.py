@@ -164,7 +164,7 @@ def test_show_preview_and_plugins(saeval, tmp_path):
         task = write(tmp_path / "task.yaml", server)
         prompts = json.loads(saeval("preview", "--task", task, "--json").stdout)
         assert {p["step"] for p in prompts} == {"explain", "detection", "fuzzing"}
-        assert "(the explanation will stand here)" in prompts[-1]["text"]
+        assert "(placeholder for the explanation)" in prompts[-1]["text"]
         assert not server.calls
 
 
@@ -200,7 +200,7 @@ def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_run_that_is_stopped_at_any_moment_goes_on_and_asks_nothing_twice(saeval, tmp_path, how):
+def test_run_that_is_stopped_at_any_moment_resumes_and_asks_nothing_twice(saeval, tmp_path, how):
     env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache")}
     with truthful_server() as server:
         server.delay = 0.02

@@ -10,11 +10,13 @@ import sys
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from planted_run import spec, truthful_server
 
 import saeval
 from saeval._util import write_atomic
 from saeval._util.progress import Rich, Spending, remaining
+from saeval.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,10 @@ def test_a_display_may_be_named_and_an_unknown_one_is_refused(tmp_path, monkeypa
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     with truthful_server() as server, pytest.raises(saeval.InputError, match="did you mean 'plain'"):
         saeval.run(spec(server), out=tmp_path / "run", display="plian")
+
+
+@pytest.mark.parametrize("kind", ["tasks", "scorers", "coders", "explainers"])
+def test_lists_fit_a_terminal_of_80_columns(kind):
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["list", kind])
+    assert done.exit_code == 0 and len(done.output.splitlines()) > 10
+    assert max(map(len, done.output.splitlines())) <= 80

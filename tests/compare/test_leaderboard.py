@@ -219,7 +219,7 @@ def test_command_prints_and_writes(tmp_path, runs):
 @pytest.mark.parametrize("given", [["-f", "latex"], ["--out", "x.txt"], ["--match-l0", "32"]])
 def test_page_and_what_it_would_ignore_do_not_go_together(tmp_path, runs, given):
     done = CliRunner().invoke(main, ["leaderboard", str(runs[0]), "--html", str(tmp_path / "b.html"), *given])
-    assert done.exit_code == 2 and "--html and --" in done.output and not (tmp_path / "b.html").exists()
+    assert done.exit_code == 2 and "use either --html or --" in done.output and not (tmp_path / "b.html").exists()
 
 
 # --- at one L0 ---
@@ -250,7 +250,7 @@ def test_scores_are_interpolated_over_log_l0(tmp_path):
     assert found["topk"]["rank"] == [1, 1] and found["jumprelu"]["rank"] == [2, 2]
 
 
-def test_a_cell_at_the_l0_stands_for_itself(tmp_path):
+def test_a_cell_at_the_l0_is_itself(tmp_path):
     run = curve(tmp_path / "a", "topk", [(16, 0.8), (64, 0.6)])
     for l0, value in ((16, 0.8), (64, 0.6)):
         found = at(join([run]), l0)["topk"]

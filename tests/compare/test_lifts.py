@@ -55,13 +55,13 @@ def test_floors_that_differ_are_taken_out_of_the_difference():
     assert found.floors == pytest.approx([0.65, 0.5], abs=0.01)
 
 
-def test_floors_that_differ_by_noise_alone_are_pooled():
+def test_floors_that_differ_by_noise_asingle_are_pooled():
     near = lifts([paired(0.75, 0.51), paired(0.75, 0.49)])
     assert abs(difference(near)[0]) < 0.005
     assert near.floors[0] - near.floors[1] < 0.005
 
 
-def test_a_judge_that_goes_by_windows_alone_gives_no_lift_even_where_floors_would_be_pooled():
+def test_a_judge_that_goes_by_windows_asingle_gives_no_lift_even_where_floors_would_be_pooled():
     # Score and floor of a latent are the same number, and only half of the latents have a floor.
     found = lifts([paired(0.53, 0.52, r=1.0, shared=0.52), paired(0.50, 0.505, r=1.0, shared=0.505)])
     assert found.values == pytest.approx([0, 0], abs=1e-6)
@@ -257,7 +257,7 @@ def told(found):
     return [(s.cell.axes["coder"], s.rank_text) for s in found.standings]
 
 
-def test_what_windows_alone_explain_does_not_rank():
+def test_what_windows_asingle_explain_does_not_rank():
     found = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50))
     assert found.ranking == "lift" and [rank for _, rank in told(found)] == ["1-2", "1-2"]
     raw = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50), rank_by="detection.balanced_accuracy.raw")

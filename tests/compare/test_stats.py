@@ -75,7 +75,7 @@ def test_no_difference_has_p_one_and_too_few_latents_have_none():
     assert math.isnan(paired_p([0.3], derive_rng(0))) and math.isnan(unpaired_p([0.3], [0.1, 0.2], derive_rng(0)))
 
 
-def test_sums_that_differ_by_rounding_alone_are_no_difference():
+def test_sums_that_differ_by_rounding_asingle_are_no_difference():
     assert paired_p([0.1 + 0.2 - 0.3] * 12, derive_rng(0)) == 1
     assert unpaired_p([0.1 + 0.2] * 12, [0.3] * 12, derive_rng(0)) == 1
 

@@ -211,7 +211,7 @@ def test_delphi_scores_are_what_their_windows_say(tmp_path):
     assert ten.counts["explained"] == 0 and one.counts["explained"] == 1
 
 
-def test_scorers_without_windows_are_left_out_and_said(tmp_path):
+def test_scorers_without_windows_are_skipped_and_said(tmp_path):
     root = delphi_folder(tmp_path / "d")
     (root / "scores" / "simulation").mkdir()
     (root / "scores" / "simulation" / "layers.1_latent7.txt").write_text('[{"ev_correlation_score": 0.5}]')
@@ -514,7 +514,7 @@ JSON = st.recursive(
 @pytest.mark.parametrize("format_", FORMATS)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_stands_in_files_an_import_is_whole_or_not_there(run, tmp_path, format_, data):
+def test_whatever_is_in_files_an_import_is_whole_or_not_there(run, tmp_path, format_, data):
     place = Path(tempfile.mkdtemp(dir=tmp_path))
     value = data.draw(JSON)
     if format_ == "delphi":

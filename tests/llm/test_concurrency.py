@@ -123,7 +123,7 @@ def test_faults_that_come_at_any_limit_do_not_lower_it():
     assert limiter.limit >= 200  # now and then, less is tried
 
 
-def test_call_that_is_called_off_gives_its_place_to_the_next():
+def test_cancelled_call_gives_its_place_to_the_next():
     async def main():
         limiter = Limiter(1)
         first = await limiter.enter()

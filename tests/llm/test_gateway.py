@@ -172,7 +172,7 @@ def test_waiting_for_an_equal_request_is_written_down_as_cached(tmp_path):
         assert (total.calls, total.cached, total.input_tokens) == (1, 2, 100)
 
 
-def test_asker_that_is_called_off_does_not_take_those_who_wait_with_it(tmp_path):
+def test_cancelled_caller_does_not_cancel_others(tmp_path):
     with fake_server() as server:
         server.delay = 0.2
         gate = gateway(tmp_path, direct(server))
@@ -477,7 +477,7 @@ def told_of(folder, llm, *requests, **settings):
     return told
 
 
-def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, caplog):
+def test_wait_that_the_server_asked_for_is_reported_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("saeval.llm.retries._TOLD", 0.9)
     caplog.set_level(logging.INFO, "saeval")
     with fake_server() as server:
@@ -489,7 +489,7 @@ def test_wait_that_the_server_asked_for_is_told_of_once(tmp_path, monkeypatch, c
         assert told_of(tmp_path, direct(server), Request.of("x")) == []
 
 
-def test_server_that_is_silent_is_told_of(tmp_path, monkeypatch):
+def test_server_that_is_silent_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("saeval.llm.retries._SILENCE", 0.2)
     with fake_server() as server:
         server.delay = 0.6

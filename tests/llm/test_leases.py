@@ -44,7 +44,7 @@ async def answers(gateways, texts):
     return found
 
 
-def test_lease_is_had_by_one_and_given_back(tmp_path):
+def test_lease_is_held_by_one_and_released(tmp_path):
     one, other = Leases(tmp_path / "leases"), Leases(tmp_path / "leases")
     assert one.take(KEYS[0]) and not one.take(KEYS[0])
     assert not other.take(KEYS[0]) and other.take(KEYS[1])

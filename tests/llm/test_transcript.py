@@ -78,7 +78,7 @@ def test_scores_of_baselines_are_kept_latent_by_latent(tmp_path, monkeypatch):
     assert {s["variant"] for s in scores} >= {"explanation", "random_explanation", "top_tokens"}
 
 
-def test_a_reply_that_never_came_stands_with_its_reason():
+def test_a_reply_that_never_came_is_kept_with_its_reason():
     request = Request((Message("system", "Judge."), Message("user", "Does it fit?")))
     assert prompt_replies(request, "no answer within 3 s") == [
         PromptReply("[system]\nJudge.\n\n[user]\nDoes it fit?", "no answer within 3 s", "failed")

@@ -231,7 +231,7 @@ def test_truncated_weights_are_refused(broken):
         LiveModel.load(str(broken))
 
 
-def test_missing_weights_are_never_made_up(broken):
+def test_missing_weights_are_never_invented(broken):
     edit_config(broken, num_hidden_layers=4)
     with pytest.raises(InputError, match=r"lack 9 weights"):
         LiveModel.load(str(broken))

@@ -179,7 +179,7 @@ def test_package_that_needs_another_saeval_is_refused(install):
 
 
 @pytest.mark.parametrize("how", ["argument", "environment", "all", "distribution"])
-def test_disabled_package_is_left_out(install, monkeypatch, how):
+def test_disabled_package_is_skipped(install, monkeypatch, how):
     install("saeval-acme", "raise RuntimeError('must not be imported')")
     if how != "argument":
         names = {"environment": "other,Acme", "all": "*", "distribution": "saeval-acme"}
@@ -205,7 +205,7 @@ def test_misspelt_name_gets_a_suggestion(kind, name, hint):
         Registry().get(kind, name)
 
 
-def test_lone_file_is_loaded_with_its_hash(tmp_path):
+def test_single_file_is_loaded_with_its_hash(tmp_path):
     (tmp_path / "mine.py").write_text(SCORER)
     loaded = Registry().get("scorer", "./mine.py:Good", base=tmp_path)
     assert loaded.id == "local/good" and len(loaded.sha) == 64
@@ -232,7 +232,7 @@ def test_spec_that_names_a_broken_package_is_refused_with_the_reason(install):
         load_task(spec, registry=Registry(), check=False)
 
 
-def test_lone_file_that_was_just_edited_is_not_run_from_old_bytecode(tmp_path, monkeypatch):
+def test_single_file_that_was_just_edited_is_not_run_from_old_bytecode(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     for batch in (5, 6, 7):
         (tmp_path / "mine.py").write_text(SCORER.replace("5\n", f"{batch}\n"))
@@ -250,7 +250,7 @@ def test_lone_file_that_was_just_edited_is_not_run_from_old_bytecode(tmp_path, m
         ("./bad.py:X", "SyntaxError"),
     ],
 )
-def test_lone_file_that_does_not_work_is_one_clear_sentence(tmp_path, name, expected):
+def test_single_file_that_does_not_work_is_one_clear_sentence(tmp_path, name, expected):
     (tmp_path / "mine.py").write_text(SCORER + "\ndef helper(): ...\n")
     (tmp_path / "bad.py").write_text("def (")
     with pytest.raises(PluginError, match=expected):

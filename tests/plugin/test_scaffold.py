@@ -77,7 +77,7 @@ def test_task_of_a_made_package_runs_without_a_model(installed, tmp_path, monkey
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llm"])
-def test_lone_file_is_valid_in_a_spec(tmp_path, kind):
+def test_single_file_is_valid_in_a_spec(tmp_path, kind):
     (file,) = scaffold.new(kind, f"my_{kind}", single_file=True, out=tmp_path)
     part = {"use": f"{file}:{scaffold.class_name(f'my_{kind}')}"}
     corpus = tmp_path / "text.txt"
@@ -116,13 +116,13 @@ def test_name_that_will_not_do_is_one_clear_sentence_and_makes_nothing(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lone_file_does_not_hide_a_module(tmp_path):
+def test_single_file_does_not_hide_a_module(tmp_path):
     with pytest.raises(InputError, match="a module numpy is installed already"):
         scaffold.new("scorer", "numpy", single_file=True, out=tmp_path)
 
 
-def test_language_model_cannot_be_a_lone_file(tmp_path):
-    with pytest.raises(InputError, match="leave out --file"):
+def test_language_model_cannot_be_a_single_file(tmp_path):
+    with pytest.raises(InputError, match="omit --file"):
         scaffold.new("llm", "mine", single_file=True, out=tmp_path)
 
 

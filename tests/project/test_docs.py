@@ -62,6 +62,20 @@ def test_commands_that_are_shown_are_there_with_their_options(text):
         command.make_context("saeval", words)  # raises when there is no such argument or option
 
 
+def test_commands_named_in_the_text_exist_with_their_options():
+    for page in PAGES:
+        for text in re.findall(r"`saeval ([^`]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+            words = text.replace("\\|", "|").split()
+            command: click.Command = main
+            while isinstance(command, click.Group) and words and words[0] in command.commands:
+                command = command.commands[words.pop(0)]
+            options = {name for param in command.params if isinstance(param, click.Option) for name in param.opts}
+            named = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+            assert named <= options and (command is not main or words[0] in ("COMMAND", "--help")), (
+                f"{page.name}: saeval {text}"
+            )
+
+
 @pytest.fixture(scope="module")
 def schema():
     return Draft202012Validator(task_schema(Registry(disabled=["*"])))

@@ -71,7 +71,7 @@ def test_installed_third_party_is_listed_and_runs(environment, tmp_path):
     assert (row["plugin"], row["n"], row["value"]) == ("acme/purity 0.3.0", 6, 1.0)
 
 
-def test_lone_command_runs_a_spec_that_pairs_a_third_party_with_built_ins(environment, tmp_path):
+def test_one_command_runs_a_spec_that_pairs_a_third_party_with_built_ins(environment, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "{saeval: 1, task: mine, version: '1', source: {use: synthetic, with: {n_latents: 6, documents: 60}}, "
         "latents: {n: 4, min_windows: 20}, sampler: acme/spread, explainer: top_tokens, scorers: {purity: {use: acme/purity}}}"

@@ -74,7 +74,7 @@ def test_key_is_sent_but_in_no_file_log_traceback_result_or_output(tmp_path, cap
     assert CANARY not in result.model_dump_json() + "".join(capfd.readouterr())
 
 
-def test_key_in_an_exception_of_a_plugin_is_left_out(tmp_path, capfd):
+def test_key_in_an_exception_of_a_plugin_is_skipped(tmp_path, capfd):
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "raises.py").write_text(RAISES)
     with truthful_server() as server:
@@ -108,7 +108,7 @@ KEY_PLACES = [
 
 
 @pytest.mark.parametrize("options", KEY_PLACES, ids=str)
-def test_key_in_a_spec_is_refused_wherever_it_stands(options):
+def test_key_in_a_spec_is_refused_wherever_it_is(options):
     with truthful_server() as server:
         role = {"model": "openai/x", "api_base": server.url, **options}
         with pytest.raises(SpecError, match="do not belong in a spec") as refused:

@@ -389,7 +389,9 @@ def test_decile_plot_leaves_out_what_is_unknown():
     )
     drawn = plots.deciles("d", [(series, shares)])
     assert (
-        "a, decile 0: 1.000 of 3" in drawn and "a, decile 9: 0.000 of 4" in drawn and "a, silent: 0.250 of 8" in drawn
+        "a, decile 0: 1.000 of 3" in drawn
+        and "a, decile 9: 0.000 of 4" in drawn
+        and "a, non-activating: 0.250 of 8" in drawn
     )
     assert drawn.count("<circle") == 3
 
@@ -512,7 +514,7 @@ def test_a_link_opens_a_latent_with_its_order_and_neighbours(report, visit):
     page.wait_for_selector("#board")
 
 
-def test_judged_windows_stand_worst_first_with_truth_answer_and_probability(report, visit):
+def test_judged_windows_are_listed_worst_first_with_truth_answer_and_probability(report, visit):
     page = visit(report / "latents" / "0-coder-topk.html", "#latent=5")
     page.wait_for_selector(".judged")
     rows = [
@@ -521,17 +523,17 @@ def test_judged_windows_stand_worst_first_with_truth_answer_and_probability(repo
     assert [row[:3] for row in rows] == [
         ["✗ no", "yes", "0.20"],
         ["✓ yes", "yes", "0.90"],
-        ["✓ no", "no: silent", "0.05"],
-        ["unparsed: no number in the reply", "no: silent", "–"],
+        ["✓ no", "no: non-activating", "0.05"],
+        ["unparsed: no number in the reply", "no: non-activating", "–"],
     ] and rows[0][3] == "3"
-    assert "2 of 3 right" in page.locator("#latent").inner_text()
+    assert "2 of 3 correct" in page.locator("#latent").inner_text()
     page.locator("#latent").get_by_label("Order").select_option("as asked")
     page.locator("#latent").get_by_label("Explanation").select_option("random_explanation")
     assert "windows=given" in page.url and "variant=random_explanation" in page.url
     page.locator(".judged td >> nth=0", has_text="✓ yes").wait_for()
 
 
-def test_keyboard_alone_is_enough(report, visit):
+def test_keyboard_asingle_is_enough(report, visit):
     page = visit(report / "index.html")
     press = page.keyboard.press
     press("Tab")
@@ -646,7 +648,7 @@ def test_prompts_and_raw_replies_are_shown_when_a_fold_is_opened(report, visit):
     page.locator("#latent").get_by_label("Explanation").select_option("random_explanation")
     expect(page.locator(".call")).to_have_count(0)
     page.get_by_text("Prompts and raw replies of detection").click()
-    page.get_by_text("was not kept").wait_for()
+    page.get_by_text("were not kept").wait_for()
 
 
 def test_neighbours_promoted_tokens_and_neuronpedia_are_linked_where_known(report, visit):
@@ -719,7 +721,7 @@ def test_fuzzing_is_drawn_against_intervention_first():
 
 
 @pytest.mark.parametrize("format_", ["svg", "pdf", "png"])
-def test_plots_are_written_as_files_that_stand_by_themselves(report, tmp_path, format_):
+def test_plots_are_written_as_self_contained_files(report, tmp_path, format_):
     (report.parent / "results.json").write_text(made_run().model_dump_json(by_alias=True))
     mark(report.parent)
     place = tmp_path / "plots"

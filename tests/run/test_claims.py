@@ -250,7 +250,7 @@ def planted(tmp_path_factory):
     return folder, done.output, same, len(server.calls) - asked
 
 
-def test_run_tells_of_its_claims_in_results_and_in_every_report(planted):
+def test_run_reports_its_claims_in_results_and_in_every_report(planted):
     folder, shown, _, _ = planted
     run = read_result(folder / "run")
     assert [f.outcome for f in run.findings] == ["shown", "contradicted", "cannot be told"]
@@ -273,7 +273,7 @@ def test_claims_do_not_make_another_task_and_ask_nothing(planted):
         ({"score": "detection of nobody"}, "no explanation baseline 'nobody'"),
         ({"score": "detection", "cells": {"sampling": "top"}}, "no axis 'sampling'"),
         ({"score": "detection", "correlation": ["detection", "fuzzing"]}, "give just one of"),
-        ({"correlation": ["detection", "fuzzing"], "than": "chance"}, "only a score can be held against a score"),
+        ({"correlation": ["detection", "fuzzing"], "than": "chance"}, "only a score can be compared with a score"),
         ({}, "give just one of"),
     ],
 )

@@ -153,7 +153,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize("fault", LASTING.values(), ids=LASTING.keys())
-def test_error_that_is_always_the_same_stops_the_run_early_and_a_mended_one_goes_on(tmp_path, model, fault):
+def test_error_that_is_always_the_same_stops_the_run_early_and_a_fixed_one_resumes(tmp_path, model, fault):
     changes = {"run": {"give_up_after": 3, "concurrency": 4}}
     with truthful_server() as server:
         server.always = fault
@@ -308,7 +308,7 @@ def small_files(most):
 
 @pytest.mark.parametrize("full", ["cache", "run"])
 @pytest.mark.parametrize("size", ["16k", "64k", "256k", "400k", "800k"])
-def test_full_disk_is_one_clear_sentence_and_more_room_goes_on(tmp_path, monkeypatch, full, size):
+def test_full_disk_is_one_clear_sentence_and_more_room_resumes(tmp_path, monkeypatch, full, size):
     with truthful_server() as server:
         calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
         with tiny_disk(tmp_path / "disk", size):

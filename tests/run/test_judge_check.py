@@ -205,11 +205,12 @@ def test_a_good_judge_passes_and_what_it_judges_later_says_so(tmp_path, own_cach
         assert found["detection", "shuffled_explanation"].value == pytest.approx(0.5, abs=0.12)
         assert found["order", "explanation"].value == found["repeat", "explanation"].value == 1.0
         assert checked.synthetic
-        assert {key: row.n for key, row in found.items() if row.n != (24 if key[1] == "explanation" else 12)} == {}
+        expected = {"explanation": 24, "shuffled_explanation": 20}  # floors are pooled over a part of the latents
+        assert all(row.n == expected[variant] for (_, variant), row in found.items())
 
         later = {
             "saeval": 1, "task": "later", "version": "1",
-            "llms": {"judge": {"model": "openai_compatible/good", "api_base": server.url, "temperature": 0.0, "max_tokens": 100}},
+            "llms": {"judge": {"model": "openai_compatible/good", "api_base": server.url}},
             "source": {"use": "rules", "with": {"path": str(RULES), "corpus": {"path": str(TASKS / "quickstart" / "prose.jsonl")}}},
             "latents": {"n": 2, "min_windows": 20},
             "sampler": {"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}},

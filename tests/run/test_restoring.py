@@ -33,7 +33,7 @@ def _own_cache(tmp_path, monkeypatch):
 # --- text ---
 
 
-def test_halves_are_joined_or_replaced_wherever_they_stand():
+def test_halves_are_joined_or_replaced_wherever_they_are():
     assert clean_text("fine: \U0001f600 é") == "fine: \U0001f600 é"
     assert clean_text("\ud83d\ude00") == "\U0001f600"
     assert clean({f"k{HALF}": [HALF, ("a", {"b": f"x{HALF}"})]}) == {"k�": ["�", ("a", {"b": "x�"})]}

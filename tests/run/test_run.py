@@ -154,7 +154,7 @@ def test_failures_of_some_calls_are_counted_and_leave_the_other_scores_alone(tmp
     assert any("failed on 1 of 6" in w for w in result.warnings)
 
 
-def test_server_that_is_down_stops_the_run_with_its_reason_and_a_mended_one_goes_on(tmp_path):
+def test_server_that_is_down_stops_the_run_with_its_reason_and_a_fixed_one_resumes(tmp_path):
     with truthful_server() as server:
         server.always = error(500, "out of memory")
         with pytest.raises(GaveUp, match="status 500: out of memory"):
@@ -170,7 +170,7 @@ def priced(server):
     return spec(server, llms={"explainer": model, "judge": model}, baselines=[], run={"concurrency": 1})
 
 
-def test_spending_limit_stops_cleanly_and_a_higher_one_goes_on(tmp_path):
+def test_spending_limit_stops_cleanly_and_a_higher_one_resumes(tmp_path):
     with truthful_server() as server:
         paid = priced(server)
         with pytest.raises(saeval.BudgetExceeded, match="higher --max-cost"):
@@ -183,7 +183,7 @@ def test_spending_limit_stops_cleanly_and_a_higher_one_goes_on(tmp_path):
         assert sum(ledger.usd for ledger in result.ledger) == pytest.approx(len(server.calls) * 110 * 10 / 1e6)
 
 
-def test_damaged_lines_of_the_ledger_are_told_of_for_they_may_have_cost_something(tmp_path, caplog):
+def test_damaged_ledger_lines_are_reported_because_they_may_have_cost_something(tmp_path, caplog):
     ledger = tmp_path / "run" / "calls.jsonl"
     with truthful_server() as server:
         paid = priced(server)
@@ -247,7 +247,7 @@ def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
     assert reason in journal
 
 
-def test_run_that_nearly_used_up_memory_stops_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_run_that_nearly_used_up_memory_stops_and_resumes_where_it_stopped(tmp_path, monkeypatch):
     with truthful_server() as server:
         left = iter([0.5, 0.5, 0.01])
         with monkeypatch.context() as patch:
@@ -370,7 +370,7 @@ class Slow(Synthetic):
 """
 
 
-def test_collecting_that_stands_still_is_told_of_and_may_go_on(tmp_path, capsys):
+def test_collecting_that_stalls_is_reported_and_may_resume(tmp_path, capsys):
     (tmp_path / "slow.py").write_text(SLOW_SOURCE)
     with truthful_server() as server:
         given = spec(server, source=f"{tmp_path}/slow.py:Slow", baselines=[], run={"hang_after": 0.5})

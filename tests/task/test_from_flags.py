@@ -55,7 +55,7 @@ def test_one_command_compares_two_saes_and_its_spec_runs_again(place):
     with fake_server(reply) as server:
         line = ["--model", "m", "--sae", "runs/one/final", "--sae", "second=runs/two/final", "--text", "text.txt"]
         line += ["--judge", "openai_compatible/judge", "--api-base", server.url, "--latents", 3]
-        line += ["--baseline", "random_explanation", "--set", "run.seed=3"]
+        line += ["--baseline", "shuffled_explanation", "--set", "run.seed=3"]
         first = saeval(place, "run", *line)
         assert "detection" in first.stdout and "fuzzing" in first.stdout
         assert re.search(r"^\S+ +second ", first.stdout, re.MULTILINE)

@@ -66,7 +66,7 @@ def test_it_is_marked_and_does_not_rank_beside_live_runs(run, folder, tmp_path):
         saeval.join([folder, live])
 
 
-def test_prompts_and_replies_stand_on_the_latents_pages(run, folder):
+def test_prompts_and_replies_are_on_the_latents_pages(run, folder):
     import pyarrow.parquet as pq
 
     calls = pq.read_table(folder / "cells" / "coder=topk" / "calls.parquet").to_pylist()

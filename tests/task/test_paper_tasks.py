@@ -257,7 +257,7 @@ def test_task_builds_on_one_of_an_installed_package(tmp_path, monkeypatch):
     assert "valid" in call("validate", "--task", "lab/all").output
 
 
-def test_step_that_is_left_out_asks_nothing(group):
+def test_step_that_is_skipped_asks_nothing(group):
     folder, *_ = group
     off = (
         "--set",
@@ -282,6 +282,6 @@ def test_full_size_task_is_planned_without_its_models():
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_page_on_reproducing_tells_of_every_task(name):
+def test_page_on_reproducing_lists_every_task(name):
     page = (ROOT / "docs" / "reproducing.md").read_text()
     assert f"`{name}`" in page

@@ -225,7 +225,7 @@ def offered(validator, text):
         ("run: {HERE: }", {"seed", "max_cost_usd", "max_failed"}),
     ],
 )
-def test_editor_is_offered_what_may_stand_there(validator, text, some):
+def test_editor_is_offered_what_is_allowed_there(validator, text, some):
     assert some <= offered(validator, text)
 
 

@@ -212,7 +212,7 @@ def spec_of(role, **changes):
     return spec(Nowhere(), **SMALL, llms={"explainer": role, "judge": role}, **changes)
 
 
-def test_credential_of_the_environment_in_a_spec_is_refused_wherever_it_stands(monkeypatch):
+def test_credential_of_the_environment_in_a_spec_is_refused_wherever_it_is(monkeypatch):
     monkeypatch.setenv("LAB_PASSWORD", KEY)
     for changes in ({"description": f"ours: {KEY}"}, {"matrix": {"a": [quote(KEY, safe=""), "b"]}}):
         with pytest.raises(SpecError, match="credential of your environment") as refused:

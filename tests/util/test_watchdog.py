@@ -11,12 +11,12 @@ from saeval._util import watchdog as watch
 from saeval._util.watchdog import Hung, Patience, interrupting, memory_left
 
 
-async def test_work_that_never_ends_is_called_off():
+async def test_work_that_never_ends_is_cancelled():
     with pytest.raises(Hung, match="neither finished nor asked"):
         await Patience(0.1).wait_for(asyncio.Event().wait())
 
 
-async def test_work_that_ignores_being_called_off_is_left_behind():
+async def test_work_that_ignores_cancellation_is_abandoned():
     async def stubborn():
         for _ in range(5):
             try:

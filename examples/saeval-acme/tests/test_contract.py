@@ -1,4 +1,4 @@
-"""The contracts that saeval asks of every scorer and sampler, and a known answer."""
+"""Tests the contracts of scorers and samplers, and a known answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a folder that was taken for a coder: said by the files that each tool writes."""
+"""Recognises the tool that wrote a folder of coder files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The releases of pretrained SAEs that the installed sae-lens lists, read without importing it."""
+"""Reads the releases of pretrained SAEs that the installed sae-lens lists, without importing it."""
 
 from __future__ import annotations
 

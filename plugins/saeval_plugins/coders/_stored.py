@@ -1,4 +1,4 @@
-"""Coders whose files lie in a folder: one of this machine, or one of a repository on the Hugging Face hub."""
+"""Loads coders whose files lie in a local folder or in a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HUB_REASONS = {
     "RevisionNotFoundError": "the repository has no such revision",
     "HFValidationError": "that is no name of a repository, such as google/gemma-scope-2b-pt-res",
 }
-"""Why a repository cannot be read, by exceptions that stand anywhere in the chain."""
+"""Why a repository cannot be read, by the exceptions in its chain."""
 
 
 class StoredCoder(Coder):
@@ -58,8 +58,7 @@ class StoredCoder(Coder):
 
     @classmethod
     def by_name(cls, name: str) -> Mapping[str, Any] | None:
-        """Return the options for a folder with weights of this format, or for `OWNER/REPOSITORY[/FOLDER]` on the
-        hub."""
+        """Return the options for a folder of this format, or for `OWNER/REPOSITORY[/FOLDER]` on the hub."""
         folder = Path(name).expanduser()
         if folder.exists():
             weights = any((folder / file).is_file() for file in cls.weight_files)

@@ -1,4 +1,4 @@
-"""Files of tensors, read without running anything that is in them: safetensors, NumPy's, PyTorch's and JSON."""
+"""Reads tensor files without running code in them: safetensors, NumPy's, PyTorch's and JSON."""
 
 from __future__ import annotations
 

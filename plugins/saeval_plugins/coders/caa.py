@@ -39,8 +39,8 @@ class Caa(Coder):
     midpoint: bool = True
     """Whether projections are measured from the midpoint between the two means; otherwise from 0."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the pairs' tokens on which it fires, those that project furthest; all on the positive side when left
-    out. Windows in which the latent is silent are found only where it fires on few tokens."""
+    """Share of the pairs' tokens on which it fires, those that project furthest; default: all on the
+    positive side. Windows in which the latent is silent are found only where it fires on few tokens."""
     revision: str | None = None
     """Revision of the hub id."""
     device: str = "auto"
@@ -136,8 +136,7 @@ class Caa(Coder):
         return _Means(last[0].mean(dim=0), last[1].mean(dim=0), torch.cat(tokens))
 
     def _read(self, texts: Sequence[str], live: LiveModel) -> tuple[Tensor, Tensor]:
-        """Return the activations at each text's last token [texts, width], and at all of them but BOS [tokens,
-        width]."""
+        """Return activations at each text's last token [texts, width] and at all but BOS [tokens, width]."""
         import torch
 
         point, bos = live.hookpoint(self.at), live.tokenizer.bos_token_id

@@ -1,4 +1,4 @@
-"""SAEs that the library dictionary_learning has trained, read without it."""
+"""Loads SAEs trained with dictionary_learning, without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Neurons: what latents are held against that no SAE has made."""
+"""Neurons of an MLP as latents, a baseline without an SAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A random SAE: what a trained one has to beat."""
+"""A random SAE, the baseline for trained SAEs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class RandomSae(Coder):
     """Random directions of unit norm, uniform over the sphere, with top-k activations (paper A.7.3).
 
     The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many
-    latents, and as many of them firing per token, as the SAE it stands beside, as far as that one's files tell;
+    latents, and as many of them firing per token, as the SAE it is compared with, if its files say so;
     elsewhere 131,072 and 50, as in the paper.
     """
 
     name = "random_sae"
 
     n_latents: int | None = Field(default=None, ge=1)
-    """Number of directions; when left out, that of the SAE beside it."""
+    """Number of directions; by default, that of the SAE beside it."""
     k: int | None = Field(default=None, ge=1)
-    """Latents per token to keep; when left out, the L0 that the files of the SAE beside it tell."""
+    """Latents per token to keep; by default, the L0 in the files of the SAE beside it."""
     seed: int = 0
     """Seed of the directions."""
 

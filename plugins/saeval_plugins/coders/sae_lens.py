@@ -1,4 +1,4 @@
-"""SAEs and transcoders in sae-lens' format, nearly all of them read without importing sae-lens."""
+"""Loads SAEs and transcoders in sae-lens' format, mostly without importing sae-lens."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ class SaeLens(StoredCoder):
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a configuration of any sae-lens into one form; before 6.0 what is metadata now stood beside the rest."""
+    """Bring a configuration of any sae-lens into one form; before 6.0 the metadata was mixed with the rest."""
     metadata = config.get("metadata")
     if metadata is None:
         metadata = {

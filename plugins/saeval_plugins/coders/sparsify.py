@@ -1,4 +1,4 @@
-"""SAEs and transcoders that EleutherAI's sparsify has trained, read without it."""
+"""Loads SAEs and transcoders trained with EleutherAI's sparsify, without importing it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ class Sparsify(StoredCoder):
             check_shapes(self._label, WEIGHTS, shapes, _shapes(config), config["activation"])
 
     def fingerprint(self) -> JsonValue:
-        """Return hashes of the files, wherever they lie; for a transcoder also its module, on which its site
-        depends."""
+        """Return hashes of the files; for a transcoder also its module, which decides its site."""
         files = super().fingerprint()
         return [files, self._module] if self._config["transcode"] else files
 
@@ -109,7 +108,7 @@ class Sparsify(StoredCoder):
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        """The configuration, with what older versions leave out.
+        """The configuration, with defaults for keys that older versions omit.
 
         Raises:
             InputError: If it is malformed, or of a coder that is not known.

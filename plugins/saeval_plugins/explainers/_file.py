@@ -1,5 +1,4 @@
-"""Explanations in files: JSON lines, JSON, CSV, YAML, or a folder of Delphi's. Mistakes in them are told with the
-line."""
+"""Reads explanations from JSON lines, JSON, CSV, YAML or Delphi folders; mistakes name the line."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from saeval.plugin import InputError, content_hash, file_sha256
 _LATENT = ("latent", "index", "feature")
 _TEXT = ("explanation", "description", "text")
 _OWN = {"variant": "explanation", "status": "ok"}
-"""What stands in a run's `explanations.jsonl` at the cell's own explanations that worked."""
+"""What marks a cell's own successful explanations in a run's `explanations.jsonl`."""
 _DELPHI = re.compile(r"(.+)_latent(\d{1,18})\.txt")
 _UNEXPLAINED = "Explanation could not be parsed."
 """What Delphi writes when a model's reply held no explanation."""
@@ -36,7 +35,7 @@ def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str
 
     Rows name the latent (`latent`, `index` or `feature`) and its explanation (`explanation`, `description` or
     `text`), and may name a `hookpoint`. JSON and YAML may be mappings from latent to text instead. Of a run's
-    `explanations.jsonl`, the cell's own explanations that worked are read. Empty explanations are left out.
+    `explanations.jsonl`, the cell's own explanations that worked are read. Empty explanations are omitted.
 
     Args:
         path: The file, its kind told by its suffix, or a folder of `<hookpoint>_latent<number>.txt`.
@@ -59,7 +58,7 @@ def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str
             if first.text != entry.text:
                 place = f"line {first.where}" if isinstance(first.where, int) else first.where
                 raise InputError(
-                    f"{_place(path, entry.where)}: explains latent {entry.latent} otherwise than {place}; keep one"
+                    f"{_place(path, entry.where)}: explains latent {entry.latent} differently than {place}; keep one"
                 )
     if not found:
         raise InputError(f"{path}: holds no explanation")
@@ -83,7 +82,7 @@ def hash_explanations(path: Path) -> str:
 def _entries(path: Path) -> Iterator[_Entry]:
     reader = _folder if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path}: explanations stand in {', '.join(_READERS)} files or in a folder of Delphi's")
+        raise InputError(f"{path}: explanations must be in {', '.join(_READERS)} files or a Delphi folder")
     try:
         for where, row in reader(path):
             try:

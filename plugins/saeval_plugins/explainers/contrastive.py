@@ -1,4 +1,4 @@
-"""The explainer that contrasts: it also sees windows in which the latent is silent, and says what tells them apart."""
+"""The contrastive explainer also sees non-activating windows and says what distinguishes the two."""
 
 from __future__ import annotations
 

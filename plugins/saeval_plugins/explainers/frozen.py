@@ -19,8 +19,7 @@ from saeval_plugins._frozen import OWN, Explained, read_frozen
 
 
 class FrozenExplainer(Explainer):
-    """Sends the recorded prompt to the role's model and parses the reply; the model `frozen/…` repeats the recorded
-    one."""
+    """Sends the recorded prompt to the role's model; the model `frozen/…` repeats the recorded reply."""
 
     name = "frozen"
     llm_role = "explainer"
@@ -54,7 +53,7 @@ class FrozenExplainer(Explainer):
 
 
 class FrozenShuffled(FrozenExplainer):
-    """Returns the explanation of another latent that the frozen run held against each latent's own."""
+    """Returns the shuffled explanation of the frozen run, which is of another latent."""
 
     name = "frozen_shuffled"
     llm_role = None
@@ -63,7 +62,7 @@ class FrozenShuffled(FrozenExplainer):
 
 
 class FrozenRandom(FrozenExplainer):
-    """Returns the random explanation that the frozen run held against each latent's own."""
+    """Returns the random explanation of the frozen run."""
 
     name = "frozen_random"
     llm_role = None
@@ -72,7 +71,7 @@ class FrozenRandom(FrozenExplainer):
 
 
 class FrozenTopTokens(FrozenExplainer):
-    """Returns the list of top tokens that the frozen run held against each latent's own explanation."""
+    """Returns the list of top tokens of the frozen run."""
 
     name = "frozen_top_tokens"
     llm_role = None

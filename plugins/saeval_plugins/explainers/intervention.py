@@ -91,8 +91,7 @@ class InterventionExplainer(Explainer):
         return "\n".join(lines), strength.kl
 
     async def _best(self, made: list[Explanation], examples: Examples, context: Context) -> Explanation:
-        """Return the candidate that the intervention scorer likes best, of equals the first; a failed one if all
-        are."""
+        """Return the candidate with the best intervention score, the first of equals; a failed one if all fail."""
         scorer = InterventionScorer(kl=self.kl, tolerance=self.tolerance)
         good = list({e.text: e for e in reversed(made) if e.status == "ok"}.values())[::-1]
         if len(good) < 2:

@@ -1,4 +1,4 @@
-"""Explanations that were made elsewhere: from a file, of a person, of Neuronpedia, of Delphi, or of an earlier run."""
+"""Reads explanations made elsewhere: by a person, Neuronpedia, Delphi or an earlier run."""
 
 from __future__ import annotations
 

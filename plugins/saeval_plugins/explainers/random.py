@@ -1,4 +1,4 @@
-"""The baseline without any sight of the latent: an explanation drawn from a list of plausible ones."""
+"""The random baseline: an explanation drawn from a list of plausible ones, without seeing the latent."""
 
 from __future__ import annotations
 

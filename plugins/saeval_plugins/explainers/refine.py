@@ -1,5 +1,4 @@
-"""The explainer that tests itself: it proposes, sees what its explanation gets wrong, repairs it, and keeps the
-best."""
+"""The refining explainer proposes, tests, repairs, and keeps the best explanation."""
 
 from __future__ import annotations
 
@@ -137,7 +136,7 @@ class Refine(Explainer):
     async def _mistakes(
         self, explanation: str, windows: list[Example], context: Context
     ) -> tuple[list[Example], list[Example]]:
-        """Ask in which windows an explanation holds; return those missed and those wrongly accepted.
+        """Ask which windows fit an explanation; return those missed and those wrongly accepted.
 
         Raises:
             ParseError: If a reply, asked for twice, holds no answers.

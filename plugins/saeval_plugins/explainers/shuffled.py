@@ -1,4 +1,4 @@
-"""The baseline of explanations that are as good as the real ones, but of other latents."""
+"""The shuffled baseline: each latent gets the explanation of another latent."""
 
 from __future__ import annotations
 

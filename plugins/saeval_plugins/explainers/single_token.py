@@ -1,4 +1,4 @@
-"""The explainer for latents that fire on one kind of token: an LLM reads the strongest token of each window alone."""
+"""The single-token explainer: an LLM reads only the strongest token of each window."""
 
 from __future__ import annotations
 

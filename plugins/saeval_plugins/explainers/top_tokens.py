@@ -1,4 +1,4 @@
-"""The explainer without an LLM: lists the tokens that carry most of the activation. What an LLM must beat."""
+"""The top-token baseline lists the tokens that carry most of the activation, without an LLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds on what a server may do: how much it may send, how deeply nested, and where it may send its callers."""
+"""Limits the size and nesting of replies, and refuses redirects."""
 
 from __future__ import annotations
 
@@ -85,8 +85,7 @@ def _whole_number(value: object) -> int | None:
 
 
 def not_followed(model: str, address: str, place: str) -> LLMError:
-    """Return the error for a redirect: another server's answers are not the model's, nor are prompts and key meant for
-    it."""
+    """Return the error for a redirect, which is not followed, since prompts and key go to one server only."""
     return LLMError(
         f"{model}: {address} redirects to {place}, which is not followed; if that is meant, set api_base to it",
         lasting=True,

@@ -1,4 +1,4 @@
-"""Requests gathered into batches, which providers answer within a day at half the price."""
+"""Gathers requests into provider batches, answered within a day at half the price."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Batches:
             self._folder.mkdir(parents=True, exist_ok=True)
             batch = _Batch(found, self._folder / f"{content_hash(self._owner, found)}.json", set(wanted))
             batch.write(self._owner)
-        except Exception as error:  # noqa: BLE001 - whoever asked is told, whatever it is
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             for _, answer in wanted.values():
                 _fail(answer, error)
             return
@@ -172,7 +172,7 @@ class Batches:
             batch.keys &= lines.keys()
             batch.keys -= {key for key, line in lines.items() if not answered(line)}
             batch.write(self._owner)  # what is asked again is asked in another batch
-        except Exception as error:  # noqa: BLE001 - whoever asked is told, whatever it is
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             for answer in batch.asked.values():
                 _fail(answer, error)
             return

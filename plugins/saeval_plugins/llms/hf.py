@@ -1,4 +1,4 @@
-"""A transformers model in this process: generates, scores continuations, weighs choices; shared beginnings run once."""
+"""Runs a transformers model in this process: generates, scores continuations and weighs choices."""
 
 from __future__ import annotations
 
@@ -135,8 +135,7 @@ class HF(LLM):
     # --- tokens ---
 
     def _ids(self, text: str, *, marks: bool = False) -> list[int]:
-        """Return a text's tokens. What is spelled like a special token is text, unless a template put its marks
-        there."""
+        """Return a text's tokens; text that spells a special token stays text, except in templates."""
         made = self._live.tokenizer(text, add_special_tokens=False, split_special_tokens=not marks, verbose=False)
         return list(made["input_ids"])
 
@@ -306,8 +305,7 @@ class HF(LLM):
         return OrderedDict()
 
     def _prompts_cache(self, head: list[int], rows: list[list[int]]) -> tuple[Any, Tensor]:
-        """Return a cache of prefix and prompts, to be written to, and each prompt's last hidden state.  [rows,
-        width]"""
+        """Return a cache of prefix and prompts, and each prompt's last hidden state.  [rows, width]"""
         import torch
         from transformers import DynamicCache
 
@@ -379,7 +377,7 @@ class HF(LLM):
         Raises:
             LLMError: If it is several, or none that the tokenizer knows.
         """
-        # Some tokenizers put a space before every text; behind a tab, what follows stands as it is.
+        # Some tokenizers put a space before every text; after a tab, the rest keeps its form.
         tab = self._ids("\t")
         for ids in (self._ids(text), self._ids("\t" + text)[len(tab) :]):
             if len(ids) == 1 and ids[0] != self._live.tokenizer.unk_token_id:
@@ -448,8 +446,7 @@ class HF(LLM):
             raise self._error(f"its chat template does not take this conversation ({error})") from error
 
     def _unmarked(self, text: str) -> str:
-        """Return a text in which special tokens are spelled with a space, so that it cannot end its turn or begin
-        another."""
+        """Return a text with special tokens broken by a space, so that it cannot end its turn."""
         for token in self._live.tokenizer.added_tokens_decoder.values():
             if token.special:
                 text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")

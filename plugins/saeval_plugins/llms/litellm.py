@@ -106,8 +106,7 @@ class LiteLLM(LLM):
         return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     def check(self) -> None:
-        """See that litellm is installed, not one of its malicious releases, and sends no key where it does not
-        belong."""
+        """Check that litellm is installed, is no malicious release, and sends no key to a wrong host."""
         self._check_addresses()
         if find_spec("litellm") is None:
             raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'")
@@ -223,8 +222,7 @@ class LiteLLM(LLM):
         return self.prices() is not None
 
     def _price(self, litellm: Any, response: Any) -> float | None:
-        """Return the price by litellm's list, where cached tokens have their own; None for a model that is not in
-        it."""
+        """Return the price from litellm's list, counting cached tokens; None for unlisted models."""
         if not self._listed:  # to look in vain takes litellm a millisecond each time
             return None
         try:

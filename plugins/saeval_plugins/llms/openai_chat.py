@@ -1,4 +1,4 @@
-"""OpenAI's chat format, as litellm and compatible servers speak it: requests out, replies in."""
+"""Writes requests and reads replies in OpenAI's chat format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chat_body(model: str, request: Request) -> dict[str, Any]:
 
 
 def reply_from_chat(model: str, body: Any, usd: float | None = None, price_source: str | None = None) -> Reply:
-    """Read a chat response; whatever stands beside the answer in another shape than expected costs nothing but itself.
+    """Read a chat response; a field beside the answer that has an unexpected shape is ignored.
 
     Raises:
         Refused: If the model or a content filter declined.
@@ -133,8 +133,8 @@ def _message(error: object) -> object:
 def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
     """Read token counts, and the cost where the server states one; what is missing or makes no sense counts as 0.
 
-    Cached tokens stand in OpenAI's, DeepSeek's or Anthropic's place. A price that was computed from counts of which one
-    is missing is none.
+    Cached tokens are read from the field of OpenAI, DeepSeek or Anthropic. A price that was computed from counts of
+    which one is missing is dropped.
     """
     usage = usage if isinstance(usage, Mapping) else {}
     details = _within(usage, "prompt_tokens_details")

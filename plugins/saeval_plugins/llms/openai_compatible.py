@@ -1,4 +1,4 @@
-"""A direct path to servers that speak OpenAI's protocol: vLLM, llama.cpp, SGLang, a proxy of one's own."""
+"""Calls servers with an OpenAI-compatible API: vLLM, llama.cpp, SGLang or a proxy."""
 
 from __future__ import annotations
 
@@ -222,9 +222,7 @@ class OpenAICompatible(LLM):
 
     def _weights(self, alternatives: Any, choices: Sequence[str]) -> tuple[float, ...]:
         if not isinstance(alternatives, Mapping):
-            raise LLMError(
-                f"{self.model}: the server gave no alternatives at a gap, or joins it with what stands before"
-            )
+            raise LLMError(f"{self.model}: the server gave no alternatives at a gap, or joins it with the token before")
         if not any(choice in alternatives for choice in choices):
             raise LLMError(
                 f"{self.model}: none of the choices {', '.join(choices)} is among the {_MOST} likeliest tokens"
@@ -236,8 +234,7 @@ class OpenAICompatible(LLM):
         return object_from(self.model, await self._post("/completions", {**body, "logprobs": alternatives}))
 
     def _end(self, body: Mapping[str, Any], end: str) -> dict[int, tuple[float, Any]]:
-        """Return, of each of the last echoed tokens, those that spell the end of the prompt, by its place therein, the
-        log-probability and the alternatives.
+        """Return log-probability and alternatives of the echoed tokens that spell the end of the prompt, by position.
 
         They are counted from the end, for servers differ in whether BOS takes up room in their text offsets.
         """

@@ -1,4 +1,4 @@
-"""litellm in processes of its own: one core makes some hundred calls a second with it, however many are in flight."""
+"""Runs litellm in several processes, because one core makes only about a hundred calls per second with it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def _work(options: Mapping[str, Any]) -> None:
 
     llm = LiteLLM(**options)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    os.dup2(2, 1)  # what libraries print must not appear among the answers
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=_LONGEST)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)

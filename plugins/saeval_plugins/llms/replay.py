@@ -1,4 +1,4 @@
-"""Replies recorded in a file, played back by the content of the request; results are marked recorded."""
+"""Plays back replies recorded in a file; results are marked recorded."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def replay_key(request: Request) -> str:
 
 
 class Replay(LLM):
-    """Plays back `replay/FILE.jsonl`: one `{"key": …, "text": …}` a line, as `replay_key` makes keys; log-probabilities
-    of the tokens may stand beside the text.
+    """Plays back `replay/FILE.jsonl`: one `{"key": …, "text": …}` per line, with log-probabilities if recorded.
 
     A request that is not in the file fails, naming the prompt; no answer is ever made up.
     """

@@ -1,4 +1,4 @@
-"""How long a server asks to wait, said in headers or in the body of an error."""
+"""Reads from headers or an error body how long a server asks to wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that answers by rules written in the spec, for trying out tasks; its results are marked synthetic."""
+"""Answers by rules in the spec, to try out tasks; results are marked synthetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways of servers that differ from OpenAI's, learned from their errors: no system turn, streams only, other names."""
+"""Adapts requests to servers that differ from OpenAI's, as their errors show: no system turn, streaming only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SIGNS = {
     "streams only": r"only.{0,30}\bstream|stream.{0,30}must be (?:set to )?true|non-?stream\w*.{0,30}not ",
     "max_completion_tokens": r"max_tokens.{0,80}max_completion_tokens",
 }
-"""What the error of a server says that has such a way."""
+"""Error texts that reveal each deviation."""
 
 
 @dataclass
 class ServerQuirks:
-    """What a server was found to want.
+    """Deviations of one server.
 
     Attributes:
-        found: Names of its ways.
+        found: Names of its deviations.
     """
 
     found: frozenset[str] = field(default_factory=frozenset)
@@ -55,7 +55,7 @@ class ServerQuirks:
 
 
 def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return a conversation whose system turn stands at the head of the first user turn."""
+    """Return a conversation with the system turn moved to the start of the first user turn."""
     if not messages or messages[0]["role"] != "system" or len(messages) < 2:
         return messages
     system, first, *others = messages

@@ -1,4 +1,4 @@
-"""Chat responses that come as a stream of events, put together into one body."""
+"""Joins chat responses that arrive as a stream of events into one body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows chosen as EleutherAI's Delphi chooses them, known flaws and all, for comparison with its numbers."""
+"""Samples windows as EleutherAI's Delphi does, including its known flaws, to compare with its numbers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class DelphiSampler(Sampler):
     """Samples as EleutherAI/delphi does at commit 3c2e139 (November 2025): compare with its numbers, not with ours.
 
     Windows tile the text of a context and are ranked by their maximum activation. The ranking is cut into `quantiles`
-    parts of `windows // quantiles` each, the rest left out, and `explain // quantiles` and `score // quantiles` are
+    parts of `windows // quantiles` each, the rest omitted, and `explain // quantiles` and `score // quantiles` are
     drawn from each part. Silent windows are any verified ones. Strengths are ceil(10 · activation / maximum), as ours.
 
     Known flaw (`leak`): both draws are from all windows and begin with the same `seed`, so they coincide in part. With
     the defaults, 4, 3, 2 and 1 of the 5 scored windows of the strongest four deciles are shown to the explainer, 10 of
     all 50, if there are many windows; near 200, chance adds some, up to 20.
 
-    Not taken over: silent windows are drawn without replacement (there with, and from a generator that is seeded
-    alike for every latent); a latent with too few of them is left out (there it is scored without any).
+    Differences: silent windows are drawn without replacement (there with, and from a generator that is seeded
+    alike for every latent); a latent with too few of them is dropped (there it is scored without any).
     """
 
     name = "delphi"
@@ -119,8 +119,7 @@ class DelphiSampler(Sampler):
         return [*range(strongest), *(rank + strongest for rank in rest)]
 
     def _by_quantile(self, n: int, wanted: int) -> tuple[list[int], list[int]]:
-        """Draw from each quantile of n ranked windows; return the ranks, in the order drawn, and the quantile of
-        each."""
+        """Draw from each quantile of n ranked windows; return ranks in the order drawn, and quantiles."""
         draw = self._draw()
         size, each = n // self.quantiles, wanted // self.quantiles
         parts = [range(q * size, (q + 1) * size) for q in range(self.quantiles)]

@@ -1,4 +1,4 @@
-"""The windows that a frozen run showed and scored, chosen again as they were."""
+"""Samples the windows of a frozen run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows that stand against the activating ones: drawn at random, or hard because they look like them (paper §3.1)."""
+"""Draws non-activating windows: random ones, or hard ones that resemble activating ones (paper §3.1)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEWEST = 5
-"""A latent with fewer windows than this for explaining, for scoring, or silent, is left out."""
+"""A latent with fewer windows than this for explaining, for scoring, or silent, is omitted."""
 
 By = Literal["decoder", "encoder", "cooccurrence"]
 Keep = Callable[["NDArray[np.int64]"], "NDArray[np.bool_]"]
 
-_TILE_BYTES = 64 << 20  # float32 directions that are looked at together
+_TILE_BYTES = 64 << 20  # float32 directions per tile
 _BLOCK = 1 << 21  # firings that are looked up together
 
 
@@ -44,10 +44,10 @@ class Wanted(NamedTuple):
     Attributes:
         store: The activations.
         latent: The latent.
-        window: Tokens a window.
+        window: Tokens per window.
         n: How many; fewer come when there are not enough.
         keep: Tells for window numbers which may be drawn.
-        beside: The activating windows that they will stand beside.
+        beside: The activating windows of the same latent.
     """
 
     store: ActivationStore
@@ -238,7 +238,7 @@ def _directions(store: ActivationStore, by: Literal["decoder", "encoder"]) -> Di
     vectors = coder.directions() if by == "decoder" else coder.encoder_directions()
     if vectors is None:
         why = (
-            "neurons stand at right angles to each other, so none is near another"
+            "neurons are orthogonal, so none is near another"
             if isinstance(coder, NeuronCoder)
             else f"a coder of the kind {coder.architecture!r} has no {by} directions to compare"
         )

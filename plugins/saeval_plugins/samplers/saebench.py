@@ -1,5 +1,4 @@
-"""Windows chosen as SAEBench's automated interpretability does, known flaws and all, for comparison with its
-numbers."""
+"""Samples windows as SAEBench does, including its known flaws, to compare with its numbers."""
 
 from __future__ import annotations
 
@@ -38,17 +37,17 @@ class SAEBench(Sampler):
     2 top, 2 weighted, 10 at random places. The explainer's 15 come strongest first.
 
     Known flaws. `leak`: windows of both sides come from the same documents and may overlap. `unverified`: windows at
-    random places are called silent without a look at them, and so are weighted ones that stay at or below `threshold`.
+    random places are called silent without checking them, and so are weighted ones at or below `threshold`.
     A latent that fires on a share d of all tokens fires in about 1 − (1 − d)^21 of them, so dense latents lose points
     for right answers.
 
-    Not taken over: a latent with too few firings is always left out (there, some raise); windows keep clear of BOS.
+    Differences: a latent with too few firings is always omitted (there, some raise); windows keep clear of BOS.
     """
 
     name = "saebench"
 
     window: int = Field(default=21, ge=5)
-    """Tokens a window: a centre and as many on each side of it."""
+    """Tokens per window: a centre and as many on each side of it."""
     explain_top: int = Field(default=10, ge=1)
     """Top windows for the explainer."""
     explain_weighted: int = Field(default=5, ge=0)

@@ -1,4 +1,4 @@
-"""Split a latent's windows in two by document, so that explaining and scoring never share any text."""
+"""Splits a latent's windows by document, so that explaining and scoring share no text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The paper's samplers: how the explainer's windows are chosen among a latent's activating ones (paper §3.1).
+"""Samples activating windows for explaining and scoring, as in the paper (§3.1).
 
 Windows tile the text. One that begins or ends close to where the latent fires is moved by up to a quarter of its
-length, so that text stands on both sides (`ActivationStore.begin_around`).
+length, so that there is text on both sides (`ActivationStore.begin_around`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _WindowSampler(Sampler):
         return self.non_activating.n
 
     def reads_one_latent(self) -> bool:
-        """Return whether silent windows are chosen without a look at other latents."""
+        """Return whether silent windows are chosen without reading other latents."""
         return self.non_activating.use != "neighbours"
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
@@ -121,7 +121,7 @@ class _WindowSampler(Sampler):
 
 
 def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return the order from the largest down; ties as they stand."""
+    """Return the order from the largest down; ties keep their order."""
     if len(maxima) < 1024:
         return np.argsort(-maxima, kind="stable")
     # Floats order as their bits do, read as an integer, but for the sign; sorting 16 bits takes one radix pass.

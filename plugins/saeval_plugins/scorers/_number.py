@@ -1,4 +1,4 @@
-"""A number from 0 to 10 in a model's reply: the one it wrote, or the mean of those it might have written."""
+"""Reads a number from 0 to 10 in a model's reply: the one it wrote, or the expected value over its alternatives."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _expected(reply: Reply, written: str, at: int) -> float | None:
-    """Return the mean of the numbers that may stand in the place of the one written; None where nothing tells."""
+    """Return the expected value over the alternatives to the number written; None without probabilities."""
     tokens = [entry.token for entry in reply.logprobs or ()]
     starts = list(accumulate(map(len, tokens), initial=0))
     shift = "".join(tokens).rfind(whole_answer(reply))

@@ -32,12 +32,12 @@ _AGAIN = 1000  # repeat number of the second asking, beyond any that a scorer us
 class Consistency(Scorer):
     """Puts the questions of a judging scorer twice, and compares the answers. Says nothing about the explanation.
 
-    `order`: the windows of each prompt stand in reverse order the second time; answers that change depend on the place
+    `order`: the second prompt reverses the order of windows; answers that change depend on the place
     in the list. `repeat`: exactly the same prompts are asked again; answers that change are the model's own
     noise. Judges that give probabilities see one window at a time, so there order has nothing to change.
 
     Agreement is the share of windows answered alike, of those answered both times; kappa is Cohen's, agreement beyond
-    what the two shares of yes would give by chance, and is left out where that is certain.
+    what the two shares of yes would give by chance, and is omitted where that is certain.
     """
 
     name = "consistency"

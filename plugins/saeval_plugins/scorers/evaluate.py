@@ -23,7 +23,7 @@ class Evaluate(Scorer):
     metric: ModelRef
     """Name of a metric on the hub, or `./path` of a metric script beside the spec."""
     result: str | None = None
-    """Name of the value in what the metric returns; its only value when left out."""
+    """Name of the value in what the metric returns; default: its only value."""
     arguments: dict[str, Any] = {}
     """Further arguments of the metric's `compute`."""
     low: float = 0.0

@@ -1,5 +1,4 @@
-"""Example embedding: do the windows in which a latent fires lie closer to each other than to others? (arXiv
-2507.08473)"""
+"""Example embedding: are activating windows closer to each other than to others? (arXiv 2507.08473)"""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from saeval_plugins.scorers.embedding import Embeddings
 class ExampleEmbedding(Embeddings):
     """Ranks the windows by their mean cosine to activating windows minus that to non-activating ones.
 
-    A window is left out of both means. The explanation is not used: the score says how much alike a latent's windows
+    Both means exclude the window itself. The explanation is not used: the score says how much alike a latent's windows
     are, for a model that sees whole windows and not which tokens fire.
     """
 

@@ -28,12 +28,12 @@ class Fuzzing(Judge):
     each window is asked about in a prompt of its own.
 
     The other ways take over the pattern of an activating window, mark for mark, and are kept for comparison. Their
-    wrong marks stand on tokens that hardly recur while right ones do, which a judge can use unless `batch` is 1.
+    wrong marks fall on tokens that hardly recur while right ones do, which a judge can exploit unless `batch` is 1.
 
     `matched`: a non-activating window takes over the pattern, every pattern in turn in an order drawn for the latent.
     `active`: another activating window does, where none of the marks falls on a token that fires there. So the text
     says nothing either, and only the marked tokens do. One half of the windows, drawn at random, lends its patterns
-    to the other; each pattern is used once, and windows that find no partner are left out, on both sides, which
+    to the other; each pattern is used once, and windows that find no partner are omitted, on both sides, which
     leaves each pattern right as often as wrong.
 
     `fixed`: as EleutherAI/delphi marks them (commit 3c2e139), for comparison with its numbers. As many tokens as fire
@@ -50,7 +50,7 @@ class Fuzzing(Judge):
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""
     negatives: Literal["other", "matched", "active", "fixed"] = "other"
-    """Where wrong marks stand: on the firings of one other latent; on tokens of non-activating windows, or of
+    """Where wrong marks are placed: on the firings of one other latent; on tokens of non-activating windows, or of
     activating ones, that do not fire; `fixed`, at places that give them away, is for comparison with Delphi only."""
 
     def needs(self) -> frozenset[Need]:

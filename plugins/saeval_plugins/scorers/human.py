@@ -1,5 +1,4 @@
-"""Human: what people thought of an explanation (paper §4.1), read from a table of ratings, to stand beside the other
-scorers."""
+"""Human: what people thought of an explanation (paper §4.1), read from a table of ratings."""
 
 from __future__ import annotations
 
@@ -42,9 +41,9 @@ class Human(Scorer):
     """Gives each latent the mean of its ratings, 1 (worst) to 4 (best), from a CSV file.
 
     The columns are `latent` and `rating` and, where wanted, `hookpoint`, `rater`, `example` and `explanation`. Every
-    line counts alike. Where a line names an explanation, it counts for that explanation alone, capitals and the space
-    around it aside; so ratings made for one explainer never pass for another's, nor for a baseline's. A latent
-    without a rating is skipped. Correlations with the other scorers stand in the report.
+    line counts alike. A line that names an explanation counts only for this explanation (ignoring case and surrounding
+    space), so ratings made for one explainer never pass for another's, nor for a baseline's. A latent
+    without a rating is skipped. Correlations with the other scorers are in the report.
     """
 
     name = "human"
@@ -144,7 +143,7 @@ def _columns(row: list[str], place: str) -> list[str]:
         known = ", ".join((*_REQUIRED, *_OPTIONAL))
         raise InputError(f"{place}: the column {strange[0]!r} means nothing here; there are {known}")
     if len(set(columns)) < len(columns):
-        raise InputError(f"{place}: a column stands there twice")
+        raise InputError(f"{place}: a column appears twice")
     return columns
 
 

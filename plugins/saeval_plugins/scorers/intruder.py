@@ -1,5 +1,4 @@
-"""Intruder: does a judge, told nothing of an explanation, see that a latent's windows belong together? (arXiv
-2507.08473)"""
+"""Intruder: does a judge see which window does not belong, without any explanation? (arXiv 2507.08473)"""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ class Intruder(Scorer):
     The explanation is not shown: the score says how well a latent's windows belong together, whatever they are said
     to have in common. Each window is one of the others in one question at
     most, and the intruder in one at most. All others of a question are of one rank decile, or of the nearest ones
-    where that has too few; its outcome stands under that decile.
+    where that has too few; its outcome is listed under that decile.
 
     `default`: the intruder is a window in which the latent is silent. Its marks are those of another activating
     window of the same decile, so that number, length and place of marks do not give it away. `internal`: the
@@ -73,7 +72,7 @@ class Intruder(Scorer):
     windows: int = Field(default=5, ge=3, le=20)
     """Windows in a question, the intruder among them."""
     questions: int = Field(default=20, ge=1)
-    """Questions a latent; fewer where it has fewer windows than these take."""
+    """Questions per latent; fewer where it has fewer windows than these take."""
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at this share of their window's maximum, or more, are marked."""
 
@@ -102,8 +101,7 @@ class Intruder(Scorer):
     def _silent(
         self, examples: Examples, rng: np.random.Generator
     ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield the others, the intruder and its marks: a group of windows of which one lends the intruder its
-        marks."""
+        """Yield a non-activating intruder with marks borrowed from one window of the group."""
         intruders = [examples.non_activating[i] for i in rng.permutation(len(examples.non_activating))]
         groups = self._groups(examples, self.windows, len(intruders), rng)
         for (lender, *others), intruder in zip(groups, intruders, strict=False):
@@ -121,8 +119,7 @@ class Intruder(Scorer):
                 yield others, intruder, intruder.firing(self.threshold)
 
     def _groups(self, examples: Examples, size: int, most: int, rng: np.random.Generator) -> list[list[Example]]:
-        """Return at most so many groups of windows of like deciles, spread evenly over all of them, each in an order of
-        its own."""
+        """Return groups of windows of similar deciles, spread evenly, each shuffled."""
         shuffled = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
         ranked = sorted(shuffled, key=lambda window: window.decile or 0)
         n = min(self.questions, len(ranked) // self.windows, most)

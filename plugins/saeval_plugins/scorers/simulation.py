@@ -1,5 +1,4 @@
-"""Simulation: does a model that knows the explanation predict how strongly the latent fires on each token? (paper
-§3.3)"""
+"""Simulation: does a model predict activations from the explanation? (paper §3.3)"""
 
 from __future__ import annotations
 
@@ -50,15 +49,15 @@ Simulated = list[float] | ParseError | LLMError
 class Simulation(Scorer):
     """Pearson's r of predicted with true strengths over all tokens of all windows, activating ones and others.
 
-    `all_at_once` (models that weigh choices in a text, also base models): the window's tokens stand one a line, each
-    followed by a tab and `unknown`; instead of each `unknown` the digits 0 to 9 are weighed, and their expected value
-    is the prediction, so a window takes one forward pass (Bills et al. 2023). The levels end at 9 because every
+    `all_at_once` (models that weigh choices in a text, also base models): the window's tokens are listed one per line,
+    each followed by a tab and `unknown`; instead of each `unknown` the digits 0 to 9 are weighed, and their expected
+    value is the prediction, so a window takes one forward pass (Bills et al. 2023). The levels end at 9 because every
     tokenizer has digits as single tokens, while most have no 10.
 
-    `token_by_token` (any chat model, and some thirty times as dear as detection): for each token the simulator sees
+    `token_by_token` (any chat model, and about thirty times the cost of detection): for each token the simulator sees
     the window up to it and answers with a number from 0 to 10. With `top_logprobs`, and a provider that gives them,
     the prediction is the expected value over numbers. A reply that cannot be read is asked for once more. A window
-    with any token unanswered is left out and counted.
+    with any token unanswered is dropped and counted.
 
     In the prompts' examples as in the truth, a strength is a share of the latent's maximum, silent tokens having 0.
     The truth is not rounded; r does not depend on the scale. A simulator that predicts the same everywhere has said
@@ -136,7 +135,7 @@ def _spread(windows: Sequence[Example], most: int | None) -> list[Example]:
 
 
 def _parts(window: Example) -> tuple[str, ...]:
-    """Return what stands before each gap: a token, which cannot pose as structure, and a tab."""
+    """Return what precedes each gap: a token, which cannot pose as structure, and a tab."""
     return tuple("\n" * (at > 0) + escaped(token) + "\t" for at, token in enumerate(window.tokens))
 
 

@@ -1,5 +1,4 @@
-"""Surprisal: does the explanation make a base model expect the windows in which the latent fires? (paper §3.3,
-A.4.3)"""
+"""Surprisal: does the explanation make activating windows likelier to a base model? (paper §3.3, A.4.3)"""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ PROMPT = load("surprisal.md")
 class Surprisal(Scorer):
     """Ranks the windows by how much likelier the explanation makes them: log p(x|z) - log p(x|z̄), in nats.
 
-    A window x stands in a list of passages that have z in common: the explanation, or for z̄ a description that fits
+    A window x is listed with passages that share z: the explanation, or for z̄ a description that fits
     any text. Its log-probability is the sum over all of its tokens, the first included.
     """
 
@@ -44,7 +43,7 @@ class Surprisal(Scorer):
     prompts = (PROMPT,)
 
     generic: str = Field(default="nothing in particular; text of every kind", min_length=1)
-    """What the explanation is held against, the same for all latents."""
+    """What the explanation is compared with, the same for all latents."""
 
     def needs(self) -> frozenset[Need]:
         """Continuations are scored."""

@@ -1,4 +1,4 @@
-"""Work in batches that grow smaller where memory runs out."""
+"""Runs work in batches, and makes them smaller when memory runs out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) 
 
 
 def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str | None:
-    """Return what an allocator said, with everything that the call held given back; None where all went well."""
+    """Return the out-of-memory error of a call, after releasing what it held; None if it succeeded."""
     try:
         do(low, high)
     except RuntimeError as error:  # torch's; NumPy's MemoryError may come from writing, which cannot be done again

@@ -30,10 +30,10 @@ class _Shard(NamedTuple):
 class DelphiSource(ActivationSource):
     """Reads the folder that Delphi caches one hookpoint's latents in (`results/NAME/latents/HOOKPOINT`).
 
-    Thresholds are kept as they are: Delphi leaves out magnitudes of 1e-5 and less and rounds to half precision.
-    Negative activations are left out, as they are in other sources, and so is what fires on BOS and other special
+    Thresholds are kept as they are: Delphi omits magnitudes of 1e-5 and less and rounds to half precision.
+    Negative activations are omitted, as they are in other sources, and so is what fires on BOS and other special
     tokens. Delphi does not write down where a document begins, so every context counts as a document: two contexts of
-    one text may stand on both sides of the split between explaining and scoring.
+    one text may appear on both sides of the split.
     """
 
     name = "delphi"
@@ -43,7 +43,7 @@ class DelphiSource(ActivationSource):
     tokenizer: ModelRef
     """Folder or hub id of the tokenizer that the text was tokenised with: the subject model's."""
     n_latents: int | None = Field(default=None, ge=1)
-    """Width of the dictionary; when left out, what the shards' names say."""
+    """Width of the dictionary; by default, what the shards' names say."""
 
     def check(self) -> None:
         """Look whether the shards are there, whole, and follow on each other."""
@@ -77,7 +77,7 @@ class DelphiSource(ActivationSource):
             if shard.first != expected or shard.last < shard.first:
                 raise InputError(
                     f"Delphi's latents {self.path}: {shard.file.name} begins at latent {shard.first} instead of "
-                    f"{expected}; a shard is missing or stands twice"
+                    f"{expected}; a shard is missing or duplicated"
                 )
             expected = shard.last + 1
         if self.n_latents is not None and self.n_latents < expected:

@@ -29,12 +29,12 @@ class Neuronpedia(ActivationSource):
     Each exported text is a context and a document of its own; one that was exported for several latents is one context.
     What an export says is how strongly *that* latent fires on each token. Whether others fire there it does not say, so
     they count as unknown, not as silent: a latent's silent windows come from the silent parts of its own texts, and a
-    latent without enough of them is left out. Texts are excerpts, mostly a latent's strongest, so its density over a
+    latent without enough of them is omitted. Texts are excerpts, mostly a latent's strongest, so its density over a
     corpus cannot be known; results carry a warning. Excerpts that overlap without being equal cannot be recognised, and
-    may stand on both sides of the split between explaining and scoring.
+    may appear on both sides of the split.
 
-    Negative values are left out, as in other sources. Values on special tokens are left out, and so are special tokens
-    before the text.
+    Negative values are dropped, as in other sources, and so are values on special tokens, and special tokens before
+    the text.
     """
 
     name = "neuronpedia"
@@ -44,7 +44,7 @@ class Neuronpedia(ActivationSource):
     source: str | None = None
     """Neuronpedia's name of the place, such as `9-res-jb`; needed when the files hold more than one."""
     n_latents: int | None = Field(default=None, ge=1)
-    """Width of the dictionary; when left out, one more than the greatest latent that occurs."""
+    """Width of the dictionary; by default, one more than the greatest latent that occurs."""
     special: tuple[str, ...] = (
         "<bos>", "<eos>", "<pad>", "<s>", "</s>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>",
         "<start_of_turn>", "<end_of_turn>",
@@ -168,8 +168,7 @@ def _checked(where: str, row: dict[str, Any]) -> tuple[int, list[str], list[floa
 
 
 def _plain(tokens: dict[str, int]) -> Callable[[str], str]:
-    """Return what turns tokens into text: vocabularies write a space as `▁` or `Ġ`, unless someone has already changed
-    it."""
+    """Return a function that turns tokens into text: `▁` and `Ġ` are spaces, unless already replaced."""
     if any(token.startswith(" ") for token in tokens):
         return str
     table = str.maketrans({"▁": " "} if any("▁" in t for t in tokens) else {"Ġ": " ", "Ċ": "\n", "ĉ": "\t"})

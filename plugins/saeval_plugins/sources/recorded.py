@@ -1,4 +1,4 @@
-"""Activations that saeval wrote down elsewhere: a finished store, taken as it is."""
+"""Reads a finished activation store made elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Recorded(ActivationSource):
     """Takes a store made elsewhere: neither the model nor the coder nor the corpus is needed again.
 
     A store is what `cache/stores/` holds and `saeval push` and `saeval pull` carry about. Every file is compared with
-    its checksum. A store of made-up activations stays marked as such.
+    its checksum. A store of synthetic activations stays marked as such.
     """
 
     name = "recorded"

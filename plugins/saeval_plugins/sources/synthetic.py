@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Synthetic(ActivationSource):
-    """Documents of simple words, in which latent i fires wherever the i-th planted word stands.
+    """Documents of simple words, in which latent i fires on the i-th planted word.
 
     Results made from it are marked as synthetic and stay off leaderboards.
     """

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
 
-_LOOKED_AT = 2000  # documents that are looked at for a check
+_LOOKED_AT = 2000  # documents read for a check
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
 )
@@ -44,7 +44,7 @@ class Transformers(ActivationSource):
     """Runs a language model over a corpus and encodes its activations (paper §3.1).
 
     Each context begins with BOS, which models need to see; activations at BOS, other special tokens and padding are
-    left out. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
+    omitted. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
     hookpoint. Only positive activations are kept: where a coder's latents are signed, their negative side counts as
     silence.
     """
@@ -63,7 +63,7 @@ class Transformers(ActivationSource):
     """Precision of the model; `auto` for bfloat16 on CUDA and float32 elsewhere."""
     hookpoint: str | None = None
     """Where to read: a module path (`layers.9`, `layers.9.mlp.input`) or TransformerLens' name for it
-    (`blocks.9.hook_resid_post`). Left out, the place that the coder's files name."""
+    (`blocks.9.hook_resid_post`). By default, the place that the coder's files name."""
     coder: SerializeAsAny[Coder]
     """The coder: `{use: sae_lens, with: {path: …}}`."""
     corpus: Corpus
@@ -97,7 +97,7 @@ class Transformers(ActivationSource):
             self._fit().check_window(texts, window)
 
     def cautions(self) -> list[str]:
-        """Say where the coder is used otherwise than it was trained."""
+        """Say where the coder is used differently than it was trained."""
         fit = self._fit()
         conflicts = [f"Accepted as it is: {conflict}." for conflict in fit.conflicts()]
         return conflicts + fit.cautions()
@@ -147,7 +147,7 @@ class Transformers(ActivationSource):
     def with_coder(self, coder: Coder) -> Transformers:
         """Return this source reading another coder at the same place."""
         changes: dict[str, Any] = {"coder": coder, "hookpoint": self._place}
-        with suppress(InputError):  # files that are not there are told of where this source is checked
+        with suppress(InputError):  # missing files are reported where this source is checked
             changes |= {"coder": coder.beside(self.coder), "corpus": self._corpus}
         return self.model_copy(update=changes)
 
@@ -265,7 +265,7 @@ class _Reading:
             writer.note(measures=dict(self.coder.measures))
 
     def turn_to(self, low: int) -> int:
-        """Go on with the shard that begins at a context, and return the context to begin at."""
+        """Resume the shard that begins at a context, and return the context to begin at."""
         self.done = self.writer.turn_to(low)
         return self.done
 

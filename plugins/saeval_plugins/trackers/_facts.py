@@ -1,4 +1,4 @@
-"""What trackers are told of a run: numbers, settings, files, and a name that stays the same."""
+"""Collects what trackers log of a run: numbers, settings, files and a stable name."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def settings(result: RunResult) -> dict[str, str | int | bool]:
 
 
 def numbers(result: RunResult) -> dict[str, float]:
-    """Return every number of the leaderboard by `cell/scorer.metric`, its interval and n beside it, measures and
-    cost."""
+    """Return the leaderboard's numbers by `cell/scorer.metric`, with intervals, n, measures and cost."""
     found = {"partial": float(result.partial)}
     for cell in result.cells:
         found |= {f"{cell.cell}/{name}": float(value) for name, value in cell.measures.items()}

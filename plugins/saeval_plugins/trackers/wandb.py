@@ -1,5 +1,4 @@
-"""Trackers that follow Weights & Biases' interface: wandb itself, and trackio, which keeps everything on this
-machine."""
+"""Trackers with the interface of Weights & Biases: wandb, and trackio, which stays on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ class Wandb(Tracker):
     project: str = "saeval"
     """Project to log to."""
     entity: str | None = None
-    """User or team; wandb's own default when left out."""
+    """User or team; default: wandb's own default."""
 
     def check(self) -> None:
         """Look whether wandb is there, and allowed to log."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Executor(ABC):
-    """Does the heavy stages of a task; what they make is written down by whoever asks.
+    """Runs the heavy stages of a task; the caller records their results.
 
     Attributes:
         workers: Processes that do the work.

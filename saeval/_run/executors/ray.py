@@ -161,8 +161,7 @@ class OnRay(Executor):
             raise self._error
 
     async def _wait_for_all(self) -> None:
-        """Let no worker take what others could do, but wait no longer than a little for one that Ray has no room
-        for."""
+        """Wait briefly until all workers are up, so that none takes the share of others."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_TOGETHER):
                 while not (self._error or all(seat.up for seat in self._seats)):
@@ -206,7 +205,7 @@ class OnRay(Executor):
                 async with asyncio.timeout(_PATIENCE):
                     await self._changed.wait()
             except TimeoutError:
-                self._fail(SaevalError(f"no Ray worker came up within {_PATIENCE:g} s; nothing is lost, run again"))
+                self._fail(SaevalError(f"no Ray worker started within {_PATIENCE:g} s; run the same command again"))
 
     async def _attend(self, seat: _Seat) -> None:
         """Open a worker, write down what it tells, and do so again when Ray has replaced it."""

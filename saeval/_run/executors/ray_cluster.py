@@ -39,7 +39,7 @@ def cluster(cpus: int | None) -> Iterator[None]:
     and reports no usage. It ends with the block.
 
     Args:
-        cpus: CPUs of a new cluster; all there are when left out.
+        cpus: CPUs of a new cluster; default: all.
 
     Raises:
         InputError: If Ray is not installed, cannot be reached, or would listen to other machines.
@@ -98,7 +98,7 @@ def _own(cpus: int | None) -> Iterator[None]:
 def _reaped(folder: str) -> Iterator[None]:
     """Have a process clean up after this one, should it be killed."""
     program = [sys.executable, "-I", str(Path(__file__).with_name("ray_reaper.py")), folder]
-    nowhere = subprocess.DEVNULL  # whoever reads our output waits for its end
+    nowhere = subprocess.DEVNULL  # a reader of our output would wait for its end
     reaper = subprocess.Popen(  # noqa: S603 - our own program
         program, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
     )

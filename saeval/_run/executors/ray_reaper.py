@@ -1,5 +1,4 @@
-"""Cleans up after a driver of a local Ray cluster that was killed; a program of its own, with the standard library
-alone.
+"""Cleans up a local Ray cluster whose driver was killed; a separate program that imports only the standard library.
 
 It waits for the end of its input, which comes when the driver is gone, however it ended. Then processes that belong
 to the cluster get a while to end by themselves, because they may be waiting for answers that are paid for.

@@ -32,8 +32,8 @@ class Order:
 
     Attributes:
         spec: The task, resolved.
-        cache: SAEVAL_CACHE of whoever asks; None leaves each machine its own.
-        host: The machine of whoever asks.
+        cache: SAEVAL_CACHE of the caller; None leaves each machine its own.
+        host: The machine of the caller.
         workers: How many workers share the work.
         max_cost: The run's spending limit.
         served: Who has to answer each role and model, as earlier sittings of the run were answered; anybody elsewhere.
@@ -68,7 +68,7 @@ Tell = Callable[[News], None]
 
 
 class Stop(NamedTuple):
-    """An error that ends the run, on its way to whoever asked: Ray would wrap it, and lose what it says."""
+    """An error that ends the run, on its way to the caller: Ray would wrap it, and lose what it says."""
 
     kind: type[SaevalError]
     text: str
@@ -90,7 +90,7 @@ def identity(task: Task) -> str:
 
 
 def collect_cells(order: Order, expected: str, cells: Sequence[str], share: tuple[int, int]) -> Stop | None:
-    """Collect a share of cells that share a model pass; whoever comes last puts the stores into the cache."""
+    """Collect a share of cells that share a model pass; the last worker puts the stores into the cache."""
     try:
         task = order.task()
         _same(task, expected)
@@ -120,7 +120,7 @@ class Worker:
     def __init__(self, order: Order, expected: str):
         self._order, self._expected = order, expected
         self._budget = Budget(order.max_cost)
-        self._budget.unknown = 1  # whoever asks says so
+        self._budget.unknown = 1  # the caller says so
         self._at_the_end = AsyncExitStack()
         self._making: set[asyncio.Task[Any]] = set()
         self._news: list[News] = []

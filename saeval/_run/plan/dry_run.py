@@ -1,4 +1,4 @@
-"""A stand-in for a language model: it counts what it is asked, and answers as the prompts' own examples do."""
+"""Replaces language models in a plan: counts requests and answers like the prompts' examples."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _REST = 0.05  # seconds per latent and cell: sampling, and the report
 
 ASSUMPTIONS = (
     f"Prompts are real ones, for up to {_TRIED} latents per cell, made from windows of the activations in the cache; "
-    f"where there are none yet, from windows of made-up text. {CHARACTERS:g} characters are a token.",
+    f"where there are none yet, from placeholder text. {CHARACTERS:g} characters are a token.",
     "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that "
     "model reasons; without --like the reasoning of a model is not counted. None has to be asked twice.",
     f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says "
@@ -45,7 +45,7 @@ ASSUMPTIONS = (
     f"{_COLLECTED:g}, as small models do on two cores; all else takes {_REST:g} s a latent, and longer where "
     "sentences are embedded. The others are those of the run given by --like.",
     "Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, "
-    f"{_ACTIVE} a token or the coder's `k`, and 5 for the token. Models that are downloaded or unpacked are left out.",
+    f"{_ACTIVE} a token or the coder's `k`, and 5 for the token. Downloaded or unpacked models are not included.",
     "Answers and activations that are in the cache already cost nothing when they are used again.",
 )
 """What the numbers rest on."""
@@ -96,7 +96,7 @@ class Plan:
     steps: tuple[StepPlan, ...]
 
     def total(self, column: str) -> Any | None:
-        """Return a column's sum, tokens of the corpus left out; None where a part of it is unknown."""
+        """Return a column's sum, tokens of the corpus omitted; None where a part of it is unknown."""
         tokens = column == "input_tokens"
         values = [getattr(step, column) for step in self.steps if not (tokens and step.step == "collect")]
         return None if None in values else sum(values)
@@ -113,13 +113,13 @@ class Plan:
 def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Plan:
     """Tell what a run would take. No model is asked or loaded, and nothing is collected.
 
-    Every step is tried on a few latents with a stand-in for its model, which counts what it is asked; what comes of it
-    is written down as a run does, and weighed.
+    Every step is tried on a few latents with a placeholder model that counts requests. The results are written as a run
+    writes them, to estimate disk space.
 
     Args:
         task: The task.
         limit: Maximum latents per cell.
-        speed: How fast another run went, such as one of this task with a limit; assumed where left out.
+        speed: How fast another run went, such as one of this task with a limit; assumed by default.
     """
     steps: list[StepPlan] = []
     collected: set[str] = set()
@@ -186,7 +186,7 @@ class _Try(NamedTuple):
 
     @classmethod
     def of(cls, task: Task, cell: Cell, limit: int | None, stand_in: Path) -> _Try:
-        """Sample them, from made-up text where nothing is collected yet."""
+        """Sample them, from placeholder text where nothing is collected yet."""
         listed = cell.latents.select == "list"
         wanted = len(cell.latents.indices) if listed else cell.latents.n
         wanted = wanted if limit is None else min(wanted, limit)
@@ -203,7 +203,7 @@ class _Try(NamedTuple):
         records, why = Records(), ""
         try:
             records, _ = choose_records(sampled, store, task.run.seed, min(_TRIED, wanted))
-        except Exception as error:  # noqa: BLE001 - samplers may need what a stand-in has not
+        except Exception as error:  # noqa: BLE001 - samplers may need what the placeholder lacks
             why = f"no window could be sampled to try it on: {error}"
         counts = {"requested": wanted, "eligible": wanted, "sampled": wanted}
         return cls(CellState(cell, store, records, counts, base=""), wanted, why)
@@ -329,7 +329,7 @@ def _asking(
         rng = work.rng(task.run.seed, step.step, step.variant, record.latent)
         try:
             result = asyncio.run(_try(step.part, record, Context(record.latent, rng, counter, embedder())))
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything over made-up answers
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything over placeholder answers
             why = f"could not be tried: {error}"
             continue
         asked, counter.asked = pack(counter.asked), []

@@ -16,9 +16,9 @@ class Speed:
     """How fast a run went.
 
     Attributes:
-        call: Seconds a call, by role and model, while the model was being asked; calls under way at once share the
+        call: Seconds per call, by role and model, while the model was being asked; calls under way at once share the
             time.
-        rest: Seconds a latent that all else took but collecting: sampling, steps without a language model, reports.
+        rest: Seconds per latent that all else took but collecting: sampling, steps without a language model, reports.
             None where the run was not done at one sitting.
         output: Tokens generated per call, by role and model; models that reason write more than their answers.
     """

@@ -1,4 +1,4 @@
-"""Activations grouped by latent in bounded memory: sorted chunks on disk, merged a range of latents at a time."""
+"""Groups activations by latent in bounded memory: sorted chunks on disk, merged by ranges of latents."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _sorted(chunks: Sequence[Chunk], low: int, high: int) -> Iterator[NDArray[np
     """Yield the pairs of a range of latents in the order of the store."""
     bounds = [chunk.bounds(low, high) for chunk in chunks]
     parts = (chunk.pairs(int(own[0]), int(own[-1])) for chunk, own in zip(chunks, bounds, strict=True))
-    if high == low + 1 or len(chunks) < 2:  # they stand in order; one latent may have more than fits into memory
+    if high == low + 1 or len(chunks) < 2:  # they are in order; one latent may have more than fits into memory
         yield from parts
         return
     together = np.concatenate(list(parts))

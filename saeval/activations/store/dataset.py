@@ -1,4 +1,4 @@
-"""A tokenised corpus on disk: as a part of every store, and for processes that read the same one."""
+"""Reads and writes a tokenised corpus on disk."""
 
 from __future__ import annotations
 

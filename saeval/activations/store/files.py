@@ -1,4 +1,4 @@
-"""What the writer and the reader of a store must agree on: its manifest, and its arrays' shapes."""
+"""Defines the manifest of a store and the shapes of its arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is of a store before it is whole: pieces of the corpus, each of them there for good or not at all."""
+"""Manages the finished pieces of a store that is still being written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Pieces:
 
     def __init__(self, folder: Path, n_latents: int, kind: np.dtype[np.void]):
         self._folder, self._n_latents, self._kind = folder, n_latents, kind
-        self._known: dict[tuple[int, int], Piece] = {}  # those that were looked at already
+        self._known: dict[tuple[int, int], Piece] = {}  # those that were read already
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(
@@ -85,8 +85,8 @@ class Pieces:
         """Return the pieces that are there, in order and without overlap; damaged ones are removed.
 
         Args:
-            low: Look at pieces from this context on.
-            high: Look at pieces up to this context; None for the end.
+            low: First context of the pieces.
+            high: End of the pieces; None for the end of the corpus.
         """
         spans = sorted(tuple(map(int, path.name.split("-"))) for path in self._folder.glob("[0-9]*-*"))
         pieces: list[Piece] = []

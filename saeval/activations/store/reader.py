@@ -1,4 +1,4 @@
-"""Reading a store: the firings of a latent, windows of text, and examples."""
+"""Reads a store: firings of a latent, windows of text, and examples."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class ActivationStore:
         path: The directory.
         n_latents: Width of the dictionary.
         n_tokens: Text tokens in the corpus.
-        length: Tokens a context.
+        length: Tokens per context.
         lead: Tokens before the text in each context (BOS).
         mask: Which tokens are text.  [contexts, length]
         latents: Latents whose activations are known; None for all.
         facts: What the source noted.
-        coder: Loads the coder whose activations these are, where whoever opened the store lends it.
+        coder: Loads the coder whose activations these are, if the opener of the store provides it.
     """
 
     coder: Callable[[], SparseCoder] | None = None
@@ -170,7 +170,7 @@ class ActivationStore:
         indptr, known = self._known
         return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
 
-    # Windows tile the text of a context, BOS left out; a context's short rest belongs to no window.
+    # Windows tile the text of a context, BOS omitted; a context's short rest belongs to no window.
 
     def _tiles(self, window: int) -> int:
         """Windows a full context has; window number `context * tiles + tile`."""
@@ -192,7 +192,7 @@ class ActivationStore:
 
         Args:
             latent: The latent.
-            window: Tokens a window.
+            window: Tokens per window.
         """
         last = self._last_windows
         if last is None or last[0] != (latent, window):
@@ -264,7 +264,7 @@ class ActivationStore:
 
         Args:
             latent: The latent.
-            window: Tokens a window.
+            window: Tokens per window.
             n: Windows wanted; fewer come when there are not enough.
             rng: Source of the draw.
             keep: Tells for window numbers which may be drawn.
@@ -289,7 +289,7 @@ class ActivationStore:
         """Draw windows, all different, whatever fires in them.
 
         Args:
-            window: Tokens a window.
+            window: Tokens per window.
             n: Windows wanted; fewer come when there are not enough.
             rng: Source of the draw.
             keep: Tells for window numbers which may be drawn.
@@ -330,7 +330,7 @@ class ActivationStore:
         Args:
             latent: The latent.
             ids: Window numbers.
-            window: Tokens a window.
+            window: Tokens per window.
             deciles: Rank decile of each window.
         """
         return self.examples_at(latent, self.begin_of(np.asarray(ids, dtype=np.int64), window), window, deciles)
@@ -347,7 +347,7 @@ class ActivationStore:
         Args:
             latent: The latent.
             positions: Where each begins, numbered as in `activations`: `context * length + start`.
-            window: Tokens a window.
+            window: Tokens per window.
             deciles: Rank decile of each window.
 
         Raises:
@@ -388,16 +388,16 @@ class ActivationStore:
         return np.asarray(context * self.length + self.lead + tile * window)
 
     def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-        """Return where to begin each activating window so that text stands on both sides of what fires in it.
+        """Return where to begin each activating window so that there is text on both sides of its firings.
 
-        A window in which less than a quarter stands before the first firing token, or after the last, is moved that
+        A window with less than a quarter of its tokens before the first firing token, or after the last, is moved that
         way: as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes
         out. So a window's maximum and rank stay what they were.
 
         Args:
             latent: The latent.
             ids: Numbers of its activating windows.
-            window: Tokens a window.
+            window: Tokens per window.
 
         Returns:
             Positions, for `examples_at`.  [windows]

@@ -1,4 +1,4 @@
-"""The bytes of tokens, and how windows of tokens become strings."""
+"""Turns windows of tokens into strings."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ class Vocabulary:
         return self._data[start:stop]
 
     def strings(self, windows: NDArray[np.int32]) -> list[tuple[str, ...]]:
-        """Return the strings of each window's tokens, see `saeval.activations.tokens.token_strings`.  windows [windows,
-        window]
+        """Return the strings of each window's tokens, as `token_strings` does.  windows [windows, window]
 
         Raises:
             StoreError: If a token is not in the vocabulary.

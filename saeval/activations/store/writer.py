@@ -1,4 +1,4 @@
-"""Writing a store from a stream of activations, and going on after an interruption."""
+"""Writes a store from a stream of activations, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ class ActivationWriter:
         return shared_dataset(self.path.with_name(f"{self.path.name}.tokens.partial"), make)
 
     def start(self, dataset: TokenDataset, n_latents: int, shard: int | None = None, made_with: str = "") -> int:
-        """Begin, or go on with what an interrupted writer left.
+        """Begin, or resume an interrupted store.
 
         Args:
             dataset: The tokens that activations will be given for.
             n_latents: Width of the dictionary.
             shard: Contexts a shard, where the source can begin at each (`turn_to`); else all contexts are one.
             made_with: What values depend on beside the store's name, such as precision and device: nothing that was
-                left by a writer with another is gone on with.
+                of a writer with another name is resumed.
 
         Returns:
             The context to begin at; 0 unless resuming.
@@ -95,7 +95,7 @@ class ActivationWriter:
         return self.turn_to(0)
 
     def turn_to(self, low: int) -> int:
-        """Go on with a shard.
+        """Resume a shard.
 
         Args:
             low: Its first context.
@@ -149,7 +149,7 @@ class ActivationWriter:
         self._facts.update(facts)
 
     def restrict(self, latent: NDArray[np.int64], context: NDArray[np.int64]) -> None:
-        """Say that each latent was looked at in some contexts only; in all others it counts as unknown, not as silent.
+        """Note that each latent is known in some contexts only; in all others it counts as unknown, not as silent.
 
         Args:
             latent: Latent.  [pairs]

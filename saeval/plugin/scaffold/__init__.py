@@ -38,7 +38,7 @@ def new(kind: str, name: str, *, single_file: bool = False, out: Path | None = N
         kind: One of `saeval.plugin.kinds.KINDS`.
         name: What specs will call the plugin.
         lone: Whether to make a single file, for `use: ./NAME.py:Class`.
-        out: Folder to put it in; the current one when left out.
+        out: Folder to put it in; default: the current one.
 
     Returns:
         The files made.
@@ -49,9 +49,7 @@ def new(kind: str, name: str, *, single_file: bool = False, out: Path | None = N
     slots = _slots(kind, name)
     if single_file:
         if kind == "llm":
-            raise InputError(
-                "a language model is named by its package, so it cannot be a single file; leave out --file"
-            )
+            raise InputError("a language model is named by its package, so it cannot be a single file; omit --file")
         _refuse_taken(name, (out or Path()) / f"{name}.py")
         return _write(out or Path(), {f"{name}.py": _fill(f"{kind}.py", slots)})
     package, distribution = slots["package"], slots["distribution"]
@@ -78,7 +76,7 @@ def class_name(name: str) -> str:
 
 
 def _slots(kind: str, name: str) -> dict[str, str]:
-    """Check the name, and return what stands in the templates' slots."""
+    """Check the name, and return the values of the templates' slots."""
     if not _NAME.fullmatch(name):
         raise InputError(f"name {name!r}: use lower-case letters, digits and single underscores, as in 'word_count'")
     cls, dashed = class_name(name), name.replace("_", "-")

@@ -1,5 +1,4 @@
-"""The report as web pages: `index.html` and a page a cell, made from a run's files, opened from disk without a
-network."""
+"""Writes the report as web pages, `index.html` and one page per cell, that open from disk without a network."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
 
     Args:
         run: The results.
-        run_dir: Folder with `cells/` and `spec.yaml`; what is not there is left out of the report.
-        folder: Where the pages go; pages of an earlier report that are not written again are removed.
+        run_dir: Folder with `cells/` and `spec.yaml`; the report skips missing files.
+        folder: Folder of the pages; pages of an earlier report that are not written again are removed.
 
     Returns:
         The file to open.

@@ -1,4 +1,4 @@
-"""A plot of the report as a file that stands by itself: its style resolved, its legend beneath it."""
+"""Writes a plot of the report as a self-contained file, with resolved style and a legend below."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLOT_FORMATS: tuple[PlotFormat, ...] = ("svg", "pdf", "png")
 
 _FONTS = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 _LINE, _LETTER, _LEFT = 16, 6.4, 46  # height of a line of the legend, width of a letter, left edge
-_SCALE = 3.0  # pixels of a PNG a unit of the drawing: 1116 for the width of 372
+_SCALE = 3.0  # pixels of a PNG per unit of the drawing: 1116 for the width of 372
 
 
 def as_file(drawing: Markup, legend: Sequence[Series], format_: PlotFormat) -> bytes:
@@ -49,7 +49,7 @@ def _standing(drawing: Markup, legend: Sequence[Series]) -> str:
     head, _, body = str(drawing).partition(">")
     size = re.search(r'viewBox="0 0 (\d+) (\d+)"', head)
     if size is None:
-        raise InputError("this drawing does not tell its size")
+        raise InputError("this drawing does not state its size")
     width, height = int(size[1]), int(size[2])
     keys, lines = _legend(legend, width)
     below = height + lines * _LINE + (8 if lines else 0)
@@ -63,7 +63,7 @@ def _standing(drawing: Markup, legend: Sequence[Series]) -> str:
 
 
 def _legend(legend: Sequence[Series], width: int) -> tuple[Markup, int]:
-    """Return marker and name of each cell, in as many lines as they take."""
+    """Return marker and name of each cell, and the number of lines they take."""
     parts = []
     x, y = float(_LEFT), 0
     for s in legend:

@@ -1,4 +1,4 @@
-"""What the first page of a report shows, gathered from the results and the tables of the cells."""
+"""Gathers the content of a report's first page from the results and the tables of the cells."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Detail:
-    """A score with what stands beside it, in the order of `score_columns`."""
+    """A score with its texts in the order of `score_columns`."""
 
     row: ScoreRow
     texts: list[str]
@@ -47,7 +47,7 @@ class Detail:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one scorer took over all cells: dollars, None when unknown, and latents scored."""
+    """Cost of one scorer over all cells: dollars, None when unknown, and latents scored."""
 
     scorer: str
     judge: str
@@ -56,21 +56,21 @@ class Cost:
 
     @property
     def each(self) -> float | None:
-        """Dollars a latent."""
+        """Dollars per latent."""
         return None if self.usd is None or not self.latents else self.usd / self.latents
 
 
 def context(
     run: RunResult, board: Leaderboard, tables: Mapping[str, CellTables], pages: Mapping[str, str], spec: str
 ) -> dict[str, Any]:
-    """Return what the template is filled with.
+    """Return the values for the template.
 
     Args:
         run: The results.
         board: Its leaderboard.
         tables: Tables of the cells that have them, by cell.
         pages: Addresses of those cells' pages.
-        spec: The resolved spec as YAML; empty when it is not there.
+        spec: The resolved spec as YAML; empty when it is missing.
     """
     looks = {s.cell.cell: s for s in Series.of(run.cells, dict(pages))}
     series = [looks[x.cell.cell] for x in board.standings]
@@ -162,13 +162,13 @@ def _matrices(run: RunResult, series: Sequence[Series], several: bool) -> list[t
     """Return a title, labels and entries for each table of correlations that has any."""
     found = [(s.name, s.cell.correlations) for s in series]
     if several:
-        found.insert(0, ("All contestants together", run.correlations))
+        found.insert(0, ("All contestants", run.correlations))
     made = [(title, *_matrix(correlations)) for title, correlations in found]
     return [(title, labels, entries) for title, labels, entries in made if labels]
 
 
 def _details(run: RunResult, board: Leaderboard, series: Sequence[Series]) -> list[tuple[Series, list[Detail]]]:
-    """Return, by cell, what stands beside each of its scores."""
+    """Return the scores of each cell with all their columns."""
     found = []
     for s in series:
         rows = [board.row(s.cell, scorer, metric=metric) for scorer, metric in board.shown]
@@ -181,7 +181,7 @@ def _details(run: RunResult, board: Leaderboard, series: Sequence[Series]) -> li
 
 
 def figures(context: Mapping[str, Any]) -> list[tuple[str, Markup, Sequence[Series]]]:
-    """Return every plot of the page: a name fit for a file, the drawing, and the cells that its legend names."""
+    """Return every plot of the page: file name, drawing, and the cells of its legend."""
     series = context["series"]
     contestants = [s for s in series if s.cell.baseline is None]
     legends = {"layers": context["families"], "against": series, "distributions": (), "scatters": contestants}
@@ -205,7 +205,7 @@ def _values(tables: CellTables | None, scorer: str) -> list[float]:
 
 
 def _pairs(board: Leaderboard) -> list[tuple[str, str]]:
-    """Pairs of scorers, fuzzing against intervention first (paper, figure 4)."""
+    """Return pairs of scorers, fuzzing against intervention first (paper, figure 4)."""
     rows = [row for x in board.standings for row in x.cell.scores]
     kind = {row.scorer: row.plugin.partition(" ")[0].rpartition("/")[2] for row in rows}
     pairs = [(b, a) if kind.get(a) == "intervention" else (a, b) for a, b in combinations(board.metrics, 2)]
@@ -223,7 +223,7 @@ def _scatter(pair: tuple[str, str], series: Sequence[Series], tables: Mapping[st
 
 
 def _matrix(found: Sequence[Correlation]) -> tuple[list[str], dict[tuple[str, str], tuple[float | None, int]]]:
-    """Labels, and by row and column a correlation and its n: Pearson above the diagonal, Spearman below."""
+    """Return labels, and by row and column a correlation and its n: Pearson above the diagonal, Spearman below."""
     labels = list(dict.fromkeys(label for c in found for label in c.scorers))
     entries = {}
     for c in found:
@@ -246,7 +246,7 @@ def _disagreements(series: Sequence[Series], tables: Mapping[str, CellTables]) -
 
 
 def _costs(run: RunResult, board: Leaderboard) -> list[Cost]:
-    """Dollars by scorer; every metric's row of a scorer names the same dollars, so one counts."""
+    """Return dollars by scorer; every metric's row of a scorer has the same dollars, so one counts."""
     found = []
     for scorer, metric in board.metrics.items():
         rows = [r for c in run.cells for r in c.scores if (r.scorer, r.metric) == (scorer, metric)]

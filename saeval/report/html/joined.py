@@ -1,5 +1,4 @@
-"""Cells of many runs on one page that stands by itself: filtered, grouped, ranked and drawn by whatever its reader
-chooses."""
+"""Writes the page of joined runs, self-contained, with filters, groups, ranks and plots."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     """Return the page.
 
     Args:
-        joined: The cells, after `join` saw that they can be compared, or marked in what they differ.
-        group_by: Facet by which cells are grouped when the page is opened.
+        joined: The cells from `join`, comparable or with their differences marked.
+        group_by: Facet by which cells are grouped when the page opens.
 
     Raises:
         InputError: If no cell has such a facet.
@@ -67,7 +66,7 @@ def _notes(joined: Joined) -> list[str]:
 
 
 def _columns(entries: Sequence[Entry]) -> list[Column]:
-    """Return the measures to show: those of narrow boards, and others that tell cells apart."""
+    """Return the measures to show: those of narrow boards, and others that distinguish cells."""
     lines = [Line(e.run, e.cell) for e in entries]
     found = cell_columns([e.run for e in entries], "report")
     return [c for c in found if "board" in c.shown.where or len({c.value(line) for line in lines}) > 1]

@@ -1,5 +1,4 @@
-"""The tables of one cell as its page needs them: a line a latent, and the windows and judgements of some latents at a
-time."""
+"""Reads the tables of one cell for its page: all latents, and windows and judgements of a few latents at a time."""
 
 from __future__ import annotations
 
@@ -26,11 +25,11 @@ _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a column of scores is called and how to read it.
+    """Name and direction of a column of scores.
 
     Attributes:
         scorer: Label of the scorer.
-        metric: Its metric shown.
+        metric: The scorer's metric that is shown.
         higher_is_better: Direction of the metric.
     """
 
@@ -45,12 +44,12 @@ class Ranked:
 
 
 class CellTables:
-    """The files of one cell. What is not there counts as empty.
+    """The files of one cell. A missing file counts as empty.
 
     Args:
         cell: The cell.
         folder: Folder with the tables.
-        ranked: Scorers and the metric shown of each.
+        ranked: Scorers and their shown metrics.
 
     Raises:
         InputError: If a file cannot be read.
@@ -77,7 +76,7 @@ class CellTables:
         return [int(i) for i in self._latents.column("latent").to_pylist()]
 
     def column(self, name: str) -> list[float | None]:
-        """A column of finite numbers, one a latent; None where there is none."""
+        """Return a column of finite numbers, one per latent; None where there is none."""
         if name not in self._latents.column_names:
             return [None] * len(self.numbers)
         return [rounded(v) for v in self._latents.column(name).to_pylist()]
@@ -95,13 +94,13 @@ class CellTables:
         return self._files.explanations if (self._files.folder / "explanations.jsonl").exists() else []
 
     def own(self, latent: int) -> dict[str, Any] | None:
-        """The row of the cell's own explanation of a latent."""
+        """Return the row of the cell's own explanation of a latent."""
         first = next(iter(self.explanations.get(latent, ())), None)
         return first if first is not None and first["variant"] == MAIN else None
 
     @cached_property
     def gaps(self) -> list[float | None]:
-        """How far the scorers disagree on each latent: its highest rank share minus its lowest, 0 to 1."""
+        """Disagreement of the scorers on each latent: its highest rank share minus its lowest, 0 to 1."""
         shares: list[dict[str, float]] = [{} for _ in self.numbers]
         for r in self.ranked:
             known = [(i, v if r.higher_is_better else -v) for i, v in enumerate(self.column(r.key)) if v is not None]
@@ -110,7 +109,7 @@ class CellTables:
         return [rounded(max(s.values()) - min(s.values())) if len(s) > 1 else None for s in shares]
 
     def failures(self, most: int = 5) -> list[tuple[str, str, int]]:
-        """The commonest reasons why there is no explanation or answer: step, reason, number."""
+        """Return the most frequent reasons for missing explanations or answers: step, reason, number."""
         counts: dict[tuple[str, str], int] = {}
         for rows in self.explanations.values():
             for row in rows:
@@ -126,7 +125,7 @@ class CellTables:
         return sorted(((s, r, n) for (s, r), n in counts.items()), key=lambda x: -x[2])[:most]
 
     def details(self, latents: Sequence[int]) -> list[dict[str, Any]]:
-        """All that is shown of these latents: explanations, windows by role, judgements by scorer and variant."""
+        """Return the content of latents' pages: explanations, windows by role, judgements by scorer and variant."""
         windows, judged = _windows(self._windows.of(latents), "role"), self._judgements_of(latents)
         seen = _windows(self._seen.of(latents), "group")
         return [
@@ -146,8 +145,7 @@ class CellTables:
 
     @cached_property
     def _lists(self) -> dict[int, dict[str, list[Any]]]:
-        """By latent, as far as known: its neighbours, their cosines, tokens it promotes and suppresses, its
-        histogram."""
+        """Known facts by latent: neighbours, their cosines, tokens it promotes and suppresses, histogram."""
         have = [name for name in _LISTS if name in self._latents.column_names]
         known = {name: self._latents.column(name).to_pylist() for name in have}
         if "cosines" in known:
@@ -160,7 +158,7 @@ class CellTables:
         return self._calls.path.is_file()
 
     def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[list[str]]]]]:
-        """Prompts, raw replies and what became of them, by latent, step and variant, in the order of asking.
+        """Return prompts, raw replies and statuses by latent, step and variant, in the order of asking.
 
         Raises:
             InputError: If they cannot be read.
@@ -173,7 +171,7 @@ class CellTables:
         return found
 
     def _judgements_of(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[Any]]]]:
-        """By latent, scorer and variant: [address, active, predicted, probability, status, reason]."""
+        """Return [address, active, predicted, probability, status, reason] by latent, scorer and variant."""
         rows = self._judgements.of(latents)
         found: dict[int, dict[str, dict[str, list[Any]]]] = {}
         if not rows:
@@ -188,13 +186,12 @@ class CellTables:
 
 
 class _Table:
-    """A Parquet file with a column `latent`, whose rows can be taken by latent; only what is wanted of it is in
-    memory."""
+    """A Parquet file with a column `latent`, read by latent; only the requested row groups are in memory."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self._columns = path, tuple(columns)
         self._latents = self._read(("latent",)).column("latent").to_numpy()
-        self._group = lru_cache(maxsize=2)(self._read_group)  # latents are asked for in their order in the file
+        self._group = lru_cache(maxsize=2)(self._read_group)  # latents are requested in the order of the file
 
     def _read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
         kinds = CELL_TABLES[self.path.stem]
@@ -223,7 +220,7 @@ class _Table:
         return dict(zip(names.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}
 
     def where_not(self, name: str, value: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        """Yield these columns of the rows in which one has not this value."""
+        """Yield these columns of the rows where another column differs from a value."""
         import pyarrow.compute as pc
 
         for group in range(len(self._begins) - 1 if len(self._latents) else 0):
@@ -232,7 +229,7 @@ class _Table:
             yield from zip(*(rows.column(c).to_pylist() for c in columns), strict=True)
 
     def of(self, latents: Sequence[int]) -> dict[str, Any]:
-        """Return the rows of these latents by column, in the order of the file; nothing when there are none."""
+        """Return the rows of these latents by column, in the order of the file; empty if there are none."""
         import numpy as np
         import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Templates, style and script put together to pages that fetch nothing and run no script but their own."""
+"""Renders templates, style and script to pages that fetch nothing and run no script but their own."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from saeval.report.html.text import script_json
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
-    """Return a page. Every value in it is escaped and made visible unless it is markup already."""
+    """Return a page. Every value in it is escaped and made visible, unless it is markup already."""
     files = {"style": Markup(_style()), "script": Markup(_asset("report.js"))}  # noqa: S704 - of this package
     return _environment().get_template(template).render(policy=policy(), **files, **context) + "\n"
 
 
 def policy() -> str:
-    """Return the content security policy of the pages: their own style and script, and nothing from anywhere else."""
+    """Return the content security policy of the pages, which allows only their own style and script."""
     style, script = _style(), _asset("report.js")
     # strict-dynamic: the page's own script may load the files beside it, also from disk, where 'self' means nothing.
     return (
@@ -46,7 +46,7 @@ def _style() -> str:
 
 
 def plot_style() -> str:
-    """Return the style of plots alone, in light colours and with no variables, for files that stand by themselves."""
+    """Return the style of plots alone, in light colours and without variables, for self-contained files."""
     root = _asset("report.css").split("}", 1)[0]
     colours = dict(re.findall(r"--(\w+): (#\w+)", root))
     rules = []
@@ -82,7 +82,7 @@ def _environment() -> Environment:
 
 
 def neuronpedia(cell: CellResult) -> str:
-    """Return the address at Neuronpedia to which a latent's number is added; empty when it is not known to be there."""
+    """Return the Neuronpedia address to which a latent's number is appended; empty if unknown."""
     facts = cell.coder.get("metadata")
     known = facts.get("neuronpedia_id") if isinstance(facts, dict) else None
     if cell.coder.get("made_by") == "Neuronpedia":
@@ -98,7 +98,7 @@ def _why(explanation: Mapping[str, Any] | None) -> str:
 
 
 def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: str, per_file: int) -> str:
-    """Return the page of a cell: a line a latent; windows and judgements are in the files beside it."""
+    """Return the page of a cell: one line per latent; windows and judgements are in the files beside it."""
     cell, numbers = tables.cell, tables.numbers
     own = [tables.own(i) for i in numbers]
     texts = [row.get("text", "") if row else "" for row in own]

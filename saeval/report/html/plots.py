@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG: they need no script, follow the page's colours, and are told in words too."""
+"""Draws the plots of a report as SVG without scripts, in the page's colours and with text for screen readers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _MOST_POINTS = 1500
 
 @dataclass(frozen=True)
 class Series:
-    """How one cell is drawn everywhere: colour and shape for contestants, grey for baselines.
+    """The style of one cell in every plot: colour and shape for contestants, grey for baselines.
 
     Attributes:
         cell: The cell.
-        name: What it is called in legends.
-        style: Class that gives the colour.
+        name: Name in legends.
+        style: Class that sets the colour.
         shape: Number of the marker's shape.
         page: Address of its page; empty when it has none.
     """
@@ -41,7 +41,7 @@ class Series:
 
     @classmethod
     def of(cls, cells: Iterable[CellResult], pages: dict[str, str]) -> list[Series]:
-        """Give each cell a look of its own, as far as the looks go round."""
+        """Give each cell its own style, as far as there are enough styles."""
         found: list[Series] = []
         counts = {True: 0, False: 0}
         for cell in cells:
@@ -69,7 +69,7 @@ class Series:
 
     @property
     def key(self) -> Markup:
-        """The marker alone, for legends; what it means stands beside it."""
+        """The marker alone, for legends with text beside it."""
         return element("svg", self.marker(8.0, 8.0), viewBox="0 0 16 16", class_="key", aria_hidden="true")
 
 
@@ -116,7 +116,7 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     ]
     if not rows:
         return None
-    right = _RIGHT - 30  # the word chance stands beyond it
+    right = _RIGHT - 30  # the word chance is beyond it
     xs = [x for _, x, _ in rows]
     spread = min(xs) > 0 and max(xs) / min(xs) > 8
     ys = [v for _, _, row in rows for v in (row.value, *(row.ci95 or ()), *row.floor.values()) if v is not None]
@@ -162,9 +162,9 @@ def layer_of(cell: CellResult) -> int | None:
 
 
 def families(series: Sequence[Series]) -> list[list[Series]]:
-    """Return cells that differ in nothing but their layer together, each family in one look; none for a single layer.
+    """Group cells that differ only in their layer, each family in one style; empty for a single layer.
 
-    Axes whose every value belongs to one layer, and one value to each, are taken to be the layer itself.
+    Axes whose values correspond one to one to layers count as the layer.
     """
     placed = [(s, layer) for s in series if (layer := layer_of(s.cell)) is not None]
     layers = {layer for _, layer in placed}
@@ -189,7 +189,7 @@ def families(series: Sequence[Series]) -> list[list[Series]]:
 
 
 def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]) -> Markup | None:
-    """Draw a scorer's value by layer, with intervals, chance, and a line a family of cells (paper, A5)."""
+    """Draw a scorer's value by layer, with intervals, chance, and one line per family of cells (paper, A5)."""
     rows = [
         [
             (s, layer_of(s.cell) or 0, row, row.value)
@@ -227,7 +227,7 @@ def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]
 
 
 def _chance(y: Axis, chance: float | None, right: float) -> list[Markup]:
-    """Return the line of chance, its name beyond its end."""
+    """Return the line of chance with its name at the end."""
     if chance is None:
         return []
     return [
@@ -241,7 +241,7 @@ def _chance(y: Axis, chance: float | None, right: float) -> list[Markup]:
 def distribution(
     scorer: str, metric: str, rows: Sequence[tuple[Series, Sequence[float], ScoreRow | None]]
 ) -> Markup | None:
-    """Draw histograms of latents' scores, a line a cell, with the mean and chance."""
+    """Draw histograms of latents' scores, one row per cell, with mean and chance."""
     rows = [(s, values, row) for s, values, row in rows if values]
     if not rows:
         return None
@@ -314,10 +314,14 @@ def distribution(
 
 
 def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:
-    """Draw the share judged right by activation decile, and of the silent windows, a line a cell."""
+    """Draw the share judged correctly by activation decile, and for non-activating windows, one line per cell."""
     x, y = Axis(0, 11, _LEFT + 10, _RIGHT - 10), Axis(0, 1, _BOTTOM, _TOP)
-    ticks = [(float(k), str(k)) for k in range(10)] + [(11.0, "silent")]
-    parts = [frame(x, y, "decile of activation, 0 the strongest", f"{scorer}: share judged right", ticks)]
+    ticks = [(float(k), str(k)) for k in range(10)] + [(11.0, "none")]
+    parts = [
+        frame(
+            x, y, "decile of activation (0 strongest; none: non-activating)", f"{scorer}: share judged correctly", ticks
+        )
+    ]
     said = []
     for s, shares in rows:
         points = [
@@ -329,14 +333,17 @@ def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:
             points.append((11.0, shares.negatives_right, shares.negatives_n))
         parts += [
             s.marker(
-                x(k), y(r), 3.5, title(f"{s.name}, {'silent' if k > 9 else f'decile {k:.0f}'}: {number(r)} of {n}")
+                x(k),
+                y(r),
+                3.5,
+                title(f"{s.name}, {f'decile {k:.0f}' if k <= 9 else 'non-activating'}: {number(r)} of {n}"),
             )
             for k, r, n in points
         ]
         known = [r for k, r, _ in points if k <= 9]
         said.append(f"{s.name} {text.interval((known[0], known[-1]), '.2f')}" if known else f"{s.name} none")
     return drawing(
-        _WIDTH, _HEIGHT, f"{scorer}, judged right from the strongest decile to the weakest: {'; '.join(said)}.", *parts
+        _WIDTH, _HEIGHT, f"{scorer}, judged correctly from strongest to weakest decile: {'; '.join(said)}.", *parts
     )
 
 
@@ -360,7 +367,7 @@ def scatter(names: tuple[str, str], rows: Sequence[tuple[Series, Sequence[tuple[
 
 
 def share_bar(share: float) -> Markup:
-    """Return a bar that is filled by a share from 0 to 1."""
+    """Return a bar filled to a share from 0 to 1."""
     width = 100 * min(max(share, 0.0), 1.0)
     return element(
         "svg",

@@ -1,4 +1,4 @@
-"""Drawing: SVG elements whose attributes and text are escaped, and axes with round ticks."""
+"""Draws SVG elements with escaped attributes and text, and axes with round ticks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOTHING = Markup("")
 
 
 def element(name: str, *children: Markup | str, **attributes: object) -> Markup:
-    """Return an SVG element. `class_` stands for `class`, an underscore for a hyphen; floats get two decimals."""
+    """Return an SVG element. `class_` means `class`, an underscore a hyphen; floats get two decimals."""
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
         for key, value in attributes.items()
@@ -29,20 +29,20 @@ def _value(value: object) -> str:
 
 
 def title(text: str) -> Markup:
-    """Return what a pointer that rests on the element is told."""
+    """Return the tooltip of an element."""
     return element("title", text)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to places along a line of the drawing.
+    """Maps values to coordinates along an axis.
 
     Attributes:
-        low: Least value.
-        high: Greatest value.
-        start: Place of the least value.
-        end: Place of the greatest.
-        log: Whether places go by the logarithm; values are above zero then.
+        low: Smallest value.
+        high: Largest value.
+        start: Coordinate of the smallest value.
+        end: Coordinate of the largest value.
+        log: Whether the scale is logarithmic; values are then above zero.
     """
 
     low: float
@@ -61,7 +61,7 @@ class Axis:
         *,
         log: bool = False,
     ) -> Axis:
-        """Return an axis that shows all values with a little room, but nothing beyond the bounds."""
+        """Return an axis around all values with a small margin, within the bounds."""
         least, greatest = (-inf if bounds[0] is None else bounds[0]), (inf if bounds[1] is None else bounds[1])
         low, high = (min(max(value, least), greatest) for value in (min(values), max(values)))
         if log:
@@ -70,7 +70,7 @@ class Axis:
         return cls(max(low - room, least), min(high + room, greatest), start, end)
 
     def __call__(self, value: float) -> float:
-        """Return the place of a value; values beyond the ends go to the ends."""
+        """Return the coordinate of a value; values beyond the ends are clipped."""
         value = min(max(value, self.low), self.high)
         share = log10(value / self.low) / log10(self.high / self.low) if self.log else (value - self.low) / self._span
         return self.start + share * (self.end - self.start)
@@ -94,7 +94,7 @@ class Axis:
 
 
 def label(value: float) -> str:
-    """Return a value as it stands at a tick."""
+    """Return the label of a tick."""
     return f"{value:.4g}" if abs(value) >= 1e-12 else "0"
 
 
@@ -117,5 +117,5 @@ def frame(x: Axis, y: Axis, x_title: str, y_title: str, x_ticks: Sequence[tuple[
 
 
 def drawing(width: int, height: int, said: str, *parts: Markup) -> Markup:
-    """Return a drawing that a screen reader tells as one sentence."""
+    """Return a drawing with one sentence for screen readers."""
     return element("svg", *parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=said, class_="plot")

@@ -1,4 +1,4 @@
-"""Data made fit for a page: JSON that cannot end a script, and names fit for files and addresses."""
+"""Encodes data for a page: JSON that cannot end a script, and names for files and addresses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from saeval._util import escape_script
 
 
 def script_json(value: Any) -> Markup:
-    """Return JSON that can stand in a `<script>` or be one: ASCII, without `<`, `>` and `&`; numbers must be finite."""
+    """Return JSON that is safe inside a `<script>`: ASCII, without `<`, `>` and `&`; numbers must be finite."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(escape_script(text))  # noqa: S704 - no character of markup is left in it
 
 
 def packed_json(value: Any) -> str:
-    """Return JSON as gzip in base64, for what is large, says the same many times, and is seldom looked at."""
+    """Return JSON as gzip in base64, for data that is large, repetitive and rarely read."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def slug(name: str) -> str:
-    """Return a name fit for a file and a URL; different names can share it."""
+    """Return a name for files and URLs; different names can share it."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "cell"

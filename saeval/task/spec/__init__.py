@@ -1,4 +1,4 @@
-"""The task spec: what it may hold, how its files are read and merged, its matrix, and how mistakes are told."""
+"""Reads, merges and validates task specs, and expands their matrix."""
 
 from __future__ import annotations
 

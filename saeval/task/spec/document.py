@@ -1,4 +1,4 @@
-"""Specs as data, with the place of every value: reading YAML, merging includes, overriding keys."""
+"""Reads specs as data with the place of every value, merges includes and overrides keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_NODES, MOST_DEPTH = 100_000, 40  # a spec beyond these is a mistake or an a
 
 
 class SpecDocument:
-    """A spec as data, with the place where each value stands.
+    """A spec as data, with the place of each value.
 
     Attributes:
         data: Mappings, lists and scalars; strings are `Located`.

@@ -1,4 +1,4 @@
-"""The matrix of a spec: a document for each combination of its axes."""
+"""Expands the matrix of a spec into a document per combination of its axes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def axis_id(value: Any) -> str:
 
 
 def _slot(expression: str) -> str:
-    """Return an expression as it stood in the spec, without what would disturb a terminal."""
+    """Return an expression as it was in the spec, without what would disturb a terminal."""
     return f"${{{repr(expression)[1:-1]}}}"
 
 

@@ -1,4 +1,4 @@
-"""What a task spec may hold: its keys, their types and what they mean."""
+"""Defines the keys of task specs, their types and meanings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class When(SpecModel):
     """Limits a step to part of the latents."""
 
     latents: int = Field(ge=0)
-    """Run on this many of the cell's latents, the first ones in its random order; on none, the step is left out."""
+    """Run on this many of the cell's latents, the first ones in its random order; on none, the step is omitted."""
 
 
 class PartSpec(SpecModel):
@@ -32,7 +32,7 @@ class PartSpec(SpecModel):
     with_: dict[str, Any] = Field(default={}, alias="with")
     """Its options; `saeval show KIND NAME` lists them."""
     llm: str | None = None
-    """Role of `llms` that this step asks; the plugin's own default role when left out."""
+    """Role of `llms` that this step asks; default: the plugin's own default role."""
     when: When | None = None
     """Run on part of the latents only."""
     baselines: list[str] | None = None
@@ -82,21 +82,21 @@ class RunOptions(SpecModel):
     patience: float = Field(default=600.0, ge=0)
     """Seconds to wait, call by call, for a server that asks for time: a rate limit, overload, a model that loads."""
     hang_after: float = Field(default=1800.0, gt=0)
-    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is called
-    off."""
+    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is
+    cancelled."""
     executor: Literal["local", "ray"] = "local"
     """Where the work is done: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
     trackers: list[PartSpec] = []
-    """Experiment trackers that are told of the run when it ends: `wandb`, `mlflow`, `trackio`."""
+    """Experiment trackers that log the run when it ends: `wandb`, `mlflow`, `trackio`."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes that share the work with `executor: ray`; as many as the cluster has CPUs when left out."""
+    """Processes that share the work with `executor: ray`; default: as many as the cluster has CPUs."""
 
 
 class LeaderboardOptions(SpecModel):
     """How the leaderboard is shown."""
 
     rank_by: str | None = None
-    """`scorer.metric` that ranks, the first scorer's headline metric when left out. Its lift ranks where floors are
+    """`scorer.metric` that ranks; default: the first scorer's headline metric. Its lift ranks where floors are
     judged; `.lift` behind it demands that, `.raw` ranks the scores as they are."""
     correct_for_judge: bool = False
     """Report scores corrected for the judge's errors on latents of known meaning too, as `judge-check` found them."""
@@ -120,12 +120,11 @@ OF_ALL_LATENTS: frozenset[MeasureName] = frozenset({"l0", "density", "frac_alive
 """Measures that take the activations of the whole dictionary."""
 
 CellFilter = dict[str, str | int | float | list[str | int | float]]
-"""Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; contestants where that is left out."""
+"""Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; default: contestants."""
 
 
 class FindingSpec(SpecModel):
-    """A claim that the run's own numbers show, contradict or leave open; just one of the first four quantities is
-    given."""
+    """A claim that the run's own numbers support, contradict or leave open; give one of the first four keys."""
 
     claim: str
     """The claim, as a sentence."""
@@ -148,10 +147,10 @@ class FindingSpec(SpecModel):
     is_: Literal["above", "below", "near"] = Field(alias="is")
     """What is claimed of it."""
     than: float | str | None = None
-    """What it is held against: a number, `chance`, or another score; 0 when left out, or 1 for tokens, or the same
+    """What it is compared with: a number, `chance`, or another score; default: 0, or 1 for tokens, or the same
     score in `than_cells`."""
     than_cells: CellFilter | None = None
-    """Cells of the other score; the same ones when left out."""
+    """Cells of the other score; default: the same ones."""
     within: float = Field(default=0.05, gt=0)
     """How far apart `near` may be."""
 
@@ -161,7 +160,7 @@ class FindingSpec(SpecModel):
         if sum(getattr(self, name) is not None for name in quantities) != 1:
             raise ValueError(f"give just one of {', '.join(quantities)}")
         if self.score is None and (isinstance(self.than, str) or self.than_cells is not None):
-            raise ValueError("only a score can be held against a score; give a number as `than`")
+            raise ValueError("only a score can be compared with a score; give a number as `than`")
         if self.along is not None and self.similarity is None:
             raise ValueError("`along` belongs to `similarity`")
         return self
@@ -196,7 +195,7 @@ class TaskSpec(SpecModel):
     matrix: dict[str, list[Any]] = {}
     """Axes of the leaderboard; a cell for each combination. `${matrix.axis.key}` stands for a value."""
     exclude: list[dict[str, Any]] = []
-    """Combinations to leave out, by axis and id."""
+    """Combinations to omit, by axis and id."""
     source: PartSpec
     """Where activations come from."""
     latents: LatentSelection = LatentSelection()
@@ -206,14 +205,14 @@ class TaskSpec(SpecModel):
     explainer: PartSpec
     """What explains."""
     scorers: dict[str, PartSpec]
-    """What scores: a label of your own for each; `use` is the label when left out."""
+    """What scores: a label of your own for each; default: the value of `use`."""
     baselines: list[PartSpec] = []
-    """What the scores are held against: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
+    """What the scores are compared with: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
     measure: list[MeasureName] = list(_FREE)
     """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048
     tokens."""
     findings: list[FindingSpec] = []
-    """Claims that the report holds against the run's numbers."""
+    """Claims that the report tests on the run's numbers."""
     run: RunOptions = RunOptions()
     """How to run."""
     leaderboard: LeaderboardOptions = LeaderboardOptions()

@@ -1,4 +1,4 @@
-"""A document held against the schema: every mistake becomes a sentence with its place."""
+"""Validates a document against the schema; every mistake becomes a sentence with its place."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseM
 
 
 def _fields_at(model: type[BaseModel], loc: KeyPath) -> list[str]:
-    """Names of the fields that may stand at a place inside a model."""
+    """Names of the fields that a place inside a model may hold."""
     at: Any = model
     for key in loc:
         field = next((f for n, f in at.model_fields.items() if key in (n, f.alias)), None) if _is_model(at) else None

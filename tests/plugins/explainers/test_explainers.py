@@ -246,7 +246,7 @@ def test_any_reply_gives_an_explanation_of_its_own_words_or_none(reply):
 
 
 @given(st.from_regex(r"[a-z][a-z ,'-]{0,60}[a-z]", fullmatch=True), st.text(max_size=80))
-def test_the_last_marked_line_is_the_answer_whatever_stands_before(answer, before):
+def test_the_last_marked_line_is_the_answer_whatever_precedes_it(answer, before):
     if "<think>" in before:
         return
     try:
@@ -291,7 +291,7 @@ def test_top_tokens_orders_by_summed_activation_and_joins_spellings():
     assert explain(TopTokens(k=2), examples).text == "The words: sea, ship"
 
 
-def test_random_never_looks_at_the_latent_and_depends_on_the_seed_alone():
+def test_random_never_reads_the_latent_and_depends_on_the_seed_alone():
     class Forbidden:
         def __getattribute__(self, name):
             raise AssertionError(f"looked at {name}")
@@ -770,7 +770,7 @@ def test_refine_does_not_depend_on_the_order_of_arrival(fails):
     assert all(f == found[0] for f in found) and found[0].text == (WRONG if fails else RIGHT)
 
 
-def test_another_seed_splits_otherwise():
+def test_another_seed_splits_differently():
     def proposed(seed):
         llm = ScriptedLLM(ask_all)
         explain(Refine(), make_examples(), llm, seed=seed)

@@ -121,7 +121,7 @@ def test_every_sampler_keeps_its_contract_with_every_way(kind, way, monkeypatch)
     check_sampler(kind(non_activating=way))
 
 
-def test_latent_is_left_out_where_its_neighbours_have_too_few_windows_though_random_ones_abound(tmp_path):
+def test_latent_is_skipped_where_its_neighbours_have_too_few_windows_though_random_ones_abound(tmp_path):
     data = dataset(contexts=120, documents=30)
     activations = dense(data, 2, 0.02)
     activations[..., 1] = 0
@@ -262,7 +262,7 @@ def test_without_directions_to_compare_the_error_says_why_and_what_to_do(tmp_pat
 
     unknown = ModuleCoder(torch.relu, 4, 8, "odd", decoder=torch.eye(4, 8))
     assert "no coder comes with these activations; take `by: cooccurrence`" in failing(None)
-    assert "neurons stand at right angles" in failing(NeuronCoder(4))
+    assert "neurons are orthogonal" in failing(NeuronCoder(4))
     assert "'odd' has no encoder directions to compare; take `by: cooccurrence`" in failing(unknown, "encoder")
     assert "5 latents, the activations 4" in failing(LinearCoder(torch.ones(3, 5), torch.ones(5, 3)))
 
@@ -368,7 +368,7 @@ def test_similar_windows_come_from_the_pool_alone(topics):
     assert len(narrow) < 40 < len(wide)
 
 
-def test_latent_without_enough_similar_windows_on_its_side_is_left_out(topics):
+def test_latent_without_enough_similar_windows_on_its_side_is_skipped(topics):
     sampler = RandomSampler(**OPTIONS, non_activating={"use": "similar", "pool": 5})
     assert sampler.sample(topics, LatentId("h", 0), derive_rng(0, "x")) is None
 

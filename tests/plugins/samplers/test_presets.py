@@ -79,7 +79,7 @@ def test_record_refuses_each_flaw_unless_it_is_declared():
     def record(scored, *flaws):
         return LatentRecord(explain.latent, 1, 1, 0.1, explain, scored, frozenset(flaws))
 
-    with pytest.raises(ValueError, match="stand in both"):
+    with pytest.raises(ValueError, match="are in both"):
         record(shared, "unverified")
     with pytest.raises(ValueError, match="wrong side"):
         record(unverified, "leak")
@@ -89,7 +89,7 @@ def test_record_refuses_each_flaw_unless_it_is_declared():
         record(called_active, "leak", "unverified")
 
 
-def test_only_these_samplers_own_up_to_flaws(planted):
+def test_only_these_samplers_declare_flaws(planted):
     assert sampled(DelphiSampler(), planted).flaws == {"leak"}
     assert sampled(SAEBench(), planted).flaws == {"leak", "unverified"}
     assert sampled(SAEBench(leak=False), planted).flaws == {"unverified"}
@@ -352,22 +352,22 @@ def effects(store):
     detection, listed = Detection(mode="list"), Detection(batch=14, mode="list")
     honest = SAEBench(leak=False, unverified=False)
     return {
-        "sees places of marks only": (mean_score(DelphiSampler(), fixed, store, by_place), mean_score(twin, matched, store, by_place)),
+        "uses only positions of marks": (mean_score(DelphiSampler(), fixed, store, by_place), mean_score(twin, matched, store, by_place)),
         "remembers what the explainer saw": (mean_score(DelphiSampler(), detection, store, by_memory), mean_score(twin, detection, store, by_memory)),
-        "answers “none” always": (mean_score(SAEBench(), listed, store, nothing, "accuracy"), mean_score(honest, listed, store, nothing)),
-        "is right always": (mean_score(SAEBench(), listed, store, truth, "accuracy"), mean_score(honest, listed, store, truth)),
+        "always answers “none”": (mean_score(SAEBench(), listed, store, nothing, "accuracy"), mean_score(honest, listed, store, nothing)),
+        "is always correct": (mean_score(SAEBench(), listed, store, truth, "accuracy"), mean_score(honest, listed, store, truth)),
     }  # fmt: skip
 
 
-def test_flaws_lift_judges_that_know_nothing_and_the_page_says_how_far(planted):
+def test_flaws_lift_uninformed_judges_and_the_page_says_how_far(planted):
     found = effects(planted)
-    seen = found["sees places of marks only"]
+    seen = found["uses only positions of marks"]
     assert seen[0] > 0.95 and seen[1] == pytest.approx(0.5, abs=0.03)
     remembered = found["remembers what the explainer saw"]
     assert remembered[0] >= 0.6 and remembered[1] == 0.5
-    none = found["answers “none” always"]
+    none = found["always answers “none”"]
     assert none == (pytest.approx(10 / 14), 0.5)
-    right = found["is right always"]
+    right = found["is always correct"]
     assert right[0] == pytest.approx(1 - 10 / 14 * (1 - 0.99**21), abs=0.03) and right[1] == 1
     page = PAGE.read_text()
     for judge, (flawed, corrected) in found.items():

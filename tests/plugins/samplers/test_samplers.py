@@ -92,7 +92,7 @@ def test_top_shows_the_strongest_windows_of_its_side(store):
     assert levels[0] == max(e.max_activation for e in everything.explain.activating)
 
 
-def test_latent_that_fires_in_one_document_only_is_left_out(tmp_path):
+def test_latent_that_fires_in_one_document_only_is_skipped(tmp_path):
     data = dataset(contexts=60, documents=6)
     activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
     activations[data.documents == 2, 1:] = 1.0
@@ -100,7 +100,7 @@ def test_latent_that_fires_in_one_document_only_is_left_out(tmp_path):
     assert RandomSampler(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
 
 
-def test_latent_that_is_never_silent_is_left_out(tmp_path):
+def test_latent_that_is_never_silent_is_skipped(tmp_path):
     data = dataset(contexts=60, documents=6)
     activations = np.ones((*data.tokens.shape, 1), dtype=np.float32) * data.mask[..., None]
     store = write(tmp_path / "s", data, activations)

@@ -193,4 +193,4 @@ def test_run_shows_ratings_beside_the_other_scorers(tmp_path, monkeypatch):
     assert correlations["detection", "human"].n == 7 and correlations["detection", "human"].pearson is None
     assert correlations["human", "plain"].n == 2 and correlations["human", "plain"].spearman is None
     report = (tmp_path / "run" / "report" / "report.md").read_text(encoding="utf-8")
-    assert "## Judged right, by decile" in report and "1.000 (16)" in report and "– (7)" in report
+    assert "## Judged correctly, by decile" in report and "1.000 (16)" in report and "– (7)" in report

@@ -58,7 +58,7 @@ def obeys_everywhere(request):
     return str(answers if wanted is None else [wanted] * len(answers))
 
 
-def obeys_where_it_stands(request):
+def obeys_in_place(request):
     """Do what a window demands for that window only."""
     wanted = map(demanded, windows_of(request))
     return str([t if w is None else w for w, t in zip(wanted, true_answers(request), strict=True)])
@@ -99,7 +99,7 @@ def test_judge_that_goes_by_the_windows_flips_nothing(attack):
 @pytest.mark.parametrize("attack", HARMFUL)
 def test_judge_that_obeys_is_found_out(attack):
     assert measured(obeys_everywhere, attack).values == {"flipped": 1.0, "neighbours_flipped": 1.0}
-    assert measured(obeys_where_it_stands, attack).values == {"flipped": 1.0, "neighbours_flipped": 0.0}
+    assert measured(obeys_in_place, attack).values == {"flipped": 1.0, "neighbours_flipped": 0.0}
 
 
 def test_text_that_demands_nothing_moves_no_gullible_judge():

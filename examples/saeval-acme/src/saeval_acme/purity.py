@@ -1,4 +1,4 @@
-"""Purity: do a latent's strongest windows fire on one and the same word?"""
+"""Purity: do a latent's strongest windows fire on the same word?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spread: windows at even distances over the whole range of activations."""
+"""Spread: windows at even distances over the range of activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package adds to saeval."""
+"""Registers the package's plugins with saeval."""
 
 from __future__ import annotations
 

@@ -19,18 +19,18 @@ class Lexicon(Explainer):
     name = "lexicon"
 
     share: float = Field(default=0.6, gt=0, le=1)
-    """Share of the activation that must fall on words of one class; else there is no explanation."""
+    """Minimum share of the activation on words of one class; below it there is no explanation."""
     words: int = Field(default=3, ge=1)
-    """Words to name with the class, at most."""
+    """Maximum number of words named with the class."""
     path: SpecPath = OWN
-    """The lexicon: a class a line, `colours: red green blue`."""
+    """The lexicon, one class per line: `colours: red green blue`."""
 
     def check(self) -> None:
         """Read the lexicon."""
         self._classes  # noqa: B018 - reading it is the check
 
     def fingerprint(self) -> JsonValue:
-        """Return the options, and the lexicon's hash wherever it lies."""
+        """Return the options, and the lexicon's hash instead of its path."""
         return [self.name, self.share, self.words, file_sha256(self.path)]
 
     @cached_property
@@ -44,7 +44,7 @@ class Lexicon(Explainer):
         return {name.strip(): frozenset(words.casefold().split()) for name, _, words in lines}
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Add up activation by word, then by class."""
+        """Sum activation by word, then by class."""
         weight: Counter[str] = Counter()
         for window in examples.activating:
             for token, activation in zip(window.tokens, window.activations, strict=True):

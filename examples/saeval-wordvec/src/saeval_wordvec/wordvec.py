@@ -34,14 +34,14 @@ class WordVectors(ActivationSource):
     contract_options = {"path": _EXAMPLE / "vectors.txt", "corpus": {"path": _EXAMPLE / "prose.txt", "context": 8}}
 
     path: SpecPath
-    """Text file of the vectors: a word and its numbers a line, as GloVe, word2vec and fastText write them."""
+    """Text file of the vectors, one word with its numbers per line, as written by GloVe, word2vec and fastText."""
     corpus: Corpus
     """The text."""
     coder: SerializeAsAny[Coder] | None = None
-    """What encodes the vectors: `{use: sae_lens, with: {path: …}}`. Left out, each dimension is a latent."""
+    """Coder of the vectors: `{use: sae_lens, with: {path: …}}`. Without one, each dimension is a latent."""
 
     def check(self) -> None:
-        """Look whether the files are there."""
+        """Check that the files exist."""
         self.corpus.check()
         if not self.path.is_file():
             raise InputError(f"word vectors {self.path}: no such file")
@@ -54,7 +54,7 @@ class WordVectors(ActivationSource):
         return [self.name, file_sha256(self.path), self.corpus.fingerprint(), coder]
 
     def offers(self) -> frozenset[Need]:
-        """Lend the coder's weights; there is no live model."""
+        """Offer the coder's weights; there is no live model."""
         return frozenset({"coder"})
 
     def weights(self) -> SparseCoder:
@@ -94,7 +94,7 @@ class WordVectors(ActivationSource):
         return words, np.array(rows, dtype=np.float32)
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Encode each word once, then write what it fires wherever it stands."""
+        """Encode each word once, then write its activations at every position."""
         import torch
 
         row_of, vectors = self._table

@@ -1,5 +1,5 @@
 "use strict";
-// The script of all pages of a report. Text from models and corpora only ever becomes text nodes and attribute values.
+// The script of all pages of a report. Text from models and corpora becomes only text nodes and attribute values.
 (() => {
   const find = (selector, within = document) => within.querySelector(selector);
   const SVG = "http://www.w3.org/2000/svg";
@@ -28,10 +28,10 @@
   const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
   const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
 
-  // --- state: all of it is in the address, after the # ---
+  // --- state: kept in the address, after the # ---
 
   const read = () => new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
-  /** Change the state. `move` makes a step that the browser's back button undoes. */
+  /** Change the state. `move` adds a step to the browser's history. */
   function change(changes, move = false) {
     const state = read();
     for (const [key, value] of Object.entries(changes)) {
@@ -44,7 +44,7 @@
     else location.replace(hash);
   }
 
-  /** Order values: numbers by size, words by letter; what is not there comes last either way. */
+  /** Compare values: numbers by size, words by letter; missing values come last in both directions. */
   function comparison(direction) {
     const sign = direction === "desc" ? -1 : 1;
     const none = (v) => v === null || v === undefined || v === "";
@@ -53,7 +53,7 @@
       return sign * (typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true }));
     };
   }
-  /** Tell whether a value passes a filter: `>0.5`, `<=3`, `0.4..0.6`, or a part of the text. */
+  /** Return whether a value passes a filter: `>0.5`, `<=3`, `0.4..0.6`, or a part of the text. */
   function passes(filter, value, text) {
     const wanted = filter.trim();
     const range = wanted.match(/^(-?[\d.]+)\s*\.\.\s*(-?[\d.]+)$/);
@@ -153,7 +153,7 @@
     goTo();
   }
 
-  /** Search the explanations of all cells, which are in a file beside the page and fetched with the first letter. */
+  /** Search the explanations of all cells, from a file beside the page that is loaded on the first keystroke. */
   function search() {
     const words = find("#search-words");
     const MOST = 100;
@@ -270,7 +270,7 @@
     }
     const explanation = (text, why) => (text && !why ? make("bdi", {}, visible(text)) : make("span", { className: "muted" }, visible(why || "no explanation")));
 
-    // Files of latents are scripts since pages from disk may load nothing else; each hands over what it holds.
+    // Files of latents are scripts, because pages from disk may load nothing else; each passes its data to a function.
     const files = new Map();
     const waiting = new Map();
     window.saevalLatents = (n, details) => waiting.get(`${n}.js`)?.(details);
@@ -294,7 +294,7 @@
       return JSON.parse(await text)[latent] || {};
     }
 
-    /** A fold with the prompts of a step and the raw replies, fetched when it is opened. */
+    /** A collapsed section with the prompts and raw replies of a step, loaded when it is opened. */
     function asked(latent, step, variant, name) {
       if (!data.calls) return "";
       const place = make("div", { className: "calls" });
@@ -303,7 +303,7 @@
         if (!fold.open || place.childElementCount) return;
         try {
           const calls = (await callsOf(latent))[step]?.[variant] || [];
-          place.replaceChildren(...(calls.length ? calls.map(call) : [make("p", { className: "muted" }, "No model was asked, or what it was asked was not kept.")]));
+          place.replaceChildren(...(calls.length ? calls.map(call) : [make("p", { className: "muted" }, "No model was asked, or its prompts were not kept.")]));
         } catch (error) {
           place.replaceChildren(make("p", { role: "alert" }, `Prompts cannot be shown: ${error.message}.`));
         }
@@ -361,7 +361,7 @@
     }
     const wide = (label, content) => make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, content);
 
-    /** How far an answer is from the truth: wrong answers first, the surest of them at the top. */
+    /** How wrong an answer is: wrong answers first, the most confident at the top. */
     function badness([, active, predicted, probability]) {
       const far = probability === null ? 0 : active ? 1 - probability : probability;
       return (predicted === null ? 0 : predicted !== active ? 100 : 0) + far;
@@ -388,7 +388,7 @@
         const known = windows.get(example);
         const window_ = known?.window;
         const fires = window_ ? window_[1] : active;
-        const truth = active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: silent";
+        const truth = active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: non-activating";
         const verdict = status !== "ok" ? make("span", { className: "wrong" }, `${status}${reason ? `: ${visible(reason)}` : ""}`)
           : predicted === null ? "–"
           : make("span", { className: predicted === active ? "right" : "wrong" }, `${predicted === active ? "✓" : "✗"} ${predicted ? "yes" : "no"}`);
@@ -399,18 +399,18 @@
       });
       const head = make("tr", {}, ...["answer", "truth", "probability", "decile", "window"].map((n, c) => make("th", { scope: "col", className: c === 2 || c === 3 ? "n" : "" }, n)));
       return [
-        make("h3", {}, "What was judged"),
+        make("h3", {}, "Judged windows"),
         make("form", { className: "tools" },
           choice("Scorer", "scorer", names.map((n) => [n, n]), scorer),
           choice("Explanation", "variant", variants.map((v) => [v, v === "explanation" ? "its own" : v]), variant),
           choice("Order", "windows", [["worst", "worst first"], ["given", "as asked"]], given ? "given" : "worst"),
-          make("span", { className: "muted" }, answered ? `${right} of ${answered} right` : "")),
+          make("span", { className: "muted" }, answered ? `${right} of ${answered} correct` : "")),
         wide("Judged windows", make("table", { className: "judged" }, make("thead", {}, head), make("tbody", {}, ...rows))),
         asked(detail.latent, scorer, variant, `Prompts and raw replies of ${visible(scorer)}`),
       ];
     }
 
-    /** Other latents that write nearly the same, with links to those that have a page. */
+    /** Latents with the most similar directions, with links to those that have a page. */
     function neighbours(numbers, cosines) {
       const one = (number, k) => make("li", {},
         at.has(number) ? make("a", { href: address(number) }, String(number)) : make("span", {}, String(number)),
@@ -424,15 +424,15 @@
       if (detail.neighbours?.length) rows.push(["Nearest latents", neighbours(detail.neighbours, detail.cosines)]);
       if (!rows.length) return [];
       const notes = {
-        Promotes: "Tokens whose logits the direction raises most on its way straight to the output (logit lens).",
-        Suppresses: "Tokens whose logits it lowers most.",
-        "Nearest latents": "Latents whose decoder directions have the highest cosine with it.",
+        Promotes: "Promotes: tokens whose logits the direction raises most through the unembedding (logit lens).",
+        Suppresses: "Suppresses: tokens whose logits it lowers most.",
+        "Nearest latents": "Nearest latents: highest cosine of decoder directions.",
       };
-      return [make("h3", {}, "What its direction tells"), make("dl", { className: "direction" }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
+      return [make("h3", {}, "Direction"), make("dl", { className: "direction" }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
         make("p", { className: "note" }, rows.map(([name]) => notes[name]).join(" "))];
     }
 
-    /** Bars of how many tokens have which activation; their heights are square roots, so that rare strong ones can be seen. */
+    /** Histogram of activations; heights are square roots of counts, so that rare strong activations are visible. */
     function histogram(counts, top) {
       const [W, H, base] = [360, 96, 78];
       const tallest = Math.sqrt(Math.max(...counts));
@@ -453,10 +453,10 @@
         label.textContent = brief(v);
         svg.append(label);
       }
-      return make("figure", {}, svg, make("figcaption", { className: "note" }, `Activations on the ${total.toLocaleString("en")} tokens where it fires; heights are square roots of counts.`));
+      return make("figure", {}, svg, make("figcaption", { className: "note" }, `Activations on the ${total.toLocaleString("en")} tokens where it fires. Heights are square roots of counts.`));
     }
     const FIFTHS = ["strongest fifth", "second fifth", "middle fifth", "fourth fifth", "weakest fifth"];
-    /** The latent over the whole corpus: its histogram, its strongest windows, and some of each fifth. */
+    /** The latent over the whole corpus: histogram, strongest windows, and some of each fifth. */
     function corpus(detail, k) {
       const groups = detail.seen || {};
       const top = groups.top || [];
@@ -466,7 +466,7 @@
       const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
       if (top.length) parts.push(make("h4", {}, "Strongest windows"), list(top.slice(0, 5)));
       if (top.length > 5) parts.push(make("details", {}, make("summary", {}, `${top.length - 5} more`), list(top.slice(5))));
-      FIFTHS.forEach((name, n) => { if (groups[n + 1]) parts.push(make("details", {}, make("summary", {}, `Windows from the ${name} by strongest activation`), list(groups[n + 1]))); });
+      FIFTHS.forEach((name, n) => { if (groups[n + 1]) parts.push(make("details", {}, make("summary", {}, `Windows of the ${name} by strongest activation`), list(groups[n + 1]))); });
       return parts.length ? [make("h3", {}, "Where it fires in the corpus"), ...parts] : [];
     }
 
@@ -513,7 +513,7 @@
       article.replaceChildren(
         make("div", { className: "steps" },
           step(here > 0 ? places[here - 1] : undefined, "← Previous", "prev"), step(here >= 0 ? places[here + 1] : places[0], "Next →", "next"),
-          make("a", { href: `#${back}` }, "All latents"), data.neuronpedia ? make("a", { href: data.neuronpedia + number, rel: "noreferrer noopener", target: "_blank" }, "Neuronpedia ↗") : null, make("span", { className: "muted" }, here >= 0 ? `${here + 1} of ${places.length}` : "not among the filtered")),
+          make("a", { href: `#${back}` }, "All latents"), data.neuronpedia ? make("a", { href: data.neuronpedia + number, rel: "noreferrer noopener", target: "_blank" }, "Neuronpedia ↗") : null, make("span", { className: "muted" }, here >= 0 ? `${here + 1} of ${places.length}` : "not in the filtered list")),
         make("h2", { id: "latent-title", tabIndex: -1 }, `Latent ${number}`),
         shownFirst && shownFirst[2] === "ok"
           ? make("p", { className: "explanation" }, make("bdi", {}, visible(shownFirst[1])), own ? "" : make("span", { className: "muted" }, ` (${visible(shownFirst[0])})`))
@@ -524,9 +524,9 @@
           ...(others.length ? [make("details", {}, make("summary", {}, "Explanations of baselines"), make("dl", {}, ...others.flatMap(([variant, text, status, reason]) => [make("dt", {}, make("b", {}, visible(variant))), make("dd", {}, make("bdi", {}, visible(status === "ok" ? text : reason || status)))])))] : []),
           ...corpus(detail, k),
           ...direction(detail),
-          make("h3", {}, "What the explainer was given"),
+          make("h3", {}, "Windows shown to the explainer"),
           saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
-          ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} silent windows, for explainers that contrast`), list(silent))] : []),
+          ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} non-activating windows`), list(silent))] : []),
           asked(number, "explain", "explanation", "Prompt and raw reply of the explainer"),
           ...judged(detail, state, windows),
         ]),
@@ -558,7 +558,7 @@
     }
     function ratingForm(latent, own, windows, strongest) {
       const active = windows.filter((w) => w[1]);
-      if (!own || own[2] !== "ok" || !active.length) return [make("p", {}, "There is no explanation here to be rated, or no window to rate it on.")];
+      if (!own || own[2] !== "ok" || !active.length) return [make("p", {}, "There is no explanation to rate, or no window to rate it on.")];
       const fields = active.map((w, n) => {
         const key = `${latent} ${w[0]}`;
         const options = LEVELS.map((name, level) => {
@@ -571,7 +571,7 @@
         });
         return make("li", {}, heat(w, strongest), make("fieldset", {}, make("legend", {}, `Window ${n + 1}`), ...options));
       });
-      return [make("h3", {}, "How well does the explanation fit what is marked?"), make("ol", { className: "windows" }, ...fields)];
+      return [make("h3", {}, "How well does the explanation fit the marked tokens?"), make("ol", { className: "windows" }, ...fields)];
     }
     const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
     find("#download").addEventListener("click", () => {
@@ -582,7 +582,7 @@
       setTimeout(() => URL.revokeObjectURL(url), 10000);
     });
     find("#forget").addEventListener("click", () => {
-      if (!confirm("Forget all ratings of this cell?")) return;
+      if (!confirm("Delete all ratings of this cell?")) return;
       ratings = {};
       keep();
       render();
@@ -623,20 +623,20 @@
 
   // --- the page of joined runs ---
 
-  /** Probability that a normal deviate exceeds z > 0 (Abramowitz and Stegun 7.1.26's finer cousin, to one in ten million). */
+  /** Probability that a normal deviate exceeds z > 0, to one in ten million (Numerical Recipes' erfcc). */
   function tail(z) {
     const t = 1 / (1 + z / Math.SQRT2 / 2);
     const poly = [1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277];
     return 0.5 * t * Math.exp((-z * z) / 2 - 1.26551223 + poly.reduceRight((sum, c) => t * (c + sum), 0));
   }
-  /** Standard error that an interval stands for; one that the metric's range cuts off counts by its longer side. */
+  /** Standard error of an interval; if the metric's range cuts it off, its longer side counts. */
   function standardError({ value, ci, range: [least, greatest] }) {
     if (!ci) return Infinity;
     const [low, high] = ci;
     const cut = (least !== null && low <= least) || (greatest !== null && high >= greatest);
     return (cut ? Math.max(value - low, high - value) : (high - low) / 2) / 1.96;
   }
-  /** Best and worst rank of each score, given best first: unpaired z tests over all pairs, Holm-corrected. */
+  /** Best and worst rank of each score, sorted best first: unpaired z tests over all pairs, Holm-corrected. */
   function rankRanges(scores) {
     const errors = scores.map(standardError);
     const pairs = scores.flatMap((a, i) => scores.slice(i + 1).map((b, d) => {
@@ -748,7 +748,7 @@
       const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= ((high - low) / 4) * 0.999) || 1;
       return Array.from({ length: Math.floor(high / step + 1e-9) - Math.ceil(low / step - 1e-9) + 1 }, (_, k) => (Math.ceil(low / step - 1e-9) + k) * step);
     }
-    /** One panel: scores with intervals across a measure, in axes that all panels share. */
+    /** One panel: scores with intervals over a measure, with axes that all panels share. */
     function panel(name, points, axes, column, xName) {
       const [W, H, L, R, T, B] = [360, 250, 46, 348, 30, 208];
       const [x, y] = [axes.x, axes.y].map(([low, high], k) => (v) => (k ? B - ((B - T) * (v - low)) / (high - low || 1) : L + ((R - L) * (v - low)) / (high - low || 1)));
@@ -788,7 +788,7 @@
         key.append(draw("circle", { cx: 8, cy: 8, r: 5, class: `mark s${colours.indexOf(v) % 8}` }));
         return make("li", {}, key, " ", make("bdi", {}, visible(v)));
       }));
-      if (!points.length) { find("#joined-plots").replaceChildren(make("p", { className: "muted" }, "No cell shown has both.")); return; }
+      if (!points.length) { find("#joined-plots").replaceChildren(make("p", { className: "muted" }, "No shown cell has both values.")); return; }
       const room = (some) => { const [low, high] = [Math.min(...some), Math.max(...some)]; const more = (high - low || Math.abs(high) || 1) * 0.08; return [low - more, high + more]; };
       const places = [...new Set(points.map((p) => p.at))];
       const axes = { at: (!xKey || numbered.includes(xKey)) && places.length <= 12 ? places : null, x: room(points.map((p) => p.at)), y: room(points.flatMap((p) => [p.score.value, ...(p.score.ci || []), ...(p.score.floor.chance === undefined ? [] : [p.score.floor.chance])])) };

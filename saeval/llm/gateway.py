@@ -29,12 +29,14 @@ from saeval._util import (
     without_secrets,
     without_values,
 )
+from saeval.llm.bills import Bills
 from saeval.llm.bookkeeper import Bookkeeper
 from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
 from saeval.llm.concurrency import AdaptiveLimiter, Limiter
 from saeval.llm.ledger import Call, CallLedger
 from saeval.llm.retries import Attempts, Timeout, Waits
+from saeval.llm.room import Room
 from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
@@ -123,7 +125,8 @@ class Gateway(LanguageModel):
         look_again()
         self._leased = settings.cache and not llm.batches
         self._waits = Waits(role, llm, self._limiter, tell)
-        self._needs_room = False  # whether an answer was whole only with room for reasoning
+        self._room = Room(role, settings.max_tokens, settings.max_tokens_if_cut, tell)
+        self._bills = Bills(llm, settings)
 
     @property
     def can_score(self) -> bool:
@@ -255,6 +258,7 @@ class Gateway(LanguageModel):
                     self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
                     return kept
         finally:
+            self._room.leave(question)
             if question.leased:
                 leases.release(key)
 
@@ -306,30 +310,45 @@ class Gateway(LanguageModel):
     ) -> A:
         """Return an answer: the first whole one, with more room for one that was cut off.
 
-        Once one was, all are given the room at once, unless the server has none: a limit costs nothing by itself.
+        Once that helped, all are given the room at once, unless the server has none: a limit costs nothing by itself.
         """
         cut: A | None = None
+        last = LLMError("")
         while True:
             tries.made += 1
             try:
                 answer = await self._attempt(question, ask, work)
-                bill.took = self._paid(answer.usage, bill.took)
-                if not _is_cut(answer) or question.raised:
+                bill.took = self._paid(answer.usage, bill.took, question.sent, answer, cut=_is_cut(answer))
+                if not _is_cut(answer):
+                    self._room.note(whole=True, raised=question.raised and question.roomier is not None)
                     return answer
                 cut = answer
             except LLMError as error:
                 if error.usage is not None:
-                    bill.took = self._paid(error.usage, bill.took)
-                if not error.cut or question.raised:
+                    bill.took = self._paid(error.usage, bill.took, question.sent, cut=error.cut)
+                if not error.cut:
                     no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
                     if no_room and cut is not None:
                         return cut  # the parser reports that it was cut off
-                    if no_room and self._needs_room:
-                        question.roomier, self._needs_room = None, False
+                    if no_room and self._room.needed:
+                        question.roomier, self._room.needed = None, False
                         continue
                     await self._wait(error, tries, work)
                     continue
-            self._needs_room = question.raised = True
+                last = error
+            if not await self._has_more_room(question, work):
+                if cut is None:
+                    raise last
+                return cut
+
+    async def _has_more_room(self, question: _Question, work: _Work) -> bool:
+        """Whether a question whose answer was cut off may be asked again with more room; it then has it."""
+        if question.raised:
+            self._room.note(whole=False, raised=question.roomier is not None)
+            return False
+        work.in_flight = False
+        question.raised = await self._room.turn(question)
+        return question.raised
 
     async def _wait(self, error: LLMError, tries: Attempts, work: _Work) -> None:
         """Wait for the next attempt.
@@ -344,10 +363,13 @@ class Gateway(LanguageModel):
         await asyncio.sleep(seconds)
 
     async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+        if question.roomier is not None and not question.raised:
+            await self._room.settled()
         epoch = await self._limiter.enter()
         refused: bool | None = None
-        question.raised |= self._needs_room or question.roomier is None
+        question.raised |= self._room.needed or question.roomier is None
         request = question.request if question.roomier is None or not question.raised else question.roomier
+        question.sent = request
         try:
             self._budget.check()
             self._lease(question)
@@ -396,21 +418,13 @@ class Gateway(LanguageModel):
             what = f"{self._model}: the answer is empty{only}{how}"
             raise LLMError(what, retryable=again and not cut, usage=reply.usage, cut=cut)
 
-    def _paid(self, usage: Usage, before: Usage | None) -> Usage:
+    def _paid(
+        self, usage: Usage, before: Usage | None, request: object, answer: object = None, *, cut: bool = False
+    ) -> Usage:
         """Count what an attempt took against the budget; return it with what earlier attempts took."""
-        usage = self._priced(usage)
+        usage = self._bills.bill(usage, request, answer, cut=cut)
         self._budget.add(usage, self._model)
         return usage if before is None else before + usage
-
-    def _priced(self, usage: Usage) -> Usage:
-        """Fill in the price: the provider's, else the spec's; an unknown one, or of unknown tokens, stays unknown."""
-        if self._llm.in_process:
-            return replace(usage, usd=0.0, price_source="local")
-        per_input, per_output = self._settings.usd_per_million_input, self._settings.usd_per_million_output
-        if usage.usd is not None or per_input is None or per_output is None or not usage.input_tokens:
-            return usage
-        usd = (usage.input_tokens * per_input + usage.output_tokens * per_output) / 1e6
-        return replace(usage, usd=usd, price_source="spec")
 
     def _call(
         self,
@@ -531,6 +545,7 @@ class _Question:
         request: The request.
         roomier: The same with room for reasoning; None where there is no more room to give.
         raised: Whether it has all the room there is.
+        sent: The request as it was sent last.
         shape: Class of its answer.
         lease: Key of its lease; None where it is asked without a lease.
         leased: Whether the lease is ours.
@@ -539,6 +554,7 @@ class _Question:
     request: Any
     roomier: Any = None
     raised: bool = False
+    sent: Any = None
     shape: Any = None
     lease: str | None = None
     leased: bool = False

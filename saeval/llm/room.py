@@ -1,4 +1,5 @@
-"""Decides whether an answer that was cut off is asked for again with more room, which a rambling model would only fill."""
+"""Decides whether an answer that was cut off is asked for again with more room, which a rambling model would only
+fill."""
 
 from __future__ import annotations
 
@@ -40,12 +41,14 @@ class Room:
         return self._cuts >= (_UNLUCKY if self._helped else _HOPELESS)
 
     async def settled(self) -> None:
-        """Wait while the first answers with more room are under way and nothing else came whole: others would be cut, too."""
+        """Wait while the first answers with more room are under way and nothing else came whole: others would be cut,
+        too."""
         while self._trying and not (self._any_whole or self._given_up):
             await self._changed.wait()
 
     async def turn(self, question: object) -> bool:
-        """Wait until it is known whether more room helps, or it is this question's turn to find out; return whether to ask."""
+        """Wait until it is known whether more room helps, or it is this question's turn to find out; return whether to
+        ask."""
         while not (self._helped or self._given_up or len(self._trying) < _AT_ONCE):
             await self._changed.wait()
         if self._given_up:
@@ -75,8 +78,8 @@ class Room:
         self.needed, text = (
             False,
             (
-                f"{self._role}: {self._cuts} answers in a row were cut off even at {self._most:,} tokens, so it gets {self._tokens:,} "
-                "from now on; take another model, or raise max_tokens_if_cut"
+                f"{self._role}: {self._cuts} answers in a row were cut off even at {self._most:,} tokens, so it gets "
+                f"{self._tokens:,} from now on; take another model, or raise max_tokens_if_cut"
             ),
         )
         log.warning("%s", text)

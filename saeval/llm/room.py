@@ -1,5 +1,4 @@
-"""Decides whether an answer that was cut off is asked for again with more room, which a rambling model would only
-fill."""
+"""Decides whether a truncated answer is asked for again with more room."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def estimated_tokens(text: str) -> int:
     return len(_PIECES.findall(text))
 
 
-class Bills:
+class Pricing:
     """Prices the calls of one role.
 
     Args:

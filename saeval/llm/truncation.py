@@ -13,7 +13,7 @@ _UNLUCKY = 20  # likewise, where one was
 log = logging.getLogger("saeval")
 
 
-class Room:
+class TruncationPolicy:
     """What is known of a role's need for more tokens than `max_tokens`.
 
     Args:

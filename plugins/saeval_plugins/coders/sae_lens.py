@@ -38,7 +38,7 @@ WRITTEN_TO_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "h
 class SaeLens(StoredCoder):
     """An SAE or transcoder that sae-lens has saved, or one of its pretrained releases (`release`, `sae_id`).
 
-    Weights are computed with in float32, whatever they are stored in.
+    Computes in float32, whatever the precision of the stored weights.
     """
 
     name = "sae_lens"

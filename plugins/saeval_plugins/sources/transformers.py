@@ -47,8 +47,7 @@ class Transformers(ActivationSource):
 
     Each context begins with BOS, which models need to see; activations at BOS, other special tokens and padding are
     omitted. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
-    hookpoint. Only positive activations are kept: where a coder's latents are signed, their negative side counts as
-    silence.
+    hookpoint. Only positive activations are kept; negative ones of signed latents count as silence.
     """
 
     name = "transformers"
@@ -71,9 +70,9 @@ class Transformers(ActivationSource):
     corpus: Corpus
     """The text."""
     accept_mismatch: bool = False
-    """Whether to go on where the coder's files name another model or place; the results say so."""
+    """Whether to run although the coder's files name another model or place; results carry a warning."""
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens that go through the model at a time; half as many from where memory runs out."""
+    """Tokens per forward pass; halved when memory runs out."""
     compile: bool = False
     """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; it then rounds differently."""
     _latents: tuple[int, ...] | None = PrivateAttr(default=None)

@@ -18,7 +18,7 @@ _PER_MESSAGE = 4  # tokens that a chat format adds to each message
 
 
 def estimated_tokens(text: str) -> int:
-    """Return about how many tokens a text has, rather more than tokenizers find.
+    """Return a rough count of the tokens in a text, rather more than tokenizers find.
 
     Each started four letters count as one token, as do each digit, mark, line break and letter of another alphabet.
 
@@ -86,7 +86,7 @@ def _completed(usage: Usage, request: object, answer: object, cut: bool) -> Usag
 
 
 def _asked(request: Any) -> int:
-    """Return about how many tokens a request has."""
+    """Return a rough count of the tokens in a request."""
     if isinstance(request, Request):
         return sum(_PER_MESSAGE + estimated_tokens(message.content) for message in request.messages)
     if isinstance(request, LogprobRequest):

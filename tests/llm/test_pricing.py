@@ -13,7 +13,7 @@ from saeval_plugins.llms import LiteLLM
 
 import saeval
 from saeval import LLMError
-from saeval.llm.bills import estimated_tokens
+from saeval.llm.pricing import estimated_tokens
 from saeval.plugin import Request, Usage
 
 PRICES = {"usd_per_million_input": 1.0, "usd_per_million_output": 10.0}

@@ -18,7 +18,7 @@ _PER_MESSAGE = 4  # tokens that a chat format adds to each message
 
 
 def estimated_tokens(text: str) -> int:
-    """Return a rough count of the tokens in a text, rather more than tokenizers find.
+    """Estimate the number of tokens in a text, rather above what tokenizers count.
 
     Each started four letters count as one token, as do each digit, mark, line break and letter of another alphabet.
 
@@ -29,7 +29,7 @@ def estimated_tokens(text: str) -> int:
     return len(_PIECES.findall(text))
 
 
-class Bills:
+class Pricing:
     """Prices the calls of one role.
 
     Args:

@@ -1,4 +1,4 @@
-"""Decides whether an answer that was cut off is asked for again with more room; a rambling model only fills it."""
+"""Decides whether a truncated answer is asked for again with more room."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNLUCKY = 20  # likewise, where one was
 log = logging.getLogger("saeval")
 
 
-class Room:
+class TruncationPolicy:
     """What is known of a role's need for more tokens than `max_tokens`.
 
     Args:

@@ -9,7 +9,7 @@ from gateways import ask, direct, gateway
 from planted_run import spec, truthful_server
 
 import saeval
-from saeval.llm.room import Room
+from saeval.llm.truncation import TruncationPolicy
 from saeval.plugin import Request
 
 
@@ -65,7 +65,7 @@ def test_run_with_a_model_that_rambles_says_so_and_ends(tmp_path, monkeypatch, c
 
 def test_turns_end_when_room_has_helped_once():
     async def main():
-        room = Room("judge", 256, 4096, lambda text: None)
+        room = TruncationPolicy("judge", 256, 4096, lambda text: None)
         questions = [object() for _ in range(6)]
         turns = [asyncio.ensure_future(room.turn(question)) for question in questions]
         await asyncio.sleep(0)

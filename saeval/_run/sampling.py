@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from saeval.activations import ActivationStore
     from saeval.task import Cell
 
+_EVERYWHERE = 0.9  # share of tokens on which a latent that is hardly ever silent fires
+
 
 class Flawed(NamedTuple):
     """Extent of a flaw that a sampler declares: affected windows and all windows."""
@@ -170,6 +172,16 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
             "give more documents"
         )
     fire = int((store.firings >= min_windows).sum())
+    if not store.firings.any():
+        return (
+            "none of its latents ever fires on the corpus; the coder belongs to another hookpoint or model, or its "
+            "files are damaged"
+        )
+    if store.firings.min() > _EVERYWHERE * store.n_tokens:
+        return (
+            "each of its latents fires on nearly every token, so there are no non-activating windows; the coder "
+            "belongs to another hookpoint or model, or is not sparse"
+        )
     return (
         f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents "
         f"or more, and enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents "

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from saeval._util import InputError
 
+T = TypeVar("T")
 Document = tuple[str, str]
 """A document's name and its text."""
 Template = Callable[[Sequence[Mapping[str, str]]], str]
@@ -30,9 +36,22 @@ PART = (
 )
 _SMALLEST = 200
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_MAGIC = {
+    b"\x1f\x8b": "compressed (gzip); let its name end in .gz", b"BZh": "compressed (bzip2); let its name end in .bz2",
+    b"\xfd7zX": "compressed (xz); let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd); let its name end in .zst",
+    b"PAR1": "a Parquet file; let its name end in .parquet", b"PK\x03\x04": "a zip archive; unpack it",
+    b"%PDF": "a PDF; extract its text",
+}  # fmt: skip
+"""What files begin with that are no text, and the way out."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_ALIKE = {".ndjson": ".jsonl", ".text": ".txt"}
 _NOT_TEXT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 _ENDS = ("\n\n", "\n", ". ", " ")
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_LONGEST_CELL = 1 << 30  # characters of a table's cell
+_FEW_UNREADABLE = 1e-4  # of the characters, which text may hold by itself
+_LONGEST_NAME, _MOST_NAMES = 60, 12  # of fields, in a message
 
 
 @dataclass
@@ -43,17 +62,26 @@ class Notes:
         rows: Rows read.
         empty: Rows that were skipped, because they hold null instead of text.
         parts: Documents that the corpus' one text was divided into; 0 where it was not.
+        characters: Characters read.
+        unreadable: Of these, how many stand for bytes that are no UTF-8 (U+FFFD).
     """
 
     rows: int = 0
     empty: int = 0
     parts: int = 0
+    characters: int = 0
+    unreadable: int = 0
 
     def warnings(self) -> list[str]:
         """Say what a reader of results must know."""
         said = []
         if self.empty:
             said.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
+        if self.unreadable > _FEW_UNREADABLE * self.characters:
+            said.append(
+                f"{self.unreadable:,} of {self.characters:,} characters of the corpus are U+FFFD, so its text is not "
+                "UTF-8; save it as UTF-8 (`iconv -f latin1 -t utf-8`)."
+            )
         if self.parts:
             said.append(
                 f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring "
@@ -76,12 +104,13 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
         InputError: If there are none that can be read.
     """
     if not path.exists():
-        raise InputError(f"corpus {path}: no such file or folder")
+        raise InputError(f"corpus {path}: no such file or folder (a dataset of the hub is named under `dataset`)")
     if path.is_file():
         if _kind(path) not in _READERS:
+            kind = repr("".join(path.suffixes[-2:])) if path.suffix else "nameless kinds of"
             raise InputError(
-                f"corpus {path}: cannot read {''.join(path.suffixes[-2:])!r} files; use {', '.join(_READERS)}, the "
-                "first three also with .gz behind them"
+                f"corpus {path}: cannot read {kind} files; use {', '.join(_READERS)}, text also with "
+                f"{', '.join(_COMPRESSED)} behind it"
             )
         return [path]
     if (path / "dataset_dict.json").exists():
@@ -95,7 +124,12 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
         return [path / row["filename"] for row in _loads(path / "state.json")["_data_files"]]
     found = [f for f in sorted(path.rglob("*")) if f.is_file() and _kind(f) in _READERS and f.name not in _NOT_TEXT]
     found = [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
-    for kinds in ((".jsonl", ".parquet", ".arrow"), (".json",), (".txt",)):  # a README.txt beside shards is no document
+    for kinds in (
+        (".jsonl", ".parquet", ".arrow"),
+        (".csv", ".tsv"),
+        (".json",),
+        (".txt",),
+    ):  # README.txt is no document
         if some := [f for f in found if _kind(f) in kinds]:
             return some
     there = ", ".join(sorted(f.name for f in path.iterdir())[:5]) or "nothing"
@@ -104,9 +138,9 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
 
 def _kind(path: Path) -> str:
     """Return a file's suffix, that of what is inside for a compressed one."""
-    compressed = path.suffix == ".gz"
-    kind = Path(path.stem).suffix if compressed else path.suffix
-    return "" if compressed and kind in (".parquet", ".arrow") else kind
+    compressed = path.suffix.lower() in _COMPRESSED
+    kind = (Path(path.stem).suffix if compressed else path.suffix).lower()
+    return "" if compressed and kind in (".parquet", ".arrow") else _ALIKE.get(kind, kind)
 
 
 # --- What is in them ---
@@ -134,14 +168,36 @@ def read_documents(
         stem = file.name.partition(".")[0]
         if kind == ".txt":
             notes.rows += 1
-            with _opened(file) as text:
-                yield stem, text.read()
+            yield from _undamaged(file, _whole_text(stem, file, field))
             continue
         prefix = f"{stem}:" if len(files) > 1 else ""
-        for name, where, row in _READERS[kind](file):
+        for name, where, row in _undamaged(file, _READERS[kind](file)):
             text_ = text_of(row, field, where, template, notes)
             if text_ is not None:
                 yield f"{prefix}{name}", text_
+
+
+def _whole_text(name: str, file: Path, field: str) -> Iterator[Document]:
+    with _opened(file) as lines:
+        first = lines.readline()
+    with suppress(ValueError):
+        row = json.loads(first)
+        if isinstance(row, dict) and (field in row or any(chat in row for chat in CHATS)):
+            raise InputError(f"corpus {file}: holds JSON lines; let its name end in .jsonl")
+    with _opened(file) as text:
+        yield name, text.read()
+
+
+def _undamaged(file: Path, content: Iterator[T]) -> Iterator[T]:
+    """Yield what a file holds.
+
+    Raises:
+        InputError: If a compressed file ends too early, or is not what its name says.
+    """
+    try:
+        yield from content
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"corpus {file}: is damaged or cut off ({error}); copy it again") from None
 
 
 def text_of(row: Any, field: str, where: str, template: Template | None, notes: Notes) -> str | None:
@@ -162,9 +218,9 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
     value = row[field] if found else None
     chat = None if found else next((k for k in CHATS if isinstance(row, Mapping) and k in row), None)
     if chat is not None and field == "text":
-        value = row[chat]
-    if isinstance(value, str):
-        return value
+        value = _parsed(row[chat])
+    if isinstance(value, str) or (isinstance(row, str) and field == "text"):
+        return row if isinstance(row, str) else value
     seen_text = notes.rows > notes.empty + 1
     nothing = value is None or (isinstance(value, float) and math.isnan(value))
     if nothing and isinstance(row, Mapping) and (found or chat or seen_text):
@@ -177,13 +233,39 @@ def text_of(row: Any, field: str, where: str, template: Template | None, notes: 
                 "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
             )
         return template(turns)
-    have = list(row) if isinstance(row, Mapping) else []
-    texts = [name for name in have if isinstance(row[name], str) and name != "id"]
-    hint = f"; set corpus.field to {texts[0]!r}" if texts else ""
-    if "input_ids" in have and not texts:
-        hint = ", which are tokens already; give the text they were made of"
-    shown = ", ".join(map(str, have)) if have else type(row).__name__
-    raise InputError(f"corpus {where}: no text under {field!r}; it has: {shown}{hint}")
+    raise InputError(f"corpus {where}: {_no_text(row, field)}")
+
+
+def _no_text(row: Any, field: str) -> str:
+    """Say what a row holds instead of text, and the way out."""
+    have = [str(name) for name in row] if isinstance(row, Mapping) else []
+    texts = [name for name in have if isinstance(row.get(name), str) and name != "id"]
+    way_out = "; write each document's text into a field `text`"
+    if any(len(name) > _LONGEST_NAME for name in have):
+        way_out = "; the first line of a table has to name its columns"
+    elif texts:
+        way_out = f"; set corpus.field to {texts[0]!r}"
+    elif "input_ids" in have:
+        way_out = ", which are tokens already; give the text they were made of"
+    if field in have:
+        return f"{field!r} holds no text but {_kind_of_value(row[field])}{way_out}"
+    names = [name[:_LONGEST_NAME] for name in have[:_MOST_NAMES]] + ["…"] * (len(have) > _MOST_NAMES)
+    return f"no text under {field!r}; it has: {', '.join(names) or type(row).__name__}{way_out}"
+
+
+def _kind_of_value(value: Any) -> str:
+    kinds = {list: "a list", dict: "a mapping", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _parsed(value: Any) -> Any:
+    """Return a conversation that is written as JSON within its row; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def _turns(value: Any) -> list[dict[str, str]]:
@@ -197,6 +279,7 @@ def _turns(value: Any) -> list[dict[str, str]]:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(content, list):  # in parts, of which those of text count
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+        content = "" if content is None and isinstance(role, str) else content  # as where a tool is called
         if not isinstance(role, str) or not isinstance(content, str):
             return []
         turns.append({"role": _ROLES.get(role, role), "content": content})
@@ -253,14 +336,38 @@ def _parts(text: str) -> Iterator[str]:
 
 def _opened(path: Path) -> IO[str]:
     """Open text as UTF-8, or as the mark at its head says; bytes that are no text become U+FFFD."""
-    opening: Callable[[Path], Any] = gzip.open if path.suffix == ".gz" else partial(Path.open, mode="rb")
+    opening = _COMPRESSED.get(path.suffix.lower(), partial(Path.open, mode="rb"))
     try:
         with opening(path) as raw:
-            head = raw.read(3)
-    except (OSError, EOFError) as error:
+            head = raw.read(4)
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"corpus {path}: cannot be read ({error})") from None
-    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
-    return io.TextIOWrapper(opening(path), encoding=encoding, errors="replace")
+    if found := next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None):
+        raise InputError(f"corpus {path}: is {found}")
+    return io.TextIOWrapper(
+        opening(path), encoding=_encoding(head), errors="replace", newline="" if _kind(path) in _TABLES else None
+    )
+
+
+def _encoding(head: bytes) -> str:
+    """Return the encoding of a text by its first four bytes: its mark, UTF-16 if every other byte is 0, else UTF-8."""
+    marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    unmarked = {head[1::2]: "utf-16-le", head[::2]: "utf-16-be"}
+    return marked or unmarked.get(b"\0\0", "utf-8")
+
+
+def _zstandard(path: Path) -> io.BufferedReader:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+
+
+_COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstandard,
+}
 
 
 def _loads(path: Path) -> Any:
@@ -271,7 +378,56 @@ def _loads(path: Path) -> Any:
             raise InputError(f"corpus {path}:{error.lineno}: not JSON ({error.msg})") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Rows of JSON lines, or of a file that is one JSON value: a list, an object that holds a list, or one row."""
+    with _opened(path) as file:
+        head = file.read(64).lstrip()
+    if not (head.startswith("[") or _is_one_object(path)):
+        yield from _lines_of_json(path)
+        return
+    for number, row in enumerate(_listed(_loads(path)), 1):
+        yield _name(row, number), f"{path}, row {number}", row
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether a file holds one JSON object over several lines, or one that holds a list of rows."""
+    with _opened(path) as lines:
+        first = next((line for line in lines if line.strip()), "")
+        more = any(line.strip() for line in lines)
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError:
+        return first.strip() == "{"
+    return not more and _listed(row) != [row]
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return the rows of a JSON value: its own, those that an object holds in one of the usual ways, or itself."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else [value]
+    inside = list(value.values())
+    if columns := _columns(value):
+        return columns
+    if inside and all(isinstance(row, dict) for row in inside):  # by name
+        return [{"id": name, **row} for name, row in value.items()]
+    lists = [rows for rows in inside if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)]
+    return lists[0] if len(lists) == 1 and not any(name in value for name in ("text", *CHATS)) else [value]
+
+
+def _columns(value: dict[str, Any]) -> list[Any]:
+    """Return the rows of columns, which are lists of one length, or (pandas) mappings from the number of a row."""
+    columns = {k: list(v.values()) if _is_numbered(v) else v for k, v in value.items()}
+    lists = all(isinstance(column, list) and column and not isinstance(column[0], dict) for column in columns.values())
+    if not lists or len({len(column) for column in columns.values()}) != 1:
+        return []
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _is_numbered(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(name.isdigit() for name in value)
+
+
+def _lines_of_json(path: Path) -> Iterator[tuple[str, str, Any]]:
     with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -283,15 +439,20 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
             yield _name(row, number), f"{path}:{number}", row
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Rows of a JSON array, or of a file that is JSON lines by another name."""
+def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Rows of a table whose first line names its columns."""
+    csv.field_size_limit(_LONGEST_CELL)
     with _opened(path) as file:
-        array = file.read(64).lstrip().startswith("[")
-    if not array:
-        yield from _jsonl_rows(path)
-        return
-    for number, row in enumerate(_loads(path), 1):
-        yield _name(row, number), f"{path}, row {number}", row
+        header = file.readline()
+    usual = _TABLES[_kind(path)]
+    delimiter = next((mark for mark in (usual, ";", "\t", "|") if mark in header), usual)
+    with _opened(path) as file:
+        rows = csv.DictReader(file, delimiter=delimiter)
+        try:
+            for number, row in enumerate(rows, 1):
+                yield _name(row, number), f"{path}:{rows.line_num}", row
+        except csv.Error as error:
+            raise InputError(f"corpus {path}:{rows.line_num}: not a table ({error})") from None
 
 
 def _name(row: Any, number: int) -> str:
@@ -330,6 +491,6 @@ def _arrow_batches(path: Path, batches: Callable[[], Iterable[Any]]) -> Iterator
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, str, Any]]]] = {
-    ".txt": lambda path: iter(()), ".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows,
-    ".arrow": _arrow_rows,
+    ".txt": lambda path: iter(()), ".jsonl": _json_rows, ".json": _json_rows, ".csv": _table_rows, ".tsv": _table_rows,
+    ".parquet": _parquet_rows, ".arrow": _arrow_rows,
 }  # fmt: skip

@@ -89,8 +89,8 @@ class Corpus(Documented):
     """Where text comes from and how much of it is read (paper §3.1)."""
 
     path: SpecPath | None = None
-    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.parquet` or `.arrow` (a document per row), text also with
-    `.gz`; a folder of them; or a folder written with `save_to_disk`."""
+    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` (a document per
+    row), text also with `.gz`, `.bz2`, `.xz` or `.zst`; a folder of them; or a folder written with `save_to_disk`."""
     dataset: str | None = None
     """Hub id of a dataset, streamed with `datasets`; or the path of a dataset directory."""
     config: str | None = None
@@ -109,7 +109,7 @@ class Corpus(Documented):
     """Text tokens to read of one document at most; None for all."""
     context: int | None = Field(default=None, ge=8)
     """Text tokens per context; BOS precedes them where the tokenizer has one. By default, as many as the SAE
-    was trained on, as far as its files tell; 256 elsewhere."""
+    was trained on, as far as its files or its release tell; 256 elsewhere, or what the model was made for if less."""
     bos: bool | str | None = None
     """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no
     BOS. By default, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted,
@@ -146,9 +146,27 @@ class Corpus(Documented):
             InputError: If it is not.
         """
         if self.local is None:
+            self._check_dataset()
             return
-        if next(self._read(_join, Notes()), None) is None:
+        saved = any((self.local / name).exists() for name in ("dataset_dict.json", "state.json"))
+        if self.split not in (None, "train", *DIVISIONS) and not saved:
+            raise InputError(
+                f"corpus.split: {self.split!r} is no way to divide text; there are: {', '.join(DIVISIONS)}"
+            )
+        if not any(text.strip() for _, text in self._read(_join, Notes())):
             raise InputError(f"corpus {self.local}: it holds no text under {self.field!r}")
+
+    def _check_dataset(self) -> None:
+        """Refuse the path of a file, or of nothing, in place of a dataset.
+
+        Raises:
+            InputError: If it is one.
+        """
+        place = Path(self.dataset or "").expanduser()
+        if place.is_file():
+            raise InputError(f"corpus.dataset: {self.dataset} is a file; give it as `path`")
+        if not place.exists() and (self.dataset or "").startswith((".", "/", "~")):
+            raise InputError(f"corpus.dataset: {self.dataset}: no such folder")
 
     def fingerprint(self) -> JsonValue:
         """Return what the text depends on: the content of local files, the name and revision of a hub dataset."""
@@ -171,6 +189,8 @@ class Corpus(Documented):
         notes = notes or Notes()
         how = self.split if self.split in DIVISIONS else None
         for name, text in divided(self._read(template, notes), how, notes):
+            notes.characters += len(text)
+            notes.unreadable += text.count("\ufffd")
             yield clean_text(name), clean_text(text)
 
     def first_texts(self, n: int = 200) -> list[str]:
@@ -264,6 +284,10 @@ class Corpus(Documented):
             )
         special = special_ids(tokenizer)
         mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, sorted(special))
+        if not mask.any():
+            raise InputError(
+                "the corpus holds special tokens alone, whose activations are not counted; give ordinary text"
+            )
         ordinary = [int(i) for i in used if int(i) not in special]
         bytes_of = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
         return TokenDataset(tokens, lengths, mask, documents, names, bytes_of, len(lead), tuple(notes.warnings()))
@@ -304,9 +328,11 @@ class Corpus(Documented):
             if left <= 0:
                 break
         if len(rows) < 2:
+            few = self.tokens is not None and self.tokens < 2 * self.length
+            way_out = "set corpus.tokens higher" if few else "give more text or a smaller `context`"
             raise InputError(
                 f"corpus {self.path or self.dataset}: {sum(map(len, rows))} tokens in {len(names)} documents, "
-                f"less than two contexts of {self.length}; give more text or a smaller `context`"
+                f"less than two contexts of {self.length}; {way_out}"
             )
         tokens = np.full((len(rows), self.length + len(lead)), pad, dtype=np.int32)
         for row, real in zip(tokens, rows, strict=True):

@@ -6,7 +6,13 @@ from saeval.llm.gateway import (
     RoleSettings as RoleSettings,
     rare_garbage_collection as rare_garbage_collection,
 )
-from saeval.llm.ledger import Call as Call, CallLedger as CallLedger, Earlier as Earlier, LoggedCall as LoggedCall
+from saeval.llm.ledger import (
+    Call as Call,
+    CallLedger as CallLedger,
+    Earlier as Earlier,
+    LoggedCall as LoggedCall,
+    Served as Served,
+)
 from saeval.llm.transcript import (
     PromptReply as PromptReply,
     pack as pack,

@@ -34,7 +34,9 @@ from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
 from saeval.llm.concurrency import AdaptiveLimiter, Limiter
 from saeval.llm.ledger import Call, CallLedger
+from saeval.llm.pricing import Pricing
 from saeval.llm.retries import Attempts, Timeout, Waits
+from saeval.llm.truncation import TruncationPolicy
 from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
@@ -64,21 +66,20 @@ class RoleSettings(Documented):
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature, unless a step asks for another."""
     max_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an answer, unless a step asks for less."""
+    """Maximum tokens of an answer, unless a step asks for less."""
     max_tokens_if_cut: int = Field(default=4096, ge=1)
-    """Most tokens of an answer that `max_tokens` cut off, which is then asked for once more, so that reasoning has
-    room; none is where this is not more, nor from models in process."""
+    """Maximum tokens when an answer cut off at `max_tokens` is asked for once more, so that reasoning has room; not
+    used if this is not larger, or for models in process."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds an attempt may take, without the time in a server's queue; models in process have no limit."""
     retries: int = Field(default=5, ge=0)
-    """Attempts after the first, where another attempt can help; a server that asks for time is asked for
-    `run.patience`."""
+    """Retries after failures that may pass; a server that asks for time is retried for `run.patience`."""
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Calls in flight; `auto` begins at 8 and finds out what the server bears and makes use of."""
+    """Concurrent calls; `auto` starts at 8 and adapts to the server."""
     cache: bool = True
     """Whether answers of earlier runs are used."""
     usd_per_million_input: float | None = Field(default=None, ge=0)
-    """Price of a million prompt tokens, where the provider's is not known."""
+    """Price of a million prompt tokens, if the provider's is unknown."""
     usd_per_million_output: float | None = Field(default=None, ge=0)
     """Price of a million generated tokens."""
 
@@ -117,14 +118,15 @@ class Gateway(LanguageModel):
         self._identity, self._settings = json_text(identity), settings
         self._calls, self._log, self._budget = calls, log, budget
         self._books = Bookkeeper(calls, log, model)
-        self._asking: dict[str, _Work] = {}
+        self._asking: dict[str, _CallState] = {}
         self._limiter = _limiter(llm, settings)
         self._timeout = Timeout(None if llm.in_process or llm.batches else settings.timeout)
         self._patience = patience
         look_again()
         self._leased = settings.cache and not llm.batches
         self._waits = Waits(role, llm, self._limiter, tell)
-        self._needs_room = False  # whether an answer was whole only with room for reasoning
+        self._room = TruncationPolicy(role, settings.max_tokens, settings.max_tokens_if_cut, tell)
+        self._pricing = Pricing(llm, settings)
 
     @property
     def can_score(self) -> bool:
@@ -195,7 +197,7 @@ class Gateway(LanguageModel):
             if (kept := self._kept(key, request, shape)) is not None:
                 self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
                 return kept
-            new = self._asking[key] = _Work()
+            new = self._asking[key] = _CallState()
             question = _Question(request, roomier, shape=shape, lease=key if self._leased else None)
             new.task = asyncio.ensure_future(self._ask_once(key, asked, question, ask, new))
             new.task.add_done_callback(lambda task: self._ended(key, task))
@@ -240,7 +242,7 @@ class Gateway(LanguageModel):
         self._waits.end()
 
     async def _ask_once(
-        self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work
+        self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _CallState
     ) -> A:
         """Ask, unless another process that shares the cache does: then take its answer, or ask when it could not."""
         leases = self._calls.leases
@@ -256,6 +258,7 @@ class Gateway(LanguageModel):
                     self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
                     return kept
         finally:
+            self._room.leave(question)
             if question.leased:
                 leases.release(key)
 
@@ -272,7 +275,7 @@ class Gateway(LanguageModel):
             raise _AskedElsewhere
 
     async def _ask(
-        self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work
+        self, key: str, asked: str, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _CallState
     ) -> A:
         """Make the call, again where that can help, and write down how it ended."""
         tries = Attempts(key, self._settings.retries, self._patience)
@@ -303,36 +306,51 @@ class Gateway(LanguageModel):
         return answer
 
     async def _asked(
-        self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work, tries: Attempts, bill: _Bill
+        self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _CallState, tries: Attempts, bill: _Bill
     ) -> A:
         """Return an answer: the first whole one, with more room for one that was cut off.
 
-        Once one was, all are given the room at once, unless the server has none: a limit costs nothing by itself.
+        Once that helped, all are given the room at once, unless the server has none: a limit costs nothing by itself.
         """
         cut: A | None = None
+        last = LLMError("")
         while True:
             tries.made += 1
             try:
                 answer = await self._attempt(question, ask, work)
-                bill.took = self._paid(answer.usage, bill.took)
-                if not _is_cut(answer) or question.raised:
+                bill.took = self._paid(answer.usage, bill.took, question.sent, answer, cut=_is_cut(answer))
+                if not _is_cut(answer):
+                    self._room.note(whole=True, raised=question.raised and question.roomier is not None)
                     return answer
                 cut = answer
             except LLMError as error:
                 if error.usage is not None:
-                    bill.took = self._paid(error.usage, bill.took)
-                if not error.cut or question.raised:
+                    bill.took = self._paid(error.usage, bill.took, question.sent, cut=error.cut)
+                if not error.cut:
                     no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
                     if no_room and cut is not None:
                         return cut  # the parser reports that it was cut off
-                    if no_room and self._needs_room:
-                        question.roomier, self._needs_room = None, False
+                    if no_room and self._room.needed:
+                        question.roomier, self._room.needed = None, False
                         continue
                     await self._wait(error, tries, work)
                     continue
-            self._needs_room = question.raised = True
+                last = error
+            if not await self._has_more_room(question, work):
+                if cut is None:
+                    raise last
+                return cut
 
-    async def _wait(self, error: LLMError, tries: Attempts, work: _Work) -> None:
+    async def _has_more_room(self, question: _Question, work: _CallState) -> bool:
+        """Whether a question whose answer was cut off may be asked again with more room; it then has it."""
+        if question.raised:
+            self._room.note(whole=False, raised=question.roomier is not None)
+            return False
+        work.in_flight = False
+        question.raised = await self._room.turn(question)
+        return question.raised
+
+    async def _wait(self, error: LLMError, tries: Attempts, work: _CallState) -> None:
         """Wait for the next attempt.
 
         Raises:
@@ -344,11 +362,14 @@ class Gateway(LanguageModel):
         self._waits.tell_of(seconds, error)
         await asyncio.sleep(seconds)
 
-    async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _Work) -> A:
+    async def _attempt(self, question: _Question, ask: Callable[[Any], Awaitable[A]], work: _CallState) -> A:
+        if question.roomier is not None and not question.raised:
+            await self._room.settled()
         epoch = await self._limiter.enter()
         refused: bool | None = None
-        question.raised |= self._needs_room or question.roomier is None
+        question.raised |= self._room.needed or question.roomier is None
         request = question.request if question.roomier is None or not question.raised else question.roomier
+        question.sent = request
         try:
             self._budget.check()
             self._lease(question)
@@ -397,21 +418,13 @@ class Gateway(LanguageModel):
             what = f"{self._model}: the answer is empty{only}{how}"
             raise LLMError(what, retryable=again and not cut, usage=reply.usage, cut=cut)
 
-    def _paid(self, usage: Usage, before: Usage | None) -> Usage:
+    def _paid(
+        self, usage: Usage, before: Usage | None, request: object, answer: object = None, *, cut: bool = False
+    ) -> Usage:
         """Count what an attempt took against the budget; return it with what earlier attempts took."""
-        usage = self._priced(usage)
+        usage = self._pricing.bill(usage, request, answer, cut=cut)
         self._budget.add(usage, self._model)
         return usage if before is None else before + usage
-
-    def _priced(self, usage: Usage) -> Usage:
-        """Fill in the price: the provider's, else the spec's; an unknown one, or of unknown tokens, stays unknown."""
-        if self._llm.in_process:
-            return replace(usage, usd=0.0, price_source="local")
-        per_input, per_output = self._settings.usd_per_million_input, self._settings.usd_per_million_output
-        if usage.usd is not None or per_input is None or per_output is None or not usage.input_tokens:
-            return usage
-        usd = (usage.input_tokens * per_input + usage.output_tokens * per_output) / 1e6
-        return replace(usage, usd=usd, price_source="spec")
 
     def _call(
         self,
@@ -532,6 +545,7 @@ class _Question:
         request: The request.
         roomier: The same with room for reasoning; None where there is no more room to give.
         raised: Whether it has all the room there is.
+        sent: The request as it was sent last.
         shape: Class of its answer.
         lease: Key of its lease; None where it is asked without a lease.
         leased: Whether the lease is ours.
@@ -540,6 +554,7 @@ class _Question:
     request: Any
     roomier: Any = None
     raised: bool = False
+    sent: Any = None
     shape: Any = None
     lease: str | None = None
     leased: bool = False
@@ -553,7 +568,7 @@ class _Bill:
 
 
 @dataclass
-class _Work:
+class _CallState:
     """A request that is being answered.
 
     Attributes:

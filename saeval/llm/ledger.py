@@ -285,10 +285,12 @@ class CallLedger:
         served: dict[tuple[str, str], Served] = {}
         cut: dict[str, Counter[int]] = {}
         words: dict[str, list[int]] = {}
+        estimated: Counter[str] = Counter()
         for call in self.calls():
             if call.cached or call.status != "ok" or call.probe:
                 continue
             served.setdefault((call.role, call.model), Served()).count(call)
+            estimated[call.role] += call.usage.estimated
             if 0 < call.usage.input_tokens < call.words * call.attempts and not call.usage.cached_tokens:
                 cut.setdefault(call.role, Counter())[call.usage.input_tokens // call.attempts] += 1
                 words.setdefault(call.role, []).append(call.words)
@@ -301,6 +303,12 @@ class CallLedger:
                     f"{max(words[role]):,} words, so it cuts them; raise its context (Ollama: `extra: {{num_ctx: "
                     "8192}`, llama.cpp: `--ctx-size`)."
                 )
+        found += [
+            f"{role}: the server gave no sensible token counts in {n:,} calls, so their tokens and bill are estimated "
+            "from the length of the text."
+            for role, n in estimated.items()
+            if n
+        ]
         return found
 
     def answers(self, role: str) -> dict[str, str]:

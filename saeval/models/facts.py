@@ -21,6 +21,8 @@ _ENCODERS = {
 }  # fmt: skip
 """Model types that read in both directions unless their configuration says `is_decoder`."""
 _POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length")
+_LFS = b"version https://git-lfs"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 _TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json",
     "vocab.bpe",
@@ -42,6 +44,7 @@ class ModelFacts(NamedTuple):
         kind: Its `model_type`.
         width: Width of the residual stream.
         vocabulary: Rows of its embedding.
+        blocks: Number of its blocks.
         positions: Tokens per context at most, where a table of positions ends; None where there is no such limit.
         made_for: Tokens per context that it was made for, as its configuration says.
         both_ways: Whether tokens see those after them.
@@ -52,6 +55,7 @@ class ModelFacts(NamedTuple):
     kind: str
     width: int | None
     vocabulary: int | None
+    blocks: int | None
     positions: int | None
     made_for: int | None
     both_ways: bool
@@ -74,6 +78,7 @@ def model_facts(name: str) -> ModelFacts | None:
         kind=kind,
         width=_first(text, "hidden_size", "n_embd", "d_model"),
         vocabulary=_first(text, "vocab_size"),
+        blocks=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         positions=limit if kind in _LIMITED else None,
         made_for=limit,
         both_ways=both,
@@ -105,11 +110,45 @@ def check_folder(name: str, folder: Path) -> None:
                 "peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
             )
         raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+    config = _json(folder / "config.json")
+    if not config:
+        raise InputError(f"model {name}: its config.json cannot be read; copy the folder again")
+    if config.get("is_encoder_decoder") is True:
+        raise InputError(
+            f"model {name} has an encoder and a decoder ({config.get('model_type')}); choose a causal language model"
+        )
+    _check_weights(name, folder)
     if not any((folder / file).exists() for file in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
         raise InputError(
             f"model {name}: there is no tokenizer in it (no {_TOKENIZERS[0]}); save it there with "
             "`tokenizer.save_pretrained(folder)`"
         )
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    """Refuse a folder without weights, or with pointers of Git LFS in their place.
+
+    Raises:
+        InputError: If it is one.
+    """
+    weights = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
+    if not weights:
+        raise InputError(f"model {name}: there are no weights in it (model.safetensors); fetch it again")
+    index = _json(folder / "model.safetensors.index.json").get("weight_map")
+    named = set(index.values()) if isinstance(index, dict) else set()
+    if missing := sorted(file for file in named if not (folder / str(file)).exists()):
+        raise InputError(
+            f"model {name}: {len(missing)} of its {len(named)} files of weights are missing ({missing[0]}); fetch it "
+            "again"
+        )
+    if pointer := next(filter(_is_pointer, weights), None):
+        raise InputError(f"model {name}: {pointer.name} is a pointer of Git LFS; run `git lfs pull` in its folder")
+
+
+def _is_pointer(file: Path) -> bool:
+    """Return whether a file is what Git leaves in place of a large one where Git LFS is not installed."""
+    with file.open("rb") as content:
+        return content.read(len(_LFS)) == _LFS
 
 
 def not_causal(name: str) -> InputError:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from saeval._util import InputError
 from saeval.activations import CONTEXT
 from saeval.models.facts import ModelFacts, local_model, model_facts, not_causal, tokens_outside, too_long
-from saeval.models.made_for import MadeFor, apart, other_model, other_tuning
+from saeval.models.made_for import MadeFor, apart, block_number, other_model, other_tuning
 
 _SHORTEST = 8
+_SMALLEST_WINDOW = 4
 _LONG = 12  # characters per token of text that is surely long enough
 
 
@@ -46,8 +47,9 @@ class Fit(NamedTuple):
         if context is None:
             lead, facts = int(bool(bos)), model_facts(model)
             context = made_for.context_size - lead if made_for.context_size is not None else CONTEXT
-            if facts is not None and facts.positions is not None:
-                context = min(context, facts.positions - lead)
+            limit = None if facts is None else facts.positions or facts.made_for
+            if limit is not None:
+                context = min(context, limit - lead)
         return cls(made_for, model, place, max(context, _SHORTEST), bos)
 
     def check_model(self, texts: Sequence[str] = (), *, chat: bool = False) -> None:
@@ -65,6 +67,13 @@ class Fit(NamedTuple):
             return
         if facts.both_ways:
             raise not_causal(self.model)
+        place = self.place or self.made_for.place or ""
+        block = block_number(place)
+        if block is not None and facts.blocks is not None and block >= facts.blocks:
+            raise InputError(
+                f"model {self.model} has {facts.blocks} blocks, 0 to {facts.blocks - 1}, and {place} names another; "
+                "change `hookpoint` or `model`"
+            )
         tokens = self.context + self._leads(facts)
         if facts.positions is not None and tokens > facts.positions:
             raise too_long(self.model, facts.positions, tokens)
@@ -101,9 +110,12 @@ class Fit(NamedTuple):
         tokenizer = Tokenizer.from_file(str(file))
         longest = max(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
         if min(longest, self.context) < window:
+            smaller = (
+                f"set sampler.with.window to {longest // 2} or less, or " if longest // 2 >= _SMALLEST_WINDOW else ""
+            )
             raise InputError(
                 f"no text is as long as a window of {window} tokens: the longest of {len(texts)} documents has "
-                f"{longest}; set sampler.with.window to {max(4, longest // 2)} or less, or join short rows"
+                f"{longest}; {smaller}join short rows"
             )
 
     def conflicts(self) -> list[str]:

@@ -60,6 +60,12 @@ def check_model(name: str) -> None:
             raise InputError(f"model {name}: no such file or folder")
         if path.is_dir():
             check_folder(name, path)
+        elif path.suffix != ".gguf":
+            raise InputError(f"model {name}: is a file; give the folder that it lies in, or a .gguf file")
+    elif "://" in name:
+        raise InputError(
+            f"model {name} is an address; give the name on the Hugging Face hub, such as google/gemma-3-270m"
+        )
 
 
 def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:

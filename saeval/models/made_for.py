@@ -17,6 +17,7 @@ class MadeFor(NamedTuple):
         prepend_bos: Whether contexts began with BOS.
         l0: Latents per token that fire: the k of a top-k coder, or a measured mean.
         latents: Width of its dictionary.
+        partial: Whether this was told without a download, and its files tell more.
     """
 
     place: str | None = None
@@ -26,6 +27,7 @@ class MadeFor(NamedTuple):
     prepend_bos: bool | None = None
     l0: float | None = None
     latents: int | None = None
+    partial: bool = False
 
 
 # --- Places ---
@@ -99,6 +101,12 @@ def site(name: str) -> Site | None:
         return Site("stream", layer + _STREAM[rest])
     part = next((part for part, pattern in _PARTS.items() if re.match(rf"({pattern})(\.|_out|_in|$)", rest)), "")
     return Site(part, layer)
+
+
+def block_number(name: str) -> int | None:
+    """Return the number of the block that a place's name has in it; None where it has none."""
+    match = _BLOCK.search(plain_place(name))
+    return int(match[1]) if match else None
 
 
 def apart(first: str, second: str) -> bool:

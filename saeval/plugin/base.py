@@ -233,6 +233,14 @@ class Coder(Plugin):
         """Return this coder as a baseline for another one, whose size it may copy."""
         return self
 
+    def incomplete(self) -> bool:
+        """Return whether this baseline still needs a measured size of the coder it is compared with."""
+        return False
+
+    def completed(self, measured: MadeFor) -> Coder:
+        """Return an incomplete baseline with the measured width and L0 of the coder it is compared with."""
+        return self
+
     def width(self) -> int | None:
         """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
         return None

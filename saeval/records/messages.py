@@ -80,6 +80,7 @@ class Usage:
         cached_tokens: Tokens of the prompt that the provider took from its cache.
         usd: Price in dollars; None when the price is unknown, which is never the same as 0.
         price_source: Where the price came from: the spec, the provider's price list, `local`.
+        estimated: Whether tokens are estimated from the length of the text, since the server's counts make no sense.
     """
 
     input_tokens: int = 0
@@ -87,6 +88,7 @@ class Usage:
     cached_tokens: int = 0
     usd: float | None = None
     price_source: str | None = None
+    estimated: bool = False
 
     def __add__(self, other: Usage) -> Usage:
         unknown = self.usd is None or other.usd is None
@@ -96,6 +98,7 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             None if unknown else (self.usd or 0.0) + (other.usd or 0.0),
             self.price_source if self.price_source == other.price_source else "mixed",
+            self.estimated or other.estimated,
         )
 
 

@@ -213,11 +213,10 @@ class _Builder(PartMaker):
 
     def baseline_kind(self, use: str, path: KeyPath) -> Literal["explainer", "coder"] | None:
         """Return the kind of plugin of a baseline; None, with the reason noted, where none can."""
-        file, _ = self.document.places.get((*path, "use"), (None, 0))
         reasons = []
         for kind in _BASELINE_KINDS:
             try:
-                self.registry.get(kind, use, base=file.parent if file else None)
+                self.registry.get(kind, use, base=self.document.folder((*path, "use")))
             except PluginError as error:
                 reasons.append(str(error))
             else:
@@ -369,9 +368,9 @@ def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         contestant = contestant if cell.baseline else cell
         twin = kept.get(cell.name, cell)
-        if contestant is not None and cell.baseline and twin.source.identity != cell.source.identity:
+        if contestant is not None and cell.baseline and twin.source.plugin != cell.source.plugin:
             cell = _named_after(cell, contestant)
         twin = kept.setdefault(cell.name, cell)
-        if twin is not cell and not (cell.baseline and twin.source.identity == cell.source.identity):
+        if twin is not cell and not (cell.baseline and twin.source.plugin == cell.source.plugin):
             raise SpecError([f"matrix: two cells are called {cell.name!r}; give their axis values different ids"])
     return list(kept.values())

@@ -38,8 +38,7 @@ class PartMaker:
     def plugin(self, kind: str, spec: PartSpec, path: KeyPath) -> Part[Any] | None:
         """Find a plugin, fill in its options, and let it look whether what they name is there."""
         try:
-            file, _ = self.document.places.get((*path, "use"), (None, 0))
-            loaded = self.registry.get(kind, spec.use, base=file.parent if file else None)
+            loaded = self.registry.get(kind, spec.use, base=self.document.folder((*path, "use")))
         except PluginError as error:
             self.fail((*path, "use"), str(error))
             return None

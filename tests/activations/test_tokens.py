@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 
 import pytest
 from hypothesis import given, strategies as st
@@ -157,7 +161,9 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "end"), [("utf-8-sig", "\n"), ("utf-16", "\n"), ("utf-8", "\r\n")], ids=["BOM", "UTF-16", "CRLF"]
+    ("encoding", "end"),
+    [("utf-8-sig", "\n"), ("utf-16", "\n"), ("utf-16-le", "\n"), ("utf-8", "\r\n")],
+    ids=["BOM", "UTF-16", "no BOM", "CRLF"],
 )
 def test_marks_and_line_ends_of_other_systems_are_read(tmp_path, encoding, end):
     text = "".join(json.dumps({"text": f"naïve {i}"}, ensure_ascii=False) + end for i in range(3))
@@ -165,6 +171,12 @@ def test_marks_and_line_ends_of_other_systems_are_read(tmp_path, encoding, end):
     assert [text for _, text in read(tmp_path / "c.jsonl")] == ["naïve 0", "naïve 1", "naïve 2"]
     (tmp_path / "c.txt").write_bytes(f"naïve{end}".encode(encoding))
     assert read(tmp_path / "c.txt") == [("c", "naïve\n")]
+
+
+def test_text_that_is_not_utf_8_is_said(tmp_path, tokenizer):
+    (tmp_path / "c.txt").write_bytes(("Ein Schiff fährt über die See. " * 40).encode("latin-1"))
+    data = Corpus(path=tmp_path / "c.txt", context=16).tokenize(tokenizer)
+    assert "80 of 1,240 characters of the corpus are U+FFFD" in data.warnings[0] and "iconv" in data.warnings[0]
 
 
 def test_halves_of_surrogate_pairs_are_replaced_not_passed_to_a_tokenizer(tmp_path, tokenizer):
@@ -177,6 +189,10 @@ def test_halves_of_surrogate_pairs_are_replaced_not_passed_to_a_tokenizer(tmp_pa
     [
         ("messages", [{"role": "user", "content": "the sea"}, {"role": "assistant", "content": "and the sky"}]),
         ("conversations", [{"from": "human", "value": "the sea"}, {"from": "gpt", "value": "and the sky"}]),
+        (
+            "messages",
+            json.dumps([{"role": "user", "content": "the sea"}, {"role": "assistant", "content": "and the sky"}]),
+        ),
     ],
 )
 def test_conversations_are_written_by_the_tokenizers_template(tmp_path, tokenizer, field, turns):
@@ -191,6 +207,13 @@ def test_conversations_are_written_by_the_tokenizers_template(tmp_path, tokenize
     text = b"".join(data.vocabulary[i] for i in data.tokens[0, : data.lengths[0]].tolist())
     assert text.decode() == "user: the sea\nassistant: and the sky\n"
     assert (data.tokens[0] == chat.bos_token_id).sum() == 1
+
+
+def test_a_turn_that_calls_a_tool_has_no_text_and_costs_no_conversation(tmp_path):
+    turns = [{"role": "user", "content": "the sea"}, {"role": "assistant", "content": None, "tool_calls": []}]
+    path = lines(tmp_path / "c.jsonl", [{"messages": turns}] * 2)
+    assert Corpus(path=path).holds_chats()
+    assert len(list(Corpus(path=path).texts(template=lambda turns: "|".join(t["content"] for t in turns)))) == 2
 
 
 def test_folders_of_shards_saved_datasets_and_compressed_files_hold_the_same_rows(tmp_path):
@@ -221,6 +244,101 @@ def test_folders_of_shards_saved_datasets_and_compressed_files_hold_the_same_row
     hashes = [Corpus(path=tmp_path / name).fingerprint()["sha256"] for name in ("saved", "jsonl")]
     lines(tmp_path / "jsonl" / "data" / "1.jsonl", rows)
     assert hashes[1] != Corpus(path=tmp_path / "jsonl").fingerprint()["sha256"]
+
+
+ROWS = [{"id": f"r{i}", "text": f'the "sea", {i};\nand\tthe sky'} for i in range(3)]
+JSON_LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def table(delimiter):
+    written = io.StringIO()
+    rows = csv.DictWriter(written, ["id", "text"], delimiter=delimiter)
+    rows.writeheader()
+    rows.writerows(ROWS)
+    return written.getvalue()
+
+
+def zstandard(data):
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.jsonl", json.dumps(ROWS)),
+        ("list.json", json.dumps(ROWS, indent=1)),
+        ("texts.json", json.dumps([row["text"] for row in ROWS])),
+        ("held.json", json.dumps({"version": "1.0", "data": ROWS})),
+        ("held-indented.json", json.dumps({"version": "1.0", "data": ROWS}, indent=2)),
+        ("columns.json", json.dumps({name: [row[name] for row in ROWS] for name in ("id", "text")})),
+        ("pandas.json", json.dumps({name: {i: row[name] for i, row in enumerate(ROWS)} for name in ("id", "text")})),
+        ("by-name.json", json.dumps({row["id"]: {"text": row["text"]} for row in ROWS})),
+        ("lines.ndjson", JSON_LINES),
+        ("LINES.JSONL", JSON_LINES),
+        ("table.csv", table(",")),
+        ("table.tsv", table("\t")),
+        ("semicolons.csv", table(";")),
+        ("lines.jsonl.bz2", bz2.compress(JSON_LINES.encode())),
+        ("lines.jsonl.xz", lzma.compress(JSON_LINES.encode())),
+        ("lines.jsonl.zst", zstandard(JSON_LINES.encode())),
+        ("table.csv.gz", gzip.compress(table(",").encode())),
+        ("marked.csv", b"\xef\xbb\xbf" + table(",").encode()),
+    ],
+)
+def test_rows_are_read_from_every_everyday_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    Corpus(path=tmp_path / name).check()
+    assert [text for _, text in read(tmp_path / name)] == [row["text"] for row in ROWS]
+
+
+def test_a_json_object_over_several_lines_is_one_row(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps({"text": "the sea"}, indent=2))
+    assert [text for _, text in read(tmp_path / "one.json")] == ["the sea"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("columns.csv", b"number,body\n1,the sea\n", "it has: number, body; set corpus.field to 'number'"),
+        ("headless.csv", b"1," + b"the sea and the sky " * 9 + b"\n2,x\n", "the first line of a table has to name its columns"),
+        ("cut.jsonl.gz", gzip.compress(JSON_LINES.encode())[:40], "damaged or cut off .*; copy it again"),
+        ("cut.jsonl.xz", lzma.compress(JSON_LINES.encode() * 99)[:60], "damaged or cut off .*; copy it again"),
+        ("number.json", b"3", "no text under 'text'; it has: int"),
+        ("list.jsonl", b'{"text": ["the", "sea"], "n": 1}\n{"text": 2}', "'text' holds no text but a list; write each document's text into"),
+        ("nested.jsonl", b'{"data": {"text": "the sea"}}\n{}', "it has: data; write each document's text into a field `text`"),
+        ("packed.jsonl", gzip.compress(b"{}"), r"is compressed \(gzip\); let its name end in .gz"),
+        ("table.txt", b"PAR1" + bytes(99), "is a Parquet file; let its name end in .parquet"),
+        ("lines.txt", JSON_LINES.encode(), "holds JSON lines; let its name end in .jsonl"),
+        ("blank.txt", b" \n" * 99, "it holds no text"),
+        ("blank.jsonl", b'{"text": ""}\n' * 99, "it holds no text under 'text'"),
+    ],
+)  # fmt: skip
+def test_files_that_hold_no_text_are_refused_with_the_way_out(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        Corpus(path=tmp_path / name).check()
+
+
+def test_what_names_no_dataset_and_no_way_to_divide_text_is_refused_by_check(tmp_path):
+    file = lines(tmp_path / "c.jsonl", ROWS)
+    for corpus, said in (
+        (Corpus(dataset=str(file)), "is a file; give it as `path`"),
+        (Corpus(dataset=str(tmp_path / "nowhere")), "no such folder"),
+        (Corpus(path=tmp_path / "someone" / "prose"), "a dataset of the hub is named under `dataset`"),
+        (
+            Corpus(path=file, split="sentences"),
+            "'sentences' is no way to divide text; there are: none, paragraphs, lines",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            corpus.check()
+
+
+def test_special_tokens_alone_are_no_text(tmp_path, tokenizer):
+    path = lines(tmp_path / "c.jsonl", [{"text": "<eos>" * 40}] * 3)
+    with pytest.raises(InputError, match="special tokens alone"):
+        Corpus(path=path, context=16).tokenize(tokenizer)
 
 
 def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):

@@ -15,7 +15,7 @@ from coder_files import dictionary
 from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.sources.transformers import Transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import TEXT, D, tiny_corpus, tiny_model, tiny_sae, tiny_tokenizer
 
 import saeval
@@ -243,6 +243,80 @@ def test_folders_that_are_no_whole_model_are_said_for_what_they_are(tmp_path, mo
     for folder, message in ((bare, "no tokenizer in it"), (lora, "LoRA adapter of meta-llama/Llama-3.1-8B")):
         with pytest.raises(InputError, match=message):
             LiveModel.check(str(folder))
+
+
+def config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda m: (m / "model.safetensors").unlink(), "no weights in it"),
+        (lambda m: (m / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "run `git lfs pull`"),
+        (lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'), "1 of its 1 files of weights are missing"),
+        (lambda m: (m / "config.json").write_text("{cut"), "config.json cannot be read"),
+        (lambda m: config(m, is_encoder_decoder=True, model_type="t5"), "has an encoder and a decoder"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_loaded_is_refused_from_its_files(tmp_path, model, spoil, said):
+    folder = copied(model, tmp_path / "m")
+    spoil(folder)
+    with pytest.raises(InputError, match=said):
+        LiveModel.check(str(folder))
+
+
+def test_a_file_and_an_address_are_no_model(model):
+    with pytest.raises(InputError, match="is a file; give the folder that it lies in"):
+        LiveModel.check(str(model / "model.safetensors"))
+    with pytest.raises(InputError, match="is an address; give the name on the Hugging Face hub"):
+        LiveModel.check("https://huggingface.co/openai-community/gpt2")
+
+
+def test_a_block_that_the_model_does_not_have_is_refused_by_validate(tmp_path, model, corpus):
+    sae = {
+        "use": "sae_lens",
+        "with": {"path": str(tiny_sae(tmp_path / "sae", metadata={"hook_name": "blocks.9.hook_resid_post"}))},
+    }
+    code, said = validate(task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32}))
+    assert code == 2 and "has 3 blocks, 0 to 2, and blocks.9.hook_resid_post names another" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "none",
+        {"hook_name": ["blocks.1.hook_resid_post"]},
+        {"model_name": 7, "hook_layer": "1"},
+        {"context_size": "128"},
+    ],
+)
+def test_metadata_of_other_types_than_sae_lens_writes_is_no_traceback(tmp_path, model, corpus, metadata):
+    folder = tiny_sae(tmp_path / "sae")
+    written = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**written, "metadata": metadata}))
+    sae = {"use": "sae_lens", "with": {"path": str(folder)}}
+    code, said = validate(task(tmp_path / "t.yaml", model, sae, {"path": str(corpus)}, hookpoint="layers.1"))
+    assert code == 0, said
+
+
+def test_contexts_that_nobody_gave_a_length_are_no_longer_than_the_model_was_made_for(tmp_path, corpus):
+    short = tiny_model(tmp_path / "short", max_position_embeddings=48)
+    store = collected(short, SaeLens(path=tiny_sae(tmp_path / "sae")), corpus, tmp_path / "a", corpus={"context": None})
+    assert store.tokens.shape[1] == 48 and not store.facts["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("bias", "said"), [(-1e4, "none of its latents ever fires"), (1e4, "fires on nearly every token")]
+)
+def test_a_coder_that_is_silent_or_fires_everywhere_is_said_for_what_it_is(tmp_path, model, corpus, bias, said):
+    folder = tiny_sae(tmp_path / "sae", "standard")
+    tensors = load_file(folder / "sae_weights.safetensors")
+    save_file({**tensors, "b_enc": tensors["b_enc"] + bias}, folder / "sae_weights.safetensors")
+    sae = {"use": "sae_lens", "with": {"path": str(folder)}}
+    with pytest.raises(InputError, match=said):
+        saeval.run(task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32}), out=tmp_path / "run")
 
 
 # --- Coders against specs ---

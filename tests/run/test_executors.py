@@ -296,7 +296,7 @@ def test_cluster_of_our_own_is_closed_to_others_and_ends_with_the_run(server, tm
         assert "InvalidAuthToken" in other.stderr and "inside" not in other.stdout
     child.send_signal(signal.SIGTERM)
     out, errors = child.communicate(timeout=60)
-    assert child.returncode == 130 and "run the same command again" in errors and "Traceback" not in errors, errors
+    assert child.returncode == 130 and "rerun the same command" in errors and "Traceback" not in errors, errors
     assert not out
     calls = [json.dumps(call, sort_keys=True) for call in server.calls]
     until(lambda: not any(map(alive, processes)))
@@ -386,6 +386,22 @@ def test_pass_divided_among_workers_one_of_which_dies_makes_the_same_store(two_n
     assert mine["cells"][0]["measures"]["fvu"] > 0
     assert mine == other
     assert not list(tmp_path.glob("cache/stores/*.partial"))
+
+
+def test_served_model_that_changed_is_refused_on_resume_and_its_answers_are_not_kept(two_nodes, server, tmp_path):
+    task = on_ray(spec(server, baselines=[], scorers={"detection": {}}, latents={"n": 2, "min_windows": 20}))
+    saeval.run(task, out=tmp_path / "run", limit=1)
+    whole = server._completion
+    server._completion = lambda *given: {**whole(*given), "model": "another-build"}
+    before = len(server.calls)
+    with pytest.raises(InputError, match="another-build answers now, and rules did before.*--allow-model-change"):
+        saeval.run(task, out=tmp_path / "run")
+    refused = len(server.calls) - before
+    assert refused
+    with pytest.raises(InputError, match="--allow-model-change"):
+        saeval.run(task, out=tmp_path / "run")  # none of them was kept
+    result = saeval.run(task, out=tmp_path / "run", allow_model_change=True)
+    assert any("another-build" in warning for warning in result.warnings)
 
 
 def test_worker_killed_and_node_lost_lose_nothing_and_pay_nothing_twice(two_nodes, server, tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from small_stores import dataset
 from tiny import tiny_corpus, tiny_model, tiny_sae
 
 import saeval
+from saeval._run.collect import collect
+from saeval._util.progress import Silent
 from saeval.models import loading
 from saeval.plugin import ActivationWriter, Corpus
 from saeval.plugin.registry import Registry
@@ -175,6 +177,20 @@ def test_a_random_sae_without_options_has_the_size_of_the_sae_beside_it(tmp_path
     assert size(found["coder=random_sae"]) == (40, 3)
     assert RandomSae().beside(SaeLens(path=one)).load("cpu", 16).encoder.shape == (16, 40)
     assert size(cells(tmp_path, one, k=5)["coder=random_sae"]) == (40, 5)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu"])
+def test_a_random_sae_is_as_sparse_as_one_whose_files_tell_no_k(tmp_path, monkeypatch, architecture):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    found = cells(tmp_path, tiny_sae(tmp_path / "one", architecture), tiny_sae(tmp_path / "two", architecture, seed=3))
+    assert [cell.name for cell in found.values() if cell.baseline] == ["coder=random_sae", "coder=random_sae-two"]
+    stores = collect({name: cell.source for name, cell in found.items()}, Silent())
+    l0 = {name: store.firings.sum() / store.n_tokens for name, store in stores.items()}
+    assert l0["coder=random_sae"] == pytest.approx(l0["coder=one"], abs=1)
+    assert l0["coder=random_sae-two"] == pytest.approx(l0["coder=two"], abs=1)
+    assert stores["coder=random_sae"].n_latents == 40
+    again = found["coder=random_sae"].source.plugin.weights()
+    assert (again.n_latents, again.k) == (40, pytest.approx(l0["coder=one"], abs=1))
 
 
 def test_saes_of_different_size_get_random_saes_of_their_own(tmp_path):

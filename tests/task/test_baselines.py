@@ -95,6 +95,32 @@ def test_a_coder_from_a_file_is_a_cell_of_its_own(tmp_path, plugins):
     assert [(cell.name, cell.baseline) for cell in cells] == [("all", None), ("coder=ones", "ones")]
 
 
+def test_a_file_that_the_matrix_names_lies_beside_the_spec_wherever_the_command_runs(tmp_path, plugins, monkeypatch):
+    with truthful_server() as server:
+        task = spec(server, baselines=[], explainer="${matrix.how.part}")
+        task["matrix"] = {
+            "how": [{"id": "same", "part": "./mine.py:Same"}, {"id": "first", "part": {"use": "./mine.py:First"}}]
+        }
+        (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        done = CliRunner().invoke(main, ["run", "--task", "../task.yaml", "--out", "run"])
+    assert done.exit_code == 0, done.output
+    cells = saeval.read("run").cells
+    assert [cell.explainer.rpartition(" ")[0] for cell in cells] == ["local/same", "local/first"]
+
+
+def test_a_mistake_in_what_the_matrix_fills_in_is_told_of_where_it_stands(tmp_path):
+    (tmp_path / "task.yaml").write_text(
+        "saeval: 1\ntask: t\nversion: '1'\nmatrix:\n  how:\n    - {id: a, part: top_tokens}\n"
+        "    - id: b\n      part: {use: default, with: {exampels: 3}}\n"
+        "llms: {explainer: {model: scripted/x, reply: x}, judge: {model: scripted/x, reply: x}}\n"
+        "source: {use: synthetic}\nexplainer: '${matrix.how.part}'\nscorers: {detection: {}}\n"
+    )
+    done = CliRunner().invoke(main, ["validate", str(tmp_path / "task.yaml")])
+    assert done.exit_code == 2 and "task.yaml:8: explainer.with.exampels" in done.output
+
+
 def test_a_baseline_that_is_neither_explainer_nor_coder_is_refused_with_the_reason(tmp_path, plugins):
     text = plugins.read_text() + "\nclass Broken:\n    name = 'broken'\n"
     plugins.write_text(text)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from saeval.plugin import InputError
 
 _LIST = "pretrained_saes.yaml"
+_LOADERS = "loading/pretrained_sae_loaders.py"
 
 
 class Listed(NamedTuple):
@@ -20,10 +21,13 @@ class Listed(NamedTuple):
     Attributes:
         model: The model that it was trained on.
         l0: Latents per token that fire, where it is listed.
+        context_size: Tokens per context, where the list tells, or the installed code that brings another library's
+            files into sae-lens' form.
     """
 
     model: str | None
     l0: float | None
+    context_size: int | None = None
 
 
 def listed(release: str, sae_id: str) -> Listed:
@@ -47,7 +51,9 @@ def listed(release: str, sae_id: str) -> Listed:
         hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join([*saes][:3])} …"
         raise InputError(f"the release has {len(saes)} SAEs, and none of them is {sae_id!r}; {hint}")
     l0 = saes[sae_id].get("l0")
-    return Listed(entry.get("model"), float(l0) if isinstance(l0, int | float) and l0 > 0 else None)
+    size = {**(entry.get("config_overrides") or {}), **(saes[sae_id].get("config_overrides") or {})}.get("context_size")
+    size = size or _converted_context(entry.get("conversion_func"))
+    return Listed(entry.get("model"), float(l0) if isinstance(l0, int | float) and l0 > 0 else None, size)
 
 
 def releases() -> frozenset[str]:
@@ -75,9 +81,23 @@ def _no_release(release: str, text: str) -> str:
     return f"the installed sae-lens lists {len(names)} releases, and none of that name; {hint}"
 
 
+@lru_cache(maxsize=16)
+def _converted_context(conversion: str | None) -> int | None:
+    """Return the context size that sae-lens writes into every configuration it makes of another library's files."""
+    if not conversion or not (file := _package() / _LOADERS).is_file():
+        return None
+    _, _, rest = file.read_text(encoding="utf-8").partition(f"def get_{conversion}_config_from_hf(")
+    written = re.search(r'^\s+"context_size": (\d+),$', rest.partition("\ndef ")[0], re.MULTILINE)
+    return int(written[1]) if written else None
+
+
 @lru_cache(maxsize=1)
 def _text() -> str:
+    return (_package() / _LIST).read_text(encoding="utf-8")
+
+
+def _package() -> Path:
     spec = find_spec("sae_lens")
     if spec is None or spec.origin is None:
         raise InputError("releases need the package sae-lens: pip install sae-lens")
-    return Path(spec.origin).with_name(_LIST).read_text(encoding="utf-8")
+    return Path(spec.origin).parent

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_LFS = b"version https://git-lfs"  # what Git leaves in place of a large file where Git LFS is not installed
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".json")
 
 
@@ -130,8 +131,17 @@ def _opened(label: str, path: Path, read: Callable[[Path], dict[str, Any]]) -> d
         zipfile.BadZipFile,
         zlib.error,
     ) as e:
+        if _starts_with(path, _LFS):
+            raise InputError(
+                f"{label}: {path.name} is a pointer of Git LFS; run `git lfs pull` in its folder"
+            ) from None
         line = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
         raise InputError(f"{label}: {path.name} is damaged or cut off ({line}); copy it again") from None
+
+
+def _starts_with(path: Path, head: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(head)) == head
 
 
 class _NotTensors(Exception):

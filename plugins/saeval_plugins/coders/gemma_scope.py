@@ -36,8 +36,8 @@ class GemmaScope(StoredCoder):
     """A JumpReLU SAE or transcoder of Gemma Scope (arXiv 2408.05147) or Gemma Scope 2.
 
     `{repo: google/gemma-scope-2b-pt-res, folder: layer_20/width_16k/average_l0_71}`, or the `path` of such a folder.
-    Gemma Scope has no configuration files: where a coder belongs is told by the names of repository and folders, and
-    a local copy whose folders are called otherwise needs the source's `hookpoint`.
+    Gemma Scope has no configuration files: the names of repository and folders say where a coder belongs, so a local
+    copy with other names needs the source's `hookpoint`.
     """
 
     name = "gemma_scope"

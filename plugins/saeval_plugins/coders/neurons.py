@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Neurons(Coder):
-    """The neurons of an MLP (paper Table A10): what its down projection reads, one latent a neuron.
+    """The neurons of an MLP (paper Table A10): what its down projection reads, one latent per neuron.
 
     The hookpoint may be the block, the MLP or anything else in the block. Neurons of gated MLPs are signed: the k
     largest by magnitude are kept, and the positive ones among them count as firings.
@@ -22,7 +22,7 @@ class Neurons(Coder):
     name = "neurons"
 
     k: int | None = Field(default=None, ge=1)
-    """Neurons a token to keep, the largest; None for all."""
+    """Largest neurons to keep per token; None for all."""
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
         """Return the input of the down projection in the block that the module lies in."""

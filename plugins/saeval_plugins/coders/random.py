@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from saeval.plugin import Coder, LinearCoder, MadeFor, derive_rng
 
@@ -13,8 +13,8 @@ class RandomSae(Coder):
     """Random directions of unit norm, uniform over the sphere, with top-k activations (paper A.7.3).
 
     The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many
-    latents, and as many of them firing per token, as the SAE it is compared with, if its files say so;
-    elsewhere 131,072 and 50, as in the paper.
+    latents, and as many of them firing per token, as the SAE it is compared with; if its files do not say so, they
+    are measured on the corpus. Elsewhere 131,072 and 50, as in the paper.
     """
 
     name = "random_sae"
@@ -22,9 +22,11 @@ class RandomSae(Coder):
     n_latents: int | None = Field(default=None, ge=1)
     """Number of directions; by default, that of the SAE beside it."""
     k: int | None = Field(default=None, ge=1)
-    """Latents per token to keep; by default, the L0 in the files of the SAE beside it."""
+    """Latents per token to keep; by default, the L0 of the SAE beside it."""
     seed: int = 0
     """Seed of the directions."""
+    _unlike: Coder | None = PrivateAttr(default=None)
+    """The coder beside it whose size its files do not tell."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> RandomSae:
@@ -33,21 +35,41 @@ class RandomSae(Coder):
         return self
 
     def beside(self, other: Coder) -> RandomSae:
-        """Return it with the width and the L0 of another coder, where neither is given."""
-        made = other.made_for(fetch=False)
-        n_latents = self.n_latents or made.latents
-        k = self.k or (round(made.l0) or 1 if made.l0 is not None else None)
-        return self.model_copy(update={"n_latents": n_latents, "k": k})
+        """Return it with the width and L0 of another coder, unless given; what no file states is measured later."""
+        found = self._sized(other.made_for(fetch=False))
+        if found.n_latents is None or found.k is None:
+            found._unlike = other
+        return found
+
+    def incomplete(self) -> bool:
+        """Return whether the files of the coder beside it leave its size open."""
+        return self._unlike is not None
+
+    def completed(self, measured: MadeFor) -> RandomSae:
+        """Return it with the measured size of the coder beside it."""
+        return self._sized(measured)
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return its width and k."""
+        """Return its width and k, as far as they are known."""
+        if self._unlike is not None:
+            return MadeFor(latents=self.n_latents, l0=self.k)
         n_latents, k = self._size
         return MadeFor(latents=n_latents, l0=k)
 
     def fingerprint(self) -> JsonValue:
-        """Return its size and seed."""
+        """Return its size and seed; of a size that is measured, whose it is."""
+        if self._unlike is not None:
+            given: JsonValue = {"n_latents": self.n_latents, "k": self.k, "seed": self.seed}
+            return [self.name, given, [self._unlike.fingerprint()]]
         n_latents, k = self._size
         return [self.name, {"n_latents": n_latents, "k": k, "seed": self.seed}, []]
+
+    def _sized(self, made: MadeFor) -> RandomSae:
+        """Return it with a size in place of what is not given."""
+        k = self.k or (round(made.l0) or 1 if made.l0 is not None else None)
+        sized = self.model_copy(update={"n_latents": self.n_latents or made.latents, "k": k})
+        sized._unlike = None
+        return sized
 
     @property
     def _size(self) -> tuple[int, int]:

@@ -31,13 +31,14 @@ LINEAR = (
 )  # fmt: skip
 THROUGH_SAE_LENS = ("temporal", "matching_pursuit")
 IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+_TEXTS = ("model_name", "hook_name", "hf_hook_name", "hook_name_out", "hf_hook_name_out")
 WRITTEN_TO_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "hook_attn_out")
 
 
 class SaeLens(StoredCoder):
     """An SAE or transcoder that sae-lens has saved, or one of its pretrained releases (`release`, `sae_id`).
 
-    Weights are computed with in float32, whatever they are stored in.
+    Computes in float32, whatever the precision of the stored weights.
     """
 
     name = "sae_lens"
@@ -108,7 +109,9 @@ class SaeLens(StoredCoder):
         """Return what `cfg.json` says of training; of a release without a download, what sae-lens' list says."""
         if self.release is not None and not fetch:
             listed = self._listed
-            return MadeFor(self.hookpoint(), model=listed.model, l0=listed.l0)
+            return MadeFor(
+                self.hookpoint(), model=listed.model, context_size=listed.context_size, l0=listed.l0, partial=True
+            )
         config = self._config
         metadata = config["metadata"]
         size, layer, bos = metadata.get("context_size"), metadata.get("hook_layer"), metadata.get("prepend_bos")
@@ -212,9 +215,20 @@ class SaeLens(StoredCoder):
             )
         return tensors
 
-    @cached_property
+    @property
     def _pretrained(self) -> Any:
-        """A release's SAE, downloaded by sae-lens."""
+        """A release's SAE, downloaded by sae-lens; where that fails, it is not tried again.
+
+        Raises:
+            InputError: If it fails.
+        """
+        if isinstance(self._download, InputError):
+            raise self._download
+        return self._download
+
+    @cached_property
+    def _download(self) -> Any:
+        """A release's SAE, or why it cannot be had."""
         import warnings
 
         import sae_lens
@@ -223,12 +237,12 @@ class SaeLens(StoredCoder):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return sae_lens.SAE.from_pretrained(self.release, self.sae_id, device="cpu", dtype="float32")
-        except Exception as error:  # sae-lens and the hub raise many kinds
+        except Exception as error:  # noqa: BLE001 - sae-lens and the hub raise many kinds
             line = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise InputError(
+            return InputError(
                 f"{self._label} cannot be loaded by sae-lens ({type(error).__name__}: {line}); check release, sae_id "
                 "and connection, or give the `path` of a folder"
-            ) from error
+            )
 
     def _wrapped(self, device: str) -> ModuleCoder:
         """Return an SAE that sae-lens itself encodes with."""
@@ -258,7 +272,7 @@ class SaeLens(StoredCoder):
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a configuration of any sae-lens into one form; before 6.0 the metadata was mixed with the rest."""
     metadata = config.get("metadata")
-    if metadata is None:
+    if not isinstance(metadata, dict):
         metadata = {
             name: config[old]
             for name, old in (
@@ -280,7 +294,8 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
     heads = (config.get(name) for name in ("hook_head_index", "hook_point_head_index"))
     metadata = {"hook_head_index": next((head for head in heads if head is not None), None), **metadata}
     modern = {"apply_b_dec_to_input": True, **config, "architecture": config.get("architecture") or "standard"}
-    modern["metadata"] = {k: v for k, v in json.loads(json.dumps(dict(metadata), default=str)).items() if v is not None}
+    plain = json.loads(json.dumps(dict(metadata), default=str))
+    modern["metadata"] = {k: v for k, v in plain.items() if v is not None and (k not in _TEXTS or isinstance(v, str))}
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     if modern["architecture"] == "standard" and activation == "topk":
         modern["architecture"] = "topk"

@@ -25,10 +25,10 @@ _MODULE = re.compile(r"([a-z_]\w*\.)*[a-z_]+\.\d+(\.\w+)*|embed_\w+|wte")
 class Sparsify(StoredCoder):
     """An SAE, transcoder or skip transcoder with top-k or groupmax activations (arXiv 2406.04093, 2501.18823).
 
-    sparsify writes a folder for each hookpoint, named after the module, with one for each seed in it where there are
-    several: the path is `…/layers.5.mlp` or `…/layers.5.mlp/seed0`, and of a repository the `folder` is `layers.5.mlp`.
-    SAEs read the module's output, transcoders its input, which `cfg.json` tells. A copy by another name needs the
-    source's `hookpoint`: the module, for a transcoder, too.
+    sparsify writes a folder per hookpoint, named after the module, with a subfolder per seed if there are several: the
+    path is `…/layers.5.mlp` or `…/layers.5.mlp/seed0`, and of a repository the `folder` is `layers.5.mlp`. SAEs read
+    the module's output, transcoders its input, as `cfg.json` says. A copy with another name needs the source's
+    `hookpoint`: the module, for a transcoder, too.
     """
 
     name = "sparsify"

@@ -11,9 +11,9 @@ PROMPT = load("explainer_contrastive.md")
 
 
 class Contrastive(Asking):
-    """Shows activating windows as `default` does, and windows without any mark beside them (paper §3.2).
+    """Shows activating windows as `default` does, and also non-activating windows, without marks (paper §3.2).
 
-    The silent windows are those of the explain side; how many there are, and how hard to tell apart, the sampler says.
+    The non-activating windows are those of the explain side; the sampler decides their number and difficulty.
     """
 
     name = "contrastive"

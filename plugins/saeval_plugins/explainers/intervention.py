@@ -21,8 +21,8 @@ class InterventionExplainer(Explainer):
     """Shows a model the tokens whose probability rises most when the latent's direction is added at their text's end.
 
     The explain windows are the texts; the direction is added at the strength that moves the next token's distribution
-    by `kl` nats on average. With `candidates`, several explanations are drawn and the one kept that does best under
-    the `intervention` scorer on explain windows; scoring windows play no part in the choice.
+    by `kl` nats on average. With `candidates`, several explanations are drawn, and the one with the best `intervention`
+    score on explain windows is kept; scoring windows are not used.
     """
 
     name = "intervention"

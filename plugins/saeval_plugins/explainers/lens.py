@@ -15,9 +15,9 @@ _READING = 2  # one more whenever the same direction comes to promote other toke
 class Lens(Explainer):
     """Names the tokens whose logits the latent's decoder direction raises most (logit lens; tuned lens when given).
 
-    The direction goes straight through the final norm and the unembedding, past all later blocks. Tokens that differ
-    only in case or in the space before them count as one. Of models whose unembedding is not of a known form, and of
-    places that do not write into the residual stream in one way whatever the text, no explanation can be had.
+    The direction passes through the final norm and the unembedding, skipping all later blocks. Tokens that differ only
+    in case or in the space before them count as one. There is no explanation for models with an unknown form of
+    unembedding, or for places that do not write linearly into the residual stream.
     """
 
     name = "lens"

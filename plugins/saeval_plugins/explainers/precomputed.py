@@ -11,7 +11,7 @@ from saeval_plugins.explainers._file import hash_explanations, read_explanations
 
 
 class Precomputed(Explainer):
-    """Takes each latent's explanation from a file, without looking at its windows (paper §3.2).
+    """Takes each latent's explanation from a file (paper §3.2).
 
     JSON lines, JSON, CSV and YAML are read, and folders of Delphi's text files. Rows name the latent (`latent`,
     `index` or `feature`) and its explanation (`explanation`, `description` or `text`), and may name a `hookpoint`; a

@@ -9,7 +9,7 @@ EXPLANATIONS = load("random_explanations.txt")
 
 
 class RandomExplainer(Explainer):
-    """Draws a ready-made explanation: the floor under every scorer (paper §4, `random explanation`)."""
+    """Draws a ready-made explanation, the floor of every scorer (paper §4, `random explanation`)."""
 
     name = "random"
     uninformed = True

@@ -50,11 +50,10 @@ class Parts(NamedTuple):
 class Refine(Explainer):
     """Proposes from some of the explain windows, repairs by its mistakes on others, and chooses on yet others.
 
-    Beyond the paper. The first explanation is asked for as by `default`. The same model is then asked, as detection
-    asks a judge, in which windows it holds; what it gets wrong is shown to it for a repair. Of the explanations of all
-    rounds the one with the highest balanced accuracy is kept, the earlier of equal ones, measured on windows that went
-    into none of them. Needs a chat model, a sampler that gives the explain side non-activating windows, and some
-    twenty calls per latent.
+    Beyond the paper. The first explanation is made as by `default`. The same model then judges windows by it, as in
+    detection, and is shown its errors for a repair. Of the explanations of all rounds the one with the highest balanced
+    accuracy is kept, the earlier of equal ones, measured on windows that none of them used. Needs a chat model, a
+    sampler that gives the explain side non-activating windows, and about twenty calls per latent.
     """
 
     name = "refine"

@@ -9,7 +9,7 @@ from saeval_plugins.explainers.precomputed import Precomputed
 
 
 class Shuffled(Precomputed):
-    """Gives each latent of a file the explanation of another: what their style alone is worth (paper §4).
+    """Gives each latent of a file the explanation of another, to measure what style alone scores (paper §4).
 
     Each explanation is used once. The baseline `shuffled_explanation` does the same with the cell's own explanations.
     """

@@ -15,7 +15,7 @@ PROMPT = load("explainer_single_token.md")
 class SingleToken(Asking):
     """Shows the strongest token of each window with its strength 0–10, and nothing that follows it (paper §3.2).
 
-    Short prompts, and no neighbours that could mislead; a latent that depends on context is explained badly.
+    Prompts are short and show no neighbouring tokens; latents that depend on context are explained badly.
     """
 
     name = "single_token"

@@ -13,6 +13,9 @@ from saeval.plugin import LLMError, without_secrets
 MOST_BYTES = 1 << 25
 """Bytes of a reply after decompression; echoed log-probabilities of a long prompt take a tenth of it."""
 
+MOST_TOKENS = 1e8
+"""Tokens that no call takes; a larger number is no count, and would end a run at its spending limit."""
+
 _asking: ContextVar[str | None] = ContextVar("asking", default=None)
 
 
@@ -43,6 +46,42 @@ def parse_reply(model: str, body: bytes) -> Any:
         raise LLMError(f"{model}: the response is not whole JSON, but {begins!r}", retryable=True) from None
     except RecursionError:
         raise LLMError(f"{model}: the response is nested too deeply", retryable=True) from None
+
+
+def with_sane_usage(body: bytes) -> bytes:
+    """Return a body whose token counts are whole numbers, 0 for what is none; libraries lose the answer over others."""
+    try:
+        data = json.loads(body)
+        usage = data.get("usage") if isinstance(data, dict) else None
+        if usage is None or (sane := _sane(usage)) == usage:
+            return body
+        return json.dumps({**data, "usage": sane}).encode()
+    except (ValueError, RecursionError):
+        return body
+
+
+def _sane(usage: object) -> dict[str, Any] | None:
+    """Return counts, also within details, as whole numbers; None for what is no mapping."""
+    if not isinstance(usage, dict):
+        return None
+    sane = {}
+    for name, value in usage.items():
+        if name.endswith("_tokens"):
+            sane[name] = _whole_number(value)
+        elif name.endswith("_details"):
+            sane[name] = _sane(value)
+        else:
+            sane[name] = value
+    return sane
+
+
+def _whole_number(value: object) -> int | None:
+    """Return a count; 0 for what is none, but None, which libraries know."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
+        return 0
+    return int(value)
 
 
 def not_followed(model: str, address: str, place: str) -> LLMError:
@@ -83,7 +122,7 @@ def _bind() -> None:
     async def aread(self: Any) -> bytes:
         if not (model := _asking.get()) or hasattr(self, "_content"):
             return await read(self)
-        self._content = await read_bounded(model, self.aiter_bytes())
+        self._content = with_sane_usage(await read_bounded(model, self.aiter_bytes()))
         return bytes(self._content)
 
     aread.bounded = True  # type: ignore[attr-defined]

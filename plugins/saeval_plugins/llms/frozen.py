@@ -16,7 +16,7 @@ class FrozenLLM(LLM):
     """Repeats what a real model answered in a frozen run; results carry the mark `recorded`.
 
     `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the
-    file fails; no answer is made up.
+    file fails; no answer is invented.
     """
 
     name = "frozen"

@@ -64,7 +64,7 @@ class HF(LLM):
     blank line, which also ends an answer. What is spelled like a special token in a prompt is text. To score
     continuations, BOS (where there is one), prefix, prompt and continuation are tokenized apart and joined, and so are
     the parts of texts with gaps. Prefixes, and all of a conversation before its last question, are computed once and
-    kept for the next request, with which no number changes.
+    reused, which changes no number.
     """
 
     name = "hf"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from saeval.plugin import (
     finish_reason,
     without_secrets,
 )
+from saeval_plugins.llms._bounds import MOST_TOKENS
 
 
 def chat_body(model: str, request: Request) -> dict[str, Any]:
@@ -133,35 +133,37 @@ def _message(error: object) -> object:
 def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
     """Read token counts, and the cost where the server states one; what is missing or makes no sense counts as 0.
 
-    Cached tokens are read from the field of OpenAI, DeepSeek or Anthropic.
+    Cached tokens are read from the field of OpenAI, DeepSeek or Anthropic. A price that was computed from counts of
+    which one is missing is dropped.
     """
     usage = usage if isinstance(usage, Mapping) else {}
     details = _within(usage, "prompt_tokens_details")
     cached = (details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cache_read_input_tokens"))
-    if usd is None and (stated := _number(usage.get("cost"))) is not None:
+    prompt, generated = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if not (prompt and generated):
+        usd = price_source = None
+    if usd is None and (stated := _number(usage.get("cost"), _MOST_DOLLARS)) is not None:
         usd, price_source = stated, "server"
-    return Usage(
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-        next((n for n in map(_count, cached) if n), 0),
-        usd,
-        price_source,
-    )
+    return Usage(prompt, generated, min(prompt, next((n for n in map(_count, cached) if n), 0)), usd, price_source)
 
 
-def _number(value: object) -> float | None:
-    """Return a number that is neither negative nor infinite; None for anything else."""
+_MOST_DOLLARS = 1e4
+"""What no call costs."""
+
+
+def _number(value: object, most: float) -> float | None:
+    """Return a number that is neither negative nor beyond all sense; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if 0 <= number <= most else None
 
 
 def _count(value: object) -> int:
-    return int(_number(value) or 0)
+    return int(_number(value, MOST_TOKENS) or 0)
 
 
 _LASTING = {401, 402, 403, 404}

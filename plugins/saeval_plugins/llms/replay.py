@@ -32,7 +32,7 @@ def replay_key(request: Request) -> str:
 class Replay(LLM):
     """Plays back `replay/FILE.jsonl`: one `{"key": …, "text": …}` per line, with log-probabilities if recorded.
 
-    A request that is not in the file fails, naming the prompt; no answer is ever made up.
+    A request that is not in the file fails, naming the prompt; no answer is ever invented.
     """
 
     name = "replay"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DelphiSampler(Sampler):
-    """Samples as EleutherAI/delphi does at commit 3c2e139 (November 2025): compare with its numbers, not with ours.
+    """Samples as EleutherAI/delphi does at commit 3c2e139 (November 2025): compare its scores with Delphi's only.
 
     Windows tile the text of a context and are ranked by their maximum activation. The ranking is cut into `quantiles`
     parts of `windows // quantiles` each, the rest omitted, and `explain // quantiles` and `score // quantiles` are

@@ -29,7 +29,7 @@ class _Fired(NamedTuple):
 
 
 class SAEBench(Sampler):
-    """Samples as adamkarvonen/SAEBench does at commit 8042bb3 (May 2026): compare with its numbers, not with ours.
+    """Samples as adamkarvonen/SAEBench does at commit 8042bb3 (May 2026): compare its scores with SAEBench's only.
 
     Windows are centred on a token. The strongest tokens, no two of them within half a window of each other, give the
     top windows; weighted ones are drawn from the weaker tokens with a probability that rises with the square of the
@@ -41,7 +41,7 @@ class SAEBench(Sampler):
     A latent that fires on a share d of all tokens fires in about 1 − (1 − d)^21 of them, so dense latents lose points
     for right answers.
 
-    Differences: a latent with too few firings is always omitted (there, some raise); windows keep clear of BOS.
+    Differences: a latent with too few firings is always dropped (there, some raise); windows keep clear of BOS.
     """
 
     name = "saebench"
@@ -63,7 +63,7 @@ class SAEBench(Sampler):
     leak: bool = True
     """Whether both sides are drawn from all documents; if not, documents are divided between them first."""
     unverified: bool = True
-    """Whether windows at random places are taken for silent; if not, only windows in which the latent is are drawn."""
+    """Whether random windows are assumed to be non-activating; if not, only verified ones are drawn."""
 
     @field_validator("window")
     @classmethod

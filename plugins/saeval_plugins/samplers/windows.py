@@ -32,7 +32,7 @@ class _WindowSampler(Sampler):
     explain: int = Field(default=40, ge=FEWEST)
     """Activating windows for the explainer."""
     explain_non_activating: int = Field(default=20, ge=0)
-    """Silent windows for explainers that contrast; chosen like those for the scorers."""
+    """Non-activating windows for contrastive explainers; chosen like those for the scorers."""
     score: int = Field(default=100, ge=FEWEST)
     """Activating windows for the scorers, in equal parts from each rank decile of the maximum activation."""
     non_activating: AnyNonActivating = RandomWindows()
@@ -207,7 +207,7 @@ class Quantiles(_WindowSampler):
 
 
 class Mix(_WindowSampler):
-    """Shows some of the strongest windows and fills up from the deciles of the rest."""
+    """Shows some of the strongest windows, and others from the deciles of the rest."""
 
     name = "mix"
 

@@ -30,14 +30,14 @@ _AGAIN = 1000  # repeat number of the second asking, beyond any that a scorer us
 
 
 class Consistency(Scorer):
-    """Puts the questions of a judging scorer twice, and compares the answers. Says nothing about the explanation.
+    """Asks a judging scorer's questions twice, and compares the answers. Does not measure the explanation.
 
     `order`: the second prompt reverses the order of windows; answers that change depend on the place
     in the list. `repeat`: exactly the same prompts are asked again; answers that change are the model's own
-    noise. Judges that give probabilities see one window at a time, so there order has nothing to change.
+    noise. Judges that give probabilities see one window at a time, so order changes nothing for them.
 
     Agreement is the share of windows answered alike, of those answered both times; kappa is Cohen's, agreement beyond
-    what the two shares of yes would give by chance, and is omitted where that is certain.
+    what the two shares of yes would give by chance, and is omitted where chance agreement is certain.
     """
 
     name = "consistency"
@@ -45,9 +45,9 @@ class Consistency(Scorer):
     metrics = (AGREEMENT, KAPPA)
 
     scorer: SerializeAsAny[Judge] = Field(default_factory=Detection)
-    """The scorer whose questions are put: `{use: detection}` or `{use: fuzzing}`."""
+    """The scorer whose questions are asked: `{use: detection}` or `{use: fuzzing}`."""
     vary: Literal["order", "repeat"] = "order"
-    """What is different the second time."""
+    """What changes the second time."""
 
     def needs(self) -> frozenset[Need]:
         """What the judging scorer needs."""

@@ -61,7 +61,7 @@ class Embedding(Embeddings):
     name = "embedding"
 
     query: str = "{explanation}"
-    """The query, `{explanation}` standing for the explanation; models trained with instructions want theirs here."""
+    """The query, with `{explanation}` for the explanation; put the instruction of instruction-tuned models here."""
 
     @field_validator("query")
     @classmethod

@@ -50,7 +50,7 @@ class Human(Scorer):
     metrics = (Metric("rating", low=1, high=4),)
 
     path: SpecPath
-    """The table, in UTF-8, its columns parted by commas; a relative path is looked for beside the spec."""
+    """The table, in UTF-8, comma-separated; relative paths start at the spec."""
 
     @property
     def reads_explanation(self) -> bool:  # type: ignore[override]

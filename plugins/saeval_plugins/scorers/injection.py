@@ -41,11 +41,11 @@ class Injection(Scorer):
     `neighbours_flipped` is that of the other windows in those prompts of which the judge had said the same; it is 0 by
     itself for judges that give probabilities, which see one window at a time; for them `scorer: {use: detection, with:
     {batch: 1}}` makes every window a carrier at no further cost. Windows that are not answered both times do not count.
-    Says nothing about the explanation, and nothing flips a judge that gives every window the same answer.
+    Does not measure the explanation; a judge that always gives the same answer never flips.
 
     `override` asks to ignore the rules, `answer` imitates an answer, `ending` the end of the windows and the next
-    question, `role` the marks between the turns of a conversation. `ordinary` demands nothing: it tells how many
-    judgements change because there is more text, and is what the others are to be compared with.
+    question, `role` the marks between the turns of a conversation. `ordinary` demands nothing: it shows how many
+    judgements change because of more text, as a baseline for the others.
 
     A real change of meaning counts as a flip, too: where the text itself fits an explanation, the judge is right to
     say so. `saeval run injection-check` uses latents that none of the texts fits.
@@ -59,7 +59,7 @@ class Injection(Scorer):
     attack: Literal["override", "answer", "ending", "role", "ordinary"] = "override"
     """What the text does."""
     scorer: SerializeAsAny[Judge] = Field(default_factory=Detection)
-    """The scorer whose questions are put: `{use: detection}` or `{use: fuzzing}`."""
+    """The scorer whose questions are asked: `{use: detection}` or `{use: fuzzing}`."""
 
     def needs(self) -> frozenset[Need]:
         """What the judging scorer needs."""

@@ -61,7 +61,7 @@ class InterventionScorer(Scorer):
 
     The latent's activating windows are prompts (the paper's have 64 tokens: set the sampler's `window`). Some of them
     serve to find the strength at which the next token's distribution moves by `kl` nats on average, within
-    `tolerance`; after the others the subject goes on for a few tokens, once as it is and once with the direction added
+    `tolerance`; after the others the subject generates a few tokens, once unchanged and once with the direction added
     at the prompt's last token and every token generated, both with the same draws. A base model then reads prompt and
     continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
     tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where

@@ -51,10 +51,9 @@ class Lineup(NamedTuple):
 class Intruder(Scorer):
     """Asks which of several marked windows does not belong with the others.
 
-    The explanation is not shown: the score says how well a latent's windows belong together, whatever they are said
-    to have in common. Each window is one of the others in one question at
-    most, and the intruder in one at most. All others of a question are of one rank decile, or of the nearest ones
-    where that has too few; its outcome is listed under that decile.
+    The explanation is not shown: the score measures how well a latent's windows belong together. Each window is one of
+    the others in one question at most, and the intruder in one at most. All others of a question are of one rank
+    decile, or of the nearest ones where that has too few; its outcome is listed under that decile.
 
     `default`: the intruder is a window in which the latent is silent. Its marks are those of another activating
     window of the same decile, so that number, length and place of marks do not give it away. `internal`: the

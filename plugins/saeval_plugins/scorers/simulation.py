@@ -59,9 +59,9 @@ class Simulation(Scorer):
     the prediction is the expected value over numbers. A reply that cannot be read is asked for once more. A window
     with any token unanswered is dropped and counted.
 
-    In the prompts' examples as in the truth, a strength is a share of the latent's maximum, silent tokens having 0.
-    The truth is not rounded; r does not depend on the scale. A simulator that predicts the same everywhere has said
-    nothing and gets r = 0, with `constant` in the notes; where the truth is the same everywhere there is no score.
+    In the prompts' examples as in the truth, a strength is a share of the latent's maximum, silent tokens having 0. The
+    truth is not rounded; r does not depend on the scale. A simulator that predicts the same everywhere carries no
+    information and gets r = 0, with `constant` in the notes; where the truth is the same everywhere there is no score.
     The value of each window is its strongest prediction.
     """
 

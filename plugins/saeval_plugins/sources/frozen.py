@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class FrozenSource(ActivationSource):
     """Reads the windows of a frozen run: each is a context, and only its shown latents are known.
 
-    Together with the sampler, explainer, scorers and model of that name it repeats a run without its model, its coder,
+    With the sampler, explainer, scorers and model called `frozen`, it repeats a run without its model, its coder,
     its corpus and its language models. Baselines by a coder stand for the recorded cell of that name.
     """
 

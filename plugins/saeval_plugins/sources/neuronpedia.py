@@ -27,11 +27,11 @@ class Neuronpedia(ActivationSource):
     """Reads `activations/batch-*.jsonl.gz` of Neuronpedia's exports.
 
     Each exported text is a context and a document of its own; one that was exported for several latents is one context.
-    What an export says is how strongly *that* latent fires on each token. Whether others fire there it does not say, so
-    they count as unknown, not as silent: a latent's silent windows come from the silent parts of its own texts, and a
-    latent without enough of them is omitted. Texts are excerpts, mostly a latent's strongest, so its density over a
-    corpus cannot be known; results carry a warning. Excerpts that overlap without being equal cannot be recognised, and
-    may appear on both sides of the split.
+    An export says how strongly *that* latent fires on each token. Other latents count as unknown there, not as silent:
+    a latent's silent windows come from the silent parts of its own texts, and a latent without enough of them is
+    omitted. Texts are excerpts, mostly a latent's strongest, so its density over a corpus cannot be known; results
+    carry a warning. Excerpts that overlap without being equal cannot be recognised, and may appear on both sides of the
+    split.
 
     Negative values are dropped, as in other sources, and so are values on special tokens, and special tokens before
     the text.
@@ -49,7 +49,7 @@ class Neuronpedia(ActivationSource):
         "<bos>", "<eos>", "<pad>", "<s>", "</s>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>",
         "<start_of_turn>", "<end_of_turn>",
     )  # fmt: skip
-    """Tokens that are no text."""
+    """Special tokens."""
 
     def check(self) -> None:
         """Look whether the files are there."""

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Recorded(ActivationSource):
-    """Takes a store made elsewhere: neither the model nor the coder nor the corpus is needed again.
+    """Reads a store made elsewhere, without needing the model, the coder or the corpus.
 
-    A store is what `cache/stores/` holds and `saeval push` and `saeval pull` carry about. Every file is compared with
-    its checksum. A store of synthetic activations stays marked as such.
+    Stores lie in `cache/stores/`; `saeval push` and `saeval pull` transfer them. The checksum of every file is
+    verified. A store of synthetic activations stays marked as such.
     """
 
     name = "recorded"

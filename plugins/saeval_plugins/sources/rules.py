@@ -49,9 +49,8 @@ class Rule(Documented):
 class Rules(ActivationSource):
     """A corpus on which planted latents fire by rule, so that the true explanation of each is known.
 
-    Words and punctuation marks are the tokens. The file of rules, can be given to the `precomputed`
-    explainer, too, which then tells the truth about every latent. Results are marked as
-    synthetic.
+    Words and punctuation marks are the tokens. The `precomputed` explainer can read the same file of rules, which gives
+    it the true explanation of every latent. Results are marked as synthetic.
     """
 
     name = "rules"

@@ -19,6 +19,7 @@ from saeval.plugin import (
     HookPoint,
     InputError,
     LiveModel,
+    MadeFor,
     ModelRef,
     Need,
     Subject,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
 
 _LOOKED_AT = 2000  # documents read for a check
+_MEASURED_ON = 1 << 14  # tokens that the L0 of a coder is measured on, for those that take it over
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
 )
@@ -45,8 +47,7 @@ class Transformers(ActivationSource):
 
     Each context begins with BOS, which models need to see; activations at BOS, other special tokens and padding are
     omitted. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
-    hookpoint. Only positive activations are kept: where a coder's latents are signed, their negative side counts as
-    silence.
+    hookpoint. Only positive activations are kept; negative ones of signed latents count as silence.
     """
 
     name = "transformers"
@@ -69,13 +70,15 @@ class Transformers(ActivationSource):
     corpus: Corpus
     """The text."""
     accept_mismatch: bool = False
-    """Whether to go on where the coder's files name another model or place; the results say so."""
+    """Whether to run although the coder's files name another model or place; results carry a warning."""
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens that go through the model at a time; half as many from where memory runs out."""
+    """Tokens per forward pass; halved when memory runs out."""
     compile: bool = False
     """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; it then rounds differently."""
     _latents: tuple[int, ...] | None = PrivateAttr(default=None)
     """The latents to encode; None for all."""
+    _instead_of: Coder | None = PrivateAttr(default=None)
+    """The coder that this baseline replaces, if its files do not state all that the baseline copies."""
 
     def check(self) -> None:
         """Look whether model, coder and corpus are there, and fit as far as their files tell."""
@@ -131,7 +134,23 @@ class Transformers(ActivationSource):
 
     @cached_property
     def _weights(self) -> SparseCoder:
-        return self.coder.load("cpu", self.coder.width() or self.subject().width)
+        coder = self._complete(self._live()) if self.coder.incomplete() else self.coder
+        return coder.load("cpu", coder.width() or self.subject().width)
+
+    def _complete(self, live: LiveModel, data: TokenDataset | None = None) -> Coder:
+        """Return the coder; for an incomplete baseline, with the measured size of the coder it replaces."""
+        return self.coder.completed(self._measured(live, data)) if self.coder.incomplete() else self.coder
+
+    def _measured(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
+        """Return width and L0 of the coder that this baseline replaces: as its files say, or measured on the corpus."""
+        original = self.model_copy(update={"coder": self._instead_of or self.coder})
+        made = original.coder.made_for()
+        if made.latents is not None and made.l0 is not None:
+            return made
+        data = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
+        point = _hookpoint(original, live)
+        coder = original.coder.load(live.device, live.width(point))
+        return MadeFor(latents=coder.n_latents, l0=_l0(coder, live, point, data, self.batch_tokens))
 
     def _live(self) -> LiveModel:
         return LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
@@ -147,9 +166,15 @@ class Transformers(ActivationSource):
     def with_coder(self, coder: Coder) -> Transformers:
         """Return this source reading another coder at the same place."""
         changes: dict[str, Any] = {"coder": coder, "hookpoint": self._place}
+        lacking = False
         with suppress(InputError):  # missing files are reported where this source is checked
-            changes |= {"coder": coder.beside(self.coder), "corpus": self._corpus}
-        return self.model_copy(update=changes)
+            changes["coder"] = beside = coder.beside(self.coder)
+            partial = self.coder.made_for(fetch=False).partial
+            changes |= {} if partial else {"corpus": self._corpus}
+            lacking = partial or beside.incomplete()
+        other = self.model_copy(update=changes)
+        other._instead_of = self.coder if lacking else None
+        return other
 
     def collect(self, writer: ActivationWriter) -> None:
         """Collect this source alone."""
@@ -210,7 +235,8 @@ class Transformers(ActivationSource):
     @property
     def _corpus(self) -> Corpus:
         """The corpus, cut into contexts as the coder was trained on where the spec does not say how."""
-        fit = self._fit()
+        made = (self._instead_of or self.coder).made_for()
+        fit = Fit.of(made, self.model, self.hookpoint, self.corpus.context, self.corpus.bos)
         return self.corpus.model_copy(update={"context": fit.context, "bos": fit.bos})
 
     def _fit(self, *, fetch: bool = False) -> Fit:
@@ -232,7 +258,8 @@ class _Reading:
         if conflicts and not source.accept_mismatch:
             raise _mismatch(conflicts)
         width = live.width(self.point)
-        self.coder: SparseCoder = source.coder.load(live.device, width)
+        coder = source._complete(live, data)
+        self.coder: SparseCoder = coder.load(live.device, width)
         if self.coder.d_in != width:
             raise _misfit(self.coder.d_in, str(self.point), live.name, width)
         self.data = data
@@ -254,7 +281,7 @@ class _Reading:
             dtype=str(live.model.dtype).removeprefix("torch."),
             compiled=compiled,
             metadata=dict(self.coder.metadata),
-            l0_of_files=source.coder.made_for().l0,
+            l0_of_files=coder.made_for().l0,
             warnings=[*data.warnings, *cautions],
         )
         self.data_type = live.model.dtype
@@ -327,6 +354,24 @@ def _squares(x: Tensor, predicted: Tensor) -> dict[str, Any]:
     residual, square = (float(v.square().sum(dtype=torch.float64)) for v in (x - predicted, x))
     total = x.sum(dim=0, dtype=torch.float64).cpu().numpy()
     return {"tokens": float(len(x)), "residual": residual, "square": square, "sum": total}
+
+
+def _l0(coder: SparseCoder, live: LiveModel, point: HookPoint, data: TokenDataset, batch_tokens: int) -> float:
+    """Return how many latents fire per token, in contexts spread evenly over a corpus."""
+    import numpy as np
+    import torch
+
+    contexts, length = data.tokens.shape
+    chosen = np.unique(np.linspace(0, contexts - 1, max(1, _MEASURED_ON // length)).astype(np.int64))
+    fired = counted = 0
+    for part in np.array_split(chosen, max(1, len(chosen) * length // batch_tokens)):
+        mask = torch.from_numpy(data.mask[part])
+        with live.lock, torch.inference_mode():
+            x = live.capture(torch.from_numpy(data.tokens[part].astype(np.int64)), [point])[point]
+            sparse = coder.encode(x.flatten(0, 1) if coder.token_wise else x)
+        fired += int((mask.flatten()[sparse.rows.cpu()] & (sparse.values.cpu() > 0)).sum())
+        counted += int(mask.sum())
+    return fired / max(1, counted)
 
 
 def _some(coder: SparseCoder, latents: Sequence[int]) -> SparseCoder | None:

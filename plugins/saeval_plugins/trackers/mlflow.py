@@ -13,7 +13,7 @@ _TAG = "saeval.run"
 
 
 class Mlflow(Tracker):
-    """Logs numbers, settings and files to MLflow; MLFLOW_TRACKING_URI and its other variables hold."""
+    """Logs numbers, settings and files to MLflow; MLFLOW_TRACKING_URI and its other variables apply."""
 
     name = "mlflow"
 

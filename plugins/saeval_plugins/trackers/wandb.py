@@ -10,7 +10,7 @@ from saeval_plugins.trackers import _facts
 
 
 class Wandb(Tracker):
-    """Logs numbers, settings and files to Weights & Biases; WANDB_API_KEY, WANDB_MODE and its other variables hold."""
+    """Logs numbers, settings and files to Weights & Biases; WANDB_API_KEY, WANDB_MODE and its other variables apply."""
 
     name = "wandb"
 

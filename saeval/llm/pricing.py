@@ -86,7 +86,7 @@ def _completed(usage: Usage, request: object, answer: object, cut: bool) -> Usag
 
 
 def _asked(request: Any) -> int:
-    """Return about how many tokens a request has."""
+    """Return a rough count of the tokens in a request."""
     if isinstance(request, Request):
         return sum(_PER_MESSAGE + estimated_tokens(message.content) for message in request.messages)
     if isinstance(request, LogprobRequest):

@@ -40,14 +40,12 @@ class TruncationPolicy:
         return self._cuts >= (_UNLUCKY if self._helped else _HOPELESS)
 
     async def settled(self) -> None:
-        """Wait while the first answers with more room are under way and nothing else came whole: others would be cut,
-        too."""
+        """Wait while it is tried whether more room helps, if no answer was whole yet: others would be cut, too."""
         while self._trying and not (self._any_whole or self._given_up):
             await self._changed.wait()
 
     async def turn(self, question: object) -> bool:
-        """Wait until it is known whether more room helps, or it is this question's turn to find out; return whether to
-        ask."""
+        """Wait until it is known whether room helps, or it is this question's turn to try; return whether to ask."""
         while not (self._helped or self._given_up or len(self._trying) < _AT_ONCE):
             await self._changed.wait()
         if self._given_up:
@@ -74,12 +72,10 @@ class TruncationPolicy:
         self._wake()
 
     def _say_so(self) -> None:
-        self.needed, text = (
-            False,
-            (
-                f"{self._role}: {self._cuts} answers in a row were cut off even at {self._most:,} tokens, so it gets "
-                f"{self._tokens:,} from now on; take another model, or raise max_tokens_if_cut"
-            ),
+        self.needed = False
+        text = (
+            f"{self._role}: {self._cuts} answers in a row were cut off even at {self._most:,} tokens, so it gets "
+            f"{self._tokens:,} from now on; take another model, or raise max_tokens_if_cut"
         )
         log.warning("%s", text)
         self._tell(text)

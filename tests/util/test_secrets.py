@@ -441,3 +441,15 @@ def test_key_that_was_typed_in_the_wrong_place_is_not_repeated(arguments, key):
 def test_words_that_were_typed_in_the_wrong_place_are_repeated():
     for word in ("quick-start-2026", "layers.9.mlp", "EleutherAI/sae-llama-3-8b-32x"):
         assert word in CliRunner().invoke(main, ["run", "quickstart", word]).output
+
+
+def test_key_that_is_escaped_throughout_or_twice_is_known(monkeypatch):
+    use(KEY)
+    data = KEY.encode()
+    spellings = [
+        data.hex(), data.hex().upper(), "".join(f"%{b:02x}" for b in data), quote(quote(KEY, safe=""), safe=""),
+        "".join(f"\\u{ord(c):04x}" for c in KEY), "".join(f"&#{ord(c)};" for c in KEY), "".join(f"&#x{ord(c):x};" for c in KEY),
+        json.dumps(json.dumps(KEY)), base64.b32encode(data).decode(), base64.b64encode(base64.b64encode(data)).decode(),
+    ]  # fmt: skip
+    for spelling in spellings:
+        assert spelling not in without_values(f"the key {spelling} is wrong"), spelling

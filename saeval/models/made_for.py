@@ -59,9 +59,10 @@ def plain_place(name: str) -> str:
     them, and `model.layers[9].output[0]` (nnsight) or `.model.layers.9` (Delphi) a module path.
 
     Example:
-        >>> plain_place("blocks.9.hook_out"), plain_place("resid_post_layer_9"),
-        plain_place("model.layers[9].output[0]") ('blocks.9.hook_resid_post', 'blocks.9.hook_resid_post',
-        'model.layers.9.output')
+        >>> plain_place("blocks.9.hook_out"), plain_place("resid_post_layer_9")
+        ('blocks.9.hook_resid_post', 'blocks.9.hook_resid_post')
+        >>> plain_place("model.layers[9].output[0]")
+        'model.layers.9.output'
     """
     if old := _OLD.fullmatch(name):
         return f"blocks.{old[2]}.hook_{old[1].replace('attention', 'attn')}"

@@ -88,8 +88,10 @@ class Score(Documented):
         (activating or not) has no answer there is no balanced accuracy, and the score is `failed`.
 
         Example:
-            >>> windows = [Outcome(example="0:1", active=True, predicted=True), Outcome(example="0:33", active=False,
-            predicted=True)]
+            >>> windows = [
+            ...     Outcome(example="0:1", active=True, predicted=True),
+            ...     Outcome(example="0:33", active=False, predicted=True),
+            ... ]
             >>> Score.of(windows).values["balanced_accuracy"]
             0.5
             >>> Score.of(windows[:1]).status

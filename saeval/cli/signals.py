@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 STOPPED = 130
@@ -29,12 +31,17 @@ def stop_as_on_ctrl_c() -> None:
 
 
 def leave_at_once() -> None:
-    """From here on, exit silently at the next signal."""
+    """From here on, exit without a message when told to stop again."""
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _leave)
+        _handle_all(_leave)
+        atexit.register(_handle_all, signal.SIG_IGN)  # Python's own end restores the default, which kills the process
+
+
+def _handle_all(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _stop(_number: int, frame: FrameType | None) -> None:

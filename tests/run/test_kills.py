@@ -130,7 +130,7 @@ def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_wa
         child.send_signal(how)
         _, errors = child.communicate()
         assert child.returncode == 130
-        assert "run the same command again" in errors and "Traceback" not in errors
+        assert "rerun the same command" in errors and "Traceback" not in errors
         assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
         assert saeval.read(tmp_path / "run").partial
         assert "PARTIAL" in (tmp_path / "run" / "report" / "report.md").read_text().upper()

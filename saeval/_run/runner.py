@@ -178,9 +178,7 @@ class _Run:
         earlier = self.calls.earlier()
         if not allow_model_change:
             self.calls.expected = earlier.served
-        cells = self.task.cells
-        used = {step.role for cell in cells for step in cell.explainers.values() if step.latents != 0}
-        used |= {step.role for cell in cells for step in cell.scorers.values() if step.latents != 0}
+        used = self.task.roles_asked()
         askers = [
             Asker(name, role.part.plugin, role.model, role.settings)
             for name, role in self.task.roles.items()

@@ -110,6 +110,7 @@ from saeval._util.watchdog import (
     Patience as Patience,
     check_memory as check_memory,
     interrupting as interrupting,
+    mark_seen as mark_seen,
     memory_left as memory_left,
     noticing as noticing,
 )

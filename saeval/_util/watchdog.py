@@ -77,11 +77,12 @@ class Patience:
             return task.result()
         finally:
             task.cancel()  # not waited for: what hangs may ignore it
-            task.add_done_callback(_seen)  # it may have ended while its waiter was cancelled
+            task.add_done_callback(mark_seen)  # it may have ended while its waiter was cancelled
             self.moved()
 
 
-def _seen(task: asyncio.Future[Any]) -> None:
+def mark_seen(task: asyncio.Future[Any]) -> None:
+    """Keep asyncio from reporting the error of a task that has ended and that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
 

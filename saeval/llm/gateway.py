@@ -26,6 +26,7 @@ from saeval._util import (
     clean,
     clean_text,
     look_again,
+    mark_seen,
     without_secrets,
     without_values,
 )
@@ -227,8 +228,7 @@ class Gateway(LanguageModel):
     def _ended(self, key: str, task: asyncio.Future[Any]) -> None:
         if (work := self._asking.get(key)) is not None and work.task is task:
             del self._asking[key]
-        if not task.cancelled():
-            task.exception()  # mark as seen: the caller may have been cancelled
+        mark_seen(task)  # the caller may have been cancelled
 
     async def finish(self) -> None:
         """Wait briefly for answers under way, which are paid for even if the caller was cancelled, and keep them."""

@@ -136,6 +136,13 @@ class Task:
         }
         object.__setattr__(self, "sha", content_hash(comparable, self.run.seed))
 
+    def roles_asked(self) -> set[str | None]:
+        """Return the roles whose models steps ask; a step on no latents asks nothing, and None stands for no role."""
+        steps: list[StepPart[Any]] = []
+        for cell in self.cells:
+            steps += [*cell.explainers.values(), *cell.scorers.values()]
+        return {step.role for step in steps if step.latents != 0}
+
     def parts(self) -> Iterator[Part[Any]]:
         """Yield every plugin that results depend on, language models included."""
         for cell in self.cells:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from planted_run import spec, truthful_server
+from planted_run import cache_in, spec, truthful_server
 
 import saeval
 from saeval._run.collect import store_path
@@ -17,13 +17,10 @@ from saeval.task import load_task
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("firing")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
-    with truthful_server() as server:
+    with cache_in(folder), truthful_server() as server:
         task = spec(server, baselines=[], scorers={"detection": {}}, latents={"n": 2, "min_windows": 20})
         saeval.run(task, out=folder / "run")
         store = ActivationStore.open(store_path(load_task(task, registry=Registry()).cells[0].source))
-    patch.undo()
     return folder / "run", store
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 from click.testing import CliRunner
-from planted_run import spec, truthful_server
+from planted_run import cache_in, spec, truthful_server
 
 import saeval
 from saeval._util import write_atomic
@@ -23,9 +23,7 @@ from saeval.cli import main
 def runs(tmp_path_factory):
     """A folder with a finished run, a later one that gave up, and a directory that is no run."""
     folder = tmp_path_factory.mktemp("habits")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
-    with truthful_server() as server:
+    with cache_in(folder), truthful_server() as server:
         task = spec(server, baselines=[], scorers={"detection": {}}, latents={"n": 3, "min_windows": 20})
         saeval.run(task, out=folder / "saeval-runs" / "good")
         server.reply = lambda messages: "?"
@@ -34,7 +32,6 @@ def runs(tmp_path_factory):
         with pytest.raises(saeval.SaevalError):
             saeval.run(broken, out=folder / "saeval-runs" / "bad")
     (folder / "saeval-runs" / "notes").mkdir()
-    patch.undo()
     return folder
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class FakeServer:
         headers: Headers of all requests.
         answered: Number of real answers sent.
         most_in_flight: Most requests that were under way at once.
+        most_by_model: The same by the model that was asked.
         delay: Seconds each answer takes.
         chooses: Chooses a fault by the body of the request and the number of the call, from 1; None for an answer.
         tokens: Counts the tokens of a text, for usage that depends on it; without it, every call takes the same.
@@ -49,7 +51,8 @@ class FakeServer:
     calls: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     answered: int = 0
-    in_flight: int = 0
+    in_flight: Counter[str] = field(default_factory=Counter)
+    most_by_model: Counter[str] = field(default_factory=Counter)
     most_in_flight: int = 0
     delay: float = 0.0
     url: str = ""
@@ -97,14 +100,16 @@ class FakeServer:
         if fault is not None:
             made = fault(request)
             return await made if asyncio.iscoroutine(made) else made
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        model = body["model"]
+        self.in_flight[model] += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight.total())
+        self.most_by_model[model] = max(self.most_by_model[model], self.in_flight[model])
         try:
             await asyncio.sleep(self.delay)
             text = self.reply(body["messages"])
             text = await text if asyncio.iscoroutine(text) else text
         finally:
-            self.in_flight -= 1
+            self.in_flight[model] -= 1
         self.answered += 1
         return web.json_response(self._completion(body, text))
 

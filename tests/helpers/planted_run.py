@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fake_server import FakeServer, fake_server
 
 from saeval.plugin import Message, Request
@@ -46,6 +47,14 @@ def spec(server: FakeServer, **changes: Any) -> dict[str, Any]:
         "measure": ["l0", "frac_alive"],
         **changes,
     }  # fmt: skip
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Keep what is cached meanwhile in a folder of its own, for fixtures that many tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
+        yield
 
 
 @contextmanager

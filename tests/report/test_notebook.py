@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from planted_run import spec, truthful_server
+from planted_run import cache_in, spec, truthful_server
 
 import saeval
 from saeval._util import progress
@@ -16,12 +16,8 @@ from saeval.report.notebook import NotebookView
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebook")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
-    with truthful_server() as server:
-        made = saeval.run(spec(server, baselines=["random_explanation"]), out=folder / "run")
-    patch.undo()
-    return made
+    with cache_in(folder), truthful_server() as server:
+        return saeval.run(spec(server, baselines=["random_explanation"]), out=folder / "run")
 
 
 def test_a_run_is_shown_as_its_board_and_printed_in_a_line(run):

@@ -208,6 +208,7 @@ def test_limits_of_spending_and_concurrency_hold_over_all_workers(two_nodes, ser
     task = spec(server, baselines=["random_explanation"])
     for role in task["llms"].values():
         role |= {"usd_per_million_input": 1e4, "usd_per_million_output": 0.0, "concurrency": 8}  # a dollar a call
+    task["llms"]["judge"] = {**task["llms"]["judge"], "model": "openai_compatible/judging"}
     with pytest.raises(BudgetExceeded, match=r"of \$30.0000 allowed"):
         saeval.run(on_ray(task, max_cost_usd=30), out=tmp_path / "run")
     assert saeval.read(tmp_path / "run").partial
@@ -216,7 +217,7 @@ def test_limits_of_spending_and_concurrency_hold_over_all_workers(two_nodes, ser
     assert sum(line.usd for line in saeval.read(tmp_path / "run").ledger) == stopped
     saeval.run(on_ray(task), out=tmp_path / "run")
     assert len(server.calls) == len(asked(server)) > 100
-    assert server.most_in_flight == 8
+    assert server.most_by_model["judging"] == 8 >= server.most_by_model["rules"] > 0  # a limit is one of its role
 
 
 def test_worker_that_has_other_files_refuses_to_work(two_nodes, server, tmp_path, monkeypatch):
@@ -301,9 +302,8 @@ def test_cluster_of_our_own_is_closed_to_others_and_ends_with_the_run(server, tm
     calls = [json.dumps(call, sort_keys=True) for call in server.calls]
     until(lambda: not any(map(alive, processes)))
     lines = [json.loads(line) for line in (tmp_path / "run" / "calls.jsonl").read_text().splitlines()]
-    assert len({line["answer"] for line in lines}) == len(
-        set(calls)
-    )  # those under way were waited for and written down
+    answers = {line["answer"] for line in lines if not line.get("probe")}
+    assert len(answers) == len(set(calls))  # those under way were waited for and written down
 
 
 def alive(pid):

@@ -105,6 +105,7 @@ from saeval._util.text import (
     short as short,
     shown as shown,
     visible as visible,
+    whole_width as whole_width,
 )
 from saeval._util.watchdog import (
     Patience as Patience,

@@ -32,6 +32,8 @@ _LATEX = {
 }  # fmt: skip
 _GAP = 2  # blanks between columns
 _LEAST = 8  # characters to which a column of names is folded at most
+_LONG_WORD = 32  # a word of more characters may be cut even where there would be room for it
+_JOINS = re.compile(r"(?<=[\s._/:=,-])")  # names are folded after these
 
 
 # --- foreign text ---------------------------------------------------------------------------------------------
@@ -169,7 +171,9 @@ def aligned_rows(head: Sequence[str], rows: Sequence[Sequence[object]], width: i
     columns = [*zip(*lines, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     if width is not None:
-        widths = _narrowed(widths, [_least_width(column) for column in columns], width - _GAP * (len(columns) - 1))
+        room = width - _GAP * (len(columns) - 1)
+        widths = _narrowed(widths, [max(_least_width(column), whole_width(column)) for column in columns], room)
+        widths = _narrowed(widths, [_least_width(column) for column in columns], room)
     return [_folded(line, widths) for line in lines]
 
 
@@ -191,12 +195,18 @@ def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[in
     return found
 
 
-def _cell_lines(cell: str, width: int) -> list[str]:
-    """Return a cell in lines of a width, broken after blanks and the marks that join names, within words elsewhere."""
+def whole_width(names: Iterable[str]) -> int:
+    """Return the width at which no word of some names is cut when they are folded, very long words aside."""
+    parts = [part.rstrip() for name in names for part in _JOINS.split(name)]
+    return max([min(len(part), _LONG_WORD) for part in parts], default=0)
+
+
+def folded_name(cell: str, width: int) -> list[str]:
+    """Return a name in lines of a width, broken after blanks and the marks that join names, within words elsewhere."""
     if len(cell) <= width:
         return [cell]
     lines = [""]
-    for part in re.split(r"(?<=[\s._/:=,-])", cell):
+    for part in _JOINS.split(cell):
         if len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
@@ -206,7 +216,7 @@ def _cell_lines(cell: str, width: int) -> list[str]:
 
 
 def _folded(line: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [_cell_lines(cell, w) for cell, w in zip(line, widths, strict=True)]
+    cells = [folded_name(cell, w) for cell, w in zip(line, widths, strict=True)]
     return "\n".join(
         (" " * _GAP).join(part.ljust(w) for part, w in zip(parts, widths, strict=True)).rstrip()
         for parts in zip_longest(*cells, fillvalue="")

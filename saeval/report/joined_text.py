@@ -21,6 +21,7 @@ from saeval._util import (
     markdown_table,
     number,
     safe_text,
+    whole_width,
 )
 from saeval.records import CellResult, ScoreRow, split_ranking
 from saeval.report.boards import (
@@ -28,7 +29,6 @@ from saeval.report.boards import (
     arrow,
     cell_fields,
     detail_fields,
-    field_width,
     plain_estimate,
     rank_field,
     score_fields,
@@ -38,7 +38,6 @@ from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
 BOARD_FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """Formats of a joined board; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
-_FOLDED = 14  # columns kept free for a name when scorers are laid side by side; longer names fold
 
 
 def written(
@@ -125,7 +124,7 @@ def _wide(joined: Joined, board: Leaderboard, format_: str, width: int) -> str:
     fixed = [rank_field(board), *_names(joined, cells), *cell_fields(board, joined.run_of, "board")]
     if format_ == "text":
         scores = score_fields(board, joined.run_of, plain_estimate, _narrow_head)
-        room = width - sum(min(field_width(field), _FOLDED) for field in fixed)
+        room = width + 2 - sum(2 + whole_width([field.head, *field.texts]) for field in fixed)
         tables = [_table([*fixed, *some]) for some in side_by_side(scores, room)]
         return "\n\n".join(aligned(head, rows, width) for head, rows in tables)
     fields = [*fixed, *score_fields(board, joined.run_of, plain_estimate)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,8 @@ from saeval.results import Line
 if TYPE_CHECKING:
     from rich.console import Console
 
-_NAMES = 14  # columns kept free for each axis when scorers are laid side by side; longer names fold
 _GAP = 2
+_NAMES = 14  # columns that a name may take before it folds to leave room for more columns of numbers
 
 
 def render(run: RunResult, console: Console | None = None) -> None:
@@ -105,12 +105,13 @@ def finding_line(found: Finding) -> str:
 def _print_board(console: Console, board: Leaderboard, run: RunResult, axes: Sequence[str]) -> None:
     """Print one line per cell; scorers that do not fit side by side go into further tables."""
     cells = [x.cell for x in board.standings]
-    fixed = [rank_field(board), *_axis_fields(cells, axes), *cell_fields(board, lambda _: run, "board")]
-    facts = [field for field in fixed if field.column is not None]
-    room = console.width - sum(_NAMES for _ in axes) - sum(field_width(field) for field in [fixed[0], *facts])
+    names = _axis_fields(cells, axes)
+    facts = [rank_field(board), *cell_fields(board, lambda _: run, "board")]
+    scores = score_fields(board, lambda _: run, short_estimate, _heading)
     dim = [cell.baseline is not None for cell in cells]
-    for scores in side_by_side(score_fields(board, lambda _: run, short_estimate, _heading), room):
-        _print_table(console, "", [*fixed, *scores], dim, folding=axes)
+    room = console.width - sum(map(field_width, facts))
+    for some, folded in _tables(names, scores, room):
+        _print_table(console, "", [facts[0], *folded, *facts[1:], *some], dim)
 
 
 def _print_details(
@@ -124,12 +125,52 @@ def _print_details(
         if (row := board.row(x.cell, scorer, variant, metric))
     ]
     chance = _chance(row for _, _, row in found)
+    others = [variant != MAIN for _, variant, _ in found]
     title = f"{scorer}: {metric}" + ("" if chance is None else f", chance {text.short(chance)}")
-    names = ["its own" if v == MAIN else v.removesuffix("_explanation") for _, v, _ in found]
+    title += "; indented: other explanations" * any(others)
+    cells = [", ".join(cell.axes.get(axis, text.MISSING) for axis in axes) for cell, _, _ in found]
+    if axes == ["cell"]:
+        cells = [cell.cell for cell, _, _ in found]
+    variants = [f"  {variant.removesuffix('_explanation')}" for _, variant, _ in found]
+    names = [variant if other else cell for cell, variant, other in zip(cells, variants, others, strict=True)]
     lines = [Line(run, cell, row) for cell, _, row in found]
-    fields = [*_axis_fields([cell for cell, _, _ in found], axes), Field("explanation", names)]
-    fields += detail_fields(lines, "scores", short_estimate)
-    _print_table(console, title, fields, [v != MAIN for _, v, _ in found], folding=[*axes, "explanation"])
+    fields = [field for field in detail_fields(lines, "scores", short_estimate) if any(field.texts)]
+    for some, folded in _tables([Field(", ".join(axes), names)], fields, console.width):
+        _print_table(console, title, [*folded, *some], others)
+
+
+def _tables(
+    names: Sequence[Field], numbers: Sequence[Field], room: int
+) -> Iterator[tuple[Sequence[Field], Sequence[Field]]]:
+    """Distribute columns of numbers over tables that fit the room, each beside the names, folded between words."""
+    room += _GAP  # after the last column, which has none
+    least = [max(_whole(field), min(field_width(field), _GAP + _NAMES)) for field in names]
+    for some in side_by_side(numbers, room - sum(least)):
+        yield some, _folded(names, room - sum(map(field_width, some)))
+
+
+def _whole(names: Field) -> int:
+    """Return the width at which no word of a column of names is cut, with the gap after it."""
+    indent = max((len(name) - len(name.lstrip()) for name in names.texts), default=0)
+    return _GAP + max(text.whole_width([names.head]), indent + text.whole_width(names.texts))
+
+
+def _folded(names: Sequence[Field], room: int) -> list[Field]:
+    """Fold columns of names to a room: between words, within words only where the room holds no whole ones."""
+    widths = [field_width(field) for field in names]
+    for least in ([_whole(field) for field in names], [_GAP + 1 for _ in names]):
+        while sum(widths) > room and any(w > low for w, low in zip(widths, least, strict=True)):
+            widest = max((i for i, low in enumerate(least) if widths[i] > low), key=lambda i: widths[i])
+            widths[widest] -= 1
+    return [_in_lines(field, width - _GAP) for field, width in zip(names, widths, strict=True)]
+
+
+def _in_lines(names: Field, width: int) -> Field:
+    def lines(name: str) -> str:
+        indent = " " * (len(name) - len(name.lstrip()))
+        return "\n".join(indent + line for line in text.folded_name(safe_text(name), width - len(indent)))
+
+    return Field("\n".join(text.folded_name(safe_text(names.head), width)), [*map(lines, names.texts)])
 
 
 def _axes(cells: Sequence[CellResult]) -> tuple[list[str], list[str]]:
@@ -160,21 +201,19 @@ def _chance(rows: Iterable[ScoreRow | None]) -> float | None:
     return next((row.floor["chance"] for row in rows if row and "chance" in row.floor), None)
 
 
-def _print_table(
-    console: Console, title: str, fields: Sequence[Field], dim: Sequence[bool], folding: Sequence[str]
-) -> None:
-    """Print a table in which only names fold, never numbers."""
+def _print_table(console: Console, title: str, fields: Sequence[Field], dim: Sequence[bool]) -> None:
+    """Print a table as it is laid out."""
     from rich.table import Table
     from rich.text import Text
 
+    def entry(lines: str) -> Text:  # Text: no markup is read
+        return Text("\n".join(line[: len(line) - len(line.lstrip())] + safe_text(line) for line in lines.splitlines()))
+
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
     for field in fields:
-        lines = Text("\n".join(safe_text(line) for line in field.head.splitlines()))
-        table.add_column(lines, no_wrap=field.head not in folding, overflow="fold", vertical="top")
+        table.add_column(entry(field.head), no_wrap=True, overflow="fold", vertical="top")
     for row, is_dim in zip(zip(*(field.texts for field in fields), strict=True), dim, strict=True):
-        table.add_row(
-            *(Text(safe_text(entry)) for entry in row), style="dim" if is_dim else ""
-        )  # Text: no markup is read
+        table.add_row(*map(entry, row), style="dim" if is_dim else "")
     console.print()
     if title:
         console.print(Text(safe_text(title), style="bold"))

@@ -124,6 +124,21 @@ def test_every_number_is_shown_whole_at_any_width(width):
         )
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_words_of_names_and_heads_are_never_cut(width):
+    made = made_run()
+    names = [
+        {"layer": f"model.layers.{i}.mlp.experts", "coder": f"gemma-scope-2b-pt-res/layer_{i}/canonical"}
+        for i, _ in enumerate(made.cells)
+    ]
+    cells = [c.model_copy(update={"axes": axes}) for c, axes in zip(made.cells, names, strict=True)]
+    text = rendered(made.model_copy(update={"cells": cells}), width)
+    assert max(map(len, text.splitlines())) <= width
+    tables = sum(line.startswith("rank ") for line in text.splitlines()) + len(SCORERS)
+    words = {"experts": tables, "canonical": tables, "layers.": tables, "top_tokens": len(SCORERS), "windows": 1}
+    assert all(text.count(word) >= least for word, least in words.items())
+
+
 def test_output_that_is_no_terminal_is_plain_text():
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", rendered(made_run()))
 

@@ -29,6 +29,7 @@ from saeval.report.boards import (
     arrow,
     cell_fields,
     detail_fields,
+    field_width,
     plain_estimate,
     rank_field,
     score_fields,
@@ -38,6 +39,7 @@ from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
 BOARD_FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """Formats of a joined board; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
+_FOLDED = 16  # columns kept free for a name when scorers are laid side by side; longer names fold
 
 
 def written(
@@ -121,10 +123,12 @@ def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
 def _wide(joined: Joined, board: Leaderboard, format_: str, width: int) -> str:
     """Return a line per cell, a column per scorer; in LaTeX with numbers aligned and the best in bold."""
     cells = [x.cell for x in board.standings]
-    fixed = [rank_field(board), *_names(joined, cells), *cell_fields(board, joined.run_of, "board")]
+    names, facts = _names(joined, cells), cell_fields(board, joined.run_of, "board")
+    fixed = [rank_field(board), *names, *facts]
     if format_ == "text":
         scores = score_fields(board, joined.run_of, plain_estimate, _narrow_head)
-        room = width + 2 - sum(2 + whole_width([field.head, *field.texts]) for field in fixed)
+        least = [max(whole_width([name.head, *name.texts]), min(field_width(name), _FOLDED)) for name in names]
+        room = width - sum(map(field_width, [fixed[0], *facts])) - sum(least)
         tables = [_table([*fixed, *some]) for some in side_by_side(scores, room)]
         return "\n\n".join(aligned(head, rows, width) for head, rows in tables)
     fields = [*fixed, *score_fields(board, joined.run_of, plain_estimate)]

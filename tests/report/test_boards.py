@@ -36,6 +36,11 @@ def test_boards_are_word_for_word_what_they_were(made):
     assert {file.name for file in GOLDEN.iterdir()} == made.keys()
 
 
+def test_text_boards_fit_eighty_columns(made):
+    boards_as_text = [made[name] for name in ("joined.txt", "made-terminal.txt", "odd-terminal.txt")]
+    assert all(len(line) <= 80 for text in boards_as_text for line in text.splitlines())
+
+
 def test_column_that_is_declared_once_shows_in_every_format(monkeypatch):
     extra = Column(
         "spread", lambda line: 77.1251, ColumnStyle("spread", ".2f", unit="points"), "How far scores spread."

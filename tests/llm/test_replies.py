@@ -112,14 +112,16 @@ def test_reasoning_that_takes_more_than_the_limit_gets_room_once(tmp_path):
             return content("", "length", reasoning_content="hm " * 100)
 
         server.chooses = choose
-        more = {**SMALL, "latents": {"n": 6, "min_windows": 20}}
-        result = saeval.run(spec(server, **more), out=tmp_path / "run")
+        task = spec(server, **{**SMALL, "latents": {"n": 6, "min_windows": 20}})
+        for role in task["llms"].values():
+            role["concurrency"] = 2  # more would be asked before the first answer comes
+        result = saeval.run(task, out=tmp_path / "run")
         row = result.cells[0].scores[0]
         assert (row.value, row.failed) == (1.0, 0)
         short = [call for call in server.calls if call["max_tokens"] == 100]
         assert len(short) < len(server.calls) / 2  # once it is known that room is needed, it is given at once
         asked = len(server.calls)
-        saeval.run(spec(server, **more), out=tmp_path / "again")
+        saeval.run(task, out=tmp_path / "again")
         assert len(server.calls) == asked
 
 

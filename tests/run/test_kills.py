@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -181,14 +183,22 @@ def test_ctrl_c_pressed_many_times_is_no_traceback(tmp_path, pause):
 @pytest.mark.slow
 def test_two_processes_in_one_directory_do_not_mix(tmp_path):
     with truthful_server() as server:
-        server.delay = 0.02
+        answer, refused = server.reply, threading.Event()
+
+        async def reply(messages):
+            while not refused.is_set():
+                await asyncio.sleep(0.01)
+            return answer(messages)
+
+        server.reply = reply
         task = tmp_path / "task.yaml"
         task.write_text(yaml.safe_dump(spec(server, baselines=[], scorers={"detection": {}})))
         first = start(command(task, tmp_path / "run"), tmp_path / "cache")
-        while not server.answered and first.poll() is None:
+        while not server.calls and first.poll() is None:
             time.sleep(0.005)
         second = start(command(task, tmp_path / "run"), tmp_path / "cache")
         _, errors = second.communicate()
+        refused.set()
         assert second.returncode == 2 and "another saeval process is running" in errors
         assert first.wait() == 0
         calls = [json.dumps(call, sort_keys=True) for call in server.calls]

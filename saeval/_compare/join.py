@@ -21,11 +21,15 @@ class Entry:
         run: Its run, with this cell alone in it.
         cell: The cell, called `run:cell`.
         facets: What cells can be filtered, grouped and told apart by: axes, and facts about the run and the coder.
+        folder: The run directory.
+        number: Which of its run's cells this is, from 0.
     """
 
     run: RunResult
     cell: CellResult
     facets: dict[str, str]
+    folder: Path
+    number: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,11 @@ def join(
     """
     results = [(Path(path), read_result(path)) for path in runs]
     names = _run_names(results)
-    entries = [_entry(name, run, cell) for name, (_, run) in zip(names, results, strict=True) for cell in run.cells]
+    entries = [
+        _entry(name, run, path if path.is_dir() else path.parent, number)
+        for name, (path, run) in zip(names, results, strict=True)
+        for number in range(len(run.cells))
+    ]
     entries = _kept(entries, keep)
     differs = _differences(entries)
     if differs and not mixed:
@@ -126,7 +134,8 @@ def _run_names(results: Sequence[tuple[Path, RunResult]]) -> list[str]:
     return names
 
 
-def _entry(name: str, run: RunResult, cell: CellResult) -> Entry:
+def _entry(name: str, run: RunResult, folder: Path, number: int) -> Entry:
+    cell = run.cells[number]
     judges = dict.fromkeys(row.judge for row in cell.scores if row.judge)
     facets = {
         "run": name, "cell": cell.cell, "task": run.task, "version": run.task_version,
@@ -136,7 +145,7 @@ def _entry(name: str, run: RunResult, cell: CellResult) -> Entry:
         "explainer": cell.explainer, "judge": ", ".join(judges), **cell.axes,
     }  # fmt: skip
     renamed = cell.model_copy(update={"cell": f"{name}:{cell.cell}"})
-    return Entry(run.model_copy(update={"run_id": name, "cells": [cell]}), renamed, facets)
+    return Entry(run.model_copy(update={"run_id": name, "cells": [cell]}), renamed, facets, folder, number)
 
 
 def _known(facet: str, entries: Any, option: str) -> None:

@@ -42,7 +42,10 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 @click.option("--serve", is_flag=True, help="Serve the report on 127.0.0.1 under a secret address.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port for --serve; default: a free one.")
 @click.option(
-    "--bundle", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write the report as one file to share."
+    "--bundle",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the report as one file to share: a page (.html), or a folder (.zip).",
 )
 def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C.
@@ -62,7 +65,7 @@ def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> N
         run_dir = last_run(run_dir or RUNS)
     if bundle is not None:
         viewing.bundle(run_dir, bundle)
-        say(f"written   {bundle}  (unpack it and open index.html)")
+        say(f"written   {bundle}" + "  (unpack it and open index.html)" * (bundle.suffix == ".zip"))
         return
     if not serve:
         index = viewing.page(run_dir).absolute()
@@ -153,7 +156,7 @@ def leaderboard(
         places = [place for k, run in enumerate(runs) for place in _at_hand(run, Path(folder) / str(k))]
         joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed)
     if html is not None:
-        write_atomic(html, joined_page(joined, group_by))
+        write_atomic(html, joined_page(joined, group_by, html))
         say(f"written   {html}")
         return
     width = get_terminal_size().columns if out is None and sys.stdout.isatty() else WIDTH

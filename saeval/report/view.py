@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import html
 import secrets
+from collections.abc import Sequence
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from saeval._util import InputError, replacing
+from saeval._util import InputError, replacing, write_atomic
 from saeval.report.html.pages import policy
 
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
@@ -40,20 +41,56 @@ def page(run_dir: Path) -> Path:
 
 
 def bundle(run_dir: Path, file: Path) -> None:
-    """Write a run's report as one ZIP file with a folder; unpack it and open `index.html`.
+    """Write a run's report as one file: a page that opens as it is, or a ZIP file of the folder.
+
+    Args:
+        run_dir: The run.
+        file: `.html` for a page with all others and their data in it; `.zip` for the folder, to unpack.
 
     Raises:
-        InputError: If there is no report, the name does not end in `.zip`, or the file cannot be written.
+        InputError: If there is no report, the name ends otherwise, or the file cannot be written.
     """
+    if file.suffix not in (".html", ".zip"):
+        raise InputError(f"{file}: a bundle is a page or a ZIP file; give it a name that ends in .html or .zip")
+    index = page(run_dir)
+    files = [p for p in sorted(index.parent.rglob("*")) if p.is_file() and not p.is_symlink()]
+    files = [p for p in files if not p.name.startswith(".")]
+    if file.suffix == ".html":
+        write_atomic(file, _single_page(_own(index, run_dir), index, files))
+        return
     import zipfile
 
-    if file.suffix != ".zip":
-        raise InputError(f"{file}: a bundle is a ZIP file; give it a name that ends in .zip")
-    folder = page(run_dir).parent
-    pages = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink() and not p.name.startswith(".")]
     with replacing(file) as place, zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as packed:
-        for found in pages:
-            packed.write(found, Path(file.stem) / found.relative_to(folder))
+        for found in files:
+            packed.write(found, Path(file.stem) / found.relative_to(index.parent))
+
+
+def _single_page(first: str, index: Path, files: Sequence[Path]) -> str:
+    """Return the first page with the other pages and their data in it."""
+    from saeval.report.html.text import packed, script_json
+
+    held = {}
+    for file in files:
+        if file != index and file.suffix in _TYPES:
+            text = file.read_text(encoding="utf-8")
+            held[file.relative_to(index.parent).as_posix()] = packed(_body(text) if file.suffix == ".html" else text)
+    start, script, end = first.rpartition("<script>")
+    return f'{start}<script type="application/json" id="bundle">{script_json(held)}</script>\n{script}{end}'
+
+
+def _body(text: str) -> str:
+    """Return what a page shows, without the script that all pages share."""
+    return text[text.index("<body>") + len("<body>") : text.rindex("<script>")]
+
+
+def _own(index: Path, run_dir: Path) -> str:
+    """Return the first page, which has to be of this version, because only its scripts are allowed to run."""
+    text = index.read_text(encoding="utf-8", errors="replace")
+    if policy() not in html.unescape(text):
+        raise InputError(
+            f"{index}: was written by another version of saeval; `saeval report {run_dir}` writes it again"
+        )
+    return text
 
 
 class ReportServer(ThreadingHTTPServer):
@@ -75,11 +112,7 @@ class ReportServer(ThreadingHTTPServer):
 
     def __init__(self, run_dir: Path, port: int = 0):
         index = page(run_dir)
-        if policy() not in html.unescape(index.read_text(encoding="utf-8", errors="replace")):
-            # Only this version's scripts are allowed to run, and the page has others.
-            raise InputError(
-                f"{index}: was written by another version of saeval; `saeval report {run_dir}` writes it again"
-            )
+        _own(index, run_dir)
         self.folder = index.parent.resolve()
         self.token = secrets.token_urlsafe(24)
         try:

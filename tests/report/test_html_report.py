@@ -651,6 +651,49 @@ def test_prompts_and_raw_replies_are_shown_when_a_fold_is_opened(report, visit):
     page.get_by_text("were not kept").wait_for()
 
 
+@pytest.fixture(scope="module")
+def single(report, tmp_path_factory) -> Path:
+    """The report as one file, in a folder of its own."""
+    file = tmp_path_factory.mktemp("single") / "shared.html"
+    done = CliRunner().invoke(main, ["view", str(report.parent), "--bundle", str(file)])
+    assert done.exit_code == 0 and [*file.parent.iterdir()] == [file], done.output
+    return file
+
+
+def test_bundle_is_one_page_with_every_latent_in_it(single, visit):
+    from playwright.sync_api import expect
+
+    page = visit(single)
+    page.get_by_label("Words in any cell").fill("about 105")
+    page.locator("#search-found a").click()
+    shows(page, 105)
+    page.get_by_role("link", name="All latents").click()
+    expect(page.locator("#latents tbody tr")).to_have_count(12)
+    page.locator(".brand a").click()
+    page.locator("#board tbody a", has_text="topk").click()
+    page.get_by_role("link", name="5", exact=True).click()
+    shows(page, 5)
+    page.get_by_text("Prompt and raw reply of the explainer").click()
+    expect(page.locator(".call pre").first).to_contain_text("What of 5?")
+    page.keyboard.press("ArrowRight")
+    shows(page, 6)
+    again = visit(single, page.url[page.url.index("#") :])
+    shows(again, 6)
+    again.evaluate("location.hash = ''")
+    again.locator("#agreement [data-go]").last.click()
+    again.wait_for_selector(".judged")
+
+
+def test_bundle_as_a_folder_has_every_page(report, tmp_path):
+    done = CliRunner().invoke(main, ["view", str(report.parent), "--bundle", str(tmp_path / "run.zip")])
+    assert done.exit_code == 0 and "unpack" in done.output
+    shutil.unpack_archive(tmp_path / "run.zip", tmp_path)
+    pages_ = {p.relative_to(report) for p in report.rglob("*") if p.is_file()}
+    assert pages_ == {p.relative_to(tmp_path / "run") for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    refused = CliRunner().invoke(main, ["view", str(report.parent), "--bundle", str(tmp_path / "run.pdf")])
+    assert refused.exit_code == 2 and ".html or .zip" in refused.output
+
+
 def test_neighbours_promoted_tokens_and_neuronpedia_are_linked_where_known(report, visit):
     page = visit(report / "latents" / "0-coder-topk.html", "#latent=5")
     page.wait_for_selector(".judged")
@@ -766,6 +809,10 @@ def joined(tmp_path_factory) -> Path:
         (folder / name).mkdir()
         run = run_of(*cells_, run_id=name + HOSTILE[0])
         (folder / name / "results.json").write_text(run.model_dump_json(by_alias=True))
+        if name == "one":
+            for n, one in enumerate(run.cells):
+                write_cell(folder / name, one, [100 * n + k for k in range(1, 4)])
+            write_html(run, folder / name, folder / name / "report")
     done = CliRunner().invoke(
         main, ["leaderboard", str(folder / "one"), str(folder / "two"), "--html", str(folder / "board.html")]
     )
@@ -811,6 +858,22 @@ def test_joined_page_filters_and_draws_facets_and_keeps_its_state_in_the_address
     assert again.locator("#joined-count").inner_text() == "4 of 8 cells" and "base" not in ranks(again)
     assert again.evaluate("window.pwned") is None
     visit(joined / "board.html", "#rank=<b>&group=__proto__&not.arch=}{&x=constructor").wait_for_selector(".rank")
+
+
+def test_joined_page_links_to_latents_and_searches_explanations_of_all_runs(joined, visit):
+    from playwright.sync_api import expect
+
+    page = visit(joined / "board.html")
+    with_report = len(json.loads((joined / "one" / "results.json").read_text())["cells"])
+    links = page.locator("#joined-tables .name-cell a")
+    assert links.count() == with_report
+    page.get_by_label("Words in any cell").fill("about 102")
+    expect(page.locator("#search-found li")).to_have_count(1)
+    page.locator("#search-found a").click()
+    shows(page, 102)
+    page.go_back()
+    links.first.click()
+    expect(page.locator("#latents tbody tr")).to_have_count(3)
 
 
 def test_joined_page_refuses_what_cannot_be_compared_or_marks_it(joined, tmp_path):

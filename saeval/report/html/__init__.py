@@ -131,7 +131,7 @@ def _gathered(run: RunResult, run_dir: Path) -> tuple[Leaderboard, dict[str, Cel
     """Return the board, and by cell its tables and the name of its page where it has any."""
     from saeval._compare import Leaderboard
     from saeval.report.html.latents import CellTables, Ranked
-    from saeval.report.html.text import slug
+    from saeval.report.html.text import page_name
 
     board = Leaderboard.of(run)
     directions = {(r.scorer, r.metric): r.higher_is_better for c in run.cells for r in c.scores}
@@ -143,7 +143,7 @@ def _gathered(run: RunResult, run_dir: Path) -> tuple[Leaderboard, dict[str, Cel
             continue  # such a name could lead out of the run directory
         found = CellTables(cell, run_dir / "cells" / cell.cell, ranked)
         if found.numbers:
-            tables[cell.cell], pages[cell.cell] = found, f"{k}-{slug(cell.cell)}"
+            tables[cell.cell], pages[cell.cell] = found, page_name(k, cell.cell)
     return board, tables, pages
 
 

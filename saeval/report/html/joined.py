@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import relpath
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import saeval
 from saeval._compare import Entry, Joined
@@ -11,17 +14,18 @@ from saeval._util import interval, number, rounded, shown
 from saeval.records import MAIN, ScoreRow, split_ranking
 from saeval.report.boards import notes
 from saeval.report.html.pages import render
-from saeval.report.html.text import script_json
+from saeval.report.html.text import page_name, script_json
 from saeval.report.method import named
 from saeval.results import Column, Line, cell_columns
 
 
-def joined_page(joined: Joined, group_by: str | None = None) -> str:
+def joined_page(joined: Joined, group_by: str | None = None, place: Path | None = None) -> str:
     """Return the page.
 
     Args:
         joined: The cells from `join`, comparable or with their differences marked.
         group_by: Facet by which cells are grouped when the page opens.
+        place: File that the page is written to, from which it links to reports of the runs; default: no links.
 
     Raises:
         InputError: If no cell has such a facet.
@@ -33,8 +37,8 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
     columns = _columns(entries)
     headlines = {r.scorer: f"{r.scorer}.{r.metric}" for r in reversed(rows)}
     headlines_shown = [headlines[row.scorer] for row in rows]
-    cells = [_cell(e, columns) for e in entries]
-    cells = [_cell(e, columns) for e in entries]
+    pages = [_latents_page(e, place) for e in entries]
+    cells = [{**_cell(e, columns), "page": page} for e, page in zip(entries, pages, strict=True)]
     columns_of_scores = [f"{r.scorer}.{r.metric}" for r in rows]
     on_board = [f"{r.scorer}.{r.metric}" for r in rows if r.on_board]
     data = {
@@ -44,6 +48,7 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
         "facets": [name for name in facets if name != "cell" and _differs(entries, name)],
         "measures": [[column.key, column.head] for column in columns],
         "cells": cells,
+        "searches": _searches(entries, pages),
     }  # fmt: skip
     tasks = named(f"{e.run.task} {e.run.task_version}" for e in entries)
     runs = list(dict.fromkeys(e.facets["run"] for e in entries))
@@ -52,9 +57,30 @@ def joined_page(joined: Joined, group_by: str | None = None) -> str:
         "subject": named(e.cell.subject for e in entries),
         "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs,
         "notes": [*_notes(joined), *joined.notes],
-        "version": saeval.__version__, "data": script_json(data),
+        "version": saeval.__version__, "data": script_json(data), "search": bool(data["searches"]),
     }  # fmt: skip
     return render("joined.html.j2", context)
+
+
+def _latents_page(entry: Entry, place: Path | None) -> str:
+    """Return the address of a cell's latents in its run's report, relative to a page; empty if there are none."""
+    name = page_name(entry.number, entry.facets["cell"])
+    found = entry.folder / "report" / "latents" / f"{name}.html"
+    if place is None or not found.is_file():
+        return ""
+    try:
+        return quote(Path(relpath(found.resolve(), place.resolve().parent)).as_posix())
+    except ValueError:  # another drive
+        return ""
+
+
+def _searches(entries: Sequence[Entry], pages: Sequence[str]) -> list[list[str]]:
+    """Return the folders of the runs' pages of latents that can be searched, each with its run."""
+    found = {}
+    for entry, page in zip(entries, pages, strict=True):
+        if page and (entry.folder / "report" / "latents" / "search.js").is_file():
+            found[page.rpartition("/")[0] + "/"] = entry.facets["run"]
+    return [[folder, run] for folder, run in found.items()]
 
 
 def _differs(entries: Sequence[Entry], facet: str) -> bool:

@@ -21,10 +21,19 @@ def script_json(value: Any) -> Markup:
 
 def packed_json(value: Any) -> str:
     """Return JSON as gzip in base64, for data that is large, repetitive and rarely read."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return packed(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")))
+
+
+def packed(text: str) -> str:
+    """Return text as gzip in base64, which the script of the pages unpacks."""
     return b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def slug(name: str) -> str:
     """Return a name for files and URLs; different names can share it."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "cell"
+
+
+def page_name(number: int, cell: str) -> str:
+    """Return the name of a cell's page in a report, without its ending."""
+    return f"{number}-{slug(cell)}"

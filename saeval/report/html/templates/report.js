@@ -28,6 +28,61 @@
   const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
   const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
 
+  /** Return text that was packed as gzip in base64. */
+  function unpacked(text) {
+    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  // --- a report in one file holds its other pages and their data, by name ---
+
+  const bundle = find("#bundle") ? JSON.parse(find("#bundle").textContent) : {};
+  let turned = ""; // page of latents that is shown in place of the first page
+  let alive = new AbortController(); // ends what the page listens to when another one is shown
+  const listen = (target, event, act) => target.addEventListener(event, act, { signal: alive.signal });
+
+  /** Load a script of the report: a file beside the page, since pages from disk may load nothing else, or one of the bundle. */
+  async function load(path, failed) {
+    const text = bundle[turned ? `latents/${path}` : path];
+    const script = make("script", { src: text ? URL.createObjectURL(new Blob([await unpacked(text)], { type: "text/javascript" })) : path });
+    script.addEventListener("error", () => failed(new Error(`${path} is not beside this page`)));
+    document.head.append(script);
+  }
+  /** Return the address of a page: in a bundle, a state of this one. */
+  function addressOf(link) {
+    const [, name, state] = link.match(/^(?:\.\.\/|latents\/)?([\w.-]+)\.html(?:#(.*))?$/) || [];
+    if (name === "index" && turned) return `#${state || ""}`;
+    return bundle[`latents/${name}.html`] ? `#in=${name}${state ? `&${state}` : ""}` : link;
+  }
+  /** Show the pages of a bundle in place of each other. */
+  function turnPages() {
+    const fixed = [...document.body.children].filter((e) => e.id === "bundle" || (e.localName === "script" && !e.type));
+    const first = [...document.body.childNodes].filter((node) => !fixed.includes(node)).map((node) => node.cloneNode(true));
+    const title = document.title;
+    async function turn() {
+      const wanted = read().get("in") || "";
+      const page = bundle[`latents/${wanted}.html`];
+      if (wanted === turned || (wanted && !page)) return;
+      const nodes = wanted ? [...new DOMParser().parseFromString(await unpacked(page), "text/html").body.childNodes] : first.map((node) => node.cloneNode(true));
+      if ((read().get("in") || "") !== wanted) return;
+      alive.abort();
+      alive = new AbortController();
+      turned = wanted;
+      document.title = title;
+      document.body.replaceChildren(...nodes, ...fixed);
+      scrollTo(0, 0);
+      start();
+    }
+    for (const event of ["click", "auxclick"]) {
+      document.addEventListener(event, ({ target }) => {
+        const link = target.closest?.("a[href]");
+        if (link) link.setAttribute("href", addressOf(link.getAttribute("href")));
+      }, true);
+    }
+    addEventListener("hashchange", turn);
+    turn();
+  }
+
   // --- state: kept in the address, after the # ---
 
   const read = () => new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
@@ -144,26 +199,31 @@
         goTo();
       });
     }
-    document.addEventListener("click", (event) => {
+    listen(document, "click", (event) => {
       const point = event.target.closest("[data-go]");
-      if (point) location.href = point.dataset.go;
+      if (point) location.href = addressOf(point.dataset.go);
     });
-    addEventListener("hashchange", render);
+    listen(window, "hashchange", render);
     render();
     goTo();
   }
 
-  /** Search the explanations of all cells, from a file beside the page that is loaded on the first keystroke. */
-  function search() {
+  /** Search the explanations of all cells, from files beside the pages of latents that are loaded on the first keystroke.
+   * A source is the folder of those pages, and the name of their run if there are several. */
+  function search(sources) {
     const words = find("#search-words");
     const MOST = 100;
     let cells = null;
-    const all = () => (cells ||= new Promise((resolve, reject) => {
-      window.saevalSearch = resolve;
-      const script = make("script", { src: "latents/search.js" });
-      script.addEventListener("error", () => { cells = null; reject(new Error("latents/search.js is not beside this page")); });
-      document.head.append(script);
-    }));
+    const cellsOf = ([folder, run]) => new Promise((resolve, reject) => {
+      window.saevalSearch = (found) => resolve(found.map(([cell, page, latents]) => [run ? `${run}:${cell}` : cell, folder + page, latents]));
+      load(`${folder}search.js`, reject);
+    });
+    async function loaded() {
+      const found = [];
+      for (const source of sources) found.push(...await cellsOf(source));
+      return found;
+    }
+    const all = () => (cells ||= loaded().catch((error) => { cells = null; throw error; }));
     async function render() {
       const wanted = (read().get("find") || "").toLowerCase().trim();
       if (words.value.toLowerCase().trim() !== wanted) words.value = wanted;
@@ -179,13 +239,13 @@
       }
       find("#search-count").textContent = `${found.length} latents${found.length > MOST ? `, the first ${MOST} shown` : ""}`;
       find("#search-found").replaceChildren(...found.slice(0, MOST).map(([cell, page, latent, text, score]) => make("li", {},
-        make("a", { href: `latents/${page}.html#latent=${latent}` }, visible(`${cell}, latent ${latent}`)), " ",
+        make("a", { href: `${page}.html#latent=${latent}` }, visible(`${cell}, latent ${latent}`)), " ",
         make("bdi", {}, visible(text)), make("span", { className: "muted" }, score === null ? "" : ` ${shown(score)}`))));
     }
     find("#search-tools").hidden = false;
     find("#search-tools").addEventListener("submit", (event) => event.preventDefault());
     words.addEventListener("input", () => change({ find: words.value }));
-    addEventListener("hashchange", render);
+    listen(window, "hashchange", render);
     render();
   }
 
@@ -270,7 +330,7 @@
     }
     const explanation = (text, why) => (text && !why ? make("bdi", {}, visible(text)) : make("span", { className: "muted" }, visible(why || "no explanation")));
 
-    // Files of latents are scripts, because pages from disk may load nothing else; each passes its data to a function.
+    // Files of latents are scripts, each of which passes its data to a function.
     const files = new Map();
     const waiting = new Map();
     window.saevalLatents = (n, details) => waiting.get(`${n}.js`)?.(details);
@@ -280,18 +340,14 @@
       if (!files.has(name)) {
         files.set(name, new Promise((resolve, reject) => {
           waiting.set(name, resolve);
-          const script = make("script", { src: `${data.folder}/${name}` });
-          script.addEventListener("error", () => { files.delete(name); reject(new Error(`${data.folder}/${name} is not beside this page`)); });
-          document.head.append(script);
+          load(`${data.folder}/${name}`, (error) => { files.delete(name); reject(error); });
         }));
       }
       return files.get(name);
     }
     const detailsOf = async (latent) => (await fileOf(latent, ".js")).find((d) => d.latent === latent);
     async function callsOf(latent) {
-      const bytes = Uint8Array.from(atob(await fileOf(latent, ".calls.js")), (c) => c.charCodeAt(0));
-      const text = new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-      return JSON.parse(await text)[latent] || {};
+      return JSON.parse(await unpacked(await fileOf(latent, ".calls.js")))[latent] || {};
     }
 
     /** A collapsed section with the prompts and raw replies of a step, loaded when it is opened. */
@@ -589,7 +645,7 @@
     });
     find("#rate").addEventListener("change", (event) => change({ rate: event.target.checked ? "1" : null }));
 
-    addEventListener("keydown", (event) => {
+    listen(window, "keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const typing = event.target.matches?.("input:not([type=radio]):not([type=checkbox]), select, textarea");
       if (event.key === "Escape" && !article.hidden && !typing) {
@@ -616,7 +672,7 @@
         open = null;
       }
     }
-    addEventListener("hashchange", render);
+    listen(window, "hashchange", render);
     keep();
     render();
   }
@@ -724,6 +780,7 @@
       if (!score || score.value === null) return make("td", { className: "n" }, "–");
       return make("td", { className: "n score" }, main ? make("b", {}, score.text) : score.text, bar(score), make("span", { className: "ci" }, score.between), make("span", { className: "ci" }, visible(score.notes.join(" · "))));
     }
+    const linked = (page, last, name) => (page && last ? make("a", { href: page }, name) : name);
     function table(standings, column, label) {
       const shownColumns = [column, ...data.shown.filter((h) => h !== column)];
       const facets = data.telling;
@@ -738,7 +795,7 @@
           return th;
         }), ...data.measures.map(([, name]) => make("th", { scope: "col", className: "n" }, visible(name))));
       const rows = standings.map((s) => make("tr", { className: s.cell.baseline ? "baseline" : "" }, make("td", {}, make("span", { className: "rank" }, rankText(s))),
-        ...facets.map((f) => make("td", { className: "name-cell" }, make("bdi", {}, visible(value(s.cell, f))))), ...shownColumns.map((c) => scoreCell(s.cell.scores[c], c === column)),
+        ...facets.map((f, k) => make("td", { className: "name-cell" }, linked(s.cell.page, k === facets.length - 1, make("bdi", {}, visible(value(s.cell, f)))))), ...shownColumns.map((c) => scoreCell(s.cell.scores[c], c === column)),
         ...data.measures.map(([m]) => make("td", { className: "n" }, visible(s.cell.texts[m])))));
       return make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
     }
@@ -818,8 +875,12 @@
     render();
   }
 
-  if (find("#joined")) joined();
-  if (find("#board")) board();
-  if (find("#search-words")) search();
-  if (find("#data")) latents();
+  function start() {
+    if (find("#joined")) joined();
+    if (find("#board")) board();
+    if (find("#search-words")) search(find("#joined") ? JSON.parse(find("#joined").textContent).searches : [["latents/", ""]]);
+    if (find("#data")) latents();
+  }
+  start();
+  if (find("#bundle")) turnPages();
 })();

@@ -9,7 +9,16 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import saeval
-from saeval._compare import Floors, ScorerRun, correct_for_judge, correlated, score_row, standard_error, with_lifts
+from saeval._compare import (
+    Floors,
+    ScorerRun,
+    correct_for_judge,
+    correlated,
+    paired_power,
+    score_row,
+    standard_error,
+    with_lifts,
+)
 from saeval._run import judge_checks
 from saeval._run.state import CellState, RunState, Scored
 from saeval._util import derive_rng
@@ -23,6 +32,7 @@ from saeval.records import (
     Ledger,
     Measure,
     Metric,
+    Power,
     RunResult,
     ScorerCheck,
     ScoreRow,
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
 _ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that other fields of a cell hold
+_POWER_AT = 50  # latents that docs recommend for a claim
 _FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
 
 
@@ -133,6 +144,7 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
+        powers=list(_powers(task, outcome)),
         cautions=_cautions(outcome),
     )
 
@@ -305,6 +317,30 @@ def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
         pair = correlated(*([headlines[label][latent] for latent in latents] for label in (a, b)))
         found.append(Correlation(scorers=(a, b), n=pair.n, pearson=pair.pearson, spearman=pair.spearman))
     return found
+
+
+def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
+    """Yield how surely each scorer tells the cell's own explanations from those of each informed baseline."""
+    informed = [name for name in outcome.cell.alternatives if name not in outcome.cell.floors]
+    for label, step in outcome.cell.scorers.items():
+        metric = step.part.plugin.metrics[0]
+        own = outcome.scored.get((label, MAIN), Scored()).values(metric.name)
+        for variant in informed:
+            other = outcome.scored.get((label, variant), Scored()).values(metric.name)
+            sign = 1 if metric.higher_is_better else -1
+            differences = [sign * (own[latent] - other[latent]) for latent in own if latent in other]
+            if len(differences) < ScoreRow.FEW:
+                continue
+            rng = derive_rng(task.run.seed, "power", outcome.cell.name, label, variant)
+            yield Power(
+                scorer=label,
+                variant=variant,
+                metric=metric.name,
+                n=len(differences),
+                difference=sum(differences) / len(differences),
+                latents=_POWER_AT,
+                power=paired_power(differences, _POWER_AT, rng),
+            )
 
 
 def _warnings(

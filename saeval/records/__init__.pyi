@@ -51,6 +51,7 @@ from saeval.records.scores import (
     Ledger as Ledger,
     Measure as Measure,
     Outcome as Outcome,
+    Power as Power,
     Ranking as Ranking,
     RunResult as RunResult,
     Score as Score,

@@ -333,6 +333,25 @@ class Correlation(Documented):
     """Rank correlation; None likewise."""
 
 
+class Power(Documented):
+    """How surely a scorer tells a cell's own explanations from those of an informed baseline."""
+
+    scorer: str
+    """The scorer's label in the spec."""
+    variant: str
+    """The baseline."""
+    metric: str
+    """The scorer's headline metric."""
+    n: int
+    """Latents scored under both."""
+    difference: float
+    """Mean score of the cell's own explanations minus that of the baseline's, positive where the own are better."""
+    latents: int
+    """Latents of a run for which the power is stated."""
+    power: float
+    """Share of runs with so many latents whose paired test finds the own explanations better (5 %, two-sided)."""
+
+
 class CellResult(Documented):
     """One cell of the leaderboard: one coder, hookpoint, explainer … and its scores."""
 
@@ -360,6 +379,8 @@ class CellResult(Documented):
     """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
     correlations: list[Correlation] = []
     """One for each pair of scorers; the cell's own explanations."""
+    powers: list[Power] = []
+    """One for each scorer and informed baseline that share 20 latents or more."""
     cautions: list[str] = []
     """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far
     from that of its files. They appear among the run's `warnings`, too."""

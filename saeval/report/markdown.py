@@ -28,6 +28,10 @@ FINDINGS = (
     "similarity, near 0). Contradicted: it is on the other side. Not shown: it covers both. Cannot be told: too little "
     "data. Each claim is tested by itself at 95 %, so one of twenty false claims seems to hold."
 )
+_POWER = (
+    "Share of runs with {latents} latents in which a paired test (5 %) finds the cells' own explanations better than "
+    "those of the baseline; in brackets the mean difference. Latents are drawn with replacement from this run's."
+)
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
 
@@ -69,6 +73,8 @@ def markdown(run: RunResult) -> str:
         parts += ["## Judges", *map(_judge, run.judges)]
     if correlations := list(_correlations(run, board)):
         parts += ["## Correlation of scorers", _CORRELATIONS, *correlations]
+    if any(cell.powers for cell in run.cells):
+        parts += ["## Told apart from informed baselines", *_powers(run.cells)]
     counts = [[c.cell, *(c.counts.get(stage, MISSING) for stage in _STAGES)] for c in run.cells]
     parts += ["## Latents", markdown_table(["coder", *_STAGES], counts)]
     if run.ledger:
@@ -184,6 +190,18 @@ def _matrix(correlations: Sequence[Correlation]) -> str:
 
 def _correlation(value: float | None, n: int) -> str:
     return f"{number(value, '+.3f')} ({n})"
+
+
+def _powers(cells: Iterable[CellResult]) -> Iterator[str]:
+    """Yield what the table says, and a line per cell and scorer with a column per baseline."""
+    found = [(cell.cell, power) for cell in cells for power in cell.powers]
+    yield _POWER.format(latents=found[0][1].latents)
+    variants = list(dict.fromkeys(power.variant for _, power in found))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for cell, x in found:
+        lines.setdefault((cell, x.scorer), {})[x.variant] = f"{number(x.power, '.2f')} ({number(x.difference, '+.3f')})"
+    rows = [[*place, *(texts.get(v, MISSING) for v in variants)] for place, texts in lines.items()]
+    yield markdown_table(("coder", "scorer", *variants), rows)
 
 
 def _cost(x: Ledger) -> list[object]:

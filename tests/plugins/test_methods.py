@@ -14,6 +14,7 @@ import pytest
 from fake_server import fake_server
 from planted_run import spec, truthful
 from saeval_plugins.explainers import saeval_explainers
+from saeval_plugins.explainers.known import KNOWN_MEANINGS
 from saeval_plugins.scorers import saeval_scorers
 from saeval_plugins.scorers.human import Human
 
@@ -72,6 +73,7 @@ def test_every_built_in_names_where_it_comes_from():
             "precomputed",
             "top_tokens",
             "refine",
+            *(known.name for known in KNOWN_MEANINGS),
         ):  # of no paper
             text = f"{sys.modules[cls.__module__].__doc__}{cls.__doc__}"
             assert "paper" in text or "arXiv" in text, cls.name

@@ -7,6 +7,7 @@ from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import Default
 from saeval_plugins.explainers.frozen import FrozenExplainer, FrozenRandom, FrozenShuffled, FrozenTopTokens
 from saeval_plugins.explainers.intervention import InterventionExplainer
+from saeval_plugins.explainers.known import KNOWN_MEANINGS
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
 from saeval_plugins.explainers.random import RandomExplainer
@@ -34,4 +35,5 @@ def saeval_explainers() -> list[type[Explainer]]:
         FrozenShuffled,
         FrozenRandom,
         FrozenTopTokens,
+        *KNOWN_MEANINGS,
     ]

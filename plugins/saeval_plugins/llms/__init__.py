@@ -7,10 +7,11 @@ from saeval_plugins.llms.frozen import FrozenLLM
 from saeval_plugins.llms.hf import HF
 from saeval_plugins.llms.litellm import LiteLLM
 from saeval_plugins.llms.openai_compatible import OpenAICompatible
+from saeval_plugins.llms.oracle import Oracle
 from saeval_plugins.llms.replay import Replay
 from saeval_plugins.llms.scripted import Scripted
 
 
 @hookimpl
 def saeval_llms() -> list[type[LLM]]:
-    return [LiteLLM, OpenAICompatible, HF, Scripted, Replay, FrozenLLM]
+    return [LiteLLM, OpenAICompatible, HF, Scripted, Replay, FrozenLLM, Oracle]

@@ -1,0 +1,108 @@
+"""A judge that knows exactly what explanations of the latents of the source `known` mean."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, JsonValue
+
+from saeval.plugin import (
+    LLM,
+    FillReply,
+    FillRequest,
+    InputError,
+    LLMError,
+    LogprobReply,
+    LogprobRequest,
+    Reply,
+    Request,
+    Usage,
+    content_hash,
+)
+from saeval_plugins._known import Meaning, explanations, meanings
+
+_LIKELY, _UNLIKELY = -1.0, -6.0  # nats
+
+
+class Oracle(LLM):
+    """Judges by the rules alone, so that errors of a judge are no part of what a scorer sees.
+
+    `oracle/judge` answers as a chat model does, for `detection` and `fuzzing`; `oracle/base` scores texts and weighs
+    choices, for `surprisal` and `simulation`. Explanations that do not come from the explainers of the source `known`
+    are an error.
+    """
+
+    name = "oracle"
+    synthetic = True
+    reproducible = False
+    in_process = True
+
+    sensitivity: float = Field(default=1.0, ge=0, le=1)
+    """Share of the fitting windows that `oracle/judge` says fit; the others are errors, the same when asked again."""
+    specificity: float = Field(default=1.0, ge=0, le=1)
+    """Share of the other windows that it says do not fit."""
+
+    def check(self) -> None:
+        """See whether there is such an oracle."""
+        if self.model not in ("judge", "base"):
+            raise InputError(f"oracle/{self.model}: there are oracle/judge and oracle/base")
+
+    def fingerprint(self) -> JsonValue:
+        """Return the options and what explanations mean."""
+        return [super().fingerprint(), *(text for texts in map(explanations, range(2)) for text, _ in texts.values())]
+
+    @property
+    def can_score(self) -> bool:
+        """Whether it is the oracle that scores texts."""
+        return self.model == "base"
+
+    async def complete(self, request: Request) -> Reply:
+        """Answer 1 for each window that fits the explanation: at least half of its marked pieces, or its text."""
+        lines = request.messages[-1].content.splitlines()
+        text, meaning = _explanation(lines)
+        windows = [found[1] for line in lines if (found := re.match(r"Window \d+: (.*)", line))]
+        fits = [_fits(meaning, window) for window in windows]
+        answers = [fit is not self._errs(text, window, fit) for window, fit in zip(windows, fits, strict=True)]
+        return Reply(str([int(answer) for answer in answers]), Usage(usd=0.0))
+
+    def _errs(self, explanation: str, window: str, fits: bool) -> bool:
+        """Tell whether the answer about a window is an error; a hash decides, so it is the same when asked again."""
+        right = self.sensitivity if fits else self.specificity
+        return right < 1 and int(content_hash(explanation, window)[:8], 16) >= right * 16**8
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        """Find a window likely after an explanation that it fits; a description of anything fits all."""
+        found = []
+        for prompt in request.prompts:
+            text = prompt.rpartition("What they have in common: ")[2].splitlines()[0]
+            meaning = meanings().get(text)
+            fits = [meaning is None or meaning.fits(window) for window in request.continuations]
+            found.append(tuple((_LIKELY if fit else _UNLIKELY,) for fit in fits))
+        return LogprobReply(tuple(found), Usage(usd=0.0))
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        """Find the highest level likely on a token that fits, and the lowest elsewhere."""
+        _, meaning = _explanation(request.prefix.splitlines())
+        others = (_UNLIKELY,) * (len(request.choices) - 1)
+        weights = {False: (_LIKELY, *others), True: (*others, _LIKELY)}
+        found = [tuple(weights[meaning.fits(part)] for part in text) for text in request.texts]
+        return FillReply(tuple(found), Usage(usd=0.0))
+
+
+def _explanation(lines: list[str]) -> tuple[str, Meaning]:
+    """Return the last explanation in a prompt, and its meaning.
+
+    Raises:
+        LLMError: If it is not one of a known latent.
+    """
+    lead = "Explanation: "
+    text = next((line.removeprefix(lead) for line in reversed(lines) if line.startswith(lead)), "")
+    if text not in meanings():
+        raise LLMError(f"the oracle does not know the explanation {text!r}; it judges known latents")
+    return text, meanings()[text]
+
+
+def _fits(meaning: Meaning, window: str) -> bool:
+    """Tell whether at least half of the pieces that count fit."""
+    pieces = re.findall("<<(.*?)>>", window) or [window]
+    return 2 * sum(map(meaning.fits, pieces)) >= len(pieces)

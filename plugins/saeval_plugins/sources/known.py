@@ -1,0 +1,91 @@
+"""Generated text in which fifty latents of exactly known meaning fire rarely."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from saeval.plugin import ActivationSource, TokenDataset, derive_rng
+from saeval_plugins._known import COMPANIONS, FILLER, N_LATENTS, neighbour_of, words_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from saeval.plugin import ActivationWriter
+
+_WINDOW, _PER_CONTEXT, _CONTEXTS = 32, 4, 2  # tokens of a window, windows of a context, contexts of a document
+
+
+class Known(ActivationSource):
+    """Fifty latents that fire on two words each, rarely, so that explanations of any breadth can be told apart.
+
+    The words are names of animals, tools, fruits, musical instruments and clothes, ten latents of each. Where a latent
+    fires, a word that belongs to it alone is nearby, and often a word of the next latent of its kind. The
+    explainers `known`, `twice_too_broad`, … explain these latents, and the model `oracle/judge` judges them without
+    error. Results are marked as synthetic.
+    """
+
+    name = "known"
+    synthetic = True
+
+    documents: int = Field(default=750, ge=2)
+    """Documents of eight windows of 32 words."""
+    rate: float = Field(default=0.005, gt=0, le=0.05)
+    """Share of windows into which a latent's words are put."""
+    together: float = Field(default=0.3, ge=0, le=1)
+    """Share of these windows that get a word of the next latent, too."""
+    seed: int = 0
+    """Another seed makes other text."""
+
+    def collect(self, writer: ActivationWriter) -> None:
+        """Write the text and where each latent fires, with strengths 1 to 4."""
+        import numpy as np
+
+        dataset, latents = self._text()
+        begin = writer.start(dataset, N_LATENTS)
+        writer.note(hookpoint="known", subject="known latents", architecture="known")
+        strength = derive_rng(self.seed, "known strengths").uniform(1, 4, size=latents.shape).astype(np.float32)
+        for row in range(begin, len(latents)):
+            offset = np.flatnonzero(latents[row] >= 0)
+            writer.add(row * latents.shape[1] + offset, latents[row, offset], strength[row, offset])
+            writer.advance(row + 1)
+
+    def _text(self) -> tuple[TokenDataset, NDArray[np.int64]]:
+        """Return the documents, and the latent that fires on each token or -1.  [contexts, length]"""
+        import numpy as np
+
+        rng = derive_rng(self.seed, "known", self.documents, self.rate, self.together)
+        vocabulary = ["", *FILLER, *COMPANIONS, *(word for latent in range(N_LATENTS) for word in words_of(latent))]
+        number = {word: i for i, word in enumerate(vocabulary)}
+        windows = self.documents * _CONTEXTS * _PER_CONTEXT
+        tokens = rng.integers(1, 1 + len(FILLER), size=(windows, _WINDOW))
+        fires = np.full(tokens.shape, -1)
+        free = [rng.permutation(_WINDOW).tolist() for _ in range(windows)]  # places not yet taken
+
+        def put(window: int, word: str, latent: int) -> None:
+            if free[window]:
+                at = free[window].pop()
+                tokens[window, at], fires[window, at] = number[word], latent
+
+        for latent in range(N_LATENTS):
+            for window in np.flatnonzero(rng.random(windows) < self.rate).tolist():
+                put(window, rng.choice(words_of(latent)), latent)
+                put(window, COMPANIONS[latent], -1)
+                if rng.random() < self.together:
+                    beside = neighbour_of(latent)
+                    put(window, rng.choice(words_of(beside)), beside)
+        shape = (self.documents * _CONTEXTS, _PER_CONTEXT * _WINDOW)
+        lead = ((0, 0), (1, 0))
+        padded = np.pad(tokens.reshape(shape), lead).astype(np.int32)
+        dataset = TokenDataset(
+            tokens=padded,
+            lengths=np.full(shape[0], shape[1] + 1, dtype=np.int32),
+            mask=padded > 0,
+            documents=np.repeat(np.arange(self.documents, dtype=np.int32), _CONTEXTS),
+            document_names=tuple(f"document {i}" for i in range(self.documents)),
+            vocabulary={0: b"", **{i: f" {word}".encode() for word, i in number.items() if word}},
+            lead=1,
+        )
+        return dataset, np.pad(fires.reshape(shape), lead, constant_values=-1)

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from saeval.cli.shared import JSON, print_json, say
-from saeval.exchange import FORMATS
+from saeval.exchange import EXPORTS, FORMATS
 
-_FORMAT = click.option(
-    "--format", "-f", "format_", required=True, type=click.Choice(FORMATS), help="Format of the files."
-)
+
+def _format(known: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option for a format."""
+    return click.option(
+        "--format", "-f", "format_", required=True, type=click.Choice(known), help="Format of the files."
+    )
+
+
 _OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@_FORMAT
+@_format(EXPORTS)
 @_OUT
 @click.option("--cell", help="Only this cell; default: all.")
 @click.option("--model", help="Name of the subject model in the format.")
 @click.option("--source", help="Name of the hookpoint in the format.")
+@click.option("--dataset", metavar="OWNER/NAME", help="Benchmark's dataset on the Hub, for hf-eval-results.")
 @JSON
 def export(
-    run_dir: Path, format_: str, out: Path, cell: str | None, model: str | None, source: str | None, as_json: bool
+    run_dir: Path,
+    format_: str,
+    out: Path,
+    cell: str | None,
+    model: str | None,
+    source: str | None,
+    dataset: str | None,
+    as_json: bool,
 ) -> None:
     """Write a run in another tool's format, and report what the format cannot hold. Sends nothing."""
     from saeval.exchange import export_run
 
-    lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source)
+    lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source, dataset=dataset)
     files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     if as_json:
         print_json({"format": format_, "out": str(out), "files": files, "warnings": lost})
@@ -41,7 +55,7 @@ def export(
 
 @click.command(name="import")
 @click.argument("path", type=click.Path(path_type=Path))
-@_FORMAT
+@_format(FORMATS)
 @_OUT
 @JSON
 def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:

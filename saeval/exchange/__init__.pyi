@@ -1,2 +1,7 @@
-from saeval.exchange.formats import FORMATS as FORMATS, export_run as export_run, import_run as import_run
+from saeval.exchange.formats import (
+    EXPORTS as EXPORTS,
+    FORMATS as FORMATS,
+    export_run as export_run,
+    import_run as import_run,
+)
 from saeval.exchange.hub import pull as pull, push as push

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("delphi", "neuronpedia", "saebench", "auto-interp-explanations", "jsonl", "parquet")
 """Formats that a run can be written in, and made from."""
-_MARKED = ("jsonl", "parquet")  # formats that can say that a run is made up, and which cells are baselines
+EXPORTS = (*FORMATS, "every-eval-ever", "hf-eval-results")
+"""Formats that a run can be written in."""
+_MARKED = ("jsonl", "parquet", *EXPORTS[len(FORMATS) :])  # they say that a run is synthetic, and what is a baseline
 
 
 def export_run(
@@ -23,16 +25,18 @@ def export_run(
     cell: str | None = None,
     model: str | None = None,
     source: str | None = None,
+    dataset: str | None = None,
 ) -> list[str]:
     """Write a run in another format; nothing is sent anywhere.
 
     Args:
         run: The run directory.
-        format_: One of `FORMATS`.
+        format_: One of `EXPORTS`.
         out: A directory to make: one file or folder a cell.
         cell: The cell to write; default: all.
         model: What the format should call the subject model, instead of its name in the run.
         source: What the format should call the place in the model, instead of the hookpoint.
+        dataset: Dataset repository on the Hub that holds the benchmark, `owner/name`; `hf-eval-results` needs it.
 
     Returns:
         What the format cannot hold, a sentence each.
@@ -44,9 +48,11 @@ def export_run(
     from saeval.results import open_run
 
     result, cells = open_run(run, cell)
-    names = {"model": model, "source": source}
+    names = {"model": model, "source": source, "dataset": dataset}
     with new_folder(out) as folder, believable(run):
-        lost: list[str] = _module(format_).write(result, cells, folder, {k: v for k, v in names.items() if v}, format_)
+        lost: list[str] = _module(format_, EXPORTS).write(
+            result, cells, folder, {k: v for k, v in names.items() if v}, format_
+        )
     if format_ not in _MARKED:
         if result.synthetic:
             lost.insert(
@@ -78,13 +84,13 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     with believable(path):
-        return write_run(_module(format_).read(path, format_), format_, path.name, out)
+        return write_run(_module(format_, FORMATS).read(path, format_), format_, path.name, out)
 
 
-def _module(format_: str) -> Any:
+def _module(format_: str, known: tuple[str, ...]) -> Any:
     from saeval._util import InputError, did_you_mean
 
-    if format_ not in FORMATS:
-        raise InputError(f"no format {format_!r}{did_you_mean(format_, FORMATS)}; there are {', '.join(FORMATS)}")
+    if format_ not in known:
+        raise InputError(f"no format {format_!r}{did_you_mean(format_, known)}; there are {', '.join(known)}")
     name = {"jsonl": "saeval_tables", "parquet": "saeval_tables"}.get(format_, format_.replace("-", "_"))
     return import_module(f"saeval.exchange.{name}")

@@ -14,12 +14,18 @@ from saeval.results import RunCell, cell_file, some
 
 _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
 """What one upload may hold: features, letters of an explanation, tokens of a window; and windows that are written."""
+_SCORE_TYPES = {
+    "saeval/detection": "eleuther_recall", "saeval/fuzzing": "eleuther_fuzz", "saeval/embedding": "eleuther_embedding",
+}  # fmt: skip
+"""What the site calls a scorer's kind of score."""
 _MADE_BY = ("typeName", "explanationModelName")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
     """Write a `.jsonl` file a cell; each line is the body of one request to `/api/feature/upload-batch`. None is sent.
+
+    Scores are in `scores/`, in a file of the same name.
 
     A latent without explanation, or without an activating window, is omitted, since the site takes no such feature.
     """
@@ -44,13 +50,45 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
             lost.append(f"{cell.name}: {some(cut, 'explanation is', 'explanations are')} cut to {_LETTERS} letters.")
         if missing := len(cell.latents) - len(features):
             lost.append(f"{cell.name}: {some(missing, 'latent', 'latents')} without explanation or windows omitted.")
-        if cell.rows():
-            lost.append(f"{cell.name}: an upload has no place for scores; the site makes its own.")
+        lost += _write_scores(cell, folder, {"modelId": model, "layer": source})
         lost.append(
             f"{cell.name}: the site knows explainers by names that its makers add, so the explainer is omitted; "
             f"it was {cell.result.explainer}."
         )
     return lost
+
+
+def _write_scores(cell: RunCell, folder: Path, place: dict[str, str]) -> list[str]:
+    """Write `scores/<cell>.jsonl`: a row per latent and scorer, with the fields of the site's table of scores.
+
+    The site identifies an explanation by an id that it assigns on upload; until then, latent and text identify it.
+    """
+    rows, unknown = [], []
+    for scorer, scored in cell.rows().items():
+        head = scored[0]
+        type_ = _SCORE_TYPES.get(head.plugin.partition(" ")[0])
+        if type_ is None:
+            unknown.append(scorer)
+            continue
+        values = {row.metric: cell.values(scorer, row.metric) for row in scored}
+        metric = "accuracy" if "accuracy" in values else head.metric
+        for latent, value in values[metric].items():
+            details = {name: of[latent] for name, of in values.items() if latent in of}
+            rows.append({
+                **place, "index": str(latent), "description": cell.texts.get(latent, "")[:_LETTERS], "value": value,
+                "explanationScoreTypeName": type_, "explanationScoreModelName": head.judge or head.plugin,
+                "jsonDetails": json.dumps({"saeval": head.plugin, "metric": metric, **details}),
+            })  # fmt: skip
+    said = [f"{cell.name}: the site has no type of score for {', '.join(unknown)}; omitted."] if unknown else []
+    if rows:
+        (folder / "scores").mkdir(exist_ok=True)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(folder / "scores" / cell_file(cell, ".jsonl"), text)
+        said.append(
+            f"{cell.name}: `upload-batch` takes no scores; those in scores/ have the fields of the site's own table, for "
+            "its makers to add."
+        )
+    return said
 
 
 def _features(cell: RunCell) -> tuple[list[dict[str, Any]], int]:

@@ -24,7 +24,7 @@ from root import ROOT
 import saeval
 from saeval import InputError, StoreError
 from saeval.cli.group import main
-from saeval.exchange.formats import FORMATS, export_run, import_run
+from saeval.exchange.formats import EXPORTS, FORMATS, export_run, import_run
 from saeval.exchange.hub import pull, push
 from saeval.plugin.registry import Registry
 from saeval.testing.planted import planted_store
@@ -250,7 +250,7 @@ def test_neuronpedia_file_holds_requests_that_the_site_would_take(run, tmp_path)
         export_run(run, "neuronpedia", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export_run(run, "neuronpedia", tmp_path / "out", cell=cells(run)[0], **NAMES["neuronpedia"])
-    (file,) = (tmp_path / "out").iterdir()
+    (file,) = (tmp_path / "out").glob("*.jsonl")
     (body,) = map(json.loads, file.read_text().splitlines())
     assert (body["modelId"], body["source"]) == ("gemma-2-2b", "9-res") and len(body["features"]) <= 128
     texts = explanations(run, cells(run)[0])
@@ -740,5 +740,5 @@ def test_specs_of_the_page_name_options_that_there_are():
 
 
 def test_page_names_every_format_and_source():
-    for name in (*FORMATS, "recorded", "delphi", "neuronpedia"):
+    for name in (*EXPORTS, "recorded", "delphi", "neuronpedia"):
         assert f"`{name}`" in PAGE

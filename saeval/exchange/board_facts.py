@@ -1,0 +1,43 @@
+"""Gathers what stands beside a score on a board, as text for formats that have room for text only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from saeval._util import read_json
+
+if TYPE_CHECKING:
+    from saeval.records import ScoreRow
+    from saeval.results import RunCell
+
+
+def beside(row: ScoreRow) -> dict[str, str]:
+    """Return lift, floors, coverage, judge and its verdict by name; what is unknown is not in it."""
+    facts: dict[str, object] = {
+        "lift": row.lift,
+        "lift_ci95": row.lift_ci95,
+        "floor_of_lift": row.against and row.against.variant,
+        **{f"floor.{name}": value for name, value in row.floor.items()},
+        "latents_scored": row.n,
+        "latents_tried": row.tried,
+        "latents_failed": row.failed,
+        "windows_asked": row.windows or None,
+        "windows_answered": row.answered if row.windows else None,
+        "judge": row.judge,
+        "judge_check": (row.verdict or "not checked") if row.judge else None,
+    }
+    return {name: _text(value) for name, value in facts.items() if value is not None}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value[0]:.4g} to {value[1]:.4g}" if isinstance(value, tuple) else str(value)
+
+
+def ended(cell: RunCell) -> float | None:
+    """Return when the cell's run was last written to, in seconds since 1970; None where the run does not say."""
+    file = cell.folder.parent.parent / "run.json"
+    state = read_json(file) if file.is_file() else None
+    moment = state.get("updated") if isinstance(state, dict) else None
+    return float(moment) if isinstance(moment, int | float) else None

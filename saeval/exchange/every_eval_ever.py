@@ -1,0 +1,125 @@
+"""Writes Every Eval Ever records (schema 0.3.0): one JSON document per cell, at the path its datastore expects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import saeval
+from saeval._util import InputError, file_name, write_atomic
+from saeval.exchange.board_facts import beside, ended
+from saeval.records import RunResult, ScoreRow
+from saeval.results import RunCell, some
+
+SCHEMA_VERSION = "0.3.0"
+"""Version of `eval.schema.json` in github.com/evaleval/every_eval_ever that the records follow."""
+_UNKNOWN = {"deployment_type": "unknown", "model_availability": "unknown"}
+
+
+def write(
+    result: RunResult, cells: Sequence[RunCell], folder: Path, names: Mapping[str, str], format_: str
+) -> list[str]:
+    """Write `data/<collection>/<developer>/<model>/<uuid>.json` per cell; a run gives the same names each time."""
+    lost = [
+        "Every Eval Ever asks who evaluated and how they relate to the model, which a run does not know: it says "
+        "`unknown` and `other`.",
+        "Its records have no place for floors, lifts and coverage but free text (score_details.details).",
+        "Single latents, windows and explanations are omitted.",
+    ]
+    for cell in cells:
+        document, empty = _document(result, cell, names)
+        if not document["evaluation_results"]:
+            raise InputError(f"{cell.name}: has no score to export")
+        if empty:
+            lost.append(f"{cell.name}: {some(empty, 'metric', 'metrics')} without a value omitted.")
+        developer, _, model = document["model_info"]["id"].rpartition("/")
+        place = [f"saeval-{result.task}", developer or "unknown", model]
+        digest = hashlib.sha256(f"{result.run_id} {result.spec_sha} {cell.name}".encode()).digest()
+        name = f"{uuid.UUID(bytes=digest[:16], version=4)}.json"
+        file = folder.joinpath("data", *map(file_name, place), name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return lost
+
+
+def _document(result: RunResult, cell: RunCell, names: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+    """Return the record, and how many metrics are not in it because they have no value."""
+    model = names.get("model", cell.result.subject) or "unknown"
+    moment, now = ended(cell), time.time()
+    rows = [row for rows in cell.rows().values() for row in rows]
+    scored = [row for row in rows if row.value is not None]
+    about = {
+        "task_version": result.task_version, "spec_sha": result.spec_sha, "run_id": result.run_id,
+        "seed": str(result.seed), "synthetic": str(result.synthetic).lower(),
+        "recorded": str(result.recorded).lower(), "reproducible": str(result.reproducible).lower(),
+    }  # fmt: skip
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "evaluation_id": f"saeval-{result.task}/{model}/{cell.name}/{moment or now}",
+        **({"evaluation_timestamp": str(moment)} if moment is not None else {}),
+        "retrieved_timestamp": str(now),
+        "source_metadata": {
+            "source_name": f"saeval task {result.task}",
+            "source_type": "evaluation_run",
+            "source_organization_name": "unknown",
+            "evaluator_relationship": "other",
+            "additional_details": about,
+        },
+        "eval_library": {"name": "saeval", "version": result.saeval_version or saeval.__version__},
+        "model_info": _model(cell, model, names),
+        "evaluation_results": [_score(result, cell, row) for row in scored],
+    }, len(rows) - len(scored)
+
+
+def _model(cell: RunCell, model: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what was evaluated: a coder on a model. The record's id is the model's; the coder is in the details."""
+    facts = {name: value for name, value in cell.result.coder.items() if isinstance(value, str | int | float)}
+    facts |= cell.result.measures | {"hookpoint": names.get("source", cell.hookpoint)}
+    facts |= {"cell": cell.name, "explainer": cell.result.explainer, "baseline": cell.result.baseline or "no"}
+    return {
+        "name": f"{cell.name} on {model}",
+        "id": model,
+        "additional_details": {**{name: str(value) for name, value in facts.items()}, **_UNKNOWN},
+    }
+
+
+def _score(result: RunResult, cell: RunCell, row: ScoreRow) -> dict[str, Any]:
+    low, high = row.range
+    config: dict[str, Any] = {
+        "evaluation_description": f"{row.metric} of {row.scorer}, mean over latents ({row.plugin})",
+        "metric_id": f"saeval.{row.scorer}.{row.metric}",
+        "metric_name": row.metric,
+        "lower_is_better": not row.higher_is_better,
+        "score_type": "continuous",
+        "min_score": "-Infinity" if low is None else low,
+        "max_score": "Infinity" if high is None else high,
+    }
+    if row.judge is not None:
+        judge = {"name": row.judge, "id": row.judge, "additional_details": dict(_UNKNOWN)}
+        config["llm_scoring"] = {
+            "judges": [{"model_info": judge}],
+            "input_prompt": f"Prompts of {row.plugin}; saeval keeps them by latent in the run's calls.parquet.",
+            "additional_details": {"judge_check": row.verdict or "not checked"},
+        }
+    uncertainty: dict[str, Any] = {"num_samples": row.n}
+    if row.ci95 is not None:
+        lower, upper = row.ci95
+        uncertainty["confidence_interval"] = {
+            "lower": lower, "upper": upper, "confidence_level": 0.95, "method": row.method,
+        }  # fmt: skip
+    return {
+        "evaluation_result_id": f"{cell.name}/{row.scorer}.{row.metric}",
+        "evaluation_name": f"saeval {result.task}: {row.scorer}",
+        "source_data": {
+            "dataset_name": cell.result.corpus or "unknown corpus",
+            "source_type": "other",
+            "additional_details": {"content": "hash of the corpus as the subject's tokens"},
+        },
+        "metric_config": config,
+        "score_details": {"score": row.value, "details": beside(row), "uncertainty": uncertainty},
+    }

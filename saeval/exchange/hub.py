@@ -25,6 +25,7 @@ from saeval._util import (
     refuse_strange,
     write_atomic,
 )
+from saeval.exchange.cards import is_shareable, read_spec, run_card, store_card
 from saeval.results import open_run
 
 BUNDLE_FORMAT = "saeval.bundle/1"
@@ -66,8 +67,8 @@ def hub_place(text: str) -> HubPlace | None:
 def push(path: Path, dest: str, *, public: bool = False) -> str:
     """Send a run or a store.
 
-    Of a run, results, tables and reports are sent; not the journal, the calls, the logs and the spec, which name files
-    of this machine. The tables of all cells are added as Parquet, for `datasets` to read.
+    Of a run, results, tables and reports are sent; not the journal, the calls and the logs, which name files of this
+    machine, nor a spec that does. The tables of all cells are added as Parquet, for `datasets` to read.
 
     Args:
         path: A run directory, or the directory of a store.
@@ -193,22 +194,10 @@ def _bundle_run(path: Path, folder: Path) -> str:
     (folder / "tables").mkdir()
     with believable(path):
         write(result, cells, folder / "tables", {}, "parquet")
-    configs = "".join(f"- config_name: {name}\n  data_files: tables/{name}.parquet\n" for name in TABLE_COLUMNS)
-    flags = {
-        "synthetic numbers": result.synthetic,
-        "recorded replies": result.recorded,
-        "not reproducible": not result.reproducible,
-    }
-    marks = [mark for mark, on in flags.items() if on]
-    return (
-        f"---\ntags:\n- saeval\n- sparse-autoencoders\n- interpretability\nconfigs:\n{configs}---\n"
-        f"# saeval run: {_line(result.task)} {_line(result.task_version)}\n\n{_line(result.description)}\n\n"
-        + (f"**{', '.join(marks)}**\n\n" if marks else "")
-        + "".join(f"- {_line(warning)}\n" for warning in result.warnings)
-        + f"\nMade by saeval {_line(result.saeval_version)}; spec {_line(result.spec_sha)}. `run/` is the run "
-        "directory (`saeval pull` fetches it, `saeval report` shows it); `tables/` holds latents, explanations, "
-        "scores and judgements of all cells.\n"
-    )
+    spec = read_spec(path / "spec.yaml")
+    if has_spec := spec is not None and is_shareable(spec):
+        shutil.copyfile(path / "spec.yaml", folder / "run" / "spec.yaml")
+    return run_card(result, TABLE_COLUMNS, has_spec=has_spec)
 
 
 def _bundle_store(path: Path, folder: Path) -> str:
@@ -219,22 +208,7 @@ def _bundle_store(path: Path, folder: Path) -> str:
     (folder / "store").mkdir()
     for name in (*store.manifest["files"], "manifest.json"):
         shutil.copyfile(path / name, folder / "store" / name)
-    facts = store.facts
-    return (
-        "---\ntags:\n- saeval\n- sparse-autoencoders\n- activations\n---\n# saeval activation "
-        f"store\n\n{store.n_latents:,} latents over {store.n_tokens:,} tokens of "
-        f"{_line(facts.get('subject') or 'an unknown model')} at "
-        f"{_line(facts.get('hookpoint') or 'an unknown place')}. "
-        + ("**The activations are made up.** " if facts.get("synthetic") else "")
-        + "The text itself is in it, so its licence holds for this, too.\n\n"
-        "`saeval pull` fetches it; `source: {use: recorded, with: {path: …}}` reads it.\n"
-    )
-
-
-def _line(text: object) -> str:
-    from saeval._util import safe_text
-
-    return safe_text(text)
+    return store_card(store.n_latents, store.n_tokens, store.facts)
 
 
 # --- the hub ---

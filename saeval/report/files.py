@@ -24,12 +24,12 @@ def write_reports(run: RunResult, folder: Path) -> list[Path]:
     """
     from saeval._util import claim_inside, write_atomic
     from saeval.report.html import write_html
-    from saeval.report.markdown import markdown
+    from saeval.report.markdown import markdown_report
     from saeval.results import write_csv, write_parquet
 
     claim_inside(folder, "a report")
     report, leaderboard, table = (folder / name for name in ("report.md", "leaderboard.csv", "leaderboard.parquet"))
-    write_atomic(report, markdown(run))
+    write_atomic(report, markdown_report(run))
     write_csv(run, leaderboard)
     write_parquet(run, table)
     return [report, leaderboard, table, write_html(run, folder.parent, folder)]

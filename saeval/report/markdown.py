@@ -35,7 +35,7 @@ _POWER = (
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
 
-def markdown(run: RunResult) -> str:
+def markdown_report(run: RunResult) -> str:
     """Return the report of a run."""
     board = Leaderboard.of(run)
     flags = {

@@ -24,6 +24,7 @@ from root import ROOT
 import saeval
 from saeval import InputError, StoreError
 from saeval.cli.group import main
+from saeval.exchange.cards import is_shareable
 from saeval.exchange.formats import EXPORTS, FORMATS, export_run, import_run
 from saeval.exchange.hub import pull, push
 from saeval.plugin.registry import Registry
@@ -573,7 +574,31 @@ def test_pushed_run_is_a_data_set(run, tmp_path, monkeypatch):
     assert [c["config_name"] for c in configs] == ["latents", "explanations", "scores", "judgements"]
     for config in configs:
         assert pq.read_table(tmp_path / "sent" / config["data_files"]).num_rows > 0
-    assert "synthetic numbers" in card
+    assert card.split("---")[2].strip().startswith("# planted 1.0 (synthetic")
+
+
+def test_card_shows_the_board_with_intervals_floors_and_judge_and_how_to_repeat(run, tmp_path):
+    push(run, str(tmp_path / "sent"))
+    card = (tmp_path / "sent" / "README.md").read_text()
+    row = saeval.read(run).cells[0].scores[0]
+    for said in (f"{row.value:.3f}".lstrip("0"), "random_explanation", "This judge was not checked", "saeval pull"):
+        assert said in card
+    assert "spec.yaml is not included" in card and not (tmp_path / "sent" / "run" / "spec.yaml").exists()
+    shutil.copytree(run, tmp_path / "clean")
+    (tmp_path / "clean" / "spec.yaml").write_text("saeval: 1\nsource: {use: synthetic}\n")
+    push(tmp_path / "clean", str(tmp_path / "again"))
+    pull(str(tmp_path / "again"), tmp_path / "back")
+    assert (tmp_path / "back" / "spec.yaml").read_text() == (tmp_path / "clean" / "spec.yaml").read_text()
+    assert "saeval run fetched/spec.yaml" in (tmp_path / "again" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "fine"),
+    [("google/gemma-2-2b", True), ("/data/sae", False), ("~/sae", False), ("./x", False), ("..\\x", False),
+     ("C:/x", False), ("http://10.0.0.1/v1", False), (3, True)],
+)  # fmt: skip
+def test_spec_that_names_the_machine_is_not_shared(value, fine):
+    assert is_shareable({"matrix": {"coder": [{"with": {"path": value}}]}}) == fine
 
 
 def test_pushed_store_is_the_store(tmp_path):

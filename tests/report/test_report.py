@@ -26,7 +26,7 @@ from saeval._util.text import safe_text, short
 from saeval.records import scores as results
 from saeval.report.boards import short_estimate
 from saeval.report.files import write_reports
-from saeval.report.markdown import markdown
+from saeval.report.markdown import markdown_report
 from saeval.report.terminal import render
 from saeval.results import cells
 from saeval.results.columns import estimate
@@ -163,14 +163,14 @@ def test_numbers_are_short_but_never_hide_a_sign_or_a_width():
 
 
 def test_a_run_interrupted_before_its_first_cell_can_be_reported():
-    assert "face-off" in rendered(run_of()) and "face-off" in markdown(run_of())
+    assert "face-off" in rendered(run_of()) and "face-off" in markdown_report(run_of())
 
 
 # --- Markdown ---
 
 
 def test_markdown_shows_headlines_and_folds_other_metrics_and_baselines():
-    text = markdown(made_run())
+    text = markdown_report(made_run())
     shown, _, rest = text[text.index("## Scores") :].partition("<details>")
     folded = rest.partition("</details>")[0]
     assert len(re.findall(r"^\| coder=", shown, re.MULTILINE)) == 4 * len(SCORERS)
@@ -200,7 +200,7 @@ def test_hostile_text_is_inert_on_a_terminal(text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_inert_in_markdown(text):
-    report = markdown(hostile_run(text))
+    report = markdown_report(hostile_run(text))
     prose = report.replace("```\nsaeval run --task spec.yaml\n```", "")
     assert "<" not in report and "![" not in report and "\x1b" not in report
     assert not re.search(r"^# lines", report, re.MULTILINE) and "`code`" not in prose.replace("\\`", "")
@@ -260,7 +260,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path):
 
 def test_the_report_holds_every_score_the_cost_and_the_way_to_repeat_it():
     made = made_run()
-    report = markdown(made)
+    report = markdown_report(made)
     for row in (r for c in made.cells for r in c.scores):
         assert f"| {row.value:.3f} | {row.ci95[0]:.3f} to {row.ci95[1]:.3f} | 48/50 | 2 | 0 | 3 | 96% |" in report
     assert "| 123456 | 7890 | unknown |" in report and "torch 2.9.0" in report
@@ -284,7 +284,7 @@ def test_the_report_shows_the_length_of_explanations_beside_every_score():
             [score_row("detection", 0.6, explanation_words=17.25), score_row("embedding", 0.7, explanation_words=None)],
         )
     )
-    report = markdown(made)
+    report = markdown_report(made)
     assert "unchecked | 17.2 | 0.12 |" in report and "|  | – | 0.12 |" in report
     assert re.search(r"windows\s+words", rendered(made)) and re.search(r"99%\s+17\.2", rendered(made))
 
@@ -297,9 +297,9 @@ def test_the_report_shows_shares_by_decile():
         negatives_right=0.5,
         negatives_n=30,
     )
-    report = markdown(run_of(cell("a", []).model_copy(update={"deciles": [shares]})))
+    report = markdown_report(run_of(cell("a", []).model_copy(update={"deciles": [shares]})))
     assert "| coder=a | detection | 1.000 (20) | 0.900 (10) |" in report and "| – | 0.250 (4) | 0.500 (30) |" in report
-    assert "decile" not in markdown(made_run())
+    assert "decile" not in markdown_report(made_run())
 
 
 def correlation(a: str, b: str, value: float | None, rank: float | None, n: int = 40) -> results.Correlation:
@@ -314,17 +314,17 @@ def test_the_report_shows_correlations_as_a_matrix():
     ]
     one = cell("a", []).model_copy(update={"correlations": found})
     two = cell("b", []).model_copy(update={"correlations": found[:1]})
-    report = markdown(run_of(one, two, correlations=[correlation("detection", "human", 0.75, 0.7, 80)]))
+    report = markdown_report(run_of(one, two, correlations=[correlation("detection", "human", 0.75, 0.7, 80)]))
     assert "|  | detection | human | fuzzing |\n" in report
     assert "| detection |  | +0.500 (40) | -0.125 (40) |\n| human | +0.250 (40) |  | – (2) |\n" in report
     assert "| fuzzing | +0.000 (40) | – (2) |  |" in report
     assert "### all contestants\n\n|  | detection | human |\n|---|---|---|\n| detection |  | +0.750 (80) |" in report
-    assert "together" not in markdown(run_of(one, correlations=found))
+    assert "together" not in markdown_report(run_of(one, correlations=found))
 
 
 def test_a_score_that_was_skipped_on_every_latent_is_not_called_failed():
     made = run_of(cell("a", [score_row("human", None, n=0, tried=8, failed=0, skipped=8)]))
-    assert "– (skipped)" in rendered(made) and "| – | – | 0/8 | 0 | 8 |" in markdown(made)
+    assert "– (skipped)" in rendered(made) and "| – | – | 0/8 | 0 | 8 |" in markdown_report(made)
 
 
 def test_results_written_before_there_were_deciles_and_correlations_can_be_read(tmp_path):
@@ -337,7 +337,7 @@ def test_results_written_before_there_were_deciles_and_correlations_can_be_read(
     (tmp_path / "results.json").write_text(json.dumps(old))
     read = saeval.read(tmp_path)
     assert read.cells[0].deciles == [] and read.cells[0].scores[0].explanation_words is None
-    assert "## Scores" in markdown(read) and "face-off" in rendered(read)
+    assert "## Scores" in markdown_report(read) and "face-off" in rendered(read)
     assert len(write_reports(read, tmp_path / "report")) == 4
 
 

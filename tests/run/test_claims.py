@@ -24,7 +24,7 @@ from saeval.plugin import AUROC, BALANCED_ACCURACY, Metric, Score, Usage
 from saeval.plugin.registry import Registry
 from saeval.records.metrics import RECALL
 from saeval.records.scores import Explanation, Finding, read_result
-from saeval.report.markdown import markdown
+from saeval.report.markdown import markdown_report
 from saeval.report.terminal import finding_line
 from saeval.task.loader import load_task
 from saeval.task.spec import FindingSpec
@@ -257,7 +257,7 @@ def test_run_reports_its_claims_in_results_and_in_every_report(planted):
     html = (folder / "run" / "report" / "index.html").read_text()
     for found in run.findings:
         assert found.claim in html and finding_line(found).partition(" (")[0] in shown
-        assert f"| {found.claim} | {found.outcome} |" in markdown(run)
+        assert f"| {found.claim} | {found.outcome} |" in markdown_report(run)
 
 
 def test_claims_do_not_make_another_task_and_ask_nothing(planted):

@@ -21,12 +21,6 @@ _ENCODERS = {
 }  # fmt: skip
 """Model types that read in both directions unless their configuration says `is_decoder`."""
 _POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length")
-_LFS = b"version https://git-lfs"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
-_TOKENIZERS = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json",
-    "vocab.bpe",
-)  # fmt: skip
 
 
 def local_model(name: str) -> Path | None:
@@ -68,7 +62,7 @@ def model_facts(name: str) -> ModelFacts | None:
     folder = local_model(name)
     if folder is None or not folder.is_dir():
         return None
-    config = _json(folder / "config.json")
+    config = json_mapping(folder / "config.json")
     text = config.get("text_config", config)
     kind = str(text.get("model_type", config.get("model_type", "")))
     limit = _first(text, *_POSITIONS)
@@ -83,7 +77,7 @@ def model_facts(name: str) -> ModelFacts | None:
         made_for=limit,
         both_ways=both,
         bos=_bos(folder),
-        chat=(folder / "chat_template.jinja").exists() or "chat_template" in _json(folder / "tokenizer_config.json"),
+        chat=_has_chat_template(folder),
     )
 
 
@@ -94,61 +88,6 @@ def tokens_outside(name: str, facts: ModelFacts) -> tuple[str, ...]:
         return ()
     added = _added(folder / "tokenizer.json")
     return tuple(token for token, number in added.items() if number >= facts.vocabulary)
-
-
-def check_folder(name: str, folder: Path) -> None:
-    """Say what a folder is that holds no whole model with its tokenizer.
-
-    Raises:
-        InputError: If it holds none.
-    """
-    if not (folder / "config.json").exists():
-        if (folder / "adapter_config.json").exists():
-            base = _json(folder / "adapter_config.json").get("base_model_name_or_path", "its base model")
-            raise InputError(
-                f"model {name}: it is a LoRA adapter of {base} (adapter_config.json), not a whole model; merge it with "
-                "peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
-            )
-        raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
-    config = _json(folder / "config.json")
-    if not config:
-        raise InputError(f"model {name}: its config.json cannot be read; copy the folder again")
-    if config.get("is_encoder_decoder") is True:
-        raise InputError(
-            f"model {name} has an encoder and a decoder ({config.get('model_type')}); choose a causal language model"
-        )
-    _check_weights(name, folder)
-    if not any((folder / file).exists() for file in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
-        raise InputError(
-            f"model {name}: there is no tokenizer in it (no {_TOKENIZERS[0]}); save it there with "
-            "`tokenizer.save_pretrained(folder)`"
-        )
-
-
-def _check_weights(name: str, folder: Path) -> None:
-    """Refuse a folder without weights, or with pointers of Git LFS in their place.
-
-    Raises:
-        InputError: If it is one.
-    """
-    weights = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
-    if not weights:
-        raise InputError(f"model {name}: there are no weights in it (model.safetensors); fetch it again")
-    index = _json(folder / "model.safetensors.index.json").get("weight_map")
-    named = set(index.values()) if isinstance(index, dict) else set()
-    if missing := sorted(file for file in named if not (folder / str(file)).exists()):
-        raise InputError(
-            f"model {name}: {len(missing)} of its {len(named)} files of weights are missing ({missing[0]}); fetch it "
-            "again"
-        )
-    if pointer := next(filter(_is_pointer, weights), None):
-        raise InputError(f"model {name}: {pointer.name} is a pointer of Git LFS; run `git lfs pull` in its folder")
-
-
-def _is_pointer(file: Path) -> bool:
-    """Return whether a file is what Git leaves in place of a large one where Git LFS is not installed."""
-    with file.open("rb") as content:
-        return content.read(len(_LFS)) == _LFS
 
 
 def not_causal(name: str) -> InputError:
@@ -167,7 +106,8 @@ def too_long(name: str, positions: int, tokens: int) -> InputError:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_mapping(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds; empty where it is missing, damaged or no mapping."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -190,14 +130,19 @@ def _first(config: dict[str, Any], *names: str) -> int | None:
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
+def _has_chat_template(folder: Path) -> bool:
+    named = "chat_template" in json_mapping(folder / "tokenizer_config.json")
+    return named or (folder / "chat_template.jinja").exists()
+
+
 def _bos(folder: Path) -> str | None:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        known = _json(folder / file)
+        known = json_mapping(folder / file)
         if "bos_token" in known:
             token = known["bos_token"]
             return str(token["content"] if isinstance(token, dict) else token or "")
     # Without a class that may have one of its own, what is not named is not there.
-    kind = str(_json(folder / "tokenizer_config.json").get("tokenizer_class", ""))
+    kind = str(json_mapping(folder / "tokenizer_config.json").get("tokenizer_class", ""))
     return (
         "" if kind in ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast") else None
     )

@@ -9,6 +9,7 @@ from saeval._util import InputError
 from saeval.activations import CONTEXT
 from saeval.models.facts import ModelFacts, local_model, model_facts, not_causal, tokens_outside, too_long
 from saeval.models.made_for import MadeFor, apart, block_number, other_model, other_tuning
+from saeval.models.place_check import check_place
 
 _SHORTEST = 8
 _SMALLEST_WINDOW = 4
@@ -62,18 +63,19 @@ class Fit(NamedTuple):
         Raises:
             InputError: If it cannot.
         """
-        facts = self._facts
-        if facts is None:
-            return
-        if facts.both_ways:
+        facts, place = self._facts, self.place or self.made_for.place or ""
+        if facts is not None and facts.both_ways:
             raise not_causal(self.model)
-        place = self.place or self.made_for.place or ""
         block = block_number(place)
-        if block is not None and facts.blocks is not None and block >= facts.blocks:
+        if facts is not None and facts.blocks is not None and block is not None and block >= facts.blocks:
             raise InputError(
                 f"model {self.model} has {facts.blocks} blocks, 0 to {facts.blocks - 1}, and {place} names another; "
                 "change `hookpoint` or `model`"
             )
+        if place:
+            check_place(self.model, place)
+        if facts is None:
+            return
         tokens = self.context + self._leads(facts)
         if facts.positions is not None and tokens > facts.positions:
             raise too_long(self.model, facts.positions, tokens)

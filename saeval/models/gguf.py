@@ -14,13 +14,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import InputError
+from saeval._util import InputError, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STRING, _ARRAY = 8, 9  # GGUF's numbers for the value types that have to be walked
 _LOCK = threading.Lock()
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse a GGUF file that is damaged or cut off, as far as its header and length tell.
+
+    Raises:
+        InputError: If it is, or the package gguf is missing.
+    """
+    _reader(path)
 
 
 @contextmanager
@@ -30,12 +39,9 @@ def fast_gguf(path: Path) -> Iterator[None]:
     Raises:
         InputError: If the package gguf is missing or the file is not a whole GGUF file.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise InputError(f"model {path.name}: GGUF files need the package gguf: pip install gguf") from None
     from unittest.mock import patch
 
+    gguf = _package(path)
     from transformers import modeling_gguf_pytorch_utils as loader
 
     if not hasattr(loader, "_gguf_parse_value"):  # a transformers that reads headers another way
@@ -47,10 +53,7 @@ def fast_gguf(path: Path) -> Iterator[None]:
         return value if isinstance(value, str | int | float) else plain_parse(value, types)
 
     with _LOCK:
-        try:
-            reader = _reader_class()(path)
-        except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
-            raise InputError(f"model {path}: not a whole GGUF file ({error}); fetch it again") from None
+        reader = _reader(path)
         with (
             patch.object(gguf, "GGUFReader", lambda file: reader if Path(file) == path else plain_reader(file)),
             patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
@@ -58,6 +61,24 @@ def fast_gguf(path: Path) -> Iterator[None]:
             patch.object(loader, "tqdm", lambda items, **_: items),
         ):
             yield
+
+
+def _package(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise InputError(f"model {path.name}: GGUF files need the package gguf: pip install gguf") from None
+    return gguf
+
+
+def _reader(path: Path) -> Any:
+    _package(path)
+    try:
+        return _reader_class()(path)
+    except OSError as error:
+        raise InputError(f"model {path} cannot be read: {os_reason(error)}") from None
+    except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
+        raise InputError(f"model {path}: not a whole GGUF file ({error}); fetch it again") from None
 
 
 def _reader_class() -> type[Any]:

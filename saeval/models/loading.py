@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval._util import PREFIX, InputError, asset_check, asset_path
-from saeval.models.facts import check_folder, local_model
-from saeval.models.gguf import fast_gguf
+from saeval.models.facts import local_model
+from saeval.models.gguf import check_gguf, fast_gguf
+from saeval.models.model_files import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,9 @@ def check_model(name: str) -> None:
             raise InputError(f"model {name}: no such file or folder")
         if path.is_dir():
             check_folder(name, path)
-        elif path.suffix != ".gguf":
+        elif path.suffix == ".gguf":
+            check_gguf(path)
+        else:
             raise InputError(f"model {name}: is a file; give the folder that it lies in, or a .gguf file")
     elif "://" in name:
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import threading
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from saeval._util import InputError
 from saeval.models.coders import HookPoint
 from saeval.models.made_for import plain_place
-from saeval.models.transformer_lens_names import transformer_lens_place
+from saeval.models.transformer_lens_names import is_hook, transformer_lens_place
 
 
 class BlockParts(NamedTuple):
@@ -115,7 +114,7 @@ class ModuleTree:
         stem, _, site = name.rpartition(".")
         if site in ("input", "output") and (path := self._path(stem)) is not None:
             return HookPoint(path, "in" if site == "input" else "out")
-        if name == "hook_embed" or re.match(r"blocks\.\d+\.", name):
+        if is_hook(name):
             return transformer_lens_place(self, name)
         close = difflib.get_close_matches(name.removeprefix(self._prefix), self.modules(), n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"its modules are called like {self.modules()[-1]!r}"

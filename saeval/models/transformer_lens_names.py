@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,38 @@ _BEFORE_MLP = (
 )  # fmt: skip
 _ADD_INSIDE = {"bloom": ("hook_attn_out", "hook_mlp_out"), "mpt": ("hook_mlp_out",)}
 """Hooks of modules that add to the residual stream themselves and return the sum, by model type."""
+_HOOKS = (
+    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_in", "hook_mlp_out", "hook_attn_out",
+    "attn.hook_z", "mlp.hook_in", "mlp.hook_post",
+)  # fmt: skip
 _ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj", "attention.out_proj")
+
+
+def is_hook(name: str) -> bool:
+    """Whether a name, as `plain_place` writes it, is TransformerLens' name of a hook."""
+    return name == "hook_embed" or re.match(r"blocks\.\d+\..*\bhook_", name) is not None
+
+
+def check_hook(name: str) -> None:
+    """Refuse a hook whose activations no module of a transformers model reads or returns.
+
+    Args:
+        name: `hook_embed`, or `blocks.N.` and a hook.
+
+    Raises:
+        InputError: If it is one.
+    """
+    hook = name.split(".", 2)[-1]
+    if hook in ("ln1.hook_normalized", "ln2.hook_normalized"):
+        raise InputError(
+            f"{name} means normalised activations before the norm's gain, which no module reads or returns; choose "
+            "a place such as the MLP's input (`layers.9.mlp.input`)"
+        )
+    if name != "hook_embed" and hook not in _HOOKS:
+        raise InputError(
+            f"{name!r} is no hook that saeval can read; there are: {', '.join(_HOOKS)}; name one of them, or a module "
+            "path such as layers.9.mlp"
+        )
 
 
 def transformer_lens_place(tree: ModuleTree, name: str) -> HookPoint:
@@ -30,6 +62,7 @@ def transformer_lens_place(tree: ModuleTree, name: str) -> HookPoint:
     Raises:
         InputError: If the model has no such block or place.
     """
+    check_hook(name)
     if name == "hook_embed":
         embedding = tree.model.get_input_embeddings()
         return HookPoint(next(path for path in tree.modules() if tree.module(path) is embedding))
@@ -38,11 +71,6 @@ def transformer_lens_place(tree: ModuleTree, name: str) -> HookPoint:
     if int(number) >= len(blocks):
         raise InputError(f"model {tree.name} has {len(blocks)} blocks, counted from 0, so there is no {name!r}")
     block = blocks[int(number)]
-    if hook in ("ln1.hook_normalized", "ln2.hook_normalized"):
-        raise InputError(
-            f"{name} means normalised activations before the norm's gain, which no module reads or returns; choose "
-            f"a place such as {tree.block_parts(block).mlp or block}.input"
-        )
     path, site = _place(tree, block, hook)
     if path is None:
         raise InputError(f"model {tree.name} has no place that matches {name!r}; name a module path instead")
@@ -58,7 +86,7 @@ def _place(tree: ModuleTree, block: str, hook: str) -> tuple[str | None, Literal
         return block, "in"
     if hook == "hook_resid_post":
         return block, "out"
-    if hook == "hook_resid_mid" and not getattr(tree.model.config, "use_parallel_residual", False):
+    if hook in ("hook_resid_mid", "hook_mlp_in") and not getattr(tree.model.config, "use_parallel_residual", False):
         before_mlp = first(*_BEFORE_MLP)
         if first("post_feedforward_layernorm"):
             before_mlp = before_mlp or parts.mlp

@@ -250,12 +250,40 @@ def config(folder, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+def cut(file, n):
+    file.write_bytes(file.read_bytes()[:-n])
+
+
+def sharded(folder, *files):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(files))}))
+
+
+def saved(folder):
+    """Rewrite a model's weights as torch.save does, and return the file."""
+    if (weights := folder / "model.safetensors").exists():
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
+    return folder / "pytorch_model.bin"
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda m: (m / "model.safetensors").unlink(), "no weights in it"),
         (lambda m: (m / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "run `git lfs pull`"),
-        (lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'), "1 of its 1 files of weights are missing"),
+        (lambda m: sharded(m, "model-2.safetensors"), "1 of its 1 files of weights are missing"),
+        (lambda m: sharded(m), "index.json is damaged or cut off"),
+        (lambda m: (m / "model.safetensors").rename(m / "model.gguf"), "give the path of model.gguf itself"),
+        (lambda m: (m / "model.safetensors").rename(m / "consolidated.safetensors"), "holds consolidated.safetensors, but no"),
+        (lambda m: cut(m / "model.safetensors", 1), "model.safetensors is damaged or cut off"),
+        (lambda m: (m / "model.safetensors").write_bytes(b"<!doctype html>"), "model.safetensors is damaged or cut off"),
+        (lambda m: cut(saved(m), 1), "pytorch_model.bin is damaged or cut off"),
+        (lambda m: saved(m).write_bytes(b"<!doctype html>"), "pytorch_model.bin is damaged or cut off"),
+        (lambda m: saved(m).write_bytes(b"PK\x03\x05" + saved(m).read_bytes()[4:]), "pytorch_model.bin is damaged or cut off"),
+        (lambda m: cut(m / "tokenizer.json", 1), "tokenizer.json is damaged or cut off"),
+        (lambda m: cut(m / "tokenizer_config.json", 30), "tokenizer_config.json is damaged or cut off"),
+        (lambda m: (m / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n"), "tokenizer.json is a pointer of Git LFS"),
         (lambda m: (m / "config.json").write_text("{cut"), "config.json cannot be read"),
         (lambda m: config(m, is_encoder_decoder=True, model_type="t5"), "has an encoder and a decoder"),
     ],
@@ -265,6 +293,38 @@ def test_a_model_that_cannot_be_loaded_is_refused_from_its_files(tmp_path, model
     spoil(folder)
     with pytest.raises(InputError, match=said):
         LiveModel.check(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("transformer.h.1", "did you mean 'layers.1'"),
+        ("layers.1.mpl", "did you mean 'layers.1.mlp'"),
+        ("blocks.1.attn.hook_pattern", "no hook that saeval can read"),
+        ("layers.7", "has 3 blocks, 0 to 2"),
+    ],
+)
+def test_a_place_that_the_model_lacks_is_refused_from_its_files(model, corpus, place, said):
+    def check(hookpoint):
+        coder, texts = Neurons(), Corpus(path=corpus, context=32)
+        Transformers(model=str(model), coder=coder, corpus=texts, hookpoint=hookpoint, accept_mismatch=True).check()
+
+    with pytest.raises(InputError, match=said):
+        check(place)
+    for there in ("layers.1.mlp.act_fn", "model.layers[1].output[0]", "blocks.1.hook_mlp_in", "norm"):
+        check(there)
+
+
+def test_models_saved_in_other_ways_are_whole(tmp_path, model):
+    saved(copied(model, tmp_path / "bin"))
+    old = saved(copied(model, tmp_path / "old"))
+    torch.save(torch.load(old), old, _use_new_zipfile_serialization=False)
+    parts = copied(model, tmp_path / "parts")
+    (parts / "model.safetensors").rename(parts / "model-1.safetensors")
+    (parts / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    (parts / "optimizer.pt").write_bytes(b"cut off, and not loaded")
+    for folder in ("bin", "old", "parts"):
+        LiveModel.check(str(tmp_path / folder))
 
 
 def test_a_file_and_an_address_are_no_model(model):

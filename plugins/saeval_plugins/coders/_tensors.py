@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from saeval.plugin import InputError, check_memory
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+T = TypeVar("T")
 _LFS = b"version https://git-lfs"  # what Git leaves in place of a large file where Git LFS is not installed
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".json")
 
@@ -69,6 +70,15 @@ def tensor_shapes(label: str, path: Path) -> dict[str, list[int]]:
     return _opened(label, path, {".safetensors": _safetensors_shapes, ".npz": _npz_shapes}[path.suffix])
 
 
+def pickled(label: str, path: Path) -> bytes:
+    """Return the pickle of a file of `torch.save`, unread, having looked whether all its members are there.
+
+    Raises:
+        InputError: If the file is damaged, or was not written by torch.save.
+    """
+    return _opened(label, path, _pickled)
+
+
 def check_shapes(
     label: str,
     file: str,
@@ -104,7 +114,7 @@ def check_shapes(
             )
 
 
-def _opened(label: str, path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def _opened(label: str, path: Path, read: Callable[[Path], T]) -> T:
     """Call a reader, and say in a sentence what is wrong with a file that it cannot read."""
     import pickle
     import zipfile
@@ -180,6 +190,18 @@ def _npz_shapes(path: Path) -> dict[str, list[int]]:
             with archive.open(member) as file:
                 shapes[member.filename.removesuffix(".npy")] = _npy_shape(file, member.file_size)
     return shapes
+
+
+def _pickled(path: Path) -> bytes:
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            archive.open(member).close()
+        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        if name is None:
+            raise ValueError("it holds no data.pkl")
+        return archive.read(name)
 
 
 def _npy(path: Path) -> dict[str, Tensor]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import GatedEncoder, InputError, LinearCoder, MadeFor
 from saeval_plugins.coders._stored import StoredCoder
-from saeval_plugins.coders._tensors import check_shapes, positive, read_json, read_tensors
+from saeval_plugins.coders._tensors import check_shapes, pickled, positive, read_json, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +44,6 @@ class DictionaryLearning(StoredCoder):
         """Read the configuration, and see whether the weights, if on this machine, are whole."""
         self._names()
         self._config  # noqa: B018 - raises
-        if self.path is not None and not zipfile.is_zipfile(self._file(WEIGHTS)):
-            raise InputError(f"{self._label}: {WEIGHTS} is damaged or cut off; copy it again")
         if self.path is not None:
             _refuse_backup(self._label, self._file(WEIGHTS))
 
@@ -131,9 +128,7 @@ def _refuse_backup(label: str, path: Path) -> None:
     Raises:
         InputError: If the file is one.
     """
-    with zipfile.ZipFile(path) as archive:
-        pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-        said = archive.read(pickled) if pickled else b""
+    said = pickled(label, path)
     if b"optimizer" in said and b"norm_factor" in said:
         raise InputError(
             f"{label}: {path.name} is the backup of a training that was interrupted, whose biases are not yet scaled "

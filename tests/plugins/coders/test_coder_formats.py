@@ -553,6 +553,10 @@ REFUSED = {
         (lambda f: (f / "ae.pt").unlink(), r"no ae\.pt in it"),
         (lambda f: (f / "config.json").write_text("{}"), r"names no trainer\.dict_class"),
         (lambda f: cut(f / "ae.pt"), "damaged or cut off"),
+        (
+            lambda f: (f / "ae.pt").write_bytes(b"\xff" * 8 + (f / "ae.pt").read_bytes()[8:]),
+            "damaged or cut off|weights alone",
+        ),
         (lambda f: (f / "ae.pt").write_bytes(pickle.dumps(Evil(), 2)), "damaged or cut off|weights alone"),
         (lambda f: edit(f / "config.json", dict_class="CrossCoder"), "class 'CrossCoder' is not known"),
         (lambda f: edit(f / "config.json", dict_size="40"), "dict_size is '40'"),

@@ -1,0 +1,163 @@
+"""Checks from their heads whether the files of a model are there and whole, before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+from saeval._util import InputError, os_reason
+from saeval.models.facts import json_mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_LFS = b"version https://git-lfs"  # what Git leaves in place of a large file where Git LFS is not installed
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What transformers loads, in its order; each may be an index of several files instead."""
+_ANY_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json",
+    "vocab.bpe",
+)  # fmt: skip
+_JSON = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "generation_config.json",
+)  # fmt: skip
+"""Files beside `config.json` that transformers parses."""
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how files of `torch.save` begin, since version 1.6 and before
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Say what a folder is that holds no whole model with its tokenizer.
+
+    Args:
+        name: How messages name the model.
+        folder: Its folder.
+
+    Raises:
+        InputError: If it holds none.
+    """
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            base = json_mapping(folder / "adapter_config.json").get("base_model_name_or_path", "its base model")
+            raise InputError(
+                f"model {name}: it is a LoRA adapter of {base} (adapter_config.json), not a whole model; merge it with "
+                "peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
+            )
+        raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+    config = json_mapping(folder / "config.json")
+    if not config:
+        raise InputError(f"model {name}: its config.json cannot be read; copy the folder again")
+    if config.get("is_encoder_decoder") is True:
+        raise InputError(
+            f"model {name} has an encoder and a decoder ({config.get('model_type')}); choose a causal language model"
+        )
+    for weights in _weights(name, folder, config):
+        _check_whole(name, weights)
+    if not any((folder / file).exists() for file in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
+        raise InputError(
+            f"model {name}: there is no tokenizer in it (no {_TOKENIZERS[0]}); save it there with "
+            "`tokenizer.save_pretrained(folder)`"
+        )
+    for file in sorted({*_JSON, *_TOKENIZERS}):
+        if (folder / file).is_file():
+            _check_whole(name, folder / file)
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Return the names of the weights of a model folder, where its files' heads tell; otherwise nothing."""
+    from safetensors import safe_open
+
+    index = json_mapping(folder / f"{_WEIGHTS[0]}.index.json").get("weight_map")
+    if not (folder / _WEIGHTS[0]).exists():
+        return list(index) if isinstance(index, dict) else []
+    with safe_open(folder / _WEIGHTS[0], framework="np") as tensors:
+        return list(tensors.keys())
+
+
+def _weights(name: str, folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Return the files of weights that transformers loads from a folder.
+
+    Raises:
+        InputError: If there is none, or one of those that an index names is missing.
+    """
+    for file in _WEIGHTS:
+        if (folder / file).exists():
+            return [folder / file]
+        index = folder / f"{file}.index.json"
+        if not index.exists():
+            continue
+        named = json_mapping(index).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise _damaged(name, index, "it names no files of weights")
+        files = sorted({str(part) for part in named.values()})
+        if missing := [part for part in files if not (folder / part).exists()]:
+            raise InputError(
+                f"model {name}: {len(missing)} of its {len(files)} files of weights are missing ({missing[0]}); fetch "
+                "it again"
+            )
+        return [folder / part for part in files]
+    others = [file for pattern in _ANY_WEIGHTS for file in sorted(folder.glob(pattern))]
+    if not others:
+        raise InputError(f"model {name}: there are no weights in it ({_WEIGHTS[0]}); fetch it again")
+    if "transformers_weights" not in config:  # by which a configuration names a file of another name
+        there = others[0].name
+        way_out = f"give the path of {there} itself" if there.endswith(".gguf") else "save it with `save_pretrained`"
+        raise InputError(f"model {name}: it holds {there}, but no {' or '.join(_WEIGHTS)}, which are loaded; {way_out}")
+    return others
+
+
+def _check_whole(name: str, file: Path) -> None:
+    """Refuse a file that is damaged, as far as its head and length tell.
+
+    Raises:
+        InputError: If it is.
+    """
+    try:
+        head = _head(file)
+        if head == _LFS:
+            raise InputError(f"model {name}: {file.name} is a pointer of Git LFS; run `git lfs pull` in its folder")
+        if file.suffix == ".safetensors":
+            _read_safetensors(file)
+        elif file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix in (".bin", ".pt", ".pth"):
+            _read_saved(file, head)
+        elif not head.strip(b"\0"):
+            raise ValueError("it is empty")
+    except OSError as error:
+        raise InputError(f"model {name}: {file.name} cannot be read: {os_reason(error)}") from None
+    except (ValueError, RecursionError, zipfile.BadZipFile) as error:
+        raise _damaged(name, file, error) from None
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as content:
+        return content.read(len(_LFS))
+
+
+def _read_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np"):  # compares the lengths that the header claims with the file's
+            pass
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _read_saved(file: Path, head: bytes) -> None:
+    """Read the directory of an archive of `torch.save`, and the head of each member."""
+    if head.startswith(_ZIP):
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                archive.open(member).close()
+    elif not head.startswith(_PICKLE):
+        raise ValueError("it was not written by torch.save")
+
+
+def _damaged(name: str, file: Path, why: object) -> InputError:
+    line = (str(why).strip().splitlines() or ["no reason given"])[0][:150]
+    return InputError(f"model {name}: {file.name} is damaged or cut off ({line}); copy it again")

@@ -1,4 +1,4 @@
-"""Gathers what stands beside a score on a board, as text for formats that have room for text only."""
+"""Gathers the facts beside a score on a board, as text for formats that have room for text only."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def beside(row: ScoreRow) -> dict[str, str]:
         "latents_scored": row.n,
         "latents_tried": row.tried,
         "latents_failed": row.failed,
-        "windows_asked": row.windows or None,
-        "windows_answered": row.answered if row.windows else None,
-        "judge": row.judge,
-        "judge_check": (row.verdict or "not checked") if row.judge else None,
     }
+    if row.windows:
+        facts |= {"windows_asked": row.windows, "windows_answered": row.answered}
+    if row.judge is not None:
+        facts |= {"judge": row.judge, "judge_check": row.verdict or "not checked"}
     return {name: _text(value) for name, value in facts.items() if value is not None}
 
 

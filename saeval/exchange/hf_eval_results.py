@@ -33,7 +33,7 @@ def write(
             "the one that `saeval push` made"
         )
     lost = [
-        f"The Hub shows `.eval_results` only of datasets registered as benchmarks, with a task {result.task!r} in their "
+        "The Hub shows `.eval_results` only of datasets registered as benchmarks, with the task's id in their "
         f"eval.yaml; whether {dataset} is one was not looked up.",
         "Intervals, floors and the judge have no fields of their own; they are in `notes`, and in the card's metric "
         "`args`.",

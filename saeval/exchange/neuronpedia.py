@@ -17,13 +17,13 @@ _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
 _SCORE_TYPES = {
     "saeval/detection": "eleuther_recall", "saeval/fuzzing": "eleuther_fuzz", "saeval/embedding": "eleuther_embedding",
 }  # fmt: skip
-"""What the site calls a scorer's kind of score."""
+"""The site's type of score, by scorer."""
 _MADE_BY = ("typeName", "explanationModelName")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
-    """Write a `.jsonl` file a cell; each line is the body of one request to `/api/feature/upload-batch`. None is sent.
+    """Write a `.jsonl` file per cell; each line is the body of a request to `/api/feature/upload-batch`. None is sent.
 
     Scores are in `scores/`, in a file of the same name.
 
@@ -59,7 +59,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
 
 
 def _write_scores(cell: RunCell, folder: Path, place: dict[str, str]) -> list[str]:
-    """Write `scores/<cell>.jsonl`: a row per latent and scorer, with the fields of the site's table of scores.
+    """Write `scores/<cell>.jsonl`: a row per latent and scorer with the fields of the site's table of scores.
 
     The site identifies an explanation by an id that it assigns on upload; until then, latent and text identify it.
     """
@@ -72,21 +72,20 @@ def _write_scores(cell: RunCell, folder: Path, place: dict[str, str]) -> list[st
             continue
         values = {row.metric: cell.values(scorer, row.metric) for row in scored}
         metric = "accuracy" if "accuracy" in values else head.metric
+        names = {"explanationScoreTypeName": type_, "explanationScoreModelName": head.judge or head.plugin}
         for latent, value in values[metric].items():
             details = {name: of[latent] for name, of in values.items() if latent in of}
-            rows.append({
-                **place, "index": str(latent), "description": cell.texts.get(latent, "")[:_LETTERS], "value": value,
-                "explanationScoreTypeName": type_, "explanationScoreModelName": head.judge or head.plugin,
-                "jsonDetails": json.dumps({"saeval": head.plugin, "metric": metric, **details}),
-            })  # fmt: skip
+            score = {"value": value, "jsonDetails": json.dumps({"saeval": head.plugin, "metric": metric, **details})}
+            text = cell.texts.get(latent, "")[:_LETTERS]
+            rows.append({**place, "index": str(latent), "description": text, **names, **score})
     said = [f"{cell.name}: the site has no type of score for {', '.join(unknown)}; omitted."] if unknown else []
     if rows:
         (folder / "scores").mkdir(exist_ok=True)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "scores" / cell_file(cell, ".jsonl"), text)
         said.append(
-            f"{cell.name}: `upload-batch` takes no scores; those in scores/ have the fields of the site's own table, for "
-            "its makers to add."
+            f"{cell.name}: `upload-batch` takes no scores; those in scores/ have the fields of the site's own table, "
+            "for its makers to add."
         )
     return said
 

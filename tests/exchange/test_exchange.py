@@ -581,7 +581,8 @@ def test_card_shows_the_board_with_intervals_floors_and_judge_and_how_to_repeat(
     push(run, str(tmp_path / "sent"))
     card = (tmp_path / "sent" / "README.md").read_text()
     row = saeval.read(run).cells[0].scores[0]
-    for said in (f"{row.value:.3f}".lstrip("0"), "random_explanation", "This judge was not checked", "saeval pull"):
+    shown = f"{row.value:.3f} | {row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
+    for said in (shown, "random\\_explanation", "This judge was not checked", "saeval pull"):
         assert said in card
     assert "spec.yaml is not included" in card and not (tmp_path / "sent" / "run" / "spec.yaml").exists()
     shutil.copytree(run, tmp_path / "clean")

@@ -292,7 +292,10 @@ class Pipeline:
             scored = cell.scored[item.step, item.variant]
             scored.take(latent, Score.model_validate(result))
             scored.spent.add(usage)
-        self._stages[work.title(item.step, item.variant)].advance(failed=result["status"] == "failed")
+        title, failed = work.title(item.step, item.variant), result["status"] == "failed"
+        if failed:
+            self._state.failed(title, str(result["reason"]))
+        self._stages[title].advance(failed=failed)
 
     def _offer(self, cell: CellState, variant: str, latent: LatentId) -> None:
         """Offer the scoring of an explanation that was made; where none was made, the scores have failed."""

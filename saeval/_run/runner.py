@@ -22,6 +22,7 @@ from saeval._run.executors import Executor, executor
 from saeval._run.failures import GaveUp
 from saeval._run.journal_entries import numbers, rows
 from saeval._run.pipeline import Pipeline, Retry
+from saeval._run.progress_file import ProgressFile
 from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState
@@ -163,15 +164,16 @@ class _Run:
         max_cost: float | None,
         retry: Retry | None,
     ):
-        self.task, self.folder, self.display, self.retry = task, folder, display, retry
+        self.task, self.folder, self.retry = task, folder, retry
         self.asked_limit, self.limit = limit, _unshrunk(limit, folder, task)
         self.seed = task.run.seed
         self.calls = CallLedger(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
         self.state = RunState(task)
+        self.display = ProgressFile(display, folder.path / "logs" / "progress.json", self.state)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
-        display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
+        self.display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
 
     def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
         """See that every model answers, and that the spending limit can hold, before anything is collected."""

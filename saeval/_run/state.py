@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import fsum, nan
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from saeval.task import Cell, Task
 
 _SILENT = 10  # place after the deciles
+_REASONS = 1000
 
 
 def _in_order(score: Score) -> list[Outcome]:
@@ -152,6 +154,14 @@ class Scored:
         """Return the names of the metrics that some latent has."""
         return sorted(self._values)
 
+    def so_far(self, metric: str) -> tuple[int, float | None]:
+        """Return how many latents have a metric, and its mean so far."""
+        import numpy as np
+
+        column = np.array(self._values.get(metric, array("d")))
+        known = column[~np.isnan(column)]
+        return len(known), float(known.mean()) if len(known) else None
+
     def values(self, metric: str) -> dict[int, float]:
         """Return the metric of every latent that has it, by latent: replies arrive in any order, sums depend on it."""
         import numpy as np
@@ -216,11 +226,18 @@ class RunState:
         task: The task.
         cells: By name, those that are sampled.
         done: Whether everything was explained and scored.
+        reasons: How often each step failed for each reason.
     """
 
     task: Task
     cells: dict[str, CellState] = field(default_factory=dict)
     done: bool = False
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def failed(self, step: str, reason: str) -> None:
+        """Count a failure; of very many different reasons, only the first ones by name."""
+        known = (step, reason) in self.reasons or len(self.reasons) < _REASONS
+        self.reasons[step, reason if known else "other reasons"] += 1
 
     def key(self, item: Item, text: str = "") -> str:
         """Return the key under which an item's result is kept; `text` is the explanation that is scored."""

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from saeval.cli.shared import JSON, print_json, say
+
+if TYPE_CHECKING:
+    from saeval.report.server import LocalServer
 
 
 @click.command()
@@ -40,14 +43,17 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 @click.command()
 @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--serve", is_flag=True, help="Serve the report on 127.0.0.1 under a secret address.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port for --serve; default: a free one.")
+@click.option("--follow", is_flag=True, help="Show progress, spending, failures and scores while the run goes on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port for --serve and --follow; default: a free one."
+)
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write the report as one file to share: a page (.html), or a folder (.zip).",
 )
-def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> None:
+def view(run_dir: Path | None, serve: bool, follow: bool, port: int, bundle: Path | None) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C.
 
     RUN_DIR is a run directory, or a folder whose latest run is opened (default: saeval-runs).
@@ -55,27 +61,40 @@ def view(run_dir: Path | None, serve: bool, port: int, bundle: Path | None) -> N
     import webbrowser
 
     from saeval.report import view as viewing
+    from saeval.report.follow import FollowServer
     from saeval.results import RUNS, last_run
 
-    if bundle is not None and serve:
-        raise click.UsageError("use either --bundle or --serve")
-    if port and not serve:
-        raise click.UsageError("--port needs --serve")
+    modes = [name for name, on in {"--bundle": bundle, "--serve": serve, "--follow": follow}.items() if on]
+    if len(modes) > 1:
+        raise click.UsageError(f"use either {modes[0]} or {modes[1]}")
+    if port and not (serve or follow):
+        raise click.UsageError("--port needs --serve or --follow")
     if run_dir is None or not (run_dir / "report").exists():
         run_dir = last_run(run_dir or RUNS)
     if bundle is not None:
         viewing.bundle(run_dir, bundle)
         say(f"written   {bundle}" + "  (unpack it and open index.html)" * (bundle.suffix == ".zip"))
-        return
-    if not serve:
+    elif follow:
+        with FollowServer(run_dir, port) as server:
+            _serve(server, "following", opens=True)
+    elif serve:
+        with viewing.ReportServer(run_dir, port) as server:
+            _serve(server, "serving")
+    else:
         index = viewing.page(run_dir).absolute()
         say(f"report    {index}")
         webbrowser.open(index.as_uri())
-        return
-    with viewing.ReportServer(run_dir, port) as server:
-        say(f"serving   {server.url}\nCtrl-C stops it; anyone on this machine with this address can read the report")
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+
+
+def _serve(server: LocalServer, doing: str, *, opens: bool = False) -> None:
+    """Serve until Ctrl-C."""
+    import webbrowser
+
+    say(f"{doing:9} {server.url}\nCtrl-C stops it; anyone on this machine with this address can read the report")
+    if opens:
+        webbrowser.open(server.url)
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
 @click.command()

@@ -1,29 +1,18 @@
-"""Shows a run's HTML report from disk, or serves it on this machine under an address with a secret token."""
+"""Shows a run's HTML report: from disk, as one file to share, or served on this machine."""
 
 from __future__ import annotations
 
-import hmac
 import html
-import secrets
 from collections.abc import Sequence
-from functools import cached_property
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from saeval._util import InputError, replacing, write_atomic
 from saeval.report.html.pages import policy
+from saeval.report.server import HTML, SCRIPT, Answer, LocalServer
 
-_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # the token is part of the address
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+_TYPES = {".html": HTML, ".js": SCRIPT}
 
 
 def page(run_dir: Path) -> Path:
@@ -93,12 +82,8 @@ def _own(index: Path, run_dir: Path) -> str:
     return text
 
 
-class ReportServer(ThreadingHTTPServer):
-    """Serves the pages of one report on 127.0.0.1, to clients that know its token.
-
-    The token is the first part of every path, so other users of the machine and pages of other sites, which can
-    reach the port, cannot read anything. Only requests to this host and port are answered, so a site that rebinds
-    its name to 127.0.0.1 gets nothing either.
+class ReportServer(LocalServer):
+    """Serves the pages of one report.
 
     Args:
         run_dir: The run.
@@ -108,76 +93,29 @@ class ReportServer(ThreadingHTTPServer):
         InputError: If there is no report, it is of another version, or the port cannot be used.
     """
 
-    daemon_threads = True
-
     def __init__(self, run_dir: Path, port: int = 0):
-        index = page(run_dir)
-        _own(index, run_dir)
-        self.folder = index.parent.resolve()
-        self.token = secrets.token_urlsafe(24)
-        try:
-            super().__init__(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            raise InputError(
-                f"port {port}: cannot be used ({error.strerror or error}); choose another --port"
-            ) from None
+        _own(page(run_dir), run_dir)
+        self.folder = run_dir.resolve() / "report"
+        super().__init__(port, "index.html")
 
-    @cached_property
-    def hosts(self) -> tuple[str, ...]:
-        """Accepted values of a request's host header."""
-        return f"127.0.0.1:{self.server_port}", f"localhost:{self.server_port}"
-
-    @property
-    def url(self) -> str:
-        """Address of the report, with the token in it."""
-        return f"http://127.0.0.1:{self.server_port}/{self.token}/index.html"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore errors: a browser that disconnects is not one."""
-
-    def find(self, path: str) -> tuple[HTTPStatus, Path | None]:
-        """Return the status and the file that answer a request for a path."""
-        token, _, place = path.partition("?")[0].removeprefix("/").partition("/")
-        if not hmac.compare_digest(token.encode(), self.token.encode()):
-            return HTTPStatus.FORBIDDEN, None
-        file = self.folder / unquote(place)
-        try:
-            # Links, `..` and other paths out of the folder are not pages of the report.
-            inside = file.resolve() == file and file.is_relative_to(self.folder)
-            if inside and file.suffix in _TYPES and file.is_file():
-                return HTTPStatus.OK, file
-        except (OSError, ValueError):  # names that no file can have
-            pass
-        return HTTPStatus.NOT_FOUND, None
+    def content(self, place: str, query: str) -> Answer:
+        """Return a page of the report, or a file of its data."""
+        return report_file(self.folder, place)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: ReportServer
-    server_version, sys_version = "saeval", ""
-    timeout = 30  # seconds to wait for a silent client
+def report_file(folder: Path, place: str) -> Answer:
+    """Return a file of a report that browsers load.
 
-    def do_GET(self) -> None:
-        """Send a page."""
-        status, content, kind = self._answer()
-        self.send_response(status)
-        # The server sends the pages' policy too, so it applies even to a foreign page.
-        rules = {"Content-Security-Policy": f"{policy()}; frame-ancestors 'none'", **_HEADERS}
-        for name, value in {**rules, "Content-Type": kind, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    do_HEAD = do_GET  # noqa: N815 - the name is http.server's
-
-    def _answer(self) -> tuple[HTTPStatus, bytes, str]:
-        if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
-            return HTTPStatus.FORBIDDEN, b"", "text/plain"
-        status, file = self.server.find(self.path)
-        try:
-            return (status, file.read_bytes(), _TYPES[file.suffix]) if file else (status, b"", "text/plain")
-        except OSError:
-            return HTTPStatus.NOT_FOUND, b"", "text/plain"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: paths contain the token, and come from others."""
+    Args:
+        folder: The report, an absolute path without links.
+        place: Path in the report, percent-encoded.
+    """
+    file = folder / unquote(place)
+    try:
+        # Links, `..` and other paths out of the folder are not pages of the report.
+        inside = file.resolve() == file and file.is_relative_to(folder)
+        if inside and file.suffix in _TYPES and file.is_file():
+            return Answer(HTTPStatus.OK, file.read_bytes(), _TYPES[file.suffix])
+    except (OSError, ValueError):  # names that no file can have
+        pass
+    return Answer(HTTPStatus.NOT_FOUND)

@@ -84,8 +84,8 @@ def test_token_is_long_and_another_one_each_time(run_dir):
             tokens.add(server.token)
             assert len(server.token) >= 32
             assert (
-                server.find(f"/{server.token[:-1]}/index.html")[0]
-                == server.find(f"/{server.token}x/index.html")[0]
+                server.answer(f"/{server.token[:-1]}/index.html")[0]
+                == server.answer(f"/{server.token}x/index.html")[0]
                 == 403
             )
     assert len(tokens) == 3

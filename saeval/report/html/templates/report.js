@@ -875,11 +875,68 @@
     render();
   }
 
+  // --- the page that follows a run ---
+
+  function follow() {
+    const EVERY = 1000;
+    const time = (seconds) => {
+      const s = Math.round(seconds);
+      return s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+    };
+    const count = (n) => n.toLocaleString("en");
+    const grid = (label, heads, rows, none) => {
+      if (!rows.length) return make("p", { className: "muted" }, none);
+      const of = (cells, row) => make("tr", {}, ...cells.map((cell, k) => (k ? make(row ? "td" : "th", { className: heads[k][1] || "", ...(row ? {} : { scope: "col" }) }, cell) : make("th", { scope: row ? "row" : "col" }, cell))));
+      return make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label },
+        make("table", {}, make("thead", {}, of(heads.map(([name]) => name), false)), make("tbody", {}, ...rows.map((cells) => of(cells, true)))));
+    };
+    function stage({ stage: name, unit, done, total, failed, seconds, ended }) {
+      const left = done > 0 && done < total && !ended && seconds > 1 ? `~${time((seconds / done) * (total - done))}` : "";
+      const bar = make("progress", { max: total || 1, value: ended ? total || 1 : done, "aria-label": visible(name) });
+      return [visible(name), `${count(done)}/${count(total)} ${visible(unit)}`, failed ? make("span", { className: "wrong" }, count(failed)) : "0", left, time(seconds), bar];
+    }
+    function score({ cell, scorer, variant, metric, n, mean, failed }) {
+      const own = variant === "explanation";
+      return [make("bdi", {}, visible(cell)), `${visible(scorer)}: ${visible(metric).replaceAll("_", " ")}`, own ? "its own" : visible(variant), shown(mean), count(n), failed ? make("span", { className: "wrong" }, count(failed)) : "0"];
+    }
+    function show(run) {
+      const stages = run.stages || [];
+      const going = run.status === "running";
+      const quiet = going && run.updated ? run.now - run.updated : 0;
+      const failed = stages.reduce((sum, s) => sum + s.failed, 0);
+      find("#follow-status").textContent = visible(run.status || "unknown");
+      find("#follow-reason").textContent = quiet > 60 ? `Nothing has changed for ${time(quiet)}.` : visible(run.reason);
+      find("#follow-report").hidden = going || !run.report;
+      const rate = run.calling_seconds > 1 ? (run.calls / run.calling_seconds).toFixed(1) : "–";
+      const spent = run.usd === undefined ? "–" : `$${run.usd.toFixed(2)}${run.unknown ? ` and ${count(run.unknown)} calls of unknown price` : ""}`;
+      const facts = [["Time", time(run.seconds)], ["Calls", run.calls === undefined ? "–" : count(run.calls)], ["Calls/s", rate], ["Spent", spent], ["Failed", count(failed)]];
+      find("#follow-facts").replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+      const scored = (run.scores || []).filter((s) => s.n || s.failed);
+      for (const [id, content] of [
+        ["stages", grid("Table of stages", [["stage"], ["done", "n"], ["failed", "n"], ["left", "n"], ["time", "n"], ["progress"]], stages.map(stage), "Nothing has begun yet.")],
+        ["scores", grid("Table of scores", [["cell"], ["scorer"], ["explanation"], ["mean", "n"], ["latents", "n"], ["failed", "n"]], scored.map(score), "Nothing is scored yet.")],
+        ["failures", grid("Table of failures", [["step"], ["reason", "text"], ["times", "n"]], (run.failures || []).map((f) => [visible(f.step), make("bdi", {}, visible(f.reason)), count(f.times)]), "None.")],
+      ]) find(`#follow-${id}`).replaceChildren(content);
+      find("#follow-said").textContent = visible((run.said || []).join("\n")) || "None.";
+      document.title = `${visible(run.status)} – ${find("h1").textContent}`;
+      return going;
+    }
+    function ask() {
+      window.saevalStatus = (run) => { if (show(run)) setTimeout(ask, EVERY); };
+      const script = make("script", { src: `status.js?${Date.now()}` });
+      script.addEventListener("load", () => script.remove());
+      script.addEventListener("error", () => { find("#follow-reason").textContent = "The server has stopped: this is the last that it said."; });
+      document.head.append(script);
+    }
+    ask();
+  }
+
   function start() {
     if (find("#joined")) joined();
     if (find("#board")) board();
     if (find("#search-words")) search(find("#joined") ? JSON.parse(find("#joined").textContent).searches : [["latents/", ""]]);
     if (find("#data")) latents();
+    if (find("#follow-status")) follow();
   }
   start();
   if (find("#bundle")) turnPages();

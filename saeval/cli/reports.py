@@ -13,7 +13,7 @@ import click
 from saeval.cli.shared import JSON, print_json, say
 
 if TYPE_CHECKING:
-    from saeval.report.server import LocalServer
+    from saeval.report import LocalServer
 
 
 @click.command()
@@ -60,8 +60,7 @@ def view(run_dir: Path | None, serve: bool, follow: bool, port: int, bundle: Pat
     """
     import webbrowser
 
-    from saeval.report import view as viewing
-    from saeval.report.follow import FollowServer
+    from saeval.report import FollowServer, view as viewing
     from saeval.results import RUNS, last_run
 
     modes = [name for name, on in {"--bundle": bundle, "--serve": serve, "--follow": follow}.items() if on]

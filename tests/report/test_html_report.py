@@ -12,11 +12,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from browsers import chromium, violations
 from click.testing import CliRunner
 from made_run import SCORERS, cell, made_run, run_of, score_row
 from planted_run import spec, truthful_server
@@ -404,6 +404,12 @@ def test_contestants_differ_in_look_and_baselines_are_grey():
 
 
 # --- in a browser ---
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -891,9 +897,7 @@ def test_accessible_by_the_rules_of_axe(report, visit, view, scheme):
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
     if view == "latent":
         page.locator(".call pre").first.wait_for()
-    page.add_script_tag(path=Path(find_spec("axe_playwright_python").origin).parent / "axe.min.js")
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found["violations"]] == []
+    assert violations(page) == []
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light dark"
 
 

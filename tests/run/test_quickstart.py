@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from saeval_plugins.scorers import saeval_scorers
 
 pytestmark = pytest.mark.slow
 
@@ -61,18 +62,36 @@ def test_second_run_loads_no_model_and_changes_nothing(finished):
 
 def test_sae_of_the_wrong_width_for_its_place_is_refused_before_anything_is_collected(finished):
     place, env, _, _ = finished
-    arguments = [
-        "run",
-        "--task",
-        "quickstart",
-        "--set",
-        "source.with.hookpoint=layers.9.mlp.down_proj.input",
-        "--out",
-        "wrong",
-    ]
+    changes = ("hookpoint=layers.9.mlp.down_proj.input", "accept_mismatch=true")
+    arguments = ["run", "quickstart", "--out", "wrong"]
+    for change in changes:
+        arguments += ["--set", f"source.with.{change}"]
     done = subprocess.run(
         [sys.executable, "-m", "saeval", *arguments], cwd=place, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "width 640" in done.stderr and "2048" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(finished, tmp_path):
+    _, env, _, _ = finished  # whose cache holds the activations
+    (tmp_path / "ratings.csv").write_text("latent,rating\n" + "".join(f"{i},3\n" for i in range(2048)))
+    rated = f"scorers.human={{with: {{path: {tmp_path / 'ratings.csv'}}}}}"
+    command = ["run", "methods-tour", "--limit", "1", "--out", "run", "--set", rated]
+    done = subprocess.run(
+        [sys.executable, "-m", "saeval", *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (cell,) = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
+    own = {}
+    for row in cell["scores"]:
+        if row["variant"] == "explanation":
+            own.setdefault(row["scorer"], row)
+    named = {row["plugin"].partition(" ")[0].removeprefix("saeval/") for row in own.values()}
+    assert named == {cls.name for cls in saeval_scorers()} - {"evaluate", "consistency", "injection", "frozen"}
+    assert own["human"]["value"] == 3
+    for label, row in own.items():
+        assert row["tried"] == 1 and (row["n"] == 1 or label == "intruder"), (label, row)
+        assert row["explanation_words"] >= 1
+    assert own["intervention"]["range"] == [None, None] and own["intervention"]["ci95"] is None  # of one latent

@@ -191,6 +191,8 @@ class Leaderboard:
         rows = [row for row in shown if row and row.value is not None]
         if any(row.few or (row.against and row.against.n < row.FEW) for row in rows):
             found.append(f"*: fewer than {ScoreRow.FEW} latents, so the interval may be too narrow.")
+        if any(row.off for row in rows):
+            found.append("≠: a condition of the scorer was missed, so the score belongs to another setting (warnings).")
         if any(row.unanswered > ScoreRow.MAX_UNANSWERED for row in rows):
             found.append(
                 "!: more than 5 % of the windows have no answer; the score could be anything within the bounds."

@@ -28,7 +28,7 @@ class Contrast:
 
     Attributes:
         metric: `scorer.metric`.
-        higher_is_better: Direction of the metric.
+        higher_is_better: Direction of the metric; None where neither is better.
         a: Mean over A's latents; over the shared ones when paired.
         b: The same of B.
         n: Latents behind each of them.
@@ -46,7 +46,7 @@ class Contrast:
     """
 
     metric: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     a: float | None
     b: float | None
     n: tuple[int, int]
@@ -360,7 +360,8 @@ def _contrasts(comparison: Comparison) -> str:
     first, *others = aligned_rows(head, rows, WIDTH - 2)
     lines = [f"metric\n  {first}"]
     for c, row in zip(comparison.contrasts, others, strict=True):
-        lines.append(f"{c.metric} {'↑' if c.higher_is_better else '↓'}\n  {row}")
+        arrow = {True: " ↑", False: " ↓", None: ""}[c.higher_is_better]
+        lines.append(f"{c.metric}{arrow}\n  {row}")
         if c.bounds is not None:
             lines.append(f"  A − B with failures at the floor: {interval(c.bounds, '+.3f')}")
     return "\n".join(lines)

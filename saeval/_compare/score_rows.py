@@ -82,6 +82,7 @@ def score_row(
             put into rows by `lift_rows.with_lifts`, once all cells are there.
     """
     n = len(values)
+    floors = floors if metric.higher_is_better is not None else None
     distribution = _distribution(values, metric, rng)
     sample = _sample(metric, values, floors, rng) if floors is not None else None
     return ScoreRow(

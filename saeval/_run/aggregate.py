@@ -240,6 +240,7 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
             task.roles[step.role].model if step.role else None,
             scored.spent.total.usd,
         )
+        off = not _conditions_met(scored, step)
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
             if not values and place > 0:
@@ -247,10 +248,20 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
             rng = derive_rng(task.run.seed, "interval", metric.name, cell.name, label, variant)
             words = _words(outcome, variant, values)
             row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
+            row = row.model_copy(update={"off": off})
             if known is not None:
                 row = row.model_copy(update={"verdict": known.verdict, **_corrected(task, row, known)})
             rows.append(row)
     return rows
+
+
+def _conditions_met(scored: Scored, step: StepPart[Any]) -> bool:
+    """Tell whether the mean of each metric of a scorer lies between the values that it wants."""
+    for metric in step.part.plugin.metrics:
+        values = scored.values(metric.name)
+        if values and not metric.meets(sum(values.values()) / len(values)):
+            return False
+    return True
 
 
 def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:

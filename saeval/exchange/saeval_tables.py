@@ -203,7 +203,8 @@ def _take_score(cell: ImportedCell, row: Row) -> None:
         str(row["scorer"]), Scoring(str(row["plugin"]), [], judge=row["judge"] and str(row["judge"]))
     )
     chance = None if row["chance"] is None else float(row["chance"])
-    metric = Metric(str(row["metric"]), bool(row["higher_is_better"]), float(row["low"]), float(row["high"]), chance)
+    higher = None if row["higher_is_better"] is None else bool(row["higher_is_better"])
+    metric = Metric(str(row["metric"]), higher, float(row["low"]), float(row["high"]), chance)
     if metric not in scoring.metrics:
         scoring.metrics = [*scoring.metrics, metric]
     value = float(row["value"])

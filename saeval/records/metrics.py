@@ -17,19 +17,26 @@ class Metric:
 
     Attributes:
         name: As it is in results and reports.
-        higher_is_better: Direction.
+        higher_is_better: Direction; None for what is no score, such as a condition that scores were made under: it
+            gets no arrow, rank or lift.
         low: Least value it can take; -inf where there is none.
         high: Greatest value it can take; inf where there is none.
         chance: Value that a judge without any information gets; None when there is no such value.
         on_board: Whether leaderboards show it although it is not its scorer's headline, which they always show.
+        wanted: Values between which its mean should lie; where it does not, all rows of the scorer are marked.
     """
 
     name: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     low: float = 0.0
     high: float = 1.0
     chance: float | None = None
     on_board: bool = False
+    wanted: tuple[float, float] | None = None
+
+    def meets(self, mean: float) -> bool:
+        """Whether a mean lies between the values wanted; it does where none are."""
+        return self.wanted is None or self.wanted[0] <= mean <= self.wanted[1]
 
 
 BALANCED_ACCURACY = Metric("balanced_accuracy", chance=0.5)

@@ -233,8 +233,8 @@ class ScoreRow(Documented):
     """Full name and version of the plugin, `saeval/detection 0.1.0`."""
     metric: Annotated[str, NAME_COLUMN]
     """Name of the metric; the scorer's headline comes first."""
-    higher_is_better: Annotated[bool, ColumnStyle(kind="bool", where=TABLES_ONLY)]
-    """Direction of the metric."""
+    higher_is_better: Annotated[bool | None, ColumnStyle(kind="bool", where=TABLES_ONLY)]
+    """Direction of the metric; None for a condition of scores, which is no score."""
     on_board: bool = False
     """Whether leaderboards show the metric although it is not its scorer's headline."""
     range: Annotated[tuple[float | None, float | None], AfterValidator(_ordered)]
@@ -255,6 +255,8 @@ class ScoreRow(Documented):
     """Latents without a score although tried: explanation or scorer failed."""
     skipped: Annotated[int, ColumnStyle(unit="latents", kind="int64", where=WITH_ROOM)] = 0
     """Latents that the scorer passed over for a stated reason, such as no human rating; they are not failures."""
+    off: Annotated[bool, ColumnStyle(kind="bool", where=TABLES_ONLY)] = False
+    """Whether a condition of the scorer, such as a divergence to steer at, was missed by more than its tolerance."""
     unparsed: Annotated[int, ColumnStyle("unanswered", unit="windows", better="lower", kind="int64", where=WITH_ROOM)]
     """Judged windows whose reply held no answer, or was refused, over all latents."""
     coverage: Annotated[float, ColumnStyle("cover", ".0%", better="higher", where=WITH_ROOM)]

@@ -61,33 +61,40 @@ def side_by_side(fields: Sequence[Field], room: int) -> Iterator[list[Field]]:
 
 def score_head(scorer: str, metric: str, rows: Iterable[ScoreRow | None]) -> str:
     """Return the head of a scorer's column: `detection: balanced_accuracy ↑`."""
-    return f"{scorer}: {metric} {arrow(rows)}"
+    return f"{scorer}: {metric} {arrow(rows)}".rstrip()
 
 
 def arrow(rows: Iterable[ScoreRow | None]) -> str:
-    """Return `↑` if higher is better, otherwise `↓`."""
-    return "↑" if all(row.higher_is_better for row in rows if row) else "↓"
+    """Return `↑` if higher is better, `↓` if lower is, and nothing for what is no score."""
+    return {"higher": "↑", "lower": "↓", None: ""}[_better(rows)]
+
+
+def _better(rows: Iterable[ScoreRow | None]) -> Better | None:
+    directions = {row.higher_is_better for row in rows if row}
+    if None in directions:
+        return None
+    return "lower" if False in directions else "higher"
 
 
 def plain_estimate(found: Estimate) -> str:
     """Write a score as `0.612 [0.574, 0.651]`; `–` for none."""
     if found.value is None:
         return text.MISSING
-    return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]" + "*" * found.few
+    return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]" + found.marks
 
 
 def short_estimate(found: Estimate) -> str:
     """Write a score as `.612 [.57 .65]`, or the reason why it is missing."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
-    return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]" + "*" * found.few
+    return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]" + found.marks
 
 
 def roomy_estimate(found: Estimate, *more: str) -> str:
     """Write a score as `0.612 (0.574 to 0.651)`, with more in the brackets, or the reason why it is missing."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
-    between = "unknown" if found.ci95 is None else text.interval(found.ci95) + "*" * found.few
+    between = ("unknown" if found.ci95 is None else text.interval(found.ci95)) + found.marks
     return f"{text.number(found.value)} ({'; '.join([between, *more])})"
 
 
@@ -118,7 +125,7 @@ def score_fields(
     cells = [x.cell for x in board.standings]
     for scorer, metric in board.shown:
         rows = [board.row(cell, scorer, metric=metric) for cell in cells]
-        better: Better = "higher" if all(row.higher_is_better for row in rows if row) else "lower"
+        better = _better(rows)
         for column in score_columns("board"):
             values = [
                 column.value(Line(run_of(c), c, row)) if row else None for c, row in zip(cells, rows, strict=True)
@@ -155,12 +162,13 @@ def detail_fields(lines: Sequence[Line], place: Place, write: EstimateText = pla
 
 def _field(board: Leaderboard, column: Column, head: str, values: Sequence[Any], place: Place) -> Field:
     texts = [text.shown(value, column.shown.form(place), column.shown.missing) for value in values]
-    best = _best(board, values, column.shown.better) if column.shown.better else frozenset()
-    return Field(head, texts, column, values, best)
+    return Field(head, texts, column, values, _best(board, values, column.shown.better))
 
 
-def _best(board: Leaderboard, values: Sequence[float | None], better: Better) -> frozenset[int]:
-    """Return the rows of the contestants with the best value; none for fewer than two contestants."""
+def _best(board: Leaderboard, values: Sequence[float | None], better: Better | None) -> frozenset[int]:
+    """Return the rows of the contestants with the best value; none for fewer than two, or where none is better."""
+    if better is None:
+        return frozenset()
     rivals = {i: v for i, v in enumerate(values) if v is not None and board.standings[i].cell.baseline is None}
     if len(rivals) < 2:
         return frozenset()

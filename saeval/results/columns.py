@@ -57,12 +57,19 @@ class Estimate(NamedTuple):
         ci95: Its interval.
         why: Why there is no score, in a word or two.
         few: Whether so few latents are behind the interval that it may be too narrow.
+        off: Whether a condition of the score was missed.
     """
 
     value: float | None
     ci95: tuple[float, float] | None
     why: str
     few: bool = False
+    off: bool = False
+
+    @property
+    def marks(self) -> str:
+        """What stands behind the score: `*` where latents are few, `≠` where a condition was missed."""
+        return "*" * self.few + "≠" * self.off
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Column:
 def estimate(row: ScoreRow) -> Estimate:
     """Return a row's score, or why there is none."""
     why = f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "none tried"
-    return Estimate(row.value, row.ci95, why, row.few)
+    return Estimate(row.value, row.ci95, why, row.few, row.off)
 
 
 MEASURES = (

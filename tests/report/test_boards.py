@@ -15,6 +15,7 @@ from golden_boards import GOLDEN, boards, page_text
 from made_run import cell, run_of, score_row
 from tiny import tiny_corpus, tiny_model
 
+import saeval
 from saeval._compare.join import join
 from saeval.cli.group import main
 from saeval.records.columns import ColumnStyle
@@ -63,17 +64,24 @@ class Odd(Coder):
         import torch
 
         rows = torch.randn(32, d_in, generator=torch.Generator().manual_seed(self.seed))
-        coder = LinearCoder(rows.T, rows, k=4, architecture="odd")
+        coder = LinearCoder(rows.T, rows, k=4, architecture="odd", metadata={"seed": self.seed})
         coder.measures = {"odd_bits": 7531.25 + self.seed, "undeclared": 1.0}
         return coder
 
 
 class Length(Scorer):
     name = "length"
-    metrics = (Metric("chars", high=1000), Metric("dots", high=1000, higher_is_better=False, on_board=True))
+    metrics = (
+        Metric("chars", high=1000), Metric("dots", high=1000, higher_is_better=False, on_board=True),
+        Metric("reached", high=9, higher_is_better=None, on_board=True, wanted=(0.9, 1.1)),
+    )
 
     async def score(self, explanation, examples, context):
-        return Score(values={"chars": 123.0, "dots": 456.0})
+        reached = 2.25 if context.source.weights().metadata["seed"] else 1.0
+        return Score(values={"chars": 123.0, "dots": 456.0, "reached": reached})
+
+    def needs(self):
+        return frozenset({"coder"})
 """
 
 
@@ -90,7 +98,7 @@ def run_with_plugins(tmp_path_factory) -> tuple[Path, str]:
             "corpus": {"path": str(tiny_corpus(folder / "corpus.jsonl")), "context": 32}}},
         "latents": {"n": 4, "min_windows": 4}, "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 10}}},
         "explainer": "top_tokens", "scorers": {"length": {"use": "./mine.py:Length"}}, "measure": ["l0"],
-        "leaderboard": {"rank_by": "length.chars"},
+        "leaderboard": {"rank_by": "length.chars"}, "baselines": ["shuffled_explanation"],
     }  # fmt: skip
     (folder / "task.yaml").write_text(yaml.safe_dump(task))
     done = CliRunner().invoke(main, ["run", "--task", str(folder / "task.yaml"), "--out", str(folder / "run")])
@@ -115,6 +123,24 @@ def test_measure_and_metric_that_plugins_declare_show_on_every_board(run_with_pl
     assert {m["name"]: m["unit"] for m in json.loads((run / "results.json").read_text())["measures"]} == {
         "odd_bits": "bits"
     }
+
+
+def test_a_condition_of_a_score_is_no_score_and_where_it_is_missed_the_row_is_marked_everywhere(run_with_plugins):
+    run, printed = run_with_plugins
+    rows = [row for cell in saeval.read(run).cells for row in cell.scores if row.variant == "explanation"]
+    reached = [row for row in rows if row.metric == "reached"]
+    assert {(row.higher_is_better, row.lift, row.against) for row in reached} == {(None, None, None)}
+    assert not any(row.floor for row in reached) and any(row.floor for row in rows if row.metric == "chars")
+    table = list(csv.DictReader((run / "report" / "leaderboard.csv").open()))
+    assert {row["off"] for row in table if "odd1" in row["cell"]} == {"True"}
+    assert {row["off"] for row in table if "odd0" in row["cell"]} == {"False"}
+    assert {row["higher_is_better"] for row in table if row["metric"] == "reached"} == {""}
+    board = (run / "report" / "report.md").read_text()
+    for name, text in {"terminal": printed, "report.md": board, "text": written(join([run]), "text")}.items():
+        assert "≠: a condition of the scorer was missed" in " ".join(text.split()), name
+        marked = [line for line in text.splitlines() if "≠" in line and "condition" not in line]
+        assert marked and "reached ↑" not in text and "reached ↓" not in text, name
+    assert r"$\neq$" in written(join([run]), "latex")
 
 
 def test_number_of_a_narrow_board_is_written_as_its_measure_says(run_with_plugins):

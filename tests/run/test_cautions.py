@@ -68,7 +68,7 @@ def test_a_divergence_off_by_more_than_the_tolerance_is_said():
     assert scorer.cautions({"nats": 1.0, "kl_reached": 0.109}, []) == scorer.cautions({}, []) == []
     (said,) = scorer.cautions({"nats": 1.0, "kl_reached": 0.53}, [])
     assert "by 0.53 nats on the windows scored, where 0.1 were asked for" in said and "now 4" in said
-    assert [metric.name for metric in InterventionScorer.metrics if metric.on_board] == ["kl_reached"]
+    assert [(m.name, m.higher_is_better) for m in scorer.metrics] == [("nats", True), ("kl_reached", None)]
 
 
 def test_a_lens_names_words_and_no_white_space(monkeypatch):

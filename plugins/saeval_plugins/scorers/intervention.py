@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from saeval_plugins.steering import calibrated, steered
 
 PASSAGE = load("intervention_passage.md")
 NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
-KL_REACHED = Metric("kl_reached", low=0.0, high=math.inf, on_board=True)
+KL_REACHED = Metric("kl_reached", higher_is_better=None, low=0.0, high=math.inf, on_board=True)
 _FEWEST = 2
 """Windows that are needed to set the strength, and again to score."""
 _KEPT = 64  # latents whose texts are kept for other explanations of theirs
@@ -65,14 +66,13 @@ class InterventionScorer(Scorer):
     at the prompt's last token and every token generated, both with the same draws. A base model then reads prompt and
     continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
     tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where
-    its mean is off by more than `tolerance`, the results say so.
+    its mean is off by more than `tolerance`, the row is marked and the results say so.
 
     Strong interventions are trivially explained, so scores are comparable at equal `kl` only.
     """
 
     name = "intervention"
     llm_role = "base"
-    metrics = (NATS, KL_REACHED)
     prompts = (PASSAGE,)
 
     kl: float = Field(default=1.0, gt=0)
@@ -88,14 +88,20 @@ class InterventionScorer(Scorer):
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of the subject."""
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        """The gain in nats, and the divergence that it was found at."""
+        wanted = self.kl * (1 - self.tolerance), self.kl * (1 + self.tolerance)
+        return NATS, replace(KL_REACHED, wanted=wanted)
+
     def needs(self) -> frozenset[Need]:
         """Steering takes the live model and the latent's direction; scoring, continuations' log-probabilities."""
         return frozenset({"subject", "coder", "logprobs"})
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
         """Say where the divergence that was reached is not the one that was asked for."""
-        reached = values.get(KL_REACHED.name)
-        if reached is None or abs(reached - self.kl) <= self.tolerance * self.kl:
+        reached, (_, metric) = values.get(KL_REACHED.name), self.metrics
+        if reached is None or metric.meets(reached):
             return []
         return [
             f"interventions moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were "

@@ -35,7 +35,7 @@ class Ranked:
 
     scorer: str
     metric: str
-    higher_is_better: bool
+    higher_is_better: bool | None
 
     @property
     def key(self) -> str:

@@ -68,7 +68,7 @@ class Estimate(NamedTuple):
 
     @property
     def marks(self) -> str:
-        """What stands behind the score: `*` where latents are few, `≠` where a condition was missed."""
+        """Marks of the score: `*` where latents are few, `≠` where a condition was missed."""
         return "*" * self.few + "≠" * self.off
 
 

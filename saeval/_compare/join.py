@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from saeval._compare.leaderboard import Leaderboard
+from saeval._compare.weighting import Weights, weighted_note, with_weights
 from saeval._util import InputError, did_you_mean
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
+from saeval.results import RunCell
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,12 @@ class Joined:
 
 
 def join(
-    runs: Sequence[str | Path], *, rank_by: str | None = None, keep: Sequence[str] = (), mixed: bool = False
+    runs: Sequence[str | Path],
+    *,
+    rank_by: str | None = None,
+    keep: Sequence[str] = (),
+    mixed: bool = False,
+    weights: Weights | None = None,
 ) -> Joined:
     """Join the cells of runs, wherever they lie, after seeing that their numbers can be compared.
 
@@ -99,6 +106,7 @@ def join(
         rank_by: `scorer.metric`, or a scorer for its headline; default: what the runs rank by.
         keep: `facet=value` each; several values of one facet are for any of them.
         mixed: Whether to join all the same, marked.
+        weights: Also show means weighted by `firing_rate` or `energy`.
 
     Raises:
         InputError: If a run cannot be read, the runs do not go together, or a facet or column is not there.
@@ -122,7 +130,18 @@ def join(
             f"these runs do not go on one board: {'; '.join(differs)}. Leave runs out, choose with --filter, or mark "
             "the board with --mixed"
         )
-    return Joined({e.cell.cell: e for e in entries}, _rank_by(entries, rank_by), tuple(differs), tuple(_notes(entries)))
+    notes = _notes(entries)
+    if weights is not None:
+        entries = [_with_weights(entry, weights) for entry in entries]
+        notes = [*notes, weighted_note(weights)]
+    return Joined({e.cell.cell: e for e in entries}, _rank_by(entries, rank_by), tuple(differs), tuple(notes))
+
+
+def _with_weights(entry: Entry, weights: Weights) -> Entry:
+    (cell,) = entry.run.cells
+    weighted = with_weights(RunCell(cell, entry.folder / "cells" / cell.cell), weights)
+    run = entry.run.model_copy(update={"cells": [weighted]})
+    return replace(entry, run=run, cell=weighted.model_copy(update={"cell": entry.cell.cell}))
 
 
 def _run_names(results: Sequence[tuple[Path, RunResult]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from saeval._run.state import CellState, Results, RunState
 from saeval._run.work import EXPLAIN
-from saeval.activations import histogram, portrait, position_dependence, token_share
+from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
 from saeval.llm import unpack
 from saeval.records import MAIN, Explanation, LatentRecord, Score
 
@@ -108,6 +108,7 @@ def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dic
         "windows": record.windows,
         "density": record.density,
         "max_activation": record.explain.max_activation,
+        "mean_square": mean_square(outcome.store, index),
         "token_share": token_share(outcome.store, index),
         "position_dependence": position_dependence(outcome.store, index),
         "explanation_words": len(explanation.text.split()) if explanation and explanation.status == "ok" else None,

@@ -302,7 +302,7 @@ class _Run:
         """Find out what the directions of latents tell, while models are still in memory."""
         for outcome in self.state.cells.values():
             latents = [latent.index for latent in outcome.records.latents]
-            key = content_hash("directions 2", outcome.base, latents)
+            key = content_hash("directions 3", outcome.base, latents)
             done = self.folder.journal.finished(key)
             if done is None or not rows(done, len(latents)):
                 size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents

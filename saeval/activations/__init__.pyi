@@ -1,5 +1,9 @@
 from saeval.activations.firing_windows import histogram as histogram, portrait as portrait
-from saeval.activations.latent_stats import position_dependence as position_dependence, token_share as token_share
+from saeval.activations.latent_stats import (
+    mean_square as mean_square,
+    position_dependence as position_dependence,
+    token_share as token_share,
+)
 from saeval.activations.store import (
     ActivationStore as ActivationStore,
     ActivationWriter as ActivationWriter,

@@ -19,6 +19,12 @@ def token_share(store: ActivationStore, latent: int) -> float:
     return float(counts.max() / len(position))
 
 
+def mean_square(store: ActivationStore, latent: int) -> float:
+    """Return a latent's squared activation, on average over all tokens."""
+    _, value = store.activations(latent)
+    return float(np.square(value, dtype=np.float64).sum() / store.n_tokens)
+
+
 def position_dependence(store: ActivationStore, latent: int) -> float:
     """Return how far a latent's firings are from being spread over the context as the text is, 0 to 1.
 

@@ -130,6 +130,7 @@ def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) ->
     "--match-l0", type=click.FloatRange(min=0, min_open=True), metavar="L0", help="Compare families at one L0."
 )
 @click.option("--family", default="architecture", metavar="AXIS", help="Axis that defines the families of --match-l0.")
+@click.option("--weights", type=click.Choice(("firing_rate", "energy")), help="Also show means weighted by this.")
 @click.option("--mixed", is_flag=True, help="Join runs that are not comparable, and mark the board.")
 @click.option(
     "--format",
@@ -148,6 +149,7 @@ def leaderboard(
     keep: Sequence[str],
     match_l0: float | None,
     family: str,
+    weights: Any,
     mixed: bool,
     format_: str,
     out: Path | None,
@@ -172,7 +174,7 @@ def leaderboard(
         )
     with TemporaryDirectory() as folder:
         places = [place for k, run in enumerate(runs) for place in _at_hand(run, Path(folder) / str(k))]
-        joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed)
+        joined = join.join(places, rank_by=rank_by, keep=keep, mixed=mixed, weights=weights)
     if html is not None:
         write_atomic(html, joined_page(joined, group_by, html))
         say(f"written   {html}")

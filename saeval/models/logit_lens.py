@@ -35,8 +35,8 @@ def directions(source: ActivationSource, latents: Sequence[int], size: int) -> l
         size: Numbers in the coder's encoder or decoder, as far as known.
 
     Returns:
-        A mapping a latent, with `neighbours`, `cosines`, `promoted` and `suppressed` as far as they can be had; none at
-        all where the source lends no coder.
+        A mapping per latent, with `neighbours`, `cosines`, `decoder_norm`, `promoted` and `suppressed` as far as they
+        can be had; none at all where the source lends no coder.
     """
     if "coder" not in source.offers() or 2 * size > _MOST_WEIGHTS:
         return []
@@ -62,6 +62,7 @@ def _neighbours(coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, An
     if weights is None:
         return [{} for _ in latents]
     units = torch.nn.functional.normalize(weights.detach().float(), dim=-1)
+    lengths = weights.detach()[torch.tensor(latents, dtype=torch.long)].float().norm(dim=-1).tolist()
     found: list[dict[str, Any]] = []
     for start in range(0, len(latents), _TILE):
         some = torch.tensor(latents[start : start + _TILE])
@@ -69,8 +70,10 @@ def _neighbours(coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, An
         cosines[torch.arange(len(some)), some] = -2.0
         best = cosines.topk(min(_NEIGHBOURS, len(units) - 1))
         found += [
-            {"neighbours": i, "cosines": [round(c, 4) for c in values]}
-            for i, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            {"neighbours": i, "cosines": [round(c, 4) for c in values], "decoder_norm": length}
+            for i, values, length in zip(
+                best.indices.tolist(), best.values.tolist(), lengths[start : start + _TILE], strict=True
+            )
         ]
     return found
 

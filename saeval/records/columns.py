@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Place = Literal["board", "report", "scores", "details", "tables"]
+Place = Literal["board", "report", "scores", "details", "tables", "requested"]
 """Kinds of table. `board`: a line per cell, for narrow places (terminal, LaTeX, joined boards as text); `report`: the
 same with room (report.md and pages); `scores`: a line per cell, scorer and explanation, narrow (terminal); `details`:
-the same with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON."""
-EVERYWHERE: frozenset[Place] = frozenset(get_args(Place))
+the same with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON;
+`requested`: beside `details` in joined boards in Markdown, where some score has a value."""
+EVERYWHERE: frozenset[Place] = frozenset(get_args(Place)) - {"requested"}
 NOT_ON_NARROW_BOARDS: frozenset[Place] = EVERYWHERE - {"board"}
 PER_SCORE: frozenset[Place] = frozenset({"scores", "details", "tables"})
 WITH_ROOM: frozenset[Place] = frozenset({"details", "tables"})

@@ -141,6 +141,8 @@ class Latent(Documented):
     """Share of tokens on which it fires."""
     max_activation: float
     """Its strongest activation."""
+    mean_square: float | None = None
+    """Its squared activation, on average over all tokens."""
     token_share: float
     """Share of its firings that fall on the token it fires on most often."""
     position_dependence: float
@@ -282,6 +284,12 @@ class ScoreRow(Documented):
     """Value corrected for the judge's errors on latents of known meaning; None unless asked for and known."""
     corrected_ci95: Annotated[tuple[float, float] | None, ColumnStyle(kind="interval", where=TABLES_ONLY)] = None
     """Interval of the corrected value, which holds the uncertainty of the judge's errors."""
+    weighted: Annotated[float | None, ColumnStyle(where=TABLES_ONLY)] = None
+    """Mean weighted by what latents do; None unless requested of a leaderboard."""
+    weighted_ci95: Annotated[tuple[float, float] | None, ColumnStyle(kind="interval", where=TABLES_ONLY)] = None
+    """Interval of the weighted mean, for latents with these weights."""
+    weighted_n: Annotated[float | None, ColumnStyle(unit="latents", where=TABLES_ONLY)] = None
+    """Effective number of latents of the weighted mean."""
     judge: Annotated[str | None, NAME_COLUMN]
     """Model that judged; None for scorers without an LLM."""
     verdict: Annotated[Verdict | None, NAME_COLUMN] = None

@@ -159,6 +159,7 @@ def _long(joined: Joined, board: Leaderboard) -> str:
         Field("metric", [row.metric for row in rows]),
     ]
     fields += [Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
+    fields += [field for field in detail_fields(lines, "requested") if any(field.texts)]
     return markdown_table(*_table(fields))
 
 

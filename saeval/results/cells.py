@@ -17,9 +17,11 @@ _LATENTS = {
     "latent": "int64", "firings": "int64", "windows": "int64", "density": "double",
     "max_activation": "double", "token_share": "double", "position_dependence": "double", "explanation_words": "int32",
     "explanation_status": "string", "histogram": "list<int64>", "histogram_top": "double",
+    "mean_square": "double",
 }  # fmt: skip
 _DIRECTIONS = {
     "neighbours": "list<int64>", "cosines": "list<float>", "promoted": "list<string>", "suppressed": "list<string>",
+    "decoder_norm": "double",
 }  # fmt: skip
 _EXAMPLES = {
     "latent": "int64", "role": "string", "active": "bool", "decile": "int8", "context": "int64", "start": "int32",

@@ -151,6 +151,7 @@ def _of_floor(name: str) -> Callable[[Line], Any]:
 
 
 _FLOOR = ColumnStyle("floor", ".3f", missing="", where=frozenset({"scores"}))
+_WEIGHTED = _text("weighted", "board", "requested")
 _CORRECTED = _text("corrected", "board", "report", "details")
 
 SCORE = Column(
@@ -201,6 +202,7 @@ BESIDE = (
         _text("windows", "scores", "details", "report"),
         "Windows answered.",
     ),
+    Column("weighted_text", _written(row_texts.weighted), _WEIGHTED, "Weighted mean and its 95 % interval."),
     Column("corrected_text", _written(row_texts.corrected), _CORRECTED, "Score corrected for the judge's errors."),
     Column(
         "judge_text", _written(row_texts.judge), _text("judge", "report", "details"), "What a check says of the judge."

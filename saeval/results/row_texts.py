@@ -50,6 +50,17 @@ def corrected(row: ScoreRow) -> str:
     return f"{row.corrected:.3f} ({row.corrected_ci95[0]:.3f} to {row.corrected_ci95[1]:.3f})"
 
 
+def weighted(row: ScoreRow) -> str:
+    """Write the weighted mean and its interval, marked where few latents carry it; nothing without one."""
+    if row.weighted is None or row.weighted_n is None:
+        return ""
+    few = "*" * (row.weighted_n < row.FEW)
+    if row.weighted_ci95 is None:
+        return f"{short(row.weighted)}{few}"
+    low, high = row.weighted_ci95
+    return f"{short(row.weighted)} [{short(low, 2)} {short(high, 2)}]{few}"
+
+
 def judge(row: ScoreRow) -> str:
     """Write what a check says of the judge: its verdict, or `unchecked`; nothing for scorers without a judge."""
     if row.judge is None:

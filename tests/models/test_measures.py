@@ -112,6 +112,7 @@ def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
     assert saeval.run(tmp_path / "task.yaml", out=tmp_path / "run").cells[0].measures == measures
     rows = pq.read_table(tmp_path / "run" / "cells" / "all" / "latents.parquet").to_pylist()
     assert all(0 < row["token_share"] <= 1 and 0 <= row["position_dependence"] <= 1 for row in rows)
+    assert all(0 < row["mean_square"] <= row["density"] * row["max_activation"] ** 2 for row in rows)
     assert all(row["explanation_words"] > 0 for row in rows)
 
 

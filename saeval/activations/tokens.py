@@ -270,8 +270,7 @@ class Corpus(Documented):
         pad = fitting[0] if fitting else 0
 
         def encode(text: str) -> list[int]:
-            ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-            return without_lead(ids, lead)
+            return _ids(tokenizer, text, lead)
 
         tokens, lengths, documents, names = self.pack(encode, lead, pad, _template(tokenizer), notes)
         used = np.unique(tokens)
@@ -291,6 +290,12 @@ class Corpus(Documented):
         ordinary = [int(i) for i in used if int(i) not in special]
         bytes_of = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
         return TokenDataset(tokens, lengths, mask, documents, names, bytes_of, len(lead), tuple(notes.warnings()))
+
+    def contexts(self, text: str, tokenizer: Any) -> list[list[int]]:
+        """Return the token ids of one text, cut and begun as contexts of the corpus are."""
+        lead = self.lead(tokenizer)
+        ids = _ids(tokenizer, clean_text(text), lead)
+        return [[*lead, *ids[start : start + self.length]] for start in range(0, len(ids), self.length)]
 
     def pack(
         self,
@@ -339,6 +344,11 @@ class Corpus(Documented):
             row[: len(real)] = real
         lengths = np.array([len(row) for row in rows], dtype=np.int32)
         return Packed(tokens, lengths, np.array(documents, dtype=np.int32), tuple(names))
+
+
+def _ids(tokenizer: Any, text: str, lead: Sequence[int]) -> list[int]:
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return without_lead(ids, lead)
 
 
 def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:

@@ -43,6 +43,9 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 @click.command()
 @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--serve", is_flag=True, help="Serve the report on 127.0.0.1 under a secret address.")
+@click.option(
+    "--live", is_flag=True, help="With --serve: load the subject, and show a latent's activations on text you type."
+)
 @click.option("--follow", is_flag=True, help="Show progress, spending, failures and scores while the run goes on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port for --serve and --follow; default: a free one."
@@ -53,14 +56,14 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
     metavar="FILE",
     help="Write the report as one file to share: a page (.html), or a folder (.zip).",
 )
-def view(run_dir: Path | None, serve: bool, follow: bool, port: int, bundle: Path | None) -> None:
+def view(run_dir: Path | None, serve: bool, live: bool, follow: bool, port: int, bundle: Path | None) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C.
 
     RUN_DIR is a run directory, or a folder whose latest run is opened (default: saeval-runs).
     """
     import webbrowser
 
-    from saeval.report import FollowServer, view as viewing
+    from saeval.report import FollowServer, LiveServer, view as viewing
     from saeval.results import RUNS, last_run
 
     modes = [name for name, on in {"--bundle": bundle, "--serve": serve, "--follow": follow}.items() if on]
@@ -68,6 +71,8 @@ def view(run_dir: Path | None, serve: bool, follow: bool, port: int, bundle: Pat
         raise click.UsageError(f"use either {modes[0]} or {modes[1]}")
     if port and not (serve or follow):
         raise click.UsageError("--port needs --serve or --follow")
+    if live and not serve:
+        raise click.UsageError("--live needs --serve")
     if run_dir is None or not (run_dir / "report").exists():
         run_dir = last_run(run_dir or RUNS)
     if bundle is not None:
@@ -76,6 +81,13 @@ def view(run_dir: Path | None, serve: bool, follow: bool, port: int, bundle: Pat
     elif follow:
         with FollowServer(run_dir, port) as server:
             _serve(server, "following", opens=True)
+    elif live:
+        from saeval._run import TypedText
+
+        say("loading the subject …")
+        typed = TypedText(run_dir)
+        with LiveServer(run_dir, port, typed.cells, typed.read) as server:
+            _serve(server, "serving")
     elif serve:
         with viewing.ReportServer(run_dir, port) as server:
             _serve(server, "serving")

@@ -33,7 +33,13 @@ from saeval.activations.store import (
     ActivationWriter as ActivationWriter,
     Windows as Windows,
 )
-from saeval.activations.tokens import Corpus as Corpus, TokenDataset as TokenDataset, token_bytes as token_bytes
+from saeval.activations.tokens import (
+    Corpus as Corpus,
+    TokenDataset as TokenDataset,
+    special_ids as special_ids,
+    token_bytes as token_bytes,
+    token_strings as token_strings,
+)
 from saeval.models.coders import (
     GatedEncoder as GatedEncoder,
     HookPoint as HookPoint,

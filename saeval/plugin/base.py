@@ -169,6 +169,22 @@ class ActivationSource(Plugin):
         """
         raise InputError(f"the source {type(self).name!r} has no coder")
 
+    def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
+        """Return a latent's activations on a text of one's own, as `collect` would find them in a document.
+
+        Args:
+            text: The text.
+            latent: Number of the latent.
+
+        Returns:
+            For each context that the text is cut into, its tokens as text and an activation per token; BOS and other
+            special tokens are not among them.
+
+        Raises:
+            InputError: If this source has no model, or no such latent.
+        """
+        raise InputError(f"the source {type(self).name!r} has no live model to read a text")
+
     def check_window(self, window: int) -> None:
         """Look, cheaply, whether the text at hand has windows of so many tokens.
 

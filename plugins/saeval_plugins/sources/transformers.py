@@ -25,12 +25,17 @@ from saeval.plugin import (
     Subject,
     content_hash,
     encoding_pass,
+    special_ids,
+    token_bytes,
+    token_strings,
 )
 from saeval_plugins.sources._batches import in_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
@@ -126,6 +131,27 @@ class Transformers(ActivationSource):
     def weights(self) -> SparseCoder:
         """Return the coder's weights, on the CPU."""
         return self._weights
+
+    def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
+        """Run model and coder over a text of one's own."""
+        import torch
+
+        coder, subject = self.weights(), self.subject()
+        if not 0 <= latent < coder.n_latents:
+            raise InputError(f"there is no latent {latent} in a dictionary of {coder.n_latents} latents")
+        tokenizer, special = subject.live.tokenizer, special_ids(subject.live.tokenizer)
+        found = []
+        for ids in self._corpus.contexts(text, tokenizer):
+            with subject.live.lock, torch.inference_mode():
+                caught = subject.live.capture(torch.tensor([ids]), [subject.point])[subject.point].cpu()
+            sparse = coder.encode(caught.flatten(0, 1) if coder.token_wise else caught)
+            values, mine = torch.zeros(len(ids)), sparse.latents == latent
+            values[sparse.rows[mine]] = sparse.values[mine].float()
+            shown = [k for k, token in enumerate(ids) if token not in special]
+            pieces = token_bytes(tokenizer, [ids[k] for k in shown])
+            words = token_strings(pieces[ids[k]] for k in shown)
+            found.append((words, values[shown].clamp(min=0.0).numpy()))
+        return found
 
     @cached_property
     def _subject_at_place(self) -> Subject:

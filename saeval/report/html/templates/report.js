@@ -526,6 +526,42 @@
       return parts.length ? [make("h3", {}, "Where it fires in the corpus"), ...parts] : [];
     }
 
+    // --- text of one's own, where `saeval view --serve --live` reads it ---
+
+    const live = find('meta[name="saeval-live"]');
+    let typed = "";
+    let asking = 0;
+    function ownText(latent, k) {
+      if (!live) return [];
+      const result = make("div", { role: "status" });
+      const field = make("textarea", { rows: 3, maxLength: Number(live.content), value: typed, id: "typed", spellcheck: false });
+      const button = make("button", { type: "submit" }, "Show activations");
+      const form = make("form", { className: "tools typed" }, make("label", {}, "Text ", field), button);
+      form.addEventListener("submit", () => {
+        typed = field.value;
+        const n = ++asking;
+        const done = (...content) => { if (n === asking) { result.replaceChildren(...content); button.disabled = false; } };
+        const trouble = (text) => done(make("p", { role: "alert" }, visible(text)));
+        button.disabled = true;
+        result.replaceChildren(make("p", { className: "muted" }, "Reading …"));
+        window.saevalTyped = (number, found) => {
+          if (number !== n) return;
+          if (found.error) { trouble(`Not read: ${found.error}.`); return; }
+          const values = found.contexts.flatMap(([, activations]) => activations);
+          const own = Math.max(0, ...values);
+          const strongest = Math.max(own, data.max_activation[k] || 0) || 1;
+          const windows = found.contexts.map(([tokens, activations]) => heat([null, null, null, null, tokens, activations.flatMap((v, i) => (v > 0 ? [i, v] : []))], strongest));
+          const said = own > 0 ? `Fires on ${values.filter((v) => v > 0).length} of ${values.length} tokens; strongest ${brief(own)}, in the corpus ${brief(data.max_activation[k])}.` : `Does not fire on these ${values.length} tokens.`;
+          done(make("p", {}, said), ...windows);
+        };
+        const script = make("script", { src: `../typed.js?${new URLSearchParams({ n, cell: data.cell, latent, text: field.value })}` });
+        script.addEventListener("load", () => script.remove());
+        script.addEventListener("error", () => trouble("Not read: the server has stopped or refused the text."));
+        document.head.append(script);
+      });
+      return [make("h3", {}, "Try your own text"), form, result];
+    }
+
     const article = find("#latent");
     let open = null;
     async function renderLatent(state) {
@@ -578,6 +614,7 @@
         ...(rating ? ratingForm(number, own, byRole.score, strongest) : [
           make("h3", {}, "Scores"), scores(k),
           ...(others.length ? [make("details", {}, make("summary", {}, "Explanations of baselines"), make("dl", {}, ...others.flatMap(([variant, text, status, reason]) => [make("dt", {}, make("b", {}, visible(variant))), make("dd", {}, make("bdi", {}, visible(status === "ok" ? text : reason || status)))])))] : []),
+          ...ownText(number, k),
           ...corpus(detail, k),
           ...direction(detail),
           make("h3", {}, "Windows shown to the explainer"),

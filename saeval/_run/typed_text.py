@@ -1,0 +1,45 @@
+"""Reads text that a user types with the models and coders of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saeval._util import InputError
+from saeval.plugin.registry import Registry
+from saeval.task import load_task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class TypedText:
+    """The cells of a run that have a live model, loaded from the run's spec.
+
+    Args:
+        run_dir: The run.
+
+    Attributes:
+        cells: Names of these cells.
+
+    Raises:
+        InputError: If none has, or the spec, a model or a coder cannot be loaded.
+    """
+
+    def __init__(self, run_dir: Path, registry: Registry | None = None):
+        task = load_task(run_dir / "spec.yaml", registry=registry or Registry())
+        sources = {cell.name: cell.source.plugin for cell in task.cells}
+        self._sources = {name: s for name, s in sources.items() if s.offers() >= {"subject", "coder"}}
+        self.cells = [*self._sources]
+        if not self.cells:
+            raise InputError(f"{run_dir}: no cell of this run has a model that could read a text")
+        self._sources[self.cells[0]].subject()
+
+    def read(self, cell: str, latent: int, text: str) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
+        """Return a latent's activations on a text: for each context, its tokens and an activation per token.
+
+        Raises:
+            InputError: If there is no such latent, or the cell's coder cannot be loaded.
+        """
+        return self._sources[cell].activations_on(text, latent)

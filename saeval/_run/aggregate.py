@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import saeval
 from saeval._compare import (
     Floors,
+    KnownJudge,
     ScorerRun,
     correct_for_judge,
     correlated,
+    natural_rates,
     paired_power,
     score_row,
     standard_error,
@@ -225,6 +227,7 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
     known = None
     if step.role and step.role != task.checks:
         known = judge_checks.of_scorer(judge_checks.find(task.roles[step.role]), step)
+    rates = _firing_rates(outcome)
     for variant in (MAIN, *cell.alternatives):
         scored = outcome.scored.get((label, variant))
         if scored is None or not (scored.tried or done):  # interrupted before
@@ -249,6 +252,9 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
             words = _words(outcome, variant, values)
             row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
             row = row.model_copy(update={"off": off})
+            if place == 0:
+                breadth = natural_rates(scored.tallies(rates), _known_judge(known), rng)
+                row = row.model_copy(update={"natural": breadth})
             if known is not None:
                 row = row.model_copy(update={"verdict": known.verdict, **_corrected(task, row, known)})
             rows.append(row)
@@ -262,6 +268,20 @@ def _conditions_met(scored: Scored, step: StepPart[Any]) -> bool:
         if values and not metric.meets(sum(values.values()) / len(values)):
             return False
     return True
+
+
+def _firing_rates(outcome: CellState) -> dict[int, float]:
+    """Return the share of the corpus's windows in which each latent fires; none for stores made of excerpts."""
+    store, window = outcome.store, outcome.cell.sampler.plugin.window
+    if not store.holds_whole_text or not (total := store.window_count(window)):
+        return {}
+    return {latent.index: len(store.windows(latent.index, window).ids) / total for latent in outcome.records.latents}
+
+
+def _known_judge(known: ScorerCheck | None) -> KnownJudge | None:
+    if known is None or known.sensitivity is None or known.specificity is None or not known.windows:
+        return None
+    return KnownJudge(known.sensitivity, known.specificity, known.windows)
 
 
 def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:

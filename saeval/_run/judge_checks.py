@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +47,14 @@ def keep(task: Task, result: RunResult) -> None:
         when=time.strftime("%Y-%m-%d", time.gmtime()),
         latents=max((row.n for row in scores), default=0),
         scores=list(first.values()),
-        scorers=_scorers(task, scores),
+        scorers=_scorers(task, scores, {d.scorer: d.negatives_n for cell in result.cells for d in cell.deciles}),
     )
     place = _place(role)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place, check.model_dump_json())
 
 
-def _scorers(task: Task, rows: list[ScoreRow]) -> list[ScorerCheck]:
+def _scorers(task: Task, rows: list[ScoreRow], windows: Mapping[str, int]) -> list[ScorerCheck]:
     """Return sensitivity, specificity and verdict under each scorer that judges both kinds of windows."""
     steps = {label: step for cell in task.cells for label, step in cell.scorers.items()}
     found = []
@@ -69,6 +70,7 @@ def _scorers(task: Task, rows: list[ScoreRow]) -> list[ScorerCheck]:
                 balanced_accuracy=row.value,
                 ci95=row.ci95,
                 n=row.n,
+                windows=windows.get(row.scorer, 0),
                 sensitivity=sensitivity,
                 specificity=None if sensitivity is None else 2 * row.value - sensitivity,
                 verdict=verdict(row.value, row.ci95),

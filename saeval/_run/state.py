@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import fsum, nan
 from typing import TYPE_CHECKING, Any, Protocol
 
+from saeval._compare import Tally
 from saeval._run.work import Item, Keys
 from saeval.records import Explanation, LatentId, Outcome, Score, Status, Usage
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from saeval.activations import ActivationStore
     from saeval.task import Cell, Task
 
+_TALLIED = 5
 _SILENT = 10  # place after the deciles
 _REASONS = 1000
 
@@ -24,6 +27,18 @@ _REASONS = 1000
 def _in_order(score: Score) -> list[Outcome]:
     """Return judged windows in an order that no explanation changes."""
     return sorted(score.outcomes, key=lambda o: (o.example, o.active))
+
+
+def _tally(score: Score) -> tuple[float, ...]:
+    """Return hits, of how many, weight of false alarms, of how much, and the sum of squared weights."""
+    answered = [o for o in score.outcomes if o.status == "ok" and o.predicted is not None]
+    found = [bool(o.predicted) for o in answered if o.active]
+    silent = [(o.weight, bool(o.predicted)) for o in answered if not o.active]
+    if any(weight is None for weight, _ in silent):
+        return (0.0,) * _TALLIED
+    weights = [(weight or 0.0, predicted) for weight, predicted in silent]
+    alarms = sum(weight for weight, predicted in weights if predicted)
+    return sum(found), len(found), alarms, sum(w for w, _ in weights), sum(w * w for w, _ in weights)
 
 
 class Results(Protocol):
@@ -79,6 +94,7 @@ class Scored:
         self._answers: dict[int, bytes] = {}
         self._latents, self._taken = array("q"), bytearray()  # in the order of arrival; whether each latent is there
         self._values: dict[str, array[float]] = {}
+        self._tallies = array("d")  # five numbers per latent, in the order of arrival
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -100,6 +116,7 @@ class Scored:
             column.append(value)
         self.unparsed += score.count("unparsed", "refused")
         self._count(score)
+        self._tallies.extend(_tally(score))
         if latent in self.watched:
             self._answers[latent] = bytes(2 if o.predicted is None else o.predicted for o in _in_order(score))
         for o in score.outcomes:
@@ -138,6 +155,16 @@ class Scored:
             return None
         n = len(self._worst)
         return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
+
+    def tallies(self, rates: Mapping[int, float]) -> list[Tally]:
+        """Return the answers of each latent whose non-activating windows were drawn with known probabilities.
+
+        Args:
+            rates: Share of windows in which each latent fires.
+        """
+        rows = zip(*[iter(self._tallies)] * _TALLIED, strict=True)
+        each = zip(self._latents, rows, strict=True)
+        return [Tally(rates[latent], *row) for latent, row in sorted(each) if row[-1] and latent in rates]
 
     def same(self, other: Scored) -> tuple[int, int]:
         """Return how many windows got the same answer here and there, of how many answered in both."""

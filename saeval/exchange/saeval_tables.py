@@ -28,7 +28,7 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {
     },
     "judgements": {
         **_WHERE, "scorer": "string", "variant": "string", "example": "string", "active": "bool", "predicted": "bool",
-        "probability": "double", "decile": "int8", "status": "string", "reason": "string",
+        "probability": "double", "decile": "int8", "weight": "double", "status": "string", "reason": "string",
     },
 }  # fmt: skip
 """Tables, with their columns and Arrow types."""

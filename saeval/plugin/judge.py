@@ -47,6 +47,7 @@ class Question:
             decile=self.example.decile,
             predicted=predicted,
             probability=probability,
+            weight=self.example.weight,
         )
 
     def unanswered(self, error: ParseError | LLMError) -> Outcome:

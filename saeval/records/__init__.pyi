@@ -50,6 +50,7 @@ from saeval.records.scores import (
     JudgeRole as JudgeRole,
     Ledger as Ledger,
     Measure as Measure,
+    NaturalRates as NaturalRates,
     Outcome as Outcome,
     Power as Power,
     Ranking as Ranking,

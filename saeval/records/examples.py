@@ -49,6 +49,7 @@ class Example:
         active: Whether the latent fired anywhere in the window. Verified, not assumed.
         decile: Rank decile of the maximum activation among the latent's activating windows, 0 the
             strongest; None for non-activating windows.
+        weight: For non-activating windows: how many drawn at random it stands for; None where that is unknown.
     """
 
     tokens: Sequence[str]
@@ -59,6 +60,7 @@ class Example:
     start: int
     active: bool
     decile: int | None = None
+    weight: float | None = None
 
     @property
     def id(self) -> str:

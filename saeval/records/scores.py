@@ -58,6 +58,8 @@ class Outcome(Documented):
     """The judge's probability, or another value that rises with it, when it gives one."""
     decile: int | None = None
     """Rank decile of an activating window, 0 the strongest; of the others in the question (intruder)."""
+    weight: float | None = None
+    """Number of windows drawn at random that a non-activating window stands for; None where that is unknown."""
     status: OutcomeStatus = "ok"
     """What became of the question."""
     reason: CleanText = ""
@@ -191,6 +193,35 @@ class FloorSample(Documented):
     """Number of those windows."""
 
 
+class NaturalRates(Documented):
+    """Precision, F1 and IoU at the rate at which latents fire in the corpus, where nearly every window is silent."""
+
+    rate: float
+    """Share of the corpus's windows in which a latent fires, mean over latents."""
+    n: int
+    """Latents behind it."""
+    recall: float
+    """Share of the activating windows found."""
+    false_positive_rate: float
+    """Share of the corpus's silent windows taken for activating, pooled over latents of like rate."""
+    precision: float
+    """Share of the windows called activating that are."""
+    precision_ci95: tuple[float, float]
+    """Its interval."""
+    f1: float
+    """Harmonic mean of precision and recall."""
+    f1_ci95: tuple[float, float]
+    """Its interval."""
+    iou: float
+    """Windows that fire and are called activating, of those that do either."""
+    iou_ci95: tuple[float, float]
+    """Its interval."""
+    ceiling: float | None
+    """Precision of explanations without fault under this judge; None where the judge was not checked."""
+    not_identifiable: str = ""
+    """Why a low precision may come from the judge and not from the explanations; empty where it cannot."""
+
+
 class Measure(Documented):
     """A fact about a coder that leaderboards show: saeval measures some, coder and source plugins declare others.
 
@@ -290,6 +321,9 @@ class ScoreRow(Documented):
     """Interval of the weighted mean, for latents with these weights."""
     weighted_n: Annotated[float | None, ColumnStyle(unit="latents", where=TABLES_ONLY)] = None
     """Effective number of latents of the weighted mean."""
+    natural: NaturalRates | None = None
+    """Breadth: precision, F1 and IoU at the corpus's own rate; None for other metrics, and where windows were not drawn
+    with known probabilities."""
     judge: Annotated[str | None, NAME_COLUMN]
     """Model that judged; None for scorers without an LLM."""
     verdict: Annotated[Verdict | None, NAME_COLUMN] = None
@@ -440,6 +474,8 @@ class ScorerCheck(Documented):
     """Share of the other windows that it refuses."""
     n: int
     """Latents behind it."""
+    windows: int = 0
+    """Windows behind the specificity; 0 where unknown."""
     verdict: Verdict
     """`pass` where the interval lies above .8, `fail` where it reaches down to .6, else `weak`."""
 

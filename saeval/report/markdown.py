@@ -111,6 +111,9 @@ def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
     lines = [Line(run, x.cell, row) for x in board.standings for row in x.cell.scores]
     headline = [x.score.variant == MAIN and (x.score.scorer, x.score.metric) in board.shown for x in lines]
     yield _details([*compress(lines, headline)])
+    doubts = {x.score.natural.not_identifiable for x in lines if x.score.natural} - {""}
+    if doubts:
+        yield f"? natural precision is not identifiable: {escape_markdown('; '.join(sorted(doubts)))}."
     if rest := [*compress(lines, map(not_, headline))]:
         yield "<details><summary>Other metrics, and explanations of baselines</summary>"
         yield _details(rest)

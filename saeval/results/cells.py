@@ -33,7 +33,8 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _JUDGEMENTS = {
     "latent": "int64", "scorer": "string", "variant": "string", "example": "string", "active": "bool",
-    "predicted": "bool", "probability": "double", "decile": "int8", "status": "string", "reason": "string",
+    "predicted": "bool", "probability": "double", "decile": "int8", "weight": "double", "status": "string",
+    "reason": "string",
 }  # fmt: skip
 _SCORES = {
     "latent": "int64", "scorer": "string", "variant": "string", "metric": "string", "value": "double",

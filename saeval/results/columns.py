@@ -168,6 +168,18 @@ SCORED = Column(
 )
 
 
+def _natural(row: ScoreRow) -> dict[str, float]:
+    """Return the natural rates that are numbers, by name, an interval as its two ends."""
+    found: dict[str, float] = {}
+    for name, value in row.natural or ():
+        if isinstance(value, tuple):
+            stem = name.removesuffix("95")
+            found |= {f"{stem}_low": value[0], f"{stem}_high": value[1]}
+        elif isinstance(value, float):
+            found[name] = value
+    return found
+
+
 def _written(write: Callable[[ScoreRow], str]) -> Callable[[Line], str | None]:
     return lambda line: write(line.score) or None
 
@@ -204,6 +216,18 @@ BESIDE = (
     ),
     Column("weighted_text", _written(row_texts.weighted), _WEIGHTED, "Weighted mean and its 95 % interval."),
     Column("corrected_text", _written(row_texts.corrected), _CORRECTED, "Score corrected for the judge's errors."),
+    Column(
+        "natural_text",
+        _written(row_texts.natural),
+        _text("natural precision", "details"),
+        "Precision at the rate at which latents fire in the corpus, with the judge's ceiling; ?: not identifiable.",
+    ),
+    Column(
+        "natural.",
+        lambda line: _natural(line.score),
+        ColumnStyle(where=TABLES_ONLY),
+        "Precision, F1 and IoU at that rate.",
+    ),
     Column(
         "judge_text", _written(row_texts.judge), _text("judge", "report", "details"), "What a check says of the judge."
     ),

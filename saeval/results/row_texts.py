@@ -61,6 +61,16 @@ def weighted(row: ScoreRow) -> str:
     return f"{short(row.weighted)} [{short(low, 2)} {short(high, 2)}]{few}"
 
 
+def natural(row: ScoreRow) -> str:
+    """Write precision at the natural rate, its interval and the judge's ceiling; `?` where it is not identifiable."""
+    if (found := row.natural) is None:
+        return ""
+    low, high = found.precision_ci95
+    ceiling = "" if found.ceiling is None else f", ceiling {found.ceiling:.2f}"
+    doubt = " ?" if found.not_identifiable else ""
+    return f"{found.precision:.2f} ({low:.2f} to {high:.2f}{ceiling}){doubt}"
+
+
 def judge(row: ScoreRow) -> str:
     """Write what a check says of the judge: its verdict, or `unchecked`; nothing for scorers without a judge."""
     if row.judge is None:

@@ -38,7 +38,7 @@ class _WindowSampler(Sampler):
     non_activating: AnyNonActivating = RandomWindows()
     """Silent windows: `{use: random, n: 100}` for any; hard ones are `{use: neighbours, k: 10, by: cooccurrence}` (or
     `by: decoder`, `encoder`), which activate a latent near this one, and `{use: similar, model: …, pool: 4096}`, whose
-    text is close to that of activating ones."""
+    text is close to that of activating ones. `{use: importance}` draws hard windows with known probabilities."""
 
     def check(self) -> None:
         """See whether what the choice of silent windows names is there."""
@@ -67,7 +67,7 @@ class _WindowSampler(Sampler):
 
     def reads_one_latent(self) -> bool:
         """Return whether silent windows are chosen without reading other latents."""
-        return self.non_activating.use != "neighbours"
+        return self.non_activating.use not in ("neighbours", "importance")
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Split the latent's windows by document, then draw both sides."""
@@ -87,18 +87,20 @@ class _WindowSampler(Sampler):
         ranks, deciles = _by_decile(len(scored.ids), self.score, score_rng)
         scored_ids = scored.ids[strongest_first(scored.maxima)[ranks]]
 
-        def silent(n: int, beside: NDArray[np.int64], *, explain: bool) -> NDArray[np.int64]:
+        def silent(
+            n: int, beside: NDArray[np.int64], *, explain: bool
+        ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
             def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
                 here = split.explains(store.document_of(ids, self.window)) == explain
                 return here & store.knows(latent.index, store.context_of(ids, self.window))
 
             wanted = Wanted(store, latent.index, self.window, n, keep, beside)
-            return self.non_activating.draw(wanted, explain_rng if explain else score_rng)
+            return self.non_activating.weighted(wanted, explain_rng if explain else score_rng)
 
-        against = silent(self.non_activating.n, scored_ids, explain=False)
+        against, weights = silent(self.non_activating.n, scored_ids, explain=False)
         if len(against) < FEWEST:
             return None
-        passive = silent(self.explain_non_activating, shown_ids, explain=True)
+        passive, _ = silent(self.explain_non_activating, shown_ids, explain=True)
         # Cut in one go: what a call costs is little beside what a window costs only if there are many.
         groups = (shown_ids, passive, scored_ids, against)
         decile = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]
@@ -108,6 +110,8 @@ class _WindowSampler(Sampler):
         ]
         examples = iter(store.examples_at(latent, np.concatenate(begins), self.window, decile))
         explaining, contrast, scoring, silence = (tuple(islice(examples, len(group))) for group in groups)
+        for window, weight in zip(silence, weights.tolist() if weights is not None else (), strict=False):
+            window.weight = weight
         maximum = float(windows.maxima.max())
         firings = int(store.firings[latent.index])
         return LatentRecord(

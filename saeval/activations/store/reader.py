@@ -154,6 +154,11 @@ class ActivationStore:
             return None
         return self._load("known_indptr", (self.n_latents + 1,), "iu"), self._load("known", (None,), "iu")
 
+    @property
+    def holds_whole_text(self) -> bool:
+        """Whether all of a latent's activations are known everywhere, not in excerpts alone."""
+        return self._known is None
+
     def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell for contexts whether all of a latent's activations there are known, so that their absence is silence.
 

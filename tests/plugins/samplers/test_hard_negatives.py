@@ -15,16 +15,21 @@ from root import ROOT
 from saeval_plugins.samplers import Mix, Quantiles, RandomSampler, Top, non_activating
 from saeval_plugins.samplers.non_activating import (
     Directions,
+    Importance,
     Neighbours,
     Similar,
     Wanted,
     cosines,
+    hardness,
+    inclusion,
     jaccard,
     neighbours,
 )
+from saeval_plugins.sources.known import Known
 from small_stores import dataset, dense, write
 
 from saeval import InputError
+from saeval.activations import ActivationWriter
 from saeval.plugin import ActivationStore, LatentId, LinearCoder, ModuleCoder, NeuronCoder, derive_rng
 from saeval.plugin.registry import options_error
 from saeval.testing.contracts import check_sampler
@@ -39,6 +44,7 @@ WAYS = [
     {"use": "neighbours", "by": "decoder"},
     {"use": "neighbours", "by": "encoder"},
     {"use": "similar"},
+    {"use": "importance"},
 ]
 
 
@@ -381,6 +387,59 @@ def test_embedding_model_that_is_not_there_is_told_before_anything_heavy(tmp_pat
     RandomSampler(non_activating={"use": "similar"}).check()
 
 
+# --- importance ---
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Latents of known meaning, whose windows often activate the next latent, too."""
+    writer = ActivationWriter(tmp_path_factory.mktemp("known") / "store")
+    Known(documents=250, rate=0.01, together=0.8).collect(writer)
+    return writer.finish()
+
+
+def test_hard_windows_are_those_that_activate_what_fires_with_the_latent(known):
+    silent = np.setdiff1d(np.arange(known.window_count(32)), known.windows(0, 32).ids)
+    hard = hardness(known, 0, silent, 32)
+    beside = np.isin(silent, known.windows(1, 32).ids)
+    assert hard[beside].min() > 0 and hard[~beside].mean() < 0.2 * hard[beside].mean()
+
+
+def test_weights_give_back_what_all_windows_would(known):
+    keep = lambda ids: ids >= 0  # noqa: E731
+    beside = known.windows(1, 32).ids
+    shares, hits = [], 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        wanted = Wanted(known, 0, 32, 20, keep, known.windows(0, 32).ids)
+        ids, weights = Importance(pool=600).weighted(wanted, rng)
+        assert len(np.unique(ids)) == 20
+        hits += np.isin(ids, beside).sum()
+        shares.append(weights @ np.isin(ids, beside) / 20)
+    everything = known.window_count(32)
+    silent = np.setdiff1d(np.arange(everything), known.windows(0, 32).ids)
+    true = np.isin(silent, beside).mean()
+    assert np.mean(shares) == pytest.approx(true, abs=4 * np.std(shares) / len(shares) ** 0.5)
+    assert hits > 5 * 20 * len(shares) * true  # found many times more often than by chance
+
+
+def test_probabilities_of_inclusion_add_up_and_none_exceeds_one():
+    shares = np.array([0.7, 0.2, 0.05, 0.03, 0.02])
+    found = inclusion(shares, 3)
+    assert found.sum() == pytest.approx(3) and found.max() == 1.0 and (np.diff(found) <= 0).all()
+
+
+def test_weights_of_scored_windows_are_kept_and_unknown_ones_are_not_made_up(known):
+    weights = {}
+    for use in ("random", "importance"):
+        sampler = RandomSampler(explain=5, score=10, non_activating={"use": use, "n": 10})
+        record = sampler.sample(known, LatentId("known", 0), derive_rng(0, "x"))
+        weights[use] = [e.weight for e in record.score.non_activating]
+        assert all(e.weight is None for e in record.score.activating)
+    assert weights["random"] == [1.0] * 10 and len(set(weights["importance"])) > 1
+    assert Similar().weighted(Wanted(known, 0, 32, 5, lambda ids: ids >= 0, np.array([], dtype=int)), None)[1] is None
+
+
 # --- options ---
 
 
@@ -407,7 +466,7 @@ def test_fingerprint_depends_on_every_option_and_on_the_weights_of_a_local_model
 @pytest.mark.parametrize(
     ("given_", "place", "message"),
     [
-        ({"use": "nearest"}, "use", "should be one of 'random', 'neighbours', 'similar' (got 'nearest')"),
+        ({"use": "nearest"}, "use", "should be one of 'random', 'neighbours', 'similar', 'importance' (got 'nearest')"),
         ({"use": "neighbours", "kk": 3}, "kk", "no such option, did you mean 'k'?; non_activating has: use, n, k, by"),
         ({"use": "neighbours", "by": "x"}, "by", "should be 'decoder', 'encoder' or 'cooccurrence' (got 'x')"),
         ({"k": 3}, "k", "no such option; non_activating has: use, n"),

@@ -1,0 +1,159 @@
+"""Computes precision, F1 and IoU as they are in the corpus, where a latent is silent in nearly every window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import floor, log2, sqrt
+from typing import TYPE_CHECKING, NamedTuple
+
+from saeval.records import NaturalRates
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+_DRAWS = 4000
+_ENOUGH = 10  # latents with false alarms from which their spread is the error of the rate, whatever the weights
+
+
+class Tally(NamedTuple):
+    """Answers about the windows of one latent under one explanation.
+
+    Attributes:
+        rate: Share of the corpus's windows in which the latent fires.
+        hits: Activating windows that the judge found.
+        positives: Activating windows answered.
+        alarms: Weight of the non-activating windows that it took for activating.
+        weight: Weight of the non-activating windows answered; each counts for so many drawn at random.
+        squares: Sum of the squared weights.
+    """
+
+    rate: float
+    hits: float
+    positives: float
+    alarms: float
+    weight: float
+    squares: float
+
+
+_Side = Callable[[Tally], tuple[float, float, float]]
+"""Takes one side of a tally: what was counted, of how much, and the sum of squared weights."""
+
+
+class KnownJudge(NamedTuple):
+    """What a check found of a judge.
+
+    Attributes:
+        sensitivity: Share of the activating windows that it finds with a true explanation.
+        specificity: Share of the others that it rejects.
+        windows: Non-activating windows behind the specificity.
+    """
+
+    sensitivity: float
+    specificity: float
+    windows: int
+
+
+def natural_rates(tallies: Sequence[Tally], judge: KnownJudge | None, rng: np.random.Generator) -> NaturalRates | None:
+    """Return precision, F1 and IoU at the rate at which latents fire in the corpus.
+
+    With π the share of windows in which a latent fires, recall R and the false positive rate F: precision is
+    πR / (πR + (1−π)F), and IoU is πR / (π + (1−π)F). A latent's F is mostly 0 in a few dozen windows, and a mean of
+    ratios over latents would be far too high. So rates are pooled over latents of like π (within a factor of two)
+    before ratios are taken, and these are averaged, weighted by latents.
+
+    Intervals draw recall and F of each group from beta distributions (Jeffreys) with as many observations as the spread
+    between latents stands for. The judge's ceiling is the precision of explanations without fault. Where the
+    uncertainty of its false alarms exceeds π, a low precision may be the judge's, and the number is not identifiable.
+
+    Args:
+        tallies: One per latent.
+        judge: What is known of the judge; None where it was not checked, or there is none.
+        rng: Source of the draws.
+    """
+    usable = [t for t in tallies if 0 < t.rate < 1 and t.positives and t.weight]
+    if not usable:
+        return None
+    import numpy as np
+
+    groups: dict[int, list[Tally]] = {}
+    for tally in usable:
+        groups.setdefault(floor(log2(tally.rate)), []).append(tally)
+    parts = list(groups.values())
+    share = np.array([len(part) for part in parts]) / len(usable)
+    rate = np.array([float(np.mean([t.rate for t in part])) for part in parts])
+    recall, alarms = (np.array([_pooled(part, side)[0] for part in parts]) for side in (_hits, _alarms))
+    drawn = [np.array([_drawn(part, side, rng) for part in parts]) for side in (_hits, _alarms)]
+    points = _ratios(rate[:, None], recall[:, None], alarms[:, None])
+    spreads = _ratios(rate[:, None], *drawn)
+    values = {name: float((share @ found)[0]) for name, found in points.items()}
+    ends = {name: np.quantile(share @ found, (0.025, 0.975)) for name, found in spreads.items()}
+    ceiling, why = _ceiling(rate, share, judge)
+    return NaturalRates(
+        rate=float(share @ rate),
+        recall=float(share @ recall),
+        false_positive_rate=float(share @ alarms),
+        **values,
+        **{f"{k}_ci95": (min(float(low), values[k]), max(float(high), values[k])) for k, (low, high) in ends.items()},
+        ceiling=ceiling,
+        not_identifiable=why,
+        n=len(usable),
+    )
+
+
+def _hits(tally: Tally) -> tuple[float, float, float]:
+    return tally.hits, tally.positives, tally.positives
+
+
+def _alarms(tally: Tally) -> tuple[float, float, float]:
+    return tally.alarms, tally.weight, tally.squares
+
+
+def _pooled(part: Sequence[Tally], side: _Side) -> tuple[float, float]:
+    """Return a pooled rate, and the number of observations that its error stands for."""
+    import numpy as np
+
+    counted, of, squares = np.array([side(t) for t in part]).T
+    rate = float(counted.sum() / of.sum())
+    n = float(of.sum() ** 2 / squares.sum())
+    m = len(part)
+    error2 = float(((counted - rate * of) ** 2).sum()) / float(of.sum()) ** 2 * m / max(m - 1, 1)
+    if error2 > 0 and 0 < rate < 1:
+        spread = rate * (1 - rate) / error2
+        n = spread if (counted > 0).sum() >= _ENOUGH else min(n, spread)
+    return rate, n
+
+
+def _drawn(part: Sequence[Tally], side: _Side, rng: np.random.Generator) -> Floats:
+    rate, n = _pooled(part, side)
+    found: Floats = rng.beta(rate * n + 0.5, (1 - rate) * n + 0.5, size=_DRAWS)
+    return found
+
+
+def _ratios(rate: Floats, recall: Floats, alarms: Floats) -> dict[str, Floats]:
+    """Return precision, F1 and IoU.  [groups, draws] each"""
+    import numpy as np
+
+    hits, false = rate * recall, (1 - rate) * alarms
+    called = hits + false
+    precision = np.divide(hits, called, out=np.zeros_like(called), where=called > 0)
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    return {"precision": precision, "f1": f1, "iou": hits / (rate + false)}
+
+
+def _ceiling(rate: Floats, share: Floats, judge: KnownJudge | None) -> tuple[float | None, str]:
+    """Return the precision of faultless explanations under a judge, and why a precision is not identifiable."""
+    if judge is None:
+        return None, "the judge's false alarms are unknown"
+    false = (1 - judge.specificity) * judge.windows
+    total = judge.windows + 1
+    p = (false + 0.5) / total
+    half = 1.96 * sqrt(p * (1 - p) / (total + 1))
+    ceiling = rate * judge.sensitivity / (rate * judge.sensitivity + (1 - rate) * (1 - judge.specificity))
+    found = float(share @ ceiling)
+    if half > float(share @ rate):
+        return found, f"the judge's false alarms are known to ± {half:.2%} only, and latents fire in {share @ rate:.2%}"
+    return found, ""

@@ -25,6 +25,9 @@ class ProgressFile(Display):
         display: The other display.
         path: The file.
         state: The run.
+
+    Attributes:
+        last: What was written last.
     """
 
     def __init__(self, display: Display, path: Path, state: RunState):
@@ -34,6 +37,7 @@ class ProgressFile(Display):
         self._began: dict[str, float] = {}
         self._due = 0.0
         self._busy = threading.Lock()
+        self.last: dict[str, Any] = {}
 
     def count(self, spending: Any) -> None:
         """Pass on, and keep."""
@@ -90,7 +94,8 @@ class ProgressFile(Display):
             return
         try:
             began = time.monotonic()
-            text = json.dumps(self._content(), ensure_ascii=False, allow_nan=False)
+            self.last = self._content()
+            text = json.dumps(self.last, ensure_ascii=False, allow_nan=False)
             new = self._path.with_name(f".{self._path.name}")
             new.write_text(text, encoding="utf-8", errors="replace")
             new.replace(self._path)

@@ -26,7 +26,7 @@ from saeval._run.progress_file import ProgressFile
 from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState
-from saeval._run.tracking import tell
+from saeval._run.tracking import followed, tell
 from saeval._util import (
     BudgetExceeded,
     Display,
@@ -205,7 +205,11 @@ class _Run:
         self._write_spec("running", began)
         status, reason = "failed", ""
         try:
-            with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
+            with (
+                self.display.shown(),
+                followed(self.task, self.folder.path, lambda: self.display.last, self.display),
+                executor(self.task, self.calls, self.budget, self.display) as workplace,
+            ):
                 if self.limit != self.asked_limit:
                     self.display.say(
                         f"this run finished with more than {self.asked_limit} latents per cell, and keeps them "

@@ -82,6 +82,7 @@ from saeval.plugin.base import (
     Explainer as Explainer,
     Need as Need,
     Plugin as Plugin,
+    RunProgress as RunProgress,
     Sampler as Sampler,
     Scorer as Scorer,
     Step as Step,

@@ -381,8 +381,37 @@ class LLM(Plugin, LanguageModel):
         """Release connections."""
 
 
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a run has got.
+
+    Attributes:
+        task: Name of the task.
+        spec_sha: Hash of the resolved spec.
+        run_id: Name of the run directory.
+        folder: The run directory.
+        seconds: Time since the run was started.
+        numbers: `done/<stage>`, `calls`, `usd` (unless a price is unknown), and mean scores so far by
+            `so_far/<cell>/<scorer>.<metric>`, with `.n`.
+    """
+
+    task: str
+    spec_sha: str
+    run_id: str
+    folder: Path
+    seconds: float
+    numbers: Mapping[str, float]
+
+
 class Tracker(Plugin):
-    """Tells an experiment tracker of a run; `run.trackers` of a spec names those that are told."""
+    """Reports runs to an experiment tracker; `run.trackers` of a spec names those that are notified."""
+
+    def follow(self, progress: RunProgress) -> None:
+        """Log how far a run has got. Does nothing unless overridden.
+
+        Called every few seconds while the run lasts, outside of its main thread. After the first exception it is not
+        called again for this run; `track` still is.
+        """
 
     @abstractmethod
     def track(self, result: RunResult, folder: Path) -> None:

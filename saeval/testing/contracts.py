@@ -15,7 +15,7 @@ import numpy as np
 
 from saeval._util import LLMError, Refused, derive_rng
 from saeval.activations import ActivationStore, ActivationWriter
-from saeval.plugin.base import LLM, ActivationSource, Coder, Explainer, Plugin, Sampler, Scorer, Tracker
+from saeval.plugin.base import LLM, ActivationSource, Coder, Explainer, Plugin, RunProgress, Sampler, Scorer, Tracker
 from saeval.records import (
     CellResult,
     Examples,
@@ -265,7 +265,7 @@ def check_llm(llm: LLM) -> None:
 
 
 def check_tracker(tracker: Tracker) -> None:
-    """Check a tracker: it takes complete and partial runs, twice, and leaves the run directory unchanged.
+    """Check a tracker: it takes progress, complete and partial runs, and leaves the run directory unchanged.
 
     It really writes to wherever its options and the environment say.
 
@@ -284,6 +284,9 @@ def check_tracker(tracker: Tracker) -> None:
             file = folder / "results.json"
             file.write_text(result.model_dump_json(by_alias=True), encoding="utf-8")
             before = file.read_bytes()
+            numbers = {"done/explain": 0.5, "so_far/a=1/detection.balanced_accuracy": 0.75}
+            progress = RunProgress(result.task, result.spec_sha, result.run_id, folder, 1.0, numbers)
+            tracker.follow(progress)
             assert tracker.track(result, folder) is None, "`track` returns something"
             assert file.exists() and file.read_bytes() == before, "results.json is changed"
 

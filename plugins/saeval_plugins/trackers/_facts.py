@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeval.plugin import InputError, RunResult, content_hash
+from saeval.plugin import InputError, RunProgress, RunResult, content_hash
 
 _FILES = ("results.json", "spec.yaml", "report/report.md", "report/leaderboard.csv")
 
@@ -21,7 +21,7 @@ def installed(module: str, package: str) -> None:
         raise InputError(f"{module} is not installed; `pip install {package}`")
 
 
-def key(result: RunResult, folder: Path) -> str:
+def key(result: RunResult | RunProgress, folder: Path) -> str:
     """Return the tracker's name for a run directory; a run that goes on is written over what was there."""
     return f"{result.task}-{content_hash(str(folder.resolve()), result.spec_sha)[:10]}"
 

@@ -3,61 +3,95 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
-from saeval.plugin import InputError, RunResult, Tracker
+from pydantic import PrivateAttr
+
+from saeval.plugin import InputError, RunProgress, RunResult, Tracker
 from saeval_plugins.trackers import _facts
 
 
-class Wandb(Tracker):
-    """Logs numbers, settings and files to Weights & Biases; WANDB_API_KEY, WANDB_MODE and its other variables apply."""
-
-    name = "wandb"
+class _OpenRuns(Tracker):
+    """Logs to a run of the tracker that stays open from the first report of progress to the end."""
 
     project: str = "saeval"
     """Project to log to."""
+    _open: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @abstractmethod
+    def _begin(self, key: str, run: RunResult | RunProgress) -> Any:
+        """Open a run, or open it again."""
+
+    def _settled(self, run: Any, result: RunResult, key: str, folder: Path) -> None:
+        """Log what is known at the end, besides numbers."""
+
+    def follow(self, progress: RunProgress) -> None:
+        """Log progress."""
+        key = _facts.key(progress, progress.folder)
+        if key not in self._open:
+            self._open[key] = self._begin(key, progress)
+        self._open[key].log({"seconds": progress.seconds, **progress.numbers})
+
+    def track(self, result: RunResult, folder: Path) -> None:
+        """Log the run, and close it."""
+        key = _facts.key(result, folder)
+        run = self._open.pop(key, None) or self._begin(key, result)
+        try:
+            run.log(_facts.numbers(result))
+            self._settled(run, result, key, folder)
+        finally:
+            run.finish()
+
+
+class Wandb(_OpenRuns):
+    """Logs numbers, settings and files to Weights & Biases; WANDB_API_KEY, WANDB_MODE and its other variables apply.
+
+    A run that your own code has open is left alone.
+    """
+
+    name = "wandb"
+
     entity: str | None = None
     """User or team; default: wandb's own default."""
 
     def check(self) -> None:
         """Look whether wandb is there, and allowed to log."""
-        _facts.installed("wandb", "wandb")
+        _facts.installed("wandb", "wandb>=0.19.10")
         if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").exists()):
             raise InputError("wandb knows no key; set WANDB_API_KEY, or WANDB_MODE=offline to log on this machine only")
 
-    def track(self, result: RunResult, folder: Path) -> None:
-        """Log the run, and its files as an artifact."""
+    def _begin(self, key: str, run: RunResult | RunProgress) -> Any:
         import wandb
 
-        key = _facts.key(result, folder)
-        run = wandb.init(
+        return wandb.init(
             project=self.project,
             entity=self.entity,
             id=key,
-            name=result.run_id,
+            name=run.run_id,
             resume="allow",
+            reinit="create_new",  # a training loop that calls saeval has a run of its own open
             mode=os.environ.get("WANDB_MODE") or None,
-            config=_facts.settings(result),
-            tags=[result.task],
+            tags=[run.task],
             settings=wandb.Settings(silent=True, console="off"),
         )
-        try:
-            run.log(_facts.numbers(result))
-            artifact = wandb.Artifact(key, type="saeval-run")
-            for file in _facts.files(folder):
-                artifact.add_file(str(file))
-            run.log_artifact(artifact)
-        finally:
-            run.finish()
+
+    def _settled(self, run: Any, result: RunResult, key: str, folder: Path) -> None:
+        import wandb
+
+        run.config.update(_facts.settings(result), allow_val_change=True)
+        artifact = wandb.Artifact(key, type="saeval-run")
+        for file in _facts.files(folder):
+            artifact.add_file(str(file))
+        run.log_artifact(artifact)
 
 
-class Trackio(Tracker):
+class Trackio(_OpenRuns):
     """Logs numbers and settings to trackio, on this machine or, with `space`, in a Space of the Hugging Face hub."""
 
     name = "trackio"
 
-    project: str = "saeval"
-    """Project to log to."""
     space: str | None = None
     """Space to log to, `user/name`."""
 
@@ -65,20 +99,10 @@ class Trackio(Tracker):
         """Look whether trackio is there."""
         _facts.installed("trackio", "trackio")
 
-    def track(self, result: RunResult, folder: Path) -> None:
-        """Log the run."""
+    def _begin(self, key: str, run: RunResult | RunProgress) -> Any:
         import trackio
 
-        key = _facts.key(result, folder)
-        trackio.init(
-            project=self.project,
-            name=key,
-            config=_facts.settings(result),
-            space_id=self.space,
-            resume="allow",
-            embed=False,
+        config = _facts.settings(run) if isinstance(run, RunResult) else {"task": run.task, "spec_sha": run.spec_sha}
+        return trackio.init(
+            project=self.project, name=key, config=config, space_id=self.space, resume="allow", embed=False
         )
-        try:
-            trackio.log(_facts.numbers(result))
-        finally:
-            trackio.finish()

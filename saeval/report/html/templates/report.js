@@ -369,10 +369,13 @@
     function call([prompt, reply, status], n, all) {
       if (!prompt) return make("p", { className: "muted" }, visible(reply));
       const start = visible(reply).replaceAll("\n", " ").slice(0, 90);
-      return make("details", { className: "call", open: all.length === 1 },
+      const asked = make("pre", { tabIndex: 0 }, visible(prompt));
+      const fold = make("details", { className: "call", open: all.length === 1 },
         make("summary", {}, all.length === 1 ? "Prompt and reply" : `Prompt ${n + 1} of ${all.length} → `, all.length === 1 ? "" : make("bdi", { className: status === "ok" ? "muted" : "wrong" }, start)),
-        make("p", { className: "role" }, "Prompt"), make("pre", { tabIndex: 0 }, visible(prompt)),
+        make("p", { className: "role" }, "Prompt"), asked,
         make("p", { className: "role" }, status === "ok" ? "Raw reply" : "No reply"), make("pre", { tabIndex: 0, className: "reply" }, visible(reply)));
+      fold.addEventListener("toggle", () => { asked.scrollTop = asked.scrollHeight; }); // the question; examples precede it
+      return fold;
     }
 
     /** A window as text, tokens shaded by how strongly the latent fired on them. */
@@ -489,7 +492,7 @@
     }
 
     /** Histogram of activations; heights are square roots of counts, so that rare strong activations are visible. */
-    function histogram(counts, top) {
+    function histogram(counts, top, fired) {
       const [W, H, base] = [360, 96, 78];
       const tallest = Math.sqrt(Math.max(...counts));
       const step = W / counts.length;
@@ -509,7 +512,7 @@
         label.textContent = brief(v);
         svg.append(label);
       }
-      return make("figure", {}, svg, make("figcaption", { className: "note" }, `Activations on the ${total.toLocaleString("en")} tokens where it fires. Heights are square roots of counts.`));
+      return make("figure", {}, svg, make("figcaption", { className: "note" }, `Activations on ${total < fired ? `${total.toLocaleString("en")} of` : "the"} ${Math.max(total, fired).toLocaleString("en")} tokens where it fires${total < fired ? ", as many as this run holds" : ""}. Heights are square roots of counts.`));
     }
     const FIFTHS = ["strongest fifth", "second fifth", "middle fifth", "fourth fifth", "weakest fifth"];
     /** The latent over the whole corpus: histogram, strongest windows, and some of each fifth. */
@@ -517,7 +520,7 @@
       const groups = detail.seen || {};
       const top = groups.top || [];
       const parts = [];
-      if (detail.histogram?.length) parts.push(histogram(detail.histogram, data.histogram_top[k] || data.max_activation[k] || 0));
+      if (detail.histogram?.length) parts.push(histogram(detail.histogram, data.histogram_top[k] || data.max_activation[k] || 0, data.firings[k] || 0));
       const strongest = Math.max(...top.flatMap((w) => w[5].filter((_, i) => i % 2)), 0) || 1;
       const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
       if (top.length) parts.push(make("h4", {}, "Strongest windows"), list(top.slice(0, 5)));

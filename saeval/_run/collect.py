@@ -128,7 +128,7 @@ def _in_cache() -> Iterator[None]:
             raise  # a file of the source's own
         raise StoreError(
             f"{error.filename or cache_dir()}: activations cannot be written ({os_reason(error)}); make room, or set "
-            "SAEVAL_CACHE to another folder, and run the same command again"
+            "SAEVAL_CACHE to another folder, and rerun the same command"
         ) from None
 
 

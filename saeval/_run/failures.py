@@ -52,7 +52,7 @@ class Failures:
                 which = f"{self._limit} latents in a row" if self._any_success else f"the first {self._limit} latents"
                 raise GaveUp(
                     f"{self._step}: {which} all failed alike: {made.result.reason}. "
-                    "Completed work is saved. Fix the problem, then run the same command again."
+                    "Completed work is saved. Fix the problem, then rerun the same command."
                 )
 
     def settle(self) -> None:

@@ -379,7 +379,7 @@ def _mind_memory() -> None:
     left = memory_left()
     if left is not None and left < _LITTLE_MEMORY:
         raise GaveUp(
-            f"memory is nearly used up ({left:.1%} left); completed work is saved. Run the same command again, which "
+            f"memory is nearly used up ({left:.1%} left); completed work is saved. Rerun the same command, which "
             "starts with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
         )
 

@@ -8,24 +8,33 @@ from dataclasses import replace
 from saeval._util import CutOff, ParseError, clean_text
 from saeval.records.messages import FinishReason, Reply
 
-_STOP = {"stop", "eos", "eos_token", "end_turn", "end", "stop_sequence", "complete", "completed", "finished"}
-_LENGTH = {"length", "max_tokens", "max_output_tokens", "model_length", "max_length", "model_context_window_exceeded"}
+_STOP = {
+    "stop", "eos", "eos_token", "endoftext", "end_turn", "end", "stop_sequence", "complete", "completed", "finished",
+    "stop_criteria_met", "normal", "eosfound", "stopstringfound", "reason_stop",
+}  # fmt: skip
+_LENGTH = {
+    "length", "max_tokens", "max_output_tokens", "model_length", "max_length", "token_limit", "error_limit", "context",
+    "model_context_window_exceeded", "maxpredictedtokensreached", "contextlengthreached", "reason_max_len",
+    "reason_max_context",
+}  # fmt: skip
 _REFUSAL = {
     "content_filter", "content_filtered", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii",
-    "guardrail_intervened", "error_toxic",
+    "guardrail_intervened", "error_toxic", "sensitive", "model_armor",
 }  # fmt: skip
 
 
 def finish_reason(reason: object) -> FinishReason:
     """Return what a provider's finish reason means; whatever is not documented to be a whole answer is `other`.
 
-    Words are those of OpenAI, Anthropic, Gemini, Cohere, Mistral, TGI and Bedrock, in any case.
+    Words are those of OpenAI, Anthropic, Gemini, Cohere, Mistral, TGI, Bedrock, AI21, watsonx, Reka, Zhipu, Baidu, LM
+    Studio and xAI, in any case; SGLang's own format has a mapping with the word as its `type`.
 
     Example:
-        >>> [finish_reason(reason) for reason in ("stop", "MAX_TOKENS", "abort", None)]
-        ['stop', 'length', 'other', 'other']
+        >>> [finish_reason(reason) for reason in ("stop", "MAX_TOKENS", "abort", None, {"type": "stop"})]
+        ['stop', 'length', 'other', 'other', 'stop']
     """
-    word = reason.lower() if isinstance(reason, str) else ""
+    reason = reason.get("type") if isinstance(reason, dict) else reason
+    word = reason.strip().lower() if isinstance(reason, str) else ""
     if word in _STOP:
         return "stop"
     if word in _LENGTH:

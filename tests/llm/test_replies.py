@@ -59,7 +59,9 @@ def run_with(reply, out, **changes):
         ("length", "length"), ("max_tokens", "length"), ("MAX_TOKENS", "length"), ("model_length", "length"),
         ("content_filter", "refusal"), ("SAFETY", "refusal"), ("refusal", "refusal"),
         ("abort", "other"), ("error", "other"), ("insufficient_system_resource", "other"), ("tool_calls", "other"),
-        (None, "other"), ("", "other"), (3, "other"), ("news of tomorrow", "other"),
+        (None, "other"), ("", "other"), (3, "other"), ("news of tomorrow", "other"), ({"type": "abort"}, "other"),
+        ({"type": "stop", "matched": 2}, "stop"), (" stop\n", "stop"), ("eosFound", "stop"), ("token_limit", "length"),
+        ("ERROR_LIMIT", "length"), ("sensitive", "refusal"), (["stop"], "other"), ("stopped", "other"),
     ],
 )  # fmt: skip
 def test_only_documented_reasons_mean_a_whole_answer(reason, meaning):

@@ -1,4 +1,4 @@
-"""Limits the size and nesting of replies, and refuses redirects."""
+"""Limits the size and nesting of replies that libraries of providers read, refuses redirects, and keeps what was sent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from saeval.plugin import LLMError, without_secrets
@@ -16,7 +17,23 @@ MOST_BYTES = 1 << 25
 MOST_TOKENS = 1e8
 """Tokens that no call takes; a larger number is no count, and would end a run at its spending limit."""
 
-_asking: ContextVar[str | None] = ContextVar("asking", default=None)
+
+@dataclass
+class Heard:
+    """What a server answered a call through httpx.
+
+    Attributes:
+        model: The model that is asked.
+        status: Status of the last response that was read.
+        body: Its JSON; None where it is none, or came as a stream.
+    """
+
+    model: str
+    status: int = 0
+    body: Any = None
+
+
+_asking: ContextVar[Heard | None] = ContextVar("asking", default=None)
 
 
 async def read_bounded(model: str, parts: AsyncIterator[bytes]) -> bytes:
@@ -48,16 +65,20 @@ def parse_reply(model: str, body: bytes) -> Any:
         raise LLMError(f"{model}: the response is nested too deeply", retryable=True) from None
 
 
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
 def with_sane_usage(body: bytes) -> bytes:
     """Return a body whose token counts are whole numbers, 0 for what is none; libraries lose the answer over others."""
-    try:
-        data = json.loads(body)
-        usage = data.get("usage") if isinstance(data, dict) else None
-        if usage is None or (sane := _sane(usage)) == usage:
-            return body
-        return json.dumps({**data, "usage": sane}).encode()
-    except (ValueError, RecursionError):
+    data = _json(body)
+    usage = data.get("usage") if isinstance(data, dict) else None
+    if usage is None or (sane := _sane(usage)) == usage:
         return body
+    return json.dumps({**data, "usage": sane}).encode()
 
 
 def _sane(usage: object) -> dict[str, Any] | None:
@@ -93,15 +114,18 @@ def not_followed(model: str, address: str, place: str) -> LLMError:
 
 
 @contextmanager
-def bounded_httpx(model: str) -> Iterator[None]:
+def bounded_httpx(model: str) -> Iterator[Heard]:
     """Hold calls through httpx in this block, which libraries of providers make, to the same bounds.
+
+    Yields what the server answers, since libraries lose what they do not expect, or put something else in its place.
 
     Libraries send keys in headers of their own, which httpx passes on to another host when it follows a redirect.
     """
     _bind()
-    token = _asking.set(model)
+    heard = Heard(model)
+    token = _asking.set(heard)
     try:
-        yield
+        yield heard
     finally:
         _asking.reset(token)
 
@@ -115,14 +139,15 @@ def _bind() -> None:
     redirect, read = httpx.AsyncClient._build_redirect_request, httpx.Response.aread
 
     def build_redirect_request(self: Any, request: Any, response: Any) -> Any:
-        if model := _asking.get():
-            raise not_followed(model, str(request.url.host), response.headers.get("location", "")[:200])
+        if heard := _asking.get():
+            raise not_followed(heard.model, str(request.url.host), response.headers.get("location", "")[:200])
         return redirect(self, request, response)
 
     async def aread(self: Any) -> bytes:
-        if not (model := _asking.get()) or hasattr(self, "_content"):
+        if (heard := _asking.get()) is None or hasattr(self, "_content"):
             return await read(self)
-        self._content = with_sane_usage(await read_bounded(model, self.aiter_bytes()))
+        self._content = with_sane_usage(await read_bounded(heard.model, self.aiter_bytes()))
+        heard.status, heard.body = self.status_code, _json(self._content)
         return bytes(self._content)
 
     aread.bounded = True  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -25,6 +26,7 @@ from saeval.plugin import (
     content_hash,
     refuse_malicious,
 )
+from saeval_plugins.llms._as_sent import as_sent, unread_chat
 from saeval_plugins.llms._bounds import bounded_httpx
 from saeval_plugins.llms.batches import Batches, Progress, answered
 from saeval_plugins.llms.openai_chat import (
@@ -148,6 +150,8 @@ class LiteLLM(LLM):
         os.environ.setdefault("LITELLM_LOG", "ERROR")
         import litellm
 
+        # It warns of each reply that has another shape than OpenAI's, and those are read here.
+        warnings.filterwarnings("ignore", message="Pydantic serializer warnings")
         litellm.telemetry = False
         litellm.suppress_debug_info = True
         return litellm
@@ -181,14 +185,16 @@ class LiteLLM(LLM):
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
         """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""
         litellm = self._litellm()
-        try:
-            with bounded_httpx(self.model):
+        with bounded_httpx(self.model) as heard:
+            try:
                 response = await litellm.acompletion(**arguments, num_retries=0, max_retries=0, drop_params=True)
                 if arguments.get("stream"):
                     response = await _gathered(litellm, response, arguments["messages"])
-        except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
-            raise _translated(self.model, error) from None
-        return response.model_dump(), self._price(litellm, response)
+            except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
+                if (unread := unread_chat(heard)) is not None:
+                    return unread, self._listed_price(unread)
+                raise _translated(self.model, error) from None
+        return as_sent(heard, response.model_dump()), self._price(litellm, response)
 
     @cached_property
     def _by_loop(self) -> dict[asyncio.AbstractEventLoop, Any]:
@@ -231,6 +237,13 @@ class LiteLLM(LLM):
             return None
         return float(usd) if usd and usd > 0 else None
 
+    def _listed_price(self, body: Mapping[str, Any]) -> float | None:
+        """Return the price of a response's tokens, for responses that litellm did not read."""
+        usage, prices = usage_from(body.get("usage")), self.prices()
+        if prices is None or not usage.input_tokens:
+            return None
+        return (usage.input_tokens * prices[0] + usage.output_tokens * prices[1]) / 1e6
+
     # --- batches ---
 
     def _batches(self) -> Batches:
@@ -271,11 +284,7 @@ class LiteLLM(LLM):
             error = error if isinstance(error, Mapping) else {"message": error}
             what = f"{self.model}: in a batch: status {status}: {one_line(error.get('message'))}"
             raise error_from_status(status, what, error.get("code"), retryable=status is None or passes(status))
-        usage = usage_from(object_from(self.model, body).get("usage"))
-        prices = self.prices()
-        usd = None
-        if prices is not None and usage.input_tokens:
-            usd = (usage.input_tokens * prices[0] + usage.output_tokens * prices[1]) / 1e6
+        usd = self._listed_price(object_from(self.model, body))
         return reply_from_chat(self.model, body, usd, None if usd is None else "litellm, as a batch")
 
 

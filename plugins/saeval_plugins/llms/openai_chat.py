@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from saeval.plugin import (
+    FinishReason,
     LLMError,
     Refused,
     Reply,
@@ -47,14 +48,13 @@ def reply_from_chat(model: str, body: Any, usd: float | None = None, price_sourc
     choice = choices[0]
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {"content": message}
-    reason = _within(choice, "provider_specific_fields").get("native_finish_reason") or choice.get("finish_reason")
-    finish = finish_reason(reason)
+    finish, reason = _finish(choice)
     usage = usage_from(body.get("usage"), usd, price_source)
-    refusal = message.get("refusal") or _within(message, "provider_specific_fields").get("refusal")  # litellm's place
+    refusal = _refusal(message)
     if refusal or finish == "refusal":
         raise Refused(f"{model} declined: {one_line(refusal or reason)}", usage=usage)
-    if finish == "other":
-        why = choice.get("error")
+    why = choice.get("error")  # OpenRouter's place for what interrupted an answer
+    if finish == "other" or why:
         what = one_line(_message(why)) if why else f"finish reason {reason}"
         raise LLMError(f"{model}: the answer was interrupted ({what})", retryable=True, usage=usage)
     text, thoughts = _text_parts(message.get("content")), _reasoning(message)
@@ -71,6 +71,28 @@ def reply_from_chat(model: str, body: Any, usd: float | None = None, price_sourc
         _text(body.get("model")),
         _text(body.get("system_fingerprint")),
     )
+
+
+def _finish(choice: Mapping[str, Any]) -> tuple[FinishReason, object]:
+    """Return what a choice's finish reason means, and the reason.
+
+    litellm puts a word that it does not know beside `stop`, its own word for it. OpenRouter puts the provider's word
+    beside its own; of the two, the one that says that the answer is not whole counts.
+    """
+    reason, native = choice.get("finish_reason"), choice.get("native_finish_reason")
+    if unknown := _within(choice, "provider_specific_fields").get("native_finish_reason"):
+        return finish_reason(unknown), unknown
+    if finish_reason(reason) == "stop" and (meaning := finish_reason(native)) in ("length", "refusal"):
+        return meaning, native
+    return finish_reason(reason), reason
+
+
+def _refusal(message: Mapping[str, Any]) -> object:
+    """Return the words with which a model declined, in any of their places."""
+    parts = message.get("content")
+    inside = [p.get("refusal") for p in parts if isinstance(p, Mapping)] if isinstance(parts, list) else []
+    of_litellm = _within(message, "provider_specific_fields").get("refusal")
+    return message.get("refusal") or of_litellm or next(filter(None, inside), None)
 
 
 def _empty(model: str, finish: str, thoughts: str) -> str:
@@ -93,12 +115,21 @@ def _text(value: object) -> str:
 
 
 def _text_parts(content: object) -> str:
-    """Return the text of a message's content, which may come as a list of parts, thoughts among them."""
+    """Return the text of a message's content, which may come as a part or a list of parts, thoughts among them."""
+    content = [content] if isinstance(content, Mapping) else content
     if not isinstance(content, list):
         return _text(content)
     parts = [{"text": part} if isinstance(part, str) else part for part in content]
-    kinds = (None, "text", "output_text")
-    return "".join(_text(p.get("text")) for p in parts if isinstance(p, Mapping) and p.get("type") in kinds)
+    return "".join(_text(p.get("text")) for p in parts if isinstance(p, Mapping) and not _thought(p) and _written(p))
+
+
+def _written(part: Mapping[str, Any]) -> bool:
+    return str(part.get("type", "text")).lower() in ("text", "output_text")
+
+
+def _thought(part: Mapping[str, Any]) -> bool:
+    """Tell whether a part of a content is reasoning: by its type, or by Gemini's flag."""
+    return part.get("thought") is True or part.get("type") in ("thinking", "reasoning")
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:
@@ -108,7 +139,7 @@ def _reasoning(message: Mapping[str, Any]) -> str:
             return found
     parts = message.get("content")
     thoughts = [p for p in parts if isinstance(p, Mapping)] if isinstance(parts, list) else []
-    found = [p.get("thinking") or p.get("reasoning") for p in thoughts]
+    found = [p.get("thinking") or p.get("reasoning") or (_thought(p) and p.get("text")) or "" for p in thoughts]
     return "".join(part if isinstance(part, str) else _text_parts(part) for part in found)
 
 

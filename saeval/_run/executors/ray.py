@@ -205,7 +205,7 @@ class OnRay(Executor):
                 async with asyncio.timeout(_PATIENCE):
                     await self._changed.wait()
             except TimeoutError:
-                self._fail(SaevalError(f"no Ray worker started within {_PATIENCE:g} s; run the same command again"))
+                self._fail(SaevalError(f"no Ray worker started within {_PATIENCE:g} s; rerun the same command"))
 
     async def _attend(self, seat: _Seat) -> None:
         """Open a worker, write down what it tells, and do so again when Ray has replaced it."""

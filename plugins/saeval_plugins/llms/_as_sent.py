@@ -1,4 +1,4 @@
-"""Puts what a server sent into the response that litellm makes of it, which calls every answer whole that has no reason."""
+"""Puts what a server sent into the response that litellm makes of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INSIDE = ("choices", "candidates", "results", "generations", "outputs")
 
 
 def unread_chat(heard: Heard) -> Any:
-    """Return a chat response in OpenAI's format, or an error with status 200, that litellm could not read; else None."""
+    """Return a chat response, or an error with status 200, that litellm could not read; else None."""
     body = heard.body
     if heard.status == 200 and isinstance(body, Mapping) and (isinstance(body.get("choices"), list) or "error" in body):
         return body

@@ -1,4 +1,4 @@
-"""Limits the size and nesting of replies that libraries of providers read, refuses redirects, and keeps what was sent."""
+"""Limits the size and nesting of replies, refuses redirects, and keeps what servers sent."""
 
 from __future__ import annotations
 

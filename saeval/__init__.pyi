@@ -14,5 +14,6 @@ from ._util.errors import (
     StoreError as StoreError,
 )
 from .report.reader import Run as Run, read as read
+from .task.spec.models import PartSpec as PartSpec, RoleSpec as RoleSpec, Spec as Spec
 
 __version__: str

@@ -113,7 +113,9 @@ class _Side:
     cell: RunCell
 
 
-def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: int = 0) -> Comparison:
+def compare(
+    a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, paired: bool = False, seed: int = 0
+) -> Comparison:
     """Compare two cells of the same or of different runs.
 
     Where both are about the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences
@@ -128,10 +130,12 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
         a: A run directory, or `run:cell` where it has several contestants.
         b: Another one.
         metrics: `scorer.metric` each; default: the headline of every scorer that both have.
+        paired: Pair latents by number although they fire differently, as in checkpoints of one SAE.
         seed: Of resampling.
 
     Raises:
-        InputError: If a run, cell or metric is not there, or both are the same cell.
+        InputError: If a run, cell or metric is not there, both are the same cell, or too few latents have the same
+            number on both sides to be paired.
 
     Example:
         >>> found = saeval.compare("mine", "other")
@@ -143,6 +147,9 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
         raise InputError(f"{sides[0].label}: is compared with itself; name two cells, as in `{a}:cell`")
     names = _metrics(sides, metrics)
     same, why = _same_latents(*(side.cell for side in sides))
+    alike = same
+    if paired and not same:
+        same, why = True, _paired_by_number(*(side.cell for side in sides))
     found = [_contrast(sides, row, same, seed) for row in names]
     corrected = iter(stats.holm([c["p"] for c in found if c["p"] is not None]))
     contrasts = [Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found]
@@ -153,7 +160,7 @@ def compare(a: str | Path, b: str | Path, metrics: Sequence[str] = (), *, seed: 
         paired=same,
         why=why,
         contrasts=tuple(contrasts),
-        agreement=tuple(_agreement(*cells)) if same else (),
+        agreement=tuple(_agreement(*cells)) if alike else (),
         warnings=tuple(_warnings(*sides, same=same)),
     )
 
@@ -218,6 +225,18 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
             f"{len(common)} latents are in both, of a coder that both call the same; how they fire is not recorded",
         )
     return False, "how the latents fire is not recorded, and the coders are called differently"
+
+
+def _paired_by_number(a: RunCell, b: RunCell) -> str:
+    """Return why latents can be paired by number, as requested."""
+    one, other = ([row["latent"] for row in cell.latents] for cell in (a, b))
+    common = sorted(set(one) & set(other))
+    if not stats.pairs_well(common, one, other):
+        raise InputError(
+            f"only {len(common)} latent numbers are in both ({len(one)} and {len(other)} latents), too few to be "
+            "paired; score the same latents on both sides (`latents: {select: list}`)"
+        )
+    return f"{len(common)} latents are paired by number, as requested"
 
 
 def _alike(x: float | None, y: float | None) -> bool:

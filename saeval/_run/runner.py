@@ -49,7 +49,7 @@ from saeval.models import directions, measure_fidelity
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
 from saeval.report import Run, read
-from saeval.task import Cell, Task, load_task
+from saeval.task import Cell, Spec, Task, load_task
 
 _log = logging.getLogger("saeval.run")
 
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 
 def run(
-    task: str | Path | Mapping[str, Any],
+    task: str | Path | Mapping[str, Any] | Spec,
     *,
     out: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -77,7 +77,7 @@ def run(
     The same task into the same directory does only what is not there yet. Works in a notebook too.
 
     Args:
-        task: Name of a shipped task, path of a spec, or a spec as a mapping.
+        task: Name of a shipped task, path of a spec, or a spec as an object or a mapping.
         out: Run directory; default: `saeval-runs/<task>-<hash>`.
         overrides: Dotted keys of the spec to set.
         llms: Models by role, in place of the spec's.

@@ -118,13 +118,14 @@ def _serve(server: LocalServer, doing: str, *, opens: bool = False) -> None:
     metavar="SCORER.METRIC",
     help="Metric to compare (repeatable); default: each scorer's headline.",
 )
+@click.option("--paired", is_flag=True, help="Pair latents by number, as in checkpoints of one SAE.")
 @click.option("--seed", default=0, help="Seed of resampling.")
 @JSON
-def compare(a: str, b: str, metrics: Sequence[str], seed: int, as_json: bool) -> None:
+def compare(a: str, b: str, metrics: Sequence[str], paired: bool, seed: int, as_json: bool) -> None:
     """Compare two cells, each a run directory or RUN:CELL. Paired if both have the same latents."""
     from saeval._compare import pairwise as comparing
 
-    found = comparing.compare(a, b, metrics, seed=seed)
+    found = comparing.compare(a, b, metrics, paired=paired, seed=seed)
     if as_json:
         print_json(found.as_json())
     else:

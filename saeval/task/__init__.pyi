@@ -7,6 +7,7 @@ from saeval.task.spec import (
     OF_ALL_LATENTS as OF_ALL_LATENTS,
     CellFilter as CellFilter,
     FindingSpec as FindingSpec,
+    Spec as Spec,
     parse_assignment as parse_assignment,
     plain as plain,
     score_reference as score_reference,

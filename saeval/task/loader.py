@@ -18,7 +18,7 @@ from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
-from saeval.task.spec.models import PartSpec, TaskSpec
+from saeval.task.spec.models import PartSpec, Spec
 from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
@@ -29,7 +29,7 @@ _LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's wei
 
 
 def load_task(
-    reference: str | Path | Mapping[str, Any],
+    reference: str | Path | Mapping[str, Any] | Spec,
     *,
     registry: Registry,
     overrides: Mapping[str, Any] | None = None,
@@ -39,7 +39,7 @@ def load_task(
     """Read a spec and build the task, reporting every mistake at once.
 
     Args:
-        reference: Name of a shipped task, path of a spec file, or the spec itself as a mapping.
+        reference: Name of a shipped task, path of a spec file, or the spec itself, as an object or a mapping.
         registry: Where plugins are found.
         overrides: Dotted keys to set, as `--set` does.
         llms: Models to put in place of roles', as `--llm ROLE=MODEL` does.
@@ -48,6 +48,8 @@ def load_task(
     Raises:
         SpecError: If anything in the spec is wrong.
     """
+    if isinstance(reference, Spec):
+        reference = reference.as_mapping()
     if isinstance(reference, Mapping):
         document = SpecDocument(clean(dict(reference)), {})
     else:
@@ -88,7 +90,7 @@ class _Builder(PartMaker):
 
     def task(self) -> Task:
         cells: list[Cell] = []
-        spec: TaskSpec | None = None
+        spec: Spec | None = None
         roles: dict[str, RolePart] = {}
         for axes, document in cells_of(self.document):
             self.document = document
@@ -145,7 +147,7 @@ class _Builder(PartMaker):
         for need in sorted(part.plugin.needs() & _LENT.keys() - source.plugin.offers()):
             self.fail(path, f"{part.loaded.id} needs {_LENT[need]}, which the source {source.loaded.id} does not have")
 
-    def cells(self, spec: TaskSpec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
+    def cells(self, spec: Spec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
         source = self.plugin("source", spec.source, ("source",))
         sampler = self.plugin("sampler", spec.sampler, ("sampler",))
         explainer = self.step("explainer", spec.explainer, ("explainer",), roles)
@@ -181,7 +183,7 @@ class _Builder(PartMaker):
         )
         return [cell, *self.coder_baselines(cell, coders, axes)]
 
-    def baselines(self, spec: TaskSpec, roles: Mapping[str, RolePart]) -> _Baselines:
+    def baselines(self, spec: Spec, roles: Mapping[str, RolePart]) -> _Baselines:
         """Sort the baselines into explanations and coders, and look whether those that scorers name are there."""
         alternatives: dict[str, StepPart[Explainer] | None] = {}
         shuffled_latents = None
@@ -268,7 +270,7 @@ class _Builder(PartMaker):
                 cell.alone,
             )
 
-    def rank_by(self, spec: TaskSpec, cell: Cell) -> str:
+    def rank_by(self, spec: Spec, cell: Cell) -> str:
         label, step = next(iter(cell.scorers.items()))
         wanted = spec.leaderboard.rank_by
         if wanted is None:
@@ -335,7 +337,7 @@ def _uses(template: Any, axis: str) -> bool:
     return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
 
 
-def _alone(spec: TaskSpec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
+def _alone(spec: Spec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
     """Whether listed latents are wanted, and nothing that takes the activations of others."""
     if spec.latents.select != "list" or OF_ALL_LATENTS & {*spec.measure}:
         return False

@@ -14,7 +14,7 @@ from saeval.plugin.base import Plugin, Step, Tracker, kind_of
 from saeval.plugin.registry import Loaded, Registry, options_error
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
-from saeval.task.spec.models import PartSpec, TaskSpec
+from saeval.task.spec.models import PartSpec, Spec
 
 
 class PartMaker:
@@ -75,7 +75,7 @@ class PartMaker:
             return None
         return self.plugin(kind, spec, (*path, key))
 
-    def roles(self, spec: TaskSpec) -> dict[str, RolePart]:
+    def roles(self, spec: Spec) -> dict[str, RolePart]:
         roles = {}
         for role, role_spec in spec.llms.items():
             path: KeyPath = ("llms", role)
@@ -137,7 +137,7 @@ class PartMaker:
         baselines = None if spec.baselines is None else frozenset(spec.baselines)
         return StepPart(part, role, spec.when.latents if spec.when else None, baselines)
 
-    def trackers(self, spec: TaskSpec) -> tuple[Part[Tracker], ...]:
+    def trackers(self, spec: Spec) -> tuple[Part[Tracker], ...]:
         parts = [self.plugin("tracker", t, ("run", "trackers", i)) for i, t in enumerate(spec.run.trackers)]
         return tuple(part for part in parts if part is not None)
 

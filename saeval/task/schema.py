@@ -12,7 +12,7 @@ from saeval.llm import RoleSettings
 from saeval.plugin import base as interfaces
 from saeval.plugin.kinds import KINDS
 from saeval.plugin.registry import Loaded, Registry
-from saeval.task.spec.models import GroupSpec, TaskSpec
+from saeval.task.spec.models import GroupSpec, Spec
 
 Schema = dict[str, Any]
 Options = Mapping[str, Schema]
@@ -38,7 +38,7 @@ def task_schema(registry: Registry) -> Schema:
         registry: The plugins; broken and disabled packages are omitted.
     """
     options = {kind: {_name(plugin): _options(plugin) for plugin in registry.names(kind)} for kind in KINDS}
-    schema = TaskSpec.model_json_schema(by_alias=True)
+    schema = Spec.model_json_schema(by_alias=True)
     definitions, properties = schema["$defs"], schema["properties"]
     part, role = definitions.pop("PartSpec"), definitions.pop("RoleSpec")
     for kind, found in options.items():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
+import saeval
 from saeval import SpecError
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 from saeval.task.spec import parse_assignment, plain
 from saeval.task.spec.document import override, read_document
 from saeval.task.spec.matrix import cells_of
@@ -158,3 +161,40 @@ def test_any_data_is_either_a_spec_or_a_list_of_mistakes(tmp_path_factory, value
             parse(document)
     except SpecError as error:
         assert error.problems
+
+
+# --- specs as objects ---
+
+
+def test_spec_is_built_changed_and_run_without_yaml(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    spec = saeval.Spec(
+        saeval=1, task="built", version="1.0",
+        source=saeval.PartSpec(use="synthetic", with_={"n_latents": 6, "documents": 60}),
+        latents={"n": 3, "min_windows": 20},
+        sampler={"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        explainer="top_tokens",
+        scorers={"detection": None},
+        llms={"judge": saeval.RoleSpec(model="scripted/no", reply="[0]")},
+    )  # fmt: skip
+    changed = spec.changed({"latents.n": 2, "run.seed": 5})
+    assert (spec.latents.n, changed.latents.n, changed.run.seed) == (3, 2, 5)
+    run = saeval.run(changed, out=tmp_path / "run")
+    assert run.cells[0].counts["sampled"] == 2 and run.seed == 5
+    again = saeval.Spec.read(tmp_path / "run" / "spec.yaml")
+    assert load_task(again, registry=Registry()).sha == load_task(changed, registry=Registry()).sha == run.spec_sha
+    with pytest.raises(saeval.SpecError, match=r"latents.nn: no such key, did you mean 'n'"):
+        spec.changed({"latents.nn": 2})
+
+
+def test_shipped_spec_read_as_an_object_means_the_same():
+    read, shipped = (
+        load_task(t, registry=Registry(), check=False) for t in (saeval.Spec.read("quickstart"), "quickstart")
+    )
+    for cell, other in zip(read.cells, shipped.cells, strict=True):
+        assert cell.name == other.name and cell.scorers.keys() == other.scorers.keys()
+        for part in ("source", "sampler", "explainer"):
+            ours, theirs = getattr(cell, part), getattr(other, part)
+            ours, theirs = getattr(ours, "part", ours), getattr(theirs, "part", theirs)
+            assert ours.plugin.fingerprint() == theirs.plugin.fingerprint()
+    assert (read.run, read.rank_by) == (shipped.run, shipped.rank_by)

@@ -13,7 +13,7 @@ from saeval.task.spec.models import (
     PartSpec,
     RoleSpec,
     RunOptions,
-    TaskSpec,
+    Spec,
     score_reference,
 )
 from saeval.task.spec.validation import explain_error, parse, refuse_secrets
@@ -28,8 +28,8 @@ __all__ = [
     "PartSpec",
     "RoleSpec",
     "RunOptions",
+    "Spec",
     "SpecDocument",
-    "TaskSpec",
     "axis_id",
     "cells_of",
     "explain_error",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -171,7 +173,7 @@ def score_reference(text: str) -> tuple[str, str | None, str]:
     return label, metric or None, explanation or "explanation"
 
 
-class TaskSpec(SpecModel):
+class Spec(SpecModel):
     """A task: what is compared, how it is explained and scored, and how the result is ranked."""
 
     saeval: Literal[1]
@@ -215,6 +217,68 @@ class TaskSpec(SpecModel):
     """Options of the run."""
     leaderboard: LeaderboardOptions = LeaderboardOptions()
     """Options of the leaderboard."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_in_full(cls, given: Any) -> Any:
+        """Write out parts that are given by name alone, and scorers whose label is their name."""
+        if not isinstance(given, Mapping):
+            return given
+        data = dict(given)
+        for key in ("source", "sampler", "explainer"):
+            if key in data:
+                data[key] = _part(data[key])
+        if isinstance(scorers := data.get("scorers"), dict):
+            data["scorers"] = {label: _labelled(label, part) for label, part in scorers.items()}
+        if isinstance(baselines := data.get("baselines"), list):
+            data["baselines"] = [_part(baseline) for baseline in baselines]
+        if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
+            data["run"] = {**run, "trackers": [_part(tracker) for tracker in trackers]}
+        return data
+
+    @classmethod
+    def read(cls, task: str | Path) -> Spec:
+        """Read the spec of a shipped task or a file, with its includes merged and its paths absolute.
+
+        Raises:
+            SpecError: If it is wrong, or has `${matrix.…}` where a value is typed (outside of plugins' options).
+        """
+        from saeval.plugin.registry import Registry
+        from saeval.task.files import find_include, find_spec
+        from saeval.task.spec.document import SpecDocument, plain, read_document
+        from saeval.task.spec.validation import parse
+
+        registry = Registry()
+        document = read_document(find_spec(str(task), registry), lambda name, file: find_include(name, file, registry))
+        return parse(SpecDocument(plain(document.data, absolute=True), document.places))
+
+    def changed(self, changes: Mapping[str, Any]) -> Spec:
+        """Return a copy with dotted keys set, as `--set` does; this spec stays as it is.
+
+        Raises:
+            SpecError: If a key or value is wrong.
+
+        Example:
+            >>> spec = saeval.Spec.read("mine.yaml")
+            >>> spec.changed({"latents.n": 2, "run.seed": 1}).latents.n
+            2
+        """
+        from saeval.task.spec.document import SpecDocument, override
+        from saeval.task.spec.validation import parse
+
+        return parse(override(SpecDocument(self.as_mapping(), {}), changes))
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the spec as YAML would: a mapping of what was set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def _part(part: Any) -> Any:
+    return {"use": part} if isinstance(part, str) else part
+
+
+def _labelled(label: str, part: Any) -> Any:
+    return {"use": label, **(part or {})} if isinstance(part, dict | None) else part
 
 
 class GroupSpec(SpecModel):

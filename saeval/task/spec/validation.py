@@ -19,39 +19,24 @@ from saeval._util import (
     random_looking,
 )
 from saeval.task.spec.document import KeyPath, SpecDocument
-from saeval.task.spec.models import TaskSpec
+from saeval.task.spec.models import Spec
 
 
-def parse(document: SpecDocument) -> TaskSpec:
+def parse(document: SpecDocument) -> Spec:
     """Check a (filled) document against the schema.
 
     Raises:
         SpecError: With every mistake, its place, the value seen, and a suggestion.
     """
-    data = dict(document.data)
-    for key in ("source", "sampler", "explainer"):
-        if key in data:
-            data[key] = _named(data[key])
-    if isinstance(scorers := data.get("scorers"), dict):
-        data["scorers"] = {k: {"use": k, **(v or {})} if isinstance(v, dict | None) else v for k, v in scorers.items()}
-    if isinstance(baselines := data.get("baselines"), list):
-        data["baselines"] = [_named(b) for b in baselines]
-    if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
-        data["run"] = {**run, "trackers": [_named(t) for t in trackers]}
     refuse_secrets(document)
     problems: list[str] = []
     try:
-        spec = TaskSpec.model_validate(data)
+        spec = Spec.model_validate(document.data)
     except ValidationError as error:
-        problems += [explain_error(e, document.where, TaskSpec) for e in error.errors()]
+        problems += [explain_error(e, document.where, Spec) for e in error.errors()]
     if problems:
         raise SpecError(list(dict.fromkeys(problems)))
     return spec
-
-
-def _named(part: Any) -> Any:
-    """Return a part that is given by its name alone in full."""
-    return {"use": part} if isinstance(part, str) else part
 
 
 _KEY_ADVICE = (

@@ -9,6 +9,13 @@ from saeval._compare.leaderboard import (
 from saeval._compare.lift_rows import with_lifts as with_lifts
 from saeval._compare.matched_l0 import Matched as Matched, at_l0 as at_l0
 from saeval._compare.natural import KnownJudge as KnownJudge, Tally as Tally, natural_rates as natural_rates
+from saeval._compare.noise import (
+    disattenuated as disattenuated,
+    prediction_interval as prediction_interval,
+    reliability as reliability,
+    score_noise as score_noise,
+    worth_of_more as worth_of_more,
+)
 from saeval._compare.power import paired_power as paired_power
 from saeval._compare.score_rows import Floors as Floors, ScorerRun as ScorerRun, score_row as score_row
 from saeval._compare.stats import correlated as correlated, standard_error as standard_error

@@ -15,8 +15,11 @@ from saeval._compare import (
     ScorerRun,
     correct_for_judge,
     correlated,
+    disattenuated,
     natural_rates,
     paired_power,
+    prediction_interval,
+    reliability,
     score_row,
     standard_error,
     with_lifts,
@@ -254,7 +257,9 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
             row = row.model_copy(update={"off": off})
             if place == 0:
                 breadth = natural_rates(scored.tallies(rates), _known_judge(known), rng)
-                row = row.model_copy(update={"natural": breadth})
+                row = row.model_copy(update={"natural": breadth, "reliability": scored.reliability(metric.name)})
+            if row.value is not None and row.ci95 is not None:
+                row = row.model_copy(update={"prediction95": prediction_interval(row.value, row.ci95, row.range)})
             if known is not None:
                 row = row.model_copy(update={"verdict": known.verdict, **_corrected(task, row, known)})
             rows.append(row)
@@ -337,17 +342,23 @@ def _deciles(outcome: CellState, label: str) -> DecileShares | None:
 def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
     """Return the correlation of each pair of scorers over the latents of these cells that both scored."""
     headlines: dict[str, dict[tuple[str, int], float]] = {}
+    noise: dict[str, dict[tuple[str, int], float]] = {}
     for outcome in outcomes:
         for label, step in outcome.cell.scorers.items():
-            scored = outcome.scored.get((label, MAIN), Scored())
-            values = scored.values(step.part.plugin.metrics[0].name)
-            headlines.setdefault(label, {}).update({(outcome.cell.name, i): v for i, v in values.items()})
-    found = []
+            scored, metric = outcome.scored.get((label, MAIN), Scored()), step.part.plugin.metrics[0].name
+            for found, values in ((headlines, scored.values(metric)), (noise, scored.noise(metric))):
+                found.setdefault(label, {}).update({(outcome.cell.name, i): v for i, v in values.items()})
+    correlations = []
     for a, b in combinations(headlines, 2):
         latents = sorted(headlines[a].keys() & headlines[b].keys())
-        pair = correlated(*([headlines[label][latent] for latent in latents] for label in (a, b)))
-        found.append(Correlation(scorers=(a, b), n=pair.n, pearson=pair.pearson, spearman=pair.spearman))
-    return found
+        columns = [[headlines[label][latent] for latent in latents] for label in (a, b)]
+        errors = [[noise[label][latent] for latent in latents] for label in (a, b)]
+        pair = correlated(*columns)
+        corrected = disattenuated(pair.pearson, [reliability(x, e) for x, e in zip(columns, errors, strict=True)])
+        correlations.append(
+            Correlation(scorers=(a, b), n=pair.n, pearson=pair.pearson, spearman=pair.spearman, corrected=corrected)
+        )
+    return correlations
 
 
 def _powers(task: Task, outcome: CellState) -> Iterator[Power]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from saeval._compare import score_noise
 from saeval._run.state import CellState, Results, RunState
 from saeval._run.work import EXPLAIN
 from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
@@ -62,8 +63,10 @@ def _explanation_rows(outcome: CellState, latent: int) -> Iterator[dict[str, Any
 def _score_rows(latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
     for (label, variant), s in judged:
         place = {"latent": latent, "scorer": label, "variant": variant, "status": s.status, "reason": s.reason}
-        for metric, value in s.values.items() or [(None, None)]:
-            yield {**place, "metric": metric, "value": value}
+        noise = score_noise(s)
+        for column, (metric, value) in enumerate([*s.values.items()] or [(None, None)]):
+            low, high = noise.interval if noise is not None and column == 0 else (None, None)
+            yield {**place, "metric": metric, "value": value, "low": low, "high": high}
 
 
 def _judged(state: RunState, journal: Results, cell: CellState, latent: int) -> Judged:

@@ -10,7 +10,7 @@ from functools import cached_property
 from math import fsum, nan
 from typing import TYPE_CHECKING, Any, Protocol
 
-from saeval._compare import Tally
+from saeval._compare import Tally, reliability, score_noise
 from saeval._run.work import Item, Keys
 from saeval.records import Explanation, LatentId, Outcome, Score, Status, Usage
 
@@ -94,6 +94,7 @@ class Scored:
         self._answers: dict[int, bytes] = {}
         self._latents, self._taken = array("q"), bytearray()  # in the order of arrival; whether each latent is there
         self._values: dict[str, array[float]] = {}
+        self._noise = array("d")  # variance of the headline score of each latent, in the order of arrival
         self._tallies = array("d")  # five numbers per latent, in the order of arrival
 
     def __len__(self) -> int:
@@ -117,6 +118,8 @@ class Scored:
         self.unparsed += score.count("unparsed", "refused")
         self._count(score)
         self._tallies.extend(_tally(score))
+        noise = score_noise(score)
+        self._noise.append(nan if noise is None else noise.variance)
         if latent in self.watched:
             self._answers[latent] = bytes(2 if o.predicted is None else o.predicted for o in _in_order(score))
         for o in score.outcomes:
@@ -155,6 +158,15 @@ class Scored:
             return None
         n = len(self._worst)
         return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
+
+    def noise(self, metric: str) -> dict[int, float]:
+        """Return the variance of the headline score of every latent that has one, by latent; nan where unknown."""
+        known = dict(zip(self._latents, self._noise, strict=True))
+        return {latent: known[latent] for latent in self.values(metric)}
+
+    def reliability(self, metric: str) -> float | None:
+        """Return the reliability of the latents' headline scores; None where it is not known."""
+        return reliability([*self.values(metric).values()], [*self.noise(metric).values()])
 
     def tallies(self, rates: Mapping[int, float]) -> list[Tally]:
         """Return the answers of each latent whose non-activating windows were drawn with known probabilities.

@@ -321,6 +321,12 @@ class ScoreRow(Documented):
     """Interval of the weighted mean, for latents with these weights."""
     weighted_n: Annotated[float | None, ColumnStyle(unit="latents", where=TABLES_ONLY)] = None
     """Effective number of latents of the weighted mean."""
+    prediction95: Annotated[
+        tuple[float, float] | None, ColumnStyle("rerun 95 %", ".3f", kind="interval", missing="", where=WITH_ROOM)
+    ] = None
+    """Where the value of a rerun with other latents lies in 95 % of reruns; wider than the interval for the mean."""
+    reliability: Annotated[float | None, ColumnStyle(format=".2f", better="higher", missing="", where=PER_SCORE)] = None
+    """Share of the variance of the latents' scores that is not noise of their windows; None where that is unknown."""
     natural: NaturalRates | None = None
     """Breadth: precision, F1 and IoU at the corpus's own rate; None for other metrics, and where windows were not drawn
     with known probabilities."""
@@ -375,6 +381,8 @@ class Correlation(Documented):
     """Linear correlation; None for fewer than three latents, or when either scorer gives all the same score."""
     spearman: float | None
     """Rank correlation; None likewise."""
+    corrected: float | None = None
+    """Linear correlation corrected for the noise of both scores; None where a reliability is unknown or below .1."""
 
 
 class Power(Documented):

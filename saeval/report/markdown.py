@@ -20,7 +20,8 @@ _DECILES = (
 )
 _CORRELATIONS = (
     "Correlations of headline metrics over the latents that both scored, with their number: Pearson above the "
-    "diagonal, Spearman below. The cells' own explanations; none for fewer than three latents or constant scores."
+    "diagonal, Spearman below. The cells' own explanations; none for fewer than three latents or constant scores. "
+    "Corrected: for the noise that few windows per latent leave in both scores."
 )
 _FINDINGS = ("claim", "outcome", "difference", "95 % CI", "n", "quantity")
 FINDINGS = (
@@ -188,6 +189,8 @@ def _matrix(correlations: Sequence[Correlation]) -> str:
     for c in correlations:
         a, b = c.scorers
         entries[a, b], entries[b, a] = _correlation(c.pearson, c.n), _correlation(c.spearman, c.n)
+        if c.corrected is not None:
+            entries[a, b] += f", corrected {number(c.corrected, '+.3f')}"
     return markdown_table(["", *labels], [[a, *(entries.get((a, b), "") for b in labels)] for a in labels])
 
 

@@ -38,7 +38,7 @@ _JUDGEMENTS = {
 }  # fmt: skip
 _SCORES = {
     "latent": "int64", "scorer": "string", "variant": "string", "metric": "string", "value": "double",
-    "status": "string", "reason": "string",
+    "low": "double", "high": "double", "status": "string", "reason": "string",
 }  # fmt: skip
 _CALLS = {
     "latent": "int64", "step": "string", "variant": "string", "call": "int32", "prompt": "string", "reply": "string",

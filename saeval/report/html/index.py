@@ -110,6 +110,7 @@ def context(
         "matrices": _matrices(run, series, several),
         "scatters": _made(_scatters(board, contestants, tables)),
         "disagreements": _disagreements(contestants, tables),
+        "reliabilities": _reliabilities(contestants),
         "failures": _failures(series, tables),
         "flawless": not any(row.failed or row.unparsed for row in rows),
         "findings": [*map(finding_row, run.findings)],
@@ -243,6 +244,14 @@ def _disagreements(series: Sequence[Series], tables: Mapping[str, CellTables]) -
             scores = {r.scorer: cell.column(r.key)[i] for r in cell.ranked}
             found.append(Disagreement(s, cell.numbers[i], own.get("text", "") if own else "", scores, gap))
     return sorted(found, key=lambda d: -d.gap)[:_MOST_DISAGREEMENTS]
+
+
+def _reliabilities(series: Sequence[Series]) -> dict[str, float]:
+    """Return the lowest reliability of each scorer over the contestants, where it is known."""
+    found: dict[str, float] = {}
+    for row in (row for s in series for row in s.cell.scores if row.variant == MAIN and row.reliability is not None):
+        found[row.scorer] = min(row.reliability or 0.0, found.get(row.scorer, 1.0))
+    return found
 
 
 def _costs(run: RunResult, board: Leaderboard) -> list[Cost]:

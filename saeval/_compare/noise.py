@@ -1,0 +1,210 @@
+"""Measures how firm a number is: noise of single latents' scores, reliability, reruns, and the worth of more data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import hypot, inf, isfinite, sqrt
+from typing import TYPE_CHECKING, NamedTuple
+
+from saeval._compare.stats import Z95, Interval, combined_interval
+from saeval.records import Outcome, Score
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+_LEAST_RELIABILITY = 0.1  # below which a correlation cannot be corrected with any sense
+
+
+class ScoreNoise(NamedTuple):
+    """How far the score of one latent would move if other windows of it were judged.
+
+    Attributes:
+        variance: Of the score; the mean over all ways to split the windows into halves.
+        interval: 95 % interval of the score.
+    """
+
+    variance: float
+    interval: Interval
+
+
+def score_noise(score: Score) -> ScoreNoise | None:
+    """Return the noise of a latent's headline score; None for scores that are no share or ranking of judged windows.
+
+    The variance is what split halves give, averaged over all splits, which has a closed form: for shares, the sample
+    variance over n; for AUROC, that of DeLong, DeLong and Clarke-Pearson (1988). Intervals are Wilson's for shares,
+    combined for balanced accuracy ("MOVER"), and Newcombe's (2006) for AUROC, so they are not empty at 0 and 1. Windows
+    count as independent.
+    """
+    judged = [o for o in score.outcomes if o.status == "ok"]
+    if score.status != "ok" or len(judged) < 2:
+        return None
+    headline = next(iter(score.values), "")
+    if headline in ("balanced_accuracy", "accuracy"):
+        right = [(o.active, o.predicted == o.active) for o in judged if o.predicted is not None]
+        sides = [[ok for active, ok in right if active is side] for side in (True, False)]
+        return _of_shares([side for side in sides if side])
+    return _of_ranking(judged, score.values["auroc"]) if headline == "auroc" else None
+
+
+def _of_shares(sides: Sequence[Sequence[bool]]) -> ScoreNoise | None:
+    """Return the noise of the mean of one or two shares."""
+    if not sides or min(map(len, sides)) < 2:
+        return None
+    weights = [1 / len(sides)] * len(sides)
+    shares = [sum(side) / len(side) for side in sides]
+    variances = [p * (1 - p) / (len(side) - 1) for p, side in zip(shares, sides, strict=True)]
+    variance = sum(w * w * v for w, v in zip(weights, variances, strict=True))
+    intervals = [wilson(sum(side), len(side)) for side in sides]
+    return ScoreNoise(variance, combined_interval(weights, shares, intervals))
+
+
+def wilson(hits: int, n: int, z: float = Z95) -> Interval:
+    """Return the score interval of a share (Wilson 1927)."""
+    p, z2 = hits / n, z * z
+    centre, half = (p + z2 / (2 * n)) / (1 + z2 / n), z * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))
+
+
+def _of_ranking(judged: Sequence[Outcome], area: float) -> ScoreNoise | None:
+    import numpy as np
+
+    valued = [(o.active, o.probability) for o in judged if o.probability is not None]
+    up, down = (np.array([v for active, v in valued if active is side]) for side in (True, False))
+    if min(len(up), len(down)) < 2:
+        return None
+    above = (up[:, None] > down).astype(float) + (up[:, None] == down) / 2
+    variance = float(above.mean(axis=1).var(ddof=1) / len(up) + above.mean(axis=0).var(ddof=1) / len(down))
+    return ScoreNoise(variance, _newcombe(area, len(up), len(down)))
+
+
+def _newcombe(area: float, m: int, n: int, z: float = Z95) -> Interval:
+    """Return the interval of an AUROC: the areas whose own standard error reaches it (Newcombe 2006, method 5)."""
+    from scipy.optimize import brentq
+
+    more = (m + n) / 2 - 1
+
+    def away(true: float, side: int) -> float:
+        spread = 1 + more * (1 - true) / (2 - true) + more * true / (1 + true)
+        return side * (true - area) - z * sqrt(true * (1 - true) * spread / (m * n))
+
+    near = 1e-9  # at the area itself, an area of 0 or 1 has no error
+    low = brentq(away, 0, area - near, args=(-1,)) if area > near else 0.0
+    high = brentq(away, area + near, 1, args=(1,)) if area < 1 - near else 1.0
+    return float(low), float(high)
+
+
+def reliability(scores: ArrayLike, variances: ArrayLike) -> float | None:
+    """Return the share of the variance between latents that is not noise of their windows; None where there is none.
+
+    It is the correlation that another scoring on other windows of the same latents would have: split-half reliability
+    for the full number of windows (Rulon 1939), averaged over all splits. 0 where the noise explains all.
+
+    Args:
+        scores: One per latent.  [latents]
+        variances: Of the noise of each.  [latents]
+    """
+    import numpy as np
+
+    x, error = np.asarray(scores, dtype=np.float64), np.asarray(variances, dtype=np.float64)
+    known = np.isfinite(error)
+    if known.sum() < 3 or (total := float(x[known].var(ddof=1))) <= 0:
+        return None
+    return max(0.0, 1 - float(error[known].mean()) / total)
+
+
+def disattenuated(correlation: float | None, reliabilities: Sequence[float | None]) -> float | None:
+    """Return a correlation corrected for the noise of both scores (Spearman 1904); None where that makes no sense.
+
+    Example:
+        >>> round(disattenuated(0.4, (0.5, 0.8)), 3), disattenuated(0.4, (0.05, 0.8)), disattenuated(0.4, (None, 0.8))
+        (0.632, None, None)
+    """
+    known = [r for r in reliabilities if r is not None and r >= _LEAST_RELIABILITY]
+    if correlation is None or len(known) < len(reliabilities):
+        return None
+    return max(-1.0, min(1.0, correlation / sqrt(known[0] * known[1])))
+
+
+def prediction_interval(
+    value: float, ci95: Interval, bounds: tuple[float | None, float | None] = (None, None), shared: float = 0.0
+) -> Interval:
+    """Return where a rerun's mean lies in 95 % of reruns with other latents: both runs err, so it is √2 wider.
+
+    Args:
+        value: The mean.
+        ci95: Its confidence interval.
+        bounds: Least and greatest value of the metric.
+        shared: Variance of what all latents of a run share (judge, explainer, corpus), where it is known. Both runs
+            draw it.
+    """
+    extra = Z95 * sqrt(2 * shared)
+    low, high = (hypot(sqrt(2) * (value - ci95[0]), extra), hypot(sqrt(2) * (ci95[1] - value), extra))
+    least, greatest = (-inf if bounds[0] is None else bounds[0]), (inf if bounds[1] is None else bounds[1])
+    return max(value - low, least), min(value + high, greatest)
+
+
+class Components(NamedTuple):
+    """Where the variance of a cell's mean comes from.
+
+    Attributes:
+        latents: Variance between latents' true scores.
+        windows: Variance of one latent's score by its windows.
+        shared: Variance of what all latents of a run share, by source: `judge`, `explainer`, `corpus`.
+    """
+
+    latents: float
+    windows: float
+    shared: Mapping[str, float]
+
+    def variance(self, latents: int, windows: float = 1.0) -> float:
+        """Return the variance of a mean over so many latents, with so many times the windows of each."""
+        return (self.latents + self.windows / windows) / latents + sum(self.shared.values())
+
+
+def components(
+    scores: ArrayLike, variances: ArrayLike, repeats: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]
+) -> Components:
+    """Return variance components of a cell's score.
+
+    A repeat is the same latents scored twice with one thing changed. The square of the mean difference, less what the
+    spread of the differences over latents explains, is twice the variance of what is shared; several repeats are
+    averaged, and a negative estimate is 0.
+
+    Args:
+        scores: One per latent.  [latents]
+        variances: Noise of each by its windows.  [latents]
+        repeats: By source, pairs of scores of the same latents.
+    """
+    import numpy as np
+
+    x, error = np.asarray(scores, dtype=np.float64), np.asarray(variances, dtype=np.float64)
+    windows = float(np.nanmean(error)) if np.isfinite(error).any() else 0.0
+    total = float(x.var(ddof=1)) if len(x) > 1 else 0.0
+    shared = {}
+    for source, pairs in repeats.items():
+        found = []
+        for one, other in pairs:
+            d = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+            found.append((float(d.mean()) ** 2 - float(d.var(ddof=1)) / len(d)) / 2)
+        shared[source] = max(0.0, float(np.mean(found))) if found else 0.0
+    return Components(max(0.0, total - windows), min(windows, total), shared)
+
+
+def worth_of_more(latents: float, windows: float, fixed: float, per_window: float) -> dict[str, float]:
+    """Return by what share the standard error of a mean shrinks with a tenth more money, by what it is spent on.
+
+    Args:
+        latents: Variance between latents' true scores.
+        windows: Variance of one latent's score by its windows.
+        fixed: What a latent costs however many windows of it are judged: its explanation.
+        per_window: What all of its windows cost.
+
+    Example:
+        >>> {k: round(v, 3) for k, v in worth_of_more(0.01, 0.01, 1.0, 1.0).items()}
+        {'latents': 0.047, 'windows': 0.043}
+    """
+    total = latents + windows
+    if total <= 0 or per_window <= 0 or not isfinite(fixed + per_window):
+        return {"latents": 0.0, "windows": 0.0}
+    more = 1 + 0.1 * (fixed + per_window) / per_window
+    return {"latents": 1 - sqrt(1 / 1.1), "windows": 1 - sqrt((latents + windows / more) / total)}

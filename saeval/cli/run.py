@@ -262,6 +262,9 @@ def _show_plan(plan: Plan) -> None:
             cell = step.cell
         say(line)
     say(total)
+    read = [step.note for step in steps if step.step == "collect" and step.input_tokens != 0 and step.note]
+    for note in dict.fromkeys(read):
+        say(fold(f"collect: {note}"))
     asked: dict[str, list[str]] = {}
     for step in (step for step in steps if step.model):
         name = step.step.partition(" (")[0]

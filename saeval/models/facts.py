@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ _ENCODERS = {
     "xmod", "big_bird", "bert-generation", "xlm-roberta-xl", "roberta-prelayernorm", "modernbert",
 }  # fmt: skip
 """Model types that read in both directions unless their configuration says `is_decoder`."""
+_BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_PLAIN = _LIMITED | {"gpt_neox", "bloom", "falcon", "mpt", "phi", "starcoder2"}
+"""Model types whose blocks have a plain MLP; most others have a gated one."""
 _POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length")
 
 
@@ -44,6 +48,7 @@ class ModelFacts(NamedTuple):
         both_ways: Whether tokens see those after them.
         bos: The BOS token's text; empty where the tokenizer has none, None where its files do not tell.
         chat: Whether there is a chat template.
+        parameters: Parameters that a token passes in the blocks, embeddings not among them; None where unknown.
     """
 
     kind: str
@@ -55,6 +60,7 @@ class ModelFacts(NamedTuple):
     both_ways: bool
     bos: str | None
     chat: bool
+    parameters: int | None = None
 
 
 def model_facts(name: str) -> ModelFacts | None:
@@ -72,13 +78,32 @@ def model_facts(name: str) -> ModelFacts | None:
         kind=kind,
         width=_first(text, "hidden_size", "n_embd", "d_model"),
         vocabulary=_first(text, "vocab_size"),
-        blocks=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        blocks=_first(text, *_BLOCKS),
         positions=limit if kind in _LIMITED else None,
         made_for=limit,
         both_ways=both,
         bos=_bos(folder),
         chat=_has_chat_template(folder),
+        parameters=block_parameters(text),
     )
+
+
+def block_parameters(config: Mapping[str, Any]) -> int | None:
+    """Return how many parameters a token passes in a transformer's blocks, by its configuration; None if unknown.
+
+    Of a mixture of experts, only those that a token is sent to count.
+    """
+    width, blocks = _first(config, "hidden_size", "n_embd", "d_model"), _first(config, *_BLOCKS)
+    if width is None or blocks is None:
+        return None
+    heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads") or 1
+    head = _first(config, "head_dim") or width // heads
+    shared = _first(config, "num_key_value_heads") or heads
+    attention = 2 * width * head * (heads + shared)
+    inner = _first(config, "moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim") or 4 * width
+    gated = config.get("model_type") not in _PLAIN
+    experts = _first(config, "num_experts_per_tok") or 1
+    return blocks * (attention + (3 if gated else 2) * width * inner * experts)
 
 
 def tokens_outside(name: str, facts: ModelFacts) -> tuple[str, ...]:

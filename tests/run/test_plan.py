@@ -11,10 +11,11 @@ import yaml
 from click.testing import CliRunner
 from fake_server import pieces
 from planted_run import spec, truthful_server
+from tiny import tiny_model
 
 import saeval
 from saeval import InputError
-from saeval._run.plan import speed
+from saeval._run.plan import speed, throughput
 from saeval._run.plan.planning import plan
 from saeval.cli.group import main
 from saeval.plugin.registry import Registry
@@ -276,6 +277,49 @@ def test_collecting_is_told_from_the_corpus(tmp_path):
         2_000_000,
     ]
     assert whole.seconds > 0 and whole.bytes > 0 and unknown.note
+
+
+def test_minutes_of_collecting_are_those_of_the_models_size_its_place_and_the_device(tmp_path):
+    (tmp_path / "text.txt").write_text("word " * 4000)
+    (tmp_path / "m").mkdir()
+    config = {"model_type": "llama", "hidden_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16,
+              "num_key_value_heads": 4, "intermediate_size": 4096, "vocab_size": 32000}  # fmt: skip
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with truthful_server() as server:
+        options = {"model": "some/model-2b", "hookpoint": "layers.1", "coder": "random_sae", "device": "cpu",
+                   "corpus": {"path": f"{tmp_path}/text.txt"}}  # fmt: skip
+        task = many(server, source={"use": "transformers", "with": options}, baselines=[])
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+        shown = CliRunner().invoke(main, ["plan", str(tmp_path / "mine.yaml")]).output
+        source = load_task(task, registry=Registry(), check=False).cells[0].source.plugin
+
+    def pace(**changes):
+        return throughput.collecting(source.model_copy(update=changes))
+
+    folder = str(tmp_path / "m")
+    whole, half = pace(model=folder, hookpoint="layers.15"), pace(model=folder, hookpoint="layers.7")
+    assert half.first == pytest.approx(whole.first / 2, rel=0.01)
+    assert "8 of 16 blocks" in half.about and "16 of 16" in whole.about and "CPU" in whole.about
+    assert pace(model="some/model-9B").first == pytest.approx(4.5 * pace().first, rel=0.01)
+    assert pace(model="some/model-9b", device="cuda", dtype="bfloat16").first < pace(model="some/model-9b").first / 50
+    assert pace(model="some/model") is None
+    assert "1.8 B parameters" in shown and "tokens per second" in shown.replace("\n  ", " ")
+    row = next(line for line in shown.splitlines() if line.startswith("collect"))
+    assert f"~{5000 * pace().first / 60:.1f}" in row
+
+
+def test_block_parameters_are_those_of_the_model(tmp_path):
+    import transformers
+    from torch.nn import ModuleList
+
+    from saeval.models import model_facts
+
+    for kind in ("llama", "gpt2"):
+        folder = tiny_model(tmp_path / kind, kind)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        blocks = next(m for m in model.modules() if isinstance(m, ModuleList))
+        weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
+        assert model_facts(str(folder)).parameters == weights, kind
 
 
 def test_cells_that_share_a_pass_over_the_corpus_read_it_once(tmp_path):

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from saeval._run import work
 from saeval._run.collect import store_path
-from saeval._run.plan import disk_estimate
+from saeval._run.plan import disk_estimate, throughput
 from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter
 from saeval._run.plan.speed import Speed
 from saeval._run.sampling import Records, choose_records
@@ -32,8 +32,8 @@ from saeval.testing import planted_store
 _QUANTITIES = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
 _TRIED = 6  # latents a step is tried on; prompts hardly differ in length from latent to latent
 _CALL, _IN_FLIGHT = 1.5, 16  # seconds that a call over HTTP takes, and how many are under way
-_PER_SECOND = 400.0  # tokens that a model in process reads or writes
-_COLLECTED = 1000.0  # tokens a second and cell
+_PER_SECOND = 400.0  # tokens that a model in process of unknown size reads or writes
+_COLLECTED = 1000.0  # tokens a second and cell, where the model's size is unknown
 _ACTIVE = 32  # activations a token, where the coder has no `k`
 _REST = 0.05  # seconds per latent and cell: sampling, and the report
 
@@ -43,9 +43,10 @@ ASSUMPTIONS = (
     "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that "
     "model reasons; without --like the reasoning of a model is not counted. None has to be asked twice.",
     f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says "
-    f"otherwise; a model in process reads {_PER_SECOND:g} tokens a second, and one to be read collects "
-    f"{_COLLECTED:g}, as small models do on two cores; all else takes {_REST:g} s a latent, and longer where "
-    "sentences are embedded. The others are those of the run given by --like.",
+    "otherwise; a model in process takes two operations per parameter and token, at 60 GFLOP/s per CPU core, or on a "
+    f"GPU 100 TFLOP/s in 16 bits and 15 in 32; one of unknown size reads {_PER_SECOND:g} tokens a second, or collects "
+    f"{_COLLECTED:g}; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are "
+    "those of the run given by --like.",
     "Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, "
     f"{_ACTIVE} a token or the coder's `k`, and 5 for the token. Downloaded or unpacked models are not included.",
     "Answers and activations that are in the cache already cost nothing when they are used again.",
@@ -70,7 +71,7 @@ class StepPlan:
         seconds: Wall-clock seconds.
         measured: Whether the seconds rest on a run's speed.
         bytes: Room on disk, in the cache and the run directory.
-        note: Why something is unknown.
+        note: Why something is unknown, or what the minutes of `collect` rest on.
     """
 
     step: str
@@ -277,9 +278,12 @@ def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
         return [replace(known, input_tokens=None, seconds=None, bytes=None, note=note)]
     active = next((k for part in cell.source.nested if (k := getattr(part.plugin, "k", None))), _ACTIVE)
     stored = 6 * active + 5
+    pace = throughput.collecting(cell.source.plugin)
     if in_one_pass:
-        return [replace(known, bytes=tokens * stored, note="in one pass with a cell above")]
-    return [replace(known, input_tokens=tokens, seconds=tokens / _COLLECTED, bytes=tokens * stored)]
+        seconds = tokens * pace.further if pace else 0.0
+        return [replace(known, seconds=seconds, bytes=tokens * stored, note="in one pass with a cell above")]
+    seconds, about = (tokens * pace.first, pace.about) if pace else (tokens / _COLLECTED, "")
+    return [replace(known, input_tokens=tokens, seconds=seconds, bytes=tokens * stored, note=about)]
 
 
 def _store_name(cell: Cell) -> str:
@@ -364,7 +368,7 @@ def _asking(
         usd=usd,
         bytes=calls * lines,
         note=note,
-        seconds=_assumed(role, calls, counter.fresh * share + given) if measured is None else calls * measured,
+        seconds=_assumed(role, calls, counter.fresh * share, given) if measured is None else calls * measured,
         measured=measured is not None,
     )
 
@@ -380,10 +384,11 @@ async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> E
         return Explanation.failed(str(error)) if isinstance(plugin, Explainer) else Score.failed(str(error))
 
 
-def _assumed(role: RolePart, calls: int, tokens: float) -> float:
-    """Return how many seconds a role's model is asked, where nothing is known of it."""
+def _assumed(role: RolePart, calls: int, fresh: float, given: float) -> float:
+    """Return how many seconds a role's model is asked, where no run tells."""
     if role.part.plugin.in_process:
-        return tokens / _PER_SECOND
+        known = throughput.asking(role.part.plugin, fresh, given)
+        return (fresh + given) / _PER_SECOND if known is None else known
     at_once = _IN_FLIGHT if role.settings.concurrency == "auto" else role.settings.concurrency
     return calls * _CALL / at_once
 

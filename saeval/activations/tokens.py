@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field, JsonValue, model_validator
 
 from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, file_sha256
-from saeval.activations.documents import DIVISIONS, Notes, Template, corpus_files, divided, read_documents, text_of
+from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_documents
+from saeval.activations.duplicates import Duplicates, Sameness
+from saeval.activations.row_texts import Notes, Template, text_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,9 +102,12 @@ class Corpus(Documented):
     split: str | None = None
     """Of a dataset, the split to read (default: `train`). Of text, where documents end: `paragraphs`, `lines`, or
     `none`; by default, a corpus of one text is divided into parts of some 2,000 characters."""
-    field: str = "text"
+    field: str | tuple[str, ...] = "text"
     """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template
-    writes."""
+    writes; or several fields, `[title, body]`, whose texts are joined by a blank line."""
+    dedup: Sameness | None = None
+    """Drop documents that repeat an earlier one: `exact` (the same words), or `near` (four in five of their runs of
+    five words are shared). How many were dropped is in the results' warnings."""
     tokens: int | None = Field(default=None, gt=0)
     """Text tokens to read at most; None for all."""
     per_document: int | None = Field(default=None, gt=0)
@@ -170,7 +175,8 @@ class Corpus(Documented):
 
     def fingerprint(self) -> JsonValue:
         """Return what the text depends on: the content of local files, the name and revision of a hub dataset."""
-        options = self.model_dump(mode="json", exclude={"path"} if self.path else set())
+        unset = {"path"} if self.path else set()
+        options = self.model_dump(mode="json", exclude=unset if self.dedup else {*unset, "dedup"})
         options |= {"context": self.length, "bos": True if self.bos is None else self.bos, "version": _VERSION}
         if self.local is None:
             return options
@@ -188,7 +194,12 @@ class Corpus(Documented):
         """
         notes = notes or Notes()
         how = self.split if self.split in DIVISIONS else None
+        repeated = Duplicates(self.dedup) if self.dedup else None
         for name, text in divided(self._read(template, notes), how, notes):
+            notes.documents += 1
+            if repeated is not None and not repeated.is_new(text):
+                notes.duplicates += 1
+                continue
             notes.characters += len(text)
             notes.unreadable += text.count("\ufffd")
             yield clean_text(name), clean_text(text)

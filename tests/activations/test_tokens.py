@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeval import InputError
+from saeval.activations.row_texts import Notes
 from saeval.activations.tokens import token_bytes, token_strings
 from saeval.plugin import Corpus
 
@@ -372,3 +373,47 @@ def test_a_row_without_the_field_names_the_one_that_has_text(tmp_path):
         Corpus(path=lines(tmp_path / "c.jsonl", [{"id": "1", "content": "the sea"}])).check()
     with pytest.raises(InputError, match="tokens already"):
         Corpus(path=lines(tmp_path / "c.jsonl", [{"input_ids": [1, 2]}])).check()
+
+
+# --- several fields, and repeated documents ---
+
+
+def words_of(*numbers):
+    return " ".join(f"word{n}" for n in numbers)
+
+
+def test_texts_of_several_fields_are_joined(tmp_path):
+    rows = [{"title": "One", "body": "first text"}, {"title": None, "body": "second"}, {"title": "", "body": None}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes = Notes()
+    texts = [text for _, text in Corpus(path=path, field=["title", "body"]).texts(notes=notes)]
+    assert texts == ["One\n\nfirst text", "second"] and notes.empty == 1
+    with pytest.raises(InputError, match="no text under 'tail'; it has: title, body"):
+        list(Corpus(path=path, field=["title", "tail"]).texts())
+
+
+@pytest.mark.parametrize(("dedup", "kept"), [(None, [0, 1, 2, 3, 4]), ("exact", [0, 2, 3, 4]), ("near", [0, 3, 4])])
+def test_repeated_documents_are_dropped_and_counted(tmp_path, dedup, kept):
+    first = words_of(*range(200))
+    texts = [
+        first,
+        first.replace(" ", "\n"),  # the same words
+        words_of(*range(198), 900, 901).title(),  # 194 of 198 runs of five words are the same
+        words_of(*range(100), *range(1000, 1100)),  # a third of the runs are
+        words_of(*range(2000, 2200)),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    notes = Notes()
+    found = [text for _, text in Corpus(path=path, dedup=dedup).texts(notes=notes)]
+    assert found == [texts[i] for i in kept]
+    assert (notes.duplicates, notes.documents) == (5 - len(kept), 5)
+    assert any("duplicates of earlier ones" in said for said in notes.warnings()) == (dedup is not None)
+
+
+def test_options_that_are_not_used_leave_the_fingerprint_as_it_was(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "a b c"}\n')
+    assert "dedup" not in Corpus(path=path).fingerprint()
+    assert Corpus(path=path, dedup="near").fingerprint() != Corpus(path=path, dedup="exact").fingerprint()

@@ -1,0 +1,166 @@
+"""Finds the text in a row of a corpus: a field, several fields, or a conversation; counts what was seen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saeval._util import InputError
+
+Template = Callable[[Sequence[Mapping[str, str]]], str]
+"""Writes a conversation, as `role` and `content`, the way its model reads it."""
+Fields = str | Sequence[str]
+"""A field of a row, or several whose texts are joined."""
+CHATS = ("messages", "conversations", "conversation")
+"""Fields under which rows hold a conversation."""
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_FEW_UNREADABLE = 1e-4  # of the characters, which text may hold by itself
+_LONGEST_NAME, _MOST_NAMES = 60, 12  # of fields, in a message
+
+
+@dataclass
+class Notes:
+    """What was seen while a corpus was read.
+
+    Attributes:
+        rows: Rows read.
+        empty: Rows that were skipped, because they hold null instead of text.
+        duplicates: Documents that were dropped as the same as earlier ones.
+        documents: Documents before duplicates were dropped.
+        parts: Documents that the corpus' one text was divided into; 0 where it was not.
+        characters: Characters read.
+        unreadable: Of these, how many stand for bytes that are no UTF-8 (U+FFFD).
+    """
+
+    rows: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    documents: int = 0
+    parts: int = 0
+    characters: int = 0
+    unreadable: int = 0
+
+    def warnings(self) -> list[str]:
+        """Say what a reader of results must know."""
+        said = []
+        if self.empty:
+            said.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
+        if self.duplicates:
+            said.append(
+                f"{self.duplicates:,} of {self.documents:,} documents read from the corpus are duplicates of earlier "
+                "ones and were dropped (corpus.dedup)."
+            )
+        if self.unreadable > _FEW_UNREADABLE * self.characters:
+            said.append(
+                f"{self.unreadable:,} of {self.characters:,} characters of the corpus are U+FFFD, so its text is not "
+                "UTF-8; save it as UTF-8 (`iconv -f latin1 -t utf-8`)."
+            )
+        if self.parts:
+            said.append(
+                f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring "
+                "share none (`corpus.split: none` keeps it whole)."
+            )
+        return said
+
+
+def text_of(row: Any, field: Fields, where: str, template: Template | None, notes: Notes) -> str | None:
+    """Return the text of a row: that under its fields, or its conversation; None where it holds null.
+
+    Args:
+        row: The row.
+        field: The field; several are joined by a blank line, without those that hold null or nothing.
+        where: How messages name the row.
+        template: Writes conversations; None where there is no template.
+        notes: Where rows are counted.
+
+    Raises:
+        InputError: If there is no text, saying what there is.
+    """
+    notes.rows += 1
+    if not isinstance(field, str):
+        row, field = {"joined": _joined(row, field, where)}, "joined"
+    found = isinstance(row, Mapping) and field in row
+    value = row[field] if found else None
+    chat = None if found else next((k for k in CHATS if isinstance(row, Mapping) and k in row), None)
+    if chat is not None and field == "text":
+        value = _parsed(row[chat])
+    if isinstance(value, str) or (isinstance(row, str) and field == "text"):
+        return row if isinstance(row, str) else value
+    seen_text = notes.rows > notes.empty + 1
+    nothing = value is None or (isinstance(value, float) and math.isnan(value))
+    if nothing and isinstance(row, Mapping) and (found or chat or seen_text):
+        notes.empty += 1
+        return None
+    if turns := _turns(value):
+        if template is None:
+            raise InputError(
+                f"corpus {where}: holds a conversation, and the model's tokenizer has no chat template; take the "
+                "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
+            )
+        return template(turns)
+    raise InputError(f"corpus {where}: {_no_text(row, field)}")
+
+
+def _joined(row: Any, fields: Sequence[str], where: str) -> str | None:
+    texts = []
+    for field in fields:
+        value = row.get(field) if isinstance(row, Mapping) else None
+        nothing = value is None or (isinstance(value, float) and math.isnan(value))
+        if isinstance(value, str):
+            texts += [value] if value.strip() else []
+        elif not nothing or not isinstance(row, Mapping) or field not in row:
+            raise InputError(f"corpus {where}: {_no_text(row, field)}")
+    return "\n\n".join(texts) or None
+
+
+def _no_text(row: Any, field: str) -> str:
+    """Say what a row holds instead of text, and the way out."""
+    have = [str(name) for name in row] if isinstance(row, Mapping) else []
+    texts = [name for name in have if isinstance(row.get(name), str) and name != "id"]
+    way_out = "; write each document's text into a field `text`"
+    if any(len(name) > _LONGEST_NAME for name in have):
+        way_out = "; the first line of a table has to name its columns"
+    elif texts:
+        way_out = f"; set corpus.field to {texts[0]!r}"
+    elif "input_ids" in have:
+        way_out = ", which are tokens already; give the text they were made of"
+    if field in have:
+        return f"{field!r} holds no text but {_kind_of_value(row[field])}{way_out}"
+    names = [name[:_LONGEST_NAME] for name in have[:_MOST_NAMES]] + ["…"] * (len(have) > _MOST_NAMES)
+    return f"no text under {field!r}; it has: {', '.join(names) or type(row).__name__}{way_out}"
+
+
+def _kind_of_value(value: Any) -> str:
+    kinds = {list: "a list", dict: "a mapping", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _parsed(value: Any) -> Any:
+    """Return a conversation that is written as JSON within its row; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _turns(value: Any) -> list[dict[str, str]]:
+    """Return a conversation as roles and contents, whichever names its makers gave them; nothing for anything else."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return []
+    turns = []
+    for turn in value:
+        if not isinstance(turn, Mapping):
+            return []
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(content, list):  # in parts, of which those of text count
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+        content = "" if content is None and isinstance(role, str) else content  # as where a tool is called
+        if not isinstance(role, str) or not isinstance(content, str):
+            return []
+        turns.append({"role": _ROLES.get(role, role), "content": content})
+    return turns

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
+from saeval._util.secrets import names_credential
 
 OWNER_FILE = ".saeval"
 """File that marks a directory as saeval's own."""
@@ -26,8 +27,11 @@ def claim(folder: Path, what: str = "a run") -> None:
         what: What is to be written there, for the refusal.
 
     Raises:
-        InputError: If it holds files that are not saeval's, links, or anything but plain files, or cannot be made.
+        InputError: If it holds files that are not saeval's, links, or anything but plain files, or cannot be made; or
+            if its name has a credential in it, which results and reports would repeat.
     """
+    if names_credential(str(folder)):
+        raise InputError(f"the directory for {what} is named after a credential of your environment; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (is_ours(folder) or is_empty(folder)):

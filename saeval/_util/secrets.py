@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
-import json
 import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import quote, quote_plus
+
+from saeval._util.spellings import hidden, however_escaped
 
 MARK = "…"
 """What replaces a secret."""
@@ -102,19 +101,25 @@ def use(value: str) -> str:
     """Remember a value that is used as a credential, wherever it comes from, so that it is shown nowhere; return it."""
     if _counts(value) and value not in _used:
         _used.add(value)
-        _current.cache_clear()
+        _forget()
     return value
 
 
 def without_values(text: str) -> str:
     """Return a text without the credentials of this process, in any spelling; all else stays as it is.
 
-    For what models say, where what only looks like a key may be part of the answer.
+    For what models say, where what only looks like a key may be part of the answer. A text that hides a credential so
+    that it is not seen where is taken out whole.
     """
     for spelling in _current():
         if spelling in text:
             text = text.replace(spelling, MARK)
-    return text
+    values = _values()
+    if not values or not (found := hidden(text, values)):
+        return text
+    for spelling in found:
+        text = however_escaped(spelling).sub(MARK, text)
+    return MARK if hidden(text, values) else text
 
 
 def without_secrets(text: object) -> str:
@@ -141,13 +146,18 @@ def look_again() -> None:
     """Take note of an environment that has changed: `without_values`, which is called for each reply, does not look."""
     if (now := _snapshot()) != _seen:
         _seen[:] = now
-        _current.cache_clear()
+        _forget()
+
+
+def names_credential(text: str) -> bool:
+    """Tell whether a credential of this process is in a text, by its value, in any spelling."""
+    look_again()
+    return without_values(text) != text
 
 
 def holds_secret(text: str) -> str | None:
     """Return why a text of a spec is a credential or holds one, or None: its value or its shape says so."""
-    look_again()
-    if without_values(text) != text:
+    if names_credential(text):
         return "holds a credential of your environment"
     if _SHAPE.search(text):
         return "looks like a key"
@@ -185,6 +195,11 @@ def random_looking(text: str) -> bool:
 def placeholder(value: str) -> bool:
     """Return whether a value is a placeholder for servers that ignore keys: `EMPTY`, `not-needed`."""
     return bool(_PLACEHOLDER.fullmatch(value.replace("_", "-").replace(" ", "-")))
+
+
+def _forget() -> None:
+    _values.cache_clear()
+    _current.cache_clear()
 
 
 def _names_secret(name: str) -> bool:
@@ -225,25 +240,22 @@ def _environment() -> Iterator[str]:
 
 
 @lru_cache(maxsize=1)
-def _current() -> tuple[str, ...]:
-    """Return all spellings of the credentials of this process, the longest first."""
+def _values() -> frozenset[str]:
+    """Return the credentials of this process."""
     if not _seen:
         _seen[:] = _snapshot()
-    values = {value for value in (*_used, *_environment()) if _counts(value)}
-    return tuple(sorted({s for value in values for s in _spellings(value)}, key=lambda s: (-len(s), s)))
+    return frozenset(value for value in (*_used, *_environment()) if _counts(value))
+
+
+@lru_cache(maxsize=1)
+def _current() -> tuple[str, ...]:
+    """Return all spellings of the credentials of this process, the longest first."""
+    return tuple(sorted({s for value in _values() for s in _spellings(value)}, key=lambda s: (-len(s), s)))
 
 
 def _spellings(value: str) -> Iterator[str]:
-    """Yield a value as it is, in JSON, HTML, Python and URLs, and in base64 at any place of a longer text."""
+    """Yield a value as it is, and in base64 at any place of a longer text, which is found without decoding."""
     yield value
-    for ascii_only in (True, False):
-        escaped = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
-        yield from (escaped, escaped.replace("/", "\\/"))
-    yield from (repr(value)[1:-1], html.escape(value), html.escape(value, quote=False))
-    yield from _escaped_throughout(value)
-    for encoded in (quote(value, safe=""), quote(value), quote_plus(value), quote(quote(value, safe=""), safe="")):
-        yield encoded
-        yield re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), encoded)
     for data in (value.encode(errors="replace"), value.encode("utf-16-le", errors="replace")):
         for before in range(3):
             coded = base64.b64encode(b"\0" * before + data).rstrip(b"=").decode()
@@ -251,14 +263,3 @@ def _spellings(value: str) -> Iterator[str]:
             inner = coded[-(-before * 8 // 6) :][: (len(data) * 8 - (-before * 8) % 6) // 6]
             if len(inner) >= SHORTEST:
                 yield from (inner, inner.replace("+", "-").replace("/", "_"))
-
-
-def _escaped_throughout(value: str) -> Iterator[str]:
-    """Yield a value with every character escaped, or escaped twice, as servers that quote a request in an error do."""
-    data = value.encode(errors="replace")
-    yield from (data.hex(), data.hex().upper(), base64.b32encode(data).rstrip(b"=").decode())
-    for form in ("%{:02X}", "%{:02x}", "\\x{:02x}", "&#{};", "&#x{:x};", "\\u{:04x}", "\\u{:04X}"):
-        yield "".join(form.format(byte) for byte in data)
-    yield json.dumps(json.dumps(value)[1:-1])[1:-1]
-    yield html.escape(html.escape(value))
-    yield base64.b64encode(base64.b64encode(data)).rstrip(b"=").decode()[:-2]

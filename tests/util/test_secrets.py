@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import html
 import json
 import os
 import resource
@@ -438,18 +439,73 @@ def test_key_that_was_typed_in_the_wrong_place_is_not_repeated(arguments, key):
     assert done.exit_code == 2 and key not in done.output
 
 
+def test_directory_named_after_a_credential_is_refused_without_repeating_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_API_KEY", "qR7tY2wE9uI4oP1aS6dF")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["run", "judge-check", "--out", "qR7tY2wE9uI4oP1aS6dF"])
+    assert done.exit_code == 2 and "named after a credential" in done.output and "qR7tY2" not in done.output
+    assert not (tmp_path / "qR7tY2wE9uI4oP1aS6dF").exists()
+
+
 def test_words_that_were_typed_in_the_wrong_place_are_repeated():
     for word in ("quick-start-2026", "layers.9.mlp", "EleutherAI/sae-llama-3-8b-32x"):
         assert word in CliRunner().invoke(main, ["run", "quickstart", word]).output
 
 
-def test_key_that_is_escaped_throughout_or_twice_is_known(monkeypatch):
+def spelled(value):
+    """A credential as servers, proxies and logs spell it: escaped, encoded, and both, once and several times."""
+    data, url, text = value.encode(), quote(value, safe=""), json.dumps(value)
+    b64, login = base64.b64encode(data).decode(), base64.b64encode(f"user:{value}".encode())
+    yield from (value, url, quote(value), quote_plus(value), quote(url, safe=""), quote(quote(url, safe=""), safe=""))
+    yield from ("".join(f"%{b:02x}" for b in data), "".join(f"%25{b:02X}" for b in data), quote(text, safe=""))
+    yield from (text, json.dumps(value, ensure_ascii=False), json.dumps(text), json.dumps(json.dumps({"k": text})))
+    yield from (text.replace("/", "\\/"), text.replace("&", "\\u0026").replace("'", "\\u0027"), repr(value), repr(data))
+    yield from ("".join(f"\\u{ord(c):04x}" for c in value), "".join(f"\\{b:03o}" for b in data), data.hex(":"))
+    yield from (
+        html.escape(value),
+        html.escape(html.escape(value)),
+        html.escape(text),
+        html.escape(value).replace("x27", "39"),
+    )
+    yield from ("".join(f"&#{ord(c)};" for c in value), "".join(f"&#x{ord(c):X};" for c in value))
+    yield from (
+        b64,
+        b64.rstrip("="),
+        base64.urlsafe_b64encode(data).decode(),
+        login.decode(),
+        quote(login.decode(), safe=""),
+    )
+    yield from (base64.b64encode(login).decode(), base64.b64encode(json.dumps({"key": value}).encode()).decode())
+    yield from (base64.b64encode(url.encode()).decode(), base64.b64encode(value.encode("utf-16-le")).decode())
+    yield base64.encodebytes(b"x" * 40 + data + b"y" * 40).decode()
+    yield from (data.hex(), data.hex().upper(), data.hex(" "), base64.b32encode(data).decode())
+
+
+AWKWARD = [
+    KEY,
+    "plainhexabcdef0123456789",
+    "käse-schlüssel-ß-42x",
+    "a b&c=d;e?f#g/h+i",
+    "tab\there\\back",
+    "it's'quoted`$x",
+]
+
+
+@pytest.mark.parametrize("key", AWKWARD)
+def test_key_is_known_however_it_is_escaped_and_encoded(key):
+    use(key)
+    for spelling in spelled(key):
+        told = without_values(f"the key {spelling} is wrong")
+        assert spelling not in told and "…" in told, spelling
+
+
+def test_text_that_hides_no_key_stays_as_it_is():
     use(KEY)
-    data = KEY.encode()
-    spellings = [
-        data.hex(), data.hex().upper(), "".join(f"%{b:02x}" for b in data), quote(quote(KEY, safe=""), safe=""),
-        "".join(f"\\u{ord(c):04x}" for c in KEY), "".join(f"&#{ord(c)};" for c in KEY), "".join(f"&#x{ord(c):x};" for c in KEY),
-        json.dumps(json.dumps(KEY)), base64.b32encode(data).decode(), base64.b64encode(base64.b64encode(data)).decode(),
-    ]  # fmt: skip
-    for spelling in spellings:
-        assert spelling not in without_values(f"the key {spelling} is wrong"), spelling
+    for text in (
+        "100% of c\\nats & dogs",
+        "aGVsbG8gd29ybGQgaGVsbG8=",
+        "deadbeefdeadbeefdeadbeef",
+        "a%2Fb \\u00e4 &amp;",
+        "x" * 5000,
+    ):
+        assert without_values(text) == text

@@ -576,6 +576,19 @@ def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float 
     return float(ndtri(power) - ndtri(0.025 / len(errors))) * median(errors)
 
 
+def power_of_near(margin: float, ci95: Interval) -> float:
+    """Return how often an interval as wide as this one lies within a margin of 0, if there is no difference.
+
+    Example:
+        >>> round(power_of_near(0.05, (-0.02, 0.04)), 2), power_of_near(0.01, (-0.02, 0.04))
+        (0.81, 0.0)
+    """
+    from scipy.special import ndtr
+
+    error = (ci95[1] - ci95[0]) / 2 / Z95
+    return max(0.0, 2 * float(ndtr(margin / error - Z95)) - 1) if error > 0 else 1.0
+
+
 def detectable_within(ci95: Interval) -> float:
     """Return the minimum detectable difference (5 % level, 80 % power) of a difference with this interval."""
     return POWER80 * (ci95[1] - ci95[0]) / 2 / Z95

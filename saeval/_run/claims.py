@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import combinations
 from math import isnan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FEWEST_LATENTS = 8
 """Latents on a side below which no claim is decided: intervals from fewer are guesses."""
+_WITHIN = 0.05  # how far apart `near` may be, where nothing can be lost
 FEWEST_CELLS = 5
 """Cells below which their order along an axis decides nothing: too few orders are possible."""
 
@@ -42,6 +43,7 @@ class _Estimate:
         ci95: Its interval; None where a p value stands for it, or it is counted and not estimated.
         p: Two-sided p value of no difference.
         exact: Whether it is counted and not estimated.
+        lift: What a score that is compared with could lose; None for other quantities.
         why: Why nothing can be told.
     """
 
@@ -51,6 +53,7 @@ class _Estimate:
     ci95: tuple[float, float] | None = None
     p: float | None = None
     exact: bool = False
+    lift: float | None = None
     why: str = ""
 
 
@@ -59,8 +62,9 @@ def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
 
     A claim is *shown* when the 95 % interval of the difference lies on the claimed side, *contradicted* when it lies
     on the other, *not shown* when it reaches over both, and *cannot be told* when there are fewer than eight latents on
-    a side or nothing to compare. For `near`, the claimed side is within so much of 0. Each claim is taken by itself: of
-    twenty that are false, one will seem to hold.
+    a side or nothing to compare. For `near`, the claimed side is within a margin of 0: a share of the lift that could be
+    lost, so that a run with little lift cannot hide its loss. Each claim is taken by itself: of twenty that are false,
+    one will seem to hold.
 
     Args:
         task: The task, with its findings.
@@ -71,11 +75,20 @@ def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
 
 
 def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
-    outcome = "cannot be told" if found.why or found.value is None else _decided(spec, found)
+    margin = _margin(spec, found)
+    if margin is not None and margin <= 0 and not found.why:
+        found = replace(found, why="the score it is compared with is not above its floor, so there is nothing to lose")
+    outcome = "cannot be told" if found.why or found.value is None else _decided(spec, found, margin or 0.0)
+    power = None if margin is None or found.ci95 is None or found.why else stats.power_of_near(margin, found.ci95)
+    quantity = found.what
+    if power is not None:
+        quantity += f", within ± {margin:.3f} (power {power:.2f})"
     return Finding(
         claim=str(spec.claim),
         outcome=outcome,
-        quantity=found.what,
+        quantity=quantity,
+        margin=margin,
+        power=power,
         difference=found.value,
         ci95=found.ci95,
         p=found.p,
@@ -84,7 +97,16 @@ def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
     )
 
 
-def _decided(spec: FindingSpec, found: _Estimate) -> FindingOutcome:
+def _margin(spec: FindingSpec, found: _Estimate) -> float | None:
+    """Return how far apart `near` may be; None for other claims."""
+    if spec.is_ != "near":
+        return None
+    if spec.within is not None:
+        return spec.within
+    return _WITHIN if found.lift is None else spec.of_lift * found.lift
+
+
+def _decided(spec: FindingSpec, found: _Estimate, margin: float) -> FindingOutcome:
     """Tell on which side of the claim the whole interval lies."""
     assert found.value is not None
     if found.ci95 is not None:
@@ -96,7 +118,7 @@ def _decided(spec: FindingSpec, found: _Estimate) -> FindingOutcome:
     inside, outside = {
         "above": (low > 0, high < 0),
         "below": (high < 0, low > 0),
-        "near": (-spec.within <= low and high <= spec.within, low > spec.within or high < -spec.within),
+        "near": (-margin <= low and high <= margin, low > margin or high < -margin),
     }[spec.is_]
     return "shown" if inside else "contradicted" if outside else "not shown"
 
@@ -155,7 +177,7 @@ class _Claims:
         if not (rivals := self.cells(other)):
             return _Estimate(what, why=f"no cell is {_named(other)}")
         _, b = _scores(rivals, than)
-        return self.difference(what, metric, a, b)
+        return replace(self.difference(what, metric, a, b), lift=_lift(rivals, than, metric, b))
 
     def difference(self, what: str, metric: Metric, a: Mapping[Unit, float], b: Mapping[Unit, float]) -> _Estimate:
         """Return the difference of two means: latent by latent where most latents are on both sides."""
@@ -290,6 +312,18 @@ def _scores(cells: Sequence[CellState], name: str) -> tuple[Metric, dict[Unit, f
             for latent, value in scored.values(metric.name).items():
                 found.setdefault((str(outcome.store.path), latent), []).append(value)
     return metric, {unit: sum(values) / len(values) for unit, values in sorted(found.items())}
+
+
+def _lift(cells: Sequence[CellState], name: str, metric: Metric, values: Mapping[Unit, float]) -> float | None:
+    """Return how far a score is above that of the cells' first uninformed baseline, or above chance."""
+    label, _, explanation = score_reference(name)
+    floors = [floor for floor in cells[0].cell.floors if floor != explanation]
+    found = [_scores(cells, f"{label}.{metric.name} of {floor}")[1] for floor in floors]
+    floor = next((sum(f.values()) / len(f) for f in found if f), metric.chance)
+    if floor is None or not values or explanation in cells[0].cell.floors:
+        return None
+    mean = sum(values.values()) / len(values)
+    return mean - floor if metric.higher_is_better else floor - mean
 
 
 def _few(units: Sequence[object] | Mapping[Unit, float] | Floats) -> str:

@@ -542,6 +542,10 @@ class Finding(Documented):
     """Two-sided p value of no effect, where there is no interval."""
     n: tuple[int, ...] = ()
     """Latents (for similarity, cells) behind it; one number for each side where the sides are different latents."""
+    margin: float | None = None
+    """For a claim that something is near: how far apart it may be."""
+    power: float | None = None
+    """For such a claim: share of runs like this that would show it if there were no difference at all."""
     reason: str = ""
     """Why it cannot be told."""
 

@@ -60,7 +60,8 @@ def cell(axes: Mapping[str, Any], scores: Mapping[str, Any], *, store: str = "",
     source = SimpleNamespace(plugin=SimpleNamespace(weights=lambda: Weights(directions)))
     ids = {k: str(v) for k, v in axes.items()}
     return SimpleNamespace(
-        cell=SimpleNamespace(name=name, axes=ids, baseline=baseline, scorers=parts, source=source),
+        cell=SimpleNamespace(name=name, axes=ids, baseline=baseline, scorers=parts, source=source,
+                             floors=("random_explanation",)),
         store=SimpleNamespace(path=store or name, latents=frozenset()), scored=scored, records=Records(),
         explanation=lambda variant, latent: Explanation(text="x"),
     )  # fmt: skip
@@ -126,6 +127,47 @@ def test_near_holds_only_where_the_whole_interval_is_near(mean, sd, outcome):
     values = {"embedding.auroc of random_explanation": np.array([mean - sd, mean + sd] * 20)}
     found = told(cell(A, values), score="embedding of random_explanation", than="chance", **{"is": "near"})
     assert found.outcome == outcome and found.difference == pytest.approx(mean - 0.5)
+
+
+NEAR = {"score": "embedding", "cells": A, "is": "near", "than_cells": B}
+
+
+def readings(lost, seed, n=200, lift=0.061):
+    """Two samplers of one SAE, of which the first loses a share of the lift."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(0.5 + lift, 0.1, n)
+    noisy = [true + rng.normal(0, 0.04, n) - gone for gone in (lost * lift, 0)]
+    return [
+        cell(axes, {"embedding.auroc": np.clip(values, 0, 1)}, store="one")
+        for axes, values in zip((A, B), noisy, strict=True)
+    ]
+
+
+def test_near_is_not_shown_where_a_quarter_of_the_lift_is_gone():
+    shown = {
+        lost: sum(told(*readings(lost, seed), **NEAR).outcome == "shown" for seed in range(60)) for lost in (0, 0.25)
+    }
+    absolute = sum(told(*readings(0.25, seed), **NEAR, within=0.05).outcome == "shown" for seed in range(20))
+    assert shown[0.25] <= 5 and shown[0] >= 50 and absolute == 20
+
+
+def test_near_says_how_far_apart_scores_may_be_and_how_often_such_a_run_would_show_it():
+    found = told(*readings(0, 1), **NEAR)
+    assert found.margin == pytest.approx(0.25 * 0.061, abs=0.006) and 0.7 < found.power <= 1
+    assert f"within ± {found.margin:.3f} (power {found.power:.2f})" in found.quantity
+    few = told(*readings(0, 1, n=20), **NEAR)
+    assert few.power < 0.3 and few.outcome == "not shown"
+    assert told(*readings(0, 1), **NEAR, within=0.05).margin == 0.05
+    assert told(*readings(0, 1), **{**NEAR, "is": "above"}).margin is None
+
+
+def test_lift_is_measured_from_the_floor_and_near_needs_something_to_lose():
+    values = {"embedding.auroc": around(0.6), "embedding.auroc of random_explanation": around(0.56)}
+    found = told(cell(A, values), cell(B, values), **NEAR)
+    assert found.margin == pytest.approx(0.01, abs=1e-6)
+    values["embedding.auroc of random_explanation"] = around(0.62)
+    found = told(cell(A, values), cell(B, values), **NEAR)
+    assert found.outcome == "cannot be told" and "nothing to lose" in found.reason
 
 
 def test_named_metric_and_metric_without_bounds_are_read():

@@ -151,8 +151,11 @@ class FindingSpec(SpecModel):
     score in `than_cells`."""
     than_cells: CellFilter | None = None
     """Cells of the other score; default: the same ones."""
-    within: float = Field(default=0.05, gt=0)
-    """How far apart `near` may be."""
+    within: float | None = Field(default=None, gt=0)
+    """How far apart `near` may be; default: `of_lift` of the lift where one score is compared with another, else .05."""
+    of_lift: float = Field(default=0.25, gt=0, le=1)
+    """For `near` without `within`: share of the lift (of the score compared with, above its floor or chance) that may
+    be lost."""
 
     @model_validator(mode="after")
     def _one_quantity(self) -> FindingSpec:

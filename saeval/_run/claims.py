@@ -62,9 +62,9 @@ def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
 
     A claim is *shown* when the 95 % interval of the difference lies on the claimed side, *contradicted* when it lies
     on the other, *not shown* when it reaches over both, and *cannot be told* when there are fewer than eight latents on
-    a side or nothing to compare. For `near`, the claimed side is within a margin of 0: a share of the lift that could be
-    lost, so that a run with little lift cannot hide its loss. Each claim is taken by itself: of twenty that are false,
-    one will seem to hold.
+    a side or nothing to compare. For `near`, the claimed side is within a margin of 0: a share of the lift that could
+    be lost, so that a run with little lift cannot hide its loss. Each claim is taken by itself: of twenty that are
+    false, one will seem to hold.
 
     Args:
         task: The task, with its findings.

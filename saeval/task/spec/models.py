@@ -152,7 +152,7 @@ class FindingSpec(SpecModel):
     than_cells: CellFilter | None = None
     """Cells of the other score; default: the same ones."""
     within: float | None = Field(default=None, gt=0)
-    """How far apart `near` may be; default: `of_lift` of the lift where one score is compared with another, else .05."""
+    """How far apart `near` may be; default: `of_lift` of the lift where two scores are compared, else .05."""
     of_lift: float = Field(default=0.25, gt=0, le=1)
     """For `near` without `within`: share of the lift (of the score compared with, above its floor or chance) that may
     be lost."""

@@ -10,9 +10,11 @@ from typing import Any
 
 from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.weighting import Weights, weighted_note, with_weights
-from saeval._util import InputError, did_you_mean
+from saeval._util import WIDTH, InputError, aligned, did_you_mean, fold, interval, number
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
-from saeval.results import RunCell
+from saeval.results import RunCell, some
+
+_SHOWN = 40  # cells that the text of a joined board lists
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,25 @@ class Joined:
     rank_by: str
     differs: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Return the board as text: a line per cell with its rank and the column that ranks."""
+        board = next(iter(self.groups(None).values()))
+        column = split_ranking(self.rank_by)[0]
+        scorer, _, metric = column.rpartition(".")
+        names = self.telling()
+        rows = []
+        for x in board.standings[:_SHOWN]:
+            row = board.row(x.cell, scorer, metric=metric)
+            score = "–" if row is None else f"{number(row.value)} [{interval(row.ci95, between=', ')}]"
+            lift = number(row.lift, "+.3f") if row is not None else "–"
+            facets = self.entries[x.cell.cell].facets
+            rows.append([x.rank_text, *(facets.get(name, "–") for name in names), score, lift])
+        more = len(board.standings) - len(rows)
+        mark = f" — MIXED: {'; '.join(self.differs)}" if self.differs else ""
+        lines = [fold(f"{some(len(self.entries), 'cell', 'cells')}, ranked by {board.title}{mark}")]
+        lines.append(aligned(["rank", *names, column, "lift"], rows, WIDTH))
+        return "\n".join([*lines, *([f"… and {more} more"] if more else [])])
 
     def groups(self, facet: str | None) -> dict[str, Leaderboard]:
         """Return a board for every value of a facet, or a single one; ranks hold within a board.

@@ -101,6 +101,10 @@ class Comparison:
     agreement: tuple[Agreement, ...]
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Return the comparison as text."""
+        return text(self)
+
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
         return asdict(self)

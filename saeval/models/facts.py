@@ -150,7 +150,7 @@ def _added(file: Path) -> dict[str, int]:
         return {}
 
 
-def _first(config: dict[str, Any], *names: str) -> int | None:
+def _first(config: Mapping[str, Any], *names: str) -> int | None:
     values = (config.get(name) for name in names)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -79,3 +80,14 @@ def test_progress_is_a_block_in_notebooks_and_nothing_in_scripts(monkeypatch):
         and "7 calls" in drawn[-1]
         and "$0.25" in drawn[-1]
     )
+
+
+def test_joined_boards_and_comparisons_are_readable_when_shown(run, tmp_path):
+    folder = run._folder
+    shutil.copytree(folder, tmp_path / "other")
+    joined = repr(saeval.join([folder]))
+    assert joined.startswith("1 cell, ranked by")
+    assert "1.000 [" in joined and len(joined) < 1000 and "Entry(" not in joined
+    compared = repr(saeval.compare(folder, tmp_path / "other"))
+    assert compared.startswith("A  run:all\nB  run:all") and "paired" in compared and "Contrast(" not in compared
+    assert max(map(len, [*joined.splitlines(), *compared.splitlines()])) <= 80

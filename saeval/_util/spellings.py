@@ -121,15 +121,11 @@ _NAMED = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}
 def _character(c: str) -> str:
     """Return a pattern of a character in all its escapes."""
     number, data = ord(c), c.encode(errors="replace")
-    units = c.encode("utf-16-be", errors="replace").hex()
-    forms = [
-        "".join(rf"%(?:25)*{byte:02x}" for byte in data),
-        "".join(rf"{_SLASH}+u{units[i : i + 4]}" for i in range(0, len(units), 4)),
-        "".join(rf"{_SLASH}+x{byte:02x}" for byte in data),
-        "".join(rf"{_SLASH}+{byte:03o}" for byte in data),
-        rf"{_AND}#0*{number}{_END}",
-        rf"{_AND}#x0*{number:x}{_END}",
-    ]
+    units = re.findall("....", c.encode("utf-16-be", errors="replace").hex())
+    forms = ["".join(rf"{_SLASH}+u{unit}" for unit in units)]
+    for byte_form in (r"%(?:25)*{:02x}", _SLASH + r"+x{:02x}", _SLASH + r"+{:03o}"):
+        forms.append("".join(byte_form.format(byte) for byte in data))
+    forms += [rf"{_AND}#0*{number}{_END}", rf"{_AND}#x0*{number:x}{_END}"]
     if number < 256:
         forms += [rf"{_SLASH}+x{number:02x}", rf"%(?:25)*{number:02x}"]
     forms += [rf"{_AND}{name}{_END}" for name in (_NAMED.get(c),) if name]

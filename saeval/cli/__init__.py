@@ -6,7 +6,7 @@ names; 3 stopped at the cost limit (resumable); 70 internal error; 130 interrupt
 
 from __future__ import annotations
 
-from saeval.cli import cache, catalog, exchange, plugins, reports, run
+from saeval.cli import board, cache, catalog, exchange, plugins, reports, run
 from saeval.cli.group import main
 
 __all__ = ["main"]
@@ -15,7 +15,7 @@ _COMMANDS = (  # in the order of docs/cli.md
     run.run, run.validate, catalog.list_, catalog.show, plugins.plugins, plugins.new, catalog.schema,
     run.preview, run.plan, reports.report, reports.view, catalog.doctor, cache.cache, reports.compare,
     reports.leaderboard, reports.similarity, exchange.export, exchange.import_, exchange.push,
-    exchange.pull,
+    exchange.pull, board.board,
 )  # fmt: skip
 for command in _COMMANDS:
     main.add_command(command)

@@ -1,3 +1,4 @@
+from saeval.exchange.board import add_runs as add_runs, build as build
 from saeval.exchange.formats import (
     EXPORTS as EXPORTS,
     FORMATS as FORMATS,

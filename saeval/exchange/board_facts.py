@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from saeval._util import read_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from saeval.records import ScoreRow
     from saeval.results import RunCell
 
@@ -37,7 +39,12 @@ def _text(value: object) -> str:
 
 def ended(cell: RunCell) -> float | None:
     """Return when the cell's run was last written to, in seconds since 1970; None where the run does not say."""
-    file = cell.folder.parent.parent / "run.json"
+    return run_ended(cell.folder.parent.parent)
+
+
+def run_ended(folder: Path) -> float | None:
+    """Return when a run directory was last written to, in seconds since 1970; None where it does not say."""
+    file = folder / "run.json"
     state = read_json(file) if file.is_file() else None
     moment = state.get("updated") if isinstance(state, dict) else None
     return float(moment) if isinstance(moment, int | float) else None

@@ -20,15 +20,15 @@ from saeval.report.html.latents import CellTables
 from saeval.report.html.text import script_json
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
+def render(template: str, context: Mapping[str, Any], script: str = "report.js") -> str:
     """Return a page. Every value in it is escaped and made visible, unless it is markup already."""
-    files = {"style": Markup(_style()), "script": Markup(_asset("report.js"))}  # noqa: S704 - of this package
-    return _environment().get_template(template).render(policy=policy(), **files, **context) + "\n"
+    files = {"style": Markup(_style()), "script": Markup(_asset(script))}  # noqa: S704 - of this package
+    return _environment().get_template(template).render(policy=policy(script), **files, **context) + "\n"
 
 
-def policy() -> str:
+def policy(script_file: str = "report.js") -> str:
     """Return the content security policy of the pages, which allows only their own style and script."""
-    style, script = _style(), _asset("report.js")
+    style, script = _style(), _asset(script_file)
     # strict-dynamic: the page's own script may load the files beside it, also from disk, where 'self' means nothing.
     return (
         f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)} 'strict-dynamic'; "

@@ -202,10 +202,12 @@ async def gateways(
             )
             for name, role in roles.items()
         }
-        for name, gateway in lent.items():
+        for name in lent:
             at_the_end.push_async_callback(roles[name].part.plugin.aclose)
-            at_the_end.push_async_callback(gateway.finish)
-        yield lent
+        try:
+            yield lent
+        finally:  # all at once, and before any connection is closed
+            await asyncio.gather(*(gateway.finish() for gateway in lent.values()))
 
 
 class Steps:

@@ -125,7 +125,7 @@ class Worker:
         self._making: set[asyncio.Task[Any]] = set()
         self._news: list[News] = []
         self._any_news = asyncio.Event()
-        self._finished = False
+        self._ending = self._finished = False
 
     async def open(self, spent: float) -> Stop | None:
         """Build the task and the gateways.
@@ -167,7 +167,9 @@ class Worker:
             time.sleep(seconds / 4)
 
     async def make(self, work: StepInput) -> StepOutput[Any] | Stop:
-        """Do a step on a latent."""
+        """Do a step on a latent; what comes after the end was sent before it, and nobody waits for it any more."""
+        if self._ending:
+            return Stop(SaevalError, "the run has ended")
         task = asyncio.ensure_future(self._steps.make(work))
         self._making.add(task)
         try:
@@ -198,6 +200,7 @@ class Worker:
 
     async def finish(self) -> None:
         """Stop working; wait a little for answers under way."""
+        self._ending = True
         for task in self._making:
             task.cancel()
         await self._at_the_end.aclose()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -197,32 +195,3 @@ def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval
         task = write(tmp_path / "dead.yaml", server, run={"give_up_after": 2})
     done = saeval("run", "--task", task, "--out", "dead", "--set", "llms.explainer.retries=0", code=2)
     assert "no connection" in done.stderr and "nothing was collected yet" in done.stderr
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_run_that_is_stopped_at_any_moment_resumes_and_asks_nothing_twice(saeval, tmp_path, how):
-    env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache")}
-    with truthful_server() as server:
-        server.delay = 0.02
-        task = write(tmp_path / "task.yaml", server, baselines=["shuffled_explanation"], run={"concurrency": 2})
-        command = [sys.executable, "-m", "saeval", "run", "--task", str(task), "--out", "run"]
-        for until in (4, 30):
-            child = subprocess.Popen(
-                command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            while server.answered < until and child.poll() is None:
-                time.sleep(0.005)
-            child.send_signal(how)
-            child.wait()
-            assert child.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
-        in_flight = 2 * 16  # what the server answered, but the killed process had not yet read
-        saeval("run", "--task", task, "--out", "run")
-        calls = [json.dumps(c, sort_keys=True) for c in server.calls]
-        assert len(calls) - len(set(calls)) <= in_flight
-        calm = write(tmp_path / "calm.yaml", server, baselines=["shuffled_explanation"], run={"concurrency": 2})
-        env["SAEVAL_CACHE"] = str(tmp_path / "other")
-        subprocess.run(
-            [*command[:5], str(calm), "--out", "calm"], cwd=tmp_path, env=env, check=True, capture_output=True
-        )
-    results = [json.loads((tmp_path / d / "results.json").read_text())["cells"] for d in ("run", "calm")]
-    assert results[0] == results[1]

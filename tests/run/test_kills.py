@@ -107,17 +107,28 @@ def test_kills_at_random_moments_lose_nothing_and_pay_nothing_twice(tmp_path, mo
     assert again <= kills * 4 * 8  # at most what is in flight
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Results of a run that nobody disturbs."""
+    place = tmp_path_factory.mktemp("calm")
+    with pytest.MonkeyPatch.context() as patch, truthful_server() as server:
+        patch.setenv("SAEVAL_CACHE", str(place / "cache"))
+        patch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
+        saeval.run(spec(server), out=place / "run")
+    return saeval.read(place / "run").cells
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "after", "place"),
     [
-        *((how, after, in_the_foreground) for how in (signal.SIGINT, signal.SIGTERM) for after in (1, 20, 100)),
-        *((how, 20, in_the_foreground) for how in (signal.SIGHUP, signal.SIGQUIT)),
-        *((how, 20, in_the_background) for how in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)),
+        *((signal.SIGINT, after, in_the_foreground) for after in (1, 20, 100)),
+        *((how, 20, in_the_foreground) for how in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)),
+        *((how, 20, in_the_background) for how in (signal.SIGTERM, signal.SIGHUP)),
     ],
     ids=lambda value: getattr(value, "name", getattr(value, "__name__", value)),
 )
-def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_way(tmp_path, how, after, place):
+def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_way(tmp_path, calm, how, after, place):
     with truthful_server() as server:
         server.delay = 0.05
         task = tmp_path / "task.yaml"
@@ -139,7 +150,8 @@ def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_wa
         assert start(command(task, tmp_path / "run"), tmp_path / "cache").wait() == 0
         calls = [json.dumps(call, sort_keys=True) for call in server.calls]
         assert len(calls) == len(set(calls))  # not even those that were under way
-    assert not saeval.read(tmp_path / "run").partial
+    resumed = saeval.read(tmp_path / "run")
+    assert not resumed.partial and resumed.cells == calm
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +108,9 @@ def _naming_log(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except SaevalError:
-        if log.exists() and log.stat().st_size:
-            say(f"log       {log}", err=True)
+        with suppress(OSError):  # not there, or a name that no disk can hold
+            if log.stat().st_size:
+                say(f"log       {log}", err=True)
         raise
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import select
 import sys
+from pathlib import Path
 from typing import TextIO
 
 _PATIENCE = 5.0  # seconds that a reader may take who left the pipe non-blocking
@@ -49,10 +50,25 @@ class _Steady(io.RawIOBase):
 
 def steady_streams() -> None:
     """Protect the process's output and error; streams that a test or a notebook installed are not changed."""
+    _open_all()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is not None and stream is getattr(sys, f"__{name}__"):
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process
+        elif stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, _steady(stream))
+
+
+def _open_all() -> None:
+    """Put the null device in place of standard descriptors that are closed: a file opened next would get their number.
+
+    Libraries that write to descriptor 2 would write into that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
 
 
 def _steady(stream: TextIO) -> TextIO:

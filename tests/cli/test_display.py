@@ -63,6 +63,16 @@ def test_full_device_as_output_stops_nothing(tmp_path, task):
     assert status(tmp_path) == "done"
 
 
+@pytest.mark.parametrize("closed", ["2>&-", pytest.param("<&- >&- 2>&-", marks=pytest.mark.slow)])
+def test_descriptors_that_are_closed_stop_nothing(tmp_path, task, closed):
+    command = f"{sys.executable} -m saeval run --task task.yaml --out run {closed}"
+    env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache")}
+    assert (
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, check=False).returncode == 0
+    )
+    assert status(tmp_path) == "done"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
 def test_encoding_that_lacks_a_character_stops_nothing(tmp_path, encoding):

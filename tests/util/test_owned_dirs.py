@@ -55,6 +55,18 @@ def test_run_into_a_directory_of_the_users_own_is_refused_and_nothing_in_it_chan
     assert contents(home) == before
 
 
+def test_name_that_no_disk_can_hold_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({"saeval": 1, "task": "t", "version": "1", **LONE}))
+    done = command("run", "--task", tmp_path / "task.yaml", "--out", tmp_path / ("x" * 300))
+    assert done.exit_code == 2 and "File name too long" in done.output and "Traceback" not in done.output
+
+
+LONE = {
+    "llms": {"judge": {"model": "scripted/x", "reply": "[0]"}}, "source": {"use": "synthetic"}, "latents": {"n": 1}, "sampler": "random",
+    "explainer": "top_tokens", "scorers": {"detection": {}}, "baselines": [],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run directory, and its task."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field, JsonValue, model_validator
 
 from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, file_sha256
+from saeval.activations.chat_roles import RoleMarks, tokens_within
 from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_documents
 from saeval.activations.duplicates import Duplicates, Sameness
 from saeval.activations.row_texts import Notes, Template, text_of
@@ -108,6 +109,10 @@ class Corpus(Documented):
     dedup: Sameness | None = None
     """Drop documents that repeat an earlier one: `exact` (the same words), or `near` (four in five of their runs of
     five words are shared). How many were dropped is in the results' warnings."""
+    roles: tuple[str, ...] | None = None
+    """Of conversations, count activations in the turns of these roles only, such as `[assistant]`. The model reads the
+    others, and windows show them; non-activating windows are taken from these turns. Needs the tokenizer's chat
+    template."""
     tokens: int | None = Field(default=None, gt=0)
     """Text tokens to read at most; None for all."""
     per_document: int | None = Field(default=None, gt=0)
@@ -175,8 +180,8 @@ class Corpus(Documented):
 
     def fingerprint(self) -> JsonValue:
         """Return what the text depends on: the content of local files, the name and revision of a hub dataset."""
-        unset = {"path"} if self.path else set()
-        options = self.model_dump(mode="json", exclude=unset if self.dedup else {*unset, "dedup"})
+        unset = {name for name in ("dedup", "roles") if getattr(self, name) is None}
+        options = self.model_dump(mode="json", exclude={*unset, "path"} if self.path else unset)
         options |= {"context": self.length, "bos": True if self.bos is None else self.bos, "version": _VERSION}
         if self.local is None:
             return options
@@ -275,15 +280,23 @@ class Corpus(Documented):
         import numpy as np
 
         lead, notes = self.lead(tokenizer), Notes()
+        template, marks, within = _template(tokenizer), RoleMarks(self.roles or ()), []
+        if self.roles is not None and template is not None:
+            template = marks.marking(template)
         fitting = [
             t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None and t < (vocabulary or t + 1)
         ]
         pad = fitting[0] if fitting else 0
 
         def encode(text: str) -> list[int]:
-            return _ids(tokenizer, text, lead)
+            if self.roles is None:
+                return _ids(tokenizer, text, lead)
+            ids, counted = tokens_within(tokenizer, *marks.found(text))
+            kept = without_lead(ids, lead)
+            within.append(counted[len(ids) - len(kept) :])
+            return kept
 
-        tokens, lengths, documents, names = self.pack(encode, lead, pad, _template(tokenizer), notes)
+        tokens, lengths, documents, names = self.pack(encode, lead, pad, template, notes)
         used = np.unique(tokens)
         if vocabulary is not None and len(used) and used[-1] >= vocabulary:
             outside = [int(i) for i in used if i >= vocabulary]
@@ -294,6 +307,10 @@ class Corpus(Documented):
             )
         special = special_ids(tokenizer)
         mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, sorted(special))
+        if self.roles is not None:
+            mask &= self._counted(lengths, documents, within, mask.shape[1], len(lead))
+            if not mask.any():
+                raise marks.none_found()
         if not mask.any():
             raise InputError(
                 "the corpus holds special tokens alone, whose activations are not counted; give ordinary text"
@@ -301,6 +318,25 @@ class Corpus(Documented):
         ordinary = [int(i) for i in used if int(i) not in special]
         bytes_of = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
         return TokenDataset(tokens, lengths, mask, documents, names, bytes_of, len(lead), tuple(notes.warnings()))
+
+    def _counted(
+        self,
+        lengths: NDArray[np.int32],
+        documents: NDArray[np.int32],
+        within: Sequence[NDArray[np.bool_]],
+        width: int,
+        lead: int,
+    ) -> NDArray[np.bool_]:
+        """Return which tokens of the contexts are in turns that count, given that of each document's tokens."""
+        import numpy as np
+
+        counted = np.zeros((len(lengths), width), dtype=np.bool_)
+        first: dict[int, int] = {}
+        for row, document in enumerate(documents.tolist()):
+            start = (row - first.setdefault(document, row)) * self.length
+            n = int(lengths[row]) - lead
+            counted[row, lead : lead + n] = within[document][start : start + n]
+        return counted
 
     def contexts(self, text: str, tokenizer: Any) -> list[list[int]]:
         """Return the token ids of one text, cut and begun as contexts of the corpus are."""

@@ -92,7 +92,8 @@ class _WindowSampler(Sampler):
         ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
             def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
                 here = split.explains(store.document_of(ids, self.window)) == explain
-                return here & store.knows(latent.index, store.context_of(ids, self.window))
+                known = store.knows(latent.index, store.context_of(ids, self.window))
+                return here & known & store.counts(ids, self.window)
 
             wanted = Wanted(store, latent.index, self.window, n, keep, beside)
             return self.non_activating.weighted(wanted, explain_rng if explain else score_rng)

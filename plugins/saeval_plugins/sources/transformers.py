@@ -309,6 +309,7 @@ class _Reading:
             metadata=dict(self.coder.metadata),
             l0_of_files=coder.made_for().l0,
             warnings=[*data.warnings, *cautions],
+            roles=list(source.corpus.roles or ()),
         )
         self.data_type = live.model.dtype
         self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(

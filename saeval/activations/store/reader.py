@@ -175,6 +175,20 @@ class ActivationStore:
         indptr, known = self._known
         return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
 
+    def counts(self, ids: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+        """Tell for windows whether activations were counted on all of their tokens, so that their absence is silence.
+
+        True everywhere except where the corpus counts turns of some roles only.
+
+        Args:
+            ids: Window numbers.
+            window: Tokens per window.
+        """
+        if not self.facts.get("roles"):
+            return np.ones(len(ids), dtype=np.bool_)
+        tokens = self.begin_of(ids, window)[:, None] + np.arange(window)
+        return np.asarray(self.mask[tokens // self.length, tokens % self.length].all(axis=1))
+
     # Windows tile the text of a context, BOS omitted; a context's short rest belongs to no window.
 
     def _tiles(self, window: int) -> int:
@@ -280,6 +294,7 @@ class ActivationStore:
             good = active.take(np.searchsorted(active, ids), mode="clip") != ids if len(active) else ids >= 0
             if self._known is not None or self.latents is not None:
                 good &= self.knows(latent, self.context_of(ids, window))
+            good &= self.counts(ids, window)
             return good & keep(ids) if keep is not None else good
 
         return self.draw_windows(window, n, rng, silent)

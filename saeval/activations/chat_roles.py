@@ -1,0 +1,93 @@
+"""Finds the tokens of a conversation that are in turns of given roles."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from saeval._util import InputError
+from saeval.activations.row_texts import Template
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Span = tuple[int, int]
+"""First character and the one behind the last."""
+_BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters, which text does not contain (Unicode 23.7)
+
+
+class RoleMarks:
+    """Marks turns while a chat template writes them, and finds them again in the text.
+
+    A template may trim, move or drop what a turn says: marks move with it, and a turn whose marks are not both there is
+    not found.
+
+    Args:
+        roles: The roles that count.
+
+    Attributes:
+        seen: Roles of the conversations written so far.
+    """
+
+    def __init__(self, roles: Collection[str]):
+        self._roles = frozenset(roles)
+        self.seen: set[str] = set()
+
+    def marking(self, template: Template) -> Template:
+        """Return a template that writes marks around what the roles say."""
+
+        def write(turns: Sequence[Mapping[str, str]]) -> str:
+            self.seen |= {turn["role"] for turn in turns}
+            return template([self._marked(turn) for turn in turns])
+
+        return write
+
+    def _marked(self, turn: Mapping[str, str]) -> dict[str, str]:
+        content = _unmarked(turn["content"])
+        inner = content.strip()
+        if turn["role"] not in self._roles or not inner:
+            return {**turn, "content": content}
+        # Inside of the white space, which a template may trim.
+        before, _, after = content.partition(inner)
+        return {**turn, "content": f"{before}{_BEGIN}{inner}{_END}{after}"}
+
+    def found(self, text: str) -> tuple[str, list[Span]]:
+        """Return a text without its marks, and the spans that they enclosed."""
+        plain, spans, length = [], [], 0
+        for number, piece in enumerate(text.split(_BEGIN)):
+            said, end, rest = piece.partition(_END)
+            if number and end:
+                spans.append((length, length + len(said)))
+            plain.append(said + _unmarked(rest))
+            length += len(plain[-1])
+        return "".join(plain), spans
+
+    def none_found(self) -> InputError:
+        """Return the error for a corpus in which no turn of the roles was found."""
+        seen = ", ".join(sorted(self.seen)) or "no conversation"
+        return InputError(
+            f"corpus.roles: no text of {', '.join(sorted(self._roles))} was found; the corpus has: {seen}"
+        )
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(_BEGIN, "").replace(_END, "")
+
+
+def tokens_within(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], NDArray[np.bool_]]:
+    """Return a text's token ids, and which of them overlap one of the spans.
+
+    Raises:
+        InputError: If the tokenizer does not say which characters each token stands for.
+    """
+    import numpy as np
+
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("corpus.roles: the model's tokenizer does not say where its tokens are (it is not a fast one)")
+    found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    starts, ends = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+    within = np.zeros(len(starts), dtype=np.bool_)
+    for first, behind in spans:
+        within |= (starts < behind) & (ends > first)
+    return list(found["input_ids"]), within

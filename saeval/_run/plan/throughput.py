@@ -92,7 +92,7 @@ def collecting(source: ActivationSource) -> Collecting | None:
 
 
 def asking(plugin: Any, fresh: float, given: float) -> float | None:
-    """Return how many seconds a model in process takes; None if its size is not known.
+    """Return how long a model in process takes, in seconds; None if its size is not known.
 
     Args:
         plugin: The model's plugin.

@@ -54,9 +54,13 @@ def steady_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process
+            setattr(sys, name, _nothing())
         elif stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, _steady(stream))
+
+
+def _nothing() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _open_all() -> None:

@@ -9,7 +9,7 @@ from itertools import combinations
 from math import isnan
 from typing import TYPE_CHECKING
 
-from saeval._compare import Basis, compare_vectors, stats
+from saeval._compare import Basis, compare_vectors, pooled_mean, stats
 from saeval._run.state import CellState
 from saeval._util import SaevalError, derive_rng
 from saeval.models import embedder
@@ -94,6 +94,37 @@ def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
         p=found.p,
         n=found.n,
         reason=found.why,
+    )
+
+
+def pooled_findings(specs: Sequence[FindingSpec], found: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """Decide claims on the means over runs with several seeds.
+
+    Args:
+        specs: The claims.
+        found: By run, what it found of each claim.
+    """
+    return [_pooled(spec, [findings[i] for findings in found]) for i, spec in enumerate(specs) if all(found)]
+
+
+def _pooled(spec: FindingSpec, found: Sequence[Finding]) -> Finding:
+    known = [f for f in found if f.difference is not None and f.ci95 is not None]
+    if len(known) < len(found):  # tested by a p value, counted, or not told
+        return found[0].model_copy(update={"quantity": f"{found[0].quantity}; first of {len(found)} seeds"})
+    values, intervals = [f.difference or 0.0 for f in known], [f.ci95 for f in known if f.ci95]
+    ci95 = pooled_mean(values, intervals, (None, None))
+    margins = [f.margin for f in known if f.margin is not None]
+    margin = sum(margins) / len(margins) if margins else None
+    estimate = _Estimate(found[0].quantity, value=sum(values) / len(values), ci95=ci95)
+    reasons = {f.reason for f in known} - {""}
+    power = stats.power_of_near(margin, ci95) if margin is not None and margin > 0 else None
+    told = {"margin": margin, "power": power, "n": tuple(map(sum, zip(*(f.n for f in known), strict=False)))}
+    outcome = "cannot be told" if reasons else _decided(spec, estimate, margin or 0.0)
+    quantity = f"{found[0].quantity.partition(', within ±')[0]}; {len(found)} seeds"
+    if power is not None:
+        quantity += f", within ± {margin:.3f} (power {power:.2f})"
+    return found[0].model_copy(
+        update={**told, "outcome": outcome, "difference": estimate.value, "ci95": ci95, "quantity": quantity}
     )
 
 

@@ -25,6 +25,7 @@ from saeval._run.pipeline import Pipeline, Retry
 from saeval._run.progress_file import ProgressFile
 from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
+from saeval._run.seeds import run_seeds
 from saeval._run.state import CellState, RunState
 from saeval._run.tracking import followed, tell
 from saeval._util import (
@@ -127,7 +128,8 @@ def run(
 
 def default_path(task: Task) -> Path:
     """Return the run directory of a task: always the same for the same task."""
-    return Path("saeval-runs") / f"{task.name}-{task.sha[:6]}"
+    seeds = f"-{task.run.seeds}-seeds" if task.run.seeds > 1 else ""
+    return Path("saeval-runs") / f"{task.name}-{task.sha[:6]}{seeds}"
 
 
 def run_task(
@@ -142,6 +144,21 @@ def run_task(
     allow_model_change: bool = False,
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
+    if task.run.seeds > 1:
+
+        def run_one(one: Task, folder: Path, left: float | None) -> RunResult:
+            return run_task(
+                one,
+                out=folder,
+                limit=limit,
+                max_cost=left,
+                display=display,
+                retry=retry,
+                unpriced=unpriced,
+                allow_model_change=allow_model_change,
+            )
+
+        return run_seeds(task, out, max_cost, run_one)
     with RunDir(out) as folder, folder.log():
         try:
             begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)

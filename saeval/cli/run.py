@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Maximum cost; stops cleanly and can be resumed."
 )
+@click.option("--seeds", type=click.IntRange(min=1), metavar="K", help="Run with K seeds and pool the results.")
 @click.option("--retry", type=click.Choice(["failed"]), help="Rerun failed latents; keep everything else.")
 @click.option("--unpriced", is_flag=True, help="Run even if --max-cost cannot count a model of unknown price.")
 @click.option("--allow-model-change", is_flag=True, help="Resume even if the served model has changed.")
@@ -54,6 +55,7 @@ def run(
     limit: int | None,
     out: Path | None,
     max_cost: float | None,
+    seeds: int | None,
     retry: Any,
     unpriced: bool,
     allow_model_change: bool,
@@ -65,6 +67,8 @@ def run(
     from saeval._run import over_limits, runner
     from saeval._util import display as make_display
 
+    if seeds is not None:
+        assignments = [*assignments, f"run.seeds={seeds}"]
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     results: dict[Path, RunResult] = {}
     over = []

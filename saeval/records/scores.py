@@ -569,6 +569,8 @@ class RunResult(Documented):
     """Version of saeval."""
     seed: int
     """Seed of the run."""
+    seeds: tuple[int, ...] = ()
+    """Seeds whose results are pooled here; none where it is one run's."""
     rank_by: str
     """Column that ranks the leaderboard, `scorer.metric`; `.lift` or `.raw` behind it where the spec asks for one."""
     partial: bool

@@ -70,6 +70,8 @@ class RunOptions(SpecModel):
 
     seed: int = 0
     """Seed that all random choices derive from."""
+    seeds: int = Field(default=1, ge=1)
+    """Runs with as many seeds, from `seed` on, whose results are pooled."""
     max_cost_usd: float | None = Field(default=None, ge=0)
     """Spending limit in dollars; the run stops there and can be resumed."""
     max_failed: float = Field(default=0.05, ge=0, le=1)

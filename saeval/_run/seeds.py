@@ -1,0 +1,62 @@
+"""Runs a task under several seeds and pools the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saeval._compare import pooled_runs
+from saeval._run.claims import pooled_findings
+from saeval._run.run_dir import RunDir
+from saeval._util import forget_checksums, write_atomic, write_checksums
+from saeval.records import RunResult
+
+if TYPE_CHECKING:
+    from saeval.task import Task
+
+
+def with_seed(task: Task, seed: int) -> Task:
+    """Return a task under one seed alone."""
+    resolved = deepcopy(task.resolved)
+    options = {**resolved.get("run", {}), "seed": seed}
+    options.pop("seeds", None)
+    resolved["run"] = options
+    return replace(task, resolved=resolved, run=task.run.model_copy(update={"seed": seed, "seeds": 1}))
+
+
+def run_seeds(
+    task: Task, out: Path, max_cost: float | None, run_one: Callable[[Task, Path, float | None], RunResult]
+) -> RunResult:
+    """Run a task once per seed, each in a directory of its own, and write the pooled results beside them.
+
+    Args:
+        task: The task; `run.seeds` seeds from `run.seed` on.
+        out: Where to: `seed-0`, `seed-1`, … for each seed.
+        max_cost: Dollars for all seeds together; None for what the spec says of each.
+        run_one: Runs a task in a directory, for so many dollars.
+    """
+    import yaml
+
+    from saeval.report import write_reports
+    from saeval.task import plain
+
+    with RunDir(out) as folder:
+        results: list[RunResult] = []
+        left = max_cost
+        for seed in range(task.run.seed, task.run.seed + task.run.seeds):
+            results.append(run_one(with_seed(task, seed), out / f"seed-{seed}", left))
+            if left is not None:
+                left = max(0.0, left - sum(entry.usd or 0.0 for entry in results[-1].ledger))
+        found = pooled_runs(results, out.name)
+        findings = pooled_findings(task.findings, [result.findings for result in results])
+        found = found.model_copy(update={"findings": findings})
+        text = yaml.safe_dump(plain(task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
+        write_atomic(out / "spec.yaml", text)
+        forget_checksums(out)
+        folder.write_json("results.json", found.model_dump(mode="json", by_alias=True))
+        write_checksums(out)
+        write_reports(found, out / "report")
+    return found

@@ -1,0 +1,89 @@
+"""A task under several seeds draws other latents and windows, is resumed seed by seed, and ends in pooled rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import saeval
+from saeval._compare import pooled_mean
+from saeval.cli.group import main
+from saeval.records.scores import read_result
+
+SPEC = {
+    "saeval": 1, "task": "seeds", "version": "1",
+    "llms": {"judge": {"model": "oracle/judge", "sensitivity": 0.8, "specificity": 0.9}},
+    "source": {"use": "known", "with": {"documents": 60, "rate": 0.03}},
+    "latents": {"n": 5, "min_windows": 12},
+    "sampler": {"use": "random", "with": {"explain": 5, "score": 8, "non_activating": {"n": 8}}},
+    "explainer": "known",
+    "scorers": {"detection": {"with": {"mode": "list"}}},
+    "baselines": ["shuffled_explanation", "half_missing"],
+    "findings": [
+        {"claim": "better than half", "score": "detection", "is": "above", "than": "detection of half_missing"},
+        {"claim": "above chance", "score": "detection", "is": "above", "than": "chance"},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Three seeds, run from Python."""
+    folder = tmp_path_factory.mktemp("seeds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
+        yield folder / "run", saeval.run({**SPEC, "run": {"seed": 3, "seeds": 3}}, out=folder / "run")
+
+
+def test_rows_are_means_over_seeds_and_their_intervals_narrower(run):
+    folder, pooled = run
+    single = [read_result(folder / f"seed-{seed}") for seed in (3, 4, 5)]
+    assert pooled.seeds == (3, 4, 5) and [r.seed for r in single] == [3, 4, 5] and not single[0].seeds
+    row, rows = pooled.cells[0].scores[0], [r.cells[0].scores[0] for r in single]
+    assert len({r.value for r in rows}) > 1  # other latents and windows
+    assert row.value == pytest.approx(np.mean([r.value for r in rows])) and row.n == 15 == sum(r.n for r in rows)
+    assert row.ci95[1] - row.ci95[0] < max(r.ci95[1] - r.ci95[0] for r in rows)
+    assert row.against.n == sum(r.against.n for r in rows) and row.lift == pytest.approx(
+        row.value - row.against.value, abs=0.1
+    )
+    assert row.prediction95[0] < row.ci95[0] and "3 seeds" in row.method
+    assert pooled.ledger[0].calls == sum(r.ledger[0].calls for r in single)
+    assert "Pooled over the seeds 3, 4, 5." in pooled.warnings
+
+
+def test_claims_are_decided_on_the_pooled_numbers(run):
+    folder, pooled = run
+    alone = [read_result(folder / f"seed-{seed}").findings[1] for seed in (3, 4, 5)]
+    assert {f.outcome for f in alone} == {"cannot be told"}  # five latents each
+    assert pooled.findings[1].outcome == "cannot be told" and "3 seeds" in pooled.findings[1].quantity
+
+
+def test_the_command_pools_too_and_does_only_what_is_missing(run, tmp_path, monkeypatch):
+    folder, pooled = run
+    monkeypatch.setenv("SAEVAL_CACHE", str(folder.parent / "cache"))
+    journal = (folder / "seed-4" / "journal.jsonl").read_bytes()
+    spec = str(folder / "spec.yaml")
+    done = CliRunner().invoke(main, ["run", spec, "--seeds", "3", "--out", str(folder), "--display", "none"])
+    assert done.exit_code == 0, done.output
+    assert read_result(folder).cells[0].scores[0].value == pooled.cells[0].scores[0].value
+    assert (folder / "seed-4" / "journal.jsonl").read_bytes() == journal
+    board = CliRunner().invoke(main, ["leaderboard", str(folder)])
+    assert board.exit_code == 0 and "detection" in board.output
+    assert (folder / "report" / "index.html").exists()
+
+
+def test_pooled_intervals_cover_and_grow_where_seeds_differ():
+    rng = np.random.default_rng(0)
+    covered, widths = 0, []
+    for _ in range(1000):
+        draws = rng.normal(0.6, 0.1, size=(3, 50))
+        values, errors = draws.mean(axis=1), draws.std(axis=1, ddof=1) / 50**0.5
+        low, high = pooled_mean(
+            values, [(v - 2.01 * e, v + 2.01 * e) for v, e in zip(values, errors, strict=True)], (0, 1)
+        )
+        covered += low <= 0.6 <= high
+        widths.append(high - low)
+    assert covered >= 930
+    low, high = pooled_mean([0.4, 0.6, 0.8], [(v - 0.03, v + 0.03) for v in (0.4, 0.6, 0.8)], (0, 1))
+    assert high - low > 0.4 > 4 * np.mean(widths)

@@ -19,11 +19,11 @@ from saeval_plugins._known import neighbour_of
 from saeval_plugins.samplers.non_activating import Importance, hardness, systematic
 from saeval_plugins.sources.known import Known
 
-from saeval import derive_rng
 from saeval._compare import Tally, natural_rates
 from saeval._compare.stats import paired_p
 from saeval._util import markdown_table
 from saeval.activations import ActivationStore, ActivationWriter
+from saeval.plugin import derive_rng
 
 _WINDOW, _DOCUMENTS, _FLIPS = 32, 2500, 999
 

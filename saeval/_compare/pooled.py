@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
+from operator import attrgetter
 from statistics import mean, variance
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from saeval._compare.noise import prediction_interval
 from saeval.records import CellResult, Correlation, DecileShares, FloorSample, Ledger, Power, RunResult, ScoreRow
 
 Item = TypeVar("Item")
+
+_SUMMED = ("n", "tried", "failed", "skipped", "unparsed", "windows", "answered")  # of score rows
 
 
 def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
@@ -28,21 +31,21 @@ def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
         results: One per seed, of the same task.
         run_id: Name of the pooled run.
     """
-    first = results[0]
     seeds = tuple(result.seed for result in results)
-    cells = [_cell([c for result in results for c in result.cells if c.cell == cell.cell]) for cell in first.cells]
-    said = list(dict.fromkeys(text for result in results for text in result.warnings))
-    return first.model_copy(
+    by_name = _grouped(_joined(results, "cells"), attrgetter("cell"))
+    cells = [_cell(same) for same in by_name.values()]
+    said = ", ".join(map(str, seeds))
+    return results[0].model_copy(
         update={
             "run_id": run_id,
             "seeds": seeds,
-            "partial": any(result.partial for result in results),
+            "partial": any(map(attrgetter("partial"), results)),
             "cells": with_lifts(cells)[0],
-            "correlations": _correlations([result.correlations for result in results]),
-            "ledger": _ledger([entry for result in results for entry in result.ledger]),
+            "correlations": _correlations(_joined(results, "correlations")),
+            "ledger": _ledger(_joined(results, "ledger")),
             "findings": [],
-            "warnings": [f"Pooled over the seeds {', '.join(map(str, seeds))}.", *said],
-            "seconds": dict(sum((Counter(result.seconds) for result in results), Counter())),
+            "warnings": [f"Pooled over the seeds {said}.", *dict.fromkeys(_joined(results, "warnings"))],
+            "seconds": _summed(map(attrgetter("seconds"), results)),
         }
     )
 
@@ -60,37 +63,29 @@ def pooled_mean(
     k, centre = len(values), mean(values)
     low, high = stats.combined_interval([1 / k] * k, values, intervals)
     errors = [stats.standard_error(v, ci, *bounds) for v, ci in zip(values, intervals, strict=True)]
-    within = mean(error**2 for error in errors)
-    wider = sqrt(max(1.0, variance(values) / within)) if k > 1 and within > 0 else 1.0
-    least, greatest = bounds
+    wider = _wider(values, mean(error**2 for error in errors))
     low, high = centre - wider * (centre - low), centre + wider * (high - centre)
+    least, greatest = bounds
     return low if least is None else max(low, least), high if greatest is None else min(high, greatest)
 
 
-def _cell(cells: Sequence[CellResult]) -> CellResult:
-    first = cells[0]
-    rows = [row for cell in cells for row in cell.scores]
-    grouped = _grouped(rows, lambda row: (row.scorer, row.variant, row.metric))
-    measures = {name: mean(c.measures[name] for c in cells if name in c.measures) for name in first.measures}
-    return first.model_copy(
-        update={
-            "measures": measures,
-            "counts": dict(sum((Counter(cell.counts) for cell in cells), Counter())),
-            "scores": [_row(same) for same in grouped.values()],
-            "deciles": [_deciles(s) for s in _grouped([d for c in cells for d in c.deciles], _scorer).values()],
-            "correlations": _correlations([cell.correlations for cell in cells]),
-            "powers": [_power(same) for same in _grouped([p for c in cells for p in c.powers], _place).values()],
-            "cautions": list(dict.fromkeys(text for cell in cells for text in cell.cautions)),
-        }
-    )
+def _wider(values: Sequence[float], within: float) -> float:
+    """Return by what factor estimates differ more than their errors explain, with t for the few there are."""
+    from scipy.special import stdtrit
+
+    k = len(values)
+    if k < 2 or within <= 0 or (ratio := variance(values) / within) <= 1:
+        return 1.0
+    between = 1 - 1 / ratio  # share of the variance that is the seeds'
+    return sqrt(ratio) * float(stdtrit((k - 1) / between**2, 0.975)) / stats.Z95
 
 
-def _scorer(shares: DecileShares) -> str:
-    return shares.scorer
+# --- parts of a result ---
 
 
-def _place(power: Power) -> tuple[str, str]:
-    return power.scorer, power.variant
+def _joined(parts: Iterable[Any], name: str) -> list[Any]:
+    """Return one list of what each part has in a field."""
+    return [item for part in parts for item in getattr(part, name)]
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
@@ -100,59 +95,99 @@ def _grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, lis
     return found
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _summed(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
+
+
+def _mean(items: Iterable[Any], name: str) -> float | None:
+    """Return the mean of a field, over those that have it."""
+    known = [value for value in map(attrgetter(name), items) if value is not None]
     return mean(known) if known else None
 
 
+def _dollars(items: Iterable[Any]) -> float | None:
+    """Return the sum of dollars; None where one is unknown."""
+    dollars = [item.usd for item in items]
+    return None if None in dollars else sum(dollars)
+
+
+def _means(mappings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each name over the mappings that have it."""
+    known = {name: [m[name] for m in mappings if name in m] for name in mappings[0]}
+    return {name: mean(values) for name, values in known.items()}
+
+
+def _cell(cells: Sequence[CellResult]) -> CellResult:
+    rows = _grouped(_joined(cells, "scores"), attrgetter("scorer", "variant", "metric"))
+    deciles = _grouped(_joined(cells, "deciles"), attrgetter("scorer"))
+    powers = _grouped(_joined(cells, "powers"), attrgetter("scorer", "variant"))
+    return cells[0].model_copy(
+        update={
+            "measures": _means([cell.measures for cell in cells]),
+            "counts": _summed(map(attrgetter("counts"), cells)),
+            "scores": list(map(_row, rows.values())),
+            "deciles": list(map(_deciles, deciles.values())),
+            "correlations": _correlations(_joined(cells, "correlations")),
+            "powers": list(map(_power, powers.values())),
+            "cautions": list(dict.fromkeys(_joined(cells, "cautions"))),
+        }
+    )
+
+
 def _row(rows: Sequence[ScoreRow]) -> ScoreRow:
-    first, total = rows[0], {name: sum(getattr(row, name) for row in rows) for name in _SUMMED}
-    scored = [(row.value, row.ci95) for row in rows if row.value is not None and row.ci95 is not None]
-    value = _mean(row.value for row in rows)
-    ci95 = pooled_mean([v for v, _ in scored], [ci for _, ci in scored], first.range) if scored else None
+    first = rows[0]
+    total = {name: sum(map(attrgetter(name), rows)) for name in _SUMMED}
+    value, ci95 = _mean(rows, "value"), _interval(rows)
+    rerun = None if value is None or ci95 is None else prediction_interval(value, ci95, first.range)
     bounds = [row.bounds for row in rows if row.bounds is not None]
-    dollars = [row.usd for row in rows]
     return first.model_copy(
         update={
             **total,
             "value": value,
             "ci95": ci95,
             "method": f"{first.method}, {len(rows)} seeds",
-            "median": _mean(row.median for row in rows),
-            "coverage": total["n"] / total["tried"] if total["tried"] else 0.0,
-            "floor": {name: mean(r.floor[name] for r in rows if name in r.floor) for name in first.floor},
+            "median": _mean(rows, "median"),
+            "coverage": total["n"] / max(total["tried"], 1),
+            "floor": _means([row.floor for row in rows]),
             "against": _against([row.against for row in rows if row.against is not None]),
-            "bounds": (mean(b[0] for b in bounds), mean(b[1] for b in bounds)) if bounds else None,
-            "corrected": None,
-            "corrected_ci95": None,
-            "prediction95": None if value is None or ci95 is None else prediction_interval(value, ci95, first.range),
-            "reliability": _mean(row.reliability for row in rows),
-            "natural": None,
-            "explanation_words": _mean(row.explanation_words for row in rows),
-            "usd": None if None in dollars else sum(usd for usd in dollars if usd is not None),
+            "bounds": tuple(map(mean, zip(*bounds, strict=True))) or None,
+            "prediction95": rerun,
+            "reliability": _mean(rows, "reliability"),
+            "explanation_words": _mean(rows, "explanation_words"),
+            "usd": _dollars(rows),
+            **dict.fromkeys(("corrected", "corrected_ci95", "natural")),
         }
     )
 
 
-_SUMMED = ("n", "tried", "failed", "skipped", "unparsed", "windows", "answered")
+def _interval(rows: Sequence[ScoreRow]) -> stats.Interval | None:
+    scored = [(row.value, row.ci95) for row in rows if row.value is not None and row.ci95 is not None]
+    if not scored:
+        return None
+    values, intervals = zip(*scored, strict=True)
+    return pooled_mean(values, intervals, rows[0].range)
 
 
 def _against(samples: Sequence[FloorSample]) -> FloorSample | None:
     """Return one floor of the latents of all seeds; p values are combined by Fisher's method."""
     if not samples:
         return None
-    n, answers = sum(s.n for s in samples), sum(s.answers for s in samples)
+    n, answers = (sum(map(attrgetter(name), samples)) for name in ("n", "answers"))
+    own, value = (sum(getattr(s, name) * s.n for s in samples) / n for name in ("own", "value"))
     covariance = [sum(s.covariance[i] * s.n for s in samples) / n for i in range(3)]
     same = sum((s.same or 0.0) * s.answers for s in samples)
     ps = [s.p for s in samples if s.p is not None]
     return samples[0].model_copy(
         update={
             "n": n,
-            "own": sum(s.own * s.n for s in samples) / n,
-            "value": sum(s.value * s.n for s in samples) / n,
-            "covariance": (covariance[0], covariance[1], covariance[2]),
+            "own": own,
+            "value": value,
+            "covariance": tuple(covariance),
             "least_error": mean(s.least_error for s in samples) / sqrt(len(samples)),
-            "p": stats.fisher(ps) if ps else None,
+            "p": stats.fisher(ps),
             "same": same / answers if answers else None,
             "answers": answers,
         }
@@ -160,58 +195,39 @@ def _against(samples: Sequence[FloorSample]) -> FloorSample | None:
 
 
 def _deciles(shares: Sequence[DecileShares]) -> DecileShares:
-    n = [sum(column) for column in zip(*(s.n for s in shares), strict=True)]
-    right = [
-        sum((r or 0.0) * k for r, k in zip(c, m, strict=True))
-        for c, m in zip(
-            zip(*(s.right for s in shares), strict=True), zip(*(s.n for s in shares), strict=True), strict=True
-        )
-    ]
-    silent = sum(s.negatives_n for s in shares)
-    rejected = sum((s.negatives_right or 0.0) * s.negatives_n for s in shares)
+    """Return the shares of all windows together."""
+    sides: list[tuple[float | None, int]] = []
+    for side in range(len(shares[0].n) + 1):
+        right, n = 0.0, 0
+        for s in shares:
+            share, k = (*s.right, s.negatives_right)[side], (*s.n, s.negatives_n)[side]
+            right, n = right + (share or 0.0) * k, n + k
+        sides.append((right / n if n else None, n))
+    *deciles, (rejected, silent) = sides
+    right_shares, numbers = zip(*deciles, strict=True)
     return DecileShares(
-        scorer=shares[0].scorer,
-        right=tuple(r / k if k else None for r, k in zip(right, n, strict=True)),
-        n=tuple(n),
-        negatives_right=rejected / silent if silent else None,
-        negatives_n=silent,
+        scorer=shares[0].scorer, right=right_shares, n=numbers, negatives_right=rejected, negatives_n=silent
     )
 
 
-def _correlations(found: Sequence[Sequence[Correlation]]) -> list[Correlation]:
-    grouped = _grouped([c for correlations in found for c in correlations], lambda c: c.scorers)
-    return [
-        Correlation(
-            scorers=scorers,
-            n=sum(c.n for c in same),
-            pearson=_mean(c.pearson for c in same),
-            spearman=_mean(c.spearman for c in same),
-            corrected=_mean(c.corrected for c in same),
-        )
-        for scorers, same in grouped.items()
-    ]
+def _correlations(found: Iterable[Correlation]) -> list[Correlation]:
+    pooled = []
+    for same in _grouped(found, attrgetter("scorers")).values():
+        means = {name: _mean(same, name) for name in ("pearson", "spearman", "corrected")}
+        pooled.append(Correlation(scorers=same[0].scorers, n=sum(c.n for c in same), **means))
+    return pooled
 
 
 def _power(powers: Sequence[Power]) -> Power:
-    return powers[0].model_copy(
-        update={
-            "n": sum(p.n for p in powers),
-            "difference": mean(p.difference for p in powers),
-            "power": mean(p.power for p in powers),
-        }
-    )
+    means = {name: _mean(powers, name) for name in ("difference", "power")}
+    return powers[0].model_copy(update={"n": sum(p.n for p in powers), **means})
 
 
 def _ledger(entries: Sequence[Ledger]) -> list[Ledger]:
     """Return the sums of calls, tokens and dollars by role and model."""
+    counted = [name for name, field in Ledger.model_fields.items() if field.annotation is int]
     found = []
-    for same in _grouped(entries, lambda entry: (entry.role, entry.model)).values():
-        totals: Mapping[str, int] = {
-            name: sum(getattr(entry, name) for entry in same)
-            for name, field in Ledger.model_fields.items()
-            if field.annotation is int
-        }
-        dollars = [entry.usd for entry in same]
-        usd = None if None in dollars else sum(value for value in dollars if value is not None)
-        found.append(same[0].model_copy(update={**totals, "usd": usd}))
+    for same in _grouped(entries, attrgetter("role", "model")).values():
+        totals = {name: sum(map(attrgetter(name), same)) for name in counted}
+        found.append(same[0].model_copy(update={**totals, "usd": _dollars(same)}))
     return found

@@ -28,7 +28,7 @@ def paired_power(
         flips: Flips of all signs, the same in each run.
 
     Example:
-        >>> from saeval import derive_rng
+        >>> from saeval.plugin import derive_rng
         >>> paired_power([0.1] * 9 + [0.0], 50, derive_rng(0)), paired_power([0.1, -0.1] * 9, 50, derive_rng(0)) < 0.1
         (1.0, True)
     """

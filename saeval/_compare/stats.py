@@ -65,7 +65,7 @@ def mean_interval(
         Its ends, in units of the values; nan for no values.
 
     Example:
-        >>> from saeval import derive_rng
+        >>> from saeval.plugin import derive_rng
         >>> low, high = mean_interval([0.6, 0.7, 0.8, 0.9] * 10, derive_rng(0), low=0, high=1)
         >>> print(f"{low:.2f} to {high:.2f}")
         0.72 to 0.79
@@ -132,7 +132,7 @@ def weighted_mean(
         resamples: Number of bootstrap means.
 
     Example:
-        >>> from saeval import derive_rng
+        >>> from saeval.plugin import derive_rng
         >>> weighted_mean([0.5, 1.0], [3.0, 1.0], derive_rng(0), low=0, high=1).value
         0.625
     """

@@ -217,7 +217,9 @@ def preview(
 @LLMS
 @ALLOW
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell.")
-@click.option("--like", type=click.Path(path_type=Path), metavar="RUN", help="Use the speed of this earlier run.")
+@click.option(
+    "--like", type=click.Path(path_type=Path), metavar="RUN", help="Use speed and reliability of this earlier run."
+)
 @WITHOUT
 @JSON
 def plan(
@@ -230,20 +232,25 @@ def plan(
     as_json: bool,
 ) -> None:
     """Estimate calls, tokens, dollars, minutes and disk of a run. Asks no model, and collects nothing."""
-    from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed
+    from saeval._run.plan import ASSUMPTIONS, plan as make_plan, speed, worth
     from saeval._util import fold
 
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None
     plans = {built.name: make_plan(built, limit, measured) for built in tasks}
+    more = {name: [*worth(of_task.steps, like)] if like else [] for name, of_task in plans.items()}
     if as_json:
         found = {name: of_task.as_json() for name, of_task in plans.items()}
+        for name, of_task_worth in more.items():
+            found[name]["more_money"] = [of_scorer._asdict() for of_scorer in of_task_worth]
         print_json({"group": group, "plans": found} if group else next(iter(found.values())))
         return
     for name, of_task in plans.items():
         if group:
             say(f"=== {name}")
         _show_plan(of_task)
+        for of_scorer in more[name]:
+            say(fold(of_scorer.text))
     click.echo("\n" + "\n".join(map(fold, ASSUMPTIONS)))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saeval import derive_rng
 from saeval._compare import KnownJudge, Tally, natural_rates
+from saeval.plugin import derive_rng
 
 
 def tally(rate, hits, alarms, n=60, positives=20):

@@ -196,6 +196,36 @@ def test_minutes_that_are_assumed_are_marked(tmp_path):
     assert "unknown" in rows[0]["collect"] and "unknown" in rows[0]["total"]
 
 
+# --- what more money would buy
+
+
+def test_plan_says_whether_more_latents_or_more_windows_are_worth_more(tmp_path):
+    with truthful_server() as server:
+        task = tmp_path / "mine.yaml"
+        task.write_text(yaml.safe_dump(many(server, baselines=[], scorers={"detection": {}})))
+        told = {}
+        for reliability in (0.95, 0.05):
+            run = ledger(tmp_path / f"timed{reliability}")
+            row = {"scorer": "detection", "variant": "explanation", "reliability": reliability}
+            cell = {"counts": {"sampled": 10}, "scores": [row]}
+            (run / "results.json").write_text(json.dumps({"cells": [cell]}))
+            arguments = ["plan", str(task), "--limit", "20", "--like", str(run)]
+            (more,) = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)["more_money"]
+            said = CliRunner().invoke(main, arguments).output
+            told[reliability] = more, " ".join(said.split())
+    assert "buy latents" in told[0.95][1] and "buy windows per latent" in told[0.05][1]
+    assert told[0.95][0]["latents"] == told[0.05][0]["latents"] == pytest.approx(1 - 1.1**-0.5)
+    assert told[0.95][0]["windows"] < 0.005 < 0.047 < told[0.05][0]["windows"]
+
+
+def test_seeds_multiply_all_but_collecting(tmp_path):
+    with truthful_server() as server:
+        one, three = (planned(many(server, run={"seeds": k}), limit=5) for k in (1, 3))
+    assert three.total("calls") == 3 * one.total("calls")
+    collecting = [[s for s in found.steps if s.step == "collect"] for found in (one, three)]
+    assert collecting[0] == collecting[1]
+
+
 # --- what it looks like
 
 

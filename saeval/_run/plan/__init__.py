@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from saeval._run.plan.more_money import Worth, worth
 from saeval._run.plan.planning import ASSUMPTIONS, Plan, StepPlan, plan
 from saeval._run.plan.speed import Speed, speed
 
-__all__ = ["ASSUMPTIONS", "Plan", "Speed", "StepPlan", "plan", "speed"]
+__all__ = ["ASSUMPTIONS", "Plan", "Speed", "StepPlan", "Worth", "plan", "speed", "worth"]

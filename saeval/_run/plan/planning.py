@@ -136,7 +136,15 @@ def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Pl
         for tried in tries:
             steps += _trying(state, tried, speed)
         steps.append(_reporting(state, tries, speed, Path(folder)))
-    return Plan(tuple(steps))
+    return Plan(tuple(_times(step, task.run.seeds) for step in steps))
+
+
+def _times(step: StepPlan, seeds: int) -> StepPlan:
+    """Return what a step takes under so many seeds; activations are collected once."""
+    if step.step == "collect":
+        return step
+    values: dict[str, Any] = {name: getattr(step, name) for name in (*_QUANTITIES, "latents")}
+    return replace(step, **{name: None if value is None else seeds * value for name, value in values.items()})
 
 
 def _stored(cell: Cell, collected: set[str]) -> list[StepPlan]:

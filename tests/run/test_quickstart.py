@@ -44,8 +44,8 @@ def test_quickstart_compares_two_real_saes_with_both_floors(finished):
     for cell in cells.values():
         for scorer in ("embedding", "detection", "fuzzing"):
             own = next(r for r in cell["scores"] if r["scorer"] == scorer and r["variant"] == "explanation")
-            assert own["tried"] == 2 and own["n"] + own["failed"] == 2 and own["n"] > 0
-            assert own["ci95"][0] < own["ci95"][1] and {"random_explanation", "chance"} <= set(own["floor"])
+            assert own["n"] == own["tried"] == 2 and own["ci95"][0] < own["ci95"][1]
+            assert {"random_explanation", "chance"} <= set(own["floor"])
     assert "PARTIAL" in done.stdout and "batchtopk" in done.stdout
     for name in ("report.md", "leaderboard.csv", "leaderboard.parquet"):
         assert (place / "run" / "report" / name).stat().st_size > 500

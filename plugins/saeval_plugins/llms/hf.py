@@ -11,6 +11,8 @@ from functools import cached_property
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from pydantic import Field
+
 from saeval.plugin import (
     LLM,
     FillReply,
@@ -78,6 +80,9 @@ class HF(LLM):
     """Torch device; `auto` for CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision; `auto` for bfloat16 on CUDA and float32 elsewhere."""
+    frequency_penalty: float = Field(default=0.0, ge=0, le=2)
+    """What a token's logit loses each time it has been generated, as providers define it. Small base models, which
+    otherwise repeat themselves up to the limit, end their answers with about 1."""
 
     @property
     def can_score(self) -> bool:
@@ -94,6 +99,7 @@ class HF(LLM):
             self.name,
             LiveModel.fingerprint(self.model, self.revision),
             *LiveModel.resolved(self.device, self.dtype),
+            *([self.frequency_penalty] if self.frequency_penalty else []),
         ]
 
     async def complete(self, request: Request) -> Reply:
@@ -402,7 +408,7 @@ class HF(LLM):
             out = self._live.model(self._tensor([rest]), past_key_values=past, use_cache=True, logits_to_keep=1)
             past = getattr(out, "past_key_values", None)
             logits = out.logits[0, -1].float()
-            token = self._pick(logits, request.temperature or 0.0, rng)
+            token = self._pick(self._penalised(logits, made), request.temperature or 0.0, rng)
             if token in ended:
                 finish = "stop"
                 break
@@ -457,6 +463,14 @@ class HF(LLM):
         configured = getattr(self._live.model.generation_config, "eos_token_id", None)
         ends = configured if isinstance(configured, list) else [configured]
         return {e for e in (*ends, self._live.tokenizer.eos_token_id) if e is not None}
+
+    def _penalised(self, logits: Tensor, made: Sequence[int]) -> Tensor:
+        """Return the logits less the penalty of tokens generated before.  [vocabulary]"""
+        if not self.frequency_penalty or not made:
+            return logits
+        counts = logits.new_zeros(len(logits))
+        counts.index_add_(0, logits.new_tensor(made).long(), logits.new_ones(len(made)))
+        return logits - self.frequency_penalty * counts
 
     def _pick(self, logits: Tensor, temperature: float, rng: Any) -> int:
         if temperature == 0:

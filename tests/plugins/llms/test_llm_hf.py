@@ -326,6 +326,21 @@ def test_answer_ends_at_a_stop_string_or_the_token_limit(tmp_path):
     assert cut.finish_reason == "stop"
 
 
+def test_frequency_penalty_is_taken_from_the_logits_of_what_was_generated(tmp_path):
+    folder = str(tiny_model(tmp_path, "llama"))
+    plain, penalised = HF(model=folder), HF(model=folder, frequency_penalty=2.0)
+    request = Request.of("a ship", max_tokens=16, temperature=0.0)
+    ids, made = plain._conversation(request.messages)[0], []
+    with torch.inference_mode():
+        for _ in range(16):
+            logits = plain._live.model(torch.tensor([[*ids, *made]])).logits[0, -1]
+            made.append(int((logits - 2.0 * torch.bincount(torch.tensor(made, dtype=int), minlength=300)).argmax()))
+    text = plain._live.tokenizer.decode(made, skip_special_tokens=True)
+    assert asyncio.run(penalised.complete(request)).text == text.split("\n\n")[0].strip()
+    assert asyncio.run(plain.complete(request)).text != text.strip()
+    assert plain.fingerprint() == HF(model=folder, frequency_penalty=0.0).fingerprint() != penalised.fingerprint()
+
+
 def test_sampling_depends_on_the_request_alone(model):
     def ask(repeat):
         return asyncio.run(model.complete(Request.of("a ship", max_tokens=8, temperature=1.0, repeat=repeat))).text

@@ -56,7 +56,7 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
         "tasks": tasks, "cells": len(entries), "runs": runs,
         "subject": named(e.cell.subject for e in entries),
         "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs,
-        "notes": [*_notes(joined), *joined.notes],
+        "notes": joined.notes, "board_notes": _notes(joined),
         "version": saeval.__version__, "data": script_json(data), "search": bool(data["searches"]),
     }  # fmt: skip
     return render("joined.html.j2", context)

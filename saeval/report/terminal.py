@@ -134,9 +134,15 @@ def _print_details(
     variants = [f"  {variant.removesuffix('_explanation')}" for _, variant, _ in found]
     names = [variant if other else cell for cell, variant, other in zip(cells, variants, others, strict=True)]
     lines = [Line(run, cell, row) for cell, _, row in found]
-    fields = [field for field in detail_fields(lines, "scores", short_estimate) if any(field.texts)]
+    fields = [field for field in detail_fields(lines, "scores", short_estimate) if _tells(field)]
     for some, folded in _tables([Field(", ".join(axes), names)], fields, console.width):
         _print_table(console, title, [*folded, *some], others)
+
+
+def _tells(field: Field) -> bool:
+    """Return whether a column holds anything: a text, and of dollars, some."""
+    is_price = field.column is not None and field.column.shown.unit == "$"
+    return any(field.texts) and not (is_price and all(value == 0 for value in field.values))
 
 
 def _tables(

@@ -9,4 +9,9 @@ from saeval.activations.store import (
     ActivationWriter as ActivationWriter,
     store_folder as store_folder,
 )
-from saeval.activations.tokens import CONTEXT as CONTEXT, Corpus as Corpus, TokenDataset as TokenDataset
+from saeval.activations.tokens import (
+    CONTEXT as CONTEXT,
+    Corpus as Corpus,
+    TokenDataset as TokenDataset,
+    no_such_lead as no_such_lead,
+)

@@ -262,7 +262,7 @@ class Corpus(Documented):
         if isinstance(self.bos, str):
             number = tokenizer.get_vocab().get(self.bos)
             if number is None:
-                raise InputError(f"corpus.bos: {self.bos!r} is no token of the model's tokenizer; name one that is")
+                raise no_such_lead(self.bos)
             return [int(number)]
         return [tokenizer.bos_token_id] if self.bos is not False and tokenizer.bos_token_id is not None else []
 
@@ -391,6 +391,11 @@ class Corpus(Documented):
             row[: len(real)] = real
         lengths = np.array([len(row) for row in rows], dtype=np.int32)
         return Packed(tokens, lengths, np.array(documents, dtype=np.int32), tuple(names))
+
+
+def no_such_lead(token: str) -> InputError:
+    """A token that should precede the text, and that the tokenizer does not have."""
+    return InputError(f"corpus.bos: {token!r} is no token of the model's tokenizer; name one that is")
 
 
 def _ids(tokenizer: Any, text: str, lead: Sequence[int]) -> list[int]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from saeval._util import InputError
-from saeval.activations import CONTEXT
+from saeval.activations import CONTEXT, no_such_lead
 from saeval.models.facts import ModelFacts, local_model, model_facts, not_causal, tokens_outside, too_long
 from saeval.models.made_for import MadeFor, apart, block_number, other_model, other_tuning
 from saeval.models.place_check import check_place
@@ -84,6 +85,7 @@ class Fit(NamedTuple):
                 f"the corpus holds conversations, and the tokenizer of model {self.model} has no chat template; take "
                 "the tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
             )
+        self._check_lead()
         for token in tokens_outside(self.model, facts):
             if any(token in text for text in texts):
                 raise InputError(
@@ -91,6 +93,20 @@ class Fit(NamedTuple):
                     f"that the embedding of {facts.vocabulary} rows lacks; take the tokenizer that the model was "
                     "trained with"
                 )
+
+    def _check_lead(self) -> None:
+        """Refuse a lead token that the tokenizer of a model on this machine lacks.
+
+        Raises:
+            InputError: If it does.
+        """
+        file = (local_model(self.model) or Path()) / "tokenizer.json"
+        if not isinstance(self.bos, str) or not file.is_file():
+            return
+        from tokenizers import Tokenizer
+
+        if Tokenizer.from_file(str(file)).token_to_id(self.bos) is None:
+            raise no_such_lead(self.bos)
 
     def check_window(self, texts: Sequence[str], window: int) -> None:
         """Refuse texts all of which are shorter than a window.

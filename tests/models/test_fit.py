@@ -315,6 +315,20 @@ def test_a_place_that_the_model_lacks_is_refused_from_its_files(model, corpus, p
         check(there)
 
 
+def test_a_lead_token_that_the_tokenizer_lacks_is_refused_by_validate(tmp_path, model, corpus):
+    sae = {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}}
+    code, said = validate(
+        task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32, "bos": "<|nope|>"})
+    )
+    assert code == 2 and "'<|nope|>' is no token of the model's tokenizer" in " ".join(said.split())
+
+
+def test_odd_types_in_a_coders_metadata_are_no_internal_error(tmp_path, model, corpus):
+    metadata = {"model_from_pretrained_kwargs": "none", "context_size": "64", "prepend_bos": "yes", "model_name": ["m"]}
+    odd = SaeLens(path=tiny_sae(tmp_path / "sae", metadata=metadata))
+    assert collected(model, odd, corpus, tmp_path / "store", hookpoint="layers.1").n_latents
+
+
 def test_models_saved_in_other_ways_are_whole(tmp_path, model):
     saved(copied(model, tmp_path / "bin"))
     old = saved(copied(model, tmp_path / "old"))

@@ -147,7 +147,8 @@ class SaeLens(StoredCoder):
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
         """Return the module, with activations centred if the SAE was made with centred writing weights."""
         metadata = self._config["metadata"]
-        centred = (metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights", False)
+        loaded = metadata.get("model_from_pretrained_kwargs")
+        centred = isinstance(loaded, dict) and loaded.get("center_writing_weights", False)
         hook = (metadata.get("hook_name") or "").rpartition(".")[2]
         return HookPoint(module, center=bool(centred) and hook in WRITTEN_TO_RESIDUAL)
 

@@ -492,10 +492,10 @@ def _hash(text: str) -> str:
 
 
 def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:
-    if llm.in_process:
-        return Limiter(1)
     if llm.batches:
         return Limiter(sys.maxsize)
+    if llm.in_process:
+        return Limiter(1)
     return AdaptiveLimiter() if settings.concurrency == "auto" else Limiter(settings.concurrency)
 
 

@@ -358,15 +358,15 @@ class LLM(Plugin, LanguageModel):
     """Whether replies are a real model's, given earlier; such results carry a mark and do not rank beside live ones."""
 
     in_process: ClassVar[bool] = False
-    """Whether the model runs in this process; such calls are free, and are made one at a time."""
+    """Whether the model runs in this process; such calls are free, and are made one at a time unless it `batches`."""
 
     model: str
     """Name of the model, without this plugin's prefix."""
 
     @property
     def batches(self) -> bool:
-        """Whether requests are gathered and answered together, hours later; their number and time are then not
-        bounded."""
+        """Whether requests are gathered and answered together, perhaps hours later; their number and time are then
+        not bounded."""
         return False
 
     def waiting_for(self) -> str:

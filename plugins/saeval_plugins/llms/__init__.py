@@ -10,8 +10,9 @@ from saeval_plugins.llms.openai_compatible import OpenAICompatible
 from saeval_plugins.llms.oracle import Oracle
 from saeval_plugins.llms.replay import Replay
 from saeval_plugins.llms.scripted import Scripted
+from saeval_plugins.llms.vllm import VLLM
 
 
 @hookimpl
 def saeval_llms() -> list[type[LLM]]:
-    return [LiteLLM, OpenAICompatible, HF, Scripted, Replay, FrozenLLM, Oracle]
+    return [LiteLLM, OpenAICompatible, HF, VLLM, Scripted, Replay, FrozenLLM, Oracle]

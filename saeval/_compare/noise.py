@@ -144,50 +144,50 @@ def prediction_interval(
 
 
 class Components(NamedTuple):
-    """Where the variance of a cell's mean comes from.
+    """Where the variance of scores comes from.
 
     Attributes:
         latents: Variance between latents' true scores.
-        windows: Variance of one latent's score by its windows.
-        shared: Variance of what all latents of a run share, by source: `judge`, `explainer`, `corpus`.
+        windows: Variance of one latent's score by the choice of its windows.
+        noise: By what was repeated (`judge`, `explainer`): variance of one latent's score between two repetitions.
+        shared: By what was repeated: variance of a shift that all latents of a run share.
     """
 
     latents: float
     windows: float
+    noise: Mapping[str, float]
     shared: Mapping[str, float]
-
-    def variance(self, latents: int, windows: float = 1.0) -> float:
-        """Return the variance of a mean over so many latents, with so many times the windows of each."""
-        return (self.latents + self.windows / windows) / latents + sum(self.shared.values())
 
 
 def components(
-    scores: ArrayLike, variances: ArrayLike, repeats: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]
+    scores: ArrayLike, variances: ArrayLike, repeats: Mapping[str, tuple[ArrayLike, ArrayLike]]
 ) -> Components:
-    """Return variance components of a cell's score.
+    """Return variance components of a cell's scores.
 
-    A repeat is the same latents scored twice with one thing changed. The square of the mean difference, less what the
-    spread of the differences over latents explains, is twice the variance of what is shared; several repeats are
-    averaged, and a negative estimate is 0.
+    A repeat is the same latents scored twice with one thing done again. Half the variance of the differences is noise
+    of single latents. The square of their mean, less what that noise explains, is twice the variance of a shared shift;
+    a negative estimate is 0. What was repeated first is part of the noise of windows and of later repeats, and is
+    subtracted there.
 
     Args:
         scores: One per latent.  [latents]
-        variances: Noise of each by its windows.  [latents]
-        repeats: By source, pairs of scores of the same latents.
+        variances: Noise of each by its windows and by answers to them; nan where unknown.  [latents]
+        repeats: By source, two scores of the same latents.
     """
     import numpy as np
 
     x, error = np.asarray(scores, dtype=np.float64), np.asarray(variances, dtype=np.float64)
-    windows = float(np.nanmean(error)) if np.isfinite(error).any() else 0.0
-    total = float(x.var(ddof=1)) if len(x) > 1 else 0.0
+    noise: dict[str, float] = {}
     shared = {}
-    for source, pairs in repeats.items():
-        found = []
-        for one, other in pairs:
-            d = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-            found.append((float(d.mean()) ** 2 - float(d.var(ddof=1)) / len(d)) / 2)
-        shared[source] = max(0.0, float(np.mean(found))) if found else 0.0
-    return Components(max(0.0, total - windows), min(windows, total), shared)
+    for source, (one, other) in repeats.items():
+        d = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+        spread = float(d.var(ddof=1))
+        shared[source] = max(0.0, (float(d.mean()) ** 2 - spread / len(d)) / 2)
+        noise[source] = max(0.0, spread / 2 - sum(noise.values()))
+    seen = float(np.nanmean(error)) if np.isfinite(error).any() else 0.0
+    windows = max(0.0, seen - noise.get("judge", 0.0))
+    latents = max(0.0, float(x.var(ddof=1)) - windows - sum(noise.values()))
+    return Components(latents, windows, noise, shared)
 
 
 def worth_of_more(latents: float, windows: float, fixed: float, per_window: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ from saeval._compare import (
     Floors,
     KnownJudge,
     ScorerRun,
+    components,
     correct_for_judge,
     correlated,
     disattenuated,
@@ -41,8 +42,9 @@ from saeval.records import (
     RunResult,
     ScorerCheck,
     ScoreRow,
+    VarianceParts,
 )
-from saeval.task import OF_ALL_LATENTS
+from saeval.task import AGAIN, OF_ALL_LATENTS
 
 if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
@@ -136,6 +138,9 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
     explainer = cell.explainer.part.label + (f" with {task.roles[role].model}" if role else "")
+    rows = [row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)]
+    parts = list(_variance(outcome))
+    shared = {found.scorer: sum(found.shared.values()) for found in parts}
     return CellResult(
         cell=cell.name,
         axes=cell.axes,
@@ -146,10 +151,11 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         explainer=explainer,
         measures=measures,
         counts={**outcome.counts, "explained": explained},
-        scores=[row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)],
+        scores=[_with_shared(row, shared) for row in rows],
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
         powers=list(_powers(task, outcome)),
+        variance=parts,
         cautions=_cautions(outcome),
     )
 
@@ -359,6 +365,35 @@ def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
             Correlation(scorers=(a, b), n=pair.n, pearson=pair.pearson, spearman=pair.spearman, corrected=corrected)
         )
     return correlations
+
+
+def _with_shared(row: ScoreRow, shared: Mapping[str, float]) -> ScoreRow:
+    """Widen the interval for reruns of a headline by what all latents share, where steps were repeated."""
+    extra = shared.get(row.scorer, 0.0) if row.reliability is not None else 0.0
+    if not extra or row.value is None or row.ci95 is None:
+        return row
+    return row.model_copy(update={"prediction95": prediction_interval(row.value, row.ci95, row.range, extra)})
+
+
+def _variance(outcome: CellState) -> Iterator[VarianceParts]:
+    """Yield variance components of each scorer whose model was asked again, or whose explanations were made again."""
+    for label, step in outcome.cell.scorers.items():
+        metric = step.part.plugin.metrics[0].name
+        own = outcome.scored.get((label, MAIN), Scored())
+        again = {
+            "judge": outcome.scored.get((f"{label}_{AGAIN}", MAIN)),
+            "explainer": outcome.scored.get((label, AGAIN)),
+        }
+        values, repeats = own.values(metric), {}
+        for source, other in again.items():
+            others = other.values(metric) if other is not None else {}
+            common = [latent for latent in values if latent in others]
+            if len(common) > 1:
+                repeats[source] = [values[i] for i in common], [others[i] for i in common]
+        if repeats:
+            found = components(list(values.values()), list(own.noise(metric).values()), repeats)
+            n = min(len(one) for one, _ in repeats.values())
+            yield VarianceParts(scorer=label, n=n, **found._asdict())
 
 
 def _powers(task: Task, outcome: CellState) -> Iterator[Power]:

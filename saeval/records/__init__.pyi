@@ -59,6 +59,7 @@ from saeval.records.scores import (
     ScorerCheck as ScorerCheck,
     ScoreRow as ScoreRow,
     Status as Status,
+    VarianceParts as VarianceParts,
     Verdict as Verdict,
     read_result as read_result,
     split_ranking as split_ranking,

@@ -404,6 +404,23 @@ class Power(Documented):
     """Share of runs with so many latents whose paired test finds the own explanations better (5 %, two-sided)."""
 
 
+class VarianceParts(Documented):
+    """Where the variance of a scorer's scores comes from, as far as steps were repeated."""
+
+    scorer: str
+    """The scorer's label in the spec."""
+    n: int
+    """Latents on which steps were repeated."""
+    latents: float
+    """Variance between latents' true scores."""
+    windows: float
+    """Variance of one latent's score by the choice of its windows; 0 where unknown."""
+    noise: dict[str, float]
+    """Variance of one latent's score when a step asks again: `judge`, `explainer`."""
+    shared: dict[str, float]
+    """Variance of a shift that all latents share when that step asks again; it widens the interval for reruns."""
+
+
 class CellResult(Documented):
     """One cell of the leaderboard: one coder, hookpoint, explainer … and its scores."""
 
@@ -433,6 +450,8 @@ class CellResult(Documented):
     """One for each pair of scorers; the cell's own explanations."""
     powers: list[Power] = []
     """One for each scorer and informed baseline that share 20 latents or more."""
+    variance: list[VarianceParts] = []
+    """One for each scorer whose model was asked again (`variance:` of the spec)."""
     cautions: list[str] = []
     """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far
     from that of its files. They appear among the run's `warnings`, too."""

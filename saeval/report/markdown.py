@@ -33,6 +33,10 @@ _POWER = (
     "Share of runs with {latents} latents in which a paired test (5 %) finds the cells' own explanations better than "
     "those of the baseline; in brackets the mean difference. Latents are drawn with replacement from this run's."
 )
+_VARIANCE = (
+    "Standard deviations of one latent's score: between latents, by the choice of windows, and when judge or explainer "
+    "are asked again; and of a shift that all latents share when they are, which widens the interval for reruns."
+)
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 
 
@@ -74,6 +78,8 @@ def markdown_report(run: RunResult) -> str:
         parts += ["## Judges", *map(_judge, run.judges)]
     if correlations := list(_correlations(run, board)):
         parts += ["## Correlation of scorers", _CORRELATIONS, *correlations]
+    if any(cell.variance for cell in run.cells):
+        parts += ["## Where the variance comes from", _VARIANCE, *_variance(run.cells)]
     if any(cell.powers for cell in run.cells):
         parts += ["## Told apart from informed baselines", *_powers(run.cells)]
     counts = [[c.cell, *(c.counts.get(stage, MISSING) for stage in _STAGES)] for c in run.cells]
@@ -196,6 +202,18 @@ def _matrix(correlations: Sequence[Correlation]) -> str:
 
 def _correlation(value: float | None, n: int) -> str:
     return f"{number(value, '+.3f')} ({n})"
+
+
+def _variance(cells: Iterable[CellResult]) -> Iterator[str]:
+    """Yield a line per cell and scorer with the standard deviation of each component."""
+    found = [(cell.cell, parts) for cell in cells for parts in cell.variance]
+    sources = list(dict.fromkeys(source for _, parts in found for source in parts.noise))
+    rows = []
+    for cell, parts in found:
+        variances = [parts.latents, parts.windows, *map(parts.noise.get, sources), *map(parts.shared.get, sources)]
+        rows.append([cell, parts.scorer, *(MISSING if v is None else f"{v**0.5:.3f}" for v in variances), parts.n])
+    heads = ["latents", "windows", *sources, *(f"{source}, shared" for source in sources)]
+    yield markdown_table(("coder", "scorer", *heads, "n"), rows)
 
 
 def _powers(cells: Iterable[CellResult]) -> Iterator[str]:

@@ -18,10 +18,12 @@ from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
-from saeval.task.spec.models import PartSpec, Spec
+from saeval.task.spec.models import PartSpec, Spec, When
 from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
+AGAIN = "again"
+"""Name of steps whose model is asked a second time, for variance components."""
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
 """Names of explanation baselines in specs that differ from the explainer's own name."""
 _BASELINE_KINDS: tuple[Literal["explainer", "coder"], ...] = ("explainer", "coder")
@@ -157,6 +159,9 @@ class _Builder(PartMaker):
         alternatives, shuffled_latents, coders = self.baselines(spec, roles)
         if not (source and sampler and explainer and all(scorers.values())):
             return []
+        if spec.variance is not None:
+            repeated = self.repeats(spec, spec.variance.latents, explainer, scorers, roles)
+            alternatives |= {AGAIN: repeated} if repeated is not None else {}
         if self.check:
             try:
                 source.plugin.check_window(sampler.plugin.window)
@@ -182,6 +187,29 @@ class _Builder(PartMaker):
             _alone(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
         )
         return [cell, *self.coder_baselines(cell, coders, axes)]
+
+    def repeats(
+        self,
+        spec: Spec,
+        n: int,
+        explainer: StepPart[Explainer],
+        scorers: dict[str, StepPart[Any] | None],
+        roles: Mapping[str, RolePart],
+    ) -> StepPart[Explainer] | None:
+        """Add scorers that ask a model a second time, on n latents, as `LABEL_again`; return such an explainer."""
+
+        def again(kind: str, part: PartSpec, path: KeyPath, **more: Any) -> StepPart[Any] | None:
+            inner = {kind: {"use": part.use, "with": part.with_}}
+            repeated = PartSpec(use=AGAIN, with_=inner, llm=part.llm, when=When(latents=n), **more)
+            return self.step(kind, repeated, path, roles)
+
+        for label, scorer in list(scorers.items()):
+            if scorer is None or scorer.role is None:
+                continue
+            scorers[f"{label}_{AGAIN}"] = again("scorer", spec.scorers[label], ("scorers", label), baselines=[])
+            if scorer.baselines is not None:
+                scorers[label] = replace(scorer, baselines=scorer.baselines | {AGAIN})
+        return again("explainer", spec.explainer, ("explainer",)) if explainer.role is not None else None
 
     def baselines(self, spec: Spec, roles: Mapping[str, RolePart]) -> _Baselines:
         """Sort the baselines into explanations and coders, and look whether those that scorers name are there."""

@@ -101,18 +101,32 @@ def test_confidence_intervals_cover_means_and_prediction_intervals_cover_reruns(
     assert mean_in >= 930 and rerun_in >= 930 and rerun_in_ci < 880
 
 
-def test_a_shared_component_is_found_and_its_prediction_covers():
+def test_components_of_scores_with_known_parts_are_found():
     rng = np.random.default_rng(4)
-    shared, found, covered = 0.02, [], 0
+    found = []
     for _ in range(1000):
-        true = rng.normal(0.7, 0.1, 60)
-        readings = [true + rng.normal(0, shared) + rng.normal(0, 0.03, 60) for _ in range(4)]
-        parts = components(readings[0], [0.03**2] * 60, {"judge": [(readings[0], readings[i]) for i in (1, 2, 3)]})
-        found.append(parts.shared["judge"])
-        rerun = (rng.normal(0.7, 0.1, 60) + rng.normal(0, shared) + rng.normal(0, 0.03, 60)).mean()
-        half = 1.96 * readings[0].std(ddof=1) / 60**0.5
-        low, high = prediction_interval(
-            readings[0].mean(), (readings[0].mean() - half, readings[0].mean() + half), shared=shared**2
-        )
-        covered += low <= rerun <= high
-    assert np.mean(found) == pytest.approx(shared**2, rel=0.15) and covered >= 930
+        true = rng.normal(0.7, 0.1, 60) + rng.normal(0, 0.05, 60)  # latents, and their windows
+        judged = [true + rng.normal(0, 0.02) + rng.normal(0, 0.03, 60) for _ in range(2)]
+        explained = judged[0] + rng.normal(0, 2**0.5 * 0.04, 60) + rng.normal(0, 2**0.5 * 0.03, 60)
+        noise = [0.05**2 + 0.03**2] * 60
+        found.append(components(judged[0], noise, {"judge": judged, "explainer": (judged[0], explained)}))
+    means = {name: np.mean([getattr(parts, name) for parts in found]) ** 0.5 for name in ("latents", "windows")}
+    assert means["windows"] == pytest.approx(0.05, abs=0.003)
+    assert means["latents"] == pytest.approx((0.1**2 - 0.04**2) ** 0.5, abs=0.005)
+    assert np.mean([parts.noise["judge"] for parts in found]) ** 0.5 == pytest.approx(0.03, abs=0.002)
+    assert np.mean([parts.noise["explainer"] for parts in found]) ** 0.5 == pytest.approx(0.04, abs=0.003)
+    assert np.mean([parts.shared["judge"] for parts in found]) == pytest.approx(0.02**2, rel=0.15)
+
+
+def test_prediction_intervals_cover_reruns_that_share_a_known_component():
+    rng = np.random.default_rng(5)
+    covered = narrow = 0
+    for _ in range(1000):
+        one, other = (rng.normal(0.7, 0.1, 60) + rng.normal(0, 0.02) for _ in range(2))
+        half = 2.0 * one.std(ddof=1) / 60**0.5
+        ci = one.mean() - half, one.mean() + half
+        low, high = prediction_interval(one.mean(), ci, shared=0.02**2)
+        covered += low <= other.mean() <= high
+        low, high = prediction_interval(one.mean(), ci)
+        narrow += low <= other.mean() <= high
+    assert covered >= 930 and narrow < 800

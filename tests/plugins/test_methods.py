@@ -64,6 +64,7 @@ def test_what_a_step_needs_and_cannot_get_is_refused_before_anything_runs(change
 def test_every_built_in_names_where_it_comes_from():
     for cls in (*saeval_scorers(), *saeval_explainers()):
         if cls.name not in (
+            "again",
             "consistency",
             "evaluate",
             "injection",

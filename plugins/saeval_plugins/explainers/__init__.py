@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saeval.plugin import Explainer, hookimpl
+from saeval_plugins.explainers.again import AgainExplainer
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import Default
 from saeval_plugins.explainers.frozen import FrozenExplainer, FrozenRandom, FrozenShuffled, FrozenTopTokens
@@ -21,6 +22,7 @@ from saeval_plugins.explainers.top_tokens import TopTokens
 def saeval_explainers() -> list[type[Explainer]]:
     """Add the built-in explainers."""
     return [
+        AgainExplainer,
         Contrastive,
         Default,
         InterventionExplainer,

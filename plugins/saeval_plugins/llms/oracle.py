@@ -38,9 +38,11 @@ class Oracle(LLM):
     in_process = True
 
     sensitivity: float = Field(default=1.0, ge=0, le=1)
-    """Share of the fitting windows that `oracle/judge` says fit; the others are errors, the same when asked again."""
+    """Share of the fitting windows that `oracle/judge` says fit; the others are errors."""
     specificity: float = Field(default=1.0, ge=0, le=1)
     """Share of the other windows that it says do not fit."""
+    steady: bool = True
+    """Whether it makes the same errors when asked again."""
 
     def check(self) -> None:
         """See whether there is such an oracle."""
@@ -62,11 +64,12 @@ class Oracle(LLM):
         text, meaning = _explanation(lines)
         windows = [found[1] for line in lines if (found := re.match(r"Window \d+: (.*)", line))]
         fits = [_fits(meaning, window) for window in windows]
-        answers = [fit is not self._errs(text, window, fit) for window, fit in zip(windows, fits, strict=True)]
+        key = text if self.steady else f"{text} {request.repeat}"
+        answers = [fit is not self._errs(key, window, fit) for window, fit in zip(windows, fits, strict=True)]
         return Reply(str([int(answer) for answer in answers]), Usage(usd=0.0))
 
     def _errs(self, explanation: str, window: str, fits: bool) -> bool:
-        """Tell whether the answer about a window is an error; a hash decides, so it is the same when asked again."""
+        """Tell whether the answer about a window is an error; a hash decides."""
         right = self.sensitivity if fits else self.specificity
         return right < 1 and int(content_hash(explanation, window)[:8], 16) >= right * 16**8
 

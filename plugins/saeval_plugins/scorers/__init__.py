@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saeval.plugin import Scorer, hookimpl
+from saeval_plugins.scorers.again import Again
 from saeval_plugins.scorers.consistency import Consistency
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
@@ -33,6 +34,7 @@ def saeval_scorers() -> list[type[Scorer]]:
         Human,
         Evaluate,
         Consistency,
+        Again,
         Injection,
         FrozenScorer,
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, SerializeAsAny
@@ -12,21 +12,16 @@ from saeval.plugin import (
     Examples,
     Explanation,
     Judge,
-    LanguageModel,
-    LogprobReply,
-    LogprobRequest,
     Metric,
     Need,
-    Reply,
-    Request,
     Score,
     Scorer,
 )
+from saeval_plugins._again import AskedAgain
 from saeval_plugins.scorers.detection import Detection
 
 AGREEMENT = Metric("agreement")
 KAPPA = Metric("kappa", low=-1.0, chance=0.0)
-_AGAIN = 1000  # repeat number of the second asking, beyond any that a scorer uses
 
 
 class Consistency(Scorer):
@@ -65,7 +60,7 @@ class Consistency(Scorer):
             by_question = dict(zip(map(id, turned), answered, strict=True))
             second = [by_question[id(question)] for question in questions]
         else:
-            second = await self.scorer.judge(explanation, questions, replace(context, llm=_Again(context.llm)))
+            second = await self.scorer.judge(explanation, questions, replace(context, llm=AskedAgain(context.llm)))
         pairs = [(a.predicted, b.predicted) for a, b in zip(first, second, strict=True)]
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not both:
@@ -78,26 +73,3 @@ class Consistency(Scorer):
         if chance < 1:
             values[KAPPA.name] = (agreement - chance) / (1 - chance)
         return Score(values=values, outcomes=tuple(first), notes={"answered_twice": len(both), "asked": len(pairs)})
-
-
-@dataclass
-class _Again(LanguageModel):
-    """A language model asked as if for the second time, so that no cache answers for it."""
-
-    model: LanguageModel
-
-    @property
-    def can_score(self) -> bool:
-        return self.model.can_score
-
-    async def complete(self, request: Request) -> Reply:
-        return await self.model.complete(self._again(request))
-
-    def discard(self, request: Request) -> None:
-        self.model.discard(self._again(request))
-
-    def _again(self, request: Request) -> Request:
-        return replace(request, repeat=request.repeat + _AGAIN)
-
-    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        return await self.model.logprobs(request)

@@ -143,8 +143,9 @@ def _times(step: StepPlan, seeds: int) -> StepPlan:
     """Return what a step takes under so many seeds; activations are collected once."""
     if step.step == "collect":
         return step
-    values: dict[str, Any] = {name: getattr(step, name) for name in (*_QUANTITIES, "latents")}
-    return replace(step, **{name: None if value is None else seeds * value for name, value in values.items()})
+    values = {name: getattr(step, name) for name in (*_QUANTITIES, "latents")}
+    scaled: dict[str, Any] = {name: None if value is None else seeds * value for name, value in values.items()}
+    return replace(step, **scaled)
 
 
 def _stored(cell: Cell, collected: set[str]) -> list[StepPlan]:

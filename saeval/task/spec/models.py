@@ -125,6 +125,13 @@ CellFilter = dict[str, str | int | float | list[str | int | float]]
 """Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; default: contestants."""
 
 
+class VarianceSpec(SpecModel):
+    """Steps that are repeated on some latents, to tell where the variance of scores comes from."""
+
+    latents: int = Field(default=20, ge=2)
+    """Number of latents on which judge and explainer are asked again."""
+
+
 class FindingSpec(SpecModel):
     """A claim that the run's own numbers support, contradict or leave open; give one of the first four keys."""
 
@@ -216,6 +223,8 @@ class Spec(SpecModel):
     measure: list[MeasureName] = list(_FREE)
     """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048
     tokens."""
+    variance: VarianceSpec | None = None
+    """Ask judge and explainer again on some latents, and report variance components; default: no."""
     findings: list[FindingSpec] = []
     """Claims that the report tests on the run's numbers."""
     run: RunOptions = RunOptions()

@@ -1,0 +1,53 @@
+"""`variance:` asks judge and explainer again on some latents, and reports where the variance of scores comes from."""
+
+from __future__ import annotations
+
+import pytest
+
+import saeval
+
+SPEC = {
+    "saeval": 1, "task": "variance", "version": "1",
+    "llms": {"judge": {"model": "oracle/judge", "sensitivity": 0.8, "specificity": 0.9, "steady": False}},
+    "source": {"use": "known", "with": {"documents": 100, "rate": 0.03}},
+    "latents": {"n": 40, "min_windows": 12},
+    "sampler": {"use": "random", "with": {"explain": 5, "score": 8, "non_activating": {"n": 8}}},
+    "explainer": "known",
+    "scorers": {"detection": {"with": {"mode": "list"}}},
+    "baselines": ["half_missing"],
+    "variance": {"latents": 30},
+    "measure": [],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("variance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
+        (cell,) = saeval.run(SPEC, out=folder / "run").cells
+        yield cell, (folder / "run" / "report" / "report.md").read_text()
+
+
+def test_a_judge_that_errs_differently_each_time_is_the_noise_of_latents_that_are_all_alike(cell):
+    (parts,) = cell[0].variance
+    # Each latent has 8 + 8 windows; errors differ each time, and true explanations of all latents are equally right.
+    expected = (0.8 * 0.2 / 8 + 0.9 * 0.1 / 8) / 4
+    assert parts.scorer == "detection" and parts.n == 30
+    assert parts.noise["judge"] == pytest.approx(expected, rel=0.35) and "explainer" not in parts.noise
+    assert parts.latents < expected / 2 and parts.windows < expected / 2
+
+
+def test_repeated_scores_are_rows_of_their_own_on_the_latents_asked_for(cell):
+    rows = {(r.scorer, r.variant): r for r in reversed(cell[0].scores)}
+    assert rows["detection_again", "explanation"].n == 30 and rows["detection", "explanation"].n == 40
+    assert ("detection_again", "half_missing") not in rows
+    assert "## Where the variance comes from" in cell[1] and "| judge, shared |" in cell[1]
+
+
+def test_a_judge_that_repeats_itself_has_no_noise(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    llms = {"judge": {"model": "oracle/judge", "sensitivity": 0.8}}
+    spec = {**SPEC, "llms": llms, "latents": {"n": 6, "min_windows": 12}, "variance": {"latents": 6}}
+    (parts,) = saeval.run(spec, out=tmp_path / "run").cells[0].variance
+    assert parts.noise == {"judge": 0.0} and parts.shared == {"judge": 0.0}

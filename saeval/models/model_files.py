@@ -47,6 +47,7 @@ def check_folder(name: str, folder: Path) -> None:
                 "peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
             )
         raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+    _check_whole(name, folder / "config.json")
     config = json_mapping(folder / "config.json")
     if not config:
         raise InputError(f"model {name}: its config.json cannot be read; copy the folder again")

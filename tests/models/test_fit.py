@@ -284,7 +284,7 @@ def saved(folder):
         (lambda m: cut(m / "tokenizer.json", 1), "tokenizer.json is damaged or cut off"),
         (lambda m: cut(m / "tokenizer_config.json", 30), "tokenizer_config.json is damaged or cut off"),
         (lambda m: (m / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n"), "tokenizer.json is a pointer of Git LFS"),
-        (lambda m: (m / "config.json").write_text("{cut"), "config.json cannot be read"),
+        (lambda m: (m / "config.json").write_text("{cut"), "config.json is damaged or cut off"),
         (lambda m: config(m, is_encoder_decoder=True, model_type="t5"), "has an encoder and a decoder"),
     ],
 )  # fmt: skip

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import yaml
 from planted_run import spec, truthful_server
+from saeval_plugins.coders.sae_lens import SaeLens
+from tiny import tiny_model, tiny_sae
 
 import saeval
 from saeval._util import InputError, StoreError, shortage
 from saeval.activations import ActivationStore
 from saeval.activations.store.files import map_array
 from saeval.llm import AnswerCache
+from saeval.plugin import LiveModel
 from saeval.testing import planted_store
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
@@ -46,6 +49,16 @@ def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "store"
     planted_store(path, n_latents=4, documents=60)
     return path
+
+
+def test_files_of_a_model_and_a_coder_that_cannot_be_opened_are_not_called_damaged(tmp_path):
+    model, sae = tiny_model(tmp_path / "model"), tiny_sae(tmp_path / "sae")
+    LiveModel.check(str(model))  # so that all modules are there
+    SaeLens(path=sae).check()
+    for check in (lambda: LiveModel.check(str(model)), lambda: SaeLens(path=sae).check()):
+        with no_more_files(), pytest.raises(InputError, match="(?i)too many (open files|files are open)") as refused:
+            check()
+        assert "damaged" not in str(refused.value) and "again" not in str(refused.value)
 
 
 @NEEDS_PROC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -141,6 +142,8 @@ def _opened(label: str, path: Path, read: Callable[[Path], T]) -> T:
         zipfile.BadZipFile,
         zlib.error,
     ) as e:
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):  # which reading a file that is cut off gives
+            raise InputError(f"{label}: {path.name} cannot be read ({e.strerror})") from None
         if _starts_with(path, _LFS):
             raise InputError(
                 f"{label}: {path.name} is a pointer of Git LFS; run `git lfs pull` in its folder"

@@ -938,6 +938,7 @@ def test_a_real_run_writes_its_report_and_so_does_the_command(tmp_path, monkeypa
     page.locator("#latents tbody a").first.click()
     page.wait_for_selector(".judged")
     assert page.locator("#latent mark").count() > 5
+    assert re.search(r"[01]\.\d{3} \[0\.\d\d [01]\.\d\d\]", page.locator("#latent").inner_text())  # its own interval
 
 
 @pytest.mark.slow

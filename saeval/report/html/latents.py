@@ -81,6 +81,27 @@ class CellTables:
             return [None] * len(self.numbers)
         return [rounded(v) for v in self._latents.column(name).to_pylist()]
 
+    def intervals(self, r: Ranked) -> tuple[list[float | None], list[float | None]]:
+        """Return the ends of the 95 % interval of each latent's own score; None where there is none."""
+        rows = zip(*(self._scores[name] for name in ("latent", "scorer", "metric", "low", "high")), strict=True)
+        place = r.scorer, r.metric
+        found = {latent: (low, high) for latent, scorer, metric, low, high in rows if (scorer, metric) == place}
+        ends = [found.get(latent, (None, None)) for latent in self.numbers]
+        return [rounded(low) for low, _ in ends], [rounded(high) for _, high in ends]
+
+    @cached_property
+    def _scores(self) -> dict[str, list[Any]]:
+        """Columns of the cell's own scores that have an interval; earlier versions wrote none."""
+        import pyarrow.compute as pc
+
+        names = ("latent", "scorer", "metric", "low", "high")
+        path = self._files.folder / "scores.parquet"
+        table = read_table(path, CELL_TABLES["scores"]) if path.exists() else None
+        if table is None or not {*names, "variant"} <= {*table.column_names}:
+            return {name: [] for name in names}
+        own = table.filter(pc.and_(pc.equal(table["variant"], MAIN), pc.is_valid(table["low"])))
+        return {name: own[name].to_pylist() for name in names}
+
     @cached_property
     def explanations(self) -> dict[int, list[dict[str, Any]]]:
         """Rows of explanations by latent, the cell's own first."""

@@ -109,6 +109,7 @@ def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: s
         if (row := board.row(cell, r.scorer)) is not None:
             floor = {name: rounded(value) for name, value in row.floor.items()}
             found = {"low": row.range[0], "high": row.range[1], "mean": rounded(row.value), "floor": floor}
+        lows, highs = tables.intervals(r)
         scorers.append(
             {
                 "label": r.scorer,
@@ -116,6 +117,8 @@ def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: s
                 "higher": r.higher_is_better,
                 **found,
                 "values": tables.column(r.key),
+                "lows": lows,
+                "highs": highs,
             }
         )
     data = {

@@ -411,7 +411,7 @@
     function scores(k) {
       const rows = data.scorers.map((s) =>
         make("tr", {},
-          make("th", { scope: "row" }, s.label), make("td", {}, s.metric.replaceAll("_", " ")), make("td", { className: "n" }, make("b", {}, shown(s.values[k]))),
+          make("th", { scope: "row" }, s.label), make("td", {}, s.metric.replaceAll("_", " ")), make("td", { className: "n" }, make("b", {}, shown(s.values[k])), s.lows[k] === null ? "" : ` [${shown(s.lows[k], 2)} ${shown(s.highs[k], 2)}]`),
           make("td", {}, scoreBar(s, s.values[k])), make("td", { className: "n" }, shown(s.mean)),
           make("td", {}, Object.entries(s.floor).map(([name, v]) => `${name} ${shown(v)}`).join(", ") || "–")),
       );

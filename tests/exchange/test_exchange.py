@@ -682,6 +682,9 @@ def test_run_goes_to_the_hub_and_comes_back(run, tmp_path):
         assert "(run)" in got.stdout
         assert set(hub.tokens[asked:]) == {None}  # a token that is not in the environment is not used
         assert saeval.read(tmp_path / "back") == saeval.read(run)
+        command("board", "add", "hf://datasets/me/results", cwd=tmp_path, **env)
+        index = json.loads((tmp_path / "board" / "board.json").read_text())
+        assert [facts["from"] for facts in index["runs"].values()] == ["hf://datasets/me/results"]
         hub.files["me/results/run/results.json"] += b" "
         bad = command("pull", "hf://datasets/me/results", "bad", cwd=tmp_path, code=2, **env)
         assert "is not what was sent" in bad.stderr

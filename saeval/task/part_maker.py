@@ -90,7 +90,8 @@ class PartMaker:
             loaded, rest = self.llm(role_spec.model, (*path, "model"))
             if loaded is None:
                 continue
-            others = {k: v for k, v in options.items() if k not in known}
+            # null removes what an included spec says for a model of another plugin
+            others = {k: v for k, v in options.items() if k not in known and v is not None}
             part = self.instance(loaded, {"model": rest, **others}, path)
             if part is not None:
                 roles[role] = RolePart(role, str(role_spec.model), part, settings)

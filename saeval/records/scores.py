@@ -325,7 +325,7 @@ class ScoreRow(Documented):
         tuple[float, float] | None, ColumnStyle("rerun 95 %", ".3f", kind="interval", missing="", where=WITH_ROOM)
     ] = None
     """Where the value of a rerun with other latents lies in 95 % of reruns; wider than the interval for the mean."""
-    reliability: Annotated[float | None, ColumnStyle(format=".2f", better="higher", missing="", where=PER_SCORE)] = None
+    reliability: Annotated[float | None, ColumnStyle(format=".2f", better="higher", missing="", where=WITH_ROOM)] = None
     """Share of the variance of the latents' scores that is not noise of their windows; None where that is unknown."""
     natural: NaturalRates | None = None
     """Breadth: precision, F1 and IoU at the corpus's own rate; None for other metrics, and where windows were not drawn

@@ -19,7 +19,7 @@ _BEFORE_MLP = (
 _ADD_INSIDE = {"bloom": ("hook_attn_out", "hook_mlp_out"), "mpt": ("hook_mlp_out",)}
 """Hooks of modules that add to the residual stream themselves and return the sum, by model type."""
 _HOOKS = (
-    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "hook_attn_out",
+    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_in", "hook_mlp_out", "hook_attn_out",
     "attn.hook_z", "mlp.hook_in", "mlp.hook_post",
 )  # fmt: skip
 _ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj", "attention.out_proj")
@@ -44,11 +44,6 @@ def check_hook(name: str) -> None:
         raise InputError(
             f"{name} means normalised activations before the norm's gain, which no module reads or returns; choose "
             "a place such as the MLP's input (`layers.9.mlp.input`)"
-        )
-    if hook == "hook_mlp_in":
-        raise InputError(
-            f"{name} means the stream before the MLP's norm in TransformerLens, and what the norm gives in its "
-            "TransformerBridge; write hook_resid_mid for the one, or mlp.hook_in for the other"
         )
     if name != "hook_embed" and hook not in _HOOKS:
         raise InputError(
@@ -91,7 +86,7 @@ def _place(tree: ModuleTree, block: str, hook: str) -> tuple[str | None, Literal
         return block, "in"
     if hook == "hook_resid_post":
         return block, "out"
-    if hook == "hook_resid_mid" and not getattr(tree.model.config, "use_parallel_residual", False):
+    if hook in ("hook_resid_mid", "hook_mlp_in") and not getattr(tree.model.config, "use_parallel_residual", False):
         before_mlp = first(*_BEFORE_MLP)
         if first("post_feedforward_layernorm"):
             before_mlp = before_mlp or parts.mlp

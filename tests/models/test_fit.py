@@ -301,7 +301,6 @@ def test_a_model_that_cannot_be_loaded_is_refused_from_its_files(tmp_path, model
         ("transformer.h.1", "did you mean 'layers.1'"),
         ("layers.1.mpl", "did you mean 'layers.1.mlp'"),
         ("blocks.1.attn.hook_pattern", "no hook that saeval can read"),
-        ("blocks.1.hook_mlp_in", "write hook_resid_mid for the one, or mlp.hook_in for the other"),
         ("layers.7", "has 3 blocks, 0 to 2"),
     ],
 )
@@ -312,7 +311,7 @@ def test_a_place_that_the_model_lacks_is_refused_from_its_files(model, corpus, p
 
     with pytest.raises(InputError, match=said):
         check(place)
-    for there in ("layers.1.mlp.act_fn", "model.layers[1].output[0]", "blocks.1.hook_resid_mid", "norm"):
+    for there in ("layers.1.mlp.act_fn", "model.layers[1].output[0]", "blocks.1.hook_mlp_in", "norm"):
         check(there)
 
 

@@ -110,6 +110,9 @@ def test_transformer_lens_names_add_up_to_the_residual_stream(folders, kind):
     pre, attention, mid, mlp, post = (caught[point] for point in points)
     assert torch.allclose(pre + attention, mid, atol=1e-4)
     assert torch.allclose(mid + mlp, post, atol=1e-4)
+    assert (
+        live.hookpoint("blocks.1.hook_mlp_in") == points[2]
+    )  # a copy of the middle, which the MLP's branch begins with
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gptj"])

@@ -187,14 +187,19 @@ def _role(role: Schema, options: Options) -> Schema:
             {
                 "if": {"properties": {"model": model}, "required": ["model"]},
                 "then": {
-                    "properties": {**options[name].get("properties", {}), **settings, "model": {}},
-                    "additionalProperties": options[name].get("additionalProperties", True),
+                    "properties": {**_or_null(options[name].get("properties", {})), **settings, "model": {}},
+                    "additionalProperties": options[name].get("additionalProperties", True) or {"type": "null"},
                 },
             }
             for name, model in picked.items()
             if name in options
         ],
     }
+
+
+def _or_null(properties: Mapping[str, Schema]) -> Mapping[str, Schema]:
+    """Let null stand for every option; it removes what an included spec says."""
+    return {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in properties.items()}
 
 
 def _complete(options: Mapping[str, Options]) -> Schema:

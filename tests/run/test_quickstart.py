@@ -89,7 +89,7 @@ def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(finished, tmp_path):
         if row["variant"] == "explanation":
             own.setdefault(row["scorer"], row)
     named = {row["plugin"].partition(" ")[0].removeprefix("saeval/") for row in own.values()}
-    assert named == {cls.name for cls in saeval_scorers()} - {"evaluate", "consistency", "injection", "frozen"}
+    assert named == {cls.name for cls in saeval_scorers()} - {"evaluate", "consistency", "injection", "frozen", "again"}
     assert own["human"]["value"] == 3
     for label, row in own.items():
         assert row["tried"] == 1 and (row["n"] == 1 or label == "intruder"), (label, row)

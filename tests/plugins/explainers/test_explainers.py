@@ -18,6 +18,7 @@ from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import STAGED, Default
 from saeval_plugins.explainers.frozen import FrozenExplainer
 from saeval_plugins.explainers.intervention import InterventionExplainer
+from saeval_plugins.explainers.known import KNOWN_MEANINGS
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
 from saeval_plugins.explainers.random import EXPLANATIONS, RandomExplainer
@@ -65,14 +66,14 @@ def ask_all(request):
     [
         kind
         for kind in saeval_explainers()
-        if kind not in (InterventionExplainer, Lens) and not issubclass(kind, FrozenExplainer)
+        if kind not in (InterventionExplainer, Lens, *KNOWN_MEANINGS) and not issubclass(kind, FrozenExplainer)
     ],
     ids=lambda kind: kind.name,
 )
 def test_every_explainer_satisfies_the_contract(kind, tmp_path):
     (tmp_path / "made.json").write_text('{"0": "the sea", "1": "ships"}')
-    options = {"path": tmp_path / "made.json"} if "path" in kind.model_fields else {}
-    check_explainer(kind(**options), lambda: ScriptedLLM(ask_all))
+    needed = {"path": tmp_path / "made.json", "explainer": Default()}
+    check_explainer(kind(**{k: v for k, v in needed.items() if k in kind.model_fields}), lambda: ScriptedLLM(ask_all))
 
 
 @pytest.fixture(scope="module")

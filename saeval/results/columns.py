@@ -118,7 +118,7 @@ MEASURES = (
     Measure(name="d_sae", about="Width of the dictionary.", unit="latents", on_board=False),
     Measure(name="tokens", about="Tokens of the corpus.", unit="tokens", on_board=False),
     Measure(name="fvu", about="Share of the activations' variance that reconstructions leave unexplained.",
-    better="lower", on_board=False),
+    format=".3f", better="lower"),
     Measure(name="ce_recovered", about="Share of the model's loss that reconstructions recover.", better="higher",
     on_board=False),
 )  # fmt: skip

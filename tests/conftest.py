@@ -1,5 +1,15 @@
-"""No test waits for a model hub: what is not on this machine is missing at once, but on a hub that a test serves itself."""
+"""What holds for all tests: none waits for a model hub, and the longest files begin first.
+
+What is not on this machine is missing at once, except on a hub that a test serves itself.
+"""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # huggingface_hub reads them when it is imported
+
+LONGEST = ("test_quickstart.py", "test_executors.py", "test_faults.py", "test_kills.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

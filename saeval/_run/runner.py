@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from saeval._run.aggregate import summarise
 from saeval._run.cell_files import write_cells
 from saeval._run.claims import evaluate
 from saeval._run.collect import store_path
+from saeval._run.event_loop import run_async
 from saeval._run.executors import Executor, executor
 from saeval._run.failures import GaveUp
 from saeval._run.journal_entries import numbers, rows
@@ -203,7 +204,7 @@ class _Run:
             for name, role in self.task.roles.items()
             if name in used
         ]
-        _run_async(
+        run_async(
             partial(
                 try_models,
                 askers,
@@ -233,7 +234,7 @@ class _Run:
                         "(--limit)"
                     )
                 self._collect_and_sample(workplace)
-                self._timed("explain_and_score", lambda: _run_async(partial(self._explain_and_score, workplace)))
+                self._timed("explain_and_score", lambda: run_async(partial(self._explain_and_score, workplace)))
                 self._timed("directions", self._read_directions)
                 if self.task.findings:
                     self.findings = self._timed("findings", lambda: evaluate(self.task, self.state.cells))
@@ -426,20 +427,3 @@ def _to_the_end() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if asked:
         raise KeyboardInterrupt
-
-
-def _run_async(main: Callable[[], Awaitable[None]]) -> None:
-    """Run a coroutine to its end, in a thread of its own where a loop is already running (notebooks)."""
-
-    async def start() -> None:
-        await main()
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(start())
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, start()).result()

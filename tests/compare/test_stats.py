@@ -27,7 +27,7 @@ from saeval.plugin import derive_rng
 # --- p values ---
 
 
-@settings(deadline=None, max_examples=25)  # theirs takes a tenth of a second
+@settings(deadline=None, max_examples=10)  # theirs takes a tenth of a second
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_equals_statsmodels(ps):
     multipletests = pytest.importorskip("statsmodels.stats.multitest").multipletests

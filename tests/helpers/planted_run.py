@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,5 +67,8 @@ def truthful_server() -> Iterator[FakeServer]:
 def finished(run: Path) -> dict[str, dict[str, Any]]:
     """Results in a run's journal, by key."""
     lines = (run / "journal.jsonl").read_text().splitlines() if (run / "journal.jsonl").exists() else []
-    entries = [json.loads(line.partition(" ")[2]) for line in lines]
+    entries = []
+    for line in lines:
+        with suppress(ValueError):  # a kill may have cut a line; what it held was done again
+            entries.append(json.loads(line.partition(" ")[2]))
     return {entry["key"]: entry["value"]["result"] for entry in entries}

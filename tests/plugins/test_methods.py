@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sys
-import threading
-import time
 
 import pytest
 from fake_server import fake_server
@@ -87,12 +86,10 @@ def test_scores_do_not_depend_on_concurrency_or_order_of_arrival(tmp_path, monke
     found = []
     for concurrency, seed in ((1, 0), (16, 1), (16, 2)):
         monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / f"cache{seed}"))
-        waits, lock = random.Random(seed), threading.Lock()
+        waits = random.Random(seed)
 
-        def late(messages, waits=waits, lock=lock):
-            with lock:
-                pause = waits.uniform(0, 0.01)
-            time.sleep(pause)
+        async def late(messages, waits=waits):
+            await asyncio.sleep(waits.uniform(0, 0.01))
             return truthful(messages)
 
         with fake_server(late) as server:

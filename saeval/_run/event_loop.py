@@ -1,0 +1,75 @@
+"""Runs a coroutine to its end, and has Ctrl-C cancel it without breaking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+_STUCK = 1.0  # seconds after which an event loop that has not heard of Ctrl-C counts as blocked
+
+
+def run_async(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine, in a thread of its own where a loop is already running (notebooks).
+
+    Raises:
+        KeyboardInterrupt: If it was cancelled by Ctrl-C.
+    """
+
+    async def start() -> None:
+        with _cancelled_by_ctrl_c():
+            await main()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(start())
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, start()).result()
+
+
+@contextmanager
+def _cancelled_by_ctrl_c() -> Iterator[None]:
+    """Have each Ctrl-C cancel the running task: the first one stops it, a second one stops its waiting for answers.
+
+    asyncio cancels the task at the first one only, and raises KeyboardInterrupt in the event loop at the next. That
+    can lose a callback, so that a task is never woken and the process never ends. Here it is raised only in code that
+    keeps the loop from turning.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    asked_at: float | None = None  # when the loop was last told, until it hears
+    interrupted = False
+
+    def hear() -> None:
+        nonlocal asked_at
+        asked_at = None
+        if task is not None:
+            task.cancel()
+
+    def ask(_number: int, _frame: object) -> None:
+        nonlocal asked_at, interrupted
+        interrupted = True
+        if asked_at is None:
+            asked_at = time.monotonic()
+            loop.call_soon_threadsafe(hear)
+        elif time.monotonic() - asked_at > _STUCK:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)

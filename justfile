@@ -8,6 +8,10 @@ _list:
 test *options:
     pytest -m 'not slow' "$@"
 
+# The same with inputs that are drawn anew; CI draws the same ones each time
+fuzz *options:
+    HYPOTHESIS_PROFILE=default pytest -m 'not slow' "$@"
+
 # Everything CI does, in a fresh environment
 ci:
     bash .ci/run

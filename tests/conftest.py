@@ -1,11 +1,17 @@
-"""What holds for all tests: none waits for a model hub, and the longest files begin first.
+"""What holds for all tests: none waits for a model hub, drawn inputs are the same each time, the longest files begin first.
 
-What is not on this machine is missing at once, except on a hub that a test serves itself.
+What is not on this machine is missing at once, except on a hub that a test serves itself. `HYPOTHESIS_PROFILE=default`
+draws other inputs in each run.
 """
 
 import os
 
+from hypothesis import settings
+
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # huggingface_hub reads them when it is imported
+
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 LONGEST = ("test_quickstart.py", "test_executors.py", "test_faults.py", "test_kills.py")
 

@@ -215,7 +215,7 @@ def _take_score(cell: ImportedCell, row: Row) -> None:
 
 
 def _take_judgement(cell: ImportedCell, row: Row) -> None:
-    fields = {k: row[k] for k in ("example", "active", "predicted", "probability", "decile", "status")}
+    fields = {k: row[k] for k in ("example", "active", "predicted", "probability", "decile", "weight", "status")}
     outcome = Outcome(**fields, reason=row["reason"] or "")
     scoring = cell.scorings.get(str(row["scorer"]))
     if row["variant"] != MAIN or scoring is None or row["latent"] not in scoring.scores:

@@ -56,7 +56,7 @@ class Outcome(Documented):
     """The judge's answer, or whether it found the intruder; None unless the status is `ok`."""
     probability: float | None = None
     """The judge's probability, or another value that rises with it, when it gives one."""
-    decile: int | None = None
+    decile: Annotated[int, Field(ge=0, le=9)] | None = None
     """Rank decile of an activating window, 0 the strongest; of the others in the question (intruder)."""
     weight: float | None = None
     """Number of windows drawn at random that a non-activating window stands for; None where that is unknown."""

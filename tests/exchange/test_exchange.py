@@ -487,6 +487,8 @@ def test_nothing_that_is_there_is_overwritten(run, tmp_path):
         ("scores", {"latent": "../x"}, "whole number"),
         ("explanations", {"status": "great"}, "no row of explanations"),
         ("judgements", {"active": "perhaps"}, "no row of judgements"),
+        ("judgements", {"decile": 10}, "no row of judgements"),
+        ("judgements", {"decile": -1}, "no row of judgements"),
     ],
 )
 def test_malformed_table_is_one_sentence(run, tmp_path, table, change, sentence):

@@ -8,7 +8,7 @@ _list:
 test *options:
     pytest -m 'not slow' "$@"
 
-# The same with inputs that are drawn anew; CI draws the same ones each time
+# The same with other inputs in each run; CI draws the same ones each time
 fuzz *options:
     HYPOTHESIS_PROFILE=default pytest -m 'not slow' "$@"
 

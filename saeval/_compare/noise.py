@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import hypot, inf, isfinite, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,11 +21,16 @@ class ScoreNoise(NamedTuple):
 
     Attributes:
         variance: Of the score; the mean over all ways to split the windows into halves.
-        interval: 95 % interval of the score.
+        find_interval: Returns the interval; apart, because a run needs the variance of each latent alone.
     """
 
     variance: float
-    interval: Interval
+    find_interval: Callable[[], Interval]
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of the score."""
+        return self.find_interval()
 
 
 def score_noise(score: Score) -> ScoreNoise | None:
@@ -54,8 +60,10 @@ def _of_shares(sides: Sequence[Sequence[bool]]) -> ScoreNoise | None:
     shares = [sum(side) / len(side) for side in sides]
     variances = [p * (1 - p) / (len(side) - 1) for p, side in zip(shares, sides, strict=True)]
     variance = sum(w * w * v for w, v in zip(weights, variances, strict=True))
-    intervals = [wilson(sum(side), len(side)) for side in sides]
-    return ScoreNoise(variance, combined_interval(weights, shares, intervals))
+    return ScoreNoise(
+        variance,
+        lambda: combined_interval(weights, shares, [wilson(sum(side), len(side)) for side in sides]),
+    )
 
 
 def wilson(hits: int, n: int, z: float = Z95) -> Interval:
@@ -74,7 +82,7 @@ def _of_ranking(judged: Sequence[Outcome], area: float) -> ScoreNoise | None:
         return None
     above = (up[:, None] > down).astype(float) + (up[:, None] == down) / 2
     variance = float(above.mean(axis=1).var(ddof=1) / len(up) + above.mean(axis=0).var(ddof=1) / len(down))
-    return ScoreNoise(variance, _newcombe(area, len(up), len(down)))
+    return ScoreNoise(variance, partial(_newcombe, area, len(up), len(down)))
 
 
 def _newcombe(area: float, m: int, n: int, z: float = Z95) -> Interval:

@@ -138,9 +138,12 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
     explainer = cell.explainer.part.label + (f" with {task.roles[role].model}" if role else "")
-    rows = [row for label, step in cell.scorers.items() for row in _rows(task, outcome, label, step, done)]
     parts = list(_variance(outcome))
     shared = {found.scorer: sum(found.shared.values()) for found in parts}
+    rates = _firing_rates(outcome)
+    rows = []
+    for label, step in cell.scorers.items():
+        rows += _rows(task, outcome, label, step, done, rates, shared.get(label, 0.0))
     return CellResult(
         cell=cell.name,
         axes=cell.axes,
@@ -151,7 +154,7 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         explainer=explainer,
         measures=measures,
         counts={**outcome.counts, "explained": explained},
-        scores=[_with_shared(row, shared) for row in rows],
+        scores=rows,
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
         correlations=_correlations([outcome]),
         powers=list(_powers(task, outcome)),
@@ -229,14 +232,32 @@ def _declared(cell: Cell) -> list[Measure]:
     return [measure for part in parts for measure in getattr(part.plugin, "measures", ())]
 
 
-def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done: bool) -> list[ScoreRow]:
-    """Rows of one scorer: every metric of the cell's own explanations, then of each baseline."""
+def _rows(
+    task: Task,
+    outcome: CellState,
+    label: str,
+    step: StepPart[Any],
+    done: bool,
+    rates: Mapping[int, float],
+    shared: float,
+) -> list[ScoreRow]:
+    """Rows of one scorer: every metric of the cell's own explanations, then of each baseline.
+
+    Args:
+        task: The task.
+        outcome: The cell.
+        label: The scorer's label.
+        step: The scorer.
+        done: Whether everything was scored.
+        rates: Share of the corpus's windows in which each latent fires.
+        shared: Variance of what all latents of a run share, where steps were repeated; it widens the intervals for
+            reruns of headlines.
+    """
     rows = []
     cell = outcome.cell
     known = None
     if step.role and step.role != task.checks:
         known = judge_checks.of_scorer(judge_checks.find(task.roles[step.role]), step)
-    rates = _firing_rates(outcome)
     for variant in (MAIN, *cell.alternatives):
         scored = outcome.scored.get((label, variant))
         if scored is None or not (scored.tried or done):  # interrupted before
@@ -260,21 +281,22 @@ def _rows(task: Task, outcome: CellState, label: str, step: StepPart[Any], done:
             rng = derive_rng(task.run.seed, "interval", metric.name, cell.name, label, variant)
             words = _words(outcome, variant, values)
             row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
-            row = row.model_copy(update={"off": off})
+            further: dict[str, Any] = {"off": off}
             if place == 0:
-                breadth = natural_rates(scored.tallies(rates), _known_judge(known), rng)
-                row = row.model_copy(update={"natural": breadth, "reliability": scored.reliability(metric.name)})
+                further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
+                further["reliability"] = scored.reliability(metric.name)
             if row.value is not None and row.ci95 is not None:
-                row = row.model_copy(update={"prediction95": prediction_interval(row.value, row.ci95, row.range)})
+                extra = shared if further.get("reliability") is not None else 0.0
+                further["prediction95"] = prediction_interval(row.value, row.ci95, row.range, extra)
             if known is not None:
-                row = row.model_copy(update={"verdict": known.verdict, **_corrected(task, row, known)})
-            rows.append(row)
+                further |= {"verdict": known.verdict, **_corrected(task, row, known)}
+            rows.append(row.model_copy(update=further))
     return rows
 
 
 def _conditions_met(scored: Scored, step: StepPart[Any]) -> bool:
     """Tell whether the mean of each metric of a scorer lies between the values that it wants."""
-    for metric in step.part.plugin.metrics:
+    for metric in (metric for metric in step.part.plugin.metrics if metric.wanted is not None):
         values = scored.values(metric.name)
         if values and not metric.meets(sum(values.values()) / len(values)):
             return False
@@ -365,14 +387,6 @@ def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
             Correlation(scorers=(a, b), n=pair.n, pearson=pair.pearson, spearman=pair.spearman, corrected=corrected)
         )
     return correlations
-
-
-def _with_shared(row: ScoreRow, shared: Mapping[str, float]) -> ScoreRow:
-    """Widen the interval for reruns of a headline by what all latents share, where steps were repeated."""
-    extra = shared.get(row.scorer, 0.0) if row.reliability is not None else 0.0
-    if not extra or row.value is None or row.ci95 is None:
-        return row
-    return row.model_copy(update={"prediction95": prediction_interval(row.value, row.ci95, row.range, extra)})
 
 
 def _variance(outcome: CellState) -> Iterator[VarianceParts]:

@@ -146,19 +146,14 @@ def run_task(
 ) -> RunResult:
     """Run a task that is already built; see `run`."""
     if task.run.seeds > 1:
-
-        def run_one(one: Task, folder: Path, left: float | None) -> RunResult:
-            return run_task(
-                one,
-                out=folder,
-                limit=limit,
-                max_cost=left,
-                display=display,
-                retry=retry,
-                unpriced=unpriced,
-                allow_model_change=allow_model_change,
-            )
-
+        run_one = partial(
+            run_task,
+            limit=limit,
+            display=display,
+            retry=retry,
+            unpriced=unpriced,
+            allow_model_change=allow_model_change,
+        )
         return run_seeds(task, out, max_cost, run_one)
     with RunDir(out) as folder, folder.log():
         try:

@@ -27,16 +27,14 @@ def with_seed(task: Task, seed: int) -> Task:
     return replace(task, resolved=resolved, run=task.run.model_copy(update={"seed": seed, "seeds": 1}))
 
 
-def run_seeds(
-    task: Task, out: Path, max_cost: float | None, run_one: Callable[[Task, Path, float | None], RunResult]
-) -> RunResult:
+def run_seeds(task: Task, out: Path, max_cost: float | None, run_one: Callable[..., RunResult]) -> RunResult:
     """Run a task once per seed, each in a directory of its own, and write the pooled results beside them.
 
     Args:
         task: The task; `run.seeds` seeds from `run.seed` on.
         out: Where to: `seed-0`, `seed-1`, … for each seed.
         max_cost: Dollars for all seeds together; None for what the spec says of each.
-        run_one: Runs a task in a directory, for so many dollars.
+        run_one: Runs a task in the directory `out`, for at most `max_cost` dollars.
     """
     import yaml
 
@@ -47,7 +45,7 @@ def run_seeds(
         results: list[RunResult] = []
         left = max_cost
         for seed in range(task.run.seed, task.run.seed + task.run.seeds):
-            results.append(run_one(with_seed(task, seed), out / f"seed-{seed}", left))
+            results.append(run_one(with_seed(task, seed), out=out / f"seed-{seed}", max_cost=left))
             if left is not None:
                 left = max(0.0, left - sum(entry.usd or 0.0 for entry in results[-1].ledger))
         found = pooled_runs(results, out.name)

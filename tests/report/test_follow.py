@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from browsers import chromium, violations
 from click.testing import CliRunner
 from fake_server import error
 from planted_run import spec, truthful_server
+from served import served
 
 import saeval
 from saeval._run import progress_file
@@ -108,25 +107,13 @@ def at(run_dir: Path, status: str, done: int) -> None:
     new.replace(run_dir / "logs" / "progress.json")
 
 
-@contextmanager
-def following(run_dir):
-    with FollowServer(run_dir) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_shows_a_run_that_goes_on_and_its_report_at_the_end(tmp_path, browser, scheme):
     from playwright.sync_api import expect
 
     run_dir, wrong = tmp_path / "run", []
     at(run_dir, "running", 4)
-    with following(run_dir) as server:
+    with served(FollowServer(run_dir)) as server:
         page = browser.new_page(
             viewport={"width": 340, "height": 700}, color_scheme=scheme, bypass_csp=scheme == "dark"
         )

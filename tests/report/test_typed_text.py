@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -13,6 +12,7 @@ import yaml
 from browsers import chromium, violations
 from click.testing import CliRunner
 from planted_run import cache_in
+from served import served
 from tiny import tiny_corpus, tiny_model, tiny_sae
 
 from saeval._run.typed_text import TypedText
@@ -85,17 +85,9 @@ def latent(run, by_hand) -> int:
     return max((json.loads(line)["latent"] for line in lines), key=lambda index: by_hand[:, index].max())
 
 
-@contextmanager
 def serving(run, read=None):
     typed = TypedText(run)
-    with LiveServer(run, 0, typed.cells, read or typed.read) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return served(LiveServer(run, 0, typed.cells, read or typed.read))
 
 
 def asked(server, **changes):

@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import webbrowser
 from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
 from made_run import made_run
+from served import served
 
 from saeval import InputError
 from saeval.cli.group import main
@@ -37,12 +37,8 @@ def run_dir(tmp_path):
 
 @pytest.fixture
 def server(run_dir):
-    with ReportServer(run_dir) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with served(ReportServer(run_dir)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(server, path, method="GET", **headers):

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 from planted_run import spec, truthful_server
+from second_user import AS_NOBODY
 
 from saeval._run.executors import ray_reaper
 
 # Not imported here: Ray reads its settings when it is imported, and test_executors.py makes others.
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-NOBODY = 65534
 CLUSTERS = Path("/tmp")
 
 
@@ -73,15 +73,15 @@ def test_folder_is_closed_to_others_and_goes_with_a_killed_driver(tmp_path):
         (folder,) = [new for new in CLUSTERS.glob("saeval-*") if new not in before and (new / "r").exists()]
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and processes(folder)
         if os.getuid() == 0 and shutil.which("setpriv"):
-            other = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
             seen = subprocess.run(
-                [*other, "find", str(folder), "-mindepth", "1"], capture_output=True, text=True, check=False
+                [*AS_NOBODY, "find", str(folder), "-mindepth", "1"], capture_output=True, text=True, check=False
             )
             assert seen.stdout == "" and "Permission denied" in seen.stderr
             inside = str(folder / "r")
-            assert subprocess.run([*other, "ls", inside], capture_output=True, check=False).returncode != 0
+            assert subprocess.run([*AS_NOBODY, "ls", inside], capture_output=True, check=False).returncode != 0
             assert (
-                subprocess.run([*other, "mv", inside, f"{inside}x"], capture_output=True, check=False).returncode != 0
+                subprocess.run([*AS_NOBODY, "mv", inside, f"{inside}x"], capture_output=True, check=False).returncode
+                != 0
             )
         child.send_signal(signal.SIGKILL)
         child.wait()

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from second_user import AS_NOBODY
 
 import saeval
 from saeval._util.owned_dirs import OWNER_FILE
 from saeval.cli.group import main
 
-NOBODY = 65534
-AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
 # Python and its packages may lie in a closed home; to read everything does not help to write anything.
 READING_ALL = [*AS_NOBODY, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 SPEC = """

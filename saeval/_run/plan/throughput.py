@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from saeval._util import InputError, measured
+from saeval._util import InputError, measured, rounded
 from saeval.models import model_facts, resolved
 from saeval.plugin.base import ActivationSource
 
@@ -86,7 +86,7 @@ def collecting(source: ActivationSource) -> Collecting | None:
     share, read = _read(source, str(model))
     encode = _encoder(source) * 2 / device.flops32
     first = max(1 / _MOST, 2 * size * share / device.flops + encode)
-    pace = measured(_rounded(1 / first))
+    pace = measured(rounded(1 / first, 2))
     about = f"{model}, {_short(size)} parameters in its blocks{read}, on {device.name}: ~{pace} tokens per second"
     return Collecting(first, encode, about)
 
@@ -135,7 +135,3 @@ def _coder(source: ActivationSource, what: str) -> Any:
 
 def _short(count: float) -> str:
     return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.2g}")

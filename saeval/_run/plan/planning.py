@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from saeval._run import work
 from saeval._run.collect import store_path
 from saeval._run.plan import disk_estimate, throughput
-from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter
+from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter, UnreadSource
 from saeval._run.plan.speed import Speed
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState, Scored
@@ -351,7 +351,9 @@ def _asking(
     for record in tried.outcome.records.first(found.latents):
         rng = work.rng(task.run.seed, step.step, step.variant, record.latent)
         try:
-            result = asyncio.run(_try(step.part, record, Context(record.latent, rng, counter, embedder())))
+            result = asyncio.run(
+                _try(step.part, record, Context(record.latent, rng, counter, embedder(), UnreadSource()))
+            )
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything over placeholder answers
             why = f"could not be tried: {error}"
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import signal
@@ -12,6 +13,7 @@ from types import FrameType
 
 STOPPED = 130
 """Exit code of a command stopped by a signal."""
+_report_unraisable = sys.unraisablehook
 
 
 def stop_as_on_ctrl_c() -> None:
@@ -29,6 +31,22 @@ def stop_as_on_ctrl_c() -> None:
         number = getattr(signal, name, None)
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
             signal.signal(number, _stop)
+    sys.unraisablehook = _raise_again
+
+
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Have Ctrl-C count where Python was in code that cannot raise, such as the callback of a weak reference."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _press_again).start()
+    else:
+        _report_unraisable(unraisable)
+
+
+def _press_again() -> None:
+    if hasattr(signal, "pthread_kill"):  # wakes the main thread where it sleeps, too
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        _thread.interrupt_main()
 
 
 def ignore_signals_at_exit() -> None:

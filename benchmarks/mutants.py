@@ -25,7 +25,7 @@ from saeval.plugin import derive_rng
 
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
-SCORERS = ("detection", "fuzzing", "_judge", "intruder", "embedding", "simulation")
+SCORERS = ("fuzzing", "intruder", "embedding", "simulation")
 TESTS = {
     "saeval._compare.stats": ("tests/compare/test_lifts.py", "tests/compare/test_stats.py"),
     "saeval._compare.lifts": ("tests/compare/test_lifts.py",),
@@ -33,7 +33,12 @@ TESTS = {
     "saeval._compare.judge_errors": ("tests/compare/test_lifts.py",),
     "saeval._compare.leaderboard": ("tests/compare/test_lifts.py", "tests/compare/test_leaderboard.py"),
     "saeval._compare.score_rows": ("tests/compare/test_lifts.py",),
+    "saeval._compare.natural": ("tests/compare/test_natural.py",),
+    "saeval._compare.noise": ("tests/compare/test_noise.py",),
+    "saeval._compare.power": ("tests/compare/test_noise.py", "tests/compare/test_lifts.py"),
     "saeval._run.floors": ("tests/run/test_floors.py",),
+    "saeval.plugin.judge": ("tests/plugins/scorers",),
+    "saeval.plugin.outcomes": ("tests/plugins/scorers",),
     **{f"saeval_plugins.scorers.{name}": ("tests/plugins/scorers",) for name in SCORERS},
 }
 """Modules that are mutated, and the tests that should notice, the quickest first."""

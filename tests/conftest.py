@@ -6,11 +6,11 @@ draws other inputs in each run.
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # huggingface_hub reads them when it is imported
 
-settings.register_profile("same", derandomize=True)
+settings.register_profile("same", derandomize=True, suppress_health_check=[HealthCheck.too_slow])  # CI may be slow
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 LONGEST = ("test_quickstart.py", "test_executors.py", "test_faults.py", "test_kills.py")

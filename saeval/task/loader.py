@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
 
 from saeval._util import InputError, PluginError, SpecError, clean, did_you_mean
 from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Scorer
@@ -18,7 +21,7 @@ from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
-from saeval.task.spec.models import PartSpec, Spec, When
+from saeval.task.spec.models import PartSpec, Spec, When, named_in_full
 from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
@@ -96,7 +99,12 @@ class _Builder(PartMaker):
         roles: dict[str, RolePart] = {}
         for axes, document in cells_of(self.document):
             self.document = document
-            spec = parse(document)
+            try:
+                spec = parse(document)
+            except SpecError as error:
+                self.problems += error.problems
+                self.parts_alone()
+                continue
             if not roles:
                 roles = self.roles(spec)
             cells += self.cells(spec, axes, roles)
@@ -124,6 +132,16 @@ class _Builder(PartMaker):
             tuple(spec.findings),
             spec.leaderboard.correct_for_judge,
         )
+
+    def parts_alone(self) -> None:
+        """Report what is wrong with each part that can be read in a spec that as a whole cannot."""
+        data = named_in_full(self.document.data)
+        scorers = data.get("scorers")
+        places: list[tuple[str, KeyPath, Any]] = [(k, (k,), data.get(k)) for k in ("source", "sampler", "explainer")]
+        places += [("scorer", ("scorers", k), v) for k, v in (scorers if isinstance(scorers, dict) else {}).items()]
+        for kind, path, value in places:
+            with suppress(ValidationError):
+                self.plugin(kind, PartSpec.model_validate(value), path)
 
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
         """Report scores and axes that findings name and the task does not have."""

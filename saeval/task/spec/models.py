@@ -235,20 +235,7 @@ class Spec(SpecModel):
     @model_validator(mode="before")
     @classmethod
     def _named_in_full(cls, given: Any) -> Any:
-        """Write out parts that are given by name alone, and scorers whose label is their name."""
-        if not isinstance(given, Mapping):
-            return given
-        data = dict(given)
-        for key in ("source", "sampler", "explainer"):
-            if key in data:
-                data[key] = _part(data[key])
-        if isinstance(scorers := data.get("scorers"), dict):
-            data["scorers"] = {label: _labelled(label, part) for label, part in scorers.items()}
-        if isinstance(baselines := data.get("baselines"), list):
-            data["baselines"] = [_part(baseline) for baseline in baselines]
-        if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
-            data["run"] = {**run, "trackers": [_part(tracker) for tracker in trackers]}
-        return data
+        return named_in_full(given) if isinstance(given, Mapping) else given
 
     @classmethod
     def read(cls, task: str | Path) -> Spec:
@@ -285,6 +272,21 @@ class Spec(SpecModel):
     def as_mapping(self) -> dict[str, Any]:
         """Return the spec as YAML would: a mapping of what was set."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def named_in_full(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Write out parts that are given by name alone, and scorers whose label is their name."""
+    data = dict(given)
+    for key in ("source", "sampler", "explainer"):
+        if key in data:
+            data[key] = _part(data[key])
+    if isinstance(scorers := data.get("scorers"), dict):
+        data["scorers"] = {label: _labelled(label, part) for label, part in scorers.items()}
+    if isinstance(baselines := data.get("baselines"), list):
+        data["baselines"] = [_part(baseline) for baseline in baselines]
+    if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
+        data["run"] = {**run, "trackers": [_part(tracker) for tracker in trackers]}
+    return data
 
 
 def _part(part: Any) -> Any:

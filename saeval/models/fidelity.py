@@ -78,10 +78,10 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
 
         def reconstructed(rows: Tensor, text: Tensor = text) -> Tensor:
             made = _reconstruction(coder, rows)
-            return torch.where(text[..., None], made.to(rows), rows)
+            return torch.where(text[..., None].to(rows.device), made.to(rows), rows)
 
         def zeroed(rows: Tensor, text: Tensor = text) -> Tensor:
-            return torch.where(text[..., None], torch.zeros_like(rows), rows)
+            return torch.where(text[..., None].to(rows.device), torch.zeros_like(rows), rows)
 
         sums += [_nats(subject, ids, text, change) for change in (None, reconstructed, zeroed)]
         count += int(text[:, 1:].sum())
@@ -115,9 +115,10 @@ def _nats(subject: Subject, ids: Tensor, text: Tensor, change: Callable[[Tensor]
         with nullcontext() if change is None else live.changed(subject.point, change):
             hidden = live.model.base_model(ids, use_cache=False).last_hidden_state
         predicts = text[:, 1:]
-        hidden, following = hidden[:, :-1][predicts], ids[:, 1:][predicts]
+        hidden, following = hidden[:, :-1][predicts.to(hidden.device)], ids[:, 1:][predicts]
         total = 0.0
         for low in range(0, len(hidden), _POSITIONS):
             logprobs = live.unembed(hidden[low : low + _POSITIONS]).log_softmax(dim=-1)
-            total -= float(logprobs.gather(1, following[low : low + _POSITIONS, None]).double().sum())
+            wanted = following[low : low + _POSITIONS, None].to(logprobs.device)
+            total -= float(logprobs.gather(1, wanted).double().sum())
     return total

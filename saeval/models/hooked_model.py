@@ -206,6 +206,7 @@ class HookedModel(ModuleTree):
 
         if made.shape != expected.shape:
             return False
+        made = made.to(expected.device)
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         return float((made - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 

@@ -66,6 +66,8 @@ class LogitModel(HookedModel):
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return logits of last hidden states (after the final norm).  [positions, width] -> [positions, vocabulary]
 
+        They lie where the unembedding does, which in a model that is spread over GPUs may be another one.
+
         Raises:
             InputError: If the model's way from one to the other is not known.
         """
@@ -73,7 +75,7 @@ class LogitModel(HookedModel):
 
     def _logits(self, hidden: Tensor, cap: float | None, scale: float) -> Tensor:
         head = self.head
-        logits: Tensor = head(hidden.to(head.weight.dtype)).float()  # Mamba's residual stream is float32 in any case
+        logits: Tensor = head(hidden.to(head.weight)).float()  # Mamba's residual stream is float32 in any case
         logits = logits * scale if scale != 1 else logits
         return (logits / cap).tanh() * cap if cap is not None else logits
 
@@ -90,10 +92,10 @@ class LogitModel(HookedModel):
             InputError: If `unembed(norm(residual))` does not give this model's logits.
         """
         norm, weight = self._final_norm, self.head.weight
-        x = direction.to(next(iter(norm.parameters()), weight).dtype)
+        x = direction.to(next(iter(norm.parameters()), weight))
         # Half the difference of norm(x) and norm(-x) is the norm's linear part: no bias, only a factor.
         linear = (norm(x) - norm(-x)) / 2
-        logits: Tensor = (linear.to(weight.dtype) @ weight.T).float()
+        logits: Tensor = (linear.to(weight) @ weight.T).float()
         return logits
 
     @cached_property
@@ -139,7 +141,7 @@ class LogitModel(HookedModel):
         kept, column = torch.unique(last - 1, return_inverse=True)
         options: dict[str, Any] = {}
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            options["logits_to_keep"] = kept.to(self.device)
+            options["logits_to_keep"] = kept.tolist()  # indexes states on whichever GPU holds the last layer
         else:
             column = last - 1
         with torch.inference_mode():

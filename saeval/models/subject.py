@@ -128,12 +128,14 @@ class Subject:
 
     def _by_structure(self, direction: Tensor) -> Tensor:
         """Return what the modules after the place make of a direction: a linear one that reads it, and a norm."""
+        import torch
+
         width = self.live.model.config.get_text_config().hidden_size
         module = self.live.module(self.point.path)
         weight = getattr(module, "weight", None)
         if self.point.site == "in" and weight is not None and weight.ndim == 2 and width in weight.shape:
             x = direction.to(weight.dtype)
-            direction = (module(x) - module(0 * x)).float()
+            direction = (module(x) - module(0 * x)).to(direction.device, torch.float32)
         if direction.shape[-1] != width:
             raise InputError(
                 f"a direction of width {direction.shape[-1]} at {self.point} is not in the residual stream (width "
@@ -143,7 +145,8 @@ class Subject:
         if norm is None:
             return direction
         x = direction.to(next(iter(norm.parameters()), direction).dtype)
-        linear: Tensor = (norm(x) - norm(-x)).float() / 2  # its gain, and a factor
+        # Its gain, and a factor; in a model that is spread over GPUs, modules answer from their own.
+        linear: Tensor = (norm(x) - norm(-x)).to(direction.device, torch.float32) / 2
         scaled: Tensor = (
             linear * direction.norm(dim=-1, keepdim=True) / linear.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         )

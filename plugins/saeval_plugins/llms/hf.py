@@ -77,7 +77,7 @@ class HF(LLM):
     revision: str | None = None
     """Revision of the hub id."""
     device: str = "auto"
-    """Torch device; `auto` for CUDA where there is one."""
+    """Torch device; `auto` for CUDA where there is one, `balanced` to spread the model over all GPUs."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision; `auto` for bfloat16 on CUDA and float32 elsewhere."""
     frequency_penalty: float = Field(default=0.0, ge=0, le=2)
@@ -339,9 +339,9 @@ class HF(LLM):
         import torch
 
         values = []
-        for some, wanted in zip(hidden.split(_POSITIONS), targets.to(hidden.device).split(_POSITIONS), strict=True):
+        for some, wanted in zip(hidden.split(_POSITIONS), targets.split(_POSITIONS), strict=True):
             logits = self._live.unembed(some)
-            values.append(logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True))
+            values.append(logits.gather(1, wanted.to(logits.device)) - logits.logsumexp(1, keepdim=True))
         return torch.cat(values)
 
     # --- weighing choices ---

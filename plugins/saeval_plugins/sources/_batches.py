@@ -9,7 +9,14 @@ from saeval.plugin import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SAYS_SO = ("out of memory", "not enough memory", "can't allocate memory")
+# The last two are cuBLAS', which finds no room for its workspace.
+_SAYS_SO = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)
 
 
 def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) -> None:

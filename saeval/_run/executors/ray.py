@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from saeval._run.collect import collect, collecting, store_path
 from saeval._run.executors import Executor
 from saeval._run.executors.ray_cluster import cluster
+from saeval._run.executors.ray_shares import Shares, divide, models_in_process
 from saeval._run.executors.ray_worker import News, Order, Said, Stop, Worker, collect_cells, identity
 from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display, InputError, SaevalError
@@ -69,8 +70,9 @@ class OnRay(Executor):
 
     def __init__(self, task: Task, calls: CallLedger, budget: Budget, display: Display):
         self._task, self._calls, self._budget, self._display = task, calls, budget, display
-        workers, self._needs = _shares(task.run.workers)
-        self.workers = workers
+        shares = _shares(task)
+        self.workers = workers = shares.workers
+        self._needs = {"num_cpus": shares.cpus, "num_gpus": shares.gpus}
         self._order = Order(
             plain(task.resolved, absolute=True),
             os.environ.get("SAEVAL_CACHE"),
@@ -264,15 +266,9 @@ def _losses() -> tuple[type[Exception], ...]:
     return RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 
-def _shares(wanted: int | None) -> tuple[int, dict[str, float]]:
-    """Return the number of workers, and the CPUs and GPUs of each, by which Ray divides threads, too."""
+def _shares(task: Task) -> Shares:
+    """Return the number of workers, and what each takes of the cluster that is connected."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if not nodes:
-        raise InputError("run.executor: the Ray cluster has no node with a CPU")
-    workers = wanted or int(sum(node["CPU"] for node in nodes))
-    a_node = -(-workers // len(nodes))
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    share = min(1.0, gpus / workers)
-    return workers, {"num_cpus": max(1, int(min(node["CPU"] for node in nodes)) // a_node), "num_gpus": share}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return divide(nodes, task.run.workers, task.run.gpus_per_worker, models=models_in_process(task))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from saeval._util import Documented
 
@@ -91,7 +91,17 @@ class RunOptions(SpecModel):
     trackers: list[PartSpec] = []
     """Experiment trackers that log the run when it ends: `wandb`, `mlflow`, `trackio`."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes that share the work with `executor: ray`; default: as many as the cluster has CPUs."""
+    """Processes that share the work with `executor: ray`; default: one per GPU where models are loaded and there are
+    GPUs, else one per CPU."""
+    gpus_per_worker: float | None = Field(default=None, gt=0)
+    """GPUs of each of them, a whole number or a part of one GPU; default: 1 where models are loaded."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"{value:g} is neither a whole number of GPUs nor a part of one; Ray gives no other")
+        return value
 
 
 class LeaderboardOptions(SpecModel):

@@ -308,10 +308,18 @@ def test_batches_are_halved_where_memory_runs_out(source, tmp_path, monkeypatch)
     assert failed == ["coder", "model"]
 
 
-def test_too_little_memory_for_one_context_is_said(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_too_little_memory_for_one_context_is_said(source, tmp_path, monkeypatch, said):
     def capture(self, tokens, points, lengths=None):
         if tokens.shape[1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise RuntimeError(said)
         return real(self, tokens, points, lengths)
 
     real = LiveModel.capture

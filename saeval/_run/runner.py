@@ -22,11 +22,12 @@ from saeval._run.event_loop import run_async
 from saeval._run.executors import Executor, executor
 from saeval._run.failures import GaveUp
 from saeval._run.journal_entries import numbers, rows
+from saeval._run.local_models import asks_model_in_process
 from saeval._run.pipeline import Pipeline, Retry
 from saeval._run.progress_file import ProgressFile
 from saeval._run.run_dir import RunDir
 from saeval._run.sampling import Records, choose_records
-from saeval._run.seeds import run_seeds
+from saeval._run.seeds import run_seeds, with_seed
 from saeval._run.state import CellState, RunState
 from saeval._run.tracking import followed, tell
 from saeval._util import (
@@ -47,7 +48,7 @@ from saeval._util import (
 )
 from saeval.activations import ActivationStore
 from saeval.llm import Asker, Budget, CallLedger, try_models
-from saeval.models import directions, measure_fidelity
+from saeval.models import directions, measure_fidelity, on_gpu, release_models
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
 from saeval.report import Run, read
@@ -155,11 +156,31 @@ def run_task(
             allow_model_change=allow_model_change,
         )
         return run_seeds(task, out, max_cost, run_one)
+    with _failures_logged(out) as folder:
+        begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
+        begun.first_calls(unpriced, allow_model_change)
+        return begun.go()
+
+
+def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
+    """Collect the activations of a task and stop; no language model is asked. `run_task` goes on from there.
+
+    Returns:
+        The folder of each cell's store in the cache.
+    """
+    if task.run.seeds > 1:  # which all read the same activations
+        with RunDir(out):
+            return collect_task(with_seed(task, task.run.seed), out=out / f"seed-{task.run.seed}", display=display)
+    with _failures_logged(out) as folder:
+        return _Run(task, folder, Undisturbed(display), None, None, None).collect()
+
+
+@contextmanager
+def _failures_logged(out: Path) -> Iterator[RunDir]:
+    """Lend a run directory whose log says why the block failed."""
     with RunDir(out) as folder, folder.log():
         try:
-            begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
-            begun.first_calls(unpriced, allow_model_change)
-            return begun.go()
+            yield folder
         except SaevalError as error:
             _log.error("%s", error)
             raise
@@ -213,6 +234,22 @@ class _Run:
         )
         self.calls.close()
 
+    def collect(self) -> dict[str, Path]:
+        """Collect activations, and nothing else."""
+        began, status = time.time(), "failed"
+        before = self.folder.read_json("run.json").get("status")
+        try:
+            with self.display.shown(), executor(self.task, self.calls, self.budget, self.display) as workplace:
+                stores = self._timed("collect", workplace.collect)
+            status = "collected"
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            status = "interrupted"
+            raise
+        finally:
+            if before != "done":  # a finished run stays one
+                self._write_spec(status, began)
+        return {name: store.path for name, store in stores.items()}
+
     def go(self) -> RunResult:
         began = time.time()
         self._write_spec("running", began)
@@ -260,6 +297,9 @@ class _Run:
         self._timed("sample", lambda: self._sample(stores))
         if "ce_recovered" in self.task.measures:
             self._timed("measure", self._measure)
+        if on_gpu() and not asks_model_in_process(self.task):  # a server of judges may want the memory
+            self._timed("directions", self._read_directions)
+            release_models()
 
     def _measure(self) -> None:
         """Measure what needs the model; a coder that cannot be measured is said, and costs no more."""
@@ -278,7 +318,8 @@ class _Run:
         key = content_hash("fidelity", store_path(outcome.cell.source).name)
         done: dict[str, float] | None = self.folder.journal.finished(key)
         if done is None or not numbers(done, ("ce_recovered", "ce_clean", "ce_spliced", "ce_ablated")):
-            found = measure_fidelity(source.subject(), source.weights(), outcome.store)
+            lent = source.model_copy()  # so that no cell's weights are held for the rest of the run
+            found = measure_fidelity(lent.subject(), lent.weights(), outcome.store)
             done = {
                 "ce_recovered": found.recovered,
                 "ce_clean": found.clean,
@@ -318,6 +359,8 @@ class _Run:
     def _read_directions(self) -> None:
         """Find out what the directions of latents tell, while models are still in memory."""
         for outcome in self.state.cells.values():
+            if any(outcome.directions.values()):
+                continue  # found out before the models were released
             latents = [latent.index for latent in outcome.records.latents]
             key = content_hash("directions 3", outcome.base, latents)
             done = self.folder.journal.finished(key)

@@ -29,6 +29,7 @@ from saeval.cli.shared import (
 if TYPE_CHECKING:
     from saeval._run.plan import Plan
     from saeval.records import RunResult
+    from saeval.task import Task
 
 
 @click.command()
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     "--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Maximum cost; stops cleanly and can be resumed."
 )
 @click.option("--seeds", type=click.IntRange(min=1), metavar="K", help="Run with K seeds and pool the results.")
+@click.option(
+    "--until", type=click.Choice(["collect"]), help="Stop after this stage; the same command without it goes on."
+)
 @click.option("--retry", type=click.Choice(["failed"]), help="Rerun failed latents; keep everything else.")
 @click.option("--unpriced", is_flag=True, help="Run even if --max-cost cannot count a model of unknown price.")
 @click.option("--allow-model-change", is_flag=True, help="Resume even if the served model has changed.")
@@ -56,6 +60,7 @@ def run(
     out: Path | None,
     max_cost: float | None,
     seeds: int | None,
+    until: Any,
     retry: Any,
     unpriced: bool,
     allow_model_change: bool,
@@ -70,10 +75,13 @@ def run(
     if seeds is not None:
         assignments = [*assignments, f"run.seeds={seeds}"]
     group, tasks = load_all(task, assignments, llms, open_registry(without))
+    paths = [(out / built.name if group else out) if out else runner.default_path(built) for built in tasks]
+    if until is not None:
+        _collect(group, dict(zip(paths, tasks, strict=True)), display, as_json=as_json)
+        return
     results: dict[Path, RunResult] = {}
     over = []
-    for built in tasks:
-        path = (out / built.name if group else out) if out else runner.default_path(built)
+    for built, path in zip(tasks, paths, strict=True):
         spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
         left = None if max_cost is None else max(0.0, max_cost - spent)
         with _naming_log(path):
@@ -101,6 +109,22 @@ def run(
     if over:
         click.echo("\n".join(over), err=True)
         sys.exit(1)
+
+
+def _collect(group: str | None, tasks: Mapping[Path, Task], display: Any, *, as_json: bool) -> None:
+    """Collect the activations of tasks, by run directory, and say where they are."""
+    from saeval._run import runner
+    from saeval._util import display as make_display
+
+    found = {}
+    for path, task in tasks.items():
+        with _naming_log(path):
+            stores = runner.collect_task(task, out=path, display=make_display(display))
+        found[task.name] = {name: str(store) for name, store in stores.items()}
+        if not as_json:
+            say(f"collected {len(stores)} cells of {task.name}; the same command without --until goes on")
+    if as_json:
+        print_json({"group": group, "collected": found} if group else {"collected": next(iter(found.values()))})
 
 
 @contextmanager

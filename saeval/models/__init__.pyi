@@ -3,6 +3,7 @@ from saeval.models.embeddings import embedder as embedder
 from saeval.models.facts import model_facts as model_facts
 from saeval.models.fidelity import measure_fidelity as measure_fidelity
 from saeval.models.fit import Fit as Fit
+from saeval.models.live import on_gpu as on_gpu, release_models as release_models
 from saeval.models.loading import resolved as resolved
 from saeval.models.logit_lens import directions as directions
 from saeval.models.made_for import MadeFor as MadeFor

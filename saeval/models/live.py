@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -39,6 +41,20 @@ def only_loaded() -> Iterator[None]:
         yield
     finally:
         _ONLY_LOADED.reset(before)
+
+
+def on_gpu() -> bool:
+    """Whether this process uses CUDA, which costs memory that other processes may want."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized()
+
+
+def release_models() -> None:
+    """Forget models that nobody holds, and give the memory that they had back to the GPU."""
+    _RECENT.clear()
+    gc.collect()
+    if on_gpu():
+        sys.modules["torch"].cuda.empty_cache()
 
 
 class LiveModel(GeneratingModel):

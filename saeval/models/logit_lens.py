@@ -42,13 +42,14 @@ def directions(source: ActivationSource, latents: Sequence[int], size: int) -> l
         return []
     with only_loaded():
         try:
-            coder = source.model_copy().weights()  # a copy, so that the weights are not held for the rest of the run
+            lent = source.model_copy()  # so that weights and model are not held for the rest of the run
+            coder = lent.weights()
             found = _neighbours(coder, latents)
         except Exception as error:  # noqa: BLE001 - coders may raise anything; a report can do without
             log.info("no neighbours of latents: %s: %s", type(error).__name__, error)
             return []
         try:
-            for row, tokens in zip(found, _promoted(source.subject(), coder, latents), strict=True):
+            for row, tokens in zip(found, _promoted(lent.subject(), coder, latents), strict=True):
                 row |= tokens
         except SaevalError as error:
             log.info("no promoted tokens of latents: %s", error)

@@ -24,8 +24,8 @@ class RunHead:
         name: Name of the run directory.
         path: The directory.
         date: When it was last written to, `2026-01-31 17:05`; empty if unknown.
-        status: `done`, `partial`, `running`, `failed`, `gave up`, `interrupted`, `stopped at the cost limit`,
-            `unreadable`.
+        status: `done`, `partial`, `running`, `collected`, `failed`, `gave up`, `interrupted`,
+            `stopped at the cost limit`, `unreadable`.
         task: Name of the task.
         models: The models that explain and judge.
         n: Latents scored by the column that ranks, over all contestants.

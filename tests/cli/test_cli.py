@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from fake_server import error
 from planted_run import spec, truthful_server
 
 from saeval.plugin import base as interfaces
@@ -88,6 +90,24 @@ finally:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     validated, parsed = done.stdout.splitlines()
     assert "valid" in validated and int(parsed) < 20
+
+
+def test_activations_can_be_collected_before_any_model_is_there(saeval, tmp_path):
+    """On the only GPU of a machine, collecting and a server take turns."""
+    with truthful_server() as server:
+        task = write(tmp_path / "task.yaml", server)
+        server.always = error(503, "not yet")
+        said = saeval("run", task, "--out", "run", "--until", "collect").stdout
+        assert "collected 1 cells" in said and "without --until" in said and not server.calls
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "collected"
+        assert not (tmp_path / "run" / "results.json").exists()
+        found = json.loads(saeval("run", task, "--out", "run", "--until", "collect", "--json").stdout)["collected"]
+        (store,) = map(Path, found.values())
+        written = (store / "manifest.json").stat().st_mtime_ns
+        server.always = None
+        saeval("run", task, "--out", "run", "--set", "run.seeds=1")
+        assert server.calls and (store / "manifest.json").stat().st_mtime_ns == written
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
 
 
 def test_run_prints_the_leaderboard_writes_its_files_and_resumes(saeval, tmp_path):

@@ -13,7 +13,9 @@ from tiny import D, tiny_corpus, tiny_model
 
 import saeval
 from saeval import InputError
+from saeval._run.pipeline import Pipeline
 from saeval.activations.latent_stats import position_dependence, token_share
+from saeval.models import live
 from saeval.models.fidelity import measure_fidelity
 from saeval.plugin import ActivationWriter, LinearCoder, LiveModel, Subject, TokenDataset
 
@@ -89,20 +91,24 @@ def test_transcoder_is_refused_in_a_sentence(subject, store):
         measure_fidelity(subject, other, store)
 
 
-def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
-    task = {
+def measured(folder):
+    """A task with a model of its own whose coder is measured."""
+    return {
         "saeval": 1, "task": "measured", "version": "1.0",
         "source": {"use": "transformers", "with": {
-            "model": str(tiny_model(tmp_path / "model", "llama")), "hookpoint": "layers.0",
+            "model": str(tiny_model(folder / "model", "llama")), "hookpoint": "layers.0",
             "coder": {"use": "random_sae", "with": {"n_latents": 64, "k": 8}},
-            "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32},
+            "corpus": {"path": str(tiny_corpus(folder / "corpus.jsonl")), "context": 32},
         }},
         "latents": {"n": 2, "min_windows": 4},
         "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 10}}},
         "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens",
         "scorers": {"detection": {"with": {"batch": 1}}}, "measure": ["l0", "ce_recovered"],
     }  # fmt: skip
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+
+
+def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(measured(tmp_path)))
     result = saeval.run(tmp_path / "task.yaml", out=tmp_path / "run")
     measures = result.cells[0].measures
     assert set(measures) == {"l0", "fvu", "ce_recovered", "ce_clean", "ce_spliced", "ce_ablated"}
@@ -114,6 +120,26 @@ def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):
     assert all(0 < row["token_share"] <= 1 and 0 <= row["position_dependence"] <= 1 for row in rows)
     assert all(0 < row["mean_square"] <= row["density"] * row["max_activation"] ** 2 for row in rows)
     assert all(row["explanation_words"] > 0 for row in rows)
+
+
+def test_model_leaves_the_gpu_when_activations_are_collected_and_nothing_else_needs_it(tmp_path, monkeypatch):
+    task, run, held = measured(tmp_path), Pipeline.run, []
+    saeval.run(task, out=tmp_path / "usual")
+
+    def look(self):
+        held.append(sum(key[0] == str(tmp_path / "model") for key in live._LOADED))
+        return run(self)
+
+    monkeypatch.setattr(Pipeline, "run", look)
+    monkeypatch.setattr("saeval._run.runner.on_gpu", lambda: True)
+    saeval.run(task, out=tmp_path / "gpu")
+    monkeypatch.setattr("saeval._run.runner.on_gpu", lambda: False)
+    saeval.run(task, out=tmp_path / "kept")
+    assert held == [0, 1]
+    names = ["latent", "promoted", "suppressed", "neighbours"]
+    files = [tmp_path / run / "cells" / "all" / "latents.parquet" for run in ("usual", "gpu")]
+    tables = [pq.read_table(file, columns=names) for file in files]
+    assert tables[0] == tables[1] and tables[0]["promoted"][0].as_py()
 
 
 def test_latent_of_one_token_or_one_place_is_known_by_it(store):

@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny_corpus, tiny_model
 
 from saeval import InputError, SpecError
-from saeval._run.executors.ray_shares import divide, models_in_process
+from saeval._run.executors.ray_shares import divide
+from saeval._run.local_models import asks_model_in_process, collects_with_model
 from saeval.plugin.registry import Registry
 from saeval.task import load_task
 
@@ -53,10 +54,10 @@ def test_it_is_the_task_that_tells_whether_workers_load_models(tmp_path):
         "explainer": {"use": "default"}, "scorers": {"detection": {}},
     }  # fmt: skip
     registry = Registry()
-    assert models_in_process(load_task(task, registry=registry))
+    assert collects_with_model(built := load_task(task, registry=registry)) and not asks_model_in_process(built)
     task["source"] = {"use": "synthetic"}
-    assert not models_in_process(load_task(task, registry=registry))
+    assert not collects_with_model(built := load_task(task, registry=registry)) and not asks_model_in_process(built)
     task["llms"]["judge"] = {"model": f"hf/{model}"}
-    assert models_in_process(load_task(task, registry=registry))
+    assert asks_model_in_process(load_task(task, registry=registry))
     with pytest.raises(SpecError, match="neither a whole number of GPUs"):
         load_task({**task, "run": {"gpus_per_worker": 1.5}}, registry=registry)

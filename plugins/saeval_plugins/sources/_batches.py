@@ -1,13 +1,15 @@
-"""Runs work in batches, and makes them smaller when memory runs out."""
+"""Runs work in batches, fewer or smaller ones when memory runs out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from saeval.plugin import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 # The last two are cuBLAS', which finds no room for its workspace.
 _SAYS_SO = (
@@ -19,13 +21,17 @@ _SAYS_SO = (
 )
 
 
+class NotEnoughMemory(InputError):
+    """There is not enough memory for the smallest batch."""
+
+
 def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) -> None:
     """Call `do(low, high)` from `begin` to `end`, `size` at a time, or half of that each time memory runs out.
 
     A call that ran out of memory is made again for the first half; `do` has to bear that.
 
     Raises:
-        InputError: If there is not enough memory for one.
+        NotEnoughMemory: If there is not enough memory for one.
     """
     low = begin
     while low < end:
@@ -34,7 +40,7 @@ def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) 
         if lacking is None:
             low = high
         elif size == 1:
-            raise InputError(
+            raise NotEnoughMemory(
                 f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller "
                 "model or coder, `dtype: bfloat16`, or another `device`"
             )
@@ -47,13 +53,68 @@ def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str 
     try:
         do(low, high)
     except RuntimeError as error:  # torch's; NumPy's MemoryError may come from writing, which cannot be done again
-        said = str(error).strip().partition("\n")[0]
-        if not any(words in said for words in _SAYS_SO):
+        said = lack_of_memory(error)
+        if said is None:
             raise
     else:
         return None
+    give_back()  # for pieces to become whole again
+    return said
+
+
+def lack_of_memory(error: RuntimeError) -> str | None:
+    """Return what an error says of a lack of memory; None if it is another one."""
+    said = str(error).strip().partition("\n")[0]
+    return said if any(words in said for words in _SAYS_SO) else None
+
+
+def give_back() -> None:
+    """Give the GPU memory back that nothing uses."""
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # for pieces to become whole again
-    return said
+        torch.cuda.empty_cache()
+
+
+def free_memory(device: str) -> int | None:
+    """Return the bytes that can still be allocated on a GPU; None elsewhere."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def as_many_as_fit(load: Callable[[int], T], number: int, device: str, spare: int) -> list[T]:
+    """Return what `load` gives for 0, 1, … as long as there is memory on the device, but at least for one.
+
+    Args:
+        load: Loads one.
+        number: How many there are.
+        device: Where to.
+        spare: Bytes that have to stay free.
+
+    Raises:
+        NotEnoughMemory: If there is not enough for the first one.
+    """
+    loaded: list[T] = []
+    for i in range(number):
+        before = free_memory(device)
+        try:
+            loaded.append(load(i))
+        except RuntimeError as error:
+            said = lack_of_memory(error)
+            if said is None:
+                raise
+            if not loaded:
+                raise NotEnoughMemory(
+                    f"there is not enough memory for a coder beside the model ({said}); take a smaller model or coder, "
+                    "`dtype: bfloat16`, or another `device`"
+                ) from None
+            break
+        left = free_memory(device)
+        if before is not None and left is not None and left - spare < before - left:
+            break  # the next one may be as large
+    give_back()
+    return loaded

@@ -29,7 +29,7 @@ from saeval.plugin import (
     token_bytes,
     token_strings,
 )
-from saeval_plugins.sources._batches import in_batches
+from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, give_back, in_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
 
 _LOOKED_AT = 2000  # documents read for a check
+_ROOM_FOR_BATCHES = 4 << 30  # bytes of GPU memory that coders leave to activations
 _MEASURED_ON = 1 << 14  # tokens that the L0 of a coder is measured on, for those that take it over
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
@@ -209,37 +210,31 @@ class Transformers(ActivationSource):
     @classmethod
     def collect_many(cls, sources: Sequence[ActivationSource], writers: Sequence[ActivationWriter]) -> None:
         """Collect sources that share model and corpus in one pass."""
-        import numpy as np
-        import torch
 
         mine = [source for source in sources if isinstance(source, Transformers)]
         first = mine[0]
         live = first._live()
         data = writers[0].tokens(lambda: first._corpus.tokenize(live.tokenizer, live.vocabulary))
-        contexts, length = data.tokens.shape
+        length = data.tokens.shape[1]
         with live.lock:
             live.check_contexts(length)
         batch = max(1, first.batch_tokens // length)
         # Whole batches, so that they are cut alike, and round alike, wherever and after whatever a shard is read.
         shard = batch * max(1, cls._shard_tokens // (batch * length))
-        readings = [_Reading(source, live, data, writer, shard) for source, writer in zip(mine, writers, strict=True)]
-        points = [reading.point for reading in readings]
-
-        def read(low: int, high: int) -> None:
-            longest = int(data.lengths[low:high].max())
-            tokens = torch.from_numpy(data.tokens[low:high, :longest].astype(np.int64))
-            with live.lock:
-                caught = live.capture(tokens, points)
-            for reading in readings:
-                reading.take(caught[reading.point], low, high, whole=low % batch == 0 and high == min(low + batch, end))
-
+        waiting = list(zip(mine, writers, strict=True))
         with encoding_pass():
-            for low in range(0, contexts, shard):
-                end = min(low + shard, contexts)
-                if (begin := min(reading.turn_to(low) for reading in readings)) < end:
-                    in_batches(read, begin // batch * batch, end, batch)
-        for reading in readings:
-            reading.finish(batch)
+            while waiting:
+                readings = as_many_as_fit(
+                    lambda i, some=waiting: _Reading(some[i][0], live, data, some[i][1], shard),
+                    len(waiting),
+                    live.device,
+                    _ROOM_FOR_BATCHES,
+                )
+                while not _read(live, data, readings, batch, shard):
+                    del readings[(len(readings) + 1) // 2 :]  # a single context finds no room beside all of them
+                    give_back()
+                waiting = waiting[len(readings) :]
+                del readings
 
     @property
     def _place(self) -> str:
@@ -273,6 +268,47 @@ class Transformers(ActivationSource):
         """
         made = self.coder.made_for(fetch=fetch)
         return Fit.of(made, self.model, self.hookpoint, self.corpus.context, self.corpus.bos)
+
+
+def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], batch: int, shard: int) -> bool:
+    """Pass over the corpus once for some coders, and tell whether there was memory for them.
+
+    Args:
+        live: The model.
+        data: The corpus.
+        readings: The coders.
+        batch: Contexts per batch.
+        shard: Contexts per shard.
+
+    Raises:
+        NotEnoughMemory: If there is none for one coder alone.
+    """
+    import numpy as np
+    import torch
+
+    contexts = len(data.tokens)
+    points = [reading.point for reading in readings]
+
+    def read(low: int, high: int) -> None:
+        longest = int(data.lengths[low:high].max())
+        tokens = torch.from_numpy(data.tokens[low:high, :longest].astype(np.int64))
+        with live.lock:
+            caught = live.capture(tokens, points)
+        for reading in readings:
+            reading.take(caught[reading.point], low, high, whole=low % batch == 0 and high == min(low + batch, end))
+
+    try:
+        for low in range(0, contexts, shard):
+            end = min(low + shard, contexts)
+            if (begin := min(reading.turn_to(low) for reading in readings)) < end:
+                in_batches(read, begin // batch * batch, end, batch)
+    except NotEnoughMemory:
+        if len(readings) == 1:
+            raise
+        return False
+    for reading in readings:
+        reading.finish(batch)
+    return True
 
 
 class _Reading:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from saeval._run.collect import collect, collecting, store_path
 from saeval._run.executors import Executor
 from saeval._run.executors.ray_cluster import cluster
-from saeval._run.executors.ray_shares import Shares, divide, models_in_process
+from saeval._run.executors.ray_shares import Shares, divide
 from saeval._run.executors.ray_worker import News, Order, Said, Stop, Worker, collect_cells, identity
+from saeval._run.local_models import asks_model_in_process, collects_with_model
 from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display, InputError, SaevalError
 from saeval.llm import Budget, Call, CallLedger
@@ -271,4 +272,5 @@ def _shares(task: Task) -> Shares:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return divide(nodes, task.run.workers, task.run.gpus_per_worker, models=models_in_process(task))
+    models = collects_with_model(task) or asks_model_in_process(task)
+    return divide(nodes, task.run.workers, task.run.gpus_per_worker, models=models)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from saeval._util import InputError
-from saeval.task import Task
 
 
 class Shares(NamedTuple):
@@ -22,13 +21,6 @@ class Shares(NamedTuple):
     workers: int
     cpus: int
     gpus: float
-
-
-def models_in_process(task: Task) -> bool:
-    """Whether workers load models of their own: to read activations, to steer, or to judge."""
-    sources = any("subject" in cell.source.plugin.offers() for cell in task.cells)
-    plugins = [role.part.plugin for role in task.roles.values()]
-    return sources or any(p.in_process and not (p.synthetic or p.recorded) for p in plugins)
 
 
 def divide(

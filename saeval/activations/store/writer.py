@@ -104,6 +104,7 @@ class ActivationWriter:
             The context to begin at; the shard's end where all of it is there, or is another writer's to collect.
         """
         self._high = min(low + self._shard, len(self._dataset.tokens))
+        self._buffer, self._buffered, self._tallied = [], 0, {}  # of a pass that was given up
         number, of = self._share
         mine = low // self._shard % of == number and (of == 1 or not self.path.exists())
         self._low = self._pending = self._pieces.reach(low, self._high) if mine else self._high

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.random import RandomSae
 from saeval_plugins.coders.sae_lens import SaeLens
+from saeval_plugins.sources import _batches, transformers
 from saeval_plugins.sources.transformers import Transformers
 from tiny import D_FF, D, tiny_corpus, tiny_model, tiny_sae
 
@@ -326,6 +329,44 @@ def test_too_little_memory_for_one_context_is_said(source, tmp_path, monkeypatch
     monkeypatch.setattr(LiveModel, "capture", capture)
     with pytest.raises(InputError, match="not enough memory for a single context"):
         collect(source, tmp_path / "store")
+
+
+@pytest.mark.parametrize("why", ["no room to load", "no room for another", "no room for a context"])
+def test_coders_that_do_not_fit_together_are_read_in_groups(source, tmp_path, monkeypatch, why):
+    sources = [source, *(source.with_coder(RandomSae(n_latents=n, k=6)) for n in (64, 65, 66))]
+    alone = [files(collect(s, tmp_path / f"alone{i}")) for i, s in enumerate(sources)]
+    load, encode, read, passes, there = RandomSae.load, LinearCoder.encode, transformers._read, [], []
+
+    def counted(live, data, some, *rest):
+        passes.append(len(some))
+        return read(live, data, some, *rest)
+
+    def together():
+        return sum(type(o) is transformers._Reading for o in gc.get_objects())
+
+    def full(self, device, d_in):
+        there[:] = [ref for ref in there if ref() is not None]
+        if len(there) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        there.append(weakref.ref(coder := load(self, device, d_in)))
+        return coder
+
+    def crowded(self, x):
+        if together() > 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return encode(self, x)
+
+    if why == "no room to load":
+        monkeypatch.setattr(RandomSae, "load", full)
+    elif why == "no room for another":
+        monkeypatch.setattr(_batches, "free_memory", lambda device: (11 - 2 * together()) << 30)
+    else:
+        monkeypatch.setattr(LinearCoder, "encode", crowded)
+    monkeypatch.setattr(transformers, "_read", counted)
+    writers = [ActivationWriter(tmp_path / f"{i}") for i in range(4)]
+    Transformers.collect_many(sources, writers)
+    assert passes == ([4, 2, 2] if why == "no room for a context" else [3, 1])
+    assert [files(writer.finish()) for writer in writers] == alone
 
 
 def test_other_failures_are_not_taken_for_a_lack_of_memory(source, tmp_path, monkeypatch):

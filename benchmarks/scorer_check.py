@@ -19,7 +19,7 @@ from saeval._util import markdown_table
 PAGE = Path(__file__).parents[1] / "docs" / "choosing-a-scorer.md"
 BEGIN, END = "<!-- scorer-check -->", "<!-- /scorer-check -->"
 ERRORS = {"llms.judge.sensitivity": 0.95, "llms.judge.specificity": 0.99}
-_UNASKED = ("simulation", "surprisal", "embedding")  # scorers that do not ask the judge
+_UNASKED = ("simulation", "surprisal", "embedding", "generation")  # scorers that do not ask the judge
 
 
 def table(folder: Path) -> str:

@@ -11,7 +11,7 @@ from saeval._run.state import CellState, Results, RunState
 from saeval._run.work import EXPLAIN
 from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
 from saeval.llm import unpack
-from saeval.records import MAIN, Explanation, LatentRecord, Score
+from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
 
 _MOST_PORTRAITS = 10_000  # latents per cell whose windows from the whole corpus are written
 
@@ -33,11 +33,17 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
                 tables.explanations.add(_explanation_rows(outcome, latent))
                 tables.scores.add(_score_rows(latent, judged))
                 tables.judgements.add(
-                    {"latent": latent, "scorer": label, "variant": variant, **o.model_dump(mode="json")}
+                    {"latent": latent, "scorer": label, "variant": variant, **_judgement(o)}
                     for (label, variant), score in judged
                     for o in score.outcomes
                 )
                 tables.calls.add(_call_rows(_asked(state, journal, outcome, latent), judged, latent))
+
+
+def _judgement(outcome: Outcome) -> dict[str, Any]:
+    """Return a judged window as columns, with the tokens and activations of a text that was written for it."""
+    columns = outcome.model_dump(mode="json", exclude={"written"})
+    return columns if outcome.written is None else {**columns, **outcome.written.model_dump(mode="json")}
 
 
 Judged = Sequence[tuple[tuple[str, str], Score]]

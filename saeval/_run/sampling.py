@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from saeval._util import InputError, StoreError, derive_rng
-from saeval.records import Example, Flaw, LatentId, LatentRecord
+from saeval.records import CorpusFiring, Example, Flaw, LatentId, LatentRecord
 
 if TYPE_CHECKING:
     from saeval.activations import ActivationStore
     from saeval.task import Cell
 
+_MOST_MAXIMA = 1000  # of a latent's windows that are kept: enough for any quantile
 _EVERYWHERE = 0.9  # share of tokens on which a latent that is hardly ever silent fires
 
 
@@ -131,14 +133,17 @@ def choose_records(
         candidates = (i for i in enough if len(store.windows(i, window).ids) >= wanted.min_windows)
     hookpoint = str(store.facts.get("hookpoint", cell.source.plugin.name))
 
-    decoys = any("decoy" in scorer.part.plugin.needs() for scorer in cell.scorers.values())
+    needed = {need for scorer in cell.scorers.values() for need in scorer.part.plugin.needs()}
 
     def sample(latent: LatentId) -> LatentRecord | None:
         record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
         if record is None:
             return None
         _check_silence(record, store, cell.sampler.label)
-        if not decoys:
+        if "in_corpus" in needed:
+            score = replace(record.score, in_corpus=_in_corpus(store, latent.index, window))
+            record = replace(record, score=score)
+        if "decoy" not in needed:
             return record
         from saeval._run.decoys import with_decoy
 
@@ -152,6 +157,15 @@ def choose_records(
     if not records:
         raise InputError(f"cell {cell.name}: {_why_none(store, window, wanted.min_windows)}")
     return records, {"requested": n, "eligible": int(eligible.sum()), "sampled": len(records)}
+
+
+def _in_corpus(store: ActivationStore, latent: int, window: int) -> CorpusFiring:
+    """Return how often and how strongly a latent fires in the windows of the corpus."""
+    import numpy as np
+
+    maxima = np.sort(store.windows(latent, window).maxima)
+    chosen = np.linspace(0, len(maxima) - 1, min(len(maxima), _MOST_MAXIMA)).round().astype(np.int64)
+    return CorpusFiring(len(maxima) / max(1, store.window_count(window)), maxima[chosen])
 
 
 def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:

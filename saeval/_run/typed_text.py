@@ -30,11 +30,13 @@ class TypedText:
     def __init__(self, run_dir: Path, registry: Registry | None = None):
         task = load_task(run_dir / "spec.yaml", registry=registry or Registry())
         sources = {cell.name: cell.source.plugin for cell in task.cells}
-        self._sources = {name: s for name, s in sources.items() if s.offers() >= {"subject", "coder"}}
+        self._sources = {name: s for name, s in sources.items() if "text" in s.offers()}
         self.cells = [*self._sources]
         if not self.cells:
             raise InputError(f"{run_dir}: no cell of this run has a model that could read a text")
-        self._sources[self.cells[0]].subject()
+        first = self._sources[self.cells[0]]
+        if "subject" in first.offers():  # loads the model before the first text is typed
+            first.subject()
 
     def read(self, cell: str, latent: int, text: str) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
         """Return a latent's activations on a text: for each context, its tokens and an activation per token.

@@ -98,6 +98,7 @@ from saeval.plugin.prompt_text import (
     one_line as one_line,
 )
 from saeval.records.examples import (
+    CorpusFiring as CorpusFiring,
     Example as Example,
     Examples as Examples,
     Flaw as Flaw,
@@ -134,5 +135,6 @@ from saeval.records.scores import (
     Outcome as Outcome,
     RunResult as RunResult,
     Score as Score,
+    WrittenText as WrittenText,
 )
 from saeval.testing import plant as plant

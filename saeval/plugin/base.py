@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from saeval.models import HookPoint, SparseCoder, Subject
     from saeval.records import Prompt
 
-Need = Literal["logprobs", "subject", "coder", "decoy"]
-"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights, or
-windows of one other latent (`Examples.decoy`), which is drawn only where a scorer needs it."""
+Need = Literal["logprobs", "subject", "coder", "text", "decoy", "in_corpus"]
+"""What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights, a
+source that reads any text (`Context.read`), windows of one other latent (`Examples.decoy`), or how the latent fires in
+the whole corpus (`Examples.in_corpus`); the last two are made only where a scorer needs them."""
 
 
 class Plugin(Documented, ABC):
@@ -117,6 +118,22 @@ class Context:
         """
         return _source(self).weights()
 
+    def read(self, text: str) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
+        """Return the latent's activations on a text, for steps whose `needs()` hold "text".
+
+        It runs the live model, which takes a moment: call it in a thread (`asyncio.to_thread`).
+
+        Args:
+            text: The text.
+
+        Returns:
+            As `ActivationSource.activations_on`: tokens and an activation per token, for each context.
+
+        Raises:
+            InputError: If the source reads no text.
+        """
+        return _source(self).activations_on(text, self.latent.index)
+
 
 def _source(context: Context) -> ActivationSource:
     if context.source is None:
@@ -150,7 +167,10 @@ class ActivationSource(Plugin):
         return content_hash(self.fingerprint())
 
     def offers(self) -> frozenset[Need]:
-        """Return what this source can lend to steps: "subject" and "coder", if `subject` and `weights` work."""
+        """Return what this source can lend to steps.
+
+        That is "subject" if `subject` works, "coder" if `weights` works, and "text" if `activations_on` works.
+        """
         return frozenset()
 
     def subject(self) -> Subject:

@@ -8,6 +8,7 @@ from saeval.records.columns import (
     Place as Place,
 )
 from saeval.records.examples import (
+    CorpusFiring as CorpusFiring,
     Example as Example,
     Examples as Examples,
     Flaw as Flaw,
@@ -61,6 +62,7 @@ from saeval.records.scores import (
     Status as Status,
     VarianceParts as VarianceParts,
     Verdict as Verdict,
+    WrittenText as WrittenText,
     read_result as read_result,
     split_ranking as split_ranking,
 )

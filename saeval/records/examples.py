@@ -109,6 +109,20 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
+class CorpusFiring:
+    """How often, and how strongly, a latent fires in the windows of its whole corpus.
+
+    Attributes:
+        rate: Share of the corpus's windows in which it fires.
+        maxima: Strongest activations of the windows in which it fires, ascending: all, or 1,000 of evenly spaced ranks.
+            [maxima] float32
+    """
+
+    rate: float
+    maxima: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
 class Examples:
     """What one step may see of a latent.
 
@@ -119,6 +133,8 @@ class Examples:
         max_activation: The latent's maximum over the whole corpus; strengths 0–10 are relative to it.
         decoy: One other latent, with windows in which it fires where this one does not, for scorers that mark wrong
             tokens. Given to scorers whose `needs()` hold "decoy", where the store has such a latent.
+        in_corpus: How often and how strongly it fires in all windows of the corpus. Given to scorers whose `needs()`
+            hold "in_corpus".
     """
 
     latent: LatentId
@@ -126,6 +142,7 @@ class Examples:
     non_activating: tuple[Example, ...]
     max_activation: float
     decoy: Examples | None = None
+    in_corpus: CorpusFiring | None = None
 
     def strengths(self, example: Example) -> list[int]:
         """Return one strength 0–10 a token: ceil(10 · activation / maximum), 0 where silent (paper §3.2)."""

@@ -45,13 +45,23 @@ class Explanation(Documented):
         return cls(text="", status="failed", reason=reason, notes=notes)
 
 
+class WrittenText(Documented):
+    """A text that was written for a latent, as the live model read it."""
+
+    tokens: tuple[CleanText, ...]
+    """Its tokens as text; joined, they are what was read."""
+    activations: tuple[float, ...]
+    """One value per token, 0 where the latent was silent."""
+
+
 class Outcome(Documented):
     """One judged window: the truth, the answer, and what became of the question."""
 
     example: CleanText
-    """Address of the window, `context:start`."""
+    """Address of the window, `context:start`; of a text that was written for the question, its name."""
     active: bool
-    """The truth: whether the latent fires (detection), or the marks are right (fuzzing); always true for intruders."""
+    """The truth: whether the latent fires (detection), or the marks are right (fuzzing); always true for intruders.
+    Of written texts: whether they were written to activate the latent."""
     predicted: bool | None = None
     """The judge's answer, or whether it found the intruder; None unless the status is `ok`."""
     probability: float | None = None
@@ -60,6 +70,8 @@ class Outcome(Documented):
     """Rank decile of an activating window, 0 the strongest; of the others in the question (intruder)."""
     weight: float | None = None
     """Number of windows drawn at random that a non-activating window stands for; None where that is unknown."""
+    written: WrittenText | None = None
+    """The text, where it was written for the question; None for windows of the corpus."""
     status: OutcomeStatus = "ok"
     """What became of the question."""
     reason: CleanText = ""

@@ -34,7 +34,7 @@ _ACTIVATIONS = {
 _JUDGEMENTS = {
     "latent": "int64", "scorer": "string", "variant": "string", "example": "string", "active": "bool",
     "predicted": "bool", "probability": "double", "decile": "int8", "weight": "double", "status": "string",
-    "reason": "string",
+    "reason": "string", "tokens": "list<string>", "activations": "list<float>",
 }  # fmt: skip
 _SCORES = {
     "latent": "int64", "scorer": "string", "variant": "string", "metric": "string", "value": "double",

@@ -30,7 +30,11 @@ AGAIN = "again"
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
 """Names of explanation baselines in specs that differ from the explainer's own name."""
 _BASELINE_KINDS: tuple[Literal["explainer", "coder"], ...] = ("explainer", "coder")
-_LENT: dict[Need, str] = {"subject": "the live model", "coder": "the coder's weights"}
+_LENT: dict[Need, str] = {
+    "subject": "the live model",
+    "coder": "the coder's weights",
+    "text": "a model that reads any text",
+}
 
 
 def load_task(
@@ -165,7 +169,11 @@ class _Builder(PartMaker):
     def lends(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
         """Report what a part needs and the source cannot lend."""
         for need in sorted(part.plugin.needs() & _LENT.keys() - source.plugin.offers()):
-            self.fail(path, f"{part.loaded.id} needs {_LENT[need]}, which the source {source.loaded.id} does not have")
+            self.fail(
+                path,
+                f"{part.loaded.id} needs {_LENT[need]}, which the source {source.loaded.id} does not have; use the "
+                "source transformers, or drop this part",
+            )
 
     def cells(self, spec: Spec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
         source = self.plugin("source", spec.source, ("source",))

@@ -13,6 +13,7 @@ from saeval.testing.planted import (
     planted_store as planted_store,
     rule_explainer as rule_explainer,
     rule_judge as rule_judge,
+    rule_writer as rule_writer,
 )
 from saeval.testing.plugin_checks import check_package as check_package
 from saeval.testing.toys import (

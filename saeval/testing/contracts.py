@@ -423,7 +423,8 @@ def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
     decoys = examples.decoy.activating if examples.decoy else ()
     windows = {e.id: e for e in (*examples.activating, *examples.non_activating, *decoys)}
     for outcome in score.outcomes:
-        assert outcome.example in windows, f"the judged window {outcome.example} is none of those given"
+        given = outcome.example in windows or outcome.written is not None
+        assert given, f"the judged window {outcome.example} is none of those given"
         assert outcome.status == "ok" or (outcome.reason and outcome.predicted is None), (
             f"{outcome.status} with an answer"
         )

@@ -17,6 +17,7 @@ from saeval.testing.toys import FILLER, PLANTED, ScriptedLLM
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_WRITTEN = 10  # words of a text that is written
 _CONTEXTS, _TEXT = 2, 128  # contexts a document, text tokens per context
 _RATE = 0.01  # share of tokens on which one latent fires: in about a quarter of all windows of 32
 
@@ -121,6 +122,37 @@ def rule_judge(*, scores: bool = False) -> ScriptedLLM:
         '[1, 0]'
     """
     return ScriptedLLM(_judge_list, _judge_one if scores else None)
+
+
+def rule_writer() -> ScriptedLLM:
+    """Return a writer that does exactly what the explanation says, for generation.
+
+    It reads prompts whose last turn has a line `Explanation: …`, naming words as `rule_judge` reads them, and `Write 10
+    pairs`. Each text is of simple words with one of those named; in its twin another simple word takes the place. Of an
+    explanation that names no words it writes texts of simple words.
+
+    Example:
+        >>> import asyncio
+        >>> prompt = "Explanation: the word 'harbor'\\nWrite 2 pairs"
+        >>> asyncio.run(rule_writer().complete(Request.of(prompt))).text.count("harbor")
+        2
+    """
+    return ScriptedLLM(_write)
+
+
+def _write(request: Request) -> str:
+    question = request.messages[-1].content
+    explanation = next((line for line in question.splitlines() if line.startswith("Explanation:")), "")
+    words = sorted(_words(explanation)) or [FILLER[0]]
+    pairs = re.search(r"Write (\d+) pair", question)
+    rng = derive_rng(0, "rule_writer", explanation)
+    lines = []
+    for number in range(1, int(pairs[1]) + 1 if pairs else 1):
+        twin = rng.choice(FILLER, size=_WRITTEN).tolist()
+        text = list(twin)
+        text[int(rng.integers(_WRITTEN))] = words[number % len(words)]
+        lines += [f"Text {number}: {' '.join(text)}", f"Twin {number}: {' '.join(twin)}"]
+    return "\n".join(lines)
 
 
 def _judge_list(request: Request) -> str:

@@ -42,6 +42,7 @@ def planted(**changes):
     ("changes", "said"),
     [
         ({"scorers": {"intervention": {}}}, "scorers.intervention: saeval/intervention needs the live model, which the source saeval/synthetic does not have"),
+        ({"scorers": {"generation": {"llm": "judge"}}}, "scorers.generation: saeval/generation needs a model that reads any text, which the source saeval/synthetic does not have; use the source transformers, or drop this part"),
         ({"scorers": {"surprisal": {}}}, "saeval/surprisal needs a model that scores continuations, and openai/x cannot"),
         ({"scorers": {"simulation": {"with": {"mode": "all_at_once"}}}}, "saeval/simulation needs a model that scores continuations"),
         ({"explainer": "lens"}, "explainer: saeval/lens needs the coder's weights"),

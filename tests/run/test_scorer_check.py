@@ -69,6 +69,8 @@ def test_scorers_are_blind_where_their_question_makes_them(powers):
     assert powers["detection", "wrong_token"][1] < 0.2 and powers["fuzzing", "wrong_token"][1] == 0.5
     # Wrong marks come from one other latent, so breadth is seen only where that one is among what is added.
     assert powers["fuzzing", "twice_too_broad"][0] < 0.5
+    # Texts written from the explanation show breadth at once, and nothing of what the explanation omits.
+    assert powers["generation", "twice_too_broad"][1] > 0.2 and powers["generation", "half_missing"][1] == 0
     # Ten times too broad hardly moves balanced accuracy, although nine of ten windows that fit are wrong.
     assert 0 < powers["detection", "ten_times_too_broad"][1] < 0.05
 
@@ -135,7 +137,7 @@ def test_an_oracle_with_errors_makes_as_many_as_it_says():
 def test_an_oracle_judges_known_explanations_only():
     with pytest.raises(LLMError, match="the oracle does not know the explanation 'ships'"):
         judge("ships", "a window")
-    with pytest.raises(InputError, match="there are oracle/judge and oracle/base"):
+    with pytest.raises(InputError, match="there are oracle/judge, oracle/base and oracle/writer"):
         Oracle(model="other").check()
 
 

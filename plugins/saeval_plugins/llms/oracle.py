@@ -18,18 +18,20 @@ from saeval.plugin import (
     Request,
     Usage,
     content_hash,
+    derive_rng,
 )
-from saeval_plugins._known import Meaning, explanations, meanings
+from saeval_plugins._known import FILLER, Meaning, explanations, meanings
 
 _LIKELY, _UNLIKELY = -1.0, -6.0  # nats
+_WORDS = 8  # of a text that it writes
 
 
 class Oracle(LLM):
     """Judges by the rules alone, so that errors of a judge are no part of what a scorer sees.
 
     `oracle/judge` answers as a chat model does, for `detection` and `fuzzing`; `oracle/base` scores texts and weighs
-    choices, for `surprisal` and `simulation`. Explanations that do not come from the explainers of the source `known`
-    are an error.
+    choices, for `surprisal` and `simulation`; `oracle/writer` writes texts, for `generation`. Explanations that do not
+    come from the explainers of the source `known` are an error.
     """
 
     name = "oracle"
@@ -46,8 +48,8 @@ class Oracle(LLM):
 
     def check(self) -> None:
         """See whether there is such an oracle."""
-        if self.model not in ("judge", "base"):
-            raise InputError(f"oracle/{self.model}: there are oracle/judge and oracle/base")
+        if self.model not in ("judge", "base", "writer"):
+            raise InputError(f"oracle/{self.model}: there are oracle/judge, oracle/base and oracle/writer")
 
     def fingerprint(self) -> JsonValue:
         """Return the options and what explanations mean."""
@@ -62,6 +64,8 @@ class Oracle(LLM):
         """Answer 1 for each window that fits the explanation: at least half of its marked pieces, or its text."""
         lines = request.messages[-1].content.splitlines()
         text, meaning = _explanation(lines)
+        if self.model == "writer":
+            return Reply(_pairs(text, meaning, int(re.findall(r"Write (\d+)", lines[-1])[0])), Usage(usd=0.0))
         windows = [found[1] for line in lines if (found := re.match(r"Window \d+: (.*)", line))]
         fits = [_fits(meaning, window) for window in windows]
         key = text if self.steady else f"{text} {request.repeat}"
@@ -103,6 +107,20 @@ def _explanation(lines: list[str]) -> tuple[str, Meaning]:
     if text not in meanings():
         raise LLMError(f"the oracle does not know the explanation {text!r}; it judges known latents")
     return text, meanings()[text]
+
+
+def _pairs(explanation: str, meaning: Meaning, k: int) -> str:
+    """Write k texts with one of the explanation's words each, and the same with another word in its place."""
+    rng = derive_rng(0, "oracle/writer", explanation)
+    words = rng.permutation(sorted(meaning.words)).tolist()
+    lines = []
+    for number in range(1, k + 1):
+        plain = rng.choice(FILLER, size=_WORDS).tolist()
+        holding = list(plain)
+        holding[int(rng.integers(_WORDS))] = words[number % len(words)]
+        text, twin = (plain, holding) if meaning.negated else (holding, plain)
+        lines += [f"Text {number}: {' '.join(text)}", f"Twin {number}: {' '.join(twin)}"]
+    return "\n".join(lines)
 
 
 def _fits(meaning: Meaning, window: str) -> bool:

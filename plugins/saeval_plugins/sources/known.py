@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from saeval.plugin import ActivationSource, TokenDataset, derive_rng
+from saeval.plugin import ActivationSource, InputError, TokenDataset, derive_rng
 from saeval_plugins._known import COMPANIONS, FILLER, N_LATENTS, neighbour_of, words_of
+from saeval_plugins.sources.rules import TOKEN
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from saeval.plugin import ActivationWriter
+    from saeval.plugin import ActivationWriter, Need
 
 _WINDOW, _PER_CONTEXT, _CONTEXTS = 32, 4, 2  # tokens of a window, windows of a context, contexts of a document
 
@@ -24,7 +25,7 @@ class Known(ActivationSource):
     The words are names of animals, tools, fruits, musical instruments and clothes, ten latents of each. Where a latent
     fires, a word that belongs to it alone is nearby, and often a word of the next latent of its kind. The
     explainers `known`, `twice_too_broad`, … explain these latents, and the model `oracle/judge` judges them without
-    error. Results are marked as synthetic.
+    error. They fire on these words in any other text, too. Results are marked as synthetic.
     """
 
     name = "known"
@@ -38,6 +39,21 @@ class Known(ActivationSource):
     """Share of these windows that get a word of the next latent, too."""
     seed: int = 0
     """Another seed makes other text."""
+
+    def offers(self) -> frozenset[Need]:
+        """Read any text."""
+        return frozenset({"text"})
+
+    def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
+        """Find a latent's words in a text of one's own, with strengths 1 to 4."""
+        import numpy as np
+
+        if not 0 <= latent < N_LATENTS:
+            raise InputError(f"there is no latent {latent} among {N_LATENTS} known ones")
+        words, own = tuple(TOKEN.findall(text)), words_of(latent)
+        fires = np.array([word.strip() in own for word in words], dtype=np.bool_)
+        strength = derive_rng(self.seed, "known", text, latent).uniform(1, 4, size=len(words))
+        return [(words, np.where(fires, strength, 0).astype(np.float32))]
 
     def collect(self, writer: ActivationWriter) -> None:
         """Write the text and where each latent fires, with strengths 1 to 4."""

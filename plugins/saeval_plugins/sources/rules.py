@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, JsonValue, ValidationError, field_validator
@@ -21,9 +22,13 @@ from saeval.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from saeval.plugin import ActivationWriter
+    import numpy as np
+    from numpy.typing import NDArray
 
-_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+    from saeval.plugin import ActivationWriter, Need
+
+TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+"""A word or punctuation mark, with the space before it."""
 
 
 class Rule(Documented):
@@ -50,7 +55,8 @@ class Rules(ActivationSource):
     """A corpus on which planted latents fire by rule, so that the true explanation of each is known.
 
     Words and punctuation marks are the tokens. The `precomputed` explainer can read the same file of rules, which gives
-    it the true explanation of every latent. Results are marked as synthetic.
+    it the true explanation of every latent. The rules apply to any text, so scorers that write texts work, too. Results
+    are marked as synthetic.
     """
 
     name = "rules"
@@ -95,11 +101,33 @@ class Rules(ActivationSource):
             )
         return rules
 
+    @cached_property
+    def _patterns(self) -> list[re.Pattern[str]]:
+        return [re.compile(r.pattern.pattern, re.IGNORECASE if r.ignore_case else 0) for r in self._rules()]
+
+    def offers(self) -> frozenset[Need]:
+        """Read any text."""
+        return frozenset({"text"})
+
+    def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
+        """Apply a latent's rule to a text of one's own, with strengths 1 to 4."""
+        import numpy as np
+
+        if not 0 <= latent < len(self._patterns):
+            raise InputError(f"there is no latent {latent} among {len(self._patterns)} rules")
+        spans = [match.span() for match in TOKEN.finditer(text)]
+        values = np.zeros(len(spans), dtype=np.float32)
+        fires = list(_touched(self._patterns[latent], text, spans))
+        values[fires] = derive_rng(self.seed, "rules", text, latent).uniform(1, 4, size=len(fires))
+        words = tuple(text[begin:end] for begin, end in spans)
+        size = self.corpus.length
+        return [(words[low : low + size], values[low : low + size]) for low in range(0, len(words), size)]
+
     def collect(self, writer: ActivationWriter) -> None:
         """Cut the text into words, and write what each rule fires on, with strengths 1 to 4."""
         import numpy as np
 
-        rules = [re.compile(r.pattern.pattern, re.IGNORECASE if r.ignore_case else 0) for r in self._rules()]
+        rules = self._patterns
         dataset, texts = self._words()
         length, size = dataset.tokens.shape[1], self.corpus.length
         words_of = np.bincount(dataset.documents, weights=dataset.lengths - dataset.lead).astype(int)
@@ -107,7 +135,7 @@ class Rules(ActivationSource):
         writer.note(hookpoint="rules", subject="planted rules", architecture="rules")
         row = 0
         for text, n_words in zip(texts, words_of, strict=False):
-            spans = [match.span() for match in _TOKEN.finditer(text)][:n_words]
+            spans = [match.span() for match in TOKEN.finditer(text)][:n_words]
             firing: list[list[int]] = [[] for _ in spans]
             for latent, rule in enumerate(rules):
                 for at in _touched(rule, text, spans):
@@ -133,7 +161,7 @@ class Rules(ActivationSource):
 
         def encode(text: str) -> list[int]:
             texts.append(text)
-            return [numbers.setdefault(word, len(numbers) + 1) for word in _TOKEN.findall(text)]
+            return [numbers.setdefault(word, len(numbers) + 1) for word in TOKEN.findall(text)]
 
         tokens, lengths, documents, names = self.corpus.pack(encode, lead=[0], pad=0)
         used = {0: b"", **{number: word.encode() for word, number in numbers.items()}}

@@ -122,8 +122,8 @@ class Transformers(ActivationSource):
         return content_hash(self._text(), self.batch_tokens)
 
     def offers(self) -> frozenset[Need]:
-        """Lend the live model and the coder's weights."""
-        return frozenset({"subject", "coder"})
+        """Lend the live model and the coder's weights, and read any text."""
+        return frozenset({"subject", "coder", "text"})
 
     def subject(self) -> Subject:
         """Return the model at the place that is read."""

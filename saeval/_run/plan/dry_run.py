@@ -111,10 +111,18 @@ def _answer(request: Request) -> str:
     shown = [m.content for m in before if m.role == "assistant"]
     answer = shown[-1] if shown else f"EXPLANATION: {EXPLANATION}"
     windows = re.findall(r"^Window \d+:", last.content, re.MULTILINE)
+    if pairs := re.search(r"^Write (\d+) pair", last.content, re.MULTILINE):
+        return _pairs(answer, int(pairs[1]))
     if answer.startswith("[") and windows:
         return str([0] * len(windows))
     reasoning, marker, _ = answer.rpartition("EXPLANATION:")
     return f"{reasoning}{marker} {EXPLANATION}" if marker else answer
+
+
+def _pairs(shown: str, k: int) -> str:
+    """Return a numbered list of k pairs, each as long as the first one that a worked example shows."""
+    first = [line.partition(": ") for line in shown.splitlines()[:2]]
+    return "\n".join(f"{head.split()[0]} {i}: {text} {i}" for i in range(1, k + 1) for head, _, text in first)
 
 
 def _written(answer: str) -> float:

@@ -21,6 +21,7 @@ _CALLS = ("latent", "step", "variant", "prompt", "reply", "status")
 _SEEN = ("latent", "group", "context", "start", "document", "tokens", "activations")
 _LISTS = ("neighbours", "cosines", "promoted", "suppressed", "histogram")
 _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
+_WRITTEN = ("tokens", "activations")  # of texts that were written for the question; earlier versions wrote none
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class CellTables:
         self._latents = self._read_latents(folder / "latents.parquet")
         self._windows = _Table(folder / "examples.parquet", _WINDOWS)
         self._seen = _Table(folder / "activations.parquet", _SEEN)
-        self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS)
+        self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS, _WRITTEN)
         self._files = RunCell(cell, folder)
         self._calls = _Table(folder / "calls.parquet", _CALLS)
         self.ranked = tuple(r for r in ranked if r.key in self._latents.column_names)
@@ -192,16 +193,22 @@ class CellTables:
         return found
 
     def _judgements_of(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[Any]]]]:
-        """Return [address, active, predicted, probability, status, reason] by latent, scorer and variant."""
+        """Return [address, active, predicted, probability, status, reason] by latent, scorer and variant.
+
+        A text that was written for the question follows, as a window without place.
+        """
         rows = self._judgements.of(latents)
         found: dict[int, dict[str, dict[str, list[Any]]]] = {}
         if not rows:
             return found
-        for latent, scorer, variant, example, active, predicted, probability, status, reason in zip(
-            *(rows[name].to_pylist() for name in _JUDGEMENTS), strict=True
+        columns = [rows[name].to_pylist() for name in _JUDGEMENTS]
+        columns += [rows[name].to_pylist() if name in rows else [None] * len(columns[0]) for name in _WRITTEN]
+        for latent, scorer, variant, example, active, predicted, probability, status, reason, *written in zip(
+            *columns, strict=True
         ):
             answer = None if predicted is None else int(predicted)
             line = [example, int(bool(active)), answer, rounded(probability, 4), status, reason or ""]
+            line += _written(*written)
             found.setdefault(latent, {}).setdefault(scorer, {}).setdefault(variant, []).append(line)
         return found
 
@@ -209,9 +216,10 @@ class CellTables:
 class _Table:
     """A Parquet file with a column `latent`, read by latent; only the requested row groups are in memory."""
 
-    def __init__(self, path: Path, columns: Sequence[str]):
-        self.path, self._columns = path, tuple(columns)
+    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str] = ()):
+        self.path = path
         self._latents = self._read(("latent",)).column("latent").to_numpy()
+        self._columns = (*columns, *(name for name in optional if name in self._names))
         self._group = lru_cache(maxsize=2)(self._read_group)  # latents are requested in the order of the file
 
     def _read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
@@ -222,6 +230,13 @@ class _Table:
 
     def _read_group(self, group: int) -> Any:
         return self._read(self._columns, [group])
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        """Names of the file's columns."""
+        import pyarrow.parquet as pq
+
+        return pq.read_schema(self.path).names if self.path.exists() else ()
 
     @cached_property
     def _begins(self) -> NDArray[np.int64]:
@@ -300,6 +315,14 @@ def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[Any
         ]
         found.setdefault(latent, {}).setdefault(group, []).append(window)
     return found
+
+
+def _written(tokens: Sequence[str] | None, activations: Sequence[float] | None) -> list[Any]:
+    """Return a written text as [[tokens, [place, activation, …]]]; nothing for a window of the corpus."""
+    if tokens is None or activations is None:
+        return []
+    fired = [(k, rounded(value, 4)) for k, value in enumerate(activations) if value > 0]
+    return [[tokens, [part for pair in fired for part in pair]]]
 
 
 def _flat(lists: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:

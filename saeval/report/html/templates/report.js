@@ -425,7 +425,7 @@
       const far = probability === null ? 0 : active ? 1 - probability : probability;
       return (predicted === null ? 0 : predicted !== active ? 100 : 0) + far;
     }
-    function judged(detail, state, windows) {
+    function judged(detail, state, windows, strongest) {
       const names = Object.keys(detail.judged);
       if (!names.length) return [];
       const scorer = names.includes(state.get("scorer")) ? state.get("scorer") : names[0];
@@ -443,22 +443,23 @@
       const right = lines.filter((l) => l[2] !== null && l[2] === l[1]).length;
       const answered = lines.filter((l) => l[2] !== null).length;
       const rows = lines.map((l) => {
-        const [example, active, predicted, probability, status, reason] = l;
+        const [example, active, predicted, probability, status, reason, written] = l;
         const known = windows.get(example);
         const window_ = known?.window;
         const fires = window_ ? window_[1] : active;
-        const truth = active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: non-activating";
+        const truth = written ? (active ? "written to activate" : "its twin: should not") : active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: non-activating";
         const verdict = status !== "ok" ? make("span", { className: "wrong" }, `${status}${reason ? `: ${visible(reason)}` : ""}`)
           : predicted === null ? "–"
           : make("span", { className: predicted === active ? "right" : "wrong" }, `${predicted === active ? "✓" : "✗"} ${predicted ? "yes" : "no"}`);
         return make("tr", {},
           make("td", {}, verdict), make("td", {}, truth), make("td", { className: "n" }, shown(probability, 2)),
           make("td", { className: "n" }, window_ && window_[2] !== null ? String(window_[2]) : "–"),
-          make("td", {}, window_ ? heat(window_, known.strongest) : visible(example)));
+          make("td", {}, written ? heat([, , , , ...written], strongest) : window_ ? heat(window_, known.strongest) : visible(example)));
       });
-      const head = make("tr", {}, ...["answer", "truth", "probability", "decile", "window"].map((n, c) => make("th", { scope: "col", className: c === 2 || c === 3 ? "n" : "" }, n)));
+      const texts = lines.some((l) => l[6]);
+      const head = make("tr", {}, ...[texts ? "fires" : "answer", "truth", texts ? "activation" : "probability", "decile", texts ? "text" : "window"].map((n, c) => make("th", { scope: "col", className: c === 2 || c === 3 ? "n" : "" }, n)));
       return [
-        make("h3", {}, "Judged windows"),
+        make("h3", {}, texts ? "Written texts" : "Judged windows"),
         make("form", { className: "tools" },
           choice("Scorer", "scorer", names.map((n) => [n, n]), scorer),
           choice("Explanation", "variant", variants.map((v) => [v, v === "explanation" ? "its own" : v]), variant),
@@ -624,7 +625,7 @@
           saw.length ? list(saw) : make("p", { className: "muted" }, "No windows were kept."),
           ...(silent.length ? [make("details", {}, make("summary", {}, `${silent.length} non-activating windows`), list(silent))] : []),
           asked(number, "explain", "explanation", "Prompt and raw reply of the explainer"),
-          ...judged(detail, state, windows),
+          ...judged(detail, state, windows, data.max_activation[k] || strongest),
         ]),
         make("p", { className: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " previous and next latent, ", make("kbd", {}, "Esc"), " all latents", ...(rating ? [", ", make("kbd", {}, "1"), "–", make("kbd", {}, "4"), " rate the next window"] : [])),
       );

@@ -1,0 +1,244 @@
+"""Generation: does the latent fire on texts that are written from the explanation? (FADE, arXiv 2502.16994)"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+from saeval.plugin import (
+    AUROC,
+    Context,
+    CorpusFiring,
+    Examples,
+    Explanation,
+    LatentId,
+    LLMError,
+    Metric,
+    Need,
+    Outcome,
+    ParseError,
+    Refused,
+    Reply,
+    Request,
+    Score,
+    Scorer,
+    WrittenText,
+    ask_twice,
+    auroc,
+    one_line,
+    shortened,
+    whole_answer,
+)
+from saeval_plugins.prompts import load
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PROMPT = load("generation.md")
+CLARITY = Metric("clarity", chance=0.5)
+RESPONSIVENESS = Metric("responsiveness")
+AT_MEDIAN = Metric("responsiveness_median")
+AT_TOP = Metric("responsiveness_top_decile")
+PURITY = Metric("purity")
+MINIMAL = Metric("minimal_twins", higher_is_better=None, wanted=(0.8, 1.0))
+
+_LINE = re.compile(r"[\s>*_`#-]*(text|twin)\s*(\d{1,4})\s*[*_`]*\s*[:.)][*_`]*\s*(.*)", re.IGNORECASE)
+_QUOTES = (('"', '"'), ("“", "”"), ("`", "`"))
+_LONGEST = 600  # characters; a longer text is rambling
+_WORDS_PER_TOKEN = 0.6  # which leaves room for words of several tokens
+_EDITED = 3  # words of one place that a minimal edit changes at most
+
+
+class Pair(NamedTuple):
+    """A text that should activate the latent, and the same text after one edit, that should not."""
+
+    text: str
+    twin: str
+
+
+class Generation(Scorer):
+    """Has texts written from the explanation alone, and reads them with the live model (FADE, arXiv 2502.16994).
+
+    A language model writes `k` texts that should activate the latent and, for each, a minimal twin: one edit away, and
+    no longer activating. The source's model reads them, and a text's value is the latent's strongest activation in it,
+    BOS excluded as in collecting. `auroc` ranks texts above twins. `clarity` ranks texts above random windows of the
+    corpus. `responsiveness` is the share of texts in which the latent fires at all, and with `_median` and
+    `_top_decile`, the share that reaches the median, or the strongest tenth, of its windows in the corpus. `purity` is
+    the average precision for telling texts from twins, where texts are as rare as windows in which the latent fires.
+
+    Judges nothing, and does not use the sampled windows. Texts are read from their beginning, without the context that
+    windows of the corpus have, and no further than `tokens`. Texts and activations are in the judgements.
+    """
+
+    name = "generation"
+    llm_role = "writer"
+    metrics = (AUROC, CLARITY, RESPONSIVENESS, AT_MEDIAN, AT_TOP, PURITY, MINIMAL)
+    prompts = (PROMPT,)
+
+    k: int = Field(default=10, ge=2, le=100)
+    """Texts to have written, and twins."""
+    tokens: int | None = Field(default=None, ge=4)
+    """Tokens of each text that are read, at most; the length of the sampled windows by default."""
+
+    def needs(self) -> frozenset[Need]:
+        """Texts are read by the live model, and compared with the latent's firing in the corpus."""
+        return frozenset({"text", "in_corpus"})
+
+    def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
+        """Say where the writer's twins are no minimal ones."""
+        share = values.get(MINIMAL.name)
+        if share is None or MINIMAL.meets(share):
+            return []
+        return [
+            f"only {share:.0%} of the twins that were written differ from their text in one place; the others are "
+            "easier to tell apart, so let another model write (role `writer`)"
+        ]
+
+    async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
+        """Have texts written, read them, and compare."""
+        limit = self.tokens or _window(examples)
+        words = str(max(4, round(limit * _WORDS_PER_TOKEN)))
+        messages = PROMPT.messages(explanation=one_line(explanation.text), k=str(self.k), words=words)
+        shown = {line for turn in messages if turn.role == "assistant" for line in _lines(turn.content).values()}
+        try:
+            pairs = await ask_twice(context.llm, Request(messages), lambda reply: parse_pairs(reply, self.k, shown))
+        except Refused as error:
+            return Score.failed(f"refused: {error}")
+        except LLMError as error:
+            return Score.failed(f"call failed: {error}")
+        except ParseError as error:
+            return Score.failed(str(error))
+        outcomes = await asyncio.to_thread(_read, pairs, limit, context)
+        values = _values(outcomes, examples.in_corpus)
+        values[MINIMAL.name] = sum(map(is_minimal, pairs)) / len(pairs)
+        return Score(values=values, outcomes=tuple(outcomes))
+
+
+def parse_pairs(reply: Reply | str, k: int, shown: Collection[str] = ()) -> list[Pair]:
+    """Return the first k pairs of a reply in which all texts differ, whatever their case and spaces.
+
+    Args:
+        reply: The reply; a text counts as whole.
+        k: Pairs asked for.
+        shown: Texts of the prompt's own examples, which a weak model repeats.
+
+    Raises:
+        ParseError: If the reply is not whole, or has fewer such pairs.
+    """
+    answer = whole_answer(reply)
+    lines = _lines(answer)
+    numbers = sorted({number for _, number in lines})
+    seen = {_plain(text) for text in shown}
+    pairs: list[Pair] = []
+    for number in numbers:
+        pair = Pair(lines.get(("text", number), ""), lines.get(("twin", number), ""))
+        own = {_plain(text) for text in pair}
+        if len(own) == 2 and "" not in own and not own & seen and max(map(len, pair)) <= _LONGEST:
+            pairs.append(pair)
+            seen |= own
+    if len(pairs) < k:
+        raise ParseError(f"{len(pairs)} of {k} pairs of different texts in the reply {shortened(answer)!r}")
+    return pairs[:k]
+
+
+def _lines(answer: str) -> dict[tuple[str, int], str]:
+    """Return texts and twins by number; of lines with the same one, the last."""
+    found = (match for line in answer.splitlines() if (match := _LINE.fullmatch(line)))
+    return {(match[1].lower(), int(match[2])): _bare(match[3]) for match in found}
+
+
+def _bare(text: str) -> str:
+    """Return a text without quotes or emphasis around all of it, its line breaks as such."""
+    text = text.strip().removesuffix("**").strip()
+    for left, right in _QUOTES:
+        inner = text[1:-1]
+        if len(text) > 1 and text.startswith(left) and text.endswith(right) and left not in inner:
+            text = inner
+            break
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def is_minimal(pair: Pair) -> bool:
+    """Return whether a twin differs from its text in one place, by at most three words."""
+    text, twin = pair.text.split(), pair.twin.split()
+    while text and twin and text[0] == twin[0]:
+        del text[0], twin[0]
+    while text and twin and text[-1] == twin[-1]:
+        del text[-1], twin[-1]
+    return max(len(text), len(twin)) <= _EDITED
+
+
+def _window(examples: Examples) -> int:
+    """Return how many tokens the sampled windows have."""
+    windows = (*examples.activating, *examples.non_activating)
+    return max((len(window.tokens) for window in windows), default=32)
+
+
+def _read(pairs: Sequence[Pair], limit: int, context: Context) -> list[Outcome]:
+    """Read all texts, each of them followed by its twin."""
+    outcomes = []
+    for number, pair in enumerate(pairs, 1):
+        for kind, text in zip(("text", "twin"), pair, strict=True):
+            parts = context.read(text)
+            tokens = [token for words, _ in parts for token in words][:limit]
+            values = [float(f"{value:.5g}") for _, strengths in parts for value in strengths.tolist()][:limit]
+            strongest = max(values, default=0.0)
+            outcomes.append(
+                Outcome(
+                    example=f"{kind} {number}",
+                    active=kind == "text",
+                    predicted=strongest > 0,
+                    probability=strongest,
+                    written=WrittenText(tokens=tuple(tokens), activations=tuple(values)),
+                )
+            )
+    return outcomes
+
+
+def _values(outcomes: Sequence[Outcome], corpus: CorpusFiring | None) -> dict[str, float]:
+    """Return the metrics; those that compare with the corpus where its firing is known."""
+    import numpy as np
+
+    texts, twins = (
+        np.array([outcome.probability for outcome in outcomes if outcome.active is side]) for side in (True, False)
+    )
+    ranked = auroc([o.active for o in outcomes], [o.probability for o in outcomes])  # type: ignore[misc]
+    values = {AUROC.name: ranked, RESPONSIVENESS.name: float((texts > 0).mean())}
+    if corpus is None or not len(corpus.maxima):
+        return values
+    median, top = np.quantile(corpus.maxima, (0.5, 0.9))
+    return values | {
+        CLARITY.name: above_corpus(texts, corpus),
+        AT_MEDIAN.name: float((texts >= median).mean()),
+        AT_TOP.name: float((texts >= top).mean()),
+        PURITY.name: average_precision(texts, twins, corpus.rate),
+    }
+
+
+def above_corpus(values: NDArray[np.float64], corpus: CorpusFiring) -> float:
+    """Return the probability that a value exceeds the strongest activation of a random window, ties counting half."""
+    import numpy as np
+
+    below, upto = (np.searchsorted(corpus.maxima, values, side=side) for side in ("left", "right"))
+    firing = (below + upto) / (2 * len(corpus.maxima))
+    silent = np.where(values > 0, 1.0, 0.5)
+    return float(np.mean(corpus.rate * firing + (1 - corpus.rate) * silent))
+
+
+def average_precision(positives: NDArray[np.float64], negatives: NDArray[np.float64], rate: float) -> float:
+    """Return the average precision of values that tell positives, a share `rate` of all, from negatives."""
+    found, area = 0.0, 0.0
+    for level in sorted({*positives.tolist()}, reverse=True):
+        recall, alarms = float((positives >= level).mean()), float((negatives >= level).mean())
+        area += (recall - found) * rate * recall / (rate * recall + (1 - rate) * alarms)
+        found = recall
+    return area

@@ -45,24 +45,50 @@ def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str
         InputError: If it cannot be read, holds something else or nothing, names several hookpoints of which none was
             chosen, or gives one latent two explanations that differ.
     """
+    found: dict[int, _Entry] = {}
+    for entry in _chosen(path, hookpoint):
+        first = found.setdefault(entry.latent, entry)
+        if first.text != entry.text:
+            place = f"line {first.where}" if isinstance(first.where, int) else first.where
+            raise InputError(
+                f"{_place(path, entry.where)}: explains latent {entry.latent} differently than {place}; keep one, or "
+                "let a scorer choose (`choose`)"
+            )
+    return {latent: found[latent].text for latent in sorted(found)}
+
+
+def read_candidates(path: Path, hookpoint: str | None = None) -> dict[int, list[str]]:
+    """Return all different explanations of a file, by latent, ascending; those of one latent in the file's order.
+
+    Args:
+        path: As for `read_explanations`.
+        hookpoint: The hookpoint whose rows are meant; rows that name none always are.
+
+    Raises:
+        InputError: As for `read_explanations`, except that a latent may have several explanations.
+    """
+    found: dict[int, dict[str, None]] = {}
+    for entry in _chosen(path, hookpoint):
+        found.setdefault(entry.latent, {})[entry.text] = None
+    return {latent: [*found[latent]] for latent in sorted(found)}
+
+
+def _chosen(path: Path, hookpoint: str | None) -> list[_Entry]:
+    """Return the rows of the hookpoint that is meant.
+
+    Raises:
+        InputError: If there are none, or rows of several and none was chosen.
+    """
     entries = list(_entries(path))
     named = sorted({entry.hookpoint for entry in entries if entry.hookpoint is not None})
     if hookpoint is None and len(named) > 1:
         raise InputError(f"{path}: explains latents of several hookpoints ({', '.join(named[:5])}); give hookpoint")
     if hookpoint is not None and named and hookpoint not in named:
         raise InputError(f"{path}: explains no latent of hookpoint {hookpoint!r}, only of {', '.join(named[:5])}")
-    found: dict[int, _Entry] = {}
-    for entry in entries:
-        if entry.hookpoint in (None, hookpoint) or hookpoint is None:
-            first = found.setdefault(entry.latent, entry)
-            if first.text != entry.text:
-                place = f"line {first.where}" if isinstance(first.where, int) else first.where
-                raise InputError(
-                    f"{_place(path, entry.where)}: explains latent {entry.latent} differently than {place}; keep one"
-                )
-    if not found:
+    chosen = [entry for entry in entries if entry.hookpoint in (None, hookpoint) or hookpoint is None]
+    if not chosen:
         raise InputError(f"{path}: holds no explanation")
-    return {latent: found[latent].text for latent in sorted(found)}
+    return chosen
 
 
 def hash_explanations(path: Path) -> str:

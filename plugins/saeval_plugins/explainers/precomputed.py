@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
-from pydantic import JsonValue
+from pydantic import JsonValue, SerializeAsAny
 
-from saeval.plugin import Context, Examples, Explainer, Explanation, SpecPath
-from saeval_plugins.explainers._file import hash_explanations, read_explanations
+from saeval.plugin import (
+    Context,
+    Examples,
+    Explainer,
+    Explanation,
+    InputError,
+    Need,
+    Scorer,
+    SpecPath,
+    derive_rng,
+)
+from saeval_plugins.explainers._file import hash_explanations, read_candidates, read_explanations
 
 
-class Precomputed(Explainer):
-    """Takes each latent's explanation from a file (paper §3.2).
-
-    JSON lines, JSON, CSV and YAML are read, and folders of Delphi's text files. Rows name the latent (`latent`,
-    `index` or `feature`) and its explanation (`explanation`, `description` or `text`), and may name a `hookpoint`; a
-    run's `explanations.jsonl` can be given as it is.
-    """
-
-    name = "precomputed"
+class FromFile(Explainer):
+    """What explainers share that take explanations from a file."""
 
     path: SpecPath
     """The file or folder."""
@@ -31,7 +36,7 @@ class Precomputed(Explainer):
 
     def fingerprint(self) -> JsonValue:
         """Return the hash of the file, wherever it lies, and what else its explanations depend on."""
-        options = self.model_dump(mode="json", exclude={"path"})
+        options = self.model_dump(mode="json", exclude={"path", "choose"})
         return [self.name, options, hash_explanations(self.path)]
 
     @cached_property
@@ -43,10 +48,88 @@ class Precomputed(Explainer):
         """
         return read_explanations(self.path, self.hookpoint)
 
-    async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Look the latent up."""
-        text = self.explanations.get(context.latent.index)
-        return Explanation(text=text) if text else self._missing(context.latent.index)
-
     def _missing(self, latent: int) -> Explanation:
         return Explanation.failed(f"{self.path.name} holds no explanation of latent {latent}")
+
+
+class Precomputed(FromFile):
+    """Takes each latent's explanation from a file (paper §3.2), the best one where it has several.
+
+    JSON lines, JSON, CSV and YAML are read, and folders of Delphi's text files. Rows name the latent (`latent`,
+    `index` or `feature`) and its explanation (`explanation`, `description` or `text`), and may name a `hookpoint`; a
+    run's `explanations.jsonl` can be given as it is.
+
+    With `choose`, a latent may have several rows. The scorer that it names scores each explanation on the latent's
+    explain windows, never on those that score it, and the best is taken, the earlier of equal ones. All candidates and
+    their scores are in the explanation's notes. `choose: {use: embedding}` asks no language model.
+    """
+
+    name = "precomputed"
+
+    choose: SerializeAsAny[Scorer | None] = None
+    """Scorer that ranks a latent's explanations on its explain windows, such as `{use: detection}`."""
+
+    @property
+    def llm_role(self) -> str | None:  # type: ignore[override]
+        """The role that the choosing scorer asks."""
+        return self.choose.llm_role if self.choose else None
+
+    def needs(self) -> frozenset[Need]:
+        """What the choosing scorer needs; facts of the whole corpus are not given to explainers."""
+        return self.choose.needs() - {"in_corpus"} if self.choose else frozenset()
+
+    def check(self) -> None:
+        """Read the file, and see whether the scorer can choose."""
+        self.candidates  # noqa: B018 - reading it is the check
+        if self.choose is None:
+            return
+        self.choose.check()
+        name = type(self.choose).name
+        if not self.choose.reads_explanation or self.choose.metrics[0].higher_is_better is None:
+            raise InputError(f"choose: {name} does not measure the explanation; choose by detection or embedding")
+        if "decoy" in self.choose.needs():
+            raise InputError(
+                f"choose: {name} compares with another latent, whose windows are given to scorers only; choose by "
+                "detection or embedding"
+            )
+
+    def fingerprint(self) -> JsonValue:
+        """Add what the choice depends on."""
+        found = super().fingerprint()
+        return [found, self.choose.fingerprint()] if self.choose else found
+
+    @cached_property
+    def candidates(self) -> dict[int, list[str]]:
+        """The file's explanations of each latent; one each unless a scorer chooses.
+
+        Raises:
+            InputError: If the file cannot be read, or is malformed.
+        """
+        if self.choose is None:
+            return {latent: [text] for latent, text in self.explanations.items()}
+        return read_candidates(self.path, self.hookpoint)
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Look the latent up, and choose where there are several explanations."""
+        texts = self.candidates.get(context.latent.index)
+        if not texts:
+            return self._missing(context.latent.index)
+        if self.choose is None or len(texts) == 1:
+            return Explanation(text=texts[0])
+        return await self._best(self.choose, texts, examples, context)
+
+    async def _best(self, scorer: Scorer, texts: Sequence[str], examples: Examples, context: Context) -> Explanation:
+        """Return the explanation that scores best, all by the same draws; a failed one where none has a score."""
+        metric, seed = scorer.metrics[0], int(context.rng.integers(2**62))
+        tried: list[dict[str, JsonValue]] = []
+        for text in texts:
+            lent = replace(context, rng=derive_rng(seed, "candidates"))
+            score = await scorer.score(Explanation(text=text), examples, lent)
+            value = score.values.get(metric.name) if score.status == "ok" else None
+            tried.append({"text": text, metric.name: value, **({"reason": score.reason} if value is None else {})})
+        notes: dict[str, JsonValue] = {"candidates": tried, "chosen_by": f"{type(scorer).name}.{metric.name}"}
+        known = {text: value for text, row in zip(texts, tried, strict=True) if (value := row[metric.name]) is not None}
+        if not known:
+            return Explanation.failed(f"none of {len(texts)} explanations has a score: {tried[0]['reason']}", **notes)
+        best = (max if metric.higher_is_better else min)(known, key=known.__getitem__)  # type: ignore[arg-type]
+        return Explanation(text=best, notes=notes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 
 from saeval.plugin import Context, Examples, Explanation, content_hash
-from saeval_plugins.explainers.precomputed import Precomputed
+from saeval_plugins.explainers.precomputed import FromFile
 
 
-class Shuffled(Precomputed):
+class Shuffled(FromFile):
     """Gives each latent of a file the explanation of another, to measure what style alone scores (paper §4).
 
     Each explanation is used once. The baseline `shuffled_explanation` does the same with the cell's own explanations.

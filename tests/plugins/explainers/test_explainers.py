@@ -27,6 +27,10 @@ from saeval_plugins.explainers.shuffled import Shuffled
 from saeval_plugins.explainers.single_token import SingleToken
 from saeval_plugins.explainers.top_tokens import TopTokens
 from saeval_plugins.samplers import saeval_samplers
+from saeval_plugins.scorers.detection import Detection
+from saeval_plugins.scorers.embedding import Embedding
+from saeval_plugins.scorers.example_embedding import ExampleEmbedding
+from saeval_plugins.scorers.fuzzing import Fuzzing
 
 import saeval
 from saeval import InputError, LLMError
@@ -587,6 +591,78 @@ def test_explanations_of_a_run_can_be_fed_back_from_beside_the_spec(tmp_path, mo
     assert headline(second) == headline(first) and headline(first)[0] == (pytest.approx(1, abs=0.05), 6)
     (floor,) = {s.floor["shuffled"] for s in second.cells[0].scores if s.metric == "balanced_accuracy" and s.lift}
     assert floor == pytest.approx(0.5, abs=0.1)
+
+
+def candidates(folder, *rows):
+    """Write a file of latents and explanations."""
+    file = folder / "several.jsonl"
+    file.write_text("".join(json.dumps({"latent": i, "explanation": text}) + "\n" for i, text in rows))
+    return file
+
+
+def test_the_best_of_several_explanations_is_chosen_on_explain_windows_alone(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    wrong = [(i, f"the word '{word}'") for i in range(8) for word in ("kitten", "ribbon")]
+    rows = [row for i in range(8) for row in (wrong[2 * i], (i, planted_explanation(i)), wrong[2 * i + 1])]
+    file = candidates(tmp_path, *rows)
+    with truthful_server() as server:
+        judge = spec(server)["llms"]["judge"]
+        llms = {"chooser": {**judge, "model": "openai_compatible/chooses"}, "judge": judge}
+        explainer = {
+            "use": "precomputed", "llm": "chooser", "with": {"path": str(file), "choose": {"use": "detection"}},
+        }  # fmt: skip
+        one = {"select": "list", "indices": [3]}  # another latent's explain windows may be score windows of this one
+        task = spec(server, explainer=explainer, llms=llms, baselines=[], scorers={"detection": {}}, latents=one)
+        result = saeval.run(task, out=tmp_path / "run")
+    cell = tmp_path / "run" / "cells" / result.cells[0].cell
+    row = json.loads((cell / "explanations.jsonl").read_text())
+    assert row["text"] == planted_explanation(3) and row["notes"]["chosen_by"] == "detection.balanced_accuracy"
+    tried = row["notes"]["candidates"]
+    assert [t["text"] for t in tried] == [text for i, text in rows if i == 3]
+    assert tried[1]["balanced_accuracy"] == 1 and max(t["balanced_accuracy"] for t in tried[::2]) < 0.8
+    assert result.cells[0].scores[0].value == 1
+    asked = {"chooses": "", "rules": ""}
+    for call in server.calls:
+        asked[call["model"]] += "\n".join(m["content"] for m in call["messages"]) + "\n"
+    windows = {"explain": set(), "score": set()}
+    for window in pq.read_table(cell / "examples.parquet").to_pylist():
+        windows[window["role"]].add("".join(window["tokens"]).strip())
+    assert all(window in asked["chooses"] for window in windows["explain"])
+    assert not any(window in asked["chooses"] for window in windows["score"])
+    assert not any(window in asked["rules"] for window in windows["explain"])
+
+
+def test_of_equal_explanations_the_earlier_is_taken_and_one_alone_is_not_scored(tmp_path):
+    file = candidates(tmp_path, (0, "kitten"), (0, "harbor"), (0, "harbor harbor"), (0, "kitten"), (1, "alone"))
+    chooses = Precomputed(path=file, choose=Embedding())
+    chooses.check()
+    assert chooses.llm_role is None and chooses.candidates == {0: ["kitten", "harbor", "harbor harbor"], 1: ["alone"]}
+    made = explain(chooses, make_examples("harbor"), latent=0)
+    first, second, third = (row["auroc"] for row in made.notes["candidates"])
+    assert made.text == "harbor" and second == third > first and made.notes["chosen_by"] == "embedding.auroc"
+    alone = explain(chooses, make_examples("harbor"), latent=1)
+    assert alone.text == "alone" and not alone.notes
+
+
+def test_a_choice_that_cannot_be_made_is_a_status_with_all_candidates(tmp_path):
+    file = candidates(tmp_path, (0, "kitten"), (0, "harbor"))
+    made = explain(Precomputed(path=file, choose=Embedding()), make_examples(non_activating=0), latent=0)
+    assert made.status == "failed" and "none of 2 explanations has a score: no window of one side" in made.reason
+    assert [row["auroc"] for row in made.notes["candidates"]] == [None, None]
+
+
+def test_scorers_that_cannot_choose_and_several_rows_without_one_are_refused(tmp_path):
+    file = candidates(tmp_path, (0, "kitten"), (0, "harbor"))
+    with pytest.raises(InputError, match=r"differently than line 1; keep one, or let a scorer choose \(`choose`\)"):
+        Precomputed(path=file).check()
+    with pytest.raises(InputError, match="choose: fuzzing compares with another latent"):
+        Precomputed(path=file, choose=Fuzzing()).check()
+    with pytest.raises(InputError, match="choose: example_embedding does not measure the explanation"):
+        Precomputed(path=file, choose=ExampleEmbedding()).check()
+    by_detection, by_embedding = (Precomputed(path=file, choose=scorer) for scorer in (Detection(), Embedding()))
+    assert by_detection.llm_role == "judge" and by_detection.fingerprint() != by_embedding.fingerprint()
 
 
 def kind_of(request):

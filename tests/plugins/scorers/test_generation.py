@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
 from saeval_plugins.scorers.generation import Generation, Pair, is_minimal, parse_pairs
 from saeval_plugins.sources.rules import Rules
 from tiny import TEXT, tiny_corpus, tiny_model, tiny_sae
 
 import saeval
+from saeval.cli.group import main
 from saeval.plugin import (
     ActivationWriter,
     Corpus,
@@ -290,3 +292,12 @@ def test_ties_count_half_in_the_ranking(rules):
     llm = ScriptedLLM("Text 1: a harbor\nTwin 1: a hill\nText 2: a road\nTwin 2: a street")
     found = score("the word 'harbor'", rules, llm, k=2)
     assert found.values["auroc"] == 0.75 == auroc([o.active for o in found.outcomes], [o.probability for o in found.outcomes])  # fmt: skip
+
+
+def test_plan_counts_one_call_per_explanation_and_answers_of_full_length(known, monkeypatch):
+    run, _ = known
+    monkeypatch.setenv("SAEVAL_CACHE", str(run.parent / "cache"))
+    planned = CliRunner().invoke(main, ["plan", str(run / "spec.yaml"), "--json"])
+    own = next(step for step in json.loads(planned.output)["steps"] if step["step"] == "generation")
+    assert own["calls"] == own["latents"] == 12
+    assert 200 < own["input_tokens"] / 12 < 700 and 100 < own["output_tokens"] / 12 < 400

@@ -17,6 +17,7 @@ from saeval.models.facts import local_model, not_causal, too_long
 from saeval.models.fit import Fit, no_bos
 from saeval.models.generating_model import GeneratingModel
 from saeval.models.loading import check_model, load_model, resolved
+from saeval.models.randomise import Randomised, shuffle_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,16 @@ class LiveModel(GeneratingModel):
     """
 
     @classmethod
-    def load(cls, name: str, *, revision: str | None = None, device: str = "auto", dtype: Dtype = "auto") -> LiveModel:
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        randomise: Randomised | None = None,
+        randomise_seed: int = 0,
+    ) -> LiveModel:
         """Return a model; the same object for the same arguments while it is in use.
 
         Args:
@@ -76,6 +86,9 @@ class LiveModel(GeneratingModel):
             device: Torch device; `auto` for CUDA where there is one, `balanced` to spread the model over all GPUs.
             dtype: Precision; `auto` for bfloat16 on CUDA and float32 elsewhere. Beware of float16: the residual
                 stream of Gemma 3 goes beyond its range.
+            randomise: Matrices whose entries are shuffled, for a control: `weights` (all but the embeddings),
+                `embeddings` or `all`. The model's name then says so.
+            randomise_seed: Seed of their order.
 
         Raises:
             InputError: If the model cannot be found or read, saying what to do.
@@ -83,13 +96,17 @@ class LiveModel(GeneratingModel):
         import torch
 
         device, precision = resolved(device, dtype)
-        key = (name, revision or "", device, precision)
+        key = (name, revision or "", device, precision, randomise or "", str(randomise_seed if randomise else 0))
         with _LOADING:
             live = _LOADED.get(key)
             if live is None and _ONLY_LOADED.get():
                 raise InputError(f"model {name}: is not in memory")
             if live is None:
-                live = _LOADED[key] = cls(name, *load_model(name, revision, device, getattr(torch, precision)))
+                model, *rest = load_model(name, revision, device, getattr(torch, precision))
+                if randomise:
+                    shuffle_weights(model, randomise, randomise_seed)
+                    name = f"{name} ({randomise} shuffled, seed {randomise_seed})"
+                live = _LOADED[key] = cls(name, model, *rest)
             if live not in _RECENT:
                 _RECENT.append(live)
         return live

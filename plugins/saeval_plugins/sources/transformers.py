@@ -73,6 +73,11 @@ class Transformers(ActivationSource):
     (`blocks.9.hook_resid_post`). By default, the place that the coder's files name."""
     coder: SerializeAsAny[Coder]
     """The coder: `{use: sae_lens, with: {path: …}}`."""
+    randomise: Literal["weights", "embeddings", "all"] | None = None
+    """Shuffle the entries within each matrix of the model, for a control: `weights` (all but the embeddings),
+    `embeddings`, or `all`. Norms and biases stay as they are."""
+    randomise_seed: int = 0
+    """Seed of the shuffled order."""
     corpus: Corpus
     """The text."""
     accept_mismatch: bool = False
@@ -180,7 +185,14 @@ class Transformers(ActivationSource):
         return MadeFor(latents=coder.n_latents, l0=_l0(coder, live, point, data, self.batch_tokens))
 
     def _live(self) -> LiveModel:
-        return LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
+        return LiveModel.load(
+            self.model,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            randomise=self.randomise,
+            randomise_seed=self.randomise_seed,
+        )
 
     def only(self, latents: Sequence[int]) -> Transformers:
         """Return this source encoding these latents alone, where its coder allows it."""
@@ -251,7 +263,8 @@ class Transformers(ActivationSource):
     def _text(self) -> JsonValue:
         """What activations depend on apart from place and coder: the model reading the corpus."""
         precision = LiveModel.resolved(self.device, self.dtype)
-        return [LiveModel.fingerprint(self.model, self.revision), *precision, self._corpus.fingerprint()]
+        shuffled: list[JsonValue] = [[self.randomise, self.randomise_seed]] if self.randomise else []
+        return [LiveModel.fingerprint(self.model, self.revision), *precision, self._corpus.fingerprint(), *shuffled]
 
     @property
     def _corpus(self) -> Corpus:

@@ -546,14 +546,34 @@ def test_fingerprints_tell_apart_what_changes_activations_and_nothing_else(sourc
         key(coder=RandomSae(), hookpoint="layers.1"),
         key(corpus=corpus.model_copy(update={"context": 16})),
         key(model=str(tiny_model(folder / "other", seed=1))),
+        key(randomise="weights"),
+        key(randomise="embeddings"),
+        key(randomise="weights", randomise_seed=1),
     ]
-    assert len({key(), *others}) == 6
+    assert len({key(), *others}) == 9
+    assert key() == key(randomise_seed=1), "nothing is shuffled"
 
 
 def test_sources_with_another_corpus_or_model_do_not_share_a_pass(source, corpus):
     assert source.shares() == source.with_coder(RandomSae()).shares()
     assert source.shares() != source.model_copy(update={"corpus": corpus.model_copy(update={"tokens": 99})}).shares()
     assert source.shares() != source.model_copy(update={"dtype": "bfloat16"}).shares()
+    assert source.shares() != source.model_copy(update={"randomise": "weights"}).shares()
+
+
+def test_all_that_reads_a_shuffled_model_reads_the_same_one(source, model, sae, tmp_path):
+    plain = collect(source, tmp_path / "plain")
+    shuffled = source.model_copy(update={"randomise": "weights"})
+    store = collect(shuffled, tmp_path / "store")
+    assert store.facts["subject"] == f"{model} (weights shuffled, seed 0)"
+    assert np.array_equal(store.tokens, plain.tokens)
+    assert not np.allclose(dense(store), dense(plain), atol=0.1)
+    live = LiveModel.load(str(model), randomise="weights")
+    assert shuffled.subject().live is live is shuffled.with_coder(RandomSae()).subject().live
+    text = live.tokenizer.decode(store.tokens[0, 1 : store.lengths[0]].tolist())
+    ((_, seen),) = shuffled.activations_on(text, 3)
+    assert np.allclose(seen, dense(store)[0, 1 : store.lengths[0], 3], atol=1e-2)
+    assert source.subject().live is LiveModel.load(str(model))
 
 
 def test_options_are_checked(source):

@@ -8,6 +8,10 @@ Every document of the quickstart's corpus is left out of training. Activations a
 Gemma 3 270M, scaled to unit mean norm while training (Gemma's residual stream overflows float16 and would swamp the
 optimiser), and the scale is folded into the weights before saving, so that the SAEs fit the raw residual stream.
 Takes about an hour on two CPU cores. (The two that ship were both trained with seed 0, before each had its own.)
+
+Controls (docs/controls.md) come from the same script: `--randomise weights` trains on activations of the model with
+shuffled weights, as the source's option of that name shuffles them, and `--frozen-decoder` leaves the decoder as it was
+drawn at random.
 """
 
 from __future__ import annotations
@@ -97,7 +101,16 @@ def batches(acts: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
                 yield torch.from_numpy(rows[j : j + size].astype(np.float32))
 
 
-def train(architecture: str, acts: np.ndarray, *, samples: int, seed: int):
+def freeze_decoder(sae, seed: int) -> None:
+    """Draw the decoder at random, rows of unit norm uniform over the sphere, and keep the optimiser off it."""
+    rows = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        sae.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+        sae.W_enc.copy_(sae.W_dec.T)
+    sae.W_dec.requires_grad_(False)
+
+
+def train(architecture: str, acts: np.ndarray, *, samples: int, seed: int, frozen_decoder: bool = False):
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.registry import get_sae_training_class
     from sae_lens.training.sae_trainer import SAETrainer
@@ -107,6 +120,8 @@ def train(architecture: str, acts: np.ndarray, *, samples: int, seed: int):
     sae = cls(config(d_in=acts.shape[1], d_sae=D_SAE, k=K, dtype="float32", device="cpu"))
     with torch.no_grad():  # start from the mean, so that no latent is spent on it
         sae.b_dec.copy_(torch.from_numpy(acts[:: max(1, len(acts) // 20000)].astype(np.float32).mean(0)))
+    if frozen_decoder:
+        freeze_decoder(sae, seed)
     steps = samples // 2048
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
@@ -171,21 +186,19 @@ def save(sae, folder: Path, scale: float, acts: np.ndarray, training: dict) -> N
     print(folder.name, config["metadata"]["held_out"], flush=True)
 
 
-@torch.inference_mode()
 def activations(args: argparse.Namespace) -> tuple[np.ndarray, float]:
-    path = args.work / "activations.npy"
+    path = args.work / (f"activations-{args.randomise}-shuffled.npy" if args.randomise else "activations.npy")
     if not path.with_suffix(".json").exists():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from saeval.plugin import LiveModel
 
-        load = {"gguf_file": args.gguf.name} if args.gguf else {}
-        where = args.gguf.parent if args.gguf else "google/gemma-3-270m"
-        tokenizer = AutoTokenizer.from_pretrained(where, **load)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **load).eval()
-        rows = contexts(documents([args.sotu, args.moby], held_out(args.corpus)), tokenizer)
+        name = str(args.gguf or "google/gemma-3-270m")
+        live = LiveModel.load(name, device="cpu", dtype="float32", randomise=args.randomise)
+        rows = contexts(documents([args.sotu, args.moby], held_out(args.corpus)), live.tokenizer)
         np.random.default_rng(0).shuffle(rows)
         rows = rows[: args.tokens // (CONTEXT - 1)]
-        print(f"{len(rows)} contexts of {CONTEXT} tokens", flush=True)
-        collect(model, rows, path)
+        print(f"{len(rows)} contexts of {CONTEXT} tokens of {live.name}", flush=True)
+        with torch.inference_mode():
+            collect(live.model, rows, path)
     return np.load(path, mmap_mode="r"), json.loads(path.with_suffix(".json").read_text())["scale"]
 
 
@@ -200,18 +213,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_500_000)
     parser.add_argument("--samples", type=int, default=6_000_000)
     parser.add_argument("--architectures", nargs="+", default=[*SEEDS], choices=[*SEEDS])
+    parser.add_argument(
+        "--randomise", choices=["weights", "embeddings", "all"], help="shuffle the model's weights first"
+    )
+    parser.add_argument("--frozen-decoder", action="store_true", help="leave the decoder random")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     acts, scale = activations(args)
     test = np.array(acts[-20_000:])  # contexts are shuffled, so the tail is a fair held-out sample
     for architecture in args.architectures:
-        sae = train(architecture, acts[:-20_000], samples=args.samples, seed=SEEDS[architecture])
+        seed, frozen = SEEDS[architecture], args.frozen_decoder
+        sae = train(architecture, acts[:-20_000], samples=args.samples, seed=seed, frozen_decoder=frozen)
         training = {
             "trained_as": architecture,
             "training_tokens": len(acts) - 20_000,
             "samples_seen": args.samples,
-            "seed": SEEDS[architecture],
+            "seed": seed,
             "k": K,
+            "randomise": args.randomise,
+            "frozen_decoder": frozen,
         }
         save(sae, args.out / architecture, scale, test, training)
 

@@ -1,3 +1,8 @@
+from saeval._compare.controls import (
+    ControlCell as ControlCell,
+    control_contrasts as control_contrasts,
+    strata_texts as strata_texts,
+)
 from saeval._compare.join import Entry as Entry, Joined as Joined
 from saeval._compare.judge_errors import correct_for_judge as correct_for_judge, verdict as verdict
 from saeval._compare.latent_matching import Basis as Basis, Floats as Floats, compare_vectors as compare_vectors

@@ -10,6 +10,7 @@ from statistics import mean, variance
 from typing import Any, TypeVar
 
 from saeval._compare import stats
+from saeval._compare.controls import pooled_contrasts
 from saeval._compare.lift_rows import with_lifts
 from saeval._compare.noise import prediction_interval
 from saeval.records import CellResult, Correlation, DecileShares, FloorSample, Ledger, Power, RunResult, ScoreRow
@@ -44,6 +45,7 @@ def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
             "correlations": _correlations(_joined(results, "correlations")),
             "ledger": _ledger(_joined(results, "ledger")),
             "findings": [],
+            "controls": pooled_contrasts([result.controls for result in results]),
             "warnings": [f"Pooled over the seeds {said}.", *dict.fromkeys(_joined(results, "warnings"))],
             "seconds": _summed(map(attrgetter("seconds"), results)),
         }

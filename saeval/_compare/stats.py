@@ -429,10 +429,14 @@ def unpaired_p(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, resamples: 
 
 def _normal_p(seen: float, error: float, resamples: int) -> float:
     """Return the two-sided p value of a normal deviate, no smaller than so many resamples could show."""
+    return max(normal_p(seen, error), 1 / (resamples + 1))
+
+
+def normal_p(seen: float, error: float) -> float:
+    """Return the two-sided p value of an estimate that is normal about 0 with this standard error."""
     from scipy.special import ndtr
 
-    p = 2 * float(ndtr(-seen / error)) if error > 0 else float(seen == 0)
-    return max(p, 1 / (resamples + 1))
+    return 2 * float(ndtr(-abs(seen) / error)) if error > 0 else float(seen == 0)
 
 
 def _studentised(rows: Floats, n: int) -> Floats:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import saeval
 from saeval._compare import (
+    ControlCell,
     Floors,
     KnownJudge,
     ScorerRun,
     components,
+    control_contrasts,
     correct_for_judge,
     correlated,
     disattenuated,
@@ -28,9 +30,11 @@ from saeval._compare import (
 from saeval._run import judge_checks
 from saeval._run.state import CellState, RunState, Scored
 from saeval._util import derive_rng
+from saeval.activations import token_share
 from saeval.records import (
     MAIN,
     CellResult,
+    ControlContrast,
     Correlation,
     DecileShares,
     Finding,
@@ -97,6 +101,7 @@ def summarise(
         ledger=list(ledger),
         judges=_judges(task),
         findings=list(findings),
+        controls=list(_controls(task, outcomes.values())),
         warnings=[
             *warnings,
             *_warnings(task, cells, outcomes, partial, synthetic),
@@ -106,6 +111,27 @@ def summarise(
         components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )
+
+
+def _controls(task: Task, outcomes: Iterable[CellState]) -> Iterator[ControlContrast]:
+    """Yield trained minus control for each scorer's headline, control and stratum."""
+    if not task.controls:
+        return
+    compared = [o for o in outcomes if o.cell.baseline is None or o.cell.baseline in task.controls]
+    shares = {
+        o.cell.name: {latent.index: token_share(o.store, latent.index) for latent in o.records.latents}
+        for o in compared
+    }
+    for label, step in compared[0].cell.scorers.items():
+        metric = step.part.plugin.metrics[0]
+        if label.endswith(f"_{AGAIN}") or metric.higher_is_better is None:
+            continue
+        cells = []
+        for o in compared:
+            scores = o.scored.get((label, MAIN), Scored()).values(metric.name)
+            l0 = _l0(o) if o.store.latents is None else None
+            cells.append(ControlCell(o.cell.baseline, l0, scores, shares[o.cell.name]))
+        yield from control_contrasts(label, metric, cells, derive_rng(task.run.seed, "controls", label))
 
 
 def _judges(task: Task) -> list[JudgeRole]:

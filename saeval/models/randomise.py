@@ -19,9 +19,9 @@ def shuffle_weights(model: Any, what: Randomised, seed: int) -> None:
     """Shuffle the entries within each of a model's matrices, in memory (arXiv 2501.17727).
 
     Each matrix keeps its values and thus its scale, and loses what training put into it. Vectors stay as they are:
-    biases, the weights of norms, and what else has one axis longer than 1. A matrix that is used twice (tied embeddings)
-    is shuffled once. The order depends on seed, the matrix's name and its size alone, so it is the same on every device
-    and in every precision.
+    biases, the weights of norms, and what else has one axis longer than 1. A matrix that is used twice, such as tied
+    embeddings, is shuffled once. The order depends on the seed and on the matrix's name and size alone, so it is the
+    same on every device and in every precision.
 
     Args:
         model: A transformers model; its files stay as they are.

@@ -41,6 +41,7 @@ from saeval.records.replies import finish_reason as finish_reason, readable as r
 from saeval.records.scores import (
     MAIN as MAIN,
     CellResult as CellResult,
+    ControlContrast as ControlContrast,
     Correlation as Correlation,
     DecileShares as DecileShares,
     Explanation as Explanation,

@@ -416,6 +416,48 @@ class Power(Documented):
     """Share of runs with so many latents whose paired test finds the own explanations better (5 %, two-sided)."""
 
 
+ControlOutcome = Literal["above", "below", "null", "too few"]
+"""Whether trained latents are told apart from a control's (5 %, Holm); too few: fewer than eight on a side."""
+
+
+class ControlContrast(Documented):
+    """Trained coders against a control (`controls:` of the spec), in one stratum."""
+
+    scorer: str
+    """The scorer's label in the spec."""
+    metric: str
+    """The scorer's headline metric."""
+    stratum: str
+    """L0 of the trained coders, to which that of the control is like, and which latents: `L0 32, one token`."""
+    control: str
+    """Name of the control."""
+    n: tuple[int, int]
+    """Latents of the trained coders and of the control."""
+    trained: float | None = None
+    """Mean score of the trained coders' latents; None, as all that follows, with fewer than eight on a side."""
+    value: float | None = None
+    """Mean score of the control's latents."""
+    difference: float | None = None
+    """Trained minus control, positive where trained latents are better."""
+    ci95: tuple[float, float] | None = None
+    """Its interval, uncorrected."""
+    p: float | None = None
+    """Two-sided p value of no difference."""
+    p_holm: float | None = None
+    """The same, corrected for the controls and strata of the scorer."""
+    detectable: float | None = None
+    """Minimum detectable difference: found with 80 % power at 5 % after that correction."""
+
+    @property
+    def outcome(self) -> ControlOutcome:
+        """What the test says."""
+        if self.difference is None or self.p_holm is None:
+            return "too few"
+        if self.p_holm > 0.05:
+            return "null"
+        return "above" if self.difference > 0 else "below"
+
+
 class VarianceParts(Documented):
     """Where the variance of a scorer's scores comes from, as far as steps were repeated."""
 
@@ -624,6 +666,8 @@ class RunResult(Documented):
     """Models that scorers asked, with what `judge-check` found of them."""
     findings: list[Finding] = []
     """The claims of the spec, each with what this run says of it."""
+    controls: list[ControlContrast] = []
+    """Trained coders against each control, by scorer and stratum."""
     warnings: list[str] = []
     """What a reader of the numbers must know."""
     components: dict[str, JsonValue] = {}

@@ -6,9 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from operator import not_
 
-from saeval._compare import AgainstBaseline, Leaderboard
+from saeval._compare import AgainstBaseline, Leaderboard, strata_texts
 from saeval._util import MISSING, escape_markdown, interval, markdown_table, number, safe_text
-from saeval.records import MAIN, CellResult, Correlation, DecileShares, Finding, JudgeRole, Ledger, RunResult, ScoreRow
+from saeval.records import (
+    MAIN,
+    CellResult,
+    ControlContrast,
+    Correlation,
+    DecileShares,
+    Finding,
+    JudgeRole,
+    Ledger,
+    RunResult,
+    ScoreRow,
+)
 from saeval.report.boards import Field, arrow, cell_fields, detail_fields, notes, rank_field, roomy_estimate
 from saeval.report.method import method, named
 from saeval.results import Line, estimate
@@ -28,6 +39,25 @@ FINDINGS = (
     "Claims of the task, checked against this run alone. Shown: the whole interval is on the claimed side of 0 (for "
     "similarity, near 0). Contradicted: it is on the other side. Not shown: it covers both. Cannot be told: too little "
     "data. Each claim is tested by itself at 95 %, so one of twenty false claims seems to hold."
+)
+CONTROL_HEADS = (
+    "scorer",
+    "stratum",
+    "control",
+    "trained",
+    "of control",
+    "difference",
+    "95 % CI",
+    "p (Holm)",
+    "outcome",
+    "detectable",
+    "n",
+)
+CONTROLS = (
+    "Trained coders minus each control, in headline metrics of their own explanations. Strata: L0s within a factor of "
+    "1.5, and latents with half of their firings or more on one token or fewer. Null: not told apart (5 %, Holm over "
+    "a scorer's controls and strata). Detectable: minimum detectable difference, with 80 % power and that correction. "
+    "n: latents of the trained coders and of the control; fewer than 8 are not tested."
 )
 _POWER = (
     "Share of runs with {latents} latents in which a paired test (5 %) finds the cells' own explanations better than "
@@ -67,6 +97,13 @@ def markdown_report(run: RunResult) -> str:
         parts += ["## Against baseline coders", markdown_table(heads, rows)]
     if run.findings:
         parts += ["## Findings", FINDINGS, markdown_table(_FINDINGS, map(finding_row, run.findings))]
+    if run.controls:
+        parts += [
+            "## Trained against controls",
+            CONTROLS,
+            markdown_table(CONTROL_HEADS, map(control_row, run.controls)),
+        ]
+        parts.append("\n".join(f"- {escape_markdown(text)}" for text in strata_texts(run.controls)))
     parts += ["## Scores", *_scores(run, board)]
     if deciles := [[x.cell.cell, *_deciles(shares)] for x in board.standings for shares in x.cell.deciles]:
         parts += [
@@ -144,6 +181,13 @@ def finding_row(found: Finding) -> list[str]:
         between = interval(found.ci95, "+.3f")
     about = f"{found.reason} ({found.quantity})" if found.reason else found.quantity
     return [found.claim, found.outcome, number(found.difference, "+.3f"), between, ", ".join(map(str, found.n)), about]
+
+
+def control_row(x: ControlContrast) -> list[str]:
+    """Return a contrast with a control as texts."""
+    numbers = [number(x.trained), number(x.value), number(x.difference, "+.3f"), interval(x.ci95, "+.3f")]
+    numbers += [number(x.p_holm, ".2g"), x.outcome, number(x.detectable)]
+    return [x.scorer, x.stratum, x.control, *numbers, f"{x.n[0]}, {x.n[1]}"]
 
 
 def _judge(judge: JudgeRole) -> str:

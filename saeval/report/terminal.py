@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from saeval._compare import Leaderboard
+from saeval._compare import Leaderboard, strata_texts
 from saeval._util import safe_text, text
 from saeval.records import MAIN, CellResult, Finding, RunResult, ScoreRow
 from saeval.report.boards import (
@@ -73,6 +73,11 @@ def render(run: RunResult, console: Console | None = None) -> None:
         console.print(Text("\nfindings", style="bold"))
     for finding in run.findings:
         say(finding_line(finding))
+
+    if run.controls:
+        console.print(Text("\ntrained against controls", style="bold"))
+    for sentence in strata_texts(run.controls):
+        say(sentence)
 
     console.print()
     if board.against:

@@ -117,6 +117,7 @@ class _Builder(PartMaker):
         trackers = self.trackers(spec) if spec is not None else ()
         if spec is not None and cells:
             self.check_findings(spec.findings, cells[0])
+            self.check_controls(spec.controls, cells)
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))
         assert spec is not None  # cells_of yields at least one
@@ -135,6 +136,7 @@ class _Builder(PartMaker):
             trackers,
             tuple(spec.findings),
             spec.leaderboard.correct_for_judge,
+            tuple(spec.controls),
         )
 
     def parts_alone(self) -> None:
@@ -146,6 +148,19 @@ class _Builder(PartMaker):
         for kind, path, value in places:
             with suppress(ValidationError):
                 self.plugin(kind, PartSpec.model_validate(value), path)
+
+    def check_controls(self, controls: Sequence[str], cells: Sequence[Cell]) -> None:
+        """Report controls that are no cell of the task, and tasks of nothing but controls."""
+        for i, name in enumerate(controls):
+            if all(cell.baseline != name for cell in cells):
+                ids = dict.fromkeys(value for cell in cells for value in (cell.baseline, *cell.axes.values()) if value)
+                self.fail(
+                    ("controls", i),
+                    f"no cell is called {name!r}{did_you_mean(name, list(ids))}; name a baseline coder or an id on an "
+                    f"axis of the matrix: {', '.join(ids)}",
+                )
+        if controls and all(cell.baseline is not None for cell in cells):
+            self.fail(("controls",), "every cell is a control; leave one that they are compared with")
 
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
         """Report scores and axes that findings name and the task does not have."""
@@ -199,10 +214,11 @@ class _Builder(PartMaker):
         for place, part in needing.items():
             self.lends(source, part, place)
         names = {axis: axis_id(value) for axis, value in axes.items()}
+        control = next((name for name in spec.controls if name in names.values()), None)
         cell = Cell(
             _cell_name(names),
             names,
-            None,
+            control,
             source,
             sampler,
             spec.latents,
@@ -212,7 +228,7 @@ class _Builder(PartMaker):
             shuffled_latents,
             _alone(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
         )
-        return [cell, *self.coder_baselines(cell, coders, axes)]
+        return [cell, *(self.coder_baselines(cell, coders, axes) if control is None else ())]
 
     def repeats(
         self,

@@ -127,6 +127,8 @@ class Task:
     """Claims to test on the results."""
     correct_for_judge: bool = False
     """Whether scores corrected for the judge's errors are reported, too."""
+    controls: tuple[str, ...] = ()
+    """Names of baselines that the report compares trained coders with by stratum."""
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from saeval._compare import Leaderboard
+from saeval._compare import Leaderboard, strata_texts
 from saeval.records import MAIN, CellResult, Correlation, RunResult, ScoreRow
 from saeval.report.boards import cell_fields, detail_fields, notes
 from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
 from saeval.report.html.plots import Series
 from saeval.report.html.text import slug
-from saeval.report.markdown import FINDINGS, finding_row
+from saeval.report.markdown import CONTROL_HEADS, CONTROLS, FINDINGS, control_row, finding_row
 from saeval.report.method import method, named
 from saeval.results import Line, score_columns
 
@@ -115,6 +115,9 @@ def context(
         "flawless": not any(row.failed or row.unparsed for row in rows),
         "findings": [*map(finding_row, run.findings)],
         "findings_note": FINDINGS,
+        "controls": [*map(control_row, run.controls)],
+        "control_heads": CONTROL_HEADS,
+        "control_notes": [CONTROLS, *strata_texts(run.controls)],
         "costs": _costs(run, board),
     }
 

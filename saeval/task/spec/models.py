@@ -230,6 +230,9 @@ class Spec(SpecModel):
     """Scorers by label; `use` defaults to the label."""
     baselines: list[PartSpec] = []
     """What the scores are compared with: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
+    controls: list[str] = []
+    """Coders that scores must not favour: ids on an axis of the matrix, whose cells become baselines, and baseline
+    coders. The report compares the other cells with each of them by L0 and by latents of one or several tokens."""
     measure: list[MeasureName] = list(_FREE)
     """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048
     tokens."""

@@ -1,0 +1,187 @@
+"""Compares trained coders with controls by stratum: cells of like L0, and latents of one token or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from saeval._compare import stats
+from saeval._util import number
+from saeval.records import ControlContrast, Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FEWEST = 8
+"""Latents on a side below which nothing is tested."""
+MARGIN = 0.1
+"""Difference from every control from which on a claim is worth making."""
+_LIKE = 1.5  # factor between L0s that are compared
+_SINGLE = 0.5  # share of firings on one token from which on a latent is a single-token one
+_OUTCOMES = {
+    "null": "not told apart from",
+    "below": "below",
+    "above": "above",
+    "too few": f"fewer than {FEWEST} latents against",
+}
+
+
+class ControlCell(NamedTuple):
+    """What is compared of a cell under one scorer.
+
+    Attributes:
+        control: Name of the control that it is; None for a trained coder.
+        l0: Latents per token that fire; None where unknown.
+        scores: By latent.
+        token_shares: Share of each latent's firings that fall on its most frequent token.
+    """
+
+    control: str | None
+    l0: float | None
+    scores: Mapping[int, float]
+    token_shares: Mapping[int, float]
+
+
+def control_contrasts(
+    scorer: str, metric: Metric, cells: Sequence[ControlCell], rng: np.random.Generator
+) -> list[ControlContrast]:
+    """Return trained minus control for every control and stratum, corrected over all of them (Holm).
+
+    Strata are L0s within a factor of 1.5, and in each: all latents, latents with half of their firings or more on one
+    token, and the others. Trained coders of one L0 are pooled, and so are controls of one name. Latents of two coders
+    are independent samples.
+
+    Args:
+        scorer: Its label.
+        metric: What is compared; differences are positive where trained latents are better.
+        cells: Trained coders and controls.
+        rng: Source of resamples.
+    """
+    controls = list(dict.fromkeys(cell.control for cell in cells if cell.control is not None))
+    found = []
+    for label, trained, like in _by_l0(cells):
+        for kind, wanted in (("all latents", None), ("one token", True), ("several tokens", False)):
+            ours = _scores(trained, wanted)
+            for control in controls:
+                theirs = _scores((cell for cell in like if cell.control == control), wanted)
+                found.append(_contrast((scorer, metric, control), f"{label}{kind}", ours, theirs, rng))
+    return holm_corrected(found)
+
+
+def holm_corrected(found: Sequence[ControlContrast]) -> list[ControlContrast]:
+    """Return contrasts of one scorer with p values and detectable differences corrected for their number."""
+    tested = [c for c in found if c.p is not None and c.ci95 is not None]
+    ps = iter(stats.holm([c.p for c in tested if c.p is not None]))
+    corrected = []
+    for contrast in found:
+        if contrast.p is not None and contrast.ci95 is not None:
+            error = (contrast.ci95[1] - contrast.ci95[0]) / 2 / stats.Z95
+            detectable = stats.detectable_difference([error] * len(tested))
+            contrast = contrast.model_copy(update={"p_holm": next(ps), "detectable": detectable})
+        corrected.append(contrast)
+    return corrected
+
+
+def pooled_contrasts(runs: Sequence[Sequence[ControlContrast]]) -> list[ControlContrast]:
+    """Return the means over runs with several seeds, of contrasts that all runs could make."""
+    from saeval._compare.pooled import pooled_mean
+
+    by_scorer: dict[str, list[ControlContrast]] = {}
+    strata: dict[tuple[str, str, str], list[ControlContrast]] = {}
+    for contrast in (contrast for run in runs for contrast in run):
+        strata.setdefault((contrast.scorer, contrast.stratum, contrast.control), []).append(contrast)
+    for (scorer, _, _), same in strata.items():
+        known = [c for c in same if c.difference is not None and c.ci95 is not None]
+        total = {"n": (sum(c.n[0] for c in same), sum(c.n[1] for c in same))}
+        if len(known) < len(runs):
+            nothing = dict.fromkeys(("trained", "value", "difference", "ci95", "p", "p_holm", "detectable"))
+            by_scorer.setdefault(scorer, []).append(same[0].model_copy(update={**nothing, **total}))
+            continue
+        k, differences = len(known), [c.difference or 0.0 for c in known]
+        means = {name: sum(getattr(c, name) for c in known) / k for name in ("trained", "value", "difference")}
+        ci95 = pooled_mean(differences, [c.ci95 for c in known if c.ci95], (None, None))
+        p = stats.normal_p(means["difference"], (ci95[1] - ci95[0]) / 2 / stats.Z95)
+        by_scorer.setdefault(scorer, []).append(known[0].model_copy(update={**means, **total, "ci95": ci95, "p": p}))
+    return [contrast for same in by_scorer.values() for contrast in holm_corrected(same)]
+
+
+def strata_texts(found: Sequence[ControlContrast]) -> Iterator[str]:
+    """Yield a sentence per scorer and stratum: whether trained latents score above every control, and by how much."""
+    groups: dict[tuple[str, str], list[ControlContrast]] = {}
+    for contrast in found:
+        groups.setdefault((contrast.scorer, contrast.stratum), []).append(contrast)
+    for (scorer, stratum), same in groups.items():
+        if all(c.outcome == "above" for c in same):
+            nearest = min(same, key=lambda c: c.difference or 0.0)
+            small = "" if (nearest.difference or 0.0) >= MARGIN else f", less than {MARGIN:g}"
+            said = [f"above every control ({nearest.control} is nearest: {number(nearest.difference, '+.3f')}{small})"]
+        else:
+            said = list(_by_outcome(same))
+        yield f"{scorer}, {stratum}: {'; '.join(said)}"
+
+
+def _by_outcome(same: Sequence[ControlContrast]) -> Iterator[str]:
+    """Yield what the test says of one stratum's controls, those of one outcome together."""
+    for outcome, words in _OUTCOMES.items():
+        texts = []
+        for c in (c for c in same if c.outcome == outcome):
+            facts = [] if c.difference is None else [number(c.difference, "+.3f")]
+            facts += [f"detectable {number(c.detectable)}"] if outcome == "null" else []
+            texts.append(f"{c.control} ({', '.join(facts)})" if facts else c.control)
+        if texts:
+            yield f"{words} {', '.join(texts)}"
+
+
+def _by_l0(cells: Sequence[ControlCell]) -> Iterator[tuple[str, list[ControlCell], list[ControlCell]]]:
+    """Yield label, trained cells and controls of each range of L0; all at once where an L0 is unknown."""
+    trained = [cell for cell in cells if cell.control is None]
+    controls = [cell for cell in cells if cell.control is not None]
+    if any(cell.l0 is None for cell in cells):
+        yield "", trained, controls
+        return
+    groups: list[list[ControlCell]] = []
+    for cell in sorted(trained, key=lambda cell: cell.l0 or 0.0):
+        if groups and (cell.l0 or 0.0) <= _LIKE * (groups[-1][0].l0 or 0.0):
+            groups[-1].append(cell)
+        else:
+            groups.append([cell])
+    for group in groups:
+        low, high = group[0].l0 or 0.0, group[-1].l0 or 0.0
+        ends = dict.fromkeys(f"{l0:.0f}" if l0 >= 10 else f"{l0:.2g}" for l0 in (low, high))
+        yield f"L0 {'–'.join(ends)}, ", group, [c for c in controls if low / _LIKE <= (c.l0 or 0.0) <= high * _LIKE]
+
+
+def _scores(cells: Iterable[ControlCell], single: bool | None) -> list[float]:
+    """Return the scores of latents of one token, of several, or of all."""
+    found = []
+    for cell in cells:
+        for latent, score in sorted(cell.scores.items()):
+            share = cell.token_shares[latent]
+            if single is None or (share >= _SINGLE) is single:
+                found.append(score)
+    return found
+
+
+def _contrast(
+    what: tuple[str, Metric, str], stratum: str, ours: list[float], theirs: list[float], rng: np.random.Generator
+) -> ControlContrast:
+    import numpy as np
+
+    scorer, metric, control = what
+    contrast = ControlContrast(
+        scorer=scorer, metric=metric.name, stratum=stratum, control=control, n=(len(ours), len(theirs))
+    )
+    if min(contrast.n) < FEWEST:
+        return contrast
+    sign = 1 if metric.higher_is_better else -1
+    trained, value = float(np.mean(ours)), float(np.mean(theirs))
+    low, high = stats.difference_interval(ours, theirs, paired=False, low=metric.low, high=metric.high, rngs=(rng, rng))
+    return contrast.model_copy(
+        update={
+            "trained": trained,
+            "value": value,
+            "difference": sign * (trained - value),
+            "ci95": (low, high) if sign > 0 else (-high, -low),
+            "p": stats.unpaired_p(ours, theirs, rng),
+        }
+    )

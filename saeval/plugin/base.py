@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from saeval.activations import ActivationStore, ActivationWriter
     from saeval.models import HookPoint, SparseCoder, Subject
@@ -275,6 +276,15 @@ class Coder(Plugin):
 
     def completed(self, measured: MadeFor) -> Coder:
         """Return an incomplete baseline with the measured width and L0 of the coder it is compared with."""
+        return self
+
+    def fitted(self, beside: SparseCoder, x: Tensor) -> Coder:
+        """Return a baseline that is incomplete even with that size, fitted to the coder beside it and to activations.
+
+        Args:
+            beside: The coder that it is compared with.
+            x: Activations that both read, of 16,000 tokens spread over the corpus.  [tokens, d_in]
+        """
         return self
 
     def width(self) -> int | None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
-from saeval.plugin import Coder, LinearCoder, MadeFor, derive_rng
+from saeval.plugin import Coder, InputError, LinearCoder, MadeFor, derive_rng
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from saeval.plugin import SparseCoder
 
 _LATENTS, _K = 131_072, 50  # of the paper's, where there is nothing to match
 
@@ -15,6 +24,9 @@ class RandomSae(Coder):
     The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many
     latents, and as many of them firing per token, as the SAE it is compared with; if its files do not say so, they
     are measured on the corpus. Elsewhere 131,072 and 50, as in the paper.
+
+    With `match: rates` it is an SAE with a frozen random decoder whose encoder is calibrated: latent i has the decoder
+    norm of latent i of the SAE beside it, and a threshold at which it fires as often, in place of the k per token.
     """
 
     name = "random_sae"
@@ -23,31 +35,61 @@ class RandomSae(Coder):
     """Number of directions; by default, that of the SAE beside it."""
     k: int | None = Field(default=None, ge=1)
     """Latents per token to keep; by default, the L0 of the SAE beside it."""
+    match: Literal["l0", "rates"] = "l0"
+    """What it copies of the SAE beside it: width and L0, or also each latent's decoder norm and firing rate, as
+    measured on 16,000 tokens of the corpus."""
     seed: int = 0
     """Seed of the directions."""
     _unlike: Coder | None = PrivateAttr(default=None)
-    """The coder beside it whose size its files do not tell."""
+    """The coder beside it of which something has to be measured."""
+    _fit: tuple[Tensor, Tensor] | None = PrivateAttr(default=None)
+    """Thresholds and decoder norms, for `match: rates`.  [n_latents] each"""
 
     @model_validator(mode="after")
     def _k_fits(self) -> RandomSae:
         if self.n_latents is not None and self.k is not None and self.k > self.n_latents:
             raise ValueError(f"k is {self.k}, more than the {self.n_latents} latents")
+        if self.match == "rates" and (self.k is not None or self.n_latents is not None):
+            raise ValueError("`match: rates` copies width and L0, too; omit `n_latents` and `k`")
         return self
 
     def beside(self, other: Coder) -> RandomSae:
         """Return it with the width and L0 of another coder, unless given; what no file states is measured later."""
         found = self._sized(other.made_for(fetch=False))
-        if found.n_latents is None or found.k is None:
+        if found.n_latents is None or found.k is None or self.match == "rates":
             found._unlike = other
         return found
 
     def incomplete(self) -> bool:
-        """Return whether the files of the coder beside it leave its size open."""
+        """Return whether something of the coder beside it has to be measured."""
         return self._unlike is not None
 
     def completed(self, measured: MadeFor) -> RandomSae:
-        """Return it with the measured size of the coder beside it."""
-        return self._sized(measured)
+        """Return it with the measured size of the coder beside it; `fitted` follows for `match: rates`."""
+        sized = self._sized(measured)
+        sized._unlike = self._unlike if self.match == "rates" else None
+        return sized
+
+    def fitted(self, beside: SparseCoder, x: Tensor) -> RandomSae:
+        """Return it with the decoder norms of the coder beside it, and thresholds that give its firing rates."""
+        import torch
+
+        directions = beside.directions()
+        if directions is None:
+            raise InputError("random_sae: `match: rates` needs a coder with decoder directions beside it")
+        found = self.model_copy(update={"n_latents": beside.n_latents})
+        found._unlike = None
+        drawn = torch.from_numpy(found._rows(x.shape[1]))
+        sparse = beside.encode(x)
+        fired = sparse.latents[sparse.values > 0].bincount(minlength=beside.n_latents)
+        # Between two activations, so that as many tokens lie above it.
+        thresholds = torch.full((beside.n_latents,), torch.inf)
+        for latent in fired.nonzero()[:, 0].tolist():
+            n = int(fired[latent])
+            largest = (x @ drawn[latent]).topk(min(n + 1, len(x))).values
+            thresholds[latent] = largest[-2:].mean() if n < len(x) else largest[-1] - 1
+        found._fit = thresholds, directions.norm(dim=1).float().clamp(min=1e-6)
+        return found
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
         """Return its width and k, as far as they are known."""
@@ -59,7 +101,8 @@ class RandomSae(Coder):
     def fingerprint(self) -> JsonValue:
         """Return its size and seed; of a size that is measured, whose it is."""
         if self._unlike is not None:
-            given: JsonValue = {"n_latents": self.n_latents, "k": self.k, "seed": self.seed}
+            given: dict[str, JsonValue] = {"n_latents": self.n_latents, "k": self.k, "seed": self.seed}
+            given |= {"match": self.match} if self.match != "l0" else {}
             return [self.name, given, [self._unlike.fingerprint()]]
         n_latents, k = self._size
         return [self.name, {"n_latents": n_latents, "k": k, "seed": self.seed}, []]
@@ -78,12 +121,27 @@ class RandomSae(Coder):
 
     def load(self, device: str, d_in: int) -> LinearCoder:
         """Draw the directions."""
-        import numpy as np
         import torch
 
-        n_latents, k = self._size
+        rows = torch.from_numpy(self._rows(d_in)).to(device)
+        if self.match == "l0":
+            return LinearCoder(rows.T, rows, k=self._size[1], architecture="random top-k")
+        if self._fit is None:
+            raise InputError("random_sae: `match: rates` needs an SAE beside it; list it under `baselines`")
+        thresholds, norms = (v.to(device) for v in self._fit)
+        return LinearCoder(
+            rows.T / norms,
+            rows * norms[:, None],
+            encoder_bias=-thresholds / norms,
+            architecture="random, rates matched",
+        )
+
+    def _rows(self, d_in: int) -> NDArray[np.float32]:
+        """Return directions of unit norm.  [n_latents, d_in]"""
+        import numpy as np
+
+        n_latents = self._size[0]
         rng = derive_rng(self.seed, "random_sae", n_latents, d_in)
         rows = rng.standard_normal((n_latents, d_in), dtype=np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        decoder = torch.from_numpy(rows).to(device)
-        return LinearCoder(decoder.T, decoder, k=k, architecture="random top-k")
+        return rows

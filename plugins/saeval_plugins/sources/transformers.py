@@ -32,7 +32,7 @@ from saeval.plugin import (
 from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, give_back, in_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -170,8 +170,21 @@ class Transformers(ActivationSource):
         return coder.load("cpu", coder.width() or self.subject().width)
 
     def _complete(self, live: LiveModel, data: TokenDataset | None = None) -> Coder:
-        """Return the coder; for an incomplete baseline, with the measured size of the coder it replaces."""
-        return self.coder.completed(self._measured(live, data)) if self.coder.incomplete() else self.coder
+        """Return the coder; an incomplete baseline as measured on the coder that it replaces."""
+        if not self.coder.incomplete():
+            return self.coder
+        sized = self.coder.completed(self._measured(live, data))
+        return sized.fitted(*self._beside(live, data)) if sized.incomplete() else sized
+
+    def _beside(self, live: LiveModel, data: TokenDataset | None) -> tuple[SparseCoder, Tensor]:
+        """Return the coder that this baseline replaces, and activations that it reads.  [tokens, d_in]"""
+        import torch
+
+        original = self.model_copy(update={"coder": self._instead_of or self.coder})
+        point = _hookpoint(original, live)
+        data = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
+        found = [x.flatten(0, 1)[mask.flatten()].cpu() for x, mask in _samples(live, point, data, self.batch_tokens)]
+        return original.coder.load("cpu", live.width(point)), torch.cat(found)
 
     def _measured(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
         """Return width and L0 of the coder that this baseline replaces: as its files say, or measured on the corpus."""
@@ -434,20 +447,30 @@ def _squares(x: Tensor, predicted: Tensor) -> dict[str, Any]:
 
 def _l0(coder: SparseCoder, live: LiveModel, point: HookPoint, data: TokenDataset, batch_tokens: int) -> float:
     """Return how many latents fire per token, in contexts spread evenly over a corpus."""
+    import torch
+
+    fired = counted = 0
+    for x, mask in _samples(live, point, data, batch_tokens):
+        with torch.inference_mode():
+            sparse = coder.encode(x.flatten(0, 1) if coder.token_wise else x)
+        fired += int((mask.flatten()[sparse.rows.cpu()] & (sparse.values.cpu() > 0)).sum())
+        counted += int(mask.sum())
+    return fired / max(1, counted)
+
+
+def _samples(
+    live: LiveModel, point: HookPoint, data: TokenDataset, batch_tokens: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield activations [contexts, length, width] and what counts of them [contexts, length], spread over a corpus."""
     import numpy as np
     import torch
 
     contexts, length = data.tokens.shape
     chosen = np.unique(np.linspace(0, contexts - 1, max(1, _MEASURED_ON // length)).astype(np.int64))
-    fired = counted = 0
     for part in np.array_split(chosen, max(1, len(chosen) * length // batch_tokens)):
-        mask = torch.from_numpy(data.mask[part])
         with live.lock, torch.inference_mode():
             x = live.capture(torch.from_numpy(data.tokens[part].astype(np.int64)), [point])[point]
-            sparse = coder.encode(x.flatten(0, 1) if coder.token_wise else x)
-        fired += int((mask.flatten()[sparse.rows.cpu()] & (sparse.values.cpu() > 0)).sum())
-        counted += int(mask.sum())
-    return fired / max(1, counted)
+        yield x, torch.from_numpy(data.mask[part])
 
 
 def _some(coder: SparseCoder, latents: Sequence[int]) -> SparseCoder | None:

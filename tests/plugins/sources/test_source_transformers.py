@@ -576,6 +576,24 @@ def test_all_that_reads_a_shuffled_model_reads_the_same_one(source, model, sae, 
     assert source.subject().live is LiveModel.load(str(model))
 
 
+def test_a_random_sae_matches_decoder_norms_and_firing_rates_of_the_sae_beside_it(source, sae, tmp_path):
+    matched = source.with_coder(RandomSae(match="rates"))
+    stores = [collect(s, tmp_path / n) for s, n in ((source, "own"), (matched, "matched"))]
+    fired, expected = (store.firings.astype(int) for store in stores[::-1])
+    assert (fired > 0).tolist() == (expected > 0).tolist() and np.unique(expected).size > 5
+    assert np.abs(fired - expected).max() <= 3  # the texts repeat each other, so activations are often equal
+    own, drawn = sae.load("cpu", D), matched.weights()
+    assert torch.allclose(drawn.decoder.norm(dim=1), own.decoder.norm(dim=1), atol=1e-4)
+    assert not torch.allclose(drawn.decoder, own.decoder, atol=0.1)
+    assert matched.fingerprint() != source.with_coder(RandomSae()).fingerprint()
+    with pytest.raises(InputError, match="needs an SAE beside it"):
+        collect(
+            source.model_copy(update={"coder": RandomSae(match="rates"), "hookpoint": "layers.1"}), tmp_path / "alone"
+        )
+    with pytest.raises(ValidationError, match="omit `n_latents` and `k`"):
+        RandomSae(match="rates", k=3)
+
+
 def test_options_are_checked(source):
     with pytest.raises(ValidationError, match="hook_point"):
         Transformers(**{**dict(source), "hook_point": "layers.1"})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from saeval_plugins._known import neighbour_of
-from saeval_plugins.samplers.non_activating import Importance, hardness, systematic
+from saeval_plugins.samplers.importance import Importance, hardness, systematic
 from saeval_plugins.sources.known import Known
 
 from saeval._compare import Tally, natural_rates

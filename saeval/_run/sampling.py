@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from saeval._util import InputError, StoreError, derive_rng
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from saeval.task import Cell
 
 _MOST_MAXIMA = 1000  # of a latent's windows that are kept: enough for any quantile
+_TOGETHER = 2048  # latents that a sampler prepares at a time
 _EVERYWHERE = 0.9  # share of tokens on which a latent that is hardly ever silent fires
 
 
@@ -150,10 +152,14 @@ def choose_records(
         return with_decoy(record, store, derive_rng(seed, "decoy", str(latent)))
 
     records = Records(sample, keep)
-    for index in candidates:
-        if len(records) == n:
-            break
-        records.add(LatentId(hookpoint, index))
+    left = iter(candidates)
+    # Those that read other latents search for many at a time; with others, what a latent's eligibility needed of the
+    # store is still at hand when it is sampled.
+    most = 1 if cell.sampler.plugin.reads_one_latent() else _TOGETHER
+    while some := list(islice(left, min(most, n - len(records)))):
+        cell.sampler.plugin.prepare(store, some)
+        for index in some:
+            records.add(LatentId(hookpoint, index))
     if not records:
         raise InputError(f"cell {cell.name}: {_why_none(store, window, wanted.min_windows)}")
     return records, {"requested": n, "eligible": int(eligible.sum()), "sampled": len(records)}

@@ -328,6 +328,13 @@ class Sampler(Plugin):
         """Return how many non-activating windows each latent should have for scoring; None where that varies."""
         return None
 
+    def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
+        """Find together what `sample` needs of each of these latents, which are sampled next.
+
+        Such as other latents that resemble them, found in one pass over the store. What `sample` returns must not
+        depend on it.
+        """
+
     @abstractmethod
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Return the latent's windows, or None when it has too few to be explained and scored.

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from saeval.plugin import ActivationStore, Examples, Flaw, LatentId, LatentRecord, Sampler, Windows
-from saeval_plugins.samplers.non_activating import FEWEST, Keep
+from saeval_plugins.samplers.silent import FEWEST, Keep
 from saeval_plugins.samplers.split import split_documents
 from saeval_plugins.samplers.windows import DECILES, strongest_first
 

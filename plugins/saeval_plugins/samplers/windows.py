@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from saeval.plugin import ActivationStore, Examples, LatentId, LatentRecord, Need, Sampler
-from saeval_plugins.samplers.non_activating import FEWEST, AnyNonActivating, RandomWindows, Wanted
+from saeval_plugins.samplers.non_activating import AnyNonActivating, RandomWindows
+from saeval_plugins.samplers.silent import FEWEST, Wanted
 from saeval_plugins.samplers.split import split_documents
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class _WindowSampler(Sampler):
     def reads_one_latent(self) -> bool:
         """Return whether silent windows are chosen without reading other latents."""
         return self.non_activating.use not in ("neighbours", "importance")
+
+    def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
+        """Find together what choosing silent windows for these latents needs."""
+        self.non_activating.prepare(store, latents)
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
         """Split the latent's windows by document, then draw both sides."""

@@ -12,19 +12,11 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 from pydantic import ValidationError
 from root import ROOT
-from saeval_plugins.samplers import Mix, Quantiles, RandomSampler, Top, non_activating
-from saeval_plugins.samplers.non_activating import (
-    Directions,
-    Importance,
-    Neighbours,
-    Similar,
-    Wanted,
-    cosines,
-    hardness,
-    inclusion,
-    jaccard,
-    neighbours,
-)
+from saeval_plugins.samplers import Mix, Quantiles, RandomSampler, Top, neighbours as neighbouring, non_activating
+from saeval_plugins.samplers.importance import Importance, hardness, inclusion
+from saeval_plugins.samplers.neighbours import By, Directions, Neighbours, aligned, cooccurring, neighbours
+from saeval_plugins.samplers.non_activating import Similar
+from saeval_plugins.samplers.silent import Wanted
 from saeval_plugins.sources.known import Known
 from small_stores import dataset, dense, write
 
@@ -199,25 +191,40 @@ def test_window_of_two_neighbours_is_drawn_once_and_costs_neither_its_turn(tmp_p
     assert drawn[0] in (4, 5) and sorted(drawn) == [4, 5, 8]
 
 
+def nearest(similarity: np.ndarray, k: int) -> list[list[int]]:
+    """The plain definition: the k most similar others above 0, ties by number.  similarity [latents, latents]"""
+    order = [np.argsort(-row, kind="stable") for row in similarity]
+    return [[i for i in row.tolist() if i != one and similarity[one, i] > 0][:k] for one, row in enumerate(order)]
+
+
+def listed(table: np.ndarray) -> list[list[int]]:
+    return [row[row >= 0].tolist() for row in table]
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     n=st.integers(2, 60),
     width=st.integers(1, 9),
+    k=st.integers(1, 8),
     tile_bytes=st.integers(1, 3000),
+    held=st.integers(1, 3000),
     seed=st.integers(0, 1000),
     half=st.booleans(),
 )
-def test_cosines_by_tiles_are_those_of_the_whole_matrix(n, width, tile_bytes, seed, half):
-    rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32))
+def test_latents_near_by_direction_are_those_of_the_whole_matrix(n, width, k, tile_bytes, held, seed, half):
+    rng = np.random.default_rng(seed)
+    rows = torch.from_numpy(rng.normal(size=(n, width)).astype(np.float32))
+    rows[rng.integers(n, size=n // 3)] = rows[0].clone()  # equal ones tie
     rows[n // 2] = 0  # a dead latent's direction
     rows = rows.bfloat16() if half else rows
+    fires = rng.random(n) < 0.9
     exact = rows.double().numpy()
     lengths = np.maximum(np.linalg.norm(exact, axis=1), 1e-30)
-    whole = exact @ exact.T / np.outer(lengths, lengths)
+    whole = np.round(exact @ exact.T / np.outer(lengths, lengths), 6) * fires
+    k = min(k, n)
     for stored in (rows, rows.T.contiguous().T):
-        measured = Directions.of(stored)
-        tiled = np.stack([cosines(measured, latent, tile_bytes) for latent in range(n)])
-        assert np.allclose(tiled, whole, atol=3e-6)
+        found = aligned(Directions.of(stored), np.arange(n), k, fires, tile_bytes, held)
+        assert listed(found) == nearest(whole, k)
 
 
 def test_nearest_of_a_small_dictionary_are_those_of_a_dense_comparison(tmp_path):
@@ -236,22 +243,53 @@ def test_scaling_of_directions_changes_no_neighbour(tmp_path):
     rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     lengths = torch.rand(30, 1, generator=torch.Generator().manual_seed(1)) + 0.1
     scaled = LinearCoder(rows.T, rows * lengths, scale_by_decoder_norm=True)
-    for latent in (0, 17):
-        assert np.allclose(cosines(Directions.of(scaled.directions()), latent), cosines(Directions.of(rows), latent))
+    two = np.array([0, 17])
+    fires = np.ones(30, dtype=np.bool_)
+    found = [aligned(Directions.of(some), two, 5, fires).tolist() for some in (scaled.directions(), rows)]
+    assert found[0] == found[1]
+    for latent in two:
         assert torch.allclose(scaled.direction(latent), rows[latent] / rows[latent].norm(), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=30)
-@given(share=st.floats(0, 0.4), block=st.integers(1, 400), n_latents=st.integers(1, 7), seed=st.integers(0, 100))
-def test_cooccurrence_is_that_of_the_sets_of_tokens(tmp_path_factory, share, block, n_latents, seed):
+@given(
+    share=st.floats(0, 0.4),
+    firings=st.integers(1, 400),
+    n_latents=st.integers(1, 7),
+    k=st.integers(1, 7),
+    seed=st.integers(0, 100),
+)
+def test_latents_near_by_cooccurrence_are_those_of_the_sets_of_tokens(
+    tmp_path_factory, share, firings, n_latents, k, seed
+):
     data = dataset(contexts=6)
     activations = dense(data, n_latents, share, seed)
     activations[..., n_latents // 2] *= seed % 2  # now and then a latent that never fires
+    activations[..., -1] = activations[..., 0]  # equal ones tie
     store = write(tmp_path_factory.mktemp("j") / "s", data, activations)
     tokens = [set(np.flatnonzero(activations.reshape(-1, n_latents)[:, i]).tolist()) for i in range(n_latents)]
-    for one in range(n_latents):
-        expected = [len(tokens[one] & t) / max(1, len(tokens[one] | t)) for t in tokens]
-        assert jaccard(store, one, block).tolist() == expected
+    plain = np.array([[len(one & other) / max(1, len(one | other)) for other in tokens] for one in tokens])
+    k = min(k, n_latents)
+    assert listed(cooccurring(store, np.arange(n_latents), k, firings)) == nearest(plain, k)
+
+
+def test_neighbours_found_together_are_those_found_alone_and_are_found_once(tmp_path, monkeypatch):
+    data = dataset(contexts=20)
+    path = write(tmp_path / "s", data, dense(data, 30, 0.03)).path
+    alone = [neighbours(ActivationStore.open(path), latent, 4, "cooccurrence") for latent in range(30)]
+    searched = []
+    search = neighbouring.cooccurring
+    monkeypatch.setattr(neighbouring, "_TOGETHER", 7)
+    monkeypatch.setattr(
+        neighbouring, "cooccurring", lambda s, latents, k: searched.extend(latents.tolist()) or search(s, latents, k)
+    )
+    store = ActivationStore.open(path)
+    sampler = RandomSampler(**OPTIONS, non_activating={"use": "neighbours", "k": 4})
+    for some in ([3, 1], list(range(25))):
+        sampler.prepare(store, some)
+    for _step in range(3):
+        assert [neighbours(store, latent, 4, "cooccurrence") for latent in range(30)] == alone
+    assert sorted(searched) == list(range(30))
 
 
 def test_without_directions_to_compare_the_error_says_why_and_what_to_do(tmp_path):
@@ -275,7 +313,7 @@ def test_without_directions_to_compare_the_error_says_why_and_what_to_do(tmp_pat
 
 def test_only_directions_need_the_coder():
     needs = {
-        by: RandomSampler(non_activating={"use": "neighbours", "by": by}).needs() for by in non_activating.By.__args__
+        by: RandomSampler(non_activating={"use": "neighbours", "by": by}).needs() for by in By.__args__
     }
     assert needs == {"decoder": {"coder"}, "encoder": {"coder"}, "cooccurrence": frozenset()}
     assert RandomSampler().needs() == RandomSampler(non_activating={"use": "similar"}).needs() == frozenset()
@@ -287,7 +325,7 @@ from pathlib import Path
 import numpy as np, torch
 from small_stores import dataset
 from saeval.plugin import ActivationWriter, LinearCoder
-from saeval_plugins.samplers.non_activating import neighbours
+from saeval_plugins.samplers.neighbours import neighbours
 
 n, d = 131_072, 256
 data = dataset()

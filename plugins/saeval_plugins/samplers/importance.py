@@ -1,0 +1,158 @@
+"""Draws hard non-activating windows with known probabilities, so that weights undo the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from saeval.plugin import ActivationStore
+from saeval_plugins.samplers.silent import FEWEST, NonActivating, Wanted
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BLOCK = 1 << 21  # firings that are looked up together
+
+
+class Importance(NonActivating):
+    """Windows in which the latent could be expected to fire and does not, drawn with known probabilities.
+
+    A window of the pool is hard if it contains tokens, or activates latents, that are much more frequent in this
+    latent's activating windows than elsewhere. The explanation is not used, so all explanations meet the same
+    windows.
+    A share `uniform` of the windows is drawn uniformly, the others by how hard they are. Weights undo this in the
+    natural rates, which are unbiased; other metrics are of the windows as drawn.
+    """
+
+    use: Literal["importance"] = "importance"
+    """Hard windows, drawn with known probabilities and weighted back."""
+    uniform: float = Field(default=0.8, ge=0.2, le=1)
+    """Share of the windows drawn uniformly. The smaller it is, the more each of the judge's false alarms weighs."""
+    pool: int = Field(default=20_000, ge=FEWEST)
+    """Windows to draw from, themselves drawn uniformly."""
+
+    def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw by how hard windows are."""
+        return self.weighted(wanted, rng)[0]
+
+    def weighted(
+        self, wanted: Wanted, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+        """Draw systematically, so that each window of the pool is included with the probability its weight says."""
+        store, latent, window, n, keep, _ = wanted
+        pool = store.silent_windows(latent, window, self.pool, rng, keep)
+        if len(pool) <= n:
+            return pool, np.ones(len(pool))
+        included = self.inclusion(hardness(store, latent, pool, window), n)
+        taken = systematic(included, n, rng)
+        return pool[taken], n / (len(pool) * included[taken])
+
+    def inclusion(self, hard: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+        """Return each window's probability of being among n, by how hard it is; they add up to n."""
+        even = np.full(len(hard), 1 / len(hard))
+        mixed = self.uniform * even + (1 - self.uniform) * (hard / hard.sum() if hard.any() else even)
+        return inclusion(mixed, n)
+
+
+def inclusion(shares: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Return probabilities of inclusion that add up to n and are proportional to the shares, as far as none exceeds 1.
+
+    Args:
+        shares: Positive, adding up to 1; more than n of them.  [windows]
+        n: Windows to draw.
+    """
+    certain = np.zeros(len(shares), dtype=np.bool_)
+    while True:
+        left = n - int(certain.sum())
+        scaled = np.where(certain, 1.0, shares * left / shares[~certain].sum())
+        if not (scaled > 1).any():
+            return scaled
+        certain |= scaled >= 1
+
+
+def systematic(included: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw n different windows with these probabilities of inclusion, in an order drawn at random."""
+    order = rng.permutation(len(included))
+    ends = np.cumsum(included[order])
+    return order[np.searchsorted(ends, rng.random() + np.arange(n)).clip(max=len(included) - 1)]
+
+
+def hardness(
+    store: ActivationStore, latent: int, pool: NDArray[np.int64], window: int, most: int = 400
+) -> NDArray[np.float64]:
+    """Return how much a window resembles those that activate a latent: squared log ratio of what is frequent there.
+
+    Args:
+        store: The activations.
+        latent: The latent.
+        pool: Windows in which it is silent.  [pool]
+        window: Tokens per window.
+        most: Activating windows to compare with.
+    """
+    active = store.windows(latent, window).ids
+    some = active[:: max(1, len(active) // most)]
+    here, there = (_token_rows(store, ids, window) for ids in (some, pool))
+    score = _frequent(here, there, len(some))
+    fired, fired_there = _others(store, latent, (some, pool), window)
+    score += _frequent(fired, fired_there, len(some), rows=len(pool))
+    return np.square(score)
+
+
+def _token_rows(store: ActivationStore, ids: NDArray[np.int64], window: int) -> Pairs:
+    """Return each window with each of its tokens, once."""
+    begins = store.begin_of(ids, window)
+    tokens = store.tokens.reshape(-1)[begins[:, None] + np.arange(window)].astype(np.int64)
+    return _distinct(np.repeat(np.arange(len(ids)), window), tokens.ravel())
+
+
+def _others(
+    store: ActivationStore, latent: int, groups: Sequence[NDArray[np.int64]], window: int
+) -> list[Pairs]:
+    """Return, for each group of windows, each window with each other latent that fires in it, once.
+
+    One pass over the firings of the store. No window may be in two groups.
+    """
+    row_of = np.full(len(store.lengths) * store.length, -1, dtype=np.int32)  # of all groups' windows in a row
+    begins = store.begin_of(np.concatenate(groups), window)
+    row_of[begins[:, None] + np.arange(window)] = np.arange(len(begins))[:, None]
+    rows, others = [], []
+    for start in range(0, len(store.position), _BLOCK):
+        row = row_of[store.position[start : start + _BLOCK]]
+        inside = np.flatnonzero(row >= 0)
+        rows.append(row[inside].astype(np.int64))
+        others.append(np.searchsorted(store.indptr, start + inside, side="right") - 1)
+    row, other = np.concatenate(rows), np.concatenate(others)
+    found, end = [], 0
+    for group in groups:
+        begin, end = end, end + len(group)
+        kept = (row >= begin) & (row < end) & (other != latent)
+        found.append(_distinct(row[kept] - begin, other[kept]))
+    return found
+
+
+Pairs = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+"""Windows, and what is in them."""
+
+
+def _distinct(rows: NDArray[np.int64], things: NDArray[np.int64]) -> Pairs:
+    size = int(things.max(initial=0)) + 1
+    pairs = np.unique(rows * size + things)
+    return pairs // size, pairs % size
+
+
+def _frequent(here: Pairs, there: Pairs, n: int, rows: int | None = None) -> NDArray[np.float64]:
+    """Return for each window of the pool the sum of log ratios of what is surely more frequent in activating windows.
+
+    Surely: twice or more, and three standard errors above what the pool's share would give.
+    """
+    total = int(there[0].max(initial=0)) + 1 if rows is None else rows
+    size = int(max(here[1].max(initial=0), there[1].max(initial=0))) + 1
+    seen = np.bincount(here[1], minlength=size)
+    share = (np.bincount(there[1], minlength=size) + 0.5) / (total + 1)
+    expected = n * share
+    sure = (seen >= 2) & (seen - expected > 3 * np.sqrt(expected))
+    ratio = np.where(sure, np.log(np.maximum(seen, 1) / np.maximum(expected, 1e-9)), 0.0)
+    return np.bincount(there[0], weights=ratio[there[1]], minlength=total)

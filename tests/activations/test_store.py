@@ -12,6 +12,10 @@ from hypothesis import given, settings, strategies as st
 from small_stores import dataset, dense, write
 
 from saeval import StoreError
+from saeval.activations.store import chunks
+from saeval.activations.store.chunks import Chunk, merge, pair_type
+from saeval.activations.store.reader import firings_between
+from saeval.activations.store.writer import merge_budget
 from saeval.plugin import ActivationStore, ActivationWriter, LatentId
 
 
@@ -31,6 +35,50 @@ def test_store_returns_exactly_what_was_written_whatever_the_memory_budget(
         assert np.array_equal(position, np.nonzero(flat[:, latent])[0])
         assert np.allclose(value, flat[position, latent], rtol=1e-3)
     assert store.n_tokens == data.mask.sum()
+
+
+def pieces(folder, n, nonzeros=200, n_latents=30):
+    """Pieces of a corpus, in which latents fire at random."""
+    folder.mkdir()
+    rng, made = np.random.default_rng(0), []
+    for number in range(n):
+        pairs = np.zeros(nonzeros, dtype=pair_type(n * nonzeros))
+        pairs["position"] = number * nonzeros + np.arange(nonzeros)
+        pairs["value"] = rng.random(nonzeros) + 1
+        made.append(Chunk(folder / str(number), n_latents, pairs.dtype))
+        made[-1].write(rng.integers(n_latents, size=nonzeros).astype(np.uint16), pairs)
+    return made, pairs.dtype
+
+
+def test_merging_takes_reads_in_proportion_to_the_nonzeros_and_gives_the_same_in_any_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, "_READ", 50)
+    reads = []
+    read = Chunk._read
+    monkeypatch.setattr(Chunk, "_read", lambda self, *args: reads.append(1) or read(self, *args))
+    counts = {}
+    for n in (20, 80):
+        parts, kind = pieces(tmp_path / str(n), n)
+        found = []
+        for budget in (400, 10**6):
+            folder = tmp_path / f"{n}-{budget}"
+            folder.mkdir()
+            reads.clear()
+            assert merge(parts, 30, kind, folder, budget) == n * 200
+            counts[n, budget] = len(reads)
+            found.append({f.name: f.read_bytes() for f in folder.iterdir()})
+        assert found[0] == found[1] and set(found[0]) == {"indptr.npy", "position.npy", "value.npy"}
+    assert counts[80, 400] < 6 * counts[20, 400]  # 16 times where each piece is read for each range of latents
+
+
+def test_memory_for_merging_follows_what_is_free_within_bounds():
+    assert [merge_budget(free) for free in (None, 0, 10**9, 10**12)] == [8_000_000, 2_000_000, 6_250_000, 32_000_000]
+
+
+def test_places_that_just_exceed_32_bits_do_not_wrap():
+    assert [pair_type(places)["position"] for places in (2**32 - 1, 2**32)] == [np.dtype("<u4"), np.dtype("<u8")]
+    position = np.array([2**32 - 40, 2**32 - 32, 2**32 - 1], dtype=np.uint32)  # as earlier versions wrote them
+    low, high = firings_between(position, np.array([2**32 - 64, 2**32 - 32]), 32)
+    assert low.tolist() == [0, 1] and high.tolist() == [1, 3]
 
 
 def test_latents_beyond_16_bits_are_sorted_too(tmp_path):

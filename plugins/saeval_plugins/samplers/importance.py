@@ -108,9 +108,7 @@ def _token_rows(store: ActivationStore, ids: NDArray[np.int64], window: int) -> 
     return _distinct(np.repeat(np.arange(len(ids)), window), tokens.ravel())
 
 
-def _others(
-    store: ActivationStore, latent: int, groups: Sequence[NDArray[np.int64]], window: int
-) -> list[Pairs]:
+def _others(store: ActivationStore, latent: int, groups: Sequence[NDArray[np.int64]], window: int) -> list[Pairs]:
     """Return, for each group of windows, each window with each other latent that fires in it, once.
 
     One pass over the firings of the store. No window may be in two groups.

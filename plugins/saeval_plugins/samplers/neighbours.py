@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,8 +23,7 @@ By = Literal["decoder", "encoder", "cooccurrence"]
 _TILE_BYTES = 64 << 20  # float32 directions per tile
 _COSINES_BYTES = 128 << 20  # cosines held at a time
 _MARGIN = 1e-3  # more than float32, or TF32, changes a cosine by
-_FIRINGS = 1 << 22  # of the store, multiplied at a time
-_TOGETHER, _THEIR_FIRINGS = 2048, 1 << 24  # latents, and their firings, that share a pass over the store
+_FIRINGS = 1 << 24  # held at a time while a store is turned round
 
 
 class Neighbours(NonActivating):
@@ -52,15 +52,19 @@ class Neighbours(NonActivating):
     def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw from each neighbour's windows in turn."""
         store, latent, window, n, keep, _ = wanted
-        active = store.windows(latent, window).ids
-        queues = []
-        for other in neighbours(store, latent, self.k, self.by) if n else ():
-            ids = np.setdiff1d(store.windows(other, window).ids, active, assume_unique=True)
-            queues.append(rng.permutation(ids[keep(ids)])[:n])
-        return in_turn(queues, n)
+        near = _near_windows(store, latent, window, self.k, self.by) if n else []
+        return in_turn([rng.permutation(ids[keep(ids)])[:n] for ids in near], n)
 
 
 # --- what is known of a store ---
+
+
+@lru_cache(maxsize=1)  # both sides of one latent ask for them
+def _near_windows(store: ActivationStore, latent: int, window: int, k: int, by: By) -> list[NDArray[np.int64]]:
+    """Return the windows that activate each neighbour, and not the latent."""
+    active = store.windows(latent, window).ids
+    near = (store.windows(other, window).ids for other in neighbours(store, latent, k, by))
+    return [np.setdiff1d(ids, active, assume_unique=True) for ids in near]
 
 
 class _Known:
@@ -112,42 +116,6 @@ def find_neighbours(store: ActivationStore, latents: Sequence[int], k: int, by: 
     return known
 
 
-class _Nearest:
-    """The k most similar latents of each of many, among those seen so far.
-
-    Args:
-        latents: How many latents neighbours are wanted of.
-        k: Neighbours of each.
-    """
-
-    def __init__(self, latents: int, k: int):
-        self._of = np.empty(0, dtype=np.int64)
-        self._other = np.empty(0, dtype=np.int64)
-        self._similarity = np.empty(0)
-        self._k = k
-        self._least = np.zeros(latents)  # what a further one has to exceed
-
-    def add(self, of: NDArray[np.int64], other: NDArray[np.int64], similarity: NDArray[np.float64]) -> None:
-        """Take pairs; a call's `other` are all larger than those of the calls before."""
-        better = similarity > self._least[of]
-        of = np.concatenate([self._of, of[better]])
-        other = np.concatenate([self._other, other[better]])
-        similarity = np.concatenate([self._similarity, similarity[better]])
-        order = np.lexsort((other, -similarity, of))
-        of = of[order]
-        rank = np.arange(len(of)) - np.searchsorted(of, of)
-        order = order[rank < self._k]
-        last = rank[rank < self._k] == self._k - 1
-        self._of, self._other, self._similarity = of[rank < self._k], other[order], similarity[order]
-        self._least[self._of[last]] = self._similarity[last]
-
-    def table(self) -> NDArray[np.int32]:
-        """Return each latent's neighbours, nearest first, -1 where there are fewer.  [latents, k]"""
-        found = np.full((len(self._least), self._k), -1, dtype=np.int32)
-        found[self._of, np.arange(len(self._of)) - np.searchsorted(self._of, self._of)] = self._other
-        return found
-
-
 # --- by co-occurrence ---
 
 
@@ -157,62 +125,116 @@ def cooccurring(
     """Return the latents that share most tokens with each of these: by the Jaccard index, ties by number.
 
     The index is the number of tokens on which both fire over that of tokens on which either does. Latents that share
-    no token are no neighbours.
+    no token are no neighbours. Takes, per latent, time in proportion to the firings of all latents on its own tokens.
 
     Args:
         store: The activations.
         latents: The latents asked about.
         k: Neighbours of each.
-        firings: Firings of the store to multiply at a time.
+        firings: Firings to hold in memory at a time.
 
     Returns:
         Numbers of neighbours, nearest first, -1 where there are fewer.  [latents, k]
     """
-    found = [_shared(store, some, k, firings) for some in _sharing_a_pass(store, latents)]
-    return np.concatenate(found) if found else np.empty((0, k), dtype=np.int32)
+    by_token = _by_token(store, firings)
+    found = np.full((len(latents), k), -1, dtype=np.int32)
+    for row, latent in enumerate(latents.tolist()):
+        common = by_token.shared(store.activations(latent)[0])
+        common[latent] = 0
+        other = np.flatnonzero(common)
+        both = common[other]
+        index = both / (store.firings[other] + store.firings[latent] - both)
+        if len(other) > k:
+            near = np.flatnonzero(index >= np.partition(index, len(index) - k)[len(index) - k])
+            other, index = other[near], index[near]
+        best = other[np.argsort(-index, kind="stable")[:k]]
+        found[row, : len(best)] = best
+    return found
 
 
-def _sharing_a_pass(store: ActivationStore, latents: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Cut latents into groups whose firings fit into memory together."""
-    begin, held = 0, 0
-    for at, n in enumerate(store.firings[latents].tolist()):
-        if at > begin and (at - begin == _TOGETHER or held + n > _THEIR_FIRINGS):
-            yield latents[begin:at]
-            begin, held = at, 0
-        held += n
-    if begin < len(latents):
-        yield latents[begin:]
+class ByToken:
+    """The latents that fire on each token: the store's activations by token, in a temporary file beside the store.
+
+    Args:
+        store: The activations, which are by latent.
+        firings: Firings to turn round at a time, in memory.
+    """
+
+    def __init__(self, store: ActivationStore, firings: int = _FIRINGS):
+        self._n_latents = store.n_latents
+        places = len(store.lengths) * store.length
+        kind = np.uint16 if store.n_latents <= 1 << 16 else np.int32
+        sizes = np.zeros(places, dtype=np.int64)
+        with _scratch(store) as file:
+            for low, high, latents, ends in _turned(store, places, firings):
+                sizes[low:high] = np.diff(ends)
+                file.write(latents.astype(kind).data)
+            file.flush()
+            n = len(store.position)
+            self._latents = np.asarray(np.memmap(file, kind, "r", shape=(n,))) if n else np.empty(0, dtype=kind)
+        self._begins = np.concatenate([[0], np.cumsum(sizes)])
+
+    def shared(self, position: NDArray[np.int64], block: int = 1 << 18) -> NDArray[np.int64]:
+        """Return on how many of these tokens each latent fires.  [n_latents]
+
+        Args:
+            position: The tokens, ascending.
+            block: Firings to count at a time, about.
+        """
+        counts = np.zeros(self._n_latents, dtype=np.int64)
+        begins = self._begins[position]
+        sizes = self._begins[position + 1] - begins
+        ends = np.cumsum(sizes)
+        low = 0
+        while low < len(position):
+            before = int(ends[low - 1]) if low else 0
+            high = max(low + 1, int(np.searchsorted(ends, before + block, side="right")))
+            some = slice(low, high)
+            places = np.repeat(begins[some] - (ends[some] - sizes[some]) + before, sizes[some])
+            places += np.arange(len(places))
+            counts += np.bincount(self._latents[places], minlength=self._n_latents)
+            low = high
+        return counts
 
 
-def _shared(store: ActivationStore, latents: NDArray[np.int64], k: int, firings: int) -> NDArray[np.int32]:
-    """Do this for latents whose firings fit into memory: one sparse product, the store a tile of latents at a time."""
-    from scipy.sparse import csc_array, csr_array
+@lru_cache(maxsize=1)  # one, for its file can be as large as the store
+def _by_token(store: ActivationStore, firings: int) -> ByToken:
+    return ByToken(store, firings)
 
-    places = len(store.lengths) * store.length
-    index = np.int32 if places < 2**31 else np.int64  # of both factors; positions need no copy then
-    own = [store.activations(int(latent))[0] for latent in latents]
-    ends = np.cumsum([0, *map(len, own)])
-    fire = np.ones(max(firings, int(ends[-1])), dtype=np.int32)
-    columns = (fire[: ends[-1]], np.concatenate(own).astype(index), ends.astype(index))
-    theirs = csc_array(columns, shape=(places, len(latents))).tocsr()
-    nearest, position, sizes = _Nearest(len(latents), k), np.asarray(store.position), store.firings
-    low = 0
-    while low < store.n_latents:
-        begin = int(store.indptr[low])
-        high = max(low + 1, int(np.searchsorted(store.indptr, begin + firings, side="right")) - 1)
-        ends = store.indptr[low : high + 1] - begin
-        at = position[begin : begin + int(ends[-1])]
-        at = at.view(np.int32) if at.dtype == np.uint32 and index is np.int32 else at.astype(index)
-        if len(at) > len(fire):  # one latent alone can have more
-            fire = np.ones(len(at), dtype=np.int32)
-        tile = csr_array((fire[: len(at)], at, ends.astype(index)), shape=(high - low, places))
-        common = (tile @ theirs).tocoo()
-        other, of = common.row.astype(np.int64) + low, common.col.astype(np.int64)
-        different = other != latents[of]
-        other, of, both = other[different], of[different], common.data[different].astype(np.int64)
-        nearest.add(of, other, both / (sizes[other] + sizes[latents[of]] - both))
-        low = high
-    return nearest.table()
+
+def _scratch(store: ActivationStore) -> IO[bytes]:
+    """Open a file without a name, where there is most likely room for it; it is gone when it is no longer used."""
+    try:
+        return tempfile.TemporaryFile(dir=store.path.parent)
+    except OSError:  # a store that may not be written beside
+        return tempfile.TemporaryFile()
+
+
+def _turned(
+    store: ActivationStore, places: int, firings: int
+) -> Iterator[tuple[int, int, NDArray[np.integer[Any]], NDArray[np.integer[Any]]]]:
+    """Yield ranges of tokens with the latents that fire on them, by token, and where those of each token end."""
+    from scipy.sparse import csc_array
+
+    position = np.asarray(store.position)
+    step = max(1, places * firings // max(1, len(position)))  # tokens that have so many firings, about
+    lows = np.arange(0, places, step)
+    fires = np.flatnonzero(store.firings)
+    cuts = np.empty((len(fires), len(lows) + 1), dtype=np.int64)  # where each latent's firings in each range begin
+    cuts[:, -1] = store.indptr[fires + 1]
+    for row, begin, end in zip(cuts, store.indptr[fires].tolist(), cuts[:, -1].tolist(), strict=True):
+        row[:-1] = begin + np.searchsorted(position[begin:end], lows.astype(position.dtype))
+    for n, low in enumerate(lows.tolist()):
+        high = min(low + step, places)
+        own = zip(cuts[:, n].tolist(), cuts[:, n + 1].tolist(), strict=True)
+        rows = np.concatenate([position[:0], *(position[begin:end] for begin, end in own)])
+        rows -= position.dtype.type(low)
+        indptr = np.zeros(store.n_latents + 1, dtype=np.int32)
+        indptr[fires + 1] = cuts[:, n + 1] - cuts[:, n]
+        np.cumsum(indptr, out=indptr)
+        ones = np.empty(len(rows), dtype=np.int8)  # whatever they are: only the places are read
+        tile = csc_array((ones, rows.astype(np.int32, copy=False), indptr), shape=(high - low, store.n_latents)).tocsr()
+        yield low, high, tile.indices, tile.indptr
 
 
 # --- by direction ---

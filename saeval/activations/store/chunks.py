@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,16 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_READ = 1024  # nonzeros of a chunk to read at a time, at least: opening a file takes as long
 _F16_MAX, _F16_MIN, _F16_TINY = 65504.0, 6.2e-5, 6e-8  # largest, smallest with all digits, smallest
 
 
 def pair_type(places: int) -> np.dtype[np.void]:
-    """Return the type of a position and its value, for so many positions; moved as one, they cost one look-up."""
-    return np.dtype([("position", "<u8" if places > 2**32 else "<u4"), ("value", "<f4")])
+    """Return the type of a position and its value, for so many positions; moved as one, they cost one look-up.
+
+    The number of places itself, which ends the last window, fits as well.
+    """
+    return np.dtype([("position", "<u8" if places >= 2**32 else "<u4"), ("value", "<f4")])
 
 
 class Chunk:
@@ -49,18 +54,49 @@ class Chunk:
             with (self._folder / name).open("wb") as file:  # unlike `tofile`, says that the disk is full
                 file.write(array.data)
 
+    def join(self, chunks: Sequence[Chunk], budget: int) -> None:
+        """Write what several chunks hold, in bounded memory.
+
+        Args:
+            chunks: The chunks; positions ascend from one to the next.
+            budget: Nonzeros to hold in memory.
+        """
+        bounds, peaks = _together(chunks, self._n_latents)
+        self._folder.mkdir(exist_ok=True)
+        for name, array in (("bounds", bounds), ("peaks", peaks)):
+            (self._folder / name).write_bytes(array.tobytes())
+        with (self._folder / "pairs").open("wb") as file:
+            for pairs in _sorted(chunks, bounds, self._kind, budget):
+                file.write(pairs.data)
+
     def bounds(self, low: int, high: int) -> NDArray[np.int64]:
         """Return where each latent's pairs begin, and the last one's end.  [high - low + 1]"""
-        return np.fromfile(self._folder / "bounds", dtype=np.int64, count=high - low + 1, offset=8 * low)
+        found = np.empty(high - low + 1, dtype=np.int64)
+        self._read("bounds", low, found)
+        return found
 
     def peaks(self) -> NDArray[np.float32]:
         """Return the largest magnitude of each latent; 0 where it does not fire.  [n_latents]"""
-        return np.fromfile(self._folder / "peaks", dtype=np.float32)
+        found = np.empty(self._n_latents, dtype=np.float32)
+        self._read("peaks", 0, found)
+        return found
 
-    def pairs(self, begin: int, end: int) -> NDArray[np.void]:
-        """Return some of the sorted pairs."""
-        size = self._kind.itemsize
-        return np.fromfile(self._folder / "pairs", dtype=self._kind, count=end - begin, offset=size * begin)
+    def read_pairs(self, begin: int, into: NDArray[np.void]) -> None:
+        """Read some of the sorted pairs into an array."""
+        self._read("pairs", begin, into)
+
+    def _read(self, name: str, begin: int, into: NDArray[Any]) -> None:
+        if not len(into):
+            return
+        # Unbuffered and opened for each read: the files of a long corpus are more than a process may have open.
+        with (self._folder / name).open("rb", buffering=0) as file:
+            file.seek(begin * into.itemsize)
+            left = into.view(np.uint8).data
+            while left:
+                n = file.readinto(left)
+                if not n:
+                    raise OSError(f"{self._folder}/{name}: is shorter than it was")
+                left = left[n:]
 
 
 def merge(chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], folder: Path, budget: int) -> int:
@@ -79,40 +115,98 @@ def merge(chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], fold
     Returns:
         The number of nonzeros.
     """
-    indptr = np.zeros(n_latents + 1, dtype=np.int64)
-    peaks = np.zeros(n_latents, dtype=np.float32)
-    for chunk in chunks:
-        indptr += chunk.bounds(0, n_latents)
-        np.maximum(peaks, chunk.peaks(), out=peaks)
+    indptr, peaks = _together(chunks, n_latents)
     np.save(folder / "indptr.npy", indptr)
     half = bool(((peaks == 0) | ((peaks >= _F16_MIN) & (peaks <= _F16_MAX))).all())
     total = int(indptr[-1])
+    levels = folder / "levels"
+    levels.mkdir()
+    chunks = _fewer(chunks, n_latents, kind, levels, budget)
     # Not written through a memory map: on a full disk, that would kill the process without a word.
     with (folder / "position.npy").open("wb") as p_file, (folder / "value.npy").open("wb") as v_file:
         for file, type_ in ((p_file, kind["position"]), (v_file, np.dtype(np.float16 if half else np.float32))):
             header = {"descr": np.lib.format.dtype_to_descr(type_), "fortran_order": False, "shape": (total,)}
             np.lib.format.write_array_header_1_0(file, header)
-        for low, high in _ranges(indptr, budget):
-            for pairs in _sorted(chunks, low, high):
-                p_file.write(np.ascontiguousarray(pairs["position"]).data)
-                v_file.write(_halved(pairs["value"]).data if half else np.ascontiguousarray(pairs["value"]).data)
+        for pairs in _sorted(chunks, indptr, kind, budget):
+            p_file.write(np.ascontiguousarray(pairs["position"]).data)
+            v_file.write(_halved(pairs["value"]).data if half else np.ascontiguousarray(pairs["value"]).data)
+    shutil.rmtree(levels)
     return total
 
 
-def _sorted(chunks: Sequence[Chunk], low: int, high: int) -> Iterator[NDArray[np.void]]:
-    """Yield the pairs of a range of latents in the order of the store."""
-    bounds = [chunk.bounds(low, high) for chunk in chunks]
-    parts = (chunk.pairs(int(own[0]), int(own[-1])) for chunk, own in zip(chunks, bounds, strict=True))
-    if high == low + 1 or len(chunks) < 2:  # they are in order; one latent may have more than fits into memory
-        yield from parts
-        return
-    together = np.concatenate(list(parts))
+def _together(chunks: Sequence[Chunk], n_latents: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return where each latent begins when all chunks are one, and its largest magnitude.  [n_latents + 1], [n_latents]"""
+    bounds = np.zeros(n_latents + 1, dtype=np.int64)
+    peaks = np.zeros(n_latents, dtype=np.float32)
+    for chunk in chunks:
+        bounds += chunk.bounds(0, n_latents)
+        np.maximum(peaks, chunk.peaks(), out=peaks)
+    return bounds, peaks
+
+
+def _fewer(
+    chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], folder: Path, budget: int
+) -> Sequence[Chunk]:
+    """Join chunks, where there are so many that each would be read a few kilobytes at a time.
+
+    With this, merging takes time in proportion to the nonzeros: each level copies them once and leaves many times
+    fewer chunks.
+    """
+    most = max(1, budget // _READ)
+    level = 0
+    while len(chunks) > most:
+        at_a_time = min(-(-len(chunks) // most), max(2, most))
+        joined = []
+        for n, begin in enumerate(range(0, len(chunks), at_a_time)):
+            joined.append(Chunk(folder / f"{level}-{n}", n_latents, kind))
+            joined[-1].join(chunks[begin : begin + at_a_time], budget)
+        for old in folder.glob(f"{level - 1}-*"):
+            shutil.rmtree(old)
+        chunks, level = joined, level + 1
+    return chunks
+
+
+def _sorted(
+    chunks: Sequence[Chunk], total: NDArray[np.int64], kind: np.dtype[np.void], budget: int
+) -> Iterator[NDArray[np.void]]:
+    """Yield the pairs of all chunks in the order of the store, a range of latents at a time."""
+    known, bounds = (0, -1), np.empty((0, 0), dtype=np.int64)
+    for low, high in _ranges(total, budget):
+        if high > known[1]:  # for some ranges together, a quarter as many bytes as the pairs of one
+            more = budget // (4 * max(1, len(chunks)))
+            known = low, min(max(high, low + more), len(total) - 1)
+            bounds = np.stack([chunk.bounds(*known) for chunk in chunks]) if chunks else bounds
+        own = bounds[:, low - known[0] : high - known[0] + 1]
+        if high == low + 1 or len(chunks) < 2:  # they are in order; one latent may have more than fits into memory
+            yield from _in_order(chunks, own, kind, budget)
+        else:
+            yield _regrouped(chunks, own, kind)
+
+
+def _in_order(
+    chunks: Sequence[Chunk], bounds: NDArray[np.int64], kind: np.dtype[np.void], budget: int
+) -> Iterator[NDArray[np.void]]:
+    for chunk, own in zip(chunks, bounds, strict=True):
+        for begin in range(int(own[0]), int(own[-1]), budget):
+            pairs = np.empty(min(budget, int(own[-1]) - begin), dtype=kind)
+            chunk.read_pairs(begin, pairs)
+            yield pairs
+
+
+def _regrouped(chunks: Sequence[Chunk], bounds: NDArray[np.int64], kind: np.dtype[np.void]) -> NDArray[np.void]:
+    """Return the pairs of a range of latents by latent, then by chunk.  bounds [chunks, latents + 1]"""
     runs = np.diff(bounds, axis=1)  # of one latent in one chunk
+    ends = np.cumsum(runs.sum(axis=1))
+    together = np.empty(int(ends[-1]), dtype=kind)
+    for chunk, own, end in zip(chunks, bounds, ends.tolist(), strict=True):
+        size = int(own[-1] - own[0])
+        chunk.read_pairs(int(own[0]), together[end - size : end])
     begins = np.cumsum(runs).reshape(runs.shape) - runs
     runs, begins = runs.T.ravel(), begins.T.ravel()
-    source = np.repeat(begins - (np.cumsum(runs) - runs), runs)
-    source += np.arange(len(source))
-    yield together.take(source)
+    place = np.int32 if len(together) < 2**31 else np.int64
+    source = np.repeat((begins - (np.cumsum(runs) - runs)).astype(place), runs)
+    source += np.arange(len(source), dtype=place)
+    return together.take(source)
 
 
 def _halved(value: NDArray[np.float32]) -> NDArray[np.float16]:

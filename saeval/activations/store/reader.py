@@ -43,6 +43,22 @@ class Windows(NamedTuple):
         return Windows(self.ids.take(kept), self.maxima.take(kept))
 
 
+def firings_between(
+    position: NDArray[np.unsignedinteger[Any]], at: NDArray[np.int64], window: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return where the firings within each window begin, and where they end.
+
+    Args:
+        position: Firings, ascending.
+        at: Position at which each window begins.
+        window: Tokens per window.
+    """
+    # Searched for in the type that positions are stored in; in another, all of them would be converted. A window's
+    # last position fits into it; the one after it may not.
+    last = (at + window - 1).astype(position.dtype)
+    return np.searchsorted(position, at.astype(position.dtype)), np.searchsorted(position, last, side="right")
+
+
 class ActivationStore:
     """Reads a store. Reaching one latent costs a slice, whatever the number of latents and tokens.
 
@@ -381,8 +397,7 @@ class ActivationStore:
         if not len(context):
             return ()
         position, value = self._stored(latent.index)
-        # Searched for in the type that positions are stored in; in another, all of them would be converted.
-        low, high = np.searchsorted(position, np.array([at, at + window], dtype=position.dtype))
+        low, high = firings_between(position, at, window)
         count = high - low
         row = np.repeat(np.arange(len(at)), count)
         source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)

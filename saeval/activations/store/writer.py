@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval._util import StoreError, content_hash, write_atomic
+from saeval._util import StoreError, content_hash, free_memory, write_atomic
 from saeval.activations.store.chunks import merge, pair_type
 from saeval.activations.store.dataset import shared_dataset, write_dataset
 from saeval.activations.store.files import STORE_FORMAT, checksum
@@ -21,6 +21,19 @@ from saeval.activations.tokens import TokenDataset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_SPILL = 8_000_000
+_MERGE = 2_000_000, 32_000_000  # at least, at most
+
+
+def merge_budget(free: int | None) -> int:
+    """Return how many nonzeros to hold while merging: of at most a quarter of the free memory.
+
+    Args:
+        free: Free memory in bytes; None where unknown.
+    """
+    return _SPILL if free is None else min(max(free // 4 // 40, _MERGE[0]), _MERGE[1])
 
 
 class ActivationWriter:
@@ -34,7 +47,8 @@ class ActivationWriter:
 
     Args:
         path: Directory of the store to make.
-        budget: Nonzeros to hold in memory (about 40 bytes each while sorting).
+        budget: Nonzeros to hold in memory (about 40 bytes each while sorting); None for 8 million while activations
+            come, beside which a model needs memory, and as many as suit the free memory while merging.
         progress: Called with (text tokens done, text tokens in all) as contexts are finished.
         share: Which shards are this writer's, as (number, of how many): every so many-th.
     """
@@ -43,13 +57,14 @@ class ActivationWriter:
         self,
         path: Path,
         *,
-        budget: int = 8_000_000,
+        budget: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         share: tuple[int, int] = (0, 1),
     ):
         self.path = path
         self.progress = progress or (lambda done, total: None)
-        self._budget = budget
+        self._budget = budget or _SPILL
+        self._merge_budget = budget
         self._share = share
         self._buffer: list[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.void]]] = []  # latents, pairs
         self._buffered = 0
@@ -210,7 +225,9 @@ class ActivationWriter:
         if self._known is not None:
             for name, known in zip(("known_indptr", "known"), self._known, strict=True):
                 np.save(built / f"{name}.npy", known)
-        nonzeros = merge([piece.chunk for piece in self._whole or ()], self._n_latents, self._pair, built, self._budget)
+        chunks = [piece.chunk for piece in self._whole or ()]
+        budget = self._merge_budget or merge_budget(free_memory())
+        nonzeros = merge(chunks, self._n_latents, self._pair, built, budget)
         manifest = {
             "format": STORE_FORMAT, "n_latents": self._n_latents, "contexts": len(self._dataset.tokens),
             "length": int(self._dataset.tokens.shape[1]), "lead": self._dataset.lead,

@@ -279,7 +279,6 @@ def test_neighbours_found_together_are_those_found_alone_and_are_found_once(tmp_
     alone = [neighbours(ActivationStore.open(path), latent, 4, "cooccurrence") for latent in range(30)]
     searched = []
     search = neighbouring.cooccurring
-    monkeypatch.setattr(neighbouring, "_TOGETHER", 7)
     monkeypatch.setattr(
         neighbouring, "cooccurring", lambda s, latents, k: searched.extend(latents.tolist()) or search(s, latents, k)
     )
@@ -312,9 +311,7 @@ def test_without_directions_to_compare_the_error_says_why_and_what_to_do(tmp_pat
 
 
 def test_only_directions_need_the_coder():
-    needs = {
-        by: RandomSampler(non_activating={"use": "neighbours", "by": by}).needs() for by in By.__args__
-    }
+    needs = {by: RandomSampler(non_activating={"use": "neighbours", "by": by}).needs() for by in By.__args__}
     assert needs == {"decoder": {"coder"}, "encoder": {"coder"}, "cooccurrence": frozenset()}
     assert RandomSampler().needs() == RandomSampler(non_activating={"use": "similar"}).needs() == frozenset()
 

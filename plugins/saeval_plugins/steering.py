@@ -8,9 +8,30 @@ from typing import TYPE_CHECKING
 from saeval.plugin import Context, Example, InputError, Subject
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from saeval.plugin import Steered, Strength
+
+FEWEST = 2
+"""Windows that are needed to set the strength, and again to score."""
+
+
+def divided(
+    windows: Sequence[Example], tune: int, score_on: int, rng: np.random.Generator
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return windows to find a strength on, and others to score on, drawn at random.
+
+    Args:
+        windows: At least twice `FEWEST`. Where there are too few for both, they are shared out in the same proportion.
+        tune: Windows to find the strength on.
+        score_on: Windows to score on.
+        rng: Draws them.
+    """
+    order = rng.permutation(len(windows))
+    both = min(len(windows), tune + score_on)
+    n_tune = min(max(FEWEST, round(both * tune / (tune + score_on))), both - FEWEST)
+    return tuple(windows[i] for i in order[:n_tune]), tuple(windows[i] for i in order[n_tune:both])
 
 
 def written(context: Context) -> tuple[Subject, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,12 @@ from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.llms.hf import HF
 from saeval_plugins.scorers.intervention import PASSAGE, InterventionScorer
+from saeval_plugins.scorers.steering import SteeringScorer, difference_of_means, parse_ratings
 from saeval_plugins.steering import written
 from tiny import KINDS, TEXT, D, tiny_model
 
 from saeval import InputError, LLMError
-from saeval.plugin import Explanation, LiveModel, Steered, Subject, few_shot, one_line
+from saeval.plugin import Explanation, LiveModel, ParseError, Steered, Subject, few_shot, one_line
 from saeval.records.examples import Example, Examples, LatentId
 from saeval.testing.contracts import check_explainer, check_scorer
 from saeval.testing.toys import ScriptedLLM, context
@@ -297,8 +299,162 @@ def test_scorer_and_explainers_satisfy_their_contracts(tmp_path):
     subject = subject_of(tmp_path, block=2, vocab_size=50_000)
     lent = source_of(subject, [torch.randn(D, generator=torch.Generator().manual_seed(0))])
     check_scorer(InterventionScorer(kl=0.05), lambda: ScriptedLLM(score=lambda p, c: -float(len(p) % 7)), source=lent)
+    for by in ("latent", "prompt"):
+        check_scorer(SteeringScorer(by=by, kl=0.05, tokens=3), lambda: rater(lambda _: 1, lambda _: 2), source=lent)
     check_explainer(InterventionExplainer(kl=0.05), lambda: ScriptedLLM("EXPLANATION: ships"), source=lent)
     check_explainer(Lens(), source=lent)
+
+
+# --- ratings of steered text
+
+
+def both_sides(subject, n=12):
+    """Windows in which a latent fires on the fourth token, and others in which it is silent."""
+    windows = windows_of(subject, 2 * n)
+    silent = tuple(replace(w, activations=np.zeros(LENGTH, np.float32), active=False, decile=None) for w in windows[n:])
+    return Examples(LatentId("place", 0), windows[:n], silent, max_activation=1.0)
+
+
+def rater(concept, fluency):
+    """A judge that rates a text by functions of it."""
+
+    def reply(request):
+        lines = request.messages[-1].content.splitlines()
+        rate = concept if lines[0].startswith("Explanation:") else fluency
+        return str([rate(line.partition(": ")[2]) for line in lines if line.startswith("Window ")])
+
+    return ScriptedLLM(reply)
+
+
+def rate(scorer, llm, subject, direction, examples=None, text="counting"):
+    lent = context(llm, source=source_of(subject, [direction]))
+    return asyncio.run(scorer.score(Explanation(text=text), examples or both_sides(subject), lent))
+
+
+def counted(text):
+    return text.count(" two")
+
+
+def test_quality_is_the_mean_harmonic_mean_of_ratings_of_text_steered_at_the_calibrated_strength(tmp_path):
+    subject = subject_of(tmp_path)
+    direction = torch.randn(D, generator=torch.Generator().manual_seed(2))
+    examples = both_sides(subject)
+
+    def concept(text):
+        return len(text) % 3
+
+    def fluency(text):
+        return sum(map(ord, text)) % 3
+
+    llm = rater(concept, fluency)
+    score = rate(
+        SteeringScorer(kl=0.05, tune=4, score_on=8, tokens=5, temperature=0), llm, subject, direction, examples
+    )
+    assert score.status == "ok" and len(score.outcomes) == 8
+    strength, by_id = score.notes["strength"], {window.id: window for window in examples.non_activating}
+
+    def brute(tokens, factor, first):
+        return brute_force(subject.live.model, subject.point.path, tokens, direction, factor, first)
+
+    shown = [line for request in llm.requests for line in request.messages[-1].content.splitlines()]
+    values, ends = [], subject.live.ends()
+    for outcome, kept in zip(score.outcomes, score.notes["texts"], strict=True):
+        window = by_id[outcome.example]
+        start = tokens = [0, *map(int, window.token_ids)]
+        for _ in range(5):
+            token = int(brute(tokens, strength, len(start) - 1).argmax())
+            if token in ends:
+                break
+            tokens = [*tokens, token]
+        text = subject.text(tokens[len(start) :])
+        assert kept["text"] == text and sum(line.endswith(f": {one_line(text)}") for line in shown) >= 2
+        c, f = concept(one_line(text)), fluency(one_line(text))
+        assert (kept["concept"], kept["fluency"]) == (c, f)
+        values.append(0.0 if 0 in (c, f) else 1 / (0.5 / c + 0.5 / f))
+    assert [o.probability for o in score.outcomes] == pytest.approx(values) and len({*values}) > 1
+    assert score.values["quality"] == pytest.approx(np.mean(values))
+    assert score.values["concept"] == pytest.approx(np.mean([t["concept"] for t in score.notes["texts"]]))
+
+    tuned = [window for window in examples.non_activating if window.id not in {o.example for o in score.outcomes}]
+    divergences = []
+    for window in tuned:
+        tokens = [0, *map(int, window.token_ids)]
+        clean, steered = brute(tokens, 0.0, 0), brute(tokens, strength, len(tokens) - 1)
+        divergences.append(float((clean.exp() * (clean - steered)).sum()))
+    assert len(tuned) == 4 and np.mean(divergences) == pytest.approx(0.05, rel=0.11)
+    assert score.notes["kl"] == pytest.approx(np.mean(divergences), rel=1e-2)
+
+
+def test_the_latent_makes_the_model_say_its_concept_and_nothing_does_not(tmp_path):
+    subject, direction = outspoken(tmp_path)
+    llm = rater(lambda text: min(2, counted(f" {text}")), lambda text: 2)
+    found = {
+        by: rate(SteeringScorer(by=by, kl=1.0, tune=4, score_on=8, tokens=8), llm, subject, direction)
+        for by in ("latent", "nothing", "prompt")
+    }
+    assert found["latent"].values["quality"] > 1.5 > 0.8 > found["nothing"].values["quality"]
+    assert "kl_reached" in found["latent"].values and "kl_reached" not in found["nothing"].values
+    assert found["latent"].values["fluency"] == found["prompt"].values["fluency"] == 2
+
+
+def test_a_prompt_asks_for_the_concept_before_each_window(tmp_path):
+    subject = subject_of(tmp_path)
+    given_to = []
+    plain = subject.steered
+    subject.steered = lambda prompts, direction: given_to.append(prompts) or plain(prompts, direction)
+    llm = rater(lambda text: 1, lambda text: 1)
+    score = rate(SteeringScorer(by="prompt", score_on=4, tokens=2), llm, subject, torch.ones(D), text="ships at sea")
+    (prompts,) = given_to
+    windows = {window.text for window in both_sides(subject).non_activating}
+    for prompt in prompts:
+        said = subject.text(prompt)
+        assert said.startswith("The following text is about ships at sea:") and any(map(said.endswith, windows))
+    assert score.values == {"quality": 1.0, "concept": 1.0, "fluency": 1.0}
+
+
+def test_difference_of_means_is_that_of_the_model(tmp_path):
+    subject = subject_of(tmp_path)
+    examples = both_sides(subject)
+    found = difference_of_means(subject, examples.activating, examples.non_activating)
+
+    def hidden(window):
+        ids = torch.tensor([[0, *map(int, window.token_ids)]])
+        with torch.no_grad():
+            return subject.live.model(ids, output_hidden_states=True).hidden_states[2][0, 1:]
+
+    fires = torch.stack([hidden(w)[int(w.activations.argmax())] for w in examples.activating]).mean(0)
+    silent = torch.cat([hidden(w) for w in examples.non_activating]).mean(0)
+    assert torch.allclose(found, fires - silent, atol=1e-4)
+    score = rate(
+        SteeringScorer(by="diffmean", kl=0.05, tokens=2), rater(lambda _: 2, lambda _: 1), subject, torch.ones(D)
+    )
+    assert score.values["quality"] == pytest.approx(4 / 3) and abs(score.notes["kl"] - 0.05) <= 0.005
+
+
+def test_ratings_that_cannot_be_read_leave_texts_without_a_value(tmp_path):
+    subject = subject_of(tmp_path)
+    asked = []
+
+    def some(request):
+        content = request.messages[-1].content
+        asked.append(content)
+        return "[1, 1]" if content.count("Window ") == 2 else "five of ten"
+
+    scorer = SteeringScorer(by="nothing", tune=2, score_on=8, tokens=2, batch=6)
+    score = rate(scorer, ScriptedLLM(some), subject, torch.ones(D))
+    assert score.status == "ok" and score.count("ok") == 2 and score.count("unparsed") == 6
+    assert score.values == {"quality": 1.0, "concept": 1.0, "fluency": 1.0} and len(asked) == 6
+    lost = rate(scorer, ScriptedLLM("7"), subject, torch.ones(D))
+    assert lost.status == "failed" and not lost.values and "0 of 8" in lost.reason
+    few = rate(scorer, ScriptedLLM("[1]"), subject, torch.ones(D), both_sides(subject, 3))
+    assert few.status == "failed" and "too few" in few.reason
+
+
+@pytest.mark.parametrize("reply", ["[0,1]", "[0,1,3]", "[0,1,2] or [2,1,0]", "0,1,2", "[0, 1, -1]", "", "[[]]"])
+def test_other_replies_are_no_ratings(reply):
+    assert parse_ratings("Ratings: [0, 1,2]", 3) == [0, 1, 2]
+    with pytest.raises(ParseError):
+        parse_ratings(reply, 3)
 
 
 # --- the explainers

@@ -17,6 +17,7 @@ from saeval_plugins.scorers.injection import Injection
 from saeval_plugins.scorers.intervention import InterventionScorer
 from saeval_plugins.scorers.intruder import Intruder
 from saeval_plugins.scorers.simulation import Simulation
+from saeval_plugins.scorers.steering import SteeringScorer
 from saeval_plugins.scorers.surprisal import Surprisal
 
 
@@ -30,6 +31,7 @@ def saeval_scorers() -> list[type[Scorer]]:
         Surprisal,
         InterventionScorer,
         Generation,
+        SteeringScorer,
         Intruder,
         Embedding,
         ExampleEmbedding,

@@ -31,13 +31,11 @@ from saeval.plugin import (
     one_line,
 )
 from saeval_plugins.prompts import load
-from saeval_plugins.steering import calibrated, steered
+from saeval_plugins.steering import FEWEST, calibrated, divided, steered
 
 PASSAGE = load("intervention_passage.md")
 NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
 KL_REACHED = Metric("kl_reached", higher_is_better=None, low=0.0, high=math.inf, on_board=True)
-_FEWEST = 2
-"""Windows that are needed to set the strength, and again to score."""
 _KEPT = 64  # latents whose texts are kept for other explanations of theirs
 
 
@@ -79,9 +77,9 @@ class InterventionScorer(Scorer):
     """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats; the paper uses 0.1, 0.33, 1 and 3."""
     tolerance: float = Field(default=0.1, gt=0, lt=1)
     """Relative error of the divergence to accept."""
-    tune: int = Field(default=10, ge=_FEWEST)
+    tune: int = Field(default=10, ge=FEWEST)
     """Windows to find the strength on."""
-    score_on: int = Field(default=30, ge=_FEWEST)
+    score_on: int = Field(default=30, ge=FEWEST)
     """Windows to score on. Where there are too few for both, they are shared out in the same proportion."""
     tokens: int = Field(default=8, ge=1)
     """Tokens to generate after each, at most."""
@@ -110,7 +108,7 @@ class InterventionScorer(Scorer):
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Steer, generate, and compare."""
-        if len(examples.activating) < 2 * _FEWEST:
+        if len(examples.activating) < 2 * FEWEST:
             return Score.failed(f"{len(examples.activating)} activating windows are too few to tune and to score on")
         texts = await self._texts(examples.activating, context)
         shots, passage = few_shot(PASSAGE)
@@ -148,11 +146,8 @@ class InterventionScorer(Scorer):
         return OrderedDict()
 
     def _generate(self, windows: Sequence[Example], context: Context, seed: int) -> Texts:
-        order = derive_rng(seed, "windows").permutation(len(windows))
-        both = min(len(windows), self.tune + self.score_on)
-        n_tune = min(max(_FEWEST, round(both * self.tune / (self.tune + self.score_on))), both - _FEWEST)
-        scored = tuple(windows[i] for i in order[n_tune:both])
-        strength = calibrated(steered([windows[i] for i in order[:n_tune]], context), self.kl, self.tolerance)
+        tuned, scored = divided(windows, self.tune, self.score_on, derive_rng(seed, "windows"))
+        strength = calibrated(steered(tuned, context), self.kl, self.tolerance)
         prompts = steered(scored, context)
 
         def continued(factor: float) -> tuple[str, ...]:
@@ -165,6 +160,6 @@ class InterventionScorer(Scorer):
             "kl": strength.kl,
             "kl_scored": float(prompts.divergence(strength.factor).mean()),
             "strength": strength.factor,
-            "tuned_on": n_tune,
+            "tuned_on": len(tuned),
         }
         return Texts(scored, continued(0.0), continued(strength.factor), notes)

@@ -7,4 +7,5 @@ from saeval.models.live import on_gpu as on_gpu, release_models as release_model
 from saeval.models.loading import resolved as resolved
 from saeval.models.logit_lens import directions as directions
 from saeval.models.made_for import MadeFor as MadeFor
+from saeval.models.screening import screened as screened
 from saeval.models.subject import Subject as Subject

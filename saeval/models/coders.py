@@ -8,12 +8,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from saeval.models.packed_matmul import EncodingPass
+from saeval.models.screening import Screen, screens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
+_MOST_CANDIDATES = 1 / 16  # share of all latents that may be computed twice
 _TILE_BYTES = 256 << 20  # memory that the dense pre-activations of one tile of tokens may take
 
 
@@ -195,6 +197,7 @@ class LinearCoder(SparseCoder):
     writes: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     _compiled: Callable[[Tensor], Tensor] | None = field(default=None, init=False, repr=False)
+    _screen: Screen | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.d_in, self.n_latents = self.encoder.shape
@@ -218,6 +221,8 @@ class LinearCoder(SparseCoder):
         return True
 
     def _encode_tile(self, x: Tensor) -> Sparse:
+        if screens() and (found := self._screened(x)) is not None:
+            return found
         pre = (self._compiled or self._preactivations)(x)
         if self.threshold is not None:
             # NaN is kept, so that collecting refuses it.
@@ -227,16 +232,47 @@ class LinearCoder(SparseCoder):
             return _nonzero(pre.relu_())
         return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
 
+    def _screened(self, x: Tensor) -> Sparse | None:
+        """Encode activations by screening; None where that is not possible or would be no less work."""
+        import torch
+
+        if self.gate is not None or self.signed or self.grouped or self.encoder.dtype != torch.float32:
+            return None
+        if self._screen is None:
+            self._screen = Screen(self.encoder)
+        x = self._read(x)
+        pre, error = self._screen.product(x)
+        lengths, least = self._screen.norms, pre.new_zeros(self.n_latents)
+        if self.threshold is not None:
+            least = self.threshold.clamp(min=0)
+        rounding = 1e-6 * least
+        if self.encoder_bias is not None:
+            pre += self.encoder_bias
+            rounding = rounding + 1e-6 * self.encoder_bias.abs()
+        scale = self._decoder_norms if self.scale_by_decoder_norm and self.threshold is None else None
+        if scale is not None:
+            pre, lengths, rounding = pre * scale, lengths * scale, rounding * scale
+        # NaN is a candidate, so that collecting refuses it.
+        possible = (pre <= torch.addr(least - rounding, error, lengths, alpha=-1)).logical_not_()
+        if self.k is not None:
+            surely = torch.addr(pre - rounding, error, lengths, alpha=-1).topk(self.k, dim=-1).values[:, -1:]
+            possible &= (torch.addr(pre + rounding, error, lengths) < surely).logical_not_()
+        rows, latents = possible.nonzero(as_tuple=True)
+        if len(rows) > _MOST_CANDIDATES * possible.numel():
+            return None
+        values = self._screen.exact(x, rows, latents)
+        if self.encoder_bias is not None:
+            values += self.encoder_bias[latents]
+        if scale is not None:
+            values *= scale[latents]
+        if self.k is not None:
+            return _largest_of_candidates(Sparse(rows, latents, values), len(x), self.k)
+        fires = (values <= least[latents]).logical_not_()
+        return Sparse(rows[fires], latents[fires], values[fires])
+
     def _preactivations(self, x: Tensor) -> Tensor:
         """Return what the activation function is given; of a gated encoder, the magnitudes where it fires."""
-        # The order of operations is sae-lens'; another one rounds differently.
-        if self.normalize == "layer_norm":
-            x = x - x.mean(dim=-1, keepdim=True)
-            x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
-        elif self.normalize == "constant_norm_rescale":
-            x = x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
-        if self.subtract_decoder_bias and self.decoder_bias is not None:
-            x = x - self.decoder_bias
+        x = self._read(x)
         pre = x @ self.encoder if (kept := EncodingPass.of(x)) is None else kept.product(x, self.encoder)
         if self.gate is not None:
             magnitude = x @ self._magnitude_encoder + self.gate.magnitude_bias
@@ -246,6 +282,18 @@ class LinearCoder(SparseCoder):
         if self.scale_by_decoder_norm and self.threshold is None:
             pre *= self._decoder_norms
         return pre
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Return what is multiplied with the encoder.  [rows, d_in] each"""
+        # The order of operations is sae-lens'; another one rounds differently.
+        if self.normalize == "layer_norm":
+            x = x - x.mean(dim=-1, keepdim=True)
+            x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
+        elif self.normalize == "constant_norm_rescale":
+            x = x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
+        if self.subtract_decoder_bias and self.decoder_bias is not None:
+            x = x - self.decoder_bias
+        return x
 
     def only(self, latents: Sequence[int]) -> SparseCoder | None:
         """Return a coder of some columns of the encoder; None where the k largest are kept."""
@@ -442,6 +490,20 @@ def _largest_of_groups(dense: Tensor, groups: int) -> Sparse:
     size = dense.shape[-1] // groups
     values, indices = dense.view(len(dense), groups, size).max(dim=-1)
     return _chosen(indices + size * torch.arange(groups, device=dense.device), values.relu_())
+
+
+def _largest_of_candidates(found: Sparse, n_rows: int, k: int) -> Sparse:
+    """Keep the k largest of each row among candidates, where they are positive.  [candidates] each"""
+    import torch
+
+    counts = torch.bincount(found.rows, minlength=n_rows)
+    width = int(counts.max()) if len(counts) else 0
+    column = torch.arange(len(found.rows), device=counts.device) - (counts.cumsum(0) - counts)[found.rows]
+    values = found.values.new_full((n_rows, width), -torch.inf)
+    latents = found.latents.new_zeros((n_rows, width))
+    values[found.rows, column], latents[found.rows, column] = found.values, found.latents
+    largest = values.topk(min(k, width), dim=-1, sorted=False)
+    return _chosen(latents.gather(-1, largest.indices), largest.values.relu_())
 
 
 def _chosen(indices: Tensor, values: Tensor) -> Sparse:

@@ -15,9 +15,10 @@ import saeval
 from saeval import InputError
 from saeval._run.pipeline import Pipeline
 from saeval.activations.latent_stats import position_dependence, token_share
-from saeval.models import live
+from saeval.models import coders, live
 from saeval.models.fidelity import measure_fidelity
-from saeval.plugin import ActivationWriter, LinearCoder, LiveModel, Subject, TokenDataset
+from saeval.models.screening import Screen
+from saeval.plugin import ActivationStore, ActivationWriter, LinearCoder, LiveModel, Subject, TokenDataset
 
 
 def coder(scale: float) -> LinearCoder:
@@ -140,6 +141,23 @@ def test_model_leaves_the_gpu_when_activations_are_collected_and_nothing_else_ne
     files = [tmp_path / run / "cells" / "all" / "latents.parquet" for run in ("usual", "gpu")]
     tables = [pq.read_table(file, columns=names) for file in files]
     assert tables[0] == tables[1] and tables[0]["promoted"][0].as_py()
+
+
+def test_run_that_screens_stores_the_same_firings(tmp_path, monkeypatch):
+    task, stores, computed, exact = measured(tmp_path) | {"measure": ["l0"]}, {}, [], Screen.exact
+    monkeypatch.setattr(coders, "_MOST_CANDIDATES", 1.0)
+    monkeypatch.setattr(Screen, "exact", lambda *some: computed.append(1) or exact(*some))
+    for screen in (False, True):
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / f"cache-{screen}"))
+        saeval.run(task | {"run": {"screen": screen}}, out=tmp_path / f"run-{screen}")
+        assert bool(computed) == screen
+        (manifest,) = (tmp_path / f"cache-{screen}").glob("stores/*/manifest.json")
+        stores[screen] = ActivationStore.open(manifest.parent)
+    assert stores[True].path.name == stores[False].path.name and stores[True].indptr[-1] > 500
+    assert np.array_equal(stores[True].firings, stores[False].firings)
+    for latent in range(64):
+        (position, value), (own, mine) = (stores[screen].activations(latent) for screen in (False, True))
+        assert np.array_equal(position, own) and np.allclose(value, mine, rtol=2e-3, atol=1e-5)
 
 
 def test_latent_of_one_token_or_one_place_is_known_by_it(store):

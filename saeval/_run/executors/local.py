@@ -11,6 +11,7 @@ from saeval._run.executors import Executor
 from saeval._run.steps import StepInput, StepOutput, Steps, gateways
 from saeval._util import Display, cache_dir, interrupting
 from saeval.llm import Budget, CallLedger
+from saeval.models import screened
 from saeval.task import Task
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Local(Executor):
     def collect(self) -> dict[str, ActivationStore]:
         """Collect here."""
         sources = {cell.name: cell.collected for cell in self._task.cells}
-        return collect(sources, self._display, standstill=self._task.run.hang_after)
+        with screened(self._task.run.screen):
+            return collect(sources, self._display, standstill=self._task.run.hang_after)
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

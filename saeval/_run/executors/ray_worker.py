@@ -20,6 +20,7 @@ from saeval._run.collect import collect_pass
 from saeval._run.steps import StepInput, StepOutput, Steps, gateways
 from saeval._util import SaevalError, cache_dir, content_hash, granted, without_secrets
 from saeval.llm import Budget, Call, CallLedger, Served
+from saeval.models import screened
 from saeval.plugin.registry import Registry
 from saeval.task import RolePart, Task, load_task
 
@@ -95,7 +96,8 @@ def collect_cells(order: Order, expected: str, cells: Sequence[str], share: tupl
         task = order.task()
         _same(task, expected)
         sources = {cell.name: cell.collected for cell in task.cells}
-        collect_pass([sources[name] for name in cells], share)
+        with screened(task.run.screen):
+            collect_pass([sources[name] for name in cells], share)
     except SaevalError as error:
         return Stop.of(error)
     return None

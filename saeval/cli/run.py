@@ -75,7 +75,9 @@ def run(
     if seeds is not None:
         assignments = [*assignments, f"run.seeds={seeds}"]
     group, tasks = load_all(task, assignments, llms, open_registry(without))
-    paths = [(out / built.name if group else out) if out else runner.default_path(built) for built in tasks]
+    paths = [runner.default_path(built) for built in tasks]
+    if out is not None:
+        paths = [out / built.name for built in tasks] if group else [out]
     if until is not None:
         _collect(group, dict(zip(paths, tasks, strict=True)), display, as_json=as_json)
         return

@@ -89,7 +89,7 @@ def _product(x: Tensor, weights: Tensor) -> Tensor:
     reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     try:
-        product: Tensor = torch.mm(x, weights, out_dtype=torch.float32)  # type: ignore[call-overload]
+        product: Tensor = torch.mm(x, weights, out_dtype=torch.float32)
         return product
     finally:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced

@@ -31,6 +31,12 @@ a slow machine fails nothing.
 
 No figure was measured on a GPU: code for CUDA is tested on the CPU with substitutes, and its speed is unknown
 ([decision 13](decisions/0013-where-collecting-spends-its-time.md)).
+
+`python -m benchmarks.gpu --out gpu-out` measures collecting on a GPU in one session of eight minutes, with random
+weights of the shapes of Gemma 2 9B and GPT-2 small, without files or hub: products in float32, TF32 and bfloat16,
+screening (`run.screen`), sizes of batches, backing off when memory runs out, an in-process judge. It writes one line of
+JSON per figure. `--tiny` is a dry run of seconds on a CPU, which the tests do. No figures are published until it has
+run on a GPU.
 """
 
 

@@ -32,11 +32,12 @@ from saeval.cli.group import main
 from saeval.plugin import LatentId
 from saeval.records.scores import Correlation, DecileShares, Explanation, JudgeCheck, JudgeRole, RunResult
 from saeval.report.files import write_reports
-from saeval.report.html import index, plots, write_html, write_plots
+from saeval.report.html import index, paged, plots, write_html, write_plots
 from saeval.report.html.latents import CellTables, Ranked
 from saeval.report.html.plots import Series
 from saeval.report.html.svg import Axis
 from saeval.report.html.text import script_json
+from saeval.report.view import bundle
 from saeval.results import cells as files
 from saeval.testing.toys import context, make_examples
 
@@ -939,6 +940,71 @@ def test_a_real_run_writes_its_report_and_so_does_the_command(tmp_path, monkeypa
     page.wait_for_selector(".judged")
     assert page.locator("#latent mark").count() > 5
     assert re.search(r"[01]\.\d{3} \[0\.\d\d [01]\.\d\d\]", page.locator("#latent").inner_text())  # its own interval
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A report whose cell counts as large, in parts of 20 lines and 2 files per folder."""
+    folder = tmp_path_factory.mktemp("large")
+    one = cell("big", [score_row(s, 0.6) for s in SCORERS])
+    write_cell(folder, one, range(150, 0, -1))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"LARGE": 100, "_ROWS": 20, "_POSTINGS": 30}.items():
+            patch.setattr(paged, name, value)
+        write_html(run_of(one), folder, folder / "report")
+    return folder
+
+
+def test_large_cell_lists_sorts_filters_and_opens_latents_from_its_parts(large, visit):
+    place = large / "report" / "latents" / "0-coder-big.html"
+    assert "words about" not in place.read_text()
+    page = visit(place)
+    assert column(page, "#latents", 1)[:2] == ["150", "149"] and page.locator("#page-at").inner_text() == "page 1 of 3"
+    for number in (2, 3):
+        page.get_by_role("button", name="Next page").click()
+        page.get_by_text(f"page {number} of 3").wait_for()
+    assert column(page, "#latents", 1)[-1] == "1"
+    for order in ("latent asc", "detection desc"):
+        page.locator("#list-order").select_option(order)
+        key, _, direction = order.partition(" ")
+        page.wait_for_selector(f'th[data-key="{key}"][aria-sort^="{direction}"]')
+        found = column(page, "#latents", 1 if order.startswith("latent") else 3)
+        assert found == sorted(found, key=float, reverse=order.endswith("desc")) and len(found) == 50
+    page.locator("#list-order").select_option("")
+    page.locator("#list-filter").fill("about 14")
+    page.get_by_text("12 of 150 latents").wait_for()
+    assert column(page, "#latents", 1) == [
+        "149",
+        "148",
+        "147",
+        "146",
+        "145",
+        "144",
+        "143",
+        "142",
+        "141",
+        "140",
+        "114",
+        "14",
+    ]
+    page.get_by_role("link", name="148", exact=True).click()
+    shows(page, 148)
+    page.locator('a[rel="next"]').click()
+    shows(page, 147)
+    page.wait_for_selector(".judged")
+    other = visit(place, "#latent=7")
+    shows(other, 7)
+    assert "words about 7" in other.locator(".explanation").inner_text()
+
+
+def test_explanations_of_large_cells_are_searched_from_the_first_page_and_in_a_bundle(large, visit):
+    bundle(large, large / "one.html")
+    for file in (large / "report" / "index.html", large / "one.html"):
+        page = visit(file, "#find=words+bout+13")
+        page.wait_for_selector("#search-found a")
+        assert page.locator("#search-count").inner_text() == "12 latents"
+        page.locator("#search-found a").nth(1).click()
+        shows(page, 138)
 
 
 @pytest.mark.slow

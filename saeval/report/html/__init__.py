@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from saeval.report.html.plots import Series
 
 _PER_FILE = 40  # latents; a file of them loads in well under a second
+_PER_FILE_OF_LARGE = 100  # of a cell with so many that files would be tens of thousands
 
 
 def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
@@ -36,6 +37,7 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
         InputError: If a table cannot be read or the folder cannot be written to.
     """
     from saeval.report.html import index
+    from saeval.report.html.paged import LARGE, PER_FOLDER
     from saeval.report.html.pages import latents_page, render
     from saeval.report.html.text import packed_json, script_json
 
@@ -49,14 +51,21 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
         written.add(file)
 
     for name, found in tables.items():
-        numbers = found.numbers
-        for n, begin in enumerate(range(0, len(numbers), _PER_FILE)):
-            details = script_json(found.details(numbers[begin : begin + _PER_FILE]))
-            put(f"latents/{pages[name]}/{n}.js", f"saevalLatents({n},{details});\n")
+        numbers, page = found.numbers, pages[name]
+        large = len(numbers) >= LARGE
+        per_file = _PER_FILE_OF_LARGE if large else _PER_FILE
+        for n, begin in enumerate(range(0, len(numbers), per_file)):
+            some = numbers[begin : begin + per_file]
+            place = f"latents/{page}/{n // PER_FOLDER}/{n}" if large else f"latents/{page}/{n}"
+            details = script_json(found.details(some))
+            put(f"{place}.js", f"saevalLatents({n},{details});\n")
             if found.has_calls:
-                calls = packed_json(found.calls(numbers[begin : begin + _PER_FILE]))
-                put(f"latents/{pages[name]}/{n}.calls.js", f'saevalCalls({n},"{calls}");\n')
-        put(f"latents/{pages[name]}.html", latents_page(run, board, found, pages[name], _PER_FILE))
+                calls = packed_json(found.calls(some))
+                put(f"{place}.calls.js", f'saevalCalls({n},"{calls}");\n')
+        text, parts = latents_page(run, board, found, page, per_file, large=large)
+        put(f"latents/{page}.html", text)
+        for part, content in parts:
+            put(f"latents/{page}/{part}.js", content)
     if tables:
         put("latents/search.js", f"saevalSearch({script_json(_explanations(tables, pages))});\n")
     addresses = {c: f"latents/{p}.html" for c, p in pages.items()}
@@ -104,9 +113,17 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
 
 
 def _explanations(tables: Mapping[str, CellTables], pages: Mapping[str, str]) -> list[list[Any]]:
-    """Return, by cell, its name, its page, and each latent's number, explanation and first score."""
-    found = []
+    """Return, by cell, its name, its page, and each latent's number, explanation and first score.
+
+    Large cells have an index of words instead; see `paged`.
+    """
+    from saeval.report.html.paged import LARGE
+
+    found: list[list[Any]] = []
     for name, cell in tables.items():
+        if len(cell.numbers) >= LARGE:
+            found.append([name, pages[name], None])
+            continue
         scores = cell.column(cell.ranked[0].key) if cell.ranked else [None] * len(cell.numbers)
         own = [cell.own(latent) for latent in cell.numbers]
         texts = [row.get("text", "") if row else "" for row in own]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import sha256
 from importlib import resources
@@ -17,6 +17,7 @@ from saeval._compare import Leaderboard
 from saeval._util import interval, measured, number, rounded, visible
 from saeval.records import CellResult, RunResult
 from saeval.report.html.latents import CellTables
+from saeval.report.html.paged import in_parts
 from saeval.report.html.text import script_json
 
 
@@ -97,8 +98,13 @@ def _why(explanation: Mapping[str, Any] | None) -> str:
     return "" if explanation.get("status") == "ok" else explanation.get("reason") or "failed"
 
 
-def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: str, per_file: int) -> str:
-    """Return the page of a cell: one line per latent; windows and judgements are in the files beside it."""
+def latents_page(
+    run: RunResult, board: Leaderboard, tables: CellTables, name: str, per_file: int, *, large: bool
+) -> tuple[str, Iterable[tuple[str, str]]]:
+    """Return the page of a cell: one line per latent; windows and judgements are in the files beside it.
+
+    A large cell's lines are in further files, which come with it: name and content.
+    """
     cell, numbers = tables.cell, tables.numbers
     own = [tables.own(i) for i in numbers]
     texts = [row.get("text", "") if row else "" for row in own]
@@ -128,4 +134,7 @@ def latents_page(run: RunResult, board: Leaderboard, tables: CellTables, name: s
         "gap": tables.gaps, "calls": tables.has_calls, "neuronpedia": neuronpedia(cell),
         "text": texts, "why": [*map(_why, own)],
     }  # fmt: skip
-    return render("latents.html.j2", {"run": run, "cell": cell, "data": script_json(data)})
+    parts: Iterable[tuple[str, str]] = ()
+    if large:
+        data, parts = in_parts(data)
+    return render("latents.html.j2", {"run": run, "cell": cell, "data": script_json(data)}), parts

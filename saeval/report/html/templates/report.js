@@ -83,6 +83,53 @@
     turn();
   }
 
+  // --- large cells come in parts: lines of the list, columns, and an index of the words of explanations ---
+
+  const parts = new Map();
+  const waited = new Map();
+  window.saevalPart = (name, packed) => waited.get(name)?.(packed);
+  /** Return a part of a page of latents. `folder` is where that page lies, seen from this one. */
+  function part(folder, name) {
+    const path = `${folder}${name}.js`;
+    if (!parts.has(path)) {
+      parts.set(path, new Promise((resolve, reject) => {
+        waited.set(name, resolve);
+        load(path, (error) => { parts.delete(path); reject(error); });
+      }).then(unpacked).then(JSON.parse));
+    }
+    return parts.get(path);
+  }
+  /** Return the places of latents whose explanations hold all terms: each is part of a word, for it has no space in it. */
+  async function placesOf(folder, page, terms) {
+    const { count, words, begins } = await part(folder, `${page}/words`);
+    let common = null;
+    for (const term of terms) {
+      const own = new Uint8Array(count);
+      const files = new Map();
+      let file = 0;
+      words.forEach((word, k) => {
+        if (!word.includes(term)) return;
+        while (begins[file + 1] <= k) file += 1;
+        files.set(file, [...(files.get(file) || []), k - begins[file]]);
+      });
+      await Promise.all([...files].map(async ([n, some]) => {
+        const steps = await part(folder, `${page}/index/${n}`);
+        for (const k of some) {
+          let place = 0;
+          for (const step of steps[k]) own[place += step] = 1;
+        }
+      }));
+      common = common ? common.map((v, k) => v & own[k]) : own;
+    }
+    const found = [];
+    common.forEach((v, k) => { if (v) found.push(k); });
+    return found;
+  }
+  /** Return the lines of some latents, by the file they are in. */
+  const FOLDER = 256;
+  const rowsAt = (folder, page, places, size) => Promise.all([...new Set(places.map((k) => Math.floor(k / size)))].map(
+    async (n) => [n * size, await part(folder, `${page}/rows/${Math.floor(n / FOLDER)}/${n}`)]));
+
   // --- state: kept in the address, after the # ---
 
   const read = () => new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
@@ -215,7 +262,16 @@
     const MOST = 100;
     let cells = null;
     const cellsOf = ([folder, run]) => new Promise((resolve, reject) => {
-      window.saevalSearch = (found) => resolve(found.map(([cell, page, latents]) => [run ? `${run}:${cell}` : cell, folder + page, latents]));
+      window.saevalSearch = (found) => resolve(found.map(([cell, page, latents]) => [run ? `${run}:${cell}` : cell, folder + page, latents || (async (terms) => {
+        const places = await placesOf(folder, page, terms);
+        const { rows: size } = await part(folder, `${page}/words`);
+        const lines = new Map((await rowsAt(folder, page, places.slice(0, MOST), size)).map(([begin, rows]) => [begin, rows]));
+        return places.map((k, n) => {
+          if (n >= MOST) return null;
+          const [rows, at] = [lines.get(k - (k % size)), k % size];
+          return [rows.latent[at], rows.text[at], rows["values.0"]?.[at] ?? null];
+        });
+      })]));
       load(`${folder}search.js`, reject);
     });
     async function loaded() {
@@ -232,7 +288,12 @@
       try {
         const terms = wanted.split(/\s+/);
         const fits = ([, text]) => terms.every((term) => text.toLowerCase().includes(term));
-        found = (await all()).flatMap(([cell, page, latents]) => latents.filter(fits).map((line) => [cell, page, ...line]));
+        found = [];
+        for (const [cell, page, latents] of await all()) {
+          const lines = Array.isArray(latents) ? latents.filter(fits) : await latents(terms);
+          for (const line of lines) found.push(line && [cell, page, ...line]);
+        }
+        if ((read().get("find") || "").toLowerCase().trim() !== wanted) return;
       } catch (error) {
         find("#search-count").textContent = `Cannot search: ${error.message}.`;
         return;
@@ -254,6 +315,8 @@
   function latents() {
     const data = JSON.parse(find("#data").textContent);
     const PAGE = 50;
+    const paged = data.paged; // of a large cell, lines and columns are loaded when they are shown or sorted by
+    const total = paged ? paged.count : data.latent.length;
     const at = new Map(data.latent.map((number, k) => [number, k]));
     const lead = data.scorers[0];
     const columns = [
@@ -287,14 +350,59 @@
 
     /** Places of the latents that pass the filter, in order. */
     function chosen(state) {
+      if (paged) return arranged.places;
       const q = (state.get("q") || "").toLowerCase().trim();
       const places = [...data.latent.keys()].filter((k) => !q || data.text[k].toLowerCase().includes(q) || String(data.latent[k]) === q);
+      return sorted(places, state);
+    }
+    function sorted(places, state) {
       const column = columns.find((c) => c.key === state.get("sort"));
       if (column) {
         const compare = comparison(state.get("dir"));
-        places.sort((a, b) => compare(column.values[a], column.values[b]) || a - b);
+        const values = column.ranks || column.values;
+        places.sort((a, b) => compare(values[a], values[b]) || a - b);
       }
       return places;
+    }
+
+    // What of a large cell the state needs; the lists above are filled with it.
+    let arranged = { key: null, places: [] };
+    const nameOf = (column) => { const k = data.scorers.findIndex((s) => s.label === column.key); return k < 0 ? column.key : `values.${k}`; };
+    const listOf = (name) => { const [key, k] = name.split("."); return k === undefined ? data[key] : data.scorers[k][key]; };
+    async function whole(name) {
+      const values = await part("", `${data.folder}/column/${name}`);
+      if (name === "text") { columns.find((c) => c.key === "text").ranks = values; return; }
+      const list = listOf(name);
+      for (let k = 0; k < total; k++) list[k] = values[k];
+      if (name === "latent" && at.size < total) list.forEach((number, k) => at.set(number, k));
+    }
+    async function prepare(state) {
+      const q = (state.get("q") || "").toLowerCase().trim();
+      const column = columns.find((c) => c.key === state.get("sort"));
+      if (state.has("latent") || /^\d+$/.test(q)) await whole("latent");
+      if (column) await whole(nameOf(column));
+      const key = [q, column?.key, state.get("dir")].join("\n");
+      if (arranged.key !== key) {
+        let places = Array.from({ length: total }, (_, k) => k);
+        if (q) {
+          places = await placesOf("", data.folder, q.split(/\s+/));
+          const k = at.get(Number(q));
+          if (k !== undefined && String(data.latent[k]) === q && !places.includes(k)) places.push(k);
+          places.sort((a, b) => a - b);
+        }
+        arranged = { key, places: sorted(places, state) };
+      }
+      const pages = Math.max(1, Math.ceil(arranged.places.length / PAGE));
+      const page = Math.min(Math.max(1, Number(state.get("page")) || 1), pages);
+      const number = at.get(Number(state.get("latent")));
+      const shown_ = state.has("latent") ? [number].filter((k) => k !== undefined) : arranged.places.slice((page - 1) * PAGE, page * PAGE);
+      for (const [begin, rows] of await rowsAt("", data.folder, shown_, paged.rows)) {
+        for (const [name, values] of Object.entries(rows)) {
+          const list = listOf(name);
+          values.forEach((value, k) => { list[begin + k] = value; });
+        }
+        rows.latent.forEach((number_, k) => at.set(number_, begin + k));
+      }
     }
     const address = (latent) => {
       const state = read();
@@ -321,7 +429,7 @@
       const key = state.get("sort") ? `${state.get("sort")} ${state.get("dir")}` : "";
       order.value = orders.some(([value]) => value === key) ? key : "own";
       markSorted(heads, state.get("sort"), state.get("dir"));
-      find("#list-count").textContent = `${places.length} of ${data.latent.length} latents`;
+      find("#list-count").textContent = `${places.length} of ${total} latents`;
       find("#page-at").textContent = `page ${page} of ${pages}`;
       for (const [id, to] of [["#page-previous", page - 1], ["#page-next", page + 1]]) {
         find(id).disabled = to < 1 || to > pages;
@@ -336,11 +444,12 @@
     window.saevalLatents = (n, details) => waiting.get(`${n}.js`)?.(details);
     window.saevalCalls = (n, packed) => waiting.get(`${n}.calls.js`)?.(packed);
     function fileOf(latent, ending) {
-      const name = `${Math.floor(at.get(latent) / data.perFile)}${ending}`;
+      const n = Math.floor(at.get(latent) / data.perFile);
+      const name = `${n}${ending}`;
       if (!files.has(name)) {
         files.set(name, new Promise((resolve, reject) => {
           waiting.set(name, resolve);
-          load(`${data.folder}/${name}`, (error) => { files.delete(name); reject(error); });
+          load(`${data.folder}/${paged ? `${Math.floor(n / FOLDER)}/` : ""}${name}`, (error) => { files.delete(name); reject(error); });
         }));
       }
       return files.get(name);
@@ -701,6 +810,11 @@
 
     function render() {
       const state = read();
+      if (!paged) { show(state); return; }
+      prepare(state).then(() => { if (String(read()) === String(state)) show(state); },
+        (error) => { find("#list-count").textContent = `Cannot be shown: ${error.message}.`; });
+    }
+    function show(state) {
       const one = state.has("latent");
       find("#list").hidden = one;
       article.hidden = !one;

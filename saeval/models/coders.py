@@ -512,7 +512,7 @@ def _chosen(indices: Tensor, values: Tensor) -> Sparse:
 
     rows = torch.arange(len(indices), device=indices.device).repeat_interleave(indices.shape[-1])
     values, latents = values.flatten(), indices.flatten()
-    keep = values != 0
+    keep = values.nonzero().squeeze(1)  # once: on a GPU, each look for nonzeros waits for it
     return Sparse(rows[keep], latents[keep], values[keep])
 
 

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
-from saeval_plugins.scorers.generation import Generation, Pair, is_minimal, parse_pairs
+from saeval_plugins._frozen import read_frozen
+from saeval_plugins.llms.frozen import FrozenLLM
+from saeval_plugins.scorers.generation import PROMPT, Generation, Pair, is_minimal, parse_pairs
 from saeval_plugins.sources.rules import Rules
 from tiny import TEXT, tiny_corpus, tiny_model, tiny_sae
 
@@ -301,3 +303,12 @@ def test_plan_counts_one_call_per_explanation_and_answers_of_full_length(known, 
     own = next(step for step in json.loads(planned.output)["steps"] if step["step"] == "generation")
     assert own["calls"] == own["latents"] == 12
     assert 200 < own["input_tokens"] / 12 < 700 and 100 < own["output_tokens"] / 12 < 400
+
+
+def test_texts_recorded_for_the_tour_answer_the_present_prompt_with_minimal_twins():
+    recorded = read_frozen(FrozenLLM(model="methods-tour-writer").path).cells["writer"].latents[0].judged
+    assert len(recorded) == 5
+    for (_, explanation), (asked,) in recorded.items():
+        question = PROMPT.messages(explanation=explanation, k="4", words="10")
+        assert asked.messages == question
+        assert all(is_minimal(pair) for pair in parse_pairs(asked.reply, 4))

@@ -135,7 +135,7 @@ def merge(chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], fold
 
 
 def _together(chunks: Sequence[Chunk], n_latents: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return where each latent begins when all chunks are one, and its largest magnitude.  [n_latents + 1], [n_latents]"""
+    """Return where each latent begins when all chunks are one, and its largest value.  [n_latents + 1], [n_latents]"""
     bounds = np.zeros(n_latents + 1, dtype=np.int64)
     peaks = np.zeros(n_latents, dtype=np.float32)
     for chunk in chunks:

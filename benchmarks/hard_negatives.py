@@ -20,7 +20,7 @@ from saeval.plugin import ActivationStore, ActivationWriter, LatentId, derive_rn
 _LATENTS, _A_TOKEN = 131_072, 100
 _SKEW = 1.7  # the larger, the more often the commonest latents fire
 _BATCH = 64  # contexts
-_SIZES = (1e6, 1e7, 5e7)
+_SIZES = (1e7, 5e7, 2e8)  # below, what does not grow hides what does
 _ASKED = 1e9
 _SAMPLED = 2048
 

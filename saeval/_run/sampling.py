@@ -137,11 +137,18 @@ def choose_records(
 
     needed = {need for scorer in cell.scorers.values() for need in scorer.part.plugin.needs()}
 
+    explainers = [part for part in (cell.explainer, *cell.alternatives.values()) if part is not None]
+    cofiring = any("cofiring" in explainer.part.plugin.needs() for explainer in explainers)
+
     def sample(latent: LatentId) -> LatentRecord | None:
         record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
         if record is None:
             return None
         _check_silence(record, store, cell.sampler.label)
+        if cofiring:
+            from saeval._run.cofiring import with_cofiring
+
+            record = with_cofiring(record, store)
         if "in_corpus" in needed:
             score = replace(record.score, in_corpus=_in_corpus(store, latent.index, window))
             record = replace(record, score=score)

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from saeval.models import HookPoint, SparseCoder, Subject
     from saeval.records import Prompt
 
-Need = Literal["logprobs", "subject", "coder", "text", "decoy", "in_corpus"]
+Need = Literal["logprobs", "subject", "coder", "text", "decoy", "in_corpus", "cofiring"]
 """What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights, a
-source that reads any text (`Context.read`), windows of one other latent (`Examples.decoy`), or how the latent fires in
-the whole corpus (`Examples.in_corpus`); the last two are made only where a scorer needs them."""
+source that reads any text (`Context.read`), windows of one other latent (`Examples.decoy`), how the latent fires in
+the whole corpus (`Examples.in_corpus`), or which others fire with it (`Examples.cofiring`); the last three are made only
+where a step needs them."""
 
 
 class Plugin(Documented, ABC):

@@ -135,6 +135,8 @@ class Examples:
             tokens. Given to scorers whose `needs()` hold "decoy", where the store has such a latent.
         in_corpus: How often and how strongly it fires in all windows of the corpus. Given to scorers whose `needs()`
             hold "in_corpus".
+        cofiring: For each activating window, the other latents that fire on the token where this one is strongest.
+            Given to explainers whose `needs()` hold "cofiring".
     """
 
     latent: LatentId
@@ -143,6 +145,7 @@ class Examples:
     max_activation: float
     decoy: Examples | None = None
     in_corpus: CorpusFiring | None = None
+    cofiring: tuple[frozenset[int], ...] = ()
 
     def strengths(self, example: Example) -> list[int]:
         """Return one strength 0–10 a token: ceil(10 · activation / maximum), 0 where silent (paper §3.2)."""

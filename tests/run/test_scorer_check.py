@@ -137,7 +137,7 @@ def test_an_oracle_with_errors_makes_as_many_as_it_says():
 def test_an_oracle_judges_known_explanations_only():
     with pytest.raises(LLMError, match="the oracle does not know the explanation 'ships'"):
         judge("ships", "a window")
-    with pytest.raises(InputError, match="there are oracle/judge, oracle/base and oracle/writer"):
+    with pytest.raises(InputError, match="there are oracle/judge, oracle/base, oracle/writer and oracle/explainer"):
         Oracle(model="other").check()
 
 

@@ -11,8 +11,10 @@ from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.known import KNOWN_MEANINGS
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
+from saeval_plugins.explainers.probing import Probing
 from saeval_plugins.explainers.random import RandomExplainer
 from saeval_plugins.explainers.refine import Refine
+from saeval_plugins.explainers.senses import Senses
 from saeval_plugins.explainers.shuffled import Shuffled
 from saeval_plugins.explainers.single_token import SingleToken
 from saeval_plugins.explainers.top_tokens import TopTokens
@@ -28,8 +30,10 @@ def saeval_explainers() -> list[type[Explainer]]:
         InterventionExplainer,
         Lens,
         Precomputed,
+        Probing,
         RandomExplainer,
         Refine,
+        Senses,
         Shuffled,
         SingleToken,
         TopTokens,

@@ -20,7 +20,7 @@ from saeval.plugin import (
     content_hash,
     derive_rng,
 )
-from saeval_plugins._known import FILLER, Meaning, explanations, meanings
+from saeval_plugins._known import FILLER, N_LATENTS, Meaning, explanations, meanings, words_of
 
 _LIKELY, _UNLIKELY = -1.0, -6.0  # nats
 _WORDS = 8  # of a text that it writes
@@ -30,8 +30,9 @@ class Oracle(LLM):
     """Judges by the rules alone, so that errors of a judge are no part of what a scorer sees.
 
     `oracle/judge` answers as a chat model does, for `detection` and `fuzzing`; `oracle/base` scores texts and weighs
-    choices, for `surprisal` and `simulation`; `oracle/writer` writes texts, for `generation`. Explanations that do not
-    come from the explainers of the source `known` are an error.
+    choices, for `surprisal` and `simulation`; `oracle/writer` writes texts, for `generation`; `oracle/explainer` knows
+    the latent by a marked word, for `default`, `refine` and `probing`. Explanations that do not come from the explainers
+    of the source `known` are an error.
     """
 
     name = "oracle"
@@ -48,8 +49,10 @@ class Oracle(LLM):
 
     def check(self) -> None:
         """See whether there is such an oracle."""
-        if self.model not in ("judge", "base", "writer"):
-            raise InputError(f"oracle/{self.model}: there are oracle/judge, oracle/base and oracle/writer")
+        if self.model not in ("judge", "base", "writer", "explainer"):
+            raise InputError(
+                f"oracle/{self.model}: there are oracle/judge, oracle/base, oracle/writer and oracle/explainer"
+            )
 
     def fingerprint(self) -> JsonValue:
         """Return the options and what explanations mean."""
@@ -63,7 +66,13 @@ class Oracle(LLM):
     async def complete(self, request: Request) -> Reply:
         """Answer 1 for each window that fits the explanation: at least half of its marked pieces, or its text."""
         lines = request.messages[-1].content.splitlines()
+        if self.model == "explainer" and not lines[-1].startswith(("Write ", "Answer with ")):
+            return Reply(f"EXPLANATION: {_of_marked(lines)}", Usage(usd=0.0))
         text, meaning = _explanation(lines)
+        if self.model == "explainer" and (asked := re.findall(r"^Write (\d+) ACTIVE", lines[-1])):
+            # Each asking another text: what was written before is not taken again.
+            pairs = _pairs(text, meaning, int(asked[0]), f"{len(lines)}").splitlines()
+            return Reply("\n".join(map(_as_probe, pairs)), Usage(usd=0.0))
         if self.model == "writer":
             return Reply(_pairs(text, meaning, int(re.findall(r"Write (\d+)", lines[-1])[0])), Usage(usd=0.0))
         windows = [found[1] for line in lines if (found := re.match(r"Window \d+: (.*)", line))]
@@ -109,9 +118,28 @@ def _explanation(lines: list[str]) -> tuple[str, Meaning]:
     return text, meanings()[text]
 
 
-def _pairs(explanation: str, meaning: Meaning, k: int) -> str:
+def _of_marked(lines: list[str]) -> str:
+    """Return the true explanation of the latent that fires on the first marked word.
+
+    Raises:
+        LLMError: If no marked word is one of a known latent.
+    """
+    for word in re.findall(r"<<\W*(\w+)", "\n".join(lines)):
+        for latent in range(N_LATENTS):
+            if word in words_of(latent):
+                return explanations(latent)["known"][0]
+    raise LLMError("the oracle knows none of the marked words; it explains known latents")
+
+
+def _as_probe(line: str) -> str:
+    """Return a line of a pair as `probing` asks for it."""
+    kind, _, text = line.partition(": ")
+    return f"{'ACTIVE' if kind.startswith('Text') else 'SILENT'}: {text}"
+
+
+def _pairs(explanation: str, meaning: Meaning, k: int, *key: str) -> str:
     """Write k texts with one of the explanation's words each, and the same with another word in its place."""
-    rng = derive_rng(0, "oracle/writer", explanation)
+    rng = derive_rng(0, "oracle/writer", explanation, *key)
     words = rng.permutation(sorted(meaning.words)).tolist()
     lines = []
     for number in range(1, k + 1):

@@ -158,6 +158,7 @@ class CellTables:
                     [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
                     for row in self.explanations.get(i, ())
                 ],
+                "senses": _senses(self.own(i)),
                 "windows": windows.get(i, {}),
                 "seen": seen.get(i, {}),
                 "judged": judged.get(i, {}),
@@ -211,6 +212,16 @@ class CellTables:
             line += _written(*written)
             found.setdefault(latent, {}).setdefault(scorer, {}).setdefault(variant, []).append(line)
         return found
+
+
+def _senses(explanation: Mapping[str, Any] | None) -> str:
+    """Return how many senses an explainer found, and in which share of its resamples it found each number."""
+    notes = (explanation or {}).get("notes") or {}
+    senses, found = notes.get("senses"), notes.get("number_found")
+    if not isinstance(senses, list) or not isinstance(found, dict):
+        return ""
+    shares = [f"{number} in {share:.0%}" for number, share in found.items() if isinstance(share, float)]
+    return f"{len(senses)} (resamples: {', '.join(shares)})"
 
 
 class _Table:

@@ -21,6 +21,7 @@ from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.known import KNOWN_MEANINGS
 from saeval_plugins.explainers.lens import Lens
 from saeval_plugins.explainers.precomputed import Precomputed
+from saeval_plugins.explainers.probing import Probing
 from saeval_plugins.explainers.random import EXPLANATIONS, RandomExplainer
 from saeval_plugins.explainers.refine import TEST, Refine
 from saeval_plugins.explainers.shuffled import Shuffled
@@ -70,7 +71,7 @@ def ask_all(request):
     [
         kind
         for kind in saeval_explainers()
-        if kind not in (InterventionExplainer, Lens, *KNOWN_MEANINGS) and not issubclass(kind, FrozenExplainer)
+        if kind not in (InterventionExplainer, Lens, Probing, *KNOWN_MEANINGS) and not issubclass(kind, FrozenExplainer)
     ],
     ids=lambda kind: kind.name,
 )

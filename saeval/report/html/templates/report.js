@@ -711,7 +711,7 @@
       const decoys = (detail.windows.decoy || []).map((w) => ({ window: w, strongest: Math.max(...w[5].filter((_, i) => i % 2), 0) || 1 }));
       const windows = new Map([...all.map((w) => [w[0], { window: w, strongest }]), ...decoys.map((d) => [d.window[0], { ...d, decoy: true }])]);
       const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
-      const facts = [["density", brief(data.density[k])], ["fires on", data.firings[k] === null ? "–" : `${data.firings[k]} tokens`], ["in", data.windows[k] === null ? "–" : `${data.windows[k]} windows`], ["strongest", brief(data.max_activation[k])], ...(rating ? [] : [["gap of scorers", shown(data.gap[k], 2)]])];
+      const facts = [["density", brief(data.density[k])], ["fires on", data.firings[k] === null ? "–" : `${data.firings[k]} tokens`], ["in", data.windows[k] === null ? "–" : `${data.windows[k]} windows`], ["strongest", brief(data.max_activation[k])], ...(rating ? [] : [["gap of scorers", shown(data.gap[k], 2)]]), ...(detail.senses ? [["senses", detail.senses]] : [])];
       const saw = byRole.explain.filter((w) => w[1]);
       const silent = byRole.explain.filter((w) => !w[1]);
       const focus = document.activeElement?.dataset?.focus;

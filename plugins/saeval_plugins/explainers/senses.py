@@ -1,0 +1,149 @@
+"""The explainer of senses groups a latent's windows and explains each group, so that a latent may have several meanings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field, JsonValue, SerializeAsAny
+
+from saeval.plugin import (
+    Context,
+    Example,
+    Examples,
+    Explainer,
+    Explanation,
+    ModelRef,
+    Need,
+    Prompt,
+    embedder_check,
+    embedder_sha,
+)
+from saeval_plugins._clusters import stable_groups
+from saeval_plugins.explainers.default import Default
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Senses(Explainer):
+    """Groups the explain windows by what stands around the latent's strongest token, and explains each group.
+
+    Windows are points: the sentence embedding of the tokens around the strongest one, and beside it, weighted by
+    `cofiring`, which other latents fire on that token. They are grouped by Ward's method into the largest number of
+    groups that are found again in 70 % of bootstrap resamples (Hennig 2007); the share of resamples that finds each
+    number is kept. Another explainer explains each group from its windows alone, so that it takes a call per sense. Explanations
+    that are the same word for word are one sense. Where several remain, scorers judge their union, as the text
+    `any of: (1) … (2) …`; results keep the senses, their windows and the shares. After PRISM (arXiv 2506.15538).
+    """
+
+    name = "senses"
+
+    explainer: SerializeAsAny[Explainer] = Default()
+    """The explainer of each group: `{use: default}`."""
+    model: ModelRef = "sentence-transformers/all-MiniLM-L6-v2"
+    """A sentence-transformers model: hub id, directory, or `package:` reference."""
+    most: int = Field(default=5, ge=2, le=20)
+    """Senses, at most."""
+    around: int = Field(default=2, ge=0)
+    """Tokens on each side of the strongest one that are embedded with it."""
+    cofiring: float = Field(default=0.3, ge=0, le=1)
+    """Weight of co-firing latents in the squared distance of windows; 0 to do without them."""
+    resamples: int = Field(default=50, ge=20)
+    """Bootstrap resamples in which groups have to be found again."""
+
+    @property
+    def llm_role(self) -> str | None:  # type: ignore[override]
+        """The role that the explainer of groups asks."""
+        return self.explainer.llm_role
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:  # type: ignore[override]
+        """The prompts of the explainer of groups."""
+        return self.explainer.prompts
+
+    def check(self) -> None:
+        """See whether a packaged embedding model is installed, and whether a local one is there."""
+        embedder_check(self.model)
+        self.explainer.check()
+
+    def needs(self) -> frozenset[Need]:
+        """What the explainer of groups needs, and the latents that fire together."""
+        return self.explainer.needs() | (frozenset({"cofiring"}) if self.cofiring else frozenset())
+
+    def fingerprint(self) -> JsonValue:
+        """Return what explanations depend on: the options, a local embedding model's weights, the inner explainer."""
+        return [super().fingerprint(), embedder_sha(self.model), self.explainer.fingerprint()]
+
+    async def explain(self, examples: Examples, context: Context) -> Explanation:
+        """Group, and explain each group."""
+        if not examples.activating:
+            return await self.explainer.explain(examples, context)
+        points = await asyncio.to_thread(self._points, examples, context)
+        groups = await asyncio.to_thread(stable_groups, points, self.most, self.resamples, context.rng)
+        parts = [
+            replace(examples, activating=tuple(w for w, label in zip(examples.activating, groups.labels, strict=True) if label == group), cofiring=())
+            for group in range(groups.number)
+        ]  # fmt: skip
+        made = await asyncio.gather(*(self.explainer.explain(part, context) for part in parts))
+        if lost := [explanation for explanation in made if explanation.status != "ok"]:
+            return lost[0]
+        senses: dict[str, list[Example]] = {}
+        for explanation, part in zip(made, parts, strict=True):
+            senses.setdefault(explanation.text, []).extend(part.activating)
+        notes: dict[str, JsonValue] = {
+            "senses": [
+                {"text": text, "share": len(windows) / len(examples.activating), "windows": [w.id for w in windows]}
+                for text, windows in senses.items()
+            ],
+            "number_found": {str(number): share for number, share in groups.shares.items()},
+        }
+        return Explanation(text=union(list(senses)), notes=notes)
+
+    def _points(self, examples: Examples, context: Context) -> NDArray[np.float64]:
+        """Return the windows as points whose squared distances add up embedding and co-firing.  [windows, dimensions]"""
+        import numpy as np
+
+        texts = [_surroundings(window, self.around) for window in examples.activating]
+        embedded = np.asarray(context.embed(self.model, texts), dtype=np.float64)
+        if not self.cofiring or not any(examples.cofiring):
+            return embedded
+        together = _indicators(examples.cofiring)
+        return np.hstack([np.sqrt(1 - self.cofiring) * embedded, np.sqrt(self.cofiring) * together])
+
+
+def union(senses: Sequence[str]) -> str:
+    """Return one text that means any of several senses.
+
+    Example:
+        >>> union(["names of rivers"]), union(["names of rivers", "the word 'bank'"])
+        ('names of rivers', "any of: (1) names of rivers (2) the word 'bank'")
+    """
+    if len(senses) == 1:
+        return senses[0]
+    return "any of: " + " ".join(f"({number}) {sense}" for number, sense in enumerate(senses, 1))
+
+
+def _surroundings(window: Example, around: int) -> str:
+    """Return the window's strongest token with those around it."""
+    at = int(window.activations.argmax())
+    return "".join(window.tokens[max(0, at - around) : at + around + 1]).strip()
+
+
+def _indicators(cofiring: Sequence[frozenset[int]]) -> NDArray[np.float64]:
+    """Return unit vectors of which latents fire in a window, those left out that fire in no other one.  [windows, latents]
+
+    A window without any is the zero vector.
+    """
+    import numpy as np
+
+    column = {latent: i for i, latent in enumerate(sorted(frozenset().union(*cofiring)))}
+    fires = np.zeros((len(cofiring), len(column)))
+    for row, latents in zip(fires, cofiring, strict=True):
+        row[[column[latent] for latent in latents]] = 1
+    fires = fires[:, fires.sum(axis=0) > 1]
+    vectors: NDArray[np.float64] = fires / np.maximum(np.linalg.norm(fires, axis=1, keepdims=True), 1)
+    return vectors

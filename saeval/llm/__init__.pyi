@@ -1,11 +1,7 @@
 from saeval.llm.budget import Budget as Budget
 from saeval.llm.cache import AnswerCache as AnswerCache
 from saeval.llm.first_calls import Asker as Asker, try_models as try_models
-from saeval.llm.gateway import (
-    Gateway as Gateway,
-    RoleSettings as RoleSettings,
-    rare_garbage_collection as rare_garbage_collection,
-)
+from saeval.llm.gateway import Gateway as Gateway, rare_garbage_collection as rare_garbage_collection
 from saeval.llm.ledger import (
     Call as Call,
     CallLedger as CallLedger,
@@ -13,6 +9,7 @@ from saeval.llm.ledger import (
     LoggedCall as LoggedCall,
     Served as Served,
 )
+from saeval.llm.role import RoleSettings as RoleSettings
 from saeval.llm.transcript import (
     PromptReply as PromptReply,
     pack as pack,

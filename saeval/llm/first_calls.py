@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from saeval._util import InputError, LLMError, Refused
 from saeval.llm.budget import Budget
-from saeval.llm.gateway import RoleSettings
 from saeval.llm.ledger import Call, CallLedger, Earlier
 from saeval.llm.retries import Attempts
+from saeval.llm.role import RoleSettings
 from saeval.plugin.base import LLM
 from saeval.records import LogprobRequest, Message, Reply, Request, Usage
 

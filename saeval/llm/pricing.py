@@ -11,7 +11,7 @@ from saeval.plugin.base import LLM
 from saeval.records import FillRequest, LogprobRequest, Reply, Request, Usage
 
 if TYPE_CHECKING:
-    from saeval.llm.gateway import RoleSettings
+    from saeval.llm.role import RoleSettings
 
 _PIECES = re.compile(r"[A-Za-z]{1,4}|[^A-Za-z\s]|\n|\s(?=\d)")
 _PER_MESSAGE = 4  # tokens that a chat format adds to each message

@@ -8,8 +8,9 @@ from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
 from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
-from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.llm.gateway import Gateway
 from saeval.llm.ledger import CallLedger
+from saeval.llm.role import RoleSettings
 
 
 def gateway(folder, llm, *, limit=None, identity="m", **settings):

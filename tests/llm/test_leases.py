@@ -19,9 +19,10 @@ from saeval_plugins.llms.openai_compatible import OpenAICompatible
 import saeval
 from saeval.llm import AnswerCache
 from saeval.llm.budget import Budget
-from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.llm.gateway import Gateway
 from saeval.llm.leases import Leases
 from saeval.llm.ledger import CallLedger
+from saeval.llm.role import RoleSettings
 from saeval.plugin import LLMError, Request
 
 KEYS = ["0" * 32, "1" * 32]

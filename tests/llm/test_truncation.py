@@ -22,7 +22,7 @@ def test_model_that_rambles_is_not_given_room_for_ever(tmp_path):
     with fake_server() as server:
         server.always = content("and so on and so on", "length")
         gate = gateway(tmp_path, direct(server))
-        gate._room._tell = told.append
+        gate._caller._room._tell = told.append
         replies = ask(gate, *(Request.of(f"question {n}") for n in range(40)))
         assert all(reply.finish_reason == "length" for reply in replies)
         assert len(asked_with(server, 4096)) <= 4 and len(asked_with(server, 256)) == 40

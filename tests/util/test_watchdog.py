@@ -27,7 +27,7 @@ async def test_work_that_ignores_cancellation_is_abandoned():
     began = time.monotonic()
     with pytest.raises(Hung):
         await Patience(0.05).wait_for(stubborn())
-    assert time.monotonic() - began < 0.25
+    assert time.monotonic() - began < 1  # of 1.5 s
 
 
 async def test_work_that_asks_a_model_is_waited_for():

@@ -26,8 +26,9 @@ from saeval import BudgetExceeded, LLMError
 from saeval._run.steps import RecordingModel
 from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
-from saeval.llm.gateway import Gateway, RoleSettings
+from saeval.llm.gateway import Gateway
 from saeval.llm.ledger import CallLedger
+from saeval.llm.role import RoleSettings
 from saeval.plugin import (
     LLM,
     Examples,

@@ -1,0 +1,73 @@
+"""Requests and answers as text: hashed alike wherever they come from, and read back from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from saeval._util import clean, clean_text, without_values
+from saeval.records import FillReply, LogprobReply, Reply, TokenLogprobs
+
+V = TypeVar("V")
+
+_CANONICAL = json.JSONEncoder(default=vars, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def json_text(value: object) -> str:
+    """Return JSON that is equal for equal content, dataclasses included; what `content_hash` takes the hash of."""
+    return _CANONICAL.encode(value)
+
+
+def encodable(value: V) -> tuple[V, str]:
+    """Return a request or reply whose text UTF-8 can encode, and its JSON."""
+    text = json_text(value)
+    if clean_text(text) is text:
+        return value, text
+    cleaned = clean(value)
+    return cleaned, json_text(cleaned)
+
+
+def writable(reply: Reply) -> Reply:
+    """Return a reply whose text UTF-8 can encode, without the credentials that a server may echo."""
+    reply, text = encodable(reply)
+    if without_values(text) == text:
+        return reply
+    tokens = reply.logprobs and tuple(
+        TokenLogprobs(without_values(t.token), tuple((without_values(other), p) for other, p in t.top))
+        for t in reply.logprobs
+    )
+    return replace(reply, text=without_values(reply.text), logprobs=tokens)
+
+
+def digest(text: str) -> str:
+    """Return the hash that answers are found by."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def restored(kept: object, kind: Any, request: Any) -> Any | None:
+    """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
+    try:
+        answer = _adapter(kind).validate_python(kept)
+    except ValidationError:
+        return None
+    return answer if _fits(answer, request) else None
+
+
+def _fits(answer: Reply | LogprobReply | FillReply, request: Any) -> bool:
+    if isinstance(answer, Reply):
+        return bool(answer.text.strip())
+    if isinstance(answer, LogprobReply):
+        shape = [len(request.continuations)] * len(request.prompts)
+        return [len(row) for row in answer.logprobs] == shape
+    gaps = [[len(request.choices)] * len(parts) for parts in request.texts]
+    return [[len(gap) for gap in row] for row in answer.logprobs] == gaps

@@ -421,7 +421,11 @@ def test_what_was_paid_before_the_limit_stopped_an_attempt_is_in_the_ledger(tmp_
         gate = gateway(tmp_path, direct(server), limit=3e-4, **PRICES)
         (stopped,) = ask(gate, Request.of("a"))
         assert isinstance(stopped, BudgetExceeded)
-        assert CallLedger(tmp_path / "calls.jsonl").spent() == pytest.approx(gate._caller._budget.spent) == pytest.approx(4e-4)
+        assert (
+            CallLedger(tmp_path / "calls.jsonl").spent()
+            == pytest.approx(gate._caller._budget.spent)
+            == pytest.approx(4e-4)
+        )
         assert len(server.calls) == 2
 
 

@@ -84,7 +84,11 @@ def test_answer_that_used_up_its_tokens_is_billed_for_all_of_them(tmp_path):
         server.always = reply_with(None, "", "length")
         gate = gateway(tmp_path, direct(server), max_tokens=300, max_tokens_if_cut=1, **PRICES)
         (failed,) = ask(gate, Request.of(PROMPT))
-    assert isinstance(failed, LLMError) and gate._caller._budget.spent >= 300 * 10 / 1e6 and gate._caller._budget.unknown == 0
+    assert (
+        isinstance(failed, LLMError)
+        and gate._caller._budget.spent >= 300 * 10 / 1e6
+        and gate._caller._budget.unknown == 0
+    )
 
 
 def test_spending_limit_holds_without_counts_and_the_results_say_that_it_is_an_estimate(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@
 Every document of the quickstart's corpus is left out of training. Activations are taken after `model.layers.9` of
 Gemma 3 270M, scaled to unit mean norm while training (Gemma's residual stream overflows float16 and would swamp the
 optimiser), and the scale is folded into the weights before saving, so that the SAEs fit the raw residual stream.
-Takes about an hour on two CPU cores. (The two that ship were both trained with seed 0, before each had its own.)
+Takes about an hour on two CPU cores.
 
 Controls (docs/controls.md) come from the same script: `--randomise weights` trains on activations of the model with
 shuffled weights, as the source's option of that name shuffles them, and `--frozen-decoder` leaves the decoder as it was
@@ -30,7 +30,7 @@ LAYER = 9
 CONTEXT = 256
 D_SAE = 2048
 K = 32
-SEEDS = {"batchtopk": 0, "topk": 1}
+SEEDS = {"batchtopk": 1, "topk": 0}
 """Of weights and order of batches: SAEs that share a seed share latents by index, which would pass for similarity."""
 
 

@@ -27,7 +27,8 @@ def export_replay(log: CallLedger, store: AnswerCache, role: str, path: Path) ->
     """
     kept = {request: store.get(key) for request, key in log.answers(role).items()}
     lines = [
-        json.dumps({"key": request, "text": answer["text"], "logprobs": answer["logprobs"]}, ensure_ascii=False) + "\n"
+        json.dumps({"key": request, "text": answer["text"], "logprobs": answer.get("logprobs")}, ensure_ascii=False)
+        + "\n"
         for request, answer in kept.items()
         if answer and "text" in answer
     ]

@@ -21,7 +21,7 @@ def kept(cache):
         return set()
     database = sqlite3.connect(cache / "calls.sqlite")
     try:
-        return {key for (key,) in database.execute("SELECT key FROM answers")}
+        return {key for (key,) in database.execute("SELECT lower(hex(key)) FROM kept")}
     except sqlite3.OperationalError:  # killed before there was a table
         return set()
     finally:

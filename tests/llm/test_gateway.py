@@ -221,9 +221,7 @@ def test_run_that_stops_keeps_answers_under_way_but_does_not_wait_forever(tmp_pa
 def test_answer_that_changed_on_disk_is_asked_for_again(tmp_path, caplog):
     with fake_server("fine") as server:
         ask(gateway(tmp_path, direct(server)), Request.of("a"))
-        AnswerCache(tmp_path / "calls.sqlite")._db.execute(
-            "UPDATE answers SET answer = replace(answer, 'fine', 'fihe')"
-        )
+        AnswerCache(tmp_path / "calls.sqlite")._db.execute("UPDATE kept SET answer = replace(answer, 'fine', 'fihe')")
         (reply,) = ask(gateway(tmp_path, direct(server)), Request.of("a"))
         assert (reply.text, len(server.calls)) == ("fine", 2)
 

@@ -388,7 +388,7 @@ def test_flipped_byte_in_journal_or_answers_changes_no_score(tmp_path, monkeypat
         assert len(server.calls) == asked  # what the journal lost is in the cache
         assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
         database = sqlite3.connect(tmp_path / "cache" / "calls.sqlite")
-        database.execute("UPDATE answers SET answer = replace(answer, '[1', '[0')")
+        database.execute("UPDATE kept SET answer = replace(answer, '[1', '[0')")
         database.commit()
         database.close()
         journal.unlink()

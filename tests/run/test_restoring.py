@@ -73,10 +73,10 @@ def test_half_an_emoji_in_an_answer_that_an_earlier_version_kept_is_replaced(tmp
     with truthful_server() as server:
         whole = saeval.run(spec(server, **SMALL), out=tmp_path / "run")
         database = sqlite3.connect(tmp_path / "cache" / "calls.sqlite")
-        for key, kept in database.execute("SELECT key, answer FROM answers").fetchall():
+        for key, kept in database.execute("SELECT key, answer FROM kept").fetchall():
             answer = json.loads(kept.partition("\n")[0])
             text = json.dumps({**answer, "text": answer["text"] + HALF})
-            database.execute("UPDATE answers SET answer = ? WHERE key = ?", (signed(text), key))
+            database.execute("UPDATE kept SET answer = ? WHERE key = ?", (signed(text), key))
         database.commit()
         again = saeval.run(spec(server, **SMALL), out=tmp_path / "again")
     assert again.cells[0].scores[0].n == whole.cells[0].scores[0].n
@@ -184,9 +184,9 @@ def test_kept_answer_of_another_shape_is_asked_for_again(tmp_path):
         whole = saeval.run(task, out=tmp_path / "run")
         asked = len(server.calls)
         database = sqlite3.connect(tmp_path / "cache" / "calls.sqlite")
-        keys = sorted(key for (key,) in database.execute("SELECT key FROM answers"))
+        keys = sorted(key for (key,) in database.execute("SELECT key FROM kept"))
         for key, answer in zip(keys, ANSWERS.values(), strict=False):
-            database.execute("UPDATE answers SET answer = ? WHERE key = ?", (signed(json.dumps(answer)), key))
+            database.execute("UPDATE kept SET answer = ? WHERE key = ?", (signed(json.dumps(answer)), key))
         database.commit()
         again = saeval.run(task, out=tmp_path / "again")
         assert again.cells == whole.cells

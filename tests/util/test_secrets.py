@@ -58,7 +58,7 @@ def everything(folder):
     """All that a run wrote, unpacked: bytes of files, kept answers, and tables."""
     texts = [file.read_bytes().decode(errors="replace") for file in sorted(folder.rglob("*")) if file.is_file()]
     for file in folder.rglob("calls.sqlite"):
-        texts += [row[0] for row in sqlite3.connect(file).execute("SELECT answer FROM answers")]
+        texts += [row[0] for row in sqlite3.connect(file).execute("SELECT answer FROM kept")]
     for file in folder.rglob("results.json"):
         run = saeval.read(file.parent)
         texts += [

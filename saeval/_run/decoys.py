@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, cycle, islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,6 +28,42 @@ _COMPARED = 32  # windows that each is compared by
 _OFFERED = 4  # windows to choose from, for each one wanted
 _SAME_TOKENS = 0.25  # most that the tokens which both fire on may make up
 _TOGETHER = 0.02  # share of the rarer latent's firings that may fall on the other's, where chance gives less
+_TABLE = 1 << 28  # tokens of the longest corpus for which a table of them is made
+
+
+class Decoys:
+    """Gives records their decoys; each is drawn once, though records are made again for every step.
+
+    Args:
+        store: The activations that records are cut from.
+    """
+
+    def __init__(self, store: ActivationStore):
+        self._store = store
+        self._places: dict[int, tuple[int, bytes] | None] = {}  # by latent: the other one, and where its windows begin
+
+    def __call__(self, record: LatentRecord, rng: np.random.Generator) -> LatentRecord:
+        """Return the record as `with_decoy` does."""
+        latent, length = record.latent.index, self._store.length
+        if latent not in self._places:
+            found = with_decoy(record, self._store, rng)
+            decoy = found.score.decoy
+            begins = [e.context * length + e.start for e in decoy.activating] if decoy else []
+            places = np.array(begins, dtype=self._store.position.dtype).tobytes()
+            self._places[latent] = (decoy.latent.index, places) if decoy else None
+            return found
+        if (known := self._places[latent]) is None:
+            return record
+        other = LatentId(record.latent.hookpoint, known[0])
+        begins = np.frombuffer(known[1], dtype=self._store.position.dtype).astype(np.int64)
+        window = len(record.score.activating[0].tokens)
+        return _with(record, self._store, other, self._store.examples_at(other, begins, window))
+
+
+def _with(record: LatentRecord, store: ActivationStore, other: LatentId, windows: tuple[Example, ...]) -> LatentRecord:
+    maximum = float(store.activations(other.index)[1].max())
+    decoy = Examples(other, windows, (), maximum)
+    return replace(record, score=replace(record.score, decoy=decoy))
 
 
 def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Generator) -> LatentRecord:
@@ -47,37 +85,72 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
     Returns:
         The record; unchanged where the store has no such latent.
     """
-    import dataclasses
-
     shown = record.score.activating
     wanted = len(record.score.non_activating)
     if not shown or not wanted:
         return record
     searched = _Search(store, record)
-    profile = _profile(shown[:: max(1, len(shown) // _COMPARED)])
+    profile = searched.profile(shown[:: max(1, len(shown) // _COMPARED)])
     best: tuple[float, int, NDArray[np.int64]] | None = None
     compared = 0
-    for other, usable in searched.candidates(rng):
-        ids = rng.permutation(usable)[: _OFFERED * wanted]
-        sample = searched.cut(other, ids[:_COMPARED])
-        found = _profile(sample)
-        if profile.overlap(found) > _SAME_TOKENS:
-            continue
-        distance = profile.distance(found) + max(0.0, 1 - len(ids) / wanted)
-        if best is None or distance < best[0]:
-            best = distance, other, ids
-        compared += 1
-        if compared == _TRIED:
-            break
+    candidates = searched.candidates(rng)
+    while compared < _TRIED and (some := list(islice(candidates, _TRIED - compared))):
+        drawn = [(other, rng.permutation(usable)[: _OFFERED * wanted]) for other, usable in some]
+        profiles = searched.profiles([(other, ids[:_COMPARED]) for other, ids in drawn])
+        for (other, ids), found in zip(drawn, profiles, strict=True):
+            if profile.overlap(found) > _SAME_TOKENS:
+                continue
+            distance = profile.distance(found) + max(0.0, 1 - len(ids) / wanted)
+            if best is None or distance < best[0]:
+                best = distance, other, ids
+            compared += 1
     if best is None:
         return record
     _, other, ids = best
     latent = LatentId(record.latent.hookpoint, other)
     offered = searched.cut(other, ids)
     lent = list(islice(cycle(shown[i] for i in rng.permutation(len(shown))), min(wanted, len(offered))))
-    maximum = float(store.activations(other)[1].max())
-    decoy = Examples(latent, _alike(lent, offered), (), maximum)
-    return dataclasses.replace(record, score=dataclasses.replace(record.score, decoy=decoy))
+    return _with(record, store, latent, _alike(lent, offered))
+
+
+class _Kinds(dict[str, tuple[int, bool, bool]]):
+    """What a judge sees of a token: number of its text without spaces and case; does it begin a word, is it a sign."""
+
+    def __missing__(self, token: str) -> tuple[int, bool, bool]:
+        number = self._numbers.setdefault(token.strip().casefold(), len(self._numbers))
+        self[token] = found = number, token[:1].isspace(), not any(map(str.isalnum, token))
+        return found
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[str, int] = {}
+
+
+class _Room:
+    """What the searches of one store use again: kinds of tokens, and tables that are all False between two searches.
+
+    Attributes:
+        kinds: Kinds of tokens.
+        known: Latents that could be decoys.
+        fires: Place for positions at which a latent fires; None for a corpus that is too long.
+        seen: Place for numbers of windows.
+    """
+
+    def __init__(self, store: ActivationStore, window: int):
+        self.kinds = _Kinds()
+        self.known = np.flatnonzero(store.firings >= _FEWEST)
+        self.fires = np.zeros(store.tokens.size, dtype=np.bool_) if store.tokens.size <= _TABLE else None
+        self.seen = np.zeros(store.tokens.size // window + 1, dtype=np.bool_)
+
+
+_ROOMS: WeakKeyDictionary[ActivationStore, dict[int, _Room]] = WeakKeyDictionary()
+
+
+def _room(store: ActivationStore, window: int) -> _Room:
+    rooms = _ROOMS.setdefault(store, {})
+    if window not in rooms:
+        rooms[window] = _Room(store, window)
+    return rooms[window]
 
 
 class _Search:
@@ -89,48 +162,97 @@ class _Search:
         sides = (record.explain, record.score)
         seen = [e for side in sides for e in (*side.activating, *side.non_activating)]
         explain = (*record.explain.activating, *record.explain.non_activating)
-        self._documents = np.unique(np.array([e.document for e in explain], dtype=np.int64))
-        self._seen = {(e.context, e.start) for e in seen}
+        self._documents = [e.document for e in explain]
+        tiles = (store.length - store.lead) // self.window
+        places = [(e.context, *divmod(e.start - store.lead, self.window)) for e in seen]
+        self._seen = np.array([context * tiles + tile for context, tile, rest in places if not rest], dtype=np.int64)
         self._positions = store.activations(self._latent)[0]
         self._hookpoint = record.latent.hookpoint
         self._moved = any((e.start - store.lead) % self.window for e in record.score.activating)
+        self._room = _room(store, self.window)
+
+    def _begin(self, other: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where another latent's windows begin: moved as this latent's are, or in their place if those are."""
+        store = self._store
+        return store.begin_around(other, ids, self.window) if self._moved else store.begin_of(ids, self.window)
 
     def cut(self, other: int, ids: NDArray[np.int64]) -> tuple[Example, ...]:
-        """Return another latent's windows, moved as this latent's are, or in their place if those are."""
-        store = self._store
-        begin = store.begin_around(other, ids, self.window) if self._moved else store.begin_of(ids, self.window)
-        return store.examples_at(LatentId(self._hookpoint, other), begin, self.window)
+        """Return another latent's windows."""
+        return self._store.examples_at(LatentId(self._hookpoint, other), self._begin(other, ids), self.window)
 
     def candidates(self, rng: np.random.Generator) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Draw latents, mostly such as fire about as often, with their windows that may be shown."""
-        firings = self._store.firings
-        known = np.flatnonzero(firings >= _FEWEST)
+        firings, known = self._store.firings, self._room.known
         known = known[known != self._latent]
         apart = np.abs(np.log(firings[known] / max(1, len(self._positions))))
-        drawn = np.argsort(apart + rng.exponential(_SPREAD, len(apart)), kind="stable")[:_MOST]
-        for other in known[drawn].tolist():
-            ids = self._usable(other)
-            if len(ids) >= _FEWEST:
-                yield other, ids
+        near = apart + rng.exponential(_SPREAD, len(apart))
+        first = np.arange(len(near))
+        if len(near) > _MOST:  # those that are sorted; in their order, so that equal ones stay in it
+            first = np.flatnonzero(near <= np.partition(near, _MOST - 1)[_MOST - 1])
+        drawn = first[np.argsort(near[first], kind="stable")][:_MOST]
+        others = known[drawn].tolist()
+        for begin in range(0, len(others), _TRIED):
+            some = others[begin : begin + _TRIED]
+            for other, ids in zip(some, self._usable(some), strict=True):
+                if len(ids) >= _FEWEST:
+                    yield other, ids
 
-    def _usable(self, other: int) -> NDArray[np.int64]:
-        """Return the numbers of a latent's windows that may be shown; none where it does not fire independently."""
-        store = self._store
-        positions = store.activations(other)[0]
-        common = np.intersect1d(positions, self._positions, assume_unique=True)
-        by_chance = len(positions) * len(self._positions) / max(1, store.n_tokens)
-        if len(common) > max(2 * by_chance, _TOGETHER * min(len(positions), len(self._positions))):
-            return np.empty(0, dtype=np.int64)
-        ids = store.windows(other, self.window).ids
-        context = store.context_of(ids, self.window)
-        good = store.knows(self._latent, context)
-        good &= ~np.isin(store.document_of(ids, self.window), self._documents)
-        tiles = (store.length - store.lead) // self.window
-        start = store.lead + (ids - context * tiles) * self.window
-        begin = context * store.length + start
-        good &= np.searchsorted(common, begin) == np.searchsorted(common, begin + self.window)
-        unseen = [place not in self._seen for place in zip(context.tolist(), start.tolist(), strict=True)]
-        return ids[good & np.array(unseen, dtype=np.bool_)]
+    def _usable(self, others: Sequence[int]) -> list[NDArray[np.int64]]:
+        """Return the numbers of latents' windows that may be shown; none of one that does not fire independently."""
+        store, window = self._store, self.window
+        positions = [store.activations(other)[0] for other in others]
+        sizes = np.array([len(p) for p in positions])
+        position, owner = np.concatenate(positions), np.repeat(np.arange(len(others)), sizes)
+        common = self._common(position)
+        shared = np.bincount(owner[common], minlength=len(others))
+        by_chance = sizes * len(self._positions) / max(1, store.n_tokens)
+        fewer = np.minimum(sizes, len(self._positions))
+        apart = shared <= np.maximum(2 * by_chance, _TOGETHER * fewer)
+
+        tiles = (store.length - store.lead) // window
+        context = position // store.length
+        tile = (position - context * store.length - store.lead) // window
+        whole = store.lead + (tile + 1) * window <= store.lengths[context]
+        ids = context * tiles + tile
+        if not whole.all():
+            ids, owner, context, common = ids[whole], owner[whole], context[whole], common[whole]
+        new = np.ones(len(ids), dtype=np.bool_)
+        new[1:] = (ids[1:] != ids[:-1]) | (owner[1:] != owner[:-1])
+        first = np.flatnonzero(new)
+        together = np.logical_or.reduceat(common, first) if len(first) else common
+        ids, owner, context = ids[first], owner[first], context[first]
+        good = apart[owner] & ~together & store.knows(self._latent, context)
+        explaining = np.zeros(int(store.documents.max(initial=-1)) + 1, dtype=np.bool_)
+        explaining[self._documents] = True
+        good &= ~explaining[store.documents[context]]
+        seen = self._room.seen
+        seen[self._seen] = True
+        good &= ~seen[ids]
+        seen[self._seen] = False
+        ends = np.cumsum(np.bincount(owner[good], minlength=len(others)))
+        return np.split(ids[good], ends[:-1])
+
+    def _common(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell of positions whether this latent fires there."""
+        if (fires := self._room.fires) is None:
+            at = np.searchsorted(self._positions, position)
+            return self._positions.take(at, mode="clip") == position
+        fires[self._positions] = True
+        found = fires[position]
+        fires[self._positions] = False
+        return found
+
+    def profile(self, windows: Sequence[Example]) -> _Profile:
+        """Return the profile of this latent's windows."""
+        strengths = np.array([window.activations for window in windows])
+        (found,) = _profiles([window.tokens for window in windows], strengths, [len(windows)], self._room.kinds)
+        return found
+
+    def profiles(self, drawn: Sequence[tuple[int, NDArray[np.int64]]]) -> list[_Profile]:
+        """Return the profiles of other latents by their windows."""
+        cut = [self._store.window_arrays(other, self._begin(other, ids), self.window) for other, ids in drawn]
+        ids, strengths = (np.concatenate(parts) for parts in zip(*cut, strict=True))
+        return _profiles(self._store.strings(ids), strengths, [len(ids) for _, ids in drawn], self._room.kinds)
 
 
 class _Profile(NamedTuple):
@@ -142,7 +264,7 @@ class _Profile(NamedTuple):
         tokens: Mean number of marked tokens in a window.
         words: Share of marked tokens that begin a word.
         signs: Share of marked tokens without a letter or digit.
-        shares: Share of each token among the marked ones, by its text.
+        shares: Share of each kind of token among the marked ones, in the order in which they come.
     """
 
     recurs: float
@@ -150,11 +272,11 @@ class _Profile(NamedTuple):
     tokens: float
     words: float
     signs: float
-    shares: Mapping[str, float]
+    shares: Mapping[int, float]
 
     def overlap(self, other: _Profile) -> float:
         """Return the part of the marked tokens that two latents have in common, 0 to 1."""
-        return sum(min(share, other.shares.get(token, 0.0)) for token, share in self.shares.items())
+        return sum(min(share, other.shares.get(kind, 0.0)) for kind, share in self.shares.items())
 
     def distance(self, other: _Profile) -> float:
         """Return how differently the marks of two latents look."""
@@ -163,39 +285,53 @@ class _Profile(NamedTuple):
         return float(2 * abs(self.recurs - other.recurs) + many / 2 + kind)
 
 
-def _profile(windows: Sequence[Example]) -> _Profile:
-    marks, runs = _marks(windows)
-    tokens = [
-        [window.tokens[i] for i in np.flatnonzero(row).tolist()] for window, row in zip(windows, marks, strict=True)
-    ]
-    flat = list(chain.from_iterable(tokens))
-    counts = Counter(token.strip().casefold() for token in flat)
-    begun = [token for token in flat if token[:1].isspace()]
-    signs = [token for token in flat if not any(map(str.isalnum, token))]
-    words = [{token.strip().casefold() for token in row} for row in tokens]
-    return _Profile(
-        recurs=_recurrence(words),
-        runs=float(runs.sum() / len(windows)),
-        tokens=len(flat) / len(windows),
-        words=len(begun) / len(flat),
-        signs=len(signs) / len(flat),
-        shares={token: n / len(flat) for token, n in counts.items()},
-    )
+def _profiles(
+    tokens: Sequence[Sequence[str]], strengths: NDArray[np.float32], sizes: Sequence[int], kinds: _Kinds
+) -> list[_Profile]:
+    """Return the profiles of several latents.
+
+    Args:
+        tokens: Their windows, those of one latent after those of another.  [windows, window]
+        strengths: Activations in them.  [windows, window]
+        sizes: Windows of each latent.
+        kinds: Kinds of tokens.
+    """
+    marks, runs = _marks(strengths)
+    rows, columns = np.nonzero(marks)
+    seen = [kinds[tokens[row][column]] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    ends = np.cumsum(sizes)
+    cuts = np.searchsorted(rows, ends).tolist()
+    run_ends = np.concatenate([[0], np.cumsum(runs.sum(axis=1))])[ends].tolist()
+    profiles, begin, run_begin = [], 0, 0
+    for first, size, end, run_end in zip(ends - sizes, sizes, cuts, run_ends, strict=True):
+        part = seen[begin:end]
+        n = len(part)
+        counts = Counter(kind for kind, _, _ in part)
+        profiles.append(
+            _Profile(
+                recurs=_recurrence(rows[begin:end] - first, [kind for kind, _, _ in part], counts, size),
+                runs=(run_end - run_begin) / size,
+                tokens=n / size,
+                words=sum(begins for _, begins, _ in part) / n,
+                signs=sum(sign for _, _, sign in part) / n,
+                shares={kind: count / n for kind, count in counts.items()},
+            )
+        )
+        begin, run_begin = end, run_end
+    return profiles
 
 
-def _recurrence(kinds: Sequence[set[str]]) -> float:
+def _recurrence(rows: NDArray[np.int64], kinds: Sequence[int], found: Iterable[int], windows: int) -> float:
     """Return the share of pairs of windows that have a token in common."""
-    column: dict[str, int] = {}
-    has = np.zeros((len(kinds), sum(map(len, kinds))), dtype=np.float32)
-    for row, tokens in zip(has, kinds, strict=True):
-        row[[column.setdefault(token, len(column)) for token in tokens]] = 1
-    pairs = np.count_nonzero(has @ has.T) - len(kinds)
-    return float(pairs / max(1, len(kinds) * (len(kinds) - 1)))
+    column = {kind: place for place, kind in enumerate(found)}
+    has = np.zeros((windows, len(column)), dtype=np.float32)
+    has[rows, [column[kind] for kind in kinds]] = 1
+    pairs = np.count_nonzero(has @ has.T) - windows
+    return float(pairs / max(1, windows * (windows - 1)))
 
 
-def _marks(windows: Sequence[Example]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _marks(strength: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which tokens would be marked, and at which of them a run begins.  [windows, window] each"""
-    strength = np.array([window.activations for window in windows])
     marks = (strength > 0) & (strength >= 0.3 * strength.max(axis=1, keepdims=True))
     begins = marks.copy()
     begins[:, 1:] &= ~marks[:, :-1]
@@ -215,7 +351,7 @@ def _alike(wanted: Sequence[Example], offered: Sequence[Example]) -> tuple[Examp
 
 def _shape(windows: Sequence[Example]) -> NDArray[np.float64]:
     """Return runs, tokens, and the places of the first and last mark as shares of the window.  [windows, 4]"""
-    marks, runs = _marks(windows)
+    marks, runs = _marks(np.array([window.activations for window in windows]))
     size = marks.shape[1]
     first, last = marks.argmax(axis=1) / size, 1 - marks[:, ::-1].argmax(axis=1) / size
     return np.stack([runs.sum(axis=1), marks.sum(axis=1), first, last], axis=1)

@@ -136,6 +136,11 @@ def choose_records(
     hookpoint = str(store.facts.get("hookpoint", cell.source.plugin.name))
 
     needed = {need for scorer in cell.scorers.values() for need in scorer.part.plugin.needs()}
+    drawn = None
+    if "decoy" in needed:
+        from saeval._run.decoys import Decoys
+
+        drawn = Decoys(store)
 
     explainers = [part for part in (cell.explainer, *cell.alternatives.values()) if part is not None]
     cofiring = any("cofiring" in explainer.part.plugin.needs() for explainer in explainers)
@@ -152,11 +157,7 @@ def choose_records(
         if "in_corpus" in needed:
             score = replace(record.score, in_corpus=_in_corpus(store, latent.index, window))
             record = replace(record, score=score)
-        if "decoy" not in needed:
-            return record
-        from saeval._run.decoys import with_decoy
-
-        return with_decoy(record, store, derive_rng(seed, "decoy", str(latent)))
+        return drawn(record, derive_rng(seed, "decoy", str(latent))) if drawn is not None else record
 
     records = Records(sample, keep)
     left = iter(candidates)

@@ -15,7 +15,7 @@ from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.scorers.fuzzing import Fuzzing
 
 import saeval
-from saeval._run.decoys import with_decoy
+from saeval._run.decoys import Decoys, with_decoy
 from saeval.activations.store import ActivationWriter
 from saeval.plugin import LatentId, derive_rng
 from saeval.plugin.registry import Registry
@@ -200,3 +200,14 @@ def test_windows_of_the_other_latent_are_asked_about_with_its_marks():
     assert [words(q.shown) for q in questions if not q.truth] == [{"lantern"}] * 10
     assert not any(q.alone for q in questions)
     assert all(q.alone for q in Fuzzing().questions(replace(examples, decoy=None), context()))
+
+
+def test_a_record_that_is_made_again_has_the_same_decoy(store):
+    decoys = Decoys(store)
+    for latent in range(8):
+        first, again = (decoys(record_of(store, latent), derive_rng(0, "decoy", latent)) for _ in range(2))
+        one, other = first.score.decoy, again.score.decoy
+        assert (one.latent, one.max_activation) == (other.latent, other.max_activation)
+        assert [(e.id, e.tokens, e.active, e.activations.tolist()) for e in one.activating] == [
+            (e.id, e.tokens, e.active, e.activations.tolist()) for e in other.activating
+        ]

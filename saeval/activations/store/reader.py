@@ -390,20 +390,10 @@ class ActivationStore:
             ValueError: If a window reaches beyond the text of its context.
         """
         at = np.asarray(positions, dtype=np.int64)
-        context, start = np.divmod(at, self.length)
-        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
-            first = int(np.argmax(bad))
-            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
-        if not len(context):
+        if not len(at):
             return ()
-        position, value = self._stored(latent.index)
-        low, high = firings_between(position, at, window)
-        count = high - low
-        row = np.repeat(np.arange(len(at)), count)
-        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
-        activations = np.zeros((len(at), window), dtype=np.float32)
-        activations[row, position[source] - at[row]] = value[source]
-        token_ids = self._rows(window)[at]
+        context, start = np.divmod(at, self.length)
+        token_ids, activations, count = self._cut_out(latent.index, at, window)
         columns = zip(
             self._vocabulary.strings(token_ids),
             token_ids,
@@ -416,6 +406,42 @@ class ActivationStore:
             strict=True,
         )
         return tuple(starmap(Example, columns))
+
+    def window_arrays(
+        self, latent: int, positions: NDArray[np.int64], window: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return tokens and a latent's activations of windows that begin anywhere.  [windows, window] each
+
+        Args:
+            latent: The latent.
+            positions: Where each begins, numbered as in `activations`.
+            window: Tokens per window.
+
+        Raises:
+            ValueError: If a window reaches beyond the text of its context.
+        """
+        return self._cut_out(latent, positions, window)[:2]
+
+    def _cut_out(
+        self, latent: int, at: NDArray[np.int64], window: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
+        """Return tokens, activations and the number of firings of windows."""
+        context, start = np.divmod(at, self.length)
+        if (bad := (start < self.lead) | (start + window > self.lengths[context])).any():
+            first = int(np.argmax(bad))
+            raise ValueError(f"a window of {window} tokens at {context[first]}:{start[first]} reaches beyond the text")
+        position, value = self._stored(latent)
+        low, high = firings_between(position, at, window)
+        count = high - low
+        row = np.repeat(np.arange(len(at)), count)
+        source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
+        activations = np.zeros((len(at), window), dtype=np.float32)
+        activations[row, position[source] - at[row]] = value[source]
+        return self._rows(window)[at], activations, count
+
+    def strings(self, token_ids: NDArray[np.int32]) -> list[tuple[str, ...]]:
+        """Return the strings of each window's tokens.  token_ids [windows, window]"""
+        return self._vocabulary.strings(token_ids)
 
     def begin_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return the position at which each window begins.  [windows]"""

@@ -8,6 +8,7 @@ from typing import Any
 
 from saeval._compare import score_noise
 from saeval._run.state import CellState, Results, RunState
+from saeval._run.steps import window_texts
 from saeval._run.work import EXPLAIN
 from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
 from saeval.llm import unpack
@@ -37,7 +38,7 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
                     for (label, variant), score in judged
                     for o in score.outcomes
                 )
-                tables.calls.add(_call_rows(_asked(state, journal, outcome, latent), judged, latent))
+                tables.calls.add(_call_rows(_asked(state, journal, outcome, latent), judged, record))
 
 
 def _judgement(outcome: Outcome) -> dict[str, Any]:
@@ -91,12 +92,13 @@ def _asked(
 
 
 def _call_rows(
-    explained: Iterable[tuple[tuple[str, str], Explanation | None]], judged: Judged, latent: int
+    explained: Iterable[tuple[tuple[str, str], Explanation | None]], judged: Judged, record: LatentRecord
 ) -> Iterator[dict[str, Any]]:
     """Yield what was asked about a latent."""
     for (step, variant), result in (*explained, *judged):
-        for call, asked in enumerate(unpack(result.asked) if result else ()):
-            yield {"latent": latent, "step": step, "variant": variant, "call": call, **asked._asdict()}
+        windows = window_texts(record.explain if step == EXPLAIN else record.score)
+        for call, asked in enumerate(unpack(result.asked, windows) if result else ()):
+            yield {"latent": record.latent.index, "step": step, "variant": variant, "call": call, **asked._asdict()}
 
 
 def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saeval._run.journal_entries import compact, expanded
 from saeval._util import InputError, LineFile, os_reason, parse_json
 
 
@@ -51,7 +52,7 @@ class Journal:
         """Return the value of a finished work item, read from the file, or None."""
         place = self._places.get(key)
         entry = _entry(self._file.line_at(*place)) if place else None
-        return None if entry is None else entry["value"]
+        return None if entry is None else expanded(entry["value"])
 
     def finish(self, key: str, value: Any) -> None:
         """Write down a finished work item; it survives a kill from here on.
@@ -59,7 +60,7 @@ class Journal:
         Raises:
             InputError: If there is no room, or the directory cannot be written to any more.
         """
-        text = json.dumps({"key": key, "value": value})
+        text = json.dumps({"key": key, "value": compact(value)})
         line = f"{_digest(text.encode()).decode()} {text}"
         self._places[key] = self._file.append(line), len(line) + 1
         self._kept.pop(key, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from saeval.records import Explanation, Metric, Score, Usage
+from saeval.records import Explanation, Metric, Outcome, Score, Usage
 
 Usable = Callable[[Any], bool]
 """Whether an entry of the journal can be used as it is."""
@@ -18,6 +18,35 @@ _ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeA
     list[dict[str, list[int] | list[float] | list[str]]]
 )
 _ROUNDING = 1e-9
+_USUAL: dict[str, Any] = {
+    name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
+}
+_FLAGS = ("active", "predicted")
+
+
+def compact(value: Any) -> Any:
+    """Return an entry with its judged windows as columns, without those that say what an `Outcome` says by default."""
+    outcomes = value.get("result", {}).get("outcomes") if isinstance(value, dict) else None
+    if not outcomes or isinstance(outcomes, dict):
+        return value
+    columns = {name: [o[name] for o in outcomes] for name in outcomes[0]}
+    told = {name: column for name, column in columns.items() if any(v != _USUAL[name] for v in column)}
+    flags = {name: [v if v is None else int(v) for v in told[name]] for name in _FLAGS if name in told}
+    return {**value, "result": {**value["result"], "outcomes": {**told, **flags}}}
+
+
+def expanded(value: Any) -> Any:
+    """Return an entry as it was given to `compact`; one of an earlier version, or of another shape, as it is."""
+    result = value.get("result") if isinstance(value, dict) else None
+    columns = result.get("outcomes") if isinstance(result, dict) else None
+    if not isinstance(columns, dict) or not all(isinstance(column, list) for column in columns.values()):
+        return value
+    if len({len(column) for column in columns.values()}) > 1:
+        return value
+    flags = {name: [v if v is None else bool(v) for v in columns[name]] for name in _FLAGS if name in columns}
+    rows = zip(*{**columns, **flags}.values(), strict=True)
+    outcomes = [{**_USUAL, **dict(zip(columns, row, strict=True))} for row in rows]
+    return {**value, "result": {**result, "outcomes": outcomes}}
 
 
 def usable_explanation(entry: Any) -> bool:

@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,10 +235,13 @@ class Steps:
         if given.explanation is None:
             explainer = cell.alternatives.get(given.step) or cell.explainer
             context, meter = self._context(given, explainer, EXPLAIN, given.step)
-            return await _made(explainer.part.plugin.explain, Explanation, meter, given.examples, context)
+            return await _made(
+                explainer.part.plugin.explain, Explanation, meter, given.examples, given.examples, context
+            )
         scorer = cell.scorers[given.step]
         context, meter = self._context(given, scorer, given.step, MAIN)
-        made = await _made(scorer.part.plugin.score, Score, meter, given.explanation, given.examples, context)
+        arguments = given.explanation, given.examples, context
+        made = await _made(scorer.part.plugin.score, Score, meter, given.examples, *arguments)
         checked = _checked(made.result, scorer.part.plugin).model_copy(update={"asked": made.result.asked})
         return made._replace(result=checked)
 
@@ -251,8 +254,14 @@ class Steps:
         return Context(latent, rng, meter, self._embed, self._cells[given.cell].source.plugin), meter
 
 
+def window_texts(examples: Examples) -> Iterator[str]:
+    """Yield the texts of the windows that a step was given."""
+    decoy = examples.decoy.activating if examples.decoy else ()
+    return (e.text for e in (*examples.activating, *examples.non_activating, *decoy))
+
+
 async def _made(
-    call: Callable[..., Awaitable[R]], kind: type[R], meter: RecordingModel, *arguments: Any
+    call: Callable[..., Awaitable[R]], kind: type[R], meter: RecordingModel, examples: Examples, *arguments: Any
 ) -> StepOutput[R]:
     """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
 
@@ -263,7 +272,8 @@ async def _made(
     """
     result = _without_values(await _guarded(call, kind, meter.patience, *arguments))
     if meter.asked:
-        result = result.model_copy(update={"asked": pack([a for request in meter.asked for a in request])})
+        asked = pack([a for request in meter.asked for a in request], window_texts(examples))
+        result = result.model_copy(update={"asked": asked})
     if meter.fault is None:
         return StepOutput(result, meter.spent, fault=False)
     if isinstance(meter.fault, STOPS):

@@ -87,6 +87,7 @@ from saeval._util.secrets import (
     without_values as without_values,
 )
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
+from saeval._util.shared_text import without_shared as without_shared
 from saeval._util.text import (
     MISSING as MISSING,
     WIDTH as WIDTH,

@@ -134,7 +134,7 @@ class AnswerCache:
 
     def put(self, answers: Mapping[str, object], model: str = "") -> None:
         """Keep a model's answers by their keys, all or none; they survive a kill from here on."""
-        texts = {key: _JSON.encode(answer) for key, answer in answers.items()}
+        texts = {key: answer_json(answer) for key, answer in answers.items()}
         rows = [(stored_key(key), f"{text}\n{text_checksum(text)}") for key, text in texts.items()]
         with self._database():
             with self._db:
@@ -224,6 +224,11 @@ def _told(answer: Any) -> dict[str, Any]:
 
 
 _JSON = json.JSONEncoder(default=_told, separators=(",", ":"))
+
+
+def answer_json(answer: object) -> str:
+    """Return an answer as the cache keeps it."""
+    return _JSON.encode(answer)
 
 
 def _why(error: Exception) -> str:

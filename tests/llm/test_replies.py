@@ -11,7 +11,6 @@ from saeval_plugins.scorers._number import find_number
 from saeval_plugins.scorers.intruder import parse_choice
 
 import saeval
-from saeval.llm.transcript import unpack
 from saeval.plugin import (
     CutOff,
     ParseError,
@@ -170,8 +169,7 @@ def test_content_in_parts_and_reasoning_in_a_field_of_its_own(tmp_path, parts):
 
     result, _ = run_with(reply, tmp_path / "run")
     assert result.cells[0].scores[0].value == 1.0
-    entries = [json.loads(line.partition(" ")[2]) for line in (tmp_path / "run/journal.jsonl").read_text().splitlines()]
-    shown = [asked.reply for entry in entries for asked in unpack(entry["value"]["result"].get("asked", ""))]
+    shown = result.calls["reply"].to_pylist()
     assert shown and all("[0, 0, 0, 0, 0]" in reply for reply in shown), "the transcript does not show the reasoning"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,6 +109,24 @@ def test_packing_keeps_everything_but_the_number_is_bounded_and_what_is_shared_c
     assert back[:64] == [PromptReply(a.prompt.replace("\ud800", "?"), a.reply) for a in asked[:64]]
     assert back[64:] == [PromptReply("", "36 more prompts are not kept", "left out")]
     assert len(pack(asked)) < 3 * len(few_shot) and unpack(pack([])) == []
+
+
+def test_windows_that_both_sides_have_take_no_room_and_others_make_no_wrong_prompt():
+    rng = np.random.default_rng(0)
+    windows = [" ".join(f"w{i}" for i in rng.integers(5000, size=32)) for _ in range(120)]
+    lists = ["\n".join(f"Window {n}: {w}" for n, w in enumerate(windows[i : i + 5], 1)) for i in range(0, 100, 5)]
+    asked = [PromptReply(f"Judge.\n\n{text}\n\nAnswer:", "[1, 0, 1, 0, 1]") for text in lists]
+    alone, known = pack(asked), pack(asked, windows)
+    assert unpack(alone) == unpack(alone, windows) == unpack(known, windows) == asked
+    assert len(known) < 0.3 * len(alone)
+    for others in ((), windows[1:]):
+        assert [told.status for told in unpack(known, others)] == ["left out"]
+
+
+def test_what_an_earlier_version_packed_is_read():
+    text = json.dumps([["[user]\nDoes it fit?", "Yes", "ok"]])
+    packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    assert unpack(packed) == unpack(packed, ["a window"]) == [PromptReply("[user]\nDoes it fit?", "Yes")]
 
 
 # --- directions ---

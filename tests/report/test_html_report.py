@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -256,6 +257,11 @@ def test_hostile_text_becomes_neither_element_nor_attribute(hostile):
     assert "\\u202eevil\\u2066" in (hostile / "index.html").read_text(encoding="utf-8")
 
 
+def unpacked(text):
+    """What a file of latents holds."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
 def test_files_of_latents_hold_data_that_is_ascii_and_free_of_markup(hostile):
     shard, search = sorted(hostile.rglob("*.js"))
     found = search.read_text(encoding="ascii")
@@ -264,8 +270,8 @@ def test_files_of_latents_hold_data_that_is_ascii_and_free_of_markup(hostile):
     assert [text for _, text, _ in lines] == HOSTILE
     text = shard.read_text(encoding="ascii")
     assert not set("<>&") & set(text)
-    number, data = re.fullmatch(r"saevalLatents\((\d+),(.*)\);\n", text).groups()
-    details = json.loads(data)
+    number, data = re.fullmatch(r'saevalLatents\((\d+),"(.*)"\);\n', text).groups()
+    details = unpacked(data)
     assert number == "0" and [d["latent"] for d in details] == list(range(len(HOSTILE)))
     assert [d["explanations"][0][:2] for d in details] == [["explanation", text] for text in HOSTILE]
     assert details[0]["windows"]["score"][0] == ["0:20", 1, 3, 1, [" plain", *HOSTILE], [1, 6.0]]
@@ -280,7 +286,7 @@ def test_text_is_made_visible_and_json_fit_for_scripts():
 
 
 def test_details_say_what_was_judged_and_what_the_explainer_saw(report):
-    details = json.loads(next(report.rglob("0-coder-topk/0.js")).read_text()[len("saevalLatents(0,") : -3])
+    details = unpacked(next(report.rglob("0-coder-topk/0.js")).read_text()[len('saevalLatents(0,"') : -4])
     first = details[0]
     assert first["explanations"] == [["explanation", "words about 1", "ok", ""], ["random_explanation", "something else", "ok", ""]]  # fmt: skip
     assert [w[0] for w in first["windows"]["explain"]] == ["1:0", "1:5", "1:10"]

@@ -10,18 +10,19 @@ from pathlib import Path
 
 from saeval._run.aggregate import summarise
 from saeval._run.cell_files import write_cells
+from saeval._run.journal_entries import compact
 from saeval._run.state import CellState, Results, RunState, Scored
 from saeval.llm import Call
 from saeval.records import Explanation, Score, Usage
 
 _KEY = 32  # characters of a hash
-_DATABASE = 1.35  # pages of a database whose keys come in any order are full to some three quarters
+_ROW = 60  # of the cache beside an answer's text: key, model, checksum, place in the index
 
 
 def journal(result: Explanation | Score) -> int:
     """Return the bytes of a result's line in the journal."""
     value = {"result": result.model_dump(mode="json"), "usage": asdict(Usage(1000, 10, 0, 0.00012345, "provider"))}
-    return len(json.dumps({"key": "0" * _KEY, "value": value})) + 10
+    return len(json.dumps({"key": "0" * _KEY, "value": compact(value)})) + 10
 
 
 def call(role: str, model: str) -> int:
@@ -33,7 +34,7 @@ def call(role: str, model: str) -> int:
 
 def answer(characters: int) -> int:
     """Return the bytes of an answer in the cache, written down in so many characters."""
-    return round((characters + _KEY + 20) * _DATABASE)
+    return characters + _ROW
 
 
 def reports(state: RunState, journal: Results, latents: int, folder: Path) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from saeval.llm import PromptReply, prompt_replies
+from saeval.llm import PromptReply, answer_json, prompt_replies
 from saeval.plugin.base import ActivationSource
 from saeval.records import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
 
@@ -81,7 +80,7 @@ class Counter(LanguageModel):
             self.taken += characters / CHARACTERS + turns * _TURN
             self.fresh += fresh / CHARACTERS
             self.given += min(_written(answer), self.longest)
-            self.kept += len(json.dumps(reply, default=vars))
+            self.kept += len(answer_json(reply))
         return reply
 
     async def complete(self, request: Request) -> Reply:

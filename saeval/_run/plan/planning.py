@@ -19,6 +19,7 @@ from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter, UnreadSou
 from saeval._run.plan.speed import Speed
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState, Scored
+from saeval._run.steps import window_texts
 from saeval._run.work import Item, StepWork
 from saeval._util import LLMError, SaevalError, content_hash
 from saeval.activations import ActivationStore, Corpus
@@ -357,7 +358,8 @@ def _asking(
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything over placeholder answers
             why = f"could not be tried: {error}"
             continue
-        asked, counter.asked = pack(counter.asked), []
+        windows = window_texts(record.explain if step.step == work.EXPLAIN else record.score)
+        asked, counter.asked = pack(counter.asked, windows), []
         results[record.latent.index] = result.model_copy(update={"asked": asked})
     found = replace(found, model=role.model)
     if not results:

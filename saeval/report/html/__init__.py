@@ -57,8 +57,8 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
         for n, begin in enumerate(range(0, len(numbers), per_file)):
             some = numbers[begin : begin + per_file]
             place = f"latents/{page}/{n // PER_FOLDER}/{n}" if large else f"latents/{page}/{n}"
-            details = script_json(found.details(some))
-            put(f"{place}.js", f"saevalLatents({n},{details});\n")
+            details = packed_json(found.details(some))
+            put(f"{place}.js", f'saevalLatents({n},"{details}");\n')
             if found.has_calls:
                 calls = packed_json(found.calls(some))
                 put(f"{place}.calls.js", f'saevalCalls({n},"{calls}");\n')

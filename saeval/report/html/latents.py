@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import rounded
+from saeval._util import rounded, without_shared
 from saeval.records import MAIN, CellResult, mean_ranks
 from saeval.results import CELL_TABLES, RunCell, arrow_table, read_table
 
@@ -22,6 +22,10 @@ _SEEN = ("latent", "group", "context", "start", "document", "tokens", "activatio
 _LISTS = ("neighbours", "cosines", "promoted", "suppressed", "histogram")
 _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
 _WRITTEN = ("tokens", "activations")  # of texts that were written for the question; earlier versions wrote none
+
+
+Told = tuple[str, str, list[tuple[str, str, str]]]
+"""What all prompts of a step on a latent begin and end with; then what is between in each, its reply and status."""
 
 
 @dataclass(frozen=True)
@@ -180,18 +184,25 @@ class CellTables:
         """Whether prompts and replies were kept."""
         return self._calls.path.is_file()
 
-    def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[list[str]]]]]:
+    def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, Told]]]:
         """Return prompts, raw replies and statuses by latent, step and variant, in the order of asking.
+
+        What the prompts of a step share is written once.
 
         Raises:
             InputError: If they cannot be read.
         """
-        found: dict[int, dict[str, dict[str, list[list[str]]]]] = {}
+        found: dict[tuple[int, str, str], list[tuple[str, str, str]]] = {}
         rows = self._calls.of(latents)
         columns = [rows[name].to_pylist() for name in _CALLS] if rows else []
         for latent, step, variant, *said in zip(*columns, strict=True):
-            found.setdefault(latent, {}).setdefault(step, {}).setdefault(variant, []).append(said)
-        return found
+            found.setdefault((latent, step, variant), []).append(tuple(text or "" for text in said))
+        told: dict[int, dict[str, dict[str, Told]]] = {}
+        for (latent, step, variant), asked in found.items():
+            before, after, prompts = without_shared([prompt for prompt, _, _ in asked])
+            rest = [(prompt, reply, status) for prompt, (_, reply, status) in zip(prompts, asked, strict=True)]
+            told.setdefault(latent, {}).setdefault(step, {})[variant] = before, after, rest
+        return told
 
     def _judgements_of(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[Any]]]]:
         """Return [address, active, predicted, probability, status, reason] by latent, scorer and variant.

@@ -13,6 +13,9 @@ from markupsafe import Markup
 from saeval._util import escape_script
 
 
+_LEVEL = 5  # of gzip; 9 takes eight times as long for 4 % less
+
+
 def script_json(value: Any) -> Markup:
     """Return JSON that is safe inside a `<script>`: ASCII, without `<`, `>` and `&`; numbers must be finite."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -26,7 +29,7 @@ def packed_json(value: Any) -> str:
 
 def packed(text: str) -> str:
     """Return text as gzip in base64, which the script of the pages unpacks."""
-    return b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return b64encode(gzip.compress(text.encode(), _LEVEL, mtime=0)).decode()
 
 
 def slug(name: str) -> str:

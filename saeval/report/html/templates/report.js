@@ -454,9 +454,11 @@
       }
       return files.get(name);
     }
-    const detailsOf = async (latent) => (await fileOf(latent, ".js")).find((d) => d.latent === latent);
-    async function callsOf(latent) {
-      return JSON.parse(await unpacked(await fileOf(latent, ".calls.js")))[latent] || {};
+    const read = async (latent, ending) => JSON.parse(await unpacked(await fileOf(latent, ending)));
+    const detailsOf = async (latent) => (await read(latent, ".js")).find((d) => d.latent === latent);
+    async function callsOf(latent, step, variant) {
+      const [before, after, rest] = (await read(latent, ".calls.js"))[latent]?.[step]?.[variant] || ["", "", []];
+      return rest.map(([prompt, reply, status]) => [before + prompt + after, reply, status]);
     }
 
     /** A collapsed section with the prompts and raw replies of a step, loaded when it is opened. */
@@ -467,7 +469,7 @@
       fold.addEventListener("toggle", async () => {
         if (!fold.open || place.childElementCount) return;
         try {
-          const calls = (await callsOf(latent))[step]?.[variant] || [];
+          const calls = await callsOf(latent, step, variant);
           place.replaceChildren(...(calls.length ? calls.map(call) : [make("p", { className: "muted" }, "No model was asked, or its prompts were not kept.")]));
         } catch (error) {
           place.replaceChildren(make("p", { role: "alert" }, `Prompts cannot be shown: ${error.message}.`));

@@ -1,0 +1,18 @@
+"""Writes what several texts share once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os.path import commonprefix
+
+
+def without_shared(texts: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Return what all texts begin with, what all end with, and what is between them in each.
+
+    Example:
+        >>> without_shared(["judge: a, please", "judge: b, please"])
+        ('judge: ', ', please', ['a', 'b'])
+    """
+    before = commonprefix(texts)
+    after = commonprefix([text[len(before) :][::-1] for text in texts])[::-1]
+    return before, after, [text[len(before) : len(text) - len(after)] for text in texts]

@@ -108,7 +108,7 @@ def summarise(
             *_flaws(outcomes.values()),
             *([_RECORDED] * recorded),
         ],
-        components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": _packages()},
+        components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )
 
@@ -573,8 +573,8 @@ def over_limits(task: Task, result: RunResult) -> list[str]:
     return found
 
 
-def _packages() -> dict[str, str]:
-    """Versions of the packages that numbers may depend on."""
+def packages() -> dict[str, str]:
+    """Return the versions of the packages that numbers may depend on."""
     found = {}
     for name in (
         "saeval",

@@ -48,8 +48,8 @@ class Decoys:
         if latent not in self._places:
             found = with_decoy(record, self._store, rng)
             decoy = found.score.decoy
-            begins = [e.context * length + e.start for e in decoy.activating] if decoy else []
-            places = np.array(begins, dtype=self._store.position.dtype).tobytes()
+            at = [e.context * length + e.start for e in decoy.activating] if decoy else []
+            places = np.array(at, dtype=self._store.position.dtype).tobytes()
             self._places[latent] = (decoy.latent.index, places) if decoy else None
             return found
         if (known := self._places[latent]) is None:
@@ -238,7 +238,7 @@ class _Search:
             at = np.searchsorted(self._positions, position)
             return self._positions.take(at, mode="clip") == position
         fires[self._positions] = True
-        found = fires[position]
+        found = np.asarray(fires[position])
         fires[self._positions] = False
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ class Journal:
     Args:
         path: The file, one entry per line, each with a checksum.
 
-    Raises:
-        InputError: If it cannot be read.
+    The file is read with the first entry that is asked for; an `InputError` says that it cannot be.
     """
 
     def __init__(self, path: Path):
         self._file = LineFile(path)
-        self._places = dict(self._read())
         self._kept: dict[str, Any] = {}
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Where entries are; read when the first one is wanted, since a run that has finished wants none."""
+        return dict(self._read())
 
     def close(self) -> None:
         """Close the file."""

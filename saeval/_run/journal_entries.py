@@ -38,7 +38,9 @@ def compact(value: Any) -> Any:
 def expanded(value: Any) -> Any:
     """Return an entry as it was given to `compact`; one of an earlier version, or of another shape, as it is."""
     result = value.get("result") if isinstance(value, dict) else None
-    columns = result.get("outcomes") if isinstance(result, dict) else None
+    if not isinstance(result, dict):
+        return value
+    columns = result.get("outcomes")
     if not isinstance(columns, dict) or not all(isinstance(column, list) for column in columns.values()):
         return value
     if len({len(column) for column in columns.values()}) > 1:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from saeval._run import judge_checks
+from saeval._run import finished, judge_checks
 from saeval._run.aggregate import summarise
 from saeval._run.cell_files import write_cells
 from saeval._run.claims import evaluate
@@ -179,6 +179,8 @@ def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
 def _failures_logged(out: Path) -> Iterator[RunDir]:
     """Lend a run directory whose log says why the block failed."""
     with RunDir(out) as folder, folder.log():
+        if retry is None and (known := finished.find(folder.path, task, limit)) is not None:
+            return known
         try:
             yield folder
         except SaevalError as error:
@@ -252,6 +254,7 @@ class _Run:
 
     def go(self) -> RunResult:
         began = time.time()
+        finished.forget(self.folder.path)
         self._write_spec("running", began)
         status, reason = "failed", ""
         try:
@@ -288,6 +291,8 @@ class _Run:
                 self._write_spec(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
+        if self.limit == self.asked_limit:
+            finished.keep(self.folder.path, self.task, self.limit)
         return result
 
     # --- collect and sample ---

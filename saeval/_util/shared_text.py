@@ -13,6 +13,6 @@ def without_shared(texts: Sequence[str]) -> tuple[str, str, list[str]]:
         >>> without_shared(["judge: a, please", "judge: b, please"])
         ('judge: ', ', please', ['a', 'b'])
     """
-    before = commonprefix(texts)
-    after = commonprefix([text[len(before) :][::-1] for text in texts])[::-1]
+    before = commonprefix(texts)  # noqa: RUF071 - these are no paths
+    after = commonprefix([text[len(before) :][::-1] for text in texts])[::-1]  # noqa: RUF071
     return before, after, [text[len(before) : len(text) - len(after)] for text in texts]

@@ -8,6 +8,7 @@ from saeval.llm.ledger import (
     Earlier as Earlier,
     LoggedCall as LoggedCall,
     Served as Served,
+    ledger_line as ledger_line,
 )
 from saeval.llm.role import RoleSettings as RoleSettings
 from saeval.llm.transcript import (

@@ -213,17 +213,17 @@ class AnswerCache:
 
 
 @cache
-def _defaults(kind: type) -> dict[str, Any]:
+def _defaults(kind: Any) -> dict[str, Any]:
     return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
 
 
-def _told(answer: Any) -> dict[str, Any]:
-    """Return the fields of an answer that are not as they are by default: a model says the same in most of them."""
+def told_fields(answer: Any) -> dict[str, Any]:
+    """Return the fields of an answer or call that are not as they are by default."""
     usual = _defaults(type(answer))
     return {name: value for name, value in vars(answer).items() if name not in usual or value != usual[name]}
 
 
-_JSON = json.JSONEncoder(default=_told, separators=(",", ":"))
+_JSON = json.JSONEncoder(default=told_fields, separators=(",", ":"))
 
 
 def answer_json(answer: object) -> str:

@@ -13,18 +13,19 @@ from typing import Any, Literal, NamedTuple
 
 from saeval._util import InputError, LineFile, clean_text, os_reason, refuse_pipe, text_checksum
 from saeval.llm.budget import known_dollars
+from saeval.llm.cache import told_fields
 from saeval.records import Ledger, Usage
 
 _SAME = 3  # calls of equal prompt tokens by which a prompt that was cut is known
 
-_JSON = json.JSONEncoder(default=vars)  # dataclasses are objects of their fields
+_JSON = json.JSONEncoder(default=told_fields)
 
 log = logging.getLogger("saeval")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One line of the ledger; prompts and answers are not in it, and no key ever is.
+    """One line of the ledger; prompts and answers are not in it, and no key ever is. Fields as by default are left out.
 
     Attributes:
         role: Role of the spec.
@@ -79,6 +80,20 @@ _SIGNATURE = ', "crc": "'
 def _signed(line: str) -> str:
     """Return a line of JSON with its checksum as the last field."""
     return f'{line[:-1]}{_SIGNATURE}{text_checksum(line[:-1])}"}}'
+
+
+def ledger_line(call: Call, now: float, spent: float) -> str:
+    """Return the line of a call, without its end.
+
+    Args:
+        call: The call.
+        now: When it had ended, in seconds since 1970.
+        spent: Dollars that the run had spent by then.
+    """
+    facts = {"time": now, **told_fields(call), "spent": round(spent, 9)}
+    if call.reason:
+        facts["reason"] = clean_text(call.reason)
+    return _signed(_JSON.encode(facts))
 
 
 def _verified(line: bytes) -> bytes:
@@ -160,11 +175,10 @@ class CallLedger:
         """
         if self._spent is None:
             self._spent = self._known_spent()
-        now, lines, spent = time.time(), [], self._spent
+        now, lines, spent = round(time.time(), 3), [], self._spent
         for call in calls:
             spent += 0.0 if call.cached else known_dollars(call.usage)
-            facts = {"time": now, **vars(call), "reason": clean_text(call.reason), "spent": round(spent, 9)}
-            lines.append(_signed(_JSON.encode(facts)))
+            lines.append(ledger_line(call, now, spent))
         self._file.append("\n".join(lines))
         self._spent = spent
 

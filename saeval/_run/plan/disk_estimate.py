@@ -12,7 +12,7 @@ from saeval._run.aggregate import summarise
 from saeval._run.cell_files import write_cells
 from saeval._run.journal_entries import compact
 from saeval._run.state import CellState, Results, RunState, Scored
-from saeval.llm import Call
+from saeval.llm import Call, ledger_line
 from saeval.records import Explanation, Score, Usage
 
 _KEY = 32  # characters of a hash
@@ -28,8 +28,8 @@ def journal(result: Explanation | Score) -> int:
 def call(role: str, model: str) -> int:
     """Return the bytes of a call's line in the ledger."""
     usage = Usage(1000, 10, 0, 0.00012345, "provider")
-    made = Call(role, model, "0" * _KEY, "0" * _KEY, "ok", False, 1, usage, 1234.5)
-    return len(json.dumps({"time": time.time(), **asdict(made)})) + 1
+    made = Call(role, model, "0" * _KEY, "0" * _KEY, "ok", False, 1, usage, 1234.5, served=model, words=999)
+    return len(ledger_line(made, round(time.time(), 3), 0.123456789)) + 1
 
 
 def answer(characters: int) -> int:

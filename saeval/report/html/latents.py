@@ -195,8 +195,8 @@ class CellTables:
         found: dict[tuple[int, str, str], list[tuple[str, str, str]]] = {}
         rows = self._calls.of(latents)
         columns = [rows[name].to_pylist() for name in _CALLS] if rows else []
-        for latent, step, variant, *said in zip(*columns, strict=True):
-            found.setdefault((latent, step, variant), []).append(tuple(text or "" for text in said))
+        for latent, step, variant, prompt, reply, status in zip(*columns, strict=True):
+            found.setdefault((latent, step, variant), []).append((prompt or "", reply or "", status or ""))
         told: dict[int, dict[str, dict[str, Told]]] = {}
         for (latent, step, variant), asked in found.items():
             before, after, prompts = without_shared([prompt for prompt, _, _ in asked])

@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from saeval._util import escape_script
 
-
 _LEVEL = 5  # of gzip; 9 takes eight times as long for 4 % less
 
 

@@ -1,0 +1,81 @@
+"""Recognises a run that is finished and unchanged, so that running it again writes nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import saeval
+from saeval._run import judge_checks
+from saeval._run.aggregate import packages
+from saeval._util import InputError, content_hash, read_json, write_atomic
+from saeval.records import RunResult, read_result
+from saeval.task import plain
+
+if TYPE_CHECKING:
+    from saeval.task import Task
+
+_PLACE = Path("logs") / "finished"
+_ASIDE = ("run.json", "logs")  # what changes with every sitting
+
+
+def keep(folder: Path, task: Task, limit: int | None) -> None:
+    """Write down that a run has finished, what its results depend on, and how its files are.
+
+    Raises:
+        InputError: If there is no room.
+    """
+    write_atomic(folder / _PLACE, f'["{_inputs(task, limit)}", "{_files(folder)}"]\n')
+
+
+def forget(folder: Path) -> None:
+    """Take back what `keep` wrote, before anything of the run changes."""
+    (folder / _PLACE).unlink(missing_ok=True)
+
+
+def find(folder: Path, task: Task, limit: int | None) -> RunResult | None:
+    """Return the results of a run if it is finished, depends on what it depended on, and no file of it has changed."""
+    try:
+        kept = read_json(folder / _PLACE)
+        if kept == [_inputs(task, limit), _files(folder)]:
+            return read_result(folder)
+    except (InputError, OSError):
+        pass
+    return None
+
+
+def _inputs(task: Task, limit: int | None) -> str:
+    """Return a hash of all that results and reports depend on."""
+    cells = [
+        [
+            cell.name,
+            cell.source.identity,
+            cell.sampler.identity,
+            [[label, step.part.identity] for label, step in cell.explainers.items()],
+            [[label, step.part.identity] for label, step in cell.scorers.items()],
+        ]
+        for cell in task.cells
+    ]
+    roles = [
+        [name, role.identity, found and found.model_dump(mode="json")]
+        for name, role in task.roles.items()
+        for found in [judge_checks.find(role)]
+    ]
+    trackers = [tracker.identity for tracker in task.trackers]
+    return content_hash(plain(task.resolved), cells, roles, trackers, limit, saeval.__version__, packages())
+
+
+def _files(folder: Path) -> str:
+    """Return a hash of names, sizes and times of change of a run's files, without reading them."""
+    found: list[list[str | int]] = []
+    left = [entry for entry in os.scandir(folder) if entry.name not in _ASIDE]
+    while left:
+        entry = left.pop()
+        if entry.is_dir(follow_symlinks=False):
+            left += os.scandir(entry)
+        else:
+            state = entry.stat(follow_symlinks=False)
+            found.append([entry.path[len(str(folder)) :], state.st_size, state.st_mtime_ns])
+    found.sort(key=str)
+    return content_hash(found)

@@ -84,13 +84,13 @@ class Bench:
         quick: Whether to measure a small version: all of them in under five minutes.
         folder: Where data may be generated; empty at first, shared by all benchmarks of a run.
         rounds: How often the sides take turns.
-        delphi_python: Interpreter of the environment that holds eai-delphi.
+        delphi_python: Interpreter of the environment that holds eai-delphi; None where nothing is compared with it.
     """
 
     quick: bool
     folder: Path
     rounds: int
-    delphi_python: Path
+    delphi_python: Path | None
 
     def saeval(self, module: str, *arguments: object) -> dict[str, Any]:
         """Run `python -m benchmarks.<module> arguments…` in a process of its own; return the JSON it prints last."""

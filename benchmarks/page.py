@@ -20,6 +20,7 @@ _TITLES = {
     "pipeline": "Keeping a language model busy",
     "summarise": "Summarising scores",
     "start": "Starting",
+    "latents": "What a run costs per latent",
 }
 _HEAD = """# Benchmarks
 
@@ -40,12 +41,13 @@ run on a GPU.
 """
 
 
-def machine(delphi_python: Path) -> dict[str, Any]:
+def machine(delphi_python: Path | None) -> dict[str, Any]:
     """Return what the figures depend on: processor, cores, memory, versions."""
-    asked = "import importlib.metadata as m; print(m.version('eai-delphi'))"
-    delphi = subprocess.run(
-        [str(delphi_python), "-c", asked], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    asked = [str(delphi_python), "-c", "import importlib.metadata as m; print(m.version('eai-delphi'))"]
+    delphi = {}
+    if delphi_python is not None:
+        done = subprocess.run(asked, capture_output=True, text=True, check=True)
+        delphi = {"eai-delphi": done.stdout.strip()}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": _processor(),
@@ -54,7 +56,7 @@ def machine(delphi_python: Path) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "saeval": version("saeval"),
-        "eai-delphi": delphi,
+        **delphi,
         **{name: version(name) for name in ("torch", "transformers", "numpy", "aiohttp", "litellm")},
     }
 

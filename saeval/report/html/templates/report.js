@@ -454,10 +454,10 @@
       }
       return files.get(name);
     }
-    const read = async (latent, ending) => JSON.parse(await unpacked(await fileOf(latent, ending)));
-    const detailsOf = async (latent) => (await read(latent, ".js")).find((d) => d.latent === latent);
+    const unpackedFile = async (latent, ending) => JSON.parse(await unpacked(await fileOf(latent, ending)));
+    const detailsOf = async (latent) => (await unpackedFile(latent, ".js")).find((d) => d.latent === latent);
     async function callsOf(latent, step, variant) {
-      const [before, after, rest] = (await read(latent, ".calls.js"))[latent]?.[step]?.[variant] || ["", "", []];
+      const [before, after, rest] = (await unpackedFile(latent, ".calls.js"))[latent]?.[step]?.[variant] || ["", "", []];
       return rest.map(([prompt, reply, status]) => [before + prompt + after, reply, status]);
     }
 

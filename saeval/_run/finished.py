@@ -62,8 +62,7 @@ def _inputs(task: Task, limit: int | None) -> str:
         for name, role in task.roles.items()
         for found in [judge_checks.find(role)]
     ]
-    trackers = [tracker.identity for tracker in task.trackers]
-    return content_hash(plain(task.resolved), cells, roles, trackers, limit, saeval.__version__, packages())
+    return content_hash(plain(task.resolved), cells, roles, limit, saeval.__version__, packages())
 
 
 def _files(folder: Path) -> str:

@@ -157,6 +157,9 @@ def run_task(
         )
         return run_seeds(task, out, max_cost, run_one)
     with _failures_logged(out) as folder:
+        tells_others = task.checks or task.trackers
+        if retry is None and not tells_others and (known := finished.find(folder.path, task, limit)) is not None:
+            return known
         begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
         begun.first_calls(unpriced, allow_model_change)
         return begun.go()
@@ -179,8 +182,6 @@ def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
 def _failures_logged(out: Path) -> Iterator[RunDir]:
     """Lend a run directory whose log says why the block failed."""
     with RunDir(out) as folder, folder.log():
-        if retry is None and (known := finished.find(folder.path, task, limit)) is not None:
-            return known
         try:
             yield folder
         except SaevalError as error:

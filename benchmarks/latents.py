@@ -52,7 +52,7 @@ def measure(bench: Bench) -> list[Figure]:
             "rerun_finished_seconds",
             [bare["again"]],
             "s",
-            f"wall-clock of `saeval.run` on a run of {bare['n']:,} latents that is finished, with one scorer of two calls; "
+            f"wall-clock of `saeval.run` on a finished run of {bare['n']:,} latents, with one scorer of two calls; "
             f"it took {bare['seconds']:.0f} s at first",
             3,
             True,
@@ -159,7 +159,8 @@ def main() -> None:
     """Measure one thing, and print it as JSON."""
     kind, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)
-    scripted = {"model": "scripted/x", "reply": json.dumps([1, 0, 1, 0, 1])}
+    windows = 50 if kind == "bare" else 5
+    scripted = {"model": "scripted/x", "reply": json.dumps([i % 2 for i in range(windows)])}
     if kind == "answers":
         print(json.dumps(_answers(folder, n)))
     elif kind == "judged":

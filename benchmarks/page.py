@@ -21,6 +21,8 @@ _TITLES = {
     "summarise": "Summarising scores",
     "start": "Starting",
     "latents": "What a run costs per latent",
+    "hard_negatives": "Hard negatives",
+    "merge": "Merging stores",
 }
 _HEAD = """# Benchmarks
 

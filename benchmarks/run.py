@@ -17,7 +17,7 @@ from benchmarks.harness import Bench, Figure, delphi_environment
 from benchmarks.page import machine, page
 
 AREAS = ("collect", "store", "sample", "call", "pipeline", "summarise", "start")
-SCALE = ("summarise", "latents")
+SCALE = ("summarise", "latents", "hard_negatives", "merge")
 """What decides how large a run can be; apart from the others, since it takes longer."""
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

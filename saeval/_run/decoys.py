@@ -233,10 +233,10 @@ class _Search:
         return np.split(ids[good], ends[:-1])
 
     def _common(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell of positions whether this latent fires there."""
+        """Return whether this latent fires at each position."""
         if (fires := self._room.fires) is None:
             at = np.searchsorted(self._positions, position)
-            return self._positions.take(at, mode="clip") == position
+            return np.asarray(self._positions.take(at, mode="clip") == position)
         fires[self._positions] = True
         found = np.asarray(fires[position])
         fires[self._positions] = False
@@ -306,15 +306,18 @@ def _profiles(
     for first, size, end, run_end in zip(ends - sizes, sizes, cuts, run_ends, strict=True):
         part = seen[begin:end]
         n = len(part)
-        counts = Counter(kind for kind, _, _ in part)
+        kind_of = [kind for kind, _, _ in part]
+        counts = Counter(kind_of)
+        shares = {kind: count / n for kind, count in counts.items()}
+        words, signs = (sum(flags) for flags in list(zip(*part, strict=True))[1:])
         profiles.append(
             _Profile(
-                recurs=_recurrence(rows[begin:end] - first, [kind for kind, _, _ in part], counts, size),
+                recurs=_recurrence(rows[begin:end] - first, kind_of, counts, size),
                 runs=(run_end - run_begin) / size,
                 tokens=n / size,
-                words=sum(begins for _, begins, _ in part) / n,
-                signs=sum(sign for _, _, sign in part) / n,
-                shares={kind: count / n for kind, count in counts.items()},
+                words=words / n,
+                signs=signs / n,
+                shares=shares,
             )
         )
         begin, run_begin = end, run_end

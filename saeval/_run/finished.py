@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
 
 import saeval
 from saeval._run import judge_checks
@@ -14,7 +16,7 @@ from saeval.records import RunResult, read_result
 from saeval.task import plain
 
 if TYPE_CHECKING:
-    from saeval.task import Task
+    from saeval.task import StepPart, Task
 
 _PLACE = Path("logs") / "finished"
 _ASIDE = ("run.json", "logs")  # what changes with every sitting
@@ -47,21 +49,15 @@ def find(folder: Path, task: Task, limit: int | None) -> RunResult | None:
 
 def _inputs(task: Task, limit: int | None) -> str:
     """Return a hash of all that results and reports depend on."""
-    cells = [
-        [
-            cell.name,
-            cell.source.identity,
-            cell.sampler.identity,
-            [[label, step.part.identity] for label, step in cell.explainers.items()],
-            [[label, step.part.identity] for label, step in cell.scorers.items()],
-        ]
-        for cell in task.cells
-    ]
-    roles = [
-        [name, role.identity, found and found.model_dump(mode="json")]
-        for name, role in task.roles.items()
-        for found in [judge_checks.find(role)]
-    ]
+    cells: list[JsonValue] = []
+    for cell in task.cells:
+        steps: list[tuple[str, StepPart[Any]]] = [*cell.explainers.items(), *cell.scorers.items()]
+        parts: list[JsonValue] = [[label, step.part.identity] for label, step in steps]
+        cells.append([cell.name, cell.source.identity, cell.sampler.identity, parts])
+    roles: list[JsonValue] = []
+    for name, role in task.roles.items():
+        check = judge_checks.find(role)
+        roles.append([name, role.identity, None if check is None else check.model_dump(mode="json")])
     return content_hash(plain(task.resolved), cells, roles, limit, saeval.__version__, packages())
 
 

@@ -73,6 +73,11 @@ class Journal:
         """Hold an item in memory only: the reports of this sitting show it, and the next sitting does it again."""
         self._kept[key] = value
 
+    @property
+    def whole(self) -> bool:
+        """Whether everything that was made is written down."""
+        return not self._kept
+
     def made(self, key: str) -> Any | None:
         """Return the value of a work item, finished or kept, or None."""
         return self._kept[key] if key in self._kept else self.finished(key)

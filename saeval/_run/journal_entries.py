@@ -21,7 +21,7 @@ _ROUNDING = 1e-9
 _USUAL: dict[str, Any] = {
     name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
 }
-_FLAGS = ("active", "predicted")
+_FLAGS = frozenset({"active", "predicted"})
 
 
 def compact(value: Any) -> Any:
@@ -30,9 +30,11 @@ def compact(value: Any) -> Any:
     if not outcomes or isinstance(outcomes, dict):
         return value
     columns = {name: [o[name] for o in outcomes] for name in outcomes[0]}
-    told = {name: column for name, column in columns.items() if any(v != _USUAL[name] for v in column)}
-    flags = {name: [v if v is None else int(v) for v in told[name]] for name in _FLAGS if name in told}
-    return {**value, "result": {**value["result"], "outcomes": {**told, **flags}}}
+    for name in [name for name, column in columns.items() if column.count(_USUAL[name]) == len(column)]:
+        del columns[name]
+    for name in _FLAGS & columns.keys():
+        columns[name] = [v if v is None else int(v) for v in columns[name]]
+    return {**value, "result": {**value["result"], "outcomes": columns}}
 
 
 def expanded(value: Any) -> Any:
@@ -45,8 +47,10 @@ def expanded(value: Any) -> Any:
         return value
     if len({len(column) for column in columns.values()}) > 1:
         return value
-    flags = {name: [v if v is None else bool(v) for v in columns[name]] for name in _FLAGS if name in columns}
-    rows = zip(*{**columns, **flags}.values(), strict=True)
+    columns = dict(columns)
+    for name in _FLAGS & columns.keys():
+        columns[name] = [v if v is None else bool(v) for v in columns[name]]
+    rows = zip(*columns.values(), strict=True)
     outcomes = [{**_USUAL, **dict(zip(columns, row, strict=True))} for row in rows]
     return {**value, "result": {**result, "outcomes": outcomes}}
 

@@ -292,7 +292,7 @@ class _Run:
                 self._write_spec(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
-        if self.limit == self.asked_limit:
+        if self.limit == self.asked_limit and self.folder.journal.whole:
             finished.keep(self.folder.path, self.task, self.limit)
         return result
 

@@ -219,7 +219,8 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 def told_fields(answer: Any) -> dict[str, Any]:
     """Return the fields of an answer or call that are not as they are by default."""
-    usual = _defaults(type(answer))
+    kind: Any = type(answer)
+    usual = _defaults(kind)
     return {name: value for name, value in vars(answer).items() if name not in usual or value != usual[name]}
 
 

@@ -58,7 +58,7 @@ class KeyIndex:
     a wrong one: the row's own key decides.
 
     Args:
-        database: The connection; whoever uses it holds a lock.
+        database: The connection; its user holds a lock.
     """
 
     def __init__(self, database: sqlite3.Connection):
@@ -127,7 +127,7 @@ class KeyIndex:
         self.refresh(own=True)
 
     def rebuild(self) -> None:
-        """Make the index anew from the rows that there are, within a transaction."""
+        """Make the index again from the rows that there are, within a transaction."""
         self.refresh(own=True)
         rows: dict[Key, int] = dict(self._db.execute("SELECT key, n FROM kept"))
         self._write(_of_rows(rows), self._runs)

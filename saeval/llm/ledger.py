@@ -25,7 +25,7 @@ log = logging.getLogger("saeval")
 
 @dataclass(frozen=True)
 class Call:
-    """One line of the ledger; prompts and answers are not in it, and no key ever is. Fields as by default are left out.
+    """One line of the ledger; prompts and answers are not in it, and no key ever is. Defaults are omitted.
 
     Attributes:
         role: Role of the spec.

@@ -6,7 +6,7 @@ import json
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from saeval._util import clean_text, without_shared, without_values
 from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
@@ -19,7 +19,7 @@ _MOST_BYTES = 1 << 28
 
 _REACH, _PART = 25_000, 6_000  # bytes known to both sides, and of a part; zlib looks back 32 kB
 _LEVEL = 6  # of zlib; 9 takes five times as long for 0.1 % less
-_LEFT_OUT: Literal["left out"] = "left out"
+_LEFT_OUT: Final = "left out"
 
 
 class PromptReply(NamedTuple):
@@ -75,8 +75,8 @@ def _replies(request: Request | LogprobRequest | FillRequest, reply: Reply | Log
 def pack(asked: Sequence[PromptReply], windows: Iterable[str] = ()) -> str:
     """Return prompts and replies as a short text (JSON, zlib, base64).
 
-    What prompts share takes room once, and windows take none: they are named as places in a text that whoever unpacks
-    it has, too.
+    What prompts share takes room once, and windows take none: they are named as places in a text that the
+    reader has, too.
 
     Args:
         asked: The prompts and replies.
@@ -119,7 +119,7 @@ def unpack(packed: str, windows: Iterable[str] = ()) -> list[PromptReply]:
             for prompt, reply, status in part
         ]
     except (ValueError, TypeError, AttributeError, zlib.error, RecursionError):
-        return [PromptReply("", "what was asked was kept in a form that cannot be read", "left out")]
+        return [PromptReply("", "what was asked was kept in a form that cannot be read", _LEFT_OUT)]
 
 
 def _without_credentials(kept: list[PromptReply]) -> list[PromptReply]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fake_server import FakeServer, fake_server
 
+from saeval._run.journal_entries import expanded
 from saeval.plugin import Message, Request
 from saeval.testing.planted import rule_explainer, rule_judge
 from saeval.testing.toys import ScriptedLLM
@@ -71,4 +72,4 @@ def finished(run: Path) -> dict[str, dict[str, Any]]:
     for line in lines:
         with suppress(ValueError):  # a kill may have cut a line; what it held was done again
             entries.append(json.loads(line.partition(" ")[2]))
-    return {entry["key"]: entry["value"]["result"] for entry in entries}
+    return {entry["key"]: expanded(entry["value"])["result"] for entry in entries}

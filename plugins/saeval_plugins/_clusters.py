@@ -1,4 +1,4 @@
-"""Finds how many groups of points are found again when points are drawn anew."""
+"""Finds how many groups of points are found again when points are redrawn."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class Caller:
         Once that helped, all are given the room at once, unless the server has none: a limit costs nothing by itself.
         """
         cut: A | None = None
-        last = LLMError("")
+        last: LLMError | None = None
         while True:
             tries.made += 1
             try:
@@ -138,9 +138,10 @@ class Caller:
                     continue
                 last = error
             if not await self._has_more_room(question, work):
-                if cut is None:
-                    raise last
-                return cut
+                if cut is not None:
+                    return cut
+                assert last is not None  # an attempt ends with an answer or an error
+                raise last
 
     async def _has_more_room(self, question: Question, work: CallState) -> bool:
         """Whether a question whose answer was cut off may be asked again with more room; it then has it."""

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 Need = Literal["logprobs", "subject", "coder", "text", "decoy", "in_corpus", "cofiring"]
 """What a step may need beyond its examples: an LLM that scores continuations, the live model, the SAE's weights, a
 source that reads any text (`Context.read`), windows of one other latent (`Examples.decoy`), how the latent fires in
-the whole corpus (`Examples.in_corpus`), or which others fire with it (`Examples.cofiring`); the last three are made only
-where a step needs them."""
+the whole corpus (`Examples.in_corpus`), or which others fire with it (`Examples.cofiring`); the last three are made
+only where a step needs them."""
 
 
 class Plugin(Documented, ABC):

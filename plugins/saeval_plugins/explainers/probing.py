@@ -216,7 +216,7 @@ class _Bounded(LanguageModel):
         """Ask.
 
         Raises:
-            ParseError: If all calls are used; whoever asks takes it for a reply that cannot be read.
+            ParseError: If all calls are used; the caller treats it as a reply that cannot be read.
         """
         if not self.left:
             raise ParseError("all calls are used")
@@ -233,7 +233,7 @@ def parse_probes(
 ) -> list[tuple[bool, str]]:
     """Read the lines `ACTIVE: …` and `SILENT: …` of a reply.
 
-    Repeated texts, those asked before, and texts of more than 300 characters are left out.
+    Repeated texts, those asked before, and texts of more than 300 characters are dropped.
 
     Args:
         reply: The reply; a text counts as whole.

@@ -1,4 +1,4 @@
-"""The explainer of senses groups a latent's windows and explains each group, so that a latent may have several meanings."""
+"""The explainer `senses` groups a latent's windows and explains each group: a latent may have several meanings."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class Senses(Explainer):
-    """Groups the explain windows by what stands around the latent's strongest token, and explains each group.
+    """Groups the explain windows by the text around the latent's strongest token, and explains each group.
 
     Windows are points: the sentence embedding of the tokens around the strongest one, and beside it, weighted by
     `cofiring`, which other latents fire on that token. They are grouped by Ward's method into the largest number of
     groups that are found again in 70 % of bootstrap resamples (Hennig 2007); the share of resamples that finds each
-    number is kept. Another explainer explains each group from its windows alone, so that it takes a call per sense. Explanations
+    number is kept. Another explainer explains each group from its windows alone, in one call per sense. Explanations
     that are the same word for word are one sense. Where several remain, scorers judge their union, as the text
     `any of: (1) … (2) …`; results keep the senses, their windows and the shares. After PRISM (arXiv 2506.15538).
     """
@@ -84,27 +84,25 @@ class Senses(Explainer):
             return await self.explainer.explain(examples, context)
         points = await asyncio.to_thread(self._points, examples, context)
         groups = await asyncio.to_thread(stable_groups, points, self.most, self.resamples, context.rng)
-        parts = [
-            replace(examples, activating=tuple(w for w, label in zip(examples.activating, groups.labels, strict=True) if label == group), cofiring=())
-            for group in range(groups.number)
-        ]  # fmt: skip
+        members: list[list[Example]] = [[] for _ in range(groups.number)]
+        for window, group in zip(examples.activating, groups.labels, strict=True):
+            members[group].append(window)
+        parts = [replace(examples, activating=tuple(windows), cofiring=()) for windows in members]
         made = await asyncio.gather(*(self.explainer.explain(part, context) for part in parts))
         if lost := [explanation for explanation in made if explanation.status != "ok"]:
             return lost[0]
         senses: dict[str, list[Example]] = {}
         for explanation, part in zip(made, parts, strict=True):
             senses.setdefault(explanation.text, []).extend(part.activating)
-        notes: dict[str, JsonValue] = {
-            "senses": [
-                {"text": text, "share": len(windows) / len(examples.activating), "windows": [w.id for w in windows]}
-                for text, windows in senses.items()
-            ],
-            "number_found": {str(number): share for number, share in groups.shares.items()},
-        }
-        return Explanation(text=union(list(senses)), notes=notes)
+        found: list[JsonValue] = []
+        for text, windows in senses.items():
+            share = len(windows) / len(examples.activating)
+            found.append({"text": text, "share": share, "windows": [window.id for window in windows]})
+        shares: dict[str, JsonValue] = {str(number): share for number, share in groups.shares.items()}
+        return Explanation(text=union(list(senses)), notes={"senses": found, "number_found": shares})
 
     def _points(self, examples: Examples, context: Context) -> NDArray[np.float64]:
-        """Return the windows as points whose squared distances add up embedding and co-firing.  [windows, dimensions]"""
+        """Return the windows as points whose squared distances add embedding and co-firing.  [windows, dimensions]"""
         import numpy as np
 
         texts = [_surroundings(window, self.around) for window in examples.activating]
@@ -134,7 +132,7 @@ def _surroundings(window: Example, around: int) -> str:
 
 
 def _indicators(cofiring: Sequence[frozenset[int]]) -> NDArray[np.float64]:
-    """Return unit vectors of which latents fire in a window, those left out that fire in no other one.  [windows, latents]
+    """Return unit vectors of which latents fire in a window, among those that fire in several.  [windows, latents]
 
     A window without any is the zero vector.
     """

@@ -31,8 +31,8 @@ class Oracle(LLM):
 
     `oracle/judge` answers as a chat model does, for `detection` and `fuzzing`; `oracle/base` scores texts and weighs
     choices, for `surprisal` and `simulation`; `oracle/writer` writes texts, for `generation`; `oracle/explainer` knows
-    the latent by a marked word, for `default`, `refine` and `probing`. Explanations that do not come from the explainers
-    of the source `known` are an error.
+    the latent by a marked word, for `default`, `refine` and `probing`. Explanations that do not come from the
+    explainers of the source `known` are an error.
     """
 
     name = "oracle"

@@ -26,7 +26,10 @@ _FLAGS = frozenset({"active", "predicted"})
 
 def compact(value: Any) -> Any:
     """Return an entry with its judged windows as columns, without those that say what an `Outcome` says by default."""
-    outcomes = value.get("result", {}).get("outcomes") if isinstance(value, dict) else None
+    result = value.get("result") if isinstance(value, dict) else None
+    if not isinstance(result, dict):
+        return value
+    outcomes = result.get("outcomes")
     if not outcomes or isinstance(outcomes, dict):
         return value
     columns = {name: [o[name] for o in outcomes] for name in outcomes[0]}
@@ -34,7 +37,7 @@ def compact(value: Any) -> Any:
         del columns[name]
     for name in _FLAGS & columns.keys():
         columns[name] = [v if v is None else int(v) for v in columns[name]]
-    return {**value, "result": {**value["result"], "outcomes": columns}}
+    return {**value, "result": {**result, "outcomes": columns}}
 
 
 def expanded(value: Any) -> Any:

@@ -9,9 +9,11 @@ import sys
 import textwrap
 
 import pytest
+from hypothesis import given, strategies as st
 
 from saeval import InputError
 from saeval._run.run_dir import RunDir
+from saeval.records import Outcome
 
 
 def test_finished_work_is_there_when_the_directory_is_opened_again(tmp_path):
@@ -34,6 +36,28 @@ def test_line_that_a_kill_cut_short_is_dropped_and_writing_goes_on(tmp_path, tai
         run.journal.finish("b", 2)
     with RunDir(tmp_path / "r") as run:
         assert (run.journal.finished("a"), run.journal.finished("b")) == (1, 2)
+
+
+RESULTS = (
+    st.none() | st.integers() | st.text() | st.lists(st.dictionaries(st.text(), st.integers(), max_size=2), max_size=2)
+)
+OUTCOMES = st.lists(
+    st.builds(
+        Outcome, example=st.text(max_size=3), active=st.booleans(), predicted=st.none() | st.booleans(),
+        probability=st.none() | st.floats(0, 1), weight=st.floats(0.1, 9), reason=st.text(max_size=3),
+    ).map(lambda outcome: outcome.model_dump(mode="json")),
+    max_size=3,
+)  # fmt: skip
+
+
+@given(RESULTS | st.fixed_dictionaries({"outcomes": OUTCOMES, "values": st.just({"accuracy": 0.5})}))
+def test_any_entry_is_read_as_it_was_written(tmp_path_factory, result):
+    folder = tmp_path_factory.mktemp("journal")
+    for value in (result, {"result": result, "usage": None}):
+        with RunDir(folder / "r") as run:
+            run.journal.finish("a", value)
+        with RunDir(folder / "r") as run:
+            assert run.journal.finished("a") == value
 
 
 def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):

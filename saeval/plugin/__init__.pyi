@@ -129,11 +129,11 @@ from saeval.records.metrics import (
 )
 from saeval.records.prompts import Prompt as Prompt
 from saeval.records.replies import finish_reason as finish_reason, whole_answer as whole_answer
+from saeval.records.results import RunResult as RunResult
+from saeval.records.rows import Measure as Measure
 from saeval.records.scores import (
     Explanation as Explanation,
-    Measure as Measure,
     Outcome as Outcome,
-    RunResult as RunResult,
     Score as Score,
     WrittenText as WrittenText,
 )

@@ -38,32 +38,36 @@ from saeval.records.metrics import (
 )
 from saeval.records.prompts import Prompt as Prompt
 from saeval.records.replies import finish_reason as finish_reason, readable as readable, whole_answer as whole_answer
-from saeval.records.scores import (
-    MAIN as MAIN,
+from saeval.records.results import (
     CellResult as CellResult,
-    ControlContrast as ControlContrast,
-    Correlation as Correlation,
-    DecileShares as DecileShares,
-    Explanation as Explanation,
     Finding as Finding,
     FindingOutcome as FindingOutcome,
-    FloorSample as FloorSample,
     JudgeCheck as JudgeCheck,
     JudgeRole as JudgeRole,
     Ledger as Ledger,
-    Measure as Measure,
-    NaturalRates as NaturalRates,
-    Outcome as Outcome,
-    Power as Power,
     Ranking as Ranking,
     RunResult as RunResult,
-    Score as Score,
     ScorerCheck as ScorerCheck,
-    ScoreRow as ScoreRow,
-    Status as Status,
-    VarianceParts as VarianceParts,
-    Verdict as Verdict,
-    WrittenText as WrittenText,
     read_result as read_result,
     split_ranking as split_ranking,
+)
+from saeval.records.rows import (
+    ControlContrast as ControlContrast,
+    Correlation as Correlation,
+    DecileShares as DecileShares,
+    FloorSample as FloorSample,
+    Measure as Measure,
+    NaturalRates as NaturalRates,
+    Power as Power,
+    ScoreRow as ScoreRow,
+    VarianceParts as VarianceParts,
+    Verdict as Verdict,
+)
+from saeval.records.scores import (
+    MAIN as MAIN,
+    Explanation as Explanation,
+    Outcome as Outcome,
+    Score as Score,
+    Status as Status,
+    WrittenText as WrittenText,
 )

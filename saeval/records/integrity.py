@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from saeval._util import CHECKSUMS, InputError, changed_files, read_json
-from saeval.records.scores import RunResult, ScoreRow
+from saeval.records.results import RunResult
+from saeval.records.rows import ScoreRow
 
 _ROUNDING = 1e-6
 _NAMED = 3  # changed files that a warning names

@@ -18,7 +18,7 @@ from saeval._compare.lifts import Paired, lifts
 from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
 from saeval.plugin import derive_rng
 from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
-from saeval.records.scores import split_ranking
+from saeval.records.results import split_ranking
 
 
 def paired(own, floor, n=100, m=50, sd=(0.1, 0.1), r=0.0, shared=None, **changes):

@@ -14,7 +14,8 @@ from root import ROOT
 
 from saeval._util import write_checksums
 from saeval.cli.group import main
-from saeval.records.scores import Correlation, DecileShares, Finding, JudgeCheck, JudgeRole, RunResult
+from saeval.records.results import Finding, JudgeCheck, JudgeRole, RunResult
+from saeval.records.rows import Correlation, DecileShares
 from saeval.report.reader import read
 from saeval.report.terminal import render
 

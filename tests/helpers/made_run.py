@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from saeval.records.scores import CellResult, FloorSample, Ledger, RunResult, ScoreRow
+from saeval.records.results import CellResult, Ledger, RunResult
+from saeval.records.rows import FloorSample, ScoreRow
 
 SCORERS = {"detection": "balanced_accuracy", "fuzzing": "balanced_accuracy", "embedding": "auroc"}
 VARIANTS = ("explanation", "random_explanation", "top_tokens")

@@ -31,7 +31,9 @@ from saeval._util.owned_dirs import mark
 from saeval._util.text import visible
 from saeval.cli.group import main
 from saeval.plugin import LatentId
-from saeval.records.scores import Correlation, DecileShares, Explanation, JudgeCheck, JudgeRole, RunResult
+from saeval.records.results import JudgeCheck, JudgeRole, RunResult
+from saeval.records.rows import Correlation, DecileShares
+from saeval.records.scores import Explanation
 from saeval.report.files import write_reports
 from saeval.report.html import index, paged, plots, write_html, write_plots
 from saeval.report.html.latents import CellTables, Ranked

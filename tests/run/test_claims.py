@@ -23,7 +23,8 @@ from saeval.cli.group import main
 from saeval.plugin import AUROC, BALANCED_ACCURACY, Metric, Score, Usage
 from saeval.plugin.registry import Registry
 from saeval.records.metrics import RECALL
-from saeval.records.scores import Explanation, Finding, read_result
+from saeval.records.results import Finding, read_result
+from saeval.records.scores import Explanation
 from saeval.report.markdown import markdown_report
 from saeval.report.terminal import finding_line
 from saeval.task.loader import load_task

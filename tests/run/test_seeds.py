@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import saeval
 from saeval._compare import pooled_mean
 from saeval.cli.group import main
-from saeval.records.scores import read_result
+from saeval.records.results import read_result
 
 SPEC = {
     "saeval": 1, "task": "seeds", "version": "1",

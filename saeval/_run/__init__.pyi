@@ -1,3 +1,3 @@
-from saeval._run.aggregate import over_limits as over_limits
+from saeval._run.cautions import over_limits as over_limits
 from saeval._run.preview import preview_prompts as preview_prompts
 from saeval._run.typed_text import TypedText as TypedText

@@ -243,6 +243,11 @@ class CellState:
     measured: dict[str, float] = field(default_factory=dict)
     dependent: int = 0
 
+    @property
+    def l0(self) -> float:
+        """Latents per token that fire."""
+        return float(self.store.firings.sum()) / max(self.store.n_tokens, 1)
+
     def explanation(self, variant: str, latent: int) -> Explanation | None:
         """Return a latent's explanation if there is one that worked."""
         found = self.explanations.get((variant, latent))

@@ -1,0 +1,190 @@
+"""Says what a reader should know beside the numbers: cautions about cells, warnings about runs, limits exceeded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from saeval.records import MAIN, CellResult, RunResult, ScoreRow
+
+if TYPE_CHECKING:
+    from saeval._run.state import CellState
+    from saeval.task import Task
+
+RECORDED = (
+    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the "
+    "numbers do not rank beside those of live models."
+)
+
+_FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
+
+
+def cautions_of(outcome: CellState) -> list[str]:
+    """Return cautions about a cell's numbers, such as a coder used differently than it was trained."""
+    cell, store = outcome.cell, outcome.store
+    said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ()), *_score_cautions(outcome)]
+    if cell.baseline is not None:
+        return list(dict.fromkeys(said))
+    if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
+        said.append(
+            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may "
+            "belong to another place or model, or the text may be unlike that of its training."
+        )
+    expected, l0 = store.facts.get("l0_of_files"), outcome.l0
+    if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
+        said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
+    return list(dict.fromkeys(said))
+
+
+def warnings_of(
+    task: Task, cells: Sequence[CellResult], outcomes: Mapping[str, CellState], *, partial: bool, synthetic: bool
+) -> list[str]:
+    """Return what a reader should know of a run before quoting it.
+
+    Args:
+        task: The task.
+        cells: Its results.
+        outcomes: What they were made from, by name of the cell.
+        partial: Whether latents were omitted.
+        synthetic: Whether a part of the run is made up.
+    """
+    found = []
+    if synthetic:
+        found.append(
+            "A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing "
+            "about a model."
+        )
+    if partial:
+        found.append("This run is partial: latents were omitted by --limit, or it was interrupted.")
+    found += _unlike(outcomes)
+    for cell in cells:
+        if caveat := cell.coder.get("caveat"):
+            found.append(f"{cell.cell}: {caveat}")
+        found += [f"{cell.cell}: {caution}" for caution in cell.cautions]
+        if cell.counts["sampled"] < cell.counts["requested"]:
+            found.append(
+                f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows."
+            )
+        for row in cell.scores:
+            if (
+                row.variant == MAIN
+                and row.tried
+                and row.failed / row.tried > task.run.max_failed
+                and row is _headline(cell, row)
+            ):
+                why = _why(outcomes[cell.cell], row.scorer)
+                found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents: {why}")
+            if row.variant == MAIN and row.answered < row.windows and row is _headline(cell, row):
+                found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
+        if dependent := outcomes[cell.cell].dependent:
+            found.append(
+                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their "
+                "floors are made of the explanations of latents that fire with them or avoid them."
+            )
+        found += _without_probabilities(outcomes[cell.cell])
+    return [*found, *_flaws(outcomes.values())]
+
+
+def over_limits(task: Task, result: RunResult) -> list[str]:
+    """Say of each score where more latents failed, or more windows have no answer, than the spec allows."""
+    found = []
+    for cell in result.cells:
+        for row in cell.scores:
+            place = f"{cell.cell}: {row.scorer}" + ("" if row.variant == MAIN else f" of {row.variant}")
+            if row is not _headline(cell, row):
+                continue
+            if row.tried and row.failed / row.tried > task.run.max_failed:
+                found.append(
+                    f"{place}: {row.failed} of {row.tried} latents failed (run.max_failed {task.run.max_failed:g})"
+                )
+            if row.unanswered > task.run.max_unanswered:
+                found.append(
+                    f"{place}: {row.unanswered:.0%} of the windows have no answer (run.max_unanswered "
+                    f"{task.run.max_unanswered:g})"
+                )
+    return found
+
+
+def _score_cautions(outcome: CellState) -> Iterator[str]:
+    """Say what scorers and sampler have to say of a cell's scores and windows."""
+    for label, step in outcome.cell.scorers.items():
+        if (scored := outcome.scored.get((label, MAIN))) is None or not scored.tried:
+            continue
+        columns = {name: list(scored.values(name).values()) for name in scored.metrics()}
+        means = {name: sum(column) / len(column) for name, column in columns.items() if column}
+        for caution in step.part.plugin.cautions(means, outcome.records.latents):
+            yield f"{label}: {caution}"
+    asked, silent = outcome.cell.sampler.plugin.silent_windows(), outcome.records.silent
+    short = [n for n in silent if asked is not None and n < asked]
+    if short:
+        yield (
+            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, "
+            f"{min(short)} at least."
+        )
+
+
+def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
+    """Say which random SAEs are sparser or denser than every contestant."""
+    beside = [o.l0 for o in outcomes.values() if o.cell.baseline is None and o.store.latents is None]
+    for name, outcome in outcomes.items():
+        l0 = outcome.l0
+        random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
+        if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
+            yield (
+                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders "
+                "that it is a baseline for; set its option `k`."
+            )
+
+
+def _unanswered(row: ScoreRow) -> str:
+    """Say how many windows have no answer, and how far that could move the score."""
+    missing = row.windows - row.answered
+    text = f"{missing} of {row.windows} windows ({missing / row.windows:.0%}) have no answer and are not in the score"
+    if row.bounds is None:
+        return f"{text}."
+    return (
+        f"{text}, which would be {row.bounds[0]:.3f} if all of them were judged wrong and {row.bounds[1]:.3f} if right."
+    )
+
+
+def _without_probabilities(outcome: CellState) -> Iterator[str]:
+    """Say which scorers asked for log-probabilities in vain, and so have no AUROC."""
+    for label, step in outcome.cell.scorers.items():
+        scored = outcome.scored.get((label, MAIN))
+        asked = getattr(step.part.plugin, "top_logprobs", 0) and any(
+            m.name == "auroc" for m in step.part.plugin.metrics
+        )
+        if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
+            yield (
+                f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no "
+                "AUROC."
+            )
+
+
+def _why(outcome: CellState, label: str) -> str:
+    """Return the reason that most of a scorer's failed latents have."""
+    unscored = outcome.scored[label, MAIN].unscored.values()
+    reasons = Counter(reason for status, reason in unscored if status == "failed")
+    return reasons.most_common(1)[0][0] if reasons else "no reason given"
+
+
+def _flaws(outcomes: Iterable[CellState]) -> Iterator[str]:
+    """Report the flaws that each cell's sampler declares, and how many windows they affect."""
+    for outcome in outcomes:
+        name, sampler = outcome.cell.name, outcome.cell.sampler.label
+        if leak := outcome.records.flaws.get("leak"):
+            yield (
+                f"{name}: the sampler {sampler} does not keep explaining and scoring apart: {leak.windows} of "
+                f"{leak.of} scored activating windows share text with those that the explainer is shown, so scores "
+                "may come out too high."
+            )
+        if unverified := outcome.records.flaws.get("unverified"):
+            yield (
+                f"{name}: the sampler {sampler} calls windows silent without looking: the latent fires in "
+                f"{unverified.windows} of {unverified.of} of them, where right answers count as wrong."
+            )
+
+
+def _headline(cell: CellResult, row: ScoreRow) -> ScoreRow:
+    return next(r for r in cell.scores if (r.scorer, r.variant) == (row.scorer, row.variant))

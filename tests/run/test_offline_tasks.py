@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from saeval.cli.group import main
 
-SLOW = {"quickstart", "methods-tour"}
-"""Tasks with a model in process, which `test_quickstart.py` runs once for all its tests."""
+SLOW = {"quickstart", "methods-tour", "controls"}
+"""Tasks with a model in process: `test_quickstart.py` runs the first two, and `.ci/tasks` runs all of them each night."""
 LISTED = CliRunner().invoke(main, ["list", "--tag", "offline", "--json"]).output
 OFFLINE = {task["name"] for task in json.loads(LISTED)}
 

@@ -31,7 +31,7 @@ from saeval.task import Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
 
 _QUANTITIES = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
-_TRIED = 6  # latents a step is tried on; prompts hardly differ in length from latent to latent
+_TRIED = 12  # latents a step is tried on; prompts hardly differ in length from latent to latent
 _CALL, _IN_FLIGHT = 1.5, 16  # seconds that a call over HTTP takes, and how many are under way
 _PER_SECOND = 400.0  # tokens that a model in process of unknown size reads or writes
 _COLLECTED = 1000.0  # tokens a second and cell, where the model's size is unknown

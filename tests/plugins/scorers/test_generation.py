@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -114,8 +117,8 @@ def test_written_texts_are_in_the_results_and_on_the_latents_page(known):
         assert row["probability"] == pytest.approx(max(row["activations"])) and len(row["tokens"]) == 8
         assert (row["probability"] > 0) == row["active"] == row["predicted"]
     (file,) = (run / "report" / "latents").glob("*/0.js")
-    _, details = json.loads(f"[{file.read_text().partition('(')[2].rpartition(')')[0]}]")
-    detail = details[0]
+    (packed,) = re.findall(r'"(.*)"', file.read_text())
+    detail = json.loads(gzip.decompress(base64.b64decode(packed)))[0]
     text = next(line for line in detail["judged"]["generation"]["explanation"] if line[0] == "text 1")
     tokens, (place, strength) = text[6]
     assert len(tokens) == 8 and strength == pytest.approx(text[3], abs=1e-3) and tokens[place].strip()

@@ -23,7 +23,7 @@ from saeval._compare.leaderboard import Leaderboard
 from saeval._util.checksums import write_checksums
 from saeval._util.errors import InputError
 from saeval._util.text import safe_text, short
-from saeval.records import scores as results
+from saeval.records import results, rows, scores
 from saeval.report.boards import short_estimate
 from saeval.report.files import write_reports
 from saeval.report.markdown import markdown_report
@@ -290,7 +290,7 @@ def test_the_report_shows_the_length_of_explanations_beside_every_score():
 
 
 def test_the_report_shows_shares_by_decile():
-    shares = results.DecileShares(
+    shares = rows.DecileShares(
         scorer="detection",
         right=(1.0, 0.9, *[None] * 7, 0.25),
         n=(20, 10, *[0] * 7, 4),
@@ -302,8 +302,8 @@ def test_the_report_shows_shares_by_decile():
     assert "decile" not in markdown_report(made_run())
 
 
-def correlation(a: str, b: str, value: float | None, rank: float | None, n: int = 40) -> results.Correlation:
-    return results.Correlation(scorers=(a, b), n=n, pearson=value, spearman=rank)
+def correlation(a: str, b: str, value: float | None, rank: float | None, n: int = 40) -> rows.Correlation:
+    return rows.Correlation(scorers=(a, b), n=n, pearson=value, spearman=rank)
 
 
 def test_the_report_shows_correlations_as_a_matrix():
@@ -397,7 +397,7 @@ def test_tables_of_a_cell_keep_their_types_with_and_without_rows(tmp_path):
         tmp_path / "latents.parquet", [{"latent": 1, "score.detection.auroc": np.float64(0.5)}, {"latent": 2}]
     )
     assert pq.read_table(tmp_path / "latents.parquet")["score.detection.auroc"].to_pylist() == [0.5, None]
-    outcome = results.Outcome(example="1:2", active=True, status="refused", reason="declined")
+    outcome = scores.Outcome(example="1:2", active=True, status="refused", reason="declined")
     cells.write_judgements(
         tmp_path / "judged.parquet", [{"latent": 1, "scorer": "d", "variant": "explanation", **outcome.model_dump()}]
     )
@@ -410,12 +410,9 @@ def test_tables_of_a_cell_keep_their_types_with_and_without_rows(tmp_path):
 
 def test_every_field_of_the_results_is_documented():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    models = [
-        m
-        for _, m in inspect.getmembers(results, inspect.isclass)
-        if issubclass(m, results.Documented) and m is not results.Documented
-    ]
-    assert len(models) >= 7
+    classes = {m for module in (results, rows, scores) for _, m in inspect.getmembers(module, inspect.isclass)}
+    models = [m for m in classes if issubclass(m, results.Documented) and m is not results.Documented]
+    assert len(models) >= 20
     missing = [
         f"{m.__name__}.{f.alias or name}"
         for m in models

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from saeval.plugin import Context, Example, InputError, Subject
+from saeval.plugin import Context, Example, InputError, Metric, Subject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +17,32 @@ if TYPE_CHECKING:
 
 FEWEST = 2
 """Windows that are needed to set the strength, and again to score."""
+KL_REACHED = Metric("kl_reached", higher_is_better=None, low=0.0, high=math.inf, on_board=True)
+"""The divergence on the windows that are scored, in nats."""
+
+
+def wanted_divergence(kl: float, tolerance: float) -> Metric:
+    """Return the metric `kl_reached`, which marks rows that are off by more than a relative tolerance."""
+    return replace(KL_REACHED, wanted=(kl * (1 - tolerance), kl * (1 + tolerance)))
+
+
+def divergence_cautions(what: str, values: Mapping[str, float], wanted: Metric, kl: float, tune: int) -> list[str]:
+    """Say where the divergence that was reached is not the one that was asked for.
+
+    Args:
+        what: What moved the next token.
+        values: A cell's mean values.
+        wanted: The metric that says what is near enough.
+        kl: The divergence asked for, in nats.
+        tune: Windows that the strength is found on.
+    """
+    reached = values.get(KL_REACHED.name)
+    if reached is None or wanted.meets(reached):
+        return []
+    return [
+        f"{what} moved the next token by {reached:.2g} nats on the windows scored, where {kl:g} were asked for; tune "
+        f"on more windows (`tune`, now {tune}) before comparing with other rows"
+    ]
 
 
 def divided(

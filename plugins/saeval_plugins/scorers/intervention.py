@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -31,11 +30,18 @@ from saeval.plugin import (
     one_line,
 )
 from saeval_plugins.prompts import load
-from saeval_plugins.steering import FEWEST, calibrated, divided, steered
+from saeval_plugins.steering import (
+    FEWEST,
+    KL_REACHED,
+    calibrated,
+    divergence_cautions,
+    divided,
+    steered,
+    wanted_divergence,
+)
 
 PASSAGE = load("intervention_passage.md")
 NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
-KL_REACHED = Metric("kl_reached", higher_is_better=None, low=0.0, high=math.inf, on_board=True)
 _KEPT = 64  # latents whose texts are kept for other explanations of theirs
 
 
@@ -89,8 +95,7 @@ class InterventionScorer(Scorer):
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
         """The gain in nats, and the divergence that it was found at."""
-        wanted = self.kl * (1 - self.tolerance), self.kl * (1 + self.tolerance)
-        return NATS, replace(KL_REACHED, wanted=wanted)
+        return NATS, wanted_divergence(self.kl, self.tolerance)
 
     def needs(self) -> frozenset[Need]:
         """Steering takes the live model and the latent's direction; scoring, continuations' log-probabilities."""
@@ -98,13 +103,7 @@ class InterventionScorer(Scorer):
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
         """Say where the divergence that was reached is not the one that was asked for."""
-        reached, (_, metric) = values.get(KL_REACHED.name), self.metrics
-        if reached is None or metric.meets(reached):
-            return []
-        return [
-            f"interventions moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were "
-            f"asked for; tune on more windows (`tune`, now {self.tune}) before comparing with other rows"
-        ]
+        return divergence_cautions("interventions", values, self.metrics[-1], self.kl, self.tune)
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Steer, generate, and compare."""

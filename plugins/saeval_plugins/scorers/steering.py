@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,8 +37,15 @@ from saeval.plugin import (
     whole_answer,
 )
 from saeval_plugins.prompts import load
-from saeval_plugins.scorers.intervention import KL_REACHED
-from saeval_plugins.steering import FEWEST, calibrated, divided, written
+from saeval_plugins.steering import (
+    FEWEST,
+    KL_REACHED,
+    calibrated,
+    divergence_cautions,
+    divided,
+    wanted_divergence,
+    written,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,9 +117,8 @@ class SteeringScorer(Scorer):
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
         """Quality and both ratings; where the model is steered, the divergence, too."""
-        wanted = self.kl * (1 - self.tolerance), self.kl * (1 + self.tolerance)
         steers = self.by in ("latent", "diffmean")
-        return (QUALITY, *_RATINGS, *((replace(KL_REACHED, wanted=wanted),) if steers else ()))
+        return (QUALITY, *_RATINGS, *((wanted_divergence(self.kl, self.tolerance),) if steers else ()))
 
     def needs(self) -> frozenset[Need]:
         """Generating takes the live model; a latent's direction and its place, the coder."""
@@ -121,13 +126,7 @@ class SteeringScorer(Scorer):
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
         """Say where the divergence that was reached is not the one that was asked for."""
-        reached, metric = values.get(KL_REACHED.name), self.metrics[-1]
-        if reached is None or metric.meets(reached):
-            return []
-        return [
-            f"steering moved the next token by {reached:.2g} nats on the windows scored, where {self.kl:g} were asked "
-            f"for; tune on more windows (`tune`, now {self.tune}) before comparing with other rows"
-        ]
+        return divergence_cautions("steering", values, self.metrics[-1], self.kl, self.tune)
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Generate, and have it rated."""

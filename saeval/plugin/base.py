@@ -279,13 +279,19 @@ class Coder(Plugin):
         """Return an incomplete baseline with the measured width and L0 of the coder it is compared with."""
         return self
 
-    def fitted(self, beside: SparseCoder, x: Tensor) -> Coder:
-        """Return a baseline that is incomplete even with that size, fitted to the coder beside it and to activations.
+    def fit(self, beside: SparseCoder, x: Tensor) -> Mapping[str, NDArray[np.float32]]:
+        """Return arrays that fit a baseline, incomplete even with that size, to the coder beside it and to activations.
+
+        Sources keep them, and give them to `fitted`.
 
         Args:
             beside: The coder that it is compared with.
             x: Activations that both read, of 16,000 tokens spread over the corpus.  [tokens, d_in]
         """
+        return {}
+
+    def fitted(self, fit: Mapping[str, NDArray[np.float32]]) -> Coder:
+        """Return the baseline with the arrays that `fit` found."""
         return self
 
     def width(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, JsonValue, PrivateAttr, model_validator
@@ -42,7 +43,7 @@ class RandomSae(Coder):
     """Seed of the directions."""
     _unlike: Coder | None = PrivateAttr(default=None)
     """The coder beside it of which something has to be measured."""
-    _fit: tuple[Tensor, Tensor] | None = PrivateAttr(default=None)
+    _fit: tuple[NDArray[np.float32], NDArray[np.float32]] | None = PrivateAttr(default=None)
     """Thresholds and decoder norms, for `match: rates`.  [n_latents] each"""
 
     @model_validator(mode="after")
@@ -70,16 +71,14 @@ class RandomSae(Coder):
         sized._unlike = self._unlike if self.match == "rates" else None
         return sized
 
-    def fitted(self, beside: SparseCoder, x: Tensor) -> RandomSae:
-        """Return it with the decoder norms of the coder beside it, and thresholds that give its firing rates."""
+    def fit(self, beside: SparseCoder, x: Tensor) -> dict[str, NDArray[np.float32]]:
+        """Return the decoder norms of the coder beside it, and thresholds that give its firing rates."""
         import torch
 
         directions = beside.directions()
         if directions is None:
             raise InputError("random_sae: `match: rates` needs a coder with decoder directions beside it")
-        found = self.model_copy(update={"n_latents": beside.n_latents})
-        found._unlike = None
-        drawn = torch.from_numpy(found._rows(x.shape[1]))
+        drawn = torch.from_numpy(self.model_copy(update={"n_latents": beside.n_latents})._rows(x.shape[1]))
         sparse = beside.encode(x)
         fired = sparse.latents[sparse.values > 0].bincount(minlength=beside.n_latents)
         # Between two activations, so that as many tokens lie above it.
@@ -88,7 +87,14 @@ class RandomSae(Coder):
             n = int(fired[latent])
             largest = (x @ drawn[latent]).topk(min(n + 1, len(x))).values
             thresholds[latent] = largest[-2:].mean() if n < len(x) else largest[-1] - 1
-        found._fit = thresholds, directions.norm(dim=1).float().clamp(min=1e-6)
+        norms = directions.norm(dim=1).float().clamp(min=1e-6)
+        return {"thresholds": thresholds.numpy(), "norms": norms.cpu().numpy()}
+
+    def fitted(self, fit: Mapping[str, NDArray[np.float32]]) -> RandomSae:
+        """Return it with thresholds and decoder norms."""
+        found = self.model_copy(update={"n_latents": len(fit["norms"])})
+        found._unlike = None
+        found._fit = fit["thresholds"], fit["norms"]
         return found
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
@@ -128,7 +134,7 @@ class RandomSae(Coder):
             return LinearCoder(rows.T, rows, k=self._size[1], architecture="random top-k")
         if self._fit is None:
             raise InputError("random_sae: `match: rates` needs an SAE beside it; list it under `baselines`")
-        thresholds, norms = (v.to(device) for v in self._fit)
+        thresholds, norms = (torch.from_numpy(v).to(device) for v in self._fit)
         return LinearCoder(
             rows.T / norms,
             rows * norms[:, None],

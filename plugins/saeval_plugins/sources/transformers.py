@@ -30,6 +30,7 @@ from saeval.plugin import (
     token_strings,
 )
 from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, give_back, in_batches
+from saeval_plugins.sources._fits import kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,7 +175,9 @@ class Transformers(ActivationSource):
         if not self.coder.incomplete():
             return self.coder
         sized = self.coder.completed(self._measured(live, data))
-        return sized.fitted(*self._beside(live, data)) if sized.incomplete() else sized
+        if not sized.incomplete():
+            return sized
+        return sized.fitted(kept(self, lambda: sized.fit(*self._beside(live, data))))
 
     def _beside(self, live: LiveModel, data: TokenDataset | None) -> tuple[SparseCoder, Tensor]:
         """Return the coder that this baseline replaces, and activations that it reads.  [tokens, d_in]"""
@@ -188,14 +191,24 @@ class Transformers(ActivationSource):
 
     def _measured(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
         """Return width and L0 of the coder that this baseline replaces: as its files say, or measured on the corpus."""
+        import numpy as np
+
         original = self.model_copy(update={"coder": self._instead_of or self.coder})
         made = original.coder.made_for()
         if made.latents is not None and made.l0 is not None:
             return made
-        data = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
-        point = _hookpoint(original, live)
-        coder = original.coder.load(live.device, live.width(point))
-        return MadeFor(latents=coder.n_latents, l0=_l0(coder, live, point, data, self.batch_tokens))
+
+        def measure() -> dict[str, NDArray[np.float64]]:
+            tokens = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
+            point = _hookpoint(original, live)
+            coder = original.coder.load(live.device, live.width(point))
+            return {
+                "latents": np.array(coder.n_latents, float),
+                "l0": np.array(_l0(coder, live, point, tokens, self.batch_tokens)),
+            }
+
+        found = kept(original, measure)
+        return MadeFor(latents=int(found["latents"]), l0=float(found["l0"]))
 
     def _live(self) -> LiveModel:
         return LiveModel.load(

@@ -594,6 +594,27 @@ def test_a_random_sae_matches_decoder_norms_and_firing_rates_of_the_sae_beside_i
         RandomSae(match="rates", k=3)
 
 
+def test_what_a_baseline_copies_of_the_coder_beside_it_is_measured_once(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    passes = []
+    capture = LiveModel.capture
+    monkeypatch.setattr(LiveModel, "capture", lambda *given: passes.append(given) or capture(*given))
+
+    def weights(**options):
+        passes.clear()
+        found = source.with_coder(RandomSae(match="rates", **options)).weights()
+        return found, len(passes)
+
+    (measured, many), (again, few), (others, own) = weights(), weights(), weights(seed=1)
+    assert many == own > few <= 1, "a pass tells the width"
+    assert torch.equal(measured.encoder_bias, again.encoder_bias) and torch.equal(measured.decoder, again.decoder)
+    assert not torch.equal(measured.encoder_bias, others.encoder_bias)
+    for file in (tmp_path / "cache" / "fits").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    repaired, anew = weights()
+    assert anew == many and torch.equal(repaired.encoder_bias, measured.encoder_bias)
+
+
 def test_options_are_checked(source):
     with pytest.raises(ValidationError, match="hook_point"):
         Transformers(**{**dict(source), "hook_point": "layers.1"})

@@ -18,6 +18,7 @@ _TITLES = {
     "sample": "Sampling windows",
     "call": "Calling language models",
     "pipeline": "Keeping a language model busy",
+    "end_to_end": "Explaining and scoring beside eai-delphi",
     "summarise": "Summarising scores",
     "start": "Starting",
     "latents": "What a run costs per latent",

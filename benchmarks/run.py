@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.harness import Bench, Figure, delphi_environment
 from benchmarks.page import machine, page
 
-AREAS = ("collect", "store", "sample", "call", "pipeline", "summarise", "start")
+AREAS = ("collect", "store", "sample", "call", "pipeline", "end_to_end", "summarise", "start")
 SCALE = ("summarise", "latents", "hard_negatives", "merge")
 """What decides how large a run can be; apart from the others, since it takes longer."""
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"

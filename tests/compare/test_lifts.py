@@ -14,7 +14,7 @@ from saeval._compare import stats
 from saeval._compare.judge_errors import correct_for_judge, verdict
 from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.lift_rows import with_lifts
-from saeval._compare.lifts import Paired, lifts
+from saeval._compare.lifts import Paired, _log_likelihood, _pooled, _spread, lifts
 from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
 from saeval.plugin import derive_rng
 from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
@@ -55,13 +55,13 @@ def test_floors_that_differ_are_taken_out_of_the_difference():
     assert found.floors == pytest.approx([0.65, 0.5], abs=0.01)
 
 
-def test_floors_that_differ_by_noise_asingle_are_pooled():
+def test_floors_that_differ_by_noise_alone_are_pooled():
     near = lifts([paired(0.75, 0.51), paired(0.75, 0.49)])
     assert abs(difference(near)[0]) < 0.005
     assert near.floors[0] - near.floors[1] < 0.005
 
 
-def test_a_judge_that_goes_by_windows_asingle_gives_no_lift_even_where_floors_would_be_pooled():
+def test_a_judge_that_goes_by_windows_alone_gives_no_lift_even_where_floors_would_be_pooled():
     # Score and floor of a latent are the same number, and only half of the latents have a floor.
     found = lifts([paired(0.53, 0.52, r=1.0, shared=0.52), paired(0.50, 0.505, r=1.0, shared=0.505)])
     assert found.values == pytest.approx([0, 0], abs=1e-6)
@@ -78,6 +78,41 @@ def test_the_error_of_the_common_floor_is_shared_and_cancels_between_cells():
     found = lifts([paired(0.7, 0.5)] * 4)
     assert found.covariance[0, 1] > 0
     assert difference(found)[1] < math.hypot(*errors(found)[:2])
+
+
+def test_the_likelihood_of_floors_is_that_of_their_differences():
+    floor, variance = np.array([0.52, 0.47, 0.6]), np.array([0.01, 0.02, 0.005])
+    contrast = np.array([[1, -1, 0], [0.5, 0.5, -1]])  # any that takes the mean out
+    apart = scipy_stats.multivariate_normal(cov=contrast @ np.diag(variance) @ contrast.T)
+    other = np.array([0.03, 0.01, 0.02])
+    again = scipy_stats.multivariate_normal(cov=contrast @ np.diag(other) @ contrast.T)
+    expected = apart.logpdf(contrast @ floor) - again.logpdf(contrast @ floor)
+    assert _log_likelihood(floor, variance) - _log_likelihood(floor, other) == pytest.approx(expected)
+
+
+def test_pooled_floors_are_the_posterior_of_a_common_mean_and_a_known_spread():
+    floor, error2, tau = np.array([0.52, 0.47, 0.6]), np.array([0.01, 0.02, 0.005]), 0.08
+    flat = (np.eye(3) - np.full((3, 3), 1 / 3)) / tau**2  # of floors about a mean that may be anything
+    covariance = np.linalg.inv(np.diag(1 / error2) + flat)
+    values, found = _pooled(floor, error2, tau)
+    assert values == pytest.approx(covariance @ (floor / error2))
+    assert found == pytest.approx(covariance)
+
+
+def test_the_spread_of_floors_is_weighed_by_prior_and_likelihood():
+    floor, error2, sd = np.array([0.52, 0.47, 0.6]), np.array([0.001, 0.002, 0.0005]), 0.2
+    taus, weights = _spread(floor, error2, sd)
+    assert taus[0] == 0 and weights.sum() == pytest.approx(1)
+    steps = np.diff(taus[1:])
+    assert steps == pytest.approx(steps[0]) and taus[1] == pytest.approx(steps[0] / 2)  # middles of equal steps
+    scale = 0.4 * sd
+    assert taus[-1] + steps[0] / 2 == pytest.approx(4 * scale)
+    prior = scipy_stats.halfnorm(scale=scale).pdf(taus)
+    prior[0] = 30 * prior[1:].sum()  # the odds that floors agree
+    logs = np.array([_log_likelihood(floor, error2 + tau**2) for tau in taus])
+    posterior = prior * np.exp(logs)
+    assert weights == pytest.approx(posterior / posterior.sum())
+    assert [list(x) for x in _spread(floor[:1], error2[:1], sd)] == [[0], [1]]
 
 
 def test_a_lift_is_never_more_certain_than_so_few_differences_allow():
@@ -257,7 +292,7 @@ def told(found):
     return [(s.cell.axes["coder"], s.rank_text) for s in found.standings]
 
 
-def test_what_windows_asingle_explain_does_not_rank():
+def test_what_windows_alone_explain_does_not_rank():
     found = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50))
     assert found.ranking == "lift" and [rank for _, rank in told(found)] == ["1-2", "1-2"]
     raw = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50), rank_by="detection.balanced_accuracy.raw")

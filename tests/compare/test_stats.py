@@ -17,7 +17,9 @@ from saeval._compare.stats import (
     combined_interval,
     correlated,
     holm,
+    jackknifed_pairs,
     krippendorff_alpha,
+    mantel,
     mean_interval,
     paired_p,
     unpaired_p,
@@ -75,7 +77,7 @@ def test_no_difference_has_p_one_and_too_few_latents_have_none():
     assert math.isnan(paired_p([0.3], derive_rng(0))) and math.isnan(unpaired_p([0.3], [0.1, 0.2], derive_rng(0)))
 
 
-def test_sums_that_differ_by_rounding_asingle_are_no_difference():
+def test_sums_that_differ_by_rounding_alone_are_no_difference():
     assert paired_p([0.1 + 0.2 - 0.3] * 12, derive_rng(0)) == 1
     assert unpaired_p([0.1 + 0.2] * 12, [0.3] * 12, derive_rng(0)) == 1
 
@@ -294,3 +296,34 @@ def test_correlation_of_few_or_equal_scores_is_unknown():
     assert correlated([1, 1, 1, 1], [1, 2, 3, 4]) == stats.Correlated(4, None, None, None)
     assert correlated([0.1 + 0.2, 0.3, 0.3], [1, 2, 3]).spearman is None  # equal but for the order of summing
     assert correlated([1, 2, 3], [1, 3, 9]).ci95 is None
+
+
+# --- pairs that share members ---
+
+
+def test_jackknife_of_sums_over_pairs_is_the_standard_error_of_the_mean():
+    part = {"a": 0.1, "b": 0.25, "c": 0.3, "d": 0.8}
+    mean, (low, high) = jackknifed_pairs(lambda one, other: part[one] + part[other], list(part))
+    values = list(part.values())
+    assert mean == pytest.approx(2 * np.mean(values))
+    half = 2 * scipy_stats.sem(values) * scipy_stats.t(3).ppf(0.975)
+    assert (low, high) == pytest.approx((mean - half, mean + half))
+
+
+def test_drawn_orders_come_near_all_orders_where_many_are_as_extreme():
+    places, alike = [0, 0, 0, 1, 1, 1], [9, 9, 1, 1, 1, 9, 1, 1, 1, 1, 1, 1, 9, 9, 9]
+    correlation, exact = mantel(places, alike, derive_rng(20))
+    drawn = mantel(places, alike, derive_rng(20), all_orders=1)
+    assert correlation == drawn[0] < -0.9
+    assert exact == pytest.approx(0.1) == pytest.approx(drawn[1], abs=0.015)  # ten divisions into three and three
+    assert mantel(places, alike, derive_rng(20), all_orders=6) == (correlation, exact)
+
+
+def test_many_latents_means_more_than_the_limit(monkeypatch):
+    x, y = derive_rng(21).beta(8, 2, 40), derive_rng(22).beta(8, 2, 40)
+    monkeypatch.setattr(stats, "MANY", 40)
+    resampled = paired_p(x - y, derive_rng(23), 199), unpaired_p(x, y, derive_rng(23), 199)
+    assert all(math.isclose(200 * p, round(200 * p), abs_tol=1e-9) for p in resampled)  # counted, not calculated
+    monkeypatch.setattr(stats, "MANY", 39)
+    theory = paired_p(x - y, derive_rng(23), 199), unpaired_p(x, y, derive_rng(23), 199)
+    assert not any(math.isclose(200 * p, round(200 * p), abs_tol=1e-9) for p in theory)

@@ -137,7 +137,7 @@ def test_an_interval_of_no_values_is_nan_and_of_one_the_whole_range():
 
 
 @pytest.mark.parametrize("n", [5, 50, 200])
-def test_values_that_differ_by_noise_asingle_get_the_width_of_equal_ones(n):
+def test_values_that_differ_by_noise_alone_get_the_width_of_equal_ones(n):
     def width(values):
         low, high = mean_interval(values, derive_rng(0, "noise"), low=0, high=1)
         return high - low

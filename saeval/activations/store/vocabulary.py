@@ -47,6 +47,10 @@ class Vocabulary:
         start, stop = self._spans[at]
         return self._data[start:stop]
 
+    def is_partial(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which tokens hold part of a character, or are not known."""
+        return self._partial.take(tokens, mode="clip")
+
     def strings(self, windows: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """Return the strings of each window's tokens, as `token_strings` does.  windows [windows, window]
 

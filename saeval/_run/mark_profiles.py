@@ -1,0 +1,198 @@
+"""Compares what a judge can see of latents' marks without knowing their meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from saeval.activations import ActivationStore
+    from saeval.records import Example
+
+THRESHOLD = 0.3
+"""Share of a window's maximum from which on a token is marked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Profiles:
+    """What marks look like, of several latents.
+
+    Attributes:
+        recurs: Share of pairs of windows that have a marked token in common.  [latents], as the next four
+        runs: Mean number of runs of marked tokens in a window.
+        tokens: Mean number of marked tokens in a window.
+        words: Share of marked tokens that begin a word.
+        signs: Share of marked tokens without a letter or digit.
+        latent: By latent and kind of token, the latents in a row: number of the latent.  [kinds found]
+        kind: Kind of token.  [kinds found]
+        share: Its share of the latent's marked tokens.  [kinds found]
+    """
+
+    recurs: NDArray[np.float64]
+    runs: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    words: NDArray[np.float64]
+    signs: NDArray[np.float64]
+    latent: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    share: NDArray[np.float64]
+
+    def overlap(self, others: Profiles) -> NDArray[np.float64]:
+        """Return the part of the marked tokens that the one latent of this has in common with each of others."""
+        own = np.full(1 + max(self.kind.max(initial=0), others.kind.max(initial=0)), -1)
+        own[self.kind] = np.arange(len(self.kind))
+        place = own[others.kind]
+        both = np.flatnonzero(place >= 0)
+        both = both[np.lexsort((place[both], others.latent[both]))]  # added up in this latent's order
+        least = np.minimum(self.share[place[both]], others.share[both])
+        return np.bincount(others.latent[both], weights=least, minlength=len(others.runs)).astype(np.float64)
+
+    def distance(self, others: Profiles) -> NDArray[np.float64]:
+        """Return how differently the marks of the one latent of this and of each of others look."""
+        many = abs(np.log(self.runs / others.runs)) + abs(np.log(self.tokens / others.tokens))
+        kind = abs(self.words - others.words) + abs(self.signs - others.signs)
+        return 2 * abs(self.recurs - others.recurs) + many / 2 + kind
+
+
+class Kinds:
+    """What a judge sees of a token: its text without spaces and case as a number; does it begin a word, is it a sign.
+
+    Args:
+        store: Where the tokens are from.
+    """
+
+    def __init__(self, store: ActivationStore):
+        self._store = store
+        self._numbers: dict[str, int] = {}
+        self._known = np.zeros(0, dtype=np.bool_)  # by token id, as the next one
+        self._of_id = np.zeros((0, 3), dtype=np.int64)
+
+    def _of(self, text: str) -> tuple[int, bool, bool]:
+        number = self._numbers.setdefault(text.strip().casefold(), len(self._numbers))
+        return number, text[:1].isspace(), not any(map(str.isalnum, text))
+
+    def of_texts(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return number, word and sign of each text.  [texts, 3]"""
+        return np.array([self._of(text) for text in texts], dtype=np.int64).reshape(-1, 3)
+
+    def of_positions(
+        self, positions: NDArray[np.int64], rows: NDArray[np.int64], begins: NDArray[np.int64], window: int
+    ) -> NDArray[np.int64]:
+        """Return number, word and sign of the tokens at positions.  [positions, 3]
+
+        Args:
+            positions: Where the tokens are.
+            rows: The window of each.
+            begins: Where each window begins: a token that is part of a character is read as its window shows it.
+            window: Tokens per window.
+        """
+        tokens = self._store.tokens.reshape(-1)
+        ids = tokens[positions]
+        if len(self._known) <= (largest := int(ids.max(initial=-1))):
+            more = largest + 1 - len(self._known)
+            self._known = np.concatenate([self._known, np.zeros(more, dtype=np.bool_)])
+            self._of_id = np.concatenate([self._of_id, np.zeros((more, 3), dtype=np.int64)])
+        if len(new := np.unique(ids[~self._known[ids]])):
+            self._of_id[new] = self.of_texts([text for (text,) in self._store.strings(new[:, None])])
+            self._known[new] = True
+        found = self._of_id[ids]
+        before = tokens[np.maximum(positions - 1, 0)]
+        broken = np.unique(rows[self._store.is_partial(ids) | self._store.is_partial(before)])
+        if len(broken):
+            texts = self._store.strings(tokens[begins[broken][:, None] + np.arange(window)])
+            here = np.flatnonzero(np.isin(rows, broken))
+            which, column = np.searchsorted(broken, rows[here]), positions[here] - begins[rows[here]]
+            found[here] = self.of_texts([texts[k][c] for k, c in zip(which.tolist(), column.tolist(), strict=True)])
+        return found
+
+
+def profile_of(windows: Sequence[Example], kinds: Kinds) -> Profiles:
+    """Return the profile of one latent by its windows."""
+    marks = marked(np.array([window.activations for window in windows]))[0]
+    rows, columns = np.nonzero(marks)
+    texts = [windows[row].tokens[column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    return _profiles(rows, columns, kinds.of_texts(texts), np.zeros(len(windows), dtype=np.int64), 1)
+
+
+def profiles_of(
+    store: ActivationStore,
+    firings: tuple[NDArray[np.int64], NDArray[np.int64]],
+    begins: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    kinds: Kinds,
+    window: int,
+) -> Profiles:
+    """Return the profiles of several latents by windows of theirs.
+
+    Args:
+        store: Where the windows are from.
+        firings: Where each window's firings begin and end among those of the store.  [windows] each
+        begins: Where each window begins.  [windows]
+        owner: Number of its latent, ascending from 0 without a gap.  [windows]
+        kinds: Kinds of tokens.
+        window: Tokens per window.
+    """
+    low, high = firings
+    count = high - low
+    first = np.cumsum(count) - count
+    rows = np.repeat(np.arange(len(low)), count)
+    at = np.arange(len(rows)) + (low - first)[rows]
+    value = store.value[at].astype(np.float32)
+    level = THRESHOLD * np.maximum.reduceat(value, first)
+    marks = np.flatnonzero((value > 0) & (value >= level[rows]))
+    rows, position = rows[marks], store.position[at[marks]].astype(np.int64)
+    found = kinds.of_positions(position, rows, begins, window)
+    return _profiles(rows, position, found, owner, int(owner[-1]) + 1)
+
+
+def _profiles(
+    rows: NDArray[np.int64], places: NDArray[np.int64], kinds: NDArray[np.int64], owner: NDArray[np.int64], n: int
+) -> Profiles:
+    """Return the profiles of n latents.
+
+    Args:
+        rows: Window of each marked token, ascending.
+        places: Where it is; two that follow each other are neighbours.
+        kinds: Number, word and sign of each.
+        owner: Latent of each window.
+        n: How many latents there are.
+    """
+    begins = np.ones(len(rows), dtype=np.bool_)
+    begins[1:] = (rows[1:] != rows[:-1]) | (places[1:] != places[:-1] + 1)
+    latent = owner[rows]
+    windows, tokens = np.bincount(owner, minlength=n), np.bincount(latent, minlength=n)
+    most = int(kinds[:, 0].max(initial=0)) + 1
+    keys, first, which, times = np.unique(
+        latent * most + kinds[:, 0], return_index=True, return_inverse=True, return_counts=True
+    )
+    of = keys // most
+    order = np.lexsort((first, of))  # a latent's kinds in the order in which they come
+    column = which - np.searchsorted(of, np.arange(n))[latent]
+    within = rows - np.searchsorted(owner, np.arange(n))[latent]
+    has = np.zeros((n, int(windows.max()), int(column.max()) + 1), dtype=np.float32)
+    has[latent, within, column] = 1
+    pairs = np.count_nonzero(has @ has.transpose(0, 2, 1), axis=(1, 2)) - windows
+    return Profiles(
+        recurs=pairs / np.maximum(1, windows * (windows - 1)),
+        runs=np.bincount(latent[begins], minlength=n) / windows,
+        tokens=tokens / windows,
+        words=np.bincount(latent, weights=kinds[:, 1], minlength=n) / tokens,
+        signs=np.bincount(latent, weights=kinds[:, 2], minlength=n) / tokens,
+        latent=of[order],
+        kind=keys[order] - of[order] * most,
+        share=(times / tokens[of])[order],
+    )
+
+
+def marked(strength: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which tokens would be marked, and at which of them a run begins.  [windows, window] each"""
+    marks = (strength > 0) & (strength >= THRESHOLD * strength.max(axis=1, keepdims=True))
+    begins = marks.copy()
+    begins[:, 1:] &= ~marks[:, :-1]
+    return marks, begins

@@ -315,6 +315,29 @@ def test_a_board_without_floors_ranks_raw_scores_and_says_so():
     assert mixed.ranking == "raw" and any("not every contestant has a floor" in note for note in mixed.notes)
 
 
+def test_notes_explain_what_ranks_and_every_mark_and_nothing_else():
+    lifted = board(contestant("a", 0.8, 0.5), contestant("b", 0.6, 0.5)).notes
+    assert [note.partition(":")[0] for note in lifted[:2]] == ["rank", "lift"]
+    assert "where lifts are not told apart" in lifted[0] and "two contestants in lift of detection" in lifted[-1]
+    plain = [cell(name, [score_row("detection", value)]) for name, value in (("a", 0.8), ("b", 0.6))]
+    raw = board(*plain).notes
+    assert "where scores are not told apart" in raw[0] and "in raw detection" in raw[-1] and len(raw) == 3
+    marked = {"n": 19}, {"off": True}, {"answered": 1823}, {"n": 20, "off": False, "answered": 1824}
+    for changes, mark in zip(marked, ("*: ", "≠: ", "!: ", None), strict=True):
+        notes = board(*plain, cell("c", [score_row("detection", 0.7, **changes)])).notes
+        assert [note[:3] for note in notes[3:]] == [mark] * (mark is not None)
+
+
+def test_columns_are_the_main_metric_and_others_meant_for_boards():
+    also = {"on_board": True, "metric": "f1"}
+    rows = [
+        score_row("detection", 0.7), score_row("detection", 0.6, **also), score_row("detection", 0.5, metric="accuracy"),
+        score_row("fuzzing", 0.7, on_board=True),
+    ]  # fmt: skip
+    expected = (("detection", "balanced_accuracy"), ("detection", "f1"), ("fuzzing", "balanced_accuracy"))
+    assert board(cell("a", rows)).shown == expected
+
+
 def test_a_judge_that_ignores_explanations_separates_nothing():
     blind = {"same": 1.0, "answers": 4000, "p": 1.0, "covariance": (0.01, 0.01, 0.01)}
     found = board(contestant("a", 0.56, 0.56, **blind), contestant("b", 0.49, 0.49, **blind))

@@ -213,7 +213,7 @@ class ScoreRow(Documented):
     @property
     def unanswered(self) -> float:
         """Share of the windows asked about that have no answer."""
-        return 1 - self.answered / self.windows if self.windows else 0.0
+        return (self.windows - self.answered) / self.windows if self.windows else 0.0
 
 
 class DecileShares(Documented):

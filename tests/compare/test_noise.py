@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from saeval._compare import disattenuated, prediction_interval, reliability, score_noise
-from saeval._compare.noise import components, wilson
-from saeval._compare.stats import correlated
+from saeval._compare.noise import components, wilson, worth_of_more
+from saeval._compare.stats import combined_interval, correlated
 from saeval.records import Outcome, Score
 
 
@@ -130,3 +131,78 @@ def test_prediction_intervals_cover_reruns_that_share_a_known_component():
         low, high = prediction_interval(one.mean(), ci)
         narrow += low <= other.mean() <= high
     assert covered >= 930 and narrow < 800
+
+
+# --- closed forms ---
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (7, 7), (1, 40)])
+def test_the_interval_of_a_share_is_scipys(hits, n):
+    low, high = scipy_stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits, n) == pytest.approx((low, high), rel=1e-4, abs=1e-9)
+
+
+def test_the_variance_of_a_balanced_accuracy_is_a_quarter_of_both_shares_and_unread_windows_do_not_count():
+    active, other = [True, True, False, True, True], [True, False, True]
+    outcomes = [Outcome(example=f"0:{i}", active=True, predicted=p) for i, p in enumerate(active)]
+    outcomes += [Outcome(example=f"1:{i}", active=False, predicted=not p) for i, p in enumerate(other)]
+    unread = Outcome(example="2:0", active=True, predicted=None, status="unparsed")
+    noise = score_noise(Score.of([*outcomes, unread]))
+    expected = (scipy_stats.sem(active) ** 2 + scipy_stats.sem(other) ** 2) / 4
+    assert noise.variance == pytest.approx(expected)
+    each = [scipy_stats.binomtest(sum(side), len(side)).proportion_ci(method="wilson") for side in (active, other)]
+    means = [np.mean(active), np.mean(other)]
+    combined = combined_interval([0.5, 0.5], means, [tuple(side) for side in each])
+    assert noise.interval == pytest.approx(combined, rel=1e-4)
+    assert score_noise(Score.of([*outcomes[:5], outcomes[5]])) is None  # one window on a side has no variance
+
+
+def test_the_noise_of_an_auroc_is_delongs_and_its_interval_newcombes():
+    up, down = [0.9, 0.7, 0.7, 0.4], [0.8, 0.4, 0.3, 0.1, 0.1]
+    outcomes = [
+        Outcome(example=f"{int(active)}:{i}", active=active, probability=p)
+        for active, side in ((True, up), (False, down)) for i, p in enumerate(side)
+    ]  # fmt: skip
+    better = [[1.0 if u > d else 0.5 if u == d else 0.0 for d in down] for u in up]
+    area = float(np.mean(better))
+    noise = score_noise(Score(values={"auroc": area}, outcomes=tuple(outcomes)))
+    by_row, by_column = [np.mean(row) for row in better], [np.mean(column) for column in zip(*better, strict=True)]
+    assert noise.variance == pytest.approx(scipy_stats.sem(by_row) ** 2 + scipy_stats.sem(by_column) ** 2)
+    for true in noise.interval:
+        q1, q2 = true / (2 - true), 2 * true**2 / (1 + true)  # Hanley and McNeil, with the mean of m and n for both
+        more = (4 + 5) / 2 - 1
+        error2 = (true * (1 - true) + more * (q1 - true**2) + more * (q2 - true**2)) / (4 * 5)
+        assert abs(true - area) == pytest.approx(1.96 * error2**0.5, rel=1e-4)
+    assert noise.interval[0] < area < noise.interval[1]
+
+
+def test_reliability_takes_the_mean_noise_from_the_variance_between_latents_whose_noise_is_known():
+    scores, noise = [0.5, 0.7, 0.9, 0.6], [0.004, 0.006, 0.002, float("nan")]
+    assert reliability(scores, noise) == pytest.approx(1 - 0.004 / np.var(scores[:3], ddof=1))
+    assert reliability(scores[:2], noise[:2]) is None
+
+
+def test_a_rerun_reaches_as_far_as_two_runs_err_together():
+    low, high = prediction_interval(0.7, (0.66, 0.76), (0.0, 0.78), shared=0.01**2)
+    assert low == pytest.approx(0.7 - ((0.04**2 + (1.96 * 0.01) ** 2) * 2) ** 0.5, abs=1e-6) and high == 0.78
+    assert prediction_interval(0.7, (0.66, 0.76))[1] == pytest.approx(0.7 + 2**0.5 * 0.06)
+
+
+def test_components_of_one_cell_are_differences_of_variances():
+    x, y, z = [0.5, 0.7, 0.9, 0.6], [0.48, 0.72, 0.85, 0.6], [0.7, 0.6, 0.9, 0.8]
+    found = components(x, [0.004, 0.006, 0.002, float("nan")], {"judge": (x, y), "explainer": (x, z)})
+    judge = np.var(np.subtract(x, y), ddof=1)
+    explainer = np.var(np.subtract(x, z), ddof=1)
+    assert found.noise == pytest.approx({"judge": judge / 2, "explainer": explainer / 2 - judge / 2})
+    assert found.windows == pytest.approx(0.004 - judge / 2)
+    assert found.latents == pytest.approx(max(0, np.var(x, ddof=1) - found.windows - explainer / 2))
+    d = np.subtract(x, z).mean()
+    assert found.shared["explainer"] == pytest.approx(max(0, (d**2 - explainer / 4) / 2))
+
+
+def test_a_tenth_more_money_buys_latents_or_windows_whichever_they_cost():
+    found = worth_of_more(0.02, 0.01, 3.0, 2.0)
+    assert found["latents"] == pytest.approx(1 - (1 / 1.1) ** 0.5)
+    more = 1 + 0.5 / 2.0  # a tenth of 5 buys a quarter of the windows
+    assert found["windows"] == pytest.approx(1 - ((0.02 + 0.01 / more) / 0.03) ** 0.5)
+    assert worth_of_more(0.0, 0.0, 1.0, 1.0) == worth_of_more(0.1, 0.1, 1.0, 0.0) == {"latents": 0.0, "windows": 0.0}

@@ -29,12 +29,10 @@ def correct_for_judge(
     """Return a balanced accuracy corrected for the judge's errors, and its interval; None for a judge that fails.
 
     An observed rate p of "yes" corrects to (p + c − 1)/(s + c − 1) for sensitivity s and specificity c (Rogan and
-    Gladen
-    1978). On both kinds of windows at once, that makes ½ + (b − ½)/(s + c − 1) of a balanced accuracy b, and s + c −
-    1 is
-    2k − 1 for the judge's own balanced accuracy k on latents of known meaning. The interval is Fieller's for the
-    ratio of two independent estimates, so the uncertainty of s and c is in it. Assumes that the judge errs on these
-    latents as often as on known ones.
+    Gladen 1978). For both kinds of windows together, a balanced accuracy b corrects to ½ + (b − ½)/(s + c − 1), where
+    s + c − 1 is 2k − 1 for the judge's own balanced accuracy k on latents of known meaning. The interval is Fieller's
+    for the ratio of two independent estimates, so it contains the uncertainty of s and c. Assumes that the judge errs
+    on these latents as often as on known ones.
 
     Args:
         score: Balanced accuracy and its standard error.

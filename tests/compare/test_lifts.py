@@ -217,6 +217,18 @@ def test_a_perfect_judge_corrects_nothing_and_scores_stay_in_range():
     assert correct_for_judge((0.5, 0.01), (0.8, 0.01))[0] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("score", "check"), [((0.7, 0.02), (0.9, 0.03)), ((0.55, 0.04), (0.8, 0.05))])
+def test_the_ends_of_a_corrected_interval_are_what_both_errors_just_reach(score, check):
+    value, ends = correct_for_judge(score, check)
+    slope = 2 * check[0] - 1
+    assert value == pytest.approx(0.5 + (score[0] - 0.5) / slope)
+    for end in ends:
+        r = end - 0.5
+        missed = abs(score[0] - 0.5 - r * slope)
+        assert missed == pytest.approx(1.96 * math.hypot(score[1], 2 * r * check[1]))
+    assert ends[0] < value < ends[1]
+
+
 def test_a_judge_that_may_know_nothing_cannot_be_corrected_for():
     assert correct_for_judge((0.7, 0.02), (0.5, 0.01)) is None
     assert correct_for_judge((0.7, 0.02), (0.52, 0.02)) is None
@@ -267,6 +279,26 @@ def test_where_less_is_better_a_lower_score_is_a_lift():
     cells, lifted = with_lifts([cell(str(i), [row]) for i, row in enumerate(rows)])
     assert all(c.scores[0].lift == pytest.approx(0.2, abs=0.03) for c in cells)
     assert all(of.reading.depends for of in lifted.values())
+
+
+def test_the_interval_of_a_lift_is_that_of_t_with_as_many_latents_as_the_floor_has():
+    rng = derive_rng(8)
+    rows = [row_of(rng.normal(0.7, 0.1, 40), rng.normal(0.5, 0.1, 9), same={"other": (30, 60)}) for _ in range(2)]
+    cells, lifted = with_lifts([cell(str(i), [row]) for i, row in enumerate(rows)])
+    (found,) = lifted.values()
+    expected = lifts(
+        [Paired(r.value, stats.standard_error(r.value, r.ci95, 0, 1), 40, r.against.own, r.against.value, 9,
+                r.against.covariance, r.against.least_error) for r in rows]
+    )  # fmt: skip
+    assert found.values == pytest.approx(expected.values) and found.covariance == pytest.approx(expected.covariance)
+    for i, made in enumerate(cells):
+        half = scipy_stats.t(8).ppf(0.975) * expected.covariance[i, i] ** 0.5
+        lift = made.scores[0].lift
+        assert lift == pytest.approx(expected.values[i])
+        assert made.scores[0].lift_ci95 == pytest.approx((lift - half, lift + half))
+    reading = found.reading
+    assert (reading.same, reading.answers, reading.latents) == (0.5, 120, 18)
+    assert reading.p == pytest.approx(scipy_stats.combine_pvalues([r.against.p for r in rows]).pvalue)
 
 
 def test_intervals_of_lifts_stay_within_what_the_metric_allows():

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from saeval.models.packed_matmul import EncodingPass
-from saeval.models.screening import Screen, screens
+from saeval.models.screening import Precision, Screen, screens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -221,7 +221,7 @@ class LinearCoder(SparseCoder):
         return True
 
     def _encode_tile(self, x: Tensor) -> Sparse:
-        if screens() and (found := self._screened(x)) is not None:
+        if (precision := screens()) and (found := self._screened(x, precision)) is not None:
             return found
         pre = (self._compiled or self._preactivations)(x)
         if self.threshold is not None:
@@ -232,14 +232,14 @@ class LinearCoder(SparseCoder):
             return _nonzero(pre.relu_())
         return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
 
-    def _screened(self, x: Tensor) -> Sparse | None:
+    def _screened(self, x: Tensor, precision: Precision) -> Sparse | None:
         """Encode activations by screening; None where that is not possible or would be no less work."""
         import torch
 
         if self.gate is not None or self.signed or self.grouped or self.encoder.dtype != torch.float32:
             return None
-        if self._screen is None:
-            self._screen = Screen(self.encoder)
+        if self._screen is None or self._screen.precision != precision:
+            self._screen = Screen(self.encoder, precision)
         x = self._read(x)
         pre, error = self._screen.product(x)
         lengths, least = self._screen.norms, pre.new_zeros(self.n_latents)

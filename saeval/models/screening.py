@@ -1,11 +1,11 @@
-"""Finds the latents that may fire by a product in bfloat16, so that only those are computed in float32."""
+"""Finds the latents that may fire by a product in low precision, so that only those are computed in float32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,39 +13,47 @@ if TYPE_CHECKING:
 _PART_BYTES = 64 << 20  # of gathered weights, at a time
 _UNIT = 2.0**-24  # relative error of rounding to float32
 
-_ON: ContextVar[bool] = ContextVar("screening", default=False)
+Precision = Literal["bf16", "tf32"]
+_ON: ContextVar[Precision | None] = ContextVar("screening", default=None)
 
 
 @contextmanager
-def screened(on: bool = True) -> Iterator[None]:
-    """Let linear coders screen while the context lasts: the same latents fire, and values differ by rounding only."""
-    before = _ON.set(on)
+def screened(precision: Precision | bool = True) -> Iterator[None]:
+    """Let linear coders screen while the context lasts: the same latents fire, and values differ by rounding only.
+
+    Args:
+        precision: Of the product that screens; True for bfloat16, False for no screening.
+    """
+    chosen = ("bf16" if precision else None) if isinstance(precision, bool) else precision
+    before = _ON.set(chosen)
     try:
         yield
     finally:
         _ON.reset(before)
 
 
-def screens() -> bool:
-    """Whether coders are to screen."""
+def screens() -> Precision | None:
+    """Return the precision that coders are to screen in; None if they are not to."""
     return _ON.get()
 
 
 class Screen:
-    """An encoder in bfloat16, and what that may differ from float32.
+    """An encoder in low precision, and what that may differ from float32.
 
     Rounding errors of weights and activations are known, so the bound holds for every product: by Cauchy and Schwarz,
     |x·w - x′·w′| ≤ |x - x′| |w| + |x′| |w - w′|, and sums in float32 of d products add 2 d 2⁻²⁴ |x| |w|.
 
     Args:
         encoder: Encoder weights, float32.  [d_in, n_latents]
+        precision: Of the product. TF32 takes twice the time and memory of bfloat16 and lets fewer latents through.
     """
 
-    def __init__(self, encoder: Tensor):
+    def __init__(self, encoder: Tensor, precision: Precision = "bf16"):
         import torch
 
+        self.precision = precision
         self.rows = encoder.T.contiguous()
-        self._low = encoder.to(torch.bfloat16)
+        self._low = _lowered(encoder, precision)
         self.norms = self.rows.norm(dim=1)
         lost = (self.rows - self._low.T.float()).norm(dim=1)
         self._worst = (lost / self.norms.clamp_min(torch.finfo(torch.float32).tiny)).max()
@@ -59,9 +67,7 @@ class Screen:
         Returns:
             Products [rows, n_latents] float32, and errors, each per length of a column [rows].
         """
-        import torch
-
-        low = x.to(torch.bfloat16)
+        low = _lowered(x, self.precision)
         near = low.float()
         length = x.norm(dim=1)
         sums = (2 * x.shape[1] + 8) * _UNIT * length
@@ -80,16 +86,29 @@ class Screen:
         return torch.cat(products) if products else x.new_empty(0)
 
 
+def _lowered(x: Tensor, precision: Precision) -> Tensor:
+    """Round to bfloat16, or to the ten bits of TF32, which a product in TF32 then rounds no further."""
+    import torch
+
+    if precision == "bf16":
+        return x.to(torch.bfloat16)
+    # A NaN may turn into a number here; it is still one in the error, which makes all latents candidates.
+    return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
 def _product(x: Tensor, weights: Tensor) -> Tensor:
-    """Multiply bfloat16 matrices, summing in float32."""
+    """Multiply matrices of low precision, summing in float32."""
     import torch
 
     if not x.is_cuda:
         return x.float() @ weights.float()
-    reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32, settings.allow_bf16_reduced_precision_reduction
+    settings.allow_tf32, settings.allow_bf16_reduced_precision_reduction = True, False
     try:
+        if x.dtype == torch.float32:
+            return x @ weights
         product: Tensor = torch.mm(x, weights, out_dtype=torch.float32)
         return product
     finally:
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced
+        settings.allow_tf32, settings.allow_bf16_reduced_precision_reduction = before

@@ -81,6 +81,31 @@ def test_places_that_just_exceed_32_bits_do_not_wrap():
     assert low.tolist() == [0, 1] and high.tolist() == [1, 3]
 
 
+def test_positions_beyond_32_bits_are_merged_as_they_are(tmp_path):
+    kind, places = pair_type(2**32 + 100), [2**32 - 1, 2**32, 2**32 + 7]
+    for i, (position, latent) in enumerate(zip(places, (1, 0, 1), strict=True)):
+        Chunk(tmp_path / f"{i}", 2, kind).write(np.array([latent], np.uint16), np.array([(position, 1.0)], kind))
+    (tmp_path / "merged").mkdir()
+    assert merge([Chunk(tmp_path / f"{i}", 2, kind) for i in range(3)], 2, kind, tmp_path / "merged", 100) == 3
+    merged = np.load(tmp_path / "merged" / "position.npy")
+    assert merged.tolist() == [2**32, 2**32 - 1, 2**32 + 7]
+    low, high = firings_between(merged[1:], np.array([2**32 - 32, 2**32]), 32)
+    assert low.tolist() == [0, 1] and high.tolist() == [1, 2]
+
+
+def test_windows_of_a_corpus_beyond_32_bits_are_those_of_a_smaller_one(tmp_path, monkeypatch):
+    data = dataset(ragged=True)
+    activations = dense(data, 2, 0.1)
+    small = write(tmp_path / "small", data, activations)
+    monkeypatch.setattr("saeval.activations.store.writer.pair_type", lambda places: pair_type(2**32 + places))
+    large = write(tmp_path / "large", data, activations)
+    assert (small.position.dtype, large.position.dtype) == (np.uint32, np.uint64)
+    at = small.begin_of(small.windows(1, 8).ids, 8)
+    for one, other in zip(small.window_arrays(1, at, 8), large.window_arrays(1, at, 8), strict=True):
+        assert np.array_equal(one, other) and one.any()
+    assert np.array_equal(small.windows(1, 8).ids, large.windows(1, 8).ids)
+
+
 def test_latents_beyond_16_bits_are_sorted_too(tmp_path):
     data = dataset()
     writer = ActivationWriter(tmp_path / "s")

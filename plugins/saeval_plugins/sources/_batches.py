@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The last two are cuBLAS', which finds no room for its workspace.
+# The last four are what cuBLAS and cuDNN say when they find no room for their workspace.
 _SAYS_SO = (
     "out of memory",
     "not enough memory",
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
 )
 
 

@@ -470,7 +470,7 @@ class ActivationStore:
         row = np.repeat(np.arange(len(at)), count)
         source = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
         activations = np.zeros((len(at), window), dtype=np.float32)
-        activations[row, position[source] - at[row]] = value[source]
+        activations[row, position[source].astype(np.int64) - at[row]] = value[source]
         return self._rows(window)[at], activations, count
 
     def strings(self, token_ids: NDArray[np.int32]) -> list[tuple[str, ...]]:

@@ -93,9 +93,9 @@ class RunOptions(SpecModel):
     workers: int | None = Field(default=None, ge=1)
     """Processes that share the work with `executor: ray`; default: one per GPU where models are loaded and there are
     GPUs, else one per CPU."""
-    screen: bool = False
-    """Whether linear coders find the latents that may fire in bfloat16 and compute only those in float32: faster on a
-    GPU, not tried out on one yet. The same latents fire; values differ by rounding."""
+    screen: bool | Literal["bf16", "tf32"] = False
+    """Whether linear coders find the latents that may fire in low precision (`true` is bf16) and compute only those in
+    float32: faster on a GPU, not tried out on one yet. The same latents fire; values differ by rounding."""
     gpus_per_worker: float | None = Field(default=None, gt=0)
     """GPUs of each of them, a whole number or a part of one GPU; default: 1 where models are loaded."""
 

@@ -317,6 +317,7 @@ def test_batches_are_halved_where_memory_runs_out(source, tmp_path, monkeypatch)
         "CUDA out of memory.",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
     ],
 )
 def test_too_little_memory_for_one_context_is_said(source, tmp_path, monkeypatch, said):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Bench, Figure, cpu_seconds, peak_rss_mb
-from saeval.activations.store.chunks import Chunk, merge, pair_type
+from saeval.activations.store.chunks import Chunk, by_latent, merge, pair_type
 
 _LATENTS, _A_PIECE = 4096, 50_000
 _BUDGET = 500_000  # a hundredth of what a machine with some gigabytes takes, for a thousand times fewer nonzeros
@@ -45,7 +45,7 @@ def _run(folder: Path, pieces: int) -> dict[str, Any]:
         pairs = np.empty(_A_PIECE, dtype=kind)
         pairs["position"], pairs["value"] = n * _A_PIECE + np.arange(_A_PIECE), 1.0
         chunks.append(Chunk(folder / str(n), _LATENTS, kind))
-        chunks[-1].write(latent, pairs)
+        chunks[-1].write(*by_latent(latent, pairs, _LATENTS))
     (folder / "merged").mkdir()
     held, began = peak_rss_mb(), cpu_seconds()
     nonzeros = merge(chunks, _LATENTS, kind, folder / "merged", _BUDGET)

@@ -267,8 +267,7 @@ class LinearCoder(SparseCoder):
             values *= scale[latents]
         if self.k is not None:
             return _largest_of_candidates(Sparse(rows, latents, values), len(x), self.k)
-        fires = (values <= least[latents]).logical_not_()
-        return Sparse(rows[fires], latents[fires], values[fires])
+        return _some_of(Sparse(rows, latents, values), (values <= least[latents]).logical_not_())
 
     def _preactivations(self, x: Tensor) -> Tensor:
         """Return what the activation function is given; of a gated encoder, the magnitudes where it fires."""
@@ -410,9 +409,8 @@ class NeuronCoder(SparseCoder):
         """Return the neurons that fire.  x [rows, d_in]"""
         if self.k is None or self.k >= self.d_in:
             return _nonzero(x.relu())
-        rows, latents, values = _largest(x, self.k, signed=True)
-        positive = values > 0
-        return Sparse(rows[positive], latents[positive], values[positive])
+        found = _largest(x, self.k, signed=True)
+        return _some_of(found, found.values > 0)
 
     def direction(self, latent: int) -> Tensor | None:
         """Return the neuron's own axis: what it writes into the place that is read.  [d_in]"""
@@ -511,9 +509,14 @@ def _chosen(indices: Tensor, values: Tensor) -> Sparse:
     import torch
 
     rows = torch.arange(len(indices), device=indices.device).repeat_interleave(indices.shape[-1])
-    values, latents = values.flatten(), indices.flatten()
-    keep = values.nonzero().squeeze(1)  # once: on a GPU, each look for nonzeros waits for it
-    return Sparse(rows[keep], latents[keep], values[keep])
+    values = values.flatten()
+    return _some_of(Sparse(rows, indices.flatten(), values), values)
+
+
+def _some_of(sparse: Sparse, which: Tensor) -> Sparse:
+    """Return the activations where `which` is not 0, searched for once: on a GPU, each search waits for it."""
+    keep = which.nonzero().squeeze(1)
+    return Sparse(*(part[keep] for part in sparse))
 
 
 def _in_tiles(encode: Callable[[Tensor], Sparse], x: Tensor, tile: int, tokens: int = 1) -> Sparse:

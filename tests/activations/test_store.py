@@ -13,7 +13,7 @@ from small_stores import dataset, dense, write
 
 from saeval import StoreError
 from saeval.activations.store import chunks
-from saeval.activations.store.chunks import Chunk, merge, pair_type
+from saeval.activations.store.chunks import Chunk, by_latent, merge, pair_type
 from saeval.activations.store.reader import firings_between
 from saeval.activations.store.writer import merge_budget
 from saeval.plugin import ActivationStore, ActivationWriter, LatentId
@@ -46,7 +46,7 @@ def pieces(folder, n, nonzeros=200, n_latents=30):
         pairs["position"] = number * nonzeros + np.arange(nonzeros)
         pairs["value"] = rng.random(nonzeros) + 1
         made.append(Chunk(folder / str(number), n_latents, pairs.dtype))
-        made[-1].write(rng.integers(n_latents, size=nonzeros).astype(np.uint16), pairs)
+        made[-1].write(*by_latent(rng.integers(n_latents, size=nonzeros).astype(np.uint16), pairs, n_latents))
     return made, pairs.dtype
 
 
@@ -84,7 +84,8 @@ def test_places_that_just_exceed_32_bits_do_not_wrap():
 def test_positions_beyond_32_bits_are_merged_as_they_are(tmp_path):
     kind, places = pair_type(2**32 + 100), [2**32 - 1, 2**32, 2**32 + 7]
     for i, (position, latent) in enumerate(zip(places, (1, 0, 1), strict=True)):
-        Chunk(tmp_path / f"{i}", 2, kind).write(np.array([latent], np.uint16), np.array([(position, 1.0)], kind))
+        pairs = by_latent(np.array([latent], np.uint16), np.array([(position, 1.0)], kind), 2)
+        Chunk(tmp_path / f"{i}", 2, kind).write(*pairs)
     (tmp_path / "merged").mkdir()
     assert merge([Chunk(tmp_path / f"{i}", 2, kind) for i in range(3)], 2, kind, tmp_path / "merged", 100) == 3
     merged = np.load(tmp_path / "merged" / "position.npy")

@@ -31,6 +31,7 @@ from saeval.plugin import (
 )
 from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, give_back, in_batches
 from saeval_plugins.sources._fits import kept
+from saeval_plugins.sources._on_device import Behind, Nonzeros, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from saeval.plugin import ActivationWriter, SparseCoder, TokenDataset
+    from saeval.plugin import ActivationWriter, Sparse, SparseCoder, TokenDataset
+    from saeval_plugins.sources._on_device import Copy
 
 _LOOKED_AT = 2000  # documents read for a check
 _ROOM_FOR_BATCHES = 4 << 30  # bytes of GPU memory that coders leave to activations
+_HELD = 4_000_000  # nonzeros that all coders of a pass together hold on the device, about 80 bytes each while sorting
+_SMALLER = "contexts_in_smaller_batches"
 _MEASURED_ON = 1 << 14  # tokens that the L0 of a coder is measured on, for those that take it over
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
@@ -87,6 +91,9 @@ class Transformers(ActivationSource):
     """Tokens per forward pass; halved when memory runs out."""
     compile: bool = False
     """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; it then rounds differently."""
+    sort_on_device: bool = False
+    """Whether nonzeros are sorted by latent on the device and written by a thread, which is meant for GPUs and has not
+    been measured on one yet. The store is the same."""
     _latents: tuple[int, ...] | None = PrivateAttr(default=None)
     """The latents to encode; None for all."""
     _instead_of: Coder | None = PrivateAttr(default=None)
@@ -332,15 +339,19 @@ def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], batch: 
         longest = int(data.lengths[low:high].max())
         tokens = torch.from_numpy(data.tokens[low:high, :longest].astype(np.int64))
         with live.lock:
-            caught = live.capture(tokens, points)
+            caught = live.capture(to_device(tokens, live.device), points)
+        whole = low % batch == 0 and high == min(low + batch, end)
         for reading in readings:
-            reading.take(caught[reading.point], low, high, whole=low % batch == 0 and high == min(low + batch, end))
+            reading.take(caught[reading.point], low, high, whole=whole)
+            if reading.held >= _HELD // len(readings) or high == end:
+                reading.write(behind)
 
     try:
-        for low in range(0, contexts, shard):
-            end = min(low + shard, contexts)
-            if (begin := min(reading.turn_to(low) for reading in readings)) < end:
-                in_batches(read, begin // batch * batch, end, batch)
+        with Behind() as behind:
+            for low in range(0, contexts, shard):
+                end = min(low + shard, contexts)
+                if (begin := min(reading.turn_to(low) for reading in readings)) < end:
+                    in_batches(read, begin // batch * batch, end, batch)
     except NotEnoughMemory:
         if len(readings) == 1:
             raise
@@ -372,6 +383,8 @@ class _Reading:
         compiled = source.compile and live.device.startswith("cuda") and self.coder.compile()
         precision = f"{live.model.dtype} {live.device}"
         self.done = writer.start(data, self.coder.n_latents, shard, made_with=precision)  # contexts
+        places = shard * data.tokens.shape[1]
+        self._nonzeros = Nonzeros(self.coder.n_latents, places, writer.pair_type) if source.sort_on_device else None
         writer.note(
             subject=live.name,
             hookpoint=str(self.point),
@@ -386,6 +399,7 @@ class _Reading:
             warnings=[*data.warnings, *cautions],
             roles=list(source.corpus.roles or ()),
         )
+        self.device = live.device
         self.data_type = live.model.dtype
         self.named = f"{self.point} of {live.name}, read by {source.coder.name} in {live.model.dtype}".replace(
             "torch.", ""
@@ -393,13 +407,24 @@ class _Reading:
         if self.coder.measures:
             writer.note(measures=dict(self.coder.measures))
 
+    @property
+    def held(self) -> int:
+        """Nonzeros that are on the device still."""
+        return 0 if self._nonzeros is None else self._nonzeros.held
+
     def turn_to(self, low: int) -> int:
         """Resume the shard that begins at a context, and return the context to begin at."""
         self.done = self.writer.turn_to(low)
+        self._begin_block()
         return self.done
 
+    def _begin_block(self) -> None:
+        self._block, self._counted = self.done, dict.fromkeys(("tokens", _SMALLER), 0.0)
+        if self._nonzeros is not None:
+            self._nonzeros.begin(self._block * self.data.tokens.shape[1])
+
     def take(self, activations: Tensor, low: int, high: int, *, whole: bool) -> None:
-        """Encode and write the activations of contexts low to high.
+        """Encode the activations of contexts low to high, and write them or keep them for `write`.
 
         Args:
             activations: Activations.  [contexts, tokens, width]
@@ -413,49 +438,89 @@ class _Reading:
         activations, low = activations[max(0, self.done - low) :], max(low, self.done)
         if high <= low:
             return
-        n_tokens, length = activations.shape[1], self.data.tokens.shape[1]
-        mask = torch.tensor(self.data.mask[low:high, :n_tokens]).flatten()
-        place = torch.arange(low, high)[:, None] * length + torch.arange(n_tokens)
-        sums = {} if whole else {"contexts_in_smaller_batches": float(high - low)}
         with torch.inference_mode():
-            if self.coder.token_wise:
-                x = activations.flatten(0, 1)[mask.to(activations.device)]
-                sparse = self.coder.encode(x)
-                rows, positions = sparse.rows.cpu(), place.flatten()[mask]
-                if self.coder.autoencoder and (predicted := self.coder.reconstruct(x, sparse)) is not None:
-                    sums |= _squares(x, predicted)
+            sparse, positions, sums = self._encoded(activations, low, high)
+            found = positions[sparse.rows], sparse.latents, sparse.values.float()
+            counted = {} if whole else {_SMALLER: float(high - low)}
+            if sums is not None:
+                counted["tokens"] = float(len(positions))
+            if self._nonzeros is not None:
+                self._nonzeros.add(*found, sums)
+                for name, number in counted.items():
+                    self._counted[name] += number
             else:
-                sparse = self.coder.encode(activations)
-                rows, positions = sparse.rows.cpu(), place.flatten().where(mask, -1)
-        position, value = positions[rows], sparse.values.float().cpu()
-        if not value.isfinite().all():
-            full = str(self.data_type) == "torch.float32"
-            way_out = "the coder's or the model's weights are damaged" if full else "set source.with.dtype to float32"
-            raise InputError(f"an activation at {self.named}, is NaN or infinite: {way_out}")
-        keep = (position >= 0) & (value > 0)
-        self.writer.add(position[keep].numpy(), sparse.latents.cpu()[keep].numpy(), value[keep].numpy())
-        self.writer.tally(**sums)
-        self.writer.advance(high)
+                self._write(*(tensor.cpu() for tensor in found))
+                self.writer.tally(**counted, **({} if sums is None else _named(sums.cpu().numpy())))
+                self.writer.advance(high)
         self.done = high
+
+    def _encoded(self, activations: Tensor, low: int, high: int) -> tuple[Sparse, Tensor, Tensor | None]:
+        """Return what contexts are encoded to, the position of each row (-1 where it is not text), and sums."""
+        import numpy as np
+        import torch
+
+        n_tokens, length = activations.shape[1], self.data.tokens.shape[1]
+        mask = self.data.mask[low:high, :n_tokens].ravel()
+        place = (np.arange(low, high)[:, None] * length + np.arange(n_tokens)).ravel()
+        if not self.coder.token_wise:
+            positions = to_device(torch.from_numpy(np.where(mask, place, -1)), activations.device)
+            return self.coder.encode(activations), positions, None
+        text = to_device(torch.from_numpy(np.stack([np.flatnonzero(mask), place[mask]])), activations.device)
+        x = activations.flatten(0, 1)[text[0]]
+        sparse, sums = self.coder.encode(x), None
+        if self.coder.autoencoder and (predicted := self.coder.reconstruct(x, sparse)) is not None:
+            sums = _squares(x, predicted)
+        return sparse, text[1], sums
+
+    def _write(self, position: Tensor, latent: Tensor, value: Tensor) -> None:
+        """Hand activations on the host to the writer, except those that are not text and the negative ones."""
+        if not value.isfinite().all():
+            raise self._not_finite()
+        keep = (position >= 0) & (value > 0)
+        self.writer.add(position[keep].numpy(), latent[keep].numpy(), value[keep].numpy())
+
+    def write(self, behind: Behind) -> None:
+        """Sort what is on the device, and have it written."""
+        if self._nonzeros is None or self._block == self.done:
+            return
+        copy = self._nonzeros.sorted(self.device)
+        behind.call(self._write_block, copy, self._block, self.done, self._counted)
+        self._begin_block()
+
+    def _write_block(self, copy: Copy, low: int, high: int, counted: dict[str, float]) -> None:
+        block = copy.block()
+        if not block.finite:
+            raise self._not_finite()
+        totals = {name: number for name, number in counted.items() if number} | _named(block.sums)
+        self.writer.add_sorted(low, high, block.bounds, block.pairs, totals)
+
+    def _not_finite(self) -> InputError:
+        full = str(self.data_type) == "torch.float32"
+        way_out = "the coder's or the model's weights are damaged" if full else "set source.with.dtype to float32"
+        return InputError(f"an activation at {self.named}, is NaN or infinite: {way_out}")
 
     def finish(self, batch: int) -> None:
         """Note what rounding depends on, and the share of variance that the coder leaves unexplained."""
         self.writer.note(contexts_a_batch=batch)
         totals = self.writer.totals() or {}
-        if smaller := int(totals.get("contexts_in_smaller_batches", 0)):
+        if smaller := int(totals.get(_SMALLER, 0)):
             self.writer.note(contexts_in_smaller_batches=smaller)
         if (tokens := float(totals.get("tokens", 0))) > 1:
             from_mean = totals["square"] - (totals["sum"] ** 2).sum() / tokens
             self.writer.note(fvu=float(totals["residual"] / from_mean))
 
 
-def _squares(x: Tensor, predicted: Tensor) -> dict[str, Any]:
-    """Return sums of which the share of variance that predictions leave unexplained is made.  [tokens, width] each"""
+def _squares(x: Tensor, predicted: Tensor) -> Tensor:
+    """Return sums of which the share of variance that predictions leave unexplained is made; see `_named`."""
     import torch
 
-    residual, square = (float(v.square().sum(dtype=torch.float64)) for v in (x - predicted, x))
-    total = x.sum(dim=0, dtype=torch.float64).cpu().numpy()
-    return {"tokens": float(len(x)), "residual": residual, "square": square, "sum": total}
+    residual, square = (v.square().sum(dtype=torch.float64) for v in (x - predicted, x))
+    return torch.cat([residual[None], square[None], x.sum(dim=0, dtype=torch.float64)])
+
+
+def _named(sums: NDArray[np.float64]) -> dict[str, Any]:
+    """Return `_squares` by name; nothing where there are none.  [2 + width]"""
+    return {"residual": float(sums[0]), "square": float(sums[1]), "sum": sums[2:]} if len(sums) else {}
 
 
 def _l0(coder: SparseCoder, live: LiveModel, point: HookPoint, data: TokenDataset, batch_tokens: int) -> float:

@@ -36,17 +36,14 @@ class Chunk:
     def __init__(self, folder: Path, n_latents: int, kind: np.dtype[np.void]):
         self._folder, self._n_latents, self._kind = folder, n_latents, kind
 
-    def write(self, latent: NDArray[np.unsignedinteger[Any]], pairs: NDArray[np.void]) -> None:
-        """Sort activations, in the order of their positions, by latent, and write them.
+    def write(self, bounds: NDArray[np.int64], pairs: NDArray[np.void]) -> None:
+        """Write activations that are sorted by latent, then position.
 
         Args:
-            latent: Latent of each.  [nonzero]
+            bounds: Where each latent's begin, and the last one's end.  [n_latents + 1]
             pairs: Position and value.  [nonzero]
         """
-        firings = np.bincount(latent, minlength=self._n_latents)
-        pairs = pairs.take(_order(latent))
-        fires = np.flatnonzero(firings)
-        bounds = np.concatenate([[0], np.cumsum(firings)])
+        fires = np.flatnonzero(bounds[1:] > bounds[:-1])
         peaks = np.zeros(self._n_latents, dtype=np.float32)
         peaks[fires] = np.maximum.reduceat(np.abs(pairs["value"]), bounds[fires]) if len(fires) else 0
         self._folder.mkdir(exist_ok=True)
@@ -97,6 +94,20 @@ class Chunk:
                 if not n:
                     raise OSError(f"{self._folder}/{name}: is shorter than it was")
                 left = left[n:]
+
+
+def by_latent(
+    latent: NDArray[np.unsignedinteger[Any]], pairs: NDArray[np.void], n_latents: int
+) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+    """Sort activations, in the order of their positions, by latent, and return where each latent's begin.
+
+    Args:
+        latent: Latent of each.  [nonzero]
+        pairs: Position and value.  [nonzero]
+        n_latents: Width of the dictionary.
+    """
+    firings = np.bincount(latent, minlength=n_latents)
+    return np.concatenate([[0], np.cumsum(firings)]), pairs.take(_order(latent))
 
 
 def merge(chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], folder: Path, budget: int) -> int:

@@ -54,7 +54,7 @@ class Pieces:
         self,
         low: int,
         high: int,
-        latent: NDArray[np.unsignedinteger[Any]],
+        bounds: NDArray[np.int64],
         pairs: NDArray[np.void],
         totals: Mapping[str, Any],
     ) -> None:
@@ -63,12 +63,12 @@ class Pieces:
         Args:
             low: First context.
             high: The context after the last one.
-            latent: Latent of each activation, in the order of positions.  [nonzero]
-            pairs: Position and value.  [nonzero]
+            bounds: Where each latent's activations begin, and the last one's end.  [n_latents + 1]
+            pairs: Position and value, sorted by latent, then position.  [nonzero]
             totals: What was tallied on the way.
         """
         made, place = self._folder / f".{uuid.uuid4().hex}", self._place(low, high)
-        Chunk(made, self._n_latents, self._kind).write(latent, pairs)
+        Chunk(made, self._n_latents, self._kind).write(bounds, pairs)
         notes = {
             "totals": {name: np.asarray(value, dtype=np.float64).tolist() for name, value in totals.items()},
             "files": {file.name: checksum(file) for file in made.iterdir()},

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saeval._util import StoreError, content_hash, free_memory, write_atomic
-from saeval.activations.store.chunks import merge, pair_type
+from saeval.activations.store.chunks import by_latent, merge, pair_type
 from saeval.activations.store.dataset import shared_dataset, write_dataset
 from saeval.activations.store.files import STORE_FORMAT, checksum
 from saeval.activations.store.pieces import Piece, Pieces, Totals, added_up
@@ -51,7 +51,12 @@ class ActivationWriter:
             come, beside which a model needs memory, and as many as suit the free memory while merging.
         progress: Called with (text tokens done, text tokens in all) as contexts are finished.
         share: Which shards are this writer's, as (number, of how many): every so many-th.
+
+    Attributes:
+        pair_type: Type of a position and its value, once it has begun (`start`).
     """
+
+    pair_type: np.dtype[np.void]
 
     def __init__(
         self,
@@ -100,13 +105,13 @@ class ActivationWriter:
         """
         self._dataset, self._n_latents = dataset, n_latents
         self._tokens_before = np.concatenate([[0], np.cumsum(dataset.mask.sum(axis=1))])
-        self._pair = pair_type(dataset.tokens.size)
+        self.pair_type = pair_type(dataset.tokens.size)
         self._shard = shard or max(1, len(dataset.tokens))
         self._latent = np.uint16 if n_latents <= 1 << 16 else np.uint32
-        identity = content_hash(dataset.fingerprint, n_latents, str(self._pair), self._shard, made_with)
+        identity = content_hash(dataset.fingerprint, n_latents, str(self.pair_type), self._shard, made_with)
         # Named by what it holds pieces of, so that processes need not agree on who begins.
         self._partial = self.path.with_name(f"{self.path.name}.{identity}.partial")
-        self._pieces = Pieces(self._partial, n_latents, self._pair)
+        self._pieces = Pieces(self._partial, n_latents, self.pair_type)
         return self.turn_to(0)
 
     def turn_to(self, low: int) -> int:
@@ -143,7 +148,7 @@ class ActivationWriter:
         for index, size in ((latent, self._n_latents), (position, self._dataset.tokens.size)):
             if index.min() < 0 or index.max() >= size:
                 raise StoreError(f"{self.path.name}: an activation lies outside the dictionary or the corpus")
-        pairs = np.empty(len(position), dtype=self._pair)
+        pairs = np.empty(len(position), dtype=self.pair_type)
         pairs["position"], pairs["value"] = position, value
         self._buffer.append((latent.astype(self._latent), pairs))
         self._buffered += len(position)
@@ -159,6 +164,35 @@ class ActivationWriter:
         self._pending = contexts
         if self._buffered >= self._budget or contexts == self._high:
             self._spill()
+
+    def add_sorted(
+        self,
+        low: int,
+        high: int,
+        bounds: NDArray[np.int64],
+        pairs: NDArray[np.void],
+        totals: Mapping[str, float | NDArray[np.float64]],
+    ) -> None:
+        """Write all activations of some contexts, sorted already, instead of `add`, `tally` and `advance`.
+
+        A thread may call it while another one turns to other shards.
+
+        Args:
+            low: First context: that which `turn_to` gave, or where the last ones of the shard ended.
+            high: The context after the last one.
+            bounds: Where each latent's activations begin, and the last one's end.  [n_latents + 1]
+            pairs: Position and value, sorted by latent, then position.  [nonzero] `pair_type`
+            totals: What was added up of them, as in `tally`.
+
+        Raises:
+            StoreError: If a position is out of range.
+        """
+        places = self._dataset.tokens.shape[1]
+        position = pairs["position"]
+        if len(pairs) and (position.min() < low * places or position.max() >= high * places):
+            raise StoreError(f"{self.path.name}: an activation lies outside its contexts")
+        self._pieces.add(low, high, bounds, pairs, totals)
+        self.progress(int(self._tokens_before[high]), int(self._tokens_before[-1]))
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the coder or corpus (JSON-able) with the store."""
@@ -189,9 +223,9 @@ class ActivationWriter:
         if self._pending <= self._low:
             return
         latent = np.concatenate([np.empty(0, dtype=self._latent), *(latent for latent, _ in self._buffer)])
-        pairs = np.concatenate([np.empty(0, dtype=self._pair), *(pairs for _, pairs in self._buffer)])
+        pairs = np.concatenate([np.empty(0, dtype=self.pair_type), *(pairs for _, pairs in self._buffer)])
         self._buffer, self._buffered = [], 0
-        self._pieces.add(self._low, self._pending, latent, pairs, self._tallied)
+        self._pieces.add(self._low, self._pending, *by_latent(latent, pairs, self._n_latents), self._tallied)
         self._tallied, self._low = {}, self._pending
 
     @property
@@ -227,7 +261,7 @@ class ActivationWriter:
                 np.save(built / f"{name}.npy", known)
         chunks = [piece.chunk for piece in self._whole or ()]
         budget = self._merge_budget or merge_budget(free_memory())
-        nonzeros = merge(chunks, self._n_latents, self._pair, built, budget)
+        nonzeros = merge(chunks, self._n_latents, self.pair_type, built, budget)
         manifest = {
             "format": STORE_FORMAT, "n_latents": self._n_latents, "contexts": len(self._dataset.tokens),
             "length": int(self._dataset.tokens.shape[1]), "lead": self._dataset.lead,

@@ -134,6 +134,29 @@ def test_an_oracle_with_errors_makes_as_many_as_it_says():
     assert json.loads(judge(text, *windows, specificity=0.9)) == false_alarms
 
 
+def explained(latent, *shown, errors=1.0, attention=1.0, tested=()):
+    """What `oracle/explainer` says of a latent: of windows, and of those that a test shows it."""
+    lines = ["Windows it was written from:", *(f"Window {i}: {w}" for i, w in enumerate(shown, 1))]
+    lines += ["Active, but missed:", *(f"Window {i}: {w}" for i, w in enumerate(tested, 1))] if tested else []
+    oracle = Oracle(model="explainer", errors=errors, attention=attention)
+    text = asyncio.run(oracle.complete(Request.of("\n".join(lines)))).text.removeprefix("EXPLANATION: ")
+    return next(name for name, (known, _) in explanations(latent).items() if known == text)
+
+
+def test_an_explainer_with_errors_makes_as_many_as_it_says_and_none_that_what_it_reads_rules_out():
+    otter, falcon, rabbit = "an<< otter>> {}", "a<< falcon>> {}", "a rabbit {}"
+    drawn = [explained(0, otter.format(i), errors=0.3, attention=0.0) for i in range(400)]
+    assert 90 < sum(name != "known" for name in drawn) < 150 and len({*drawn}) == 7
+    assert {explained(0, otter.format(i)) for i in range(60)} == {
+        "twice_too_broad", "ten_times_too_broad", "half_missing", "hedged"
+    }  # fmt: skip
+    assert "half_missing" not in {explained(0, otter.format(i), falcon.format(i)) for i in range(60)}
+    unread = {explained(0, otter.format(i), falcon.format(i), attention=0.0) for i in range(60)}
+    assert "half_missing" in unread
+    tests = [(falcon.format(i), rabbit.format(i), f"a hammer {i}") for i in range(20)]
+    assert {explained(0, otter.format(0), tested=texts, attention=0.0) for texts in tests} == {"known"}
+
+
 def test_an_oracle_judges_known_explanations_only():
     with pytest.raises(LLMError, match="the oracle does not know the explanation 'ships'"):
         judge("ships", "a window")

@@ -70,23 +70,47 @@ class Probe(NamedTuple):
         }
 
 
+class Round(NamedTuple):
+    """An explanation that was tested on texts.
+
+    Attributes:
+        explanation: The explanation.
+        agreement: Share of its texts on which the latent did what was expected, mean of both kinds.
+    """
+
+    explanation: str
+    agreement: float
+
+
+def agreement(probes: Sequence[Probe]) -> float:
+    """Return the share of texts on which the latent did what was expected, mean of those that it should fire on or not.
+
+    Args:
+        probes: Texts of both kinds.
+    """
+    kinds = [[probe.active is kind for probe in probes if probe.expected is kind] for kind in (True, False)]
+    return sum(sum(kept) / len(kept) for kept in kinds) / len(kinds)
+
+
 class Probing(Explainer):
     """Writes texts that test its explanation, reads the latent's activations on them, and revises the explanation.
 
     The first explanation is made as by `default`. In each round the model writes texts on which the latent should fire
     if the explanation is right, and similar ones on which it should not. The live model reads them, and the language
     model is shown where the latent fired. It ends when the latent does what was expected on all texts of a round, when
-    a reply cannot be read, or when all calls are used; the last explanation is the result. Only explain windows and
-    texts of its own are used. Needs a chat model and a source that reads texts. After SAGE
-    (arXiv 2511.20820), with one hypothesis and a fixed number of calls.
+    a reply cannot be read, or when too few calls are left to revise and test. Of the explanations tested, the one with
+    the most texts on which the latent did what was expected is the result (mean of both kinds; the later of equal
+    ones). Only explain windows and texts of its own are used. Needs a chat model and a source that reads texts. After
+    SAGE (arXiv 2511.20820), with one hypothesis and a fixed number of calls.
     """
 
     name = "probing"
     llm_role = "explainer"
     prompts = (PROPOSE, WRITE, REVISE)
 
-    calls: int = Field(default=5, ge=3)
-    """Calls to the language model, at most, those included that are asked again: one to propose, two per round."""
+    calls: int = Field(default=6, ge=4)
+    """Calls to the language model, at most, those included that are asked again: one to propose, one to test, two for
+    each revision and its test."""
     probes: int = Field(default=5, ge=1, le=20)
     """Texts of each kind in a round, at most."""
     active_at: float = Field(default=0.1, ge=0, lt=1)
@@ -113,9 +137,8 @@ class Probing(Explainer):
         latest = await ask(bounded, (system, *shots[: 2 * self.shots], question), prefill=self.prefill)
         if latest.status != "ok":
             return latest
-        texts, probes = [latest.text], list[Probe]()
-        ended = "all calls are used"
-        while llm.left >= 2:
+        rounds, probes = list[Round](), list[Probe]()
+        while True:
             try:
                 written = await self._write(latest.text, windows, probes, llm)
             except (ParseError, LLMError) as error:
@@ -123,22 +146,26 @@ class Probing(Explainer):
                 break
             new = await asyncio.to_thread(self._read, written, examples, context)
             probes += new
-            if all(probe.active == probe.expected for probe in new):
+            rounds.append(Round(latest.text, agreement(new)))
+            if rounds[-1].agreement == 1:
                 ended = "the latent did what was expected on all texts of a round"
+                break
+            if llm.left < 2:
+                ended = "all calls are used"
                 break
             revised = await ask(bounded, self._revision(latest.text, windows, probes, examples), prefill=self.prefill)
             if revised.status != "ok":
                 ended = f"the last revision failed: {revised.reason}"
                 break
             latest = revised
-            texts.append(latest.text)
+        best = max(reversed(rounds), key=lambda tested: tested.agreement, default=Round(latest.text, 0.0))
         notes: dict[str, JsonValue] = {
-            "texts": list(texts),
+            "rounds": [tested._asdict() for tested in rounds],
             "probes": [probe.note() for probe in probes],
             "calls": self.calls - llm.left,
             "ended": ended,
         }
-        return Explanation(text=latest.text, notes=notes)
+        return Explanation(text=best.explanation, notes=notes)
 
     async def _write(
         self, explanation: str, windows: str, probes: Sequence[Probe], llm: LanguageModel

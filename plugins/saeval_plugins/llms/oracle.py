@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from pydantic import Field, JsonValue
 
@@ -24,6 +25,7 @@ from saeval_plugins._known import FILLER, N_LATENTS, Meaning, explanations, mean
 
 _LIKELY, _UNLIKELY = -1.0, -6.0  # nats
 _WORDS = 8  # of a text that it writes
+_FAULTS = ("twice_too_broad", "ten_times_too_broad", "half_missing", "wrong_token", "neighbour", "hedged")
 
 
 class Oracle(LLM):
@@ -33,6 +35,10 @@ class Oracle(LLM):
     choices, for `surprisal` and `simulation`; `oracle/writer` writes texts, for `generation`; `oracle/explainer` knows
     the latent by a marked word, for `default`, `refine` and `probing`. Explanations that do not come from the
     explainers of the source `known` are an error.
+
+    With `errors`, `oracle/explainer` gives that share of its explanations wrongly, in one of the known ways that agree
+    with all it has read: of the windows that it explains, the share `attention`, and all that a test shows it, whether
+    windows or texts. So a fault stays where nothing it has read speaks against it.
     """
 
     name = "oracle"
@@ -44,6 +50,10 @@ class Oracle(LLM):
     """Share of the fitting windows that `oracle/judge` says fit; the others are errors."""
     specificity: float = Field(default=1.0, ge=0, le=1)
     """Share of the other windows that it says do not fit."""
+    errors: float = Field(default=0.0, ge=0, le=1)
+    """Share of explanations by `oracle/explainer` that are wrong, where what it has read agrees with a wrong one."""
+    attention: float = Field(default=1.0, ge=0, le=1)
+    """Share of the windows to explain that `oracle/explainer` reads."""
     steady: bool = True
     """Whether it makes the same errors when asked again."""
 
@@ -67,7 +77,8 @@ class Oracle(LLM):
         """Answer 1 for each window that fits the explanation: at least half of its marked pieces, or its text."""
         lines = request.messages[-1].content.splitlines()
         if self.model == "explainer" and not lines[-1].startswith(("Write ", "Answer with ")):
-            return Reply(f"EXPLANATION: {_of_marked(lines)}", Usage(usd=0.0))
+            examples = "\n".join(message.content for message in request.messages[:-1])
+            return Reply(f"EXPLANATION: {self._explained(lines, examples)}", Usage(usd=0.0))
         text, meaning = _explanation(lines)
         if self.model == "explainer" and (asked := re.findall(r"^Write (\d+) ACTIVE", lines[-1])):
             # Each asking another text: what was written before is not taken again.
@@ -81,10 +92,31 @@ class Oracle(LLM):
         answers = [fit is not self._errs(key, window, fit) for window, fit in zip(windows, fits, strict=True)]
         return Reply(str([int(answer) for answer in answers]), Usage(usd=0.0))
 
+    def _explained(self, lines: list[str], examples: str) -> str:
+        """Return the true explanation of the latent with marked words, or a wrong one that agrees with what is read.
+
+        Args:
+            lines: The question.
+            examples: What precedes it; explanations in it are not given again.
+
+        Raises:
+            LLMError: If no marked word is one of a known latent.
+        """
+        found = explanations(_of_marked(lines))
+        read = [
+            (re.sub("<<|>>", "", window), "<<" in window)
+            for window, tested in _windows(lines)
+            if tested or _share(window) < self.attention
+        ]
+        wrong = [found[name] for name in _FAULTS if found[name][0] not in examples]
+        agreeing = [text for text, meaning in wrong if all(meaning.fits(window) is active for window, active in read)]
+        share = _share(*lines) / self.errors if self.errors else 1.0
+        return agreeing[int(share * len(agreeing))] if agreeing and share < 1 else found["known"][0]
+
     def _errs(self, explanation: str, window: str, fits: bool) -> bool:
         """Tell whether the answer about a window is an error; a hash decides."""
         right = self.sensitivity if fits else self.specificity
-        return right < 1 and int(content_hash(explanation, window)[:8], 16) >= right * 16**8
+        return right < 1 and _share(explanation, window) >= right
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Find a window likely after an explanation that it fits; a description of anything fits all."""
@@ -118,8 +150,8 @@ def _explanation(lines: list[str]) -> tuple[str, Meaning]:
     return text, meanings()[text]
 
 
-def _of_marked(lines: list[str]) -> str:
-    """Return the true explanation of the latent that fires on the first marked word.
+def _of_marked(lines: list[str]) -> int:
+    """Return the latent that fires on the first marked word.
 
     Raises:
         LLMError: If no marked word is one of a known latent.
@@ -127,8 +159,22 @@ def _of_marked(lines: list[str]) -> str:
     for word in re.findall(r"<<\W*(\w+)", "\n".join(lines)):
         for latent in range(N_LATENTS):
             if word in words_of(latent):
-                return explanations(latent)["known"][0]
+                return latent
     raise LLMError("the oracle knows none of the marked words; it explains known latents")
+
+
+def _windows(lines: list[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the windows and texts of a prompt, and whether a test shows them."""
+    tested = False
+    for line in lines:
+        tested = tested or line.startswith(("Active, but ", "Silent, but ", "Expected "))
+        if found := re.match(r"Window \d+: (.*)", line):
+            yield found[1], tested
+
+
+def _share(*key: str) -> float:
+    """Return a number from 0 to 1 that depends on the key alone."""
+    return int(content_hash(*key)[:8], 16) / 16.0**8
 
 
 def _as_probe(line: str) -> str:

@@ -112,6 +112,8 @@ def _answer(request: Request) -> str:
     windows = re.findall(r"^Window \d+:", last.content, re.MULTILINE)
     if pairs := re.search(r"^Write (\d+) pair", last.content, re.MULTILINE):
         return _pairs(answer, int(pairs[1]))
+    if probes := re.search(r"^Write (\d+) ACTIVE", last.content, re.MULTILINE):
+        return _probes(answer, int(probes[1]), len(last.content))
     if answer.startswith("[") and windows:
         return str([0] * len(windows))
     reasoning, marker, _ = answer.rpartition("EXPLANATION:")
@@ -122,6 +124,12 @@ def _pairs(shown: str, k: int) -> str:
     """Return a numbered list of k pairs, each as long as the first one that a worked example shows."""
     first = [line.partition(": ") for line in shown.splitlines()[:2]]
     return "\n".join(f"{head.split()[0]} {i}: {text} {i}" for i in range(1, k + 1) for head, _, text in first)
+
+
+def _probes(shown: str, k: int, round_: int) -> str:
+    """Return k texts of each kind, each as long as the first one that a worked example shows, and new in each round."""
+    first = {line.partition(":")[0]: line for line in reversed(shown.splitlines())}
+    return "\n".join(f"{line} {round_}.{i}" for line in first.values() for i in range(k))
 
 
 def _written(answer: str) -> float:

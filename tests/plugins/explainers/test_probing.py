@@ -34,7 +34,7 @@ def rules(folder, pattern=VESSELS):
 def task(**source):
     return {
         "saeval": 1, "task": "t", "version": "1", "llms": {"explainer": MODEL},
-        "source": source, "latents": {"n": 7}, "explainer": {"use": "probing", "with": {"calls": 5}},
+        "source": source, "latents": {"n": 7}, "explainer": {"use": "probing", "with": {"calls": 6}},
         "scorers": {"detection": {"llm": "explainer"}},
     }  # fmt: skip
 
@@ -59,22 +59,53 @@ def scripted(texts="ACTIVE: the harbor at night\nSILENT: the lantern at night"):
     return ScriptedLLM(reply)
 
 
+def in_turn(*texts):
+    """Texts for one round after the other."""
+    rounds = iter(texts)
+    return lambda asked: next(rounds)
+
+
 def test_a_meaning_that_windows_did_not_show_is_found_by_experiment(tmp_path):
     llm = scripted(
-        lambda asked: (
-            "ACTIVE: he saw a harbor\nSILENT: he saw a lantern\nSILENT: he saw a tree"
-            if "Earlier texts: none" in asked
-            else "ACTIVE: a lantern again\nSILENT: a violin again"
+        in_turn(
+            "ACTIVE: he saw a harbor\nSILENT: he saw a lantern\nSILENT: he saw a tree",
+            "ACTIVE: a lantern again\nSILENT: a violin again",
+            "ACTIVE: a last violin\nSILENT: a last tree",
         )
     )
-    made = explain(Probing(calls=5), llm, rules(tmp_path))
-    assert made.text == "the words harbor, lantern, violin" and made.notes["calls"] == 5
-    assert made.notes["texts"] == ["the words harbor", "the words harbor, lantern", made.text]
+    made = explain(Probing(), llm, rules(tmp_path))
+    assert made.text == "the words harbor, lantern, violin" and made.notes["calls"] == 6
+    assert made.notes["rounds"] == [
+        {"explanation": "the words harbor", "agreement": 0.75},
+        {"explanation": "the words harbor, lantern", "agreement": 0.5},
+        {"explanation": made.text, "agreement": 1.0},
+    ]
     did = {probe["text"]: (probe["expected"], probe["active"]) for probe in made.notes["probes"]}
     assert did == {
         "he saw a harbor": (True, True), "he saw a lantern": (False, True), "he saw a tree": (False, False),
         "a lantern again": (True, True), "a violin again": (False, True),
+        "a last violin": (True, True), "a last tree": (False, False),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("later", "kept"),
+    [
+        ("ACTIVE: a tree\nACTIVE: a lantern again\nSILENT: a violin\nSILENT: one more violin", 0),  # worse: .25
+        ("ACTIVE: a tree\nACTIVE: a lantern again\nSILENT: a wall\nSILENT: one violin", 1),  # as good: .5
+    ],
+)
+def test_of_the_explanations_that_texts_tested_the_best_is_kept(later, kept, tmp_path):
+    llm = scripted(in_turn("ACTIVE: a harbor\nSILENT: a lantern", later))
+    made = explain(Probing(calls=5), llm, rules(tmp_path))
+    assert len(made.notes["rounds"]) == 2 and made.notes["rounds"][0]["agreement"] == 0.5
+    assert made.text == made.notes["rounds"][kept]["explanation"]
+    assert made.notes["calls"] == 4, "a revision that no call is left to test is not asked for"
+
+
+def test_a_revision_that_could_not_be_tested_does_not_replace_one_that_was(tmp_path):
+    made = explain(Probing(), scripted(in_turn("ACTIVE: a harbor\nSILENT: a lantern", "no", "no")), rules(tmp_path))
+    assert made.text == "the words harbor" and made.notes["ended"].startswith("no texts were written")
 
 
 def test_it_ends_when_the_latent_does_all_that_was_expected(tmp_path):
@@ -84,7 +115,7 @@ def test_it_ends_when_the_latent_does_all_that_was_expected(tmp_path):
     assert "did what was expected" in made.notes["ended"]
 
 
-@pytest.mark.parametrize("calls", [3, 4, 5, 8])
+@pytest.mark.parametrize("calls", [4, 5, 6, 9])
 @pytest.mark.parametrize("texts", ["new", "unreadable"])
 def test_calls_are_bounded_whatever_the_model_answers(calls, texts, tmp_path):
     count = iter(range(100))
@@ -96,15 +127,15 @@ def test_calls_are_bounded_whatever_the_model_answers(calls, texts, tmp_path):
     llm = scripted(written)
     made = explain(Probing(calls=calls), llm, rules(tmp_path))
     assert made.status == "ok" and len(llm.requests) == made.notes["calls"] <= calls
-    assert len(llm.requests) == (calls - (calls + 1) % 2 if texts == "new" else 3)
+    assert len(llm.requests) == (calls - calls % 2 if texts == "new" else 3)
 
 
 def test_a_weak_activation_counts_as_silence(tmp_path):
     source = rules(tmp_path)
     examples = make_examples("harbor", activating=6)  # whose maximum is 10, where rules give 1 to 4
     for active_at, active in ((0.0, True), (0.5, False)):
-        made = explain(Probing(calls=3, active_at=active_at), scripted(), source, examples)
-        assert [probe["active"] for probe in made.notes["probes"]] == [active, active]
+        made = explain(Probing(calls=4, active_at=active_at), scripted(), source, examples)
+        assert [probe["active"] for probe in made.notes["probes"]][:2] == [active, active]
 
 
 def test_only_explain_windows_and_texts_of_its_own_are_used(tmp_path):
@@ -164,10 +195,11 @@ def test_activations_shown_are_those_of_the_model(tmp_path):
     examples = make_examples(activating=1)
     examples = type(examples)(examples.latent, windows, (), max_activation=max(maxima))
     llm = scripted("\n".join(f"{kind}: {text}" for kind, text in zip(["ACTIVE", "SILENT"] * 2, texts, strict=True)))
-    made = explain(Probing(calls=3, active_at=0), llm, source, examples, latent)
+    made = explain(Probing(calls=4, active_at=0), llm, source, examples, latent)
     found = {probe["text"]: probe["max_activation"] for probe in made.notes["probes"]}
     assert found == {text: pytest.approx(value, rel=2e-3) for text, value in zip(texts, maxima, strict=True)}
-    shown = llm.requests[-1].messages[-1].content
+    asked = [request.messages[-1].content for request in llm.requests]
+    (shown,) = [question for question in asked if "Expected active, and active:" in question]
     for text, values in zip(texts, expected, strict=True):
         strong = values[:, latent] >= 0.3 * max(float(values[:, latent].max()), 1e-9)
         pieces = [tokenizer.decode([i]) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -218,7 +250,7 @@ def test_a_plan_counts_its_calls(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path))
     found = plan(load_task(task(use="known"), registry=Registry()))
     (step,) = [step for step in found.steps if step.step == "explain"]
-    assert step.calls == 5 * 7 and step.input_tokens > 5 * 7 * 300
+    assert step.calls == 6 * 7 and step.input_tokens > 6 * 7 * 300
 
 
 def test_the_shipped_comparison_costs_the_same_for_each_explainer(tmp_path, monkeypatch):

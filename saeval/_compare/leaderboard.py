@@ -92,8 +92,7 @@ class Leaderboard:
     Attributes:
         standings: Contestants, best first; then baselines, best first.
         metrics: Label of every scorer and its main metric: the one that ranks, which comes first, and headlines.
-        shown: Labels and metrics that boards show: the main ones, each followed by others that its scorer puts on
-        boards.
+        shown: Labels and metrics that boards show: each scorer's main one, then its others that are meant for boards.
         variants: Explanation baselines, in the order of the spec.
         ranked_by: The column that ranks, `scorer.metric`.
         ranking: Whether its lifts rank or its raw scores.

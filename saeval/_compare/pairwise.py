@@ -124,11 +124,9 @@ def compare(
 
     Where both are about the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences
     are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs.
-    Elsewhere
-    (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval
-    combines those
-    of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
-    each other; `saeval._compare.stats` says what each test assumes beside that.
+    Elsewhere (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval
+    combines those of the two means, and the test permutes latents between sides. Both assume that latents are drawn
+    independently of each other; `saeval._compare.stats` says what each test assumes beside that.
 
     Args:
         a: A run directory, or `run:cell` where it has several contestants.

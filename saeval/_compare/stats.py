@@ -323,11 +323,10 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
     """Return the two-sided p value of a mean difference of 0: a permutation test that flips signs.
 
     Exact where the sides are exchangeable without an effect, so that a difference is as likely to have either sign; all
-    flips are taken where there are few. As a test of means of skewed differences it is approximate, and with few
-    latents
-    badly so: where one latent in ten differs a lot, it rejects in 3 of 10 samples of 12 (docs/metrics.md). Assumes that
-    pairs are independent of each other. nan below two pairs. Above `MANY` pairs the flipped sums are taken for
-    normal, which they are very nearly.
+    flips are taken where there are few. As a test of means of skewed differences it is approximate, and badly so with
+    few latents: where one latent in ten differs a lot, it rejects in 3 of 10 samples of 12 (docs/metrics.md). Assumes
+    that pairs are independent of each other. nan below two pairs. Above `MANY` pairs the flipped sums are treated as
+    normal, a close approximation.
 
     Args:
         differences: One per latent: its score on one side minus that on the other.  [latents]
@@ -349,11 +348,9 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
 def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
     """Return the one-sided p value of scores that do not depend on the explanation, against a better score of its own.
 
-    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely
-    to have
-    either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are few; above
-    `MANY`
-    latents the flipped sums are taken for normal, which they are very nearly.
+    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to
+    have either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are few; above
+    `MANY` latents the flipped sums are treated as normal, a close approximation.
 
     Args:
         differences: Score minus floor of each latent, positive where the score is better.  [latents]
@@ -402,7 +399,7 @@ def unpaired_p(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, resamples: 
     Exact where the two sides have the same distribution when there is no effect; since the difference is divided by
     its standard error, it also holds for sides that differ in spread and in number, for many latents (Janssen 1997).
     Assumes that all latents are independent of each other. nan with fewer than two latents on a side. With more than
-    `MANY` latents on each side the statistic is taken for normal, which it is very nearly.
+    `MANY` latents on each side the statistic is treated as normal, a close approximation.
 
     Args:
         a: Scores of one side.  [latents]

@@ -39,9 +39,8 @@ class Partners:
     """Finds latents of a cell whose explanations are uninformed about another one: they fire near independently of it.
 
     Another latent's explanation is a floor only if it is neither nearly right (a near duplicate, which fires in the
-    same
-    windows) nor wrong on purpose (one that fires where this one is silent): both firing in one window must be within a
-    factor of two of chance, one window being added to what is seen and to what is expected.
+    same windows) nor wrong on purpose (one that fires where this one is silent): both firing in one window must be
+    within a factor of two of chance, one window being added to what is seen and to what is expected.
 
     Args:
         store: The cell's activations.

@@ -10,8 +10,7 @@ SaevalError
 ├── LLMError              a call that failed; `.retryable` tells whether trying again can help
 │   └── Refused           the model answered, but declined
 ├── BudgetExceeded        the spending limit is reached; the run can be resumed
-└── InternalError         another library, or saeval itself, failed in a way that nobody foresaw; the log holds the
-traceback
+└── InternalError         another library, or saeval itself, failed unexpectedly; the log holds the traceback
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ class Importance(NonActivating):
     """Windows in which the latent could be expected to fire and does not, drawn with known probabilities.
 
     A window of the pool is hard if it contains tokens, or activates latents, that are much more frequent in this
-    latent's activating windows than elsewhere. The explanation is not used, so all explanations meet the same
-    windows.
+    latent's activating windows than elsewhere. The explanation is not used, so all explanations meet the same windows.
     A share `uniform` of the windows is drawn uniformly, the others by how hard they are. Weights undo this in the
     natural rates, which are unbiased; other metrics are of the windows as drawn.
     """

@@ -1,4 +1,4 @@
-"""A language model asked as if for the second time."""
+"""Asks a language model a second time, bypassing cached answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _AGAIN = 1000  # repeat number of the second asking, beyond any that a step uses
 
 @dataclass
 class AskedAgain(LanguageModel):
-    """A language model asked as if for the second time, so that no cache answers for it."""
+    """Wraps a language model so that no question is answered from the cache."""
 
     model: LanguageModel
 

@@ -1,4 +1,4 @@
-"""Finds how many groups of points are found again when points are redrawn."""
+"""Clusters points into as many groups as are stable under bootstrap resampling."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Groups(NamedTuple):
 
 
 def stable_groups(points: NDArray[np.floating], most: int, resamples: int, rng: np.random.Generator) -> Groups:
-    """Group points by Ward's method into as many groups as are found again in resamples.
+    """Group points by Ward's method into the largest number of groups that resamples reproduce.
 
-    In each bootstrap resample (points drawn twice count once) that number is the largest for which every group of all
-    points is found again: some group of the resample has a Jaccard index of .75 or more with it (Hennig, "Cluster-wise
+    In each bootstrap resample (points drawn twice count once), the number is the largest for which every group of the
+    full data reappears: some group of the resample has a Jaccard index of .75 or more with it (Hennig, "Cluster-wise
     assessment of cluster stability", 2007). Groups of under 3 points or 10 % of them are outliers, and numbers that
     make such groups do not count. The result is the largest number that 70 % of the resamples reach.
 
     Args:
         points: The points.  [points, dimensions]
-        most: Groups at most.
+        most: Maximum number of groups.
         resamples: Resamples to draw.
         rng: Draws them.
     """
@@ -65,7 +65,7 @@ def stable_groups(points: NDArray[np.floating], most: int, resamples: int, rng: 
 
 
 def _ward(points: NDArray[np.floating], most: int) -> dict[int, NDArray[np.int64]]:
-    """Return the points' groups by how many there are, from 2 on; without numbers that ties rule out."""
+    """Return the grouping for each number of groups from 2 on, except numbers that ties rule out."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     if len(points) < 2:
@@ -82,7 +82,7 @@ def _large_enough(labels: NDArray[np.int64]) -> bool:
 
 
 def _found_again(labels: NDArray[np.int64], again: NDArray[np.int64], k: int) -> bool:
-    """Whether each group, as far as its points were drawn, is like some group of the points drawn."""
+    """Return whether each group, restricted to the points drawn, matches some group of the resample."""
     import numpy as np
 
     for group in range(k):

@@ -18,12 +18,12 @@ OWN = "explanation"
 
 @dataclass(frozen=True)
 class RecordedPrompt:
-    """A prompt as it was put, and the reply.
+    """A prompt as it was sent, and the reply.
 
     Attributes:
         messages: The conversation.
-        reply: The model's text, whole.
-        windows: Windows that the prompt lists, by row, in its order; none where it asks for an explanation.
+        reply: The model's full text.
+        windows: Rows of the windows that the prompt lists, in its order; empty if it asks for an explanation.
         right: The right answer for each of them.
         reading: How many replies to the same conversation precede this one in the file.
     """
@@ -41,7 +41,7 @@ class Explained:
 
     Attributes:
         text: The explanation.
-        asked: The prompt that it answers; None for a baseline that asks no model.
+        asked: The prompt it answers; None for a baseline without a model.
     """
 
     text: str
@@ -107,7 +107,7 @@ class FrozenRun:
             InputError: If it is not in the file.
         """
         if name not in self.cells:
-            raise InputError(f"{path}: there is no cell {name!r}; there are: {', '.join(self.cells)}")
+            raise InputError(f"{path}: no cell {name!r}; it has: {', '.join(self.cells)}")
         return self.cells[name]
 
     def replies(self) -> dict[tuple[str, int], str]:
@@ -124,7 +124,7 @@ def conversation(messages: Iterable[Message]) -> str:
 
 
 def read_frozen(path: Path) -> FrozenRun:
-    """Read a frozen run; a file that was read before is not read again.
+    """Read a frozen run; files are cached in memory.
 
     Raises:
         InputError: If it is missing or damaged.
@@ -135,7 +135,7 @@ def read_frozen(path: Path) -> FrozenRun:
     except OSError as error:
         raise InputError(f"frozen run {path}: cannot be read ({error.strerror}); name the .jsonl.xz file") from None
     except (lzma.LZMAError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"frozen run {path}: is damaged ({type(error).__name__}); take a whole copy") from None
+        raise InputError(f"frozen run {path}: is damaged ({type(error).__name__}); copy it again") from None
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""Latents whose meaning is known exactly, and explanations of them that are wrong in known ways."""
+"""Defines latents of exactly known meaning, with true explanations and known corruptions of them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ N_LATENTS = len(_WORDS) // _EACH
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an explanation of known latents says: any of these words, or none of them.
+    """The exact meaning of an explanation: any of these words, or none of them.
 
     Attributes:
         words: The words.
-        negated: Whether it is their absence that fits.
+        negated: Whether text without the words fits.
     """
 
     words: frozenset[str]

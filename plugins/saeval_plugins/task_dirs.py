@@ -1,4 +1,4 @@
-"""The shipped tasks: inside the wheel, or in the checkout for an editable install."""
+"""Finds the shipped tasks: inside the wheel, or in the checkout for an editable install."""
 
 from __future__ import annotations
 

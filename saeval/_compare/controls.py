@@ -1,4 +1,4 @@
-"""Compares trained coders with controls by stratum: cells of like L0, and latents of one token or of several."""
+"""Compares trained coders with controls by stratum: similar L0, and latents of one token or of several."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 FEWEST = 8
-"""Latents on a side below which nothing is tested."""
+"""Minimum latents per side for a test."""
 MARGIN = 0.1
-"""Difference from every control from which on a claim is worth making."""
+"""Minimum difference from every control that is worth claiming."""
 _LIKE = 1.5  # factor between L0s that are compared
 _SINGLE = 0.5  # share of firings on one token from which on a latent is a single-token one
 _OUTCOMES = {
@@ -27,12 +27,12 @@ _OUTCOMES = {
 
 
 class ControlCell(NamedTuple):
-    """What is compared of a cell under one scorer.
+    """The data of one cell that are compared under one scorer.
 
     Attributes:
-        control: Name of the control that it is; None for a trained coder.
-        l0: Latents per token that fire; None where unknown.
-        scores: By latent.
+        control: Name of the control; None for a trained coder.
+        l0: Latents that fire per token; None if unknown.
+        scores: Scores by latent.
         token_shares: Share of each latent's firings that fall on its most frequent token.
     """
 
@@ -45,15 +45,15 @@ class ControlCell(NamedTuple):
 def control_contrasts(
     scorer: str, metric: Metric, cells: Sequence[ControlCell], rng: np.random.Generator
 ) -> list[ControlContrast]:
-    """Return trained minus control for every control and stratum, corrected over all of them (Holm).
+    """Return trained minus control for every control and stratum, with Holm's correction over all of them.
 
-    Strata are L0s within a factor of 1.5, and in each: all latents, latents with half of their firings or more on one
-    token, and the others. Trained coders of one L0 are pooled, and so are controls of one name. Latents of two coders
-    are independent samples.
+    Strata are L0s within a factor of 1.5, and within each: all latents, latents with at least half of their firings on
+    one token, and the others. Trained coders of one L0 are pooled, and so are controls of one name. Latents of two
+    coders are independent samples.
 
     Args:
-        scorer: Its label.
-        metric: What is compared; differences are positive where trained latents are better.
+        scorer: The scorer's label.
+        metric: The metric; differences are positive where trained latents are better.
         cells: Trained coders and controls.
         rng: Source of resamples.
     """
@@ -69,7 +69,7 @@ def control_contrasts(
 
 
 def holm_corrected(found: Sequence[ControlContrast]) -> list[ControlContrast]:
-    """Return contrasts of one scorer with p values and detectable differences corrected for their number."""
+    """Correct the p values and detectable differences of one scorer's contrasts for their number."""
     tested = [c for c in found if c.p is not None and c.ci95 is not None]
     ps = iter(stats.holm([c.p for c in tested if c.p is not None]))
     corrected = []
@@ -83,7 +83,7 @@ def holm_corrected(found: Sequence[ControlContrast]) -> list[ControlContrast]:
 
 
 def pooled_contrasts(runs: Sequence[Sequence[ControlContrast]]) -> list[ControlContrast]:
-    """Return the means over runs with several seeds, of contrasts that all runs could make."""
+    """Average the contrasts that all runs (one per seed) have."""
     from saeval._compare.pooled import pooled_mean
 
     by_scorer: dict[str, list[ControlContrast]] = {}
@@ -121,7 +121,7 @@ def strata_texts(found: Sequence[ControlContrast]) -> Iterator[str]:
 
 
 def _by_outcome(same: Sequence[ControlContrast]) -> Iterator[str]:
-    """Yield what the test says of one stratum's controls, those of one outcome together."""
+    """Yield the test's outcomes for one stratum's controls, grouped by outcome."""
     for outcome, words in _OUTCOMES.items():
         texts = []
         for c in (c for c in same if c.outcome == outcome):
@@ -133,7 +133,7 @@ def _by_outcome(same: Sequence[ControlContrast]) -> Iterator[str]:
 
 
 def _by_l0(cells: Sequence[ControlCell]) -> Iterator[tuple[str, list[ControlCell], list[ControlCell]]]:
-    """Yield label, trained cells and controls of each range of L0; all at once where an L0 is unknown."""
+    """Yield label, trained cells and controls per range of L0; one range if any L0 is unknown."""
     trained = [cell for cell in cells if cell.control is None]
     controls = [cell for cell in cells if cell.control is not None]
     if any(cell.l0 is None for cell in cells):

@@ -1,4 +1,4 @@
-"""Cells of any runs on one board: joined where they can be compared, refused or marked where they cannot."""
+"""Joins cells of several runs on one board; refuses or marks runs that are not comparable."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Entry:
     """A cell of one of the runs.
 
     Attributes:
-        run: Its run, with this cell alone in it.
+        run: Its run, reduced to this cell.
         cell: The cell, called `run:cell`.
-        facets: What cells can be filtered, grouped and told apart by: axes, and facts about the run and the coder.
+        facets: Values to filter, group and distinguish cells by: axes, and facts about the run and the coder.
         folder: The run directory.
-        number: Which of its run's cells this is, from 0.
+        number: Index of the cell in its run, from 0.
     """
 
     run: RunResult
@@ -43,8 +43,8 @@ class Joined:
     Attributes:
         entries: The cells, by name.
         rank_by: Column that ranks, `scorer.metric`.
-        differs: In what the runs differ so that their numbers cannot be compared; empty unless that was allowed.
-        notes: What else a reader must know.
+        differs: Differences that make the runs' numbers incomparable; empty unless these were allowed.
+        notes: Other notes for the reader.
     """
 
     entries: dict[str, Entry]
@@ -53,7 +53,7 @@ class Joined:
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        """Return the board as text: a line per cell with its rank and the column that ranks."""
+        """Return the board as text: one line per cell, with its rank and the ranking column."""
         board = next(iter(self.groups(None).values()))
         column = split_ranking(self.rank_by)[0]
         scorer, _, metric = column.rpartition(".")
@@ -72,7 +72,7 @@ class Joined:
         return "\n".join([*lines, *([f"… and {more} more"] if more else [])])
 
     def groups(self, facet: str | None) -> dict[str, Leaderboard]:
-        """Return a board for every value of a facet, or a single one; ranks hold within a board.
+        """Return one board per value of a facet, or a single one; ranks hold within a board.
 
         Raises:
             InputError: If no cell has such a facet.
@@ -89,7 +89,7 @@ class Joined:
         return self.entries[cell.cell].run
 
     def families(self, facet: str) -> dict[str, list[CellResult]]:
-        """Return the contestants of each family of coders, after seeing that nothing but sparsity tells them apart.
+        """Return the contestants of each family of coders, after checking that they differ only in sparsity.
 
         Raises:
             InputError: If no cell has such a facet, or they also differ in subject, place, corpus, explainer, judge or
@@ -99,7 +99,7 @@ class Joined:
         return _families([e for e in self.entries.values() if e.cell.baseline is None], facet)
 
     def telling(self) -> list[str]:
-        """Return the facets that tell cells apart, the fewest that say what differs; `cell` where none does."""
+        """Return the smallest set of facets that distinguishes the cells; `cell` if none does."""
         shown = ["run", "task", "version", "synthetic", "subject", "corpus", "explainer", "judge"]
         axes = dict.fromkeys(axis for e in self.entries.values() for axis in e.cell.axes)
         wanted = [
@@ -117,7 +117,7 @@ def join(
     mixed: bool = False,
     weights: Weights | None = None,
 ) -> Joined:
-    """Join the cells of runs, wherever they lie, after seeing that their numbers can be compared.
+    """Join the cells of runs on one board, after checking that their numbers are comparable.
 
     Runs of different tasks or versions, synthetic results beside real ones, and (for one subject) different corpora are
     refused. Runs whose corpus is not recorded, and different judges or versions of scorers, are noted.
@@ -125,12 +125,12 @@ def join(
     Args:
         runs: Run directories, or `results.json` files.
         rank_by: `scorer.metric`, or a scorer for its headline; default: what the runs rank by.
-        keep: `facet=value` each; several values of one facet are for any of them.
-        mixed: Whether to join all the same, marked.
+        keep: `facet=value` each; cells match if they have any of the values given for a facet.
+        mixed: Whether to join incomparable runs and mark the board.
         weights: Also show means weighted by `firing_rate` or `energy`.
 
     Raises:
-        InputError: If a run cannot be read, the runs do not go together, or a facet or column is not there.
+        InputError: If a run cannot be read, the runs are not comparable, or a facet or column does not exist.
 
     Example:
         >>> board = saeval.join(["mine"], mixed=True).groups(None)[""]
@@ -148,8 +148,8 @@ def join(
     differs = _differences(entries)
     if differs and not mixed:
         raise InputError(
-            f"these runs do not go on one board: {'; '.join(differs)}. Leave runs out, choose with --filter, or mark "
-            "the board with --mixed"
+            f"these runs cannot share a board: {'; '.join(differs)}. Omit runs, choose with --filter, or mark the "
+            f"board with --mixed"
         )
     notes = _notes(entries)
     if weights is not None:
@@ -166,11 +166,11 @@ def _with_weights(entry: Entry, weights: Weights) -> Entry:
 
 
 def _run_names(results: Sequence[tuple[Path, RunResult]]) -> list[str]:
-    """Return a name for each run: its id, or its path where two runs have one id."""
+    """Return a name per run: its id, or its path if two runs share an id."""
     ids = [run.run_id for _, run in results]
     names = [str(path) if ids.count(run.run_id) > 1 else run.run_id for path, run in results]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{twice[0]}: is named twice; name each run once")
+        raise InputError(f"{twice[0]}: is given twice; give each run once")
     return names
 
 
@@ -210,7 +210,7 @@ def _kept(entries: list[Entry], keep: Sequence[str]) -> list[Entry]:
 
 
 def _differences(entries: Sequence[Entry]) -> list[str]:
-    """Say in what runs differ so that their numbers cannot be compared."""
+    """Return the differences that make the runs' numbers incomparable."""
     found = []
     for what, of in (
         ("task", lambda e: f"{e.run.task} {e.run.task_version}"),
@@ -249,7 +249,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     found = []
     unknown = list(dict.fromkeys(e.facets["run"] for e in entries if not e.cell.corpus))
     if unknown and len({e.facets["run"] for e in entries}) > 1:
-        found.append(f"The corpus is not recorded in {', '.join(unknown)}; see for yourself that it is the same.")
+        found.append(f"The corpus is not recorded in {', '.join(unknown)}; make sure that it is the same.")
     for mark in ("partial", "synthetic"):
         if marked := list(dict.fromkeys(e.facets["run"] for e in entries if e.facets[mark] == "yes")):
             found.append(f"{mark.capitalize()}: {', '.join(marked)}.")

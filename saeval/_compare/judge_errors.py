@@ -1,4 +1,4 @@
-"""What a judge's known errors do to scores: a verdict on the judge, and scores corrected for its errors."""
+"""Applies a judge's known errors: a verdict on the judge, and scores corrected for its errors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _PASS, _FAIL = 0.8, 0.6  # of balanced accuracy on latents of known meaning
 
 
 def verdict(value: float, interval: tuple[float, float] | None) -> Verdict:
-    """Return what balanced accuracy on latents of known meaning says of a judge.
+    """Return the verdict on a judge from its balanced accuracy on latents of known meaning.
 
-    `pass`: the interval lies above .8, so that at least three fifths of a difference between explanations arrive in the
-    scores. `fail`: it reaches down to .6, where at most a fifth may arrive. Else `weak`.
+    `pass`: the interval lies above .8, so scores show at least three fifths of a difference between explanations.
+    `fail`: it reaches down to .6, where scores may show at most a fifth. Else `weak`.
 
     Example:
         >>> verdict(0.952, (0.925, 0.970)), verdict(0.75, (0.70, 0.79)), verdict(0.5, (0.46, 0.54))
@@ -26,7 +26,7 @@ def verdict(value: float, interval: tuple[float, float] | None) -> Verdict:
 def correct_for_judge(
     score: tuple[float, float], check: tuple[float, float], critical: float = 1.96
 ) -> tuple[float, tuple[float, float]] | None:
-    """Return a balanced accuracy corrected for the judge's errors, and its interval; None for a judge that fails.
+    """Return a balanced accuracy and its interval, corrected for the judge's errors; None if the judge failed.
 
     An observed rate p of "yes" corrects to (p + c − 1)/(s + c − 1) for sensitivity s and specificity c (Rogan and
     Gladen 1978). For both kinds of windows together, a balanced accuracy b corrects to ½ + (b − ½)/(s + c − 1), where
@@ -36,8 +36,8 @@ def correct_for_judge(
 
     Args:
         score: Balanced accuracy and its standard error.
-        check: The judge's own on known latents, and its standard error.
-        critical: Standard errors on either side that the interval covers.
+        check: The judge's balanced accuracy on known latents, and its standard error.
+        critical: Half-width of the interval in standard errors.
 
     Example:
         >>> value, (low, high) = correct_for_judge((0.70, 0.02), (0.90, 0.01))

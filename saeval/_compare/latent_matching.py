@@ -29,20 +29,20 @@ BASES: tuple[Basis, ...] = ("explanations", "decoder", "encoder")
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 """The model that embeds explanations, unless another is named."""
 HUNGARIAN_MAX = 8192
-"""Latents of the larger side up to which the best one-to-one matching is found."""
+"""Maximum latents of the larger side for the best one-to-one matching."""
 _TILE = 2048  # latents of one side at a time whose cosines with all of the other are in memory
 _MIXED = 4096  # latents that a random direction is mixed from
 
 
 @dataclass(frozen=True)
 class Match:
-    """Latents of two coders matched to each other.
+    """A matching of the latents of two coders.
 
     Attributes:
-        pairs: Places of the matched latents on either side.  [matched, 2]
+        pairs: Indices of the matched latents on either side.  [matched, 2]
         cosines: Their cosines.  [matched]
         method: `hungarian`: the one-to-one matching with the largest sum of cosines; `mutual nearest neighbours`: pairs
-            each of which is the other's closest, which leaves latents out.
+            in which each is the other's closest, which leaves some latents unmatched.
     """
 
     pairs: NDArray[np.int64]
@@ -51,28 +51,28 @@ class Match:
 
     @property
     def score(self) -> float:
-        """Mean cosine of matched latents; nan when none are."""
+        """Mean cosine of matched latents; nan if there are none."""
         return float(self.cosines.mean()) if len(self.cosines) else float("nan")
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """How alike two cells' latents are.
+    """Similarity of two cells' latents.
 
     Attributes:
         a: The first cell, `run:cell`.
         b: The second.
-        basis: What they are compared by.
-        score: Mean cosine of matched latents; None when they cannot be compared.
-        random: The same where b's vectors are drawn at random with the mean and covariance of b's own: what matching
-            alone makes of unrelated latents.
-        shuffled: Mean cosine of a's matched latents with each other's partners: what any two latents share.
+        basis: Basis of the comparison.
+        score: Mean cosine of matched latents; None if they cannot be compared.
+        random: The same for random vectors with the mean and covariance of b's: what matching alone gives for unrelated
+            latents.
+        shuffled: Mean cosine of a's matched latents with other latents' partners: what any two latents share.
         matched: Number of matched latents.
         latents: Number of latents on either side.
-        method: How they were matched; or why they cannot be compared.
-        pairs: Latents of a and b that were matched, and their cosine.
-        dead: Latents on either side that never fire on their run's corpus, which are omitted; None where the
-            activations are not in the cache, so that nobody knows.
+        method: The matching method, or why they cannot be compared.
+        pairs: Matched latents of a and b, and their cosines.
+        dead: Omitted latents on either side that never fire on their run's corpus; None if unknown because the
+            activations are not cached.
     """
 
     a: str
@@ -89,13 +89,13 @@ class Similarity:
 
 
 def match(a: Floats, b: Floats, *, hungarian_max: int = HUNGARIAN_MAX) -> Match:
-    """Match two sets of unit vectors one to one, so that matched ones are alike.
+    """Match two sets of unit vectors one to one by cosine.
 
     Args:
         a: Unit vectors.  [latents, d]
         b: Unit vectors.  [other latents, d]
-        hungarian_max: Size of the larger side up to which the matching with the largest sum is found, in memory of
-            twelve bytes a pair; beyond it, mutual nearest neighbours are, tile by tile.
+        hungarian_max: Size of the larger side up to which the matching with the largest sum is found, using 12 bytes of
+            memory per pair; above it, mutual nearest neighbours are found tile by tile.
     """
     import numpy as np
 
@@ -124,10 +124,9 @@ def match(a: Floats, b: Floats, *, hungarian_max: int = HUNGARIAN_MAX) -> Match:
 def compare_vectors(
     a: Floats, b: Floats, rng: np.random.Generator, *, hungarian_max: int = HUNGARIAN_MAX
 ) -> tuple[Match, float, float]:
-    """Match two sets of vectors, and two baselines.
+    """Match two sets of vectors, and compute two baselines.
 
-    Vectors of length 0 stay so and match nothing. Assumes that both sides lie in the same space, coordinate by
-    coordinate.
+    Vectors of length 0 match nothing. Assumes that both sides share the same coordinates.
 
     Args:
         a: Vectors of any length.  [latents, d]
@@ -136,8 +135,8 @@ def compare_vectors(
         hungarian_max: See `match`.
 
     Returns:
-        The match; the mean cosine that vectors with mean and covariance of b's get, matched alike; and the mean cosine
-        of matched vectors with each other's partners (nan for fewer than two).
+        The match; the mean cosine of random vectors with b's mean and covariance, matched in the same way; and the mean
+        cosine of matched vectors with other vectors' partners (nan for fewer than two).
     """
     import numpy as np
 
@@ -177,29 +176,30 @@ def similarities(
 ) -> tuple[list[Similarity], list[str]]:
     """Compare the latents of every pair of cells.
 
-    Explanations are those that the runs made, of the latents they sampled. Directions are those of the whole coder,
-    loaded as the run's `spec.yaml` says, without latents that never fire where the run's activations are in the cache;
-    code in single files, which a run directory from somebody else might name, is never run.
+    Explanations are those of the runs' sampled latents. Directions are those of the whole coder, loaded as in the run's
+    `spec.yaml`, without latents that never fire if the run's activations are cached. Code in single files is never run,
+    because a run directory from somebody else might name some.
 
     Args:
         references: `run`, for all its contestants, or `run:cell`.
-        by: What to compare by; default: explanations, and decoder directions where every coder can be loaded.
+        by: Bases of comparison; default: explanations, and decoder directions if every coder can be loaded.
         model: Sentence-transformers model that embeds explanations.
-        seed: Of the baselines.
+        seed: Seed of the baselines.
         embed: Embeds texts; default: the process's own.
         registry: Where plugins are found.
 
     Returns:
-        One for each pair of cells and basis, pairs that cannot be compared saying why; and why a basis was skipped.
+        One similarity per pair of cells and basis (with the reason if they cannot be compared), and the reasons why
+        bases were skipped.
 
     Raises:
-        InputError: If there are fewer than two cells, or what `by` asks for cannot be had.
+        InputError: If there are fewer than two cells, or a basis in `by` is not available.
     """
     cells = [cell for reference in references for cell in _cells(reference)]
     if len(cells) < 2:
-        raise InputError("similarity needs two cells or more; give several runs, or `run:cell` twice")
+        raise InputError("similarity needs at least two cells; give several runs, or several `run:cell`")
     if twice := [label for label, _ in cells if [c for c, _ in cells].count(label) > 1]:
-        raise InputError(f"{twice[0]}: is named twice; name each cell once")
+        raise InputError(f"{twice[0]}: is given twice; give each cell once")
     found: list[Similarity] = []
     left_out: list[str] = []
     for basis in by or BASES[:2]:
@@ -214,7 +214,7 @@ def similarities(
             for j in range(i + 1, len(cells)):
                 found.append(_pair(a, cells[j][0], basis, vectors[i], vectors[j], seed))
     if not found:
-        raise InputError(f"there is nothing to compare by: {'; '.join(left_out)}")
+        raise InputError(f"nothing can be compared: {'; '.join(left_out)}")
     return found, left_out
 
 
@@ -225,12 +225,12 @@ def _cells(reference: str | Path) -> list[tuple[str, RunCell]]:
 
 
 class Vectors(NamedTuple):
-    """What latents are compared by.
+    """Vectors to compare latents by.
 
     Attributes:
         latents: Their numbers.
         vectors: Their vectors.  [latents, d]
-        dead: How many were omitted because they never fire; None where that is not known.
+        dead: Number omitted because they never fire; None if unknown.
     """
 
     latents: list[int]
@@ -242,7 +242,7 @@ def _vectors(cell: RunCell, basis: Basis, model: str, embed: Embed, registry: Re
     """Return the numbers of a cell's latents and their vectors."""
     if basis == "explanations":
         if not cell.texts:
-            raise InputError(f"{cell.folder}: there is no explanation to embed")
+            raise InputError(f"{cell.folder}: has no explanations to embed")
         return Vectors(list(cell.texts), embed(model, list(cell.texts.values())))
     source = _source(cell, registry)
     weights = source.plugin.weights()
@@ -259,7 +259,7 @@ def _vectors(cell: RunCell, basis: Basis, model: str, embed: Embed, registry: Re
 
 
 def _alive(source: Part[ActivationSource], latents: int) -> NDArray[np.bool_] | None:
-    """Return which latents fire on the corpus of a run; None where its activations are not in the cache."""
+    """Return which latents fire on a run's corpus; None if its activations are not cached."""
     try:
         store = ActivationStore.open(store_folder(source.identity))
     except (SaevalError, OSError):
@@ -268,13 +268,13 @@ def _alive(source: Part[ActivationSource], latents: int) -> NDArray[np.bool_] | 
 
 
 class _Installed(Registry):
-    """Plugins of installed packages alone."""
+    """A registry of plugins from installed packages only."""
 
     def get(self, kind: str, name: str, *, base: Path | None = None) -> Loaded:
-        """Return the plugin that a spec names, unless it is code in a single file."""
+        """Return the plugin that a spec names; refuse code in single files."""
         if ".py:" in name:
             raise PluginError(
-                f"{kind} {name!r} is code in a single file, which is not run to compare; use --by explanations"
+                f"{kind} {name!r} is code in a single file, which similarity never runs; use --by explanations"
             )
         return super().get(kind, name, base=base)
 
@@ -282,7 +282,7 @@ class _Installed(Registry):
 def _source(cell: RunCell, registry: Registry | None) -> Part[ActivationSource]:
     spec = cell.folder.parent.parent / "spec.yaml"
     if not spec.is_file():
-        raise InputError(f"{spec}: is not there, so the coder of {cell.name} cannot be loaded; use --by explanations")
+        raise InputError(f"{spec}: does not exist, so the coder of {cell.name} cannot be loaded; use --by explanations")
     task: Task = load_task(spec, registry=registry or _Installed(), check=False)
     names = [c.name for c in task.cells]
     if cell.name not in names:
@@ -324,8 +324,8 @@ def text(found: Sequence[Similarity]) -> str:
         parts.append(aligned(head, [_row(s, numbers) for s in of], WIDTH))
     parts.append(
         fold(
-            "random: vectors drawn with the mean and covariance of the second cell's, matched alike; shuffled: "
-            "matched latents with each other's partners. A score near these means that nothing in common was found. "
+            "random: vectors with the mean and covariance of the second cell's, matched in the same way; shuffled: "
+            "matched latents with other latents' partners. A score near these means that nothing in common was found. "
             "dead: latents that never fire on the run's corpus, which are skipped (?: its activations are not in "
             "the cache)."
         )

@@ -1,4 +1,4 @@
-"""Ranks the cells of a leaderboard, as far as the intervals can tell them apart."""
+"""Ranks the cells of a leaderboard, with a range of ranks where intervals do not separate them."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def rank_text(rank: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class AgainstBaseline:
-    """A contestant tested against a baseline coder, in what ranks.
+    """A test of a contestant against a baseline coder in the ranking column.
 
     Attributes:
         cell: Name of the contestant.
         baseline: Name of the baseline's cell.
-        difference: Contestant minus baseline, positive where the contestant is better.
+        difference: Contestant minus baseline, positive if the contestant is better.
         ci95: Its interval, uncorrected.
         p: Two-sided p value, Holm over contestants and baselines.
     """
@@ -62,11 +62,11 @@ class AgainstBaseline:
     p: float
 
     HEADS: ClassVar[tuple[str, ...]] = ("contestant", "is", "baseline coder", "difference", "95 % CI", "p (Holm)")
-    """Heads of a table of `texts`."""
+    """Column heads for a table of `texts`."""
 
     @property
     def texts(self) -> list[str]:
-        """The two, what came of it, difference, interval and p."""
+        """Names, outcome, difference, interval and p as texts."""
         side = "above" if self.difference > 0 else "below"
         said = side if self.p <= 0.05 else "not told apart from"
         return [
@@ -87,18 +87,18 @@ class AgainstBaseline:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Cells in the order of what ranks.
+    """Cells in ranked order.
 
     Attributes:
         standings: Contestants, best first; then baselines, best first.
-        metrics: Label of every scorer and its main metric: the one that ranks, which comes first, and headlines.
-        shown: Labels and metrics that boards show: each scorer's main one, then its others that are meant for boards.
+        metrics: Label and main metric of every scorer: first the ranking one, then headlines.
+        shown: Labels and metrics that boards show: the main ones, each followed by the scorer's other board metrics.
         variants: Explanation baselines, in the order of the spec.
-        ranked_by: The column that ranks, `scorer.metric`.
-        ranking: Whether its lifts rank or its raw scores.
-        note: Why; what a reader of the ranks must know.
-        readings: By scorer, whether its judge's scores depend on explanations; only of scorers with floors.
-        against: Contestants against baseline coders.
+        ranked_by: The ranking column, `scorer.metric`.
+        ranking: Whether lifts or raw scores rank.
+        note: The reason for it, for the reader of the ranks.
+        readings: By scorer with floors, whether its judge's scores depend on explanations.
+        against: Tests of contestants against baseline coders.
         smallest_difference: Minimum detectable difference between two contestants, at 5 % over all pairs with 80 %
         power;
             None for fewer than two contestants.
@@ -124,11 +124,11 @@ class Leaderboard:
 
     @classmethod
     def of_cells(cls, found: Sequence[CellResult], rank_by: str) -> Leaderboard:
-        """Rank cells, whose names are all different, by `scorer.metric`: by its lift where all contestants have floors.
+        """Rank cells with distinct names by `scorer.metric`, or by its lift if all contestants have floors.
 
         Args:
             found: The cells.
-            rank_by: `scorer.metric`; `.lift` or `.raw` behind it asks for one of the two.
+            rank_by: `scorer.metric`; a suffix `.lift` or `.raw` requests one of the two.
         """
         cells, lifted = with_lifts(found)
         rows = [row for cell in cells for row in cell.scores]
@@ -162,18 +162,18 @@ class Leaderboard:
 
     @property
     def title(self) -> str:
-        """What ranks: `lift of scorer.metric`, or `raw scorer.metric`."""
+        """The ranking column in words: `lift of scorer.metric`, or `raw scorer.metric`."""
         return f"{'lift of' if self.ranking == 'lift' else 'raw'} {self.ranked_by}"
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the ranks must know, a sentence or two each."""
+        """Notes for the reader of the ranks, a sentence or two each."""
         what = "lifts" if self.ranking == "lift" else "scores"
-        found = [f"rank: a range where {what} are not told apart (z tests, Holm)."]
+        found = [f"rank: a range if {what} are not distinguishable (z tests, Holm)."]
         if self.ranking == "lift":
             found.append(
-                "lift: score above the floor, what the same windows score with uninformed explanations; floors are "
-                "pooled over cells as far as the data allow, and their error is in the interval."
+                "lift: score above the floor, which is what the same windows score with uninformed explanations; "
+                "floors are pooled over cells as far as the data allow, and the interval includes their error."
             )
         else:
             found.append(f"{self.note}.")
@@ -191,7 +191,9 @@ class Leaderboard:
         if any(row.few or (row.against and row.against.n < row.FEW) for row in rows):
             found.append(f"*: fewer than {ScoreRow.FEW} latents, so the interval may be too narrow.")
         if any(row.off for row in rows):
-            found.append("≠: a condition of the scorer was missed, so the score belongs to another setting (warnings).")
+            found.append(
+                "≠: a condition of the scorer was missed, so the score belongs to another setting (see warnings)."
+            )
         if any(row.unanswered > ScoreRow.MAX_UNANSWERED for row in rows):
             found.append(
                 "!: more than 5 % of the windows have no answer; the score could be anything within the bounds."
@@ -199,7 +201,7 @@ class Leaderboard:
         return found
 
     def row(self, cell: CellResult, scorer: str, variant: str = MAIN, metric: str | None = None) -> ScoreRow | None:
-        """Return the row of a scorer's metric, by default the main one, for own or a baseline's explanations."""
+        """Return the row of a scorer's metric (default: the main one) for own or a baseline's explanations."""
         return _find(cell, scorer, metric or self.metrics[scorer], variant)
 
 
@@ -211,15 +213,16 @@ def _shown(metrics: dict[str, str], rows: Sequence[ScoreRow]) -> Iterator[tuple[
 
 @dataclass(frozen=True)
 class _Ranked:
-    """The cells that have what ranks, best first, with the covariance of their errors.
+    """Cells with a value in the ranking column, best first, and the covariance of their errors.
 
     Attributes:
         cells: The cells.
-        values: What ranks, greater where better.  [cells]
-        covariance: Of its errors.  [cells, cells]
+        values: Ranked values, greater is better.  [cells]
+        covariance: Covariance of their errors.  [cells, cells]
         ranking: Lifts or raw scores.
-        note: Why.
-        least_p: No difference gets a smaller p value: that of a judge whose scores do not depend on explanations.
+        note: The reason for it.
+        least_p: Lower bound for p values of differences: the p value that the judge's scores do not depend on
+            explanations.
     """
 
     cells: list[CellResult]
@@ -238,12 +241,12 @@ class _Ranked:
         lifted: Mapping[Key, Lifted],
         wanted: Ranking | None,
     ) -> _Ranked:
-        """Return lifts where they are wanted and there, else raw scores."""
+        """Return lifts if requested and available, else raw scores."""
         rows = {c.cell: row for c in cells if (row := _find(c, scorer, metric, MAIN)) and row.value is not None}
         contestants = [row for c in cells if c.baseline is None and (row := rows.get(c.cell))]
         without = [row for row in contestants if row.lift is None]
         if wanted == "raw":
-            return cls._raw(cells, rows, "ranked by raw scores, as asked for: floors are not taken off")
+            return cls._raw(cells, rows, "ranked by raw scores, as requested: floors are not subtracted")
         if without or not contestants:
             return cls._raw(cells, rows, _why_raw(contestants, without))
         return cls._lifts([c for c in cells if c.cell in rows and rows[c.cell].lift is not None], rows, lifted)
@@ -285,7 +288,7 @@ class _Ranked:
         return [cell.cell for cell in self.cells]
 
     def ranks(self, places: Sequence[int]) -> dict[str, tuple[int, int]]:
-        """Return the ranks of the cells at these places, by name; all of them where nothing can be told apart."""
+        """Return the ranks of these cells by name; the full range if none can be separated."""
         if self.least_p > 0.05:
             return {self.cells[i].cell: (1, len(places)) for i in places}
         import numpy as np
@@ -317,7 +320,7 @@ def _why_raw(contestants: Sequence[ScoreRow], without: Sequence[ScoreRow]) -> st
 
 
 def _readings(lifted: Mapping[Key, Lifted], metrics: Mapping[str, str]) -> dict[str, Reading]:
-    """Return the reading of each scorer's judge; of several judges, the one that depends least on explanations."""
+    """Return the reading of each scorer's judge; of several judges, the one least dependent on explanations."""
     found: dict[str, Reading] = {}
     for key, of in lifted.items():
         scorer, metric, *_ = key
@@ -331,5 +334,5 @@ def _find(cell: CellResult, scorer: str, metric: str, variant: str) -> ScoreRow 
 
 
 def standard_error(row: ScoreRow) -> float:
-    """Return the standard error that the row's interval stands for."""
+    """Return the standard error that corresponds to the row's interval."""
     return stats.standard_error(row.value, row.ci95, *row.range)

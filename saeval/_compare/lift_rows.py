@@ -1,4 +1,4 @@
-"""Puts lifts into the rows of a board's cells, and says whether a judge reads explanations at all."""
+"""Adds lifts to the rows of a board's cells, and tests whether a judge reads explanations at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ALIKE = 0.98  # share of equal answers from which a judge ignores the explanati
 _FEWEST = 20  # windows, or latents, from which that is said
 
 Key = tuple[str, str, str, str | None]
-"""What lifts are pooled within: scorer, metric, plugin and judge."""
+"""Rows whose floors are pooled share scorer, metric, plugin and judge."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Reading:
     """Whether a judge's scores depend on the explanation.
 
     Attributes:
-        p: One-sided p value, over all cells, of scores that do not.
-        same: Share of the windows judged under a latent's own and under another's explanation that got one answer;
-            None where there are no answers by window.
+        p: One-sided p value, over all cells, that scores do not depend on it.
+        same: Share of windows with equal answers under a latent's own and another's explanation; None if there are no
+            answers per window.
         answers: Number of those windows.
         latents: Latents that were judged twice.
     """
@@ -40,7 +40,7 @@ class Reading:
 
     @property
     def ignores(self) -> bool:
-        """Whether the judge gives the same answers whatever the explanation."""
+        """Whether the judge gives the same answers for any explanation."""
         return self.same is not None and self.same >= _ALIKE and self.answers >= _FEWEST
 
     @property
@@ -50,11 +50,11 @@ class Reading:
 
     @property
     def text(self) -> str:
-        """What to say on a board; empty where scores depend on the explanation."""
+        """Note for a board; empty if scores depend on the explanation."""
         if self.ignores:
             return (
                 f"this judge ignores the explanation: {self.same:.0%} of its answers on {self.answers} windows are the "
-                "same with uninformed explanations. Its scores tell windows apart, not latents"
+                "same with uninformed explanations. Its scores describe windows, not latents"
             )
         if self.depends:
             return ""
@@ -71,7 +71,7 @@ class Lifted:
     Attributes:
         cells: Names of the cells.
         values: Lifts, positive where better.  [cells]
-        covariance: Of their errors.  [cells, cells]
+        covariance: Covariance of their errors.  [cells, cells]
         reading: Whether the judge reads explanations.
     """
 
@@ -82,7 +82,7 @@ class Lifted:
 
 
 def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key, Lifted]]:
-    """Return the cells with lifts in their rows, floors pooled over these very cells, and the lifts of each column.
+    """Return the cells with lifts in their rows (floors pooled over these cells), and the lifts of each column.
 
     Rows without a floor have no lift.
     """
@@ -106,7 +106,7 @@ def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key,
 
 
 def key_of(row: ScoreRow) -> Key:
-    """Return what a row's lift is pooled within."""
+    """Return the key of the rows that a row's lift is pooled with."""
     return row.scorer, row.metric, row.plugin, row.judge
 
 

@@ -3,7 +3,7 @@
 A judge that never reads the explanation can still score two dictionaries differently, because their windows differ. The
 floor of a cell is what its windows score under uninformed explanations; lift is the score above it. Floors are
 estimates from part of the latents, so they are pooled over cells as far as the data allow: where floors agree, a
-difference of lifts is as precise as a difference of scores; where they differ, that difference is taken out.
+difference of lifts is as precise as a difference of scores; where they differ, the difference is removed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Paired:
         shared_own: Mean score over the latents that have a floor.
         floor: Mean floor.
         m: Latents that have a floor.
-        covariance: Sample variance of those scores, of their floors, and the covariance of the two.
-        least_error: What the standard error of the lift is at least: few latents prove little, however alike they are.
+        covariance: Sample variances of those scores and floors, and their covariance.
+        least_error: Lower bound for the lift's standard error: few latents prove little, however similar they are.
     """
 
     own: float
@@ -53,7 +53,7 @@ class Lifts:
 
     Attributes:
         values: The lifts.  [cells]
-        covariance: Of their errors, which share that of the common floor.  [cells, cells]
+        covariance: Covariance of their errors, which share the common floor's error.  [cells, cells]
         floors: Floors after pooling.  [cells]
         spread: Standard deviation of true floors between cells, its posterior mean.
     """
@@ -65,11 +65,11 @@ class Lifts:
 
 
 def lifts(cells: Sequence[Paired]) -> Lifts:
-    """Return the lifts of cells that one judge scored, by a random-effects model of their floors.
+    """Return the lifts of cells scored by one judge, using a random-effects model of their floors.
 
     1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the
     scores
-       (double sampling, Cochran 1977, §12.7): where a judge goes by the windows alone, score and floor are the same.
+       (double sampling, Cochran 1977, §12.7): if a judge looks only at the windows, score and floor are equal.
     2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 30 to 1, τ is 0,
        else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
        averaged over the posterior of τ, so that the uncertainty of τ is in every interval.
@@ -112,7 +112,7 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
 
 
 def _variances(cells: Sequence[Paired]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the variances of scores and floors over latents; of few latents, they lean on those of all cells."""
+    """Return the variances of scores and floors over latents, shrunk to those of all cells if latents are few."""
     import numpy as np
 
     each = np.array([c.covariance[:2] for c in cells])

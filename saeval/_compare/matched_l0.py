@@ -1,4 +1,4 @@
-"""Families of coders compared at one L0: interpolated along each family's sparsity curve, never beyond its ends."""
+"""Compares families of coders at one L0, by interpolation along each family's sparsity curve."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _EXACT = 1e-9  # relative difference of L0s that are the same
 
 @dataclass(frozen=True)
 class Matched:
-    """A family's score at the L0 asked for.
+    """A family's score at the requested L0.
 
     Attributes:
         family: Its name.
         value: The score.
-        ci95: Its interval, from those of the cells it lies between; None where one of them has none.
-        between: Names of those cells, or of the one cell that has this very L0.
+        ci95: Its interval, from those of the neighbouring cells; None if one of them has none.
+        between: Names of those cells, or of the one cell with exactly this L0.
         rank: Best and worst rank that the score is compatible with.
     """
 
@@ -42,10 +42,9 @@ class Matched:
 def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str) -> list[Matched]:
     """Return every family's score at one L0, best first.
 
-    Between its two neighbouring cells, a family's score is taken to follow a straight line over log L0. Cells are
+    Between two neighbouring cells, a family's score is interpolated linearly over log L0. Cells are
     different dictionaries, so their means are independent, and the interval of the interpolated score combines theirs.
-    Families are told apart as cells are on a leaderboard. Nothing is said about how far the curve bends between two
-    cells.
+    Families are ranked as cells are on a leaderboard. The interval does not include curvature between two cells.
 
     Args:
         families: Cells of each family, each with the measure `l0`.
@@ -53,14 +52,14 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
         rank_by: The score, `scorer.metric`.
 
     Raises:
-        InputError: If a cell lacks L0 or score, two cells of a family have the same L0, or a family does not reach to
-            the L0 asked for.
+        InputError: If a cell lacks L0 or score, two cells of a family have the same L0, or a family does not cover the
+            requested L0.
     """
     import numpy as np
 
     curves = {family: _curve(family, cells, rank_by) for family, cells in families.items()}
     if not curves:
-        raise InputError("there is no contestant to compare")
+        raise InputError("there are no contestants to compare")
     least, greatest = max(curve[0][0] for curve in curves.values()), min(curve[-1][0] for curve in curves.values())
     short = [f for f, curve in curves.items() if l0 < curve[0][0] * (1 - _EXACT) or l0 > curve[-1][0] * (1 + _EXACT)]
     if short:
@@ -80,7 +79,7 @@ def _curve(family: str, cells: Sequence[CellResult], rank_by: str) -> list[tuple
     for cell in cells:
         row = next((r for r in cell.scores if r.variant == MAIN and f"{r.scorer}.{r.metric}" == rank_by), None)
         if row is None or row.value is None:
-            raise InputError(f"{cell.cell}: has no {rank_by}; leave it out with --filter")
+            raise InputError(f"{cell.cell}: has no {rank_by}; exclude it with --filter")
         if cell.measures.get("l0", 0) <= 0:
             raise InputError(f"{cell.cell}: has no L0; put `l0` under `measure` in the task")
         points.append((cell.measures["l0"], cell, row))

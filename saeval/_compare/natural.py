@@ -1,4 +1,4 @@
-"""Computes precision, F1 and IoU as they are in the corpus, where a latent is silent in nearly every window."""
+"""Computes precision, F1 and IoU at the corpus's rates, where a latent is silent in nearly every window."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ENOUGH = 10  # latents with false alarms from which their spread is the error o
 
 
 class Tally(NamedTuple):
-    """Answers about the windows of one latent under one explanation.
+    """Counts of a judge's answers on one latent's windows under one explanation.
 
     Attributes:
         rate: Share of the corpus's windows in which the latent fires.
         hits: Activating windows that the judge found.
         positives: Activating windows answered.
-        alarms: Weight of the non-activating windows that it took for activating.
-        weight: Weight of the non-activating windows answered; each counts for so many drawn at random.
+        alarms: Weight of the non-activating windows called activating.
+        weight: Weight of the non-activating windows answered; each represents this many uniformly drawn ones.
         squares: Sum of the squared weights.
     """
 
@@ -39,11 +39,11 @@ class Tally(NamedTuple):
 
 
 _Side = Callable[[Tally], tuple[float, float, float]]
-"""Takes one side of a tally: what was counted, of how much, and the sum of squared weights."""
+"""Selects one side of a tally: count, total, and sum of squared weights."""
 
 
 class KnownJudge(NamedTuple):
-    """What a check found of a judge.
+    """A judge's error rates as measured by a check.
 
     Attributes:
         sensitivity: Share of the activating windows that it finds with a true explanation.
@@ -61,16 +61,16 @@ def natural_rates(tallies: Sequence[Tally], judge: KnownJudge | None, rng: np.ra
 
     With π the share of windows in which a latent fires, recall R and the false positive rate F: precision is
     πR / (πR + (1−π)F), and IoU is πR / (π + (1−π)F). A latent's F is mostly 0 in a few dozen windows, and a mean of
-    ratios over latents would be far too high. So rates are pooled over latents of like π (within a factor of two)
-    before ratios are taken, and these are averaged, weighted by latents.
+    ratios over latents would be far too high. So rates are pooled over latents with similar π (within a factor of two)
+    before ratios are taken; the ratios are averaged, weighted by latents.
 
-    Intervals draw recall and F of each group from beta distributions (Jeffreys) with as many observations as the spread
-    between latents stands for. The judge's ceiling is the precision of explanations without fault. Where the
-    uncertainty of its false alarms exceeds π, a low precision may be the judge's, and the number is not identifiable.
+    Intervals draw recall and F of each group from beta distributions (Jeffreys) with the number of observations that
+    the spread between latents implies. The judge's ceiling is the precision of perfect explanations. If the uncertainty
+    of its false alarms exceeds π, a low precision may be the judge's fault, and the number is not identifiable.
 
     Args:
         tallies: One per latent.
-        judge: What is known of the judge; None where it was not checked, or there is none.
+        judge: The judge's error rates; None if it was not checked, or there is no judge.
         rng: Source of the draws.
     """
     usable = [t for t in tallies if 0 < t.rate < 1 and t.positives and t.weight]
@@ -112,7 +112,7 @@ def _alarms(tally: Tally) -> tuple[float, float, float]:
 
 
 def _pooled(part: Sequence[Tally], side: _Side) -> tuple[float, float]:
-    """Return a pooled rate, and the number of observations that its error stands for."""
+    """Return a pooled rate, and the number of observations that its error corresponds to."""
     import numpy as np
 
     counted, of, squares = np.array([side(t) for t in part]).T
@@ -145,7 +145,7 @@ def _ratios(rate: Floats, recall: Floats, alarms: Floats) -> dict[str, Floats]:
 
 
 def _ceiling(rate: Floats, share: Floats, judge: KnownJudge | None) -> tuple[float | None, str]:
-    """Return the precision of faultless explanations under a judge, and why a precision is not identifiable."""
+    """Return the precision of perfect explanations under a judge, and why a precision is not identifiable."""
     if judge is None:
         return None, "the judge's false alarms are unknown"
     false = (1 - judge.specificity) * judge.windows

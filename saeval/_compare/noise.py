@@ -1,4 +1,4 @@
-"""Measures how firm a number is: noise of single latents' scores, reliability, reruns, and the worth of more data."""
+"""Measures uncertainty: noise of single latents' scores, reliability, reruns, and the value of more data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LEAST_RELIABILITY = 0.1  # below which a correlation cannot be corrected with a
 
 
 class ScoreNoise(NamedTuple):
-    """How far the score of one latent would move if other windows of it were judged.
+    """How much one latent's score would change if other windows were judged.
 
     Attributes:
-        variance: Of the score; the mean over all ways to split the windows into halves.
-        find_interval: Returns the interval; apart, because a run needs the variance of each latent alone.
+        variance: Variance of the score: the mean over all splits of the windows into halves.
+        find_interval: Computes the interval; separate, because a run needs only the variance of most latents.
     """
 
     variance: float
@@ -34,9 +34,9 @@ class ScoreNoise(NamedTuple):
 
 
 def score_noise(score: Score) -> ScoreNoise | None:
-    """Return the noise of a latent's headline score; None for scores that are no share or ranking of judged windows.
+    """Return the noise of a latent's headline score; None for scores that are not a share or ranking of windows.
 
-    The variance is what split halves give, averaged over all splits, which has a closed form: for shares, the sample
+    The variance is that of split halves, averaged over all splits, which has a closed form: for shares, the sample
     variance over n; for AUROC, that of DeLong, DeLong and Clarke-Pearson (1988). Intervals are Wilson's for shares,
     combined for balanced accuracy ("MOVER"), and Newcombe's (2006) for AUROC, so they are not empty at 0 and 1. Windows
     count as independent.
@@ -104,12 +104,12 @@ def _newcombe(area: float, m: int, n: int, z: float = Z95) -> Interval:
 def reliability(scores: ArrayLike, variances: ArrayLike) -> float | None:
     """Return the share of the variance between latents that is not noise of their windows; None where there is none.
 
-    It is the correlation that another scoring on other windows of the same latents would have: split-half reliability
+    It is the expected correlation with a second scoring on other windows of the same latents: split-half reliability
     for the full number of windows (Rulon 1939), averaged over all splits. 0 where the noise explains all.
 
     Args:
         scores: One per latent.  [latents]
-        variances: Of the noise of each.  [latents]
+        variances: Noise variance of each.  [latents]
     """
     import numpy as np
 
@@ -121,7 +121,7 @@ def reliability(scores: ArrayLike, variances: ArrayLike) -> float | None:
 
 
 def disattenuated(correlation: float | None, reliabilities: Sequence[float | None]) -> float | None:
-    """Return a correlation corrected for the noise of both scores (Spearman 1904); None where that makes no sense.
+    """Return a correlation corrected for the noise of both scores (Spearman 1904); None if that is undefined.
 
     Example:
         >>> round(disattenuated(0.4, (0.5, 0.8)), 3), disattenuated(0.4, (0.05, 0.8)), disattenuated(0.4, (None, 0.8))
@@ -136,14 +136,14 @@ def disattenuated(correlation: float | None, reliabilities: Sequence[float | Non
 def prediction_interval(
     value: float, ci95: Interval, bounds: tuple[float | None, float | None] = (None, None), shared: float = 0.0
 ) -> Interval:
-    """Return where a rerun's mean lies in 95 % of reruns with other latents: both runs err, so it is √2 wider.
+    """Return the range of 95 % of reruns' means with other latents; both runs err, so it is √2 wider.
 
     Args:
         value: The mean.
         ci95: Its confidence interval.
-        bounds: Least and greatest value of the metric.
-        shared: Variance of what all latents of a run share (judge, explainer, corpus), where it is known. Both runs
-            draw it.
+        bounds: Minimum and maximum of the metric.
+        shared: Variance of shifts that all latents of a run share (judge, explainer, corpus), if known. Both runs draw
+            it.
     """
     extra = Z95 * sqrt(2 * shared)
     low, high = (hypot(sqrt(2) * (value - ci95[0]), extra), hypot(sqrt(2) * (ci95[1] - value), extra))
@@ -152,13 +152,13 @@ def prediction_interval(
 
 
 class Components(NamedTuple):
-    """Where the variance of scores comes from.
+    """Variance components of scores.
 
     Attributes:
         latents: Variance between latents' true scores.
-        windows: Variance of one latent's score by the choice of its windows.
-        noise: By what was repeated (`judge`, `explainer`): variance of one latent's score between two repetitions.
-        shared: By what was repeated: variance of a shift that all latents of a run share.
+        windows: Variance of one latent's score due to the choice of windows.
+        noise: By repeated step (`judge`, `explainer`): variance of one latent's score between repetitions.
+        shared: By repeated step: variance of a shift that all latents of a run share.
     """
 
     latents: float
@@ -172,14 +172,14 @@ def components(
 ) -> Components:
     """Return variance components of a cell's scores.
 
-    A repeat is the same latents scored twice with one thing done again. Half the variance of the differences is noise
-    of single latents. The square of their mean, less what that noise explains, is twice the variance of a shared shift;
-    a negative estimate is 0. What was repeated first is part of the noise of windows and of later repeats, and is
-    subtracted there.
+    In a repeat, the same latents are scored twice with one step redone. Half the variance of the differences is the
+    noise of single latents. Their squared mean, minus what that noise explains, is twice the variance of a shared
+    shift; negative estimates become 0. The noise of the first repeated step is part of the noise of windows and of
+    later repeats, and is subtracted there.
 
     Args:
         scores: One per latent.  [latents]
-        variances: Noise of each by its windows and by answers to them; nan where unknown.  [latents]
+        variances: Noise of each due to windows and answers; nan if unknown.  [latents]
         repeats: By source, two scores of the same latents.
     """
     import numpy as np
@@ -199,13 +199,13 @@ def components(
 
 
 def worth_of_more(latents: float, windows: float, fixed: float, per_window: float) -> dict[str, float]:
-    """Return by what share the standard error of a mean shrinks with a tenth more money, by what it is spent on.
+    """Return the relative decrease of a mean's standard error for 10 % more money, by what it is spent on.
 
     Args:
         latents: Variance between latents' true scores.
         windows: Variance of one latent's score by its windows.
-        fixed: What a latent costs however many windows of it are judged: its explanation.
-        per_window: What all of its windows cost.
+        fixed: Cost of a latent independent of its number of windows: its explanation.
+        per_window: Cost of all its windows.
 
     Example:
         >>> {k: round(v, 3) for k, v in worth_of_more(0.01, 0.01, 1.0, 1.0).items()}

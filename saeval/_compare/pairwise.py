@@ -1,4 +1,4 @@
-"""Two cells compared: paired where they are about the same latents, unpaired elsewhere, and saying which and why."""
+"""Compares two cells, paired if they have the same latents and unpaired otherwise, and reports which and why."""
 
 from __future__ import annotations
 
@@ -24,25 +24,24 @@ _ALIKE = 0.01  # share by which firings and maxima of the same latent may differ
 
 @dataclass(frozen=True)
 class Contrast:
-    """One metric of both cells.
+    """Both cells' values of one metric, compared.
 
     Attributes:
         metric: `scorer.metric`.
         higher_is_better: Direction of the metric; None where neither is better.
         a: Mean over A's latents; over the shared ones when paired.
-        b: The same of B.
+        b: The same for B.
         n: Latents behind each of them.
         difference: a - b.
-        ci95: Interval of the difference; None where too little is known for one.
+        ci95: Interval of the difference; None if there are too few data.
         p: Two-sided p value of no difference; None for fewer than two latents.
         p_holm: The same, corrected for the number of metrics compared.
-        approximate: Whether the p value is one of means of paired differences from fewer than 100 latents: exact
-        where the
-            sides are exchangeable, too small where one side fails rarely and by a lot.
-        smallest_visible: Difference that would be seen at 5 % in four of five such comparisons.
-        failed: Latents that were tried and have no score, of A and of B.
-        bounds: The difference of all that was scored, with the failures of A counted at the metric's floor, and with
-            those of B; None without failures, or where the metric has no floor.
+        approximate: Whether the p value is that of a mean of paired differences over fewer than 100 latents: exact if
+            the sides are exchangeable, too small if one side fails rarely but by a lot.
+        smallest_visible: Minimum detectable difference: found at 5 % in four of five such comparisons.
+        failed: Latents of A and of B that were tried and have no score.
+        bounds: The difference with A's failures counted at the metric's floor, and with B's; None without failures or
+            floor.
     """
 
     metric: str
@@ -62,14 +61,14 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree about the same windows under the same explanations.
+    """Agreement of two judges on the same windows under the same explanations.
 
     Attributes:
         scorer: Label of the scorer.
         latents: Latents whose explanation is the same on both sides.
-        windows: Their windows that both judges answered.
-        same: Share answered alike.
-        alpha: Krippendorff's alpha, nominal; None where all answers are the same.
+        windows: Windows of these latents that both judges answered.
+        same: Share with equal answers.
+        alpha: Krippendorff's alpha, nominal; None if all answers are equal.
     """
 
     scorer: str
@@ -87,10 +86,10 @@ class Comparison:
         a: The first, `run:cell`.
         b: The second.
         paired: Whether differences are taken latent by latent.
-        why: What in the data says so.
-        contrasts: One a metric.
-        agreement: Of judges, where windows and explanations are the same.
-        warnings: What a reader of the numbers must know.
+        why: The evidence in the data.
+        contrasts: One per metric.
+        agreement: Agreement of judges, if windows and explanations are the same.
+        warnings: Warnings for readers of the numbers.
     """
 
     a: str
@@ -122,22 +121,22 @@ def compare(
 ) -> Comparison:
     """Compare two cells of the same or of different runs.
 
-    Where both are about the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences
-    are taken latent by latent: bootstrap interval of the mean difference, and a permutation test that flips signs.
-    Elsewhere (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval
-    combines those of the two means, and the test permutes latents between sides. Both assume that latents are drawn
-    independently of each other; `saeval._compare.stats` says what each test assumes beside that.
+    If both have the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences are
+    taken per latent: a bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
+    (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval
+    combines those of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
+    each other; `saeval._compare.stats` states each test's other assumptions.
 
     Args:
-        a: A run directory, or `run:cell` where it has several contestants.
+        a: A run directory, or `run:cell` if it has several contestants.
         b: Another one.
         metrics: `scorer.metric` each; default: the headline of every scorer that both have.
         paired: Pair latents by number although they fire differently, as in checkpoints of one SAE.
-        seed: Of resampling.
+        seed: Seed of resampling.
 
     Raises:
-        InputError: If a run, cell or metric is not there, both are the same cell, or too few latents have the same
-            number on both sides to be paired.
+        InputError: If a run, cell or metric does not exist, both are the same cell, or too few latent numbers are on
+            both sides to pair them.
 
     Example:
         >>> found = saeval.compare("mine", "other")
@@ -146,7 +145,7 @@ def compare(
     """
     sides = _open(a), _open(b)
     if sides[0].cell.folder.resolve() == sides[1].cell.folder.resolve():
-        raise InputError(f"{sides[0].label}: is compared with itself; name two cells, as in `{a}:cell`")
+        raise InputError(f"{sides[0].label}: is compared with itself; give two cells, as in `{a}:cell`")
     names = _metrics(sides, metrics)
     same, why = _same_latents(*(side.cell for side in sides))
     alike = same
@@ -168,7 +167,7 @@ def compare(
 
 
 def split_reference(reference: str | Path) -> tuple[Path, str | None]:
-    """Return the run directory and cell that `run` or `run:cell` names; a cell's name holds no colon."""
+    """Split `run` or `run:cell` into run directory and cell; cell names contain no colon."""
     path, colon, cell = str(reference).rpartition(":")
     return (Path(path), cell) if colon and not Path(reference).exists() else (Path(reference), None)
 
@@ -179,7 +178,7 @@ def _open(reference: str | Path) -> _Side:
     contestants = [c for c in cells if name is not None or c.result.baseline is None]
     if len(contestants) != 1:
         names = "; ".join(f"{path}:{c.name}" for c in cells)
-        raise InputError(f"{path}: has {len(contestants)} contestants; say which cell is meant: {names}")
+        raise InputError(f"{path}: has {len(contestants)} contestants; choose a cell: {names}")
     return _Side(f"{run.run_id}:{contestants[0].name}", run, contestants[0])
 
 
@@ -201,7 +200,7 @@ def _metrics(sides: tuple[_Side, _Side], wanted: Sequence[str]) -> list[tuple[Sc
 
 
 def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
-    """Tell from the data whether two cells are about the same latents on the same corpus."""
+    """Decide from the data whether two cells have the same latents on the same corpus."""
     one, other = ({row["latent"]: row for row in cell.latents} for cell in (a, b))
     common = sorted(one.keys() & other.keys())
     corpora = {cell.result.corpus for cell in (a, b)} - {""}
@@ -224,9 +223,9 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
     if a.result.coder == b.result.coder and a.result.subject == b.result.subject:
         return (
             True,
-            f"{len(common)} latents are in both, of a coder that both call the same; how they fire is not recorded",
+            f"{len(common)} latents are in both, of a coder with the same name; how they fire is not recorded",
         )
-    return False, "how the latents fire is not recorded, and the coders are called differently"
+    return False, "how the latents fire is not recorded, and the coders have different names"
 
 
 def _paired_by_number(a: RunCell, b: RunCell) -> str:
@@ -286,7 +285,7 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
 
 
 def _symmetric(differences: NDArray[np.float64]) -> bool:
-    """Tell whether every difference has its opposite, so that the test of their signs is one of their mean as well."""
+    """Return whether the differences are symmetric, so that the test of signs also tests the mean."""
     import numpy as np
 
     d = np.sort(differences.round(9))
@@ -304,7 +303,7 @@ def _bounds(a: ScoreRow, b: ScoreRow) -> tuple[float, float] | None:
 
 
 def _at_floor(row: ScoreRow) -> float | None:
-    """Return the mean with failures counted as chance, or as the worst value where there is no chance level."""
+    """Return the mean with failures counted as chance, or as the worst value if there is no chance level."""
     worst = row.floor.get("chance", row.range[0] if row.higher_is_better else row.range[1])
     if worst is None or row.value is None:
         return None
@@ -327,7 +326,7 @@ def _agreement(a: RunCell, b: RunCell) -> list[Agreement]:
 
 
 def _answers(judged: Mapping[int, Sequence[Mapping[str, Any]]], latents: set[int]) -> dict[tuple[Any, ...], bool]:
-    """Return answers by latent, window, truth, and, for a window asked about several times alike, which time it is."""
+    """Return answers by latent, window, truth and repetition of the question."""
     answers = {}
     seen: Counter[tuple[Any, ...]] = Counter()
     for latent in latents & judged.keys():
@@ -349,7 +348,7 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
         ("judges", *(", ".join(sorted({r.judge for r in s.cell.result.scores if r.judge})) for s in (a, b))),
     ):
         if one and other and one != other and not (same and what in ("explainers", "judges")):
-            found.append(f"The {what} differ ({one}; {other}), so the difference is not one of coders alone.")
+            found.append(f"The {what} differ ({one}; {other}), so the difference is not due to coders alone.")
     for side in (a, b):
         for mark, on in (("made up (synthetic)", side.run.synthetic), ("partial", side.run.partial)):
             if on:
@@ -362,7 +361,7 @@ def _p(contrast: Contrast, p: float | None) -> str:
 
 
 def _contrasts(comparison: Comparison) -> str:
-    """Return the metrics, each with its numbers beneath it."""
+    """Return the metrics, each with its numbers below it."""
     head = ["A", "B", "A − B", "95 %", "p", "p Holm", "detectable", "n", "failed"]
     rows = [
         [

@@ -21,12 +21,12 @@ _SUMMED = ("n", "tried", "failed", "skipped", "unparsed", "windows", "answered")
 
 
 def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
-    """Return the results of several seeds as one: means over seeds, with intervals that hold the spread between seeds.
+    """Pool the results of several seeds: means over seeds, with intervals that include the spread between seeds.
 
-    The interval of a mean combines those of the seeds ("MOVER"). Where values differ between seeds by more than their
-    intervals explain, it is widened accordingly (a random effect of the seed, DerSimonian and Laird 1986). Lifts are
-    pooled over the pooled cells. Medians, correlations, powers and reliabilities are means over seeds; natural rates
-    belong to one draw and are not pooled.
+    The interval of a mean combines those of the seeds ("MOVER"). If seeds differ by more than their intervals explain,
+    it is widened accordingly (a random effect of the seed, DerSimonian and Laird 1986). Lifts are pooled over the
+    pooled cells. Medians, correlations, powers and reliabilities are averaged over seeds; natural rates belong to one
+    draw and are not pooled.
 
     Args:
         results: One per seed, of the same task.
@@ -55,12 +55,12 @@ def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
 def pooled_mean(
     values: Sequence[float], intervals: Sequence[stats.Interval], bounds: tuple[float | None, float | None]
 ) -> stats.Interval:
-    """Return the interval of the mean of independent estimates, widened where they differ more than they should.
+    """Return the interval of the mean of independent estimates, widened if they differ by more than their errors.
 
     Args:
         values: One per seed.
         intervals: Their 95 % intervals.
-        bounds: Least and greatest value of the metric.
+        bounds: Minimum and maximum of the metric.
     """
     k, centre = len(values), mean(values)
     low, high = stats.combined_interval([1 / k] * k, values, intervals)
@@ -72,7 +72,7 @@ def pooled_mean(
 
 
 def _wider(values: Sequence[float], within: float) -> float:
-    """Return by what factor estimates differ more than their errors explain, with t for the few there are."""
+    """Return the factor by which estimates differ more than their errors explain, with t because they are few."""
     from scipy.special import stdtrit
 
     k = len(values)
@@ -86,7 +86,7 @@ def _wider(values: Sequence[float], within: float) -> float:
 
 
 def _joined(parts: Iterable[Any], name: str) -> list[Any]:
-    """Return one list of what each part has in a field."""
+    """Concatenate a field's lists over all parts."""
     return [item for part in parts for item in getattr(part, name)]
 
 
@@ -105,7 +105,7 @@ def _summed(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(items: Iterable[Any], name: str) -> float | None:
-    """Return the mean of a field, over those that have it."""
+    """Return the mean of a field over the parts that have it."""
     known = [value for value in map(attrgetter(name), items) if value is not None]
     return mean(known) if known else None
 
@@ -117,7 +117,7 @@ def _dollars(items: Iterable[Any]) -> float | None:
 
 
 def _means(mappings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each name over the mappings that have it."""
+    """Return the mean of each key over the mappings that have it."""
     known = {name: [m[name] for m in mappings if name in m] for name in mappings[0]}
     return {name: mean(values) for name, values in known.items()}
 

@@ -15,10 +15,10 @@ _EQUAL = 1e-9
 def paired_power(
     differences: ArrayLike, latents: int, rng: np.random.Generator, *, runs: int = 500, flips: int = 999
 ) -> float:
-    """Return the power of the paired test to find a positive mean difference in runs of so many latents.
+    """Return the power of the paired test for a positive mean difference in runs with this many latents.
 
-    Runs are drawn with replacement from the latents at hand. In each, the two-sided test at 5 % flips signs, as
-    `stats.paired_p` does. So a difference that rests on a few latents of many is found in few runs.
+    Runs are drawn with replacement from the given latents. In each, the two-sided test at 5 % flips signs, as
+    `stats.paired_p` does. So a difference that rests on a few latents is found in few runs.
 
     Args:
         differences: One per latent.  [latents at hand]

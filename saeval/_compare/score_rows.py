@@ -19,17 +19,17 @@ Values = Mapping[int, float]
 
 @dataclass(frozen=True)
 class ScorerRun:
-    """What one scorer found of one variant of a cell's explanations, beside its values.
+    """Facts about one scorer's run on one variant of a cell's explanations, besides the values.
 
     Attributes:
         scorer: The scorer's label.
         plugin: Full name and version of the plugin.
         variant: What was scored.
-        tried: Latents that the scorer was to be run on.
-        skipped: Latents that it passed over for a stated reason.
+        tried: Latents that the scorer was run on.
+        skipped: Latents skipped for a stated reason.
         unparsed: Judged windows without an answer.
-        windows: Windows asked about, and windows answered; for scorers that give no answers window by window, none.
-        bounds: The headline metric with everything unanswered judged wrong, and judged right; None where unknown.
+        windows: Windows asked about, and windows answered; 0 for scorers without answers per window.
+        bounds: The headline metric with all unanswered windows counted as wrong, and as right; None if unknown.
         judge: Model that judged; None for none.
         usd: Dollars spent; None when unknown.
     """
@@ -53,7 +53,8 @@ class Floors:
     Attributes:
         values: The metric by baseline and latent.
         uninformed: Uninformed baselines; lift is measured from the first that has values.
-        same: For such a baseline, windows that got the same answer as under the latent's own explanation, of how many.
+        same: For such a baseline, the number of windows with the same answer as under the own explanation, and their
+            total.
     """
 
     values: Mapping[str, Values] = field(default_factory=dict)
@@ -73,13 +74,13 @@ def score_row(
     """Return the row of one metric.
 
     Args:
-        scoring: What the scorer found beside this metric's values.
-        metric: What the values mean.
-        values: The metric by latent, in the order in which it is summed.
+        scoring: Facts about the scorer's run.
+        metric: The metric.
+        values: The metric by latent, in order of summation.
         rng: Source of the interval's resamples.
-        words: Number of words of each explanation scored, as far as known.
-        floors: What the values are compared with, beside chance; None for no floor, as in rows of baselines. Lifts are
-            put into rows by `lift_rows.with_lifts`, once all cells are there.
+        words: Number of words of each scored explanation, if known.
+        floors: Floors besides chance; None for none, as in rows of baselines. `lift_rows.with_lifts` adds lifts to the
+            rows when all cells are done.
     """
     n = len(values)
     floors = floors if metric.higher_is_better is not None else None
@@ -136,7 +137,7 @@ def _means(metric: Metric, floors: Floors | None) -> dict[str, float]:
 
 
 def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Generator) -> FloorSample | None:
-    """Return what the first uninformed baseline got on the latents that have both."""
+    """Return the first uninformed baseline's scores on the latents that have both."""
     import numpy as np
 
     for name in floors.uninformed:

@@ -1,4 +1,4 @@
-"""Every interval, test, rank and correlation of saeval: plain functions of numbers, each saying what it assumes."""
+"""Computes every interval, test, rank and correlation of saeval; each function states its assumptions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Interval = tuple[float, float]
 Z95 = 1.96
 """Half-width of a 95 % interval, in standard errors."""
 POWER80 = Z95 + 0.84
-"""Standard errors that a difference must measure to be detected at 5 % in four of five samples."""
+"""Size of a difference, in standard errors, that is detected at 5 % in four of five samples."""
 MANY = 20_000
-"""Values above which intervals and tests come from normal theory instead of resampling, which gives the same there."""
+"""Number of values above which intervals and tests use normal theory, which agrees with resampling there."""
 _TILE_BYTES = 64 << 20  # memory that the resamples of one tile may take
 _TILE = 500  # resamples at a time where they are few bytes each
 _EQUAL = 1e-3  # share of a metric's range within which scores count as equal
@@ -38,17 +38,16 @@ _DECIMALS = 12  # to which scores are rounded, so that those that are equal but 
 def mean_interval(
     values: ArrayLike, rng: np.random.Generator, *, low: float, high: float, level: float = 0.95, resamples: int = 2000
 ) -> Interval:
-    """Return an interval for the mean: bootstrap over latents, safe at the bounds of the metric's range.
+    """Return a bootstrap interval for the mean over latents, valid at the bounds of the metric's range.
 
     Bias-corrected and accelerated bootstrap (BCa, Efron 1987), which follows skewed scores; stretched about the mean by
-    t(n-1)/z · √(n/(n-1)), since for few latents the plain one is too narrow; and cut off at the range. It assumes
+    t(n-1)/z · √(n/(n-1)), because for few latents the plain one is too narrow; and clipped to the range. It assumes
     that latents are drawn independently of each other. Where values are equal, resampling sees no spread. If all are,
-    the interval reaches as far as the mean would move if the largest share of latents that n draws can miss
-    (the rule of three, `1 - (1-level)^(1/n)`) sat at the end of the range; if a share of them are, equal being
-    what differs by a thousandth of the range or less, it reaches at least as far as the square of that share of
-    the way. So it is never of zero width, and values that differ by noise alone get the width of equal ones. A metric
-    without bounds is taken to reach as far again as the largest value lies from 0; of a single value of it, nothing
-    can be said.
+    the interval reaches as far as the mean would move if the largest share of latents that n draws can miss (the rule
+    of three, `1 - (1-level)^(1/n)`) sat at the end of the range; if a share of them are, equal being what differs by a
+    thousandth of the range or less, it reaches at least as far as the square of that share of the way. So it is never
+    of zero width, and values that differ by noise alone get the width of equal ones. A metric without bounds is taken
+    to reach as far again as the largest value lies from 0; of a single value of it, nothing can be said.
 
     Above `MANY` values, the quantiles of the resampled means are those of their Cornish-Fisher expansion, which
     differs from resampling by less than the resamples do among themselves, and takes neither time nor memory.
@@ -56,13 +55,13 @@ def mean_interval(
     Args:
         values: One score per latent.  [latents]
         rng: Source of the resamples.
-        low: Least value the metric can take, or -inf.
-        high: Greatest value the metric can take, or inf.
-        level: Coverage aimed at.
+        low: Minimum of the metric, or -inf.
+        high: Maximum of the metric, or inf.
+        level: Nominal coverage.
         resamples: Number of bootstrap means.
 
     Returns:
-        Its ends, in units of the values; nan for no values.
+        Its ends, in units of the values; nan if there are no values.
 
     Example:
         >>> from saeval.plugin import derive_rng
@@ -95,7 +94,7 @@ def mean_interval(
 
 
 def interval_method(n: int) -> str:
-    """Return how `mean_interval` makes an interval from so many values, in words."""
+    """Return the method of `mean_interval` for this many values, in words."""
     return "normal theory with skewness, over latents" if n > MANY else "bootstrap over latents"
 
 
@@ -116,7 +115,7 @@ class Weighted(NamedTuple):
 def weighted_mean(
     values: ArrayLike, weights: ArrayLike, rng: np.random.Generator, *, low: float, high: float, resamples: int = 2000
 ) -> Weighted:
-    """Return a weighted mean and its 95 % interval, for latents that weigh what these do.
+    """Return a weighted mean and its 95 % interval, taking the weights as given.
 
     Bootstrap of the ratio Σwx / Σw over latents, stretched by t for the effective number of latents, and reaching as
     far for equal values as `mean_interval` would for so many. It covers the mean expected for latents with these
@@ -127,8 +126,8 @@ def weighted_mean(
         values: One score per latent.  [latents]
         weights: Their weights, above 0.  [latents]
         rng: Source of the resamples.
-        low: Least value the metric can take, or -inf.
-        high: Greatest value the metric can take, or inf.
+        low: Minimum of the metric, or -inf.
+        high: Maximum of the metric, or inf.
         resamples: Number of bootstrap means.
 
     Example:
@@ -159,9 +158,9 @@ def weighted_mean(
 
 
 def _missed(x: Floats, equal: float, level: float, n: float | None = None) -> float:
-    """Return the share of the way to the range's end that an interval reaches because values are equal.
+    """Return how far an interval reaches to the range's end because values are equal, as a share of the way.
 
-    `n` is the effective number of values where that is not their number.
+    `n` is the effective number of values if it differs from their number.
     """
     import numpy as np
 
@@ -172,12 +171,12 @@ def _missed(x: Floats, equal: float, level: float, n: float | None = None) -> fl
 
 
 def least_error(differences: ArrayLike, low: float, high: float) -> float:
-    """Return the least standard error of a mean difference: what equal values can hide, as in `mean_interval`.
+    """Return a lower bound for a mean difference's standard error: what equal values can hide, as in `mean_interval`.
 
     Args:
         differences: One per latent.  [latents]
-        low: Least value of the metric whose differences they are, or -inf.
-        high: Its greatest value, or inf.
+        low: Minimum of the metric, or -inf.
+        high: Maximum of the metric, or inf.
     """
     import numpy as np
 
@@ -220,7 +219,7 @@ def _accelerated(x: Floats, means: Floats, z: float) -> Interval:
 
 
 def _expanded(x: Floats, z: float) -> Interval:
-    """Return what `_accelerated` tends to as resamples grow, for many values: by Cornish and Fisher's expansion."""
+    """Return the limit of `_accelerated` for many values and resamples, by the Cornish-Fisher expansion."""
     import numpy as np
 
     acceleration = _acceleration(x)  # of a mean, the bias is the same number (Efron 1987)
@@ -235,9 +234,9 @@ def combined_interval(
 ) -> Interval:
     """Return the interval of a weighted sum of independent estimates, from the interval of each.
 
-    Each side of the sum's interval is the root of the summed squares of the sides it is made of, so that skewed
-    intervals stay skewed ("MOVER", Zou and Donner 2008). Assumes that the estimates are independent: for the difference
-    of two SAEs, weights 1 and -1.
+    Each side of the sum's interval is the root of the summed squares of the estimates' sides, so skewed intervals stay
+    skewed ("MOVER", Zou and Donner 2008). Assumes that the estimates are independent: for the difference of two SAEs,
+    weights 1 and -1.
     """
     total = sum(w * v for w, v in zip(weights, values, strict=True))
     sides = [
@@ -250,16 +249,16 @@ def combined_interval(
 def difference_interval(
     a: ArrayLike, b: ArrayLike, *, paired: bool, low: float, high: float, rngs: Sequence[np.random.Generator]
 ) -> Interval:
-    """Return the interval of the difference of two means, a - b, cut off at what the metric's range allows.
+    """Return the interval of the difference of two means, a - b, clipped to what the metric's range allows.
 
     Args:
         a: Scores of one side.  [latents]
-        b: Scores of the other: of the same latents in the same order when paired.  [latents or other latents]
+        b: Scores of the other; if paired, of the same latents in the same order.  [latents or other latents]
         paired: Whether to take differences latent by latent. Otherwise the sides are independent samples, and the
             interval combines those of the two means.
-        low: Least value the metric can take, or -inf.
-        high: Greatest value the metric can take, or inf.
-        rngs: Sources of the resamples of a and b; those of a alone serve when paired. May be one generator twice.
+        low: Minimum of the metric, or -inf.
+        high: Maximum of the metric, or inf.
+        rngs: Sources of the resamples of a and b; if paired, only the first is used. May be one generator twice.
     """
     import numpy as np
 
@@ -290,9 +289,9 @@ def jackknifed_pairs(values: Callable[[str, str], float], names: Sequence[str]) 
 
 
 def standard_error(value: float | None, ci95: Interval | None, low: float | None, high: float | None) -> float:
-    """Return the standard error that a 95 % interval stands for: its half-width over 1.96; inf without one.
+    """Return the standard error of a 95 % interval: its half-width over 1.96; inf without an interval.
 
-    An interval that the metric's range (low, high; None where there is no bound) cuts off counts by its longer side.
+    If the metric's range (low, high; None for no bound) clips the interval, its longer side counts.
     """
     if ci95 is None or value is None:
         return inf
@@ -306,10 +305,10 @@ def standard_error(value: float | None, ci95: Interval | None, low: float | None
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number (Holm 1979), in the order given.
+    """Return p values corrected for multiple testing (Holm 1979), in the given order.
 
     Rejecting where the corrected value is at most .05 keeps the chance of any false rejection at .05, whatever the
-    dependence between the tests. Assumes that each p value holds for itself.
+    dependence between the tests. Assumes that each p value is valid.
     """
     corrected = [0.0] * len(ps)
     largest = 0.0
@@ -322,11 +321,11 @@ def holm(ps: Sequence[float]) -> list[float]:
 def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 9999) -> float:
     """Return the two-sided p value of a mean difference of 0: a permutation test that flips signs.
 
-    Exact where the sides are exchangeable without an effect, so that a difference is as likely to have either sign; all
-    flips are taken where there are few. As a test of means of skewed differences it is approximate, and badly so with
-    few latents: where one latent in ten differs a lot, it rejects in 3 of 10 samples of 12 (docs/metrics.md). Assumes
-    that pairs are independent of each other. nan below two pairs. Above `MANY` pairs the flipped sums are treated as
-    normal, a close approximation.
+    Exact if the sides are exchangeable without an effect, so that a difference is equally likely to have either sign;
+    with few pairs, all flips are enumerated. As a test of means of skewed differences it is approximate, and poor with
+    few latents: if one latent in ten differs a lot, it rejects in 3 of 10 samples of 12 (docs/metrics.md). Assumes
+    independent pairs. nan below two pairs. Above `MANY` pairs, the flipped sums are treated as normal, which they very
+    nearly are.
 
     Args:
         differences: One per latent: its score on one side minus that on the other.  [latents]
@@ -346,14 +345,14 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
 
 
 def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
-    """Return the one-sided p value of scores that do not depend on the explanation, against a better score of its own.
+    """Return the one-sided p value that scores do not depend on the explanation, against better own scores.
 
-    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to
-    have either sign: flipping signs is exact, whatever the distribution. All flips are taken where there are few; above
-    `MANY` latents the flipped sums are treated as normal, a close approximation.
+    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to have
+    either sign: flipping signs is exact for any distribution. With few latents, all flips are enumerated; above `MANY`,
+    the flipped sums are treated as normal, which they very nearly are.
 
     Args:
-        differences: Score minus floor of each latent, positive where the score is better.  [latents]
+        differences: Score minus floor per latent, positive if the score is better.  [latents]
         rng: Source of the flips.
         resamples: Number of flips of all signs; p is at least 1 / (resamples + 1).
     """
@@ -368,7 +367,7 @@ def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int =
 
 
 def fisher(ps: Sequence[float]) -> float:
-    """Return the p value of independent tests together (Fisher 1925): −2·Σ log p is χ², two degrees of freedom each.
+    """Combine the p values of independent tests (Fisher 1925): −2·Σ log p is χ², two degrees of freedom each.
 
     Example:
         >>> round(fisher([0.04, 0.06]), 4), fisher([1.0, 1.0])
@@ -382,7 +381,7 @@ def fisher(ps: Sequence[float]) -> float:
 
 
 def _flipped_sums(d: Floats, rng: np.random.Generator, resamples: int) -> tuple[Floats, int]:
-    """Return the sums of differences under flips of their signs; and 1 if flips were drawn, 0 if these are all."""
+    """Return sums of differences under sign flips, and 1 if the flips were drawn or 0 if enumerated."""
     import numpy as np
 
     n = len(d)
@@ -396,10 +395,10 @@ def _flipped_sums(d: Floats, rng: np.random.Generator, resamples: int) -> tuple[
 def unpaired_p(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, resamples: int = 9999) -> float:
     """Return the two-sided p value of equal means: a permutation test of the difference over its standard error.
 
-    Exact where the two sides have the same distribution when there is no effect; since the difference is divided by
-    its standard error, it also holds for sides that differ in spread and in number, for many latents (Janssen 1997).
-    Assumes that all latents are independent of each other. nan with fewer than two latents on a side. With more than
-    `MANY` latents on each side the statistic is treated as normal, a close approximation.
+    Exact if both sides have the same distribution without an effect. Because the difference is divided by its standard
+    error, it also holds, for many latents, if the sides differ in spread and number (Janssen 1997). Assumes independent
+    latents. nan with fewer than two latents on a side. With more than `MANY` latents on each side, the statistic is
+    treated as normal, which it very nearly is.
 
     Args:
         a: Scores of one side.  [latents]
@@ -425,19 +424,19 @@ def unpaired_p(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, resamples: 
 
 
 def _normal_p(seen: float, error: float, resamples: int) -> float:
-    """Return the two-sided p value of a normal deviate, no smaller than so many resamples could show."""
+    """Return the two-sided p value of a normal deviate, no smaller than this many resamples could show."""
     return max(normal_p(seen, error), 1 / (resamples + 1))
 
 
 def normal_p(seen: float, error: float) -> float:
-    """Return the two-sided p value of an estimate that is normal about 0 with this standard error."""
+    """Return the two-sided p value of a normal estimate with this standard error."""
     from scipy.special import ndtr
 
     return 2 * float(ndtr(-abs(seen) / error)) if error > 0 else float(seen == 0)
 
 
 def _studentised(rows: Floats, n: int) -> Floats:
-    """Return |difference| over its standard error for each row, whose first n values are one side.  [rows]"""
+    """Return |difference| over its standard error per row; a row's first n values are one side.  [rows]"""
     import numpy as np
 
     one, other = rows[:, :n], rows[:, n:]
@@ -450,7 +449,7 @@ def _studentised(rows: Floats, n: int) -> Floats:
 
 
 def _tiles(total: int, bytes_each: int, most: int) -> Iterator[int]:
-    """Yield sizes of tiles that make up the total, none with more than `most` members or `_TILE_BYTES` of memory."""
+    """Yield sizes of tiles that add up to the total, each with at most `most` members and `_TILE_BYTES` of memory."""
     size = max(1, min(most, _TILE_BYTES // max(1, bytes_each)))
     for start in range(0, total, size):
         yield min(size, total - start)
@@ -464,17 +463,17 @@ def mantel(
     all_orders: int = 7,
     resamples: int = 5000,
 ) -> tuple[float, float]:
-    """Return the rank correlation of distance and likeness over all pairs, and its two-sided p value (Mantel 1967).
+    """Return the rank correlation of distance and similarity over all pairs, and its two-sided p value (Mantel 1967).
 
-    Pairs share members, so the correlation is tested against permutations of the members. nan for a
-    correlation that is not defined.
+    Pairs share members, so the correlation is tested against permutations of the members. nan if the correlation is
+    undefined.
 
     Args:
-        places: Where each member lies.  [members]
-        alike: Likeness of each pair, in the order of `itertools.combinations`.  [pairs]
+        places: Position of each member.  [members]
+        alike: Similarity of each pair, in the order of `itertools.combinations`.  [pairs]
         rng: Source of the orders.
-        all_orders: Members up to which all orders are tried.
-        resamples: Orders drawn where there are more.
+        all_orders: Maximum members for which all orders are enumerated.
+        resamples: Number of orders drawn if there are more.
     """
     import numpy as np
 
@@ -496,7 +495,7 @@ def mantel(
 
 
 def pairs_well(common: Sized, a: Sized, b: Sized) -> bool:
-    """Tell whether enough latents are on both sides for a paired comparison to use the data well.
+    """Return whether enough latents are on both sides for a paired comparison.
 
     At least two, and half of those on the smaller side.
     """
@@ -509,13 +508,13 @@ def pairs_well(common: Sized, a: Sized, b: Sized) -> bool:
 def rank_ranges(values: ArrayLike, covariance: ArrayLike) -> list[tuple[int, int]]:
     """Return the best and worst rank of each.
 
-    Two are told apart by a z test of their difference; over all pairs, Holm's correction keeps the chance of any false
-    separation at 5 %. For cells that share their latents the test is too careful where their scores go together;
-    `saeval compare` pairs them.
+    Two are separated by a z test of their difference; Holm's correction over all pairs keeps the chance of any false
+    separation at 5 %. For cells that share latents, the test is conservative if their scores correlate; `saeval
+    compare` pairs them.
 
     Args:
         values: Estimates in order, best first.  [cells]
-        covariance: Of their errors.  [cells, cells]
+        covariance: Covariance of their errors.  [cells, cells]
     """
     import numpy as np
 
@@ -528,12 +527,12 @@ def rank_ranges(values: ArrayLike, covariance: ArrayLike) -> list[tuple[int, int
 
 
 def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[float]:
-    """Return the p value of each pair of estimates: z tests of their differences, Holm's correction for all of them.
+    """Return the p value of each pair of estimates: z tests of differences, with Holm's correction.
 
     Args:
         values: The estimates.  [cells]
-        covariance: Of their errors.  [cells, cells]
-        pairs: Which to compare: one family.
+        covariance: Covariance of their errors.  [cells, cells]
+        pairs: Pairs to compare, as one family of tests.
     """
     import numpy as np
     from scipy.special import ndtr
@@ -547,7 +546,7 @@ def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int,
 
 
 def difference_error(covariance: ArrayLike, i: int, j: int) -> float:
-    """Return the standard error of the difference of two estimates; below a billionth it is one of rounding, and 0."""
+    """Return the standard error of the difference of two estimates; below 1e-9 it is rounding error, and 0."""
     import numpy as np
 
     c = np.asarray(covariance, dtype=np.float64)
@@ -559,12 +558,12 @@ def difference_error(covariance: ArrayLike, i: int, j: int) -> float:
 def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float | None:
     """Return the minimum detectable difference over a family of tests at 5 %; None for no test or an unknown error.
 
-    It is what the family's median test finds with this power after Bonferroni's correction: the first step of
-    Holm's, which a single difference among many has to pass.
+    It is the difference that the family's median test finds with this power after Bonferroni's correction: the first
+    step of Holm's, which a single difference among many must pass.
 
     Args:
         errors: Standard error of each difference that is tested.  [tests]
-        power: Chance of finding it.
+        power: Probability of finding it.
 
     Example:
         >>> round(detectable_difference([0.02]), 3), round(detectable_difference([0.02] * 10), 3)
@@ -578,7 +577,7 @@ def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float 
 
 
 def power_of_near(margin: float, ci95: Interval) -> float:
-    """Return how often an interval as wide as this one lies within a margin of 0, if there is no difference.
+    """Return how often an interval of this width lies within a margin of 0 if there is no difference.
 
     Example:
         >>> round(power_of_near(0.05, (-0.02, 0.04)), 2), power_of_near(0.01, (-0.02, 0.04))
@@ -604,9 +603,9 @@ class Correlated:
 
     Attributes:
         n: Latents.
-        pearson: Linear correlation; None for fewer than three latents, or when either score is always the same.
+        pearson: Linear correlation; None for fewer than three latents, or if either score is constant.
         spearman: Rank correlation; None likewise.
-        ci95: Interval of the rank correlation; None for fewer than four latents, or without one.
+        ci95: Interval of the rank correlation; None for fewer than four latents or without a correlation.
     """
 
     n: int
@@ -618,7 +617,7 @@ class Correlated:
 def correlated(x: ArrayLike, y: ArrayLike) -> Correlated:
     """Return the correlations of two scores over the same latents.
 
-    Scores that are equal but for the order in which they were summed count as ties. The interval of the rank
+    Scores that differ only by rounding count as ties. The interval of the rank
     correlation is that of Bonett and Wright (2000), normal on Fisher's scale; it assumes independent latents.
     """
     import numpy as np
@@ -648,11 +647,11 @@ def _rank_interval(r: float, n: int) -> Interval | None:
 def krippendorff_alpha(answers: Sequence[Sequence[Hashable | None]]) -> float:
     """Return Krippendorff's alpha for answers without order: 1 for full agreement, 0 for chance agreement.
 
-    Units with fewer than two answers are omitted. nan if all answers are the same, because agreement then
-    cannot be told from habit. Assumes that judges are interchangeable and units independent.
+    Units with fewer than two answers are omitted. nan if all answers are equal, because agreement and habit are then
+    indistinguishable. Assumes that judges are interchangeable and units independent.
 
     Args:
-        answers: A row per judge, an answer per unit, None where there is none.  [judges, units]
+        answers: One row per judge, one answer per unit, None for none.  [judges, units]
     """
     totals: Counter[Hashable] = Counter()
     disagreement = 0.0

@@ -1,4 +1,4 @@
-"""Adds means weighted by how much each latent does: by its firing rate, or by its share in reconstructions."""
+"""Adds means weighted by each latent's firing rate or its share in reconstructions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeval.records import MAIN, CellResult, ScoreRow
 from saeval.results import RunCell
 
 Weights = Literal["firing_rate", "energy"]
-"""What weighs a latent: the share of tokens on which it fires, or how much its firings write (see `weighted_note`)."""
+"""Weight of a latent: its firing rate, or how much its firings write (see `weighted_note`)."""
 _COLUMNS = {"firing_rate": ("density",), "energy": ("mean_square", "decoder_norm")}
 
 
@@ -27,7 +27,7 @@ def with_weights(cell: RunCell, weights: Weights) -> CellResult:
 
 
 def weighted_note(weights: Weights) -> str:
-    """Return what the weighted column means, in a sentence or two."""
+    """Return an explanation of the weighted column."""
     what = {
         "firing_rate": "the share of tokens on which the latent fires",
         "energy": "its mean squared activation over all tokens times the squared length of its decoder direction, "
@@ -48,7 +48,7 @@ def _weights(cell: RunCell, weights: Weights) -> dict[int, float]:
     if not found and cell.latents:
         raise InputError(
             f"{cell.name}: its latents.parquet has no {' and '.join(_COLUMNS[weights])}, so latents cannot be weighted "
-            f"by {weights}; rerun it with this version and with the coder at hand, or use --weights firing_rate"
+            f"by {weights}; rerun it with this version and with the coder available, or use --weights firing_rate"
         )
     return found
 

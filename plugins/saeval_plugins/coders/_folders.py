@@ -13,7 +13,7 @@ _MOST = 5  # names that a message lists
 
 
 def what_is(folder: Path, format_: str) -> str:
-    """Say in a clause what a folder holds and what to do, for a message that it holds no coder of some format.
+    """Describe what a folder contains and what to do, for the message that it has no coder of the expected format.
 
     Args:
         folder: The folder, which may not be there.
@@ -25,7 +25,7 @@ def what_is(folder: Path, format_: str) -> str:
         return "no such folder"
     other = _maker(folder)
     if other and other[0] == format_:
-        return f"is it a folder that {format_} saved, and copied whole?"
+        return f"was it saved by {format_}, and copied completely?"
     if other and other[0]:
         return f"it holds {other[1]}: write `use: {other[0]}`"
     if other and not other[0]:
@@ -34,7 +34,7 @@ def what_is(folder: Path, format_: str) -> str:
     deeper = [] if inside else _deeper(folder)
     if inside or deeper:
         shown = ", ".join((inside or deeper)[:_MOST]) + (" …" if len(inside or deeper) > _MOST else "")
-        return f"coders lie in its folders: name one of them ({shown})"
+        return f"its subfolders contain coders: name one of them ({shown})"
     there = sorted(child.name + ("/" if child.is_dir() else "") for child in folder.iterdir())
     return f"it holds {', '.join(there[:_MOST]) + (' …' if len(there) > _MOST else '')}" if there else "it is empty"
 
@@ -47,7 +47,7 @@ def _of_file(file: Path, format_: str) -> str:
         return f"it is a file of a folder that holds {maker[1]}" + (f": write `use: {maker[0]}`" if maker[0] else "")
     if re.fullmatch(r"ae_\d+\.pt", file.name):
         return (
-            "it is a checkpoint of a training with dictionary_learning; copy it as ae.pt into a folder with the "
+            "it is a training checkpoint of dictionary_learning; copy it as ae.pt into a folder with the "
             "run's config.json"
         )
     return (
@@ -57,7 +57,7 @@ def _of_file(file: Path, format_: str) -> str:
 
 
 def _maker(folder: Path) -> tuple[str, str] | None:
-    """Return the plugin that reads what a folder holds (empty where none does), and what that is; None for neither."""
+    """Return the plugin that reads a folder's content (empty if none does) and a description of it; None if unknown."""
     names = {child.name for child in folder.iterdir() if child.is_file()}
     if "sae_weights.safetensors" in names:
         return "sae_lens", "an SAE of sae-lens"
@@ -69,22 +69,22 @@ def _maker(folder: Path) -> tuple[str, str] | None:
         return "gemma_scope", "a coder of Gemma Scope"
     config = _json(folder / "config.json")
     if "adapter_config.json" in names:
-        return "", "a LoRA adapter, no coder"
+        return "", "a LoRA adapter, not a coder"
     if "model_type" in config or "architectures" in config:
-        return "", "a language model, no coder: name it under `model`"
+        return "", "a language model, not a coder: name it under `model`"
     if "hyperparams.json" in names:
         return (
             "",
-            "a coder in Llama Scope's own format; take it through sae-lens (`use: sae_lens` with release and sae_id)",
+            "a coder in Llama Scope's own format; load it through sae-lens (`use: sae_lens` with release and sae_id)",
         )
     if any(name.startswith("layer_") and name.endswith(".safetensors") for name in names) and "config.yaml" in names:
         return (
             "",
-            "transcoders of circuit-tracer, a file per layer; take them through sae-lens (`use: sae_lens` with "
+            "transcoders of circuit-tracer, one file per layer; load them through sae-lens (`use: sae_lens` with "
             "release and sae_id)",
         )
     if any(name.endswith(".sae.pt") for name in names):
-        return "", "files of Qwen Scope; take them through sae-lens (`use: sae_lens` with release and sae_id)"
+        return "", "files of Qwen Scope; load them through sae-lens (`use: sae_lens` with release and sae_id)"
     return None
 
 

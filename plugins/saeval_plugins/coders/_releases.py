@@ -20,9 +20,8 @@ class Listed(NamedTuple):
 
     Attributes:
         model: The model that it was trained on.
-        l0: Latents per token that fire, where it is listed.
-        context_size: Tokens per context, where the list tells, or the installed code that brings another library's
-            files into sae-lens' form.
+        l0: Latents that fire per token, if listed.
+        context_size: Tokens per context, if the list states it, or sae-lens' converter of another library's files does.
     """
 
     model: str | None
@@ -31,10 +30,10 @@ class Listed(NamedTuple):
 
 
 def listed(release: str, sae_id: str) -> Listed:
-    """Look a release's SAE up.
+    """Look up an SAE of a release.
 
     Raises:
-        InputError: If sae-lens is not installed, or does not list the release or the SAE, saying what it does list.
+        InputError: If sae-lens is not installed, or does not list the release or the SAE; names what it does list.
     """
     import yaml
 
@@ -49,7 +48,7 @@ def listed(release: str, sae_id: str) -> Listed:
     if sae_id not in saes:
         close = difflib.get_close_matches(sae_id, saes, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join([*saes][:3])} …"
-        raise InputError(f"the release has {len(saes)} SAEs, and none of them is {sae_id!r}; {hint}")
+        raise InputError(f"the release has {len(saes)} SAEs, but no {sae_id!r}; {hint}")
     l0 = saes[sae_id].get("l0")
     size = {**(entry.get("config_overrides") or {}), **(saes[sae_id].get("config_overrides") or {})}.get("context_size")
     size = size or _converted_context(entry.get("conversion_func"))
@@ -75,15 +74,15 @@ def _no_release(release: str, text: str) -> str:
         own = re.findall(r"^([^\s#][^:]*):\s*$", text[: of_repo.start()], re.MULTILINE)[-1]
         return f"that is a repository, which sae-lens lists as the release {own!r}; write `release: {own}`"
     if "/" in release:
-        return "that is no release of the installed sae-lens; of a repository on the hub, give `repo` and `folder`"
+        return "that is not a release of the installed sae-lens; for a repository on the hub, give `repo` and `folder`"
     close = difflib.get_close_matches(release, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "a newer sae-lens may have it"
-    return f"the installed sae-lens lists {len(names)} releases, and none of that name; {hint}"
+    return f"the installed sae-lens lists {len(names)} releases, but none of that name; {hint}"
 
 
 @lru_cache(maxsize=16)
 def _converted_context(conversion: str | None) -> int | None:
-    """Return the context size that sae-lens writes into every configuration it makes of another library's files."""
+    """Return the context size that sae-lens writes into each configuration converted from another library."""
     if not conversion or not (file := _package() / _LOADERS).is_file():
         return None
     _, _, rest = file.read_text(encoding="utf-8").partition(f"def get_{conversion}_config_from_hf(")

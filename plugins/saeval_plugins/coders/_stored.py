@@ -1,4 +1,4 @@
-"""Loads coders whose files lie in a local folder or in a repository on the Hugging Face hub."""
+"""Loads coders from a local folder or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _HUB_REASONS = {
     "GatedRepoError": "the repository is gated: accept its terms on Hugging Face, then log in with `hf auth login`",
     "RepositoryNotFoundError": "there is no such repository; check its name, or log in (`hf auth login`) if private",
     "RevisionNotFoundError": "the repository has no such revision",
-    "HFValidationError": "that is no name of a repository, such as google/gemma-scope-2b-pt-res",
+    "HFValidationError": "that is not the name of a repository, such as google/gemma-scope-2b-pt-res",
 }
 """Why a repository cannot be read, by the exceptions in its chain."""
 
 
 class StoredCoder(Coder):
-    """A coder in files that some library has written.
+    """A coder stored in another library's file format.
 
-    What is on the hub is looked up by name when a task is checked, and downloaded when its activations are wanted;
+    Files on the hub are only looked up when a task is checked; they are downloaded when activations are collected.
     `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean everywhere.
     """
 
@@ -41,14 +41,14 @@ class StoredCoder(Coder):
     config_file: ClassVar[str | None] = None
     """Name of the configuration file, where the format has one."""
     needs_config: ClassVar[bool] = True
-    """Whether each coder of the format has its configuration file."""
+    """Whether every coder of the format has a configuration file."""
     weight_files: ClassVar[tuple[str, ...]]
-    """Names that the file of weights may have."""
+    """Possible names of the weights file."""
     hub_names: ClassVar[str | None] = None
-    """Pattern of the hub ids that hold coders of this format, where the ids tell."""
+    """Pattern of hub ids with coders of this format, if ids reveal it."""
 
     path: SpecPath | None = None
-    """Folder of this machine."""
+    """Local folder."""
     repo: str | None = None
     """Repository on the Hugging Face hub, instead of `path`."""
     folder: str | None = None
@@ -78,12 +78,12 @@ class StoredCoder(Coder):
         return self
 
     def fingerprint(self) -> JsonValue:
-        """Return hashes of the files, wherever they lie."""
+        """Return hashes of the files, independent of their location."""
         return [self.name, *(file_sha256(self._file(name)) for name in self._names())]
 
     @property
     def _where(self) -> str:
-        """Where the folder is, with `/` between its parts; the names of folders may tell what the files do not."""
+        """Path of the folder, with `/` separators; folder names may state what the files do not."""
         if self.path is None:
             return f"{self.repo}/{self.folder or ''}".strip("/")
         return self._local.absolute().as_posix()
@@ -128,7 +128,7 @@ class StoredCoder(Coder):
             folders = sorted({file.rpartition("/")[0] for file in self._listing if file.endswith(self.weight_files)})
             close = difflib.get_close_matches(self.folder or "", folders, n=1, cutoff=0.3) or folders[:1]
             hint = f"did you mean folder: {close[0] or 'none at all'}?" if close else f"it is not of {self.made_by}"
-        return InputError(f"{self._label}: there is no {name} in it; {hint}")
+        return InputError(f"{self._label}: has no {name}; {hint}")
 
     def _file(self, name: str) -> Path:
         """Return a file, fetching it from the hub if need be."""
@@ -141,7 +141,7 @@ class StoredCoder(Coder):
 
     @cached_property
     def _listing(self) -> frozenset[str]:
-        """Names of all files of the repository; where the hub is out of reach, of its own that were fetched earlier."""
+        """Names of all files in the repository, or of those fetched earlier if the hub is unreachable."""
         from huggingface_hub import HfApi, try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -185,7 +185,7 @@ class StoredCoder(Coder):
             cause = cause.__cause__ or cause.__context__
         known = next((text for kind, text in _HUB_REASONS.items() if kind in kinds), None)
         return InputError(
-            f"{self._label} cannot be had from the Hugging Face hub: "
+            f"{self._label} cannot be downloaded from the Hugging Face hub: "
             + (
                 known
                 or "it is not on this machine, and the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), "
@@ -194,7 +194,7 @@ class StoredCoder(Coder):
         )
 
     def _misfit(self, reads: int, d_in: int, place: str | None, model: str | None = None) -> InputError:
-        """Say that it reads activations of another width than those at the hookpoint."""
+        """Return the error that the coder's width differs from that of the hookpoint."""
         made_for = f"; it was made for {place}" + (f" of {model}" if model else "") if place else ""
         return InputError(
             f"{self._label} reads activations of width {reads}, but those at the hookpoint have width {d_in}"
@@ -203,5 +203,5 @@ class StoredCoder(Coder):
 
 
 def _endpoint() -> str | None:
-    """Return the hub to ask, as the environment says now; huggingface_hub looks only once."""
+    """Return the hub's address from the environment as it is now; huggingface_hub reads it only once."""
     return os.environ.get("HF_ENDPOINT") or None

@@ -36,10 +36,10 @@ def read_json(label: str, path: Path) -> dict[str, Any]:
 
 
 def positive(label: str, config: Mapping[str, Any], *names: str) -> None:
-    """Refuse a configuration in which a size is not a positive whole number.
+    """Check that sizes in a configuration are positive whole numbers.
 
     Raises:
-        InputError: If there is one.
+        InputError: If one is not.
     """
     for name in names:
         if type(config.get(name)) is not int or config[name] < 1:
@@ -47,7 +47,7 @@ def positive(label: str, config: Mapping[str, Any], *names: str) -> None:
 
 
 def read_tensors(label: str, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, as float32 on the CPU; one that has no name goes by the empty string.
+    """Return the tensors of a file by name, as float32 on the CPU; a tensor without a name has the name "".
 
     Raises:
         InputError: If the file is damaged, holds anything but tensors, or a value that is not finite; a threshold may
@@ -72,7 +72,7 @@ def tensor_shapes(label: str, path: Path) -> dict[str, list[int]]:
 
 
 def pickled(label: str, path: Path) -> bytes:
-    """Return the pickle of a file of `torch.save`, unread, having looked whether all its members are there.
+    """Return the raw pickle of a `torch.save` file, after checking that the file is complete.
 
     Raises:
         InputError: If the file is damaged, or was not written by torch.save.
@@ -88,18 +88,18 @@ def check_shapes(
     architecture: str,
     ignored: Collection[str] = (),
 ) -> None:
-    """Compare names and shapes of tensors with what an architecture calls for.
+    """Compare names and shapes of tensors with those the architecture requires.
 
     Args:
-        label: What messages call the coder.
+        label: The coder's name in messages.
         file: Name of the file.
-        seen: Shapes there are.
-        wanted: Shapes there should be.
-        architecture: What the coder is said to be.
-        ignored: Further names that make no difference.
+        seen: Shapes found.
+        wanted: Shapes required.
+        architecture: The coder's declared architecture.
+        ignored: Names of tensors that may also be present.
 
     Raises:
-        InputError: If a tensor is missing, too many, or of another shape.
+        InputError: If a tensor is missing, unexpected, or of another shape.
     """
     if missing := sorted(wanted.keys() - seen.keys()):
         raise InputError(f"{label}: {file} lacks {', '.join(missing)}, which {architecture!r} needs")
@@ -110,13 +110,12 @@ def check_shapes(
     for name, shape in wanted.items():
         if seen[name] != shape:
             raise InputError(
-                f"{label}: {name} has shape {seen[name]}, but by its configuration and other tensors it should be "
-                f"{shape}"
+                f"{label}: {name} has shape {seen[name]}, but its configuration and other tensors require {shape}"
             )
 
 
 def _opened(label: str, path: Path, read: Callable[[Path], T]) -> T:
-    """Call a reader, and say in a sentence what is wrong with a file that it cannot read."""
+    """Call a reader, and turn its errors into messages about the file."""
     import pickle
     import zipfile
     import zlib
@@ -126,7 +125,7 @@ def _opened(label: str, path: Path, read: Callable[[Path], T]) -> T:
     try:
         return read(path)
     except (pickle.UnpicklingError, _NotTensors) as error:
-        what = str(error) if isinstance(error, _NotTensors) else "code to be run, or something that is no tensor"
+        what = str(error) if isinstance(error, _NotTensors) else "executable code, or something that is not a tensor"
         raise InputError(
             f"{label}: {path.name} holds {what}, and saeval reads weights alone; save its tensors by themselves, as "
             "`.safetensors` or a state dict"
@@ -158,7 +157,7 @@ def _starts_with(path: Path, head: bytes) -> bool:
 
 
 class _NotTensors(Exception):
-    """What a file holds instead of tensors."""
+    """Raised for a file that contains something other than tensors."""
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -216,7 +215,7 @@ def _npy(path: Path) -> dict[str, Tensor]:
 
 
 def _npy_shape(file: IO[bytes], size: int) -> list[int]:
-    """Return the shape that the head of an array claims, for which there must be as many bytes as it takes.
+    """Return the shape in an array's header, after checking that the file has enough bytes for it.
 
     Args:
         file: The file, or a member of an archive.
@@ -236,7 +235,7 @@ def _npy_shape(file: IO[bytes], size: int) -> list[int]:
 
 
 def _as_float32(shapes: Mapping[str, Sequence[int]]) -> int:
-    """Return the bytes that tensors take as they are read."""
+    """Return the memory that tensors take as float32, in bytes."""
     return sum(4 * math.prod(shape) for shape in shapes.values())
 
 

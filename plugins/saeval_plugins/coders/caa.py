@@ -1,4 +1,4 @@
-"""Contrastive activation addition: the direction between texts that show something and texts that do not."""
+"""Contrastive activation addition: the direction from negative to positive texts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BATCH = 16  # texts that go through the model at a time
 class Caa(Coder):
     """The mean difference of activations at the last token of contrasting texts, as one latent (arXiv 2312.06681).
 
-    The latent's activation is the projection onto that difference, measured from the midpoint between the two means. It
-    fires where a token lies on the side of the positive texts, which about half of all tokens do, and, with `share`,
-    only where it lies far on it. Give it the same `model` (and `device` and `dtype`) as the source, which then loads
+    The latent's activation is the projection onto that difference, measured from the midpoint between the two means.
+    It fires on tokens on the side of the positive texts, about half of all tokens; with `share`, only on those
+    farthest from the threshold. Give it the same `model` (and `device` and `dtype`) as the source, which then loads
     the model once.
     """
 
@@ -35,12 +35,12 @@ class Caa(Coder):
     model: ModelRef
     """The model that reads them, named as in the source."""
     at: str
-    """Where its activations are taken, and, unless the source says otherwise, read: a hookpoint such as `layers.9`."""
+    """Hookpoint where the direction is computed, such as `layers.9`; also the source's, unless it names another."""
     midpoint: bool = True
     """Whether projections are measured from the midpoint between the two means; otherwise from 0."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the pairs' tokens on which it fires, those that project furthest; default: all on the
-    positive side. Windows in which the latent is silent are found only where it fires on few tokens."""
+    """Share of the pairs' tokens on which it fires, those with the largest projections; default: all on the positive
+    side. A latent that fires on many tokens has no non-activating windows."""
     revision: str | None = None
     """Revision of the hub id."""
     device: str = "auto"
@@ -49,7 +49,7 @@ class Caa(Coder):
     """Precision of the model."""
 
     def check(self) -> None:
-        """Read the pairs, and see whether the model is there."""
+        """Read the pairs, and check that the model is available."""
         self._texts  # noqa: B018 - raises
         LiveModel.check(self.model)
 
@@ -64,7 +64,7 @@ class Caa(Coder):
         return self.at
 
     def load(self, device: str, d_in: int) -> LinearCoder:
-        """Run the model over the pairs, the first time, and return the direction between their means."""
+        """Return the direction between the means of the pairs; the first call runs the model over them."""
         positive, negative = self._means.positive.to(device), self._means.negative.to(device)
         direction = positive - negative
         if len(direction) != d_in:
@@ -88,7 +88,7 @@ class Caa(Coder):
         )
 
     def _threshold(self, direction: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return the projection that only `share` of the pairs' tokens exceed; never below 0.  [1]"""
+        """Return the projection that a `share` of the pairs' tokens exceed, at least 0.  [1]"""
         if self.share is None:
             return None
         projections = self._means.tokens.to(direction.device) @ direction + (0 if bias is None else bias)
@@ -103,7 +103,7 @@ class Caa(Coder):
         """The pairs, positive first.
 
         Raises:
-            InputError: If there are none, or a line is not one.
+            InputError: If there are none, or a line is malformed.
         """
         try:
             lines = self.pairs.read_text(encoding="utf-8").splitlines()
@@ -157,11 +157,11 @@ class Caa(Coder):
 
 
 class _Means(NamedTuple):
-    """What the model did on the pairs.
+    """Activations of the model on the pairs.
 
     Attributes:
         positive: Mean activation at the positive texts' last tokens.  [width]
-        negative: The same of the negative texts.  [width]
+        negative: The same for the negative texts.  [width]
         tokens: Activations at all tokens of both.  [tokens, width]
     """
 

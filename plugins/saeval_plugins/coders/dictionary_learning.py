@@ -41,7 +41,7 @@ class DictionaryLearning(StoredCoder):
     weight_files = (WEIGHTS,)
 
     def check(self) -> None:
-        """Read the configuration, and see whether the weights, if on this machine, are whole."""
+        """Read the configuration, and check that local weights are complete."""
         self._names()
         self._config  # noqa: B018 - raises
         if self.path is not None:
@@ -74,11 +74,11 @@ class DictionaryLearning(StoredCoder):
         return f"{place}.input" if trainer["io"] == "in" else place
 
     def width(self) -> int:
-        """Return the width that `config.json` tells."""
+        """Return the width stated in `config.json`."""
         return int(self._config["activation_dim"])
 
     def separable(self) -> bool:
-        """Return whether its class is another than top-k."""
+        """Return True unless its class is a top-k one."""
         return bool(self._config["dict_class"] != "AutoEncoderTopK")
 
     def load(self, device: str, d_in: int) -> LinearCoder:
@@ -100,10 +100,10 @@ class DictionaryLearning(StoredCoder):
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        """What `config.json` says of the trainer, and which side of the module its buffer read.
+        """The trainer's entry in `config.json`, and which side of the module its buffer read.
 
         Raises:
-            InputError: If it is malformed, or of a class that is not known.
+            InputError: If it is malformed, or of an unknown class.
         """
         if not self._has("config.json"):
             raise self._lacking("config.json")
@@ -114,19 +114,17 @@ class DictionaryLearning(StoredCoder):
                 f"{self._label}: config.json names no trainer.dict_class, so dictionary_learning did not save it"
             )
         if trainer["dict_class"] not in CLASSES:
-            raise InputError(
-                f"{self._label}: its class {trainer['dict_class']!r} is not known; there are: {', '.join(CLASSES)}"
-            )
+            raise InputError(f"{self._label}: unknown class {trainer['dict_class']!r}; known: {', '.join(CLASSES)}")
         positive(f"{self._label}: config.json: trainer", trainer, "activation_dim", "dict_size")
         buffer = buffer if isinstance(buffer, dict) else {}
         return {**trainer, "io": buffer.get("io", "out"), "ctx_len": buffer.get("ctx_len")}
 
 
 def _refuse_backup(label: str, path: Path) -> None:
-    """Refuse what training leaves behind to go on from: its biases are those of normalised activations.
+    """Refuse a training backup, whose biases belong to normalised activations.
 
     Raises:
-        InputError: If the file is one.
+        InputError: If the file is a backup.
     """
     said = pickled(label, path)
     if b"optimizer" in said and b"norm_factor" in said:

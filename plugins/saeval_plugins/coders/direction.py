@@ -29,19 +29,19 @@ class Direction(Coder):
     weight: str = "weight"
     """Name of the vector in a file that holds several."""
     bias: str | float = "bias"
-    """Name of the bias in such a file, where there is one; or the bias itself."""
+    """The bias, or its name in a file that holds several tensors."""
     threshold: float = Field(default=0.0, ge=0)
-    """Projections up to this count as silence. To fire at negative projections, too, raise `bias`."""
+    """Projections up to this value count as silent. To fire at negative projections too, raise `bias`."""
 
     def check(self) -> None:
-        """See whether the file is there, and of a kind that is known."""
+        """Check that the file exists and has a known format."""
         if not self.path.is_file():
             raise InputError(f"{self._label}: no such file")
         if self.path.suffix not in SUFFIXES:
-            raise InputError(f"{self._label}: its kind is not known; there are: {', '.join(SUFFIXES)}")
+            raise InputError(f"{self._label}: unknown format; use {', '.join(SUFFIXES)}")
 
     def fingerprint(self) -> JsonValue:
-        """Return the options, and the file's hash wherever it lies."""
+        """Return the options and the file's hash, independent of its location."""
         self.check()
         return [self.name, file_sha256(self.path), self.weight, self.bias, self.threshold]
 
@@ -91,10 +91,10 @@ class Direction(Coder):
         if vector.ndim == 0 or vector.numel() != max(vector.shape):
             raise InputError(
                 f"{self._label}: {name or 'its content'} has shape {list(vector.shape)}, which is not one direction; "
-                "save the row that you mean by itself"
+                "save only the row you mean"
             )
         if not vector.any():
-            raise InputError(f"{self._label}: it is zero, which is no direction")
+            raise InputError(f"{self._label}: is zero, not a direction")
         return vector.flatten()
 
     @property

@@ -1,4 +1,4 @@
-"""Gemma Scope and Gemma Scope 2: JumpReLU SAEs and transcoders of Gemma 2 and Gemma 3."""
+"""Loads Gemma Scope and Gemma Scope 2: JumpReLU SAEs and transcoders for Gemma 2 and Gemma 3."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class GemmaScope(StoredCoder):
     hub_names = r"google/gemma-scope-"
 
     def check(self) -> None:
-        """See whether the weights are there, and on this machine their header."""
+        """Check that the weights exist; of local ones, read the header."""
         self._refuse_cross_layer()
         *_, weights = self._names()
         if self.path is not None:
             _named(self._label, weights, tensor_shapes(self._label, self._file(weights)))
 
     def hookpoint(self) -> str | None:
-        """Return the place that `config.json` or the folders' names tell."""
+        """Return the hookpoint that `config.json` or the folders' names state."""
         return self._places[0]
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return what `config.json` and the names of repository and folders tell."""
+        """Return what `config.json` and the names of repository and folders state."""
         repository = re.search(r"gemma-scope-(\d+b)-(pt|it)-", self._where)
         named = f"gemma-2-{repository[1]}" + ("-it" if repository[2] == "it" else "") if repository else None
         l0 = re.search(r"average_l0_(\d+)", self._where)
@@ -68,7 +68,7 @@ class GemmaScope(StoredCoder):
 
     @property
     def _latents(self) -> int | None:
-        """Width of the dictionary: of weights on this machine, or as the folder's name rounds it."""
+        """Width of the dictionary: exact for local weights, else as the folder's name rounds it."""
         if self.path is not None:
             *_, weights = self._names()
             return _named(self._label, weights, tensor_shapes(self._label, self._file(weights)))["W_enc"][1]
@@ -76,14 +76,14 @@ class GemmaScope(StoredCoder):
         return (1 << round(math.log2(int(named[1]) * _UNITS[named[2]]))) if named else None
 
     def width(self) -> int | None:
-        """Return the width of weights on this machine."""
+        """Return the width of local weights."""
         if self.path is None:
             return None
         *_, weights = self._names()
         return _named(self._label, weights, tensor_shapes(self._label, self._file(weights)))["W_enc"][0]
 
     def separable(self) -> bool:
-        """Return True, as of every JumpReLU."""
+        """Return True: JumpReLU latents are computed independently."""
         return True
 
     def load(self, device: str, d_in: int) -> LinearCoder:
@@ -117,7 +117,7 @@ class GemmaScope(StoredCoder):
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        """What `config.json` says, which only Gemma Scope 2 has, and not everywhere.
+        """The content of `config.json`, which only some folders of Gemma Scope 2 have.
 
         Raises:
             InputError: If it is malformed, or of another architecture.
@@ -126,12 +126,12 @@ class GemmaScope(StoredCoder):
             return {}
         config = read_json(self._label, self._file("config.json"))
         if (architecture := config.get("architecture", "jump_relu")) != "jump_relu":
-            raise InputError(f"{self._label}: its architecture {architecture!r} is not known; there is: jump_relu")
+            raise InputError(f"{self._label}: unknown architecture {architecture!r}; known: jump_relu")
         return config
 
     @property
     def _places(self) -> tuple[str | None, str | None]:
-        """Where it reads, and for a transcoder where it writes, as far as is told."""
+        """The hookpoint it reads and, for a transcoder, the one it writes, if known."""
         if reads := self._config.get("hf_hook_point_in"):
             return reads, self._config.get("hf_hook_point_out")
         layer = re.search(r"/layer_(\d+)(/|_|$)", self._where)
@@ -148,8 +148,8 @@ class GemmaScope(StoredCoder):
     def _refuse_cross_layer(self) -> None:
         if re.search(r"/(cross_layer_transcoder|clt)", self._where):
             raise InputError(
-                f"{self._label}: it is a cross-layer transcoder, whose latents write to many places; take it through "
-                "sae-lens (`use: sae_lens` with release and sae_id), which sums them, or another coder"
+                f"{self._label}: it is a cross-layer transcoder, whose latents write to many layers; load it through "
+                f"sae-lens (`use: sae_lens` with release and sae_id), which sums the outputs, or use another coder"
             )
 
 

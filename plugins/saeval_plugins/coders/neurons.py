@@ -25,13 +25,13 @@ class Neurons(Coder):
     """Largest neurons to keep per token; None for all."""
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
-        """Return the input of the down projection in the block that the module lies in."""
+        """Return the input of the down projection in the module's block."""
         place = down_projection(module, modules)
         if place is None:
             why = (
-                "it is a mixture of experts, no neuron of which every token passes through"
+                "it is a mixture of experts, where no neuron sees every token"
                 if any(m.startswith(f"{module}.") and m.endswith(".experts") for m in modules)
-                else "no down projection of an MLP is known there"
+                else "it has no known MLP down projection"
             )
             raise InputError(f"hookpoint {module!r} has no neurons to read: {why}; name a block that has an MLP")
         return HookPoint(place, "in")

@@ -1,4 +1,4 @@
-"""A random SAE, the baseline for trained SAEs."""
+"""Random SAEs, a baseline for trained SAEs."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class RandomSae(Coder):
     name = "random_sae"
 
     n_latents: int | None = Field(default=None, ge=1)
-    """Number of directions; by default, that of the SAE beside it."""
+    """Number of directions; default: that of the SAE it is a baseline for."""
     k: int | None = Field(default=None, ge=1)
-    """Latents per token to keep; by default, the L0 of the SAE beside it."""
+    """Latents to keep per token; default: the L0 of the SAE it is a baseline for."""
     match: Literal["l0", "rates"] = "l0"
-    """What it copies of the SAE beside it: width and L0, or also each latent's decoder norm and firing rate, as
+    """What to copy from the SAE it is a baseline for: width and L0, or also each latent's decoder norm and firing rate,
     measured on 16,000 tokens of the corpus."""
     seed: int = 0
     """Seed of the directions."""
     _unlike: Coder | None = PrivateAttr(default=None)
-    """The coder beside it of which something has to be measured."""
+    """The coder to measure."""
     _fit: tuple[NDArray[np.float32], NDArray[np.float32]] | None = PrivateAttr(default=None)
     """Thresholds and decoder norms, for `match: rates`.  [n_latents] each"""
 
@@ -55,24 +55,25 @@ class RandomSae(Coder):
         return self
 
     def beside(self, other: Coder) -> RandomSae:
-        """Return it with the width and L0 of another coder, unless given; what no file states is measured later."""
+        """Return a copy with another coder's width and L0, unless given; values missing from its files are measured
+        later."""
         found = self._sized(other.made_for(fetch=False))
         if found.n_latents is None or found.k is None or self.match == "rates":
             found._unlike = other
         return found
 
     def incomplete(self) -> bool:
-        """Return whether something of the coder beside it has to be measured."""
+        """Return whether anything must be measured on the other coder."""
         return self._unlike is not None
 
     def completed(self, measured: MadeFor) -> RandomSae:
-        """Return it with the measured size of the coder beside it; `fitted` follows for `match: rates`."""
+        """Return a copy with the other coder's measured size; `fitted` follows for `match: rates`."""
         sized = self._sized(measured)
         sized._unlike = self._unlike if self.match == "rates" else None
         return sized
 
     def fit(self, beside: SparseCoder, x: Tensor) -> dict[str, NDArray[np.float32]]:
-        """Return the decoder norms of the coder beside it, and thresholds that give its firing rates."""
+        """Return the other coder's decoder norms, and thresholds that give its firing rates."""
         import torch
 
         directions = beside.directions()
@@ -105,7 +106,7 @@ class RandomSae(Coder):
         return MadeFor(latents=n_latents, l0=k)
 
     def fingerprint(self) -> JsonValue:
-        """Return its size and seed; of a size that is measured, whose it is."""
+        """Return its size and seed; for a measured size, the coder it is measured on."""
         if self._unlike is not None:
             given: dict[str, JsonValue] = {"n_latents": self.n_latents, "k": self.k, "seed": self.seed}
             given |= {"match": self.match} if self.match != "l0" else {}
@@ -114,7 +115,7 @@ class RandomSae(Coder):
         return [self.name, {"n_latents": n_latents, "k": k, "seed": self.seed}, []]
 
     def _sized(self, made: MadeFor) -> RandomSae:
-        """Return it with a size in place of what is not given."""
+        """Return a copy with missing sizes filled in."""
         k = self.k or (round(made.l0) or 1 if made.l0 is not None else None)
         sized = self.model_copy(update={"n_latents": self.n_latents or made.latents, "k": k})
         sized._unlike = None

@@ -47,14 +47,13 @@ class SaeLens(StoredCoder):
     weight_files = (WEIGHTS,)
 
     release: str | None = None
-    """Release in sae-lens' list of pretrained SAEs; the package sae-lens fetches it. Give the source's `hookpoint`
-    with it."""
+    """Release in sae-lens' list of pretrained SAEs, downloaded by sae-lens. Also set the source's `hookpoint`."""
     sae_id: str | None = None
-    """Which SAE of the release."""
+    """Id of the SAE in the release."""
 
     @classmethod
     def by_name(cls, name: str) -> Mapping[str, Any] | None:
-        """Return the options for a folder that sae-lens saved, or for `RELEASE/ID` of the releases that it lists."""
+        """Return the options for a folder saved by sae-lens, or for `RELEASE/ID` of a listed release."""
         if Path(name).expanduser().exists():
             return super().by_name(name)
         release, _, sae_id = name.partition("/")
@@ -76,7 +75,7 @@ class SaeLens(StoredCoder):
         return f"SAE {self._where if self.release is None else f'{self.release}/{self.sae_id}'}"
 
     def check(self) -> None:
-        """Read the configuration, and of a folder on this machine the header of the weights."""
+        """Read the configuration and, for a local folder, the header of the weights."""
         if self.release is not None:
             self._listed  # noqa: B018 - refuses what the installed sae-lens does not list
             return
@@ -88,7 +87,7 @@ class SaeLens(StoredCoder):
                 self._check_shapes(shapes)
 
     def fingerprint(self) -> JsonValue:
-        """Return hashes of the files, wherever they lie; of a release's SAE, of what sae-lens makes of it."""
+        """Return hashes of the files, independent of their location; for a release, of the weights sae-lens loads."""
         if self.release is None:
             return super().fingerprint()
         digest = hashlib.sha256(json.dumps(self._config, sort_keys=True, default=str).encode())
@@ -97,7 +96,7 @@ class SaeLens(StoredCoder):
         return [self.name, self.release, self.sae_id, digest.hexdigest()]
 
     def hookpoint(self) -> str | None:
-        """Return the hook that a folder's `cfg.json` names, or the id of a release's SAE where that is a hook."""
+        """Return the hook that `cfg.json` names, or the id of a release's SAE if it is a hook name."""
         if self.release is None:
             metadata = self._config["metadata"]
             place: str | None = metadata.get("hf_hook_name") or metadata.get("hook_name")
@@ -106,7 +105,7 @@ class SaeLens(StoredCoder):
         return self.sae_id if is_hook else None
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return what `cfg.json` says of training; of a release without a download, what sae-lens' list says."""
+        """Return what `cfg.json` states about training; for a release, what sae-lens' list states."""
         if self.release is not None and not fetch:
             listed = self._listed
             return MadeFor(
@@ -130,7 +129,7 @@ class SaeLens(StoredCoder):
 
     @property
     def _listed(self) -> Listed:
-        """What sae-lens' list says of a release's SAE.
+        """The entry for a release's SAE in sae-lens' list.
 
         Raises:
             InputError: If sae-lens is not installed, or does not list it.
@@ -141,7 +140,7 @@ class SaeLens(StoredCoder):
             raise InputError(f"{self._label}: {error}") from None
 
     def width(self) -> int | None:
-        """Return the width that a folder's `cfg.json` tells."""
+        """Return the width stated in `cfg.json`."""
         return None if self.release is not None else self._config["d_in"]
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
@@ -153,7 +152,7 @@ class SaeLens(StoredCoder):
         return HookPoint(module, center=bool(centred) and hook in WRITTEN_TO_RESIDUAL)
 
     def separable(self) -> bool:
-        """Return whether its architecture is a linear one other than top-k."""
+        """Return True if its architecture is linear and not top-k."""
         return self._config["architecture"] in set(LINEAR) - {"topk", "abstopk"}
 
     def load(self, device: str, d_in: int) -> SparseCoder:
@@ -190,7 +189,7 @@ class SaeLens(StoredCoder):
     # --- Weights ---
 
     def _check_shapes(self, shapes: Mapping[str, list[int]]) -> None:
-        """Compare names and shapes of the tensors with what the configuration calls for."""
+        """Compare names and shapes of the tensors with the configuration."""
         check_shapes(
             self._label, WEIGHTS, shapes, _shapes(self._config), self._config["architecture"], ("scaling_factor",)
         )
@@ -199,7 +198,7 @@ class SaeLens(StoredCoder):
         """Read the weights as float32.
 
         Raises:
-            InputError: If they are damaged, not finite, or of other shapes than the configuration calls for.
+            InputError: If they are damaged, not finite, or of shapes that contradict the configuration.
         """
         import torch
 
@@ -218,7 +217,7 @@ class SaeLens(StoredCoder):
 
     @property
     def _pretrained(self) -> Any:
-        """A release's SAE, downloaded by sae-lens; where that fails, it is not tried again.
+        """A release's SAE, downloaded by sae-lens; a failed download is not retried.
 
         Raises:
             InputError: If it fails.
@@ -229,7 +228,7 @@ class SaeLens(StoredCoder):
 
     @cached_property
     def _download(self) -> Any:
-        """A release's SAE, or why it cannot be had."""
+        """A release's SAE, or the reason why it cannot be loaded."""
         import warnings
 
         import sae_lens
@@ -246,7 +245,7 @@ class SaeLens(StoredCoder):
             )
 
     def _wrapped(self, device: str) -> ModuleCoder:
-        """Return an SAE that sae-lens itself encodes with."""
+        """Wrap an SAE so that sae-lens does the encoding."""
         import sae_lens
 
         config = self._config
@@ -271,7 +270,7 @@ class SaeLens(StoredCoder):
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a configuration of any sae-lens into one form; before 6.0 the metadata was mixed with the rest."""
+    """Convert a configuration of any sae-lens version to that of 6.0, which has the metadata apart."""
     metadata = config.get("metadata")
     if not isinstance(metadata, dict):
         metadata = {
@@ -310,7 +309,7 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why an SAE cannot be used as it is, and the way out; what comes first may be the cause of the rest."""
+    """Yield reasons why an SAE cannot be used, each with a remedy; the first may cause the others."""
     architecture, normalize = config["architecture"], config["normalize_activations"]
     if architecture in IN_TRAINING:
         yield (
@@ -318,20 +317,17 @@ def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
             "`sae.save_inference_model(folder)` and give that folder"
         )
     if architecture not in LINEAR + THROUGH_SAE_LENS:
-        yield f"its architecture {architecture!r} is not known; there are: {', '.join(LINEAR + THROUGH_SAE_LENS)}"
+        yield f"unknown architecture {architecture!r}; known: {', '.join(LINEAR + THROUGH_SAE_LENS)}"
     if normalize in ("expected_average_only_in", "covariance_whitening"):
         fold = "norm_scaling_factor" if normalize == "expected_average_only_in" else "whitening"
         yield (
-            f"its weights expect activations that are normalised first ({normalize}); fold that into the weights with "
+            f"its weights expect normalised activations ({normalize}); fold that into the weights with "
             f"`sae.fold_activation_{fold}(…)` and save it again"
         )
     if normalize not in ("none", "layer_norm", "constant_norm_rescale") and architecture in LINEAR:
         yield f"its normalize_activations {normalize!r} is not known"
     if config["metadata"].get("hook_head_index") is not None:
-        yield (
-            f"it reads attention head {config['metadata']['hook_head_index']} alone, which saeval does not cut out; "
-            "take an SAE of all heads together"
-        )
+        yield (f"it reads attention head {config['metadata']['hook_head_index']} alone; use an SAE of all heads")
     sizes = ["d_in", "d_sae"]
     sizes += ["d_out"] if "transcoder" in architecture else []
     sizes += ["k"] if architecture in ("topk", "abstopk") else []
@@ -343,7 +339,7 @@ def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the shape of each tensor that an architecture has."""
+    """Return the shapes of an architecture's tensors."""
     architecture, d_in, d_sae = config["architecture"], config["d_in"], config["d_sae"]
     d_out = config["d_out"] if "transcoder" in architecture else d_in
     vectors = ["b_gate", "b_mag", "r_mag"] if architecture == "gated" else ["b_enc"]

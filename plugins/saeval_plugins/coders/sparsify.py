@@ -27,8 +27,8 @@ class Sparsify(StoredCoder):
 
     sparsify writes a folder per hookpoint, named after the module, with a subfolder per seed if there are several: the
     path is `…/layers.5.mlp` or `…/layers.5.mlp/seed0`, and of a repository the `folder` is `layers.5.mlp`. SAEs read
-    the module's output, transcoders its input, as `cfg.json` says. A copy with another name needs the source's
-    `hookpoint`: the module, for a transcoder, too.
+    the module's output, transcoders its input, as `cfg.json` says. A renamed copy needs the source's `hookpoint`: the
+    module, also for a transcoder.
     """
 
     name = "sparsify"
@@ -38,7 +38,7 @@ class Sparsify(StoredCoder):
     hub_names = r"EleutherAI/"
 
     def check(self) -> None:
-        """Read the configuration, and of a folder on this machine the header of the weights."""
+        """Read the configuration and, for a local folder, the header of the weights."""
         self._names()
         config = self._config
         if self.path is not None:
@@ -51,7 +51,7 @@ class Sparsify(StoredCoder):
         return [files, self._module] if self._config["transcode"] else files
 
     def hookpoint(self) -> str | None:
-        """Return the module that the folder is named after, or its input for a transcoder."""
+        """Return the module the folder is named after; for a transcoder, its input."""
         if self._module is None:
             return None
         return f"{self._module}.input" if self._config["transcode"] else self._module
@@ -61,11 +61,11 @@ class Sparsify(StoredCoder):
         return MadeFor(self.hookpoint(), l0=self._config["k"], latents=self._config["num_latents"])
 
     def width(self) -> int:
-        """Return the width that `cfg.json` tells."""
+        """Return the width stated in `cfg.json`."""
         return int(self._config["d_in"])
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
-        """Return the module, and for a transcoder its input; what a norm gives is such an input already."""
+        """Return the module or, for a transcoder, its input; a norm's output already is that input."""
         norm = _NORM.search(module.rpartition(".")[2])
         return HookPoint(module, "in" if self._config["transcode"] and not norm else "out")
 
@@ -100,7 +100,7 @@ class Sparsify(StoredCoder):
 
     @property
     def _module(self) -> str | None:
-        """The module that the folder is named after, if its name is one of a module."""
+        """The module the folder is named after, if it is named after one."""
         *_, above, folder = ("", *self._where.split("/"))
         if _SEED.fullmatch(folder):
             folder = above
@@ -111,7 +111,7 @@ class Sparsify(StoredCoder):
         """The configuration, with defaults for keys that older versions omit.
 
         Raises:
-            InputError: If it is malformed, or of a coder that is not known.
+            InputError: If it is malformed, or of an unknown coder.
         """
         if not self._has("cfg.json"):
             raise self._lacking("cfg.json")
@@ -128,14 +128,13 @@ class Sparsify(StoredCoder):
         positive(label, config, "num_latents")
         if config["activation"] not in ACTIVATIONS:
             raise InputError(
-                f"{self._label}: its activation {config['activation']!r} is not known; there are: "
-                f"{', '.join(ACTIVATIONS)}"
+                f"{self._label}: unknown activation {config['activation']!r}; known: {', '.join(ACTIVATIONS)}"
             )
         if config["k"] > config["num_latents"]:
             raise InputError(f"{self._label}: k is {config['k']}, more than its {config['num_latents']} latents")
         if config["activation"] == "groupmax" and config["num_latents"] % config["k"]:
             raise InputError(
-                f"{self._label}: its {config['num_latents']} latents do not fall into {config['k']} groups of one size"
+                f"{self._label}: its {config['num_latents']} latents do not divide into {config['k']} equal groups"
             )
         return config
 

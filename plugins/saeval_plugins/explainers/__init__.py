@@ -1,4 +1,4 @@
-"""Explainers: say in words what makes a latent fire."""
+"""Explainers: describe in words what makes a latent fire."""
 
 from __future__ import annotations
 

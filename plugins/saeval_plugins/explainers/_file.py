@@ -1,4 +1,4 @@
-"""Reads explanations from JSON lines, JSON, CSV, YAML or Delphi folders; mistakes name the line."""
+"""Reads explanations from JSON lines, JSON, CSV, YAML or Delphi folders; errors name the line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from saeval.plugin import InputError, content_hash, file_sha256
 _LATENT = ("latent", "index", "feature")
 _TEXT = ("explanation", "description", "text")
 _OWN = {"variant": "explanation", "status": "ok"}
-"""What marks a cell's own successful explanations in a run's `explanations.jsonl`."""
+"""Fields that mark a cell's own successful explanations in a run's `explanations.jsonl`."""
 _DELPHI = re.compile(r"(.+)_latent(\d{1,18})\.txt")
 _UNEXPLAINED = "Explanation could not be parsed."
 """What Delphi writes when a model's reply held no explanation."""
 
 Rows = Iterator[tuple[int | str, Any]]
-"""Rows of a file, each with its line, or with the name of its file in a folder."""
+"""Rows of a file with their lines, or of a folder with their file names."""
 
 
 class _Entry(NamedTuple):
@@ -31,19 +31,19 @@ class _Entry(NamedTuple):
 
 
 def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str]:
-    """Return the explanations of a file, or of a folder, by latent, ascending.
+    """Return the explanations in a file or folder, by ascending latent.
 
     Rows name the latent (`latent`, `index` or `feature`) and its explanation (`explanation`, `description` or
-    `text`), and may name a `hookpoint`. JSON and YAML may be mappings from latent to text instead. Of a run's
-    `explanations.jsonl`, the cell's own explanations that worked are read. Empty explanations are omitted.
+    `text`), and may name a `hookpoint`. JSON and YAML may be mappings from latent to text instead. From a run's
+    `explanations.jsonl`, only the cell's own successful explanations are read. Empty explanations are omitted.
 
     Args:
-        path: The file, its kind told by its suffix, or a folder of `<hookpoint>_latent<number>.txt`.
-        hookpoint: The hookpoint whose rows are meant; rows that name none always are.
+        path: The file, whose suffix gives its format, or a folder of `<hookpoint>_latent<number>.txt`.
+        hookpoint: The hookpoint whose rows are read; rows without one are always read.
 
     Raises:
-        InputError: If it cannot be read, holds something else or nothing, names several hookpoints of which none was
-            chosen, or gives one latent two explanations that differ.
+        InputError: If it cannot be read, contains no explanations, names several hookpoints while `hookpoint` is empty,
+            or gives one latent two different explanations.
     """
     found: dict[int, _Entry] = {}
     for entry in _chosen(path, hookpoint):
@@ -58,11 +58,11 @@ def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str
 
 
 def read_candidates(path: Path, hookpoint: str | None = None) -> dict[int, list[str]]:
-    """Return all different explanations of a file, by latent, ascending; those of one latent in the file's order.
+    """Return all distinct explanations in a file, by ascending latent, each latent's in the file's order.
 
     Args:
         path: As for `read_explanations`.
-        hookpoint: The hookpoint whose rows are meant; rows that name none always are.
+        hookpoint: The hookpoint whose rows are read; rows without one are always read.
 
     Raises:
         InputError: As for `read_explanations`, except that a latent may have several explanations.
@@ -74,25 +74,25 @@ def read_candidates(path: Path, hookpoint: str | None = None) -> dict[int, list[
 
 
 def _chosen(path: Path, hookpoint: str | None) -> list[_Entry]:
-    """Return the rows of the hookpoint that is meant.
+    """Return the rows of the chosen hookpoint.
 
     Raises:
-        InputError: If there are none, or rows of several and none was chosen.
+        InputError: If there are none, or there are rows of several hookpoints and none was chosen.
     """
     entries = list(_entries(path))
     named = sorted({entry.hookpoint for entry in entries if entry.hookpoint is not None})
     if hookpoint is None and len(named) > 1:
         raise InputError(f"{path}: explains latents of several hookpoints ({', '.join(named[:5])}); give hookpoint")
     if hookpoint is not None and named and hookpoint not in named:
-        raise InputError(f"{path}: explains no latent of hookpoint {hookpoint!r}, only of {', '.join(named[:5])}")
+        raise InputError(f"{path}: explains no latents of hookpoint {hookpoint!r}, only of {', '.join(named[:5])}")
     chosen = [entry for entry in entries if entry.hookpoint in (None, hookpoint) or hookpoint is None]
     if not chosen:
-        raise InputError(f"{path}: holds no explanation")
+        raise InputError(f"{path}: contains no explanations")
     return chosen
 
 
 def hash_explanations(path: Path) -> str:
-    """Return the hash of a file's content, or of all explanations in a folder, wherever it lies.
+    """Return the hash of a file's content, or of all explanations in a folder, independent of its location.
 
     Raises:
         InputError: If it cannot be read.
@@ -120,16 +120,16 @@ def _entries(path: Path) -> Iterator[_Entry]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; save it as that") from None
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except RecursionError:
         raise InputError(f"{path}: is nested too deeply; it should hold rows of a latent and its explanation") from None
 
 
 def _entry(where: int | str, row: Any) -> _Entry | None:
-    """Return what a row says, or None when it holds no explanation.
+    """Parse a row; None if its explanation is empty.
 
     Raises:
-        ValueError: If it is no such row.
+        ValueError: If the row is malformed.
     """
     if not isinstance(row, dict):
         raise ValueError(f"a row should hold a latent and its explanation, not {_short(row)}")
@@ -163,7 +163,7 @@ def _json_lines(path: Path) -> Rows:
 
 
 def _json(path: Path) -> Rows:
-    """Read the items of a list, or the pairs of a mapping, one by one: so their lines are known, and no key is lost."""
+    """Read the items of a list or mapping one by one, so that their lines are known and no duplicate key is lost."""
     text = _text(path)
     whole = _parsed(path, text, 1)
     if not isinstance(whole, list | dict):

@@ -1,4 +1,4 @@
-"""Again: the explanation of another explainer, whose model is asked a second time."""
+"""Repeats another explainer with uncached answers, to measure its noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeval_plugins._again import AskedAgain
 
 
 class AgainExplainer(Explainer):
-    """Explains as another explainer does, from the same windows, without a cached answer.
+    """Repeats another explainer on the same windows with uncached answers.
 
     The difference between the scores of both explanations is the explainer's noise. `variance:` of a spec adds it.
     """

@@ -20,18 +20,18 @@ class Contrastive(Asking):
     prompts = (PROMPT,)
 
     threshold: float = Field(default=0.3, ge=0, le=1)
-    """Tokens at this share of their window's maximum, or more, are marked."""
+    """Tokens at or above this share of their window's maximum are marked."""
     non_activating: int = Field(default=10, ge=1)
-    """Non-activating windows to show, at most."""
+    """Maximum non-activating windows to show."""
 
     def prompt(self) -> Prompt:
         """Return the prompt."""
         return PROMPT
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Ask what distinguishes the activating windows, if there is anything to distinguish them from."""
+        """Ask what distinguishes activating from non-activating windows; fail if there are no non-activating ones."""
         if not examples.non_activating:
-            return Explanation.failed("no non-activating window to contrast with: raise the sampler's share of them")
+            return Explanation.failed("no non-activating windows to contrast with; raise the sampler's share of them")
         return await super().explain(examples, context)
 
     def slots(self, examples: Examples) -> dict[str, str]:

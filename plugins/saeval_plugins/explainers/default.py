@@ -1,4 +1,4 @@
-"""The default explainer: an LLM reads marked windows with their strengths and says what the marked tokens share."""
+"""The default explainer: an LLM reads marked windows with strengths and says what the marked tokens share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STAGED = load("explainer_cot.md")
 
 
 class Default(Asking):
-    """Shows windows whole, the active tokens marked and listed with strengths 0–10 (paper §3.2 and A.2).
+    """Shows full windows, with active tokens marked and listed with strengths 0–10 (paper §3.2 and A.2).
 
     A role limit of about 40 `max_tokens` keeps base models short; with `cot`, allow 500.
     """
@@ -21,16 +21,14 @@ class Default(Asking):
     prompts = (PROMPT, STAGED)
 
     threshold: float = Field(default=0.3, ge=0, le=1)
-    """Tokens at this share of their window's maximum, or more, are marked."""
+    """Tokens at or above this share of their window's maximum are marked."""
     cot: bool = False
-    """Whether to have the model reason in stages first: on the marked tokens, on what surrounds them, in sum."""
+    """Whether the model first reasons in stages: about the marked tokens, their context, and both together."""
 
     @model_validator(mode="after")
     def _reasons_or_goes_on(self) -> Default:
         if self.cot and self.prefill:
-            raise ValueError(
-                "cot and prefill exclude each other: an answer begun for the model leaves no room to reason"
-            )
+            raise ValueError("cot and prefill exclude each other: a prefilled answer leaves no room to reason")
         return self
 
     def prompt(self) -> Prompt:

@@ -1,4 +1,4 @@
-"""Explanations of a recorded run: its prompts (paper §3.2), sent again unchanged, and the texts of its baselines."""
+"""Replays a recorded run's explanation prompts (paper §3.2) unchanged, and returns its baselines' explanations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FrozenExplainer(Explainer):
         return latent.explanations.get(self.variant) if latent else None
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Ask again, or return what a baseline said."""
+        """Resend the prompt, or return a baseline's explanation."""
         found = self.recorded(context)
         if found is None:
             return Explanation.failed("the frozen run has no such explanation of this latent")
@@ -53,7 +53,7 @@ class FrozenExplainer(Explainer):
 
 
 class FrozenShuffled(FrozenExplainer):
-    """Returns the shuffled explanation of the frozen run, which is of another latent."""
+    """Returns the frozen run's shuffled explanation, which belongs to another latent."""
 
     name = "frozen_shuffled"
     llm_role = None

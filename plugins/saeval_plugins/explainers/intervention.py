@@ -1,4 +1,4 @@
-"""The intervention explainer: says what adding a latent's direction makes the model say. (paper §3.2 and A.7)"""
+"""The intervention explainer: describes what adding a latent's direction makes the model say. (paper §3.2 and A.7)"""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SHOWN = 16  # tokens of each text's end that are shown
 
 
 class InterventionExplainer(Explainer):
-    """Shows a model the tokens whose probability rises most when the latent's direction is added at their text's end.
+    """Shows an LLM the tokens whose probability rises most when the latent's direction is added at the end of a text.
 
-    The explain windows are the texts; the direction is added at the strength that moves the next token's distribution
-    by `kl` nats on average. With `candidates`, several explanations are drawn, and the one with the best `intervention`
-    score on explain windows is kept; scoring windows are not used.
+    The explain windows are the texts; the direction is added at the strength at which the next token's distribution
+    moves by `kl` nats on average. With `candidates`, several explanations are drawn, and the one with the best
+    `intervention` score on explain windows is kept; scoring windows are not used.
     """
 
     name = "intervention"
@@ -34,25 +34,25 @@ class InterventionExplainer(Explainer):
     tolerance: float = Field(default=0.1, gt=0, lt=1)
     """Relative error of the divergence to accept."""
     examples: int = Field(default=10, ge=2)
-    """Texts to show, at most."""
+    """Maximum texts to show."""
     tokens: int = Field(default=5, ge=1)
-    """Risen tokens to list for each."""
+    """Tokens to list per text."""
     candidates: int = Field(default=1, ge=1)
-    """Explanations to draw; more than one takes a model that scores continuations."""
+    """Explanations to draw; more than one needs a model that scores continuations."""
     temperature: float = Field(default=0.7, ge=0)
-    """Sampling temperature where there are several candidates."""
+    """Sampling temperature if there are several candidates."""
     shots: int = Field(default=3, ge=0, le=3)
     """Worked examples before the question."""
     prefill: bool = False
-    """Whether to begin the answer (`EXPLANATION:`) for the model, as base models need it."""
+    """Whether to prefill the answer (`EXPLANATION:`), as base models need."""
 
     def needs(self) -> frozenset[Need]:
-        """Steering takes the live model and the direction; choosing among candidates, their log-probabilities."""
+        """Steering needs the live model and the direction; choosing among candidates needs log-probabilities."""
         steering: frozenset[Need] = frozenset({"subject", "coder"})
         return steering | {"logprobs"} if self.candidates > 1 else steering
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Steer, list what rose, and ask."""
+        """Steer, list the tokens that rose, and ask."""
         if len(examples.activating) < 2:
             return Explanation.failed(f"{len(examples.activating)} activating windows are too few to steer on")
         effects, kl = await asyncio.to_thread(self._effects, examples, context)
@@ -75,7 +75,7 @@ class InterventionExplainer(Explainer):
         return chosen.model_copy(update={"notes": {**chosen.notes, "kl": kl}})
 
     def _effects(self, examples: Examples, context: Context) -> tuple[str, float]:
-        """Return a line a text with what rose after it, and the divergence reached."""
+        """Return one line per text with the tokens that rose after it, and the divergence reached."""
         windows = examples.activating[: self.examples]
         prompts = steered(windows, context)
         strength = calibrated(prompts, self.kl, self.tolerance)
@@ -91,7 +91,7 @@ class InterventionExplainer(Explainer):
         return "\n".join(lines), strength.kl
 
     async def _best(self, made: list[Explanation], examples: Examples, context: Context) -> Explanation:
-        """Return the candidate with the best intervention score, the first of equals; a failed one if all fail."""
+        """Return the candidate with the best intervention score (ties: the first); a failed one if all fail."""
         scorer = InterventionScorer(kl=self.kl, tolerance=self.tolerance)
         good = list({e.text: e for e in reversed(made) if e.status == "ok"}.values())[::-1]
         if len(good) < 2:

@@ -1,4 +1,4 @@
-"""True explanations of the latents of the source `known`, and explanations that are wrong in known ways."""
+"""True explanations of the source `known`'s latents, and known corruptions of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TwiceTooBroad(KnownMeaning):
 
 
 class TenTimesTooBroad(KnownMeaning):
-    """Names what the words of ten latents are, such as animals."""
+    """Names the category of ten latents' words, such as animals."""
 
     name = "ten_times_too_broad"
 
@@ -38,7 +38,7 @@ class HalfMissing(KnownMeaning):
 
 
 class WrongToken(KnownMeaning):
-    """Names a word from the same windows, but on which the latent does not fire."""
+    """Names a word from the same windows on which the latent does not fire."""
 
     name = "wrong_token"
 

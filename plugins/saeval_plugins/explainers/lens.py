@@ -1,4 +1,4 @@
-"""The lens: explains a latent by the tokens that its direction promotes, without any text. (paper §3.2)"""
+"""The lens: explains a latent by the tokens its direction promotes, without reading text. (paper §3.2)"""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Lens(Explainer):
     """Names the tokens whose logits the latent's decoder direction raises most (logit lens; tuned lens when given).
 
     The direction passes through the final norm and the unembedding, skipping all later blocks. Tokens that differ only
-    in case or in the space before them count as one. There is no explanation for models with an unknown form of
-    unembedding, or for places that do not write linearly into the residual stream.
+    in case or in the space before them count as one. Not available for models with an unknown form of unembedding, or
+    hookpoints that do not write linearly into the residual stream.
     """
 
     name = "lens"
@@ -25,19 +25,19 @@ class Lens(Explainer):
     k: int = Field(default=10, ge=1)
     """Tokens to name."""
     tuned_lens: SpecPath | None = None
-    """Folder of a tuned lens for this model (with `params.pt`), which translates the direction first."""
+    """Folder of a tuned lens for this model (with `params.pt`), which first translates the direction."""
 
     def needs(self) -> frozenset[Need]:
         """The direction, and the model's unembedding."""
         return frozenset({"subject", "coder"})
 
     def check(self) -> None:
-        """See whether the tuned lens is there."""
+        """Check that the tuned lens exists."""
         if self.tuned_lens is not None and not (self.tuned_lens / "params.pt").is_file():
-            raise InputError(f"tuned lens {self.tuned_lens}: there is no params.pt in it")
+            raise InputError(f"tuned lens {self.tuned_lens}: has no params.pt")
 
     def fingerprint(self) -> JsonValue:
-        """Add the way of reading directions, and the hash of the tuned lens."""
+        """Add the version of the lens and the hash of the tuned lens."""
         return [super().fingerprint(), _READING, self.tuned_lens and file_sha256(self.tuned_lens / "params.pt")]
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:

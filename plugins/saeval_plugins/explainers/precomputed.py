@@ -23,25 +23,25 @@ from saeval_plugins.explainers._file import hash_explanations, read_candidates, 
 
 
 class FromFile(Explainer):
-    """What explainers share that take explanations from a file."""
+    """Base class of explainers that read explanations from a file."""
 
     path: SpecPath
     """The file or folder."""
     hookpoint: str | None = None
-    """The hookpoint whose rows are meant, as the file calls it; needed when it names more than one."""
+    """The hookpoint whose rows are read, as the file names it; required if the file names several."""
 
     def check(self) -> None:
         """Read the file."""
         self.explanations  # noqa: B018 - reading it is the check
 
     def fingerprint(self) -> JsonValue:
-        """Return the hash of the file, wherever it lies, and what else its explanations depend on."""
+        """Return the file's hash, independent of its location, and everything else the explanations depend on."""
         options = self.model_dump(mode="json", exclude={"path", "choose"})
         return [self.name, options, hash_explanations(self.path)]
 
     @cached_property
     def explanations(self) -> dict[int, str]:
-        """The file's explanations, by latent, ascending.
+        """The file's explanations, by ascending latent.
 
         Raises:
             InputError: If the file cannot be read, or is malformed.
@@ -49,19 +49,19 @@ class FromFile(Explainer):
         return read_explanations(self.path, self.hookpoint)
 
     def _missing(self, latent: int) -> Explanation:
-        return Explanation.failed(f"{self.path.name} holds no explanation of latent {latent}")
+        return Explanation.failed(f"{self.path.name} has no explanation of latent {latent}")
 
 
 class Precomputed(FromFile):
-    """Takes each latent's explanation from a file (paper §3.2), the best one where it has several.
+    """Takes each latent's explanation from a file (paper §3.2); of several, the best one.
 
     JSON lines, JSON, CSV and YAML are read, and folders of Delphi's text files. Rows name the latent (`latent`,
     `index` or `feature`) and its explanation (`explanation`, `description` or `text`), and may name a `hookpoint`; a
     run's `explanations.jsonl` can be given as it is.
 
-    With `choose`, a latent may have several rows. The scorer that it names scores each explanation on the latent's
-    explain windows, never on those that score it, and the best is taken, the earlier of equal ones. All candidates and
-    their scores are in the explanation's notes. `choose: {use: embedding}` asks no language model.
+    With `choose`, a latent may have several rows. The named scorer scores each explanation on the latent's explain
+    windows, never on its score windows, and the best is taken (ties: the first). All candidates and their scores are in
+    the explanation's notes. `choose: {use: embedding}` asks no language model.
     """
 
     name = "precomputed"
@@ -79,7 +79,7 @@ class Precomputed(FromFile):
         return self.choose.needs() - {"in_corpus"} if self.choose else frozenset()
 
     def check(self) -> None:
-        """Read the file, and see whether the scorer can choose."""
+        """Read the file, and check that the scorer can choose."""
         self.candidates  # noqa: B018 - reading it is the check
         if self.choose is None:
             return
@@ -89,18 +89,18 @@ class Precomputed(FromFile):
             raise InputError(f"choose: {name} does not measure the explanation; choose by detection or embedding")
         if "decoy" in self.choose.needs():
             raise InputError(
-                f"choose: {name} compares with another latent, whose windows are given to scorers only; choose by "
+                f"choose: {name} needs another latent's windows, which only scorers get; choose by "
                 "detection or embedding"
             )
 
     def fingerprint(self) -> JsonValue:
-        """Add what the choice depends on."""
+        """Add everything the choice depends on."""
         found = super().fingerprint()
         return [found, self.choose.fingerprint()] if self.choose else found
 
     @cached_property
     def candidates(self) -> dict[int, list[str]]:
-        """The file's explanations of each latent; one each unless a scorer chooses.
+        """The file's explanations per latent; one each unless a scorer chooses.
 
         Raises:
             InputError: If the file cannot be read, or is malformed.
@@ -119,7 +119,7 @@ class Precomputed(FromFile):
         return await self._best(self.choose, texts, examples, context)
 
     async def _best(self, scorer: Scorer, texts: Sequence[str], examples: Examples, context: Context) -> Explanation:
-        """Return the explanation that scores best, all by the same draws; a failed one where none has a score."""
+        """Return the best-scoring explanation, using the same draws for all; a failed one if none has a score."""
         metric, seed = scorer.metrics[0], int(context.rng.integers(2**62))
         tried: list[dict[str, JsonValue]] = []
         for text in texts:

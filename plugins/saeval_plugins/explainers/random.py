@@ -1,4 +1,4 @@
-"""The random baseline: an explanation drawn from a list of plausible ones, without seeing the latent."""
+"""The random baseline: a plausible explanation drawn from a list, without seeing the latent."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ REPAIR = load("explainer_refine_repair.md")
 
 
 class Parts(NamedTuple):
-    """The explain windows, split so that no explanation is chosen on windows that it was made from.
+    """The explain windows, split so that no explanation is chosen on windows used to make it.
 
     Attributes:
         shown: Activating windows to propose from, in the order the sampler chose.
@@ -48,12 +48,12 @@ class Parts(NamedTuple):
 
 
 class Refine(Explainer):
-    """Proposes from some of the explain windows, repairs by its mistakes on others, and chooses on yet others.
+    """Proposes from some explain windows, repairs using the mistakes on others, and selects on the rest.
 
     Beyond the paper. The first explanation is made as by `default`. The same model then judges windows by it, as in
-    detection, and is shown its errors for a repair. Of the explanations of all rounds the one with the highest balanced
-    accuracy is kept, the earlier of equal ones, measured on windows that none of them used. Needs a chat model, a
-    sampler that gives the explain side non-activating windows, and about twenty calls per latent.
+    detection, and is shown its errors for a repair. Of all rounds' explanations, the one with the highest balanced
+    accuracy on windows that none of them used is kept (ties: the first). Needs a chat model, a sampler that gives the
+    explain side non-activating windows, and about twenty calls per latent.
     """
 
     name = "refine"
@@ -61,22 +61,24 @@ class Refine(Explainer):
     prompts = (PROPOSE, TEST, REPAIR)
 
     rounds: int = Field(default=2, ge=1)
-    """Repairs, at most; fewer when no mistake is left."""
+    """Maximum repairs; fewer if no mistake is left."""
     examples: int = Field(default=20, ge=1)
-    """Activating windows to propose from, at most."""
+    """Maximum activating windows to propose from."""
     held_back: int = Field(default=20, ge=2)
-    """Activating windows to hold back for tests, and non-activating ones; at most half of the activating. One half of
-    each serves repairs, the other the choice."""
+    """Activating and non-activating windows to hold back for tests, at most half of the activating ones. Half of each
+    is used for repairs, half for selection."""
     batch: int = Field(default=5, ge=1, le=50)
-    """Windows in one prompt of a test."""
+    """Windows per test prompt."""
     threshold: float = Field(default=0.3, ge=0, le=1)
-    """Tokens at this share of their window's maximum, or more, are marked."""
+    """Tokens at or above this share of their window's maximum are marked."""
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Propose, then test and repair."""
         parts = self._split(examples, context.rng)
         if any(len({window.active for window in part}) < 2 for part in (parts.repair, parts.choose)):
-            return Explanation.failed("too few windows to hold some back: it takes 4 activating and 2 non-activating")
+            return Explanation.failed(
+                "too few windows to hold some back; at least 4 activating and 2 non-activating ones are needed"
+            )
         windows = show(parts.shown, examples, self.threshold)
         latest = await ask(context, PROPOSE.messages(windows=windows))
         if latest.status != "ok":
@@ -127,7 +129,7 @@ class Refine(Explainer):
         return Parts(shown[: self.examples], repair, choose)
 
     async def _accuracy(self, explanation: str, windows: list[Example], context: Context) -> float:
-        """Return the balanced accuracy of an explanation on windows of both kinds."""
+        """Return the balanced accuracy of an explanation on activating and non-activating windows."""
         missed, accepted = await self._mistakes(explanation, windows, context)
         active = sum(window.active for window in windows)
         return 1 - (len(missed) / active + len(accepted) / (len(windows) - active)) / 2

@@ -9,7 +9,7 @@ from saeval_plugins.explainers.precomputed import FromFile
 
 
 class Shuffled(FromFile):
-    """Gives each latent of a file the explanation of another, to measure what style alone scores (paper §4).
+    """Gives each latent in a file another latent's explanation, to measure how well style alone scores (paper §4).
 
     Each explanation is used once. The baseline `shuffled_explanation` does the same with the cell's own explanations.
     """
@@ -22,12 +22,12 @@ class Shuffled(FromFile):
 
     @cached_property
     def others(self) -> dict[int, int]:
-        """For each latent, the one whose explanation it gets: the next one in a ring, ordered by a keyed hash."""
+        """Maps each latent to the one whose explanation it gets: the next in a ring ordered by a keyed hash."""
         ring = sorted(self.explanations, key=lambda latent: content_hash(self.seed, latent))
         return dict(zip(ring, ring[1:] + ring[:1], strict=True))
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Look up the latent that stands in for this one, and its explanation."""
+        """Return the explanation of the substitute latent."""
         other = self.others.get(context.latent.index)
         if other is None:
             return self._missing(context.latent.index)

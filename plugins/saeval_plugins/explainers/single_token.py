@@ -15,7 +15,7 @@ PROMPT = load("explainer_single_token.md")
 class SingleToken(Asking):
     """Shows the strongest token of each window with its strength 0–10, and nothing that follows it (paper §3.2).
 
-    Prompts are short and show no neighbouring tokens; latents that depend on context are explained badly.
+    Prompts are short and show no neighbouring tokens; latents that depend on context are explained poorly.
     """
 
     name = "single_token"

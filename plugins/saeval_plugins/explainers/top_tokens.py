@@ -18,7 +18,7 @@ class TopTokens(Explainer):
     name = "top_tokens"
 
     k: int = Field(default=8, ge=1)
-    """Tokens to name, at most."""
+    """Maximum tokens to name."""
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Add up activations by token."""

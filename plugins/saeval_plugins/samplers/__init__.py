@@ -1,4 +1,4 @@
-"""Samplers: which windows explain a latent, and which score it."""
+"""Samplers: choose the windows that explain and score a latent."""
 
 from __future__ import annotations
 

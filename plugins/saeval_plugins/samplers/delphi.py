@@ -1,4 +1,4 @@
-"""Samples windows as EleutherAI's Delphi does, including its known flaws, to compare with its numbers."""
+"""Samples windows as EleutherAI's Delphi does, known flaws included, for comparison with its numbers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class DelphiSampler(Sampler):
 
     Windows tile the text of a context and are ranked by their maximum activation. The ranking is cut into `quantiles`
     parts of `windows // quantiles` each, the rest omitted, and `explain // quantiles` and `score // quantiles` are
-    drawn from each part. Silent windows are any verified ones. Strengths are ceil(10 · activation / maximum), as ours.
+    drawn from each part. Silent windows are any verified ones. Strengths are ceil(10 · activation / maximum), as in
+    saeval.
 
-    Known flaw (`leak`): both draws are from all windows and begin with the same `seed`, so they coincide in part. With
-    the defaults, 4, 3, 2 and 1 of the 5 scored windows of the strongest four deciles are shown to the explainer, 10 of
-    all 50, if there are many windows; near 200, chance adds some, up to 20.
+    Known flaw (`leak`): both draws are from all windows and use the same `seed`, so they overlap. With the defaults and
+    many windows, the explainer sees 4, 3, 2 and 1 of the 5 scored windows of the four strongest deciles, 10 of all 50;
+    near 200 windows, chance raises this to up to 20.
 
-    Differences: silent windows are drawn without replacement (there with, and from a generator that is seeded
-    alike for every latent); a latent with too few of them is dropped (there it is scored without any).
+    Differences: silent windows are drawn without replacement (Delphi draws with replacement, from a generator with the
+    same seed for every latent); a latent with too few of them is dropped (Delphi scores it without any).
     """
 
     name = "delphi"
@@ -41,23 +42,21 @@ class DelphiSampler(Sampler):
     non_activating: int = Field(default=50, ge=FEWEST)
     """Silent windows for the scorers."""
     quantiles: int = Field(default=10, ge=1, le=DECILES)
-    """Parts that the ranking is cut into."""
+    """Number of parts of the ranking."""
     show: Literal["quantiles", "random", "top", "mix"] = "quantiles"
-    """Which windows the explainer is shown: from each part alike, from the whole range, the strongest, or some of the
-    strongest and the rest from each part of the others."""
+    """Which windows the explainer sees: equally many from each part, random ones, the strongest, or a mix of the
+    strongest and equally many from each part of the rest."""
     top_share: float = Field(default=0.2, ge=0, le=1)
     """Share of the strongest windows under `show: mix`."""
     seed: int = 22
-    """Seed of the draws, the same for every latent; the run's seed plays no part in them."""
+    """Seed of the draws, the same for every latent; the run's seed is not used."""
     leak: bool = True
-    """Whether both draws are from all windows; if not, documents are divided between them first."""
+    """Whether both draws are from all windows; if not, each draws from its own documents."""
 
     @model_validator(mode="after")
     def _something_of_each_part(self) -> DelphiSampler:
         if min(self.explain, self.score) < self.quantiles:
-            raise ValueError(
-                f"explain and score should be at least quantiles, {self.quantiles}, to draw from each part"
-            )
+            raise ValueError(f"explain and score must be at least quantiles, {self.quantiles}, to draw from each part")
         return self
 
     def reads_one_latent(self) -> bool:
@@ -129,5 +128,5 @@ class DelphiSampler(Sampler):
         return [rank for rank, _ in drawn], [q for _, q in drawn]
 
     def _draw(self) -> random.Random:
-        """Return the standard library's generator: from the same seed, it makes the same draws as there."""
+        """Return the standard library's generator, which makes the same draws as Delphi from the same seed."""
         return random.Random(self.seed)  # noqa: S311

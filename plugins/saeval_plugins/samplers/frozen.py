@@ -1,4 +1,4 @@
-"""Samples the windows of a frozen run again."""
+"""Returns the windows of a frozen run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FrozenSampler(Sampler):
-    """Gives each latent the windows that it had in a frozen run; only for the source of that name."""
+    """Gives each latent its windows from a frozen run; only for the source `frozen`."""
 
     name = "frozen"
 

@@ -1,4 +1,4 @@
-"""Draws hard non-activating windows with known probabilities, so that weights undo the choice."""
+"""Draws hard non-activating windows with known probabilities, so that weighting removes the bias."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _BLOCK = 1 << 21  # firings that are looked up together
 
 
 class Importance(NonActivating):
-    """Windows in which the latent could be expected to fire and does not, drawn with known probabilities.
+    """Windows in which the latent might be expected to fire but does not, drawn with known probabilities.
 
     A window of the pool is hard if it contains tokens, or activates latents, that are much more frequent in this
-    latent's activating windows than elsewhere. The explanation is not used, so all explanations meet the same windows.
-    A share `uniform` of the windows is drawn uniformly, the others by how hard they are. Weights undo this in the
-    natural rates, which are unbiased; other metrics are of the windows as drawn.
+    latent's activating windows than elsewhere. The explanation is not used, so all explanations are scored on the same
+    windows. A share `uniform` of the windows is drawn uniformly, the others by how hard they are. Weights make the
+    natural rates unbiased; other metrics describe the windows as drawn.
     """
 
     use: Literal["importance"] = "importance"
     """Hard windows, drawn with known probabilities and weighted back."""
     uniform: float = Field(default=0.8, ge=0.2, le=1)
-    """Share of the windows drawn uniformly. The smaller it is, the more each of the judge's false alarms weighs."""
+    """Share of the windows drawn uniformly. The smaller it is, the more each false alarm of the judge weighs."""
     pool: int = Field(default=20_000, ge=FEWEST)
     """Windows to draw from, themselves drawn uniformly."""
 
@@ -40,7 +40,7 @@ class Importance(NonActivating):
     def weighted(
         self, wanted: Wanted, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-        """Draw systematically, so that each window of the pool is included with the probability its weight says."""
+        """Draw systematically, so that each window's inclusion probability is the one its weight implies."""
         store, latent, window, n, keep, _ = wanted
         pool = store.silent_windows(latent, window, self.pool, rng, keep)
         if len(pool) <= n:
@@ -50,17 +50,17 @@ class Importance(NonActivating):
         return pool[taken], n / (len(pool) * included[taken])
 
     def inclusion(self, hard: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-        """Return each window's probability of being among n, by how hard it is; they add up to n."""
+        """Return each window's inclusion probability, by hardness; they add up to n."""
         even = np.full(len(hard), 1 / len(hard))
         mixed = self.uniform * even + (1 - self.uniform) * (hard / hard.sum() if hard.any() else even)
         return inclusion(mixed, n)
 
 
 def inclusion(shares: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Return probabilities of inclusion that add up to n and are proportional to the shares, as far as none exceeds 1.
+    """Return inclusion probabilities that add up to n, proportional to the shares but at most 1.
 
     Args:
-        shares: Positive, adding up to 1; more than n of them.  [windows]
+        shares: Positive, adding up to 1, more than n.  [windows]
         n: Windows to draw.
     """
     certain = np.zeros(len(shares), dtype=np.bool_)
@@ -73,7 +73,7 @@ def inclusion(shares: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 
 def systematic(included: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw n different windows with these probabilities of inclusion, in an order drawn at random."""
+    """Draw n distinct windows with these inclusion probabilities, in random order."""
     order = rng.permutation(len(included))
     ends = np.cumsum(included[order])
     return order[np.searchsorted(ends, rng.random() + np.arange(n)).clip(max=len(included) - 1)]
@@ -82,14 +82,14 @@ def systematic(included: NDArray[np.float64], n: int, rng: np.random.Generator) 
 def hardness(
     store: ActivationStore, latent: int, pool: NDArray[np.int64], window: int, most: int = 400
 ) -> NDArray[np.float64]:
-    """Return how much a window resembles those that activate a latent: squared log ratio of what is frequent there.
+    """Return how much a window resembles activating ones: the squared log ratio of what is frequent in them.
 
     Args:
         store: The activations.
         latent: The latent.
         pool: Windows in which it is silent.  [pool]
         window: Tokens per window.
-        most: Activating windows to compare with.
+        most: Maximum activating windows to compare with.
     """
     active = store.windows(latent, window).ids
     some = active[:: max(1, len(active) // most)]
@@ -101,14 +101,14 @@ def hardness(
 
 
 def _token_rows(store: ActivationStore, ids: NDArray[np.int64], window: int) -> Pairs:
-    """Return each window with each of its tokens, once."""
+    """Return the distinct (window, token) pairs."""
     begins = store.begin_of(ids, window)
     tokens = store.tokens.reshape(-1)[begins[:, None] + np.arange(window)].astype(np.int64)
     return _distinct(np.repeat(np.arange(len(ids)), window), tokens.ravel())
 
 
 def _others(store: ActivationStore, latent: int, groups: Sequence[NDArray[np.int64]], window: int) -> list[Pairs]:
-    """Return, for each group of windows, each window with each other latent that fires in it, once.
+    """Return, per group of windows, the distinct pairs of a window and another latent that fires in it.
 
     One pass over the firings of the store. No window may be in two groups.
     """
@@ -141,9 +141,9 @@ def _distinct(rows: NDArray[np.int64], things: NDArray[np.int64]) -> Pairs:
 
 
 def _frequent(here: Pairs, there: Pairs, n: int, rows: int | None = None) -> NDArray[np.float64]:
-    """Return for each window of the pool the sum of log ratios of what is surely more frequent in activating windows.
+    """Return, per window of the pool, the sum of log ratios of what is clearly more frequent in activating windows.
 
-    Surely: twice or more, and three standard errors above what the pool's share would give.
+    Clearly: at least twice as frequent, and three standard errors above the pool's share.
     """
     total = int(there[0].max(initial=0)) + 1 if rows is None else rows
     size = int(max(here[1].max(initial=0), there[1].max(initial=0))) + 1

@@ -1,4 +1,4 @@
-"""Draws windows that activate a latent's neighbours, and finds the neighbours of many latents in one pass."""
+"""Draws windows that activate a latent's neighbours; finds the neighbours of many latents in one pass."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _FIRINGS = 1 << 24  # held at a time while a store is turned round
 
 
 class Neighbours(NonActivating):
-    """Windows that activate a latent near this one, but not this one.
+    """Windows that activate a similar latent but not this one.
 
-    The neighbours take turns, the nearest first. Latents that never fire, and those whose similarity is not above 0,
-    are no neighbours.
+    Windows are taken from each neighbour in turn, the nearest first. Latents that never fire, or whose similarity is
+    not above 0, do not count as neighbours.
     """
 
     use: Literal["neighbours"] = "neighbours"
@@ -38,11 +38,11 @@ class Neighbours(NonActivating):
     k: int = Field(default=10, ge=1)
     """Neighbours, at most."""
     by: By = "cooccurrence"
-    """What makes two latents near: the cosine of their `decoder` or `encoder` directions, or `cooccurrence`, the
+    """Similarity of latents: the cosine of their `decoder` or `encoder` directions, or `cooccurrence`, the
     Jaccard index of the tokens on which they fire."""
 
     def needs(self) -> frozenset[Need]:
-        """Directions come from the coder, co-occurrence from the store."""
+        """Directions need the coder; co-occurrence needs only the store."""
         return frozenset() if self.by == "cooccurrence" else frozenset({"coder"})
 
     def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
@@ -61,14 +61,14 @@ class Neighbours(NonActivating):
 
 @lru_cache(maxsize=1)  # both sides of one latent ask for them
 def _near_windows(store: ActivationStore, latent: int, window: int, k: int, by: By) -> list[NDArray[np.int64]]:
-    """Return the windows that activate each neighbour, and not the latent."""
+    """Return, per neighbour, the windows that activate it and not the latent."""
     active = store.windows(latent, window).ids
     near = (store.windows(other, window).ids for other in neighbours(store, latent, k, by))
     return [np.setdiff1d(ids, active, assume_unique=True) for ids in near]
 
 
 class _Known:
-    """Neighbours found so far: a few bytes per latent, so that each step of a run can draw again without a search."""
+    """Neighbours found so far, a few bytes per latent, so that later draws need no new search."""
 
     def __init__(self, n_latents: int, k: int):
         self.found = np.zeros(n_latents, dtype=np.bool_)
@@ -84,21 +84,21 @@ def neighbours(store: ActivationStore, latent: int, k: int, by: By) -> tuple[int
     Args:
         store: The activations.
         latent: The latent asked about.
-        k: Neighbours wanted; fewer come where fewer fire and have a similarity above 0.
+        k: Maximum neighbours; fewer if fewer fire and have a similarity above 0.
         by: What makes two latents near.
 
     Raises:
-        InputError: If it takes directions and there is no coder that has them.
+        InputError: If directions are needed and no coder provides them.
     """
     row = find_neighbours(store, [latent], k, by).nearest[latent]
     return tuple(row[row >= 0].tolist())
 
 
 def find_neighbours(store: ActivationStore, latents: Sequence[int], k: int, by: By) -> _Known:
-    """Find the neighbours of latents that are not known yet, in one pass over the store or the directions.
+    """Find the neighbours that are not yet known, in one pass over the store or the directions.
 
     Raises:
-        InputError: If it takes directions and there is no coder that has them.
+        InputError: If directions are needed and no coder provides them.
     """
     kinds = _known.setdefault(store, {})
     k = min(k, store.n_latents)
@@ -122,14 +122,14 @@ def find_neighbours(store: ActivationStore, latents: Sequence[int], k: int, by: 
 def cooccurring(
     store: ActivationStore, latents: NDArray[np.int64], k: int, firings: int = _FIRINGS
 ) -> NDArray[np.int32]:
-    """Return the latents that share most tokens with each of these: by the Jaccard index, ties by number.
+    """Return, per latent, those with the highest Jaccard index of firing tokens; ties by number.
 
-    The index is the number of tokens on which both fire over that of tokens on which either does. Latents that share
-    no token are no neighbours. Takes, per latent, time in proportion to the firings of all latents on its own tokens.
+    The index is the number of tokens on which both fire, divided by those on which either fires. Latents that share no
+    token are not neighbours. Time per latent is proportional to the firings of all latents on its tokens.
 
     Args:
         store: The activations.
-        latents: The latents asked about.
+        latents: The latents whose neighbours to find.
         k: Neighbours of each.
         firings: Firings to hold in memory at a time.
 
@@ -153,11 +153,11 @@ def cooccurring(
 
 
 class ByToken:
-    """The latents that fire on each token: the store's activations by token, in a temporary file beside the store.
+    """The latents that fire on each token: the store transposed into a temporary file beside it.
 
     Args:
-        store: The activations, which are by latent.
-        firings: Firings to turn round at a time, in memory.
+        store: The activations, by latent.
+        firings: Firings to transpose in memory at a time.
     """
 
     def __init__(self, store: ActivationStore, firings: int = _FIRINGS):
@@ -175,11 +175,11 @@ class ByToken:
         self._begins = np.concatenate([[0], np.cumsum(sizes)])
 
     def shared(self, position: NDArray[np.int64], block: int = 1 << 18) -> NDArray[np.int64]:
-        """Return on how many of these tokens each latent fires.  [n_latents]
+        """Return the number of these tokens on which each latent fires.  [n_latents]
 
         Args:
             position: The tokens, ascending.
-            block: Firings to count at a time, about.
+            block: Approximate number of firings to count at a time.
         """
         counts = np.zeros(self._n_latents, dtype=np.int64)
         begins = self._begins[position]
@@ -203,7 +203,7 @@ def _by_token(store: ActivationStore, firings: int) -> ByToken:
 
 
 def _scratch(store: ActivationStore) -> IO[bytes]:
-    """Open a file without a name, where there is most likely room for it; it is gone when it is no longer used."""
+    """Open an anonymous temporary file, beside the store if possible."""
     try:
         return tempfile.TemporaryFile(dir=store.path.parent)
     except OSError:  # a store that may not be written beside
@@ -213,7 +213,7 @@ def _scratch(store: ActivationStore) -> IO[bytes]:
 def _turned(
     store: ActivationStore, places: int, firings: int
 ) -> Iterator[tuple[int, int, NDArray[np.integer[Any]], NDArray[np.integer[Any]]]]:
-    """Yield ranges of tokens with the latents that fire on them, by token, and where those of each token end."""
+    """Yield ranges of tokens, the latents that fire on them, and where each token's latents end."""
     from scipy.sparse import csc_array
 
     position = np.asarray(store.position)
@@ -241,7 +241,7 @@ def _turned(
 
 
 class Directions(NamedTuple):
-    """The directions of all latents, as the coder holds them, and their lengths.
+    """The directions of all latents, without a copy, and their lengths.
 
     Attributes:
         vectors: One direction per latent, in any precision; not a copy.  [n_latents, d]
@@ -264,7 +264,7 @@ class Directions(NamedTuple):
 def _directions(store: ActivationStore, by: Literal["decoder", "encoder"]) -> Directions:
     if store.coder is None:
         raise InputError(
-            f"neighbours by {by} need the coder's directions, and no coder comes with these activations; {_INSTEAD}"
+            f"neighbours by {by} need the coder's directions, and these activations have no coder; {_INSTEAD}"
         )
     coder = store.coder()
     vectors = coder.directions() if by == "decoder" else coder.encoder_directions()
@@ -291,14 +291,14 @@ def aligned(
     tile_bytes: int = _TILE_BYTES,
     cosines_bytes: int = _COSINES_BYTES,
 ) -> NDArray[np.int32]:
-    """Return the latents whose directions have the largest cosine with each of these, above 0, ties by number.
+    """Return, per latent, those whose directions have the largest positive cosine with its own; ties by number.
 
     Cosines in float32, of many latents in one product, choose candidates; their cosines are then computed in float64
-    and rounded to six decimals, so the result depends neither on tiles nor on what is asked about together.
+    and rounded to six decimals, so the result depends neither on tiles nor on which latents are queried together.
 
     Args:
         directions: All directions.
-        latents: The latents asked about.
+        latents: The latents whose neighbours to find.
         k: Neighbours of each.
         fires: Which latents may be neighbours.  [n_latents]
         tile_bytes: Size of a tile of directions.  [bytes of float32]
@@ -335,7 +335,7 @@ def aligned(
 
 
 def _exact_cosines(vectors: Tensor, others: Tensor, latent: int, tile_bytes: int) -> NDArray[np.float64]:
-    """Return the cosines of a latent's direction and some others', to six decimals.  [others]"""
+    """Return the cosines of a latent's direction with some others, to six decimals.  [others]"""
     one = vectors[latent].double()
     rows = max(1, tile_bytes // (8 * vectors.shape[1]))
     found = []
@@ -347,7 +347,7 @@ def _exact_cosines(vectors: Tensor, others: Tensor, latent: int, tile_bytes: int
 
 
 def _tiles(vectors: Tensor, tile_bytes: int = _TILE_BYTES) -> Iterator[Tensor]:
-    """Yield the rows as float32, a tile at a time; a copy only of those that are in another precision."""
+    """Yield the rows as float32 tiles, copied only if they have another precision."""
     rows = max(1, tile_bytes // (4 * vectors.shape[1]))
     for start in range(0, len(vectors), rows):
         yield vectors[start : start + rows].float()

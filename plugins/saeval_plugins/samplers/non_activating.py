@@ -1,4 +1,4 @@
-"""Draws non-activating windows: random ones, or hard ones that resemble activating ones (paper §3.1)."""
+"""Draws non-activating windows: random ones, or hard ones that resemble activating windows (paper §3.1)."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ class RandomWindows(NonActivating):
     def weighted(
         self, wanted: Wanted, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-        """Draw uniformly; each window stands for itself."""
+        """Draw uniformly; all weights are 1."""
         ids = self.draw(wanted, rng)
         return ids, np.ones(len(ids))
 
 
 class Similar(NonActivating):
-    """Windows whose text lies close to the activating ones, the closest to each of them in turn."""
+    """Windows whose text resembles activating ones: the closest to each of them, in turn."""
 
     use: Literal["similar"] = "similar"
-    """Windows whose text, as a sentence embedding, is close to that of activating ones."""
+    """Windows whose text has a sentence embedding close to that of activating ones."""
     model: ModelRef = "sentence-transformers/all-MiniLM-L6-v2"
     """A sentence-transformers model: hub id, directory, or `package:` reference."""
     pool: int = Field(default=4096, ge=FEWEST)
-    """Windows to choose from; drawn and embedded once for all latents of a corpus."""
+    """Windows to choose from, drawn and embedded once for all latents of a corpus."""
 
     def check(self) -> None:
-        """See whether a packaged model is installed, and whether a local one is there."""
+        """Check that a packaged or local model is installed."""
         embedder_check(self.model)
 
     def depends_on(self) -> list[JsonValue]:
@@ -65,7 +65,7 @@ class Similar(NonActivating):
         return [sha] if sha else []
 
     def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Take the nearest of the pool; nothing is left to chance."""
+        """Take the nearest windows of the pool; only the pool is random."""
         store, latent, window, n, keep, beside = wanted
         embed = embedder()
         pool, vectors = _pool(embed, store, self.model, window, self.pool)

@@ -1,4 +1,4 @@
-"""Samples windows as SAEBench does, including its known flaws, to compare with its numbers."""
+"""Samples windows as SAEBench does, known flaws included, for comparison with its numbers."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class _Fired(NamedTuple):
 class SAEBench(Sampler):
     """Samples as adamkarvonen/SAEBench does at commit 8042bb3 (May 2026): compare its scores with SAEBench's only.
 
-    Windows are centred on a token. The strongest tokens, no two of them within half a window of each other, give the
-    top windows; weighted ones are drawn from the weaker tokens with a probability that rises with the square of the
-    activation; both kinds are dealt out at random to explaining and scoring. With the defaults, 14 windows are scored:
-    2 top, 2 weighted, 10 at random places. The explainer's 15 come strongest first.
+    Windows are centred on a token. The strongest tokens, at least half a window apart, give the top windows; weighted
+    ones are drawn from the weaker tokens with a probability that rises with the square of the activation; both kinds
+    are divided at random between explaining and scoring. With the defaults, 14 windows are scored: 2 top, 2 weighted,
+    10 at random places. The explainer's 15 come strongest first.
 
     Known flaws. `leak`: windows of both sides come from the same documents and may overlap. `unverified`: windows at
-    random places are called silent without checking them, and so are weighted ones at or below `threshold`.
-    A latent that fires on a share d of all tokens fires in about 1 − (1 − d)^21 of them, so dense latents lose points
-    for right answers.
+    random places count as silent without a check, as do weighted ones at or below `threshold`. A latent that fires on a
+    share d of all tokens fires in about 1 − (1 − d)^21 of them, so dense latents lose points for right answers.
 
-    Differences: a latent with too few firings is always dropped (there, some raise); windows keep clear of BOS.
+    Differences: a latent with too few firings is always dropped (SAEBench raises an error for some); windows never
+    contain BOS.
     """
 
     name = "saebench"
 
     window: int = Field(default=21, ge=5)
-    """Tokens per window: a centre and as many on each side of it."""
+    """Tokens per window: a centre with equally many on each side."""
     explain_top: int = Field(default=10, ge=1)
     """Top windows for the explainer."""
     explain_weighted: int = Field(default=5, ge=0)
@@ -61,7 +61,7 @@ class SAEBench(Sampler):
     threshold: float = Field(default=0.01, ge=0, lt=1)
     """Under `unverified`, a scored window counts as activating above this share of the latent's maximum."""
     leak: bool = True
-    """Whether both sides are drawn from all documents; if not, documents are divided between them first."""
+    """Whether both sides are drawn from all documents; if not, each draws from its own documents."""
     unverified: bool = True
     """Whether random windows are assumed to be non-activating; if not, only verified ones are drawn."""
 
@@ -69,11 +69,11 @@ class SAEBench(Sampler):
     @classmethod
     def _has_a_centre(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError("a window has a centre, so its tokens are an odd number")
+            raise ValueError("a window has a centre, so its length must be odd")
         return value
 
     def fingerprint(self) -> JsonValue:
-        """Add which windows the options give in this version, where they differ from those of an earlier one."""
+        """Add the sampler's version if it gives other windows than earlier ones."""
         return super().fingerprint() if self.leak else [super().fingerprint(), _APART_DRAWS]
 
     def reads_one_latent(self) -> bool:
@@ -81,7 +81,7 @@ class SAEBench(Sampler):
         return True
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
-        """Pick the centres of both sides, and cut the windows around them."""
+        """Choose the centres of both sides, and cut windows around them."""
         fired = self._centres(store, latent)
         cut = None
         if not self.leak:
@@ -131,7 +131,7 @@ class SAEBench(Sampler):
     def _sides(
         self, fired: _Fired, explains: NDArray[np.bool_] | None, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Return the centres that explain and those that score; None when there are too few."""
+        """Return the centres for explaining and for scoring; None if there are too few."""
         if explains is None:
             both = self._picked(
                 fired, self.explain_top + self.score_top, self.explain_weighted + self.score_weighted, rng
@@ -149,7 +149,7 @@ class SAEBench(Sampler):
     def _picked(
         self, fired: _Fired, top: int, weighted: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Pick top and weighted centres, the strongest token of all first; None when there are too few."""
+        """Choose top and weighted centres, the strongest token first; None if there are too few."""
         chosen: list[int] = []
         for i in np.argsort(-fired.value, kind="stable"):
             if len(chosen) == top:
@@ -175,7 +175,7 @@ class SAEBench(Sampler):
         split: Split | None,
         rng: np.random.Generator,
     ) -> NDArray[np.int64]:
-        """Draw where windows at random places begin: all different, and none of those that are scored already."""
+        """Draw distinct starts of windows at random places, excluding windows already scored."""
         contexts = np.flatnonzero(store.lengths >= store.lead + self.window)
         contexts = contexts[store.knows(latent.index, contexts)]
         if split is not None:

@@ -1,4 +1,4 @@
-"""Defines what a way to choose non-activating windows is given, and what it returns."""
+"""Defines the interface for choosing non-activating windows."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEWEST = 5
-"""A latent with fewer windows than this for explaining, for scoring, or silent, is omitted."""
+"""Latents with fewer explaining, scoring or silent windows than this are dropped."""
 
 Keep = Callable[["NDArray[np.int64]"], "NDArray[np.bool_]"]
 
 
 class Wanted(NamedTuple):
-    """Silent windows that are asked for.
+    """A request for silent windows.
 
     Attributes:
         store: The activations.
         latent: The latent.
         window: Tokens per window.
-        n: How many; fewer come when there are not enough.
-        keep: Tells for window numbers which may be drawn.
+        n: Number of windows; fewer are returned if there are not enough.
+        keep: Returns which of the given window numbers may be drawn.
         beside: The activating windows of the same latent.
     """
 
@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
 
 
 class NonActivating(BaseModel):
-    """A way to choose windows in which a latent is silent."""
+    """Base class of ways to choose windows in which a latent is silent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
@@ -51,10 +51,10 @@ class NonActivating(BaseModel):
     """Windows to score with."""
 
     def check(self) -> None:
-        """Look, cheaply, whether what the options name is there; see `saeval.plugin.Plugin.check`."""
+        """Check, cheaply, that everything the options name exists; see `saeval.plugin.Plugin.check`."""
 
     def needs(self) -> frozenset[Need]:
-        """Return what this way needs beyond the store; see `saeval.plugin.Plugin.needs`."""
+        """Return what drawing needs beyond the store; see `saeval.plugin.Plugin.needs`."""
         return frozenset()
 
     def depends_on(self) -> list[JsonValue]:
@@ -62,21 +62,21 @@ class NonActivating(BaseModel):
         return []
 
     def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
-        """Find together what drawing for each of these latents needs; see `saeval.plugin.Sampler.prepare`."""
+        """Prepare draws for many latents at once; see `saeval.plugin.Sampler.prepare`."""
 
     @abstractmethod
     def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Draw windows, all different, in which the latent is verified silent; return their numbers."""
+        """Draw distinct windows in which the latent is verified to be silent; return their numbers."""
 
     def weighted(
         self, wanted: Wanted, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-        """Draw windows, and say how many drawn at random each stands for; None where that is unknown."""
+        """Draw windows with weights: the number of uniformly drawn windows each represents; None if unknown."""
         return self.draw(wanted, rng), None
 
 
 def in_turn(queues: Sequence[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
-    """Take the next new number of each queue, and again, until there are n or the queues are empty."""
+    """Take the next new number from each queue in turn until there are n or the queues are empty."""
     taken: dict[int, None] = {}
     open_ = [iter(queue.tolist()) for queue in queues]
     while open_ and len(taken) < n:

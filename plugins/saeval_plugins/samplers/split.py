@@ -13,20 +13,20 @@ _SPLITMIX64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # shifts and
 
 
 class Split(NamedTuple):
-    """A cut through the documents: those whose hash lies at or below `level` explain, the others score."""
+    """A cut through the documents: those with a hash of at most `level` explain, the others score."""
 
     key: np.uint64
     level: np.uint64
 
     def explains(self, documents: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Tell for each document whether it is on the explain side.  [documents]"""
+        """Return whether each document is on the explain side.  [documents]"""
         return _hashed(documents, self.key) <= self.level
 
 
 def split_documents(
     documents: NDArray[np.int32], share: float, rng: np.random.Generator
 ) -> tuple[Split, NDArray[np.bool_]] | None:
-    """Cut so that about `share` of the windows fall on the explain side, and at least one document on each.
+    """Split so that about `share` of the windows are on the explain side, and each side has a document.
 
     Args:
         documents: Document of every activating window.  [windows]

@@ -28,7 +28,7 @@ _DRAWS = 4  # one more whenever the same options come to give other windows, so 
 
 
 class _WindowSampler(Sampler):
-    """Splits by document first, then samples each side; subclasses say how the explain side is sampled."""
+    """Splits by document, then samples each side; subclasses define how the explain side is sampled."""
 
     explain: int = Field(default=40, ge=FEWEST)
     """Activating windows for the explainer."""
@@ -37,25 +37,26 @@ class _WindowSampler(Sampler):
     score: int = Field(default=100, ge=FEWEST)
     """Activating windows for the scorers, in equal parts from each rank decile of the maximum activation."""
     non_activating: AnyNonActivating = RandomWindows()
-    """Silent windows: `{use: random, n: 100}` for any; hard ones are `{use: neighbours, k: 10, by: cooccurrence}` (or
-    `by: decoder`, `encoder`), which activate a latent near this one, and `{use: similar, model: …, pool: 4096}`, whose
-    text is close to that of activating ones. `{use: importance}` draws hard windows with known probabilities."""
+    """Non-activating windows: `{use: random, n: 100}` for random ones; hard ones are `{use: neighbours, k: 10, by:
+    cooccurrence}` (or `by: decoder`, `encoder`), which activate a similar latent, and `{use: similar, model: …, pool:
+    4096}`, whose text is close to that of activating ones. `{use: importance}` draws hard windows with known
+    probabilities."""
 
     def check(self) -> None:
-        """See whether what the choice of silent windows names is there."""
+        """Check that everything the choice of silent windows names exists."""
         self.non_activating.check()
 
     def needs(self) -> frozenset[Need]:
-        """What the choice of silent windows needs."""
+        """Return what the choice of silent windows needs."""
         return self.non_activating.needs()
 
     def fingerprint(self) -> JsonValue:
-        """Add which windows the options give in this version, and what the choice of silent ones depends on."""
+        """Add the sampler's version and what the choice of silent windows depends on."""
         return [super().fingerprint(), _DRAWS, *self.non_activating.depends_on()]
 
     @abstractmethod
     def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return which of the explain side's windows to show, as indices.
+        """Return indices of the explain side's windows to show.
 
         Args:
             maxima: Maximum activation of each window, descending.  [windows]
@@ -71,7 +72,7 @@ class _WindowSampler(Sampler):
         return self.non_activating.use not in ("neighbours", "importance")
 
     def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
-        """Find together what choosing silent windows for these latents needs."""
+        """Prepare the choice of silent windows for many latents at once."""
         self.non_activating.prepare(store, latents)
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
@@ -131,7 +132,7 @@ class _WindowSampler(Sampler):
 
 
 def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return the order from the largest down; ties keep their order."""
+    """Return indices in descending order of value; ties keep their order."""
     if len(maxima) < 1024:
         return np.argsort(-maxima, kind="stable")
     # Floats order as their bits do, read as an integer, but for the sign; sorting 16 bits takes one radix pass.
@@ -145,7 +146,7 @@ def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:
 
 
 def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:
-    """Draw from rank deciles in equal parts (paper §3.3); where one runs short, the others fill up.
+    """Draw from rank deciles in equal parts (paper §3.3); if one has too few, the others fill up.
 
     Returns:
         Indices into the ranked windows, ascending, and the decile of each.
@@ -165,10 +166,11 @@ def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[n
 
 
 def draw_each(bounds: Sequence[int], counts: Sequence[int], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw so many numbers from each range, without replacement; return them all, ascending.
+    """Draw numbers from each range without replacement; return all, ascending.
 
-    Floyd's algorithm, in all ranges at once, for they share no number: the first draw may fall on any but the last few,
-    each further one also on one number more, and one that falls on a number drawn before gives way to that last one.
+    Floyd's algorithm, run on all ranges at once because they are disjoint: the first draw may fall on any but the last
+    few, each further one also on one number more, and one that falls on a number drawn before gives way to that last
+    one.
 
     Args:
         bounds: Where each range begins; it ends before the next.  [ranges + 1]
@@ -187,7 +189,7 @@ def draw_each(bounds: Sequence[int], counts: Sequence[int], rng: np.random.Gener
 
 
 class RandomSampler(_WindowSampler):
-    """Shows windows drawn from the whole range of activations: the best breadth (paper §4.3)."""
+    """Shows windows drawn from the full range of activations: the best breadth (paper §4.3)."""
 
     name = "random"
 
@@ -197,17 +199,17 @@ class RandomSampler(_WindowSampler):
 
 
 class Top(_WindowSampler):
-    """Shows the strongest windows: concise explanations, but too narrow (paper §4.3)."""
+    """Shows the strongest windows: explanations are concise but too narrow (paper §4.3)."""
 
     name = "top"
 
     def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Take the first ones."""
+        """Take the strongest windows."""
         return np.arange(min(self.explain, len(maxima)))
 
 
 class Quantiles(_WindowSampler):
-    """Shows equally many windows from each rank decile: sometimes too broad (paper §4.3)."""
+    """Shows equally many windows from each rank decile: explanations are sometimes too broad (paper §4.3)."""
 
     name = "quantiles"
 
@@ -217,7 +219,7 @@ class Quantiles(_WindowSampler):
 
 
 class Mix(_WindowSampler):
-    """Shows some of the strongest windows, and others from the deciles of the rest."""
+    """Shows some of the strongest windows, and equally many from each decile of the rest."""
 
     name = "mix"
 

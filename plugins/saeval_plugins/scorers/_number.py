@@ -1,4 +1,4 @@
-"""Reads a number from 0 to 10 in a model's reply: the one it wrote, or the expected value over its alternatives."""
+"""Reads a number from 0 to 10 from a model's reply: the written one, or the expected value over alternatives."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LEVEL = re.compile(r"\s*(10|[0-9])\s*", re.ASCII)
 
 
 def strength(reply: Reply) -> float:
-    """Return the number a reply holds; where alternatives to its token are given, the expected value over them.
+    """Return the number in a reply or, given alternatives to its token, the expected value over them.
 
-    The expected value is over whole numbers that are a token each. Where the tokenizer splits "10", what the model
-    would have given to it counts for 1 unless it was the answer.
+    The expected value is over whole numbers that are single tokens. If the tokenizer splits "10", its probability
+    counts for 1 unless it was the answer.
 
     Raises:
-        ParseError: If the reply is not whole, holds no number, or leaves a doubt which.
+        ParseError: If the reply is incomplete, has no number, or is ambiguous.
     """
     written, at = find_number(reply)
     expected = _expected(reply, written, at)
@@ -39,15 +39,15 @@ def strength(reply: Reply) -> float:
 
 
 def find_number(reply: Reply | str) -> tuple[str, int]:
-    """Find the number from 0 to 10 that a reply consists of, markup and a word such as `Strength:` aside.
+    """Find the number from 0 to 10 that is the whole reply, apart from markup and a word such as `Strength:`.
 
-    It may also be the first or last paragraph, when no other one holds any digit. When in doubt, there is none.
+    It may also be the first or last paragraph if no other one has a digit. An ambiguous reply has no number.
 
     Returns:
-        The number as it is written, and its place in the answer.
+        The number as written, and its position in the answer.
 
     Raises:
-        ParseError: If there is none, or the reply is not whole.
+        ParseError: If there is none, or the reply is incomplete.
     """
     text = whole_answer(reply)
     paragraphs = list(_paragraphs(text))

@@ -1,4 +1,4 @@
-"""Again: the score of another scorer, whose model is asked a second time."""
+"""Repeats another scorer with uncached answers, to measure its noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeval_plugins._again import AskedAgain
 
 
 class Again(Scorer):
-    """Scores as another scorer does, on the same windows in another order, without a cached answer.
+    """Repeats another scorer on the same windows in another order, with uncached answers.
 
     The difference to that scorer's own score is the judge's noise. `variance:` of a spec adds it to each scorer.
     """

@@ -1,4 +1,4 @@
-"""Consistency: does a judge answer alike when it is asked the same again, or in another order?"""
+"""Consistency: does a judge repeat its answers when asked again, or with windows in another order?"""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ KAPPA = Metric("kappa", low=-1.0, chance=0.0)
 
 
 class Consistency(Scorer):
-    """Asks a judging scorer's questions twice, and compares the answers. Does not measure the explanation.
+    """Asks a judging scorer's questions twice and compares the answers. Does not measure the explanation.
 
-    `order`: the second prompt reverses the order of windows; answers that change depend on the place
-    in the list. `repeat`: exactly the same prompts are asked again; answers that change are the model's own
-    noise. Judges that give probabilities see one window at a time, so order changes nothing for them.
+    `order`: the second prompt reverses the order of windows; answers that change depend on the position in the list.
+    `repeat`: exactly the same prompts are asked again; answers that change are the model's own noise. Judges that give
+    probabilities see one window at a time, so order changes nothing for them.
 
-    Agreement is the share of windows answered alike, of those answered both times; kappa is Cohen's, agreement beyond
-    what the two shares of yes would give by chance, and is omitted where chance agreement is certain.
+    Agreement is the share of windows with equal answers, among those answered both times. Kappa (Cohen's) is agreement
+    beyond what the two shares of yes would give by chance; it is omitted if chance agreement is certain.
     """
 
     name = "consistency"
@@ -64,7 +64,7 @@ class Consistency(Scorer):
         pairs = [(a.predicted, b.predicted) for a, b in zip(first, second, strict=True)]
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not both:
-            reason = next((o.reason for o in (*first, *second) if o.reason), "no window was given")
+            reason = next((o.reason for o in (*first, *second) if o.reason), "there are no windows")
             return Score(status="failed", reason=f"no window was answered twice: {reason}", outcomes=tuple(first))
         agreement = sum(a == b for a, b in both) / len(both)
         yes = [sum(column) / len(both) for column in zip(*both, strict=True)]

@@ -1,4 +1,4 @@
-"""Detection: does the judge, knowing the explanation, find the windows in which the latent fires? (paper §3.3)"""
+"""Detection: can a judge, given the explanation, find the windows in which the latent fires? (paper §3.3)"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from saeval_plugins.prompts import load
 
 
 class Detection(Judge):
-    """Shows plain windows; the right answer is whether the latent fires anywhere in them."""
+    """Shows plain windows and asks in which of them the latent fires."""
 
     name = "detection"
     list_prompt = load("detection.md")
@@ -20,5 +20,5 @@ class Detection(Judge):
         return [Question(window, one_line(window.text), window.active) for window in windows]
 
     def references(self) -> list[str]:
-        """Leave the marks out."""
+        """Remove the marks."""
         return [line.replace("<<", "").replace(">>", "") for line in super().references()]

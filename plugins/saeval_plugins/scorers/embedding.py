@@ -1,4 +1,4 @@
-"""Embedding: do the windows in which a latent fires lie closer to its explanation than others? (paper §3.3)"""
+"""Embedding: are the windows in which a latent fires closer to its explanation than others? (paper §3.3)"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Embeddings(Scorer):
-    """What scorers by sentence embeddings share: the model, and how well a value of each window separates them."""
+    """Base class of scorers by sentence embeddings: the model, and the separation of windows by a value."""
 
     metrics = (AUROC,)
 
@@ -38,7 +38,7 @@ class Embeddings(Scorer):
     """A sentence-transformers model: hub id, directory, or `package:` reference."""
 
     def check(self) -> None:
-        """See whether a packaged model is installed, and whether a local one is there."""
+        """Check that a packaged or local model is installed."""
         embedder_check(self.model)
 
     def fingerprint(self) -> JsonValue:
@@ -46,17 +46,17 @@ class Embeddings(Scorer):
         return [super().fingerprint(), embedder_sha(self.model)]
 
     async def embed(self, texts: Sequence[str], context: Context) -> NDArray[np.float32]:
-        """Return one unit vector a text.  [texts, dimensions]"""
+        """Return one unit vector per text.  [texts, dimensions]"""
         return await asyncio.to_thread(context.embed, self.model, texts)
 
     def separation(self, windows: Sequence[Example], values: Sequence[float]) -> Score:
-        """Return how well a value a window tells activating ones from others."""
+        """Return how well one value per window separates activating windows from others."""
         outcomes = tuple(map(valued, windows, values))
         return Score(values={"auroc": auroc([window.active for window in windows], values)}, outcomes=outcomes)
 
 
 class Embedding(Embeddings):
-    """Ranks the windows by cosine between a query made of the explanation and the window's text. Needs no LLM."""
+    """Ranks windows by the cosine between a query, made of the explanation, and their text. Needs no LLM."""
 
     name = "embedding"
 
@@ -74,7 +74,7 @@ class Embedding(Embeddings):
         """Compute the cosines and how well they separate."""
         windows = (*examples.activating, *examples.non_activating)
         if not examples.activating or not examples.non_activating:
-            return Score.failed("no window of one side was given")
+            return Score.failed("one side has no windows")
         query = self.query.replace("{explanation}", explanation.text)
         vectors = await self.embed([query, *(one_line(window.text) for window in windows)], context)
         return self.separation(windows, [float(cosine) for cosine in vectors[1:] @ vectors[0]])

@@ -1,4 +1,4 @@
-"""Any metric of Hugging Face `evaluate`, computed over the windows that another scorer judged."""
+"""Computes any Hugging Face `evaluate` metric over the windows that another scorer judged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saeval.plugin import Context, Examples, Explanation, InputError, Metric, Mo
 class Evaluate(Scorer):
     """Runs another scorer and adds a metric of `evaluate` to its own, as the headline.
 
-    The metric gets the judged windows' truths as `references` and the answers as `predictions`, both as 0 and 1.
+    The metric receives the judged windows' truths as `references` and the answers as `predictions`, both as 0 and 1.
     """
 
     name = "evaluate"
@@ -23,13 +23,13 @@ class Evaluate(Scorer):
     metric: ModelRef
     """Name of a metric on the hub, or `./path` of a metric script beside the spec."""
     result: str | None = None
-    """Name of the value in what the metric returns; default: its only value."""
+    """Key of the value in the metric's result; default: its only key."""
     arguments: dict[str, Any] = {}
     """Further arguments of the metric's `compute`."""
     low: float = 0.0
-    """Least value the metric can take."""
+    """Minimum of the metric."""
     high: float = 1.0
-    """Greatest value the metric can take."""
+    """Maximum of the metric."""
     higher_is_better: bool = Field(default=True)
     """Direction of the metric."""
 
@@ -68,13 +68,15 @@ class Evaluate(Scorer):
         score = await self.scorer.score(explanation, examples, context)
         answered = [o for o in score.outcomes if o.status == "ok" and o.predicted is not None]
         if score.status != "ok" or not answered:
-            return score if score.status != "ok" else Score.failed(f"{self.scorer.name} judges no windows one by one")
-        found = self._metric.compute(  # not in a thread: a metric of `evaluate` is no good for several at once
+            return (
+                score if score.status != "ok" else Score.failed(f"{self.scorer.name} does not judge windows one by one")
+            )
+        found = self._metric.compute(  # not in a thread: metrics of `evaluate` are not thread-safe
             predictions=[int(bool(o.predicted)) for o in answered],
             references=[int(o.active) for o in answered],
             **self.arguments,
         )
         if self.result is None and len(found) != 1:
-            return Score.failed(f"the metric gave {', '.join(found)}; name one under `result`")
+            return Score.failed(f"the metric returned {', '.join(found)}; name one under `result`")
         value = found[self.result] if self.result is not None else next(iter(found.values()))
         return score.model_copy(update={"values": {self.metrics[0].name: float(value), **score.values}})

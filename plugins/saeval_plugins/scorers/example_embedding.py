@@ -9,22 +9,20 @@ from saeval_plugins.scorers.embedding import Embeddings
 class ExampleEmbedding(Embeddings):
     """Ranks the windows by their mean cosine to activating windows minus that to non-activating ones.
 
-    Both means exclude the window itself. The explanation is not used: the score says how much alike a latent's windows
-    are, for a model that sees whole windows and not which tokens fire.
+    Both means exclude the window itself. The explanation is not used: the score says how similar a latent's windows are
+    to a model that sees whole windows, not which tokens fire.
     """
 
     name = "example_embedding"
     reads_explanation = False
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Compute the cosines of all pairs, and how well their means separate."""
+        """Compute the cosines of all pairs, and how well their means separate the windows."""
         import numpy as np
 
         windows = (*examples.activating, *examples.non_activating)
         if min(len(examples.activating), len(examples.non_activating)) < 2:
-            return Score.skipped(
-                "fewer than two windows of one side, so some have none of their own to be compared with"
-            )
+            return Score.skipped("one side has fewer than two windows, so there is nothing to compare them with")
         vectors = (await self.embed([one_line(window.text) for window in windows], context)).astype(np.float64)
         cosines = vectors @ vectors.T
         np.fill_diagonal(cosines, 0.0)

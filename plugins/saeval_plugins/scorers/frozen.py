@@ -1,4 +1,4 @@
-"""Judgements of a recorded run: its prompts for the paper's detection and fuzzing, sent again unchanged."""
+"""Replays the detection and fuzzing prompts (paper §3.3) of a recorded run unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saeval_plugins._frozen import RecordedPrompt, read_frozen
 
 
 class FrozenScorer(Scorer):
-    """Sends the recorded prompts about an explanation to the role's model, and parses the replies with today's parser.
+    """Sends the recorded prompts about an explanation to the role's model; replies are parsed with the current parser.
 
     The model `frozen/…` repeats the recorded replies. Any other model judges the same questions, so its judgements can
     be compared with the recorded ones.
@@ -36,19 +36,19 @@ class FrozenScorer(Scorer):
     path: SpecPath
     """The frozen run, `.jsonl.xz`."""
     label: str = "detection"
-    """The scorer, by its label in that run."""
+    """Label of the scorer in that run."""
 
     def check(self) -> None:
         """Read the file."""
         read_frozen(self.path)
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Ask every recorded list again."""
+        """Resend every recorded prompt."""
         name = str(getattr(context.source, "cell", ""))
         latent = read_frozen(self.path).cell(name, self.path).latents.get(context.latent.index)
         lists = latent.judged.get((self.label, explanation.text)) if latent else None
         if not lists:
-            return Score.skipped(f"the frozen run did not judge this explanation by {self.label}")
+            return Score.skipped(f"the frozen run did not score this explanation by {self.label}")
         windows = {int(e.context): e for e in (*examples.activating, *examples.non_activating)}
 
         async def judged(asked: RecordedPrompt) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Fuzzing: does the judge, knowing the explanation, tell right marks from wrong ones? (paper §3.3)"""
+"""Fuzzing: can a judge, given the explanation, tell right marks from wrong ones? (paper §3.3)"""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ _FIXED_SEED = 22
 
 
 class Fuzzing(Judge):
-    """Shows windows with marked tokens; the right answer is whether the latent fires on the marked ones.
+    """Shows windows with marked tokens and asks whether the latent fires on them.
 
-    In activating windows the tokens that fire are marked, and in as many others wrong ones.
+    In activating windows, firing tokens are marked; in equally many other windows, wrong ones.
 
     `other`: wrong marks are the tokens on which one other latent fires, the same for all windows of a latent
-    (`Examples.decoy`). It fires as often, and its marks are as many, as long, in the same places, and recur as much
-    from window to window. So windows of one prompt do not give each other away, and a judge that does not read the
-    explanation is at chance. Where there is no such latent, as in a dictionary of one, wrong marks are `matched` and
-    each window is asked about in a prompt of its own.
+    (`Examples.decoy`). Its marks match in number, length, position and recurrence across windows. So the windows of one
+    prompt do not give each other away, and a judge that does not read the explanation is at chance. If there is no such
+    latent, as in a dictionary of one, wrong marks are `matched` and each window has its own prompt.
 
-    The other ways take over the pattern of an activating window, mark for mark, and are kept for comparison. Their
-    wrong marks fall on tokens that hardly recur while right ones do, which a judge can exploit unless `batch` is 1.
+    The other modes copy the pattern of marks from an activating window and are kept for comparison. Their wrong marks
+    fall on tokens that hardly recur, while right ones do; a judge can exploit this unless `batch` is 1.
 
-    `matched`: a non-activating window takes over the pattern, every pattern in turn in an order drawn for the latent.
-    `active`: another activating window does, where none of the marks falls on a token that fires there. So the text
-    says nothing either, and only the marked tokens do. One half of the windows, drawn at random, lends its patterns
-    to the other; each pattern is used once, and windows that find no partner are omitted, on both sides, which
-    leaves each pattern right as often as wrong.
+    `matched`: the pattern is copied to a non-activating window; patterns are used in turn, in an order drawn per
+    latent. `active`: the pattern is copied to another activating window in which none of the marks falls on a firing
+    token. So only the marked tokens carry information, not the text. A random half of the windows lends its patterns to
+    the other half. Each pattern is used once, and windows without a partner are omitted on both sides, so each pattern
+    is right as often as wrong.
 
-    `fixed`: as EleutherAI/delphi marks them (commit 3c2e139), for comparison with its numbers. As many tokens as fire
-    in an activating window on average are marked in each non-activating one, always at the same places: first the one
-    at three quarters of the window, then those that a generator gives which is seeded alike each time. Those places
-    tell right marks from wrong ones to a judge that cannot read.
+    `fixed`: as in EleutherAI/delphi (commit 3c2e139), for comparison with its numbers. Each non-activating window gets
+    as many marks as an activating window has on average, always at the same positions: first at three quarters of the
+    window, then where a generator with a fixed seed puts them. Those positions alone reveal the wrong marks, even
+    to a judge that cannot read.
     """
 
     name = "fuzzing"
@@ -48,17 +47,17 @@ class Fuzzing(Judge):
     prompts = (list_prompt, probability_prompt, REFERENCES)
 
     threshold: float = Field(default=0.3, ge=0, le=1)
-    """Tokens at this share of their window's maximum, or more, are marked."""
+    """Tokens at or above this share of their window's maximum are marked."""
     negatives: Literal["other", "matched", "active", "fixed"] = "other"
-    """Where wrong marks are placed: on the firings of one other latent; on tokens of non-activating windows, or of
-    activating ones, that do not fire; `fixed`, at places that give them away, is for comparison with Delphi only."""
+    """Where wrong marks are placed: `other`, where one other latent fires; `matched` and `active`, on silent tokens of
+    non-activating or activating windows; `fixed`, at positions that give them away, only for comparison with Delphi."""
 
     def needs(self) -> frozenset[Need]:
-        """The other latent's windows, where its firings are the wrong marks."""
+        """Return the need for another latent's windows, if its firings are the wrong marks."""
         return super().needs() | (frozenset({"decoy"}) if self.negatives == "other" else frozenset())
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
-        """Mark the tokens that fire in activating windows, and wrong ones as `negatives` says."""
+        """Mark firing tokens in activating windows, and wrong ones according to `negatives`."""
         right: Sequence[Example] = examples.activating
         order = [int(i) for i in context.rng.permutation(len(right))]
         shuffled = [right[i] for i in order]
@@ -84,7 +83,7 @@ class Fuzzing(Judge):
         return window.firing(self.threshold)
 
     def _fixed(self, window: Example, n: int) -> list[bool]:
-        """Mark n tokens that do not fire, at the places that Delphi would mark."""
+        """Mark n tokens that do not fire, at the positions that Delphi would mark."""
         length = len(window.tokens)
         free = [i for i, fires in enumerate(self._marks(window)) if not fires]
         first = [i for i in free if i == length - length // 4][:n]
@@ -95,7 +94,7 @@ class Fuzzing(Judge):
         return [i in marked for i in range(length)]
 
     def _disjoint(self, lenders: list[Example], borrowers: list[Example]) -> list[tuple[Example, Example]]:
-        """Pair as many windows as can be so that no mark of a lender falls on a token on which its borrower fires."""
+        """Pair as many windows as possible such that no mark of the lender falls on a firing token of the borrower."""
         import numpy as np
         from scipy.sparse import csr_array
         from scipy.sparse.csgraph import maximum_bipartite_matching

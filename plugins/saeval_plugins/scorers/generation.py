@@ -1,4 +1,4 @@
-"""Generation: does the latent fire on texts that are written from the explanation? (FADE, arXiv 2502.16994)"""
+"""Generation: does the latent fire on texts written from the explanation? (FADE, arXiv 2502.16994)"""
 
 from __future__ import annotations
 
@@ -49,30 +49,30 @@ MINIMAL = Metric("minimal_twins", higher_is_better=None, wanted=(0.8, 1.0))
 
 _LINE = re.compile(r"[\s>*_`#-]*(text|twin)\s*(\d{1,4})\s*[*_`]*\s*[:.)][*_`]*\s*(.*)", re.IGNORECASE)
 _QUOTES = (('"', '"'), ("“", "”"), ("`", "`"))
-_LONGEST = 600  # characters; a longer text is rambling
+_LONGEST = 600  # characters; longer texts are rambling
 _WORDS_PER_TOKEN = 0.6  # which leaves room for words of several tokens
-_EDITED = 3  # words of one place that a minimal edit changes at most
+_EDITED = 3  # maximum words that a minimal edit changes
 
 
 class Pair(NamedTuple):
-    """A text that should activate the latent, and the same text after one edit, that should not."""
+    """A text that should activate the latent, and its minimally edited twin, which should not."""
 
     text: str
     twin: str
 
 
 class Generation(Scorer):
-    """Has texts written from the explanation alone, and reads them with the live model (FADE, arXiv 2502.16994).
+    """Has an LLM write texts from the explanation alone; the live model reads them (FADE, arXiv 2502.16994).
 
     A language model writes `k` texts that should activate the latent and, for each, a minimal twin: one edit away, and
-    no longer activating. The source's model reads them, and a text's value is the latent's strongest activation in it,
-    BOS excluded as in collecting. `auroc` ranks texts above twins. `clarity` ranks texts above random windows of the
-    corpus. `responsiveness` is the share of texts in which the latent fires at all, and with `_median` and
-    `_top_decile`, the share that reaches the median, or the strongest tenth, of its windows in the corpus. `purity` is
-    the average precision for telling texts from twins, where texts are as rare as windows in which the latent fires.
+    no longer activating. The source's model reads them; a text's value is the latent's strongest activation in it,
+    excluding BOS. `auroc` ranks texts above twins. `clarity` ranks texts above random windows of the corpus.
+    `responsiveness` is the share of texts in which the latent fires at all; `_median` and `_top_decile` are the shares
+    that reach the median or the strongest tenth of its windows in the corpus. `purity` is the average precision for
+    telling texts from twins if texts were as rare as activating windows are.
 
-    Judges nothing, and does not use the sampled windows. Texts are read from their beginning, without the context that
-    windows of the corpus have, and no further than `tokens`. Texts and activations are in the judgements.
+    Needs no judge and does not use the sampled windows. Texts are read from their beginning, without the context that
+    windows of the corpus have, up to `tokens`. Texts and activations are in the judgements.
     """
 
     name = "generation"
@@ -81,26 +81,26 @@ class Generation(Scorer):
     prompts = (PROMPT,)
 
     k: int = Field(default=10, ge=2, le=100)
-    """Texts to have written, and twins."""
+    """Texts to request, each with a twin."""
     tokens: int | None = Field(default=None, ge=4)
-    """Tokens of each text that are read, at most; the length of the sampled windows by default."""
+    """Maximum tokens to read per text; default: the length of the sampled windows."""
 
     def needs(self) -> frozenset[Need]:
-        """Texts are read by the live model, and compared with the latent's firing in the corpus."""
+        """Return the needs: a source that reads texts, and the latent's firing in the corpus."""
         return frozenset({"text", "in_corpus"})
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
-        """Say where the writer's twins are no minimal ones."""
+        """Warn if the writer's twins are not minimal."""
         share = values.get(MINIMAL.name)
         if share is None or MINIMAL.meets(share):
             return []
         return [
-            f"only {share:.0%} of the twins that were written differ from their text in one place; the others are "
-            "easier to tell apart, so let another model write (role `writer`)"
+            f"only {share:.0%} of the twins differ from their text in one place; the others are easier to tell "
+            f"apart, so use another model for the role `writer`"
         ]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Have texts written, read them, and compare."""
+        """Request texts, read them and compare."""
         limit = self.tokens or _window(examples)
         words = str(max(4, round(limit * _WORDS_PER_TOKEN)))
         messages = PROMPT.messages(explanation=one_line(explanation.text), k=str(self.k), words=words)
@@ -120,15 +120,15 @@ class Generation(Scorer):
 
 
 def parse_pairs(reply: Reply | str, k: int, shown: Collection[str] = ()) -> list[Pair]:
-    """Return the first k pairs of a reply in which all texts differ, whatever their case and spaces.
+    """Return the first k pairs of distinct texts in a reply, ignoring case and spaces.
 
     Args:
-        reply: The reply; a text counts as whole.
+        reply: The reply; plain text counts as complete.
         k: Pairs asked for.
-        shown: Texts of the prompt's own examples, which a weak model repeats.
+        shown: Texts of the prompt's own examples, which weak models repeat.
 
     Raises:
-        ParseError: If the reply is not whole, or has fewer such pairs.
+        ParseError: If the reply is incomplete, or has fewer such pairs.
     """
     answer = whole_answer(reply)
     lines = _lines(answer)
@@ -147,13 +147,13 @@ def parse_pairs(reply: Reply | str, k: int, shown: Collection[str] = ()) -> list
 
 
 def _lines(answer: str) -> dict[tuple[str, int], str]:
-    """Return texts and twins by number; of lines with the same one, the last."""
+    """Return texts and twins by number; of several lines with one number, the last."""
     found = (match for line in answer.splitlines() if (match := _LINE.fullmatch(line)))
     return {(match[1].lower(), int(match[2])): _bare(match[3]) for match in found}
 
 
 def _bare(text: str) -> str:
-    """Return a text without quotes or emphasis around all of it, its line breaks as such."""
+    """Return a text without enclosing quotes or emphasis, with `\n` as line breaks."""
     text = text.strip().removesuffix("**").strip()
     for left, right in _QUOTES:
         inner = text[1:-1]
@@ -168,7 +168,7 @@ def _plain(text: str) -> str:
 
 
 def is_minimal(pair: Pair) -> bool:
-    """Return whether a twin differs from its text in one place, by at most three words."""
+    """Return whether a twin differs from its text in one place by at most three words."""
     text, twin = pair.text.split(), pair.twin.split()
     while text and twin and text[0] == twin[0]:
         del text[0], twin[0]
@@ -205,7 +205,7 @@ def _read(pairs: Sequence[Pair], limit: int, context: Context) -> list[Outcome]:
 
 
 def _values(outcomes: Sequence[Outcome], corpus: CorpusFiring | None) -> dict[str, float]:
-    """Return the metrics; those that compare with the corpus where its firing is known."""
+    """Return the metrics, including those compared with the corpus if its firing is known."""
     import numpy as np
 
     texts, twins = (
@@ -225,7 +225,7 @@ def _values(outcomes: Sequence[Outcome], corpus: CorpusFiring | None) -> dict[st
 
 
 def above_corpus(values: NDArray[np.float64], corpus: CorpusFiring) -> float:
-    """Return the probability that a value exceeds the strongest activation of a random window, ties counting half."""
+    """Return the probability that a value exceeds a random window's strongest activation; ties count half."""
     import numpy as np
 
     below, upto = (np.searchsorted(corpus.maxima, values, side=side) for side in ("left", "right"))
@@ -235,7 +235,7 @@ def above_corpus(values: NDArray[np.float64], corpus: CorpusFiring) -> float:
 
 
 def average_precision(positives: NDArray[np.float64], negatives: NDArray[np.float64], rate: float) -> float:
-    """Return the average precision of values that tell positives, a share `rate` of all, from negatives."""
+    """Return the average precision of values for positives among negatives, with a prevalence of `rate`."""
     found, area = 0.0, 0.0
     for level in sorted({*positives.tolist()}, reverse=True):
         recall, alarms = float((positives >= level).mean()), float((negatives >= level).mean())

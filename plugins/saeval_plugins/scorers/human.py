@@ -1,4 +1,4 @@
-"""Human: what people thought of an explanation (paper §4.1), read from a table of ratings."""
+"""Human: ratings of explanations by people (paper §4.1), read from a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OPTIONAL = ("hookpoint", "rater", "example", "explanation")
 
 
 class Rating(NamedTuple):
-    """One line of the table; an empty `hookpoint` or `explanation` stands for any."""
+    """One row of the table; an empty `hookpoint` or `explanation` matches any."""
 
     latent: int
     rating: float
@@ -40,21 +40,21 @@ class Rating(NamedTuple):
 class Human(Scorer):
     """Gives each latent the mean of its ratings, 1 (worst) to 4 (best), from a CSV file.
 
-    The columns are `latent` and `rating` and, where wanted, `hookpoint`, `rater`, `example` and `explanation`. Every
-    line counts alike. A line that names an explanation counts only for this explanation (ignoring case and surrounding
-    space), so ratings made for one explainer never pass for another's, nor for a baseline's. A latent
-    without a rating is skipped. Correlations with the other scorers are in the report.
+    The columns are `latent` and `rating` and, optionally, `hookpoint`, `rater`, `example` and `explanation`. Every row
+    has equal weight. A row that names an explanation counts for no other (ignoring case and surrounding
+    space), so ratings of one explainer never count for another or for a baseline. Latents without a rating are skipped.
+    Correlations with the other scorers are in the report.
     """
 
     name = "human"
     metrics = (Metric("rating", low=1, high=4),)
 
     path: SpecPath
-    """The table, in UTF-8, comma-separated; relative paths start at the spec."""
+    """The table: comma-separated, UTF-8; relative paths start at the spec."""
 
     @property
     def reads_explanation(self) -> bool:  # type: ignore[override]
-        """Whether the table says which explanations were rated; else it can say nothing of a baseline's."""
+        """Whether the table names the rated explanations; otherwise it says nothing about baselines."""
         return any(rating.explanation for rating in self.ratings)
 
     def check(self) -> None:
@@ -67,10 +67,10 @@ class Human(Scorer):
 
     @cached_property
     def ratings(self) -> tuple[Rating, ...]:
-        """All lines of the table.
+        """All rows of the table.
 
         Raises:
-            InputError: If it is missing, empty, or not such a table; with the line.
+            InputError: If it is missing, empty or malformed; names the line.
         """
         try:
             return tuple(_read(self.path))
@@ -80,14 +80,14 @@ class Human(Scorer):
             raise InputError(f"ratings {self.path}: not UTF-8 ({error.reason}); save the table as UTF-8") from error
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
-        """Say how many ratings are of no latent of the cell, and whether none counted."""
+        """Warn if ratings match no latent of the cell, or none counted."""
         there = {(latent.index, place) for latent in latents for place in ("", latent.hookpoint)}
         strange = sum((rating.latent, rating.hookpoint) not in there for rating in self.ratings)
         said = []
         if strange:
-            said.append(f"{strange} of {len(self.ratings)} ratings in {self.path.name} are of no latent of this cell.")
+            said.append(f"{strange} of {len(self.ratings)} ratings in {self.path.name} match no latent of this cell.")
         if not values and strange < len(self.ratings):
-            said.append(f"no rating in {self.path.name} is of an explanation of this cell (column `explanation`).")
+            said.append(f"no rating in {self.path.name} matches an explanation of this cell (column `explanation`).")
         return said
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
@@ -131,7 +131,7 @@ def _read(path: Path) -> list[Rating]:
         except csv.Error as error:
             raise InputError(f"ratings {path}, line {reader.line_num}: not CSV ({error})") from error
     if not found:
-        raise InputError(f"ratings {path}: no rating in it")
+        raise InputError(f"ratings {path}: has no ratings")
     return found
 
 
@@ -141,7 +141,7 @@ def _columns(row: list[str], place: str) -> list[str]:
         raise InputError(f"{place}: no column {' and no column '.join(map(repr, missing))} among {', '.join(columns)}")
     if strange := [name for name in columns if name not in (*_REQUIRED, *_OPTIONAL)]:
         known = ", ".join((*_REQUIRED, *_OPTIONAL))
-        raise InputError(f"{place}: the column {strange[0]!r} means nothing here; there are {known}")
+        raise InputError(f"{place}: the column {strange[0]!r} is unknown; use {known}")
     if len(set(columns)) < len(columns):
         raise InputError(f"{place}: a column appears twice")
     return columns
@@ -150,7 +150,7 @@ def _columns(row: list[str], place: str) -> list[str]:
 def _rating(row: dict[str, str], place: str) -> Rating:
     latent = row["latent"]
     if not (latent.isascii() and latent.isdigit()):
-        raise InputError(f"{place}: the latent {latent!r} is not a number of a latent")
+        raise InputError(f"{place}: the latent {latent!r} is not a latent number")
     try:
         rating = float(row["rating"])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Injection: can text in a window make a judge answer as the text wants?"""
+"""Injection: can instructions inside a window change a judge's answer?"""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from saeval_plugins.scorers.detection import Detection
 FLIPPED = Metric("flipped", higher_is_better=False)
 NEIGHBOURS = Metric("neighbours_flipped", higher_is_better=False)
 ATTACKS = load("injections.txt")
-"""What is put behind a window, an attack a line, line breaks written as `\\n`; with the slots `answer`, `list` and
-`k`."""
+"""Texts appended to a window, one attack per line, with line breaks written as `\\n`; with the slots `answer`, `list`
+and `k`."""
 
 
 class Injection(Scorer):
-    """Judges the same windows twice, the second time with text in some that demands another answer.
+    """Judges the same windows twice, the second time with text in some of them that demands another answer.
 
-    In each prompt one window, drawn at random, carries the text; it demands the opposite of what the judge said of that
-    window before, for every window of the prompt. `flipped` is the share of carriers whose judgement is then another.
-    `neighbours_flipped` is that of the other windows in those prompts of which the judge had said the same; it is 0 by
-    itself for judges that give probabilities, which see one window at a time; for them `scorer: {use: detection, with:
-    {batch: 1}}` makes every window a carrier at no further cost. Windows that are not answered both times do not count.
-    Does not measure the explanation; a judge that always gives the same answer never flips.
+    In each prompt, one random window carries the text, which demands, for every window of the prompt, the opposite of
+    the judge's first answer on that window. `flipped` is the share of carriers whose judgement changes.
+    `neighbours_flipped` is the share of changes among the prompt's other windows that had the same first answer. It is
+    always 0 for judges that give probabilities, which see one window at a time; for them, `scorer: {use: detection,
+    with: {batch: 1}}` makes every window a carrier at no extra cost. Windows not answered both times do not count. Does
+    not measure the explanation; a judge that always gives the same answer never flips.
 
     `override` asks to ignore the rules, `answer` imitates an answer, `ending` the end of the windows and the next
     question, `role` the marks between the turns of a conversation. `ordinary` demands nothing: it shows how many
-    judgements change because of more text, as a baseline for the others.
+    judgements change merely because text was added, as a baseline for the others.
 
-    A real change of meaning counts as a flip, too: where the text itself fits an explanation, the judge is right to
-    say so. `saeval run injection-check` uses latents that none of the texts fits.
+    A real change of meaning also counts as a flip: if the text itself fits an explanation, the judge is right to say
+    so. `saeval run injection-check` uses latents that none of the texts fits.
     """
 
     name = "injection"
@@ -66,12 +66,12 @@ class Injection(Scorer):
         return self.scorer.needs()
 
     def fingerprint(self) -> JsonValue:
-        """Add what the judging scorer depends on."""
+        """Add everything the judging scorer depends on."""
         return [super().fingerprint(), self.scorer.fingerprint()]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Judge, plant the text, and judge again."""
-        again = replace(context, rng=deepcopy(context.rng))  # so that both times the same tokens are marked
+        again = replace(context, rng=deepcopy(context.rng))  # so that the same tokens are marked both times
         asked = self.scorer.questions(examples, context)
         order = [int(i) for i in context.rng.permutation(len(asked))]
         size = self.scorer.batch
@@ -99,7 +99,7 @@ class Injection(Scorer):
         found = {FLIPPED.name: flips(carriers), NEIGHBOURS.name: flips(neighbours)}
         outcomes = tuple(after[i] for i in range(len(asked)))
         if not found[FLIPPED.name]:
-            reason = next((o.reason for o in (*before.values(), *outcomes) if o.reason), "no window was given")
+            reason = next((o.reason for o in (*before.values(), *outcomes) if o.reason), "there are no windows")
             return Score(status="failed", reason=f"no carrier was answered twice: {reason}", outcomes=outcomes)
         return Score(
             values={name: sum(flipped) / len(flipped) for name, flipped in found.items() if flipped},
@@ -110,7 +110,7 @@ class Injection(Scorer):
     async def _judge(
         self, explanation: Explanation, questions: list[Question], order: list[int], context: Context
     ) -> dict[int, Outcome]:
-        """Put questions in an order, and return the judgements by the questions' places in the list."""
+        """Ask the questions in the given order; return the judgements by index of the question."""
         judged = await self.scorer.judge(explanation, [questions[i] for i in order], context)
         return dict(zip(order, judged, strict=True))
 
@@ -125,7 +125,7 @@ class Injection(Scorer):
 
 
 def _with(examples: Examples, planted: Mapping[str, str]) -> Examples:
-    """Return the examples with text put behind some, by their address."""
+    """Return the examples, with text appended to some of them, by address."""
 
     def one(example: Example) -> Example:
         *first, last = example.tokens  # in the last token, so that no mark moves

@@ -1,4 +1,4 @@
-"""Intervention: does the explanation tell what adding the latent's direction makes the model say? (paper §3.3.5)"""
+"""Intervention: does the explanation predict what adding the direction makes the model say? (paper §3.3.5)"""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from saeval_plugins.steering import (
 
 PASSAGE = load("intervention_passage.md")
 NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
-_KEPT = 64  # latents whose texts are kept for other explanations of theirs
+_KEPT = 64  # latents whose texts are kept for their other explanations
 
 
 class Texts(NamedTuple):
-    """What the subject said after each scored window, with and without the latent's direction added.
+    """Continuations of each scored window, with and without the latent's direction added.
 
     Attributes:
         windows: The windows.
@@ -62,15 +62,15 @@ class Texts(NamedTuple):
 
 
 class InterventionScorer(Scorer):
-    """Compares how likely the explanation is after steered text and after clean text, in nats (equation 1).
+    """Compares the explanation's log-probability after steered and after clean text, in nats (equation 1).
 
-    The latent's activating windows are prompts (the paper's have 64 tokens: set the sampler's `window`). Some of them
-    serve to find the strength at which the next token's distribution moves by `kl` nats on average, within
-    `tolerance`; after the others the subject generates a few tokens, once unchanged and once with the direction added
-    at the prompt's last token and every token generated, both with the same draws. A base model then reads prompt and
+    The latent's activating windows are prompts (the paper's have 64 tokens: set the sampler's `window`). Some serve to
+    find the strength at which the next token's distribution moves by `kl` nats on average, within `tolerance`. After
+    each of the others, the subject generates a few tokens twice with the same random draws: unchanged, and with the
+    direction added at the prompt's last token and every generated token. A base model then reads prompt and
     continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
-    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the windows that are scored; where
-    its mean is off by more than `tolerance`, the row is marked and the results say so.
+    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the scored windows; if its
+    mean is off by more than `tolerance`, the row is marked and the results carry a warning.
 
     Strong interventions are trivially explained, so scores are comparable at equal `kl` only.
     """
@@ -84,25 +84,25 @@ class InterventionScorer(Scorer):
     tolerance: float = Field(default=0.1, gt=0, lt=1)
     """Relative error of the divergence to accept."""
     tune: int = Field(default=10, ge=FEWEST)
-    """Windows to find the strength on."""
+    """Windows for finding the strength."""
     score_on: int = Field(default=30, ge=FEWEST)
-    """Windows to score on. Where there are too few for both, they are shared out in the same proportion."""
+    """Windows to score. If there are too few for both, they are divided in the same proportion."""
     tokens: int = Field(default=8, ge=1)
-    """Tokens to generate after each, at most."""
+    """Maximum tokens to generate after each window."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of the subject."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        """The gain in nats, and the divergence that it was found at."""
+        """The gain in nats, and the divergence it was measured at."""
         return NATS, wanted_divergence(self.kl, self.tolerance)
 
     def needs(self) -> frozenset[Need]:
-        """Steering takes the live model and the latent's direction; scoring, continuations' log-probabilities."""
+        """Steering needs the live model and the direction; scoring needs continuations' log-probabilities."""
         return frozenset({"subject", "coder", "logprobs"})
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
-        """Say where the divergence that was reached is not the one that was asked for."""
+        """Warn if the divergence reached is not the one requested."""
         return divergence_cautions("interventions", values, self.metrics[-1], self.kl, self.tune)
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:

@@ -1,4 +1,4 @@
-"""Intruder: does a judge see which window does not belong, without any explanation? (arXiv 2507.08473)"""
+"""Intruder: can a judge spot the window that does not belong, without an explanation? (arXiv 2507.08473)"""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FAR = 4
 
 
 class Lineup(NamedTuple):
-    """One question: windows on numbered lines, and the place of the intruder among them, from 0."""
+    """One question: windows on numbered lines, and the intruder's position among them, from 0."""
 
     question: Question
     place: int
@@ -51,14 +51,14 @@ class Lineup(NamedTuple):
 class Intruder(Scorer):
     """Asks which of several marked windows does not belong with the others.
 
-    The explanation is not shown: the score measures how well a latent's windows belong together. Each window is one of
-    the others in one question at most, and the intruder in one at most. All others of a question are of one rank
-    decile, or of the nearest ones where that has too few; its outcome is listed under that decile.
+    The explanation is not shown: the score measures how well a latent's windows belong together. Each window appears at
+    most once as an intruder and at most once among the others. The others in a question come from one rank decile,
+    or from the nearest ones if it has too few windows; the outcome is listed under that decile.
 
-    `default`: the intruder is a window in which the latent is silent. Its marks are those of another activating
-    window of the same decile, so that number, length and place of marks do not give it away. `internal`: the
-    intruder is an activating window of a decile far from that of the others; it is found where the latent means one
-    thing when it fires strongly and another when it fires weakly.
+    `default`: the intruder is a window in which the latent is silent. Its marks are copied from another activating
+    window of the same decile, so that their number, length and position do not give it away. `internal`: the intruder
+    is an activating window from a distant decile; judges find it if the latent means one thing when it fires strongly
+    and another when it fires weakly.
     """
 
     name = "intruder"
@@ -67,13 +67,13 @@ class Intruder(Scorer):
     prompts = (PROMPT,)
 
     mode: Literal["default", "internal"] = "default"
-    """Where intruders come from: windows in which the latent is silent, or a far decile of its own."""
+    """Where intruders come from: windows in which the latent is silent, or a distant decile of activating ones."""
     windows: int = Field(default=5, ge=3, le=20)
-    """Windows in a question, the intruder among them."""
+    """Windows per question, including the intruder."""
     questions: int = Field(default=20, ge=1)
-    """Questions per latent; fewer where it has fewer windows than these take."""
+    """Questions per latent; fewer if it has too few windows."""
     threshold: float = Field(default=0.3, ge=0, le=1)
-    """Tokens at this share of their window's maximum, or more, are marked."""
+    """Tokens at or above this share of their window's maximum are marked."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
@@ -84,7 +84,7 @@ class Intruder(Scorer):
         """Ask all questions."""
         lineups = self.lineups(examples, context.rng)
         if not lineups:
-            return Score.skipped(f"too few windows, or none far enough apart, for a question of {self.windows}")
+            return Score.skipped(f"too few windows, or deciles too close, for a question of {self.windows}")
         outcomes = tuple(await asyncio.gather(*(self._outcome(lineup, context.llm) for lineup in lineups)))
         found = [outcome.predicted for outcome in outcomes if outcome.status == "ok"]
         if not found:
@@ -92,7 +92,7 @@ class Intruder(Scorer):
         return Score(values={"accuracy": sum(map(bool, found)) / len(found)}, outcomes=outcomes)
 
     def lineups(self, examples: Examples, rng: np.random.Generator) -> list[Lineup]:
-        """Draw the questions; every place holds the intruder equally often, as far as their number allows."""
+        """Draw the questions; the intruder is at each position equally often, as far as their number allows."""
         drawn = list((self._silent if self.mode == "default" else self._internal)(examples, rng))
         places = [int(i) % self.windows for i in rng.permutation(len(drawn))]
         return [self._lineup(*parts, place) for parts, place in zip(drawn, places, strict=True)]
@@ -109,7 +109,7 @@ class Intruder(Scorer):
     def _internal(
         self, examples: Examples, rng: np.random.Generator
     ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield the others, the intruder and its marks; a group without a far window left is passed over."""
+        """Yield the others, the intruder and its marks; skip groups for which no distant window is left."""
         free = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
         for others in self._groups(examples, self.windows - 1, len(free), rng):
             intruder = next((window for window in free if all(_far(window, other) for other in others)), None)
@@ -155,15 +155,14 @@ _NAMED = re.compile(_LEAD + _NUMBER, re.IGNORECASE)
 
 
 def parse_choice(reply: Reply | str, k: int) -> int:
-    """Read the number that a reply settles on, 1 to k.
+    """Parse the number from 1 to k that a reply settles on.
 
-    It is what the reply ends with: a number on a line of its own (`3`, `Window 3`, `[3]`, `**3**`), or a last
-    sentence that names it as the answer (`The intruder is window 3.`). A number on the first line is taken where no
-    other number follows. Numbers within prose are not answers, and a reply whose lines give several gives none.
+    It is at the end of the reply: a number on its own line (`3`, `Window 3`, `[3]`, `**3**`), or a last
+    sentence that names it as the answer (`The intruder is window 3.`). A number on the first line counts if no other
+    number follows. Numbers within prose are not answers, and a reply with several different answers has none.
 
     Raises:
-        ParseError: If the reply is not whole, or there is no such number, or another than 1 to k, or several that
-            differ.
+        ParseError: If the reply is incomplete, or has no such number, one outside 1 to k, or several that differ.
     """
     answer = whole_answer(reply)
     text = _DECORATION.sub(" ", answer)
@@ -182,6 +181,6 @@ def parse_choice(reply: Reply | str, k: int) -> int:
 
 
 def _read(line: str, *patterns: re.Pattern[str]) -> str | None:
-    """Return the number of a line that is nothing but an answer."""
+    """Return the number on a line that consists of an answer only."""
     matches = (pattern.fullmatch(line) for pattern in patterns)
     return next((match[match.lastindex or 0] for match in matches if match), None)

@@ -1,4 +1,4 @@
-"""Simulation: does a model predict activations from the explanation? (paper §3.3)"""
+"""Simulation: can a model predict activations from the explanation? (paper §3.3)"""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ from saeval_plugins.scorers._number import strength
 
 ALL_AT_ONCE = load("simulation_all_at_once.md")
 TOKEN_BY_TOKEN = load("simulation_token_by_token.md")
-UNKNOWN = " unknown"  # with its space: no tokenizer joins that to the tab before
+UNKNOWN = " unknown"  # with its space: no tokenizer joins it to the preceding tab
 LEVELS = tuple("0123456789")
 
-_NOTED = 1000  # most predicted strengths that are kept in the notes
+_NOTED = 1000  # maximum predicted strengths kept in the notes
 
 Simulated = list[float] | ParseError | LLMError
-"""Strengths that the simulator expects on a window's tokens, 1 being the latent's maximum; or why there are none."""
+"""Predicted strengths of a window's tokens, as shares of the latent's maximum, or the reason why there are none."""
 
 
 class Simulation(Scorer):
-    """Pearson's r of predicted with true strengths over all tokens of all windows, activating ones and others.
+    """Correlates predicted with true strengths (Pearson's r) over all tokens of activating and other windows.
 
-    `all_at_once` (models that weigh choices in a text, also base models): the window's tokens are listed one per line,
-    each followed by a tab and `unknown`; instead of each `unknown` the digits 0 to 9 are weighed, and their expected
-    value is the prediction, so a window takes one forward pass (Bills et al. 2023). The levels end at 9 because every
-    tokenizer has digits as single tokens, while most have no 10.
+    `all_at_once` (models that weigh choices in a text, including base models): the window's tokens are listed one per
+    line, each followed by a tab and `unknown`. In place of each `unknown`, the digits 0 to 9 are weighed; the
+    prediction is their expected value, so a window takes one forward pass (Bills et al. 2023). The levels end at 9
+    because every tokenizer has single-token digits, while most have no token for 10.
 
-    `token_by_token` (any chat model, and about thirty times the cost of detection): for each token the simulator sees
-    the window up to it and answers with a number from 0 to 10. With `top_logprobs`, and a provider that gives them,
-    the prediction is the expected value over numbers. A reply that cannot be read is asked for once more. A window
-    with any token unanswered is dropped and counted.
+    `token_by_token` (any chat model, at about thirty times the cost of detection): for each token, the simulator sees
+    the window up to it and answers with a number from 0 to 10. With `top_logprobs`, if the provider returns them, the
+    prediction is the expected value over numbers. An unreadable reply is requested once more. A window with an
+    unanswered token is dropped and counted.
 
-    In the prompts' examples as in the truth, a strength is a share of the latent's maximum, silent tokens having 0. The
+    In the prompts' examples and in the truth, a strength is a share of the latent's maximum, 0 for silent tokens. The
     truth is not rounded; r does not depend on the scale. A simulator that predicts the same everywhere carries no
-    information and gets r = 0, with `constant` in the notes; where the truth is the same everywhere there is no score.
-    The value of each window is its strongest prediction.
+    information and gets r = 0, with `constant` in the notes; if the truth is constant, there is no score. A window's
+    value is its strongest prediction.
     """
 
     name = "simulation"
@@ -73,10 +73,9 @@ class Simulation(Scorer):
     mode: Literal["auto", "all_at_once", "token_by_token"] = "auto"
     """How to ask; `auto` is `all_at_once` where the model scores continuations, else `token_by_token`."""
     windows: int | None = Field(default=10, ge=1)
-    """Windows of each side to simulate, spread evenly over those there are; all when null."""
+    """Windows per side to simulate, spread evenly over those available; null for all."""
     top_logprobs: int = Field(default=0, ge=0, le=20)
-    """Alternatives to ask for at each token of a reply in `token_by_token`, where the provider gives them; 0 for
-    none."""
+    """Alternatives to request per token of a reply in `token_by_token`, if the provider returns them; 0 for none."""
 
     def needs(self) -> frozenset[Need]:
         """Weighing choices needs a model that scores."""
@@ -129,13 +128,13 @@ class Simulation(Scorer):
 
 
 def _spread(windows: Sequence[Example], most: int | None) -> list[Example]:
-    """Return at most so many windows, from all over the sequence, which samplers may have sorted by strength."""
+    """Return at most this many windows, spread over the sequence, which samplers may sort by strength."""
     n = len(windows) if most is None else min(most, len(windows))
     return [windows[i * len(windows) // n] for i in range(n)]
 
 
 def _parts(window: Example) -> tuple[str, ...]:
-    """Return what precedes each gap: a token, which cannot pose as structure, and a tab."""
+    """Return the text before each gap: a token, escaped so that it cannot pose as structure, and a tab."""
     return tuple("\n" * (at > 0) + escaped(token) + "\t" for at, token in enumerate(window.tokens))
 
 

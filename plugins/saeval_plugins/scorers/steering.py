@@ -1,4 +1,4 @@
-"""Steering: does the steered model speak of what the explanation says, and fluently? (AxBench, arXiv 2501.17148)"""
+"""Steering: does the steered model talk about the explanation's concept, and fluently? (AxBench, arXiv 2501.17148)"""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ By = Literal["latent", "diffmean", "prompt", "nothing"]
 
 
 class Continued(NamedTuple):
-    """What the subject said after each scored window.
+    """Continuations of each scored window.
 
     Attributes:
         windows: The windows.
@@ -76,20 +76,20 @@ class Continued(NamedTuple):
 
 
 class SteeringScorer(Scorer):
-    """Has a judge rate steered continuations for the concept of the explanation and for fluency, 0 to 2 each.
+    """Asks a judge to rate steered continuations for the explanation's concept and for fluency, 0 to 2 each.
 
-    Windows in which the latent is silent are prompts, so that what comes after them owes nothing to the window. Some
+    The prompts are windows in which the latent is silent, so that the continuation owes nothing to the window. Some
     serve to find the strength at which the next token's distribution moves by `kl` nats on average, as for
-    `intervention`; after the others the subject generates a few tokens with the direction added at each. The judge
-    rates what was generated, in one list for the concept and another, which does not show the explanation, for
-    fluency. The value of a text is the harmonic mean of both ratings (AxBench, arXiv 2501.17148, which rates the
-    following of an instruction, too); `quality` is the mean over texts. A rating that cannot be read is asked for once
-    more, and then leaves its texts without a value.
+    `intervention`. After the others, the subject generates a few tokens with the direction added at each. The judge
+    rates the continuations in two lists: for the concept, and, without seeing the explanation, for fluency. The value
+    of a text is the harmonic mean of both ratings (AxBench, arXiv 2501.17148, which rates the following of an
+    instruction, too); `quality` is the mean over texts. An unreadable rating is requested once more; if that fails,
+    its texts have no value.
 
-    `by` gives the baselines: the same windows, steered by the difference of means of the model's own activations
-    (`diffmean`: tokens on which the latent fires in windows that are not scored, less tokens of such silent windows),
-    at the same divergence; not steered but asked in words (`prompt`: the explanation, and then the window); and
-    neither (`nothing`). Compare rows at equal `kl`.
+    `by` selects baselines on the same windows. `diffmean` steers, at the same divergence, by the difference of means of
+    the model's activations: firing tokens minus tokens of silent windows, from windows that are not scored. `prompt`
+    does not steer but asks in words: the explanation, then the window. `nothing` does neither. Compare rows at equal
+    `kl`.
     """
 
     name = "steering"
@@ -97,43 +97,43 @@ class SteeringScorer(Scorer):
     prompts = (CONCEPT, FLUENCY, REQUEST)
 
     by: By = "latent"
-    """What brings the model to speak of the concept: the latent's direction, the difference of means, a prompt, or
+    """How the model is made to talk about the concept: by the latent's direction, the difference of means, a prompt, or
     nothing."""
     kl: float = Field(default=1.0, gt=0)
     """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats."""
     tolerance: float = Field(default=0.1, gt=0, lt=1)
     """Relative error of the divergence to accept."""
     tune: int = Field(default=10, ge=FEWEST)
-    """Windows to find the strength on."""
+    """Windows for finding the strength."""
     score_on: int = Field(default=20, ge=FEWEST)
-    """Windows to score on. Where there are too few for both, they are shared out in the same proportion."""
+    """Windows to score. If there are too few for both, they are divided in the same proportion."""
     tokens: int = Field(default=24, ge=1)
-    """Tokens to generate after each, at most."""
+    """Maximum tokens to generate after each window."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of the subject."""
     batch: int = Field(default=5, ge=1, le=50)
-    """Texts in one prompt."""
+    """Texts per rating prompt."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        """Quality and both ratings; where the model is steered, the divergence, too."""
+        """Quality, both ratings and, if the model is steered, the divergence."""
         steers = self.by in ("latent", "diffmean")
         return (QUALITY, *_RATINGS, *((wanted_divergence(self.kl, self.tolerance),) if steers else ()))
 
     def needs(self) -> frozenset[Need]:
-        """Generating takes the live model; a latent's direction and its place, the coder."""
+        """Generating needs the live model; a latent's direction and hookpoint need the coder."""
         return frozenset({"subject", "coder"})
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
-        """Say where the divergence that was reached is not the one that was asked for."""
+        """Warn if the divergence reached is not the one requested."""
         return divergence_cautions("steering", values, self.metrics[-1], self.kl, self.tune)
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Generate, and have it rated."""
+        """Generate continuations and have them rated."""
         if len(examples.non_activating) < 2 * FEWEST:
             return Score.failed(f"{len(examples.non_activating)} non-activating windows are too few to tune and score")
         if self.by == "diffmean" and not examples.activating:
-            return Score.failed("there is no activating window, so there is no difference of means")
+            return Score.failed("there are no activating windows, so there is no difference of means")
         seed = int(context.rng.integers(2**62))
         said = await asyncio.to_thread(self._continued, explanation.text, examples, context, seed)
         concept = one_line(explanation.text)
@@ -161,7 +161,7 @@ class SteeringScorer(Scorer):
     async def _rated(
         self, prompt: Prompt, said: Continued, context: Context, **slots: str
     ) -> list[int | ParseError | LLMError]:
-        """Return a rating of each text, or why there is none."""
+        """Return a rating per text, or the reason why there is none."""
         batches = [said.texts[i : i + self.batch] for i in range(0, len(said.texts), self.batch)]
         return [
             rating
@@ -201,9 +201,9 @@ class SteeringScorer(Scorer):
 
 
 def difference_of_means(subject: Subject, activating: Sequence[Example], silent: Sequence[Example]) -> Tensor:
-    """Return the mean activation on tokens on which a latent fires, less that on tokens of silent windows.  [width]
+    """Return the mean activation on a latent's firing tokens minus that on tokens of silent windows.  [width]
 
-    It is the supervised direction that AxBench calls DiffMean.
+    AxBench calls this supervised direction DiffMean.
     """
     import torch
 
@@ -232,7 +232,7 @@ def parse_ratings(reply: Reply | str, k: int) -> list[int]:
     """Read a list of k ratings, each 0, 1 or 2, with or without other text around it.
 
     Raises:
-        ParseError: If the reply is not whole, or there is no such list, or lists that differ.
+        ParseError: If the reply is incomplete, or has no such list, or several that differ.
     """
     answer = whole_answer(reply)
     found = []

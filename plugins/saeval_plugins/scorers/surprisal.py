@@ -1,4 +1,4 @@
-"""Surprisal: does the explanation make activating windows likelier to a base model? (paper §3.3, A.4.3)"""
+"""Surprisal: does the explanation make activating windows likelier under a base model? (paper §3.3, A.4.3)"""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ PROMPT = load("surprisal.md")
 class Surprisal(Scorer):
     """Ranks the windows by how much likelier the explanation makes them: log p(x|z) - log p(x|z̄), in nats.
 
-    A window x is listed with passages that share z: the explanation, or for z̄ a description that fits
-    any text. Its log-probability is the sum over all of its tokens, the first included.
+    A window x is listed with passages that share z, the explanation, or z̄, a description that fits any text. Its
+    log-probability is the sum over all its tokens, including the first.
     """
 
     name = "surprisal"
@@ -43,17 +43,17 @@ class Surprisal(Scorer):
     prompts = (PROMPT,)
 
     generic: str = Field(default="nothing in particular; text of every kind", min_length=1)
-    """What the explanation is compared with, the same for all latents."""
+    """The generic description that the explanation is compared with."""
 
     def needs(self) -> frozenset[Need]:
-        """Continuations are scored."""
+        """Return the need for a model that scores continuations."""
         return frozenset({"logprobs"})
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Compute the information values and how well they separate."""
         windows = (*examples.activating, *examples.non_activating)
         if not examples.activating or not examples.non_activating:
-            return Score.failed("no window of one side was given")
+            return Score.failed("one side has no windows")
         # The request for the generic description is the same for all explanations of a latent, so it is made once.
         texts = tuple(f" {one_line(window.text)}" for window in windows)
         requests = [_request(description, texts) for description in (explanation.text, self.generic)]
@@ -71,7 +71,7 @@ class Surprisal(Scorer):
         ]
         known = [(window.active, value) for window, value in zip(windows, values, strict=True) if math.isfinite(value)]
         area = auroc([active for active, _ in known], [value for _, value in known])
-        if math.isnan(area):  # a whole side has no value
+        if math.isnan(area):  # one side has no values
             return failed(outcomes, "")
         return Score(values={"auroc": area}, outcomes=tuple(outcomes))
 

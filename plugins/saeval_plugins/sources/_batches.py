@@ -1,4 +1,4 @@
-"""Runs work in batches, fewer or smaller ones when memory runs out."""
+"""Runs work in batches, with smaller batches or fewer coders if memory runs out."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SAYS_SO = (
 
 
 class NotEnoughMemory(InputError):
-    """There is not enough memory for the smallest batch."""
+    """Raised if memory does not suffice for the smallest batch."""
 
 
 def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) -> None:
-    """Call `do(low, high)` from `begin` to `end`, `size` at a time, or half of that each time memory runs out.
+    """Call `do(low, high)` from `begin` to `end` in steps of `size`, halved each time memory runs out.
 
-    A call that ran out of memory is made again for the first half; `do` has to bear that.
+    A call that ran out of memory is repeated for its first half, so `do` must be repeatable.
 
     Raises:
         NotEnoughMemory: If there is not enough memory for one.
@@ -51,7 +51,7 @@ def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) 
 
 
 def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str | None:
-    """Return the out-of-memory error of a call, after releasing what it held; None if it succeeded."""
+    """Return a call's out-of-memory error, after releasing its memory; None if it succeeded."""
     try:
         do(low, high)
     except RuntimeError as error:  # torch's; NumPy's MemoryError may come from writing, which cannot be done again
@@ -65,13 +65,13 @@ def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str 
 
 
 def lack_of_memory(error: RuntimeError) -> str | None:
-    """Return what an error says of a lack of memory; None if it is another one."""
+    """Return the message of an out-of-memory error; None for other errors."""
     said = str(error).strip().partition("\n")[0]
     return said if any(words in said for words in _SAYS_SO) else None
 
 
 def give_back() -> None:
-    """Give the GPU memory back that nothing uses."""
+    """Release unused GPU memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def give_back() -> None:
 
 
 def free_memory(device: str) -> int | None:
-    """Return the bytes that can still be allocated on a GPU; None elsewhere."""
+    """Return the free memory of a GPU in bytes; None for other devices."""
     if not device.startswith("cuda"):
         return None
     import torch
@@ -89,13 +89,13 @@ def free_memory(device: str) -> int | None:
 
 
 def as_many_as_fit(load: Callable[[int], T], number: int, device: str, spare: int) -> list[T]:
-    """Return what `load` gives for 0, 1, … as long as there is memory on the device, but at least for one.
+    """Return `load(0)`, `load(1)`, … while the device has memory, at least one.
 
     Args:
         load: Loads one.
         number: How many there are.
-        device: Where to.
-        spare: Bytes that have to stay free.
+        device: The device.
+        spare: Bytes to leave free.
 
     Raises:
         NotEnoughMemory: If there is not enough for the first one.

@@ -1,4 +1,4 @@
-"""Activations that Delphi cached: its safetensors shards, one range of latents each."""
+"""Reads activations cached by Delphi: safetensors shards, one per range of latents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from saeval.plugin import ActivationWriter
 
 _SHARD = re.compile(r"(\d{1,9})_(\d{1,9})\.safetensors")
-_BLOCK = 1024  # contexts that are read from all shards and written together
+_BLOCK = 1024  # contexts read from all shards and written together
 
 
 class _Shard(NamedTuple):
@@ -28,12 +28,12 @@ class _Shard(NamedTuple):
 
 
 class DelphiSource(ActivationSource):
-    """Reads the folder that Delphi caches one hookpoint's latents in (`results/NAME/latents/HOOKPOINT`).
+    """Reads the folder in which Delphi cached one hookpoint's latents (`results/NAME/latents/HOOKPOINT`).
 
-    Thresholds are kept as they are: Delphi omits magnitudes of 1e-5 and less and rounds to half precision.
-    Negative activations are omitted, as they are in other sources, and so is what fires on BOS and other special
-    tokens. Delphi does not write down where a document begins, so every context counts as a document: two contexts of
-    one text may appear on both sides of the split.
+    Delphi's threshold stays: it omits magnitudes of 1e-5 and less, and rounds to half precision.
+    As in other sources, negative activations and those on BOS and other special tokens are dropped. Delphi does not
+    record document boundaries, so every context counts as a document: two contexts of one text may appear on both sides
+    of the split.
     """
 
     name = "delphi"
@@ -41,12 +41,12 @@ class DelphiSource(ActivationSource):
     path: SpecPath
     """The hookpoint's folder: `<first>_<last>.safetensors` files, and `config.json`."""
     tokenizer: ModelRef
-    """Folder or hub id of the tokenizer that the text was tokenised with: the subject model's."""
+    """Folder or hub id of the subject model's tokenizer."""
     n_latents: int | None = Field(default=None, ge=1)
-    """Width of the dictionary; by default, what the shards' names say."""
+    """Width of the dictionary; default: from the shards' names."""
 
     def check(self) -> None:
-        """Look whether the shards are there, whole, and follow on each other."""
+        """Check that the shards exist and are complete and contiguous."""
         for shard in self._shards():
             self._opened(shard)
 
@@ -88,7 +88,7 @@ class DelphiSource(ActivationSource):
         """Open a shard; nothing is read yet.
 
         Raises:
-            InputError: If it is truncated, or holds other arrays than Delphi writes.
+            InputError: If it is truncated, or has other arrays than Delphi writes.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -97,7 +97,9 @@ class DelphiSource(ActivationSource):
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
             types = {name: tensors.get_slice(name).get_dtype() for name in shapes}
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{shard.file}: is not whole safetensors ({error!s:.80}); copy or make it again") from None
+            raise InputError(
+                f"{shard.file}: is not a complete safetensors file ({error!s:.80}); copy or make it again"
+            ) from None
         locations, activations = shapes.get("locations"), shapes.get("activations")
         if locations is None or activations is None or locations[1:] != [3] or activations != locations[:1]:
             raise InputError(
@@ -148,10 +150,10 @@ class DelphiSource(ActivationSource):
         }
 
     def _tokens(self, shards: list[_Shard], opened: list[Any]) -> TokenDataset:
-        """Return the corpus, which every shard holds a copy of.
+        """Return the corpus, of which every shard has a copy.
 
         Raises:
-            InputError: If no shard does, copies differ in shape, or the tokenizer is not the one.
+            InputError: If no shard has one, copies differ in shape, or the tokenizer does not match.
         """
         import numpy as np
 
@@ -168,7 +170,7 @@ class DelphiSource(ActivationSource):
         used = np.unique(tokens)
         if int(used[-1]) >= len(tokenizer):
             raise InputError(
-                f"tokenizer {self.tokenizer}: has {len(tokenizer)} tokens, and token {int(used[-1])} occurs; "
+                f"tokenizer {self.tokenizer}: has {len(tokenizer)} tokens, but token {int(used[-1])} occurs; "
                 "give the subject model's"
             )
         special = [i for i in tokenizer.all_special_ids if i is not None]
@@ -198,7 +200,7 @@ class DelphiSource(ActivationSource):
 
 
 def _bounds(shard: _Shard, tensors: Any, contexts: int) -> list[int]:
-    """Return where in a shard each block of contexts begins, and where the last one ends.
+    """Return the offsets in a shard at which each block of contexts begins, and the end.
 
     Raises:
         InputError: If activations are not in the order of the text.
@@ -229,9 +231,11 @@ def _read(
         raise InputError(f"{shard.file}: an activation lies outside the contexts of {length} tokens")
     if len(row) and latent.max() > shard.last - shard.first:
         raise InputError(
-            f"{shard.file}: an activation of latent {shard.first + int(latent.max())} is not of this shard"
+            f"{shard.file}: an activation of latent {shard.first + int(latent.max())} does not belong to this shard"
         )
     if not np.isfinite(value).all():
-        raise InputError(f"{shard.file}: an activation is infinite: it went beyond half precision, 65504, in Delphi")
+        raise InputError(
+            f"{shard.file}: an activation is infinite: it exceeded the half-precision maximum, 65504, in Delphi"
+        )
     keep = (value > 0) & dataset.mask[row, offset]
     return (row * length + offset)[keep], (latent + shard.first)[keep], value[keep]

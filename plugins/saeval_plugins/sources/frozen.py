@@ -1,4 +1,4 @@
-"""Windows of a frozen run, as a source: nothing is collected again."""
+"""Reads the windows of a frozen run instead of collecting activations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class FrozenSource(ActivationSource):
-    """Reads the windows of a frozen run: each is a context, and only its shown latents are known.
+    """Reads the windows of a frozen run; each is a context in which only the recorded latents are known.
 
     With the sampler, explainer, scorers and model called `frozen`, it repeats a run without its model, its coder,
-    its corpus and its language models. Baselines by a coder stand for the recorded cell of that name.
+    its corpus and its language models. Coder baselines read the recorded cell of the same name.
     """
 
     name = "frozen"
@@ -28,11 +28,11 @@ class FrozenSource(ActivationSource):
     """Name of the recorded cell."""
 
     def check(self) -> None:
-        """Read the file, and see whether it has the cell."""
+        """Read the file, and check that it has the cell."""
         read_frozen(self.path).cell(self.cell, self.path)
 
     def fingerprint(self) -> JsonValue:
-        """Return the hash of the file, wherever it lies, and the cell."""
+        """Return the file's hash, independent of its location, and the cell."""
         return [self.name, file_sha256(self.path) if self.path.is_file() else None, self.cell]
 
     def with_coder(self, coder: Coder) -> ActivationSource:
@@ -40,7 +40,7 @@ class FrozenSource(ActivationSource):
         return self.model_copy(update={"cell": coder.name})
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Write the windows, and what fires in them."""
+        """Write the windows and their activations."""
         import numpy as np
 
         cell = read_frozen(self.path).cell(self.cell, self.path)

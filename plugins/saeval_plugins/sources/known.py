@@ -1,4 +1,4 @@
-"""Generated text in which fifty latents of exactly known meaning fire rarely."""
+"""Generates text in which fifty latents of exactly known meaning fire rarely."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WINDOW, _PER_CONTEXT, _CONTEXTS = 32, 4, 2  # tokens of a window, windows of a 
 
 
 class Known(ActivationSource):
-    """Fifty latents that fire on two words each, rarely, so that explanations of any breadth can be told apart.
+    """Fifty latents, each firing rarely and on two words, so that explanations of any breadth can be distinguished.
 
     The words are names of animals, tools, fruits, musical instruments and clothes, ten latents of each. Where a latent
     fires, a word that belongs to it alone is nearby, and often a word of the next latent of its kind. The
     explainers `known`, `twice_too_broad`, … explain these latents, and the model `oracle/judge` judges them without
-    error. They fire on these words in any other text, too. Results are marked as synthetic.
+    error. They fire on these words in any other text as well. Results are marked as synthetic.
     """
 
     name = "known"
@@ -34,9 +34,9 @@ class Known(ActivationSource):
     documents: int = Field(default=750, ge=2)
     """Documents of eight windows of 32 words."""
     rate: float = Field(default=0.005, gt=0, le=0.05)
-    """Share of windows into which a latent's words are put."""
+    """Share of windows that contain a latent's words."""
     together: float = Field(default=0.3, ge=0, le=1)
-    """Share of these windows that get a word of the next latent, too."""
+    """Share of these windows that also contain a word of the next latent."""
     seed: int = 0
     """Another seed makes other text."""
 
@@ -45,11 +45,11 @@ class Known(ActivationSource):
         return frozenset({"text"})
 
     def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
-        """Find a latent's words in a text of one's own, with strengths 1 to 4."""
+        """Find a latent's words in any text, with strengths 1 to 4."""
         import numpy as np
 
         if not 0 <= latent < N_LATENTS:
-            raise InputError(f"there is no latent {latent} among {N_LATENTS} known ones")
+            raise InputError(f"latent {latent} is not among the {N_LATENTS} known ones")
         words, own = tuple(TOKEN.findall(text)), words_of(latent)
         fires = np.array([word.strip() in own for word in words], dtype=np.bool_)
         strength = derive_rng(self.seed, "known", text, latent).uniform(1, 4, size=len(words))

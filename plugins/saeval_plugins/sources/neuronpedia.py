@@ -1,4 +1,4 @@
-"""Activations as Neuronpedia exports them: for each latent some texts, with its value on every token."""
+"""Reads Neuronpedia's exported activations: some texts per latent, with its value on every token."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ _CAVEAT = (
 class Neuronpedia(ActivationSource):
     """Reads `activations/batch-*.jsonl.gz` of Neuronpedia's exports.
 
-    Each exported text is a context and a document of its own; one that was exported for several latents is one context.
-    An export says how strongly *that* latent fires on each token. Other latents count as unknown there, not as silent:
-    a latent's silent windows come from the silent parts of its own texts, and a latent without enough of them is
-    omitted. Texts are excerpts, mostly a latent's strongest, so its density over a corpus cannot be known; results
-    carry a warning. Excerpts that overlap without being equal cannot be recognised, and may appear on both sides of the
-    split.
+    Each exported text is its own context and document; a text exported for several latents is one context. An export
+    states only how strongly *that* latent fires on each token. Other latents count as unknown there, not as silent: a
+    latent's silent windows come from the silent parts of its own texts, and a latent without enough of them is dropped.
+    Texts are excerpts, mostly a latent's strongest, so its density over a corpus is unknown; results carry a warning.
+    Excerpts that overlap without being equal are not recognised and may appear on both sides of the split.
 
-    Negative values are dropped, as in other sources, and so are values on special tokens, and special tokens before
-    the text.
+    As in other sources, negative values and values on special tokens are dropped; so are special tokens before the
+    text.
     """
 
     name = "neuronpedia"
@@ -42,9 +41,9 @@ class Neuronpedia(ActivationSource):
     path: SpecPath
     """A `.jsonl` or `.jsonl.gz` file, or a folder of them."""
     source: str | None = None
-    """Neuronpedia's name of the place, such as `9-res-jb`; needed when the files hold more than one."""
+    """Neuronpedia's name of the hookpoint, such as `9-res-jb`; required if the files have several."""
     n_latents: int | None = Field(default=None, ge=1)
-    """Width of the dictionary; by default, one more than the greatest latent that occurs."""
+    """Width of the dictionary; default: one more than the largest latent number."""
     special: tuple[str, ...] = (
         "<bos>", "<eos>", "<pad>", "<s>", "</s>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>",
         "<start_of_turn>", "<end_of_turn>",
@@ -52,7 +51,7 @@ class Neuronpedia(ActivationSource):
     """Special tokens."""
 
     def check(self) -> None:
-        """Look whether the files are there."""
+        """Check that the files exist."""
         self._files()
 
     def fingerprint(self) -> JsonValue:
@@ -113,10 +112,10 @@ class Neuronpedia(ActivationSource):
             writer.advance(row + 1)
 
     def _texts(self) -> tuple[str, str, dict[tuple[str, ...], dict[int, list[float]]]]:
-        """Return model, place, and the values by text and latent.
+        """Return the model, the hookpoint, and the values by text and latent.
 
         Raises:
-            InputError: If a file is damaged, holds other rows, or several places of which none was chosen.
+            InputError: If a file is damaged or malformed, or has several hookpoints of which none was chosen.
         """
         texts: dict[tuple[str, ...], dict[int, list[float]]] = {}
         places: dict[tuple[str, str], None] = {}
@@ -127,7 +126,7 @@ class Neuronpedia(ActivationSource):
             places[model, place] = None
             if len(places) > 1:
                 names = ", ".join(f"{m} {p}" for m, p in places)
-                raise InputError(f"{where}: the files hold more than one place ({names:.200}); give `source`")
+                raise InputError(f"{where}: the files have more than one hookpoint ({names:.200}); give `source`")
             latent, tokens, values = _checked(where, row)
             first = next((i for i, token in enumerate(tokens) if token not in self.special), len(tokens))
             if first < len(tokens):
@@ -136,7 +135,7 @@ class Neuronpedia(ActivationSource):
                     raise InputError(f"{where}: gives latent {latent} other values on a text than an earlier row")
         if not texts:
             raise InputError(
-                f"Neuronpedia's activations {self.path}: no text there" + (f" of {self.source}" if self.source else "")
+                f"Neuronpedia's activations {self.path}: has no texts" + (f" of {self.source}" if self.source else "")
             )
         ((model, place),) = places
         return model, place, texts
@@ -150,18 +149,18 @@ class Neuronpedia(ActivationSource):
 
 
 def _checked(where: str, row: dict[str, Any]) -> tuple[int, list[str], list[float]]:
-    """Return latent, tokens and values of a row.
+    """Return a row's latent, tokens and values.
 
     Raises:
-        InputError: If it is no such row.
+        InputError: If the row is malformed.
     """
     index, tokens, values = (row.get(key) for key in ("index", "tokens", "values"))
     if isinstance(index, bool) or not isinstance(index, int | str) or not re.fullmatch(r"[0-9]{1,9}", str(index)):
-        raise InputError(f"{where}: index should be the number of a latent, not {str(index)!r:.40}")
+        raise InputError(f"{where}: index should be a latent number, not {str(index)!r:.40}")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise InputError(f"{where}: tokens should be a list of texts")
     if not isinstance(values, list) or len(values) != len(tokens):
-        raise InputError(f"{where}: values should be a list of {len(tokens)} numbers, one a token")
+        raise InputError(f"{where}: values should be a list of {len(tokens)} numbers, one per token")
     if any(isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < 3e38 for v in values):
         raise InputError(f"{where}: values should be finite numbers")
     return int(index), tokens, [float(value) for value in values]

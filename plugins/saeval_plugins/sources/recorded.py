@@ -23,25 +23,25 @@ class Recorded(ActivationSource):
     name = "recorded"
 
     path: SpecPath
-    """Directory of the store, the one that holds `manifest.json`."""
+    """Directory of the store, which contains `manifest.json`."""
 
     @property
     def synthetic(self) -> bool:  # type: ignore[override]
-        """Whether the store says that its activations are made up."""
+        """Whether the store's activations are synthetic."""
         try:
             return bool(json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["facts"].get("synthetic"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # `check` says what is wrong with it
 
     def check(self) -> None:
-        """Open the store, and see whether every file has its size."""
+        """Open the store, and check the size of every file."""
         ActivationStore.open(self.path)
 
     def fingerprint(self) -> JsonValue:
-        """Return the hash of the manifest, which holds the checksum of every file."""
+        """Return the hash of the manifest, which lists every file's checksum."""
         manifest = self.path / "manifest.json"
         return [self.name, file_sha256(manifest) if manifest.is_file() else None]
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Verify the store, and hand it over."""
+        """Verify and return the store."""
         writer.adopt(ActivationStore.open(self.path, verify=True))

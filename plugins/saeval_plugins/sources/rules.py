@@ -1,4 +1,4 @@
-"""Latents with known meaning on real text: each fires on the words that a pattern matches."""
+"""Plants latents of known meaning on real text: each fires on the words that a pattern matches."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Rule(Documented):
     """One planted latent."""
 
     latent: int = Field(ge=0)
-    """Number of the latent: the place in the list, from 0."""
+    """Number of the latent: its position in the list, from 0."""
     explanation: str = Field(min_length=1)
     """What the latent means, in words: the true explanation."""
     pattern: re.Pattern[str]
-    """Regular expression; the latent fires on every word that a match, or its first group, touches."""
+    """Regular expression; the latent fires on every word that overlaps a match (or its first group)."""
     ignore_case: bool = False
-    """Whether upper and lower case count as the same."""
+    """Whether to ignore case."""
 
     @field_validator("pattern")
     @classmethod
@@ -52,25 +52,25 @@ class Rule(Documented):
 
 
 class Rules(ActivationSource):
-    """A corpus on which planted latents fire by rule, so that the true explanation of each is known.
+    """Plants latents on a corpus by rules, so that each latent's true explanation is known.
 
-    Words and punctuation marks are the tokens. The `precomputed` explainer can read the same file of rules, which gives
-    it the true explanation of every latent. The rules apply to any text, so scorers that write texts work, too. Results
-    are marked as synthetic.
+    Words and punctuation marks are the tokens. The `precomputed` explainer can read the same rules file for every
+    latent's true explanation. The rules apply to any text, so scorers that write texts also work. Results are marked as
+    synthetic.
     """
 
     name = "rules"
     synthetic = True
 
     path: SpecPath
-    """YAML file of the rules: a list of `latent`, `explanation`, `pattern` and, if wanted, `ignore_case`."""
+    """YAML file of the rules: a list of `latent`, `explanation`, `pattern` and, optionally, `ignore_case`."""
     corpus: Corpus
     """The text."""
     seed: int = 0
     """Another seed gives other strengths."""
 
     def check(self) -> None:
-        """Read the rules, and see whether the corpus is there."""
+        """Read the rules, and check that the corpus exists."""
         self._rules()
         self.corpus.check()
 
@@ -97,7 +97,7 @@ class Rules(ActivationSource):
             raise InputError(f"rules {self.path}: {place}: {first['msg']} (of {first['input']!r:.80})") from None
         if wrong := [i for i, rule in enumerate(rules) if rule.latent != i]:
             raise InputError(
-                f"rules {self.path}: number the latents in order; the one at place {wrong[0]} is not {wrong[0]}"
+                f"rules {self.path}: number the latents in order; the one at position {wrong[0]} is not {wrong[0]}"
             )
         return rules
 
@@ -110,11 +110,11 @@ class Rules(ActivationSource):
         return frozenset({"text"})
 
     def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
-        """Apply a latent's rule to a text of one's own, with strengths 1 to 4."""
+        """Apply a latent's rule to any text, with strengths 1 to 4."""
         import numpy as np
 
         if not 0 <= latent < len(self._patterns):
-            raise InputError(f"there is no latent {latent} among {len(self._patterns)} rules")
+            raise InputError(f"no latent {latent} among {len(self._patterns)} rules")
         spans = [match.span() for match in TOKEN.finditer(text)]
         values = np.zeros(len(spans), dtype=np.float32)
         fires = list(_touched(self._patterns[latent], text, spans))
@@ -124,7 +124,7 @@ class Rules(ActivationSource):
         return [(words[low : low + size], values[low : low + size]) for low in range(0, len(words), size)]
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Cut the text into words, and write what each rule fires on, with strengths 1 to 4."""
+        """Split the text into words, and write each rule's activations, with strengths 1 to 4."""
         import numpy as np
 
         rules = self._patterns
@@ -155,7 +155,7 @@ class Rules(ActivationSource):
                     writer.advance(row)
 
     def _words(self) -> tuple[TokenDataset, list[str]]:
-        """Return the corpus in words, and the documents' texts."""
+        """Return the corpus as words, and the documents' texts."""
         numbers: dict[str, int] = {}
         texts: list[str] = []
 
@@ -169,7 +169,7 @@ class Rules(ActivationSource):
 
 
 def _touched(rule: re.Pattern[str], text: str, spans: list[tuple[int, int]]) -> Iterator[int]:
-    """Yield the words that the rule's matches touch, each once and in order."""
+    """Yield the words that overlap the rule's matches, each once, in order."""
     at, last = 0, -1
     for match in rule.finditer(text):
         begin, end = match.span(1 if rule.groups else 0)

@@ -1,4 +1,4 @@
-"""A source of planted latents, for trying out specs and testing whole runs without any model."""
+"""Plants latents in generated text, to try out specs and test runs without a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Synthetic(ActivationSource):
     """Documents of simple words, in which latent i fires on the i-th planted word.
 
-    Results made from it are marked as synthetic and stay off leaderboards.
+    Results are marked as synthetic and stay off leaderboards.
     """
 
     name = "synthetic"

@@ -1,4 +1,4 @@
-"""Collects what trackers log of a run: numbers, settings, files and a stable name."""
+"""Collects what trackers log about a run: numbers, settings, files and a stable name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FILES = ("results.json", "spec.yaml", "report/report.md", "report/leaderboard.c
 
 
 def installed(module: str, package: str) -> None:
-    """Make sure that a tracker's own package is there.
+    """Check that a tracker's package is installed.
 
     Raises:
         InputError: If it is not.
@@ -22,12 +22,12 @@ def installed(module: str, package: str) -> None:
 
 
 def key(result: RunResult | RunProgress, folder: Path) -> str:
-    """Return the tracker's name for a run directory; a run that goes on is written over what was there."""
+    """Return the tracker's name for a run directory, so that a resumed run replaces its earlier log."""
     return f"{result.task}-{content_hash(str(folder.resolve()), result.spec_sha)[:10]}"
 
 
 def settings(result: RunResult) -> dict[str, str | int | bool]:
-    """Return what the run was."""
+    """Return the run's settings."""
     return {
         "task": result.task,
         "task_version": result.task_version,

@@ -1,4 +1,4 @@
-"""MLflow as a tracker."""
+"""Logs runs to MLflow."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Mlflow(Tracker):
     name = "mlflow"
 
     experiment: str = "saeval"
-    """Experiment to log to, made if it is not there."""
+    """Experiment to log to; created if missing."""
 
     def check(self) -> None:
-        """Look whether MLflow is there."""
+        """Check that MLflow is installed."""
         _facts.installed("mlflow", "mlflow-skinny")
 
     def follow(self, progress: RunProgress) -> None:
-        """Log progress, by seconds since the run was started."""
+        """Log progress, by seconds since the run started."""
         client, run_id = self._run(progress, progress.folder)
         _log(client, run_id, progress.numbers, round(progress.seconds))
 
     def track(self, result: RunResult, folder: Path) -> None:
-        """Log the run, over what was logged of it before."""
+        """Log the run, replacing what was logged before."""
         from mlflow.entities import Param
 
         client, run_id = self._run(result, folder)
@@ -59,10 +59,10 @@ def _log(client: Any, run_id: str, numbers: Mapping[str, float], step: int) -> N
 
     now = round(time.time() * 1000)
     metrics = [Metric(_plain(name), value, now, step) for name, value in numbers.items()]
-    for start in range(0, len(metrics), 1000):  # what one request may hold
+    for start in range(0, len(metrics), 1000):  # most metrics in a request
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
 def _plain(name: str) -> str:
-    """Return a name of the characters that MLflow allows, no longer than it allows."""
+    """Return a valid MLflow name: other characters replaced, cut to its maximum length."""
     return re.sub(r"[^A-Za-z0-9_\-./ :]", "_", name)[:250]

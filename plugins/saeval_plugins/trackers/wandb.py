@@ -1,4 +1,4 @@
-"""Trackers with the interface of Weights & Biases: wandb, and trackio, which stays on this machine."""
+"""Logs runs to Weights & Biases, or to trackio on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saeval_plugins.trackers import _facts
 
 
 class _OpenRuns(Tracker):
-    """Logs to a run of the tracker that stays open from the first report of progress to the end."""
+    """Logs to a tracker's run that stays open from the first progress report to the end."""
 
     project: str = "saeval"
     """Project to log to."""
@@ -22,10 +22,10 @@ class _OpenRuns(Tracker):
 
     @abstractmethod
     def _begin(self, key: str, run: RunResult | RunProgress) -> Any:
-        """Open a run, or open it again."""
+        """Open or reopen a run."""
 
     def _settled(self, run: Any, result: RunResult, key: str, folder: Path) -> None:
-        """Log what is known at the end, besides numbers."""
+        """Log final facts other than numbers."""
 
     def follow(self, progress: RunProgress) -> None:
         """Log progress."""
@@ -48,7 +48,7 @@ class _OpenRuns(Tracker):
 class Wandb(_OpenRuns):
     """Logs numbers, settings and files to Weights & Biases; WANDB_API_KEY, WANDB_MODE and its other variables apply.
 
-    A run that your own code has open is left alone.
+    A run opened by your own code is left alone.
     """
 
     name = "wandb"
@@ -57,10 +57,10 @@ class Wandb(_OpenRuns):
     """User or team; default: wandb's own default."""
 
     def check(self) -> None:
-        """Look whether wandb is there, and allowed to log."""
+        """Check that wandb is installed and allowed to log."""
         _facts.installed("wandb", "wandb>=0.19.10")
         if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").exists()):
-            raise InputError("wandb knows no key; set WANDB_API_KEY, or WANDB_MODE=offline to log on this machine only")
+            raise InputError("wandb has no key; set WANDB_API_KEY, or WANDB_MODE=offline to log on this machine only")
 
     def _begin(self, key: str, run: RunResult | RunProgress) -> Any:
         import wandb
@@ -96,7 +96,7 @@ class Trackio(_OpenRuns):
     """Space to log to, `user/name`."""
 
     def check(self) -> None:
-        """Look whether trackio is there."""
+        """Check that trackio is installed."""
         _facts.installed("trackio", "trackio")
 
     def _begin(self, key: str, run: RunResult | RunProgress) -> Any:

@@ -308,7 +308,7 @@ def test_gemma_scope_2_transcoders_have_a_skip_connection_and_two_places(tmp_pat
     assert str(live.hookpoint(plugin.hookpoint())) == "layers.1.pre_feedforward_layernorm"
     assert str(live.hookpoint(coder.writes)) == "layers.1.post_feedforward_layernorm"
     (tmp_path / "mine" / "config.json").write_text('{"architecture": "topk"}')
-    with pytest.raises(InputError, match="architecture 'topk' is not known"):
+    with pytest.raises(InputError, match="unknown architecture 'topk'"):
         GemmaScope(path=tmp_path / "mine").load("cpu", D)
 
 
@@ -384,7 +384,7 @@ def test_folders_and_files_of_other_tools_are_said_for_what_they_are(tmp_path):
         (Sparsify, "run", r"name one of them \(layers.0, layers.1\)"),
         (SaeLens, "run/layers.1", "it holds a coder of sparsify: write `use: sparsify`"),
         (Sparsify, "lens", "it holds an SAE of sae-lens: write `use: sae_lens`"),
-        (DictionaryLearning, "model", "it holds a language model, no coder"),
+        (DictionaryLearning, "model", "it holds a language model, not a coder"),
         (SaeLens, "layer1.sae.pt", "it is a file of a folder that holds files of Qwen Scope"),
         (SaeLens, "lens/notes.bin", "it is a file; give its folder"),
         (SaeLens, "nowhere", "no such folder"),
@@ -398,7 +398,7 @@ def test_folders_and_files_of_other_tools_are_said_for_what_they_are(tmp_path):
     ("release", "sae_id", "message"),
     [
         ("gpt2-small-res-jbb", "blocks.1.hook_resid_pre", "did you mean 'gpt2-small-res-jb'"),
-        ("gpt2-small-res-jb", "blocks.99.hook_resid_pre", "none of them is 'blocks.99.hook_resid_pre'; did you mean"),
+        ("gpt2-small-res-jb", "blocks.99.hook_resid_pre", "but no 'blocks.99.hook_resid_pre'; did you mean"),
         ("google/gemma-scope-2b-pt-res", "layer_0/x", "that is a repository, which sae-lens lists as the release"),
         ("nobody/nothing", "x", "give `repo` and `folder`"),
     ],
@@ -532,25 +532,25 @@ def edit_weights(file, **changes):
 REFUSED = {
     Sparsify: [
         (shutil.rmtree, "no such folder"),
-        (lambda f: (f / "cfg.json").unlink(), r"no cfg\.json in it; is it a folder that sparsify saved"),
-        (lambda f: (f / "sae.safetensors").unlink(), r"no sae\.safetensors in it"),
+        (lambda f: (f / "cfg.json").unlink(), r"has no cfg\.json; was it saved by sparsify"),
+        (lambda f: (f / "sae.safetensors").unlink(), r"has no sae\.safetensors"),
         (lambda f: (f / "cfg.json").write_text("{"), r"cfg\.json cannot be read"),
         (lambda f: (f / "cfg.json").write_text("3"), "holds no mapping"),
         (lambda f: cut(f / "sae.safetensors"), "damaged or cut off"),
         (lambda f: (f / "sae.safetensors").write_bytes(pickle.dumps(Evil())), "damaged or cut off"),
-        (lambda f: edit(f / "cfg.json", activation="softmax"), "activation 'softmax' is not known"),
+        (lambda f: edit(f / "cfg.json", activation="softmax"), "unknown activation 'softmax'"),
         (lambda f: edit(f / "cfg.json", k=0), "k is 0"),
         (lambda f: edit(f / "cfg.json", d_in=True), "d_in is True"),
         (lambda f: edit(f / "cfg.json", k=41), "more than its 40 latents"),
-        (lambda f: edit(f / "cfg.json", activation="groupmax", k=7), "do not fall into 7 groups"),
+        (lambda f: edit(f / "cfg.json", activation="groupmax", k=7), "do not divide into 7 equal groups"),
         (lambda f: edit(f / "cfg.json", num_latents=41), r"W_dec has shape \[40, 16\]|encoder.weight has shape"),
         (lambda f: edit(f / "cfg.json", skip_connection=True), "lacks W_skip"),
         (lambda f: edit_weights(f / "sae.safetensors", W_skip=random(D, D)), "has W_skip"),
     ],
     DictionaryLearning: [
         (shutil.rmtree, "no such folder"),
-        (lambda f: (f / "config.json").unlink(), r"no config\.json in it"),
-        (lambda f: (f / "ae.pt").unlink(), r"no ae\.pt in it"),
+        (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
+        (lambda f: (f / "ae.pt").unlink(), r"has no ae\.pt"),
         (lambda f: (f / "config.json").write_text("{}"), r"names no trainer\.dict_class"),
         (lambda f: cut(f / "ae.pt"), "damaged or cut off"),
         (
@@ -558,12 +558,12 @@ REFUSED = {
             "damaged or cut off|weights alone",
         ),
         (lambda f: (f / "ae.pt").write_bytes(pickle.dumps(Evil(), 2)), "damaged or cut off|weights alone"),
-        (lambda f: edit(f / "config.json", dict_class="CrossCoder"), "class 'CrossCoder' is not known"),
+        (lambda f: edit(f / "config.json", dict_class="CrossCoder"), "unknown class 'CrossCoder'"),
         (lambda f: edit(f / "config.json", dict_size="40"), "dict_size is '40'"),
     ],
     GemmaScope: [
         (shutil.rmtree, "no such folder"),
-        (lambda f: (f / "params.npz").unlink(), r"no params\.npz or params\.safetensors in it"),
+        (lambda f: (f / "params.npz").unlink(), r"has no params\.npz or params\.safetensors"),
         (lambda f: cut(f / "params.npz"), "damaged or cut off"),
         (lambda f: (f / "params.npz").write_bytes(b""), "damaged or cut off"),
         (lambda f: (f / "params.npz").write_bytes(pickle.dumps(Evil())), "damaged or cut off"),
@@ -592,9 +592,9 @@ def test_files_that_cannot_be_used_are_refused_by_check_and_by_load(tmp_path, mo
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: torch.save(Evil(), f), "holds code to be run.*state dict"),
-        (lambda f: torch.save({"b_dec": Evil()}, f), "holds code to be run.*state dict"),
-        (lambda f: torch.save(torch.nn.Linear(3, 4), f), "holds code to be run.*state dict"),
+        (lambda f: torch.save(Evil(), f), "holds executable code.*state dict"),
+        (lambda f: torch.save({"b_dec": Evil()}, f), "holds executable code.*state dict"),
+        (lambda f: torch.save(torch.nn.Linear(3, 4), f), "holds executable code.*state dict"),
         (lambda f: torch.save([random(3)], f), "holds a list"),
         (lambda f: torch.save({"b_dec": "text"}, f), "holds b_dec, a str"),
         (lambda f: edit_weights(f, extra=random(3)), "has extra"),
@@ -716,7 +716,7 @@ def test_what_is_not_on_the_hub_is_said_with_what_is(hub):
         Sparsify(repo="EleutherAI/none", folder="layers.1").check()
     with pytest.raises(InputError, match="no such revision"):
         Sparsify(repo="EleutherAI/sae-tiny", folder="layers.1.mlp", revision="later").check()
-    with pytest.raises(InputError, match="no name of a repository"):
+    with pytest.raises(InputError, match="not the name of a repository"):
         Sparsify(repo="not a name").check()
 
 
@@ -774,15 +774,15 @@ def test_directions_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
 
     refused("no such file")
     (tmp_path / "d.txt").write_text("1 2")
-    refused("its kind is not known", path=tmp_path / "d.txt")
+    refused("unknown format", path=tmp_path / "d.txt")
     for content, message in (
-        (random(3, D), r"shape \[3, 16\], which is not one direction; save the row"),
+        (random(3, D), r"shape \[3, 16\], which is not one direction; save only the row"),
         (torch.tensor(1.0), "not one direction"),
-        (torch.zeros(D), "it is zero"),
+        (torch.zeros(D), "is zero"),
         (random(D + 1), "has 17 numbers, but activations at the hookpoint have width 16"),
         ({"a": VECTOR, "b": VECTOR}, "holds no 'weight', but a, b; name one"),
         ({"weight": VECTOR, "bias": random(2)}, r"bias has shape \[2\]"),
-        (Evil(), "holds code to be run"),
+        (Evil(), "holds executable code"),
     ):
         torch.save(content, file)
         refused(message)

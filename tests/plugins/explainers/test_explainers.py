@@ -462,7 +462,7 @@ def test_precomputed_reads_a_folder_of_delphi_and_not_its_excuses(tmp_path):
     with pytest.raises(InputError, match=r"several hookpoints \(layers\.3\.mlp, layers\.4\.mlp\); give hookpoint"):
         Precomputed(path=tmp_path).check()
     assert explain(Precomputed(path=tmp_path, hookpoint="layers.4.mlp"), None, latent=5).text == "ships"
-    with pytest.raises(InputError, match="no latent of hookpoint 'layers.5.mlp'"):
+    with pytest.raises(InputError, match="no latents of hookpoint 'layers.5.mlp'"):
         Precomputed(path=tmp_path, hookpoint="layers.5.mlp").check()
 
 
@@ -485,13 +485,13 @@ def test_rows_of_the_hookpoint_asked_for_and_of_none_are_read(tmp_path):
         ("a.jsonl", '{"latent": 1, "text": ["x"]}', r"a.jsonl:1: .*latent 1 should be text"),
         ("a.jsonl", '{"latent": 1, "text": "x", "hookpoint": 3}', r"a.jsonl:1: the hookpoint"),
         ("a.jsonl", "[1, 2]", r"a.jsonl:1: a row should hold"),
-        ("a.jsonl", "", r"holds no explanation"),
-        ("a.jsonl", '{"latent": 1, "text": "x", "variant": "top_tokens"}', r"holds no explanation"),
+        ("a.jsonl", "", r"contains no explanations"),
+        ("a.jsonl", '{"latent": 1, "text": "x", "variant": "top_tokens"}', r"contains no explanations"),
         ("a.json", '{"1": "x",\n "1": "y"}', r"a.json:2: .*latent 1 "),
         ("a.json", '{"1": "x",\n "2": ["}"],\n}', r"a.json:3: is not JSON"),
         ("a.json", '[{"latent": 1, "text": "[,\\n"},\n\n 3]', r"a.json:3: a row should hold"),
         ("a.json", '"x"', r"should be a list of rows or a mapping"),
-        ("a.json", "[]", r"holds no explanation"),
+        ("a.json", "[]", r"contains no explanations"),
         ("a.json", "[" * 100_000, r"nested too deeply|is not JSON"),
         ("a.csv", "latent,text\n1,x\n2,y,z\n", r"a.csv:3: .*cells.*quotes"),
         ("a.csv", "latent,text\n1\n", r"a.csv:2: .*cells"),
@@ -650,7 +650,7 @@ def test_of_equal_explanations_the_earlier_is_taken_and_one_alone_is_not_scored(
 def test_a_choice_that_cannot_be_made_is_a_status_with_all_candidates(tmp_path):
     file = candidates(tmp_path, (0, "kitten"), (0, "harbor"))
     made = explain(Precomputed(path=file, choose=Embedding()), make_examples(non_activating=0), latent=0)
-    assert made.status == "failed" and "none of 2 explanations has a score: no window of one side" in made.reason
+    assert made.status == "failed" and "none of 2 explanations has a score: one side has no windows" in made.reason
     assert [row["auroc"] for row in made.notes["candidates"]] == [None, None]
 
 
@@ -658,7 +658,7 @@ def test_scorers_that_cannot_choose_and_several_rows_without_one_are_refused(tmp
     file = candidates(tmp_path, (0, "kitten"), (0, "harbor"))
     with pytest.raises(InputError, match=r"differently than line 1; keep one, or let a scorer choose \(`choose`\)"):
         Precomputed(path=file).check()
-    with pytest.raises(InputError, match="choose: fuzzing compares with another latent"):
+    with pytest.raises(InputError, match="choose: fuzzing needs another latent"):
         Precomputed(path=file, choose=Fuzzing()).check()
     with pytest.raises(InputError, match="choose: example_embedding does not measure the explanation"):
         Precomputed(path=file, choose=ExampleEmbedding()).check()

@@ -78,12 +78,12 @@ def test_a_table_that_names_no_explanation_says_nothing_of_baselines(table):
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ((), "no rating in it"),
-        (("latent,rating",), "no rating in it"),
+        ((), "has no ratings"),
+        (("latent,rating",), "has no ratings"),
         (("latent,score", "1,2"), "line 1: no column 'rating'"),
         (("a,b",), "no column 'latent' and no column 'rating'"),
         (("latent;rating", "1;2"), "no column 'latent'"),
-        (("latent,rating,mood", "1,2,x"), "the column 'mood' means nothing"),
+        (("latent,rating,mood", "1,2,x"), "the column 'mood' is unknown"),
         (("latent,rating,latent", "1,2,3"), "twice"),
         (("latent,rating", "1,4", "1,5"), "line 3: the rating '5' is not a number from 1 to 4"),
         (("latent,rating", "1,0.9"), "line 2: the rating '0.9'"),

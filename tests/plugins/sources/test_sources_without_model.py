@@ -189,8 +189,8 @@ def _cut(folder):
 @pytest.mark.parametrize(
     ("change", "spoil", "sentence"),
     [
-        (None, _cut, "not whole safetensors"),
-        (None, lambda f: (f / "0_3.safetensors").write_bytes(b"\xff" * 40), "not whole safetensors"),
+        (None, _cut, "not a complete safetensors file"),
+        (None, lambda f: (f / "0_3.safetensors").write_bytes(b"\xff" * 40), "not a complete safetensors file"),
         (None, lambda f: (f / "0_3.safetensors").unlink(), "begins at latent 4 instead of 0"),
         (None, lambda f: [x.unlink() for x in f.glob("*.safetensors")], "no <first>_<last>.safetensors"),
         (lambda s: [x.pop("tokens") for x in s.values()], None, "no shard holds tokens"),
@@ -199,8 +199,8 @@ def _cut(folder):
         (lambda s: s["0_3"].update(locations=s["0_3"]["locations"].astype(np.float32)), None, "whole numbers"),
         (lambda s: s["0_3"]["locations"].__setitem__((-1, 0), 999), None, "not in the order of the 6 contexts"),
         (lambda s: s["0_3"]["locations"].__setitem__((0, 1), 999), None, "outside the contexts of 32 tokens"),
-        (lambda s: s["0_3"]["locations"].__setitem__((0, 2), 4), None, "latent 4 is not of this shard"),
-        (lambda s: s["4_7"]["activations"].__setitem__(3, np.inf), None, "beyond half precision"),
+        (lambda s: s["0_3"]["locations"].__setitem__((0, 2), 4), None, "latent 4 does not belong to this shard"),
+        (lambda s: s["4_7"]["activations"].__setitem__(3, np.inf), None, "half-precision maximum"),
         (lambda s: s["4_7"].update(tokens=s["4_7"]["tokens"][:3].copy()), None, "differ in the shape of tokens"),
         (lambda s: [x["tokens"].__setitem__((0, 3), 5000) for x in s.values()], None, "give the subject model's"),
     ],
@@ -350,12 +350,12 @@ def spoiled(**changes):
         (spoiled(values=[float("nan")] * 33), "finite numbers"),
         (spoiled(values=["1"] * 33), "finite numbers"),
         (spoiled(tokens=[1] * 33), "tokens should be a list of texts"),
-        (spoiled(index="../../etc"), "index should be the number of a latent"),
-        (spoiled(index=None), "index should be the number of a latent"),
-        (spoiled(layer="21-other"), "more than one place"),
+        (spoiled(index="../../etc"), "index should be a latent number"),
+        (spoiled(index=None), "index should be a latent number"),
+        (spoiled(layer="21-other"), "more than one hookpoint"),
         ([*rows_of(1, 1), {**rows_of(1, 1)[0], "values": [1.0] * 33}], "other values on a text"),
         ([["a"]], "should be an object"),
-        ([], "no text there"),
+        ([], "has no texts"),
     ],
 )
 def test_neuronpedia_export_that_is_malformed_is_one_sentence(tmp_path, rows, sentence):

@@ -124,8 +124,8 @@ def compare(
     If both have the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences are
     taken per latent: a bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
     (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval
-    combines those of the two means, and the test permutes latents between sides. Both assume that latents are drawn independently of
-    each other; `saeval._compare.stats` states each test's other assumptions.
+    combines those of the two means, and the test permutes latents between sides. Both assume that latents are drawn
+    independently of each other; `saeval._compare.stats` states each test's other assumptions.
 
     Args:
         a: A run directory, or `run:cell` if it has several contestants.

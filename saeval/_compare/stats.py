@@ -347,9 +347,9 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
 def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
     """Return the one-sided p value that scores do not depend on the explanation, against better own scores.
 
-    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to have
-    either sign: flipping signs is exact for any distribution. With few latents, all flips are enumerated; above `MANY`,
-    the flipped sums are treated as normal, which they very nearly are.
+    If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to
+    have either sign: flipping signs is exact for any distribution. With few latents, all flips are enumerated; above
+    `MANY`, the flipped sums are treated as normal, which they very nearly are.
 
     Args:
         differences: Score minus floor per latent, positive if the score is better.  [latents]

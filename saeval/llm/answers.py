@@ -15,7 +15,16 @@ from saeval.records import FillReply, LogprobReply, Reply, TokenLogprobs
 
 V = TypeVar("V")
 
-_CANONICAL = json.JSONEncoder(default=vars, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+def _content(value: object) -> dict[str, Any]:
+    """Return the fields of a dataclass; a request that asks for no schema has the text it had before there were any."""
+    found = vars(value)
+    if found.get("schema", ...) is None:
+        return {name: held for name, held in found.items() if name != "schema"}
+    return found
+
+
+_CANONICAL = json.JSONEncoder(default=_content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def json_text(value: object) -> str:

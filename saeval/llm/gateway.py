@@ -82,6 +82,7 @@ class Gateway(LanguageModel):
         look_again()
         self._leased = settings.cache and not llm.batches
         self._caller = Caller(role, llm, model, settings, budget, self._lease, tell)
+        self._tell, self._said_free = tell, False
 
     @property
     def can_score(self) -> bool:
@@ -97,6 +98,11 @@ class Gateway(LanguageModel):
         """
         filled = self._filled(request)
         answer = await self._answer("complete", filled, self._llm.complete, Reply, self._roomier(request, filled))
+        if filled.schema is not None and not (self._llm.follows_schemas or self._said_free):
+            self._said_free = True
+            text = f"{self._role}: the server of {self._model} refuses schemas, so `structured` has no effect there"
+            log.warning(text)
+            self._tell(text)
         return readable(answer)
 
     def _filled(self, request: Request) -> Request:
@@ -106,6 +112,7 @@ class Gateway(LanguageModel):
             request,
             max_tokens=min(request.max_tokens or settings.max_tokens, settings.max_tokens),
             temperature=settings.temperature if request.temperature is None else request.temperature,
+            schema=request.schema if settings.structured else None,
         )
 
     def _roomier(self, request: Request, filled: Request) -> Request | None:

@@ -25,6 +25,9 @@ class RoleSettings(Documented):
     """Retries after failures that may pass; a server that asks for time is retried for `run.patience`."""
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Concurrent calls; `auto` starts at 8 and adapts to the server."""
+    structured: bool = False
+    """Whether answers of a closed set (lists of 0 and 1, a number) are held to a JSON schema by the server, so that
+    each can be parsed. Results are keyed apart from those without."""
     cache: bool = True
     """Whether answers of earlier runs are used."""
     usd_per_million_input: float | None = Field(default=None, ge=0)

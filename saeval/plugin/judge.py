@@ -17,7 +17,18 @@ from saeval.plugin.answers import answer_probabilities, ask_twice, parse_list
 from saeval.plugin.base import Context, Need, Scorer
 from saeval.plugin.outcomes import unanswered
 from saeval.plugin.prompt_text import few_shot, one_line
-from saeval.records import Example, Examples, Explanation, LogprobRequest, Outcome, Prompt, Reply, Request, Score
+from saeval.records import (
+    AnswerSchema,
+    Example,
+    Examples,
+    Explanation,
+    LogprobRequest,
+    Outcome,
+    Prompt,
+    Reply,
+    Request,
+    Score,
+)
 
 REFERENCES = Prompt.load("saeval.plugin", "reference_windows.txt")
 """Ordinary passages, a few words marked, one a line: what an explanation is compared on when there is no question."""
@@ -121,7 +132,7 @@ class Judge(Scorer):
         windows = "\n".join(f"Window {number}: {question.shown}" for number, question in enumerate(questions, 1))
         k = len(questions)
         messages = self.list_prompt.messages(explanation=explanation, windows=windows, k=str(k))
-        request = Request(messages, top_logprobs=self.top_logprobs)
+        request = Request(messages, top_logprobs=self.top_logprobs, schema=AnswerSchema.array(k, (0, 1)))
 
         def read(reply: Reply) -> list[Outcome]:
             answers = parse_list(reply, k)

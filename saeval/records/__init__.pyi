@@ -16,6 +16,7 @@ from saeval.records.examples import (
     LatentRecord as LatentRecord,
 )
 from saeval.records.messages import (
+    AnswerSchema as AnswerSchema,
     FillReply as FillReply,
     FillRequest as FillRequest,
     FinishReason as FinishReason,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from saeval._util import LLMError
 
@@ -21,6 +23,44 @@ class Message:
 
 
 @dataclass(frozen=True)
+class AnswerSchema:
+    """A JSON schema that the whole answer follows, for providers that generate nothing else.
+
+    Attributes:
+        text: The schema as JSON.
+    """
+
+    text: str
+
+    @classmethod
+    def of(cls, schema: Mapping[str, object]) -> AnswerSchema:
+        """Return a schema that is given as a mapping."""
+        return cls(json.dumps(schema, sort_keys=True))
+
+    @classmethod
+    def array(cls, length: int, values: Sequence[int]) -> AnswerSchema:
+        """Return the schema of an array of some length whose items are among the values.
+
+        Example:
+            >>> AnswerSchema.array(2, (0, 1)).schema["items"]
+            {'enum': [0, 1], 'type': 'integer'}
+        """
+        items = {"type": "integer", "enum": list(values)}
+        return cls.of({"type": "array", "items": items, "minItems": length, "maxItems": length})
+
+    @classmethod
+    def one_of(cls, values: Sequence[int]) -> AnswerSchema:
+        """Return the schema of one of the values."""
+        return cls.of({"type": "integer", "enum": list(values)})
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The schema as a mapping."""
+        found: dict[str, Any] = json.loads(self.text)
+        return found
+
+
+@dataclass(frozen=True)
 class Request:
     """A conversation to be continued.
 
@@ -32,6 +72,8 @@ class Request:
         stop: Strings that end the answer.
         top_logprobs: How many alternatives to report at each generated token; 0 for none.
         repeat: Number of this repetition. Two requests that differ only here are both really asked.
+        schema: What the answer must look like, where there is a closed set of answers. It reaches the model only if
+            the role's `structured` is set.
     """
 
     messages: tuple[Message, ...]
@@ -40,6 +82,14 @@ class Request:
     stop: tuple[str, ...] = ()
     top_logprobs: int = 0
     repeat: int = 0
+    schema: AnswerSchema | None = field(default=None, repr=False)
+
+    def content(self) -> dict[str, Any]:
+        """Return the fields that answers depend on, as JSON holds them; a schema only where there is one."""
+        found = asdict(self)
+        if self.schema is None:
+            del found["schema"]
+        return found
 
     @classmethod
     def of(cls, prompt: str, **options: object) -> Request:
@@ -188,6 +238,11 @@ class LanguageModel(ABC):
     @property
     def can_score(self) -> bool:
         """Whether `logprobs` and `fill` work."""
+        return False
+
+    @property
+    def follows_schemas(self) -> bool:
+        """Whether answers are held to the `schema` of a request."""
         return False
 
     @abstractmethod

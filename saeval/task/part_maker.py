@@ -93,7 +93,13 @@ class PartMaker:
             # null removes what an included spec says for a model of another plugin
             others = {k: v for k, v in options.items() if k not in known and v is not None}
             part = self.instance(loaded, {"model": rest, **others}, path)
-            if part is not None:
+            if part is not None and settings.structured and not part.plugin.follows_schemas:
+                self.fail(
+                    (*path, "structured"),
+                    f"{role_spec.model} cannot be held to a schema; leave `structured` out, or serve the model with a "
+                    "server that can (vLLM, llama.cpp, SGLang, Ollama: openai_compatible/…)",
+                )
+            elif part is not None:
                 roles[role] = RolePart(role, str(role_spec.model), part, settings)
         return roles
 

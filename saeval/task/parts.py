@@ -66,7 +66,13 @@ class RolePart:
     @property
     def identity(self) -> JsonValue:
         """What this model's answers depend on."""
-        return [self.model, self.part.identity, self.settings.temperature, self.settings.max_tokens]
+        basis: list[JsonValue] = [
+            self.model,
+            self.part.identity,
+            self.settings.temperature,
+            self.settings.max_tokens,
+        ]
+        return [*basis, "structured"] if self.settings.structured else basis
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from saeval.plugin import (
+    AnswerSchema,
     Context,
     Example,
     Examples,
@@ -156,9 +157,8 @@ class Refine(Explainer):
     async def _holds(
         self, explanation: str, windows: list[Example], context: Context
     ) -> list[bool] | ParseError | LLMError:
-        request = Request(
-            TEST.messages(explanation=one_line(explanation), windows=show_plain(windows), k=str(len(windows)))
-        )
+        messages = TEST.messages(explanation=one_line(explanation), windows=show_plain(windows), k=str(len(windows)))
+        request = Request(messages, schema=AnswerSchema.array(len(windows), (0, 1)))
         try:
             answers = await ask_twice(context.llm, request, lambda reply: parse_list(reply, len(windows)))
         except (ParseError, LLMError) as error:

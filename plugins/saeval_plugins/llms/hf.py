@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections import OrderedDict
 from copy import deepcopy
-from dataclasses import asdict
 from functools import cached_property
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -399,7 +398,7 @@ class HF(LLM):
         past = self._prefix(begin)
         rest = ids if past is None else ids[len(begin) :]
         stops = request.stop if chat else (*request.stop, _TURN_END)
-        rng = derive_rng(0, "sample", content_hash(asdict(request)))
+        rng = derive_rng(0, "sample", content_hash(request.content()))
         ended = self._ends()
         made: list[int] = []
         logprobs: list[TokenLogprobs] = []

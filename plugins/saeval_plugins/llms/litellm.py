@@ -6,7 +6,6 @@ import asyncio
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -40,7 +39,7 @@ from saeval_plugins.llms.openai_chat import (
 )
 from saeval_plugins.llms.processes import Processes
 from saeval_plugins.llms.retry_after import wait_asked_for
-from saeval_plugins.llms.server_quirks import ServerQuirks
+from saeval_plugins.llms.server_quirks import ServerQuirks, answer_alone
 
 _RETRYABLE = {
     "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError",
@@ -66,6 +65,15 @@ _OWN_SERVERS = frozenset(
     )
 )
 """Providers of litellm that are a server of one's own: the key in its variable is for whatever address is given."""
+_OPENAI_FORMAT = frozenset(
+    (
+        "openai", "azure", "cerebras", "deepinfra", "deepseek", "docker_model_runner", "fireworks_ai", "groq",
+        "hosted_vllm", "lemonade", "litellm_proxy", "llamafile", "lm_studio", "mistral", "nebius", "nvidia_nim",
+        "openrouter", "sambanova", "together_ai", "xai", "xinference",
+    )
+)  # fmt: skip
+"""Providers that get a request body in OpenAI's format, so that a schema can be put into it as it is. For the others,
+litellm makes tools of schemas, or drops them."""
 _ALIASES = {
     "text-completion-openai": "openai", "custom_openai": "openai", "azure_text": "azure",
     "anthropic_text": "anthropic", "cohere_chat": "cohere",
@@ -107,6 +115,18 @@ class LiteLLM(LLM):
         options = self.model_dump(mode="json", exclude=set(_NOT_ANSWERS))
         return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
+    @property
+    def follows_schemas(self) -> bool:
+        """Providers with OpenAI's format do, unless one has refused a schema."""
+        return self._provider in _OPENAI_FORMAT and self._quirks.follows_schemas
+
+    @property
+    def _provider(self) -> str:
+        """The provider as litellm names it: the model's prefix, or OpenAI."""
+        named = self.extra.get("custom_llm_provider")
+        provider = str(named or self.model.partition("/")[0])
+        return _ALIASES.get(provider, provider) if named or "/" in self.model else "openai"
+
     def check(self) -> None:
         """Check that litellm is installed, is no malicious release, and sends no key to a wrong host."""
         self._check_addresses()
@@ -120,10 +140,7 @@ class LiteLLM(LLM):
         Raises:
             InputError: If the spec names another address, or a variable of the environment in litellm's way.
         """
-        provider = str(self.extra.get("custom_llm_provider") or self.model.partition("/")[0])
-        provider = (
-            _ALIASES.get(provider, provider) if "/" in self.model or "custom_llm_provider" in self.extra else "openai"
-        )
+        provider = self._provider
         for text in _texts(self.extra):
             if text.startswith(_LOOKED_UP):
                 raise InputError(
@@ -165,22 +182,23 @@ class LiteLLM(LLM):
             try:
                 return await self._complete(request)
             except LLMError as error:
-                if not self._quirks.learn(str(error), used):
+                if not self._quirks.learn(str(error), used, schema=request.schema is not None):
                     raise
 
     async def _complete(self, request: Request) -> Reply:
-        arguments = {**self._quirks.adapted(chat_body(self.model, request)), **self.extra}
+        arguments = {**_as_it_is(self._quirks.adapted(chat_body(self.model, request))), **self.extra}
         if self.api_base:
             arguments["api_base"] = self.api_base
         if self.processes == 1:
             body, usd = await self.ask(arguments)
         else:
             body, usd = await self._processes().ask(arguments)
-        return reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
+        reply = reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
+        return reply if request.schema is None else answer_alone(reply)
 
     @cached_property
     def _quirks(self) -> ServerQuirks:
-        return ServerQuirks()
+        return ServerQuirks.of_objects()
 
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
         """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""
@@ -263,7 +281,8 @@ class LiteLLM(LLM):
         model, provider, *_ = litellm.get_llm_provider(self.model)
         if provider not in _BATCHING:
             raise LLMError(f"{self.model}: batch works for {', '.join(_BATCHING)}, not {provider}", lasting=True)
-        body = chat_body(model, request)
+        body = self._quirks.adapted(chat_body(model, request))
+        schema = {name: body.pop(name) for name in ("response_format",) if name in body}
         options = {name: value for name, value in body.items() if name not in ("model", "messages")}
         # A batch takes a request as it is, so what litellm would do about the ways of each model is done before.
         named = litellm.get_optional_params(
@@ -271,9 +290,10 @@ class LiteLLM(LLM):
         )
         further = named.pop("extra_body", None) or {}
         named.pop("stream", None)
-        body = {"model": model, "messages": body["messages"], **named, **further}
-        line = await self._batches().answer(content_hash(asdict(request)), body)
-        return self._reply_from_line(line)
+        body = {"model": model, "messages": body["messages"], **named, **further, **schema}
+        line = await self._batches().answer(content_hash(request.content()), body)
+        reply = self._reply_from_line(line)
+        return reply if request.schema is None else answer_alone(reply)
 
     def _reply_from_line(self, line: Mapping[str, Any]) -> Reply:
         response = line.get("response") or {}
@@ -329,6 +349,12 @@ class _Batching:
         """Download a file."""
         content = await self._call("afile_content", file_id=file)
         return str(content.text)
+
+
+def _as_it_is(body: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments with which a schema reaches the server as it is; litellm would make a tool of it for some."""
+    schema = body.pop("response_format", None)
+    return body if schema is None else {**body, "extra_body": {"response_format": schema}}
 
 
 async def _gathered(litellm: Any, stream: Any, messages: Any) -> Any:

@@ -31,6 +31,9 @@ def chat_body(model: str, request: Request) -> dict[str, Any]:
         body["stop"] = list(request.stop)
     if request.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    if request.schema is not None:
+        schema = {"name": "answer", "strict": True, "schema": request.schema.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
 
 

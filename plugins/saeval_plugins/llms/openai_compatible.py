@@ -38,7 +38,7 @@ from saeval_plugins.llms.openai_chat import (
     usage_from,
 )
 from saeval_plugins.llms.retry_after import wait_asked_for
-from saeval_plugins.llms.server_quirks import ServerQuirks
+from saeval_plugins.llms.server_quirks import ServerQuirks, answer_alone
 from saeval_plugins.llms.streams import body_from_stream
 
 _MOST = 20  # alternatives a token that servers give
@@ -77,6 +77,11 @@ class OpenAICompatible(LLM):
     def can_score(self) -> bool:
         """Whether the spec says that the server scores continuations."""
         return self.scores
+
+    @property
+    def follows_schemas(self) -> bool:
+        """Servers do, unless one has refused a schema."""
+        return self._quirks.follows_schemas
 
     def check(self) -> None:
         """See that the address is one, and that the key may be sent there."""
@@ -179,9 +184,10 @@ class OpenAICompatible(LLM):
             used = self._quirks.found
             try:
                 body = self._quirks.adapted(chat_body(self.model, request))
-                return reply_from_chat(self.model, await self._post("/chat/completions", body))
+                reply = reply_from_chat(self.model, await self._post("/chat/completions", body))
+                return reply if request.schema is None else answer_alone(reply)
             except LLMError as error:
-                if not self._quirks.learn(str(error), used):
+                if not self._quirks.learn(str(error), used, schema=request.schema is not None):
                     raise
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:

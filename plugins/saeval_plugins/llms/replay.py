@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from saeval.plugin import (
 
 def replay_key(request: Request) -> str:
     """Return the key of a request in a recording."""
-    return content_hash(asdict(request))
+    return content_hash(request.content())
 
 
 class Replay(LLM):
@@ -42,6 +41,11 @@ class Replay(LLM):
 
     model: ModelRef
     """The recording."""
+
+    @property
+    def follows_schemas(self) -> bool:
+        """Replies that were held to a schema are found by it."""
+        return True
 
     def check(self) -> None:
         """See that the recording can be read."""

@@ -1,11 +1,14 @@
-"""Adapts requests to servers that differ from OpenAI's, as their errors show: no system turn, streaming only."""
+"""Adapts requests to servers that differ from OpenAI's, as their errors show: no system turn, streaming only, …"""
 
 from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
+
+from saeval.plugin import Reply
 
 log = logging.getLogger("saeval")
 
@@ -18,6 +21,15 @@ _SIGNS = {
 }
 """Error texts that reveal each deviation."""
 
+_OBJECTS, _FREE = "schemas of objects only", "no schemas"
+_OF_SCHEMAS = {
+    _OBJECTS: r"schema.{0,120}\btype\b.{0,20}\bobject|(?:root|top.?level).{0,60}\bobject",
+    _FREE: r"response_format|json_?schema|structured.?output|guided|grammar",
+}
+"""The same where the request had a schema; the first that fits counts."""
+
+_IN_OBJECT = re.compile(r'\{\s*"answer"\s*:\s*(.*?)\s*\}\s*\Z', re.DOTALL)
+
 
 @dataclass
 class ServerQuirks:
@@ -29,6 +41,16 @@ class ServerQuirks:
 
     found: frozenset[str] = field(default_factory=frozenset)
 
+    @classmethod
+    def of_objects(cls) -> ServerQuirks:
+        """Return those of a server of which it is known that its schemas are of objects, such as OpenAI's."""
+        return cls(frozenset({_OBJECTS}))
+
+    @property
+    def follows_schemas(self) -> bool:
+        """Whether the server has refused no schema so far."""
+        return _FREE not in self.found
+
     def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a chat request as the server takes it."""
         made = dict(body)
@@ -38,20 +60,46 @@ class ServerQuirks:
             made |= {"stream": True, "stream_options": {"include_usage": True}}
         if "max_completion_tokens" in self.found:
             made["max_completion_tokens"] = made.pop("max_tokens")
+        if "response_format" in body and _FREE in self.found:
+            del made["response_format"]
+        elif "response_format" in body and _OBJECTS in self.found:
+            made["response_format"] = _in_object(body["response_format"])
         return made
 
-    def learn(self, error: str, used: frozenset[str]) -> bool:
+    def learn(self, error: str, used: frozenset[str], *, schema: bool = False) -> bool:
         """Learn from an error; return whether the request is worth sending again in another way.
 
         Args:
             error: What the server said.
             used: What was known when the request was sent.
+            schema: Whether the request had a schema.
         """
         wanted = {way for way, sign in _SIGNS.items() if re.search(sign, error, re.IGNORECASE)}
+        if schema and not wanted:
+            fitting = (way for way, sign in _OF_SCHEMAS.items() if re.search(sign, error, re.IGNORECASE))
+            wanted = set(islice((way for way in fitting if way not in used), 1))
         for way in sorted(wanted - self.found):
             log.info("the server's way is from now on: %s (it said: %s)", way, error)
         self.found |= wanted
         return bool(wanted - used)
+
+
+def answer_alone(reply: Reply) -> Reply:
+    """Return a reply whose answer stands alone: servers that only know schemas of objects put it into one."""
+    found = _IN_OBJECT.search(reply.text)
+    return reply if found is None else replace(reply, text=reply.text[: found.start()] + found[1])
+
+
+def _in_object(response_format: dict[str, Any]) -> dict[str, Any]:
+    """Return a format whose schema is of an object that holds the answer."""
+    inside = response_format["json_schema"]
+    schema = {
+        "type": "object",
+        "properties": {"answer": inside["schema"]},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    return {**response_format, "json_schema": {**inside, "schema": schema}}
 
 
 def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:

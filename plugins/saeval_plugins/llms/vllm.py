@@ -82,6 +82,11 @@ class VLLM(LLM):
         """vLLM gives log-probabilities of the prompt."""
         return True
 
+    @property
+    def follows_schemas(self) -> bool:
+        """vLLM generates only what fits a schema."""
+        return True
+
     def check(self) -> None:
         """Look whether vLLM is installed."""
         if importlib.util.find_spec("vllm") is None:
@@ -104,6 +109,8 @@ class VLLM(LLM):
             "logprobs": request.top_logprobs or None,
             "seed": int(derive_rng(0, "vllm", repr(request)).integers(2**31)),
         }
+        if request.schema is not None:
+            options["schema"] = request.schema.text
         messages = [{"role": m.role, "content": m.content} for m in request.messages]
         goes_on = request.messages[-1].role == "assistant"
         return self._reply(await self._ask(messages, options, goes_on=goes_on))
@@ -249,7 +256,7 @@ class VLLM(LLM):
     def _params(self, some: Sequence[_Waiting]) -> list[Any]:
         import vllm
 
-        return [vllm.SamplingParams(**request.options) for request in some]
+        return [vllm.SamplingParams(**_of_schema(request.options)) for request in some]
 
     def _score(self, some: Sequence[_Waiting]) -> list[Any]:
         return list(self._engine.generate([r.prompt for r in some], self._params(some), use_tqdm=False))
@@ -271,6 +278,18 @@ class VLLM(LLM):
             pairs = zip(answer.token_ids, answer.logprobs, strict=True)
             logprobs = tuple(TokenLogprobs(_text(known[i]), _alternatives(known)) for i, known in pairs)
         return Reply(answer.text, usage, finish, logprobs, served=self.model)
+
+
+def _of_schema(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with a schema under the name that the installed vLLM has for it (it changed in 0.11)."""
+    if "schema" not in options:
+        return options
+    from vllm import sampling_params
+
+    rest = {name: value for name, value in options.items() if name != "schema"}
+    if hasattr(sampling_params, "StructuredOutputsParams"):
+        return {**rest, "structured_outputs": sampling_params.StructuredOutputsParams(json=options["schema"])}
+    return {**rest, "guided_decoding": sampling_params.GuidedDecodingParams(json=options["schema"])}
 
 
 def _chosen(output: Any, n: int) -> list[float]:

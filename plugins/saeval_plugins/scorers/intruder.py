@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 
 from saeval.plugin import (
+    AnswerSchema,
     Context,
     Example,
     Examples,
@@ -135,7 +136,8 @@ class Intruder(Scorer):
 
     async def _outcome(self, lineup: Lineup, llm: LanguageModel) -> Outcome:
         question, place = lineup
-        request = Request(PROMPT.messages(windows=question.shown, k=str(self.windows)))
+        choices = AnswerSchema.one_of(range(1, self.windows + 1))
+        request = Request(PROMPT.messages(windows=question.shown, k=str(self.windows)), schema=choices)
         try:
             choice = await ask_twice(llm, request, lambda reply: parse_choice(reply, self.windows))
         except (ParseError, LLMError) as error:

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue
 
 from saeval.plugin import (
     PEARSON,
+    AnswerSchema,
     Context,
     Example,
     Examples,
@@ -120,7 +121,7 @@ class Simulation(Scorer):
         """Ask for the strength of one token."""
         text, token = one_line("".join(window.tokens[: at + 1])), escaped(window.tokens[at])
         messages = TOKEN_BY_TOKEN.messages(explanation=explanation, text=text, token=token)
-        request = Request(messages, top_logprobs=self.top_logprobs)
+        request = Request(messages, top_logprobs=self.top_logprobs, schema=AnswerSchema.one_of(range(11)))
         try:
             return await ask_twice(llm, request, lambda reply: strength(reply) / 10)
         except (ParseError, LLMError) as error:

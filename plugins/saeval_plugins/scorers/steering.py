@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from saeval.plugin import (
+    AnswerSchema,
     Context,
     Example,
     Examples,
@@ -173,7 +174,8 @@ class SteeringScorer(Scorer):
         self, prompt: Prompt, texts: Sequence[str], context: Context, slots: Mapping[str, str]
     ) -> Sequence[int | ParseError | LLMError]:
         shown = "\n".join(f"Window {number}: {one_line(text) or '(empty)'}" for number, text in enumerate(texts, 1))
-        request = Request(prompt.messages(windows=shown, k=str(len(texts)), **slots))
+        ratings = AnswerSchema.array(len(texts), range(MOST + 1))
+        request = Request(prompt.messages(windows=shown, k=str(len(texts)), **slots), schema=ratings)
         try:
             return await ask_twice(context.llm, request, lambda reply: parse_ratings(reply, len(texts)))
         except (ParseError, LLMError) as error:

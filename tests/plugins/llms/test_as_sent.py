@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from planted_run import spec, truthful_server
 from saeval_plugins.llms.litellm import LiteLLM
 from saeval_plugins.llms.openai_compatible import OpenAICompatible
 
-import saeval
 from saeval import LLMError
 from saeval.plugin import Refused, Request
 
@@ -151,25 +148,3 @@ def test_litellm_makes_no_answer_whole_that_its_provider_does_not_call_so(model)
             return asked(LiteLLM(model=model, api_base=url))[0]
 
         assert [meaning(reason) for reason in (stop, length, *others)] == ["stop", "length", *["failed"] * len(others)]
-
-
-def test_server_that_constrains_its_answers_leaves_none_unparsed(tmp_path, monkeypatch):
-    """As vLLM does with `structured_outputs`; without it, this model answers in prose every third time."""
-    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    regex = r"\[[01](, ?[01])*\]"
-    unparsed = {}
-    for name, extra in (("free", {}), ("constrained", {"structured_outputs": {"regex": regex}})):
-        with truthful_server() as server:
-            truthful = server.reply
-
-            def reply(messages, server=server, truthful=truthful):
-                prompt = messages[-1]["content"]
-                judges = prompt.startswith("Explanation:") and "structured_outputs" not in server.calls[-1]
-                return "Windows 1 and 2." if judges and zlib.crc32(prompt.encode()) % 3 == 0 else truthful(messages)
-
-            server.reply = reply
-            task = spec(server, scorers={"detection": {"with": {"batch": 2}}}, baselines=[])
-            task["llms"]["judge"] = {**task["llms"]["judge"], "extra": extra}
-            rows = saeval.run(task, out=tmp_path / name, display="none").cells[0].scores
-            unparsed[name] = rows[0].unparsed / rows[0].windows
-    assert unparsed["constrained"] == 0 < 0.1 < unparsed["free"]

@@ -39,7 +39,7 @@ from saeval_plugins.llms.openai_chat import (
 )
 from saeval_plugins.llms.processes import Processes
 from saeval_plugins.llms.retry_after import wait_asked_for
-from saeval_plugins.llms.server_quirks import ServerQuirks, answer_alone
+from saeval_plugins.llms.server_quirks import ServerQuirks, unwrapped
 
 _RETRYABLE = {
     "RateLimitError", "Timeout", "APIConnectionError", "InternalServerError", "ServiceUnavailableError",
@@ -65,13 +65,24 @@ _OWN_SERVERS = frozenset(
     )
 )
 """Providers of litellm that are a server of one's own: the key in its variable is for whatever address is given."""
-_OPENAI_FORMAT = frozenset(
-    (
-        "openai", "azure", "cerebras", "deepinfra", "deepseek", "docker_model_runner", "fireworks_ai", "groq",
-        "hosted_vllm", "lemonade", "litellm_proxy", "llamafile", "lm_studio", "mistral", "nebius", "nvidia_nim",
-        "openrouter", "sambanova", "together_ai", "xai", "xinference",
-    )
-)  # fmt: skip
+_OPENAI_FORMAT = _OWN_SERVERS - {"ollama", "ollama_chat", "triton", "oobabooga", "openai_like"} | frozenset(
+    [
+        "openai",
+        "azure",
+        "cerebras",
+        "deepinfra",
+        "deepseek",
+        "fireworks_ai",
+        "groq",
+        "mistral",
+        "nebius",
+        "nvidia_nim",
+        "openrouter",
+        "sambanova",
+        "together_ai",
+        "xai",
+    ]
+)
 """Providers that get a request body in OpenAI's format, so that a schema can be put into it as it is. For the others,
 litellm makes tools of schemas, or drops them."""
 _ALIASES = {
@@ -194,7 +205,7 @@ class LiteLLM(LLM):
         else:
             body, usd = await self._processes().ask(arguments)
         reply = reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
-        return reply if request.schema is None else answer_alone(reply)
+        return reply if request.schema is None else unwrapped(reply)
 
     @cached_property
     def _quirks(self) -> ServerQuirks:
@@ -293,7 +304,7 @@ class LiteLLM(LLM):
         body = {"model": model, "messages": body["messages"], **named, **further, **schema}
         line = await self._batches().answer(content_hash(request.content()), body)
         reply = self._reply_from_line(line)
-        return reply if request.schema is None else answer_alone(reply)
+        return reply if request.schema is None else unwrapped(reply)
 
     def _reply_from_line(self, line: Mapping[str, Any]) -> Reply:
         response = line.get("response") or {}

@@ -38,7 +38,7 @@ from saeval_plugins.llms.openai_chat import (
     usage_from,
 )
 from saeval_plugins.llms.retry_after import wait_asked_for
-from saeval_plugins.llms.server_quirks import ServerQuirks, answer_alone
+from saeval_plugins.llms.server_quirks import ServerQuirks, unwrapped
 from saeval_plugins.llms.streams import body_from_stream
 
 _MOST = 20  # alternatives a token that servers give
@@ -185,7 +185,7 @@ class OpenAICompatible(LLM):
             try:
                 body = self._quirks.adapted(chat_body(self.model, request))
                 reply = reply_from_chat(self.model, await self._post("/chat/completions", body))
-                return reply if request.schema is None else answer_alone(reply)
+                return reply if request.schema is None else unwrapped(reply)
             except LLMError as error:
                 if not self._quirks.learn(str(error), used, schema=request.schema is not None):
                     raise

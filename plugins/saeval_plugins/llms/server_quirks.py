@@ -84,8 +84,8 @@ class ServerQuirks:
         return bool(wanted - used)
 
 
-def answer_alone(reply: Reply) -> Reply:
-    """Return a reply whose answer stands alone: servers that only know schemas of objects put it into one."""
+def unwrapped(reply: Reply) -> Reply:
+    """Return a reply without the object around its answer, which servers need that only take schemas of objects."""
     found = _IN_OBJECT.search(reply.text)
     return reply if found is None else replace(reply, text=reply.text[: found.start()] + found[1])
 

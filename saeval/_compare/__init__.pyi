@@ -15,6 +15,7 @@ from saeval._compare.lift_rows import with_lifts as with_lifts
 from saeval._compare.matched_l0 import Matched as Matched, at_l0 as at_l0
 from saeval._compare.natural import KnownJudge as KnownJudge, Tally as Tally, natural_rates as natural_rates
 from saeval._compare.noise import (
+    Halves as Halves,
     components as components,
     disattenuated as disattenuated,
     prediction_interval as prediction_interval,

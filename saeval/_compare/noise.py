@@ -157,7 +157,7 @@ class Components(NamedTuple):
     Attributes:
         latents: Variance between latents' true scores.
         windows: Variance of one latent's score due to the choice of windows.
-        noise: By repeated step (`judge`, `explainer`): variance of one latent's score between repetitions.
+        noise: By repeated step (`judge`, `explainer`, `corpus`): variance of one latent's score between repetitions.
         shared: By repeated step: variance of a shift that all latents of a run share.
     """
 
@@ -167,8 +167,23 @@ class Components(NamedTuple):
     shared: Mapping[str, float]
 
 
+class Halves(NamedTuple):
+    """Scores of the same latents, each time explained from and scored on one half of the corpus.
+
+    Attributes:
+        scores: In each half.  [2][latents]
+        variances: Noise of each score by its windows and by answers to them; nan where unknown.  [2][latents]
+    """
+
+    scores: tuple[Sequence[float], Sequence[float]]
+    variances: tuple[Sequence[float], Sequence[float]]
+
+
 def components(
-    scores: ArrayLike, variances: ArrayLike, repeats: Mapping[str, tuple[ArrayLike, ArrayLike]]
+    scores: ArrayLike,
+    variances: ArrayLike,
+    repeats: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    halves: Halves | None = None,
 ) -> Components:
     """Return variance components of a cell's scores.
 
@@ -177,10 +192,15 @@ def components(
     shift; negative estimates become 0. The noise of the first repeated step is part of the noise of windows and of
     later repeats, and is subtracted there.
 
+    Halves of the corpus share no text. What their differences have beyond the noise of windows (known for each half)
+    and of the explainer is noise of the text; a whole corpus has half of it, as it has twice the text. The same holds
+    for the shift.
+
     Args:
         scores: One per latent.  [latents]
         variances: Noise of each due to windows and answers; nan if unknown.  [latents]
         repeats: By source, two scores of the same latents.
+        halves: The scores on halves of the corpus.
     """
     import numpy as np
 
@@ -192,6 +212,13 @@ def components(
         spread = float(d.var(ddof=1))
         shared[source] = max(0.0, (float(d.mean()) ** 2 - spread / len(d)) / 2)
         noise[source] = max(0.0, spread / 2 - sum(noise.values()))
+    if halves is not None:
+        d = np.asarray(halves.scores[0], dtype=np.float64) - np.asarray(halves.scores[1], dtype=np.float64)
+        drawn = np.asarray(halves.variances, dtype=np.float64).mean(axis=0)
+        of_windows = float(np.nanmean(drawn)) if np.isfinite(drawn).any() else 0.0
+        spread = float(d.var(ddof=1))
+        shared["corpus"] = max(0.0, (float(d.mean()) ** 2 - spread / len(d)) / 2) / 2
+        noise["corpus"] = max(0.0, spread / 2 - of_windows - noise.get("explainer", 0.0)) / 2
     seen = float(np.nanmean(error)) if np.isfinite(error).any() else 0.0
     windows = max(0.0, seen - noise.get("judge", 0.0))
     latents = max(0.0, float(x.var(ddof=1)) - windows - sum(noise.values()))

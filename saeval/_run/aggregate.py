@@ -11,6 +11,7 @@ import saeval
 from saeval._compare import (
     ControlCell,
     Floors,
+    Halves,
     KnownJudge,
     ScorerRun,
     components,
@@ -48,7 +49,7 @@ from saeval.records import (
     ScoreRow,
     VarianceParts,
 )
-from saeval.task import AGAIN, OF_ALL_LATENTS
+from saeval.task import AGAIN, HALVES, OF_ALL_LATENTS, REPEATED
 
 if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
@@ -116,7 +117,7 @@ def _controls(task: Task, outcomes: Iterable[CellState]) -> Iterator[ControlCont
     }
     for label, step in compared[0].cell.scorers.items():
         metric = step.part.plugin.metrics[0]
-        if label.endswith(f"_{AGAIN}") or metric.higher_is_better is None:
+        if label.endswith(REPEATED) or metric.higher_is_better is None:
             continue
         cells = []
         for o in compared:
@@ -369,15 +370,30 @@ def _variance(outcome: CellState) -> Iterator[VarianceParts]:
             common = [latent for latent in values if latent in others]
             if len(common) > 1:
                 repeats[source] = [values[i] for i in common], [others[i] for i in common]
-        if repeats:
-            found = components(list(values.values()), list(own.noise(metric).values()), repeats)
-            n = min(len(one) for one, _ in repeats.values())
+        halves = _halves(outcome, label, metric)
+        if repeats or halves is not None:
+            found = components(list(values.values()), list(own.noise(metric).values()), repeats, halves)
+            counts = [len(one) for one, _ in repeats.values()]
+            n = min(counts if halves is None else [*counts, len(halves.scores[0])])
             yield VarianceParts(scorer=label, n=n, **found._asdict())
+
+
+def _halves(outcome: CellState, label: str, metric: str) -> Halves | None:
+    """Return a scorer's scores on the halves of the corpus; None where they were not asked for."""
+    runs = [outcome.scored.get((f"{label}_{name}", name)) for name in HALVES]
+    one, other = (Scored() if run is None else run for run in runs)
+    values, noises = (one.values(metric), other.values(metric)), (one.noise(metric), other.noise(metric))
+    common = [latent for latent in values[0] if latent in values[1]]
+    if len(common) < 2:
+        return None
+    first, second = ([scores[i] for i in common] for scores in values)
+    errors = ([noise[i] for i in common] for noise in noises)
+    return Halves((first, second), (next(errors), next(errors)))
 
 
 def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
     """Yield how surely each scorer tells the cell's own explanations from those of each informed baseline."""
-    informed = [name for name in outcome.cell.alternatives if name not in outcome.cell.floors]
+    informed = [name for name in outcome.cell.alternatives if name not in (*outcome.cell.floors, *HALVES)]
     for label, step in outcome.cell.scorers.items():
         metric = step.part.plugin.metrics[0]
         own = outcome.scored.get((label, MAIN), Scored()).values(metric.name)

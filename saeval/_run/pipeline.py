@@ -306,8 +306,10 @@ class Pipeline:
             if explanation.status == "ok":
                 self._queue.add(Item(cell.cell.name, label, variant, latent))
             else:
-                scored.take(latent.index, Score.failed(f"no explanation: {explanation.reason}"))
-                self._stages[work.title(label, variant)].advance(failed=True)
+                failed = explanation.status == "failed"
+                without = Score.failed if failed else Score.skipped
+                scored.take(latent.index, without(f"no explanation: {explanation.reason}"))
+                self._stages[work.title(label, variant)].advance(failed=failed)
         if variant == MAIN and cell.cell.name in self._shuffles:
             for other in self._shuffles[cell.cell.name].explained(latent.index):
                 self._offer(cell, SHUFFLED, LatentId(latent.hookpoint, other))

@@ -319,6 +319,6 @@ class VarianceParts(Documented):
     windows: float
     """Variance of one latent's score by the choice of its windows; 0 where unknown."""
     noise: dict[str, float]
-    """Variance of one latent's score when a step asks again: `judge`, `explainer`."""
+    """Variance of one latent's score when a step asks again (`judge`, `explainer`) or with other text (`corpus`)."""
     shared: dict[str, float]
-    """Variance of a shift that all latents share when that step asks again; it widens the interval for reruns."""
+    """Variance of a shift that all latents share likewise; it widens the interval for reruns."""

@@ -39,6 +39,11 @@ class Explanation(Documented):
         """Return the record of an explanation that could not be made."""
         return cls(text="", status="failed", reason=reason, notes=notes)
 
+    @classmethod
+    def skipped(cls, reason: str) -> Explanation:
+        """Return the record of an explanation that does not apply to a latent; scorers skip it, too."""
+        return cls(text="", status="skipped", reason=reason)
+
 
 class WrittenText(Documented):
     """A text that was written for a latent, as the live model read it."""

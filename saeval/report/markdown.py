@@ -64,8 +64,9 @@ _POWER = (
     "those of the baseline; in brackets the mean difference. Latents are drawn with replacement from this run's."
 )
 _VARIANCE = (
-    "Standard deviations of one latent's score: between latents, by the choice of windows, and when judge or explainer "
-    "are asked again; and of a shift that all latents share when they are, which widens the interval for reruns."
+    "Standard deviations of one latent's score: between latents, by the choice of windows, when judge or explainer "
+    "are asked again, and by the text (`corpus`, from the two halves of it); and of a shift that all latents share, "
+    "which widens the interval for reruns."
 )
 _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens out", "$")
 

@@ -27,6 +27,10 @@ from saeval.task.spec.validation import parse, refuse_secrets
 SHUFFLED = "shuffled_explanation"
 AGAIN = "again"
 """Name of steps whose model is asked a second time, for variance components."""
+HALVES = ("half_0", "half_1")
+"""Names of explanations, and ends of scorers' labels, that are of one half of the corpus, likewise."""
+REPEATED = (f"_{AGAIN}", *(f"_{name}" for name in HALVES))
+"""Ends of the labels of scorers that repeat others."""
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
 """Names of explanation baselines in specs that differ from the explainer's own name."""
 _BASELINE_KINDS: tuple[Literal["explainer", "coder"], ...] = ("explainer", "coder")
@@ -202,7 +206,10 @@ class _Builder(PartMaker):
             return []
         if spec.variance is not None:
             repeated = self.repeats(spec, spec.variance.latents, explainer, scorers, roles)
-            alternatives |= {AGAIN: repeated} if repeated is not None else {}
+            added = {AGAIN: repeated} if repeated is not None else {}
+            if spec.variance.corpus:
+                added |= self.halves(spec, spec.variance.latents, [*alternatives, *added], scorers, roles)
+            alternatives |= added
         if self.check:
             try:
                 source.plugin.check_window(sampler.plugin.window)
@@ -252,6 +259,43 @@ class _Builder(PartMaker):
             if scorer.baselines is not None:
                 scorers[label] = replace(scorer, baselines=scorer.baselines | {AGAIN})
         return again("explainer", spec.explainer, ("explainer",)) if explainer.role is not None else None
+
+    def halves(
+        self,
+        spec: Spec,
+        n: int,
+        others: Sequence[str],
+        scorers: dict[str, StepPart[Any] | None],
+        roles: Mapping[str, RolePart],
+    ) -> dict[str, StepPart[Explainer]]:
+        """Add scorers on the two halves of the corpus, as `LABEL_half_0` and `LABEL_half_1`; return their explainers.
+
+        Args:
+            spec: The spec.
+            n: Number of latents.
+            others: Names of all other explanations beside the cell's own.
+            scorers: Where scorers are added; the present ones do not score what is explained from halves.
+            roles: Language models.
+        """
+        explainers: dict[str, StepPart[Explainer]] = {}
+        own = {label: spec.scorers[label] for label in spec.scorers if scorers[label] is not None}
+        for label in list(scorers):
+            if (scorer := scorers[label]) is not None and scorer.baselines is None:
+                scorers[label] = replace(scorer, baselines=frozenset(others))
+        for half, name in enumerate(HALVES):
+
+            def of_half(kind: str, part: PartSpec, path: KeyPath, half: int = half) -> StepPart[Any] | None:
+                inner = {kind: {"use": part.use, "with": part.with_}, "half": half, "key": spec.run.seed}
+                return self.step(
+                    kind, PartSpec(use="half", with_=inner, llm=part.llm, when=When(latents=n)), path, roles
+                )
+
+            for label, part in own.items():
+                made = of_half("scorer", part, ("scorers", label))
+                scorers[f"{label}_{name}"] = made and replace(made, baselines=frozenset({name}))
+            if (explainer := of_half("explainer", spec.explainer, ("explainer",))) is not None:
+                explainers[name] = explainer
+        return explainers
 
     def baselines(self, spec: Spec, roles: Mapping[str, RolePart]) -> _Baselines:
         """Sort the baselines into explanations and coders, and look whether those that scorers name are there."""

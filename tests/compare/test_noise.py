@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from saeval._compare import disattenuated, prediction_interval, reliability, score_noise
-from saeval._compare.noise import components, wilson, worth_of_more
+from saeval._compare.noise import Halves, components, wilson, worth_of_more
 from saeval._compare.stats import combined_interval, correlated
 from saeval.records import Outcome, Score
 
@@ -117,6 +117,31 @@ def test_components_of_scores_with_known_parts_are_found():
     assert np.mean([parts.noise["judge"] for parts in found]) ** 0.5 == pytest.approx(0.03, abs=0.002)
     assert np.mean([parts.noise["explainer"] for parts in found]) ** 0.5 == pytest.approx(0.04, abs=0.003)
     assert np.mean([parts.shared["judge"] for parts in found]) == pytest.approx(0.02**2, rel=0.15)
+
+
+def test_halves_of_a_corpus_show_what_its_text_adds_to_windows_judge_and_explainer():
+    rng = np.random.default_rng(6)
+    text, shift, explainer, windows = 0.06, 0.02, 0.03, 0.05  # of a whole corpus; of the choice of windows in one
+    found = []
+    for _ in range(1000):
+        true = rng.normal(0.7, 0.1, 60)
+        scored = true + rng.normal(0, explainer, 60) + rng.normal(0, windows, 60)
+        halves = [
+            true
+            + rng.normal(0, 2**0.5 * shift)
+            + rng.normal(0, 2**0.5 * text, 60)
+            + rng.normal(0, explainer, 60)
+            + rng.normal(0, 2**0.5 * windows, 60)
+            for _ in range(2)
+        ]
+        again = scored + rng.normal(0, 2**0.5 * explainer, 60)
+        noise = [2 * windows**2] * 60
+        parts = components(
+            scored, [windows**2] * 60, {"explainer": (scored, again)}, Halves(tuple(halves), (noise, noise))
+        )
+        found.append(parts)
+    assert np.mean([parts.noise["corpus"] for parts in found]) ** 0.5 == pytest.approx(text, abs=0.003)
+    assert np.mean([parts.shared["corpus"] for parts in found]) == pytest.approx(shift**2, rel=0.15)
 
 
 def test_prediction_intervals_cover_reruns_that_share_a_known_component():

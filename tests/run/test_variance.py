@@ -51,3 +51,37 @@ def test_a_judge_that_repeats_itself_has_no_noise(tmp_path, monkeypatch):
     spec = {**SPEC, "llms": llms, "latents": {"n": 6, "min_windows": 12}, "variance": {"latents": 6}}
     (parts,) = saeval.run(spec, out=tmp_path / "run").cells[0].variance
     assert parts.noise == {"judge": 0.0} and parts.shared == {"judge": 0.0}
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("halves")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
+        yield saeval.run({**SPEC, "variance": {"latents": 30, "corpus": True}}, out=folder / "run"), folder / "run"
+
+
+def test_halves_of_the_corpus_share_no_document_and_all_latents_the_same_halves(halved):
+    run = saeval.read(halved[1])
+    document = {f"{row['context']}:{row['start']}": row["document"] for row in run.examples.to_pylist()}
+    documents = {"half_0": set(), "half_1": set()}
+    for row in run.judgements.to_pylist():
+        if row["variant"] in documents:
+            assert row["scorer"] == f"detection_{row['variant']}"
+            documents[row["variant"]].add(document[row["example"]])
+    assert len(documents["half_0"]) > 20 < len(documents["half_1"])
+    assert not documents["half_0"] & documents["half_1"]
+
+
+def test_text_that_makes_no_difference_has_no_component_and_other_scores_stay_as_they_were(halved, cell):
+    (parts,) = halved[0].cells[0].variance
+    expected = (0.8 * 0.2 / 8 + 0.9 * 0.1 / 8) / 4
+    assert parts.noise["corpus"] < expected and parts.shared["corpus"] < expected / 10
+    rows = {(r.scorer, r.variant, r.metric): r for r in halved[0].cells[0].scores}
+    before = {(r.scorer, r.variant, r.metric): r for r in cell[0].scores}
+    assert rows["detection_half_0", "half_0", "balanced_accuracy"].n > 20
+    assert ("detection", "half_0", "balanced_accuracy") not in rows
+    # The interval for reruns has the shift of the text; everything else is the same.
+    same = {"prediction95": None, "usd": None}
+    assert all(rows[key].model_copy(update=same) == row.model_copy(update=same) for key, row in before.items())
+    assert "corpus, shared" in (halved[1] / "report" / "report.md").read_text()

@@ -7,6 +7,7 @@ from saeval_plugins.explainers.again import AgainExplainer
 from saeval_plugins.explainers.contrastive import Contrastive
 from saeval_plugins.explainers.default import Default
 from saeval_plugins.explainers.frozen import FrozenExplainer, FrozenRandom, FrozenShuffled, FrozenTopTokens
+from saeval_plugins.explainers.half import HalfExplainer
 from saeval_plugins.explainers.intervention import InterventionExplainer
 from saeval_plugins.explainers.known import KNOWN_MEANINGS
 from saeval_plugins.explainers.lens import Lens
@@ -25,6 +26,7 @@ def saeval_explainers() -> list[type[Explainer]]:
     """Add the built-in explainers."""
     return [
         AgainExplainer,
+        HalfExplainer,
         Contrastive,
         Default,
         InterventionExplainer,

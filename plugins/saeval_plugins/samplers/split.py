@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
     def explains(self, documents: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return whether each document is on the explain side.  [documents]"""
-        return _hashed(documents, self.key) <= self.level
+        return hashed_documents(documents, self.key) <= self.level
 
 
 def split_documents(
@@ -39,7 +39,7 @@ def split_documents(
     key = np.uint64(rng.integers(2**63))
     if not (n := len(documents)):
         return None
-    hashes = _hashed(documents, key)
+    hashes = hashed_documents(documents, key)
     # The cut belongs before or after the document on which so many windows are reached; there is no need to rank all.
     level = np.partition(hashes, int(share * n))[int(share * n)]
     before, after = hashes < level, hashes <= level
@@ -51,10 +51,10 @@ def split_documents(
     return Split(key, hashes[before].max()), before
 
 
-def _hashed(documents: NDArray[np.int32], key: np.uint64) -> NDArray[np.uint64]:
+def hashed_documents(documents: NDArray[np.int32], key: np.uint64) -> NDArray[np.uint64]:
     """Hash document numbers to 64 bits, so that a document's side is known without listing all documents."""
     if len(documents) > (names := int(documents.max(initial=0)) + 1):  # cheaper to hash each once
-        return _hashed(np.arange(names, dtype=np.int32), key)[documents]
+        return hashed_documents(np.arange(names, dtype=np.int32), key)[documents]
     x = documents.astype(np.uint64) * 0x9E3779B97F4A7C15 + key
     for shift, factor in _SPLITMIX64:
         x ^= x >> shift

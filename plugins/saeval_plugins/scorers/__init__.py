@@ -12,6 +12,7 @@ from saeval_plugins.scorers.example_embedding import ExampleEmbedding
 from saeval_plugins.scorers.frozen import FrozenScorer
 from saeval_plugins.scorers.fuzzing import Fuzzing
 from saeval_plugins.scorers.generation import Generation
+from saeval_plugins.scorers.half import Half
 from saeval_plugins.scorers.human import Human
 from saeval_plugins.scorers.injection import Injection
 from saeval_plugins.scorers.intervention import InterventionScorer
@@ -39,6 +40,7 @@ def saeval_scorers() -> list[type[Scorer]]:
         Evaluate,
         Consistency,
         Again,
+        Half,
         Injection,
         FrozenScorer,
     ]

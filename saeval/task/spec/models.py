@@ -143,6 +143,9 @@ class VarianceSpec(SpecModel):
 
     latents: int = Field(default=20, ge=2)
     """Number of latents on which judge and explainer are asked again."""
+    corpus: bool = False
+    """Whether these latents are also explained and scored twice more, each time from the text of one half of the
+    corpus."""
 
 
 class FindingSpec(SpecModel):

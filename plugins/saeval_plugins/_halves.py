@@ -34,7 +34,7 @@ def in_half(examples: Examples, half: int, key: int) -> Examples:
 
 
 def _inside(windows: Sequence[Example], half: int, key: int) -> list[bool]:
-    """Tell of each window whether its document is in the half."""
+    """Return for each window whether its document is in the half."""
     documents = np.array([window.document for window in windows], dtype=np.int32)
     sides = hashed_documents(documents, np.uint64(key)) & np.uint64(1)
     inside: list[bool] = (sides == half).tolist()

@@ -112,13 +112,17 @@ def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.stmt]]:
 
 
 def _own(statement: ast.stmt) -> Iterator[ast.AST]:
-    """Yield the expressions of a statement that belong to no statement inside it, without annotations."""
+    """Yield the expressions of a statement that belong to no statement inside it, without annotations.
+
+    `strict` of `zip` guards against mistakes in code that no input can make, so it is not mutated either.
+    """
     for field, value in ast.iter_fields(statement):
         if field in ("annotation", "returns", "args", "decorator_list", "bases", "keywords"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.expr):
-                yield from ast.walk(child)
+                guards = {id(n.value) for n in ast.walk(child) if isinstance(n, ast.keyword) and n.arg == "strict"}
+                yield from (node for node in ast.walk(child) if id(node) not in guards)
 
 
 def _mutate(node: ast.AST) -> str:

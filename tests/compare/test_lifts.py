@@ -276,6 +276,9 @@ def test_where_less_is_better_a_lower_score_is_a_lift():
     rng = derive_rng(7)
     rows = [row_of(rng.normal(0.3, 0.05, 60), rng.normal(0.5, 0.05, 30), error) for _ in range(2)]
     assert all(row.against.p < 0.001 for row in rows)
+    worse = row_of(rng.normal(0.5, 0.05, 60), rng.normal(0.3, 0.05, 30), error)
+    assert worse.against.p > 0.99
+    assert (worse.unparsed, worse.skipped, worse.windows, worse.answered) == (0, 0, 0, 0)
     cells, lifted = with_lifts([cell(str(i), [row]) for i, row in enumerate(rows)])
     assert all(c.scores[0].lift == pytest.approx(0.2, abs=0.03) for c in cells)
     assert all(of.reading.depends for of in lifted.values())

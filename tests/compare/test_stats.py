@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from saeval._compare.stats import (
     mean_interval,
     paired_p,
     unpaired_p,
+    weighted_mean,
 )
 from saeval.plugin import derive_rng
 
@@ -327,3 +329,102 @@ def test_many_latents_means_more_than_the_limit(monkeypatch):
     monkeypatch.setattr(stats, "MANY", 39)
     theory = paired_p(x - y, derive_rng(23), 199), unpaired_p(x, y, derive_rng(23), 199)
     assert not any(math.isclose(200 * p, round(200 * p), abs_tol=1e-9) for p in theory)
+
+
+# --- definitions, computed once more by hand ---
+
+
+def test_a_weighted_mean_has_the_bootstrap_interval_of_the_ratio_stretched_for_its_effective_number():
+    x, w = derive_rng(30).beta(5, 2, 30), derive_rng(31).lognormal(0, 1, 30)
+    found = weighted_mean(x, w, derive_rng(32), low=0, high=1)
+    assert found.value == pytest.approx(np.average(x, weights=w))
+    effective = w.sum() ** 2 / (w**2).sum()
+    assert found.n == pytest.approx(effective)
+    drawn = derive_rng(32).integers(0, 30, size=(2000, 30))
+    means = [np.average(x[i], weights=w[i]) for i in drawn]
+    stretch = scipy_stats.t(effective - 1).ppf(0.975) / 1.96
+    low, high = (found.value + (end - found.value) * stretch for end in np.quantile(means, (0.025, 0.975)))
+    assert found.ci95 == pytest.approx((low, high))
+
+
+def test_equal_weighted_values_reach_as_far_as_so_many_effective_latents_can_miss():
+    w = [4.0, 1.0, 1.0, 2.0]
+    found = weighted_mean([0.5] * 4, w, derive_rng(0), low=0, high=1)
+    missed = 1 - 0.05 ** (22 / 64)  # 64 / 22 effective latents
+    assert found.ci95 == pytest.approx((0.5 - 0.5 * missed, 0.5 + 0.5 * missed))
+    unbounded = weighted_mean([3.0] * 4, w, derive_rng(0), low=-np.inf, high=np.inf)
+    assert unbounded.ci95 == pytest.approx((3 - 9 * missed, 3 + 3 * missed))  # as if from -6 to 6
+    assert weighted_mean([0.4], [2.0], derive_rng(0), low=0, high=1) == (0.4, (0, 1), 1.0)
+    assert weighted_mean([0.0], [2.0], derive_rng(0), low=-np.inf, high=np.inf).ci95 is None
+
+
+def test_a_share_of_equal_values_reaches_its_square_of_the_way():
+    x = np.array([0.2, 0.5, 0.5004, 0.5008, 0.9])  # three within a thousandth
+    missed = 1 - 0.05 ** (1 / 5)
+    assert stats._missed(x, 1e-3, 0.95) == pytest.approx(missed * (3 / 5) ** 2)
+    assert stats._missed(x, 0.0, 0.95) == pytest.approx(missed * (1 / 5) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("ci95", "bounds", "half"),
+    [((0.6, 0.9), (0, 1), 0.15), ((0.6, 1.0), (0, 1), 0.2), ((0.0, 0.9), (0, None), 0.8), ((0.6, 1.0), (None, 1), 0.2),
+     ((0.6, 1.0), (None, None), 0.2), ((0.0, 1.0), (None, None), 0.5)],
+)  # fmt: skip
+def test_the_standard_error_comes_from_the_side_of_an_interval_that_is_not_clipped(ci95, bounds, half):
+    assert stats.standard_error(0.8, ci95, *bounds) == pytest.approx(half / 1.96)
+    assert stats.standard_error(0.8, None, *bounds) == stats.standard_error(None, ci95, *bounds) == math.inf
+
+
+def test_all_flips_count_where_there_are_few():
+    d = [0.3, 0.1, -0.05, 0.2]
+    sums = [sum(s * x for s, x in zip(signs, d, strict=True)) for signs in itertools.product((1, -1), repeat=4)]
+    assert paired_p(d, derive_rng(0)) == np.mean(np.abs(sums) >= sum(d) - 1e-9) == 4 / 16
+    assert stats.depends_p(d, derive_rng(0)) == np.mean(np.array(sums) >= sum(d) - 1e-9) == 2 / 16
+    drawn = paired_p(d, derive_rng(0), 15), stats.depends_p(d, derive_rng(0), 15)  # fewer than there are
+    assert all(math.isclose(16 * p, round(16 * p), abs_tol=1e-9) for p in drawn)
+    assert paired_p([0.3] * 40, derive_rng(0), 99) == stats.depends_p([0.3] * 40, derive_rng(0), 99) == 1 / 100
+
+
+def test_ranks_are_counted_over_those_told_apart():
+    covariance = np.diag([1e-4] * 4)
+    assert stats.rank_ranges([0.9, 0.88, 0.7, 0.7], covariance) == [(1, 2), (1, 2), (3, 4), (3, 4)]
+    assert stats.rank_ranges([0.9], [[1.0]]) == [(1, 1)]
+    correlated_errors = [[0.04, 0.03], [0.03, 0.05]]
+    assert stats.difference_error(correlated_errors, 0, 1) == pytest.approx(0.03**0.5)
+    assert stats.difference_error([[1e-20, 0], [0, 0]], 0, 1) == 0
+    edge = 1.96 * 2**0.5 * 0.01
+    for gap, ranks in ((edge * 1.001, [(1, 1), (2, 2)]), (edge * 0.999, [(1, 2), (1, 2)])):
+        assert stats.rank_ranges([0.5 + gap, 0.5], np.diag([1e-4] * 2)) == ranks
+
+
+def test_margins_and_detectable_differences_follow_from_the_width_of_an_interval():
+    normal = scipy_stats.norm
+    error = 0.03 / 1.96
+    expected = normal.cdf(0.05 / error - 1.96) - normal.cdf(-0.05 / error + 1.96)
+    assert stats.power_of_near(0.05, (-0.02, 0.04)) == pytest.approx(expected)
+    assert stats.power_of_near(0.01, (-0.02, 0.04)) == 0 and stats.power_of_near(0.01, (0.02, 0.02)) == 1
+    assert stats.detectable_within((-0.02, 0.04)) == pytest.approx(2.8 * error)
+
+
+def test_a_rank_correlation_has_its_interval_on_fishers_scale():
+    x, y = derive_rng(33).random((2, 12))
+    found = correlated(x, y)
+    r = scipy_stats.spearmanr(x, y).statistic
+    half = 1.96 * ((1 + r * r / 2) / (12 - 3)) ** 0.5
+    assert found.spearman == pytest.approx(r) and found.pearson == pytest.approx(scipy_stats.pearsonr(x, y).statistic)
+    assert found.ci95 == pytest.approx((math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)))
+    assert correlated([1, 2, 3], [1, 3, 2]).ci95 is None and correlated([1, 2, 3], [1, 3, 2]).spearman == 0.5
+    assert correlated([1, 2], [1, 2]).spearman is None
+    assert 0.99 < correlated(range(4), range(4)).ci95[0] < 1 == round(correlated(range(4), range(4)).ci95[1])
+
+
+def test_the_method_of_an_interval_is_named_by_the_number_of_values():
+    assert stats.interval_method(MANY).startswith("bootstrap") and stats.interval_method(MANY + 1).startswith("normal")
+
+
+@pytest.mark.parametrize(
+    ("common", "a", "b", "enough"),
+    [(2, 4, 9, True), (1, 1, 1, False), (4, 8, 20, True), (4, 9, 20, False), (4, 20, 9, False), (5, 9, 20, True)],
+)
+def test_half_of_the_smaller_side_and_two_at_least_pair_well(common, a, b, enough):
+    assert stats.pairs_well(range(common), range(a), range(b)) is enough

@@ -68,8 +68,7 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
     """Return the lifts of cells scored by one judge, using a random-effects model of their floors.
 
     1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the
-    scores
-       (double sampling, Cochran 1977, §12.7): if a judge looks only at the windows, score and floor are equal.
+       scores (double sampling, Cochran 1977, §12.7): if a judge looks only at the windows, score and floor are equal.
     2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 30 to 1, τ is 0,
        else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
        averaged over the posterior of τ, so that the uncertainty of τ is in every interval.

@@ -115,6 +115,52 @@ def test_the_spread_of_floors_is_weighed_by_prior_and_likelihood():
     assert [list(x) for x in _spread(floor[:1], error2[:1], sd)] == [[0], [1]]
 
 
+@pytest.mark.parametrize("tau", [0.02, 0.3])
+def test_lifts_are_the_posterior_of_a_model_of_scores_and_floors_with_shared_errors(tau, monkeypatch):
+    monkeypatch.setattr("saeval._compare.lifts._spread", lambda *_: (np.array([tau]), np.ones(1)))
+    cells = [
+        paired(0.74, 0.52, n=80, m=40, sd=(0.2, 0.1), r=0.5, shared=0.73),
+        paired(0.66, 0.47, n=60, m=30, sd=(0.2, 0.1), r=0.5, shared=0.67),
+        paired(0.70, 0.60, n=90, m=90, sd=(0.2, 0.1), r=0.5),
+    ]
+    found = lifts(cells)
+    # Floors of all latents by double sampling: regression on the scores, which all latents have.
+    slope = 0.5 * 0.1 / 0.2
+    floors = np.array([c.floor + slope * (c.own - c.shared_own) for c in cells])
+    error2 = np.array([0.1**2 * ((1 - 0.25) / c.m + 0.25 / c.n) for c in cells])
+    shared = [0.5 * 0.2 * 0.1 / c.n for c in cells]
+    # Unknown: three true scores and three true floors, whose common mean may be anything.
+    precision = np.zeros((6, 6))
+    precision[3:, 3:] = (np.eye(3) - np.full((3, 3), 1 / 3)) / tau**2
+    seen = np.zeros(6)
+    for i, c in enumerate(cells):
+        own = np.linalg.inv([[c.error**2, shared[i]], [shared[i], error2[i]]])
+        places = np.ix_([i, i + 3], [i, i + 3])
+        precision[places] += own
+        seen[[i, i + 3]] += own @ [c.own, floors[i]]
+    covariance = np.linalg.inv(precision)
+    minus = np.hstack([np.eye(3), -np.eye(3)])
+    assert found.values == pytest.approx(minus @ covariance @ seen, abs=1e-6)
+    assert found.covariance == pytest.approx(minus @ covariance @ minus.T, rel=1e-4, abs=1e-9)
+    assert found.floors == pytest.approx(_pooled(floors, error2, tau)[0], abs=1e-6) and found.spread == tau
+
+
+def test_the_spread_of_lifts_over_possible_spreads_of_floors_is_in_their_errors(monkeypatch):
+    cells = [paired(0.74, 0.52), paired(0.66, 0.40)]
+    single = []
+    for tau in (0.01, 0.2):
+        monkeypatch.setattr("saeval._compare.lifts._spread", lambda *_, tau=tau: (np.array([tau]), np.ones(1)))
+        single.append(lifts(cells))
+    mixed_weights = np.array([0.25, 0.75])
+    monkeypatch.setattr("saeval._compare.lifts._spread", lambda *_: (np.array([0.01, 0.2]), mixed_weights))
+    mixed = lifts(cells)
+    values = np.array([found.values for found in single])
+    assert mixed.values == pytest.approx(mixed_weights @ values) and mixed.spread == pytest.approx(0.1525)
+    within = sum(w * found.covariance for w, found in zip(mixed_weights, single, strict=True))
+    between = np.cov(values.T, aweights=mixed_weights, ddof=0)
+    assert mixed.covariance == pytest.approx(within + between)
+
+
 def test_a_lift_is_never_more_certain_than_so_few_differences_allow():
     found = lifts([paired(1.0, 0.5, sd=(0.0, 0.0), error=0.03, least_error=0.05)] * 2)
     assert errors(found).min() >= 0.05

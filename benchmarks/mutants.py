@@ -217,11 +217,11 @@ def main() -> int:
             sys.exit(f"{module}: {', '.join(TESTS[module])} fail on the module as it is; fix them first")
         found = [mutant for mutant in mutants(module) if mutant.name not in known]
         order = derive_rng(arguments.seed, "mutants", module).permutation(len(found))[: arguments.sample]
-        for place in sorted(order):
-            tried += 1
-            if not killed(found[place]):
-                survivors.append(found[place])
-                print(f"survived: {found[place].name} (line {found[place].line})", flush=True)
+        alive = [found[place] for place in sorted(order) if not killed(found[place])]
+        tried, survivors = tried + len(order), survivors + alive
+        for mutant in alive:
+            print(f"survived: {mutant.name} (line {mutant.line})")
+        print(f"{module}: {len(order) - len(alive)} of {len(order)} killed", flush=True)
     share = 1 - len(survivors) / tried if tried else 1.0
     print(f"{tried - len(survivors)} of {tried} mutants killed ({share:.1%})")
     return int(share < 0.9)

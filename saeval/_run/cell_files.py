@@ -43,7 +43,8 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
 
 def _judgement(outcome: Outcome) -> dict[str, Any]:
     """Return a judged window as columns, with the tokens and activations of a text that was written for it."""
-    columns = outcome.model_dump(mode="json", exclude={"written"})
+    columns = {**vars(outcome)}
+    del columns["written"]
     return columns if outcome.written is None else {**columns, **outcome.written.model_dump(mode="json")}
 
 
@@ -139,8 +140,8 @@ def _activation_rows(outcome: CellState, record: LatentRecord) -> list[dict[str,
             "context": e.context,
             "start": e.start,
             "document": e.document,
-            "tokens": list(e.tokens),
-            "activations": e.activations.tolist(),
+            "tokens": e.tokens,
+            "activations": e.activations,
         }
         for group, windows in groups.items()
         for e in windows
@@ -162,9 +163,8 @@ def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
             "context": e.context,
             "start": e.start,
             "document": e.document,
-            "tokens": list(e.tokens),
-            "token_ids": e.token_ids.tolist(),
-            "activations": e.activations.tolist(),
+            "tokens": e.tokens,
+            "activations": e.activations,
         }
         for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
         for e in windows

@@ -64,7 +64,7 @@ class Journal:
         Raises:
             InputError: If there is no room, or the directory cannot be written to any more.
         """
-        text = json.dumps({"key": key, "value": compact(value)})
+        text = json.dumps({"key": key, "value": compact(value)}, separators=(",", ":"))
         line = f"{_digest(text.encode()).decode()} {text}"
         self._places[key] = self._file.append(line), len(line) + 1
         self._kept.pop(key, None)

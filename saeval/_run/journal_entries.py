@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ _USUAL: dict[str, Any] = {
     name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
 }
 _FLAGS = frozenset({"active", "predicted"})
+_DIGITS = frozenset({"active", "predicted", "decile"})
+"""Columns of digits, a character each; `-` for none."""
+_LINE = re.compile(r"[0-9-]*", re.ASCII)
 
 
 def compact(value: Any) -> Any:
@@ -32,11 +36,12 @@ def compact(value: Any) -> Any:
     outcomes = result.get("outcomes")
     if not outcomes or isinstance(outcomes, dict):
         return value
-    columns = {name: [o[name] for o in outcomes] for name in outcomes[0]}
+    columns: dict[str, Any] = {name: [o[name] for o in outcomes] for name in outcomes[0]}
     for name in [name for name, column in columns.items() if column.count(_USUAL[name]) == len(column)]:
         del columns[name]
-    for name in _FLAGS & columns.keys():
-        columns[name] = [v if v is None else int(v) for v in columns[name]]
+    for name in _DIGITS & columns.keys():
+        text = "".join("-" if v is None else str(int(v)) for v in columns[name])
+        columns[name] = text if len(text) == len(outcomes) else columns[name]
     return {**value, "result": {**result, "outcomes": columns}}
 
 
@@ -46,16 +51,25 @@ def expanded(value: Any) -> Any:
     if not isinstance(result, dict):
         return value
     columns = result.get("outcomes")
-    if not isinstance(columns, dict) or not all(isinstance(column, list) for column in columns.values()):
+    if not isinstance(columns, dict):
+        return value
+    columns = {name: _digits(column) for name, column in columns.items()}
+    if not all(isinstance(column, list) for column in columns.values()):
         return value
     if len({len(column) for column in columns.values()}) > 1:
         return value
-    columns = dict(columns)
     for name in _FLAGS & columns.keys():
         columns[name] = [v if v is None else bool(v) for v in columns[name]]
     rows = zip(*columns.values(), strict=True)
     outcomes = [{**_USUAL, **dict(zip(columns, row, strict=True))} for row in rows]
     return {**value, "result": {**result, "outcomes": outcomes}}
+
+
+def _digits(column: Any) -> Any:
+    """Return a column of digits as a list, and any other as it is."""
+    if not isinstance(column, str) or not _LINE.fullmatch(column):
+        return column
+    return [None if c == "-" else int(c) for c in column]
 
 
 def usable_explanation(entry: Any) -> bool:

@@ -47,7 +47,7 @@ from saeval._util import (
     write_checksums,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Asker, Budget, CallLedger, try_models
+from saeval.llm import Asker, Budget, CallLedger, rare_garbage_collection, try_models
 from saeval.models import directions, measure_fidelity, on_gpu, release_models
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
@@ -162,7 +162,8 @@ def run_task(
             return known
         begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
         begun.first_calls(unpriced, allow_model_change)
-        return begun.go()
+        with rare_garbage_collection():
+            return begun.go()
 
 
 def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:

@@ -5,6 +5,11 @@ from saeval._util.assets import (
     cache_dir as cache_dir,
     find_asset as find_asset,
 )
+from saeval._util.call_packing import (
+    LEFT_OUT as LEFT_OUT,
+    packed_calls as packed_calls,
+    unpacked_calls as unpacked_calls,
+)
 from saeval._util.checksums import (
     CHECKSUMS as CHECKSUMS,
     changed_files as changed_files,

@@ -18,7 +18,7 @@ from saeval.records import Ledger, Usage
 
 _SAME = 3  # calls of equal prompt tokens by which a prompt that was cut is known
 
-_JSON = json.JSONEncoder(default=told_fields)
+_JSON = json.JSONEncoder(default=told_fields, separators=(",", ":"))
 
 log = logging.getLogger("saeval")
 
@@ -90,7 +90,9 @@ def ledger_line(call: Call, now: float, spent: float) -> str:
         now: When it had ended, in seconds since 1970.
         spent: Dollars that the run had spent by then.
     """
-    facts = {"time": now, **told_fields(call), "spent": round(spent, 9)}
+    facts = {"time": now, **told_fields(call)}
+    if spent:
+        facts["spent"] = round(spent, 9)
     if call.reason:
         facts["reason"] = clean_text(call.reason)
     return _signed(_JSON.encode(facts))

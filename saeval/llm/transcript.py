@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import zlib
-from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from saeval._util import clean_text, without_shared, without_values
+from saeval._util import LEFT_OUT, clean_text, packed_calls, unpacked_calls, without_values
 from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
 
 _MOST = 64
 """Prompts that are kept of one step on one latent; a simulator that is asked token by token has hundreds."""
-_MOST_BYTES = 1 << 28
-"""Bytes of prompts and replies that are unpacked; a few kilobytes of somebody's can claim to be gigabytes."""
-
-
-_REACH, _PART = 25_000, 6_000  # bytes known to both sides, and of a part; zlib looks back 32 kB
-_LEVEL = 6  # of zlib; 9 takes five times as long for 0.1 % less
-_LEFT_OUT: Final = "left out"
 
 
 class PromptReply(NamedTuple):
@@ -86,21 +77,8 @@ def pack(asked: Sequence[PromptReply], windows: Iterable[str] = ()) -> str:
         return ""
     kept = [*asked[:_MOST]]
     if more := len(asked) - _MOST:
-        kept += [PromptReply("", f"{more} more prompts are not kept", _LEFT_OUT)] if more > 0 else []
-    kept = _without_credentials(kept)
-    before, after, prompts = without_shared([one.prompt for one in kept if one.status != _LEFT_OUT])
-    prompts += [one.prompt for one in kept if one.status == _LEFT_OUT]  # the last one, if any
-    rest = [(prompt, one.reply, one.status) for prompt, one in zip(prompts, kept, strict=True)]
-    known = _known(windows)
-    # A part is short enough for all of what is known to be in reach of its end.
-    parts = [json.dumps([before, after], ensure_ascii=False)]
-    begin, size = 0, 0
-    for end, (prompt, reply, _) in enumerate(rest, 1):
-        size += len(prompt) + len(reply)
-        if size > _PART or end == len(rest):
-            parts.append(json.dumps(rest[begin:end], ensure_ascii=False))
-            begin, size = end, 0
-    return "".join(f".{b64encode(_deflated(part, known)).decode()}" for part in parts)
+        kept += [PromptReply("", f"{more} more prompts are not kept", LEFT_OUT)] if more > 0 else []
+    return packed_calls(_without_credentials(kept), windows)
 
 
 def unpack(packed: str, windows: Iterable[str] = ()) -> list[PromptReply]:
@@ -108,18 +86,9 @@ def unpack(packed: str, windows: Iterable[str] = ()) -> list[PromptReply]:
     if not packed:
         return []
     try:
-        if not packed.startswith("."):  # as earlier versions packed
-            return [_entry(*entry) for entry in json.loads(_inflated(packed, b""))]
-        known = _known(windows)
-        head, *parts = (json.loads(_inflated(part, known)) for part in packed[1:].split("."))
-        before, after = head
-        return [
-            _entry(prompt if status == _LEFT_OUT else f"{before}{prompt}{after}", reply, status)
-            for part in parts
-            for prompt, reply, status in part
-        ]
-    except (ValueError, TypeError, AttributeError, zlib.error, RecursionError):
-        return [PromptReply("", "what was asked was kept in a form that cannot be read", _LEFT_OUT)]
+        return [_entry(*entry) for entry in unpacked_calls(packed, windows)]
+    except (ValueError, TypeError, AttributeError):
+        return [PromptReply("", "what was asked was kept in a form that cannot be read", LEFT_OUT)]
 
 
 def _without_credentials(kept: list[PromptReply]) -> list[PromptReply]:
@@ -130,25 +99,7 @@ def _without_credentials(kept: list[PromptReply]) -> list[PromptReply]:
     try:
         return [PromptReply(*entry) for entry in json.loads(clean)]
     except ValueError:  # a credential that is hidden so that it cannot be told from the text around it
-        return [PromptReply("", clean, _LEFT_OUT)]
-
-
-def _known(windows: Iterable[str]) -> bytes:
-    """Return windows as zlib takes them for text that both sides know: the last 25 kB."""
-    return "\n".join(windows).encode(errors="replace")[-_REACH:]
-
-
-def _deflated(text: str, known: bytes) -> bytes:
-    packer = zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
-    return packer.compress(text.encode(errors="replace")) + packer.flush()
-
-
-def _inflated(packed: str, known: bytes) -> bytes:
-    inflater = zlib.decompressobj(zdict=known) if known else zlib.decompressobj()
-    text = inflater.decompress(b64decode(packed), _MOST_BYTES)
-    if inflater.unconsumed_tail:
-        raise ValueError("too large")
-    return text
+        return [PromptReply("", clean, LEFT_OUT)]
 
 
 def _entry(prompt: str, reply: str, status: Any) -> PromptReply:

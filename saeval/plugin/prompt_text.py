@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
-from saeval.records import Example, Prompt
+from saeval.records import Example, Prompt, with_marks
 
 _ESCAPED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _BREAKS = {c: _ESCAPED.get(chr(c), " ") for c in [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029]}
@@ -40,7 +39,7 @@ def marked_line(example: Example, marks: Sequence[bool]) -> str:
     for token in example.tokens:
         tokens.append(text[at : at + len(token)])
         at += len(token)
-    return one_line(_LONE_SPACE.sub(_visible, replace(example, tokens=tuple(tokens)).marked(marks)))
+    return one_line(_LONE_SPACE.sub(_visible, with_marks(tokens, marks)))
 
 
 def _visible(marked: re.Match[str]) -> str:

@@ -14,6 +14,7 @@ from saeval.records.examples import (
     Flaw as Flaw,
     LatentId as LatentId,
     LatentRecord as LatentRecord,
+    with_marks as with_marks,
 )
 from saeval.records.messages import (
     AnswerSchema as AnswerSchema,

@@ -80,7 +80,8 @@ class Example:
     def firing(self, threshold: float = 0.3) -> list[bool]:
         """Tell for each token whether it fires at `threshold` times the window's maximum or more."""
         level = threshold * self.max_activation
-        return [bool(a > 0 and a >= level) for a in self.activations]
+        fires: list[bool] = ((self.activations > 0) & (self.activations >= level)).tolist()
+        return fires
 
     def marked(self, marks: Sequence[bool] | None = None) -> str:
         """Return the text with runs of marked tokens wrapped in `<<` and `>>`.
@@ -94,18 +95,23 @@ class Example:
             'the old<< harbor>> wall'
         """
         flags = self.firing() if marks is None else list(marks)
-        if len(flags) != len(self.tokens):
-            raise ValueError(f"{len(flags)} marks for {len(self.tokens)} tokens")
-        pieces: list[str] = []
-        inside = False
-        for token, flag in zip(self.tokens, flags, strict=True):
-            if flag != inside:
-                pieces.append(OPEN if flag else CLOSE)
-                inside = flag
-            pieces.append(token)
-        if inside:
-            pieces.append(CLOSE)
-        return "".join(pieces)
+        return with_marks(self.tokens, flags)
+
+
+def with_marks(tokens: Sequence[str], marks: Sequence[bool]) -> str:
+    """Return tokens as text, with runs of marked ones wrapped in `<<` and `>>`."""
+    if len(marks) != len(tokens):
+        raise ValueError(f"{len(marks)} marks for {len(tokens)} tokens")
+    pieces: list[str] = []
+    inside = False
+    for token, mark in zip(tokens, marks, strict=True):
+        if mark != inside:
+            pieces.append(OPEN if mark else CLOSE)
+            inside = mark
+        pieces.append(token)
+    if inside:
+        pieces.append(CLOSE)
+    return "".join(pieces)
 
 
 @dataclass(frozen=True, eq=False)

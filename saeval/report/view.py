@@ -62,7 +62,9 @@ def _single_page(first: str, index: Path, files: Sequence[Path]) -> str:
     for file in files:
         if file != index and file.suffix in _TYPES:
             text = file.read_text(encoding="utf-8")
-            held[file.relative_to(index.parent).as_posix()] = packed(_body(text) if file.suffix == ".html" else text)
+            held[file.relative_to(index.parent).as_posix()] = packed(
+                (_body(text) if file.suffix == ".html" else text).encode()
+            )
     start, script, end = first.rpartition("<script>")
     return f'{start}<script type="application/json" id="bundle">{script_json(held)}</script>\n{script}{end}'
 

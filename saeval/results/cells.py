@@ -25,7 +25,7 @@ _DIRECTIONS = {
 }  # fmt: skip
 _EXAMPLES = {
     "latent": "int64", "role": "string", "active": "bool", "decile": "int8", "context": "int64", "start": "int32",
-    "document": "int32", "tokens": "list<string>", "token_ids": "list<int32>", "activations": "list<float>",
+    "document": "int32", "tokens": "list<string>", "activations": "list<float>",
 }  # fmt: skip
 _ACTIVATIONS = {
     "latent": "int64", "group": "string", "context": "int64", "start": "int32", "document": "int32",

@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from browsers import chromium, violations
 from click.testing import CliRunner
@@ -137,7 +138,7 @@ def whole_run(folder: Path) -> tuple[RunResult, Path]:
     made = made.model_copy(update={"cells": [made.cells[0].model_copy(update={"coder": known}), *made.cells[1:]]})
     told = {5: {"neighbours": [6, 999], "cosines": [0.9, 0.25], "promoted": [" whale", "\u202e<b>"]}}
     calls = [
-        {"latent": 5, "step": step, "variant": "explanation", "call": k, "prompt": f"[user]\nWhat of {k or 5}?", "reply": reply, "status": status}
+        {"latent": 5, "step": step, "variant": "explanation", "call": k, "prompt": f"[user]\nWhat of {k or 5}? the whale and the sea", "reply": reply, "status": status}
         for step, k, reply, status in (
             ("explain", 0, "<b>words</b> \u202e about 5", "ok"), ("detection", 1, "[1, 0]", "ok"), ("detection", 2, "the server is gone", "failed"))
     ]  # fmt: skip
@@ -259,9 +260,20 @@ def test_hostile_text_becomes_neither_element_nor_attribute(hostile):
     assert "\\u202eevil\\u2066" in (hostile / "index.html").read_text(encoding="utf-8")
 
 
-def unpacked(text):
-    """What a file of latents holds."""
-    return json.loads(gzip.decompress(base64.b64decode(text)))
+def latents_of(text):
+    """What a file of latents holds, with the tokens of its windows in their places."""
+    details, numbers = re.fullmatch(r'saevalLatents\(0,"(.*)","(.*)"\);\n', text).groups()
+    held, tokens = (gzip.decompress(base64.b64decode(part)) for part in (details, numbers))
+    content = json.loads(held)
+    low, high = np.frombuffer(tokens, np.uint8).reshape(content["planes"], -1).astype(int)
+    words = iter([content["words"][number] for number in low + 256 * high])
+    for latent in content["latents"]:
+        for groups in (latent["windows"], latent["seen"]):
+            for _, windows in groups:
+                for window in windows:
+                    window[3] = [next(words) for _ in range(window[3])]
+    assert not list(words)
+    return [{**latent, "windows": dict(latent["windows"])} for latent in content["latents"]]
 
 
 def test_files_of_latents_hold_data_that_is_ascii_and_free_of_markup(hostile):
@@ -272,11 +284,10 @@ def test_files_of_latents_hold_data_that_is_ascii_and_free_of_markup(hostile):
     assert [text for _, text, _ in lines] == HOSTILE
     text = shard.read_text(encoding="ascii")
     assert not set("<>&") & set(text)
-    number, data = re.fullmatch(r'saevalLatents\((\d+),"(.*)"\);\n', text).groups()
-    details = unpacked(data)
-    assert number == "0" and [d["latent"] for d in details] == list(range(len(HOSTILE)))
+    details = latents_of(text)
+    assert [d["latent"] for d in details] == list(range(len(HOSTILE)))
     assert [d["explanations"][0][:2] for d in details] == [["explanation", text] for text in HOSTILE]
-    assert details[0]["windows"]["score"][0] == ["0:20", 1, 3, 1, [" plain", *HOSTILE], [1, 6.0]]
+    assert details[0]["windows"]["score"][0] == ["0:20", 1, 3, [" plain", *HOSTILE], [1, 6.0]]
 
 
 def test_text_is_made_visible_and_json_fit_for_scripts():
@@ -288,13 +299,15 @@ def test_text_is_made_visible_and_json_fit_for_scripts():
 
 
 def test_details_say_what_was_judged_and_what_the_explainer_saw(report):
-    details = unpacked(next(report.rglob("0-coder-topk/0.js")).read_text()[len('saevalLatents(0,"') : -4])
+    details = latents_of(next(report.rglob("0-coder-topk/0.js")).read_text())
     first = details[0]
     assert first["explanations"] == [["explanation", "words about 1", "ok", ""], ["random_explanation", "something else", "ok", ""]]  # fmt: skip
     assert [w[0] for w in first["windows"]["explain"]] == ["1:0", "1:5", "1:10"]
-    assert first["windows"]["explain"][1][5] == [1, 7.5] and first["windows"]["explain"][2][5] == []
+    assert first["windows"]["explain"][1][4] == [1, 7.5] and first["windows"]["explain"][2][4] == []
+    assert [w[0] for w in first["windows"]["score"]] == ["1:20", "1:25", "1:30", "1:35"]
     assert first["judged"]["detection"]["explanation"] == [
-        ["1:20", 1, 1, 0.9, "ok", ""], ["1:25", 1, 0, 0.2, "ok", ""], ["1:30", 0, 0, 0.05, "ok", ""], ["1:35", 0, None, None, "unparsed", "no number in the reply"]
+        [0, 1, 2, 3], [1, 1, 0, 0], [1, 0, 0, None], [0.9, 0.2, 0.05, None], ["ok", "ok", "ok", "unparsed"],
+        ["", "", "", "no number in the reply"], None,
     ]  # fmt: skip
 
 
@@ -639,7 +652,10 @@ def test_prompts_and_raw_replies_are_shown_when_a_fold_is_opened(report, visit):
     page.wait_for_selector(".judged")
     page.get_by_text("Prompt and raw reply of the explainer").click()
     page.locator(".call pre").first.wait_for()
-    assert page.locator(".call pre").all_inner_texts() == ["[user]\nWhat of 5?", "<b>words</b> \\u202e about 5"]
+    assert page.locator(".call pre").all_inner_texts() == [
+        "[user]\nWhat of 5? the whale and the sea",
+        "<b>words</b> \\u202e about 5",
+    ]
     page.get_by_text("Prompts and raw replies of detection").click()
     page.get_by_text("Prompt 2 of 2").click()
     expect(page.locator(".call[open] pre.reply").last).to_have_text("the server is gone")
@@ -647,6 +663,31 @@ def test_prompts_and_raw_replies_are_shown_when_a_fold_is_opened(report, visit):
     expect(page.locator(".call")).to_have_count(0)
     page.get_by_text("Prompts and raw replies of detection").click()
     page.get_by_text("were not kept").wait_for()
+
+
+def test_prompts_of_more_windows_than_can_be_told_are_shown_whole_and_so_are_those_of_an_earlier_layout(
+    tmp_path, visit
+):
+    """Windows of 12 kB in characters of three bytes; the earlier layout had numbers of tokens, too."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    one = cell("a", [score_row("detection", 0.6)])
+    tokens = [f" {'鯨' * 800}{k}" for k in range(5)]
+    text = "".join(tokens)
+    prompt = f"[user]\nWindow 1: {text}\nWindow 2: <<{tokens[0]}>>{text[803:]}"
+    call = {"latent": 1, "step": "detection", "variant": "explanation", "call": 0, "reply": "[1, 0]", "status": "ok"}
+    write_cell(tmp_path / "run", one, [1], tokens=tokens, calls=[{**call, "prompt": prompt}])
+    file = tmp_path / "run" / "cells" / one.cell / "examples.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("token_ids", pa.array([[1, 2, 3, 4, 5]] * table.num_rows)), file)
+    write_html(run_of(one), tmp_path / "run", tmp_path / "run" / "report")
+    assert (tmp_path / "run" / "report" / "latents" / "0-coder-a" / "0.calls.js").stat().st_size < len(prompt) / 4
+    page = visit(tmp_path / "run" / "report" / "latents" / "0-coder-a.html", "#latent=1")
+    page.get_by_text("Prompts and raw replies of detection").click()
+    page.locator(".call pre").first.wait_for()
+    assert page.locator(".call pre").all_inner_texts() == [prompt, "[1, 0]"]
+    assert page.locator(".judged .window").first.inner_text() == text
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_changed_line_of_the_ledger_is_found_and_lowers_nothing_that_was_spent(t
     lines = path.read_text().splitlines()
     for k in range(3):  # nothing later says what the last one took
         wrong = [*lines]
-        wrong[k] = re.sub(r'"usd": [0-9.]+', '"usd": 0.0', wrong[k])
+        wrong[k] = re.sub(r'"usd":[0-9.]+', '"usd":0.0', wrong[k])
         path.write_text("\n".join(wrong) + "\n")
         read = CallLedger(path)
         assert read.spent() == 15.0 and read.damaged == 1
@@ -166,7 +166,7 @@ def test_changed_line_of_the_ledger_is_found_and_lowers_nothing_that_was_spent(t
 def test_lines_of_an_earlier_version_are_read(tmp_path):
     path = tmp_path / "calls.jsonl"
     CallLedger(path).add(call(3.0))
-    path.write_text(re.sub(r', "spent".*"}', "}", path.read_text()))
+    path.write_text(re.sub(r',"spent".*"}', "}", path.read_text()))
     log = CallLedger(path)
     assert log.spent() == 3.0 and not log.damaged
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeval import InputError
+from saeval._run.journal_entries import expanded
 from saeval._run.run_dir import RunDir
 from saeval.records import Outcome
 
@@ -44,7 +45,7 @@ RESULTS = (
 OUTCOMES = st.lists(
     st.builds(
         Outcome, example=st.text(max_size=3), active=st.booleans(), predicted=st.none() | st.booleans(),
-        probability=st.none() | st.floats(0, 1), weight=st.floats(0.1, 9), reason=st.text(max_size=3),
+        probability=st.none() | st.floats(0, 1), decile=st.none() | st.integers(0, 9), weight=st.floats(0.1, 9), reason=st.text(max_size=3),
     ).map(lambda outcome: outcome.model_dump(mode="json")),
     max_size=3,
 )  # fmt: skip
@@ -84,3 +85,11 @@ def test_place_that_cannot_be_written_is_one_clear_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written to.*choose another --out"):
         RunDir(tmp_path / "file" / "run")
+
+
+def test_judged_windows_that_earlier_versions_wrote_are_read():
+    """They were lists of numbers, and before that a mapping for each window."""
+    window = Outcome(example="1:2", active=True, predicted=False, decile=3).model_dump(mode="json")
+    columns = {"example": ["1:2"], "active": [1], "predicted": [0], "decile": [3]}
+    for outcomes in ([window], columns, {**columns, "active": "1", "predicted": "0", "decile": "3"}):
+        assert expanded({"result": {"outcomes": outcomes}}) == {"result": {"outcomes": [window]}}

@@ -39,7 +39,7 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
     from saeval.report.html import index
     from saeval.report.html.paged import LARGE, PER_FOLDER
     from saeval.report.html.pages import latents_page, render
-    from saeval.report.html.text import packed_json, script_json
+    from saeval.report.html.text import packed, packed_json, script_json
 
     board, tables, pages = _gathered(run, run_dir)
     written = set()
@@ -57,11 +57,10 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
         for n, begin in enumerate(range(0, len(numbers), per_file)):
             some = numbers[begin : begin + per_file]
             place = f"latents/{page}/{n // PER_FOLDER}/{n}" if large else f"latents/{page}/{n}"
-            details = packed_json(found.details(some))
-            put(f"{place}.js", f'saevalLatents({n},"{details}");\n')
+            details, tokens = found.details(some)
+            put(f"{place}.js", f'saevalLatents({n},"{packed_json(details)}","{packed(tokens)}");\n')
             if found.has_calls:
-                calls = packed_json(found.calls(some))
-                put(f"{place}.calls.js", f'saevalCalls({n},"{calls}");\n')
+                put(f"{place}.calls.js", f"saevalCalls({n},{script_json(found.calls(some))});\n")
         text, parts = latents_page(run, board, found, page, per_file, large=large)
         put(f"latents/{page}.html", text)
         for part, content in parts:

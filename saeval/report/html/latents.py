@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saeval._util import rounded, without_shared
+from saeval._util import packed_calls, rounded
 from saeval.records import MAIN, CellResult, mean_ranks
 from saeval.results import CELL_TABLES, RunCell, arrow_table, read_table
 
@@ -16,16 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_WINDOWS = ("latent", "role", "active", "decile", "context", "start", "document", "tokens", "activations")
+_WINDOWS = ("latent", "role", "active", "decile", "context", "start", "tokens", "activations")
 _CALLS = ("latent", "step", "variant", "prompt", "reply", "status")
-_SEEN = ("latent", "group", "context", "start", "document", "tokens", "activations")
+_SEEN = ("latent", "group", "context", "start", "tokens", "activations")
 _LISTS = ("neighbours", "cosines", "promoted", "suppressed", "histogram")
 _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
 _WRITTEN = ("tokens", "activations")  # of texts that were written for the question; earlier versions wrote none
-
-
-Told = tuple[str, str, list[tuple[str, str, str]]]
-"""What all prompts of a step on a latent begin and end with; then what is between in each, its reply and status."""
 
 
 @dataclass(frozen=True)
@@ -150,25 +147,42 @@ class CellTables:
             counts[key] = counts.get(key, 0) + 1
         return sorted(((s, r, n) for (s, r), n in counts.items()), key=lambda x: -x[2])[:most]
 
-    def details(self, latents: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the content of latents' pages: explanations, windows by role, judgements by scorer and variant."""
-        windows, judged = _windows(self._windows.of(latents), "role"), self._judgements_of(latents)
-        seen = _windows(self._seen.of(latents), "group")
-        return [
-            {
-                "latent": i,
-                **self._lists.get(i, {}),
-                "explanations": [
-                    [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
-                    for row in self.explanations.get(i, ())
-                ],
-                "senses": _senses(self.own(i)),
-                "windows": windows.get(i, {}),
-                "seen": seen.get(i, {}),
-                "judged": judged.get(i, {}),
-            }
-            for i in latents
-        ]
+    def details(self, latents: Sequence[int]) -> tuple[dict[str, Any], bytes]:
+        """Return the content of latents' pages: explanations, windows by role, judgements by scorer and variant.
+
+        Returns:
+            What JSON holds of it, with the number of tokens in place of each window's tokens; and the tokens of all
+            windows in their order, as `numbered` writes them.
+        """
+        tables = self._windows.of(latents), self._seen.of(latents)
+        words, numbers = _numbered([rows["tokens"] for rows in tables if rows])
+        windows, seen = (_windows(*given) for given in zip(tables, ("role", "group"), strict=True))
+        first_seen = len(tables[0]["latent"]) if tables[0] else 0
+        judged = self._judgements_of(latents, _places(windows))
+        order: list[int] = []
+        pages = []
+        for i in latents:
+            shown, saw = windows.get(i, {}), seen.get(i, {})
+            order += [row for group in shown.values() for row, _ in group]
+            order += [first_seen + row for group in saw.values() for row, _ in group]
+            pages.append(
+                {
+                    "latent": i,
+                    **self._lists.get(i, {}),
+                    "explanations": [
+                        [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
+                        for row in self.explanations.get(i, ())
+                    ],
+                    "senses": _senses(self.own(i)),
+                    "windows": [[role, [window for _, window in group]] for role, group in shown.items()],
+                    "seen": [
+                        [name, [["", 1, None, *window[3:]] for _, window in group]] for name, group in saw.items()
+                    ],
+                    "judged": judged.get(i, {}),
+                }
+            )
+        planes = 2 if len(words) <= 1 << 16 else 4
+        return {"latents": pages, "words": words, "planes": planes}, numbers.bytes_of(order, planes)
 
     @cached_property
     def _lists(self) -> dict[int, dict[str, list[Any]]]:
@@ -184,30 +198,41 @@ class CellTables:
         """Whether prompts and replies were kept."""
         return self._calls.path.is_file()
 
-    def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, Told]]]:
-        """Return prompts, raw replies and statuses by latent, step and variant, in the order of asking.
+    def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, str]]]:
+        """Return prompts, raw replies and statuses by latent, step and variant, packed, in the order of asking.
 
-        What the prompts of a step share is written once.
+        They are packed as `packed_calls` does, for one who has the latent's windows.
 
         Raises:
             InputError: If they cannot be read.
         """
-        found: dict[tuple[int, str, str], list[tuple[str, str, str]]] = {}
+        found: dict[int, dict[str, dict[str, list[tuple[str, str, str]]]]] = {}
         rows = self._calls.of(latents)
         columns = [rows[name].to_pylist() for name in _CALLS] if rows else []
         for latent, step, variant, prompt, reply, status in zip(*columns, strict=True):
-            found.setdefault((latent, step, variant), []).append((prompt or "", reply or "", status or ""))
-        told: dict[int, dict[str, dict[str, Told]]] = {}
-        for (latent, step, variant), asked in found.items():
-            before, after, prompts = without_shared([prompt for prompt, _, _ in asked])
-            rest = [(prompt, reply, status) for prompt, (_, reply, status) in zip(prompts, asked, strict=True)]
-            told.setdefault(latent, {}).setdefault(step, {})[variant] = before, after, rest
+            asked = found.setdefault(latent, {}).setdefault(step, {}).setdefault(variant, [])
+            asked.append((prompt or "", reply or "", status or ""))
+        texts = _texts(self._windows.of(latents))
+        told: dict[int, dict[str, dict[str, str]]] = {}
+        for latent, steps in found.items():
+            known = texts.get(latent, {})
+            scored = [*known.get("score", ()), *known.get("decoy", ())]
+            for step, variants in steps.items():
+                windows = known.get("explain", ()) if step == "explain" else scored
+                told.setdefault(latent, {})[step] = {v: packed_calls(asked, windows) for v, asked in variants.items()}
         return told
 
-    def _judgements_of(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, list[Any]]]]:
-        """Return [address, active, predicted, probability, status, reason] by latent, scorer and variant.
+    def _judgements_of(
+        self, latents: Sequence[int], places: Mapping[int, Mapping[str, int]]
+    ) -> dict[int, dict[str, dict[str, list[Any]]]]:
+        """Return columns of judgements by latent, scorer and variant; one value for a column of equal ones.
 
-        A text that was written for the question follows, as a window without place.
+        The columns are window, active, predicted, probability, status, reason, and the text where it was written for
+        the question.
+
+        Args:
+            latents: The latents.
+            places: Numbers of each latent's windows by address, which stand for them.
         """
         rows = self._judgements.of(latents)
         found: dict[int, dict[str, dict[str, list[Any]]]] = {}
@@ -215,14 +240,35 @@ class CellTables:
             return found
         columns = [rows[name].to_pylist() for name in _JUDGEMENTS]
         columns += [rows[name].to_pylist() if name in rows else [None] * len(columns[0]) for name in _WRITTEN]
-        for latent, scorer, variant, example, active, predicted, probability, status, reason, *written in zip(
-            *columns, strict=True
-        ):
-            answer = None if predicted is None else int(predicted)
-            line = [example, int(bool(active)), answer, rounded(probability, 4), status, reason or ""]
-            line += _written(*written)
-            found.setdefault(latent, {}).setdefault(scorer, {}).setdefault(variant, []).append(line)
+        rest = zip(*columns[3:], strict=True)
+        groups = groupby(zip(*columns[:3], rest, strict=True), key=lambda row: row[:3])
+        for (latent, scorer, variant), group in groups:
+            here = places.get(latent, {})
+            lines = [
+                (
+                    here.get(example, example),
+                    int(bool(active)),
+                    None if predicted is None else int(predicted),
+                    rounded(probability, 4),
+                    status,
+                    reason or "",
+                    _written(*written),
+                )
+                for *_, (example, active, predicted, probability, status, reason, *written) in group
+            ]
+            held = found.setdefault(latent, {}).setdefault(scorer, {}).setdefault(variant, [])
+            held += lines
+        for scorers in found.values():
+            for variants in scorers.values():
+                for variant, lines in variants.items():
+                    variants[variant] = [_column(values) for values in zip(*lines, strict=True)]
         return found
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """Return a column as it is written: as a list, or as one value, which is no list, where all are equal."""
+    first = values[0]
+    return first if not isinstance(first, list) and all(v == first for v in values) else list(values)
 
 
 def _senses(explanation: Mapping[str, Any] | None) -> str:
@@ -303,48 +349,99 @@ class _Table:
         return {name: found.column(name).combine_chunks() for name in found.column_names}
 
 
-def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[Any]]]:
-    """Return windows by latent and kind (a column): [address, active, decile, document, tokens, [place, activation,
-    …]]."""
-    import numpy as np
+class _Numbers(NamedTuple):
+    """Tokens as numbers of words, a window's after another's, and where each window's end."""
 
-    found: dict[int, dict[str, list[Any]]] = {}
+    numbers: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def bytes_of(self, windows: Sequence[int], planes: int) -> bytes:
+        """Return the numbers of windows: the lowest byte of all, then the next one, up to so many."""
+        import numpy as np
+
+        chosen = np.asarray(windows, dtype=np.int64)
+        begins = np.concatenate([[0], self.ends])[chosen]
+        counts = self.ends[chosen] - begins
+        at = np.arange(counts.sum()) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
+        by_byte = self.numbers[at].astype("<u4").view(np.uint8).reshape(-1, 4)
+        return bytes(by_byte[:, :planes].T.tobytes())
+
+
+def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
+    """Return the distinct tokens of columns of windows, the most frequent first, and all tokens as numbers of these."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not columns:
+        return [], _Numbers(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+    encoded = pa.concat_arrays([column.flatten() for column in columns]).dictionary_encode()
+    numbers = encoded.indices.to_numpy()
+    order = np.argsort(-np.bincount(numbers, minlength=len(encoded.dictionary)), kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    lengths = [np.diff(column.offsets.to_numpy()) for column in columns]
+    return encoded.dictionary.take(pa.array(order)).to_pylist(), _Numbers(
+        rank[numbers], np.cumsum(np.concatenate(lengths))
+    )
+
+
+def _texts(rows: Mapping[str, Any]) -> dict[int, dict[str, list[str]]]:
+    """Return the texts of windows by latent and role."""
+    import pyarrow.compute as pc
+
+    found: dict[int, dict[str, list[str]]] = {}
     if not rows:
         return found
-    tokens, token_ends = _flat(rows["tokens"])
-    values, value_ends = _flat(rows["activations"])
-    words = tokens.tolist()
-    strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
-    fired = np.flatnonzero(strengths)
-    edges = np.searchsorted(fired, value_ends).tolist()
-    fired_at, strength = fired.tolist(), [rounded(v, 4) or 0.0 for v in strengths[fired].tolist()]
-    names = ["latent", kind, "context", "start", "document"]
-    nothing = [None] * len(token_ends)
-    judged = [rows[name].to_pylist() if name in rows else nothing for name in ("active", "decile")]
-    plain = [*(rows[name].to_pylist() for name in names), *judged]
-    for k, (latent, group, context, start, document, active, decile) in enumerate(zip(*plain, strict=False)):
-        begin = int(value_ends[k])
-        sparse: list[float] = []
-        for at in range(edges[k], edges[k + 1]):
-            sparse += (fired_at[at] - begin, strength[at])
-        window = [
-            f"{context}:{start}",
-            int(bool(active)),
-            decile,
-            document,
-            words[token_ends[k] : token_ends[k + 1]],
-            sparse,
-        ]
-        found.setdefault(latent, {}).setdefault(group, []).append(window)
+    texts = pc.binary_join(rows["tokens"], "").to_pylist()
+    for latent, role, text in zip(rows["latent"].to_pylist(), rows["role"].to_pylist(), texts, strict=True):
+        found.setdefault(latent, {}).setdefault(role, []).append(text)
     return found
 
 
-def _written(tokens: Sequence[str] | None, activations: Sequence[float] | None) -> list[Any]:
-    """Return a written text as [[tokens, [place, activation, …]]]; nothing for a window of the corpus."""
+def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[tuple[int, list[Any]]]]]:
+    """Return windows by latent and kind (a column): row, and [address, active, decile, number of tokens,
+    [place, activation, …]]."""
+    import numpy as np
+
+    found: dict[int, dict[str, list[tuple[int, list[Any]]]]] = {}
+    if not rows:
+        return found
+    tokens = np.diff(rows["tokens"].offsets.to_numpy()).tolist()
+    values, value_ends = _flat(rows["activations"])
+    strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
+    fired = np.flatnonzero(strengths)
+    edges = np.searchsorted(fired, value_ends)
+    places = fired - np.repeat(value_ends[:-1], np.diff(edges))
+    sparse: list[float] = [None] * (2 * len(fired))  # type: ignore[list-item]
+    sparse[::2] = places.tolist()
+    sparse[1::2] = [rounded(v, 4) or 0.0 for v in strengths[fired].tolist()]
+    ends = (2 * edges).tolist()
+    names = ["latent", kind, "context", "start"]
+    nothing = [None] * len(tokens)
+    judged = [rows[name].to_pylist() if name in rows else nothing for name in ("active", "decile")]
+    plain = [*(rows[name].to_pylist() for name in names), *judged]
+    for k, (latent, group, context, start, active, decile) in enumerate(zip(*plain, strict=True)):
+        fires = sparse[ends[k] : ends[k + 1]]
+        window = [f"{context}:{start}", int(bool(active)), decile, tokens[k], fires]
+        found.setdefault(latent, {}).setdefault(group, []).append((k, window))
+    return found
+
+
+def _places(windows: Mapping[int, Mapping[str, list[tuple[int, list[Any]]]]]) -> dict[int, dict[str, int]]:
+    """Return, by latent, the numbers of windows that score it by address; decoys follow the others."""
+    found = {}
+    for latent, roles in windows.items():
+        scored = [*roles.get("score", ()), *roles.get("decoy", ())]
+        found[latent] = {window[0]: k for k, (_, window) in reversed(list(enumerate(scored)))}
+    return found
+
+
+def _written(tokens: Sequence[str] | None, activations: Sequence[float] | None) -> list[Any] | None:
+    """Return a written text as [tokens, [place, activation, …]]; None for a window of the corpus."""
     if tokens is None or activations is None:
-        return []
+        return None
     fired = [(k, rounded(value, 4)) for k, value in enumerate(activations) if value > 0]
-    return [[tokens, [part for pair in fired for part in pair]]]
+    return [tokens, [part for pair in fired for part in pair]]
 
 
 def _flat(lists: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:

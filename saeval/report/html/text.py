@@ -23,12 +23,12 @@ def script_json(value: Any) -> Markup:
 
 def packed_json(value: Any) -> str:
     """Return JSON as gzip in base64, for data that is large, repetitive and rarely read."""
-    return packed(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")))
+    return packed(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode())
 
 
-def packed(text: str) -> str:
-    """Return text as gzip in base64, which the script of the pages unpacks."""
-    return b64encode(gzip.compress(text.encode(), _LEVEL, mtime=0)).decode()
+def packed(content: bytes) -> str:
+    """Return bytes as gzip in base64, which the script of the pages unpacks."""
+    return b64encode(gzip.compress(content, _LEVEL, mtime=0)).decode()
 
 
 def slug(name: str) -> str:

@@ -28,10 +28,19 @@
   const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
   const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
 
+  const decoded = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const inflated = (format, ...bytes) => new Response(new Blob(bytes).stream().pipeThrough(new DecompressionStream(format))).arrayBuffer();
+  const bytesOf = async (text) => new Uint8Array(await inflated("gzip", decoded(text)));
   /** Return text that was packed as gzip in base64. */
-  function unpacked(text) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  const unpacked = async (text) => new TextDecoder().decode(await bytesOf(text));
+  /** Return text that was packed by zlib with a dictionary, in base64. Browsers take none, so it goes before, uncompressed. */
+  async function unpackedAfter(known, text) {
+    const bytes = decoded(text);
+    if (!(bytes[1] & 32)) return new TextDecoder().decode(await inflated("deflate", bytes));
+    const size = [known.length & 255, known.length >> 8];
+    const header = new Uint8Array([0, ...size, ...size.map((byte) => byte ^ 255)]); // of a part that is not compressed
+    const all = await inflated("deflate-raw", header, known, bytes.subarray(6, -4));
+    return new TextDecoder().decode(new Uint8Array(all, known.length));
   }
 
   // --- a report in one file holds its other pages and their data, by name ---
@@ -441,8 +450,8 @@
     // Files of latents are scripts, each of which passes its data to a function.
     const files = new Map();
     const waiting = new Map();
-    window.saevalLatents = (n, details) => waiting.get(`${n}.js`)?.(details);
-    window.saevalCalls = (n, packed) => waiting.get(`${n}.calls.js`)?.(packed);
+    window.saevalLatents = (n, details, tokens) => waiting.get(`${n}.js`)?.([details, tokens]);
+    window.saevalCalls = (n, calls) => waiting.get(`${n}.calls.js`)?.(calls);
     function fileOf(latent, ending) {
       const n = Math.floor(at.get(latent) / data.perFile);
       const name = `${n}${ending}`;
@@ -454,11 +463,53 @@
       }
       return files.get(name);
     }
-    const unpackedFile = async (latent, ending) => JSON.parse(await unpacked(await fileOf(latent, ending)));
-    const detailsOf = async (latent) => (await unpackedFile(latent, ".js")).find((d) => d.latent === latent);
+    /** What is known of a latent. The tokens of a file's windows are numbers of words, one after another, by byte. */
+    async function detailsOf(latent) {
+      const [details, tokens] = await fileOf(latent, ".js");
+      const { latents, words, planes } = JSON.parse(await unpacked(details));
+      const bytes = await bytesOf(tokens);
+      const n = bytes.length / planes;
+      let next = 0;
+      const number = (at) => Array.from({ length: planes }, (_, k) => bytes[k * n + at] * 256 ** k).reduce((a, b) => a + b);
+      for (const detail of latents) {
+        const mine = detail.latent === latent;
+        for (const [, windows] of [...detail.windows, ...detail.seen]) {
+          for (const window of windows) {
+            const begin = next;
+            next += window[3];
+            if (mine) window[3] = Array.from({ length: window[3] }, (_, k) => words[number(begin + k)]);
+          }
+        }
+        if (mine) return unfolded(detail);
+      }
+    }
+    /** Groups of windows by name, and judgements as lines; the file has them as columns, or one value for equal ones. */
+    function unfolded(detail) {
+      const [windows, seen] = [detail.windows, detail.seen].map((groups) => Object.fromEntries(groups));
+      const scored = [...(windows.score || []), ...(windows.decoy || [])];
+      const judged = {};
+      for (const [scorer, variants] of Object.entries(detail.judged)) {
+        judged[scorer] = {};
+        for (const [variant, columns] of Object.entries(variants)) {
+          const n = Math.max(1, ...columns.filter(Array.isArray).map((column) => column.length));
+          const values = columns.map((column) => (k) => (Array.isArray(column) ? column[k] : column));
+          const window = (place) => (typeof place === "number" ? scored[place][0] : place);
+          judged[scorer][variant] = Array.from({ length: n }, (_, k) => [window(values[0](k)), ...values.slice(1).map((value) => value(k))]);
+        }
+      }
+      return { ...detail, windows, seen, judged };
+    }
+    const REACH = 25000; // bytes of windows that are known when prompts are unpacked
     async function callsOf(latent, step, variant) {
-      const [before, after, rest] = (await unpackedFile(latent, ".calls.js"))[latent]?.[step]?.[variant] || ["", "", []];
-      return rest.map(([prompt, reply, status]) => [before + prompt + after, reply, status]);
+      const packed = (await fileOf(latent, ".calls.js"))[latent]?.[step]?.[variant];
+      if (!packed) return [];
+      const { windows } = await detailsOf(latent);
+      const shown = step === "explain" ? windows.explain || [] : [...(windows.score || []), ...(windows.decoy || [])];
+      const known = new TextEncoder().encode(shown.map((w) => w[3].join("")).join("\n")).slice(-REACH);
+      const [head, ...parts] = await Promise.all(packed.slice(1).split(".").map((part) => unpackedAfter(known, part)));
+      const [before, after] = JSON.parse(head);
+      const calls = parts.flatMap((part) => JSON.parse(part));
+      return calls.map(([prompt, reply, status]) => [status === "left out" ? prompt : before + prompt + after, reply, status]);
     }
 
     /** A collapsed section with the prompts and raw replies of a step, loaded when it is opened. */
@@ -490,7 +541,7 @@
     }
 
     /** A window as text, tokens shaded by how strongly the latent fired on them. */
-    function heat([, , , , tokens, fired], strongest) {
+    function heat([, , , tokens, fired], strongest) {
       const line = make("div", { className: "window", dir: "auto" });
       let plain = "";
       const strengths = new Map();
@@ -565,7 +616,7 @@
         return make("tr", {},
           make("td", {}, verdict), make("td", {}, truth), make("td", { className: "n" }, shown(probability, 2)),
           make("td", { className: "n" }, window_ && window_[2] !== null ? String(window_[2]) : "–"),
-          make("td", {}, written ? heat([, , , , ...written], strongest) : window_ ? heat(window_, known.strongest) : visible(example)));
+          make("td", {}, written ? heat([, , , ...written], strongest) : window_ ? heat(window_, known.strongest) : visible(example)));
       });
       const texts = lines.some((l) => l[6]);
       const head = make("tr", {}, ...[texts ? "fires" : "answer", "truth", texts ? "activation" : "probability", "decile", texts ? "text" : "window"].map((n, c) => make("th", { scope: "col", className: c === 2 || c === 3 ? "n" : "" }, n)));
@@ -633,7 +684,7 @@
       const top = groups.top || [];
       const parts = [];
       if (detail.histogram?.length) parts.push(histogram(detail.histogram, data.histogram_top[k] || data.max_activation[k] || 0, data.firings[k] || 0));
-      const strongest = Math.max(...top.flatMap((w) => w[5].filter((_, i) => i % 2)), 0) || 1;
+      const strongest = Math.max(...top.flatMap((w) => w[4].filter((_, i) => i % 2)), 0) || 1;
       const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
       if (top.length) parts.push(make("h4", {}, "Strongest windows"), list(top.slice(0, 5)));
       if (top.length > 5) parts.push(make("details", {}, make("summary", {}, `${top.length - 5} more`), list(top.slice(5))));
@@ -665,7 +716,7 @@
           const values = found.contexts.flatMap(([, activations]) => activations);
           const own = Math.max(0, ...values);
           const strongest = Math.max(own, data.max_activation[k] || 0) || 1;
-          const windows = found.contexts.map(([tokens, activations]) => heat([null, null, null, null, tokens, activations.flatMap((v, i) => (v > 0 ? [i, v] : []))], strongest));
+          const windows = found.contexts.map(([tokens, activations]) => heat([null, null, null, tokens, activations.flatMap((v, i) => (v > 0 ? [i, v] : []))], strongest));
           const said = own > 0 ? `Fires on ${values.filter((v) => v > 0).length} of ${values.length} tokens; strongest ${brief(own)}, in the corpus ${brief(data.max_activation[k])}.` : `Does not fire on these ${values.length} tokens.`;
           done(make("p", {}, said), ...windows);
         };
@@ -709,8 +760,8 @@
       const shownFirst = own || others[0];
       const byRole = { explain: detail.windows.explain || [], score: detail.windows.score || [] };
       const all = [...byRole.explain, ...byRole.score];
-      const strongest = Math.max(...all.flatMap((w) => w[5].filter((_, i) => i % 2)), 0) || 1;
-      const decoys = (detail.windows.decoy || []).map((w) => ({ window: w, strongest: Math.max(...w[5].filter((_, i) => i % 2), 0) || 1 }));
+      const strongest = Math.max(...all.flatMap((w) => w[4].filter((_, i) => i % 2)), 0) || 1;
+      const decoys = (detail.windows.decoy || []).map((w) => ({ window: w, strongest: Math.max(...w[4].filter((_, i) => i % 2), 0) || 1 }));
       const windows = new Map([...all.map((w) => [w[0], { window: w, strongest }]), ...decoys.map((d) => [d.window[0], { ...d, decoy: true }])]);
       const list = (some) => make("ol", { className: "windows" }, ...some.map((w) => make("li", {}, heat(w, strongest))));
       const facts = [["density", brief(data.density[k])], ["fires on", data.firings[k] === null ? "–" : `${data.firings[k]} tokens`], ["in", data.windows[k] === null ? "–" : `${data.windows[k]} windows`], ["strongest", brief(data.max_activation[k])], ...(rating ? [] : [["gap of scorers", shown(data.gap[k], 2)]]), ...(detail.senses ? [["senses", detail.senses]] : [])];

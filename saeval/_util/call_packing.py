@@ -36,7 +36,7 @@ def packed_calls(calls: Sequence[Call], windows: Iterable[str] = ()) -> str:
     before, after, prompts = without_shared([prompt for prompt, _, status in calls if status != LEFT_OUT])
     asked = iter(prompts)
     rest = [(prompt if status == LEFT_OUT else next(asked), reply, status) for prompt, reply, status in calls]
-    known = _known(windows)
+    empty = _packer(_known(windows))
     # A part is short enough for all of what is known to be in reach of its end.
     parts = [json.dumps([before, after], ensure_ascii=False)]
     begin, size = 0, 0
@@ -45,7 +45,7 @@ def packed_calls(calls: Sequence[Call], windows: Iterable[str] = ()) -> str:
         if size > _PART or end == len(rest):
             parts.append(json.dumps(rest[begin:end], ensure_ascii=False))
             begin, size = end, 0
-    return "".join(f".{b64encode(_deflated(part, known)).decode()}" for part in parts)
+    return "".join(f".{b64encode(_deflated(part, empty)).decode()}" for part in parts)
 
 
 def unpacked_calls(packed: str, windows: Iterable[str] = ()) -> list[Call]:
@@ -71,8 +71,13 @@ def _known(windows: Iterable[str]) -> bytes:
     return "\n".join(windows).encode(errors="replace")[-_REACH:]
 
 
-def _deflated(text: str, known: bytes) -> bytes:
-    packer = zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
+def _packer(known: bytes) -> zlib._Compress:
+    """Return a packer that knows a text; its copies need not read it again."""
+    return zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
+
+
+def _deflated(text: str, empty: zlib._Compress) -> bytes:
+    packer = empty.copy()
     return packer.compress(text.encode(errors="replace")) + packer.flush()
 
 

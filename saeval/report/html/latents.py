@@ -165,21 +165,14 @@ class CellTables:
             shown, saw = windows.get(i, {}), seen.get(i, {})
             order += [row for group in shown.values() for row, _ in group]
             order += [first_seen + row for group in saw.values() for row, _ in group]
+            explanations = [
+                [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
+                for row in self.explanations.get(i, ())
+            ]
+            page = {"latent": i, **self._lists.get(i, {}), "explanations": explanations}
+            page |= {"senses": _senses(self.own(i)), "windows": _groups(shown), "judged": judged.get(i, {})}
             pages.append(
-                {
-                    "latent": i,
-                    **self._lists.get(i, {}),
-                    "explanations": [
-                        [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
-                        for row in self.explanations.get(i, ())
-                    ],
-                    "senses": _senses(self.own(i)),
-                    "windows": [[role, [window for _, window in group]] for role, group in shown.items()],
-                    "seen": [
-                        [name, [["", 1, None, *window[3:]] for _, window in group]] for name, group in saw.items()
-                    ],
-                    "judged": judged.get(i, {}),
-                }
+                page | {"seen": [[name, [["", 1, None, *w[3:]] for w in some]] for name, some in _groups(saw)]}
             )
         planes = 2 if len(words) <= 1 << 16 else 4
         return {"latents": pages, "words": words, "planes": planes}, numbers.bytes_of(order, planes)
@@ -425,6 +418,11 @@ def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[tup
         window = [f"{context}:{start}", int(bool(active)), decile, tokens[k], fires]
         found.setdefault(latent, {}).setdefault(group, []).append((k, window))
     return found
+
+
+def _groups(windows: Mapping[str, Sequence[tuple[int, list[Any]]]]) -> list[tuple[str, list[list[Any]]]]:
+    """Return groups of windows without the numbers of their rows."""
+    return [(name, [window for _, window in group]) for name, group in windows.items()]
 
 
 def _places(windows: Mapping[int, Mapping[str, list[tuple[int, list[Any]]]]]) -> dict[int, dict[str, int]]:

@@ -509,7 +509,7 @@
       const [head, ...parts] = await Promise.all(packed.slice(1).split(".").map((part) => unpackedAfter(known, part)));
       const [before, after] = JSON.parse(head);
       const calls = parts.flatMap((part) => JSON.parse(part));
-      return calls.map(([prompt, reply, status]) => [status === "left out" ? prompt : before + prompt + after, reply, status]);
+      return calls.map(([prompt, reply, status]) => [status.startsWith("left") ? prompt : before + prompt + after, reply, status]);
     }
 
     /** A collapsed section with the prompts and raw replies of a step, loaded when it is opened. */

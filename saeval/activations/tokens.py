@@ -19,7 +19,8 @@ from saeval._util import Documented, InputError, SpecPath, clean_text, content_h
 from saeval.activations.chat_roles import RoleMarks, tokens_within
 from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_documents
 from saeval.activations.duplicates import Duplicates, Sameness
-from saeval.activations.row_texts import Notes, Template, text_of
+from saeval.activations.row_texts import CHATS, Notes, Template, text_of
+from saeval.activations.streams import KeptRows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,12 +188,15 @@ class Corpus(Documented):
             return options
         return {**options, "sha256": content_hash(*map(file_sha256, corpus_files(self.local, self._dataset_split)))}
 
-    def texts(self, template: Template | None = None, notes: Notes | None = None) -> Iterator[tuple[str, str]]:
+    def texts(
+        self, template: Template | None = None, notes: Notes | None = None, keep: Path | None = None
+    ) -> Iterator[tuple[str, str]]:
         """Yield (name, text) of every document; what UTF-8 cannot encode is U+FFFD in both.
 
         Args:
             template: Writes conversations as the model reads them; without it, rows that hold some are refused.
             notes: Where is counted what was skipped or divided.
+            keep: Folder for what comes of a hub's dataset, and where what an interrupted run received is.
 
         Raises:
             InputError: If the corpus is missing or malformed.
@@ -200,7 +204,7 @@ class Corpus(Documented):
         notes = notes or Notes()
         how = self.split if self.split in DIVISIONS else None
         repeated = Duplicates(self.dedup) if self.dedup else None
-        for name, text in divided(self._read(template, notes), how, notes):
+        for name, text in divided(self._read(template, notes, keep), how, notes):
             notes.documents += 1
             if repeated is not None and not repeated.is_new(text):
                 notes.duplicates += 1
@@ -227,18 +231,21 @@ class Corpus(Documented):
             next(self._read(note, Notes()), None)
         return bool(seen)
 
-    def _read(self, template: Template | None, notes: Notes) -> Iterator[tuple[str, str]]:
+    def _read(self, template: Template | None, notes: Notes, keep: Path | None = None) -> Iterator[tuple[str, str]]:
         """Yield the texts as they lie in files and rows."""
         if self.local is not None:
             return read_documents(self.local, self.field, split=self._dataset_split, template=template, notes=notes)
-        return self._hub_texts(template, notes)
+        return self._hub_texts(template, notes, keep)
 
-    def _hub_texts(self, template: Template | None, notes: Notes) -> Iterator[tuple[str, str]]:
-        from datasets import load_dataset
+    def _hub_texts(self, template: Template | None, notes: Notes, keep: Path | None) -> Iterator[tuple[str, str]]:
+        from datasets import __version__, load_dataset
 
+        split = self._dataset_split
+        fields = (self.field, *CHATS) if isinstance(self.field, str) else self.field
+        identity = (self.dataset, self.config, split, self.revision, __version__, *fields)
         try:
-            rows = load_dataset(
-                self.dataset, self.config, split=self._dataset_split, revision=self.revision, streaming=True
+            rows = KeptRows(keep, identity, fields).read(
+                lambda: load_dataset(self.dataset, self.config, split=split, revision=self.revision, streaming=True)
             )
             for i, row in enumerate(rows):
                 text = text_of(row, self.field, f"dataset {self.dataset}, row {i}", template, notes)
@@ -266,12 +273,13 @@ class Corpus(Documented):
             return [int(number)]
         return [tokenizer.bos_token_id] if self.bos is not False and tokenizer.bos_token_id is not None else []
 
-    def tokenize(self, tokenizer: Any, vocabulary: int | None = None) -> TokenDataset:
+    def tokenize(self, tokenizer: Any, vocabulary: int | None = None, keep: Path | None = None) -> TokenDataset:
         """Pack the corpus into contexts.
 
         Args:
             tokenizer: A transformers tokenizer of the subject model.
             vocabulary: Rows of the model's embedding; token numbers have to lie below.
+            keep: Folder for what comes of a hub's dataset; with what is there, an interrupted reading resumes.
 
         Raises:
             InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text, or if the
@@ -296,7 +304,7 @@ class Corpus(Documented):
             within.append(counted[len(ids) - len(kept) :])
             return kept
 
-        tokens, lengths, documents, names = self.pack(encode, lead, pad, template, notes)
+        tokens, lengths, documents, names = self.pack(encode, lead, pad, template, notes, keep)
         used = np.unique(tokens)
         if vocabulary is not None and len(used) and used[-1] >= vocabulary:
             outside = [int(i) for i in used if i >= vocabulary]
@@ -351,6 +359,7 @@ class Corpus(Documented):
         pad: int,
         template: Template | None = None,
         notes: Notes | None = None,
+        keep: Path | None = None,
     ) -> Packed:
         """Cut the documents into contexts of token ids.
 
@@ -360,6 +369,7 @@ class Corpus(Documented):
             pad: Token that fills up contexts that are too short.
             template: Writes conversations; see `texts`.
             notes: Where is counted what was skipped or divided.
+            keep: See `tokenize`.
 
         Raises:
             InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text.
@@ -370,7 +380,7 @@ class Corpus(Documented):
         documents: list[int] = []
         names: list[str] = []
         left = self.tokens if self.tokens is not None else 1 << 62
-        for name, text in self.texts(template, notes):
+        for name, text in self.texts(template, notes, keep):
             ids = encode(text)[: min(left, self.per_document or left)]
             for start in range(0, len(ids), self.length):
                 rows.append(np.array([*lead, *ids[start : start + self.length]], dtype=np.int32))

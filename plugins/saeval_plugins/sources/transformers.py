@@ -259,7 +259,8 @@ class Transformers(ActivationSource):
         mine = [source for source in sources if isinstance(source, Transformers)]
         first = mine[0]
         live = first._live()
-        data = writers[0].tokens(lambda: first._corpus.tokenize(live.tokenizer, live.vocabulary))
+        keep = writers[0].stream
+        data = writers[0].tokens(lambda: first._corpus.tokenize(live.tokenizer, live.vocabulary, keep))
         length = data.tokens.shape[1]
         with live.lock:
             live.check_contexts(length)

@@ -80,6 +80,11 @@ class ActivationWriter:
         self._facts: dict[str, Any] = {}
         self._whole: list[Piece] | None = None
 
+    @property
+    def stream(self) -> Path:
+        """Folder for what has come of a streamed corpus; it is removed when the store is finished."""
+        return self.path.with_name(f"{self.path.name}.stream.partial")
+
     def tokens(self, make: Callable[[], TokenDataset]) -> TokenDataset:
         """Return the tokens to `start` with; where processes divide the shards, one of them makes them for all.
 

@@ -180,6 +180,21 @@ def test_an_interrupted_collection_resumes_to_the_same_store(source, tmp_path, b
     assert resumed.facts == whole.facts, "the unexplained variance, too, is that of all tokens"
 
 
+def test_streamed_dataset_is_not_read_again_by_a_collection_that_resumes(source, corpus, tmp_path, monkeypatch):
+    """The pass over the model was interrupted, so all rows have come; what was kept of them goes when it is done."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_bytes(corpus.path.read_bytes())
+    streamed = source.model_copy(update={"corpus": Corpus(dataset=str(tmp_path / "data"), context=32)})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(LiveModel, "capture", interrupted_after(7))
+        collect(streamed, tmp_path / "cut", budget=200)
+    assert [place.name for place in tmp_path.glob("cut.stream*")] == ["cut.stream.partial"]
+    (tmp_path / "data" / "train.jsonl").unlink()
+    resumed = collect(streamed, tmp_path / "cut", budget=200)
+    assert np.array_equal(dense(resumed), dense(collect(source, tmp_path / "whole")))
+    assert not [*tmp_path.glob("cut.*")]
+
+
 def test_going_on_with_other_batches_writes_nothing_twice(source, tmp_path, monkeypatch):
     whole = collect(source, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

@@ -378,7 +378,7 @@ def test_what_windows_alone_explain_does_not_rank():
     assert found.ranking == "lift" and [rank for _, rank in told(found)] == ["1-2", "1-2"]
     raw = board(contestant("a", 0.80, 0.70), contestant("b", 0.60, 0.50), rank_by="detection.balanced_accuracy.raw")
     assert raw.ranking == "raw" and told(raw) == [("a", "1"), ("b", "2")]
-    assert any("as asked for" in note for note in raw.notes)
+    assert any("as requested" in note for note in raw.notes)
 
 
 def test_lifts_reorder_cells_whose_raw_scores_say_the_opposite():
@@ -399,10 +399,10 @@ def test_a_board_without_floors_ranks_raw_scores_and_says_so():
 def test_notes_explain_what_ranks_and_every_mark_and_nothing_else():
     lifted = board(contestant("a", 0.8, 0.5), contestant("b", 0.6, 0.5)).notes
     assert [note.partition(":")[0] for note in lifted[:2]] == ["rank", "lift"]
-    assert "where lifts are not told apart" in lifted[0] and "two contestants in lift of detection" in lifted[-1]
+    assert "if lifts are not distinguishable" in lifted[0] and "two contestants in lift of detection" in lifted[-1]
     plain = [cell(name, [score_row("detection", value)]) for name, value in (("a", 0.8), ("b", 0.6))]
     raw = board(*plain).notes
-    assert "where scores are not told apart" in raw[0] and "in raw detection" in raw[-1] and len(raw) == 3
+    assert "if scores are not distinguishable" in raw[0] and "in raw detection" in raw[-1] and len(raw) == 3
     marked = {"n": 19}, {"off": True}, {"answered": 1823}, {"n": 20, "off": False, "answered": 1824}
     for changes, mark in zip(marked, ("*: ", "≠: ", "!: ", None), strict=True):
         notes = board(*plain, cell("c", [score_row("detection", 0.7, **changes)])).notes

@@ -199,6 +199,9 @@ def test_the_noise_of_an_auroc_is_delongs_and_its_interval_newcombes():
         error2 = (true * (1 - true) + more * (q1 - true**2) + more * (q2 - true**2)) / (4 * 5)
         assert abs(true - area) == pytest.approx(1.96 * error2**0.5, rel=1e-4)
     assert noise.interval[0] < area < noise.interval[1]
+    pairs = [outcomes[i] for i in (0, 1, 4, 5)]  # two on either side are enough, one is not
+    assert score_noise(Score(values={"auroc": 0.75}, outcomes=tuple(pairs))) is not None
+    assert score_noise(Score(values={"auroc": 0.75}, outcomes=tuple(pairs[1:]))) is None
 
 
 def test_reliability_takes_the_mean_noise_from_the_variance_between_latents_whose_noise_is_known():

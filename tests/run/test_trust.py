@@ -119,7 +119,7 @@ def test_ranking_by_a_lift_that_cannot_be_is_refused(tmp_path):
 def test_raw_ranks_are_given_where_asked_for(tmp_path):
     with judged_by(by_length) as server:
         code, said, _ = run(task(server, leaderboard={"rank_by": "detection.raw"}), tmp_path / "run")
-    assert code == 0 and "ranked by raw scores, as asked for" in said
+    assert code == 0 and "ranked by raw scores, as requested" in said
     assert "ignores the explanation" in said
 
 

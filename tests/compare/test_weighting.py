@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from made_cells import cell_of, write_run
+from small_stores import dataset, dense, write
 
 import saeval
 from saeval import InputError
 from saeval._compare.stats import weighted_mean
+from saeval.activations import mean_square
 from saeval.cli.group import main
 from saeval.plugin import derive_rng
 from saeval.results.cells import write_latents
@@ -62,6 +64,25 @@ def test_energy_weighs_by_squared_activation_and_decoder_length_and_says_when_it
     latents(run, mean_square={0: 1.0, 1: 1.0, 2: 0.0}, decoder_norm={0: 1.0, 1: 2.0, 2: 1.0})
     (standing,) = saeval.join([run], weights="energy").groups(None)[""].standings
     assert standing.cell.scores[0].weighted == pytest.approx((0.5 + 4 * 0.9) / 5)
+
+
+def test_energy_is_the_squared_error_that_leaving_a_latent_out_adds_to_a_least_squares_decoder(tmp_path):
+    """By hand: sparse activations of a store, inputs with noise, a decoder fitted to them, each latent left out."""
+    rng = derive_rng(7)
+    n_latents, width, data = 6, 4, dataset(ragged=True)
+    a = dense(data, n_latents, share=0.3)
+    store = write(tmp_path / "store", data, a)
+    inside = a[data.mask].astype(np.float64)
+    x = inside @ rng.normal(size=(n_latents, width)) + rng.normal(size=(len(inside), width))
+    decoder = np.linalg.lstsq(inside, x, rcond=None)[0]
+
+    def error(left_out=None):
+        kept = [i for i in range(n_latents) if i != left_out]
+        return float(np.square(x - inside[:, kept] @ decoder[kept]).sum(axis=1).mean())
+
+    energies = [mean_square(store, i) * np.square(decoder[i]).sum() for i in range(n_latents)]
+    added = [error(i) - error() for i in range(n_latents)]
+    assert energies == pytest.approx(added, rel=1e-3)  # values are kept in half precision
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.5])

@@ -26,6 +26,7 @@ import torch
 from saeval_plugins.sources import Transformers
 
 from saeval.models import screened
+from saeval.models.screening import screens
 from saeval.plugin import ActivationStore, ActivationWriter, Coder, Corpus, LinearCoder, LiveModel, TokenDataset
 
 CONTEXT = 257
@@ -177,18 +178,35 @@ def _threshold(dense: torch.Tensor, size: Size) -> float:
 
 
 def collect(
-    session: Session, name: str, tokens: int, kind: str = "jumprelu", batch_tokens: int = 2048, profile: bool = False
+    session: Session,
+    name: str,
+    tokens: int,
+    kind: str = "jumprelu",
+    *,
+    profile: bool = False,
+    ragged: bool = False,
+    **options: Any,
 ) -> ActivationStore:
-    """Collect random tokens with saeval's own source and writer, and say how fast that was."""
+    """Collect random tokens with saeval's own source and writer, and say how fast that was.
+
+    Args:
+        session: Where results go.
+        name: Subject.
+        tokens: Text tokens, about.
+        kind: `jumprelu` or `topk`.
+        profile: Whether to measure how long the GPU is busy.
+        ragged: Whether contexts differ in length.
+        options: Of the source.
+    """
     size, live = session.size(name), session.model(name)
-    data = _text(live.vocabulary, max(8, tokens // (CONTEXT - 1)))
-    coder = _coder(session, live, size, data, kind)
+    data = _text(live.vocabulary, max(8, tokens // (CONTEXT - 1)), ragged=ragged)
+    coders = [_coder(session, live, size, data, kind)]
 
     class InMemory(Coder):
         name = "in_memory"
 
         def load(self, device: str, d_in: int) -> LinearCoder:
-            return coder
+            return coders.pop()  # held by nobody else, so that what it drops is free
 
     class Source(Transformers):
         name = "bench"
@@ -200,14 +218,14 @@ def collect(
         def tokens(self, make: Any) -> TokenDataset:
             return data
 
-    source = Source(
-        model="bench", hookpoint=size.place, coder=InMemory(), corpus=Corpus(dataset="none"), batch_tokens=batch_tokens
-    )
+    source = Source(model="bench", hookpoint=size.place, coder=InMemory(), corpus=Corpus(dataset="none"), **options)
     folder = session.work / "store"
     for old in session.work.glob("store*"):
         shutil.rmtree(old)
     writer, busy, cpu = Writer(folder), None, time.process_time()
     session.wait()
+    if session.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     if profile:
         busy = _profiled(session, name, lambda: Source.collect_many([source], [writer]))
@@ -221,8 +239,10 @@ def collect(
         what=f"collect {name} {kind}",
         tokens_per_s=round(store.n_tokens / took),
         tokens=store.n_tokens,
-        batch_tokens=batch_tokens,
-        screen=coder._screen is not None,
+        screen=screens(),
+        ragged=ragged,
+        **options,
+        **{key: store.facts[key] for key in ("tokens_a_batch", "padding") if key in store.facts},
         pass_s=round(passed, 2),
         finish_s=round(took - passed, 2),
         gpu_busy_share=busy and round(busy / passed, 3),
@@ -234,12 +254,16 @@ def collect(
     return store
 
 
-def _text(vocabulary: int, contexts: int) -> TokenDataset:
-    tokens = np.random.default_rng(0).integers(5, vocabulary, size=(contexts, CONTEXT), dtype=np.int32)
+def _text(vocabulary: int, contexts: int, *, ragged: bool = False) -> TokenDataset:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, vocabulary, size=(contexts, CONTEXT), dtype=np.int32)
     tokens[:, 0] = 1
-    mask = np.ones(tokens.shape, bool)
-    mask[:, 0] = False
-    lengths, documents = np.full(contexts, CONTEXT, np.int32), np.arange(contexts, dtype=np.int32)
+    lengths = np.full(contexts, CONTEXT, np.int32)
+    if ragged:
+        lengths = np.minimum(CONTEXT, 2 + rng.lognormal(4.5, 0.8, contexts)).astype(np.int32)
+    place = np.arange(CONTEXT)
+    mask = (place < lengths[:, None]) & (place > 0)
+    documents = np.arange(contexts, dtype=np.int32)
     return TokenDataset(
         tokens, lengths, mask, documents, tuple(map(str, range(contexts))), dict.fromkeys(range(vocabulary), b"x"), 1
     )
@@ -291,12 +315,37 @@ def _collect(session: Session, name: str) -> None:
     n = session.size(name).tokens
     collect(session, name, n // 8, profile=True)
     plain = collect(session, name, n)
+    firings = int(plain.indptr[-1])
+    for precision in ("bf16", "tf32"):
+        with screened(precision):
+            missed = firings - int(collect(session, name, n).indptr[-1])
+        session.say(what=f"screening {name} in {precision}, firings missed", value=missed, firings=firings)
     with screened():
-        found = collect(session, name, n)
-        missed = int(plain.indptr[-1]) - int(found.indptr[-1])
-        session.say(what=f"screening {name}, firings missed", value=missed, firings=int(plain.indptr[-1]))
         collect(session, name, n // 2, kind="topk")
     collect(session, name, n // 2, kind="topk")
+
+
+def sort_gpt2(session: Session) -> None:
+    """Compare ways to collect with GPT-2 small."""
+    _sort(session, "gpt2")
+
+
+def sort_gemma(session: Session) -> None:
+    """Compare ways to collect with Gemma 2 9B."""
+    _sort(session, "gemma")
+
+
+def _sort(session: Session, name: str) -> None:
+    """Compare sorting on the host and on the device, decoders on the device or not, and batches by length."""
+    n = session.size(name).tokens // 2
+    plain = collect(session, name, n)
+    there = collect(session, name, n, sort_on_device=True, profile=True)
+    same = plain.manifest["files"] == there.manifest["files"]
+    session.say(what=f"sorting on the device {name}", store_is_identical=same)
+    with screened():
+        collect(session, name, n, sort_on_device=True, batch_tokens="auto", fvu=False)
+    for tokens in (8192, "auto"):
+        collect(session, name, n, ragged=True, sort_on_device=True, batch_tokens=tokens)
 
 
 def batch(session: Session) -> None:
@@ -314,9 +363,10 @@ def agree(session: Session) -> None:
     level = torch.full((size.latents,), 3.0)
     want = _firings(LinearCoder(weights, weights.T.contiguous(), threshold=level), x)
     place = [tensor.to(session.device) for tensor in (weights, weights.T.contiguous(), level)]
-    for label, tf32, screen in (("fp32", False, False), ("tf32", True, False), ("screened", False, True)):
+    kinds = ("fp32", False, False), ("tf32", True, False), ("screened", False, "bf16"), ("screened tf32", False, "tf32")
+    for label, tf32, precision in kinds:
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        with screened(screen):
+        with screened(precision):
             have = _firings(LinearCoder(place[0], place[1], threshold=place[2]), x.to(session.device))
         off = max((abs(want[key] - have[key]) / want[key] for key in want.keys() & have.keys()), default=0)
         one_side = len(want.keys() ^ have.keys())
@@ -364,7 +414,7 @@ def judge(session: Session) -> None:
 
 SECTIONS: dict[str, Callable[[Session], None]] = {
     "limits": limits, "encode": encode, "agree": agree, "collect-gemma": collect_gemma, "collect-gpt2": collect_gpt2,
-    "oom": oom, "judge": judge, "batch": batch,
+    "sort-gemma": sort_gemma, "sort-gpt2": sort_gpt2, "oom": oom, "judge": judge, "batch": batch,
 }  # fmt: skip
 """In the order of what they are worth, should the session end early."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -90,6 +91,10 @@ class SparseCoder(ABC):
         None where that would be no less work, such as where latents compete for the k largest.
         """
         return None
+
+    def encoding_only(self) -> SparseCoder:
+        """Return this coder without the weights that encoding does not need, if there are any; it cannot decode."""
+        return self
 
     def compile(self) -> bool:
         """Compile what can be with `torch.compile`, and return whether there is such a thing."""
@@ -314,6 +319,13 @@ class LinearCoder(SparseCoder):
             gate=None if self.gate is None else GatedEncoder(*(v[chosen] for v in self.gate)),
         )
         return _Chosen(columns, chosen, self.n_latents)
+
+    def encoding_only(self) -> LinearCoder:
+        """Return this coder with a decoder of width 0; the memory of its own is free when nobody else holds it."""
+        lean = copy(self)  # `replace` would compute decoder norms from no decoder
+        lean.decoder = self.decoder.new_empty(self.n_latents, 0)
+        lean.autoencoder = False
+        return lean
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
         """Reconstruct what the coder predicts; None with a skip connection or a normalised input.  [n_rows, d_out]"""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from saeval.plugin import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
@@ -27,27 +27,29 @@ class NotEnoughMemory(InputError):
     """Raised if memory does not suffice for the smallest batch."""
 
 
-def in_batches(do: Callable[[int, int], None], begin: int, end: int, size: int) -> None:
-    """Call `do(low, high)` from `begin` to `end` in steps of `size`, halved each time memory runs out.
+def in_batches(do: Callable[[int, int], None], batches: Iterable[tuple[int, int]]) -> None:
+    """Call `do(low, high)` for batches; each time memory runs out, they and all later ones are halved.
 
     A call that ran out of memory is repeated for its first half, so `do` must be repeatable.
 
     Raises:
         NotEnoughMemory: If there is not enough memory for one.
     """
-    low = begin
-    while low < end:
-        high = min(low + size, end)
-        lacking = _memory_lacking(do, low, high)
-        if lacking is None:
-            low = high
-        elif size == 1:
-            raise NotEnoughMemory(
-                f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller "
-                "model or coder, `dtype: bfloat16`, or another `device`"
-            )
-        else:
-            size = (size + 1) // 2
+    parts = 1
+    for begin, end in batches:
+        low = begin
+        while low < end:
+            high = min(low + -(-(end - begin) // parts), end)
+            lacking = _memory_lacking(do, low, high)
+            if lacking is None:
+                low = high
+            elif high - low == 1:
+                raise NotEnoughMemory(
+                    f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller "
+                    "model or coder, `dtype: bfloat16`, or another `device`"
+                )
+            else:
+                parts *= 2
 
 
 def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str | None:

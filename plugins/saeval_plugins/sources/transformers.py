@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, PrivateAttr, SerializeAsAny
 
@@ -29,8 +29,9 @@ from saeval.plugin import (
     token_bytes,
     token_strings,
 )
-from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, give_back, in_batches
+from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, free_memory, give_back, in_batches
 from saeval_plugins.sources._fits import kept
+from saeval_plugins.sources._forward import batch_tokens, captured, groups, text_by_length, text_of
 from saeval_plugins.sources._on_device import Behind, Nonzeros, to_device
 
 if TYPE_CHECKING:
@@ -87,13 +88,17 @@ class Transformers(ActivationSource):
     """The text."""
     accept_mismatch: bool = False
     """Whether to run although the coder's files name another model or place; results carry a warning."""
-    batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens per forward pass; halved when memory runs out."""
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 2048
+    """Tokens per forward pass; halved when memory runs out. With `auto`, contexts of like length are read together, and
+    a GPU gets 2,048 to 32,768 tokens, as its free memory allows; not measured on one yet."""
     compile: bool = False
     """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; it then rounds differently."""
     sort_on_device: bool = False
     """Whether nonzeros are sorted by latent on the device and written by a thread, which is meant for GPUs and has not
     been measured on one yet. The store is the same."""
+    fvu: bool = True
+    """Whether to measure the share of variance that reconstructions leave unexplained. Without it, decoders do not stay
+    on the device, and the store has a name of its own."""
     _latents: tuple[int, ...] | None = PrivateAttr(default=None)
     """The latents to encode; None for all."""
     _instead_of: Coder | None = PrivateAttr(default=None)
@@ -128,7 +133,8 @@ class Transformers(ActivationSource):
         """Return what activations depend on: model, precision, text, place, and the coder's weights."""
         latents = [] if self._latents is None else [list(self._latents)]
         compiled = ["compiled"] if self.compile else []
-        return [self.name, self._text(), self._place, self.coder.fingerprint(), *latents, *compiled]
+        less = [] if self.fvu else ["without fvu"]
+        return [self.name, self._text(), self._place, self.coder.fingerprint(), *latents, *compiled, *less]
 
     def shares(self) -> JsonValue:
         """Return a key of all but coder and hookpoint."""
@@ -193,7 +199,7 @@ class Transformers(ActivationSource):
         original = self.model_copy(update={"coder": self._instead_of or self.coder})
         point = _hookpoint(original, live)
         data = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
-        found = [x.flatten(0, 1)[mask.flatten()].cpu() for x, mask in _samples(live, point, data, self.batch_tokens)]
+        found = [x.flatten(0, 1)[mask.flatten()].cpu() for x, mask in _samples(live, point, data, self._sampled)]
         return original.coder.load("cpu", live.width(point)), torch.cat(found)
 
     def _measured(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
@@ -211,7 +217,7 @@ class Transformers(ActivationSource):
             coder = original.coder.load(live.device, live.width(point))
             return {
                 "latents": np.array(coder.n_latents, float),
-                "l0": np.array(_l0(coder, live, point, tokens, self.batch_tokens)),
+                "l0": np.array(_l0(coder, live, point, tokens, self._sampled)),
             }
 
         found = kept(original, measure)
@@ -264,9 +270,11 @@ class Transformers(ActivationSource):
         length = data.tokens.shape[1]
         with live.lock:
             live.check_contexts(length)
-        batch = max(1, first.batch_tokens // length)
-        # Whole batches, so that they are cut alike, and round alike, wherever and after whatever a shard is read.
-        shard = batch * max(1, cls._shard_tokens // (batch * length))
+        fixed = None if first.batch_tokens == "auto" else max(1, first.batch_tokens // length)
+        # Whole batches, so that they are cut alike, and round alike, wherever and after whatever a shard is read. Where
+        # they depend on free memory, shards do not, so that processes can divide them.
+        of, each = fixed or 1, length if fixed else -(-int(data.lengths.sum()) // max(1, len(data.lengths)))
+        shard = of * max(1, cls._shard_tokens // (of * each))
         waiting = list(zip(mine, writers, strict=True))
         with encoding_pass():
             while waiting:
@@ -276,11 +284,16 @@ class Transformers(ActivationSource):
                     live.device,
                     _ROOM_FOR_BATCHES,
                 )
-                while not _read(live, data, readings, batch, shard):
+                while not _read(live, data, readings, fixed, shard):
                     del readings[(len(readings) + 1) // 2 :]  # a single context finds no room beside all of them
                     give_back()
                 waiting = waiting[len(readings) :]
                 del readings
+
+    @property
+    def _sampled(self) -> int:
+        """Tokens per forward pass over a sample of the corpus."""
+        return batch_tokens(None) if self.batch_tokens == "auto" else self.batch_tokens
 
     @property
     def _place(self) -> str:
@@ -317,48 +330,66 @@ class Transformers(ActivationSource):
         return Fit.of(made, self.model, self.hookpoint, self.corpus.context, self.corpus.bos)
 
 
-def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], batch: int, shard: int) -> bool:
+def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], fixed: int | None, shard: int) -> bool:
     """Pass over the corpus once for some coders, and tell whether there was memory for them.
 
     Args:
         live: The model.
         data: The corpus.
         readings: The coders.
-        batch: Contexts per batch.
+        fixed: Contexts per batch; None for as many as memory allows.
         shard: Contexts per shard.
 
     Raises:
         NotEnoughMemory: If there is none for one coder alone.
     """
     import numpy as np
-    import torch
 
-    contexts = len(data.tokens)
+    contexts, length = data.tokens.shape
     points = [reading.point for reading in readings]
+    tokens = fixed * length if fixed else batch_tokens(free_memory(live.device))
+    by_length = fixed is None and all(reading.coder.token_wise for reading in readings)
+    batch, passed, padded = max(1, tokens // length), 0, 0
 
     def read(low: int, high: int) -> None:
-        longest = int(data.lengths[low:high].max())
-        tokens = torch.from_numpy(data.tokens[low:high, :longest].astype(np.int64))
-        with live.lock:
-            caught = live.capture(to_device(tokens, live.device), points)
-        whole = low % batch == 0 and high == min(low + batch, end)
+        nonlocal passed, padded
+        whole = (low, high) in batches
+        if not by_length:
+            take(captured(live, data, np.arange(low, high), points), low, high, whole)
+            return
+        text = text_by_length(live, data, low, high, points, tokens)
+        passed += text.computed
+        padded += text.computed - int(data.lengths[low:high].sum())
+        for begin, stop in text.parts:
+            rows = slice(int(data.mask[low:begin].sum()), int(data.mask[low:stop].sum()))
+            take({point: x[rows] for point, x in text.activations.items()}, begin, stop, whole)
+
+    def take(found: dict[HookPoint, Tensor], low: int, high: int, whole: bool) -> None:
         for reading in readings:
-            reading.take(caught[reading.point], low, high, whole=whole)
+            reading.take(found[reading.point], low, high, whole=whole)
             if reading.held >= _HELD // len(readings) or high == end:
                 reading.write(behind)
 
     try:
         with Behind() as behind:
-            for low in range(0, contexts, shard):
-                end = min(low + shard, contexts)
-                if (begin := min(reading.turn_to(low) for reading in readings)) < end:
-                    in_batches(read, begin // batch * batch, end, batch)
+            for first in range(0, contexts, shard):
+                end = min(first + shard, contexts)
+                begin = min(reading.turn_to(first) for reading in readings)
+                if by_length:
+                    batches = [(first + low, first + high) for low, high in groups(data.lengths[first:end], tokens)]
+                else:
+                    batches = [(low, min(low + batch, end)) for low in range(first, end, batch)]
+                in_batches(read, [(low, high) for low, high in batches if high > begin])
     except NotEnoughMemory:
         if len(readings) == 1:
             raise
         return False
+    cut: dict[str, float] = {"contexts_a_batch": batch}
+    if by_length:
+        cut = {"tokens_a_batch": tokens, "padding": round(padded / max(1, passed), 4)}
     for reading in readings:
-        reading.finish(batch)
+        reading.writer.note(**cut)
+        reading.finish()
     return True
 
 
@@ -381,6 +412,9 @@ class _Reading:
         if some is not None:
             self.coder = some
             writer.only(source._latents)
+        self.fvu = source.fvu
+        if not source.fvu:
+            self.coder = self.coder.encoding_only()
         compiled = source.compile and live.device.startswith("cuda") and self.coder.compile()
         precision = f"{live.model.dtype} {live.device}"
         self.done = writer.start(data, self.coder.n_latents, shard, made_with=precision)  # contexts
@@ -428,7 +462,7 @@ class _Reading:
         """Encode the activations of contexts low to high, and write them or keep them for `write`.
 
         Args:
-            activations: Activations.  [contexts, tokens, width]
+            activations: Activations of whole contexts, [contexts, tokens, width], or of their text, [text, width].
             low: The first context.
             high: The context after the last one.
             whole: Whether these are a batch as they are cut where memory suffices.
@@ -436,9 +470,11 @@ class _Reading:
         import torch
 
         # What an interrupted run has written, or a pass that then ran out of memory, is not taken again.
-        activations, low = activations[max(0, self.done - low) :], max(low, self.done)
-        if high <= low:
+        begin = max(low, self.done)
+        if high <= begin:
             return
+        known = begin - low if activations.ndim == 3 else int(self.data.mask[low:begin].sum())
+        activations, low = activations[known:], begin
         with torch.inference_mode():
             sparse, positions, sums = self._encoded(activations, low, high)
             found = positions[sparse.rows], sparse.latents, sparse.values.float()
@@ -460,18 +496,18 @@ class _Reading:
         import numpy as np
         import torch
 
-        n_tokens, length = activations.shape[1], self.data.tokens.shape[1]
-        mask = self.data.mask[low:high, :n_tokens].ravel()
-        place = (np.arange(low, high)[:, None] * length + np.arange(n_tokens)).ravel()
+        mask, length = self.data.mask[low:high], self.data.tokens.shape[1]
         if not self.coder.token_wise:
-            positions = to_device(torch.from_numpy(np.where(mask, place, -1)), activations.device)
-            return self.coder.encode(activations), positions, None
-        text = to_device(torch.from_numpy(np.stack([np.flatnonzero(mask), place[mask]])), activations.device)
-        x = activations.flatten(0, 1)[text[0]]
+            n_tokens = activations.shape[1]
+            place = np.arange(low, high)[:, None] * length + np.arange(n_tokens)
+            place = np.where(mask[:, :n_tokens], place, -1).ravel()
+            return self.coder.encode(activations), to_device(torch.from_numpy(place), activations.device), None
+        x = activations if activations.ndim == 2 else text_of(activations, mask)
+        positions = to_device(torch.from_numpy(low * length + np.flatnonzero(mask)), x.device)
         sparse, sums = self.coder.encode(x), None
-        if self.coder.autoencoder and (predicted := self.coder.reconstruct(x, sparse)) is not None:
+        if self.fvu and self.coder.autoencoder and (predicted := self.coder.reconstruct(x, sparse)) is not None:
             sums = _squares(x, predicted)
-        return sparse, text[1], sums
+        return sparse, positions, sums
 
     def _write(self, position: Tensor, latent: Tensor, value: Tensor) -> None:
         """Hand activations on the host to the writer, except those that are not text and the negative ones."""
@@ -500,9 +536,8 @@ class _Reading:
         way_out = "the coder's or the model's weights are damaged" if full else "set source.with.dtype to float32"
         return InputError(f"an activation at {self.named}, is NaN or infinite: {way_out}")
 
-    def finish(self, batch: int) -> None:
-        """Note what rounding depends on, and the share of variance that the coder leaves unexplained."""
-        self.writer.note(contexts_a_batch=batch)
+    def finish(self) -> None:
+        """Note the contexts that were read in smaller batches, and the share of variance left unexplained."""
         totals = self.writer.totals() or {}
         if smaller := int(totals.get(_SMALLER, 0)):
             self.writer.note(contexts_in_smaller_batches=smaller)

@@ -13,6 +13,7 @@ from typing import Any
 import saeval
 from saeval._util import InputError, file_name, write_atomic
 from saeval.exchange.board_facts import beside, ended
+from saeval.exchange.every_eval_ever_samples import write_samples
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, some
 
@@ -24,12 +25,16 @@ _UNKNOWN = {"deployment_type": "unknown", "model_availability": "unknown"}
 def write(
     result: RunResult, cells: Sequence[RunCell], folder: Path, names: Mapping[str, str], format_: str
 ) -> list[str]:
-    """Write `data/<collection>/<developer>/<model>/<uuid>.json` per cell; a run gives the same names each time."""
+    """Write `data/<collection>/<developer>/<model>/<uuid>.json` per cell, and `<uuid>_samples.jsonl` beside it.
+
+    A run gives the same names each time.
+    """
     lost = [
         "Every Eval Ever asks who evaluated and how they relate to the model, which a run does not know: it says "
         "`unknown` and `other`.",
         "Its records have no place for floors, lifts and coverage but free text (score_details.details).",
-        "Single latents, windows and explanations are omitted.",
+        "Of windows, only those that a scorer judged one by one are included, without the marks of fuzzing; of latents "
+        "and explanations, only what these windows name.",
     ]
     for cell in cells:
         document, empty = _document(result, cell, names)
@@ -43,6 +48,8 @@ def write(
         name = f"{uuid.UUID(bytes=digest[:16], version=4)}.json"
         file = folder.joinpath("data", *map(file_name, place), name)
         file.parent.mkdir(parents=True, exist_ok=True)
+        if (samples := write_samples(file, cell, document)) is not None:
+            document["detailed_evaluation_results"] = samples
         write_atomic(file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return lost
 

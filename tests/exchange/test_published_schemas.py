@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from made_cells import cell_of, explained, write_run
+from made_cells import cell_of, explained, judged, write_run
 
 import saeval
 from saeval import InputError
@@ -36,7 +37,8 @@ def valid(name: str, document: object) -> None:
 def run(tmp_path_factory):
     """A contestant with windows, and a baseline."""
     place = tmp_path_factory.mktemp("made") / "run"
-    tables = {"explanations": explained({i: f"word {i}" for i in LATENTS})}
+    answers = [row for i in (0, 1) for row in judged("detection", i, [True, True, None])]
+    tables = {"explanations": explained({i: f"word {i}" for i in LATENTS}), "judgements": answers}
     own = cell_of("topk", SCORES)
     own.scores[0] = own.scores[0].model_copy(update={"lift": 0.2, "lift_ci95": (0.1, 0.3), "verdict": "weak"})
     own.scores[1] = own.scores[1].model_copy(update={"range": (0.0, None)})
@@ -68,6 +70,27 @@ def test_every_eval_ever_record_follows_the_schema_and_keeps_interval_floor_and_
     assert record["evaluation_results"][1]["metric_config"]["max_score"] == "Infinity"
     export_run(run, "every-eval-ever", tmp_path / "again", cell="topk")
     assert [p.name for p in (tmp_path / "again").rglob("*.json")] == [file.name]
+
+
+def test_every_eval_ever_has_a_line_per_judged_window_that_leads_to_its_result(run, tmp_path):
+    export_run(run, "every-eval-ever", tmp_path / "out", cell="topk")
+    (file,) = (tmp_path / "out").rglob("*.json")
+    record = json.loads(file.read_text())
+    valid("every_eval_ever", record)
+    about = record["detailed_evaluation_results"]
+    samples = file.parent / about["file_path"]
+    assert about["checksum"] == hashlib.sha256(samples.read_bytes()).hexdigest()
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(lines) == about["total_rows"] == 2 * 3
+    for line in lines:
+        valid("every_eval_ever_instance", line)
+        assert line["evaluation_id"] == record["evaluation_id"]
+    assert {line["evaluation_result_id"] for line in lines} == {record["evaluation_results"][0]["evaluation_result_id"]}
+    right, wrong, unread = lines[:3]
+    assert right["input"] == {"raw": "Explanation: word 0\nWindow: ab", "reference": ["1"], "choices": ["0", "1"]}
+    assert (right["output"]["raw"], right["evaluation"]) == (["1"], {"score": 1.0, "is_correct": True})
+    assert (wrong["output"]["raw"], wrong["evaluation"]["is_correct"], wrong["error"]) == (["1"], False, None)
+    assert (unread["output"]["raw"], unread["answer_attribution"], unread["error"]) == ([], [], "unparsed")
 
 
 def test_hugging_face_reads_the_results_of_contestants(run, tmp_path):

@@ -56,7 +56,7 @@ class Meaning:
     negated: bool = False
 
     def fits(self, text: str) -> bool:
-        """Tell whether a piece of text fits."""
+        """Return whether a piece of text fits."""
         return bool(self.words & set(re.findall(r"\w+", text))) is not self.negated
 
 

@@ -102,7 +102,7 @@ def _newcombe(area: float, m: int, n: int, z: float = Z95) -> Interval:
 
 
 def reliability(scores: ArrayLike, variances: ArrayLike) -> float | None:
-    """Return the share of the variance between latents that is not noise of their windows; None where there is none.
+    """Return the share of the variance between latents that is not noise of their windows; None if there is none.
 
     It is the expected correlation with a second scoring on other windows of the same latents: split-half reliability
     for the full number of windows (Rulon 1939), averaged over all splits. 0 where the noise explains all.

@@ -28,7 +28,7 @@ class Contrast:
 
     Attributes:
         metric: `scorer.metric`.
-        higher_is_better: Direction of the metric; None where neither is better.
+        higher_is_better: Direction of the metric; None if neither is better.
         a: Mean over A's latents; over the shared ones when paired.
         b: The same for B.
         n: Latents behind each of them.

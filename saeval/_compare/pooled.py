@@ -111,7 +111,7 @@ def _mean(items: Iterable[Any], name: str) -> float | None:
 
 
 def _dollars(items: Iterable[Any]) -> float | None:
-    """Return the sum of dollars; None where one is unknown."""
+    """Return the sum of dollars; None if one is unknown."""
     dollars = [item.usd for item in items]
     return None if None in dollars else sum(dollars)
 

@@ -1,4 +1,4 @@
-"""Runs a task: lists its work, collects, samples, explains, scores, and writes down each result as it is made.
+"""Runs a task: lists its work, collects, samples, explains, scores, and saves each result as soon as it is made.
 
 The underscore is there because `saeval.run` is the function.
 """

@@ -261,7 +261,7 @@ def _rows(
 
 
 def _conditions_met(scored: Scored, step: StepPart[Any]) -> bool:
-    """Tell whether the mean of each metric of a scorer lies between the values that it wants."""
+    """Return whether the mean of each metric of a scorer lies between the values that it wants."""
     for metric in (metric for metric in step.part.plugin.metrics if metric.wanted is not None):
         values = scored.values(metric.name)
         if values and not metric.meets(sum(values.values()) / len(values)):

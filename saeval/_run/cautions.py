@@ -1,4 +1,4 @@
-"""Says what a reader should know beside the numbers: cautions about cells, warnings about runs, limits exceeded."""
+"""Writes cautions about cells, warnings about runs, and messages about exceeded limits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from saeval.task import Task
 
 RECORDED = (
-    "Language models' replies were recorded in an earlier run and are repeated here: nothing was asked, and the "
-    "numbers do not rank beside those of live models."
+    "Language models' replies were recorded in an earlier run and are replayed here, so the numbers do not rank "
+    "beside those of live models."
 )
 
 _FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
@@ -28,12 +28,12 @@ def cautions_of(outcome: CellState) -> list[str]:
         return list(dict.fromkeys(said))
     if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:
         said.append(
-            f"The coder explains nothing of what it reads (fvu {fvu:.2f}, where predicting the mean gives 1): it may "
-            "belong to another place or model, or the text may be unlike that of its training."
+            f"The coder explains no variance (fvu {fvu:.2f}; predicting the mean gives 1): it may belong to another "
+            f"hookpoint or model, or the text may differ from its training data."
         )
     expected, l0 = store.facts.get("l0_of_files"), outcome.l0
     if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
-        said.append(f"{l0:.3g} latents fire per token, and the coder's files say {expected:g}.")
+        said.append(f"{l0:.3g} latents fire per token, but the coder's files say {expected:g}.")
     return list(dict.fromkeys(said))
 
 
@@ -79,8 +79,8 @@ def warnings_of(
                 found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
         if dependent := outcomes[cell.cell].dependent:
             found.append(
-                f"{cell.cell}: {dependent} latents have no other one that fires independently of them, so their "
-                "floors are made of the explanations of latents that fire with them or avoid them."
+                f"{cell.cell}: {dependent} latents have no other latent that fires independently of them, so their "
+                f"floors use explanations of latents that fire with them or avoid them."
             )
         found += _without_probabilities(outcomes[cell.cell])
     return [*found, *_flaws(outcomes.values())]
@@ -181,8 +181,8 @@ def _flaws(outcomes: Iterable[CellState]) -> Iterator[str]:
             )
         if unverified := outcome.records.flaws.get("unverified"):
             yield (
-                f"{name}: the sampler {sampler} calls windows silent without looking: the latent fires in "
-                f"{unverified.windows} of {unverified.of} of them, where right answers count as wrong."
+                f"{name}: the sampler {sampler} calls windows silent without checking: the latent fires in "
+                f"{unverified.windows} of {unverified.of} of them, so right answers count as wrong there."
             )
 
 

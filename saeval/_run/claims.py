@@ -1,4 +1,4 @@
-"""What a run's own numbers say of the claims in its spec: shown, not shown, contradicted, or too little to tell."""
+"""Tests the claims of a spec on the run's own numbers: shown, not shown, contradicted, or undecidable."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Estimate:
         what: The quantity in words.
         n: Latents (or cells) behind each side of it.
         value: The difference; None when there is none.
-        ci95: Its interval; None where a p value stands for it, or it is counted and not estimated.
+        ci95: Its interval; None if a p value stands for it, or it is counted and not estimated.
         p: Two-sided p value of no difference.
         exact: Whether it is counted and not estimated.
         lift: What a score that is compared with could lose; None for other quantities.
@@ -58,13 +58,13 @@ class _Estimate:
 
 
 def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
-    """Hold the claims of a task's spec against what its run found.
+    """Test the claims of a task's spec on the run's results.
 
-    A claim is *shown* when the 95 % interval of the difference lies on the claimed side, *contradicted* when it lies
-    on the other, *not shown* when it reaches over both, and *cannot be told* when there are fewer than eight latents on
-    a side or nothing to compare. For `near`, the claimed side is within a margin of 0: a share of the lift that could
-    be lost, so that a run with little lift cannot hide its loss. Each claim is taken by itself: of twenty that are
-    false, one will seem to hold.
+    A claim is *shown* if the 95 % interval of the difference lies on the claimed side, *contradicted* if it lies on the
+    other, *not shown* if it covers both, and *cannot be told* with fewer than eight latents on a side or nothing to
+    compare. For `near`, the claimed side is within a margin of 0: a share of the lift that could be lost, so that a run
+    with little lift cannot hide its loss. Each claim is tested by itself, so one of twenty false claims will seem to
+    hold.
 
     Args:
         task: The task, with its findings.
@@ -246,14 +246,14 @@ class _Claims:
 
     def tokens(self, spec: FindingSpec, names: tuple[str, str], cells: Sequence[CellState]) -> _Estimate:
         level = 1.0 if spec.than is None else float(spec.than)
-        what = f"tokens for a latent, {names[0]} over {names[1]}: {_named(spec.cells)}, less {level:g}"
+        what = f"tokens per latent, {names[0]} over {names[1]}: {_named(spec.cells)}, less {level:g}"
         taken = []
         for name in names:
             found = [o.scored[name, MAIN] for o in cells if (name, MAIN) in o.scored]
             usage, latents = [s.spent.total for s in found], sum(map(len, found))
             taken.append(sum(u.input_tokens + u.output_tokens for u in usage) / latents if latents else 0.0)
         if not all(taken):
-            return _Estimate(what, why="one of the two took no tokens that were counted")
+            return _Estimate(what, why="one of the two has no token counts")
         return _Estimate(what, value=taken[0] / taken[1] - level, exact=True)
 
     # --- similarity ---

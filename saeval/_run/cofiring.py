@@ -1,4 +1,4 @@
-"""Finds which other latents fire where a latent is strongest in its windows."""
+"""Finds the latents that fire together with a latent on the strongest token of its windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents that fail: which failures are written down, and when a run should stop because of them."""
+"""Decides which failures of latents are recorded, and when they stop a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from saeval._util import SaevalError
 
 
 class GaveUp(SaevalError):
-    """The first latents of a step all failed alike, or its model is gone, so going on would only fail more.
-    Resumable."""
+    """Raised if the first latents of a step all failed for one reason, or its model is gone. The run can be resumed."""
 
 
 class _Failure(NamedTuple):
@@ -51,7 +50,7 @@ class Failures:
             ):
                 which = f"{self._limit} latents in a row" if self._any_success else f"the first {self._limit} latents"
                 raise GaveUp(
-                    f"{self._step}: {which} all failed alike: {made.result.reason}. "
+                    f"{self._step}: {which} all failed for one reason: {made.result.reason}. "
                     "Completed work is saved. Fix the problem, then rerun the same command."
                 )
 

@@ -1,4 +1,4 @@
-"""Recognises a run that is finished and unchanged, so that running it again writes nothing."""
+"""Recognises a finished, unchanged run, so that a rerun writes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ASIDE = ("run.json", "logs")  # what changes with every sitting
 
 
 def keep(folder: Path, task: Task, limit: int | None) -> None:
-    """Write down that a run has finished, what its results depend on, and how its files are.
+    """Record that a run has finished, what its results depend on, and the state of its files.
 
     Raises:
         InputError: If there is no room.

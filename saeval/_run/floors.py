@@ -1,4 +1,4 @@
-"""Chooses whose explanation is the floor of a latent, and which latents have a floor, from store and seed."""
+"""Chooses, from store and seed, which latents have a floor, and whose explanation it is."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LOOKS = 64  # latents compared to find one that fires independently
 
 
 def number(latents: int) -> int:
-    """Return for how many of so many latents a floor is judged: half of them, and 20 at least."""
+    """Return the number of latents with a judged floor: half of them, and at least 20."""
     return max((latents + 1) // 2, min(latents, _FEWEST))
 
 
 def in_order(latents: Sequence[int], seed: int) -> list[int]:
-    """Return latents in a random order of their own: one more or less of them moves no other."""
+    """Return latents in a random order in which adding or removing one moves no other."""
     return sorted(latents, key=lambda latent: content_hash(seed, "floor", latent))
 
 
@@ -36,7 +36,7 @@ def judged(latents: Sequence[int], seed: int) -> frozenset[int]:
 
 
 class Partners:
-    """Finds latents of a cell whose explanations are uninformed about another one: they fire near independently of it.
+    """Finds latents whose explanations are uninformed about another, because they fire nearly independently of it.
 
     Another latent's explanation is a floor only if it is neither nearly right (a near duplicate, which fires in the
     same windows) nor wrong on purpose (one that fires where this one is silent): both firing in one window must be
@@ -72,7 +72,7 @@ class Partners:
         yield from (other for _, other in sorted(dependent, key=lambda found: found[0]))
 
     def independent(self, latent: int, other: int) -> bool:
-        """Tell whether two latents fire in the same windows about as often as chance has it."""
+        """Return whether two latents fire in the same windows about as often as expected by chance."""
         return self.dependence(latent, other) <= log(_FACTOR)
 
     def dependence(self, latent: int, other: int) -> float:

@@ -1,4 +1,4 @@
-"""The journal of a run: results of finished work items by key, written down as soon as they are made."""
+"""The journal of a run: results of finished work items by key, saved as soon as they are made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saeval._util import InputError, LineFile, os_reason, parse_json
 
 
 class Journal:
-    """Results by the key of their work item. What is finished survives a kill; resuming trusts it.
+    """Results by key of their work item. Finished items survive a kill; resuming trusts them.
 
     Only the places of entries are held in memory; the entries are read from the file when wanted.
 
@@ -59,7 +59,7 @@ class Journal:
         return None if entry is None else expanded(entry["value"])
 
     def finish(self, key: str, value: Any) -> None:
-        """Write down a finished work item; it survives a kill from here on.
+        """Save a finished work item, which then survives a kill.
 
         Raises:
             InputError: If there is no room, or the directory cannot be written to any more.
@@ -84,7 +84,7 @@ class Journal:
 
 
 def _entry(line: bytes) -> Any | None:
-    """Return the entry on a line, or None where its checksum does not fit or it is no entry."""
+    """Return the entry on a line, or None if its checksum does not fit or it is no entry."""
     digest, _, text = line.rstrip(b"\n").partition(b" ")
     if digest != _digest(text):
         return None

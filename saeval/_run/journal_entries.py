@@ -73,12 +73,12 @@ def _digits(column: Any) -> Any:
 
 
 def usable_explanation(entry: Any) -> bool:
-    """Tell whether an entry holds an explanation, and what it took."""
+    """Return whether an entry holds an explanation, and what it took."""
     return _usable(entry, Explanation) is not None
 
 
 def usable_score(entry: Any, metrics: Sequence[Metric]) -> bool:
-    """Tell whether an entry holds a score whose values are in their metrics' ranges, and what it took."""
+    """Return whether an entry holds a score whose values are in their metrics' ranges, and what it took."""
     score = _usable(entry, Score)
     return isinstance(score, Score) and out_of_range(score, metrics) is None
 
@@ -97,14 +97,14 @@ def out_of_range(score: Score, metrics: Sequence[Metric]) -> str | None:
 
 
 def numbers(entry: Any, names: Sequence[str]) -> bool:
-    """Tell whether an entry is a mapping from these names to finite numbers."""
+    """Return whether an entry is a mapping from these names to finite numbers."""
     return isinstance(entry, dict) and all(
         isinstance(entry.get(name), int | float) and math.isfinite(entry[name]) for name in names
     )
 
 
 def rows(entry: Any, n: int) -> bool:
-    """Tell whether an entry holds a result of so many rows of lists, or none at all."""
+    """Return whether an entry holds a result of so many rows of lists, or none at all."""
     try:
         found = _ROWS.validate_python(entry.get("result") if isinstance(entry, dict) else None)
     except ValidationError:

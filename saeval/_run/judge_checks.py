@@ -1,4 +1,4 @@
-"""What `judge-check` found of a model, kept where every later run that is judged by the same model finds it."""
+"""Stores the results of `judge-check`, so that later runs with the same judge find them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CHECKED = "balanced_accuracy"
 
 
 def _place(role: RolePart) -> Path:
-    """A judge is all that its answers depend on: model, plugin, address and other options, temperature, tokens."""
+    """Return the file of a judge, identified by all that its answers depend on: model, plugin, options, temperature."""
     return cache_dir() / "judge-checks" / f"{content_hash('judge', role.identity)}.json"
 
 
 def prompts_of(step: StepPart[Any]) -> str:
-    """Return a hash of what a scorer asks: its plugin, its options and its prompts."""
+    """Return a hash of a scorer's questions: its plugin, options and prompts."""
     return content_hash(step.part.loaded.id, step.part.plugin.fingerprint())
 
 
@@ -80,7 +80,7 @@ def _scorers(task: Task, rows: list[ScoreRow], windows: Mapping[str, int]) -> li
 
 
 def find(role: RolePart) -> JudgeCheck | None:
-    """Return what a check found of a role's model under these very options, or None where it was never checked."""
+    """Return the check of a role's model with exactly these options; None if it was never checked."""
     try:
         return JudgeCheck.model_validate_json(_place(role).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def find(role: RolePart) -> JudgeCheck | None:
 
 
 def of_scorer(check: JudgeCheck | None, step: StepPart[Any]) -> ScorerCheck | None:
-    """Return what a check found of a judge under a scorer that asks in the same words, or None."""
+    """Return the check of a judge under a scorer with the same prompts; None if there is none."""
     asks = prompts_of(step)
     return next((found for found in check.scorers if found.asks == asks), None) if check else None
 

@@ -1,4 +1,4 @@
-"""Tells which stages of a task use models that are loaded into this process."""
+"""Determines which stages of a task use models loaded into this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explains and scores: does each work item as soon as what it needs is there, a bounded number at a time.
+"""Explains and scores: does each work item as soon as its inputs are ready, a bounded number at a time.
 
 There is no barrier between cells, scorers or stages. Whatever the order of arrival, results are the same: an item's
 random stream and key depend on the item alone, and a shuffled explanation waits for the latents that come before it.
@@ -136,7 +136,7 @@ def _explaining(state: RunState, steps: Mapping[str, Sequence[StepWork]], by_sta
 
 
 class Pipeline:
-    """Explains and scores everything that a run has to, and writes each result down as soon as it is made.
+    """Explains and scores all items of a run, and saves each result as soon as it is made.
 
     Args:
         state: The run; receives what is found out.
@@ -323,7 +323,7 @@ class Pipeline:
 
 
 class _Shuffling:
-    """Gives each latent of a cell the explanation of another one that fires near independently of it.
+    """Gives each latent of a cell the explanation of another latent that fires nearly independently of it.
 
     It is that of the first partner which has an explanation, so it waits until those before are known to have none.
 
@@ -373,7 +373,7 @@ def _in_process(task: Task) -> bool:
 
 
 def _mind_memory() -> None:
-    """Stop while there is still memory to stop with: a new process begins with what a leak has taken.
+    """Stop the run before memory runs out; a new process recovers what a leak has taken.
 
     Raises:
         GaveUp: If there is hardly any left.
@@ -382,7 +382,7 @@ def _mind_memory() -> None:
     if left is not None and left < _LITTLE_MEMORY:
         raise GaveUp(
             f"memory is nearly used up ({left:.1%} left); completed work is saved. Rerun the same command, which "
-            "starts with fresh memory; if it happens soon again, a model or plugin needs more than this machine has"
+            f"starts with fresh memory; if this recurs soon, a model or plugin needs more memory than this machine has"
         )
 
 

@@ -1,4 +1,4 @@
-"""What would be sent to the models: the first prompts of a task, made without asking anyone."""
+"""Makes the first prompts of a task without asking a model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def preview_prompts(task: Task, n: int, display: Display) -> list[dict[str, Any]
         display: Where the progress of collecting is shown.
 
     Returns:
-        One mapping a prompt: step, latent, role, text.
+        One mapping per prompt: step, latent, role, text.
     """
     import asyncio
 

@@ -1,4 +1,4 @@
-"""Writes how far a run has got to a file of its directory, which `saeval view --follow` shows."""
+"""Writes a run's progress to a file in its directory, for `saeval view --follow`."""
 
 from __future__ import annotations
 

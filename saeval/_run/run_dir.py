@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, its log, and where its files lie."""
+"""The directory of a run: its lock, log and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a task: collect, sample, explain, score, and write it all down."""
+"""Runs a task: collects, samples, explains, scores, and writes the results."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class _Run:
         self.display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
 
     def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
-        """See that every model answers, and that the spending limit can hold, before anything is collected."""
+        """Check that every model answers, and that the spending limit can hold, before anything is collected."""
         earlier = self.calls.earlier()
         if not allow_model_change:
             self.calls.expected = earlier.served
@@ -441,7 +441,7 @@ def _unshrunk(limit: int | None, folder: RunDir, task: Task) -> int | None:
 
 
 def _holds(file: Path, spec: Any) -> bool:
-    """Tell whether a YAML file holds just this spec."""
+    """Return whether a YAML file holds just this spec."""
     import yaml
 
     try:

@@ -1,4 +1,4 @@
-"""Choose the latents of a cell, and sample the windows that explain and score each."""
+"""Chooses the latents of a cell, and samples the windows that explain and score each."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Records:
         record = self._kept.get(latent) or self._make(latent)
         if record is None:
             raise InputError(
-                f"latent {latent}: the sampler gave windows once and none the next time; what a sampler gives should "
-                "depend on its arguments alone"
+                f"latent {latent}: the sampler returned windows once and none the next time; its result must depend "
+                f"only on its arguments"
             )
         return record
 
@@ -230,8 +230,8 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
     unknown = ~store.knows(record.latent.index, np.array(contexts, dtype=np.int64))
     if unknown.any():
         raise StoreError(
-            f"sampler {sampler}: takes latent {record.latent} for silent in {int(unknown.sum())} windows of which the "
-            "source cannot tell; a sampler should ask store.knows()"
+            f"sampler {sampler}: takes latent {record.latent} for silent in {int(unknown.sum())} windows that the "
+            f"source does not cover; a sampler must check store.knows()"
         )
 
 

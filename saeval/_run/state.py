@@ -1,4 +1,4 @@
-"""What a run knows so far: explanations, and of every score the numbers that a summary needs."""
+"""The state of a run in memory: explanations, and the numbers of each score that summaries need."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class UsageSum:
 
     @property
     def total(self) -> Usage:
-        """The sum; dollars are None where a price is unknown."""
+        """The sum; dollars are None if a price is unknown."""
         return replace(self._tokens, usd=None if self._usd is None else fsum(self._usd))
 
 
@@ -160,12 +160,12 @@ class Scored:
         return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
 
     def noise(self, metric: str) -> dict[int, float]:
-        """Return the variance of the headline score of every latent that has one, by latent; nan where unknown."""
+        """Return the variance of the headline score of every latent that has one, by latent; nan if unknown."""
         known = dict(zip(self._latents, self._noise, strict=True))
         return {latent: known[latent] for latent in self.values(metric)}
 
     def reliability(self, metric: str) -> float | None:
-        """Return the reliability of the latents' headline scores; None where it is not known."""
+        """Return the reliability of the latents' headline scores; None if it is not known."""
         return reliability([*self.values(metric).values()], [*self.noise(metric).values()])
 
     def tallies(self, rates: Mapping[int, float]) -> list[Tally]:

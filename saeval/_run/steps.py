@@ -1,4 +1,4 @@
-"""Do one step on one latent: explain it, or score an explanation of it. Every executor runs this code and no other."""
+"""Does one step on one latent: explains it, or scores an explanation. Every executor runs this code."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class StepInput:
         cell: Name of the cell.
         step: Label of the scorer, or which explanation to make: a baseline's name, or anything else for the main one.
         examples: What the step may see of the latent.
-        explanation: What is scored; None where an explanation is to be made.
+        explanation: What is scored; None if an explanation is to be made.
     """
 
     cell: str

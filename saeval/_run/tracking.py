@@ -1,4 +1,4 @@
-"""Reports a run to experiment trackers, while it lasts and at its end; their failures are messages and nothing more."""
+"""Reports a run to experiment trackers, during the run and at its end; their failures only cause messages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _report(following: list[Part[Tracker]], progress: RunProgress, display: Disp
             following.remove(part)
             log.error("a tracker raised\n%s", traceback.format_exc())
             said = without_secrets(f"{type(error).__name__}: {error}")
-            display.say(f"{_name(part)}: {said}; it gets no more progress")
+            display.say(f"{_name(part)}: {said}; it receives no more progress")
 
 
 def _name(part: Part[Tracker]) -> str:
@@ -99,7 +99,7 @@ def tell(trackers: Iterable[Part[Tracker]], result: RunResult, folder: Path, dis
     """
     for part in trackers:
         if (failure := _failure_of(part.plugin, result, folder)) is not None:
-            display.say(f"{_name(part)}: {failure}; the run itself is whole")
+            display.say(f"{_name(part)}: {failure}; the run itself is complete")
 
 
 def _failure_of(tracker: Tracker, result: RunResult, folder: Path) -> str | None:
@@ -116,5 +116,5 @@ def _failure_of(tracker: Tracker, result: RunResult, folder: Path) -> str | None
     thread.start()
     thread.join(_LONGEST)
     if thread.is_alive():
-        return f"still not done after {_LONGEST:g} s, and not waited for"
+        return f"still not done after {_LONGEST:g} s; not waiting any longer"
     return failures[0] if failures else None

@@ -33,7 +33,7 @@ class TypedText:
         self._sources = {name: s for name, s in sources.items() if "text" in s.offers()}
         self.cells = [*self._sources]
         if not self.cells:
-            raise InputError(f"{run_dir}: no cell of this run has a model that could read a text")
+            raise InputError(f"{run_dir}: no cell of this run has a model that can read text")
         first = self._sources[self.cells[0]]
         if "subject" in first.offers():  # loads the model before the first text is typed
             first.subject()

@@ -1,4 +1,4 @@
-"""Small things every folder uses: errors, files, paths, seeding, secrets, text, progress."""
+"""Utilities for every folder: errors, files, paths, seeding, secrets, text, progress."""
 
 from __future__ import annotations
 

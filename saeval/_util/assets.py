@@ -22,13 +22,13 @@ PREFIX = "package:"
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be made again: `SAEVAL_CACHE`, or `~/.cache/saeval`."""
+    """Return the cache folder: `SAEVAL_CACHE`, or `~/.cache/saeval`."""
     return Path(os.environ.get("SAEVAL_CACHE") or Path.home() / ".cache" / "saeval").expanduser()
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A model that a package of the registry carries.
+    """A model shipped in a Python package.
 
     Attributes:
         package: Name of the package, as pip knows it.
@@ -70,7 +70,7 @@ class Asset:
         return place
 
     def check(self) -> None:
-        """See whether the package is installed, without importing it.
+        """Check whether the package is installed, without importing it.
 
         Raises:
             InputError: If it is not.
@@ -153,7 +153,7 @@ def _assemble(assemble: Callable[[Path], object], place: Path, asset: Asset) -> 
                 temporary.replace(place)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{PREFIX}{asset.package}: could not be put together at {place} ({reason})") from error
+        raise InputError(f"{PREFIX}{asset.package}: could not be assembled at {place} ({reason})") from error
 
 
 def _verify(file: Path, asset: Asset) -> None:

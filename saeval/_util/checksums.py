@@ -35,7 +35,7 @@ def forget_checksums(folder: Path) -> None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return what differs from a run's checksums: changed, missing, or not even listed; nothing where there are none.
+    """Return what differs from a run's checksums: changed, missing, or not even listed; nothing if there are none.
 
     Runs of earlier versions have none, and neither has one that is being written.
     """

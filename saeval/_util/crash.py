@@ -21,14 +21,14 @@ def internal_error(error: Exception, log: Path | None = None) -> InternalError:
         log: The log to add it to; one of its own in the cache where there is none, or where it cannot be written to.
     """
     if (short := shortage(error)) is not None:
-        return InternalError(f"{short}. What is finished is kept; the same command resumes it")
+        return InternalError(f"{short}. Completed work is saved; rerun the same command to resume")
     text = without_secrets("".join(traceback.format_exception(error)))
     own = cache_dir() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.log"
     written = next((place for place in (log, own) if place is not None and _added(place, text)), None)
     where = f"the traceback is in {written}" if written else "no log could be written"
     line = " ".join(without_secrets(str(error)).split())[:200] or "no reason given"
     return InternalError(
-        f"something failed that saeval did not foresee ({type(error).__name__}: {line}); {where}. Please report it, "
+        f"an unexpected error occurred ({type(error).__name__}: {line}); {where}. Please report it, "
         "with that log and the task spec"
     )
 

@@ -53,5 +53,5 @@ def clean(value: T) -> T:
 
 
 def has_halves(text: str) -> bool:
-    """Tell whether JSON text may spell half of a surrogate pair; the cheap question before `clean`."""
+    """Return whether JSON text may spell half of a surrogate pair; the cheap question before `clean`."""
     return _HALF in text or "\\uD" in text

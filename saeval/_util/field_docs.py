@@ -44,7 +44,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:
-    """Return the docstrings beneath a class's own annotated attributes; none where its source is not at hand."""
+    """Return the docstrings beneath a class's own annotated attributes; none if its source is not at hand."""
     return _docstrings(cls.__module__).get(cls.__qualname__, {})
 
 

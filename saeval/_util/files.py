@@ -46,7 +46,7 @@ def _new_beside(path: Path) -> Path:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file whole, or leave what was there.
+    """Write a file atomically; on failure, the old file remains.
 
     Raises:
         InputError: If the place cannot be written to.
@@ -100,7 +100,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: is not JSON ({error.msg}, column {error.colno})") from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise InputError(f"{file}: is not whole gzip; download it again") from None
+        raise InputError(f"{file}: is an incomplete gzip file; download it again") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
     except OSError as error:
@@ -144,8 +144,8 @@ class LineFile:
                 return size
             except OSError as error:
                 raise InputError(
-                    f"{self.path}: cannot be written ({os_reason(error)}); what is finished is kept, and the same "
-                    "command resumes it"
+                    f"{self.path}: cannot be written ({os_reason(error)}); completed work is saved; rerun the same "
+                    f"command to resume"
                 ) from None
 
     def line_at(self, offset: int, length: int) -> bytes:

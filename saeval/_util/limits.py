@@ -1,4 +1,4 @@
-"""Names the resource a machine ran short of: disk, memory or open files."""
+"""Names the resource that ran out: disk, memory or open files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = {
 
 
 def shortage(error: BaseException | None) -> str | None:
-    """Return what was short when an error was raised, and what to do about it; None where nothing was.
+    """Return what was short when an error was raised, and what to do about it; None if nothing was.
 
     Example:
         >>> shortage(MemoryError()).partition(";")[0]

@@ -1,4 +1,4 @@
-"""Tells how much memory a process may still take."""
+"""Determines how much memory is free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CGROUPS = (
 
 
 def free_memory() -> int | None:
-    """Return the bytes that are free on this machine, or in this container if that is less; None where unknown."""
+    """Return the bytes that are free on this machine, or in this container if that is less; None if unknown."""
     known = [found for found in (_of_machine(), *(_of_container(*files) for files in _CGROUPS)) if found is not None]
     return min(known) if known else None
 

@@ -31,7 +31,7 @@ def claim(folder: Path, what: str = "a run") -> None:
             if its name has a credential in it, which results and reports would repeat.
     """
     if names_credential(str(folder)):
-        raise InputError(f"the directory for {what} is named after a credential of your environment; choose another")
+        raise InputError(f"the directory for {what} has a credential of your environment in its name; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (is_ours(folder) or is_empty(folder)):
@@ -74,7 +74,7 @@ def claim_inside(folder: Path, what: str) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Tell whether a directory carries saeval's mark, or is a run directory of a version without one."""
+    """Return whether a directory carries saeval's mark, or is a run directory of a version without one."""
     if _is_plain(folder / OWNER_FILE):
         return True
     if not _is_plain(folder / "run.json"):
@@ -87,12 +87,12 @@ def is_ours(folder: Path) -> bool:
 
 
 def is_empty(folder: Path) -> bool:
-    """Tell whether nothing is in a directory."""
+    """Return whether nothing is in a directory."""
     return next(iter(os.scandir(folder)), None) is None
 
 
 def refuse_strange(folder: Path) -> None:
-    """See that there is nothing but directories and plain files in a directory, none of them shared with another place.
+    """Check that a directory contains only directories and plain files, none of them shared with another place.
 
     Writing to a link, or to a file that has another name elsewhere, would change what is there; a pipe would hang.
 
@@ -103,7 +103,7 @@ def refuse_strange(folder: Path) -> None:
         facts = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(facts.st_mode):
             continue
-        kind = "is a symbolic link" if stat.S_ISLNK(facts.st_mode) else "is no plain file"
+        kind = "is a symbolic link" if stat.S_ISLNK(facts.st_mode) else "is not a plain file"
         if stat.S_ISREG(facts.st_mode):
             kind = "is a hard link" if facts.st_nlink > 1 else ""
         if kind:

@@ -1,4 +1,4 @@
-"""Says which variables of the environment a spec may name, and which addresses a provider's key may be sent to."""
+"""Checks which environment variables a spec may name, and to which addresses a provider's key may be sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Provider(NamedTuple):
 
     Attributes:
         variables: Environment variables that hold its key.
-        hosts: Its addresses, `*` for anything; none where no language model answers there.
+        hosts: Its addresses, `*` for anything; none if no language model answers there.
     """
 
     variables: tuple[str, ...]
@@ -103,7 +103,7 @@ def granted() -> dict[str, str]:
 
 
 def check_variable(name: str) -> None:
-    """See that a spec may name this environment variable as one that holds a key.
+    """Check that a spec may name this environment variable as one that holds a key.
 
     Raises:
         InputError: If its name does not end in `_API_KEY`, and the user has not allowed it.
@@ -118,7 +118,7 @@ def check_variable(name: str) -> None:
 
 
 def check_receiver(provider: str, address: str) -> None:
-    """See that a provider's key may be sent to an address.
+    """Check that a provider's key may be sent to an address.
 
     Raises:
         InputError: If the address is neither the provider's nor on this machine, and the user has not allowed it.
@@ -137,7 +137,7 @@ def check_receiver(provider: str, address: str) -> None:
 
 
 def check_address(address: str) -> None:
-    """See that an address is one that every library reads alike: no user name, no spaces, no backslash.
+    """Check that an address is one that every library reads alike: no user name, no spaces, no backslash.
 
     Raises:
         InputError: If it is not.

@@ -1,4 +1,4 @@
-"""Refuses pipes, devices and sockets among the files that users name: reading one could wait or go on for ever."""
+"""Refuses pipes, devices and sockets among the files that users name, because reading one might never end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refuse_pipe(file: Path) -> None:
         return
     for is_kind, kind in _KINDS:
         if is_kind(mode):
-            raise InputError(f"{file}: is {kind}, not a plain file; copy what it gives into a file, and name that")
+            raise InputError(f"{file}: is {kind}, not a plain file; copy its content into a file, and use that")
 
 
 def refuse_pipes(place: Path) -> None:

@@ -11,7 +11,7 @@ _MALICIOUS = {"litellm": (re.compile(r"1\.82\.[78]|1\.107\..*"), "'litellm>=1.83
 
 
 def refuse_malicious(package: str) -> None:
-    """See that the installed release of a package is none of those that are known to be malicious.
+    """Check that the installed release of a package is none of those that are known to be malicious.
 
     Args:
         package: Name of the package, as pip knows it.

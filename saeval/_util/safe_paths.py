@@ -22,7 +22,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         InputError: If something is there already, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is there already, and would be overwritten; choose another place")
+        raise InputError(f"{out}: already exists and would be overwritten; choose another path")
     out = out.absolute()
     folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

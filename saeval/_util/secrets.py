@@ -150,7 +150,7 @@ def look_again() -> None:
 
 
 def names_credential(text: str) -> bool:
-    """Tell whether a credential of this process is in a text, by its value, in any spelling."""
+    """Return whether a credential of this process is in a text, by its value, in any spelling."""
     look_again()
     return without_values(text) != text
 
@@ -170,7 +170,7 @@ def holds_secret(text: str) -> str | None:
 
 
 def names_secret(name: str, *, of_model: bool) -> bool:
-    """Tell whether an option's name says that its value is a credential.
+    """Return whether an option's name says that its value is a credential.
 
     Args:
         name: The name, in any spelling: `api_key`, `Ocp-Apim-Subscription-Key`, `azureAdToken`.
@@ -188,7 +188,7 @@ def names_secret(name: str, *, of_model: bool) -> bool:
 
 
 def random_looking(text: str) -> bool:
-    """Tell whether a text is one long word in which letters and digits alternate, as in keys and not in names."""
+    """Return whether a text is one long word in which letters and digits alternate, as in keys and not in names."""
     return _random(text)
 
 

@@ -1,4 +1,4 @@
-"""Random generators that depend on what they are for, never on when they are asked for."""
+"""Derives random generators from keys, independent of the order in which they are requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes what several texts share once."""
+"""Factors out the text that several texts share."""
 
 from __future__ import annotations
 

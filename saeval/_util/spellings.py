@@ -1,4 +1,4 @@
-"""Finds texts in another one, through whatever escapes and encodings they were put."""
+"""Finds strings in a text even if they are escaped or encoded."""
 
 from __future__ import annotations
 

@@ -70,9 +70,7 @@ class Patience:
         try:
             while not task.done():
                 if (left := self.left) <= 0:
-                    raise Hung(
-                        f"it neither finished nor asked a model anything for {self.seconds:g} s and was cancelled"
-                    )
+                    raise Hung(f"it neither finished nor asked a model for {self.seconds:g} s and was cancelled")
                 await asyncio.wait({task}, timeout=left)
             return task.result()
         finally:
@@ -158,7 +156,7 @@ def noticing(standstill: float, moved: Callable[[], float], tell: Callable[[floa
 
 
 def memory_left() -> float | None:
-    """Return the share of memory that is left to this process, 0 to 1; None where the system does not tell."""
+    """Return the share of memory that is left to this process, 0 to 1; None if the system does not tell."""
     return min((left / total for left, total in _memories()), default=None)
 
 
@@ -175,8 +173,8 @@ def check_memory(what: str, size: int) -> None:
     left = min((left for left, _ in _memories()), default=math.inf)
     if size > left:
         raise InputError(
-            f"{what}: takes {size / 2**30:,.1f} GiB of memory, and {left / 2**30:,.1f} GiB are free; take a larger "
-            "machine, or see whether it is the right file"
+            f"{what}: takes {size / 2**30:,.1f} GiB of memory, and {left / 2**30:,.1f} GiB are free; use a larger "
+            f"machine, or check that it is the right file"
         )
 
 

@@ -31,10 +31,10 @@ PART = (
 _SMALLEST = 200
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _MAGIC = {
-    b"\x1f\x8b": "compressed (gzip); let its name end in .gz", b"BZh": "compressed (bzip2); let its name end in .bz2",
-    b"\xfd7zX": "compressed (xz); let its name end in .xz",
-    b"\x28\xb5\x2f\xfd": "compressed (zstd); let its name end in .zst",
-    b"PAR1": "a Parquet file; let its name end in .parquet", b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x1f\x8b": "compressed (gzip); rename it to end in .gz", b"BZh": "compressed (bzip2); rename it to end in .bz2",
+    b"\xfd7zX": "compressed (xz); rename it to end in .xz",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd); rename it to end in .zst",
+    b"PAR1": "a Parquet file; rename it to end in .parquet", b"PK\x03\x04": "a zip archive; unpack it",
     b"%PDF": "a PDF; extract its text",
 }  # fmt: skip
 """What files begin with that are no text, and the way out."""
@@ -59,7 +59,7 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
         InputError: If there are none that can be read.
     """
     if not path.exists():
-        raise InputError(f"corpus {path}: no such file or folder (a dataset of the hub is named under `dataset`)")
+        raise InputError(f"corpus {path}: no such file or folder (for a dataset on the hub, use `dataset`)")
     if path.is_file():
         if _kind(path) not in _READERS:
             kind = repr("".join(path.suffixes[-2:])) if path.suffix else "nameless kinds of"
@@ -139,7 +139,7 @@ def _whole_text(name: str, file: Path, field: Fields) -> Iterator[Document]:
         row = json.loads(first)
         named = (field, *CHATS) if isinstance(field, str) else field
         if isinstance(row, dict) and any(name in row for name in named):
-            raise InputError(f"corpus {file}: holds JSON lines; let its name end in .jsonl")
+            raise InputError(f"corpus {file}: contains JSON lines; rename it to end in .jsonl")
     with _opened(file) as text:
         yield name, text.read()
 

@@ -30,7 +30,7 @@ class Notes:
         empty: Rows that were skipped, because they hold null instead of text.
         duplicates: Documents that were dropped as the same as earlier ones.
         documents: Documents before duplicates were dropped.
-        parts: Documents that the corpus' one text was divided into; 0 where it was not.
+        parts: Documents that the corpus' one text was divided into; 0 if it was not.
         characters: Characters read.
         unreadable: Of these, how many stand for bytes that are no UTF-8 (U+FFFD).
     """
@@ -67,13 +67,13 @@ class Notes:
 
 
 def text_of(row: Any, field: Fields, where: str, template: Template | None, notes: Notes) -> str | None:
-    """Return the text of a row: that under its fields, or its conversation; None where it holds null.
+    """Return the text of a row: that under its fields, or its conversation; None if it holds null.
 
     Args:
         row: The row.
         field: The field; several are joined by a blank line, without those that hold null or nothing.
         where: How messages name the row.
-        template: Writes conversations; None where there is no template.
+        template: Writes conversations; None if there is no template.
         notes: Where rows are counted.
 
     Raises:
@@ -122,11 +122,11 @@ def _no_text(row: Any, field: str) -> str:
     texts = [name for name in have if isinstance(row.get(name), str) and name != "id"]
     way_out = "; write each document's text into a field `text`"
     if any(len(name) > _LONGEST_NAME for name in have):
-        way_out = "; the first line of a table has to name its columns"
+        way_out = "; the first line of a table must name its columns"
     elif texts:
         way_out = f"; set corpus.field to {texts[0]!r}"
     elif "input_ids" in have:
-        way_out = ", which are tokens already; give the text they were made of"
+        way_out = ", which are already tokens; give the original text"
     if field in have:
         return f"{field!r} holds no text but {_kind_of_value(row[field])}{way_out}"
     names = [name[:_LONGEST_NAME] for name in have[:_MOST_NAMES]] + ["…"] * (len(have) > _MOST_NAMES)

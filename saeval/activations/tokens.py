@@ -1,4 +1,4 @@
-"""Packs text into contexts of tokens, and keeps what turns tokens back into text."""
+"""Packs text into contexts of tokens, and keeps the data that turns tokens back into text."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONTEXT = 256
-"""Text tokens per context where neither a spec nor a coder's files tell how many."""
+"""Default text tokens per context, if neither a spec nor a coder's files state it."""
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte
 _VERSION = 2  # one more whenever the same options come to give other tokens
 
 
 @dataclass(frozen=True, eq=False)
 class TokenDataset:
-    """A tokenised corpus: one row a context, no context spanning two documents.
+    """A tokenised corpus: one row per context, no context spanning two documents.
 
     Attributes:
         tokens: Token ids, padded on the right.  [contexts, length] int32
@@ -102,29 +102,29 @@ class Corpus(Documented):
     revision: str | None = None
     """Revision of the hub dataset."""
     split: str | None = None
-    """Of a dataset, the split to read (default: `train`). Of text, where documents end: `paragraphs`, `lines`, or
+    """For a dataset, the split to read (default: `train`). For text, where documents end: `paragraphs`, `lines`, or
     `none`; by default, a corpus of one text is divided into parts of some 2,000 characters."""
     field: str | tuple[str, ...] = "text"
     """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template
     writes; or several fields, `[title, body]`, whose texts are joined by a blank line."""
     dedup: Sameness | None = None
-    """Drop documents that repeat an earlier one: `exact` (the same words), or `near` (four in five of their runs of
-    five words are shared). How many were dropped is in the results' warnings."""
+    """Drop documents that repeat an earlier one: `exact` (the same words), or `near` (four in five of their five-word
+    runs are shared). How many were dropped is in the results' warnings."""
     roles: tuple[str, ...] | None = None
-    """Of conversations, count activations in the turns of these roles only, such as `[assistant]`. The model reads the
+    """For conversations, count activations only in the turns of these roles, such as `[assistant]`. The model reads the
     others, and windows show them; non-activating windows are taken from these turns. Needs the tokenizer's chat
     template."""
     tokens: int | None = Field(default=None, gt=0)
-    """Text tokens to read at most; None for all."""
+    """Maximum text tokens to read; None for all."""
     per_document: int | None = Field(default=None, gt=0)
-    """Text tokens to read of one document at most; None for all."""
+    """Maximum text tokens to read per document; None for all."""
     context: int | None = Field(default=None, ge=8)
     """Text tokens per context; BOS precedes them where the tokenizer has one. By default, as many as the SAE
-    was trained on, as far as its files or its release tell; 256 elsewhere, or what the model was made for if less."""
+    was trained on, if its files or its release state it; 256 elsewhere, or the model's maximum if less."""
     bos: bool | str | None = None
-    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) where the tokenizer has no
-    BOS. By default, as the SAE was trained; with BOS where its files do not tell. Its activations are never counted,
-    but models need to see it."""
+    """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) if the tokenizer has no BOS.
+    By default, as the SAE was trained; with BOS if its files do not say. Its activations are never counted, but models
+    need to see it."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Corpus:
@@ -151,7 +151,7 @@ class Corpus(Documented):
         return self.split if self.split and self.split not in DIVISIONS else "train"
 
     def check(self) -> None:
-        """See whether a local corpus is there, of a kind that can be read, and begins with a document.
+        """Check that a local corpus exists, of a kind that can be read, and begins with a document.
 
         Raises:
             InputError: If it is not.
@@ -161,11 +161,9 @@ class Corpus(Documented):
             return
         saved = any((self.local / name).exists() for name in ("dataset_dict.json", "state.json"))
         if self.split not in (None, "train", *DIVISIONS) and not saved:
-            raise InputError(
-                f"corpus.split: {self.split!r} is no way to divide text; there are: {', '.join(DIVISIONS)}"
-            )
+            raise InputError(f"corpus.split: {self.split!r} is not a way to divide text; use {', '.join(DIVISIONS)}")
         if not any(text.strip() for _, text in self._read(_join, Notes())):
-            raise InputError(f"corpus {self.local}: it holds no text under {self.field!r}")
+            raise InputError(f"corpus {self.local}: has no text under {self.field!r}")
 
     def _check_dataset(self) -> None:
         """Refuse the path of a file, or of nothing, in place of a dataset.
@@ -321,7 +319,7 @@ class Corpus(Documented):
                 raise marks.none_found()
         if not mask.any():
             raise InputError(
-                "the corpus holds special tokens alone, whose activations are not counted; give ordinary text"
+                "the corpus contains only special tokens, whose activations are not counted; give ordinary text"
             )
         ordinary = [int(i) for i in used if int(i) not in special]
         bytes_of = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
@@ -405,7 +403,7 @@ class Corpus(Documented):
 
 def no_such_lead(token: str) -> InputError:
     """A token that should precede the text, and that the tokenizer does not have."""
-    return InputError(f"corpus.bos: {token!r} is no token of the model's tokenizer; name one that is")
+    return InputError(f"corpus.bos: {token!r} is not a token of the model's tokenizer; choose one that is")
 
 
 def _ids(tokenizer: Any, text: str, lead: Sequence[int]) -> list[int]:

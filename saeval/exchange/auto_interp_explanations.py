@@ -59,7 +59,7 @@ def read(path: Path, format_: str) -> Imported:
                 continue
             number = latent_number(latent, where)
             if cell.explanations.setdefault((MAIN, number), Explanation(text=text.strip())).text != text.strip():
-                raise InputError(f"{where}: explains latent {number} a second time, and otherwise")
+                raise InputError(f"{where}: explains latent {number} a second time, differently")
         if not cell.explanations:
             raise InputError(f"{file}: no explanation there")
         cells.append(cell)

@@ -92,7 +92,7 @@ def _at_hand(reference: str, folder: Path) -> list[Path]:
 def _add(board: Path, index: dict[str, Any], place: Path, origin: str) -> str:
     result = read_result(place)
     if not any(row.value is not None for cell in result.cells for row in cell.scores):
-        raise InputError(f"{place}: nothing is scored yet")
+        raise InputError(f"{place}: has no scores yet")
     name = _name(index["runs"], result)
     folder = board / _RUNS / name
     folder.mkdir(parents=True, exist_ok=True)

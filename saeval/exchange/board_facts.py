@@ -38,12 +38,12 @@ def _text(value: object) -> str:
 
 
 def ended(cell: RunCell) -> float | None:
-    """Return when the cell's run was last written to, in seconds since 1970; None where the run does not say."""
+    """Return when the cell's run was last written to, in seconds since 1970; None if the run does not say."""
     return run_ended(cell.folder.parent.parent)
 
 
 def run_ended(folder: Path) -> float | None:
-    """Return when a run directory was last written to, in seconds since 1970; None where it does not say."""
+    """Return when a run directory was last written to, in seconds since 1970; None if it does not say."""
     file = folder / "run.json"
     state = read_json(file) if file.is_file() else None
     moment = state.get("updated") if isinstance(state, dict) else None

@@ -67,11 +67,11 @@ def read_spec(path: Path) -> Any:
 
 def store_card(latents: int, tokens: int, facts: Mapping[str, Any]) -> str:
     """Return a store's card."""
-    made_up = "**The activations are made up.** " if facts.get("synthetic") else ""
+    made_up = "**The activations are synthetic.** " if facts.get("synthetic") else ""
     return (
         f"---\n{_TAGS}- activations\n---\n# saeval activation store\n\n{latents:,} latents over {tokens:,} tokens of "
         f"{safe_text(facts.get('subject') or 'an unknown model')} at "
         f"{safe_text(facts.get('hookpoint') or 'an unknown place')}. {made_up}"
-        "The text itself is in it, so its licence holds for this, too.\n\n"
+        "The store contains the text itself, so the text's licence also applies to it.\n\n"
         "`saeval pull` fetches it; `source: {use: recorded, with: {path: …}}` reads it.\n"
     )

@@ -173,7 +173,7 @@ def _explanation(file: Path) -> Explanation:
 
 
 def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict[str, Any]]]:
-    """Return the score of a latent and its windows; None where the file holds no windows with predictions.
+    """Return the score of a latent and its windows; None if the file holds no windows with predictions.
 
     Raises:
         InputError: If a window is malformed.

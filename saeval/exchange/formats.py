@@ -56,9 +56,9 @@ def export_run(
     if format_ not in _MARKED:
         if result.synthetic:
             lost.insert(
-                0, "A part of this run is made up, and the files do not say so: mark them when you pass them on."
+                0, "A part of this run is synthetic, which the files do not say; mark them when you share them."
             )
-        lost += [f"{c.name}: is a baseline, which the files do not say." for c in cells if c.result.baseline]
+        lost += [f"{c.name}: is a baseline; the files do not say so." for c in cells if c.result.baseline]
     return list(dict.fromkeys(lost))
 
 

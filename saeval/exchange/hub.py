@@ -89,7 +89,7 @@ def push(path: Path, dest: str, *, public: bool = False) -> str:
             _bundle(path, folder)
         return dest
     if place.revision is not None:
-        raise InputError(f"{dest}: what is sent is a new revision; leave @{place.revision} out")
+        raise InputError(f"{dest}: a push creates a new revision; omit @{place.revision} out")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _bundle(path, folder)
@@ -133,13 +133,13 @@ def _checked(src: str, index: Any) -> tuple[str, list[tuple[str, dict[str, Any]]
         InputError: If it is no index, or names a file outside of its folder.
     """
     if not isinstance(index, dict) or index.get("format") != BUNDLE_FORMAT or index.get("kind") not in ("run", "store"):
-        raise InputError(f"{src}: {_INDEX} is no list of files that this saeval can read ({BUNDLE_FORMAT})")
+        raise InputError(f"{src}: {_INDEX} is not a list of files that this saeval can read ({BUNDLE_FORMAT})")
     kind, listed = str(index["kind"]), index.get("files")
     if not isinstance(listed, dict) or not all(isinstance(facts, dict) for facts in listed.values()):
         raise InputError(f"{src}: {_INDEX} lists no files")
     for name in listed:
         if not re.fullmatch(r"[^/\\\x00-\x1f]+(/[^/\\\x00-\x1f]+)*", name) or {"..", "."} & set(name.split("/")):
-            raise InputError(f"{src}: {_INDEX} names {name!r:.80}, which is no file inside of it")
+            raise InputError(f"{src}: {_INDEX} names {name!r:.80}, which is not a file inside it")
     return kind, [(name, facts) for name, facts in listed.items() if name.startswith(f"{kind}/")]
 
 
@@ -151,7 +151,7 @@ def _verify(where: str, file: Path, facts: dict[str, Any]) -> None:
         raise InputError(f"{where} cannot be read ({os_reason(error)})") from None
     if size != facts.get("bytes") or sha != facts.get("sha256"):
         raise InputError(
-            f"{where} is not what was sent ({size} bytes, listed with {facts.get('bytes')}); send it again"
+            f"{where} differs from what was sent ({size} bytes, listed with {facts.get('bytes')}); send it again"
         )
 
 

@@ -181,8 +181,7 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
         cells=cells,
         ledger=[],
         warnings=[
-            f"These numbers were not made here: they come from {imported.tool} ({origin}), and cannot be made again "
-            "from this directory.",
+            f"These numbers come from {imported.tool} ({origin}) and cannot be reproduced from this directory.",
             *imported.warnings,
         ],
         components={"imported": {"format": format_, "origin": origin}},
@@ -190,7 +189,7 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
 
 
 def _deciles(label: str, scoring: Scoring) -> DecileShares | None:
-    """Return how often a scorer judged right in each decile; None where the files give no answers by decile."""
+    """Return how often a scorer judged right in each decile; None if the files give no answers by decile."""
     right, judged = [0] * 11, [0] * 11
     for score in scoring.scores.values():
         for o in score.outcomes:

@@ -37,7 +37,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         model, source = names.get("model", model), names.get("source", source)
         if not model or not source:
             raise InputError(
-                f"{cell.name}: what Neuronpedia calls the model and the place is not known; give --model and --source"
+                f"{cell.name}: Neuronpedia's names of the model and hookpoint are unknown; give --model and --source"
             )
         features, cut = _features(cell)
         batches = [features[i : i + _FEATURES] for i in range(0, len(features), _FEATURES)]
@@ -52,7 +52,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
             lost.append(f"{cell.name}: {some(missing, 'latent', 'latents')} without explanation or windows omitted.")
         lost += _write_scores(cell, folder, {"modelId": model, "layer": source})
         lost.append(
-            f"{cell.name}: the site knows explainers by names that its makers add, so the explainer is omitted; "
+            f"{cell.name}: the site only accepts explainer names added by its makers, so the explainer is omitted; "
             f"it was {cell.result.explainer}."
         )
     return lost
@@ -84,8 +84,8 @@ def _write_scores(cell: RunCell, folder: Path, place: dict[str, str]) -> list[st
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "scores" / cell_file(cell, ".jsonl"), text)
         said.append(
-            f"{cell.name}: `upload-batch` takes no scores; those in scores/ have the fields of the site's own table, "
-            "for its makers to add."
+            f"{cell.name}: `upload-batch` takes no scores; the files in scores/ have the fields of the site's own "
+            f"table, for its makers to import."
         )
     return said
 

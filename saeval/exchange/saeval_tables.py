@@ -75,7 +75,7 @@ def _place(cell: RunCell, names: dict[str, str], latent: int) -> Row:
 
 
 def latent_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
-    """Yield a row a latent."""
+    """Yield a row per latent."""
     for cell in cells:
         for row in cell.latents:
             yield {
@@ -85,7 +85,7 @@ def latent_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row
 
 
 def explanation_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
-    """Yield a row an explanation, baselines' and failed ones included."""
+    """Yield a row per explanation, baselines' and failed ones included."""
     for cell in cells:
         for row in cell.explanations:
             own = {"explainer": cell.result.explainer if row["variant"] == MAIN else row["variant"]}
@@ -94,7 +94,7 @@ def explanation_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterato
 
 
 def score_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
-    """Yield a row a latent, scorer and metric."""
+    """Yield a row per latent, scorer and metric."""
     for cell in cells:
         for scorer, rows in cell.rows().items():
             for row in rows:
@@ -109,7 +109,7 @@ def score_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]
 
 
 def judgement_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
-    """Yield a row a judged window."""
+    """Yield a row per judged window."""
     for cell in cells:
         for row in cell.judgements:
             fields = {k: row.get(k) for k in TABLE_COLUMNS["judgements"] if k not in _WHERE}

@@ -88,7 +88,7 @@ class SparseCoder(ABC):
     def only(self, latents: Sequence[int]) -> SparseCoder | None:
         """Return a coder of the same width that encodes these latents alone, all others being silent.
 
-        None where that would be no less work, such as where latents compete for the k largest.
+        None if that would be no less work, such as where latents compete for the k largest.
         """
         return None
 
@@ -101,11 +101,11 @@ class SparseCoder(ABC):
         return False
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
-        """Reconstruct what the coder predicts, or None where its latents alone do not tell.  [n_rows, d_out]"""
+        """Reconstruct what the coder predicts, or None if its latents alone do not tell.  [n_rows, d_out]"""
         return None
 
     def reconstruct(self, x: Tensor, sparse: Sparse) -> Tensor | None:
-        """Reconstruct activations, given themselves and what they were encoded to; None where that cannot be done.
+        """Reconstruct activations, given themselves and what they were encoded to; None if that cannot be done.
 
         Unlike `decode`, it can undo a normalisation of each token.
 
@@ -126,7 +126,7 @@ class SparseCoder(ABC):
     def directions(self) -> Tensor | None:
         """Return what all latents write, to be compared by angle: rows of any length, best a view.  [n_latents, d_out]
 
-        None where there is no such thing, or nothing to compare.
+        None if there is no such thing, or nothing to compare.
         """
         return None
 
@@ -238,7 +238,7 @@ class LinearCoder(SparseCoder):
         return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
 
     def _screened(self, x: Tensor, precision: Precision) -> Sparse | None:
-        """Encode activations by screening; None where that is not possible or would be no less work."""
+        """Encode activations by screening; None if that is not possible or would be no less work."""
         import torch
 
         if self.gate is not None or self.signed or self.grouped or self.encoder.dtype != torch.float32:
@@ -300,7 +300,7 @@ class LinearCoder(SparseCoder):
         return x
 
     def only(self, latents: Sequence[int]) -> SparseCoder | None:
-        """Return a coder of some columns of the encoder; None where the k largest are kept."""
+        """Return a coder of some columns of the encoder; None if the k largest are kept."""
         import torch
 
         if self.k is not None:
@@ -561,7 +561,7 @@ def down_projection(module: str, modules: Sequence[str]) -> str | None:
         modules: All module paths of the model.
 
     Returns:
-        The path; None where there is none, as in mixture-of-experts layers with fused experts, no neuron of which
+        The path; None if there is none, as in mixture-of-experts layers with fused experts, no neuron of which
         every token passes through.
     """
     known = set(modules)

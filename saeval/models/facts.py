@@ -43,12 +43,12 @@ class ModelFacts(NamedTuple):
         width: Width of the residual stream.
         vocabulary: Rows of its embedding.
         blocks: Number of its blocks.
-        positions: Tokens per context at most, where a table of positions ends; None where there is no such limit.
+        positions: Tokens per context at most, where a table of positions ends; None if there is no such limit.
         made_for: Tokens per context that it was made for, as its configuration says.
         both_ways: Whether tokens see those after them.
-        bos: The BOS token's text; empty where the tokenizer has none, None where its files do not tell.
+        bos: The BOS token's text; empty if the tokenizer has none, None if its files do not tell.
         chat: Whether there is a chat template.
-        parameters: Parameters that a token passes in the blocks, embeddings not among them; None where unknown.
+        parameters: Parameters that a token passes in the blocks, embeddings not among them; None if unknown.
     """
 
     kind: str
@@ -118,8 +118,8 @@ def tokens_outside(name: str, facts: ModelFacts) -> tuple[str, ...]:
 def not_causal(name: str) -> InputError:
     """A model whose tokens see those after them."""
     return InputError(
-        f"model {name} attends in both directions, so what a token does depends on the padding and text after it; "
-        "choose a causal language model"
+        f"model {name} attends in both directions, so activations depend on the padding and text that follow; choose "
+        f"a causal language model"
     )
 
 
@@ -132,7 +132,7 @@ def too_long(name: str, positions: int, tokens: int) -> InputError:
 
 
 def json_mapping(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; empty where it is missing, damaged or no mapping."""
+    """Return what a JSON file holds; empty if it is missing, damaged or no mapping."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -88,7 +88,8 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
     clean, spliced, ablated = (sums / max(count, 1)).tolist()
     if not ablated > clean:
         raise InputError(
-            f"{subject.point}: zero in place of the activations predicts no worse ({ablated:.4f} nats a token, "
+            f"{subject.point}: replacing the activations by zero does not increase the loss ({ablated:.4f} nats per "
+            f"token, "
             f"{clean:.4f} without), so there is nothing to recover"
         )
     return Fidelity(clean, spliced, ablated, count)

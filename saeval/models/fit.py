@@ -23,7 +23,7 @@ class Fit(NamedTuple):
     Attributes:
         made_for: What the coder was made for.
         model: The model: hub id, folder, file or package.
-        place: Where it is read, by the spec's name; None where the coder's files name the place.
+        place: Where it is read, by the spec's name; None if the coder's files name the place.
         context: Text tokens per context.
         bos: Whether BOS, or which other token, precedes them.
     """
@@ -137,7 +137,7 @@ class Fit(NamedTuple):
             )
 
     def conflicts(self) -> list[str]:
-        """Say in which ways the coder was surely made for something else."""
+        """Return definite mismatches between the coder's training and its use."""
         made, found = self.made_for, list[str]()
         if self.place is not None:
             own = made.place or (f"blocks.{made.layer}.hook_resid_post" if made.layer is not None else None)
@@ -150,7 +150,7 @@ class Fit(NamedTuple):
         return found
 
     def cautions(self) -> list[str]:
-        """Say what a reader of results must know, though it is no contradiction."""
+        """Return cautions for readers of results that are not contradictions."""
         made, facts, found = self.made_for, self._facts, list[str]()
         if made.model is not None and other_tuning(made.model, self.model):
             found.append(f"The coder was trained on {made.model}, and is used on {self.model}.")

@@ -47,7 +47,7 @@ class GeneratingModel(LogitModel):
             tokens: Token ids, no padding.  [contexts, tokens]
 
         Returns:
-            The memory; None where the model has none that can be relied on, so that it must read everything again.
+            The memory; None if the model has none that can be relied on, so that it must read everything again.
         """
         return None if self._memory_name is None else self._remember(tokens, self._memory_name)
 

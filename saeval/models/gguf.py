@@ -78,7 +78,7 @@ def _reader(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"model {path} cannot be read: {os_reason(error)}") from None
     except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
-        raise InputError(f"model {path}: not a whole GGUF file ({error}); fetch it again") from None
+        raise InputError(f"model {path}: not a complete GGUF file ({error}); fetch it again") from None
 
 
 def _reader_class() -> type[Any]:

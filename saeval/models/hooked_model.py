@@ -88,7 +88,7 @@ class HookedModel(ModuleTree):
 
     def _not_a_token_each(self, point: HookPoint, seen: str, contexts: int, tokens: int) -> InputError:
         return InputError(
-            f"model {self.name}: {point} does not hold one activation a token ({seen} for {contexts} contexts of "
+            f"model {self.name}: {point} does not give one activation per token ({seen} for {contexts} contexts of "
             f"{tokens} tokens); choose another module"
         )
 

@@ -118,7 +118,7 @@ class LiveModel(GeneratingModel):
 
     @staticmethod
     def check(name: str) -> None:
-        """See whether a model in a package or on this machine is there; a hub id is taken on trust.
+        """Check that a model in a package or on this machine exists; a hub id is taken on trust.
 
         Raises:
             InputError: If it is not.
@@ -127,7 +127,7 @@ class LiveModel(GeneratingModel):
 
     @staticmethod
     def fingerprint(name: str, revision: str | None = None) -> JsonValue:
-        """Return what a model's activations depend on, wherever it lies.
+        """Return what a model's activations depend on, independent of its location.
 
         Configuration files count by content; weights by size and time of change, for hashing them would take as long
         as loading them; a hub id by its name and revision.

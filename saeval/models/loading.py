@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SPREAD = "balanced"
-"""What stands for a device where a model is spread over all GPUs."""
+"""Device name of a model that is spread over all GPUs."""
 _SIGNS_OF_A_GPU = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia")
 
 
@@ -49,7 +49,7 @@ def _has_gpu() -> bool:
 
 
 def check_model(name: str) -> None:
-    """See whether a model in a package or on this machine is there; a hub id is taken on trust.
+    """Check that a model in a package or on this machine exists; a hub id is taken on trust.
 
     Raises:
         InputError: If it is not.
@@ -164,10 +164,11 @@ _HUB_REASONS = {
 def _reason(error: Exception, *, local: bool) -> str:
     """Say in words why a model could not be loaded, and what to do."""
     if "trust_remote_code" in str(error):
-        return "comes with code of its own, which saeval does not run; choose a model that transformers supports"
+        return "comes with its own code, which saeval does not run; choose a model that transformers supports"
     if local:
         return (
-            f"cannot be read ({type(error).__name__}: {_first_line(error)}); is it whole, and a causal language model?"
+            f"cannot be read ({type(error).__name__}: {_first_line(error)}); is it complete, and a causal language "
+            f"model?"
         )
     kinds: set[str] = set()
     cause: BaseException | None = error

@@ -60,7 +60,7 @@ class LogitModel(HookedModel):
             hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state[0, -1]
             made = self._logits(hidden, cap, scale)
         if not self._agree(made, expected):
-            raise InputError(f"model {self.name} makes its logits in a way that is not known here")
+            raise InputError(f"model {self.name} computes its logits in an unknown way")
         return cap, scale
 
     def unembed(self, hidden: Tensor) -> Tensor:

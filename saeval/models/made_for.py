@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class MadeFor(NamedTuple):
-    """What a coder's makers say of how it was trained; None where its files do not tell.
+    """What a coder's makers say of how it was trained; None if its files do not tell.
 
     Attributes:
         place: Where it reads, as they name it.
@@ -88,7 +88,7 @@ class Site(NamedTuple):
 
 
 def site(name: str) -> Site | None:
-    """Return where a place lies, by any tool's name for it; None where the name does not tell.
+    """Return where a place lies, by any tool's name for it; None if the name does not tell.
 
     Example:
         >>> site("blocks.9.hook_resid_post") == site("model.layers.9") == site("layers.10.input")
@@ -105,7 +105,7 @@ def site(name: str) -> Site | None:
 
 
 def block_number(name: str) -> int | None:
-    """Return the number of the block that a place's name has in it; None where it has none."""
+    """Return the number of the block that a place's name has in it; None if it has none."""
     match = _BLOCK.search(plain_place(name))
     return int(match[1]) if match else None
 

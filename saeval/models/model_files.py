@@ -1,4 +1,4 @@
-"""Checks from their heads whether the files of a model are there and whole, before it is loaded."""
+"""Checks, before a model is loaded, that its files exist and are complete, reading only their headers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_folder(name: str, folder: Path) -> None:
                 f"model {name}: it is a LoRA adapter of {base} (adapter_config.json), not a whole model; merge it with "
                 "peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
             )
-        raise InputError(f"model {name}: there is no config.json in it, so it is not a model folder")
+        raise InputError(f"model {name}: has no config.json, so it is not a model folder")
     _check_whole(name, folder / "config.json")
     config = json_mapping(folder / "config.json")
     if not config:
@@ -92,7 +92,7 @@ def _weights(name: str, folder: Path, config: Mapping[str, Any]) -> list[Path]:
             continue
         named = json_mapping(index).get("weight_map")
         if not isinstance(named, dict) or not named:
-            raise _damaged(name, index, "it names no files of weights")
+            raise _damaged(name, index, "it names no weight files")
         files = sorted({str(part) for part in named.values()})
         if missing := [part for part in files if not (folder / part).exists()]:
             raise InputError(

@@ -94,7 +94,7 @@ class ModuleTree:
         return [f"{found[0]}.{i}" for i in range(count)]
 
     def block_of(self, path: str) -> int | None:
-        """Return the number of the block that a module lies in; None where it lies in none."""
+        """Return the number of the block that a module lies in; None if it lies in none."""
         return next((i for i, block in enumerate(self.blocks()) if f"{path}.".startswith(f"{block}.")), None)
 
     def hookpoint(self, name: str) -> HookPoint:
@@ -142,7 +142,7 @@ class ModuleTree:
         return BlockParts(attention, first("mlp", "feed_forward", "ffn", "mlp_block"), attention_norm, mlp_norm)
 
     def norm_after(self, path: str) -> Any:
-        """Return the norm through which what a module gives is added to the stream; None where it is added as it is."""
+        """Return the norm through which what a module gives is added to the stream; None if it is added as it is."""
         number = self.block_of(path)
         if number is None:
             return None

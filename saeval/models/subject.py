@@ -255,7 +255,7 @@ class Steered:
 
     @cached_property
     def _before(self) -> Any:
-        """The model's memory of all but the prompts' last tokens; None where there is none to go on from."""
+        """The model's memory of all but the prompts' last tokens; None if there is none to go on from."""
         import torch
 
         if not self._cached or self._prompts.shape[1] < 2:

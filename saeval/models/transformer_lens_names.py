@@ -47,7 +47,8 @@ def check_hook(name: str) -> None:
         )
     if name != "hook_embed" and hook not in _HOOKS:
         raise InputError(
-            f"{name!r} is no hook that saeval can read; there are: {', '.join(_HOOKS)}; name one of them, or a module "
+            f"{name!r} is not a hook that saeval can read; there are: {', '.join(_HOOKS)}; name one of them, or a "
+            f"module "
             "path such as layers.9.mlp"
         )
 

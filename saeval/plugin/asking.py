@@ -54,12 +54,12 @@ class Asking(Explainer):
     llm_role = "explainer"
 
     examples: int = Field(default=40, ge=1)
-    """Windows to show, at most: the first ones the sampler chose."""
+    """Maximum windows to show: the first ones the sampler chose."""
     shots: int = Field(default=3, ge=0, le=3)
     """Worked examples before the question."""
     prefill: bool = False
-    """Whether to begin the answer (`EXPLANATION:`) for the model. Base models, which only continue text, need it;
-    not every provider allows it."""
+    """Whether to prefill the answer (`EXPLANATION:`). Base models, which only continue text, need it; not every
+    provider allows it."""
 
     @abstractmethod
     def prompt(self) -> Prompt:

@@ -56,17 +56,17 @@ class Plugin(Documented, ABC):
     prompts: ClassVar[tuple[Prompt, ...]] = ()
     """Prompts this plugin sends; their hashes are written into the results."""
     contract_options: ClassVar[Mapping[str, Any]] = {}
-    """Options to make it with when its contract is checked (`saeval plugins check`), where defaults do not suffice."""
+    """Options for checking its contract (`saeval plugins check`), if defaults do not suffice."""
 
     def check(self) -> None:
-        """Look, cheaply, whether what the options name is there. Called by `validate` and before anything heavy.
+        """Check, cheaply, that everything the options name exists. Called by `validate` and before expensive work.
 
         Raises:
             InputError: If it is not, saying what to do.
         """
 
     def needs(self) -> frozenset[Need]:
-        """Return what these options need beyond examples, so that `validate` can refuse a pairing up front."""
+        """Return what these options need beyond examples, so that `validate` can refuse bad combinations."""
         return frozenset()
 
     def fingerprint(self) -> JsonValue:
@@ -102,7 +102,7 @@ class Context:
 
     @property
     def subject(self) -> Subject:
-        """The live model at the place the latent belongs to, for steps whose `needs()` hold "subject".
+        """The live model at the latent's hookpoint, for steps whose `needs()` include "subject".
 
         Loaded on first use, which takes seconds: reach for it in a thread (`asyncio.to_thread`).
 
@@ -113,7 +113,7 @@ class Context:
 
     @property
     def coder(self) -> SparseCoder:
-        """The weights that the latent belongs to, for steps whose `needs()` hold "coder".
+        """The weights of the latent's coder, for steps whose `needs()` include "coder".
 
         Raises:
             InputError: If the source has none.
@@ -121,7 +121,7 @@ class Context:
         return _source(self).weights()
 
     def read(self, text: str) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
-        """Return the latent's activations on a text, for steps whose `needs()` hold "text".
+        """Return the latent's activations on a text, for steps whose `needs()` include "text".
 
         It runs the live model, which takes a moment: call it in a thread (`asyncio.to_thread`).
 
@@ -139,7 +139,7 @@ class Context:
 
 def _source(context: Context) -> ActivationSource:
     if context.source is None:
-        raise InputError("this step was lent no source, so there is neither a live model nor a coder")
+        raise InputError("this step has no source, so there is neither a live model nor a coder")
     return context.source
 
 
@@ -147,7 +147,7 @@ class ActivationSource(Plugin):
     """Gives the activations of one set of latents over one corpus (paper §3.1)."""
 
     synthetic: ClassVar[bool] = False
-    """Whether the activations are made up; such results carry a mark and stay off leaderboards."""
+    """Whether the activations are synthetic; such results are marked and stay off leaderboards."""
     sharded: ClassVar[bool] = False
     """Whether `collect` asks the writer at each shard where to begin (`ActivationWriter.turn_to`), so that processes
     can divide the corpus among them."""
@@ -160,7 +160,7 @@ class ActivationSource(Plugin):
 
     @classmethod
     def collect_many(cls, sources: Sequence[ActivationSource], writers: Sequence[ActivationWriter]) -> None:
-        """Collect several sources that share a subject and corpus. The default goes through them one by one."""
+        """Collect several sources that share a subject and corpus. By default, one after another."""
         for source, writer in zip(sources, writers, strict=True):
             source.collect(writer)
 
@@ -192,7 +192,7 @@ class ActivationSource(Plugin):
         raise InputError(f"the source {type(self).name!r} has no coder")
 
     def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
-        """Return a latent's activations on a text of one's own, as `collect` would find them in a document.
+        """Return a latent's activations on any text, as `collect` would find them in a document.
 
         Args:
             text: The text.
@@ -208,7 +208,7 @@ class ActivationSource(Plugin):
         raise InputError(f"the source {type(self).name!r} has no live model to read a text")
 
     def check_window(self, window: int) -> None:
-        """Look, cheaply, whether the text at hand has windows of so many tokens.
+        """Check, cheaply, whether the text at hand has windows of so many tokens.
 
         Raises:
             InputError: If no document is as long.
@@ -222,19 +222,19 @@ class ActivationSource(Plugin):
         return []
 
     def only(self, latents: Sequence[int]) -> ActivationSource:
-        """Return this source giving these latents alone, where that is less work; itself elsewhere.
+        """Return a source restricted to these latents, if that is less work; otherwise itself.
 
         Asked where a task lists its latents and wants nothing that takes the others, too.
         """
         return self
 
     def with_coder(self, coder: Coder) -> ActivationSource:
-        """Return this source reading another coder at the same place; what coder baselines need.
+        """Return this source with another coder at the same hookpoint, as coder baselines need.
 
         Raises:
             InputError: If this source has no coder that could be replaced.
         """
-        raise InputError(f"the source {type(self).name!r} has no coder to put a baseline in place of")
+        raise InputError(f"the source {type(self).name!r} has no coder that a baseline could replace")
 
 
 class Coder(Plugin):
@@ -256,11 +256,11 @@ class Coder(Plugin):
         return None
 
     def hookpoint(self) -> str | None:
-        """Return the module path that the coder was made for, when its files tell; None when they do not."""
+        """Return the module path that the coder was made for; None if its files do not state it."""
         return None
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return what the coder was trained on, as far as its files tell.
+        """Return what the coder was trained on, as far as its files state it.
 
         Args:
             fetch: Whether to download files for it; without, what is at hand has to do.
@@ -268,7 +268,7 @@ class Coder(Plugin):
         return MadeFor(place=self.hookpoint())
 
     def beside(self, other: Coder) -> Coder:
-        """Return this coder as a baseline for another one, whose size it may copy."""
+        """Return this coder as a baseline for another coder, whose size it may copy."""
         return self
 
     def incomplete(self) -> bool:
@@ -295,7 +295,7 @@ class Coder(Plugin):
         return self
 
     def width(self) -> int | None:
-        """Return the width of the activations it reads, when its files tell; None when not, or when any will do."""
+        """Return the width of the activations it reads; None if its files do not state it, or any width will do."""
         return None
 
     def separable(self) -> bool:
@@ -303,7 +303,7 @@ class Coder(Plugin):
         return False
 
     def site(self, module: str, modules: Sequence[str]) -> HookPoint:
-        """Return where exactly to read, given the module that the spec names and the model's module paths."""
+        """Return the exact hookpoint to read, given the module that the spec names and the model's module paths."""
         from saeval.models import HookPoint
 
         return HookPoint(module)
@@ -322,7 +322,7 @@ class Coder(Plugin):
 
 
 class Sampler(Plugin):
-    """Chooses the windows that explain a latent and, apart from them, those that score it (paper §3.1)."""
+    """Chooses the windows that explain a latent and separate ones that score it (paper §3.1)."""
 
     window: int = Field(default=32, ge=4)
     """Tokens per window."""
@@ -332,11 +332,11 @@ class Sampler(Plugin):
         return False
 
     def silent_windows(self) -> int | None:
-        """Return how many non-activating windows each latent should have for scoring; None where that varies."""
+        """Return the number of non-activating windows per latent for scoring; None if it varies."""
         return None
 
     def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
-        """Find together what `sample` needs of each of these latents, which are sampled next.
+        """Prepare `sample` for these latents, which are sampled next.
 
         Such as other latents that resemble them, found in one pass over the store. What `sample` returns must not
         depend on it.
@@ -358,10 +358,10 @@ class Step(Plugin):
 
 
 class Explainer(Step):
-    """Says in words what makes a latent fire (paper §3.2)."""
+    """Describes in words what makes a latent fire (paper §3.2)."""
 
     uninformed: ClassVar[bool] = False
-    """Whether its explanations are made without sight of the latent, so that their scores are a floor for lifts."""
+    """Whether its explanations are made without seeing the latent, so that their scores are a floor for lifts."""
 
     @abstractmethod
     async def explain(self, examples: Examples, context: Context) -> Explanation:
@@ -369,13 +369,12 @@ class Explainer(Step):
 
 
 class Scorer(Step):
-    """Measures how well an explanation tells when a latent fires (paper §3.3)."""
+    """Measures how well an explanation predicts when a latent fires (paper §3.3)."""
 
     metrics: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
     """What the score's values mean; the first is the headline."""
     reads_explanation: ClassVar[bool] = True
-    """Whether the score depends on the explanation; one that does not is no use on explanation baselines, and not
-    run."""
+    """Whether the score depends on the explanation; if not, the scorer is not run on explanation baselines."""
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
         """Return what a reader of a cell's scores must know.
@@ -397,9 +396,10 @@ class LLM(Plugin, LanguageModel):
     reproducible: ClassVar[bool] = True
     """Whether the same request gives the same reply everywhere; replayed and scripted models are not real runs."""
     synthetic: ClassVar[bool] = False
-    """Whether replies are made up; such results carry a mark and stay off leaderboards."""
+    """Whether replies are synthetic; such results are marked and stay off leaderboards."""
     recorded: ClassVar[bool] = False
-    """Whether replies are a real model's, given earlier; such results carry a mark and do not rank beside live ones."""
+    """Whether replies are a real model's, recorded earlier; such results are marked and do not rank beside live
+    ones."""
 
     in_process: ClassVar[bool] = False
     """Whether the model runs in this process; such calls are free, and are made one at a time unless it `batches`."""
@@ -414,11 +414,11 @@ class LLM(Plugin, LanguageModel):
         return False
 
     def waiting_for(self) -> str:
-        """Say in a few words what the calls under way wait for; nothing where there is nothing to tell."""
+        """Say in a few words what the calls under way wait for; nothing if there is nothing to tell."""
         return ""
 
     def prices(self) -> tuple[float, float] | None:
-        """Return the provider's prices, in dollars a million tokens of prompts and generated; None where unknown."""
+        """Return the provider's prices, in dollars per million tokens of prompts and generated; None if unknown."""
         return None
 
     async def aclose(self) -> None:

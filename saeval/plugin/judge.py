@@ -31,7 +31,7 @@ from saeval.records import (
 )
 
 REFERENCES = Prompt.load("saeval.plugin", "reference_windows.txt")
-"""Ordinary passages, a few words marked, one a line: what an explanation is compared on when there is no question."""
+"""Ordinary passages with a few marked words, one per line: the reference for an explanation without a question."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +85,14 @@ class Judge(Scorer):
     list_prompt: ClassVar[Prompt]
     """Conversation with the slots `explanation`, `windows` and `k`."""
     probability_prompt: ClassVar[Prompt]
-    """Text whose last paragraph, with the slots `window` and `marked`, is what the explanation goes on from."""
+    """Text whose last paragraph, with the slots `window` and `marked`, precedes the explanation."""
 
     batch: int = Field(default=5, ge=1, le=50)
-    """Windows in one prompt of `list` mode."""
+    """Windows per prompt in `list` mode."""
     mode: Literal["auto", "list", "probability"] = "auto"
-    """How to ask; `auto` is `probability` where the model scores continuations, else `list`."""
+    """How to ask; `auto` is `probability` if the model scores continuations, else `list`."""
     top_logprobs: int = Field(default=0, ge=0, le=20)
-    """Alternatives to ask for at each token of a list, where the provider gives them; 0 for none."""
+    """Alternatives to request per token of a list, if the provider returns them; 0 for none."""
 
     def needs(self) -> frozenset[Need]:
         """Probabilities need a model that scores continuations."""

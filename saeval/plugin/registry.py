@@ -355,7 +355,7 @@ def _hooks(module: Any) -> pluggy.HookRelay:
         if "unknown hook" in text:
             name = re.search(r"unknown hook '(\w+)'", text)
             raise _Broken(
-                f"it fills in a hook {name[1] if name else '?'} that saeval does not have; it may need a newer saeval"
+                f"it implements a hook {name[1] if name else '?'} that saeval does not have; it may need a newer saeval"
             ) from error
         raise _Broken(f"a hook takes no arguments: {' '.join(text.split())}") from error
     return manager.hook
@@ -389,7 +389,7 @@ def _folders(hooks: pluggy.HookRelay) -> list[Path]:
     for folder in folders:
         if not isinstance(folder, str | os.PathLike) or not Path(folder).is_dir():
             raise _Broken(
-                f"saeval_task_dirs returned {str(folder)!r}, which is no folder; is it missing from the wheel?"
+                f"saeval_task_dirs returned {str(folder)!r}, which is not a folder; is it missing from the wheel?"
             )
     return [Path(folder) for folder in folders]
 
@@ -425,7 +425,7 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
     if not isinstance(name, str):
         raise _Broken(f"{cls.__name__} has no name; write `name = {cls.__name__.lower()!r}`")
     if not _NAME.fullmatch(name):
-        raise _Broken(f"{cls.__name__}: {name!r} is no name; use lower-case letters, digits and underscores")
+        raise _Broken(f"{cls.__name__}: {name!r} is not a valid name; use lower-case letters, digits and underscores")
     if inspect.isabstract(cls):
         raise _Broken(f"{cls.__name__} does not implement {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
 

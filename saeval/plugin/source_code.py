@@ -23,7 +23,7 @@ def installed_from_folder(distribution: Distribution) -> bool:
 
 
 def code_hash(cls: type, *, whole: bool) -> str | None:
-    """Return a hash of the source files that a class comes with; None where they cannot be found.
+    """Return a hash of the source files that a class comes with; None if they cannot be found.
 
     Args:
         cls: The class.
@@ -41,7 +41,7 @@ def code_hash(cls: type, *, whole: bool) -> str | None:
 
 
 def neighbours_hash(module: ModuleType, path: Path) -> str | None:
-    """Return a hash of the files beside a single-file plugin that it imports from; None where it imports from none."""
+    """Return a hash of the files beside a single-file plugin that it imports from; None if it imports from none."""
     names = {getattr(value, "__module__", None) or getattr(value, "__name__", None) for value in vars(module).values()}
     files = (getattr(sys.modules.get(name), "__file__", None) for name in names if isinstance(name, str))
     beside = {Path(file) for file in files if file and Path(file).parent == path.parent and Path(file) != path}

@@ -63,7 +63,7 @@ class LiveServer(ReportServer):
         if len(text) > MOST:
             return {"error": f"the text has {len(text):,} characters; at most {MOST:,} are read"}
         if cell not in self._cells:
-            return {"error": "this cell has no model that could read a text"}
+            return {"error": "this cell has no model that can read text"}
         if not self._reading.acquire(blocking=False):
             return {"error": "another text is being read; try again in a moment"}
         try:

@@ -52,7 +52,7 @@ CELL_TABLES = {
 
 
 def write_latents(path: Path, rows: Sequence[Fields]) -> None:
-    """Write one row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns."""
+    """Write one row per latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns."""
     names = dict.fromkeys(name for row in rows for name in row)
     known = {name: kind for name, kind in _DIRECTIONS.items() if name in names}
     scores = {name: "double" for name in names if name.startswith("score.")}
@@ -60,17 +60,17 @@ def write_latents(path: Path, rows: Sequence[Fields]) -> None:
 
 
 def write_examples(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one row a window that explained or scored a latent, with tokens and activations."""
+    """Write one row per window that explained or scored a latent, with tokens and activations."""
     write_table(path, rows, _EXAMPLES)
 
 
 def write_judgements(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one row a judged window: truth, answer, probability, or why there is no answer."""
+    """Write one row per judged window: truth, answer, probability, or why there is no answer."""
     write_table(path, rows, _JUDGEMENTS)
 
 
 def write_calls(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one row a prompt."""
+    """Write one row per prompt."""
     write_table(path, rows, _CALLS)
 
 
@@ -84,13 +84,14 @@ class CellWriters(NamedTuple):
     """Writers of the tables of one cell.
 
     Attributes:
-        latents: One row a latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns.
-        examples: One row a window that explained or scored a latent, with tokens and activations.
-        activations: One row a window in which a latent fires, from strong to weak, taken from the whole corpus.
-        explanations: One row an explanation.
-        scores: One row a latent, scorer, explanation and metric; one without metric where there is no score.
-        judgements: One row a judged window: truth, answer, probability, or why there is no answer.
-        calls: One row a prompt; what prompts share takes room once in some two thousand.
+        latents: One row per latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed
+            columns.
+        examples: One row per window that explained or scored a latent, with tokens and activations.
+        activations: One row per window in which a latent fires, from strong to weak, taken from the whole corpus.
+        explanations: One row per explanation.
+        scores: One row per latent, scorer, explanation and metric; one without metric where there is no score.
+        judgements: One row per judged window: truth, answer, probability, or why there is no answer.
+        calls: One row per prompt; what prompts share takes room once in some two thousand.
     """
 
     latents: TableWriter

@@ -79,7 +79,7 @@ class Column:
     Attributes:
         name: Its name in tables. One that ends in a dot means one column per key of its values, which are
             mappings.
-        value: Reads its value from a line; None where there is none.
+        value: Reads its value from a line; None if there is none.
         shown: How boards show it.
         meaning: What it says, in a sentence; the docstring of the field of that name when empty.
     """

@@ -43,7 +43,7 @@ class RunCell:
 
     @cached_property
     def examples(self) -> list[Row]:
-        """Rows of `examples.parquet`; none where a run has none, as an imported one may."""
+        """Rows of `examples.parquet`; none if a run has none, as an imported one may."""
         columns = ("latent", "role", "active", "decile", "context", "start", "tokens", "activations")
         return self._table("examples", columns) if (self.folder / "examples.parquet").exists() else []
 
@@ -119,7 +119,7 @@ def open_run(run: Path, cell: str | None = None) -> tuple[RunResult, list[RunCel
     if cell is not None and cell not in names:
         raise InputError(f"{run}: no cell {cell!r}{did_you_mean(cell, names)}; there are {'; '.join(names)}")
     if wrong := [name for name in names if Path(name).name != name or name == ".."]:
-        raise InputError(f"{run}: a cell is called {wrong[0]!r:.80}, which is no name of a folder")
+        raise InputError(f"{run}: a cell is called {wrong[0]!r:.80}, which is not a folder name")
     chosen = [c for c in result.cells if cell is None or c.cell == cell]
     return result, [RunCell(c, root / "cells" / c.cell) for c in chosen]
 

@@ -121,7 +121,7 @@ def _head(run: Path) -> RunHead:
 
 
 def _state(run: Path) -> dict[str, Any]:
-    """Return what `run.json` holds; nothing where there is none, as in imported runs."""
+    """Return what `run.json` holds; nothing if there is none, as in imported runs."""
     file = run / "run.json"
     if not file.exists():
         return {}

@@ -164,11 +164,13 @@ def read_table(
         table.validate(full=True)
         names = table.column_names
     except FileNotFoundError:
-        raise InputError(f"{file}: is not there; give the whole run directory") from None
+        raise InputError(f"{file}: does not exist; give the complete run directory") from None
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         if (short := shortage(error)) is not None:
             raise InputError(f"{file}: cannot be read now: {short}") from None
-        raise InputError(f"{file}: is not whole Parquet ({type(error).__name__}); copy or make it again") from None
+        raise InputError(
+            f"{file}: is no complete Parquet file ({type(error).__name__}); copy or make it again"
+        ) from None
     if missing := [name for name in columns if name not in names]:
         raise InputError(f"{file}: has no column {', '.join(missing)}")
     if len(set(names)) < len(names):
@@ -181,7 +183,7 @@ def read_table(
         except pa.ArrowException:
             raise InputError(f"{file}: the column {safe_text(name)} does not hold {kind}") from None
     if table.column("latent").null_count:
-        raise InputError(f"{file}: a row does not say of what latent it is")
+        raise InputError(f"{file}: a row does not name its latent")
     return table
 
 

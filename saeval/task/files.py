@@ -112,7 +112,7 @@ def _refuse_pipe(path: Path) -> None:
 
 
 def _is_file(path: Path) -> bool:
-    """Tell whether there is such a file; a name that no disk can hold is of none."""
+    """Return whether there is such a file; a name that no disk can hold is of none."""
     try:
         return path.is_file()
     except OSError:

@@ -164,7 +164,7 @@ class _Builder(PartMaker):
                     f"axis of the matrix: {', '.join(ids)}",
                 )
         if controls and all(cell.baseline is not None for cell in cells):
-            self.fail(("controls",), "every cell is a control; leave one that they are compared with")
+            self.fail(("controls",), "every cell is a control; keep one to compare them with")
 
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
         """Report scores and axes that findings name and the task does not have."""
@@ -315,7 +315,7 @@ class _Builder(PartMaker):
             elif kind == "explainer" and (step := self.step("explainer", named, path, roles)) is not None:
                 name = _baseline_name(baseline.use, step.part.plugin)
                 if name in alternatives:
-                    self.fail(path, f"two baselines are called {name!r}; leave one out, or rename the class's `name`")
+                    self.fail(path, f"two baselines are called {name!r}; omit one, or rename the class's `name`")
                 alternatives[name] = step
         for label, scorer in spec.scorers.items():
             for name in scorer.baselines or ():
@@ -422,7 +422,7 @@ def _is_built_in(loaded: Loaded) -> bool:
 
 
 def _no_lift(label: str, cell: Cell) -> str:
-    """Say why a scorer has no lift; nothing where it has one."""
+    """Say why a scorer has no lift; nothing if it has one."""
     scorer = cell.scorers[label]
     if not scorer.part.plugin.reads_explanation:
         return f"{label} does not read the explanation, so it has no lift; rank by {label} or another scorer"

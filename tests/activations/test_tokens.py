@@ -302,15 +302,15 @@ def test_a_json_object_over_several_lines_is_one_row(tmp_path):
     ("name", "content", "said"),
     [
         ("columns.csv", b"number,body\n1,the sea\n", "it has: number, body; set corpus.field to 'number'"),
-        ("headless.csv", b"1," + b"the sea and the sky " * 9 + b"\n2,x\n", "the first line of a table has to name its columns"),
+        ("headless.csv", b"1," + b"the sea and the sky " * 9 + b"\n2,x\n", "the first line of a table must name its columns"),
         ("cut.jsonl.gz", gzip.compress(JSON_LINES.encode(), mtime=0)[:40], "damaged or cut off .*; copy it again"),
         ("cut.jsonl.xz", lzma.compress(JSON_LINES.encode() * 99)[:60], "damaged or cut off .*; copy it again"),
         ("number.json", b"3", "no text under 'text'; it has: int"),
         ("list.jsonl", b'{"text": ["the", "sea"], "n": 1}\n{"text": 2}', "'text' holds no text but a list; write each document's text into"),
         ("nested.jsonl", b'{"data": {"text": "the sea"}}\n{}', "it has: data; write each document's text into a field `text`"),
-        ("packed.jsonl", gzip.compress(b"{}", mtime=0), r"is compressed \(gzip\); let its name end in .gz"),
-        ("table.txt", b"PAR1" + bytes(99), "is a Parquet file; let its name end in .parquet"),
-        ("lines.txt", JSON_LINES.encode(), "holds JSON lines; let its name end in .jsonl"),
+        ("packed.jsonl", gzip.compress(b"{}", mtime=0), r"is compressed \(gzip\); rename it to end in .gz"),
+        ("table.txt", b"PAR1" + bytes(99), "is a Parquet file; rename it to end in .parquet"),
+        ("lines.txt", JSON_LINES.encode(), "holds JSON lines; rename it to end in .jsonl"),
         ("blank.txt", b" \n" * 99, "it holds no text"),
         ("blank.jsonl", b'{"text": ""}\n' * 99, "it holds no text under 'text'"),
     ],
@@ -326,10 +326,10 @@ def test_what_names_no_dataset_and_no_way_to_divide_text_is_refused_by_check(tmp
     for corpus, said in (
         (Corpus(dataset=str(file)), "is a file; give it as `path`"),
         (Corpus(dataset=str(tmp_path / "nowhere")), "no such folder"),
-        (Corpus(path=tmp_path / "someone" / "prose"), "a dataset of the hub is named under `dataset`"),
+        (Corpus(path=tmp_path / "someone" / "prose"), "for a dataset on the hub, use `dataset`"),
         (
             Corpus(path=file, split="sentences"),
-            "'sentences' is no way to divide text; there are: none, paragraphs, lines",
+            "'sentences' is not a way to divide text; use none, paragraphs, lines",
         ),
     ):
         with pytest.raises(InputError, match=said):
@@ -338,7 +338,7 @@ def test_what_names_no_dataset_and_no_way_to_divide_text_is_refused_by_check(tmp
 
 def test_special_tokens_alone_are_no_text(tmp_path, tokenizer):
     path = lines(tmp_path / "c.jsonl", [{"text": "<eos>" * 40}] * 3)
-    with pytest.raises(InputError, match="special tokens alone"):
+    with pytest.raises(InputError, match="only special tokens"):
         Corpus(path=path, context=16).tokenize(tokenizer)
 
 

@@ -48,10 +48,10 @@ def test_runs_are_listed_with_date_status_models_headline_and_why_they_failed(ru
     bad, good = json.loads(cli(runs, "list", "runs", "--json").stdout)
     assert good["status"] == "done" and good["n"] == 3 and good["models"] == ["openai_compatible/rules"]
     assert good["headline"].startswith("detection.balanced_accuracy 1.000")
-    assert bad["status"] == "gave up" and "all failed alike" in bad["reason"]
+    assert bad["status"] == "gave up" and "all failed for one reason" in bad["reason"]
     shown = cli(runs, "list", "runs", "saeval-runs", COLUMNS="80").stdout
     assert re.search(r"^20\d\d-\d\d-\d\d \d\d:\d\d  done +good$", shown, re.MULTILINE)
-    assert all(len(line) <= 80 for line in shown.splitlines()) and "all failed alike" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines()) and "all failed for one reason" in shown
 
 
 def test_a_folder_of_runs_makes_one_board_and_what_has_no_results_is_passed_over(runs):
@@ -70,7 +70,7 @@ def test_view_without_a_path_opens_the_last_run(runs, tmp_path):
 
 
 def test_a_failed_run_says_where_its_log_is_and_the_log_says_why(runs):
-    assert "all failed alike" in (runs / "saeval-runs" / "bad" / "logs" / "run.log").read_text()
+    assert "all failed for one reason" in (runs / "saeval-runs" / "bad" / "logs" / "run.log").read_text()
     with truthful_server() as server:
         server.reply = lambda messages: "?"
         task = spec(server, baselines=[], latents={"n": 3, "min_windows": 20}, run={"give_up_after": 2})

@@ -125,14 +125,14 @@ def test_several_cells_make_a_matrix_of_all_pairs(tmp_path):
 
 def test_what_cannot_be_compared_is_said(tmp_path):
     a = run_with(tmp_path / "a", ("x", None, words(0, 12)))
-    with pytest.raises(InputError, match="two cells or more"):
+    with pytest.raises(InputError, match="at least two cells"):
         similarity.similarities([a], by=["explanations"], embed=embed)
-    with pytest.raises(InputError, match="named twice"):
+    with pytest.raises(InputError, match="given twice"):
         similarity.similarities([a, a], by=["explanations"], embed=embed)
     b = run_with(tmp_path / "b", ("x", None, {}))
-    with pytest.raises(InputError, match="no explanation to embed"):
+    with pytest.raises(InputError, match="no explanations to embed"):
         similarity.similarities([a, b], by=["explanations"], embed=embed)
-    with pytest.raises(InputError, match=r"spec\.yaml: is not there"):
+    with pytest.raises(InputError, match=r"spec\.yaml: does not exist"):
         similarity.similarities([a, b], by=["decoder"])
     c = run_with(tmp_path / "c", ("x", None, words(3, 9)))
     found, left_out = similarity.similarities([a, c], embed=embed)

@@ -113,7 +113,7 @@ def test_runs_that_rank_differently_need_a_word(tmp_path, runs):
 def test_runs_of_one_name_go_by_their_paths_and_a_run_named_twice_is_refused(tmp_path):
     a, b = (write(tmp_path / d / "run", contestant(d, 0.5)) for d in "ab")
     assert {e.facets["run"] for e in join([a, b]).entries.values()} == {str(a), str(b)}
-    with pytest.raises(InputError, match="named twice"):
+    with pytest.raises(InputError, match="given twice"):
         join([a, a])
 
 

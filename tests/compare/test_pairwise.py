@@ -160,7 +160,7 @@ def test_cells_are_named_where_a_run_has_several(tmp_path):
         run, (cell_of("coder=x", {DETECTION: one}), {DETECTION: one}, {}),
         (cell_of("coder=y", {DETECTION: other}), {DETECTION: other}, {"firings": {i: 9 + i for i in range(40)}}),
     )  # fmt: skip
-    with pytest.raises(InputError, match="2 contestants; say which cell"):
+    with pytest.raises(InputError, match="2 contestants; choose a cell"):
         compare(run, run)
     assert compare(f"{run}:coder=x", f"{run}:coder=y").b == "run:coder=y"
     with pytest.raises(InputError, match="compared with itself"):

@@ -97,7 +97,7 @@ def test_explanations_come_back_as_they_were(run, tmp_path, format_):
         if format_ == "saebench":  # it knows scored latents only
             expected = {i: text for i, text in expected.items() if i in scores(run, cell, "detection")}
         assert explanations(tmp_path / "back", other) == expected
-    assert not result.reproducible and "not made here" in result.warnings[0]
+    assert not result.reproducible and "cannot be reproduced from this directory" in result.warnings[0]
     assert str(tmp_path) not in (tmp_path / "back" / "results.json").read_text()
     head = json.loads((tmp_path / "back" / "run.json").read_text())
     assert head["status"] == "imported"
@@ -128,7 +128,7 @@ def test_our_own_tables_keep_marks_that_others_lose(run, tmp_path):
     export_run(run, "jsonl", tmp_path / "own")
     assert import_run(tmp_path / "own", "jsonl", tmp_path / "a").synthetic
     lost = export_run(run, "delphi", tmp_path / "theirs")
-    assert "made up, and the files do not say so" in lost[0]
+    assert "synthetic, which the files do not say" in lost[0]
     assert not import_run(tmp_path / "theirs", "delphi", tmp_path / "b").synthetic
 
 
@@ -627,7 +627,7 @@ def test_what_was_damaged_on_the_way_is_not_taken(run, tmp_path):
     whole = file.read_bytes()
     for spoiled in (whole[:-5], whole.replace(b"planted", b"planned")):
         file.write_bytes(spoiled)
-        with pytest.raises(InputError, match="is not what was sent"):
+        with pytest.raises(InputError, match="differs from what was sent"):
             pull(str(tmp_path / "sent"), tmp_path / "back")
     file.unlink()
     with pytest.raises(InputError, match="cannot be read"):
@@ -638,7 +638,7 @@ def test_what_was_damaged_on_the_way_is_not_taken(run, tmp_path):
     for name in ("run/../../outside", "../outside", "/etc/hostname", "run//x", "run/./x", "run\\..\\x"):
         hostile = {**index, "files": {**index["files"], name: {"bytes": 1, "sha256": ""}}}
         (tmp_path / "sent" / "saeval.json").write_text(json.dumps(hostile))
-        with pytest.raises(InputError, match="no file inside of it"):
+        with pytest.raises(InputError, match="not a file inside it"):
             pull(str(tmp_path / "sent"), tmp_path / "back")
     for other in ({}, [], {**index, "kind": "other"}, {**index, "files": 5}):
         (tmp_path / "sent" / "saeval.json").write_text(json.dumps(other))
@@ -689,7 +689,7 @@ def test_run_goes_to_the_hub_and_comes_back(run, tmp_path):
         assert [facts["from"] for facts in index["runs"].values()] == ["hf://datasets/me/results"]
         hub.files["me/results/run/results.json"] += b" "
         bad = command("pull", "hf://datasets/me/results", "bad", cwd=tmp_path, code=2, **env)
-        assert "is not what was sent" in bad.stderr
+        assert "differs from what was sent" in bad.stderr
         missing = command("pull", "hf://datasets/me/nothing", "bad", cwd=tmp_path, code=2, **env)
         assert "the hub answered 404" in missing.stderr
         hub.forbid = True
@@ -712,12 +712,12 @@ def test_commands_say_what_they_did_and_have_json_twins(run, tmp_path, monkeypat
         return done
 
     said = call("export", run, "--format", "delphi", "--out", "d")
-    assert "written   d" in said.stdout and "made up, and the files do not say so" in said.stderr
+    assert "written   d" in said.stdout and "synthetic, which the files do not say" in said.stderr
     twin = json.loads(call("export", run, "-f", "delphi", "--out", "e", "--json").stdout)
     assert twin["warnings"] and any(name.endswith(".txt") for name in twin["files"])
     assert "cells, " in call("import", "d", "--format", "delphi", "--out", "r").stdout
     twin = json.loads(call("import", "d", "-f", "delphi", "--out", "s", "--json").stdout)
-    assert twin["reproducible"] is False and "not made here" in twin["warnings"][0]
+    assert twin["reproducible"] is False and "cannot be reproduced from this directory" in twin["warnings"][0]
     assert "detection" in call("report", "r").stdout
     assert json.loads(call("push", "r", "sent", "--json").stdout) == {"dest": "sent"}
     assert json.loads(call("pull", "sent", "got", "--json").stdout) == {"kind": "run", "out": "got"}
@@ -761,7 +761,7 @@ def test_commands_and_code_of_the_page_run(run, tmp_path, monkeypatch, capsys):
         assert done.exit_code == 0, line + done.output
     (code,) = blocks("python")
     exec(code, {})
-    assert "not made here" in capsys.readouterr().out
+    assert "cannot be reproduced from this directory" in capsys.readouterr().out
 
 
 def test_specs_of_the_page_name_options_that_there_are():

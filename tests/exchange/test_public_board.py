@@ -118,7 +118,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_unscored_run_is_refused(tmp_path):
     write_run(tmp_path / "run")
-    with pytest.raises(InputError, match="nothing is scored yet"):
+    with pytest.raises(InputError, match="has no scores yet"):
         add_runs(tmp_path / "board", [str(tmp_path / "run")])
 
 

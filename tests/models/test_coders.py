@@ -310,10 +310,10 @@ def edit_weights(folder, change):
     ("spoil", "message"),
     [
         (shutil.rmtree, "no such folder"),
-        (lambda f: (f / "cfg.json").unlink(), r"no cfg\.json in it"),
+        (lambda f: (f / "cfg.json").unlink(), r"has no cfg\.json"),
         (lambda f: (f / "cfg.json").write_text("{"), r"cfg\.json cannot be read"),
         (lambda f: (f / "cfg.json").write_text("[]"), "holds no mapping"),
-        (lambda f: (f / "sae_weights.safetensors").unlink(), r"no sae_weights\.safetensors in it"),
+        (lambda f: (f / "sae_weights.safetensors").unlink(), r"has no sae_weights\.safetensors"),
         (lambda f: (f / "sae_weights.safetensors").write_bytes((f / "sae_weights.safetensors").read_bytes()[:-8]), "damaged or cut off"),
         (lambda f: (f / "sae_weights.safetensors").write_bytes(b"abc"), "damaged or cut off"),
         (lambda f: edit(f, architecture="batchtopk"), r"training checkpoint.*save_inference_model"),
@@ -424,7 +424,7 @@ def test_neurons_are_found_from_anywhere_in_the_block():
     for module in ("layers.3", "layers.3.mlp", "layers.3.mlp.down_proj", "layers.3.self_attn"):
         assert down_projection(module, modules) == "layers.3.mlp.down_proj"
     assert down_projection("layers", modules) is None
-    with pytest.raises(InputError, match="no down projection of an MLP is known"):
+    with pytest.raises(InputError, match="no known MLP down projection"):
         Neurons().site("layers", modules)
     with pytest.raises(InputError, match="mixture of experts"):
         Neurons().site("layers.0", ["layers.0", "layers.0.mlp", "layers.0.mlp.gate", "layers.0.mlp.experts"])

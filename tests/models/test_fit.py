@@ -300,7 +300,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_from_its_files(tmp_path, model
     [
         ("transformer.h.1", "did you mean 'layers.1'"),
         ("layers.1.mpl", "did you mean 'layers.1.mlp'"),
-        ("blocks.1.attn.hook_pattern", "no hook that saeval can read"),
+        ("blocks.1.attn.hook_pattern", "not a hook that saeval can read"),
         ("layers.7", "has 3 blocks, 0 to 2"),
     ],
 )
@@ -422,7 +422,7 @@ def test_an_accepted_mismatch_and_a_coder_that_explains_nothing_mark_the_row_and
     run = saeval.run(spec, out=tmp_path / "run", overrides={"source.with.accept_mismatch": True})
     (cell,) = run.cells
     assert "reads blocks.2.hook_resid_post" in cell.cautions[0] and cell.measures["fvu"] > 1
-    assert any("explains nothing of what it reads" in said for said in cell.cautions)
+    assert any("explains no variance" in said for said in cell.cautions)
     assert all(f"{cell.cell}: {said}" in run.warnings for said in cell.cautions)
 
 
@@ -449,7 +449,7 @@ def test_an_l0_far_from_the_files_k_is_said(tmp_path, model, corpus):
     sae = {"use": "dictionary_learning", "with": {"path": str(folder)}}
     spec = task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32}, hookpoint="layers.1")
     run = saeval.run(spec, out=tmp_path / "run")
-    assert any("latents fire per token, and the coder's files say 3" in said for said in run.cells[0].cautions)
+    assert any("latents fire per token, but the coder's files say 3" in said for said in run.cells[0].cautions)
 
 
 @pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])

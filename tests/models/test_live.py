@@ -153,7 +153,7 @@ def test_names_of_places(llama, name, path, site):
     [
         ("layers.1.mpl", "did you mean 'layers.1.mlp'"),
         ("blocks.7.hook_resid_post", "has 3 blocks"),
-        ("blocks.1.attn.hook_pattern", "no hook that saeval can read"),
+        ("blocks.1.attn.hook_pattern", "not a hook that saeval can read"),
         ("blocks.1.ln2.hook_normalized", "before the norm's gain"),
         ("", "no module ''"),
     ],
@@ -181,7 +181,7 @@ def test_centred_activations_have_no_mean(llama):
 def test_places_that_text_does_not_pass_through_are_refused(llama):
     with pytest.raises(InputError, match="does not pass through layers"):
         llama.capture(TOKENS, [HookPoint("layers")])
-    with pytest.raises(InputError, match="one activation a token"):
+    with pytest.raises(InputError, match="one activation per token"):
         llama.capture(TOKENS, [HookPoint("rotary_emb")])
     assert torch.isfinite(logits(llama)).all(), "hooks were left behind"
 
@@ -236,7 +236,7 @@ def test_missing_weights_are_never_invented(broken):
 def test_code_that_comes_with_a_model_is_not_run(broken):
     (broken / "evil.py").write_text("raise SystemExit('ran')")
     edit_config(broken, model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
-    with pytest.raises(InputError, match="code of its own"):
+    with pytest.raises(InputError, match="its own code"):
         LiveModel.load(str(broken))
 
 

@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "subjects.md"
 TOKENS = torch.arange(3, 3 + 2 * 12).reshape(2, 12)
 FAST = ("mamba", "rwkv", "recurrent_gemma", "jamba", "bamba", "gemma2", "olmo2", "mixtral", "gemma3")
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in CONFIGS]
-APART = {"gemma3n_text": "layers.1 does not hold one activation a token"}
+APART = {"gemma3n_text": "layers.1 does not give one activation per token"}
 """Families whose blocks cannot be read, and what is said of them."""
 DO_MORE = ("gemma4_text", "falcon_h1", "minimax")
 """Families whose blocks do more than add attention and MLP to the residual stream."""
@@ -71,7 +71,7 @@ def lens_of(live):
     try:
         return live._final_norm
     except InputError as error:
-        assert "no final norm" in str(error) or "in a way that is not known" in str(error)
+        assert "no final norm" in str(error) or "in an unknown way" in str(error)
         return None
 
 
@@ -156,7 +156,7 @@ def test_lens_gives_the_models_logits_or_says_that_it_cannot(readable):
     point = live.hookpoint(live.blocks()[-1])
     direction = direction_of(live, point)
     if norm is None:
-        with pytest.raises(InputError, match="no final norm|not known here"):
+        with pytest.raises(InputError, match="no final norm|in an unknown way"):
             Subject(live, point).promoted(direction)
         return
     with torch.inference_mode():
@@ -270,7 +270,7 @@ def test_places_with_all_tokens_in_one_row_are_steered_from_a_token_on(tmp_path)
             subject.steered(prompts, direction, cached=cached).next_logprobs(2.0), expected, atol=1e-5
         )
     with (
-        pytest.raises(InputError, match="rotary_emb does not hold one activation a token"),
+        pytest.raises(InputError, match="rotary_emb does not give one activation per token"),
         flat.steer(HookPoint("rotary_emb"), direction, 1.0),
     ):
         logits_of(flat)

@@ -106,8 +106,8 @@ def test_single_file_is_valid_in_a_spec(tmp_path, kind):
         ("scorer", "its class would be called Scorer, which is taken"),
         ("none", "its class would be called None, which is taken"),
         ("plugins", "a module saeval_plugins is installed already"),
-        ("local", "which saeval uses itself"),
-        ("saeval", "which saeval uses itself"),
+        ("local", "which saeval itself uses"),
+        ("saeval", "which saeval itself uses"),
     ],
 )
 def test_name_that_will_not_do_is_one_clear_sentence_and_makes_nothing(tmp_path, name, complaint):
@@ -130,7 +130,7 @@ def test_language_model_cannot_be_a_single_file(tmp_path):
 def test_nothing_is_overwritten(tmp_path, single_file):
     first, *_ = scaffold.new("scorer", "mine", single_file=single_file, out=tmp_path)
     first.write_text("precious")
-    with pytest.raises(InputError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(InputError, match="already exists"):
         scaffold.new("scorer", "mine", single_file=single_file, out=tmp_path)
     assert first.read_text() == "precious"
 

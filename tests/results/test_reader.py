@@ -54,7 +54,7 @@ def test_table_that_is_not_there_is_one_sentence_and_the_rest_can_be_read(two_ce
     shutil.copy(two_cells / "results.json", tmp_path / "results.json")
     run = saeval.read(tmp_path)
     assert len(run.scores) > 10
-    with pytest.raises(saeval.InputError, match=r"latents.parquet: is not there; give the whole run directory"):
+    with pytest.raises(saeval.InputError, match=r"latents.parquet: does not exist; give the complete run directory"):
         _ = run.latents
 
 

@@ -168,7 +168,7 @@ def test_latent_that_kills_its_workers_fails_alone(two_nodes, server, tmp_path):
     )
     assert (marked.n, marked.failed) == (4, 1) and (judged.n, judged.failed) == (5, 0)
     (reason,) = {r["reason"] for r in finished(tmp_path / "run").values() if r["status"] == "failed"}
-    assert reason.startswith("4 workers died while they were at it")
+    assert reason.startswith("4 workers died at this work")
     # A worker that dies takes calls under way along; before its third try, the latent is set apart from the others.
     assert len(server.calls) - len(asked(server)) <= 2 * server.most_in_flight
 

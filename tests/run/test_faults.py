@@ -157,7 +157,7 @@ def test_error_that_is_always_the_same_stops_the_run_early_and_a_fixed_one_resum
     changes = {"run": {"give_up_after": 3, "concurrency": 4}}
     with truthful_server() as server:
         server.always = fault
-        with pytest.raises(GaveUp, match="the first 3 latents all failed alike"):
+        with pytest.raises(GaveUp, match="the first 3 latents all failed for one reason"):
             saeval.run(task(server, model, **changes), out=tmp_path / "run")
         assert len(server.calls) <= 4 * 3
         assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "gave up"
@@ -172,7 +172,7 @@ def test_outage_in_the_middle_stops_the_run_without_writing_its_failures_down(tm
     with truthful_server() as server:
         calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch, **changes)
         server.chooses = lambda request, number: error(401, "key revoked") if number > 4 + 8 + 3 else None
-        with pytest.raises(GaveUp, match="2 latents in a row all failed alike: .*key revoked"):
+        with pytest.raises(GaveUp, match="2 latents in a row all failed for one reason: .*key revoked"):
             saeval.run(task(server, "openai_compatible/rules", **changes), out=tmp_path / "run")
         assert finished(tmp_path / "run").items() <= calm.items()
         server.chooses, answered = lambda request, number: None, server.answered

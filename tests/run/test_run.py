@@ -120,7 +120,7 @@ def test_limit_marks_the_result_partial(tmp_path):
 def test_judge_that_answers_garbage_gives_statuses_not_scores(tmp_path):
     with truthful_server() as server:
         server.reply = lambda m: "I am a teapot" if m[-1]["content"].startswith("Explanation:") else truthful(m)
-        with pytest.raises(GaveUp, match=r"first 3 latents all failed alike.*no list"):
+        with pytest.raises(GaveUp, match=r"first 3 latents all failed for one reason.*no list"):
             saeval.run(spec(server, run={"give_up_after": 3}, baselines=[]), out=tmp_path / "run")
         server.reply = truthful
         mended = saeval.run(
@@ -289,7 +289,7 @@ def test_works_inside_a_running_event_loop(tmp_path):
         ({"scorers": {"detection": {"with": {"mode": "probability"}}}}, "needs a model that scores continuations"),
         ({"scorers": {}}, "give at least one scorer"),
         ({"baselines": ["randm_explanation"]}, "did you mean 'random_explanation'"),
-        ({"baselines": ["neurons"]}, "has no coder to put a baseline in place of"),
+        ({"baselines": ["neurons"]}, "has no coder that a baseline could replace"),
         ({"leaderboard": {"rank_by": "detection.auc"}}, "detection has no metric 'auc'"),
         ({"source": {"use": "synthetic", "with": {"n_latents": "many"}}}, r"source\.with\.n_latents: should be a valid integer.*got 'many'"),
         ({"source": {"use": "nothing/here"}}, "unknown source 'nothing/here'"),
@@ -395,5 +395,5 @@ class Fickle(Sampler):
 def test_sampler_whose_windows_come_and_go_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("saeval._run.sampling.Records.KEPT", 1)
     (tmp_path / "fickle.py").write_text(FICKLE_SAMPLER)
-    with truthful_server() as server, pytest.raises(InputError, match="gave windows once and none the next time"):
+    with truthful_server() as server, pytest.raises(InputError, match="returned windows once and none the next time"):
         saeval.run(spec(server, sampler=f"{tmp_path}/fickle.py:Fickle"), out=tmp_path / "run")

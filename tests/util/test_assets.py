@@ -91,7 +91,7 @@ def test_a_folder_is_usable_where_the_cache_cannot_be_written(package, tmp_path,
     (tmp_path / "a-file").write_text("")
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "a-file" / "cache"))
     assert asset_path("package:tiny-folder") == package / "model"
-    with pytest.raises(InputError, match="could not be put together"):
+    with pytest.raises(InputError, match="could not be assembled"):
         asset_path("package:tiny-parts")
 
 

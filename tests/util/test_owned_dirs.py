@@ -119,11 +119,11 @@ def test_run_directory_with_links_or_pipes_is_refused_by_whatever_writes_into_it
     before = contents(other)
     (run / place).unlink(missing_ok=True)
     KINDS[kind](run / place, other)
-    with pytest.raises(InputError, match=r"is a symbolic link|is a hard link|is no plain file"):
+    with pytest.raises(InputError, match=r"is a symbolic link|is a hard link|is not a plain file"):
         saeval.run(finished[1], out=run)
     if place.startswith("report"):
         assert command("report", run).exit_code == 2
-    with pytest.raises(InputError, match=r"is a symbolic link|is a hard link|is no plain file"):
+    with pytest.raises(InputError, match=r"is a symbolic link|is a hard link|is not a plain file"):
         push(run, str(tmp_path / "sent"))
     assert contents(other) == before and not (tmp_path / "sent").exists()
 

@@ -443,7 +443,11 @@ def test_directory_named_after_a_credential_is_refused_without_repeating_it(tmp_
     monkeypatch.setenv("LAB_API_KEY", "qR7tY2wE9uI4oP1aS6dF")
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["run", "judge-check", "--out", "qR7tY2wE9uI4oP1aS6dF"])
-    assert done.exit_code == 2 and "named after a credential" in done.output and "qR7tY2" not in done.output
+    assert (
+        done.exit_code == 2
+        and "a credential of your environment in its name" in done.output
+        and "qR7tY2" not in done.output
+    )
     assert not (tmp_path / "qR7tY2wE9uI4oP1aS6dF").exists()
 
 

@@ -56,7 +56,7 @@ def listed(release: str, sae_id: str) -> Listed:
 
 
 def releases() -> frozenset[str]:
-    """Return the names of all releases; none where sae-lens is not installed."""
+    """Return the names of all releases; none if sae-lens is not installed."""
     try:
         return frozenset(_names(_text()))
     except InputError:

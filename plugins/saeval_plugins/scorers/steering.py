@@ -221,7 +221,7 @@ def difference_of_means(subject: Subject, activating: Sequence[Example], silent:
 
 
 def harmonic_mean(concept: float, fluency: float) -> float:
-    """Return the harmonic mean of two ratings; 0 where one is 0.
+    """Return the harmonic mean of two ratings; 0 if one is 0.
 
     Example:
         >>> harmonic_mean(2, 1), harmonic_mean(2, 0)

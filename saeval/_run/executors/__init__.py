@@ -1,4 +1,4 @@
-"""Where the work of a run is done: in this process, or by the workers of a Ray cluster."""
+"""Runs the work of a task in this process or on the workers of a Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole run in this process."""
+"""Runs all work in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of a run on a Ray cluster. Ray starts workers, places them, and replaces those that die."""
+"""Runs the work of a task on a Ray cluster. Ray starts workers, places them, and replaces those that die."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class OnRay(Executor):
             self._collect([(names, (i, n)) for names in groups for n in [shares(names, len(groups))] for i in range(n)])
             if not all(store_path(sources[name]).exists() for names in groups for name in names):
                 raise InputError(
-                    "run.executor: what the Ray workers collected is not in the cache of this machine; set "
+                    "run.executor: the stores that Ray workers collected are not in this machine's cache; set "
                     "SAEVAL_CACHE to a folder that all machines share"
                 )
 
@@ -192,7 +192,7 @@ class OnRay(Executor):
                 raise made.error()
             return made
         kind = Explanation if work.explanation is None else Score
-        reason = f"{_TRIES} workers died while they were at it: killed, out of memory, or stuck for run.hang_after"
+        reason = f"{_TRIES} workers died at this work: killed, out of memory, or stuck for run.hang_after"
         return StepOutput(kind.failed(reason), Usage(usd=0.0), fault=False)
 
     async def _seat(self, latent: LatentId) -> _Seat:
@@ -237,7 +237,7 @@ class OnRay(Executor):
 
         if seat.up and seat.life == life:
             seat.up = False
-            log.warning("a Ray worker is lost; what it was at goes to others: %s", str(error).strip().splitlines()[0])
+            log.warning("a Ray worker is lost; its work goes to others: %s", str(error).strip().splitlines()[0])
             ray.kill(seat.actor, no_restart=False)
 
     def _hear(self, news: list[News]) -> None:

@@ -1,4 +1,4 @@
-"""A Ray cluster to work on: the one at RAY_ADDRESS, or else one of our own that nobody else can reach."""
+"""Connects to the Ray cluster at RAY_ADDRESS, or starts a private one on this machine."""
 
 from __future__ import annotations
 
@@ -144,6 +144,6 @@ def _refuse_other_interfaces() -> None:
     address = ray.util.get_node_ip_address()
     if address != _LOOPBACK:
         raise InputError(
-            f"run.executor: Ray listens on {address} because this process imported it before saeval did; "
-            "let saeval begin, or start a cluster yourself and set RAY_ADDRESS"
+            f"run.executor: Ray listens on {address} because this process imported Ray before saeval; import saeval "
+            f"first, or start a cluster and set RAY_ADDRESS"
         )

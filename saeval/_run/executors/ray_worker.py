@@ -1,4 +1,4 @@
-"""One process of a Ray cluster: collects cells, and does steps on latents with a task and gateways of its own."""
+"""Runs in a process of a Ray cluster: collects cells and does steps with its own task and gateways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would take, told before anything is spent, and how fast an earlier run went."""
+"""Estimates what a run would take, before anything is spent, and measures the speed of earlier runs."""
 
 from __future__ import annotations
 

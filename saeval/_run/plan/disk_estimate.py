@@ -1,4 +1,4 @@
-"""What a run would weigh on disk, found by writing what a few latents come to as a run writes it."""
+"""Estimates a run's disk space by writing the results of a few latents as a run does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replaces language models in a plan: counts requests and answers like the prompts' examples."""
+"""Replaces language models in a plan: counts requests, and answers as the prompts' examples do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _USAGE = Usage(1000, 10, 0, 0.00012345, "provider")
 
 
 class UnreadSource(ActivationSource):
-    """A source that reads no text: in a plan, the latent is silent on all that steps write."""
+    """A source that reads no text: in a plan, latents are silent on every text that steps write."""
 
     name = "unread"
 
@@ -44,7 +44,7 @@ class UnreadSource(ActivationSource):
 
 @dataclass
 class Counter(LanguageModel):
-    """A language model that answers nothing of its own.
+    """A language model that counts requests and repeats example answers.
 
     Attributes:
         scores: Whether it scores continuations.

@@ -1,4 +1,4 @@
-"""Says what a tenth more money would buy: more latents, or more windows of each."""
+"""Estimates what 10 % more money would buy: more latents, or more windows of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saeval.records import MAIN
 
 
 class Worth(NamedTuple):
-    """What a tenth more money does to the interval of a cell's score.
+    """Effect of 10 % more money on the interval of a cell's score.
 
     Attributes:
         cell: The cell.
@@ -40,7 +40,7 @@ class Worth(NamedTuple):
 
 
 def worth(steps: Sequence[StepPlan], like: Path) -> Iterator[Worth]:
-    """Yield what a tenth more money would buy for each scorer of a plan that asks a model.
+    """Yield what 10 % more money would buy, for each scorer of a plan that asks a model.
 
     Money is counted in dollars where some are spent, else in tokens. What more windows cost is taken as proportional.
 

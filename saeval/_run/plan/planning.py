@@ -1,4 +1,4 @@
-"""What a run would take, told before anything is spent: calls, tokens, dollars, minutes and disk, step by step."""
+"""Estimates a run's calls, tokens, dollars, minutes and disk space, step by step, before anything is spent."""
 
 from __future__ import annotations
 
@@ -40,30 +40,31 @@ _REST = 0.05  # seconds per latent and cell: sampling, and the report
 
 ASSUMPTIONS = (
     f"Prompts are real ones, for up to {_TRIED} latents per cell, made from windows of the activations in the cache; "
-    f"where there are none yet, from placeholder text. {CHARACTERS:g} characters are a token.",
+    f"or of placeholder text if there are none yet. {CHARACTERS:g} characters are a token.",
     "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that "
-    "model reasons; without --like the reasoning of a model is not counted. None has to be asked twice.",
+    "model reasons; without --like, reasoning tokens are not counted. Every reply is assumed to be readable.",
     f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says "
     "otherwise; a model in process takes two operations per parameter and token, at 60 GFLOP/s per CPU core, or on a "
     f"GPU 100 TFLOP/s in 16 bits and 15 in 32; one of unknown size reads {_PER_SECOND:g} tokens a second, or collects "
     f"{_COLLECTED:g}; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are "
     "those of the run given by --like.",
-    "Disk is what a few latents' results come to, written as a run writes them; and for activations, 6 bytes each, "
+    "Disk space is extrapolated from the results of a few latents, written as a run writes them; activations take 6 "
+    "bytes each, "
     f"{_ACTIVE} a token or the coder's `k`, and 5 for the token. Downloaded or unpacked models are not included.",
-    "Answers and activations that are in the cache already cost nothing when they are used again.",
+    "Cached answers and activations cost nothing.",
 )
 """What the numbers rest on."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step would take; what is not known is None, never 0.
+    """Estimates for one step; unknown values are None, never 0.
 
     Attributes:
         step: `collect`, `explain`, `report` (with all else there is to do) or the scorer's label, and in brackets the
             baseline it is run on.
         cell: The cell.
-        model: Model that is asked, as the spec names it; None where none is.
+        model: Model that is asked, as the spec names it; None if none is.
         latents: Latents it runs on.
         calls: Calls to the model.
         input_tokens: Tokens of prompts; for `collect`, of the corpus.
@@ -91,7 +92,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would take from the beginning, but for activations that are in the cache.
+    """Estimates for a run from the beginning, except activations that are cached.
 
     Attributes:
         steps: Step by step.
@@ -100,7 +101,7 @@ class Plan:
     steps: tuple[StepPlan, ...]
 
     def total(self, column: str) -> Any | None:
-        """Return a column's sum, tokens of the corpus omitted; None where a part of it is unknown."""
+        """Return a column's sum, tokens of the corpus omitted; None if a part of it is unknown."""
         tokens = column == "input_tokens"
         values = [getattr(step, column) for step in self.steps if not (tokens and step.step == "collect")]
         return None if None in values else sum(values)
@@ -115,7 +116,7 @@ class Plan:
 
 
 def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Plan:
-    """Tell what a run would take. No model is asked or loaded, and nothing is collected.
+    """Estimate what a run would take. No model is asked or loaded, and nothing is collected.
 
     Every step is tried on a few latents with a placeholder model that counts requests. The results are written as a run
     writes them, to estimate disk space.
@@ -217,7 +218,7 @@ class _Try(NamedTuple):
         try:
             records, _ = choose_records(sampled, store, task.run.seed, min(_TRIED, wanted))
         except Exception as error:  # noqa: BLE001 - samplers may need what the placeholder lacks
-            why = f"no window could be sampled to try it on: {error}"
+            why = f"no window could be sampled for a trial: {error}"
         counts = {"requested": wanted, "eligible": wanted, "sampled": wanted}
         return cls(CellState(cell, store, records, counts, base=""), wanted, why)
 
@@ -261,11 +262,11 @@ def _reporting(state: _Planned, tries: list[_Try], speed: Speed | None, folder: 
     seconds = latents * (_REST if rest is None else rest)
     found = StepPlan("report", "", latents=latents, seconds=seconds, measured=rest is not None)
     if not all(tried.outcome.records for tried in tries):
-        return replace(found, bytes=None, note="the report's size is not known where no window could be sampled")
+        return replace(found, bytes=None, note="the report's size is unknown because no window could be sampled")
     try:
         return replace(found, bytes=disk_estimate.reports(state, state, latents, folder))
     except SaevalError:  # the report names a coder by the hash of its files
-        return replace(found, bytes=None, note="the report's size is not known before a coder's files are here")
+        return replace(found, bytes=None, note="the report's size is unknown until a coder's files are downloaded")
 
 
 def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
@@ -284,7 +285,7 @@ def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
     tokens = _corpus_tokens(corpus) if isinstance(corpus, Corpus) else None
     known = StepPlan("collect", cell.name)
     if tokens is None:
-        note = "the source does not tell how much text it reads"
+        note = "the source does not say how much text it reads"
         return [replace(known, input_tokens=None, seconds=None, bytes=None, note=note)]
     active = next((k for part in cell.source.nested if (k := getattr(part.plugin, "k", None))), _ACTIVE)
     stored = 6 * active + 5
@@ -313,7 +314,7 @@ def _shares(cell: Cell) -> JsonValue:
 
 
 def _corpus_tokens(corpus: Corpus) -> int | None:
-    """Return how many tokens a corpus has, by its options and the size of its files; None where these do not tell."""
+    """Return how many tokens a corpus has, by its options and the size of its files; None if these do not tell."""
     files = []
     if corpus.path is not None:
         files = [corpus.path] if corpus.path.is_file() else sorted(corpus.path.glob("*.txt"))

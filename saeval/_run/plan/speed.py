@@ -1,4 +1,4 @@
-"""How fast a run went, by what it wrote down: what a plan can count on for another run like it."""
+"""Measures the speed of a finished run, as a basis for plans of similar runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from saeval.llm import CallLedger, LoggedCall
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a run went.
+    """Measured speed of a run.
 
     Attributes:
         call: Seconds per call, by role and model, while the model was being asked; calls under way at once share the
             time.
         rest: Seconds per latent that all else took but collecting: sampling, steps without a language model, reports.
-            None where the run was not done at one sitting.
+            None if the run was not done at one sitting.
         output: Tokens generated per call, by role and model; models that reason write more than their answers.
     """
 
@@ -45,7 +45,7 @@ def speed(run_dir: Path) -> Speed:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run_dir}: cannot be read as a run ({type(error).__name__})") from None
     if not done:
-        raise InputError(f"{run_dir}: this run is not done, so it does not tell how long one takes")
+        raise InputError(f"{run_dir}: this run is unfinished, so its speed is unknown")
     calls = [
         call
         for call in CallLedger(run_dir / "calls.jsonl").calls()

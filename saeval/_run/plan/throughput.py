@@ -125,7 +125,7 @@ def _encoder(source: ActivationSource) -> float:
 
 
 def _coder(source: ActivationSource, what: str) -> Any:
-    """Return what a source's coder tells without a download; None where it tells nothing."""
+    """Return what a source's coder tells without a download; None if it tells nothing."""
     ask = getattr(getattr(source, "coder", None), what, None)
     try:
         return None if ask is None else ask(fetch=False) if what == "made_for" else ask()

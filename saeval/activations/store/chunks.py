@@ -73,7 +73,7 @@ class Chunk:
         return found
 
     def peaks(self) -> NDArray[np.float32]:
-        """Return the largest magnitude of each latent; 0 where it does not fire.  [n_latents]"""
+        """Return the largest magnitude of each latent; 0 if it does not fire.  [n_latents]"""
         found = np.empty(self._n_latents, dtype=np.float32)
         self._read("peaks", 0, found)
         return found

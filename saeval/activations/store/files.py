@@ -47,7 +47,7 @@ def store_folder(identity: Any) -> Path:
 def damaged(path: Path, what: str) -> StoreError | InputError:
     """Return the error for a file that is not what it was written as, or could not be read for want of room."""
     if (short := shortage(sys.exception())) is not None:
-        return InputError(f"{path}: cannot be read now, though nothing says that it is damaged: {short}")
+        return InputError(f"{path}: cannot be read now, though it may be intact: {short}")
     return StoreError(f"{path}: {what}; delete the store's directory and collect again")
 
 
@@ -120,7 +120,7 @@ def read_array(path: Path, shape: tuple[int | None, ...], kinds: str) -> np.ndar
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None
     except Exception as error:  # noqa: BLE001 - numpy parses the head of a file as Python does
-        raise damaged(path, f"it is no array ({type(error).__name__})") from None
+        raise damaged(path, f"it is not an array ({type(error).__name__})") from None
     fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     if not fits or array.dtype.kind not in kinds:
         raise damaged(path, f"it holds {array.dtype} of shape {list(array.shape)}, which does not fit the manifest")

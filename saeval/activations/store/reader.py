@@ -101,9 +101,9 @@ class ActivationStore:
         self.position: NDArray[np.unsignedinteger[Any]] = self._load("position", (nonzeros,), "iu")
         self.value: NDArray[np.floating[Any]] = self._load("value", (nonzeros,), "f")
         if contexts and not (self.lengths.min() >= 0 and self.lengths.max() <= self.length):
-            raise damaged(path / "lengths.npy", "some contexts are longer than all of them may be")
+            raise damaged(path / "lengths.npy", "some contexts exceed the maximum length")
         if self.indptr[0] != 0 or self.indptr[-1] != nonzeros or (self.indptr[1:] < self.indptr[:-1]).any():
-            raise damaged(path / "indptr.npy", "it does not divide the activations among the latents")
+            raise damaged(path / "indptr.npy", "it does not match the activations")
 
     def _load(self, name: str, shape: tuple[int | None, ...], kinds: str) -> Any:
         return read_array(self.path / f"{name}.npy", shape, kinds)
@@ -122,7 +122,7 @@ class ActivationStore:
         manifest = read_manifest(path)
         for name, facts in manifest["files"].items():
             if Path(name).name != name:
-                raise StoreError(f"{path}: manifest.json names {name!r}, which is no file of the store")
+                raise StoreError(f"{path}: manifest.json names {name!r}, which is not a file of the store")
             file = path / name
             size = file.stat().st_size if file.exists() else 0
             if size != facts["bytes"]:
@@ -151,7 +151,7 @@ class ActivationStore:
         if len(ids) and not 0 <= ids.min() <= ids.max() < _MOST_TOKENS:
             raise damaged(self.path / "vocabulary_ids.npy", "some tokens' numbers are out of range")
         if len(ids) and not ((ends[:-1] <= ends[1:]).all() and ends[0] >= 0 and ends[-1] == len(data)):
-            raise damaged(self.path / "vocabulary_ends.npy", "it does not divide the bytes among the tokens")
+            raise damaged(self.path / "vocabulary_ends.npy", "it does not match the bytes")
         return Vocabulary(ids, ends, data)
 
     @cached_property
@@ -194,7 +194,7 @@ class ActivationStore:
         return self._known is None
 
     def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell for contexts whether all of a latent's activations there are known, so that their absence is silence.
+        """Return whether all of a latent's activations in each context are known, so that their absence is silence.
 
         True everywhere, except in stores made from excerpts, such as Neuronpedia's, and of some latents only.
 
@@ -210,7 +210,7 @@ class ActivationStore:
         return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
 
     def counts(self, ids: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
-        """Tell for windows whether activations were counted on all of their tokens, so that their absence is silence.
+        """Return whether activations were counted on all tokens of each window, so that their absence is silence.
 
         True everywhere except where the corpus counts turns of some roles only.
 
@@ -279,7 +279,7 @@ class ActivationStore:
             window: Tokens per window.
 
         Returns:
-            Numbers in the type of the positions, and flags; None where all windows are whole.
+            Numbers in the type of the positions, and flags; None if all windows are whole.
         """
         tiles = self._tiles(window)
         context = position // self.length

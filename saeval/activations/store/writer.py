@@ -31,7 +31,7 @@ def merge_budget(free: int | None) -> int:
     """Return how many nonzeros to hold while merging: of at most a quarter of the free memory.
 
     Args:
-        free: Free memory in bytes; None where unknown.
+        free: Free memory in bytes; None if unknown.
     """
     return _SPILL if free is None else min(max(free // 4 // 40, _MERGE[0]), _MERGE[1])
 
@@ -149,7 +149,7 @@ class ActivationWriter:
         if len(position) == 0:
             return
         if not np.isfinite(value).all():
-            raise StoreError("the source gave an activation that is NaN or infinite; collect in float32")
+            raise StoreError("the source returned a NaN or infinite activation; collect in float32")
         for index, size in ((latent, self._n_latents), (position, self._dataset.tokens.size)):
             if index.min() < 0 or index.max() >= size:
                 raise StoreError(f"{self.path.name}: an activation lies outside the dictionary or the corpus")

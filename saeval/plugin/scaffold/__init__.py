@@ -56,7 +56,7 @@ def new(kind: str, name: str, *, single_file: bool = False, out: Path | None = N
     _refuse_taken(package, (out or Path()) / distribution)
     if slots["namespace"] in ("saeval", "local"):
         raise InputError(
-            f"name {name!r}: it would be the package's namespace, which saeval uses itself; choose another"
+            f"name {name!r}: it would be the package's namespace, which saeval itself uses; choose another"
         )
     contents = {
         "pyproject.toml": _fill("pyproject.toml", slots),
@@ -124,7 +124,7 @@ def _fill(template: str, slots: dict[str, str]) -> str:
 def _refuse_taken(module: str, place: Path) -> None:
     """Make sure that nothing is overwritten, nor hidden by the new module's name."""
     if place.exists():
-        raise InputError(f"{place} is there already, and nothing is overwritten; choose another name or --out")
+        raise InputError(f"{place} already exists; choose another name or --out")
     if importlib.util.find_spec(module) is not None:
         raise InputError(f"a module {module} is installed already; choose another name")
 

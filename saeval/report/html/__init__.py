@@ -105,7 +105,7 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
         raise InputError(f"{folder}: cannot be made ({os_reason(error)})") from error
     taken = [] if is_ours(folder) else [file for file in made if file.exists() or file.is_symlink()]
     if taken:
-        raise InputError(f"{taken[0]}: is there already, and is not saeval's; choose another directory for plots")
+        raise InputError(f"{taken[0]}: already exists and is not saeval's; choose another directory for plots")
     for file, content in made.items():
         write_atomic(file, content)
     return list(made)

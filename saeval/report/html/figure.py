@@ -34,7 +34,7 @@ def as_file(drawing: Markup, legend: Sequence[Series], format_: PlotFormat) -> b
         import cairosvg
     except (ImportError, OSError) as error:
         raise InputError(
-            f"{format_} files are made with CairoSVG, which cannot be used here ({str(error).splitlines()[0]}): "
+            f"{format_} files need CairoSVG, which cannot be used here ({str(error).splitlines()[0]}): "
             "pip install 'saeval[plots]' and the Cairo library, or write svg"
         ) from None
     # Nothing is fetched: there is no reference in the drawing, and `unsafe` stays off.

@@ -78,13 +78,13 @@ class CellTables:
         return [int(i) for i in self._latents.column("latent").to_pylist()]
 
     def column(self, name: str) -> list[float | None]:
-        """Return a column of finite numbers, one per latent; None where there is none."""
+        """Return a column of finite numbers, one per latent; None if there is none."""
         if name not in self._latents.column_names:
             return [None] * len(self.numbers)
         return [rounded(v) for v in self._latents.column(name).to_pylist()]
 
     def intervals(self, r: Ranked) -> tuple[list[float | None], list[float | None]]:
-        """Return the ends of the 95 % interval of each latent's own score; None where there is none."""
+        """Return the ends of the 95 % interval of each latent's own score; None if there is none."""
         rows = zip(*(self._scores[name] for name in ("latent", "scorer", "metric", "low", "high")), strict=True)
         place = r.scorer, r.metric
         found = {latent: (low, high) for latent, scorer, metric, low, high in rows if (scorer, metric) == place}

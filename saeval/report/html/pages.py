@@ -92,7 +92,7 @@ def neuronpedia(cell: CellResult) -> str:
 
 
 def _why(explanation: Mapping[str, Any] | None) -> str:
-    """Return why a latent has no explanation; empty where it has one."""
+    """Return why a latent has no explanation; empty if it has one."""
     if explanation is None:
         return "not explained"
     return "" if explanation.get("status") == "ok" else explanation.get("reason") or "failed"

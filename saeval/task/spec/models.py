@@ -59,7 +59,7 @@ class LatentSelection(SpecModel):
     n: int = Field(default=100, ge=1)
     """Latents drawn."""
     indices: list[int] = []
-    """Latents for `select: list`. Only they are collected if that is less work (ReLU, JumpReLU and gated coders), the
+    """Latents for `select: list`. Only these are collected if that is less work (ReLU, JumpReLU and gated coders), the
     sampler needs no others, and `measure` has none of `l0`, `density`, `frac_alive` and `fvu`."""
     min_windows: int = Field(default=200, ge=2)
     """Minimum activating windows per latent (paper: 200)."""
@@ -81,29 +81,29 @@ class RunOptions(SpecModel):
     concurrency: Literal["auto"] | int = "auto"
     """Latents in flight at once."""
     give_up_after: int = Field(default=10, ge=1)
-    """Stop when this many latents in a row fail for the same reason, from the first on or because calls fail."""
+    """Stop if this many latents in a row fail for the same reason, at the start of a step or because calls fail."""
     patience: float = Field(default=600.0, ge=0)
     """Seconds to wait per call for a server that asks for time (rate limit, overload, loading)."""
     hang_after: float = Field(default=1800.0, gt=0)
-    """Seconds after which a plugin is cancelled if it neither finishes nor asks a model while nothing else moves."""
+    """Seconds until a plugin is cancelled if it neither finishes nor asks a model, and nothing else progresses."""
     executor: Literal["local", "ray"] = "local"
-    """Where the work is done: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
+    """Where the work runs: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
     trackers: list[PartSpec] = []
     """Experiment trackers that log the run when it ends: `wandb`, `mlflow`, `trackio`."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes that share the work with `executor: ray`; default: one per GPU where models are loaded and there are
-    GPUs, else one per CPU."""
+    """Processes that share the work with `executor: ray`; default: one per GPU if models are loaded and there are GPUs,
+    else one per CPU."""
     screen: bool | Literal["bf16", "tf32"] = False
     """Whether linear coders find the latents that may fire in low precision (`true` is bf16) and compute only those in
-    float32: faster on a GPU, not tried out on one yet. The same latents fire; values differ by rounding."""
+    float32: faster on a GPU, not yet tested on one. The same latents fire; values differ by rounding."""
     gpus_per_worker: float | None = Field(default=None, gt=0)
-    """GPUs of each of them, a whole number or a part of one GPU; default: 1 where models are loaded."""
+    """GPUs per worker, a whole number or a fraction of one GPU; default: 1 if models are loaded."""
 
     @field_validator("gpus_per_worker")
     @classmethod
     def _whole(cls, value: float | None) -> float | None:
         if value is not None and value > 1 and value != int(value):
-            raise ValueError(f"{value:g} is neither a whole number of GPUs nor a part of one; Ray gives no other")
+            raise ValueError(f"{value:g} is neither a whole number of GPUs nor a fraction of one, as Ray requires")
         return value
 
 
@@ -111,12 +111,12 @@ class LeaderboardOptions(SpecModel):
     """How the leaderboard is shown."""
 
     rank_by: str | None = None
-    """`scorer.metric` that ranks; default: the first scorer's headline metric. Its lift ranks where floors are
-    judged; `.lift` behind it demands that, `.raw` ranks the scores as they are."""
+    """`scorer.metric` that ranks; default: the first scorer's headline metric. Its lift ranks if floors are judged; the
+    suffix `.lift` requires that, `.raw` ranks raw scores."""
     correct_for_judge: bool = False
     """Report scores corrected for the judge's errors on latents of known meaning too, as `judge-check` found them."""
     group_by: str | None = None
-    """Axis whose values are shown together."""
+    """Axis whose values are grouped."""
     x: str = "l0"
     """Measure that scores are plotted against."""
 
@@ -139,7 +139,7 @@ CellFilter = dict[str, str | int | float | list[str | int | float]]
 
 
 class VarianceSpec(SpecModel):
-    """Steps that are repeated on some latents, to tell where the variance of scores comes from."""
+    """Steps repeated on some latents, to estimate variance components of scores."""
 
     latents: int = Field(default=20, ge=2)
     """Number of latents on which judge and explainer are asked again."""
@@ -149,7 +149,7 @@ class VarianceSpec(SpecModel):
 
 
 class FindingSpec(SpecModel):
-    """A claim that the run's own numbers support, contradict or leave open; give one of the first four keys."""
+    """A claim tested on the run's own numbers; give one of the first four keys."""
 
     claim: str
     """The claim, as a sentence."""
@@ -159,25 +159,25 @@ class FindingSpec(SpecModel):
     correlation: tuple[str, str] | None = None
     """Quantity: the rank correlation of two scores over latents, each written as `score` is."""
     tokens: tuple[str, str] | None = None
-    """Quantity: tokens that the first scorer takes for a latent, over those of the second."""
+    """Quantity: tokens per latent that the first scorer uses, divided by those of the second."""
     similarity: Literal["explanations", "decoder", "encoder"] | None = None
-    """Quantity: how alike the latents of pairs of cells are, matched, less what matching makes of random ones."""
+    """Quantity: similarity of matched latents between pairs of cells, minus that of random ones."""
     along: str | None = None
     """For `similarity`: an axis of numbers; the quantity is then the rank correlation of similarity and distance on
     it."""
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """For `similarity: explanations`: the sentence-transformers model."""
     cells: CellFilter = {}
-    """Cells that the quantity is taken over."""
+    """Cells over which the quantity is computed."""
     is_: Literal["above", "below", "near"] = Field(alias="is")
-    """The claim about it."""
+    """The claim about the quantity."""
     than: float | str | None = None
-    """What it is compared with: a number, `chance`, or another score; default: 0, or 1 for tokens, or the same
+    """Reference value: a number, `chance`, or another score; default: 0, or 1 for tokens, or the same
     score in `than_cells`."""
     than_cells: CellFilter | None = None
     """Cells of the other score; default: the same ones."""
     within: float | None = Field(default=None, gt=0)
-    """How far apart `near` may be; default: `of_lift` of the lift where two scores are compared, else .05."""
+    """Margin of `near`; default: `of_lift` of the lift if two scores are compared, else .05."""
     of_lift: float = Field(default=0.25, gt=0, le=1)
     """For `near` without `within`: share of the lift (of the score compared with, above its floor or chance) that may
     be lost."""
@@ -326,6 +326,6 @@ class GroupSpec(SpecModel):
     description: str = ""
     """What the tasks have in common."""
     tags: list[str] = []
-    """Words to find it by."""
+    """Tags to find it by."""
     tasks: list[str] = Field(min_length=1)
     """The tasks: names, or paths beside this file."""

@@ -48,7 +48,7 @@ _PLAIN = ("model", "revision", "commit", "sha256", "digest", "api_base")
 
 
 def refuse_secrets(document: SpecDocument) -> None:
-    """See that a document holds no credential, before a message about anything else could quote it.
+    """Check that a document holds no credential, before a message about anything else could quote it.
 
     Raises:
         SpecError: With the place of each, and not the credential.
@@ -80,7 +80,7 @@ def _secrets(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _named_secret(name: str, value: Any, *, of_model: bool) -> bool:
-    """Tell whether a value that is named like a credential is one; placeholders, numbers and switches are none.
+    """Return whether a value that is named like a credential is one; placeholders, numbers and switches are none.
 
     A mapping is one among a model's options only: elsewhere its name may be a label, such as `simulation_by_token`.
     """

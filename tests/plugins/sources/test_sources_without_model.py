@@ -320,7 +320,7 @@ def test_sampler_that_claims_silence_nobody_verified_is_stopped(tmp_path, monkey
         "sampler": {"use": f"{tmp_path}/careless.py:Careless", "with": {"window": 16}},
         "scorers": {"example": {"use": f"{silent_scorer(tmp_path)}:Nothing"}},
     }  # fmt: skip
-    with pytest.raises(StoreError, match="takes latent .* for silent in .* windows of which the source cannot tell"):
+    with pytest.raises(StoreError, match="takes latent .* for silent in .* windows that the source does not cover"):
         saeval.run(spec, out=tmp_path / "run")
     honest = {"use": "random", "with": {"window": 16, "explain": 5, "score": 10, "non_activating": {"n": 10}}}
     result = saeval.run({**spec, "sampler": honest}, out=tmp_path / "honest")
@@ -369,10 +369,10 @@ def test_neuronpedia_export_that_is_cut_short_is_one_sentence(tmp_path):
     folder = exported(tmp_path / "np")
     file = folder / "batch-1.jsonl.gz"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(InputError, match="not whole gzip"):
+    with pytest.raises(InputError, match="incomplete gzip file"):
         collected(source("neuronpedia", path=folder), tmp_path / "store")
     file.write_bytes(b"no gzip at all")
-    with pytest.raises(InputError, match="not whole gzip"):
+    with pytest.raises(InputError, match="incomplete gzip file"):
         collected(source("neuronpedia", path=folder), tmp_path / "store")
     with pytest.raises(InputError, match="no .jsonl or .jsonl.gz file there"):
         source("neuronpedia", path=tmp_path / "nowhere").check()

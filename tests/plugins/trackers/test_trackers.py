@@ -74,7 +74,7 @@ def test_tracker_that_fails_is_a_sentence_and_the_next_one_is_told(tmp_path, mon
     tracking.tell([part(Broken(how=how)), part(Diary())], made_run(), tmp_path, display)
     assert (tmp_path / "diary.txt").read_text() == "face-off"
     (line,) = display.said
-    assert "tracker broken: " in line and said in line and "the run itself is whole" in line and "canary" not in line
+    assert "tracker broken: " in line and said in line and "the run itself is complete" in line and "canary" not in line
 
 
 def test_run_names_its_trackers_and_tells_them_whether_it_ends_whole_or_not(tmp_path, monkeypatch):
@@ -287,4 +287,4 @@ def test_run_reports_progress_spending_and_scores_while_it_goes_on(tmp_path, mon
     scores = [name for name in told[-1] if name.startswith("so_far/all/detection.balanced_accuracy")]
     assert scores and told[-1]["calls"] > 0
     assert (tmp_path / "run" / "end.json").exists()  # a tracker that fails on the way gets the end all the same
-    assert any("enough; it gets no more progress" in line for line in display.said)
+    assert any("enough; it receives no more progress" in line for line in display.said)

@@ -19,7 +19,7 @@ MARGIN = 0.1
 _LIKE = 1.5  # factor between L0s that are compared
 _SINGLE = 0.5  # share of firings on one token from which on a latent is a single-token one
 _OUTCOMES = {
-    "null": "not told apart from",
+    "null": "not distinguishable from",
     "below": "below",
     "above": "above",
     "too few": f"fewer than {FEWEST} latents against",

@@ -68,7 +68,7 @@ class AgainstBaseline:
     def texts(self) -> list[str]:
         """Names, outcome, difference, interval and p as texts."""
         side = "above" if self.difference > 0 else "below"
-        said = side if self.p <= 0.05 else "not told apart from"
+        said = side if self.p <= 0.05 else "not distinguishable from"
         return [
             self.cell,
             said,

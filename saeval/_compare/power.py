@@ -21,7 +21,7 @@ def paired_power(
     `stats.paired_p` does. So a difference that rests on a few latents is found in few runs.
 
     Args:
-        differences: One per latent.  [latents at hand]
+        differences: One per latent.  [given latents]
         latents: Latents of a run.
         rng: Source of the runs and flips.
         runs: Runs to draw.

@@ -1,4 +1,4 @@
-"""Runs a coroutine to its end, and has Ctrl-C cancel it without breaking the event loop."""
+"""Runs a coroutine to its end, and lets Ctrl-C cancel it without breaking the event loop."""
 
 from __future__ import annotations
 

@@ -97,5 +97,5 @@ def _entry(line: bytes) -> Any | None:
 
 
 def _digest(line: bytes) -> bytes:
-    """Return a checksum, by which a changed line is known."""
+    """Return a checksum that detects a changed line."""
     return b"%08x" % zlib.crc32(line)

@@ -67,7 +67,7 @@ class RunDir:
         return folder
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the run, whole or not at all."""
+        """Write a JSON file of the run, atomically."""
         write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -321,7 +321,7 @@ class _Run:
     def _fidelity(self, outcome: CellState) -> dict[str, float]:
         source = outcome.cell.source.plugin
         if not source.offers() >= {"subject", "coder"}:
-            raise InputError("the source lends no model and no coder")
+            raise InputError("the source has no model and no coder")
         key = content_hash("fidelity", store_path(outcome.cell.source).name)
         done: dict[str, float] | None = self.folder.journal.finished(key)
         if done is None or not numbers(done, ("ce_recovered", "ce_clean", "ce_spliced", "ce_ablated")):

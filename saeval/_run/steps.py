@@ -1,4 +1,4 @@
-"""Does one step on one latent: explains it, or scores an explanation. Every executor runs this code."""
+"""Does one step on one latent: explaining it, or scoring an explanation. Every executor runs this code."""
 
 from __future__ import annotations
 

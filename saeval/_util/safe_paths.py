@@ -19,7 +19,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Give an empty folder that becomes `out` when all went well, and is gone when not.
 
     Raises:
-        InputError: If something is there already, or cannot be written.
+        InputError: If it already exists, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already exists and would be overwritten; choose another path")
@@ -80,7 +80,7 @@ def latent_number(value: Any, where: str) -> int:
     """Return the number of a latent, which other tools also write as text.
 
     Raises:
-        InputError: If it is no whole number.
+        InputError: If it is not a whole number.
     """
     if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
         raise InputError(f"{where}: a latent should be a whole number, not {str(value)!r:.60}")

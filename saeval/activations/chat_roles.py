@@ -84,7 +84,7 @@ def tokens_within(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[lis
     import numpy as np
 
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError("corpus.roles: the model's tokenizer does not say where its tokens are (it is not a fast one)")
+        raise InputError("corpus.roles: the model's tokenizer does not give token positions (it is not a fast one)")
     found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
     starts, ends = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
     within = np.zeros(len(starts), dtype=np.bool_)

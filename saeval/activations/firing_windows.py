@@ -39,7 +39,7 @@ def histogram(store: ActivationStore, latent: int) -> Histogram:
 
 
 def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str, tuple[Example, ...]]:
-    """Return windows in which a latent fires, from the whole corpus and not only from those that were sampled.
+    """Return windows in which a latent fires, from the full corpus, sampled or not.
 
     Args:
         store: The activations.

@@ -20,13 +20,13 @@ def token_share(store: ActivationStore, latent: int) -> float:
 
 
 def mean_square(store: ActivationStore, latent: int) -> float:
-    """Return a latent's squared activation, on average over all tokens."""
+    """Return a latent's mean squared activation over all tokens."""
     _, value = store.activations(latent)
     return float(np.square(value, dtype=np.float64).sum() / store.n_tokens)
 
 
 def position_dependence(store: ActivationStore, latent: int) -> float:
-    """Return how far a latent's firings are from being spread over the context as the text is, 0 to 1.
+    """Return how unevenly a latent's firings are distributed over positions, relative to the text, 0 to 1.
 
     The largest difference between the two cumulative distributions of the place in the context (the statistic of
     Kolmogorov and Smirnov): near 0 for a latent that fires anywhere, near 1 for one that fires at the first token only.

@@ -1,4 +1,4 @@
-"""Finds the text in a row of a corpus: a field, several fields, or a conversation; counts what was seen."""
+"""Finds the text in a row of a corpus (a field, several fields, or a conversation), and counts oddities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST_NAME, _MOST_NAMES = 60, 12  # of fields, in a message
 
 @dataclass
 class Notes:
-    """What was seen while a corpus was read.
+    """Oddities noticed while reading a corpus.
 
     Attributes:
         rows: Rows read.

@@ -402,7 +402,7 @@ class Corpus(Documented):
 
 
 def no_such_lead(token: str) -> InputError:
-    """A token that should precede the text, and that the tokenizer does not have."""
+    """Return the error for a lead token that the tokenizer lacks."""
     return InputError(f"corpus.bos: {token!r} is not a token of the model's tokenizer; choose one that is")
 
 

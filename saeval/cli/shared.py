@@ -1,4 +1,4 @@
-"""Shared by commands: options, loading tasks, and printing."""
+"""Shared code of commands: options, loading tasks, and printing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that stop a command as Ctrl-C does, wherever it was started."""
+"""Makes termination signals stop a command as Ctrl-C does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output and error that never stop a command: closed pipes, full devices and narrow encodings are harmless."""
+"""Wraps standard output and error so that closed pipes, full devices and narrow encodings never stop a command."""
 
 from __future__ import annotations
 

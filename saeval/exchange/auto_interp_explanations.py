@@ -18,7 +18,7 @@ _LATENT = ("latent", "feature", "index", "id")
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
-    """Write `<hookpoint>_feature.json`, a mapping from latent to text; in a folder a cell where there are several."""
+    """Write `<hookpoint>_feature.json`, a mapping from latent to text; one folder per cell if there are several."""
     lost = []
     for cell in cells:
         root = folder / cell_file(cell) if len(cells) > 1 else folder
@@ -33,7 +33,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
 
 
 def read(path: Path, format_: str) -> Imported:
-    """Read one file, or all in a folder and the folders within: a cell each.
+    """Read one file, or all files in a folder and its subfolders, as one cell each.
 
     A file is a mapping from latent to text, or to a row with an `explanation`, or a list or lines of such rows.
 

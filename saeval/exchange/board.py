@@ -22,7 +22,7 @@ _INDEX, _RUNS, _SITE = "board.json", "runs", "site"
 def add_runs(board: Path, runs: Iterable[str]) -> list[str]:
     """Add the results of runs to a board, which is created if it does not exist.
 
-    Only `results.json` is taken: no window, prompt or explanation. Results of a run that is there already are replaced.
+    Only `results.json` is taken: no window, prompt or explanation. Adding a run again replaces its results.
 
     Args:
         board: The folder.

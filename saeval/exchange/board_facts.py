@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def beside(row: ScoreRow) -> dict[str, str]:
-    """Return lift, floors, coverage, judge and its verdict by name; what is unknown is not in it."""
+    """Return lift, floors, coverage, judge and its verdict by name, omitting unknown ones."""
     facts: dict[str, object] = {
         "lift": row.lift,
         "lift_ci95": row.lift_ci95,

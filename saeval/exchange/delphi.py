@@ -22,7 +22,7 @@ _UNEXPLAINED = "Explanation could not be parsed."
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
-    """Write `explanations/`, `scores/` and `run_config.json`; in a folder a cell where there are several."""
+    """Write `explanations/`, `scores/` and `run_config.json`; if there are several cells, one folder per cell."""
     lost: list[str] = []
     for cell in cells:
         root = folder / cell_file(cell) if len(cells) > 1 else folder

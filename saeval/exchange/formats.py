@@ -42,7 +42,7 @@ def export_run(
         What the format cannot hold, a sentence each.
 
     Raises:
-        InputError: If the run cannot be read, holds nothing that the format can hold, or `out` is there already.
+        InputError: If the run cannot be read, holds nothing that the format can hold, or `out` already exists.
     """
     from saeval._util import believable, new_folder
     from saeval.results import open_run
@@ -75,7 +75,7 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
         omitted.
 
     Raises:
-        InputError: If the files are damaged or hold something else, or `out` is there already.
+        InputError: If the files are damaged or hold something else, or `out` already exists.
     """
     from saeval._util import InputError, believable, refuse_pipes
     from saeval.exchange.imported import write_run

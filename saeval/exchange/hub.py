@@ -164,7 +164,7 @@ def _sha256(file: Path) -> str:
 
 
 def _bundle(path: Path, folder: Path) -> None:
-    """Put together what is sent."""
+    """Assemble the files to send."""
     if (path / "results.json").is_file():
         kind, card = "run", _bundle_run(path, folder)
     elif (path / "manifest.json").is_file():
@@ -215,7 +215,7 @@ def _bundle_store(path: Path, folder: Path) -> str:
 
 
 def _token() -> str | None:
-    """Return the token of the environment; one that lies in a file is not looked for."""
+    """Return the token from the environment; tokens in files are not used."""
     return os.environ.get("HF_TOKEN") or None
 
 
@@ -225,7 +225,7 @@ def _endpoint() -> str | None:
 
 @contextmanager
 def _said(repo: str) -> Iterator[None]:
-    """Say in a sentence what the hub refused, without what was sent to it, which holds the token."""
+    """Return the hub's error as a sentence, without the request, which contains the token."""
     try:
         yield
     except InputError:

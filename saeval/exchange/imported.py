@@ -17,7 +17,7 @@ from saeval.records import MAIN, CellResult, DecileShares, Explanation, Metric, 
 
 @dataclass
 class Scoring:
-    """What one scorer of another tool gave.
+    """Scores of one scorer of another tool.
 
     Attributes:
         plugin: What the tool calls it.
@@ -38,7 +38,7 @@ class Scoring:
 
 @dataclass
 class ImportedCell:
-    """What another tool says about the latents of one place in a model.
+    """Another tool's results for the latents of one hookpoint.
 
     Attributes:
         axes: What tells this cell from others.
@@ -111,7 +111,7 @@ class Imported:
 
 
 def write_run(imported: Imported, format_: str, origin: str, out: Path) -> RunResult:
-    """Write the run directory, whole or not at all.
+    """Write the run directory, atomically.
 
     Args:
         imported: What was read.
@@ -120,7 +120,7 @@ def write_run(imported: Imported, format_: str, origin: str, out: Path) -> RunRe
         out: The directory to make.
 
     Raises:
-        InputError: If `out` is there already or cannot be written.
+        InputError: If `out` already exists or cannot be written.
     """
     from saeval.report import write_reports
 

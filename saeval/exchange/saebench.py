@@ -107,7 +107,7 @@ def _text(value: object) -> str:
 
 
 def read(path: Path, format_: str) -> Imported:
-    """Read one `*_eval_results.json`, or a folder of them: a cell each.
+    """Read one `*_eval_results.json`, or a folder of them, as one cell each.
 
     Raises:
         InputError: If a document is damaged or is of another evaluation.

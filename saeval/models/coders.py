@@ -1,4 +1,4 @@
-"""Sparse coders: one shape for SAE, transcoder, neurons, random and single directions."""
+"""Defines sparse coders: one interface for SAEs, transcoders, neurons, random and single directions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class HookPoint:
 
 
 class Sparse(NamedTuple):
-    """Nonzero latent activations of a batch of tokens, as coordinates.
+    """Nonzero latent activations of a batch of tokens, in coordinate format.
 
     Attributes:
         rows: Row of the batch.  [nonzero] int64, ascending
@@ -86,7 +86,7 @@ class SparseCoder(ABC):
         """Encode activations.  x [rows, d_in]"""
 
     def only(self, latents: Sequence[int]) -> SparseCoder | None:
-        """Return a coder of the same width that encodes these latents alone, all others being silent.
+        """Return a coder of the same width that encodes only these latents; all others are silent.
 
         None if that would be no less work, such as where latents compete for the k largest.
         """
@@ -105,7 +105,7 @@ class SparseCoder(ABC):
         return None
 
     def reconstruct(self, x: Tensor, sparse: Sparse) -> Tensor | None:
-        """Reconstruct activations, given themselves and what they were encoded to; None if that cannot be done.
+        """Reconstruct activations, given them and their encoding; None if that is impossible.
 
         Unlike `decode`, it can undo a normalisation of each token.
 
@@ -124,7 +124,7 @@ class SparseCoder(ABC):
         return None
 
     def directions(self) -> Tensor | None:
-        """Return what all latents write, to be compared by angle: rows of any length, best a view.  [n_latents, d_out]
+        """Return the directions that all latents write, to be compared by angle; preferably a view.  [n_latents, d_out]
 
         None if there is no such thing, or nothing to compare.
         """
@@ -136,7 +136,7 @@ class SparseCoder(ABC):
 
 
 class GatedEncoder(NamedTuple):
-    """What a gated encoder has beside its weights: it fires where weights and `bias` give more than 0.
+    """Parameters of a gated encoder besides its weights: it fires where weights and `bias` give more than 0.
 
     Attributes:
         bias: Bias of the gate.  [n_latents]
@@ -400,7 +400,7 @@ class _Chosen(SparseCoder):
 
 @dataclass(eq=False)
 class NeuronCoder(SparseCoder):
-    """Neurons as latents: the coordinates of what the MLP's down projection reads.
+    """Neurons as latents: the inputs of the MLP's down projection.
 
     Neurons of gated MLPs are signed. The k largest by magnitude are kept, and of those the positive ones are
     firings; the negative side of a neuron is omitted, as if it were silent.
@@ -439,7 +439,7 @@ class NeuronCoder(SparseCoder):
 
 @dataclass(eq=False)
 class ModuleCoder(SparseCoder):
-    """Anything with a dense `encode`, such as an SAE of an unusual architecture.
+    """A coder from any dense `encode` function, such as an SAE of an unusual architecture.
 
     Attributes:
         dense: Encodes activations, [rows, d_in] or (not `token_wise`) [contexts, tokens, d_in], to

@@ -36,7 +36,7 @@ def local_model(name: str) -> Path | None:
 
 
 class ModelFacts(NamedTuple):
-    """What the files of a model folder tell.
+    """Facts from the files of a model folder.
 
     Attributes:
         kind: Its `model_type`.
@@ -116,7 +116,7 @@ def tokens_outside(name: str, facts: ModelFacts) -> tuple[str, ...]:
 
 
 def not_causal(name: str) -> InputError:
-    """A model whose tokens see those after them."""
+    """Return the error for a model whose tokens attend to later ones."""
     return InputError(
         f"model {name} attends in both directions, so activations depend on the padding and text that follow; choose "
         f"a causal language model"
@@ -124,7 +124,7 @@ def not_causal(name: str) -> InputError:
 
 
 def too_long(name: str, positions: int, tokens: int) -> InputError:
-    """Contexts of more tokens than a model has positions."""
+    """Return the error for contexts longer than the model's positions."""
     return InputError(
         f"model {name} has {positions} positions, and each context takes {tokens} tokens with those before the "
         f"text; set source.with.corpus.context to {positions - 1} or less"

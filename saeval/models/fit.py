@@ -18,7 +18,7 @@ _LONG = 12  # characters per token of text that is surely long enough
 
 
 class Fit(NamedTuple):
-    """A coder as its makers describe it, and what it is used on.
+    """A coder's training facts, and the model and text it is used on.
 
     Attributes:
         made_for: What the coder was made for.
@@ -109,7 +109,7 @@ class Fit(NamedTuple):
             raise no_such_lead(self.bos)
 
     def check_window(self, texts: Sequence[str], window: int) -> None:
-        """Refuse texts all of which are shorter than a window.
+        """Refuse a corpus whose texts are all shorter than a window.
 
         Args:
             texts: All texts of the corpus.
@@ -183,7 +183,7 @@ class Fit(NamedTuple):
 
 
 def no_bos() -> str:
-    """The caution where a coder was trained with a token in front that the tokenizer does not have as BOS."""
+    """Return the caution for a coder trained with a leading token that the tokenizer does not have as BOS."""
     return (
         "The coder was trained on contexts that begin with BOS, and the tokenizer has none; name the token that "
         "was there, such as `corpus: {bos: '<|endoftext|>'}`, which TransformerLens takes."

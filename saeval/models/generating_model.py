@@ -1,4 +1,4 @@
-"""Continues texts token by token, reusing what the model remembers of earlier tokens."""
+"""Continues texts token by token, reusing the model's cached state of earlier tokens."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _LOCK = threading.Lock()
 
 
 def check_gguf(path: Path) -> None:
-    """Refuse a GGUF file that is damaged or cut off, as far as its header and length tell.
+    """Refuse a GGUF file whose header or length shows that it is damaged or truncated.
 
     Raises:
         InputError: If it is, or the package gguf is missing.

@@ -117,7 +117,7 @@ class HookedModel(ModuleTree):
 
     @contextmanager
     def changed(self, hookpoint: HookPoint, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Put what `change` makes of the activations at a place in their stead, while the context lasts.
+        """Replace the activations at a hookpoint by `change` of them, while the context lasts.
 
         Args:
             hookpoint: Where.
@@ -147,7 +147,7 @@ class HookedModel(ModuleTree):
             yield
 
     def same(self, first: HookPoint, second: HookPoint) -> bool:
-        """Whether the same activations are read at two places, which may have several names, tried out on a text."""
+        """Return whether two hookpoints give the same activations, tested on a text."""
         import torch
 
         if first == second:

@@ -36,7 +36,7 @@ _ONLY_LOADED: ContextVar[bool] = ContextVar("only_loaded", default=False)
 
 @contextmanager
 def only_loaded() -> Iterator[None]:
-    """Lend models that are in memory, and refuse to load any other."""
+    """While the context lasts, use only models in memory and refuse to load others."""
     before = _ONLY_LOADED.set(True)
     try:
         yield
@@ -45,13 +45,13 @@ def only_loaded() -> Iterator[None]:
 
 
 def on_gpu() -> bool:
-    """Whether this process uses CUDA, which costs memory that other processes may want."""
+    """Return whether this process uses CUDA, which takes memory that other processes may need."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_initialized()
 
 
 def release_models() -> None:
-    """Forget models that nobody holds, and give the memory that they had back to the GPU."""
+    """Release unused models and their GPU memory."""
     _RECENT.clear()
     gc.collect()
     if on_gpu():
@@ -159,7 +159,7 @@ class LiveModel(GeneratingModel):
 
     @cached_property
     def causal(self) -> bool:
-        """Whether what it computes at a token is the same whatever follows, tried out on two texts."""
+        """Whether its output at a token is independent of later tokens, tested on two texts."""
         import torch
 
         tokens = (torch.arange(8) % self.vocabulary).repeat(2, 1)
@@ -197,6 +197,6 @@ class LiveModel(GeneratingModel):
             raise not_causal(self.name)
 
     def cautions(self, fit: Fit) -> list[str]:
-        """Say what of a coder's training this model cannot follow, though it was not to be told from files."""
+        """Return cautions about a coder's training setup that only the loaded model reveals."""
         lacks = fit.made_for.prepend_bos is True and fit.bos is True and self.tokenizer.bos_token_id is None
         return [no_bos()] if lacks else []

@@ -86,7 +86,7 @@ def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> l
     if coder.writes is not None:
         subject = Subject(subject.live, subject.live.hookpoint(coder.writes))
     elif coder.transcoder:
-        raise SaevalError("a transcoder's files do not tell where its latents write")
+        raise SaevalError("a transcoder's files do not say where its latents write")
     written = [coder.direction(i) for i in latents]
     if any(direction is None for direction in written):
         raise SaevalError("the coder has no directions")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class MadeFor(NamedTuple):
-    """What a coder's makers say of how it was trained; None if its files do not tell.
+    """Facts about a coder's training; None if its files do not state them.
 
     Attributes:
         place: Where it reads, as they name it.
@@ -76,7 +76,7 @@ def plain_place(name: str) -> str:
 
 
 class Site(NamedTuple):
-    """A place as far as its name tells.
+    """A hookpoint, described by what its name reveals.
 
     Attributes:
         part: `stream`, `mlp`, `attention`, or empty for another.
@@ -88,7 +88,7 @@ class Site(NamedTuple):
 
 
 def site(name: str) -> Site | None:
-    """Return where a place lies, by any tool's name for it; None if the name does not tell.
+    """Return the location of a hookpoint from any tool's name for it; None if the name does not reveal it.
 
     Example:
         >>> site("blocks.9.hook_resid_post") == site("model.layers.9") == site("layers.10.input")
@@ -111,7 +111,7 @@ def block_number(name: str) -> int | None:
 
 
 def apart(first: str, second: str) -> bool:
-    """Whether two names of places are surely of different ones: of another block, or of another part of it."""
+    """Return whether two names definitely mean different hookpoints: another block, or another part of it."""
     a, b = site(first), site(second)
     if a is None or b is None:
         return False
@@ -185,7 +185,7 @@ def known_model(name: str) -> KnownModel | None:
 
 
 def other_model(made_for: str, used: str, kind: str | None) -> bool:
-    """Whether a coder's model and the one it is used on are surely different; names that are not known are no conflict.
+    """Return whether a coder's model definitely differs from the one it is used on; unknown names do not conflict.
 
     Args:
         made_for: The coder's model, as its files name it.

@@ -30,7 +30,7 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how files of `torch.save` begin, since
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Say what a folder is that holds no whole model with its tokenizer.
+    """Refuse a folder without a complete model and tokenizer, describing what it contains.
 
     Args:
         name: How messages name the model.
@@ -59,7 +59,7 @@ def check_folder(name: str, folder: Path) -> None:
         _check_whole(name, weights)
     if not any((folder / file).exists() for file in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
         raise InputError(
-            f"model {name}: there is no tokenizer in it (no {_TOKENIZERS[0]}); save it there with "
+            f"model {name}: has no tokenizer (no {_TOKENIZERS[0]}); save it there with "
             "`tokenizer.save_pretrained(folder)`"
         )
     for file in sorted({*_JSON, *_TOKENIZERS}):
@@ -68,7 +68,7 @@ def check_folder(name: str, folder: Path) -> None:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the names of the weights of a model folder, where its files' heads tell; otherwise nothing."""
+    """Return the names of the weights in a model folder, if its files' headers list them."""
     from safetensors import safe_open
 
     index = json_mapping(folder / f"{_WEIGHTS[0]}.index.json").get("weight_map")
@@ -102,7 +102,7 @@ def _weights(name: str, folder: Path, config: Mapping[str, Any]) -> list[Path]:
         return [folder / part for part in files]
     others = [file for pattern in _ANY_WEIGHTS for file in sorted(folder.glob(pattern))]
     if not others:
-        raise InputError(f"model {name}: there are no weights in it ({_WEIGHTS[0]}); fetch it again")
+        raise InputError(f"model {name}: has no weights ({_WEIGHTS[0]}); fetch it again")
     if "transformers_weights" not in config:  # by which a configuration names a file of another name
         there = others[0].name
         way_out = f"give the path of {there} itself" if there.endswith(".gguf") else "save it with `save_pretrained`"
@@ -111,7 +111,7 @@ def _weights(name: str, folder: Path, config: Mapping[str, Any]) -> list[Path]:
 
 
 def _check_whole(name: str, file: Path) -> None:
-    """Refuse a file that is damaged, as far as its head and length tell.
+    """Refuse a file whose header or length shows that it is damaged.
 
     Raises:
         InputError: If it is.

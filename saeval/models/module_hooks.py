@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Enough(BaseException):
-    """Ends a forward pass when all that was wanted is there; no model's own `except Exception` may stop it."""
+    """Ends a forward pass once all requested activations are captured; `except Exception` does not catch it."""
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def first_tensor(value: Any) -> Any:
 
 
 def keep(seen: dict[str, Any], label: str, value: Any) -> None:
-    """Keep what a module is given or gives, as it is at that moment."""
+    """Keep a copy of a module's input or output at that moment."""
     tensor = first_tensor(value)
     seen[label] = None if tensor is None else tensor.clone()
 

@@ -1,4 +1,4 @@
-"""Checks from files whether a model has the place that a spec or a coder names."""
+"""Checks from files whether a model has the hookpoint that a spec or a coder names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_place(model: str, place: str) -> None:
-    """Refuse a place that a model does not have, as far as files on this machine tell.
+    """Refuse a hookpoint that a model does not have, if local files show it.
 
     Args:
         model: The model: hub id, folder, file or package.

@@ -1,4 +1,4 @@
-"""Finds the latents that may fire by a product in low precision, so that only those are computed in float32."""
+"""Finds candidate latents with a low-precision product, so that only those are computed in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steers a model at one place, and reads which tokens a direction promotes."""
+"""Steers a model at one hookpoint, and finds the tokens that a direction promotes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _GROWTH = 4.0  # factor between strengths until two of them enclose the divergen
 
 
 class Strength(NamedTuple):
-    """How strongly to steer, and what that does.
+    """A steering strength and its measured effect.
 
     Attributes:
         factor: How many times the direction is added.
@@ -46,7 +46,7 @@ class Strength(NamedTuple):
 
 
 class Subject:
-    """A language model at the place that a latent's coder reads.
+    """A language model at the hookpoint of a latent's coder.
 
     Methods take the model's lock and may be called from threads.
 
@@ -219,7 +219,7 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Steered:
-    """Prompts, and what a model says after them while a direction is added from their last token on (paper §3.3.5).
+    """Prompts that a model continues while a direction is added from their last token on (paper §3.3.5).
 
     The direction is added at the prompts' last token and at every token generated, in each forward pass; earlier
     tokens of the prompts are read as they are, so that they are computed once.

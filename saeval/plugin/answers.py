@@ -124,7 +124,7 @@ def _pieces(body: str) -> list[str]:
 
 
 def answer_probabilities(reply: Reply, answers: Sequence[Answer]) -> list[float | None]:
-    """Return p(1) / (p(0) + p(1)) at each answer's token; None if the reply's log-probabilities do not tell."""
+    """Return p(1) / (p(0) + p(1)) at each answer's token; None if the reply has no suitable log-probabilities."""
     if not reply.logprobs:
         return [None] * len(answers)
     tokens = [entry.token for entry in reply.logprobs]

@@ -87,7 +87,7 @@ class Context:
     """What saeval lends a plugin for one latent. Grows by new fields only.
 
     Attributes:
-        latent: The latent at hand.
+        latent: The current latent.
         rng: A generator of this step's own; depends on seed, label and latent alone.
         llm: The language model of the role that the spec gives this step; asking it when there is none raises.
         embed: Sentence embeddings, shared and cached.
@@ -208,7 +208,7 @@ class ActivationSource(Plugin):
         raise InputError(f"the source {type(self).name!r} has no live model to read a text")
 
     def check_window(self, window: int) -> None:
-        """Check, cheaply, whether the text at hand has windows of so many tokens.
+        """Check, cheaply, whether local text has windows of this many tokens.
 
         Raises:
             InputError: If no document is as long.
@@ -263,7 +263,7 @@ class Coder(Plugin):
         """Return what the coder was trained on, as far as its files state it.
 
         Args:
-            fetch: Whether to download files for it; without, what is at hand has to do.
+            fetch: Whether to download files for it; otherwise only local ones are read.
         """
         return MadeFor(place=self.hookpoint())
 

@@ -26,7 +26,7 @@ def unanswered(window: Example, error: ParseError | LLMError) -> Outcome:
 
 
 def failed(outcomes: Sequence[Outcome], otherwise: str, **notes: JsonValue) -> Score:
-    """Return the score that could not be made, giving the reason most windows have, or else another."""
+    """Return a failed score with the most frequent reason of the windows, or else another."""
     reasons = [outcome.reason for outcome in outcomes if outcome.reason]
     why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else otherwise
     answered = sum(outcome.status == "ok" for outcome in outcomes)

@@ -1,4 +1,4 @@
-"""Hashes the source files of plugins, since results depend on code and a version stays while code is edited."""
+"""Hashes plugins' source files, because results depend on code that can change without its version."""
 
 from __future__ import annotations
 

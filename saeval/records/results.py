@@ -45,7 +45,7 @@ class CellResult(Documented):
     counts: dict[str, int]
     """Latents `requested`, `eligible`, `sampled`, `explained`."""
     scores: list[ScoreRow]
-    """One row a scorer and metric."""
+    """One row per scorer and metric."""
     deciles: list[DecileShares] = []
     """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
     correlations: list[Correlation] = []

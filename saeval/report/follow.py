@@ -1,4 +1,4 @@
-"""Serves a page that shows how far a run has got while it goes on."""
+"""Serves a page that shows the progress of a run."""
 
 from __future__ import annotations
 

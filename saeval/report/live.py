@@ -1,4 +1,4 @@
-"""Serves a report whose pages of latents also show a latent's activations on text that the reader types."""
+"""Serves a report whose latent pages also show activations on text that the reader types."""
 
 from __future__ import annotations
 

@@ -55,9 +55,9 @@ CONTROL_HEADS = (
 )
 CONTROLS = (
     "Trained coders minus each control, in headline metrics of their own explanations. Strata: L0s within a factor of "
-    "1.5, and latents with half of their firings or more on one token or fewer. Null: not told apart (5 %, Holm over "
-    "a scorer's controls and strata). Detectable: minimum detectable difference, with 80 % power and that correction. "
-    "n: latents of the trained coders and of the control; fewer than 8 are not tested."
+    "1.5, and latents with half of their firings or more on one token or fewer. Null: not distinguishable (5 %, Holm "
+    "over a scorer's controls and strata). Detectable: minimum detectable difference, with 80 % power and that "
+    "correction. n: latents of the trained coders and of the control; fewer than 8 are not tested."
 )
 _POWER = (
     "Share of runs with {latents} latents in which a paired test (5 %) finds the cells' own explanations better than "

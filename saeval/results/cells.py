@@ -75,7 +75,7 @@ def write_calls(path: Path, rows: Iterable[Fields]) -> None:
 
 
 def write_explanations(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one JSON line an explanation."""
+    """Write one JSON line per explanation."""
     with _line_writer(path) as lines:
         lines.add(rows)
 
@@ -105,7 +105,7 @@ class CellWriters(NamedTuple):
 
 @contextmanager
 def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Iterator[CellWriters]:
-    """Lend the writers of a cell's tables, all of which are there when the block ends well.
+    """Yield the writers of a cell's tables, which are complete once the block ends without an error.
 
     Args:
         folder: Folder of the cell.

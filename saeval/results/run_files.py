@@ -67,13 +67,13 @@ class RunCell:
 
     @cached_property
     def texts(self) -> dict[int, str]:
-        """The cell's own explanations that worked, by latent, ascending."""
+        """The cell's own successful explanations, by ascending latent."""
         own = [row for row in self.explanations if row["variant"] == MAIN and row["status"] == "ok"]
         return {row["latent"]: row["text"] for row in sorted(own, key=lambda row: row["latent"])}
 
     @property
     def lost_explanations(self) -> int:
-        """How many explanations are not the cell's own, or failed."""
+        """Number of explanations that are not the cell's own, or failed."""
         return len(self.explanations) - len(self.texts)
 
     def judged(self, scorer: str) -> dict[int, list[Row]]:

@@ -18,7 +18,7 @@ RUNS = Path("saeval-runs")
 
 @dataclass(frozen=True)
 class RunHead:
-    """What a list of runs shows of one.
+    """One run in a list of runs.
 
     Attributes:
         name: Name of the run directory.

@@ -81,7 +81,7 @@ class TableWriter:
 
 @contextmanager
 def table_writer(path: Path, columns: Mapping[str, str], at_once: int = 10_000) -> Iterator[TableWriter]:
-    """Lend a writer of a table with these columns and Arrow types; the table is there, whole, when the block ends well.
+    """Yield a writer of a table with these columns and types; the table exists once the block ends without an error.
 
     Args:
         path: The file.

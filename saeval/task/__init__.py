@@ -1,4 +1,4 @@
-"""Turns a spec into a task: what it names, found, checked and laid out in cells, but not yet run."""
+"""Turns a spec into a task: finds and checks its parts, and lays out its cells."""
 
 from __future__ import annotations
 

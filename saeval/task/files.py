@@ -22,7 +22,7 @@ def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
 
 
 def _shipped_files(registry: Registry) -> Iterator[tuple[str, Path]]:
-    """Yield (name, file) of what may be a task: data that accompanies specs is among them."""
+    """Yield (name, file) of possible tasks, including data files beside specs."""
     for namespace, folder in registry.task_dirs():
         for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder).with_suffix("").as_posix()
@@ -112,7 +112,7 @@ def _refuse_pipe(path: Path) -> None:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether there is such a file; a name that no disk can hold is of none."""
+    """Return whether a file exists; False for names that no file system allows."""
     try:
         return path.is_file()
     except OSError:

@@ -21,7 +21,7 @@ _REPLY_TOKENS = {"explainer": 200, "judge": 100}
 
 @dataclass(frozen=True)
 class TaskFlags:
-    """The facts that a comparison of SAEs needs.
+    """Command-line flags that describe a comparison of SAEs.
 
     Attributes:
         model: Subject model: hub id, folder, `.gguf` file or `package:NAME`.
@@ -113,7 +113,7 @@ def _role(role: str, model: str, api_base: str | None) -> dict[str, Any]:
 
 
 def _coders(names: Sequence[str], registry: Registry) -> Iterator[dict[str, Any]]:
-    """Yield a value of the matrix's axis for each SAE, ids told apart by as much of their paths as that takes."""
+    """Yield an axis value per SAE, with the shortest distinct parts of their paths as ids."""
     given = [_split_id(name) for name in names]
     ids = _short_ids([named or reference for named, reference in given])
     for (named, reference), short in zip(given, ids, strict=True):
@@ -126,7 +126,7 @@ def _split_id(name: str) -> tuple[str | None, str]:
 
 
 def _short_ids(references: Sequence[str]) -> list[str]:
-    """Return the last parts of paths, as many for all as tell them apart."""
+    """Return the last parts of paths, as many as make them distinct."""
     parts = [
         [part for part in re.split(r"[/\\:]+", reference) if part not in ("", ".", "..", "~")]
         for reference in references

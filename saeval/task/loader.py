@@ -87,7 +87,7 @@ def load_task(
 
 
 class _Baselines(NamedTuple):
-    """What is listed under `baselines`, by what it replaces."""
+    """The entries of `baselines`, by the part they replace."""
 
     alternatives: dict[str, StepPart[Explainer] | None]
     shuffled_latents: int | None
@@ -95,7 +95,7 @@ class _Baselines(NamedTuple):
 
 
 class _Builder(PartMaker):
-    """Makes the parts of every cell of the matrix, and holds them against each other."""
+    """Makes the parts of every cell of the matrix, and checks that they fit together."""
 
     def __init__(self, document: SpecDocument, registry: Registry, check: bool):
         super().__init__(document, registry, check)
@@ -144,7 +144,7 @@ class _Builder(PartMaker):
         )
 
     def parts_alone(self) -> None:
-        """Report what is wrong with each part that can be read in a spec that as a whole cannot."""
+        """Report mistakes in each readable part of a spec that cannot be read as a whole."""
         data = named_in_full(self.document.data)
         scorers = data.get("scorers")
         places: list[tuple[str, KeyPath, Any]] = [(k, (k,), data.get(k)) for k in ("source", "sampler", "explainer")]
@@ -154,7 +154,7 @@ class _Builder(PartMaker):
                 self.plugin(kind, PartSpec.model_validate(value), path)
 
     def check_controls(self, controls: Sequence[str], cells: Sequence[Cell]) -> None:
-        """Report controls that are no cell of the task, and tasks of nothing but controls."""
+        """Report controls that are not cells of the task, and tasks with only controls."""
         for i, name in enumerate(controls):
             if all(cell.baseline != name for cell in cells):
                 ids = dict.fromkeys(value for cell in cells for value in (cell.baseline, *cell.axes.values()) if value)
@@ -186,7 +186,7 @@ class _Builder(PartMaker):
                     self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; there are: {', '.join(known)}")
 
     def lends(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
-        """Report what a part needs and the source cannot lend."""
+        """Report needs of a part that the source cannot meet."""
         for need in sorted(part.plugin.needs() & _LENT.keys() - source.plugin.offers()):
             self.fail(
                 path,
@@ -452,7 +452,7 @@ def _uses(template: Any, axis: str) -> bool:
 
 
 def _alone(spec: Spec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
-    """Whether listed latents are wanted, and nothing that takes the activations of others."""
+    """Return whether only listed latents are needed, and no activations of others."""
     if spec.latents.select != "list" or OF_ALL_LATENTS & {*spec.measure}:
         return False
     return sampler.reads_one_latent() and not any("decoy" in scorer.needs() for scorer in scorers)

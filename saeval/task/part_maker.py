@@ -18,7 +18,7 @@ from saeval.task.spec.models import PartSpec, Spec
 
 
 class PartMaker:
-    """Makes parts, and goes on after a mistake, so that all are told at once.
+    """Makes parts, and continues after a mistake so that all are reported together.
 
     Args:
         document: The spec; that of each cell in turn.
@@ -36,7 +36,7 @@ class PartMaker:
         self.problems.append(f"{self.document.where(path)}: {message}")
 
     def plugin(self, kind: str, spec: PartSpec, path: KeyPath) -> Part[Any] | None:
-        """Find a plugin, fill in its options, and let it look whether what they name is there."""
+        """Find a plugin, fill in its options, and let it check them."""
         try:
             loaded = self.registry.get(kind, spec.use, base=self.document.folder((*path, "use")))
         except PluginError as error:

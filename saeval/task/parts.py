@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(frozen=True)
 class Part(Generic[P]):
-    """A plugin with its options, and what it is called in results."""
+    """A plugin with its options, and its name in results."""
 
     plugin: P
     loaded: Loaded
@@ -91,7 +91,7 @@ class Cell:
     """Explanation baselines by name; None for shuffled explanations, which no plugin makes."""
     shuffled_latents: int | None = None
     alone: bool = False
-    """Whether nothing is wanted that takes other latents' activations than those of the listed ones."""
+    """Whether only the listed latents' activations are needed."""
 
     @cached_property
     def explainers(self) -> dict[str, StepPart[Explainer]]:
@@ -127,7 +127,7 @@ class Task:
     rank_by: str
     measures: tuple[str, ...]
     checks: str | None = None
-    """Role whose model the task is a check of."""
+    """Role whose model the task checks."""
     trackers: tuple[Part[Tracker], ...] = ()
     findings: tuple[FindingSpec, ...] = ()
     """Claims to test on the results."""

@@ -203,7 +203,7 @@ def _or_null(properties: Mapping[str, Schema]) -> Mapping[str, Schema]:
 
 
 def _complete(options: Mapping[str, Options]) -> Schema:
-    """Return what is asked of a spec that includes nothing: every plugin named, and the options that it must have."""
+    """Return the requirements on a spec without includes: every plugin named, with its required options."""
 
     def needed(kind: str, then: Any) -> list[tuple[str, Schema]]:
         return [(name, then(s["required"])) for name, s in options[kind].items() if s.get("required")]

@@ -38,7 +38,7 @@ AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
 def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
-    """Check a scorer: repeatable, honest about missing answers, in range, leaving its input unchanged.
+    """Check a scorer: repeatable, without invented answers, in range, leaving its input unchanged.
 
     Call it from a plain (not async) test.
 
@@ -161,7 +161,7 @@ def check_sampler(sampler: Sampler) -> None:
 
 
 def check_source(source: ActivationSource, tmp_path: Path) -> None:
-    """Check a source: repeatable, able to go on where it was interrupted, and silent on special tokens.
+    """Check a source: repeatable, able to resume after an interruption, and silent on special tokens.
 
     Args:
         source: The source.

@@ -1,4 +1,4 @@
-"""Planted latents that fire on known words, and scripted models that know the rule."""
+"""Provides planted latents that fire on known words, and scripted models that know the rule."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ D_IN = 64
 
 @dataclass(frozen=True)
 class Checked:
-    """What became of one plugin, or of one task that a package ships.
+    """The result of checking one plugin, or one task that a package ships.
 
     Attributes:
         kind: Kind of plugin, or `task`.

@@ -240,7 +240,7 @@ def test_folders_that_are_no_whole_model_are_said_for_what_they_are(tmp_path, mo
     lora = tmp_path / "lora"
     lora.mkdir()
     (lora / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}))
-    for folder, message in ((bare, "no tokenizer in it"), (lora, "LoRA adapter of meta-llama/Llama-3.1-8B")):
+    for folder, message in ((bare, "has no tokenizer"), (lora, "LoRA adapter of meta-llama/Llama-3.1-8B")):
         with pytest.raises(InputError, match=message):
             LiveModel.check(str(folder))
 
@@ -270,7 +270,7 @@ def saved(folder):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda m: (m / "model.safetensors").unlink(), "no weights in it"),
+        (lambda m: (m / "model.safetensors").unlink(), "has no weights"),
         (lambda m: (m / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "run `git lfs pull`"),
         (lambda m: sharded(m, "model-2.safetensors"), "1 of its 1 files of weights are missing"),
         (lambda m: sharded(m), "index.json is damaged or cut off"),

@@ -53,6 +53,11 @@ PHRASES = {
     "made-up (placeholder)": r"\bmade-up\b",
     "passive, against (non-activating)": r"\bpassive\b",
     "silent in a heading (non-activating)": r"(?m)^#+ .*\bsilent\b",
+    "a row a latent (per)": rf"\b(?:one|rows?|lines?|mapping|nats|vector|strength) an? (?:{UNITS})\b",
+    "wherever it lies (independent of location)": r"\bwherever (?:it|they) lies?\b",
+    "having looked (after checking)": r"\bhaving (?:looked|seen|read)\b",
+    "carry a mark (is marked)": r"\bcarry a mark\b",
+    "is there already (already exists)": r"\b(?:is|are) there already\b",
 }  # fmt: skip
 HEADINGS = {"silent in a heading (non-activating)": ".md"}
 

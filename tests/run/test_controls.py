@@ -100,7 +100,7 @@ def test_every_report_says_where_trained_latents_stand_above_controls(run):
     pages = {name: (folder / "report" / name).read_text(encoding="utf-8") for name in ("report.md", "index.html")}
     shown = CliRunner().invoke(main, ["report", str(folder)], catch_exceptions=False).output
     for text in (*pages.values(), " ".join(shown.split())):
-        assert "planted, L0 2, several tokens: not told apart from shuffled (+0.0" in text
+        assert "planted, L0 2, several tokens: not distinguishable from shuffled (+0.0" in text
         assert "planted, L0 2, one token: above shuffled (+0.1" in text
         assert "; fewer than 8 latents against sparse" in text
     assert "| planted | L0 2, one token | shuffled | 0.7" in pages["report.md"]

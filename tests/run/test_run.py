@@ -226,7 +226,7 @@ class Bad(Scorer):
         ("metric", "gave no auroc"),
         ("exit", "the plugin raised SystemExit"),
         ("memory", "MemoryError"),
-        ("hang", "neither finished nor asked a model anything for 0.5 s"),
+        ("hang", "neither finished nor asked a model for 0.5 s"),
         ("block", "blocked the whole run"),
     ],
 )

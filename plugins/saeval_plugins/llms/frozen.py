@@ -36,7 +36,7 @@ class FrozenLLM(LLM):
         read_frozen(self.path)
 
     def fingerprint(self) -> JsonValue:
-        """Return the hash of the file, wherever it lies."""
+        """Return the hash of the file, independent of its location."""
         return [self.name, file_sha256(self.path) if self.path.is_file() else None]
 
     @cached_property

@@ -93,7 +93,7 @@ class HF(LLM):
         LiveModel.check(self.model)
 
     def fingerprint(self) -> JsonValue:
-        """Return what answers depend on: the model's files, wherever they lie, and how they are run."""
+        """Return what answers depend on: the model's files (independent of location) and how they are run."""
         return [
             self.name,
             LiveModel.fingerprint(self.model, self.revision),

@@ -52,7 +52,7 @@ class Replay(LLM):
         self._replies  # noqa: B018 - reading it is the check
 
     def fingerprint(self) -> JsonValue:
-        """Return the hash of the recording, wherever it lies."""
+        """Return the hash of the recording, independent of its location."""
         return [self.name, file_sha256(Path(self.model))]
 
     @cached_property

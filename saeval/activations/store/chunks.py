@@ -52,7 +52,7 @@ class Chunk:
                 file.write(array.data)
 
     def join(self, chunks: Sequence[Chunk], budget: int) -> None:
-        """Write what several chunks hold, in bounded memory.
+        """Merge several chunks in bounded memory.
 
         Args:
             chunks: The chunks; positions ascend from one to the next.

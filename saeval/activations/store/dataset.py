@@ -28,7 +28,7 @@ def write_dataset(folder: Path, data: TokenDataset) -> None:
 
 
 def shared_dataset(folder: Path, make: Callable[[], TokenDataset]) -> TokenDataset:
-    """Return a corpus that one process tokenises and writes down, and the others wait for; all read it from disk.
+    """Return a corpus that one process tokenises and saves while the others wait; all read it from disk.
 
     Args:
         folder: Where it lies; its name says which corpus and tokenizer.

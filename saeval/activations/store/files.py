@@ -45,7 +45,7 @@ def store_folder(identity: Any) -> Path:
 
 
 def damaged(path: Path, what: str) -> StoreError | InputError:
-    """Return the error for a file that is not what it was written as, or could not be read for want of room."""
+    """Return the error for a file that is damaged, or could not be read for lack of memory."""
     if (short := shortage(sys.exception())) is not None:
         return InputError(f"{path}: cannot be read now, though it may be intact: {short}")
     return StoreError(f"{path}: {what}; delete the store's directory and collect again")

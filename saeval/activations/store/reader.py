@@ -190,7 +190,7 @@ class ActivationStore:
 
     @property
     def holds_whole_text(self) -> bool:
-        """Whether all of a latent's activations are known everywhere, not in excerpts alone."""
+        """Whether all of a latent's activations are known everywhere, not only in excerpts."""
         return self._known is None
 
     def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -329,7 +329,7 @@ class ActivationStore:
         rng: np.random.Generator,
         keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
     ) -> NDArray[np.int64]:
-        """Draw windows, all different, in which a latent is verified silent; see `knows`.
+        """Draw distinct windows in which a latent is verified to be silent; see `knows`.
 
         Args:
             latent: The latent.
@@ -356,7 +356,7 @@ class ActivationStore:
         rng: np.random.Generator,
         keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
     ) -> NDArray[np.int64]:
-        """Draw windows, all different, whatever fires in them.
+        """Draw distinct windows, regardless of what fires in them.
 
         Args:
             window: Tokens per window.
@@ -395,7 +395,7 @@ class ActivationStore:
         window: int,
         deciles: Sequence[int | None] | None = None,
     ) -> tuple[Example, ...]:
-        """Return windows as examples, in the order given, with the latent's activations in each.
+        """Return windows as examples, in the given order, with the latent's activations.
 
         Args:
             latent: The latent.
@@ -412,7 +412,7 @@ class ActivationStore:
         window: int,
         deciles: Sequence[int | None] | None = None,
     ) -> tuple[Example, ...]:
-        """Return windows that begin anywhere, in the order given, with the latent's activations in each.
+        """Return windows with arbitrary starts as examples, in the given order, with the latent's activations.
 
         Args:
             latent: The latent.
@@ -487,7 +487,7 @@ class ActivationStore:
         return np.asarray(context * self.length + self.lead + tile * window)
 
     def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-        """Return where to begin each activating window so that there is text on both sides of its firings.
+        """Return starts of the activating windows such that there is text on both sides of their firings.
 
         A window with less than a quarter of its tokens before the first firing token, or after the last, is moved that
         way: as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes

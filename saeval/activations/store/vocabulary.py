@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Vocabulary:
-    """Turns token ids into strings: a look-up, but for windows that hold a token with part of a character.
+    """Turns token ids into strings, by look-up except for windows with a token that is part of a character.
 
     Args:
         ids: Tokens that occur.  [tokens]

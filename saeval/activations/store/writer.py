@@ -37,7 +37,7 @@ def merge_budget(free: int | None) -> int:
 
 
 class ActivationWriter:
-    """Takes a stream of activations and makes a store of it in bounded memory.
+    """Writes a stream of activations to a store in bounded memory.
 
     Activations are buffered, sorted by latent, and written as pieces of the corpus; `finish` merges the pieces latent
     range by latent range. A writer goes on after the pieces that an interrupted one left behind.
@@ -164,7 +164,7 @@ class ActivationWriter:
             self._tallied[name] = self._tallied[name] + value if name in self._tallied else value
 
     def advance(self, contexts: int) -> None:
-        """Say that all activations of the first `contexts` contexts, or of the shard's, have been added."""
+        """Declare that all activations of the first `contexts` contexts (or of the shard) have been added."""
         self.progress(int(self._tokens_before[contexts]), int(self._tokens_before[-1]))
         self._pending = contexts
         if self._buffered >= self._budget or contexts == self._high:
@@ -204,7 +204,7 @@ class ActivationWriter:
         self._facts.update(facts)
 
     def restrict(self, latent: NDArray[np.int64], context: NDArray[np.int64]) -> None:
-        """Note that each latent is known in some contexts only; in all others it counts as unknown, not as silent.
+        """Declare that each latent is known only in some contexts; in others it counts as unknown, not as silent.
 
         Args:
             latent: Latent.  [pairs]
@@ -215,11 +215,11 @@ class ActivationWriter:
         self._known = np.concatenate([[0], np.cumsum(contexts)]), pairs[1]
 
     def only(self, latents: Sequence[int]) -> None:
-        """Say that the activations of these latents alone are given; all others count as unknown, not as silent."""
+        """Declare that only these latents' activations are added; all others count as unknown, not as silent."""
         self._only = sorted(set(latents))
 
     def adopt(self, store: ActivationStore) -> None:
-        """Take a finished store as it is, its facts included, instead of `start`, `add` and `advance`."""
+        """Adopt a finished store with its facts, instead of `start`, `add` and `advance`."""
         self._adopted = store
         self.progress(store.n_tokens, store.n_tokens)
 

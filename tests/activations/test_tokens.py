@@ -311,7 +311,7 @@ def test_a_json_object_over_several_lines_is_one_row(tmp_path):
         ("packed.jsonl", gzip.compress(b"{}", mtime=0), r"is compressed \(gzip\); rename it to end in .gz"),
         ("table.txt", b"PAR1" + bytes(99), "is a Parquet file; rename it to end in .parquet"),
         ("lines.txt", JSON_LINES.encode(), "holds JSON lines; rename it to end in .jsonl"),
-        ("blank.txt", b" \n" * 99, "it holds no text"),
+        ("blank.txt", b" \n" * 99, "has no text"),
         ("blank.jsonl", b'{"text": ""}\n' * 99, "it holds no text under 'text'"),
     ],
 )  # fmt: skip
@@ -371,7 +371,7 @@ def test_one_text_is_divided_into_documents_unless_that_is_not_wanted(tmp_path, 
 def test_a_row_without_the_field_names_the_one_that_has_text(tmp_path):
     with pytest.raises(InputError, match="it has: id, content; set corpus.field to 'content'"):
         Corpus(path=lines(tmp_path / "c.jsonl", [{"id": "1", "content": "the sea"}])).check()
-    with pytest.raises(InputError, match="tokens already"):
+    with pytest.raises(InputError, match="already tokens"):
         Corpus(path=lines(tmp_path / "c.jsonl", [{"input_ids": [1, 2]}])).check()
 
 

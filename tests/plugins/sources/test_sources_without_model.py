@@ -75,7 +75,7 @@ def test_recorded_store_that_is_damaged_or_hostile_is_refused(tmp_path):
     for change, sentence in (
         ({"n_latents": 7}, "does not fit the manifest"),
         ({"n_latents": "many"}, "n_latents is damaged"),
-        ({"files": {**manifest["files"], "../../secret": {"bytes": 1, "blake2b": ""}}}, "no file of the store"),
+        ({"files": {**manifest["files"], "../../secret": {"bytes": 1, "blake2b": ""}}}, "not a file of the store"),
         ({"files": []}, "files is damaged"),
     ):
         (made / "manifest.json").write_text(json.dumps({**manifest, **change}))

@@ -30,7 +30,7 @@ _PLACES = 64
 _COMMAND_LINE, _SCRIPT = 0, _PLACES  # latents that Delphi works on at once
 _WHAT = (
     "{n} latents planted on the words of the quickstart's prose in Gemma 3's tokens, read from Delphi's cache by both; "
-    "40 windows of 32 tokens to explain, 100 active and 100 other ones judged by detection and by fuzzing, five a call; "
+    "40 windows of 32 tokens to explain, 100 active and 100 others judged by detection and fuzzing, five per call; "
     f"one fake model on loopback, {_PLACES} calls or latents at once"
 )
 

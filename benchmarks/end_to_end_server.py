@@ -1,8 +1,8 @@
 """A loopback language model that explains by the commonest marked words and judges by them, with 10 % errors.
 
-Started as `python -m benchmarks.end_to_end_server LATENCY FAULTS`: latency in seconds, or `lognormal` (median 1 s, sigma
-0.8); share of judge's calls that fail (status 500 or 429, prose, a list that is too short, JSON that is cut off). Prints
-its address, and for each line of its input what it was asked since the last: calls, tokens, latencies.
+Started as `python -m benchmarks.end_to_end_server LATENCY FAULTS`: latency in seconds, or `lognormal` (median 1 s,
+sigma 0.8); share of judge's calls that fail (status 500 or 429, prose, a list that is too short, JSON that is cut off).
+Prints its address, and for each line of its input what it was asked since the last: calls, tokens, latencies.
 """
 
 from __future__ import annotations
@@ -71,9 +71,12 @@ class Model:
         prompt = sum(3 + sum(4 + tokens(m["content"]) for m in messages) for messages, _ in self.conversations)
         answer = sum(tokens(text) for _, text in self.conversations)
         return {
-            "calls": len(self.conversations), "prompt": prompt, "answer": answer, "busy": self.busy,
+            "calls": len(self.conversations),
+            "prompt": prompt,
+            "answer": answer,
+            "busy": self.busy,
             "span": self.ended - self.began,
-        }  # fmt: skip
+        }
 
     def _wait(self, key: bytes) -> float:
         if self.latency != "lognormal":

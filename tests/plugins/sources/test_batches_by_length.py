@@ -17,7 +17,10 @@ from saeval_plugins.sources._forward import alike, batch_tokens, groups
 from saeval_plugins.sources.transformers import Transformers
 from tiny import TEXT, tiny_model, tiny_sae
 
+import saeval
 from saeval.plugin import ActivationWriter, Coder, Corpus, LinearCoder, LiveModel, ModuleCoder
+from saeval.plugin.registry import Registry
+from saeval.task.loader import load_task
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +214,36 @@ def test_coders_without_their_decoder_encode_the_same(options):
     for one, other in zip(coder.encode(x), lean.encode(x), strict=True):
         assert torch.equal(one, other)
     assert not lean.autoencoder and lean.decoder.untyped_storage().nbytes() == 0 and coder.decoder is decoder
+
+
+# --- All of it, from a spec ---
+
+
+def test_task_with_all_options_for_gpus_gives_the_results_of_one_without(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    read = {
+        "model": source.model, "corpus": {"path": str(source.corpus.path), "context": 32},
+        "coder": {"use": "sae_lens", "with": {"path": str(source.coder.path)}},
+    }  # fmt: skip
+    spec = {
+        "saeval": 1, "task": "gpu", "version": "1.0", "latents": {"n": 4, "min_windows": 2},
+        "sampler": {"use": "random", "with": {"window": 4, "explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens",
+        "scorers": {"detection": {"with": {"batch": 1}}},
+    }  # fmt: skip
+    options = {"sort_on_device": True, "batch_tokens": "auto", "fvu": False}
+    found = [
+        saeval.run(
+            {**spec, "source": {"use": "transformers", "with": {**read, **more}}, "run": run}, out=tmp_path / name
+        )
+        for name, more, run in (("plain", {}, {}), ("options", options, {"screen": "tf32"}))
+    ]
+    plain, with_options = (result.cells[0] for result in found)
+    assert plain.counts == with_options.counts and plain.counts["sampled"] > 0
+    assert plain.scores == with_options.scores
+    assert {**with_options.measures, "fvu": plain.measures["fvu"]} == plain.measures
+    assert "fvu" not in with_options.measures
+    with pytest.raises(saeval.SpecError, match="batch_tokens"):
+        load_task(
+            {**spec, "source": {"use": "transformers", "with": {**read, "batch_tokens": "all"}}}, registry=Registry()
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ PICTURES = ROOT / "docs" / "images"
 LATENT = "latents/3-coder-topk.html#latent=1888"
 
 
-def take(browser: Any, page: Path, name: str, width: int = 1180, height: int = 860, **how: Any) -> None:
+def take(browser: Any, page: Path | str, name: str, width: int = 1180, height: int = 860, **how: Any) -> None:
     """Open a page of the report and save what the window shows.
 
     Args:
@@ -42,9 +45,17 @@ def take(browser: Any, page: Path, name: str, width: int = 1180, height: int = 8
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         saeval.run("quickstart-recorded", out=Path(folder) / "run", display="none")
+        saeval.run("recorded/floors", out=Path(folder) / "floors", display="none")
         report = Path(folder) / "run" / "report"
+        for arguments in (
+            ("report", "run", "--plots", "figures", "--format", "svg"),
+            ("leaderboard", "run", "floors", "--mixed", "--html", "joined.html"),
+        ):
+            subprocess.run([sys.executable, "-m", "saeval", *arguments], cwd=folder, check=True, capture_output=True)
+        shutil.copy(Path(folder) / "figures" / "distributions-fuzzing.svg", PICTURES / "plot-distributions.svg")
         with chromium() as browser:
             take(browser, report / "index.html", "report-leaderboard", height=1010)
+            take(browser, f"{folder}/joined.html#group=run", "report-joined", height=760, at="#joined-board")
             take(browser, report / "index.html", "report-plots", height=820, at="#distributions", scheme="dark")
             take(browser, report / LATENT, "report-latent", height=1240, at="#latent")
             prompts = "Prompts and raw replies of detection"

@@ -310,9 +310,9 @@ def test_a_json_object_over_several_lines_is_one_row(tmp_path):
         ("nested.jsonl", b'{"data": {"text": "the sea"}}\n{}', "it has: data; write each document's text into a field `text`"),
         ("packed.jsonl", gzip.compress(b"{}", mtime=0), r"is compressed \(gzip\); rename it to end in .gz"),
         ("table.txt", b"PAR1" + bytes(99), "is a Parquet file; rename it to end in .parquet"),
-        ("lines.txt", JSON_LINES.encode(), "holds JSON lines; rename it to end in .jsonl"),
+        ("lines.txt", JSON_LINES.encode(), "contains JSON lines; rename it to end in .jsonl"),
         ("blank.txt", b" \n" * 99, "has no text"),
-        ("blank.jsonl", b'{"text": ""}\n' * 99, "it holds no text under 'text'"),
+        ("blank.jsonl", b'{"text": ""}\n' * 99, "has no text under 'text'"),
     ],
 )  # fmt: skip
 def test_files_that_hold_no_text_are_refused_with_the_way_out(tmp_path, name, content, said):

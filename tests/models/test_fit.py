@@ -190,7 +190,7 @@ def test_contexts_begin_as_the_sae_was_trained_or_with_the_token_that_is_named(t
     assert collected(model, without, corpus, tmp_path / "a").lead == 0
     store = collected(model, without, corpus, tmp_path / "b", corpus={"bos": "<eos>"})
     assert store.lead == 1 and set(store.tokens[:, 0].tolist()) == {1} and not store.mask[:, 0].any()
-    with pytest.raises(InputError, match="'<start>' is no token of the model's tokenizer"):
+    with pytest.raises(InputError, match="'<start>' is not a token of the model's tokenizer"):
         collected(model, without, corpus, tmp_path / "c", corpus={"bos": "<start>"})
 
 
@@ -320,7 +320,7 @@ def test_a_lead_token_that_the_tokenizer_lacks_is_refused_by_validate(tmp_path, 
     code, said = validate(
         task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32, "bos": "<|nope|>"})
     )
-    assert code == 2 and "'<|nope|>' is no token of the model's tokenizer" in " ".join(said.split())
+    assert code == 2 and "'<|nope|>' is not a token of the model's tokenizer" in " ".join(said.split())
 
 
 def test_odd_types_in_a_coders_metadata_are_no_internal_error(tmp_path, model, corpus):

@@ -51,8 +51,8 @@ def test_ratings_that_are_of_no_latent_of_the_run_are_said(tmp_path):
     said = cautions(
         tmp_path, latents=latents, scorers={"human": {"use": "human", "with": {"path": str(tmp_path / "ratings.csv")}}}
     )
-    assert "human: 2 of 3 ratings in ratings.csv are of no latent of this cell." in said
-    assert any("no rating in ratings.csv is of an explanation of this cell" in caution for caution in said)
+    assert "human: 2 of 3 ratings in ratings.csv match no latent of this cell." in said
+    assert any("no rating in ratings.csv matches an explanation of this cell" in caution for caution in said)
 
 
 def test_latents_with_fewer_hard_windows_than_asked_for_are_said(tmp_path):
@@ -67,7 +67,7 @@ def test_a_divergence_off_by_more_than_the_tolerance_is_said():
     scorer = InterventionScorer(kl=0.1, tune=4)
     assert scorer.cautions({"nats": 1.0, "kl_reached": 0.109}, []) == scorer.cautions({}, []) == []
     (said,) = scorer.cautions({"nats": 1.0, "kl_reached": 0.53}, [])
-    assert "by 0.53 nats on the windows scored, where 0.1 were asked for" in said and "now 4" in said
+    assert "by 0.53 nats on the windows scored, but 0.1 were requested" in said and "now 4" in said
     assert [(m.name, m.higher_is_better) for m in scorer.metrics] == [("nats", True), ("kl_reached", None)]
 
 

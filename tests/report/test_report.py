@@ -388,7 +388,7 @@ def test_correlations_are_over_latents_scored_by_both_and_pooled_over_contestant
 
 def test_tables_of_a_cell_keep_their_types_with_and_without_rows(tmp_path):
     example = {"latent": 3, "role": "explain", "active": True, "decile": None, "context": 2**40, "start": 5, "document": 9,
-               "tokens": ["a", "b"], "token_ids": [1, 2], "activations": [0.0, 1.5]}  # fmt: skip
+               "tokens": ["a", "b"], "activations": [0.0, 1.5]}  # fmt: skip
     cells.write_examples(tmp_path / "some.parquet", [example])
     cells.write_examples(tmp_path / "none.parquet", [])
     assert pq.read_table(tmp_path / "some.parquet").to_pylist() == [example]

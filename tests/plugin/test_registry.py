@@ -113,7 +113,7 @@ def test_built_ins_import_no_third_party(install):
         (SCORER + "@hookimpl\ndef saeval_scorers():\n    return [Good, Good]", "scorer 'acme/good' is defined twice"),
         (SCORER.replace('name = "good"', 'name: str = "good"') + HOOK, "`name` has an annotation, which makes it an option"),
         (SCORER.replace('name = "good"', "pass") + HOOK, "Good has no name"),
-        (SCORER.replace('"good"', '"Good-1"') + HOOK, "'Good-1' is no name"),
+        (SCORER.replace('"good"', '"Good-1"') + HOOK, "'Good-1' is not a valid name"),
         (SCORER.replace("async def score", "async def scores") + HOOK, "Good does not implement score"),
     ],
 )  # fmt: skip

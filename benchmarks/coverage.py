@@ -3,8 +3,8 @@
     saeval run paper/sampling-small --seeds 20 --limit 25 --out runs/sampling
     python -m benchmarks.coverage runs/sampling
 
-The mean of the other seeds is the best estimate of the true mean that does not contain the seed itself. It errs, too, so
-an interval that covers the true mean in 95 % of runs covers it a little less often: 94 % with 20 seeds.
+The mean of the other seeds is the best estimate of the true mean that does not contain the seed itself. It errs, too,
+so an interval that covers the true mean in 95 % of runs covers it a little less often: 94 % with 20 seeds.
 """
 
 from __future__ import annotations

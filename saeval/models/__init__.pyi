@@ -8,4 +8,4 @@ from saeval.models.loading import resolved as resolved
 from saeval.models.logit_lens import directions as directions
 from saeval.models.made_for import MadeFor as MadeFor
 from saeval.models.screening import screened as screened
-from saeval.models.subject import Subject as Subject
+from saeval.models.subject import Strength as Strength, Subject as Subject

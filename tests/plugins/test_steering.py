@@ -19,11 +19,14 @@ from saeval_plugins.llms.hf import HF
 from saeval_plugins.scorers.intervention import PASSAGE, InterventionScorer
 from saeval_plugins.scorers.steering import SteeringScorer, difference_of_means, parse_ratings
 from saeval_plugins.steering import written
-from tiny import KINDS, TEXT, D, tiny_model
+from tiny import KINDS, TEXT, D, tiny_corpus, tiny_model, tiny_sae
 
 from saeval import InputError, LLMError
+from saeval._run.plan import plan
 from saeval.plugin import Explanation, LiveModel, ParseError, Steered, Subject, few_shot, one_line
+from saeval.plugin.registry import Registry
 from saeval.records.examples import Example, Examples, LatentId
+from saeval.task.loader import load_task
 from saeval.testing.contracts import check_explainer, check_scorer
 from saeval.testing.toys import ScriptedLLM, context
 
@@ -429,6 +432,31 @@ def test_difference_of_means_is_that_of_the_model(tmp_path):
         SteeringScorer(by="diffmean", kl=0.05, tokens=2), rater(lambda _: 2, lambda _: 1), subject, torch.ones(D)
     )
     assert score.values["quality"] == pytest.approx(4 / 3) and abs(score.notes["kl"] - 0.05) <= 0.005
+
+
+def test_a_plan_counts_the_calls_of_scorers_that_steer_without_a_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    scorers = {
+        by: {"use": "steering", "with": {"by": by, "tune": 4, "score_on": 10, "tokens": 6, "tolerance": 0.9}}
+        for by in ("latent", "diffmean", "prompt", "nothing")
+    }
+    task = load_task({
+        "saeval": 1, "task": "tiny", "version": "1",
+        "llms": {"judge": {"model": "scripted/judge", "reply": "[1, 1, 2, 1, 1]"}, "base": {"model": "oracle/base"}},
+        "source": {"use": "transformers", "with": {
+            "model": str(tiny_model(tmp_path / "model")), "hookpoint": "layers.1", "accept_mismatch": True,
+            "coder": {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}},
+            "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32}}},
+        "latents": {"n": 2, "min_windows": 4},
+        "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 14}}},
+        "explainer": "top_tokens", "scorers": {**scorers, "intervention": {"llm": "base", "with": {"tune": 2}}},
+    }, registry=Registry())  # fmt: skip
+    planned = {step.step: step for step in plan(task).steps}
+    assert planned["intervention"].calls == 2
+    lists = 2 * 2 * 2  # latents, lists of five texts, questions
+    assert {by: planned[by].calls for by in scorers} == dict.fromkeys(scorers, lists)
+    tokens = {planned[by].input_tokens for by in scorers}
+    assert len(tokens) == 1 and 150 < max(tokens) / lists < 600
 
 
 def test_ratings_that_cannot_be_read_leave_texts_without_a_value(tmp_path):

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from saeval.llm import PromptReply, answer_json, prompt_replies
-from saeval.plugin.base import ActivationSource
 from saeval.records import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from saeval.activations import ActivationWriter
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 
@@ -26,20 +18,6 @@ EXPLANATION = "words that name a place where many people meet"
 _TURN = 4  # tokens around a turn of a conversation
 _LOGPROB = -3.1415926535897931  # as long as they are when written down
 _USAGE = Usage(1000, 10, 0, 0.00012345, "provider")
-
-
-class UnreadSource(ActivationSource):
-    """A source that reads no text: in a plan, latents are silent on every text that steps write."""
-
-    name = "unread"
-
-    def collect(self, writer: ActivationWriter) -> None:
-        """Collect nothing."""
-
-    def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
-        """Return the text's words, each with the activation 0."""
-        words = tuple(re.findall(r"\s*\S+", text))
-        return [(words, np.zeros(len(words), dtype=np.float32))]
 
 
 @dataclass

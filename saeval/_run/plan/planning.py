@@ -15,8 +15,9 @@ from pydantic import JsonValue
 from saeval._run import work
 from saeval._run.collect import store_path
 from saeval._run.plan import disk_estimate, throughput
-from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter, UnreadSource
+from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter
 from saeval._run.plan.speed import Speed
+from saeval._run.plan.stand_ins import UnreadSource
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState, Scored
 from saeval._run.steps import window_texts

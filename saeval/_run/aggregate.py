@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import saeval
@@ -19,6 +20,7 @@ from saeval._compare import (
     correct_for_judge,
     correlated,
     disattenuated,
+    mean_interval,
     natural_rates,
     paired_power,
     prediction_interval,
@@ -153,6 +155,7 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
     noted = facts.get("measures", {})
     measures |= {m.name: float(noted[m.name]) for m in _declared(cell) if m.name in noted}
+    measures |= _of_explanations(task, outcome)
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
@@ -183,8 +186,33 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
 
 
 def _measures(task: Task) -> list[Measure]:
-    """Return the measures that the parts of all cells declare, each name once."""
-    return list({measure.name: measure for cell in task.cells for measure in _declared(cell)}.values())
+    """Return the measures that the parts of all cells declare, each name once; those of explainers with an interval."""
+    found = {measure.name: measure for cell in task.cells for measure in _declared(cell)}
+    for cell in task.cells:
+        for m in cell.explainer.part.plugin.measures:
+            ends = [
+                Measure(name=f"{m.name}_{end}", title=title, format=m.format, about=f"Where its 95 % interval {verb}.")
+                for end, title, verb in (("low", "from", "begins"), ("high", "to", "ends"))
+            ]
+            found |= {measure.name: measure for measure in (m, *ends)}
+    return list(found.values())
+
+
+def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
+    """Return the means of what the explainer found of latents, and their intervals."""
+    found: dict[str, float] = {}
+    for measure in outcome.cell.explainer.part.plugin.measures:
+        made = (outcome.explanation(MAIN, latent.index) for latent in outcome.records.latents)
+        notes = [explanation.notes.get(measure.name) for explanation in made if explanation is not None]
+        values = [float(value) for value in notes if isinstance(value, int | float)]
+        if not values:
+            continue
+        rng = derive_rng(task.run.seed, "interval", outcome.cell.name, measure.name)
+        low, high = mean_interval(values, rng, low=-inf, high=inf)
+        found[measure.name] = sum(values) / len(values)
+        if isfinite(low):
+            found |= {f"{measure.name}_low": low, f"{measure.name}_high": high}
+    return found
 
 
 def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -362,6 +362,9 @@ class Explainer(Step):
 
     uninformed: ClassVar[bool] = False
     """Whether its explanations are made without seeing the latent, so that their scores are a floor for lifts."""
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    """Facts that it finds of latents, which boards show as a mean over latents with its 95 % interval; each explanation
+    has its own in `notes`, under the measure's name."""
 
     @abstractmethod
     async def explain(self, examples: Examples, context: Context) -> Explanation:

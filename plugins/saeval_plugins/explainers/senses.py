@@ -15,6 +15,7 @@ from saeval.plugin import (
     Examples,
     Explainer,
     Explanation,
+    Measure,
     ModelRef,
     Need,
     Prompt,
@@ -35,12 +36,13 @@ class Senses(Explainer):
     Windows are points: the sentence embedding of the tokens around the strongest one, and beside it, weighted by
     `cofiring`, which other latents fire on that token. They are grouped by Ward's method into the largest number of
     groups that are found again in 70 % of bootstrap resamples (Hennig 2007); the share of resamples that finds each
-    number is kept. Another explainer explains each group from its windows alone, in one call per sense. Explanations
+    number is kept, and boards show their mean number. Another explainer explains each group from its windows alone, in one call per sense. Explanations
     that are the same word for word are one sense. Where several remain, scorers judge their union, as the text
     `any of: (1) … (2) …`; results keep the senses, their windows and the shares. After PRISM (arXiv 2506.15538).
     """
 
     name = "senses"
+    measures = (Measure(name="n_senses", title="senses", about="Senses per latent, mean over latents.", format=".2f"),)
 
     explainer: SerializeAsAny[Explainer] = Default()
     """The explainer of each group: `{use: default}`."""
@@ -99,7 +101,8 @@ class Senses(Explainer):
             share = len(windows) / len(examples.activating)
             found.append({"text": text, "share": share, "windows": [window.id for window in windows]})
         shares: dict[str, JsonValue] = {str(number): share for number, share in groups.shares.items()}
-        return Explanation(text=union(list(senses)), notes={"senses": found, "number_found": shares})
+        notes: dict[str, JsonValue] = {"n_senses": len(senses), "senses": found, "number_found": shares}
+        return Explanation(text=union(list(senses)), notes=notes)
 
     def _points(self, examples: Examples, context: Context) -> NDArray[np.float64]:
         """Return the windows as points whose squared distances add embedding and co-firing.  [windows, dimensions]"""

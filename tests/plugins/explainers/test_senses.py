@@ -158,6 +158,10 @@ def test_a_run_scores_the_union_and_keeps_the_senses(tmp_path, monkeypatch):
         result = saeval.run(task, out=tmp_path / "run")
     row = next(r for r in result.cells[0].scores if r.variant == "explanation")
     assert row.value == 1.0 and row.n == 2
+    found = result.cells[0].measures
+    assert found["n_senses"] == 1.5 and found["n_senses_low"] < 1.5 < found["n_senses_high"]
+    board = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert re.search(r"\| senses *\| from *\| to *\|", board) and re.search(r"\| 1\.50? *\|", board)
     (folder,) = (tmp_path / "run" / "cells").iterdir()
     rows = {r["latent"]: r for r in map(json.loads, (folder / "explanations.jsonl").read_text().splitlines())}
     assert rows[0]["text"] == "the word harbor" and len(rows[0]["notes"]["senses"]) == 1

@@ -3,8 +3,8 @@
     python -m benchmarks.senses                 # text alone
     python -m benchmarks.senses --store FOLDER  # also co-firing latents, of activations on the same corpus
 
-A latent of one meaning fires on one word, or on the words of one topic; one of several, on those of as many. Windows are
-those of the quickstart's corpus, embeddings those of its embedding model.
+A latent of one meaning fires on one word, or on the words of one topic; one of several, on those of as many. Windows
+are those of the quickstart's corpus, embeddings those of its embedding model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AROUND, WINDOWS, FEWEST = 16, 40, 20  # tokens on each side of the one that fire
 
 
 def documents(store: Path | None) -> Iterator[tuple[list[str], list[frozenset[int]]]]:
-    """Yield the tokens of each document or context, and which latents fire on each token, where activations are given."""
+    """Yield the tokens of each document or context, and which latents fire on each, where activations are given."""
     if store is None:
         for line in CORPUS.read_text().splitlines():
             words = re.findall(r"\s*[A-Za-z']+|\s*[^\sA-Za-z']", json.loads(line)["text"])

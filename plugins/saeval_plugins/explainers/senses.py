@@ -36,9 +36,10 @@ class Senses(Explainer):
     Windows are points: the sentence embedding of the tokens around the strongest one, and beside it, weighted by
     `cofiring`, which other latents fire on that token. They are grouped by Ward's method into the largest number of
     groups that are found again in 70 % of bootstrap resamples (Hennig 2007); the share of resamples that finds each
-    number is kept, and boards show their mean number. Another explainer explains each group from its windows alone, in one call per sense. Explanations
-    that are the same word for word are one sense. Where several remain, scorers judge their union, as the text
-    `any of: (1) … (2) …`; results keep the senses, their windows and the shares. After PRISM (arXiv 2506.15538).
+    number is kept, and boards show their mean number. Another explainer explains each group from its windows alone, in
+    one call per sense. Explanations that are the same word for word are one sense. Where several remain, scorers judge
+    their union, as the text `any of: (1) … (2) …`; results keep the senses, their windows and the shares. After PRISM
+    (arXiv 2506.15538).
     """
 
     name = "senses"

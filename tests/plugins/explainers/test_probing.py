@@ -7,7 +7,9 @@ import re
 
 import pytest
 import yaml
-from saeval_plugins.explainers.probing import Probing, parse_probes
+from saeval_plugins._frozen import read_frozen
+from saeval_plugins.explainers.probing import PROPOSE, REVISE, WRITE, Probing, parse_probes
+from saeval_plugins.llms.frozen import FrozenLLM
 from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.sources.known import Known
 from saeval_plugins.sources.rules import Rules
@@ -15,7 +17,7 @@ from tiny import tiny_corpus, tiny_model, tiny_sae
 
 from saeval import LLMError, SpecError
 from saeval._run.plan import plan
-from saeval.plugin import ActivationWriter, Explanation, LatentId, ParseError, derive_rng
+from saeval.plugin import ActivationWriter, Explanation, LatentId, ParseError, derive_rng, parse_explanation
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
 from saeval.testing.contracts import check_explainer
@@ -239,6 +241,17 @@ def test_a_call_that_fails_keeps_the_last_explanation_and_says_so(tmp_path):
 
 def test_contract_is_kept(tmp_path):
     check_explainer(Probing(), scripted, source=rules(tmp_path))
+
+
+def test_replies_recorded_for_the_tour_answer_the_present_prompts():
+    recorded = read_frozen(FrozenLLM(model="methods-tour-writer").path).cells["writer"].latents[0].judged
+    asked = [(kind.removeprefix("probing "), one) for (kind, _), (one,) in recorded.items() if "probing" in kind]
+    assert {kind: sum(k == kind for k, _ in asked) for kind, _ in asked} == {"propose": 3, "write": 5, "revise": 2}
+    for kind, one in asked:
+        prompt = {"propose": PROPOSE, "write": WRITE, "revise": REVISE}[kind]
+        slots = dict.fromkeys(re.findall(r"\{\{(\w+)\}\}", prompt.text), "")
+        assert one.messages[:-1] == prompt.messages(**slots)[:-1]
+        assert len(parse_probes(one.reply, 3)) == 6 if kind == "write" else parse_explanation(one.reply)
 
 
 def test_a_source_that_reads_no_texts_is_refused():

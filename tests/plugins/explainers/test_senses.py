@@ -166,7 +166,8 @@ def test_a_run_scores_the_union_and_keeps_the_senses(tmp_path, monkeypatch):
     rows = {r["latent"]: r for r in map(json.loads, (folder / "explanations.jsonl").read_text().splitlines())}
     assert rows[0]["text"] == "the word harbor" and len(rows[0]["notes"]["senses"]) == 1
     assert rows[1]["text"].startswith("any of: (1) the word ") and len(rows[1]["notes"]["senses"]) == 2
-    pages = {detail["latent"]: detail["senses"] for detail in CellTables(result.cells[0], folder, []).details([0, 1])}
+    shown, _ = CellTables(result.cells[0], folder, []).details([0, 1])
+    pages = {page["latent"]: page["senses"] for page in shown["latents"]}
     assert pages[0].startswith("1 (resamples: ") and pages[1].startswith("2 (resamples: ")
     share = rows[1]["notes"]["number_found"]["2"]
     assert f"2 in {share:.0%}" in pages[1]

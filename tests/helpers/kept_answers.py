@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import asdict
 
 from saeval.plugin import Message, Request, content_hash
 
@@ -12,7 +11,7 @@ def key_of(body, identity):
     """The key under which the answer to a request is kept."""
     messages = tuple(Message(m["role"], m["content"]) for m in body["messages"])
     request = Request(messages, body["max_tokens"], body["temperature"], tuple(body.get("stop", ())))
-    return content_hash("complete", identity, asdict(request))
+    return content_hash("complete", identity, request.content())
 
 
 def kept(cache):

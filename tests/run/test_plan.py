@@ -176,7 +176,7 @@ def test_run_that_was_resumed_does_not_tell_how_long_all_else_takes(tmp_path):
 
 def test_run_that_tells_no_speed_is_one_clear_sentence(tmp_path):
     ledger(tmp_path / "stopped", status="interrupted")
-    for run, said in (("stopped", "is not done"), ("nowhere", "cannot be read")):
+    for run, said in (("stopped", "is unfinished"), ("nowhere", "cannot be read")):
         with pytest.raises(InputError, match=said):
             speed(tmp_path / run)
         found = CliRunner().invoke(main, ["plan", "--task", "quickstart", "--like", str(tmp_path / run)])

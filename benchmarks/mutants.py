@@ -187,11 +187,13 @@ def _tests_pass(mutant: Mutant) -> int:
     os.dup2(quiet, 2)
     spec = importlib.util.find_spec(mutant.module)
     assert spec is not None and spec.origin is not None
-    for name in [name for name in sys.modules if name.split(".")[0] in ("saeval", "saeval_plugins")]:
-        del sys.modules[name]
+    tests = str(ROOT / "tests")
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("saeval", "saeval_plugins") or str(getattr(module, "__file__", "")).startswith(tests):
+            del sys.modules[name]  # tests, too: what they imported is the module as it is
     sys.meta_path.insert(0, _Mutated(mutant, spec.origin))
-    tests = [str(ROOT / test) for test in TESTS[mutant.module]]
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
+    files = [str(ROOT / test) for test in TESTS[mutant.module]]
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files]))
 
 
 def equivalent() -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import hashlib
 import json
 import re
@@ -16,10 +15,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from browsers import chromium, violations
 from click.testing import CliRunner
+from latent_pages import latents_of
 from made_run import SCORERS, cell, made_run, run_of, score_row
 from planted_run import spec, truthful_server
 from saeval_plugins.scorers.human import Human
@@ -258,22 +257,6 @@ def test_hostile_text_becomes_neither_element_nor_attribute(hostile):
         for c in "\u202e\u2066\u2028\u2029\u200b\ufeff\x00\x1b":
             assert c not in page.source
     assert "\\u202eevil\\u2066" in (hostile / "index.html").read_text(encoding="utf-8")
-
-
-def latents_of(text):
-    """What a file of latents holds, with the tokens of its windows in their places."""
-    details, numbers = re.fullmatch(r'saevalLatents\(0,"(.*)","(.*)"\);\n', text).groups()
-    held, tokens = (gzip.decompress(base64.b64decode(part)) for part in (details, numbers))
-    content = json.loads(held)
-    low, high = np.frombuffer(tokens, np.uint8).reshape(content["planes"], -1).astype(int)
-    words = iter([content["words"][number] for number in low + 256 * high])
-    for latent in content["latents"]:
-        for groups in (latent["windows"], latent["seen"]):
-            for _, windows in groups:
-                for window in windows:
-                    window[3] = [next(words) for _ in range(window[3])]
-    assert not list(words)
-    return [{**latent, "windows": dict(latent["windows"])} for latent in content["latents"]]
 
 
 def test_files_of_latents_hold_data_that_is_ascii_and_free_of_markup(hostile):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import gzip
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
+from latent_pages import latents_of
 from saeval_plugins._frozen import read_frozen
 from saeval_plugins.llms.frozen import FrozenLLM
 from saeval_plugins.scorers.generation import PROMPT, Generation, Pair, is_minimal, parse_pairs
@@ -117,8 +115,7 @@ def test_written_texts_are_in_the_results_and_on_the_latents_page(known):
         assert row["probability"] == pytest.approx(max(row["activations"])) and len(row["tokens"]) == 8
         assert (row["probability"] > 0) == row["active"] == row["predicted"]
     (file,) = (run / "report" / "latents").glob("*/0.js")
-    (packed,) = re.findall(r'"(.*)"', file.read_text())
-    detail = json.loads(gzip.decompress(base64.b64decode(packed)))[0]
+    detail = latents_of(file.read_text())[0]
     text = next(line for line in detail["judged"]["generation"]["explanation"] if line[0] == "text 1")
     tokens, (place, strength) = text[6]
     assert len(tokens) == 8 and strength == pytest.approx(text[3], abs=1e-3) and tokens[place].strip()

@@ -23,10 +23,7 @@ def latents_of(text):
                 for window in windows:
                     window[3] = [next(words) for _ in range(window[3])]
     assert not list(words)
-    return [
-        {**latent, "windows": dict(latent["windows"]), "judged": judgements(latent["judged"])}
-        for latent in content["latents"]
-    ]
+    return [{**latent, "windows": dict(latent["windows"])} for latent in content["latents"]]
 
 
 def judgements(judged):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
-from latent_pages import latents_of
+from latent_pages import judgements, latents_of
 from saeval_plugins._frozen import read_frozen
 from saeval_plugins.llms.frozen import FrozenLLM
 from saeval_plugins.scorers.generation import PROMPT, Generation, Pair, is_minimal, parse_pairs
@@ -116,7 +116,7 @@ def test_written_texts_are_in_the_results_and_on_the_latents_page(known):
         assert (row["probability"] > 0) == row["active"] == row["predicted"]
     (file,) = (run / "report" / "latents").glob("*/0.js")
     detail = latents_of(file.read_text())[0]
-    text = next(line for line in detail["judged"]["generation"]["explanation"] if line[0] == "text 1")
+    text = next(line for line in judgements(detail["judged"])["generation"]["explanation"] if line[0] == "text 1")
     tokens, (place, strength) = text[6]
     assert len(tokens) == 8 and strength == pytest.approx(text[3], abs=1e-3) and tokens[place].strip()
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A quickstart on two latents a cell, run as a user types it, without network."""
+    """A quickstart on two latents per cell and few windows, run as a user types it, without network."""
     place = tmp_path_factory.mktemp("quickstart")
     env = {
         **os.environ,
@@ -25,6 +25,12 @@ def finished(tmp_path_factory):
         "http_proxy": "http://127.0.0.1:9",
     }
     command = [sys.executable, "-m", "saeval", "run", "--task", "quickstart", "--limit", "2", "--out", "run"]
+    command += [
+        "--set",
+        "sampler.with.score=5",
+        "--set",
+        "sampler.with.non_activating.n=5",
+    ]  # the fewest: half a minute
     done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return place, env, command, done

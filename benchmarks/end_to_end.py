@@ -84,19 +84,19 @@ def measure(bench: Bench) -> list[Figure]:
     cost = ratio("judged_dollars_vs_delphi", dollars, f"prices of GPT-4o mini; tokens of cl100k; {what}", inverse=True)
     figures = [
         Figure(cost.name, cost.values, "×", cost.method, 0.65, True, dollars | tokens),
-        *_times(fast, what, "50 ms"),
+        *_times(fast, "50 ms"),
         Figure(
             "command_line_50ms_seconds", [command_line["wall"]], "s",
-            f"wall-clock of eai-delphi as its command line calls a server, one latent at a time, at 50 ms; {what}",
+            "wall-clock of eai-delphi as its command line calls a server, one latent at a time, at 50 ms",
         ),
     ]  # fmt: skip
     if not bench.quick:
         slow = [{side: sides.once(side, "lognormal") for side in ("saeval", "script")} for _ in range(bench.rounds)]
-        figures.append(_times(slow, what, "lognormal")[0])
-    return figures + _faults(sides, what)
+        figures.append(_times(slow, "lognormal")[0])
+    return figures + _faults(sides)
 
 
-def _times(rounds: list[dict[str, dict[str, Any]]], what: str, latency: str) -> list[Figure]:
+def _times(rounds: list[dict[str, dict[str, Any]]], latency: str) -> list[Figure]:
     """Return how many times faster saeval is, by the clock and in CPU time."""
     told = {"50 ms": "a latency of 50 ms", "lognormal": "a lognormal latency of median 1 s, sigma 0.8"}[latency]
     name = {"50 ms": "50ms", "lognormal": "1s"}[latency]
@@ -110,24 +110,27 @@ def _times(rounds: list[dict[str, dict[str, Any]]], what: str, latency: str) -> 
             ratio(
                 f"judged_{key}_{name}_vs_delphi",
                 sides,
-                f"{told}; whole processes from start to end, of which saeval's also makes its store; {what}",
+                f"{told}; whole processes from start to end, of which saeval's also makes its store",
                 target=target,
             )
         )
     return figures
 
 
-def _faults(sides: _Sides, what: str) -> list[Figure]:
+def _faults(sides: _Sides) -> list[Figure]:
     """Return what faults of the server and a second run cost."""
     faulty = {side: sides.once(side, 0.05, faults=0.05, again=True) for side in ("saeval", "script")}
     ours, delphis = faulty["saeval"], faulty["script"]
     sound = sides.once("saeval", 0.05)["scores"]
     moved = max(abs(ours["scores"][scorer] - sound[scorer]) for scorer in sound)
-    why = f"5 % of the judge's calls fail (500, 429, prose, a short list, cut JSON), at 50 ms; {what}"
-    lost = f"{why}; saeval's scores move by {moved:g}, for {ours['calls']} calls; eai-delphi makes {delphis['calls']}"
+    why = "5 % of the judge's calls fail (500, 429, prose, a short list, cut JSON), at 50 ms"
+    lost = (
+        f"{why}; lost is a list that cannot be read twice in a row; saeval's scores move by {moved:g}, for "
+        f"{ours['calls']} calls; eai-delphi makes {delphis['calls']}"
+    )
     again = "calls of a second run into the same folder of results, after a first one with faults"
     return [
-        Figure("judgements_lost", [ours["lost"]], f"of {ours['windows']}", lost, 0, True),
+        Figure("judgements_lost", [ours["lost"]], f"of {ours['windows']}", lost),
         Figure("judgements_lost_delphi", [delphis["lost"]], f"of {delphis['windows']}", "the same of eai-delphi"),
         Figure("calls_again", [ours["calls_again"]], "", again, 0, True),
         Figure("calls_again_delphi", [delphis["calls_again"]], "", "the same of eai-delphi"),

@@ -35,7 +35,7 @@ TESTS = {
     "saeval._compare.score_rows": ("tests/compare/test_lifts.py",),
     "saeval._compare.natural": ("tests/compare/test_natural.py",),
     "saeval._compare.noise": ("tests/compare/test_noise.py",),
-    "saeval._compare.power": ("tests/compare/test_noise.py", "tests/compare/test_lifts.py"),
+    "saeval._compare.power": ("tests/compare/test_power.py",),
     "saeval._run.floors": ("tests/run/test_floors.py",),
     "saeval.plugin.judge": ("tests/plugins/scorers",),
     "saeval.plugin.outcomes": ("tests/plugins/scorers",),

@@ -12,8 +12,8 @@ from scipy import stats as scipy_stats
 
 from saeval._compare import stats
 from saeval._compare.judge_errors import correct_for_judge, verdict
-from saeval._compare.leaderboard import Leaderboard
-from saeval._compare.lift_rows import with_lifts
+from saeval._compare.leaderboard import Leaderboard, _Ranked
+from saeval._compare.lift_rows import Reading, with_lifts
 from saeval._compare.lifts import Paired, _log_likelihood, _pooled, _spread, lifts
 from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
 from saeval.plugin import derive_rng
@@ -113,6 +113,12 @@ def test_the_spread_of_floors_is_weighed_by_prior_and_likelihood():
     posterior = prior * np.exp(logs)
     assert weights == pytest.approx(posterior / posterior.sum())
     assert [list(x) for x in _spread(floor[:1], error2[:1], sd)] == [[0], [1]]
+
+
+def test_very_likely_spreads_do_not_overflow():
+    floor = derive_rng(9).normal(0.5, 0.01, 300)
+    _, weights = _spread(floor, np.full(300, 1e-4), 0.2)
+    assert np.isfinite(weights).all() and weights.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("tau", [0.02, 0.3])
@@ -311,6 +317,12 @@ def test_a_row_keeps_what_lifts_are_made_of():
     assert row.lift is None  # until all cells are there
 
 
+def test_a_row_has_the_mean_length_of_the_explanations():
+    scoring = ScorerRun("detection", "saeval/detection 0.1.0")
+    lengths = [made_row(scoring, BALANCED_ACCURACY, {0: 0.5}, derive_rng(0), words=words) for words in ((3, 4, 8), ())]
+    assert [row.explanation_words for row in lengths] == [5.0, None]
+
+
 def test_only_baselines_that_know_nothing_make_a_floor():
     own = derive_rng(6).random(30)
     row = row_of(own, own * 0.9, uninformed=())
@@ -325,6 +337,7 @@ def test_where_less_is_better_a_lower_score_is_a_lift():
     worse = row_of(rng.normal(0.5, 0.05, 60), rng.normal(0.3, 0.05, 30), error)
     assert worse.against.p > 0.99
     assert (worse.unparsed, worse.skipped, worse.windows, worse.answered) == (0, 0, 0, 0)
+    assert ScorerRun("detection", "saeval/detection 0.1.0").tried == 0
     cells, lifted = with_lifts([cell(str(i), [row]) for i, row in enumerate(rows)])
     assert all(c.scores[0].lift == pytest.approx(0.2, abs=0.03) for c in cells)
     assert all(of.reading.depends for of in lifted.values())
@@ -407,6 +420,43 @@ def test_notes_explain_what_ranks_and_every_mark_and_nothing_else():
     for changes, mark in zip(marked, ("*: ", "≠: ", "!: ", None), strict=True):
         notes = board(*plain, cell("c", [score_row("detection", 0.7, **changes)])).notes
         assert [note[:3] for note in notes[3:]] == [mark] * (mark is not None)
+
+
+@pytest.mark.parametrize(("n", "starred"), [(19, True), (20, False)])
+def test_few_latents_of_a_floor_are_marked(n, starred):
+    found = board(*(contestant(name, own, 0.5) for name, own in (("a", 0.8), ("b", 0.6))))
+    assert not any(note.startswith("*") for note in found.notes)
+    few = [
+        cell(name, [score_row("detection", own, 0.02, against=floor_sample(own, 0.5, n=n))])
+        for name, own in (("a", 0.8), ("b", 0.6))
+    ]
+    assert any(note.startswith("*") for note in board(*few).notes) is starred
+
+
+def test_the_reading_of_a_scorer_is_that_of_its_least_dependent_judge():
+    for order in (("good", "blind"), ("blind", "good")):
+        rows = {
+            "good": score_row("detection", 0.8, judge="openai/good", against=floor_sample(0.8, 0.5, p=0.001)),
+            "blind": score_row("detection", 0.8, judge="openai/blind", against=floor_sample(0.8, 0.5, p=0.7)),
+        }
+        found = board(*(cell(name, [rows[name]]) for name in order))
+        assert found.readings["detection"].p == pytest.approx(0.7)
+
+
+def test_everything_shares_a_rank_unless_scores_depend_on_explanations_at_5_percent():
+    cells = [cell(name, [score_row("detection", value)]) for name, value in (("a", 0.9), ("b", 0.1))]
+    for least_p, ranks in (
+        (0.0501, {"coder=a": (1, 2), "coder=b": (1, 2)}),
+        (0.05, {"coder=a": (1, 1), "coder=b": (2, 2)}),
+    ):
+        ranked = _Ranked(cells, np.array([0.9, 0.1]), np.diag([1e-4, 1e-4]), "lift", "", least_p)
+        assert ranked.ranks([0, 1]) == ranks
+
+
+@pytest.mark.parametrize(("answers", "same", "ignores"), [(20, 0.98, True), (19, 0.98, False), (20, 0.97, False)])
+def test_a_judge_ignores_explanations_if_enough_answers_are_the_same(answers, same, ignores):
+    assert Reading(p=0.01, same=same, answers=answers, latents=30).ignores is ignores
+    assert Reading(p=0.01, same=None, answers=answers, latents=30).ignores is False
 
 
 def test_columns_are_the_main_metric_and_others_meant_for_boards():

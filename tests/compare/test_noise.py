@@ -179,7 +179,8 @@ def test_the_variance_of_a_balanced_accuracy_is_a_quarter_of_both_shares_and_unr
     means = [np.mean(active), np.mean(other)]
     combined = combined_interval([0.5, 0.5], means, [tuple(side) for side in each])
     assert noise.interval == pytest.approx(combined, rel=1e-4)
-    assert score_noise(Score.of([*outcomes[:5], outcomes[5]])) is None  # one window on a side has no variance
+    assert score_noise(Score.of(outcomes[:6])) is None  # one window on a side has no variance
+    assert score_noise(Score.of(outcomes[:7])) is not None
 
 
 def test_the_noise_of_an_auroc_is_delongs_and_its_interval_newcombes():

@@ -428,3 +428,9 @@ def test_the_method_of_an_interval_is_named_by_the_number_of_values():
 )
 def test_half_of_the_smaller_side_and_two_at_least_pair_well(common, a, b, enough):
     assert stats.pairs_well(range(common), range(a), range(b)) is enough
+
+
+def test_equal_values_have_no_skewness():
+    assert stats._acceleration(np.full(9, 0.3)) == 0
+    x = derive_rng(34).exponential(1, 50)
+    assert stats._acceleration(x) == pytest.approx(scipy_stats.skew(x) / 6 / 50**0.5)

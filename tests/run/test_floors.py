@@ -52,6 +52,17 @@ def test_dependence_is_the_log_ratio_to_chance_with_a_window_added_to_both(store
     assert store.window_count(WINDOW) == CONTEXTS and store.window_count(3) == CONTEXTS and store.window_count(2) == 800
 
 
+def test_independent_latents_follow_in_the_order_of_the_ring_and_dependent_ones_by_dependence(store):
+    partners = Partners(store, WINDOW, range(3, 10), seed=0)
+    ring = in_order(range(3, 10), seed=0)
+    for place, latent in enumerate(ring):
+        assert list(partners.of(latent)) == [*ring[place + 1 :], *ring[:place]]
+    for seed in range(6):  # in whatever order they come
+        least, most = list(Partners(store, WINDOW, [0, 1, 2], seed=seed).of(0))
+        assert (least, most) == (1, 2)
+        assert list(Partners(store, WINDOW, [0, 1, 2], seed=seed).of(2))[-1] in (0, 1)
+
+
 def test_explanations_serve_about_once_each(store):
     partners = Partners(store, WINDOW, range(10), seed=0)
     first = [next(iter(partners.of(latent))) for latent in range(10)]

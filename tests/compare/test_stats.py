@@ -434,3 +434,12 @@ def test_equal_values_have_no_skewness():
     assert stats._acceleration(np.full(9, 0.3)) == 0
     x = derive_rng(34).exponential(1, 50)
     assert stats._acceleration(x) == pytest.approx(scipy_stats.skew(x) / 6 / 50**0.5)
+
+
+def test_an_interval_of_paired_differences_is_that_of_the_mean_difference_from_the_first_source():
+    x, y = derive_rng(35).random((2, 40))
+    found = stats.difference_interval(x, y, paired=True, low=0, high=1, rngs=[derive_rng(36), derive_rng(37)])
+    assert found == mean_interval(x - y, derive_rng(36), low=-1, high=1)
+    apart = stats.difference_interval(x, y, paired=False, low=0, high=1, rngs=[derive_rng(36), derive_rng(37)])
+    each = [mean_interval(side, derive_rng(seed), low=0, high=1) for side, seed in ((x, 36), (y, 37))]
+    assert apart == pytest.approx(combined_interval((1, -1), (x.mean(), y.mean()), each))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saeval._run.floors import Partners, in_order, judged, number
+from saeval._run.floors import Partners, _common, in_order, judged, number
 from saeval.activations.store import ActivationWriter
 from saeval.activations.tokens import TokenDataset
 from saeval.plugin import derive_rng
@@ -60,7 +60,19 @@ def test_independent_latents_follow_in_the_order_of_the_ring_and_dependent_ones_
     for seed in range(6):  # in whatever order they come
         least, most = list(Partners(store, WINDOW, [0, 1, 2], seed=seed).of(0))
         assert (least, most) == (1, 2)
-        assert list(Partners(store, WINDOW, [0, 1, 2], seed=seed).of(2))[-1] in (0, 1)
+        assert list(Partners(store, WINDOW, [0, 1, 2], seed=seed).of(2)) == [1, 0]  # 1 fires with it at times
+
+
+def test_so_many_latents_are_compared_and_no_more(store, monkeypatch):
+    monkeypatch.setattr("saeval._run.floors._LOOKS", 3)
+    ring = in_order(range(3, 10), seed=0)
+    assert list(Partners(store, WINDOW, range(3, 10), seed=0).of(ring[0])) == ring[1:4]
+
+
+def test_common_windows_are_counted():
+    few, many, none = np.array([2, 5, 9]), np.array([1, 2, 3, 9]), np.array([], dtype=np.int64)
+    assert _common(few, many) == _common(many, few) == 2
+    assert _common(none, many) == _common(many, none) == 0
 
 
 def test_explanations_serve_about_once_each(store):

@@ -528,6 +528,23 @@ def test_windows_without_room_for_wrong_marks_are_skipped_and_a_latent_of_such_h
         assert len(questions) in (0, 2) and {q.truth for q in questions} <= {True, False}
 
 
+def test_fixed_wrong_marks_are_as_many_as_right_ones_on_average_and_on_silent_tokens(monkeypatch):
+    examples, asked = make_examples(), []
+    fixed = Fuzzing._fixed
+
+    def noted(scorer, window, n):
+        marks = fixed(scorer, window, n)
+        asked.append((n, sum(marks), any(m and a for m, a in zip(marks, window.activations, strict=True))))
+        return marks
+
+    monkeypatch.setattr(Fuzzing, "_fixed", noted)
+    questions = Fuzzing(negatives="fixed").questions(examples, context(ScriptedLLM()))
+    mean = sum(int((e.activations != 0).sum()) for e in examples.activating) / len(examples.activating)
+    n = math.ceil(mean)
+    assert asked == [(n, n, False)] * len(examples.non_activating)
+    assert sum(not q.truth for q in questions) == len(examples.non_activating)
+
+
 def test_marks_on_activating_windows_are_the_firing_tokens():
     window = make_example(" deep sea and small pond", {"sea": 9.0, "pond": 3.0, "deep": 2.0})
     other = make_example(" the mayor thanked all others", context=1)

@@ -37,8 +37,8 @@ TESTS = {
     "saeval._compare.noise": ("tests/compare/test_noise.py",),
     "saeval._compare.power": ("tests/compare/test_power.py",),
     "saeval._run.floors": ("tests/run/test_floors.py",),
-    "saeval.plugin.judge": ("tests/plugins/scorers",),
-    "saeval.plugin.outcomes": ("tests/plugins/scorers",),
+    "saeval.plugin.judge": ("tests/plugin/test_judge.py", "tests/plugins/scorers"),
+    "saeval.plugin.outcomes": ("tests/plugin/test_judge.py", "tests/plugins/scorers"),
     **{f"saeval_plugins.scorers.{name}": ("tests/plugins/scorers",) for name in SCORERS},
 }
 """Modules that are mutated, and the tests that should notice, the quickest first."""

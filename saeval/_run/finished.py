@@ -12,7 +12,7 @@ import saeval
 from saeval._run import judge_checks
 from saeval._run.aggregate import packages
 from saeval._util import InputError, content_hash, read_json, write_atomic
-from saeval.records import RunResult, read_result
+from saeval.report import Run, read
 from saeval.task import plain
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def forget(folder: Path) -> None:
     (folder / _PLACE).unlink(missing_ok=True)
 
 
-def find(folder: Path, task: Task, limit: int | None) -> RunResult | None:
+def find(folder: Path, task: Task, limit: int | None) -> Run | None:
     """Return the results of a run if it is finished, depends on what it depended on, and no file of it has changed."""
     try:
         kept = read_json(folder / _PLACE)
         if kept == [_inputs(task, limit), _files(folder)]:
-            return read_result(folder)
+            return read(folder)
     except (InputError, OSError):
         pass
     return None

@@ -115,7 +115,7 @@ def run(
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
     shown = display if isinstance(display, Display) else make_display(display) if display else fitting_display()
-    run_task(
+    result = run_task(
         built,
         out=path,
         limit=limit,
@@ -125,7 +125,7 @@ def run(
         unpriced=unpriced,
         allow_model_change=allow_model_change,
     )
-    return read(path)
+    return result if isinstance(result, Run) else read(path)
 
 
 def default_path(task: Task) -> Path:

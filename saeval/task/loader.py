@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from saeval._util import InputError, PluginError, SpecError, clean, did_you_mean
 from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Scorer
@@ -246,19 +247,15 @@ class _Builder(PartMaker):
         roles: Mapping[str, RolePart],
     ) -> StepPart[Explainer] | None:
         """Add scorers that ask a model a second time, on n latents, as `LABEL_again`; return such an explainer."""
-
-        def again(kind: str, part: PartSpec, path: KeyPath, **more: Any) -> StepPart[Any] | None:
-            inner = {kind: {"use": part.use, "with": part.with_}}
-            repeated = PartSpec(use=AGAIN, with_=inner, llm=part.llm, when=When(latents=n), **more)
-            return self.step(kind, repeated, path, roles)
-
+        around = partial(self._around, AGAIN, n, roles)
         for label, scorer in list(scorers.items()):
             if scorer is None or scorer.role is None:
                 continue
-            scorers[f"{label}_{AGAIN}"] = again("scorer", spec.scorers[label], ("scorers", label), baselines=[])
+            made = around("scorer", spec.scorers[label], ("scorers", label))
+            scorers[f"{label}_{AGAIN}"] = made and replace(made, baselines=frozenset())
             if scorer.baselines is not None:
                 scorers[label] = replace(scorer, baselines=scorer.baselines | {AGAIN})
-        return again("explainer", spec.explainer, ("explainer",)) if explainer.role is not None else None
+        return around("explainer", spec.explainer, ("explainer",)) if explainer.role is not None else None
 
     def halves(
         self,
@@ -283,19 +280,29 @@ class _Builder(PartMaker):
             if (scorer := scorers[label]) is not None and scorer.baselines is None:
                 scorers[label] = replace(scorer, baselines=frozenset(others))
         for half, name in enumerate(HALVES):
-
-            def of_half(kind: str, part: PartSpec, path: KeyPath, half: int = half) -> StepPart[Any] | None:
-                inner = {kind: {"use": part.use, "with": part.with_}, "half": half, "key": spec.run.seed}
-                return self.step(
-                    kind, PartSpec(use="half", with_=inner, llm=part.llm, when=When(latents=n)), path, roles
-                )
-
+            of_half = partial(self._around, "half", n, roles, half=half, key=spec.run.seed)
             for label, part in own.items():
                 made = of_half("scorer", part, ("scorers", label))
                 scorers[f"{label}_{name}"] = made and replace(made, baselines=frozenset({name}))
             if (explainer := of_half("explainer", spec.explainer, ("explainer",))) is not None:
                 explainers[name] = explainer
         return explainers
+
+    def _around(
+        self,
+        use: str,
+        n: int,
+        roles: Mapping[str, RolePart],
+        kind: str,
+        part: PartSpec,
+        path: KeyPath,
+        **options: JsonValue,
+    ) -> StepPart[Any] | None:
+        """Return a plugin around an explainer or scorer of the spec, on n latents."""
+        inner: dict[str, JsonValue] = {kind: {"use": part.use, "with": part.with_}}
+        return self.step(
+            kind, PartSpec(use=use, with_=inner | options, llm=part.llm, when=When(latents=n)), path, roles
+        )
 
     def baselines(self, spec: Spec, roles: Mapping[str, RolePart]) -> _Baselines:
         """Sort the baselines into explanations and coders, and look whether those that scorers name are there."""

@@ -203,6 +203,15 @@ def tiny_corpus(path: Path, documents: int = 6) -> Path:
     return path
 
 
+def tiny_source(folder: Path) -> dict:
+    """Write a model, an SAE and a corpus into a folder, and return a spec's source of them."""
+    return {"use": "transformers", "with": {
+        "model": str(tiny_model(folder / "model")), "hookpoint": "layers.1", "accept_mismatch": True,
+        "coder": {"use": "sae_lens", "with": {"path": str(tiny_sae(folder / "sae"))}},
+        "corpus": {"path": str(tiny_corpus(folder / "corpus.jsonl")), "context": 32},
+    }}  # fmt: skip
+
+
 def tiny_sae(
     folder: Path,
     architecture: str = "topk",

@@ -19,7 +19,7 @@ from saeval_plugins.llms.hf import HF
 from saeval_plugins.scorers.intervention import PASSAGE, InterventionScorer
 from saeval_plugins.scorers.steering import SteeringScorer, difference_of_means, parse_ratings
 from saeval_plugins.steering import written
-from tiny import KINDS, TEXT, D, tiny_corpus, tiny_model, tiny_sae
+from tiny import KINDS, TEXT, D, tiny_model, tiny_source
 
 from saeval import InputError, LLMError
 from saeval._run.plan import plan
@@ -443,10 +443,7 @@ def test_a_plan_counts_the_calls_of_scorers_that_steer_without_a_model(tmp_path,
     task = load_task({
         "saeval": 1, "task": "tiny", "version": "1",
         "llms": {"judge": {"model": "scripted/judge", "reply": "[1, 1, 2, 1, 1]"}, "base": {"model": "oracle/base"}},
-        "source": {"use": "transformers", "with": {
-            "model": str(tiny_model(tmp_path / "model")), "hookpoint": "layers.1", "accept_mismatch": True,
-            "coder": {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}},
-            "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32}}},
+        "source": tiny_source(tmp_path),
         "latents": {"n": 2, "min_windows": 4},
         "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 14}}},
         "explainer": "top_tokens", "scorers": {**scorers, "intervention": {"llm": "base", "with": {"tune": 2}}},

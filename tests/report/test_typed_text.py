@@ -13,7 +13,7 @@ from browsers import chromium, violations
 from click.testing import CliRunner
 from planted_run import cache_in
 from served import served
-from tiny import tiny_corpus, tiny_model, tiny_sae
+from tiny import tiny_source
 
 from saeval._run.typed_text import TypedText
 from saeval.cli.group import main
@@ -41,10 +41,7 @@ def run(tmp_path_factory) -> Path:
     (folder / "length.py").write_text(LENGTH)
     task = {
         "saeval": 1, "task": "live", "version": "1", "llms": {},
-        "source": {"use": "transformers", "with": {
-            "model": str(tiny_model(folder / "model")), "hookpoint": "layers.1", "accept_mismatch": True,
-            "coder": {"use": "sae_lens", "with": {"path": str(tiny_sae(folder / "sae"))}},
-            "corpus": {"path": str(tiny_corpus(folder / "corpus.jsonl")), "context": 32}}},
+        "source": tiny_source(folder),
         "latents": {"n": 4, "min_windows": 4},
         "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 10}}},
         "explainer": "top_tokens", "scorers": {"length": {"use": "./length.py:Length"}},

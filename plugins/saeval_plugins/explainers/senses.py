@@ -23,6 +23,7 @@ from saeval.plugin import (
     embedder_sha,
 )
 from saeval_plugins._clusters import stable_groups
+from saeval_plugins._wrapped import OfExplainer
 from saeval_plugins.explainers.default import Default
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Senses(Explainer):
+class Senses(OfExplainer):
     """Groups the explain windows by the text around the latent's strongest token, and explains each group.
 
     Windows are points: the sentence embedding of the tokens around the strongest one, and beside it, weighted by
@@ -59,11 +60,6 @@ class Senses(Explainer):
     """Bootstrap resamples in which groups have to be found again."""
 
     @property
-    def llm_role(self) -> str | None:  # type: ignore[override]
-        """The role that the explainer of groups asks."""
-        return self.explainer.llm_role
-
-    @property
     def prompts(self) -> tuple[Prompt, ...]:  # type: ignore[override]
         """The prompts of the explainer of groups."""
         return self.explainer.prompts
@@ -75,7 +71,7 @@ class Senses(Explainer):
 
     def needs(self) -> frozenset[Need]:
         """What the explainer of groups needs, and the latents that fire together."""
-        return self.explainer.needs() | (frozenset({"cofiring"}) if self.cofiring else frozenset())
+        return super().needs() | (frozenset({"cofiring"}) if self.cofiring else frozenset())
 
     def fingerprint(self) -> JsonValue:
         """Return what explanations depend on: the options, a local embedding model's weights, the inner explainer."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field
 
-from saeval.plugin import Context, Examples, Explanation, InputError, Metric, ModelRef, Need, Score, Scorer
+from saeval.plugin import Context, Examples, Explanation, InputError, Metric, ModelRef, Score
+from saeval_plugins._wrapped import OfScorer
 
 
-class Evaluate(Scorer):
+class Evaluate(OfScorer):
     """Runs another scorer and adds a metric of `evaluate` to its own, as the headline.
 
     The metric receives the judged windows' truths as `references` and the answers as `predictions`, both as 0 and 1.
@@ -18,8 +19,6 @@ class Evaluate(Scorer):
 
     name = "evaluate"
 
-    scorer: SerializeAsAny[Scorer]
-    """The scorer that judges: `{use: detection}`."""
     metric: ModelRef
     """Name of a metric on the hub, or `./path` of a metric script beside the spec."""
     result: str | None = None
@@ -34,24 +33,10 @@ class Evaluate(Scorer):
     """Direction of the metric."""
 
     @property
-    def llm_role(self) -> str | None:  # type: ignore[override]
-        """The role that the judging scorer asks."""
-        return self.scorer.llm_role
-
-    @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
         """The metric of `evaluate`, then those of the judging scorer."""
         name = self.metric.rstrip("/").rpartition("/")[2].removesuffix(".py")
-        return (Metric(name, self.higher_is_better, self.low, self.high), *self.scorer.metrics)
-
-    @property
-    def reads_explanation(self) -> bool:  # type: ignore[override]
-        """Whether the judging scorer does."""
-        return self.scorer.reads_explanation
-
-    def needs(self) -> frozenset[Need]:
-        """What the judging scorer needs."""
-        return self.scorer.needs()
+        return (Metric(name, self.higher_is_better, self.low, self.high), *super().metrics)
 
     @cached_property
     def _metric(self) -> Any:

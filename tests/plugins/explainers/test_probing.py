@@ -13,7 +13,7 @@ from saeval_plugins.llms.frozen import FrozenLLM
 from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.sources.known import Known
 from saeval_plugins.sources.rules import Rules
-from tiny import tiny_corpus, tiny_model, tiny_sae
+from tiny import tiny_source
 
 from saeval import LLMError, SpecError
 from saeval._run.plan import plan
@@ -169,17 +169,11 @@ def test_activations_shown_are_those_of_the_model(tmp_path):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, sae = tiny_model(tmp_path / "model"), tiny_sae(tmp_path / "sae")
-    tiny = {
-        "model": str(folder), "hookpoint": "layers.1", "accept_mismatch": True,
-        "coder": {"use": "sae_lens", "with": {"path": str(sae)}},
-        "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32},
-    }  # fmt: skip
-    source = load_task(task(use="transformers", **{"with": tiny}), registry=Registry()).cells[0].source.plugin
+    source = load_task(task(**tiny_source(tmp_path)), registry=Registry()).cells[0].source.plugin
     texts = ["Nobody spoke for a while", "two dogs and a ship", "the grey sea", "my two barrels of water"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    weights = load_file(sae / "sae_weights.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    weights = load_file(tmp_path / "sae" / "sae_weights.safetensors")
 
     def by_hand(text):
         ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]

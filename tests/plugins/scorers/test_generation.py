@@ -16,7 +16,7 @@ from saeval_plugins._frozen import read_frozen
 from saeval_plugins.llms.frozen import FrozenLLM
 from saeval_plugins.scorers.generation import PROMPT, Generation, Pair, is_minimal, parse_pairs
 from saeval_plugins.sources.rules import Rules
-from tiny import TEXT, tiny_corpus, tiny_model, tiny_sae
+from tiny import TEXT, tiny_source
 
 import saeval
 from saeval.cli.group import main
@@ -133,10 +133,7 @@ def test_values_are_those_of_a_loop_by_hand_on_a_tiny_transformer(tmp_path, monk
     task = {
         "saeval": 1, "task": "tiny", "version": "1",
         "llms": {"writer": {"model": "scripted/writer", "reply": written}},
-        "source": {"use": "transformers", "with": {
-            "model": str(tiny_model(tmp_path / "model")), "hookpoint": "layers.1", "accept_mismatch": True,
-            "coder": {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}},
-            "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32}}},
+        "source": tiny_source(tmp_path),
         "latents": {"n": 4, "min_windows": 4},
         "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 10}}},
         "explainer": "top_tokens", "scorers": {"generation": {"with": {"k": 4, "tokens": 24}}},

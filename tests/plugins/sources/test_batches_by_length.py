@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from interrupted import interrupted_after
 from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.random import RandomSae
 from saeval_plugins.coders.sae_lens import SaeLens
@@ -122,16 +123,8 @@ def test_stores_are_those_of_contexts_in_order_and_less_is_padded(source, small,
 
 def test_interrupted_collection_resumes_to_the_same_store_bit_for_bit(source, small, tmp_path, monkeypatch):
     (whole,) = collect([auto(source)], tmp_path / "whole")
-    capture, calls = LiveModel.capture, []
-
-    def failing(self, tokens, points, lengths=None):
-        calls.append(1)
-        if len(calls) > 14:
-            raise KeyboardInterrupt
-        return capture(self, tokens, points, lengths)
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(LiveModel, "capture", failing)
+        patched.setattr(LiveModel, "capture", interrupted_after(14))
         auto(source).collect(ActivationWriter(tmp_path / "cut", budget=300))
     writer = ActivationWriter(tmp_path / "cut", budget=300)
     auto(source).collect(writer)

@@ -10,6 +10,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from interrupted import interrupted_after
 from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.random import RandomSae
 from saeval_plugins.coders.sae_lens import SaeLens
@@ -222,18 +223,10 @@ def test_interrupt_lets_the_call_that_has_begun_end_and_drops_the_others():
 def test_interrupted_collection_resumes_to_the_same_store(plain, shards, tmp_path, monkeypatch):
     (whole,) = collect([plain], tmp_path / "whole")
     writer, capture, calls = ActivationWriter(tmp_path / "cut"), LiveModel.capture, []
-
-    def failing(self, tokens, points, lengths=None):
-        calls.append(1)
-        if len(calls) > 9:
-            raise KeyboardInterrupt
-        return capture(self, tokens, points, lengths)
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(LiveModel, "capture", failing)
+        patched.setattr(LiveModel, "capture", interrupted_after(9))
         on_device(plain).collect(writer)
     writer, read = ActivationWriter(tmp_path / "cut"), len(whole.tokens)
-    calls.clear()
 
     def counted(self, tokens, *rest):
         calls.append(len(tokens))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from interrupted import interrupted_after
 from pydantic import ValidationError
 from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.random import RandomSae
@@ -154,19 +155,6 @@ def test_inputs_of_modules_are_read_where_the_hookpoint_says_so(source, model, s
         source.model_copy(update={"hookpoint": "layers.1.mlp.input", "accept_mismatch": True}), tmp_path / "store"
     )
     assert np.allclose(dense(store), expected(model, store, sae.load("cpu", D), "blocks.1.mlp.hook_in"), atol=1e-2)
-
-
-def interrupted_after(n):
-    """A `capture` that is interrupted after n calls."""
-    capture, calls = LiveModel.capture, []
-
-    def failing(self, tokens, points, lengths=None):
-        calls.append(len(tokens))
-        if len(calls) > n:
-            raise KeyboardInterrupt
-        return capture(self, tokens, points, lengths)
-
-    return failing
 
 
 @pytest.mark.parametrize("budget", [200, 5000])
@@ -627,8 +615,8 @@ def test_what_a_baseline_copies_of_the_coder_beside_it_is_measured_once(source, 
     assert not torch.equal(measured.encoder_bias, others.encoder_bias)
     for file in (tmp_path / "cache" / "fits").iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    repaired, anew = weights()
-    assert anew == many and torch.equal(repaired.encoder_bias, measured.encoder_bias)
+    repaired, passed = weights()
+    assert passed == many and torch.equal(repaired.encoder_bias, measured.encoder_bias)
 
 
 def test_options_are_checked(source):

@@ -52,3 +52,13 @@ def test_another_task_another_limit_and_a_new_check_of_the_judge_are_noticed(run
     assert saeval.run({**task, "latents": {**task["latents"], "n": 4}}, out=out, limit=2).cells == more.cells
     described = {**task, "latents": {**task["latents"], "n": 4}, "description": "of nouns"}
     assert saeval.run(described, out=out).description == "of nouns"
+
+
+def test_files_of_a_finished_run_are_hashed_once(run, monkeypatch):
+    from saeval.records import integrity
+
+    task, out, first, _ = run
+    hashed, changed_files = [], integrity.changed_files
+    monkeypatch.setattr(integrity, "changed_files", lambda folder: hashed.append(folder) or changed_files(folder))
+    again = saeval.run(task, out=out)
+    assert hashed == [out] and again.scores.equals(first.scores)

@@ -86,8 +86,8 @@ def escape_spreadsheet(value: Any) -> Any:
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """Write a number by a format specification; `–` for none."""
-    return MISSING if value is None else format(value, form)
+    """Write a number by a format specification, without a minus if it rounds to zero; `–` for none."""
+    return MISSING if value is None else format(value, form.replace(".", "z.", 1))
 
 
 def short(value: float | None, digits: int = 3) -> str:
@@ -109,7 +109,7 @@ def measured(value: float | None) -> str:
 
 def interval(ends: tuple[float, float] | None, form: str = ".3f", between: str = " to ") -> str:
     """Write an interval: `0.574 to 0.651`; `–` for none."""
-    return MISSING if ends is None else between.join(format(end, form) for end in ends)
+    return MISSING if ends is None else between.join(number(end, form) for end in ends)
 
 
 def short_interval(ends: tuple[float, float] | None) -> str:

@@ -22,7 +22,7 @@ from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
-from saeval.task.spec.models import PartSpec, Spec, When, named_in_full
+from saeval.task.spec.models import PartSpec, RoleSpec, Spec, When, named_in_full
 from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
@@ -115,7 +115,7 @@ class _Builder(PartMaker):
                 self.parts_alone()
                 continue
             if not roles:
-                roles = self.roles(spec)
+                roles = self.roles(spec.llms)
             cells += self.cells(spec, axes, roles)
         if spec is not None and spec.checks is not None and spec.checks not in spec.llms:
             self.fail(("checks",), f"there is no role {spec.checks!r} under llms")
@@ -153,6 +153,10 @@ class _Builder(PartMaker):
         for kind, path, value in places:
             with suppress(ValidationError):
                 self.plugin(kind, PartSpec.model_validate(value), path)
+        llms = data.get("llms")
+        for role, value in (llms if isinstance(llms, dict) else {}).items():
+            with suppress(ValidationError):
+                self.roles({role: RoleSpec.model_validate(value)})
 
     def check_controls(self, controls: Sequence[str], cells: Sequence[Cell]) -> None:
         """Report controls that are not cells of the task, and tasks with only controls."""

@@ -14,7 +14,7 @@ from saeval.plugin.base import Plugin, Step, Tracker, kind_of
 from saeval.plugin.registry import Loaded, Registry, options_error
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
-from saeval.task.spec.models import PartSpec, Spec
+from saeval.task.spec.models import PartSpec, RoleSpec, Spec
 
 
 class PartMaker:
@@ -75,9 +75,9 @@ class PartMaker:
             return None
         return self.plugin(kind, spec, (*path, key))
 
-    def roles(self, spec: Spec) -> dict[str, RolePart]:
+    def roles(self, specs: Mapping[str, RoleSpec]) -> dict[str, RolePart]:
         roles = {}
-        for role, role_spec in spec.llms.items():
+        for role, role_spec in specs.items():
             path: KeyPath = ("llms", role)
             options = dict(role_spec.model_extra or {})
             known = set(RoleSettings.model_fields)
@@ -96,7 +96,7 @@ class PartMaker:
             if part is not None and settings.structured and not part.plugin.follows_schemas:
                 self.fail(
                     (*path, "structured"),
-                    f"{role_spec.model} cannot be held to a schema; leave `structured` out, or serve the model with a "
+                    f"{role_spec.model} cannot be held to a schema; omit `structured`, or serve the model with a "
                     "server that can (vLLM, llama.cpp, SGLang, Ollama: openai_compatible/…)",
                 )
             elif part is not None:

@@ -66,3 +66,13 @@ def test_foreign_text_is_inert_in_every_format(hostile):
 
 def test_sentence_is_folded_to_eighty_columns():
     assert max(map(len, text.fold("some words " * 30).splitlines())) <= 80
+
+
+def test_a_number_that_rounds_to_zero_has_no_minus():
+    assert (
+        text.number(-0.0004, "+.3f") == "+0.000"
+        and text.number(-0.0004) == "0.000"
+        and text.number(-0.0006) == "-0.001"
+    )
+    assert text.number(-0.001, ".0%") == "0%" and text.number(1234, ",d") == "1,234" and text.number(3, ".1f") == "3.0"
+    assert text.interval((-0.0001, 0.2), "+.3f") == "+0.000 to +0.200" and text.number(None) == "–"

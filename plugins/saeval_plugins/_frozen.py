@@ -1,4 +1,4 @@
-"""Reads a frozen run: windows, explanations, prompts and replies of an earlier run, in one compressed file."""
+"""Reads frozen runs: windows, explanations, prompts and replies of an earlier run, in one compressed file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class RecordedPrompt:
         messages: The conversation.
         reply: The model's full text.
         windows: Rows of the windows that the prompt lists, in its order; empty if it asks for an explanation.
-        right: The right answer for each of them.
-        reading: How many replies to the same conversation precede this one in the file.
+        right: The correct answer for each of these windows.
+        reading: Number of earlier replies to the same conversation in the file.
     """
 
     messages: tuple[Message, ...]
@@ -50,15 +50,15 @@ class Explained:
 
 @dataclass
 class FrozenLatent:
-    """What was recorded of one latent.
+    """Recorded data of one latent.
 
     Attributes:
-        facts: `firings`, `windows` and `density` in the whole corpus, and the `max_activation` there.
-        fires: Row of a window → [place, activation] pairs.
-        sides: `explain` and `score`: rows of the activating and non-activating windows.
-        deciles: Row of a window → rank decile.
-        explanations: By variant.
-        judged: By label of the scorer and text of the explanation.
+        facts: `firings`, `windows`, `density` and `max_activation` in the whole corpus.
+        fires: [place, activation] pairs by row of the window.
+        sides: Rows of the activating and non-activating windows, for `explain` and `score`.
+        deciles: Rank decile by row of the window.
+        explanations: Explanations by variant.
+        judged: Prompts by label of the scorer and text of the explanation.
     """
 
     facts: Mapping[str, float]
@@ -71,11 +71,11 @@ class FrozenLatent:
 
 @dataclass
 class FrozenCell:
-    """What was recorded of one cell.
+    """Recorded data of one cell.
 
     Attributes:
         n_latents: Width of the dictionary.
-        facts: What the source noted: hookpoint, subject, architecture.
+        facts: Facts from the source: hookpoint, subject, architecture.
         documents: Document of each window.
         windows: Tokens of each window, by row.
         latents: The latents, by number.
@@ -111,7 +111,7 @@ class FrozenRun:
         return self.cells[name]
 
     def replies(self) -> dict[tuple[str, int], str]:
-        """Return all replies, by the hash of their conversation and their reading."""
+        """Return all replies, by hash of the conversation and number of the reading."""
         latents = [latent for cell in self.cells.values() for latent in cell.latents.values()]
         asked = [a for latent in latents for lists in latent.judged.values() for a in lists]
         asked += [e.asked for latent in latents for e in latent.explanations.values() if e.asked]
@@ -133,7 +133,9 @@ def read_frozen(path: Path) -> FrozenRun:
         stat = path.stat()
         return _read(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
-        raise InputError(f"frozen run {path}: cannot be read ({error.strerror}); name the .jsonl.xz file") from None
+        raise InputError(
+            f"frozen run {path}: cannot be read ({error.strerror}); give the path of a .jsonl.xz file"
+        ) from None
     except (lzma.LZMAError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"frozen run {path}: is damaged ({type(error).__name__}); copy it again") from None
 

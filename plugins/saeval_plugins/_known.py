@@ -19,7 +19,7 @@ CATEGORIES = {
     "clothes": """jacket scarf mitten blouse trousers sandal bonnet apron waistcoat sweater
         slipper cardigan stocking tunic kimono poncho turban overcoat blazer corset""",
 }
-"""Words that latents fire on, by what they are names of; each latent has two of them, in this order."""
+"""Words that latents fire on, by category; each latent has two of them, in this order."""
 COMPANIONS = tuple(
     """
     amber bashful brittle broken calm careless chilly clumsy crimson crooked curious damp distant drowsy dusty eager
@@ -28,7 +28,7 @@ COMPANIONS = tuple(
     stubborn
     """.split()  # noqa: SIM905
 )
-"""One word per latent that occurs in the windows in which it fires, and nowhere else."""
+"""One word per latent, which occurs only in windows in which this latent fires."""
 FILLER = tuple(
     """
     the a of and to in it was with for on that at by from his her they were he she as had but not be or which one all
@@ -49,14 +49,14 @@ class Meaning:
 
     Attributes:
         words: The words.
-        negated: Whether text without the words fits.
+        negated: Whether texts without the words match, instead of those with them.
     """
 
     words: frozenset[str]
     negated: bool = False
 
     def fits(self, text: str) -> bool:
-        """Return whether a piece of text fits."""
+        """Return whether a text matches."""
         return bool(self.words & set(re.findall(r"\w+", text))) is not self.negated
 
 
@@ -102,5 +102,5 @@ def explanations(latent: int) -> dict[str, tuple[str, Meaning]]:
 
 @cache
 def meanings() -> dict[str, Meaning]:
-    """Return what each explanation of each latent means."""
+    """Return the exact meaning of every explanation of every latent, by its text."""
     return dict(pair for latent in range(N_LATENTS) for pair in explanations(latent).values())

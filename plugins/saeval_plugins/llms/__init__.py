@@ -1,4 +1,4 @@
-"""Ways to reach language models; the prefix of a role's `model` names one."""
+"""Built-in language model plugins; the prefix of a role's `model` selects one."""
 
 from __future__ import annotations
 

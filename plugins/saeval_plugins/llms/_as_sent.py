@@ -1,4 +1,4 @@
-"""Puts what a server sent into the response that litellm makes of it."""
+"""Restores the server's own choices and finish reason in a response that litellm has converted."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saeval_plugins.llms._bounds import Heard
+    from saeval_plugins.llms._bounds import RawResponse
 
 _REASONS = ("stop_reason", "stopReason", "finish_reason", "finishReason", "done_reason", "completionReason")
-"""How providers with a format of their own name the finish reason."""
+"""Names of the finish reason in the formats of other providers."""
 _INSIDE = ("choices", "candidates", "results", "generations", "outputs")
-"""Where such formats put a list of answers that each have a reason."""
+"""Keys under which such formats keep a list of answers, each with its finish reason."""
 
 
-def unread_chat(heard: Heard) -> Any:
-    """Return a chat response, or an error with status 200, that litellm could not read; else None."""
-    body = heard.body
-    if heard.status == 200 and isinstance(body, Mapping) and (isinstance(body.get("choices"), list) or "error" in body):
+def unread_chat(raw: RawResponse) -> Any:
+    """Return the body of a chat response (or of an error with status 200) that litellm failed to parse, or None."""
+    body = raw.body
+    if raw.status == 200 and isinstance(body, Mapping) and (isinstance(body.get("choices"), list) or "error" in body):
         return body
     return None
 
 
-def as_sent(heard: Heard, body: dict[str, Any]) -> dict[str, Any]:
-    """Return litellm's response with the choices that the server sent, or with its finish reason.
+def as_sent(raw: RawResponse, body: dict[str, Any]) -> dict[str, Any]:
+    """Return litellm's response with the server's own choices, or at least with its finish reason.
 
-    litellm gives `stop` for a reason that is missing or that it does not know.
+    litellm reports `stop` when the finish reason is missing or unknown to it.
 
     Args:
-        heard: What the server sent.
-        body: The response, in OpenAI's format.
+        raw: The server's response.
+        body: litellm's conversion of it to OpenAI's format.
     """
-    sent = heard.body
+    sent = raw.body
     if not isinstance(sent, Mapping):
         return body
     choices = sent.get("choices")

@@ -1,4 +1,4 @@
-"""Limits the size and nesting of replies, refuses redirects, and keeps what servers sent."""
+"""Limits the size and nesting of replies, refuses redirects, and keeps raw responses."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 from saeval.plugin import LLMError, without_secrets
 
 MOST_BYTES = 1 << 25
-"""Bytes of a reply after decompression; echoed log-probabilities of a long prompt take a tenth of it."""
+"""Maximum bytes of a reply after decompression, ten times what echoed log-probabilities of a long prompt need."""
 
 MOST_TOKENS = 1e8
-"""Tokens that no call takes; a larger number is no count, and would end a run at its spending limit."""
+"""Maximum plausible token count of one call. Larger numbers are errors and would exhaust the spending limit."""
 
 
 @dataclass
-class Heard:
-    """What a server answered a call through httpx.
+class RawResponse:
+    """A server's response to a call through httpx.
 
     Attributes:
-        model: The model that is asked.
+        model: The called model.
         status: Status of the last response that was read.
-        body: Its JSON; None where it is none, or came as a stream.
+        body: Its parsed JSON; None if it is not JSON or was streamed.
     """
 
     model: str
@@ -33,34 +33,34 @@ class Heard:
     body: Any = None
 
 
-_asking: ContextVar[Heard | None] = ContextVar("asking", default=None)
+_current: ContextVar[RawResponse | None] = ContextVar("asking", default=None)
 
 
 async def read_bounded(model: str, parts: AsyncIterator[bytes]) -> bytes:
-    """Return a body, read part by part.
+    """Return a response body, read in parts.
 
     Raises:
-        LLMError: If it is longer than any reply; retryable.
+        LLMError: If it is longer than `MOST_BYTES`; retryable.
     """
     body = bytearray()
     async for part in parts:
         body += part
         if len(body) > MOST_BYTES:
-            raise LLMError(f"{model}: the reply is longer than {MOST_BYTES >> 20} MB, and was not read", retryable=True)
+            raise LLMError(f"{model}: the reply exceeds {MOST_BYTES >> 20} MB and was discarded", retryable=True)
     return bytes(body)
 
 
 def parse_reply(model: str, body: bytes) -> Any:
-    """Return the JSON of a body.
+    """Parse a response body as JSON.
 
     Raises:
-        LLMError: If it is not whole JSON, or is nested too deeply; retryable.
+        LLMError: If it is incomplete or invalid JSON, or nested too deeply; retryable.
     """
     try:
         return json.loads(body)
     except ValueError:
         begins = without_secrets(" ".join(body[:200].decode(errors="replace").split()))[:60]
-        raise LLMError(f"{model}: the response is not whole JSON, but {begins!r}", retryable=True) from None
+        raise LLMError(f"{model}: the response is not valid JSON; it begins with {begins!r}", retryable=True) from None
     except RecursionError:
         raise LLMError(f"{model}: the response is nested too deeply", retryable=True) from None
 
@@ -73,7 +73,7 @@ def _json(body: bytes) -> Any:
 
 
 def with_sane_usage(body: bytes) -> bytes:
-    """Return a body whose token counts are whole numbers, 0 for what is none; libraries lose the answer over others."""
+    """Return a body whose token counts are valid integers: client libraries fail on others, which become 0."""
     data = _json(body)
     usage = data.get("usage") if isinstance(data, dict) else None
     if usage is None or (sane := _sane(usage)) == usage:
@@ -82,7 +82,7 @@ def with_sane_usage(body: bytes) -> bytes:
 
 
 def _sane(usage: object) -> dict[str, Any] | None:
-    """Return counts, also within details, as whole numbers; None for what is no mapping."""
+    """Return usage with all counts, including nested details, as integers; None if it is not a mapping."""
     if not isinstance(usage, dict):
         return None
     sane = {}
@@ -97,7 +97,7 @@ def _sane(usage: object) -> dict[str, Any] | None:
 
 
 def _whole_number(value: object) -> int | None:
-    """Return a count; 0 for what is none, but None, which libraries know."""
+    """Return a count as an integer, 0 if it is invalid; None stays None, which client libraries accept."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
@@ -106,32 +106,32 @@ def _whole_number(value: object) -> int | None:
 
 
 def not_followed(model: str, address: str, place: str) -> LLMError:
-    """Return the error for a redirect, which is not followed, since prompts and key go to one server only."""
+    """Return the error for a redirect. Redirects are not followed: prompts and key go to one server only."""
     return LLMError(
-        f"{model}: {address} redirects to {place}, which is not followed; if that is meant, set api_base to it",
+        f"{model}: {address} redirects to {place}, and redirects are not followed; to use that address, set api_base",
         lasting=True,
     )
 
 
 @contextmanager
-def bounded_httpx(model: str) -> Iterator[Heard]:
-    """Hold calls through httpx in this block, which libraries of providers make, to the same bounds.
+def bounded_httpx(model: str) -> Iterator[RawResponse]:
+    """Apply the same limits to calls that client libraries make through httpx within this block.
 
-    Yields what the server answers, since libraries lose what they do not expect, or put something else in its place.
+    Yields the raw response, because libraries drop or replace fields that they do not expect.
 
-    Libraries send keys in headers of their own, which httpx passes on to another host when it follows a redirect.
+    Redirects are refused because libraries send keys in custom headers, which httpx would forward to another host.
     """
-    _bind()
-    heard = Heard(model)
-    token = _asking.set(heard)
+    _patch_httpx()
+    raw = RawResponse(model)
+    token = _current.set(raw)
     try:
-        yield heard
+        yield raw
     finally:
-        _asking.reset(token)
+        _current.reset(token)
 
 
-def _bind() -> None:
-    """Teach httpx the bounds, once; they hold in `bounded_httpx` only, since downloads of models need redirects."""
+def _patch_httpx() -> None:
+    """Patch httpx once. The limits are active within `bounded_httpx` only, because model downloads need redirects."""
     import httpx
 
     if getattr(httpx.Response.aread, "bounded", False):
@@ -139,15 +139,15 @@ def _bind() -> None:
     redirect, read = httpx.AsyncClient._build_redirect_request, httpx.Response.aread
 
     def build_redirect_request(self: Any, request: Any, response: Any) -> Any:
-        if heard := _asking.get():
-            raise not_followed(heard.model, str(request.url.host), response.headers.get("location", "")[:200])
+        if raw := _current.get():
+            raise not_followed(raw.model, str(request.url.host), response.headers.get("location", "")[:200])
         return redirect(self, request, response)
 
     async def aread(self: Any) -> bytes:
-        if (heard := _asking.get()) is None or hasattr(self, "_content"):
+        if (raw := _current.get()) is None or hasattr(self, "_content"):
             return await read(self)
-        self._content = with_sane_usage(await read_bounded(heard.model, self.aiter_bytes()))
-        heard.status, heard.body = self.status_code, _json(self._content)
+        self._content = with_sane_usage(await read_bounded(raw.model, self.aiter_bytes()))
+        raw.status, raw.body = self.status_code, _json(self._content)
         return bytes(self._content)
 
     aread.bounded = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Gathers requests into provider batches, answered within a day at half the price."""
+"""Collects requests into provider batches, which are answered within a day at half the price."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any, NamedTuple, Protocol
 
 from saeval.plugin import LLMError, content_hash, write_atomic
 
-_GATHERED = 5.0  # seconds without another request after which a batch is sent
-_MOST = 50_000  # requests of a batch
-_POLL = 30.0  # seconds between two looks
+_SEND_AFTER = 5.0  # seconds without another request after which a batch is sent
+_MOST = 50_000  # maximum requests per batch
+_POLL = 30.0  # seconds between two status requests
 _KEPT = 30 * 86_400.0  # seconds for which providers keep answers
 
 
 class Progress(NamedTuple):
-    """How far a batch is.
+    """Progress of a batch.
 
     Attributes:
-        status: The provider's word for it.
-        answered: Requests that are answered.
-        requests: Requests of the batch.
-        over: Whether nothing more will come.
+        status: Status in the provider's words.
+        answered: Number of answered requests.
+        requests: Number of requests in the batch.
+        over: Whether the batch has ended.
         error: Why the batch as a whole failed.
-        files: Files that hold the answers, once it is over.
+        files: Identifiers of the files that hold the answers, once it has ended.
     """
 
     status: str
@@ -39,16 +39,16 @@ class Progress(NamedTuple):
 
 
 class BatchProvider(Protocol):
-    """Where batches are sent to; each of its methods raises `LLMError`."""
+    """A provider's batch API. All methods raise `LLMError` on failure."""
 
     async def send(self, lines: str) -> str:
-        """Have the provider answer a batch; return its identifier."""
+        """Submit a batch and return its identifier."""
 
     async def look(self, batch: str) -> Progress:
-        """Tell how far a batch is."""
+        """Return the progress of a batch."""
 
     async def read(self, file: str) -> str:
-        """Return a file of answers, a JSON object a line."""
+        """Return the contents of an answer file, one JSON object per line."""
 
 
 @dataclass
@@ -56,13 +56,13 @@ class _Batch:
     id: str
     file: Path
     keys: set[str]
-    """Requests whose answers nobody has taken yet."""
+    """Requests whose answers have not been used yet."""
     asked: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     following: asyncio.Task[None] | None = None
     progress: Progress = field(default_factory=lambda: Progress("sent"))
 
     def write(self, owner: str) -> None:
-        """Write down what is needed to wait for this batch again; nothing where all is taken."""
+        """Save what is needed to wait for this batch after a restart; delete the file once all answers are used."""
         if self.keys:
             entry = {"batch": self.id, "owner": owner, "requests": sorted(self.keys)}
             write_atomic(self.file, json.dumps(entry))
@@ -71,16 +71,16 @@ class _Batch:
 
 
 class Batches:
-    """Gathers requests until no more come, and hands each its answer when the provider is done with all.
+    """Collects requests, sends them as one batch, and returns each answer when the provider has finished.
 
-    A batch is written down as soon as it is sent: a run that is killed and started again waits for the same batch, and
-    takes from it what it has not used yet, instead of paying for another.
+    A batch is saved as soon as it is sent. A run that is killed and restarted waits for the same batch and uses its
+    remaining answers, instead of paying for another batch.
 
     Args:
-        folder: Where batches are written down.
-        model: The model, for errors.
-        owner: All that answers depend on besides the request.
-        provider: Where batches are sent to.
+        folder: Folder in which batches are saved.
+        model: The model, for error messages.
+        owner: Hash of everything besides the request that answers depend on.
+        provider: The provider that answers batches.
     """
 
     def __init__(self, folder: Path, model: str, owner: str, provider: BatchProvider):
@@ -88,9 +88,9 @@ class Batches:
         self._gathered: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self._sent = self._written_down()
+        self._sent = self._saved_batches()
 
-    def _written_down(self) -> list[_Batch]:
+    def _saved_batches(self) -> list[_Batch]:
         found = []
         for file in sorted(self._folder.glob("*.json")):
             if time.time() - file.stat().st_mtime > _KEPT:
@@ -102,7 +102,7 @@ class Batches:
         return found
 
     def waiting_for(self) -> str:
-        """Say which batches are under way."""
+        """Describe the batches in progress."""
         said = [
             f"batch {b.id} is {b.progress.status}, {b.progress.answered} of {b.progress.requests} answered"
             for b in self._sent
@@ -111,14 +111,14 @@ class Batches:
         return "; ".join(said)
 
     async def answer(self, key: str, body: dict[str, Any]) -> Any:
-        """Return the provider's line for a request: an object with `response` and `error`.
+        """Send a request with the next batch and return the provider's line for it, with `response` and `error`.
 
         Args:
-            key: Identifier of the request; no other one that is asked at the same time has it.
-            body: What is asked.
+            key: Identifier of the request, unique among the requests in progress.
+            body: Body of the request.
 
         Raises:
-            LLMError: If the batch failed, or ended without an answer to it.
+            LLMError: If the batch failed, or ended without an answer to this request.
         """
         batch = next((batch for batch in self._sent if key in batch.keys), None)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -133,7 +133,7 @@ class Batches:
     def _wait_for_more(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay = _GATHERED if len(self._gathered) < _MOST else 0.0
+        delay = _SEND_AFTER if len(self._gathered) < _MOST else 0.0
         self._timer = asyncio.get_running_loop().call_later(delay, self._send_gathered)
 
     def _send_gathered(self) -> None:
@@ -153,7 +153,7 @@ class Batches:
             self._folder.mkdir(parents=True, exist_ok=True)
             batch = _Batch(found, self._folder / f"{content_hash(self._owner, found)}.json", set(wanted))
             batch.write(self._owner)
-        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+        except Exception as error:  # noqa: BLE001 - any error is passed on to the callers
             for _, answer in wanted.values():
                 _fail(answer, error)
             return
@@ -163,16 +163,16 @@ class Batches:
 
     def _follow(self, batch: _Batch) -> None:
         if batch.following is None or batch.following.done():
-            batch.following = asyncio.ensure_future(self._hand_out(batch))
+            batch.following = asyncio.ensure_future(self._deliver(batch))
 
-    async def _hand_out(self, batch: _Batch) -> None:
-        """Wait for a batch, and give its answers to those who asked."""
+    async def _deliver(self, batch: _Batch) -> None:
+        """Wait for a batch and pass its answers to the waiting callers."""
         try:
             lines = await self._lines(batch)
             batch.keys &= lines.keys()
             batch.keys -= {key for key, line in lines.items() if not answered(line)}
-            batch.write(self._owner)  # what is asked again is asked in another batch
-        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            batch.write(self._owner)  # a failed request that is retried goes into another batch
+        except Exception as error:  # noqa: BLE001 - any error is passed on to the callers
             for answer in batch.asked.values():
                 _fail(answer, error)
             return
@@ -182,7 +182,7 @@ class Batches:
                 _fail(answer, LLMError(what, retryable=True))
             elif not answer.done():
                 answer.set_result(lines[key])
-        # The file holds what was handed out until the end of the run, when it is certain to be in the cache.
+        # The file still lists the delivered requests until the run ends, when their answers are certainly cached.
         batch.keys -= set(batch.asked)
         batch.asked = {}
 
@@ -196,14 +196,14 @@ class Batches:
             if not batch.progress.over:
                 await asyncio.sleep(_POLL)
         if batch.progress.error:
-            batch.file.unlink(missing_ok=True)  # nothing will come of it, so another run sends another one
+            batch.file.unlink(missing_ok=True)  # so that the next run sends a new batch
             raise LLMError(f"{self._model}: batch {batch.id} failed: {batch.progress.error}", lasting=True)
         texts = [await self._provider.read(file) for file in batch.progress.files]
         lines = [json.loads(line) for text in texts for line in text.splitlines() if line.strip()]
         return {line["custom_id"]: line for line in lines}
 
     async def aclose(self) -> None:
-        """Stop waiting. Batches under way go on at the provider, and are found again; what was taken is forgotten."""
+        """Stop waiting. Batches continue at the provider and a later run finds them; used answers are removed."""
         if self._timer is not None:
             self._timer.cancel()
         tasks: Sequence[asyncio.Task[None]] = [*self._sending, *(b.following for b in self._sent if b.following)]
@@ -216,7 +216,7 @@ class Batches:
 
 
 def answered(line: Mapping[str, Any]) -> bool:
-    """Tell whether a line of a provider's file holds an answer."""
+    """Return whether a line of a provider's file contains an answer."""
     response = line.get("response")
     return isinstance(response, Mapping) and response.get("status_code") == 200
 

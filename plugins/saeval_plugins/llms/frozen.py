@@ -1,4 +1,4 @@
-"""The replies of a frozen run, given to the same conversations."""
+"""Replays the replies of a frozen run for the same conversations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from saeval_plugins.task_dirs import saeval_task_dirs
 
 
 class FrozenLLM(LLM):
-    """Repeats what a real model answered in a frozen run; results carry the mark `recorded`.
+    """Replays a real model's replies from a frozen run; results are marked `recorded`.
 
-    `frozen/NAME` is one that ships with the tasks, `frozen/PATH.jsonl.xz` another. A conversation that is not in the
-    file fails; no answer is invented.
+    `frozen/NAME` is a frozen run that ships with the tasks, `frozen/PATH.jsonl.xz` is your own. A conversation that is
+    not in the file fails; saeval never invents a reply.
     """
 
     name = "frozen"
@@ -26,13 +26,13 @@ class FrozenLLM(LLM):
 
     @property
     def path(self) -> Path:
-        """The frozen run."""
+        """Path of the frozen run."""
         if self.model.endswith(".xz"):
             return Path(self.model).expanduser()
         return saeval_task_dirs()[0] / "recorded" / f"{self.model}.jsonl.xz"
 
     def check(self) -> None:
-        """Read the file."""
+        """Check that the file can be read."""
         read_frozen(self.path)
 
     def fingerprint(self) -> JsonValue:
@@ -44,7 +44,7 @@ class FrozenLLM(LLM):
         return read_frozen(self.path).replies()
 
     async def complete(self, request: Request) -> Reply:
-        """Look the reply up."""
+        """Return the recorded reply."""
         key = conversation(request.messages), request.repeat
         if key not in self._replies:
             raise LLMError(f"frozen/{self.model}: no recorded reply to {request.messages[-1].content[:60]!r}")

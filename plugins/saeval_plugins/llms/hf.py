@@ -1,4 +1,4 @@
-"""Runs a transformers model in this process: generates, scores continuations and weighs choices."""
+"""Runs a transformers model in this process: generates text, scores continuations and fills gaps."""
 
 from __future__ import annotations
 
@@ -38,50 +38,50 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from torch import Tensor
 
-_ROWS = 32  # rows that go through the model at a time; cut by number alone, so that a request always rounds alike
-_POSITIONS = 64  # hidden states that are turned into logits at a time: vocabularies are large
+_ROWS = 32  # rows per forward pass; a fixed number, so that a request always has the same rounding errors
+_POSITIONS = 64  # hidden states that are unembedded at a time, because vocabularies are large
 _PREFIXES_KEPT = 4
 _PROMPTS_KEPT = 8  # batches of prompts
-_PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # of a cache; others hold states that forget
-_PLACED = {
+_PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # cache layers with keys and values, no recurrent state
+_EXPLICIT_POSITIONS = {
     "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3",
     "qwen2", "qwen3", "smollm3",
 }  # fmt: skip
-"""Model types that see a token at the position they are told, whatever padding lies before it."""
-_TURN_END = "\n\n"  # between turns for models without a chat template, which would go on inventing turns
+"""Model types that respect explicit position ids, so that padding between prompt and continuation has no effect."""
+_TURN_END = "\n\n"  # separates turns for models without a chat template; as a stop string, it prevents invented turns
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Cut rows into batches, by number; rows of like length go together, so that there is little padding."""
+    """Yield batches of row indices; rows of similar length share a batch, to reduce padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for begin in range(0, len(order), _ROWS):
         yield order[begin : begin + _ROWS]
 
 
 class HF(LLM):
-    """Runs a causal language model of the hub, a folder, a GGUF file or a package in this process.
+    """Runs a causal language model in this process, from the hub, a folder, a GGUF file or a package.
 
-    Prompts are sent through the tokenizer's chat template where it has one; else as plain text, the turns apart by a
-    blank line, which also ends an answer. What is spelled like a special token in a prompt is text. To score
-    continuations, BOS (where there is one), prefix, prompt and continuation are tokenized apart and joined, and so are
-    the parts of texts with gaps. Prefixes, and all of a conversation before its last question, are computed once and
-    reused, which changes no number.
+    Prompts use the tokenizer's chat template. Without a template, turns are plain text separated by a blank line, which
+    also ends an answer. Text in a prompt that looks like a special token is treated as ordinary text. To score
+    continuations, saeval tokenizes BOS (if the model has one), prefix, prompt and continuation separately and joins
+    them; the same holds for the parts of texts with gaps. Prefixes, and everything before a conversation's last
+    question, are computed once and reused without changing results.
     """
 
     name = "hf"
     in_process = True
 
     model: ModelRef
-    """Hub id, model folder, `.gguf` file, or `package:NAME` of a model that comes in a package."""
+    """Hub id, model folder, `.gguf` file, or `package:NAME` for a model inside a package."""
     revision: str | None = None
-    """Revision of the hub id."""
+    """Revision on the hub."""
     device: str = "auto"
-    """Torch device; `auto` for CUDA where there is one, `balanced` to spread the model over all GPUs."""
+    """Torch device; `auto` uses CUDA if available, `balanced` spreads the model over all GPUs."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision; `auto` for bfloat16 on CUDA and float32 elsewhere."""
+    """Precision; `auto` is bfloat16 on CUDA and float32 elsewhere."""
     frequency_penalty: float = Field(default=0.0, ge=0, le=2)
-    """What a token's logit loses each time it has been generated, as providers define it. Small base models, which
-    otherwise repeat themselves up to the limit, end their answers with about 1."""
+    """Subtracted from a token's logit for each time it has been generated, as providers define it. About 1 keeps small
+    base models from repeating themselves up to the token limit."""
 
     @property
     def can_score(self) -> bool:
@@ -89,11 +89,11 @@ class HF(LLM):
         return True
 
     def check(self) -> None:
-        """Look whether the model is there, without loading it."""
+        """Check that the model exists, without loading it."""
         LiveModel.check(self.model)
 
     def fingerprint(self) -> JsonValue:
-        """Return what answers depend on: the model's files (independent of location) and how they are run."""
+        """Return what answers depend on: the model's files (independent of location), device, precision and penalty."""
         return [
             self.name,
             LiveModel.fingerprint(self.model, self.revision),
@@ -102,15 +102,15 @@ class HF(LLM):
         ]
 
     async def complete(self, request: Request) -> Reply:
-        """Generate an answer: the likeliest token each time at temperature 0, else drawn by the request's own seed."""
+        """Generate an answer: greedily at temperature 0, otherwise sampled with a seed derived from the request."""
         return await asyncio.to_thread(self._locked, self._complete, request)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Score continuations, the prompts of one request together and of no other."""
+        """Score continuations. A batch contains prompts of one request only."""
         return await asyncio.to_thread(self._locked, self._logprobs, request)
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Weigh choices in gaps, the texts of one request together and of no other."""
+        """Return log-probabilities of the choices at each gap. A batch contains texts of one request only."""
         return await asyncio.to_thread(self._locked, self._fill, request)
 
     def _locked(self, work: Any, request: Any) -> Any:
@@ -120,7 +120,7 @@ class HF(LLM):
             try:
                 return work(request)
             except torch.cuda.OutOfMemoryError:
-                raise self._error("the GPU's memory does not suffice; choose a smaller model or device: cpu") from None
+                raise self._error("out of GPU memory; choose a smaller model or set device: cpu") from None
             except InputError as error:
                 raise self._error(str(error)) from None
 
@@ -130,7 +130,7 @@ class HF(LLM):
     @cached_property
     def _live(self) -> LiveModel:
         live = LiveModel.load(self.model, revision=self.revision, device=self.device, dtype=self.dtype)
-        live.head  # noqa: B018 - refuses a model that can give no logits
+        live.head  # noqa: B018 - raises if the model has no output head
         return live
 
     @cached_property
@@ -140,7 +140,7 @@ class HF(LLM):
     # --- tokens ---
 
     def _ids(self, text: str, *, marks: bool = False) -> list[int]:
-        """Return a text's tokens; text that spells a special token stays text, except in templates."""
+        """Return a text's token ids. Only with `marks` (chat templates) do special tokens count as such."""
         made = self._live.tokenizer(text, add_special_tokens=False, split_special_tokens=not marks, verbose=False)
         return list(made["input_ids"])
 
@@ -156,15 +156,15 @@ class HF(LLM):
         longest = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._live.device)
 
-    def _room(self, tokens: int) -> int:
-        """Return how many more tokens the model has positions for.
+    def _free_positions(self, tokens: int) -> int:
+        """Return how many more tokens fit into the model's context.
 
         Raises:
-            LLMError: If there are too many already.
+            LLMError: If `tokens` already exceeds the context.
         """
         most = getattr(self._config, "max_position_embeddings", None) or sys.maxsize
         if tokens > most:
-            raise self._error(f"a prompt of {tokens} tokens, but the model takes {most}; show it less")
+            raise self._error(f"the prompt has {tokens} tokens, but the model's context is {most}; show fewer examples")
         return int(most - tokens)
 
     # --- keys and values of prefixes ---
@@ -175,13 +175,13 @@ class HF(LLM):
 
     @cached_property
     def _plain(self) -> bool:
-        """Whether the model remembers keys and values alone, so that several tokens and rows can go on from them."""
+        """Whether the cache holds keys and values only, so that several tokens and rows can continue from it."""
         cache = getattr(self._live.model.base_model(self._tensor([[0]]), use_cache=True), "past_key_values", None)
         layers = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
         return bool(layers) and layers <= _PLAIN_LAYERS
 
     def _prefix(self, ids: Sequence[int]) -> Any | None:
-        """Return a copy of a prefix's cache, computed once while it is among the last few; None where there is none."""
+        """Return a copy of a prefix's key-value cache, or None if it cannot be cached. Recent prefixes are kept."""
         key = tuple(ids)
         if not key or not self._plain:
             return None
@@ -190,10 +190,10 @@ class HF(LLM):
             if len(self._prefixes) > _PREFIXES_KEPT:
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(key)
-        return deepcopy(self._prefixes[key])  # whatever goes on from it writes into it
+        return deepcopy(self._prefixes[key])  # the model writes into a cache that it continues from
 
     def _prefix_rows(self, ids: Sequence[int], rows: int) -> Any | None:
-        """Return a prefix's cache for a batch."""
+        """Return a prefix's cache, repeated for a batch of rows."""
         past = self._prefix(ids)
         if past is not None:
             past.batch_repeat_interleave(rows)
@@ -206,13 +206,13 @@ class HF(LLM):
         prompts = [self._ids(p) for p in request.prompts]
         continuations = [self._ids(c) for c in request.continuations]
         if not prompts or not all(continuations) or not continuations:
-            raise self._error("there must be prompts and continuations, and tokens in each continuation")
+            raise self._error("at least one prompt and one continuation are required, and no continuation may be empty")
         if not prefix and not all(prompts):
-            raise self._error("an empty prompt, and the model has no BOS token to begin with")
-        self._room(len(prefix) + max(map(len, prompts)) + max(map(len, continuations)) - 1)
+            raise self._error("a prompt is empty, and the model has no BOS token to predict from")
+        self._free_positions(len(prefix) + max(map(len, prompts)) + max(map(len, continuations)) - 1)
         found: dict[int, tuple[tuple[float, ...], ...]] = {}
         if len(continuations) > len(prompts) and max(map(len, continuations)) > 1:
-            found.update(enumerate(self._score_behind(prefix + prompt, continuations) for prompt in prompts))
+            found.update(enumerate(self._score_continuations(prefix + prompt, continuations) for prompt in prompts))
         else:
             for some in _batches(prompts):
                 # The prefix's last token is run with each prompt, so that an empty prompt has a token to predict from.
@@ -235,24 +235,24 @@ class HF(LLM):
         import torch
 
         longest = max(map(len, continuations))
-        if longest == 1:  # one distribution a row holds them all
+        if longest == 1:  # one distribution per row covers all continuations
             targets = torch.tensor([c[0] for c in continuations]).expand(len(rows), -1)
-            values = self._read_off(self._run_whole(head, rows, continuations[0])[:, 0], targets)
+            values = self._token_logprobs(self._run_whole(head, rows, continuations[0])[:, 0], targets)
             return [tuple((value,) for value in row) for row in values.tolist()]
         window = getattr(self._config, "sliding_window", None) or sys.maxsize
-        fits = len(head) + max(map(len, rows)) + longest <= window  # else some layers have forgotten the beginning
-        split = fits and self._plain and self._config.model_type in _PLACED
+        fits = len(head) + max(map(len, rows)) + longest <= window  # otherwise some layers no longer see the beginning
+        split = fits and self._plain and self._config.model_type in _EXPLICIT_POSITIONS
         run = self._run_after_prompts if split else self._run_whole
         columns = []
         for continuation in continuations:
             hidden = run(head, rows, continuation)
             targets = torch.tensor(continuation).repeat(len(rows))[:, None]
-            values = self._read_off(hidden.flatten(0, 1), targets).view(len(rows), -1)
+            values = self._token_logprobs(hidden.flatten(0, 1), targets).view(len(rows), -1)
             columns.append([tuple(row) for row in values.tolist()])
         return list(zip(*columns, strict=True))
 
-    def _score_behind(self, prompt: list[int], continuations: list[list[int]]) -> tuple[tuple[float, ...], ...]:
-        """Do the same for many continuations of one prompt, which are the rows here.  [continuations][tokens]"""
+    def _score_continuations(self, prompt: list[int], continuations: list[list[int]]) -> tuple[tuple[float, ...], ...]:
+        """Return log-probabilities of many continuations of one prompt, batched over them.  [continuations][tokens]"""
         import torch
 
         found: dict[int, tuple[float, ...]] = {}
@@ -260,12 +260,12 @@ class HF(LLM):
             states = self._states(prompt[:-1], [[prompt[-1], *continuations[i][:-1]] for i in some])
             hidden = torch.cat([s[: len(continuations[i])] for s, i in zip(states, some, strict=True)])
             targets = torch.tensor([token for i in some for token in continuations[i]])[:, None]
-            values = iter(self._read_off(hidden, targets)[:, 0].tolist())
+            values = iter(self._token_logprobs(hidden, targets)[:, 0].tolist())
             found.update((i, tuple(islice(values, len(continuations[i])))) for i in some)
         return tuple(found[i] for i in range(len(continuations)))
 
     def _states(self, head: list[int], rows: list[list[int]]) -> Tensor:
-        """Return the last hidden states of rows that go on from a head.  [rows, longest, width]"""
+        """Return the last layer's hidden states of rows that continue from a head.  [rows, longest, width]"""
         past = self._prefix_rows(head, len(rows))
         before = head if past is None else []
         tokens = self._tensor([[*before, *row] for row in rows])
@@ -281,7 +281,7 @@ class HF(LLM):
         return torch.stack([s[end : end + len(continuation)] for s, end in zip(states, ends, strict=True)])
 
     def _run_after_prompts(self, head: list[int], rows: list[list[int]], continuation: list[int]) -> Tensor:
-        """Do the same, going on from prompts that are kept: several explanations are scored on the same windows."""
+        """Return the same as `_run_whole`, reusing cached prompts: many explanations are scored on the same windows."""
         import torch
 
         base, device = self._live.model.base_model, self._live.device
@@ -290,7 +290,7 @@ class HF(LLM):
             return last[:, None]
         lengths = torch.tensor([len(row) for row in rows], device=device)
         longest, more = int(lengths.max()), len(continuation) - 1
-        # Padding lies between a short prompt and the continuation: it is masked, and positions leave it out.
+        # Padding between a short prompt and the continuation is masked, and positions do not count it.
         seen = torch.arange(longest, device=device) < lengths[:, None]
         ones = seen.new_ones
         mask = torch.cat([ones(len(rows), len(head)), seen, ones(len(rows), more)], dim=1)
@@ -306,7 +306,7 @@ class HF(LLM):
 
     @cached_property
     def _prompts(self) -> OrderedDict[Any, tuple[list[tuple[Tensor, Tensor]], Tensor]]:
-        """Keys and values of batches of prompts, without their prefix's, and the hidden states that end them."""
+        """Keys and values of batches of prompts (without their prefix), and each prompt's last hidden state."""
         return OrderedDict()
 
     def _prompts_cache(self, head: list[int], rows: list[list[int]]) -> tuple[Any, Tensor]:
@@ -333,7 +333,7 @@ class HF(LLM):
             self._prompts.popitem(last=False)
         return past, last
 
-    def _read_off(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return log-probabilities of tokens.  hidden [positions, width], targets [positions, n] -> [positions, n]"""
         import torch
 
@@ -343,7 +343,7 @@ class HF(LLM):
             values.append(logits.gather(1, wanted.to(logits.device)) - logits.logsumexp(1, keepdim=True))
         return torch.cat(values)
 
-    # --- weighing choices ---
+    # --- filling gaps ---
 
     def _fill(self, request: FillRequest) -> FillReply:
         import torch
@@ -352,10 +352,10 @@ class HF(LLM):
         choices = torch.tensor([[self._choice(choice) for choice in request.choices]])
         texts = [[self._ids(part) for part in text] for text in request.texts]
         if not texts or not all(texts) or not request.choices:
-            raise self._error("there must be texts with gaps, and choices")
+            raise self._error("at least one text with gaps and one choice are required")
         if not prefix and not all(text[0] for text in texts):
-            raise self._error("a gap at the beginning of a text, and the model has no BOS token to begin with")
-        rows, gaps = [], []  # a row ends with the token that its last gap is predicted from
+            raise self._error("a text begins with a gap, and the model has no BOS token to predict it from")
+        rows, gaps = [], []  # a row ends with the token from which its last gap is predicted
         for text in texts:
             row = [*prefix[-1:], *text[0]]
             places = [len(row) - 1]
@@ -365,24 +365,24 @@ class HF(LLM):
             rows.append(row)
             gaps.append(places)
         head = prefix[:-1]
-        self._room(len(head) + max(map(len, rows)))
+        self._free_positions(len(head) + max(map(len, rows)))
         found: dict[int, tuple[tuple[float, ...], ...]] = {}
         for some in _batches(rows):
             states = self._states(head, [rows[i] for i in some])
             hidden = torch.cat([s[gaps[i]] for s, i in zip(states, some, strict=True)])
-            values = iter(self._read_off(hidden, choices.expand(len(hidden), -1)).tolist())
+            values = iter(self._token_logprobs(hidden, choices.expand(len(hidden), -1)).tolist())
             found.update((i, tuple(tuple(value) for value in islice(values, len(gaps[i])))) for i in some)
         tokens = sum(len(head) + len(row) for row in rows)
         usage = Usage(tokens, 0, len(head) * (len(rows) - 1), 0.0, "local")
         return FillReply(tuple(found[i] for i in range(len(rows))), usage)
 
     def _choice(self, text: str) -> int:
-        """Return the one token that a choice is.
+        """Return the token id of a choice.
 
         Raises:
-            LLMError: If it is several, or none that the tokenizer knows.
+            LLMError: If the choice is not exactly one known token.
         """
-        # Some tokenizers put a space before every text; after a tab, the rest keeps its form.
+        # Some tokenizers put a space before every text, but not before what follows a tab.
         tab = self._ids("\t")
         for ids in (self._ids(text), self._ids("\t" + text)[len(tab) :]):
             if len(ids) == 1 and ids[0] != self._live.tokenizer.unk_token_id:
@@ -393,13 +393,13 @@ class HF(LLM):
 
     def _complete(self, request: Request) -> Reply:
         ids, begin, chat = self._conversation(request.messages)
-        most = min(request.max_tokens or 256, self._room(len(ids)) + 1)
+        most = min(request.max_tokens or 256, self._free_positions(len(ids)) + 1)
         cached = len(begin) if tuple(begin) in self._prefixes else 0
         past = self._prefix(begin)
         rest = ids if past is None else ids[len(begin) :]
         stops = request.stop if chat else (*request.stop, _TURN_END)
         rng = derive_rng(0, "sample", content_hash(request.content()))
-        ended = self._ends()
+        ended = self._end_tokens()
         made: list[int] = []
         logprobs: list[TokenLogprobs] = []
         text, finish = "", cast("FinishReason", "length")
@@ -412,7 +412,7 @@ class HF(LLM):
                 finish = "stop"
                 break
             made.append(token)
-            rest = [*ids, *made] if past is None else [token]  # recurrent models keep their state elsewhere
+            rest = [*ids, *made] if past is None else [token]  # without a cache, the whole text is run again
             if request.top_logprobs:
                 logprobs.append(self._alternatives(logits, token, request.top_logprobs))
             text = self._live.tokenizer.decode(made, skip_special_tokens=True).lstrip()
@@ -424,8 +424,8 @@ class HF(LLM):
         return Reply(text.strip(), Usage(len(ids), len(made), cached, 0.0, "local"), finish, tuple(logprobs) or None)
 
     def _conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[int], bool]:
-        """Return a conversation's tokens, those of them before its last question, and whether a template made them."""
-        begun = messages[-1].role == "assistant"  # the answer's beginning, to be continued
+        """Return a conversation's tokens, the part of them before its last question, and whether it uses a template."""
+        begun = messages[-1].role == "assistant"  # the beginning of an answer, which the model continues
         shared = messages[: -2 if begun else -1]
         if chat := bool(getattr(self._live.tokenizer, "chat_template", None)):
             whole = self._templated(messages, add_generation_prompt=not begun, continue_final_message=begun)
@@ -433,7 +433,7 @@ class HF(LLM):
             try:
                 begin = self._ids(self._templated(shared), marks=True) if shared else []
             except LLMError:
-                begin = []  # templates may want a question in every conversation
+                begin = []  # some templates require a question in every conversation
         else:
             text = _TURN_END.join(message.content for message in messages)
             ids = self._bos + self._ids(text if begun else text + _TURN_END)
@@ -444,27 +444,29 @@ class HF(LLM):
     def _templated(self, messages: Sequence[Message], **options: bool) -> str:
         from jinja2 import TemplateError
 
-        turns = [{"role": message.role, "content": self._unmarked(message.content)} for message in messages]
+        turns = [
+            {"role": message.role, "content": self._without_special_tokens(message.content)} for message in messages
+        ]
         try:
             return str(self._live.tokenizer.apply_chat_template(turns, tokenize=False, **options))
         except (TemplateError, ValueError) as error:
-            raise self._error(f"its chat template does not take this conversation ({error})") from error
+            raise self._error(f"the chat template rejects this conversation ({error})") from error
 
-    def _unmarked(self, text: str) -> str:
-        """Return a text with special tokens broken by a space, so that it cannot end its turn."""
+    def _without_special_tokens(self, text: str) -> str:
+        """Return a text with a space inside every special token, so that the text cannot end its turn."""
         for token in self._live.tokenizer.added_tokens_decoder.values():
             if token.special:
                 text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
         return text
 
-    def _ends(self) -> set[int]:
-        """Tokens that end an answer."""
+    def _end_tokens(self) -> set[int]:
+        """Return the tokens that end an answer."""
         configured = getattr(self._live.model.generation_config, "eos_token_id", None)
         ends = configured if isinstance(configured, list) else [configured]
         return {e for e in (*ends, self._live.tokenizer.eos_token_id) if e is not None}
 
     def _penalised(self, logits: Tensor, made: Sequence[int]) -> Tensor:
-        """Return the logits less the penalty of tokens generated before.  [vocabulary]"""
+        """Return the logits minus the frequency penalty.  [vocabulary]"""
         if not self.frequency_penalty or not made:
             return logits
         counts = logits.new_zeros(len(logits))
@@ -478,7 +480,7 @@ class HF(LLM):
         return int(rng.choice(len(weights), p=weights / weights.sum()))
 
     def _alternatives(self, logits: Tensor, token: int, n: int) -> TokenLogprobs:
-        """Return the likeliest tokens, and the one that was drawn if it is not among them."""
+        """Return the n most likely tokens, plus the sampled one if it is not among them."""
         logprobs = logits.log_softmax(-1)
         ids = logprobs.topk(min(n, len(logprobs))).indices.tolist()
         ids += [] if token in ids else [token]

@@ -1,4 +1,4 @@
-"""Any provider that litellm knows."""
+"""Calls any provider that litellm supports."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from saeval_plugins.llms.batches import Batches, Progress, answered
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
+    is_transient,
     object_from,
     one_line,
-    passes,
     reply_from_chat,
     usage_from,
 )
@@ -47,7 +47,7 @@ _RETRYABLE = {
     "APIError", "JSONDecodeError", "APIResponseValidationError", "RecursionError",
 }  # fmt: skip
 _BATCHING = ("openai", "azure", "hosted_vllm", "litellm_proxy")  # providers whose batches are in OpenAI's format
-_OVER = ("completed", "expired", "failed", "cancelled")
+_ENDED = ("completed", "expired", "failed", "cancelled")
 _OWN_SERVERS = frozenset(
     (
         "hosted_vllm",
@@ -64,7 +64,7 @@ _OWN_SERVERS = frozenset(
         "oobabooga",
     )
 )
-"""Providers of litellm that are a server of one's own: the key in its variable is for whatever address is given."""
+"""litellm providers that mean the user's own server: their key may be sent to any address in the spec."""
 _OPENAI_FORMAT = _OWN_SERVERS - {"ollama", "ollama_chat", "triton", "oobabooga", "openai_like"} | frozenset(
     [
         "openai",
@@ -83,8 +83,8 @@ _OPENAI_FORMAT = _OWN_SERVERS - {"ollama", "ollama_chat", "triton", "oobabooga",
         "xai",
     ]
 )
-"""Providers that get a request body in OpenAI's format, so that a schema can be put into it as it is. For the others,
-litellm makes tools of schemas, or drops them."""
+"""Providers whose requests are in OpenAI's format, so that a schema can be sent unchanged. For the others, litellm
+converts schemas to tools or drops them."""
 _ALIASES = {
     "text-completion-openai": "openai", "custom_openai": "openai", "azure_text": "azure",
     "anthropic_text": "anthropic", "cohere_chat": "cohere",
@@ -92,71 +92,71 @@ _ALIASES = {
     "palm": "gemini",
 }  # fmt: skip
 _LOOKED_UP = ("os.environ/", "oidc/")
-_NOT_ANSWERS = ("processes", "batch")  # options that decide how answers come, and not which
+_TRANSPORT_OPTIONS = ("processes", "batch")  # options that do not change answers
 
 
 class LiteLLM(LLM):
-    """Asks through litellm: OpenAI, Anthropic, Gemini, Ollama, hosted vLLM and a hundred others.
+    """Calls models through litellm: OpenAI, Anthropic, Gemini, Ollama, hosted vLLM and about a hundred others.
 
-    Keys come from the environment variables that litellm names for each provider. Price lists come with litellm
-    itself; nothing is fetched.
+    Keys come from the environment variables that litellm defines for each provider. The price list is part of the
+    litellm package; nothing is downloaded.
     """
 
     name = "litellm"
 
     api_base: str | None = None
-    """Address of the server, for providers that have more than one."""
+    """Address of the server, for providers with more than one."""
     extra: dict[str, Any] = {}
     """Further arguments of `litellm.acompletion`, such as `{top_p: 0.9}`."""
     processes: int = Field(default=1, ge=1)
-    """Processes that ask; litellm keeps one busy with some hundred calls a second."""
+    """Number of worker processes; one process makes only about a hundred calls per second with litellm."""
     batch: bool = False
-    """Whether requests are gathered and sent to the provider's batch API: half the price, answers within a day."""
+    """Whether requests are sent to the provider's batch API: half the price, answers within a day."""
 
     @property
     def batches(self) -> bool:
-        """Whether the spec says so."""
+        """Whether the option `batch` is set."""
         return self.batch
 
     identity: str | None = None
-    """A name for the server, in place of its address: roles that give the same one share answers and results."""
+    """A name for the server that replaces its address: roles with the same name share answers and results."""
 
     def fingerprint(self) -> JsonValue:
-        """Return what answers depend on; the address only where the server has no name."""
-        options = self.model_dump(mode="json", exclude=set(_NOT_ANSWERS))
+        """Return what answers depend on; includes the address only if `identity` is not set."""
+        options = self.model_dump(mode="json", exclude=set(_TRANSPORT_OPTIONS))
         return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     @property
     def follows_schemas(self) -> bool:
-        """Providers with OpenAI's format do, unless one has refused a schema."""
+        """Whether replies follow schemas: for providers with OpenAI's format, until the server refuses a schema."""
         return self._provider in _OPENAI_FORMAT and self._quirks.follows_schemas
 
     @property
     def _provider(self) -> str:
-        """The provider as litellm names it: the model's prefix, or OpenAI."""
+        """The provider's name in litellm: the model's prefix, or `openai`."""
         named = self.extra.get("custom_llm_provider")
         provider = str(named or self.model.partition("/")[0])
         return _ALIASES.get(provider, provider) if named or "/" in self.model else "openai"
 
     def check(self) -> None:
-        """Check that litellm is installed, is no malicious release, and sends no key to a wrong host."""
+        """Check that litellm is installed, is not a malicious release, and sends keys to permitted hosts only."""
         self._check_addresses()
         if find_spec("litellm") is None:
             raise InputError(f"{self.model}: needs litellm: pip install 'litellm>=1.83.7,<1.107'")
         refuse_malicious("litellm")
 
     def _check_addresses(self) -> None:
-        """See that keys are sent to their provider, this machine, or where the user allows it.
+        """Check that keys go only to their provider, this machine, or a host that the user allows.
 
         Raises:
-            InputError: If the spec names another address, or a variable of the environment in litellm's way.
+            InputError: If the spec names another address, or a secret to look up in litellm's notation.
         """
         provider = self._provider
         for text in _texts(self.extra):
             if text.startswith(_LOOKED_UP):
                 raise InputError(
-                    f"extra: {text.split('/')[0]}/… would have litellm look a secret up; set the provider's own "
-                    "variable"
+                    f"extra: {text.split('/')[0]}/… makes litellm look up a secret, which is not allowed; set the "
+                    "provider's own environment variable instead"
                 )
             if "://" in text:
                 check_receiver(provider, text)
@@ -167,25 +167,25 @@ class LiteLLM(LLM):
 
     @cached_property
     def _checked(self) -> bool:
-        """Whether litellm may be used; to look takes half a millisecond, which is too long for each call."""
+        """True once the check has passed; cached because it takes half a millisecond, too long for each call."""
         self.check()
         return True
 
     def _litellm(self) -> Any:
-        """Import litellm, which takes seconds, and make it quiet."""
-        self._checked  # noqa: B018 - raises where it may not be used
+        """Import litellm, which takes seconds, and silence its output."""
+        self._checked  # noqa: B018 - raises if litellm must not be used
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         os.environ.setdefault("LITELLM_LOG", "ERROR")
         import litellm
 
-        # It warns of each reply that has another shape than OpenAI's, and those are read here.
+        # litellm warns about every reply that differs from OpenAI's format; saeval reads those itself.
         warnings.filterwarnings("ignore", message="Pydantic serializer warnings")
         litellm.telemetry = False
         litellm.suppress_debug_info = True
         return litellm
 
     async def complete(self, request: Request) -> Reply:
-        """Ask through `litellm.acompletion`; the gateway tries again, so litellm does not."""
+        """Call `litellm.acompletion` without litellm's retries, because the gateway retries."""
         if self.batch:
             return await self._complete_in_batch(request)
         while True:
@@ -197,7 +197,7 @@ class LiteLLM(LLM):
                     raise
 
     async def _complete(self, request: Request) -> Reply:
-        arguments = {**_as_it_is(self._quirks.adapted(chat_body(self.model, request))), **self.extra}
+        arguments = {**_with_raw_schema(self._quirks.adapted(chat_body(self.model, request))), **self.extra}
         if self.api_base:
             arguments["api_base"] = self.api_base
         if self.processes == 1:
@@ -212,44 +212,46 @@ class LiteLLM(LLM):
         return ServerQuirks.of_objects()
 
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
-        """Call `litellm.acompletion` in this process; return the response's body, and its price where that is known."""
+        """Call `litellm.acompletion` in this process; return the response's body and its price, None if unknown."""
         litellm = self._litellm()
-        with bounded_httpx(self.model) as heard:
+        with bounded_httpx(self.model) as raw:
             try:
                 response = await litellm.acompletion(**arguments, num_retries=0, max_retries=0, drop_params=True)
                 if arguments.get("stream"):
                     response = await _gathered(litellm, response, arguments["messages"])
             except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
-                if (unread := unread_chat(heard)) is not None:
+                if (unread := unread_chat(raw)) is not None:
                     return unread, self._listed_price(unread)
                 raise _translated(self.model, error) from None
-        return as_sent(heard, response.model_dump()), self._price(litellm, response)
+        return as_sent(raw, response.model_dump()), self._price(litellm, response)
 
     @cached_property
     def _by_loop(self) -> dict[asyncio.AbstractEventLoop, Any]:
-        """What is bound to an event loop: the processes, or the batches under way."""
+        """Worker processes or batches in progress, per event loop."""
         return {}
 
     def _processes(self) -> Processes:
         loop = asyncio.get_running_loop()
         if loop not in self._by_loop:
-            self._by_loop[loop] = Processes(self.processes, self.model_dump(mode="json", exclude=set(_NOT_ANSWERS)))
+            self._by_loop[loop] = Processes(
+                self.processes, self.model_dump(mode="json", exclude=set(_TRANSPORT_OPTIONS))
+            )
         found: Processes = self._by_loop[loop]
         return found
 
     async def aclose(self) -> None:
-        """End the processes; batches go on at the provider."""
+        """End the worker processes; batches continue at the provider."""
         if (bound := self._by_loop.pop(asyncio.get_running_loop(), None)) is not None:
             await bound.aclose()
 
     def prices(self) -> tuple[float, float] | None:
-        """Return the prices of litellm's list; None for a model that is not in it, or has none."""
+        """Return input and output prices in dollars per million tokens from litellm's list; None if not listed."""
         try:
             listed = self._litellm().get_model_info(self.model)
             kind = "_batches" if self.batch else ""
             each = listed[f"input_cost_per_token{kind}"], listed[f"output_cost_per_token{kind}"]
             return (float(each[0]) * 1e6, float(each[1]) * 1e6) if any(each) else None
-        except Exception:  # noqa: BLE001 - litellm raises what it likes for models that it does not know
+        except Exception:  # noqa: BLE001 - litellm raises various exceptions for unknown models
             return None
 
     @cached_property
@@ -258,7 +260,7 @@ class LiteLLM(LLM):
 
     def _price(self, litellm: Any, response: Any) -> float | None:
         """Return the price from litellm's list, counting cached tokens; None for unlisted models."""
-        if not self._listed:  # to look in vain takes litellm a millisecond each time
+        if not self._listed:  # litellm's lookup takes a millisecond even if it finds nothing
             return None
         try:
             usd = litellm.completion_cost(completion_response=response, model=self.model)
@@ -267,7 +269,7 @@ class LiteLLM(LLM):
         return float(usd) if usd and usd > 0 else None
 
     def _listed_price(self, body: Mapping[str, Any]) -> float | None:
-        """Return the price of a response's tokens, for responses that litellm did not read."""
+        """Return the price of a response that litellm did not parse; None if it is unknown."""
         usage, prices = usage_from(body.get("usage")), self.prices()
         if prices is None or not usage.input_tokens:
             return None
@@ -284,18 +286,21 @@ class LiteLLM(LLM):
         return found
 
     def waiting_for(self) -> str:
-        """Say how far batches are."""
+        """Describe the batches in progress."""
         return "; ".join(bound.waiting_for() for bound in self._by_loop.values() if isinstance(bound, Batches))
 
     async def _complete_in_batch(self, request: Request) -> Reply:
         litellm = self._litellm()
         model, provider, *_ = litellm.get_llm_provider(self.model)
         if provider not in _BATCHING:
-            raise LLMError(f"{self.model}: batch works for {', '.join(_BATCHING)}, not {provider}", lasting=True)
+            raise LLMError(
+                f"{self.model}: batch: true supports {', '.join(_BATCHING)}, not {provider}; set batch: false",
+                lasting=True,
+            )
         body = self._quirks.adapted(chat_body(model, request))
         schema = {name: body.pop(name) for name in ("response_format",) if name in body}
         options = {name: value for name, value in body.items() if name not in ("model", "messages")}
-        # A batch takes a request as it is, so what litellm would do about the ways of each model is done before.
+        # A batch sends requests unchanged, so litellm's adaptations to each model are applied here.
         named = litellm.get_optional_params(
             model=model, custom_llm_provider=provider, **options, **self.extra, drop_params=True
         )
@@ -314,13 +319,13 @@ class LiteLLM(LLM):
             error = inside or line.get("error")
             error = error if isinstance(error, Mapping) else {"message": error}
             what = f"{self.model}: in a batch: status {status}: {one_line(error.get('message'))}"
-            raise error_from_status(status, what, error.get("code"), retryable=status is None or passes(status))
+            raise error_from_status(status, what, error.get("code"), retryable=status is None or is_transient(status))
         usd = self._listed_price(object_from(self.model, body))
         return reply_from_chat(self.model, body, usd, None if usd is None else "litellm, as a batch")
 
 
 class _Batching:
-    """A provider's batch API, as litellm reaches it."""
+    """A provider's batch API, called through litellm."""
 
     def __init__(self, llm: LiteLLM):
         self._llm = llm
@@ -337,7 +342,7 @@ class _Batching:
             raise _translated(self._llm.model, error) from None
 
     async def send(self, lines: str) -> str:
-        """Upload the requests, and begin a batch."""
+        """Upload the requests and start a batch."""
         file = await self._call("acreate_file", file=("saeval.jsonl", lines.encode()), purpose="batch")
         batch = await self._call(
             "acreate_batch", input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
@@ -345,7 +350,7 @@ class _Batching:
         return str(batch.id)
 
     async def look(self, batch: str) -> Progress:
-        """Retrieve the batch."""
+        """Return the progress of the batch."""
         found = await self._call("aretrieve_batch", batch_id=batch)
         counts = found.request_counts
         ended = counts.completed + counts.failed if counts else 0
@@ -354,26 +359,30 @@ class _Batching:
             errors = (found.errors.data if found.errors else None) or []
             error = "; ".join(one_line(e.message) for e in errors) or found.status
         files = tuple(file for file in (found.output_file_id, found.error_file_id) if file)
-        return Progress(found.status, ended, counts.total if counts else 0, found.status in _OVER, error, files)
+        return Progress(found.status, ended, counts.total if counts else 0, found.status in _ENDED, error, files)
 
     async def read(self, file: str) -> str:
-        """Download a file."""
+        """Download an answer file."""
         content = await self._call("afile_content", file_id=file)
         return str(content.text)
 
 
-def _as_it_is(body: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments with which a schema reaches the server as it is; litellm would make a tool of it for some."""
+def _with_raw_schema(body: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments that send the schema unchanged; for some providers, litellm would convert it to a tool."""
     schema = body.pop("response_format", None)
     return body if schema is None else {**body, "extra_body": {"response_format": schema}}
 
 
 async def _gathered(litellm: Any, stream: Any, messages: Any) -> Any:
-    """Return the response that a stream amounts to; one that breaks off has no finish reason, so it is not whole."""
+    """Join a stream into one response.
+
+    Raises:
+        LLMError: If no part has a finish reason, which means that the stream was interrupted; retryable.
+    """
     chunks = [chunk async for chunk in stream]
     reasons = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
     if not reasons:
-        raise LLMError("the stream broke off", retryable=True)
+        raise LLMError("the stream ended before the answer was complete", retryable=True)
     return litellm.stream_chunk_builder(chunks, messages=messages)
 
 
@@ -389,7 +398,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _translated(model: str, error: Exception) -> LLMError:
-    """Turn a provider's exception into ours, without anything in it that looks like a key."""
+    """Convert a provider's exception to an `LLMError`, removing anything that looks like a key."""
     inside: BaseException | None = error
     while inside is not None:
         if isinstance(inside, LLMError):
@@ -399,14 +408,14 @@ def _translated(model: str, error: Exception) -> LLMError:
     message = f"{model}: {name}: {one_line(getattr(error, 'message', None) or error)}"
     if name == "ContentPolicyViolationError":
         return Refused(message)
-    headers = getattr(error, "litellm_response_headers", None) or {}  # those of `error.response` are made up
-    # An error inside a response of status 200 reaches us as a 422 that no server sent.
+    headers = getattr(error, "litellm_response_headers", None) or {}  # those of `error.response` are invented
+    # litellm reports an error inside a response with status 200 as a 422.
     inside_200 = getattr(error, "status_code", None) == 422 and getattr(error, "body", None) is None
     status = getattr(error, "status_code", None)
     return error_from_status(
         status,
         message,
         getattr(error, "code", None),
-        retryable=name in _RETRYABLE or passes(status) or inside_200,
+        retryable=name in _RETRYABLE or is_transient(status) or inside_200,
         wait=wait_asked_for(headers, str(error)),
     )

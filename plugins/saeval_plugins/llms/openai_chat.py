@@ -20,7 +20,7 @@ from saeval_plugins.llms._bounds import MOST_TOKENS
 
 
 def chat_body(model: str, request: Request) -> dict[str, Any]:
-    """Return the JSON body of a chat request; the gateway has filled in what roles decide."""
+    """Return the JSON body of a chat request. The gateway has already filled in the role's settings."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -38,12 +38,12 @@ def chat_body(model: str, request: Request) -> dict[str, Any]:
 
 
 def reply_from_chat(model: str, body: Any, usd: float | None = None, price_source: str | None = None) -> Reply:
-    """Read a chat response; a field beside the answer that has an unexpected shape is ignored.
+    """Read a chat response. Optional fields of an unexpected type are ignored.
 
     Raises:
         Refused: If the model or a content filter declined.
-        LLMError: If the body holds an error, no choice, no text, or an answer that was interrupted. Retryable: servers
-            under load send such bodies with status 200. Refusals and empty answers say what they took.
+        LLMError: If the body contains an error, no choice, no text, or an interrupted answer. Retryable (except when
+            the token limit was reached), because servers under load send such bodies with status 200.
     """
     choices = object_from(model, body).get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
@@ -56,7 +56,7 @@ def reply_from_chat(model: str, body: Any, usd: float | None = None, price_sourc
     refusal = _refusal(message)
     if refusal or finish == "refusal":
         raise Refused(f"{model} declined: {one_line(refusal or reason)}", usage=usage)
-    why = choice.get("error")  # OpenRouter's place for what interrupted an answer
+    why = choice.get("error")  # where OpenRouter reports what interrupted an answer
     if finish == "other" or why:
         what = one_line(_message(why)) if why else f"finish reason {reason}"
         raise LLMError(f"{model}: the answer was interrupted ({what})", retryable=True, usage=usage)
@@ -77,13 +77,13 @@ def reply_from_chat(model: str, body: Any, usd: float | None = None, price_sourc
 
 
 def _finish(choice: Mapping[str, Any]) -> tuple[FinishReason, object]:
-    """Return what a choice's finish reason means, and the reason.
+    """Return the meaning of a choice's finish reason, and the reason itself.
 
-    litellm puts a word that it does not know beside `stop`, its own word for it. OpenRouter puts the provider's word
-    beside its own; of the two, the one that says that the answer is not whole counts.
+    litellm replaces reasons that it does not know by `stop` and keeps the original in a field of its own. OpenRouter
+    reports the provider's reason in addition to its own; the one that marks an incomplete answer counts.
     """
     reason, native = choice.get("finish_reason"), choice.get("native_finish_reason")
-    if unknown := _within(choice, "provider_specific_fields").get("native_finish_reason"):
+    if unknown := _mapping_at(choice, "provider_specific_fields").get("native_finish_reason"):
         return finish_reason(unknown), unknown
     if finish_reason(reason) == "stop" and (meaning := finish_reason(native)) in ("length", "refusal"):
         return meaning, native
@@ -91,24 +91,24 @@ def _finish(choice: Mapping[str, Any]) -> tuple[FinishReason, object]:
 
 
 def _refusal(message: Mapping[str, Any]) -> object:
-    """Return the words with which a model declined, in any of their places."""
+    """Return the refusal text, from any field that servers use for it."""
     parts = message.get("content")
     inside = [p.get("refusal") for p in parts if isinstance(p, Mapping)] if isinstance(parts, list) else []
-    of_litellm = _within(message, "provider_specific_fields").get("refusal")
+    of_litellm = _mapping_at(message, "provider_specific_fields").get("refusal")
     return message.get("refusal") or of_litellm or next(filter(None, inside), None)
 
 
 def _empty(model: str, finish: str, thoughts: str) -> str:
     if finish == "length":
         return (
-            f"{model}: the answer is empty (finish reason length): its tokens were used up, perhaps by reasoning; "
+            f"{model}: the answer is empty (finish reason length): the token limit was reached, perhaps by reasoning; "
             "raise the role's max_tokens_if_cut"
         )
-    only = ", though there is reasoning" if thoughts else ""
+    only = " and contains only reasoning" if thoughts else ""
     return f"{model}: the answer is empty (finish reason {finish}){only}"
 
 
-def _within(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _mapping_at(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = data.get(key)
     return found if isinstance(found, Mapping) else {}
 
@@ -118,39 +118,41 @@ def _text(value: object) -> str:
 
 
 def _text_parts(content: object) -> str:
-    """Return the text of a message's content, which may come as a part or a list of parts, thoughts among them."""
+    """Return the text of a message's content (a string, a part or a list of parts), without reasoning."""
     content = [content] if isinstance(content, Mapping) else content
     if not isinstance(content, list):
         return _text(content)
     parts = [{"text": part} if isinstance(part, str) else part for part in content]
-    return "".join(_text(p.get("text")) for p in parts if isinstance(p, Mapping) and not _thought(p) and _written(p))
+    return "".join(
+        _text(p.get("text")) for p in parts if isinstance(p, Mapping) and not _is_reasoning(p) and _is_text(p)
+    )
 
 
-def _written(part: Mapping[str, Any]) -> bool:
+def _is_text(part: Mapping[str, Any]) -> bool:
     return str(part.get("type", "text")).lower() in ("text", "output_text")
 
 
-def _thought(part: Mapping[str, Any]) -> bool:
-    """Tell whether a part of a content is reasoning: by its type, or by Gemini's flag."""
+def _is_reasoning(part: Mapping[str, Any]) -> bool:
+    """Return whether a part of the content is reasoning, by its type or by Gemini's flag."""
     return part.get("thought") is True or part.get("type") in ("thinking", "reasoning")
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:
-    """Return what a message says that the model thought: a field of its own, or parts of the content."""
+    """Return a message's reasoning text, from a separate field or from parts of the content."""
     for field in ("reasoning_content", "reasoning", "thinking"):
         if isinstance(found := message.get(field), str) and found:
             return found
     parts = message.get("content")
     thoughts = [p for p in parts if isinstance(p, Mapping)] if isinstance(parts, list) else []
-    found = [p.get("thinking") or p.get("reasoning") or (_thought(p) and p.get("text")) or "" for p in thoughts]
+    found = [p.get("thinking") or p.get("reasoning") or (_is_reasoning(p) and p.get("text")) or "" for p in thoughts]
     return "".join(part if isinstance(part, str) else _text_parts(part) for part in found)
 
 
 def object_from(model: str, body: Any) -> Mapping[str, Any]:
-    """Return a response's body.
+    """Check that a response's body is a JSON object without an error, and return it.
 
     Raises:
-        LLMError: If it is no JSON object, or one that holds an error.
+        LLMError: If it is not an object, or reports an error.
     """
     if not isinstance(body, Mapping):
         raise LLMError(f"{model}: the response is not a JSON object", retryable=True)
@@ -165,13 +167,13 @@ def _message(error: object) -> object:
 
 
 def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
-    """Read token counts, and the cost where the server states one; what is missing or makes no sense counts as 0.
+    """Read token counts, and the cost if the server reports one. Missing or invalid counts become 0.
 
-    Cached tokens are read from the field of OpenAI, DeepSeek or Anthropic. A price that was computed from counts of
-    which one is missing is dropped.
+    Cached tokens are read from the field of OpenAI, DeepSeek or Anthropic. If a count is missing, `usd` is dropped,
+    because it was computed from incomplete counts.
     """
     usage = usage if isinstance(usage, Mapping) else {}
-    details = _within(usage, "prompt_tokens_details")
+    details = _mapping_at(usage, "prompt_tokens_details")
     cached = (details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cache_read_input_tokens"))
     prompt, generated = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if not (prompt and generated):
@@ -182,11 +184,11 @@ def usage_from(usage: Any, usd: float | None = None, price_source: str | None = 
 
 
 _MOST_DOLLARS = 1e4
-"""What no call costs."""
+"""Maximum plausible cost of one call."""
 
 
 def _number(value: object, most: float) -> float | None:
-    """Return a number that is neither negative nor beyond all sense; None for anything else."""
+    """Return a value as a number between 0 and `most`; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -201,40 +203,40 @@ def _count(value: object) -> int:
 
 
 _LASTING = {401, 402, 403, 404}
-"""Statuses that are not about the question, but about key, credit, or the model's name."""
-_PASSING = {408, 409, 424, 425, 429, 498, 499}
-"""Statuses below 500 that another attempt may be spared."""
-_WAITED_FOR = {429, 503, 529}
-"""Statuses of servers that ask for time: a rate limit, overload, a model that loads."""
+"""Statuses that concern the key, the credit or the model's name, so that every other call fails, too."""
+_TRANSIENT = {408, 409, 424, 425, 429, 498, 499}
+"""Statuses below 500 after which a retry may succeed."""
+_BUSY = {429, 503, 529}
+"""Statuses of busy servers: rate limit, overload, model still loading."""
 
 
-def passes(status: int | None) -> bool:
-    """Whether a call with this status may succeed when it is tried again."""
-    return status is not None and (status >= 500 or status in _PASSING)
+def is_transient(status: int | None) -> bool:
+    """Return whether a call that failed with this status may succeed when retried."""
+    return status is not None and (status >= 500 or status in _TRANSIENT)
 
 
 def error_from_status(
     status: int | None, what: str, code: object, *, retryable: bool, wait: float | None = None
 ) -> LLMError:
-    """Return the error that a response with another status than 200 means.
+    """Return the error for a response whose status is not 200.
 
     Args:
-        status: The status; None when it is not known.
+        status: The status; None if it is unknown.
         what: What happened, in one sentence.
-        code: The body's error code; content filters are known by it.
-        retryable: Whether trying again can help.
+        code: The body's error code, which identifies content filters.
+        retryable: Whether a retry can help.
         wait: Seconds the server asks to wait.
     """
     if code in ("content_filter", "content_policy_violation"):
         return Refused(what)
-    lasting = status in _LASTING or code == "insufficient_quota"  # which comes as a rate limit, but no wait helps
+    lasting = status in _LASTING or code == "insufficient_quota"  # sent as a rate limit, but waiting does not help
     again = retryable and not lasting
-    busy = again and (status in _WAITED_FOR or wait is not None)
+    busy = again and (status in _BUSY or wait is not None)
     return LLMError(what, retryable=again, retry_after=wait, lasting=lasting, busy=busy)
 
 
 def _logprobs(data: Any) -> tuple[TokenLogprobs, ...] | None:
-    """Read log-probabilities in OpenAI's shapes, of chat and of old completions; None in any other."""
+    """Read log-probabilities in OpenAI's chat or legacy completions format; return None for any other."""
     try:
         entries = list(_entries(data))
         return tuple(TokenLogprobs(token, tuple(_alternatives(top))) for token, top in entries) or None
@@ -243,7 +245,7 @@ def _logprobs(data: Any) -> tuple[TokenLogprobs, ...] | None:
 
 
 def _entries(data: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each token, and its alternatives in whatever shape."""
+    """Yield each token and its alternatives, which are a mapping or a list."""
     if not data:
         return
     content = data.get("content") if isinstance(data, Mapping) else data
@@ -262,6 +264,6 @@ def _alternatives(top: Any) -> Iterable[tuple[str, float]]:
 
 
 def one_line(text: object, most: int = 200) -> str:
-    """Shorten a server's words to a line fit for an error message, without the keys that servers echo."""
+    """Shorten a server's text to one line for an error message, and remove keys that it echoes."""
     line = without_secrets(" ".join(str(text).split()))
     return line if len(line) <= most else line[:most] + "…"

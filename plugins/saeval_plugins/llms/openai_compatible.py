@@ -31,9 +31,9 @@ from saeval_plugins.llms._bounds import not_followed, parse_reply, read_bounded
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
+    is_transient,
     object_from,
     one_line,
-    passes,
     reply_from_chat,
     usage_from,
 )
@@ -41,15 +41,15 @@ from saeval_plugins.llms.retry_after import wait_asked_for
 from saeval_plugins.llms.server_quirks import ServerQuirks, unwrapped
 from saeval_plugins.llms.streams import body_from_stream
 
-_MOST = 20  # alternatives a token that servers give
+_MOST = 20  # maximum alternatives per token that servers return
 
 
 class OpenAICompatible(LLM):
-    """Asks a server over HTTP, with a tenth of the CPU time of litellm.
+    """Calls a server over HTTP, with a tenth of litellm's CPU time.
 
-    The key, where the server wants one, comes from the environment variable that `api_key_env` names. Proxies are those
-    of `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`; redirects are not followed. Servers that refuse a system turn get its
-    text at the start of the first user turn, and those that only stream are asked for a stream.
+    The key, if the server requires one, comes from the environment variable in `api_key_env`. Proxies come from
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`; redirects are not followed. If a server refuses a system turn, saeval
+    moves its text to the start of the first user turn; if it only streams, saeval requests a stream.
     """
 
     name = "openai_compatible"
@@ -57,40 +57,40 @@ class OpenAICompatible(LLM):
     api_base: str = Field(pattern=r"^https?://")
     """Address of the server, up to and including `/v1`."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others); an unset one means
-    no key. The key of a known provider is sent to its own addresses and to this machine only (`--allow-host` allows
-    others)."""
+    """Environment variable that holds the key, ending in `_API_KEY` (`--allow-env` allows others). If it is unset, no
+    key is sent. The key of a known provider is sent only to its own addresses and to this machine (`--allow-host`
+    allows others)."""
     scores: bool = False
-    """Whether the server's `/completions` gives log-probabilities of the prompt (`echo`, as vLLM does)."""
+    """Whether the server's `/completions` returns log-probabilities of the prompt (`echo`, as vLLM does)."""
     extra: dict[str, Any] = {}
     """Further fields of the request body, such as `{top_p: 0.9}`."""
     identity: str | None = None
-    """A name for the server, in place of its address: roles that give the same one share answers and results, wherever
-    the server listens."""
+    """A name for the server that replaces its address: roles with the same name share answers and results, even if the
+    address changes."""
 
     def fingerprint(self) -> JsonValue:
-        """Return what answers depend on; the address only where the server has no name."""
+        """Return what answers depend on; includes the address only if `identity` is not set."""
         options = self.model_dump(mode="json")
         return [self.name, {**options, "api_base": self.identity or self.api_base}, []]
 
     @property
     def can_score(self) -> bool:
-        """Whether the spec says that the server scores continuations."""
+        """Whether the option `scores` is set."""
         return self.scores
 
     @property
     def follows_schemas(self) -> bool:
-        """Servers do, unless one has refused a schema."""
+        """Whether replies follow schemas: true until the server refuses one."""
         return self._quirks.follows_schemas
 
     def check(self) -> None:
-        """See that the address is one, and that the key may be sent there."""
+        """Check that the address is valid and that the key may be sent there."""
         check_address(self.api_base)
-        self._key  # noqa: B018 - finding it is the check
+        self._key  # noqa: B018 - raises if the key may not be sent
 
     @cached_property
     def _key(self) -> str | None:
-        """The key to send; none where the spec names no variable, and OpenAI's key may not go to its server."""
+        """The key to send. None if `api_key_env` is not set and the address may not receive OpenAI's key."""
         try:
             return credential(self.api_key_env, self.api_base)
         except InputError:
@@ -104,7 +104,7 @@ class OpenAICompatible(LLM):
 
     @cached_property
     def _proxy(self) -> str | None:
-        """The proxy that the environment names for this address."""
+        """The proxy for this address, from the environment."""
         scheme, _, rest = self.api_base.partition("://")
         host = rest.partition("/")[0]
         return None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
@@ -119,7 +119,7 @@ class OpenAICompatible(LLM):
 
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:
-            # The gateway bounds concurrency and time.
+            # The gateway limits concurrency and time.
             self._sessions[loop] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
@@ -134,7 +134,7 @@ class OpenAICompatible(LLM):
 
     @cached_property
     def _urls(self) -> dict[str, Any]:
-        """Addresses by path; reading one takes longer than all else that is done about a request."""
+        """Parsed URLs by path, cached because parsing takes longer than the rest of preparing a request."""
         from yarl import URL
 
         return {path: URL(self.api_base.rstrip("/") + path) for path in ("/chat/completions", "/completions")}
@@ -154,7 +154,9 @@ class OpenAICompatible(LLM):
                 answer = await read_bounded(self.model, response.content.iter_any())
         except aiohttp.ClientSSLError as error:
             what = f"{self.model}: {self.api_base} has no valid certificate ({one_line(error)})"
-            raise LLMError(f"{what}; SSL_CERT_FILE may name the authority to trust", lasting=True) from None
+            raise LLMError(
+                f"{what}; to trust its certificate authority, set SSL_CERT_FILE to a file with it", lasting=True
+            ) from None
         except aiohttp.ClientError as error:
             raise LLMError(
                 f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
@@ -169,17 +171,17 @@ class OpenAICompatible(LLM):
         status, text = response.status, body.decode(errors="replace")
         if 300 <= status < 400:
             return not_followed(self.model, self.api_base, one_line(response.headers.get("Location", "")))
-        message, code = _said(text)
+        message, code = _message_and_code(text)
         what = f"{self.model}: status {status}: {one_line(message)}"
         if status in (401, 403) and self._key is None:
             what += f" (no key was sent; set api_key_env, or allow {self.api_key_env} there with --allow-host)"
         if status == 404:
-            what += f" (at {self._urls[path]}; api_base is the address up to and including /v1)"
+            what += f" (at {self._urls[path]}; api_base must be the address up to and including /v1)"
         wait = wait_asked_for(response.headers, text)
-        return error_from_status(status, what, code, retryable=passes(status), wait=wait)
+        return error_from_status(status, what, code, retryable=is_transient(status), wait=wait)
 
     async def complete(self, request: Request) -> Reply:
-        """Ask `/chat/completions`, again in another way where the server wants one."""
+        """Call `/chat/completions`; if the server's error shows that it needs another format, adapt and resend."""
         while True:
             used = self._quirks.found
             try:
@@ -191,7 +193,7 @@ class OpenAICompatible(LLM):
                     raise
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Ask `/completions` to echo prompt and continuation with their log-probabilities."""
+        """Return log-probabilities of continuations, which `/completions` echoes with the prompt."""
         if not self.scores:
             return await super().logprobs(request)
         starts = [request.prefix + prompt for prompt in request.prompts]
@@ -209,10 +211,10 @@ class OpenAICompatible(LLM):
         return LogprobReply(tuple(found), usage)
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Ask `/completions` to echo each text with the alternatives to its tokens.
+        """Return log-probabilities of the choices at each gap, from the echo of `/completions`.
 
-        A choice that is not among the 20 likeliest gets a log-probability of minus infinity. Servers take text and
-        not tokens, so a choice is known by its spelling, and a gap must not begin within a token of theirs.
+        A choice that is not among the 20 most likely tokens gets minus infinity. Servers accept text, not tokens, so a
+        choice is matched by its spelling, and a gap must begin at a token boundary of the server.
         """
         if not self.scores:
             return await super().fill(request)
@@ -228,10 +230,12 @@ class OpenAICompatible(LLM):
 
     def _weights(self, alternatives: Any, choices: Sequence[str]) -> tuple[float, ...]:
         if not isinstance(alternatives, Mapping):
-            raise LLMError(f"{self.model}: the server gave no alternatives at a gap, or joins it with the token before")
+            raise LLMError(
+                f"{self.model}: the server returned no alternatives at a gap, or merged it with the previous token"
+            )
         if not any(choice in alternatives for choice in choices):
             raise LLMError(
-                f"{self.model}: none of the choices {', '.join(choices)} is among the {_MOST} likeliest tokens"
+                f"{self.model}: none of the choices {', '.join(choices)} is among the {_MOST} most likely tokens"
             )
         return tuple(float(alternatives.get(choice, -math.inf)) for choice in choices)
 
@@ -240,9 +244,9 @@ class OpenAICompatible(LLM):
         return object_from(self.model, await self._post("/completions", {**body, "logprobs": alternatives}))
 
     def _end(self, body: Mapping[str, Any], end: str) -> dict[int, tuple[float, Any]]:
-        """Return log-probability and alternatives of the echoed tokens that spell the end of the prompt, by position.
+        """Return log-probability and alternatives of the echoed tokens that form the text `end`, by position in it.
 
-        They are counted from the end, for servers differ in whether BOS takes up room in their text offsets.
+        Tokens are matched from the end, because servers differ in whether text offsets count BOS.
         """
         try:
             data = body["choices"][0]["logprobs"]
@@ -255,20 +259,20 @@ class OpenAICompatible(LLM):
                 token, value, top = echoed.pop()
                 if not rest.endswith(token):
                     raise LLMError(
-                        f"{self.model}: prompt and continuation share a token, or the server spells tokens in its own "
-                        f"way ({token!r}); their log-probability cannot be told apart"
+                        f"{self.model}: cannot find the continuation's tokens in the echo: prompt and continuation "
+                        f"share a token, or the server returns tokens in another spelling ({token!r})"
                     )
                 rest = rest.removesuffix(token)
                 found[len(rest)] = float(value), top
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise LLMError(
-                f"{self.model}: the server gave no log-probabilities of the prompt; set scores: false"
+                f"{self.model}: the server returned no log-probabilities of the prompt; set scores: false"
             ) from None
         return dict(sorted(found.items()))
 
 
-def _said(text: str) -> tuple[object, object]:
-    """Return message and code of an error's body; servers put them under `error`, or at the top, or send plain text."""
+def _message_and_code(text: str) -> tuple[object, object]:
+    """Return message and code of an error's body, which are under `error`, at the top level, or plain text."""
     try:
         data = json.loads(text)
         error = data.get("error", data)

@@ -1,4 +1,4 @@
-"""A judge that knows exactly what explanations of the latents of the source `known` mean."""
+"""A simulated judge that knows the exact meaning of explanations of the source `known`."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from saeval.plugin import (
 from saeval_plugins._known import FILLER, N_LATENTS, Meaning, explanations, meanings, words_of
 
 _LIKELY, _UNLIKELY = -1.0, -6.0  # nats
-_WORDS = 8  # of a text that it writes
+_WORDS = 8  # per generated text
 _FAULTS = ("twice_too_broad", "ten_times_too_broad", "half_missing", "wrong_token", "neighbour", "hedged")
 
 
 class Oracle(LLM):
-    """Judges by the rules alone, so that errors of a judge are no part of what a scorer sees.
+    """Judges explanations by their known rules, so that scorers can be tested without a judge's errors.
 
-    `oracle/judge` answers as a chat model does, for `detection` and `fuzzing`; `oracle/base` scores texts and weighs
-    choices, for `surprisal` and `simulation`; `oracle/writer` writes texts, for `generation`; `oracle/explainer` knows
-    the latent by a marked word, for `default`, `refine` and `probing`. Explanations that do not come from the
-    explainers of the source `known` are an error.
+    `oracle/judge` answers as a chat model does, for `detection` and `fuzzing`; `oracle/base` scores texts and fills
+    gaps, for `surprisal` and `simulation`; `oracle/writer` writes texts, for `generation`; `oracle/explainer`
+    identifies the latent by a marked word, for `default`, `refine` and `probing`. An explanation that does not come
+    from the explainers of the source `known` is an error.
 
-    With `errors`, `oracle/explainer` gives that share of its explanations wrongly, in one of the known ways that agree
-    with all it has read: of the windows that it explains, the share `attention`, and all that a test shows it, whether
-    windows or texts. So a fault stays where nothing it has read speaks against it.
+    With `errors`, `oracle/explainer` returns that share of its explanations with a known error. The wrong explanation
+    agrees with everything the oracle has read: the share `attention` of the windows to explain, and all windows and
+    texts of later tests. An error therefore remains until a test contradicts it.
     """
 
     name = "oracle"
@@ -47,41 +47,45 @@ class Oracle(LLM):
     in_process = True
 
     sensitivity: float = Field(default=1.0, ge=0, le=1)
-    """Share of the fitting windows that `oracle/judge` says fit; the others are errors."""
+    """Share of the matching windows that `oracle/judge` accepts."""
     specificity: float = Field(default=1.0, ge=0, le=1)
-    """Share of the other windows that it says do not fit."""
+    """Share of the non-matching windows that `oracle/judge` rejects."""
     errors: float = Field(default=0.0, ge=0, le=1)
-    """Share of explanations by `oracle/explainer` that are wrong, where what it has read agrees with a wrong one."""
+    """Share of `oracle/explainer`'s explanations that are wrong, if a wrong one agrees with all it has read."""
     attention: float = Field(default=1.0, ge=0, le=1)
     """Share of the windows to explain that `oracle/explainer` reads."""
     steady: bool = True
-    """Whether it makes the same errors when asked again."""
+    """Whether it repeats the same errors when a request is repeated."""
 
     def check(self) -> None:
-        """See whether there is such an oracle."""
+        """Check that the model is one of the oracles."""
         if self.model not in ("judge", "base", "writer", "explainer"):
             raise InputError(
                 f"oracle/{self.model}: there are oracle/judge, oracle/base, oracle/writer and oracle/explainer"
             )
 
     def fingerprint(self) -> JsonValue:
-        """Return the options and what explanations mean."""
+        """Return the options and the meanings of all explanations."""
         return [super().fingerprint(), *(text for texts in map(explanations, range(2)) for text, _ in texts.values())]
 
     @property
     def can_score(self) -> bool:
-        """Whether it is the oracle that scores texts."""
+        """Whether this is `oracle/base`, which scores texts."""
         return self.model == "base"
 
     async def complete(self, request: Request) -> Reply:
-        """Answer 1 for each window that fits the explanation: at least half of its marked pieces, or its text."""
+        """Answer as a judge, writer or explainer.
+
+        The judge answers 1 for a window if the explanation matches at least half of its marked pieces, or, without
+        marks, its text.
+        """
         lines = request.messages[-1].content.splitlines()
         if self.model == "explainer" and not lines[-1].startswith(("Write ", "Answer with ")):
             examples = "\n".join(message.content for message in request.messages[:-1])
             return Reply(f"EXPLANATION: {self._explained(lines, examples)}", Usage(usd=0.0))
         text, meaning = _explanation(lines)
         if self.model == "explainer" and (asked := re.findall(r"^Write (\d+) ACTIVE", lines[-1])):
-            # Each asking another text: what was written before is not taken again.
+            # The prompt's length is part of the seed, because a repeated text would be rejected.
             pairs = _pairs(text, meaning, int(asked[0]), f"{len(lines)}").splitlines()
             return Reply("\n".join(map(_as_probe, pairs)), Usage(usd=0.0))
         if self.model == "writer":
@@ -93,14 +97,14 @@ class Oracle(LLM):
         return Reply(str([int(answer) for answer in answers]), Usage(usd=0.0))
 
     def _explained(self, lines: list[str], examples: str) -> str:
-        """Return the true explanation of the latent with marked words, or a wrong one that agrees with what is read.
+        """Return the true explanation of the latent with the marked words, or a wrong one that agrees with all read.
 
         Args:
             lines: The question.
-            examples: What precedes it; explanations in it are not given again.
+            examples: The previous turns; wrong explanations in them are not repeated.
 
         Raises:
-            LLMError: If no marked word is one of a known latent.
+            LLMError: If no marked word belongs to a known latent.
         """
         found = explanations(_of_marked(lines))
         read = [
@@ -114,12 +118,12 @@ class Oracle(LLM):
         return agreeing[int(share * len(agreeing))] if agreeing and share < 1 else found["known"][0]
 
     def _errs(self, explanation: str, window: str, fits: bool) -> bool:
-        """Tell whether the answer about a window is an error; a hash decides."""
+        """Return whether the answer about a window is an error, decided by a hash."""
         right = self.sensitivity if fits else self.specificity
         return right < 1 and _share(explanation, window) >= right
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Find a window likely after an explanation that it fits; a description of anything fits all."""
+        """Return a high log-probability for windows that match the explanation; an unknown text matches all."""
         found = []
         for prompt in request.prompts:
             text = prompt.rpartition("What they have in common: ")[2].splitlines()[0]
@@ -129,7 +133,7 @@ class Oracle(LLM):
         return LogprobReply(tuple(found), Usage(usd=0.0))
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Find the highest level likely on a token that fits, and the lowest elsewhere."""
+        """Return a high log-probability for the highest level on matching tokens, and for the lowest elsewhere."""
         _, meaning = _explanation(request.prefix.splitlines())
         others = (_UNLIKELY,) * (len(request.choices) - 1)
         weights = {False: (_LIKELY, *others), True: (*others, _LIKELY)}
@@ -141,7 +145,7 @@ def _explanation(lines: list[str]) -> tuple[str, Meaning]:
     """Return the last explanation in a prompt, and its meaning.
 
     Raises:
-        LLMError: If it is not one of a known latent.
+        LLMError: If it does not belong to a known latent.
     """
     lead = "Explanation: "
     text = next((line.removeprefix(lead) for line in reversed(lines) if line.startswith(lead)), "")
@@ -154,7 +158,7 @@ def _of_marked(lines: list[str]) -> int:
     """Return the latent that fires on the first marked word.
 
     Raises:
-        LLMError: If no marked word is one of a known latent.
+        LLMError: If no marked word belongs to a known latent.
     """
     for word in re.findall(r"<<\W*(\w+)", "\n".join(lines)):
         for latent in range(N_LATENTS):
@@ -164,7 +168,7 @@ def _of_marked(lines: list[str]) -> int:
 
 
 def _windows(lines: list[str]) -> Iterator[tuple[str, bool]]:
-    """Yield the windows and texts of a prompt, and whether a test shows them."""
+    """Yield the windows and texts of a prompt, and whether they belong to a test."""
     tested = False
     for line in lines:
         tested = tested or line.startswith(("Active, but ", "Silent, but ", "Expected "))
@@ -173,18 +177,18 @@ def _windows(lines: list[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _share(*key: str) -> float:
-    """Return a number from 0 to 1 that depends on the key alone."""
+    """Return a pseudo-random number in [0, 1) that depends only on the key."""
     return int(content_hash(*key)[:8], 16) / 16.0**8
 
 
 def _as_probe(line: str) -> str:
-    """Return a line of a pair as `probing` asks for it."""
+    """Return a line of a pair in the format that `probing` expects."""
     kind, _, text = line.partition(": ")
     return f"{'ACTIVE' if kind.startswith('Text') else 'SILENT'}: {text}"
 
 
 def _pairs(explanation: str, meaning: Meaning, k: int, *key: str) -> str:
-    """Write k texts with one of the explanation's words each, and the same with another word in its place."""
+    """Write k texts with one of the explanation's words each, and a twin of each with that word replaced."""
     rng = derive_rng(0, "oracle/writer", explanation, *key)
     words = rng.permutation(sorted(meaning.words)).tolist()
     lines = []
@@ -198,6 +202,6 @@ def _pairs(explanation: str, meaning: Meaning, k: int, *key: str) -> str:
 
 
 def _fits(meaning: Meaning, window: str) -> bool:
-    """Tell whether at least half of the pieces that count fit."""
+    """Return whether at least half of the marked pieces match, or, without marks, the whole window."""
     pieces = re.findall("<<(.*?)>>", window) or [window]
     return 2 * sum(map(meaning.fits, pieces)) >= len(pieces)

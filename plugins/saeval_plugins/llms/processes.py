@@ -1,4 +1,4 @@
-"""Runs litellm in several processes, because one core makes only about a hundred calls per second with it."""
+"""Runs litellm in several processes, because one core manages only about a hundred litellm calls per second."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from saeval.plugin import LLMError, Refused
 
-_LONGEST = 1 << 26  # bytes of a request or an answer
+_LONGEST = 1 << 26  # maximum bytes of a request or an answer
 
 
 class Processes:
-    """Hands calls to worker processes, each of which has many in flight.
+    """Distributes calls over worker processes, each with many calls in flight.
 
-    A worker that dies costs a new attempt of the calls it was at, and is replaced. Workers end with this process, by
-    the end of their input. Keys reach them through the environment alone.
+    If a worker dies, its calls fail as retryable and the worker is replaced. Workers exit when this process does,
+    because their input ends. Keys are passed through the environment only.
 
     Args:
-        number: How many there are.
-        options: Options of the `LiteLLM` that they make the calls with.
+        number: Number of workers.
+        options: Options of the `LiteLLM` that makes the calls.
     """
 
     def __init__(self, number: int, options: Mapping[str, Any]):
@@ -32,10 +32,10 @@ class Processes:
         self._starting = asyncio.Lock()
 
     async def ask(self, arguments: Mapping[str, Any]) -> tuple[Any, float | None]:
-        """Have the worker with the fewest calls under way call `LiteLLM.ask`.
+        """Run `LiteLLM.ask` in the worker with the fewest calls in flight.
 
         Raises:
-            LLMError: If the call failed, or the worker died.
+            LLMError: If the call failed or the worker died.
         """
         async with self._starting:
             for i, worker in enumerate(self._workers):
@@ -100,7 +100,7 @@ class _Worker:
             self.dead = True
             for answer in self.asked.values():
                 if not answer.done():
-                    answer.set_exception(LLMError("a process that asks litellm died", retryable=True))
+                    answer.set_exception(LLMError("a litellm worker process died", retryable=True))
 
     async def end(self) -> None:
         assert self._process.stdin is not None
@@ -113,7 +113,7 @@ class _Worker:
 
 
 async def _work(options: Mapping[str, Any]) -> None:
-    """Be a worker: make the calls that come in, a line each, and write a line for each that ends."""
+    """Run as a worker: read one call per line from standard input, and write one line per finished call."""
     from saeval_plugins.llms.litellm import LiteLLM
 
     llm = LiteLLM(**options)

@@ -1,4 +1,4 @@
-"""Plays back replies recorded in a file; results are marked recorded."""
+"""Replays replies recorded in a file; results are marked `recorded`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from saeval.plugin import (
 
 
 def replay_key(request: Request) -> str:
-    """Return the key of a request in a recording."""
+    """Return the key under which a recording stores a request."""
     return content_hash(request.content())
 
 
 class Replay(LLM):
-    """Plays back `replay/FILE.jsonl`: one `{"key": …, "text": …}` per line, with log-probabilities if recorded.
+    """Replays `replay/FILE.jsonl`: one `{"key": …, "text": …}` per line, with log-probabilities if recorded.
 
-    A request that is not in the file fails, naming the prompt; no answer is ever invented.
+    A request that is not in the file fails with an error that names the prompt; saeval never invents a reply.
     """
 
     name = "replay"
@@ -40,16 +40,16 @@ class Replay(LLM):
     in_process = True
 
     model: ModelRef
-    """The recording."""
+    """Path of the recording."""
 
     @property
     def follows_schemas(self) -> bool:
-        """Replies that were held to a schema are found by it."""
+        """True: a request's key includes its schema."""
         return True
 
     def check(self) -> None:
-        """See that the recording can be read."""
-        self._replies  # noqa: B018 - reading it is the check
+        """Check that the recording can be read."""
+        self._replies  # noqa: B018 - raises if it cannot be read
 
     def fingerprint(self) -> JsonValue:
         """Return the hash of the recording, independent of its location."""
@@ -63,10 +63,10 @@ class Replay(LLM):
         except OSError as error:
             raise InputError(f"replay/{self.model}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError):
-            raise InputError(f'replay/{self.model}: every line should be {{"key": …, "text": …}}') from None
+            raise InputError(f'replay/{self.model}: every line must be {{"key": …, "text": …}}') from None
 
     async def complete(self, request: Request) -> Reply:
-        """Look the reply up."""
+        """Return the recorded reply."""
         key = replay_key(request)
         if key not in self._replies:
             raise LLMError(

@@ -1,4 +1,4 @@
-"""Reads from headers or an error body how long a server asks to wait."""
+"""Reads how long a server asks to wait, from headers or an error body."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _FIELD = re.compile(
     r"[\"'](retry_?after(?:_ms|_seconds)?|retry_?delay|estimated_time)[\"']\s*:\s*[\"']?([\d.]+)\s*(ms|s)?",
     re.IGNORECASE,
 )
-_EPOCH = 1e9  # a number beyond is no duration but a date, in seconds since 1970
+_EPOCH = 1e9  # larger numbers are dates, in seconds since 1970
 _LIMITS = ("requests", "tokens", "input-tokens", "output-tokens")
 
 
 def wait_asked_for(headers: Mapping[str, str], body: str = "") -> float | None:
-    """Return the seconds a server asks to wait; None where it does not say, or what it says makes no sense.
+    """Return the seconds a server asks to wait; None if it states nothing that can be read.
 
-    Headers are `Retry-After`, `retry-after-ms`, and those that say when a rate limit is reset: OpenAI's and
-    Anthropic's, by what is limited, and `RateLimit-Reset` with its variants. Bodies say it in words ("try again in
-    1m30s") or in fields (Gemini's `retryDelay`, Hugging Face's `estimated_time`).
+    Reads the headers `Retry-After`, `retry-after-ms`, and those with the reset time of a rate limit: OpenAI's and
+    Anthropic's headers per limit, and `RateLimit-Reset` with its variants. In bodies, reads sentences ("try again in
+    1m30s") and fields (Gemini's `retryDelay`, Hugging Face's `estimated_time`).
 
     Args:
-        headers: The response's headers; their names are compared in lower case.
+        headers: The response's headers; names are matched case-insensitively.
         body: The response's body.
     """
     found = {name.lower(): str(value) for name, value in headers.items()}
@@ -47,7 +47,7 @@ def wait_asked_for(headers: Mapping[str, str], body: str = "") -> float | None:
 
 
 def _until_reset(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds until the limit that is used up is reset; of limits that do not say so, the last to be."""
+    """Return the seconds until the exhausted limit resets. If none is marked as exhausted, use the latest reset."""
     used_up, resets = [], []
     for prefix in ("x-ratelimit-", "anthropic-ratelimit-", "ratelimit-"):
         for limit in _LIMITS:
@@ -78,7 +78,7 @@ def _in_words(body: str) -> float | None:
 
 
 def _seconds(text: str) -> float | None:
-    """Return the seconds that a header means: a number, a duration such as `6m0s`, or a date."""
+    """Return a header's value in seconds from now: a number, a duration such as `6m0s`, or a date."""
     number = _number(text)
     if number is not None:
         return max(0.0, number / (1000 if number > 1000 * _EPOCH else 1) - time.time()) if number > _EPOCH else number

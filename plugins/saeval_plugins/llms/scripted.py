@@ -1,4 +1,4 @@
-"""Answers by rules in the spec, to try out tasks; results are marked synthetic."""
+"""Answers by rules in the spec, for trying out tasks; results are marked `synthetic`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from saeval.plugin import LLM, Documented, LLMError, Reply, Request, Usage
 
 
 class ReplyRule(Documented):
-    """What to answer to prompts that match."""
+    """The reply to prompts that match a pattern."""
 
     match: re.Pattern[str]
-    """Regular expression looked for in the last turn."""
+    """Regular expression to search for in the last turn."""
     reply: str
     """The answer."""
 
 
 class Scripted(LLM):
-    """Answers the first rule that matches, else `reply`."""
+    """Answers with the first rule that matches, otherwise with `reply`."""
 
     name = "scripted"
     synthetic = True
@@ -25,12 +25,12 @@ class Scripted(LLM):
     in_process = True
 
     rules: list[ReplyRule] = []
-    """Tried in order."""
+    """Rules, tried in order."""
     reply: str | None = None
-    """Answer when no rule matches; without it, such a call fails."""
+    """Answer if no rule matches; if unset, the call fails."""
 
     async def complete(self, request: Request) -> Reply:
-        """Answer by the rules."""
+        """Answer according to the rules."""
         prompt = request.messages[-1].content
         for rule in self.rules:
             if rule.match.search(prompt):

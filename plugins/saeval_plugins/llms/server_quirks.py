@@ -1,4 +1,4 @@
-"""Adapts requests to servers that differ from OpenAI's, as their errors show: no system turn, streaming only, …"""
+"""Adapts requests to servers that deviate from OpenAI's API (no system turn, streaming only, …), as errors reveal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OF_SCHEMAS = {
     _OBJECTS: r"schema.{0,120}\btype\b.{0,20}\bobject|(?:root|top.?level).{0,60}\bobject",
     _FREE: r"response_format|json_?schema|structured.?output|guided|grammar",
 }
-"""The same where the request had a schema; the first that fits counts."""
+"""Error texts for requests with a schema; the first that matches counts."""
 
 _IN_OBJECT = re.compile(r'\{\s*"answer"\s*:\s*(.*?)\s*\}\s*\Z', re.DOTALL)
 
@@ -43,16 +43,16 @@ class ServerQuirks:
 
     @classmethod
     def of_objects(cls) -> ServerQuirks:
-        """Return those of a server of which it is known that its schemas are of objects, such as OpenAI's."""
+        """Return the quirks of a server whose schemas must describe an object, such as OpenAI's."""
         return cls(frozenset({_OBJECTS}))
 
     @property
     def follows_schemas(self) -> bool:
-        """Whether the server has refused no schema so far."""
+        """Whether the server follows schemas: true until it refuses one."""
         return _FREE not in self.found
 
     def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a chat request as the server takes it."""
+        """Return a chat request in the form that the server accepts."""
         made = dict(body)
         if "no system turn" in self.found:
             made["messages"] = _without_system(body["messages"])
@@ -67,11 +67,11 @@ class ServerQuirks:
         return made
 
     def learn(self, error: str, used: frozenset[str], *, schema: bool = False) -> bool:
-        """Learn from an error; return whether the request is worth sending again in another way.
+        """Learn a deviation from an error; return whether the request should be adapted and sent again.
 
         Args:
-            error: What the server said.
-            used: What was known when the request was sent.
+            error: The server's error message.
+            used: Deviations known when the request was sent.
             schema: Whether the request had a schema.
         """
         wanted = {way for way, sign in _SIGNS.items() if re.search(sign, error, re.IGNORECASE)}
@@ -79,19 +79,19 @@ class ServerQuirks:
             fitting = (way for way, sign in _OF_SCHEMAS.items() if re.search(sign, error, re.IGNORECASE))
             wanted = set(islice((way for way in fitting if way not in used), 1))
         for way in sorted(wanted - self.found):
-            log.info("the server's way is from now on: %s (it said: %s)", way, error)
+            log.info("requests are adapted to the server from now on: %s (server error: %s)", way, error)
         self.found |= wanted
         return bool(wanted - used)
 
 
 def unwrapped(reply: Reply) -> Reply:
-    """Return a reply without the object around its answer, which servers need that only take schemas of objects."""
+    """Return a reply without the enclosing object, which is added for servers that require object schemas."""
     found = _IN_OBJECT.search(reply.text)
     return reply if found is None else replace(reply, text=reply.text[: found.start()] + found[1])
 
 
 def _in_object(response_format: dict[str, Any]) -> dict[str, Any]:
-    """Return a format whose schema is of an object that holds the answer."""
+    """Return a response format whose schema is an object that contains the answer."""
     inside = response_format["json_schema"]
     schema = {
         "type": "object",

@@ -10,17 +10,17 @@ from saeval.plugin import LLMError
 
 
 def body_from_stream(model: str, stream: bytes) -> dict[str, Any]:
-    """Return the body that a stream of server-sent events amounts to.
+    """Join a stream of server-sent events into one response body.
 
-    A stream that breaks off has no finish reason, so its answer is not whole.
+    An interrupted stream has no finish reason, so its answer counts as incomplete.
 
     Raises:
-        LLMError: If it is no such stream; retryable.
+        LLMError: If it is not a valid stream of events; retryable.
     """
     try:
         return _merged(_events(stream.decode(errors="replace")))
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise LLMError(f"{model}: the response is no stream of whole JSON events", retryable=True) from None
+        raise LLMError(f"{model}: the response is not a valid stream of JSON events", retryable=True) from None
 
 
 def _events(text: str) -> Iterator[Mapping[str, Any]]:
@@ -53,7 +53,7 @@ def _merged(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: object) -> str:
-    """Return a piece of text, which may come as a list of parts."""
+    """Return a piece of text, which may be a string or a list of parts."""
     if isinstance(value, list):
         return "".join(_plain(part.get("text")) for part in value if isinstance(part, Mapping))
     return value if isinstance(value, str) else ""

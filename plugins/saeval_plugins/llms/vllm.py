@@ -1,4 +1,4 @@
-"""Runs a model with vLLM in this process: requests that are waiting go through it together."""
+"""Runs a model with vLLM in this process, in batches of waiting requests."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from saeval.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WAIT = 0.02  # seconds in which requests gather before the first of them is answered
-_MOST = 1024  # requests that go through the model together
-_ALTERNATIVES = 20  # that vLLM gives per token unless it is told otherwise
+_WAIT = 0.02  # seconds to collect requests before a batch is sent
+_MOST = 1024  # maximum requests per batch
+_ALTERNATIVES = 20  # vLLM's default maximum of alternatives per token
 
 
 class _Waiting(NamedTuple):
-    """A request, and where its answer goes."""
+    """A queued request and the future of its answer."""
 
     prompt: Any
     options: dict[str, Any]
-    goes_on: bool
+    continues: bool
     answer: asyncio.Future[Any]
 
 
 class VLLM(LLM):
-    """Runs a causal language model of the hub or a folder with vLLM, which needs a GPU: `pip install 'saeval[vllm]'`.
+    """Runs a causal language model from the hub or a folder with vLLM, which needs a GPU: `pip install 'saeval[vllm]'`.
 
-    Requests that wait at the same time are answered together, with prefix caching. Prompts are sent through the
-    tokenizer's chat template. Continuations and gaps are scored by vLLM's log-probabilities of the prompt: BOS, prefix,
-    prompt and continuation are tokenized apart and joined. Which requests meet in a batch changes the last digits of
-    log-probabilities, as with any server that batches.
+    Waiting requests are answered in batches, with prefix caching. Prompts use the tokenizer's chat template.
+    Continuations and gaps are scored with vLLM's prompt log-probabilities: BOS, prefix, prompt and continuation are
+    tokenized separately and joined. The composition of a batch changes the last digits of log-probabilities, as with
+    any server that batches.
     """
 
     name = "vllm"
@@ -60,48 +60,48 @@ class VLLM(LLM):
     model: str
     """Hub id or model folder."""
     revision: str | None = None
-    """Revision of the hub id."""
+    """Revision on the hub."""
     dtype: str = "auto"
-    """Precision, as vLLM names it."""
+    """Precision, in vLLM's notation."""
     max_model_len: int | None = Field(default=None, gt=0)
-    """Tokens of prompt and answer together; default: as many as the model takes."""
+    """Maximum tokens of prompt and answer together; default: the model's context length."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """Share of the GPU's memory that vLLM takes."""
+    """Share of the GPU's memory that vLLM uses."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs that share the model."""
+    """Number of GPUs for tensor parallelism."""
     engine: dict[str, Any] = {}
     """Further arguments of `vllm.LLM`, such as `{quantization: awq}`."""
 
     @property
     def batches(self) -> bool:
-        """Requests gather, so their number is not bounded."""
+        """True: vLLM batches requests, so the number in flight is not limited."""
         return True
 
     @property
     def can_score(self) -> bool:
-        """vLLM gives log-probabilities of the prompt."""
+        """True: vLLM returns log-probabilities of the prompt."""
         return True
 
     @property
     def follows_schemas(self) -> bool:
-        """vLLM generates only what fits a schema."""
+        """True: vLLM constrains generation to a schema."""
         return True
 
     def check(self) -> None:
-        """Look whether vLLM is installed."""
+        """Check that vLLM is installed."""
         if importlib.util.find_spec("vllm") is None:
             raise InputError(
-                "vllm is not installed; `pip install 'saeval[vllm]'` on a machine with a GPU, or serve the model with "
-                "`vllm serve` and name it openai_compatible/…"
+                "vllm is not installed; run `pip install 'saeval[vllm]'` on a machine with a GPU, or start "
+                "`vllm serve` and set model: openai_compatible/…"
             )
 
     def fingerprint(self) -> JsonValue:
-        """Return what answers depend on: not how much of which GPU is used."""
+        """Return what answers depend on: all options except memory share and number of GPUs."""
         options = self.model_dump(mode="json", exclude={"gpu_memory_utilization", "tensor_parallel_size"})
         return [self.name, options, []]
 
     async def complete(self, request: Request) -> Reply:
-        """Generate an answer: the likeliest token each time at temperature 0, else drawn by the request's own seed."""
+        """Generate an answer: greedily at temperature 0, otherwise sampled with a seed derived from the request."""
         options: dict[str, Any] = {
             "temperature": request.temperature or 0.0,
             "max_tokens": request.max_tokens,
@@ -112,29 +112,29 @@ class VLLM(LLM):
         if request.schema is not None:
             options["schema"] = request.schema.text
         messages = [{"role": m.role, "content": m.content} for m in request.messages]
-        goes_on = request.messages[-1].role == "assistant"
-        return self._reply(await self._ask(messages, options, goes_on=goes_on))
+        continues = request.messages[-1].role == "assistant"
+        return self._reply(await self._ask(messages, options, continues=continues))
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Score continuations."""
         ends = [self._ids(text) for text in request.continuations]
         if not all(ends) or not ends:
-            raise self._error("there must be a token in each continuation")
+            raise self._error("at least one continuation is needed, and none may be empty")
         prefix = self._begin(request.prefix)
         starts = [prefix + self._ids(prompt) for prompt in request.prompts]
         if not all(starts):
-            raise self._error("an empty prompt, and the model has no BOS token to begin with")
+            raise self._error("a prompt is empty, and the model has no BOS token to predict from")
         answers = await asyncio.gather(*(self._echo(start + end, 0) for start in starts for end in ends))
         found = iter(answers)
         rows = [tuple(tuple(_chosen(next(found), len(end))) for end in ends) for _ in starts]
         return LogprobReply(tuple(rows), sum(map(_usage, answers), Usage(usd=None)))
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Weigh choices in gaps; one that is not among the 20 likeliest gets a log-probability of minus infinity."""
+        """Return log-probabilities of the choices at each gap, minus infinity for those not among the 20 likeliest."""
         choices = [self._ids(choice) for choice in request.choices]
         filler = self._ids(request.filler)
         if not filler or any(len(ids) != 1 for ids in choices):
-            raise self._error("each choice must be a single token of the model, and the filler at least one")
+            raise self._error("each choice must be a single token of the model, and the filler must not be empty")
         prefix = self._begin(request.prefix)
         texts, gaps = [], []
         for parts in request.texts:
@@ -144,7 +144,7 @@ class VLLM(LLM):
                 places.append(len(ids))
                 ids += filler
             if 0 in places:
-                raise self._error("a gap with nothing before it, and the model has no BOS token to begin with")
+                raise self._error("a text begins with a gap, and the model has no BOS token to predict it from")
             texts.append(ids)
             gaps.append(places)
         answers = await asyncio.gather(*(self._echo(ids, _ALTERNATIVES) for ids in texts))
@@ -157,7 +157,9 @@ class VLLM(LLM):
 
     def _weights(self, known: Mapping[int, Any], ids: Sequence[int], choices: Sequence[str]) -> tuple[float, ...]:
         if not any(i in known for i in ids):
-            raise self._error(f"none of {', '.join(choices)} is among the {_ALTERNATIVES} likeliest tokens")
+            raise self._error(
+                f"none of the choices {', '.join(choices)} is among the {_ALTERNATIVES} most likely tokens"
+            )
         return tuple(float(known[i].logprob) if i in known else -math.inf for i in ids)
 
     def _error(self, what: str) -> LLMError:
@@ -202,20 +204,20 @@ class VLLM(LLM):
     def _echo(self, ids: list[int], alternatives: int) -> Any:
         """Ask for the log-probabilities of a prompt, given as tokens."""
         options = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": alternatives}
-        return self._ask({"prompt_token_ids": ids}, options, goes_on=False)
+        return self._ask({"prompt_token_ids": ids}, options, continues=False)
 
-    async def _ask(self, prompt: Any, options: dict[str, Any], *, goes_on: bool) -> Any:
-        """Put a request among those that wait, and return vLLM's output for it."""
+    async def _ask(self, prompt: Any, options: dict[str, Any], *, continues: bool) -> Any:
+        """Queue a request and return vLLM's output for it."""
         loop = asyncio.get_running_loop()
         waiting, workers = self._queues.setdefault(loop, ([], []))
-        request = _Waiting(prompt, options, goes_on, loop.create_future())
+        request = _Waiting(prompt, options, continues, loop.create_future())
         waiting.append(request)
         if not workers:
             workers.append(loop.create_task(self._work(waiting, workers)))
         return await request.answer
 
     async def _work(self, waiting: list[_Waiting], workers: list[asyncio.Task[None]]) -> None:
-        """Answer requests in batches until none waits."""
+        """Answer queued requests in batches until the queue is empty."""
         try:
             while waiting:
                 await asyncio.sleep(_WAIT)
@@ -237,15 +239,15 @@ class VLLM(LLM):
             found: dict[int, Any] = {}
             for ask, chosen in (
                 (self._score, lambda request: isinstance(request.prompt, dict)),
-                (self._chat, lambda request: isinstance(request.prompt, list) and not request.goes_on),
-                (self._continue, lambda request: request.goes_on),
+                (self._chat, lambda request: isinstance(request.prompt, list) and not request.continues),
+                (self._continue, lambda request: request.continues),
             ):
                 places = [place for place, request in enumerate(batch) if chosen(request)]
                 found |= zip(places, self._together(ask, [batch[place] for place in places]), strict=True)
             return [found[place] for place in range(len(batch))]
 
     def _together(self, ask: Callable[[Sequence[_Waiting]], list[Any]], some: Sequence[_Waiting]) -> list[Any]:
-        """Answer requests at once; if that fails, one by one, since one that is too long fails all."""
+        """Answer requests in one batch; if it fails, one by one, because one oversized request fails the batch."""
         try:
             return ask(some) if some else []
         except Exception as error:  # noqa: BLE001 - vLLM raises many kinds
@@ -281,7 +283,7 @@ class VLLM(LLM):
 
 
 def _of_schema(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with a schema under the name that the installed vLLM has for it (it changed in 0.11)."""
+    """Return options with the schema under the name that the installed vLLM uses (it changed in 0.11)."""
     if "schema" not in options:
         return options
     from vllm import sampling_params

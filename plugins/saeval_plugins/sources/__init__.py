@@ -1,4 +1,4 @@
-"""Sources: where activations come from."""
+"""Built-in sources of activations."""
 
 from __future__ import annotations
 

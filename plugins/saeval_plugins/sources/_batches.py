@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The last four are what cuBLAS and cuDNN say when they find no room for their workspace.
-_SAYS_SO = (
+# The last four are errors of cuBLAS and cuDNN when they cannot allocate their workspace.
+_OUT_OF_MEMORY = (
     "out of memory",
     "not enough memory",
     "can't allocate memory",
@@ -28,12 +28,12 @@ class NotEnoughMemory(InputError):
 
 
 def in_batches(do: Callable[[int, int], None], batches: Iterable[tuple[int, int]]) -> None:
-    """Call `do(low, high)` for batches; each time memory runs out, they and all later ones are halved.
+    """Call `do(low, high)` for batches; each time memory runs out, this batch and all later ones are halved.
 
     A call that ran out of memory is repeated for its first half, so `do` must be repeatable.
 
     Raises:
-        NotEnoughMemory: If there is not enough memory for one.
+        NotEnoughMemory: If there is not enough memory for a single context.
     """
     parts = 1
     for begin, end in batches:
@@ -45,8 +45,8 @@ def in_batches(do: Callable[[int, int], None], batches: Iterable[tuple[int, int]
                 low = high
             elif high - low == 1:
                 raise NotEnoughMemory(
-                    f"there is not enough memory for a single context ({lacking}); take a shorter `context`, a smaller "
-                    "model or coder, `dtype: bfloat16`, or another `device`"
+                    f"not enough memory for a single context ({lacking}); set a shorter `context`, a smaller model or "
+                    "coder, `dtype: bfloat16`, or another `device`"
                 )
             else:
                 parts *= 2
@@ -62,17 +62,17 @@ def _memory_lacking(do: Callable[[int, int], None], low: int, high: int) -> str 
             raise
     else:
         return None
-    give_back()  # for pieces to become whole again
+    release_memory()  # so that fragments are merged
     return said
 
 
 def lack_of_memory(error: RuntimeError) -> str | None:
     """Return the message of an out-of-memory error; None for other errors."""
     said = str(error).strip().partition("\n")[0]
-    return said if any(words in said for words in _SAYS_SO) else None
+    return said if any(words in said for words in _OUT_OF_MEMORY) else None
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Release unused GPU memory."""
     import torch
 
@@ -91,16 +91,16 @@ def free_memory(device: str) -> int | None:
 
 
 def as_many_as_fit(load: Callable[[int], T], number: int, device: str, spare: int) -> list[T]:
-    """Return `load(0)`, `load(1)`, … while the device has memory, at least one.
+    """Return `load(0)`, `load(1)`, … until memory runs out; at least one.
 
     Args:
-        load: Loads one.
-        number: How many there are.
+        load: Loads the object with a number.
+        number: Number of objects.
         device: The device.
         spare: Bytes to leave free.
 
     Raises:
-        NotEnoughMemory: If there is not enough for the first one.
+        NotEnoughMemory: If there is not enough memory for the first one.
     """
     loaded: list[T] = []
     for i in range(number):
@@ -113,12 +113,12 @@ def as_many_as_fit(load: Callable[[int], T], number: int, device: str, spare: in
                 raise
             if not loaded:
                 raise NotEnoughMemory(
-                    f"there is not enough memory for a coder beside the model ({said}); take a smaller model or coder, "
-                    "`dtype: bfloat16`, or another `device`"
+                    f"not enough memory for model and coder ({said}); set a smaller model or coder, `dtype: bfloat16`, "
+                    "or another `device`"
                 ) from None
             break
         left = free_memory(device)
         if before is not None and left is not None and left - spare < before - left:
             break  # the next one may be as large
-    give_back()
+    release_memory()
     return loaded

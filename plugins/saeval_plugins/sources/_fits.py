@@ -1,4 +1,4 @@
-"""Keeps what baselines copy of the coders beside them, so that the model measures it once."""
+"""Caches measurements of coders that baselines copy (such as L0), so that they are made once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.floating]]
 
-_VERSION = 1  # to raise where something is measured differently
+_VERSION = 1  # increase it when measurements change
 
 
-def kept(source: ActivationSource, measure: Callable[[], Arrays]) -> Arrays:
-    """Return arrays from the cache, or measure and keep them.
+def cached_fit(source: ActivationSource, measure: Callable[[], Arrays]) -> Arrays:
+    """Return arrays from the cache, or measure and cache them.
 
     Args:
-        source: The source that reads the coder; all that they depend on is in its fingerprint.
-        measure: Measures them.
+        source: The source that reads the coder; its fingerprint covers everything that the arrays depend on.
+        measure: Computes the arrays.
     """
     import numpy as np
 

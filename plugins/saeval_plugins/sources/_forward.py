@@ -1,4 +1,4 @@
-"""Runs a model over contexts of a corpus, those of like length together, and returns activations in its order."""
+"""Runs a model over contexts in batches of similar length, and returns activations in the order of the corpus."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _BATCHES = 4  # per group, within which contexts are sorted by length
 
 
 def batch_tokens(free: int | None) -> int:
-    """Return how many tokens a batch has: on a GPU a power of two of at least a free MiB each, from 2,048 to 32,768.
+    """Return the tokens per batch: on a GPU, a power of two from 2,048 to 32,768 that leaves a free MiB per token.
 
     Args:
-        free: Bytes of GPU memory that are free; None elsewhere.
+        free: Free bytes of GPU memory; None for other devices.
     """
     fitting = 0 if free is None else 1 << max(0, (free >> 20).bit_length() - 1)
     return min(max(_FEWEST, fitting), _MOST)
 
 
 def groups(lengths: NDArray[np.integer], tokens: int) -> list[tuple[int, int]]:
-    """Divide contexts, in their order, into groups whose batches are then of like length.
+    """Divide contexts, in order, into groups; within a group, contexts are batched by length.
 
     Args:
         lengths: Tokens of each context.
@@ -41,7 +41,7 @@ def groups(lengths: NDArray[np.integer], tokens: int) -> list[tuple[int, int]]:
 
 
 def _evenly(lengths: NDArray[np.integer], parts: int) -> list[tuple[int, int]]:
-    """Divide contexts, in their order, into parts of about as many tokens, none of them empty."""
+    """Divide contexts, in order, into non-empty parts with about the same number of tokens."""
     import numpy as np
 
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -50,12 +50,12 @@ def _evenly(lengths: NDArray[np.integer], parts: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def alike(lengths: NDArray[np.integer], most: int) -> list[NDArray[np.int64]]:
-    """Divide contexts into batches of like length.
+def batches_by_length(lengths: NDArray[np.integer], most: int) -> list[NDArray[np.int64]]:
+    """Divide contexts into batches of similar length.
 
     Args:
         lengths: Tokens of each context.
-        most: Tokens per batch, padding included, unless a single context has more.
+        most: Maximum tokens per batch, including padding, unless a single context has more.
     """
     import numpy as np
 
@@ -70,7 +70,7 @@ def alike(lengths: NDArray[np.integer], most: int) -> list[NDArray[np.int64]]:
 def captured(
     live: LiveModel, data: TokenDataset, chosen: NDArray[np.int64], points: Sequence[HookPoint]
 ) -> dict[HookPoint, Tensor]:
-    """Return activations of contexts, padded to the longest of them.  [contexts, tokens, width] each"""
+    """Return activations of contexts per hookpoint, padded to the longest context.  [contexts, tokens, width] each"""
     import numpy as np
     import torch
 
@@ -90,12 +90,12 @@ def text_of(activations: Tensor, mask: NDArray[np.bool_]) -> Tensor:
 
 
 class Text(NamedTuple):
-    """Activations of the text of some contexts, in its order.
+    """Activations of the text tokens of some contexts, in order.
 
     Attributes:
-        parts: Contexts to encode together: from one to another.
-        activations: Those of all parts, by place.  [text, width] each
-        computed: Tokens that went through the model for them, padding included.
+        parts: Ranges of contexts to encode together.
+        activations: Activations of all parts, by hookpoint.  [text, width] each
+        computed: Tokens that went through the model, including padding.
     """
 
     parts: list[tuple[int, int]]
@@ -106,25 +106,25 @@ class Text(NamedTuple):
 def text_by_length(
     live: LiveModel, data: TokenDataset, low: int, high: int, points: Sequence[HookPoint], tokens: int
 ) -> Text:
-    """Run the model over contexts low to high in batches of like length.
+    """Run the model over contexts low to high in batches of similar length.
 
     Args:
         live: The model.
         data: The corpus.
         low: The first context.
         high: The context after the last one.
-        points: Where to read.
-        tokens: Tokens per batch; fewer where the contexts are fewer than those of a group.
+        points: The hookpoints.
+        tokens: Maximum tokens per batch; smaller groups of contexts use smaller batches.
     """
     import numpy as np
     import torch
 
     mask, lengths, computed = data.mask[low:high], data.lengths[low:high], 0
     tokens = min(tokens, -(-int(lengths.sum()) // _BATCHES))
-    row = np.cumsum(mask).reshape(mask.shape) - 1  # of each token among those of the text
+    row = np.cumsum(mask).reshape(mask.shape) - 1  # index of each token among the text tokens
     found: dict[HookPoint, Tensor] = {}
     with torch.inference_mode():
-        for batch in alike(lengths, tokens):
+        for batch in batches_by_length(lengths, tokens):
             caught = captured(live, data, low + batch, points)
             for point, activations in caught.items():
                 n_tokens = activations.shape[1]

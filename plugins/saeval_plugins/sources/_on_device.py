@@ -1,4 +1,4 @@
-"""Sorts nonzero activations by latent on the device that found them, and writes them in a thread."""
+"""Sorts nonzero activations by latent on the device that computed them, and writes them in a thread."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Block(NamedTuple):
     """Nonzero activations of some contexts, sorted by latent, then position.
 
     Attributes:
-        finite: Whether all activations were.
-        bounds: Where each latent's pairs begin, and the last one's end.  [n_latents + 1]
+        finite: Whether all activations are finite.
+        bounds: Index of each latent's first pair, and the end of the last latent's pairs.  [n_latents + 1]
         pairs: Positions and values.  [nonzero]
-        sums: What was added up.  [sums] float64
+        sums: Totals over the contexts.  [sums] float64
     """
 
     finite: bool
@@ -31,10 +31,10 @@ class Block(NamedTuple):
 
 
 class Copy:
-    """A block on its way to the host.
+    """An asynchronous copy of a block to the host.
 
     Args:
-        words: All of it, on the device: bounds, whether it is finite, sums, pairs.  [words] int32
+        words: The block on the device: bounds, whether it is finite, sums, pairs.  [words] int32
         bounds: Number of bounds.
         sums: Number of sums.
         kind: Type of a pair.
@@ -51,7 +51,7 @@ class Copy:
             self._copied.record(torch.cuda.current_stream(words.device))
 
     def block(self) -> Block:
-        """Wait for the copy, and return what it holds."""
+        """Wait for the copy to finish and return the block."""
         import numpy as np
 
         if self._copied is not None:
@@ -65,11 +65,11 @@ class Copy:
 
 
 class Nonzeros:
-    """Nonzero activations that stay on their device until they are sorted there, without waiting for it.
+    """Holds nonzero activations on their device and sorts them there, without synchronizing.
 
     Args:
         n_latents: Width of the dictionary.
-        places: Positions that those of a block span, at most.
+        places: Maximum number of positions that a block spans.
         kind: Type of a pair of position and value, as `ActivationWriter.pair_type`.
     """
 
@@ -78,7 +78,7 @@ class Nonzeros:
         self.begin(0)
 
     def begin(self, position: int) -> None:
-        """Forget what is held, and begin a block at a position."""
+        """Discard what is held, and begin a new block at a position."""
         self._first = position
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -86,24 +86,24 @@ class Nonzeros:
         self.held = 0
 
     def add(self, position: Tensor, latent: Tensor, value: Tensor, sums: Tensor | None = None) -> None:
-        """Take activations in any order, dropping those without a position (-1) or not above 0.
+        """Add activations in any order; those without a position (-1) or not above 0 are dropped.
 
         Args:
-            position: Where each is.  [nonzero] int64
+            position: Position of each.  [nonzero] int64
             latent: Latent of each.  [nonzero] int64
             value: Activation.  [nonzero] float32
-            sums: What is added up.  [sums] float64
+            sums: Numbers to add to the block's totals.  [sums] float64
         """
         counts = (position >= 0) & (value > 0)
         key = latent * self._places + (position - self._first)
-        self._keys.append(key.where(counts, self._n_latents * self._places))  # behind all others
+        self._keys.append(key.where(counts, self._n_latents * self._places))  # sorted after all others
         self._values.append(value)
         if sums is not None:
             self._sums = sums if self._sums is None else self._sums + sums
         self.held += len(value)
 
     def sorted(self, device: str) -> Copy:
-        """Sort by latent, then position, by one key, and copy to the host at once."""
+        """Sort by latent, then position, and start one copy to the host."""
         import torch
 
         words = torch.int32
@@ -113,7 +113,7 @@ class Nonzeros:
         begins = torch.arange(self._n_latents + 1, device=device) * self._places
         finite = values.isfinite().all().to(torch.int64)[None]
         position = keys % self._places + self._first
-        # Two words each, the low one first; as many of them as positions take in the store.
+        # A position is two words, the low one first; the store may need only the low one.
         halves = position.view(words).view(-1, 2)[:, : self._kind["position"].itemsize // 4]
         pairs = torch.cat([halves, values.view(words)[:, None]], dim=1)
         sums = none.double() if self._sums is None else self._sums
@@ -122,10 +122,10 @@ class Nonzeros:
         return Copy(whole, len(begins), len(sums), self._kind)
 
 
-class Behind:
-    """Does calls in their order in a thread, while a few wait; what a call raises is raised here, by the next one.
+class WriterThread:
+    """Runs calls in order in a thread, with a short queue. An exception in a call is raised by a later `call` or exit.
 
-    As a context, it waits for all calls at its end. If that is an exception's, it drops those that have not begun.
+    As a context manager, it waits for all calls on exit. If the block raised, queued calls are dropped.
     """
 
     _WAITING = 2
@@ -136,13 +136,13 @@ class Behind:
         self._failed = False
 
     def call(self, do: Callable[..., object], *arguments: Any) -> None:
-        """Have it done, as soon as there is room for it."""
+        """Queue a call, and wait while the queue is full."""
         self._calls.append(self._thread.submit(self._done, do, arguments))
         self._wait(self._WAITING)
 
     def _done(self, do: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         if self._failed:
-            return  # what follows a gap may not be written
+            return  # nothing may be written after a gap
         try:
             do(*arguments)
         except BaseException:
@@ -153,7 +153,7 @@ class Behind:
         while len(self._calls) > most:
             self._calls.popleft().result()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> WriterThread:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -165,7 +165,7 @@ class Behind:
 
 
 def to_device(tensor: Tensor, device: Any) -> Tensor:
-    """Copy a tensor from the host without waiting for what the device still does."""
+    """Copy a tensor from the host without synchronizing with the device."""
     import torch
 
     if torch.device(device).type != "cuda":

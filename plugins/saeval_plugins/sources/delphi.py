@@ -30,7 +30,7 @@ class _Shard(NamedTuple):
 class DelphiSource(ActivationSource):
     """Reads the folder in which Delphi cached one hookpoint's latents (`results/NAME/latents/HOOKPOINT`).
 
-    Delphi's threshold stays: it omits magnitudes of 1e-5 and less, and rounds to half precision.
+    Delphi omits magnitudes of 1e-5 or less and rounds to half precision; saeval cannot undo this.
     As in other sources, negative activations and those on BOS and other special tokens are dropped. Delphi does not
     record document boundaries, so every context counts as a document: two contexts of one text may appear on both sides
     of the split.
@@ -64,13 +64,14 @@ class DelphiSource(ActivationSource):
             InputError: If there are none, or one is missing.
         """
         if not self.path.is_dir():
-            what = "is a file; give the folder of its hookpoint" if self.path.exists() else "no such folder"
+            what = "is a file; set `path` to its folder" if self.path.exists() else "no such folder"
             raise InputError(f"Delphi's latents {self.path}: {what}")
         found = [(file, match) for file in self.path.iterdir() if (match := _SHARD.fullmatch(file.name))]
         shards = sorted((_Shard(f, int(m[1]), int(m[2])) for f, m in found), key=lambda s: s.first)
         if not shards:
             raise InputError(
-                f"Delphi's latents {self.path}: no <first>_<last>.safetensors there; give the folder of one hookpoint"
+                f"Delphi's latents {self.path}: no <first>_<last>.safetensors there; set `path` to the folder of one "
+                "hookpoint"
             )
         expected = 0
         for shard in shards:
@@ -98,7 +99,7 @@ class DelphiSource(ActivationSource):
             types = {name: tensors.get_slice(name).get_dtype() for name in shapes}
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{shard.file}: is not a complete safetensors file ({error!s:.80}); copy or make it again"
+                f"{shard.file}: is not a complete safetensors file ({error!s:.80}); copy or create it again"
             ) from None
         locations, activations = shapes.get("locations"), shapes.get("activations")
         if locations is None or activations is None or locations[1:] != [3] or activations != locations[:1]:
@@ -113,7 +114,7 @@ class DelphiSource(ActivationSource):
         return tensors
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Read the shards side by side, some contexts at a time."""
+        """Read all shards in parallel, in blocks of contexts, and write their activations."""
         import numpy as np
 
         shards = self._shards()
@@ -146,14 +147,14 @@ class DelphiSource(ActivationSource):
             "subject": model if isinstance(model, str) else "",
             "architecture": "unknown",
             "made_by": "Delphi",
-            "caveat": "Delphi does not record where documents begin: contexts of one text may both explain and score.",
+            "caveat": "Delphi records no document boundaries: contexts of one text may be on both sides of the split.",
         }
 
     def _tokens(self, shards: list[_Shard], opened: list[Any]) -> TokenDataset:
-        """Return the corpus, of which every shard has a copy.
+        """Return the corpus, which every shard contains.
 
         Raises:
-            InputError: If no shard has one, copies differ in shape, or the tokenizer does not match.
+            InputError: If no shard contains tokens, their shapes differ, or the tokenizer does not match.
         """
         import numpy as np
 
@@ -171,7 +172,7 @@ class DelphiSource(ActivationSource):
         if int(used[-1]) >= len(tokenizer):
             raise InputError(
                 f"tokenizer {self.tokenizer}: has {len(tokenizer)} tokens, but token {int(used[-1])} occurs; "
-                "give the subject model's"
+                "set `tokenizer` to the subject model's"
             )
         special = [i for i in tokenizer.all_special_ids if i is not None]
         mask = ~np.isin(tokens, special)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class FrozenSource(ActivationSource):
-    """Reads the windows of a frozen run; each is a context in which only the recorded latents are known.
+    """Reads the windows of a frozen run; each is a context in which only the recorded latents' activations are known.
 
-    With the sampler, explainer, scorers and model called `frozen`, it repeats a run without its model, its coder,
-    its corpus and its language models. Coder baselines read the recorded cell of the same name.
+    Together with the sampler, explainer, scorers and language model named `frozen`, it repeats a run without its model,
+    coder, corpus and language models. Coder baselines read the recorded cell of the same name.
     """
 
     name = "frozen"

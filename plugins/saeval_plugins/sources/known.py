@@ -1,4 +1,4 @@
-"""Generates text in which fifty latents of exactly known meaning fire rarely."""
+"""Generates text in which fifty latents with exactly known meaning fire rarely."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ if TYPE_CHECKING:
 
     from saeval.plugin import ActivationWriter, Need
 
-_WINDOW, _PER_CONTEXT, _CONTEXTS = 32, 4, 2  # tokens of a window, windows of a context, contexts of a document
+_WINDOW, _PER_CONTEXT, _CONTEXTS = 32, 4, 2  # tokens per window, windows per context, contexts per document
 
 
 class Known(ActivationSource):
-    """Fifty latents, each firing rarely and on two words, so that explanations of any breadth can be distinguished.
+    """Plants fifty latents that fire rarely, each on two words, to test whether scorers detect wrong explanations.
 
-    The words are names of animals, tools, fruits, musical instruments and clothes, ten latents of each. Where a latent
-    fires, a word that belongs to it alone is nearby, and often a word of the next latent of its kind. The
-    explainers `known`, `twice_too_broad`, … explain these latents, and the model `oracle/judge` judges them without
-    error. They fire on these words in any other text as well. Results are marked as synthetic.
+    The words are names of animals, tools, fruits, musical instruments and clothes, ten latents per category. Each
+    window in which a latent fires also contains a companion word that occurs with this latent only, and often a word of
+    the next latent in its category. The explainers `known`, `twice_too_broad`, … explain these latents, and the model
+    `oracle/judge` judges them without error. The latents can also be evaluated on any other text. Results are marked as
+    synthetic.
     """
 
     name = "known"
     synthetic = True
 
     documents: int = Field(default=750, ge=2)
-    """Documents of eight windows of 32 words."""
+    """Number of documents, of eight windows of 32 words each."""
     rate: float = Field(default=0.005, gt=0, le=0.05)
     """Share of windows that contain a latent's words."""
     together: float = Field(default=0.3, ge=0, le=1)
     """Share of these windows that also contain a word of the next latent."""
     seed: int = 0
-    """Another seed makes other text."""
+    """Seed of the generated text."""
 
     def offers(self) -> frozenset[Need]:
-        """Read any text."""
+        """Return what this source offers: activations on any text."""
         return frozenset({"text"})
 
     def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
-        """Find a latent's words in any text, with strengths 1 to 4."""
+        """Return a latent's activations on any text: 1 to 4 on its words."""
         import numpy as np
 
         if not 0 <= latent < N_LATENTS:
@@ -56,7 +57,7 @@ class Known(ActivationSource):
         return [(words, np.where(fires, strength, 0).astype(np.float32))]
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Write the text and where each latent fires, with strengths 1 to 4."""
+        """Write the text and each latent's activations, with strengths 1 to 4."""
         import numpy as np
 
         dataset, latents = self._text()
@@ -69,7 +70,7 @@ class Known(ActivationSource):
             writer.advance(row + 1)
 
     def _text(self) -> tuple[TokenDataset, NDArray[np.int64]]:
-        """Return the documents, and the latent that fires on each token or -1.  [contexts, length]"""
+        """Return the documents, and the latent that fires on each token (-1 if none).  [contexts, length]"""
         import numpy as np
 
         rng = derive_rng(self.seed, "known", self.documents, self.rate, self.together)

@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _CAVEAT = (
-    "the texts are excerpts that Neuronpedia chose for each latent, most of them its strongest; firings, density, L0 "
-    "and the share of live latents describe the excerpts and not the corpus, and silent windows come from a latent's "
-    "own excerpts only."
+    "the texts are excerpts that Neuronpedia chose for each latent, mostly those with its strongest activations; "
+    "firings, density, L0 and the share of live latents describe the excerpts, not the corpus, and silent windows come "
+    "from a latent's own excerpts only."
 )
 
 
 class Neuronpedia(ActivationSource):
     """Reads `activations/batch-*.jsonl.gz` of Neuronpedia's exports.
 
-    Each exported text is its own context and document; a text exported for several latents is one context. An export
-    states only how strongly *that* latent fires on each token. Other latents count as unknown there, not as silent: a
+    Each exported text is one context and one document, even if it was exported for several latents. An export states
+    only how strongly *its own* latent fires on each token. Other latents count as unknown there, not as silent: a
     latent's silent windows come from the silent parts of its own texts, and a latent without enough of them is dropped.
-    Texts are excerpts, mostly a latent's strongest, so its density over a corpus is unknown; results carry a warning.
-    Excerpts that overlap without being equal are not recognised and may appear on both sides of the split.
+    Texts are excerpts, mostly with a latent's strongest activations, so its density over a corpus is unknown; results
+    carry a warning. Excerpts that overlap without being equal are not recognised and may appear on both sides of the
+    split.
 
     As in other sources, negative values and values on special tokens are dropped; so are special tokens before the
     text.
@@ -41,7 +42,7 @@ class Neuronpedia(ActivationSource):
     path: SpecPath
     """A `.jsonl` or `.jsonl.gz` file, or a folder of them."""
     source: str | None = None
-    """Neuronpedia's name of the hookpoint, such as `9-res-jb`; required if the files have several."""
+    """Neuronpedia's name of the hookpoint, such as `9-res-jb`; required if the files contain several."""
     n_latents: int | None = Field(default=None, ge=1)
     """Width of the dictionary; default: one more than the largest latent number."""
     special: tuple[str, ...] = (
@@ -69,7 +70,7 @@ class Neuronpedia(ActivationSource):
         raise InputError(f"Neuronpedia's activations {self.path}: no .jsonl or .jsonl.gz file there")
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Read all texts, number the tokens, and write what fires on each."""
+        """Read all texts, number their tokens, and write the activations."""
         import numpy as np
 
         model, place, texts = self._texts()
@@ -115,7 +116,7 @@ class Neuronpedia(ActivationSource):
         """Return the model, the hookpoint, and the values by text and latent.
 
         Raises:
-            InputError: If a file is damaged or malformed, or has several hookpoints of which none was chosen.
+            InputError: If a file is damaged or malformed, or has several hookpoints and `source` does not choose one.
         """
         texts: dict[tuple[str, ...], dict[int, list[float]]] = {}
         places: dict[tuple[str, str], None] = {}
@@ -126,13 +127,13 @@ class Neuronpedia(ActivationSource):
             places[model, place] = None
             if len(places) > 1:
                 names = ", ".join(f"{m} {p}" for m, p in places)
-                raise InputError(f"{where}: the files have more than one hookpoint ({names:.200}); give `source`")
+                raise InputError(f"{where}: the files have several hookpoints ({names:.200}); set `source` to one")
             latent, tokens, values = _checked(where, row)
             first = next((i for i, token in enumerate(tokens) if token not in self.special), len(tokens))
             if first < len(tokens):
                 known = texts.setdefault(tuple(tokens[first:]), {})
                 if known.setdefault(latent, values[first:]) != values[first:]:
-                    raise InputError(f"{where}: gives latent {latent} other values on a text than an earlier row")
+                    raise InputError(f"{where}: values of latent {latent} contradict an earlier row with the same text")
         if not texts:
             raise InputError(
                 f"Neuronpedia's activations {self.path}: has no texts" + (f" of {self.source}" if self.source else "")

@@ -1,4 +1,4 @@
-"""Reads a finished activation store made elsewhere."""
+"""Reads a finished activation store from another machine or run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Recorded(ActivationSource):
-    """Reads a store made elsewhere, without needing the model, the coder or the corpus.
+    """Reads a finished activation store, without the model, the coder or the corpus.
 
-    Stores lie in `cache/stores/`; `saeval push` and `saeval pull` transfer them. The checksum of every file is
-    verified. A store of synthetic activations stays marked as such.
+    Stores are in `cache/stores/`; `saeval push` and `saeval pull` transfer them. The checksum of every file is
+    verified. Results from a store of synthetic activations are marked as synthetic.
     """
 
     name = "recorded"
@@ -31,10 +31,10 @@ class Recorded(ActivationSource):
         try:
             return bool(json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["facts"].get("synthetic"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False  # `check` says what is wrong with it
+            return False  # `check` reports what is wrong
 
     def check(self) -> None:
-        """Open the store, and check the size of every file."""
+        """Open the store and check the size of every file."""
         ActivationStore.open(self.path)
 
     def fingerprint(self) -> JsonValue:
@@ -43,5 +43,5 @@ class Recorded(ActivationSource):
         return [self.name, file_sha256(manifest) if manifest.is_file() else None]
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Verify and return the store."""
+        """Verify the store and use it as this source's store."""
         writer.adopt(ActivationStore.open(self.path, verify=True))

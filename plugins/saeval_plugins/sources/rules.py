@@ -1,4 +1,4 @@
-"""Plants latents of known meaning on real text: each fires on the words that a pattern matches."""
+"""Plants latents with known meaning on real text: each fires on the words that a pattern matches."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Rules(ActivationSource):
     corpus: Corpus
     """The text."""
     seed: int = 0
-    """Another seed gives other strengths."""
+    """Seed of the activation strengths."""
 
     def check(self) -> None:
-        """Read the rules, and check that the corpus exists."""
+        """Check that the rules are valid and the corpus exists."""
         self._rules()
         self.corpus.check()
 
@@ -106,7 +106,7 @@ class Rules(ActivationSource):
         return [re.compile(r.pattern.pattern, re.IGNORECASE if r.ignore_case else 0) for r in self._rules()]
 
     def offers(self) -> frozenset[Need]:
-        """Read any text."""
+        """Return what this source offers: activations on any text."""
         return frozenset({"text"})
 
     def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
@@ -117,7 +117,7 @@ class Rules(ActivationSource):
             raise InputError(f"no latent {latent} among {len(self._patterns)} rules")
         spans = [match.span() for match in TOKEN.finditer(text)]
         values = np.zeros(len(spans), dtype=np.float32)
-        fires = list(_touched(self._patterns[latent], text, spans))
+        fires = list(_matched_words(self._patterns[latent], text, spans))
         values[fires] = derive_rng(self.seed, "rules", text, latent).uniform(1, 4, size=len(fires))
         words = tuple(text[begin:end] for begin, end in spans)
         size = self.corpus.length
@@ -138,7 +138,7 @@ class Rules(ActivationSource):
             spans = [match.span() for match in TOKEN.finditer(text)][:n_words]
             firing: list[list[int]] = [[] for _ in spans]
             for latent, rule in enumerate(rules):
-                for at in _touched(rule, text, spans):
+                for at in _matched_words(rule, text, spans):
                     firing[at].append(latent)
             for low in range(0, len(spans), size):
                 here = [
@@ -168,7 +168,7 @@ class Rules(ActivationSource):
         return TokenDataset(tokens, lengths, tokens > 0, documents, names, used, lead=1), texts
 
 
-def _touched(rule: re.Pattern[str], text: str, spans: list[tuple[int, int]]) -> Iterator[int]:
+def _matched_words(rule: re.Pattern[str], text: str, spans: list[tuple[int, int]]) -> Iterator[int]:
     """Yield the words that overlap the rule's matches, each once, in order."""
     at, last = 0, -1
     for match in rule.finditer(text):
@@ -177,7 +177,7 @@ def _touched(rule: re.Pattern[str], text: str, spans: list[tuple[int, int]]) -> 
             at += 1
         word = at
         while word < len(spans) and spans[word][0] < end:
-            # The space before a word belongs to it; a match that ends there does not touch the word.
+            # A word includes the space before it; a match of that space alone does not count.
             if word > last and end > begin and text[max(begin, spans[word][0]) : min(end, spans[word][1])].strip():
                 yield word
                 last = word

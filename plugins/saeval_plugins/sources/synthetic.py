@@ -1,4 +1,4 @@
-"""Plants latents in generated text, to try out specs and test runs without a model."""
+"""Plants latents in generated text, for trying out specs and testing runs without a model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class Synthetic(ActivationSource):
-    """Documents of simple words, in which latent i fires on the i-th planted word.
+    """Generates documents of simple words, in which latent i fires on the i-th planted word.
 
-    Results are marked as synthetic and stay off leaderboards.
+    Results are marked as synthetic and excluded from leaderboards.
     """
 
     name = "synthetic"
     synthetic = True
 
     n_latents: int = Field(default=16, ge=1, le=64)
-    """Latents."""
+    """Number of latents."""
     documents: int = Field(default=100, ge=2)
-    """Documents of two contexts; each latent fires in about two windows of 32 tokens a document."""
+    """Number of documents, of two contexts each; a latent fires in about two windows of 32 tokens per document."""
     seed: int = 0
-    """Another seed makes other documents."""
+    """Seed of the generated documents."""
 
     def collect(self, writer: ActivationWriter) -> None:
-        """Plant the latents."""
+        """Write the documents and the planted activations."""
         from saeval.plugin import plant
 
         plant(writer, n_latents=self.n_latents, documents=self.documents, seed=self.seed)

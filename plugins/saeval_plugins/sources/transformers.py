@@ -1,4 +1,4 @@
-"""Activations of a transformers language model, read by any sparse coder."""
+"""Runs a transformers language model over a corpus and encodes its activations with a sparse coder."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from saeval.plugin import (
     token_bytes,
     token_strings,
 )
-from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, free_memory, give_back, in_batches
-from saeval_plugins.sources._fits import kept
+from saeval_plugins.sources._batches import NotEnoughMemory, as_many_as_fit, free_memory, in_batches, release_memory
+from saeval_plugins.sources._fits import cached_fit
 from saeval_plugins.sources._forward import batch_tokens, captured, groups, text_by_length, text_of
-from saeval_plugins.sources._on_device import Behind, Nonzeros, to_device
+from saeval_plugins.sources._on_device import Nonzeros, WriterThread, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from saeval.plugin import ActivationWriter, Sparse, SparseCoder, TokenDataset
     from saeval_plugins.sources._on_device import Copy
 
-_LOOKED_AT = 2000  # documents read for a check
-_ROOM_FOR_BATCHES = 4 << 30  # bytes of GPU memory that coders leave to activations
-_HELD = 4_000_000  # nonzeros that all coders of a pass together hold on the device, about 80 bytes each while sorting
-_SMALLER = "contexts_in_smaller_batches"
-_MEASURED_ON = 1 << 14  # tokens that the L0 of a coder is measured on, for those that take it over
+_CHECKED = 2000  # documents read for a check
+_MEMORY_FOR_BATCHES = 4 << 30  # bytes of GPU memory that are kept free for activations when coders are loaded
+_MAX_ON_DEVICE = 4_000_000  # nonzeros that the coders of a pass hold on the device, about 80 bytes each while sorting
+_IN_SMALLER_BATCHES = "contexts_in_smaller_batches"
+_L0_TOKENS = 1 << 14  # tokens on which the L0 of a coder is measured, for baselines that copy it
 IN_RESIDUAL = re.compile(
     r"((model|transformer|gpt_neox|backbone)\.)?(layers|h|blocks)\.\d+(\.(input|output|hook_resid_(pre|mid|post)))?"
 )
@@ -57,9 +57,9 @@ IN_RESIDUAL = re.compile(
 class Transformers(ActivationSource):
     """Runs a language model over a corpus and encodes its activations (paper §3.1).
 
-    Each context begins with BOS, which models need to see; activations at BOS, other special tokens and padding are
-    omitted. Sources that differ in coder and hookpoint only share one pass of the model, which stops after the last
-    hookpoint. Only positive activations are kept; negative ones of signed latents count as silence.
+    Each context begins with BOS, as models expect. Activations at BOS, other special tokens and padding are dropped.
+    Sources that differ only in coder and hookpoint share one forward pass, which stops after the last hookpoint. Only
+    positive activations are stored; negative activations of signed latents count as not firing.
     """
 
     name = "transformers"
@@ -67,45 +67,45 @@ class Transformers(ActivationSource):
     _shard_tokens: ClassVar[int] = 1 << 17
 
     model: ModelRef
-    """Hub id, model folder, `.gguf` file, or `package:NAME` of a model that comes in a package."""
+    """Hub id, model folder, `.gguf` file, or `package:NAME` for a model inside a package."""
     revision: str | None = None
-    """Revision of the hub id."""
+    """Revision on the hub."""
     device: str = "auto"
-    """Torch device; `auto` for CUDA where there is one, `balanced` to spread the model over all GPUs."""
+    """Torch device; `auto` uses CUDA if available, `balanced` spreads the model over all GPUs."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the model; `auto` for bfloat16 on CUDA and float32 elsewhere."""
+    """Precision of the model; `auto` is bfloat16 on CUDA and float32 elsewhere."""
     hookpoint: str | None = None
-    """Where to read: a module path (`layers.9`, `layers.9.mlp.input`) or TransformerLens' name for it
-    (`blocks.9.hook_resid_post`). By default, the place that the coder's files name."""
+    """Where to read activations: a module path (`layers.9`, `layers.9.mlp.input`) or TransformerLens' name for it
+    (`blocks.9.hook_resid_post`). Default: the hookpoint in the coder's files."""
     coder: SerializeAsAny[Coder]
     """The coder: `{use: sae_lens, with: {path: …}}`."""
     randomise: Literal["weights", "embeddings", "all"] | None = None
-    """Shuffle the entries within each matrix of the model, for a control: `weights` (all but the embeddings),
-    `embeddings`, or `all`. Norms and biases stay as they are."""
+    """Shuffle the entries within each matrix of the model, as a control: `weights` (all but the embeddings),
+    `embeddings`, or `all`. Norms and biases stay unchanged."""
     randomise_seed: int = 0
     """Seed of the shuffled order."""
     corpus: Corpus
     """The text."""
     accept_mismatch: bool = False
-    """Whether to run although the coder's files name another model or place; results carry a warning."""
+    """Whether to run although the coder's files name another model or hookpoint; results carry a warning."""
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 2048
-    """Tokens per forward pass; halved when memory runs out. With `auto`, contexts of like length are read together, and
-    a GPU gets 2,048 to 32,768 tokens, as its free memory allows; not measured on one yet."""
+    """Tokens per forward pass; halved when memory runs out. With `auto`, contexts of similar length share a batch, and
+    a GPU gets 2,048 to 32,768 tokens, depending on its free memory; not yet measured on a GPU."""
     compile: bool = False
-    """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; it then rounds differently."""
+    """Whether to compile the coder's encoder with `torch.compile`, on CUDA only; results then round differently."""
     sort_on_device: bool = False
-    """Whether nonzeros are sorted by latent on the device and written by a thread, which is meant for GPUs and has not
-    been measured on one yet. The store is the same."""
+    """Whether to sort nonzero activations by latent on the device and write them in a thread. Meant for GPUs, but not
+    yet measured on one. Does not change the store."""
     fvu: bool = True
-    """Whether to measure the share of variance that reconstructions leave unexplained. Without it, decoders do not stay
-    on the device, and the store has a name of its own."""
+    """Whether to measure the fraction of variance unexplained by reconstructions. If false, decoders do not stay on the
+    device, and the store gets a different name."""
     _latents: tuple[int, ...] | None = PrivateAttr(default=None)
     """The latents to encode; None for all."""
-    _instead_of: Coder | None = PrivateAttr(default=None)
-    """The coder that this baseline replaces, if its files do not state all that the baseline copies."""
+    _replaced_coder: Coder | None = PrivateAttr(default=None)
+    """The coder that this baseline replaces, if its files lack something that the baseline copies."""
 
     def check(self) -> None:
-        """Look whether model, coder and corpus are there, and fit as far as their files tell."""
+        """Check that model, coder and corpus exist and match, as far as their files show."""
         LiveModel.check(self.model)
         self.coder.check()
         self.corpus.check()
@@ -118,34 +118,34 @@ class Transformers(ActivationSource):
         fit.check_model(self.corpus.first_texts(), chat=self.corpus.holds_chats())
 
     def check_window(self, window: int) -> None:
-        """Count the tokens of short texts with the tokenizer of a model on this machine."""
-        texts = self.corpus.first_texts(_LOOKED_AT)
-        if len(texts) < _LOOKED_AT:
+        """Check that texts of a small corpus are long enough for windows, with the tokenizer of a local model."""
+        texts = self.corpus.first_texts(_CHECKED)
+        if len(texts) < _CHECKED:
             self._fit().check_window(texts, window)
 
     def cautions(self) -> list[str]:
-        """Say where the coder is used differently than it was trained."""
+        """Return warnings about differences between the coder's use and its training."""
         fit = self._fit()
         conflicts = [f"Accepted as it is: {conflict}." for conflict in fit.conflicts()]
         return conflicts + fit.cautions()
 
     def fingerprint(self) -> JsonValue:
-        """Return what activations depend on: model, precision, text, place, and the coder's weights."""
+        """Return what activations depend on: model, precision, corpus, hookpoint, and the coder's weights."""
         latents = [] if self._latents is None else [list(self._latents)]
         compiled = ["compiled"] if self.compile else []
         less = [] if self.fvu else ["without fvu"]
         return [self.name, self._text(), self._place, self.coder.fingerprint(), *latents, *compiled, *less]
 
     def shares(self) -> JsonValue:
-        """Return a key of all but coder and hookpoint."""
+        """Return a hash of everything except coder and hookpoint; sources with the same hash share a pass."""
         return content_hash(self._text(), self.batch_tokens)
 
     def offers(self) -> frozenset[Need]:
-        """Lend the live model and the coder's weights, and read any text."""
+        """Return what this source offers: the live model, the coder's weights, and activations on any text."""
         return frozenset({"subject", "coder", "text"})
 
     def subject(self) -> Subject:
-        """Return the model at the place that is read."""
+        """Return the model together with the hookpoint."""
         return self._subject_at_place
 
     def weights(self) -> SparseCoder:
@@ -153,7 +153,7 @@ class Transformers(ActivationSource):
         return self._weights
 
     def activations_on(self, text: str, latent: int) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:
-        """Run model and coder over a text of one's own."""
+        """Run model and coder over any text; return tokens and the latent's activations per context."""
         import torch
 
         coder, subject = self.weights(), self.subject()
@@ -184,29 +184,29 @@ class Transformers(ActivationSource):
         return coder.load("cpu", coder.width() or self.subject().width)
 
     def _complete(self, live: LiveModel, data: TokenDataset | None = None) -> Coder:
-        """Return the coder; an incomplete baseline as measured on the coder that it replaces."""
+        """Return the coder; for an incomplete baseline, measure what is missing on the coder that it replaces."""
         if not self.coder.incomplete():
             return self.coder
-        sized = self.coder.completed(self._measured(live, data))
+        sized = self.coder.completed(self._width_and_l0(live, data))
         if not sized.incomplete():
             return sized
-        return sized.fitted(kept(self, lambda: sized.fit(*self._beside(live, data))))
+        return sized.fitted(cached_fit(self, lambda: sized.fit(*self._original_and_activations(live, data))))
 
-    def _beside(self, live: LiveModel, data: TokenDataset | None) -> tuple[SparseCoder, Tensor]:
-        """Return the coder that this baseline replaces, and activations that it reads.  [tokens, d_in]"""
+    def _original_and_activations(self, live: LiveModel, data: TokenDataset | None) -> tuple[SparseCoder, Tensor]:
+        """Return the coder that this baseline replaces, and activations at its hookpoint.  [tokens, d_in]"""
         import torch
 
-        original = self.model_copy(update={"coder": self._instead_of or self.coder})
+        original = self.model_copy(update={"coder": self._replaced_coder or self.coder})
         point = _hookpoint(original, live)
         data = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
         found = [x.flatten(0, 1)[mask.flatten()].cpu() for x, mask in _samples(live, point, data, self._sampled)]
         return original.coder.load("cpu", live.width(point)), torch.cat(found)
 
-    def _measured(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
-        """Return width and L0 of the coder that this baseline replaces: as its files say, or measured on the corpus."""
+    def _width_and_l0(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
+        """Return width and L0 of the coder that this baseline replaces, from its files or measured on the corpus."""
         import numpy as np
 
-        original = self.model_copy(update={"coder": self._instead_of or self.coder})
+        original = self.model_copy(update={"coder": self._replaced_coder or self.coder})
         made = original.coder.made_for()
         if made.latents is not None and made.l0 is not None:
             return made
@@ -220,7 +220,7 @@ class Transformers(ActivationSource):
                 "l0": np.array(_l0(coder, live, point, tokens, self._sampled)),
             }
 
-        found = kept(original, measure)
+        found = cached_fit(original, measure)
         return MadeFor(latents=int(found["latents"]), l0=float(found["l0"]))
 
     def _live(self) -> LiveModel:
@@ -234,7 +234,7 @@ class Transformers(ActivationSource):
         )
 
     def only(self, latents: Sequence[int]) -> Transformers:
-        """Return this source encoding these latents alone, where its coder allows it."""
+        """Return this source encoding only these latents, if its coder can encode latents separately."""
         if not self.coder.separable():
             return self
         narrowed = self.model_copy()
@@ -242,16 +242,16 @@ class Transformers(ActivationSource):
         return narrowed
 
     def with_coder(self, coder: Coder) -> Transformers:
-        """Return this source reading another coder at the same place."""
+        """Return this source with another coder at the same hookpoint."""
         changes: dict[str, Any] = {"coder": coder, "hookpoint": self._place}
         lacking = False
-        with suppress(InputError):  # missing files are reported where this source is checked
+        with suppress(InputError):  # `check` reports missing files
             changes["coder"] = beside = coder.beside(self.coder)
             partial = self.coder.made_for(fetch=False).partial
             changes |= {} if partial else {"corpus": self._corpus}
             lacking = partial or beside.incomplete()
         other = self.model_copy(update=changes)
-        other._instead_of = self.coder if lacking else None
+        other._replaced_coder = self.coder if lacking else None
         return other
 
     def collect(self, writer: ActivationWriter) -> None:
@@ -261,7 +261,6 @@ class Transformers(ActivationSource):
     @classmethod
     def collect_many(cls, sources: Sequence[ActivationSource], writers: Sequence[ActivationWriter]) -> None:
         """Collect sources that share model and corpus in one pass."""
-
         mine = [source for source in sources if isinstance(source, Transformers)]
         first = mine[0]
         live = first._live()
@@ -271,8 +270,9 @@ class Transformers(ActivationSource):
         with live.lock:
             live.check_contexts(length)
         fixed = None if first.batch_tokens == "auto" else max(1, first.batch_tokens // length)
-        # Whole batches, so that they are cut alike, and round alike, wherever and after whatever a shard is read. Where
-        # they depend on free memory, shards do not, so that processes can divide them.
+        # A shard consists of whole batches, so that batches, and therefore rounding, are the same on every machine and
+        # after every interruption. With `auto`, batches depend on free memory but shards do not, so that processes can
+        # divide them.
         of, each = fixed or 1, length if fixed else -(-int(data.lengths.sum()) // max(1, len(data.lengths)))
         shard = of * max(1, cls._shard_tokens // (of * each))
         waiting = list(zip(mine, writers, strict=True))
@@ -282,56 +282,56 @@ class Transformers(ActivationSource):
                     lambda i, some=waiting: _Reading(some[i][0], live, data, some[i][1], shard),
                     len(waiting),
                     live.device,
-                    _ROOM_FOR_BATCHES,
+                    _MEMORY_FOR_BATCHES,
                 )
                 while not _read(live, data, readings, fixed, shard):
-                    del readings[(len(readings) + 1) // 2 :]  # a single context finds no room beside all of them
-                    give_back()
+                    del readings[(len(readings) + 1) // 2 :]  # with all coders loaded, not even one context fits
+                    release_memory()
                 waiting = waiting[len(readings) :]
                 del readings
 
     @property
     def _sampled(self) -> int:
-        """Tokens per forward pass over a sample of the corpus."""
+        """Tokens per forward pass when a sample of the corpus is read."""
         return batch_tokens(None) if self.batch_tokens == "auto" else self.batch_tokens
 
     @property
     def _place(self) -> str:
-        """The hookpoint, as it is written in the spec or the coder's files.
+        """The hookpoint from the spec or the coder's files.
 
         Raises:
             InputError: If neither names one.
         """
         place = self.hookpoint or self.coder.hookpoint()
         if place is None:
-            raise InputError("the coder does not say where it belongs; give the source a `hookpoint`, such as layers.9")
+            raise InputError("the coder's files name no hookpoint; set `hookpoint` under source.with, such as layers.9")
         return place
 
     def _text(self) -> JsonValue:
-        """What activations depend on apart from place and coder: the model reading the corpus."""
+        """Return what activations depend on besides hookpoint and coder: model, precision and corpus."""
         precision = LiveModel.resolved(self.device, self.dtype)
         shuffled: list[JsonValue] = [[self.randomise, self.randomise_seed]] if self.randomise else []
         return [LiveModel.fingerprint(self.model, self.revision), *precision, self._corpus.fingerprint(), *shuffled]
 
     @property
     def _corpus(self) -> Corpus:
-        """The corpus, cut into contexts as the coder was trained on where the spec does not say how."""
-        made = (self._instead_of or self.coder).made_for()
+        """The corpus; context length and BOS default to those of the coder's training."""
+        made = (self._replaced_coder or self.coder).made_for()
         fit = Fit.of(made, self.model, self.hookpoint, self.corpus.context, self.corpus.bos)
         return self.corpus.model_copy(update={"context": fit.context, "bos": fit.bos})
 
     def _fit(self, *, fetch: bool = False) -> Fit:
-        """Return how coder and model fit.
+        """Return how well coder and model match.
 
         Args:
-            fetch: Whether to download files of the coder for it.
+            fetch: Whether to download files of the coder if needed.
         """
         made = self.coder.made_for(fetch=fetch)
         return Fit.of(made, self.model, self.hookpoint, self.corpus.context, self.corpus.bos)
 
 
 def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], fixed: int | None, shard: int) -> bool:
-    """Pass over the corpus once for some coders, and tell whether there was memory for them.
+    """Pass over the corpus once for some coders; return whether memory sufficed.
 
     Args:
         live: The model.
@@ -341,7 +341,7 @@ def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], fixed: 
         shard: Contexts per shard.
 
     Raises:
-        NotEnoughMemory: If there is none for one coder alone.
+        NotEnoughMemory: If memory does not suffice for a single coder.
     """
     import numpy as np
 
@@ -367,11 +367,11 @@ def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], fixed: 
     def take(found: dict[HookPoint, Tensor], low: int, high: int, whole: bool) -> None:
         for reading in readings:
             reading.take(found[reading.point], low, high, whole=whole)
-            if reading.held >= _HELD // len(readings) or high == end:
-                reading.write(behind)
+            if reading.held >= _MAX_ON_DEVICE // len(readings) or high == end:
+                reading.write(thread)
 
     try:
-        with Behind() as behind:
+        with WriterThread() as thread:
             for first in range(0, contexts, shard):
                 end = min(first + shard, contexts)
                 begin = min(reading.turn_to(first) for reading in readings)
@@ -394,11 +394,11 @@ def _read(live: LiveModel, data: TokenDataset, readings: list[_Reading], fixed: 
 
 
 class _Reading:
-    """One coder at one place, writing to one store while the model passes over the corpus."""
+    """Encodes activations with one coder at one hookpoint, and writes them to one store, during a pass."""
 
     def __init__(self, source: Transformers, live: LiveModel, data: TokenDataset, writer: ActivationWriter, shard: int):
         self.point = _hookpoint(source, live)
-        conflicts, cautions = _against_files(source, live, self.point)
+        conflicts, cautions = _compare_with_files(source, live, self.point)
         if conflicts and not source.accept_mismatch:
             raise _mismatch(conflicts)
         width = live.width(self.point)
@@ -444,32 +444,32 @@ class _Reading:
 
     @property
     def held(self) -> int:
-        """Nonzeros that are on the device still."""
+        """Number of nonzeros that are still on the device."""
         return 0 if self._nonzeros is None else self._nonzeros.held
 
     def turn_to(self, low: int) -> int:
-        """Resume the shard that begins at a context, and return the context to begin at."""
+        """Resume the shard that begins at context `low`, and return the first context still to be read."""
         self.done = self.writer.turn_to(low)
         self._begin_block()
         return self.done
 
     def _begin_block(self) -> None:
-        self._block, self._counted = self.done, dict.fromkeys(("tokens", _SMALLER), 0.0)
+        self._block, self._counted = self.done, dict.fromkeys(("tokens", _IN_SMALLER_BATCHES), 0.0)
         if self._nonzeros is not None:
             self._nonzeros.begin(self._block * self.data.tokens.shape[1])
 
     def take(self, activations: Tensor, low: int, high: int, *, whole: bool) -> None:
-        """Encode the activations of contexts low to high, and write them or keep them for `write`.
+        """Encode the activations of contexts low to high, and write them or hold them on the device until `write`.
 
         Args:
-            activations: Activations of whole contexts, [contexts, tokens, width], or of their text, [text, width].
+            activations: Activations of all tokens, [contexts, tokens, width], or of text tokens, [text, width].
             low: The first context.
             high: The context after the last one.
-            whole: Whether these are a batch as they are cut where memory suffices.
+            whole: Whether this is a full batch, not one that was made smaller because memory ran out.
         """
         import torch
 
-        # What an interrupted run has written, or a pass that then ran out of memory, is not taken again.
+        # Contexts that an interrupted run, or a pass that ran out of memory, has already written are skipped.
         begin = max(low, self.done)
         if high <= begin:
             return
@@ -478,7 +478,7 @@ class _Reading:
         with torch.inference_mode():
             sparse, positions, sums = self._encoded(activations, low, high)
             found = positions[sparse.rows], sparse.latents, sparse.values.float()
-            counted = {} if whole else {_SMALLER: float(high - low)}
+            counted = {} if whole else {_IN_SMALLER_BATCHES: float(high - low)}
             if sums is not None:
                 counted["tokens"] = float(len(positions))
             if self._nonzeros is not None:
@@ -492,7 +492,7 @@ class _Reading:
         self.done = high
 
     def _encoded(self, activations: Tensor, low: int, high: int) -> tuple[Sparse, Tensor, Tensor | None]:
-        """Return what contexts are encoded to, the position of each row (-1 where it is not text), and sums."""
+        """Return the latent activations of contexts, each row's position (-1 if not text), and sums for the FVU."""
         import numpy as np
         import torch
 
@@ -510,18 +510,18 @@ class _Reading:
         return sparse, positions, sums
 
     def _write(self, position: Tensor, latent: Tensor, value: Tensor) -> None:
-        """Hand activations on the host to the writer, except those that are not text and the negative ones."""
+        """Pass positive activations on text tokens to the writer."""
         if not value.isfinite().all():
             raise self._not_finite()
         keep = (position >= 0) & (value > 0)
         self.writer.add(position[keep].numpy(), latent[keep].numpy(), value[keep].numpy())
 
-    def write(self, behind: Behind) -> None:
-        """Sort what is on the device, and have it written."""
+    def write(self, thread: WriterThread) -> None:
+        """Sort the nonzeros on the device, and write them in the thread."""
         if self._nonzeros is None or self._block == self.done:
             return
         copy = self._nonzeros.sorted(self.device)
-        behind.call(self._write_block, copy, self._block, self.done, self._counted)
+        thread.call(self._write_block, copy, self._block, self.done, self._counted)
         self._begin_block()
 
     def _write_block(self, copy: Copy, low: int, high: int, counted: dict[str, float]) -> None:
@@ -533,13 +533,13 @@ class _Reading:
 
     def _not_finite(self) -> InputError:
         full = str(self.data_type) == "torch.float32"
-        way_out = "the coder's or the model's weights are damaged" if full else "set source.with.dtype to float32"
-        return InputError(f"an activation at {self.named}, is NaN or infinite: {way_out}")
+        remedy = "check the coder's and the model's weights for damage" if full else "set source.with.dtype to float32"
+        return InputError(f"an activation at {self.named}, is NaN or infinite; {remedy}")
 
     def finish(self) -> None:
-        """Note the contexts that were read in smaller batches, and the share of variance left unexplained."""
+        """Record how many contexts were read in smaller batches, and the fraction of variance unexplained."""
         totals = self.writer.totals() or {}
-        if smaller := int(totals.get(_SMALLER, 0)):
+        if smaller := int(totals.get(_IN_SMALLER_BATCHES, 0)):
             self.writer.note(contexts_in_smaller_batches=smaller)
         if (tokens := float(totals.get("tokens", 0))) > 1:
             from_mean = totals["square"] - (totals["sum"] ** 2).sum() / tokens
@@ -547,7 +547,7 @@ class _Reading:
 
 
 def _squares(x: Tensor, predicted: Tensor) -> Tensor:
-    """Return sums of which the share of variance that predictions leave unexplained is made; see `_named`."""
+    """Return the sums from which the fraction of variance unexplained is computed; see `_named`.  [2 + width]"""
     import torch
 
     residual, square = (v.square().sum(dtype=torch.float64) for v in (x - predicted, x))
@@ -555,12 +555,12 @@ def _squares(x: Tensor, predicted: Tensor) -> Tensor:
 
 
 def _named(sums: NDArray[np.float64]) -> dict[str, Any]:
-    """Return `_squares` by name; nothing where there are none.  [2 + width]"""
+    """Return the sums of `_squares` by name; empty if there are none."""
     return {"residual": float(sums[0]), "square": float(sums[1]), "sum": sums[2:]} if len(sums) else {}
 
 
 def _l0(coder: SparseCoder, live: LiveModel, point: HookPoint, data: TokenDataset, batch_tokens: int) -> float:
-    """Return how many latents fire per token, in contexts spread evenly over a corpus."""
+    """Return the mean number of latents that fire per token, in contexts spread evenly over a corpus."""
     import torch
 
     fired = counted = 0
@@ -575,12 +575,12 @@ def _l0(coder: SparseCoder, live: LiveModel, point: HookPoint, data: TokenDatase
 def _samples(
     live: LiveModel, point: HookPoint, data: TokenDataset, batch_tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield activations [contexts, length, width] and what counts of them [contexts, length], spread over a corpus."""
+    """Yield activations [contexts, length, width] and their text mask [contexts, length], spread over a corpus."""
     import numpy as np
     import torch
 
     contexts, length = data.tokens.shape
-    chosen = np.unique(np.linspace(0, contexts - 1, max(1, _MEASURED_ON // length)).astype(np.int64))
+    chosen = np.unique(np.linspace(0, contexts - 1, max(1, _L0_TOKENS // length)).astype(np.int64))
     for part in np.array_split(chosen, max(1, len(chosen) * length // batch_tokens)):
         with live.lock, torch.inference_mode():
             x = live.capture(torch.from_numpy(data.tokens[part].astype(np.int64)), [point])[point]
@@ -596,22 +596,22 @@ def _some(coder: SparseCoder, latents: Sequence[int]) -> SparseCoder | None:
 def _misfit(reads: int, place: str, model: str, width: int) -> InputError:
     return InputError(
         f"the coder reads activations of width {reads}, but at {place} of {model} they have width {width}; "
-        "change `hookpoint` or `model`, or take another coder"
+        "change `hookpoint`, `model` or `coder` under source.with"
     )
 
 
 def _mismatch(conflicts: Sequence[str]) -> InputError:
     return InputError(
-        f"{'; '.join(conflicts)}: change the spec, or set `accept_mismatch: true` under source.with to go on and "
-        "have the row marked"
+        f"{'; '.join(conflicts)}: change the spec, or set `accept_mismatch: true` under source.with to run anyway and "
+        "mark the row"
     )
 
 
-def _against_files(source: Transformers, live: LiveModel, point: HookPoint) -> tuple[list[str], list[str]]:
-    """Hold a source against its coder's files now that the model is there.
+def _compare_with_files(source: Transformers, live: LiveModel, point: HookPoint) -> tuple[list[str], list[str]]:
+    """Compare a source with its coder's files, once the model is loaded.
 
     Returns:
-        What surely does not fit, and what a reader of results must know.
+        Certain conflicts, and warnings for readers of results.
     """
     fit = source._fit(fetch=True)
     conflicts, own = fit.conflicts(), source.coder.hookpoint()
@@ -619,10 +619,10 @@ def _against_files(source: Transformers, live: LiveModel, point: HookPoint) -> t
         try:
             theirs = _hookpoint(source, live, own)
         except InputError:
-            theirs = point  # a name that this model does not have; what it tells was compared
+            theirs = point  # the model has no module of this name; what the name implies was compared before
         with live.lock:
             if not live.same(point, theirs):
-                conflicts = [f"the coder's files say that it reads {own}, and the spec reads {source.hookpoint}"]
+                conflicts = [f"the coder's files name the hookpoint {own}, but the spec names {source.hookpoint}"]
     known = set(source.cautions())
     later = [*fit.cautions(), *live.cautions(fit)]
     accepted = [f"Accepted as it is: {conflict}." for conflict in conflicts]
@@ -630,11 +630,11 @@ def _against_files(source: Transformers, live: LiveModel, point: HookPoint) -> t
 
 
 def _hookpoint(source: Transformers, live: LiveModel, place: str | None = None) -> HookPoint:
-    """Return where a source reads: the place that is named, moved to where its coder wants to be."""
+    """Return where a source reads: the named hookpoint, adjusted to the site that the coder requires."""
     place = place or source._place
     named = live.hookpoint(place)
     wanted = source.coder.site(named.path, live.modules())
-    center = wanted.center and live.centring  # TransformerLens centres no weights of a model without LayerNorm
+    center = wanted.center and live.centring  # TransformerLens centers weights only if the model has LayerNorm
     if wanted.path != named.path:
         return HookPoint(wanted.path, wanted.site, center)
     reads_input = "in" in (named.site, wanted.site) and not place.endswith(".output")
@@ -642,7 +642,7 @@ def _hookpoint(source: Transformers, live: LiveModel, place: str | None = None) 
 
 
 def _residual_width(model: str) -> int | None:
-    """Return the width of the residual stream, when a configuration file at hand tells."""
+    """Return the width of the residual stream from a local config.json; None if it does not state it."""
     try:
         config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

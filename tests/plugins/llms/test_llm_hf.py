@@ -207,11 +207,11 @@ def test_choice_behind_the_space_that_a_tokenizer_puts_before_every_text_is_know
 def test_texts_without_gaps_or_a_beginning_are_errors(tmp_path, monkeypatch):
     llm = HF(model=str(tiny_model(tmp_path, "gpt2")))  # 128 positions
     for texts in ((), ((),)):
-        with pytest.raises(LLMError, match="texts with gaps"):
+        with pytest.raises(LLMError, match="text with gaps"):
             asyncio.run(llm.fill(FillRequest(texts, "?", ("1",))))
-    with pytest.raises(LLMError, match="texts with gaps, and choices"):
+    with pytest.raises(LLMError, match="text with gaps and one choice"):
         asyncio.run(llm.fill(FillRequest((("a",),), "?", ())))
-    with pytest.raises(LLMError, match="but the model takes 128"):
+    with pytest.raises(LLMError, match="context is 128"):
         asyncio.run(llm.fill(FillRequest((("many ships \t",) * 40,), "?", ("1",))))
     monkeypatch.setattr(HF, "_bos", [])
     with pytest.raises(LLMError, match="no BOS token"):
@@ -406,9 +406,9 @@ def test_text_cannot_end_its_turn_or_begin_another(model, template, monkeypatch)
 
 def test_too_long_a_prompt_is_an_error_not_a_crash(tmp_path):
     llm = HF(model=str(tiny_model(tmp_path, "gpt2")))  # 128 positions
-    with pytest.raises(LLMError, match="but the model takes 128"):
+    with pytest.raises(LLMError, match="context is 128"):
         asyncio.run(llm.complete(Request.of("many ships " * 40)))
-    with pytest.raises(LLMError, match="but the model takes 128"):
+    with pytest.raises(LLMError, match="context is 128"):
         asyncio.run(llm.logprobs(LogprobRequest(("many ships " * 40,), (" s",))))
     full = Request.of("a" * 125, max_tokens=20, temperature=1.0)
     assert asyncio.run(llm.complete(full)).usage.output_tokens <= 3

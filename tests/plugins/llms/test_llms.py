@@ -149,7 +149,7 @@ def in_batch(folder, server, model="openai/gpt-4o-mini", **options):
 
 @pytest.fixture
 def _no_gathering(monkeypatch, tmp_path):
-    monkeypatch.setattr("saeval_plugins.llms.batches._GATHERED", 0.05)
+    monkeypatch.setattr("saeval_plugins.llms.batches._SEND_AFTER", 0.05)
     monkeypatch.setattr("saeval_plugins.llms.batches._POLL", 0.01)
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
 
@@ -255,7 +255,7 @@ def test_run_sends_each_step_of_all_latents_as_one_batch(tmp_path):
 def test_batches_of_a_provider_that_has_none_fail_at_once(tmp_path):
     with fake_server() as server:
         (failed,) = ask(in_batch(tmp_path, server, model="groq/llama"), Request.of("x"))
-    assert isinstance(failed, LLMError) and failed.lasting and "batch works for openai" in str(failed)
+    assert isinstance(failed, LLMError) and failed.lasting and "batch: true supports openai" in str(failed)
 
 
 # --- processes ---
@@ -388,7 +388,7 @@ def test_recording_counts_by_its_content(tmp_path):
 @pytest.mark.parametrize("text", ["{", '{"key": 1}', "[]", '{"key": "0", "text": "x", "logprobs": [{"token": "x"}]}'])
 def test_recording_that_cannot_be_read_says_so(tmp_path, text):
     (tmp_path / "said.jsonl").write_text(text)
-    with pytest.raises(InputError, match="every line should be"):
+    with pytest.raises(InputError, match="every line must be"):
         Replay(model=str(tmp_path / "said.jsonl")).check()
     with pytest.raises(InputError, match="cannot be read"):
         Replay(model=str(tmp_path / "nothing")).check()

@@ -14,7 +14,7 @@ from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.random import RandomSae
 from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.sources import _batches
-from saeval_plugins.sources._forward import alike, batch_tokens, groups
+from saeval_plugins.sources._forward import batch_tokens, batches_by_length, groups
 from saeval_plugins.sources.transformers import Transformers
 from tiny import TEXT, tiny_model, tiny_sae
 
@@ -77,7 +77,7 @@ def same(one, other):
 @settings(max_examples=50, deadline=None)
 def test_every_context_is_in_one_batch_beside_others_of_like_length(lengths, most):
     lengths = np.array(lengths, dtype=np.int32)
-    batches = alike(lengths, most)
+    batches = batches_by_length(lengths, most)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(len(b) == 1 or len(b) * lengths[b].max() <= most for b in batches)
     longest = [lengths[batch].max() for batch in batches]

@@ -15,7 +15,7 @@ from saeval_plugins.coders.neurons import Neurons
 from saeval_plugins.coders.random import RandomSae
 from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.sources import _on_device, transformers
-from saeval_plugins.sources._on_device import Behind, Copy, Nonzeros
+from saeval_plugins.sources._on_device import Copy, Nonzeros, WriterThread
 from saeval_plugins.sources.transformers import Transformers
 from tiny import tiny_corpus, tiny_model, tiny_sae
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -77,7 +77,7 @@ class Whole(Coder):
 
 @pytest.mark.parametrize(("held", "screen"), [(200, False), (10**9, "bf16")], ids=["many blocks", "whole shards"])
 def test_stores_are_bit_identical_for_all_coders_of_a_pass(plain, folder, shards, tmp_path, monkeypatch, screen, held):
-    monkeypatch.setattr(transformers, "_HELD", held)
+    monkeypatch.setattr(transformers, "_MAX_ON_DEVICE", held)
     kinds = ("standard", "jumprelu", "gated")
     read = [SaeLens(path=tiny_sae(folder / kind, kind)) for kind in kinds]
     coders = [*read, RandomSae(n_latents=64, k=6), Neurons(k=5), Whole()]
@@ -177,16 +177,16 @@ def test_batch_waits_for_the_device_four_times_at_most(plain, gpu, tmp_path, mon
 
 def test_calls_keep_their_order_and_few_of_them_wait():
     done, begun = [], threading.Event()
-    with Behind() as behind:
-        behind.call(begun.wait, 10)
-        behind.call(done.append, 1)
+    with WriterThread() as thread:
+        thread.call(begun.wait, 10)
+        thread.call(done.append, 1)
         blocked = threading.Timer(0.05, begun.set)
         blocked.start()
         since = time.monotonic()
-        behind.call(done.append, 2)
+        thread.call(done.append, 2)
         assert time.monotonic() - since >= 0.04, "a third call waits for room"
         for number in range(3, 20):
-            behind.call(done.append, number)
+            thread.call(done.append, number)
     assert done == list(range(1, 20))
 
 
@@ -196,11 +196,11 @@ def test_failure_in_the_thread_is_raised_and_nothing_behind_it_is_done():
     def fail():
         raise OSError("No space left on device")
 
-    with pytest.raises(OSError, match="No space"), Behind() as behind:
-        behind.call(done.append, 1)
-        behind.call(fail)
+    with pytest.raises(OSError, match="No space"), WriterThread() as thread:
+        thread.call(done.append, 1)
+        thread.call(fail)
         for number in range(2, 9):
-            behind.call(done.append, number)
+            thread.call(done.append, number)
     assert done == [1]
 
 
@@ -212,9 +212,9 @@ def test_interrupt_lets_the_call_that_has_begun_end_and_drops_the_others():
         time.sleep(0.05)
         done.append("begun")
 
-    with pytest.raises(KeyboardInterrupt), Behind() as behind:
-        behind.call(slow)
-        behind.call(done.append, "waiting")
+    with pytest.raises(KeyboardInterrupt), WriterThread() as thread:
+        thread.call(slow)
+        thread.call(done.append, "waiting")
         begun.wait(10)
         raise KeyboardInterrupt
     assert done == ["begun"]

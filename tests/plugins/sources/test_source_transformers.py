@@ -512,7 +512,7 @@ def test_check_names_what_is_missing(source, folder, tmp_path):
         ({"model": "package:gema"}, "no asset"),
         ({"coder": SaeLens(path=tmp_path / "no-sae")}, "no such folder"),
         ({"corpus": Corpus(path=tmp_path / "none.txt")}, "no such file"),
-        ({"coder": RandomSae()}, "give the source a `hookpoint`"),
+        ({"coder": RandomSae()}, "name no hookpoint; set `hookpoint`"),
     ):
         with pytest.raises(InputError, match=message):
             source.model_copy(update=update).check()

@@ -202,7 +202,7 @@ def _cut(folder):
         (lambda s: s["0_3"]["locations"].__setitem__((0, 2), 4), None, "latent 4 does not belong to this shard"),
         (lambda s: s["4_7"]["activations"].__setitem__(3, np.inf), None, "half-precision maximum"),
         (lambda s: s["4_7"].update(tokens=s["4_7"]["tokens"][:3].copy()), None, "differ in the shape of tokens"),
-        (lambda s: [x["tokens"].__setitem__((0, 3), 5000) for x in s.values()], None, "give the subject model's"),
+        (lambda s: [x["tokens"].__setitem__((0, 3), 5000) for x in s.values()], None, "to the subject model's"),
     ],
 )  # fmt: skip
 def test_delphi_cache_that_is_damaged_is_one_sentence(tmp_path, change, spoil, sentence):
@@ -352,8 +352,8 @@ def spoiled(**changes):
         (spoiled(tokens=[1] * 33), "tokens should be a list of texts"),
         (spoiled(index="../../etc"), "index should be a latent number"),
         (spoiled(index=None), "index should be a latent number"),
-        (spoiled(layer="21-other"), "more than one hookpoint"),
-        ([*rows_of(1, 1), {**rows_of(1, 1)[0], "values": [1.0] * 33}], "other values on a text"),
+        (spoiled(layer="21-other"), "several hookpoints"),
+        ([*rows_of(1, 1), {**rows_of(1, 1)[0], "values": [1.0] * 33}], "contradict an earlier row"),
         ([["a"]], "should be an object"),
         ([], "has no texts"),
     ],

@@ -165,7 +165,7 @@ class FakeServer:
         return web.json_response(self._batch(name))
 
     async def look(self, request: web.Request) -> web.StreamResponse:
-        """Tell how far a batch is."""
+        """Return the progress of a batch."""
         name = request.match_info["batch"]
         self.batches[name]["looks"] += 1
         return web.json_response(self._batch(name))

@@ -405,7 +405,7 @@ def test_choice_that_is_not_among_the_alternatives_is_impossible_and_none_at_all
 def test_gap_within_a_token_of_the_server_is_an_error(pattern):
     with fake_server() as server:
         server.always = echoing(pattern, lambda token: {"0": -1.0, "9": -2.0})
-        with pytest.raises(LLMError, match="share a token|joins it with the token before"):
+        with pytest.raises(LLMError, match="share a token|merged it with the previous token"):
             filled(server)
 
 

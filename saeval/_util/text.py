@@ -137,7 +137,7 @@ def shown(value: Any, form: str = "", missing: str = MISSING) -> str:
         return interval(value, form)
     if isinstance(value, str):
         return value
-    return measured(value) if form == "measure" else format(value, form)
+    return measured(value) if form == "measure" else number(value, form)
 
 
 def rounded(value: Any, digits: int = 5) -> float | None:

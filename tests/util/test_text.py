@@ -19,6 +19,8 @@ from saeval._util import text
         ({}, ".1f", "–"),
         ("48/50", "", "48/50"),
         (7, "", "7"),
+        (-0.0003, ".3f", "0.000"),
+        (True, "", "True"),
     ],
 )
 def test_value_of_a_column_is_written_as_its_format_says(value, form, expected):

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections import OrderedDict
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -31,6 +32,7 @@ from saeval.plugin import (
     content_hash,
     derive_rng,
 )
+from saeval_plugins.llms._gathering import Gathering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,6 +60,35 @@ def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         yield order[begin : begin + _ROWS]
 
 
+@dataclass
+class _Answer:
+    """An answer during generation.
+
+    Attributes:
+        request: The request it belongs to.
+        prompt: Tokens of the conversation.
+        shared: Tokens of the conversation before its last question.
+        most: Maximum number of tokens to generate.
+        stops: Strings that end the answer.
+        rng: Random generator for sampling, seeded by the request.
+        made: Tokens generated so far.
+        logprobs: Alternatives to each of them.
+        text: The decoded answer so far.
+        finish: Why generation ended; None until it has.
+    """
+
+    request: Request
+    prompt: list[int]
+    shared: list[int]
+    most: int
+    stops: tuple[str, ...]
+    rng: Any
+    made: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    text: str = ""
+    finish: FinishReason | None = None
+
+
 class HF(LLM):
     """Runs a causal language model in this process, from the hub, a folder, a GGUF file or a package.
 
@@ -82,6 +113,14 @@ class HF(LLM):
     frequency_penalty: float = Field(default=0.0, ge=0, le=2)
     """Subtracted from a token's logit for each time it has been generated, as providers define it. About 1 keeps small
     base models from repeating themselves up to the token limit."""
+    batch: int = Field(default=1, ge=1, le=256)
+    """How many answers are generated together. Batches are faster, but an answer's logits then depend, in their last
+    digits, on the other prompts in its batch, so another run may give another answer."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether requests are collected into batches; their number is then not limited."""
+        return self.batch > 1
 
     @property
     def can_score(self) -> bool:
@@ -99,10 +138,13 @@ class HF(LLM):
             LiveModel.fingerprint(self.model, self.revision),
             *LiveModel.resolved(self.device, self.dtype),
             *([self.frequency_penalty] if self.frequency_penalty else []),
+            *([{"batch": self.batch}] if self.batch > 1 else []),
         ]
 
     async def complete(self, request: Request) -> Reply:
         """Generate an answer: greedily at temperature 0, otherwise sampled with a seed derived from the request."""
+        if self.batch > 1:
+            return await self._gathering.ask(request)
         return await asyncio.to_thread(self._locked, self._complete, request)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
@@ -120,9 +162,14 @@ class HF(LLM):
             try:
                 return work(request)
             except torch.cuda.OutOfMemoryError:
-                raise self._error("out of GPU memory; choose a smaller model or set device: cpu") from None
+                smaller = "model, a smaller batch" if self.batch > 1 else "model"
+                raise self._error(f"out of GPU memory; choose a smaller {smaller} or set device: cpu") from None
             except InputError as error:
                 raise self._error(str(error)) from None
+
+    @cached_property
+    def _gathering(self) -> Gathering[Request, Reply]:
+        return Gathering(lambda requests: self._locked(self._complete_together, requests), self.batch)
 
     def _error(self, what: str) -> LLMError:
         return LLMError(f"hf/{self.model}: {what}")
@@ -392,36 +439,125 @@ class HF(LLM):
     # --- generating ---
 
     def _complete(self, request: Request) -> Reply:
-        ids, begin, chat = self._conversation(request.messages)
-        most = min(request.max_tokens or 256, self._free_positions(len(ids)) + 1)
-        cached = len(begin) if tuple(begin) in self._prefixes else 0
-        past = self._prefix(begin)
-        rest = ids if past is None else ids[len(begin) :]
-        stops = request.stop if chat else (*request.stop, _TURN_END)
-        rng = derive_rng(0, "sample", content_hash(request.content()))
-        ended = self._end_tokens()
-        made: list[int] = []
-        logprobs: list[TokenLogprobs] = []
-        text, finish = "", cast("FinishReason", "length")
-        for _ in range(most):
+        answer = self._begun(request)
+        cached = len(answer.shared) if tuple(answer.shared) in self._prefixes else 0
+        past = self._prefix(answer.shared)
+        rest = answer.prompt if past is None else answer.prompt[len(answer.shared) :]
+        while not answer.finish:
             out = self._live.model(self._tensor([rest]), past_key_values=past, use_cache=True, logits_to_keep=1)
             past = getattr(out, "past_key_values", None)
-            logits = out.logits[0, -1].float()
-            token = self._pick(self._penalised(logits, made), request.temperature or 0.0, rng)
-            if token in ended:
-                finish = "stop"
-                break
-            made.append(token)
-            rest = [*ids, *made] if past is None else [token]  # without a cache, the whole text is run again
-            if request.top_logprobs:
-                logprobs.append(self._alternatives(logits, token, request.top_logprobs))
-            text = self._live.tokenizer.decode(made, skip_special_tokens=True).lstrip()
-            if places := [at for stop in stops if (at := text.find(stop)) >= 0]:
-                text, finish = text[: min(places)], "stop"
-                break
-        if not text.strip():
+            self._extend(answer, out.logits[0, -1].float())
+            # Without a cache, the whole text is run again.
+            rest = [*answer.prompt, *answer.made] if past is None else answer.made[-1:]
+        return self._reply(answer, cached)
+
+    def _complete_together(self, requests: Sequence[Request]) -> list[Reply | Exception]:
+        """Generate several answers in one batch; return the error of each request that fails."""
+        found: dict[int, Reply | Exception] = {}
+        answers: dict[int, _Answer] = {}
+        for place, request in enumerate(requests):
+            try:
+                if self._places_tokens:
+                    answers[place] = self._begun(request)
+                else:
+                    found[place] = self._complete(request)
+            except LLMError as error:
+                found[place] = error
+        cached = self._generate(list(answers.values())) if answers else 0
+        for place, answer in answers.items():
+            try:
+                found[place] = self._reply(answer, cached)
+            except LLMError as error:
+                found[place] = error
+        return [found[place] for place in range(len(requests))]
+
+    def _generate(self, answers: list[_Answer]) -> int:
+        """Generate answers in one batch; return how many tokens of each prompt came from the prefix cache."""
+        import torch
+
+        shared, past, cached = self._shared_cache(answers)
+        rows = [answer.prompt[len(shared) :] for answer in answers]
+        longest, device = max(map(len, rows)), self._live.device
+        padding = torch.tensor([longest - len(row) for row in rows], device=device)
+        # Rows are padded on the left, so that all of them grow at the end; padding is masked and has no position.
+        seen = torch.arange(longest, device=device) >= padding[:, None]
+        mask = torch.cat([seen.new_ones(len(rows), len(shared)), seen], dim=1).long()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(shared) :]
+        tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+        while True:
+            out = self._live.model(
+                tokens,
+                past_key_values=past,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            past = out.past_key_values
+            for answer, logits in zip(answers, out.logits[:, -1].float(), strict=True):
+                if not answer.finish:
+                    self._extend(answer, logits)
+            going_on = [row for row, answer in enumerate(answers) if not answer.finish]
+            if not going_on:
+                return cached
+            if len(going_on) < len(answers):
+                kept = torch.tensor(going_on, device=device)
+                past.batch_select_indices(kept)
+                mask, positions = mask[kept], positions[kept]
+                answers = [answers[row] for row in going_on]
+            tokens = torch.tensor([answer.made[-1:] for answer in answers], device=device)
+            mask = torch.cat([mask, mask.new_ones(len(answers), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+
+    def _shared_cache(self, answers: Sequence[_Answer]) -> tuple[list[int], Any, int]:
+        """Return the tokens that all conversations share, their cache for a batch, and how many were cached."""
+        from transformers import DynamicCache
+
+        shared = answers[0].shared
+        window = getattr(self._config, "sliding_window", None) or sys.maxsize
+        # Padding after the shared tokens shifts distances, which is wrong for layers with a sliding window.
+        fits = max(len(answer.prompt) for answer in answers) + max(answer.most for answer in answers) <= window
+        if not shared or not fits or any(answer.shared != shared for answer in answers):
+            return [], DynamicCache(config=self._live.model.config), 0
+        cached = len(shared) if tuple(shared) in self._prefixes else 0
+        return shared, self._prefix_rows(shared, len(answers)), cached
+
+    @property
+    def _places_tokens(self) -> bool:
+        """Whether prompts of different lengths can be generated in one batch."""
+        return self._plain and self._config.model_type in _EXPLICIT_POSITIONS
+
+    def _begun(self, request: Request) -> _Answer:
+        """Return an empty answer to a request.
+
+        Raises:
+            LLMError: If the prompt is longer than the model's context.
+        """
+        prompt, shared, chat = self._conversation(request.messages)
+        most = min(request.max_tokens or 256, self._free_positions(len(prompt)) + 1)
+        stops = request.stop if chat else (*request.stop, _TURN_END)
+        return _Answer(request, prompt, shared, most, stops, derive_rng(0, "sample", content_hash(request.content())))
+
+    def _extend(self, answer: _Answer, logits: Tensor) -> None:
+        """Add the next token to an answer, or end it.  logits [vocabulary]"""
+        token = self._pick(self._penalised(logits, answer.made), answer.request.temperature or 0.0, answer.rng)
+        if token in self._end_tokens():
+            answer.finish = "stop"
+            return
+        answer.made.append(token)
+        if answer.request.top_logprobs:
+            answer.logprobs.append(self._alternatives(logits, token, answer.request.top_logprobs))
+        answer.text = self._live.tokenizer.decode(answer.made, skip_special_tokens=True).lstrip()
+        if places := [at for stop in answer.stops if (at := answer.text.find(stop)) >= 0]:
+            answer.text, answer.finish = answer.text[: min(places)], "stop"
+        elif len(answer.made) == answer.most:
+            answer.finish = "length"
+
+    def _reply(self, answer: _Answer, cached: int) -> Reply:
+        if not answer.text.strip():
             raise self._error("the answer is empty")
-        return Reply(text.strip(), Usage(len(ids), len(made), cached, 0.0, "local"), finish, tuple(logprobs) or None)
+        usage = Usage(len(answer.prompt), len(answer.made), cached, 0.0, "local")
+        return Reply(answer.text.strip(), usage, answer.finish or "stop", tuple(answer.logprobs) or None)
 
     def _conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[int], bool]:
         """Return a conversation's tokens, the part of them before its last question, and whether it uses a template."""

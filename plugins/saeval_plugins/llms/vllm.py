@@ -27,22 +27,21 @@ from saeval.plugin import (
     derive_rng,
     finish_reason,
 )
+from saeval_plugins.llms._gathering import Gathering
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WAIT = 0.02  # seconds to collect requests before a batch is sent
 _MOST = 1024  # maximum requests per batch
 _ALTERNATIVES = 20  # vLLM's default maximum of alternatives per token
 
 
 class _Waiting(NamedTuple):
-    """A queued request and the future of its answer."""
+    """A request in the form that vLLM takes."""
 
     prompt: Any
     options: dict[str, Any]
     continues: bool
-    answer: asyncio.Future[Any]
 
 
 class VLLM(LLM):
@@ -198,8 +197,8 @@ class VLLM(LLM):
         return threading.RLock()
 
     @cached_property
-    def _queues(self) -> dict[asyncio.AbstractEventLoop, tuple[list[_Waiting], list[asyncio.Task[None]]]]:
-        return {}
+    def _gathering(self) -> Gathering[_Waiting, Any]:
+        return Gathering(self._answers, _MOST)
 
     def _echo(self, ids: list[int], alternatives: int) -> Any:
         """Ask for the log-probabilities of a prompt, given as tokens."""
@@ -208,30 +207,7 @@ class VLLM(LLM):
 
     async def _ask(self, prompt: Any, options: dict[str, Any], *, continues: bool) -> Any:
         """Queue a request and return vLLM's output for it."""
-        loop = asyncio.get_running_loop()
-        waiting, workers = self._queues.setdefault(loop, ([], []))
-        request = _Waiting(prompt, options, continues, loop.create_future())
-        waiting.append(request)
-        if not workers:
-            workers.append(loop.create_task(self._work(waiting, workers)))
-        return await request.answer
-
-    async def _work(self, waiting: list[_Waiting], workers: list[asyncio.Task[None]]) -> None:
-        """Answer queued requests in batches until the queue is empty."""
-        try:
-            while waiting:
-                await asyncio.sleep(_WAIT)
-                batch = [request for request in waiting[:_MOST] if not request.answer.done()]
-                del waiting[:_MOST]
-                for request, answer in zip(batch, await asyncio.to_thread(self._answers, batch), strict=True):
-                    if request.answer.done():
-                        continue
-                    if isinstance(answer, Exception):
-                        request.answer.set_exception(self._error(f"{type(answer).__name__}: {answer}"))
-                    else:
-                        request.answer.set_result(answer)
-        finally:
-            workers.clear()
+        return await self._gathering.ask(_Waiting(prompt, options, continues))
 
     def _answers(self, batch: Sequence[_Waiting]) -> list[Any]:
         """Return vLLM's output for each request, or the exception that it raised."""
@@ -244,7 +220,11 @@ class VLLM(LLM):
             ):
                 places = [place for place, request in enumerate(batch) if chosen(request)]
                 found |= zip(places, self._together(ask, [batch[place] for place in places]), strict=True)
-            return [found[place] for place in range(len(batch))]
+            answers = [found[place] for place in range(len(batch))]
+        return [self._named(answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+    def _named(self, error: Exception) -> LLMError:
+        return self._error(f"{type(error).__name__}: {error}")
 
     def _together(self, ask: Callable[[Sequence[_Waiting]], list[Any]], some: Sequence[_Waiting]) -> list[Any]:
         """Answer requests in one batch; if it fails, one by one, because one oversized request fails the batch."""

@@ -414,6 +414,73 @@ def test_too_long_a_prompt_is_an_error_not_a_crash(tmp_path):
     assert asyncio.run(llm.complete(full)).usage.output_tokens <= 3
 
 
+QUESTIONS = ("a ship", "two dogs and 40 barrels of water", "peace", "the grey sea, slowly", "a")
+BEGINNINGS = {
+    "none": (),
+    "shared": (Message("system", PREFIX), Message("user", "Hello"), Message("assistant", "Good day")),
+    "short": (Message("system", "It"),),
+}
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+@pytest.mark.parametrize("most", [3, 16])
+def test_answers_in_a_batch_are_those_of_one_at_a_time(model, beginning, most):
+    together = HF(model=model.model, batch=4)
+    shots = BEGINNINGS[beginning]
+    requests = [
+        Request((*shots, Message("user", text)), max_tokens=most + i, temperature=float(i % 2), top_logprobs=2)
+        for i, text in enumerate(QUESTIONS)
+    ]
+
+    async def ask(llm):
+        return await asyncio.gather(*(llm.complete(request) for request in requests), return_exceptions=True)
+
+    for one, other in zip(asyncio.run(ask(model)), asyncio.run(ask(together)), strict=True):
+        if isinstance(one, LLMError):
+            assert str(one) == str(other)
+            continue
+        assert (other.text, other.finish_reason) == (one.text, one.finish_reason)
+        assert other.usage.output_tokens == one.usage.output_tokens
+        for a, b in zip(one.logprobs, other.logprobs, strict=True):
+            assert dict(b.top) == pytest.approx(dict(a.top), abs=1e-4)
+
+
+def test_batch_takes_one_pass_a_token_and_shares_a_beginning(tmp_path):
+    llm = HF(model=str(tiny_model(tmp_path, "llama")), batch=8)
+    llm._live.model.generation_config.eos_token_id = llm._live.tokenizer.eos_token_id = None
+    requests = [
+        Request((*BEGINNINGS["shared"], Message("user", text)), max_tokens=4, temperature=1.0, repeat=7)
+        for text in QUESTIONS
+    ]
+
+    async def ask():
+        return await asyncio.gather(*(llm.complete(request) for request in requests))
+
+    for known in (False, True):
+        with computed(llm) as tokens:
+            replies = asyncio.run(ask())
+            prompts = [reply.usage.input_tokens for reply in replies]
+            shared = llm._conversation(requests[0].messages)[1]
+            before = 0 if known else len(shared) + 1  # one token shows what kind of cache the model has
+            assert tokens() == before + len(QUESTIONS) * (max(prompts) - len(shared) + 3)
+        assert [reply.usage.output_tokens for reply in replies] == [4] * 5
+        assert {reply.usage.cached_tokens for reply in replies} == {len(shared) if known else 0}
+
+
+def test_request_that_fails_leaves_the_others_of_its_batch_alone(tmp_path):
+    llm = HF(model=str(tiny_model(tmp_path, "gpt2")), batch=8)
+    requests = [Request.of("a ship"), Request.of("many ships " * 40), Request.of("a ship", max_tokens=2)]
+
+    async def ask():
+        return await asyncio.gather(*(llm.complete(request) for request in requests), return_exceptions=True)
+
+    alone = HF(model=llm.model)
+    first, second, third = asyncio.run(ask())
+    assert isinstance(second, LLMError) and "but the model takes 128" in str(second)
+    assert [answer(alone, requests[0]), answer(alone, requests[2])] == [first.text, third.text]
+    assert llm.fingerprint() != alone.fingerprint()
+
+
 def test_drawn_token_is_among_the_reported_alternatives(tmp_path):
     llm = HF(model=str(tiny_model(tmp_path, "llama")))
     reply = asyncio.run(llm.complete(Request.of("a ship", max_tokens=12, temperature=3.0, top_logprobs=1)))

@@ -476,7 +476,7 @@ def test_request_that_fails_leaves_the_others_of_its_batch_alone(tmp_path):
 
     alone = HF(model=llm.model)
     first, second, third = asyncio.run(ask())
-    assert isinstance(second, LLMError) and "but the model takes 128" in str(second)
+    assert isinstance(second, LLMError) and "context is 128" in str(second)
     assert [answer(alone, requests[0]), answer(alone, requests[2])] == [first.text, third.text]
     assert llm.fingerprint() != alone.fingerprint()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from saeval._compare import score_noise
 from saeval._run.state import CellState, Results, RunState
-from saeval._run.steps import window_texts
+from saeval._run.steps import prompt_texts, window_texts
 from saeval._run.work import EXPLAIN
 from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
 from saeval.llm import unpack
@@ -38,7 +38,7 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
                     for (label, variant), score in judged
                     for o in score.outcomes
                 )
-                tables.calls.add(_call_rows(_asked(state, journal, outcome, latent), judged, record))
+                tables.calls.add(_call_rows(outcome, _asked(state, journal, outcome, latent), judged, record))
 
 
 def _judgement(outcome: Outcome) -> dict[str, Any]:
@@ -93,12 +93,18 @@ def _asked(
 
 
 def _call_rows(
-    explained: Iterable[tuple[tuple[str, str], Explanation | None]], judged: Judged, record: LatentRecord
+    outcome: CellState,
+    explained: Iterable[tuple[tuple[str, str], Explanation | None]],
+    judged: Judged,
+    record: LatentRecord,
 ) -> Iterator[dict[str, Any]]:
     """Yield what was asked about a latent."""
     for (step, variant), result in (*explained, *judged):
+        if not result or not result.asked:
+            continue
+        part = outcome.cell.explainers[variant] if step == EXPLAIN else outcome.cell.scorers[step]
         windows = window_texts(record.explain if step == EXPLAIN else record.score)
-        for call, asked in enumerate(unpack(result.asked, windows) if result else ()):
+        for call, asked in enumerate(unpack(result.asked, windows, prompt_texts(part.part.plugin))):
             yield {"latent": record.latent.index, "step": step, "variant": variant, "call": call, **asked._asdict()}
 
 

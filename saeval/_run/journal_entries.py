@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +22,8 @@ _ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeA
     list[dict[str, list[int] | list[float] | list[str]]]
 )
 _ROUNDING = 1e-9
+_LEVEL = 6  # of zlib
+_MOST_BYTES = 1 << 26  # of columns that are unpacked; a few kilobytes of somebody's can claim to be gigabytes
 _USUAL: dict[str, Any] = {
     name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
 }
@@ -29,7 +34,10 @@ _LINE = re.compile(r"[0-9-]*", re.ASCII)
 
 
 def compact(value: Any) -> Any:
-    """Return an entry with its judged windows as columns, without those that say what an `Outcome` says by default."""
+    """Return an entry with its judged windows as columns, without those that say what an `Outcome` says by default.
+
+    The columns are one text: JSON, zlib, base64.
+    """
     result = value.get("result") if isinstance(value, dict) else None
     if not isinstance(result, dict):
         return value
@@ -42,7 +50,9 @@ def compact(value: Any) -> Any:
     for name in _DIGITS & columns.keys():
         text = "".join("-" if v is None else str(int(v)) for v in columns[name])
         columns[name] = text if len(text) == len(outcomes) else columns[name]
-    return {**value, "result": {**result, "outcomes": columns}}
+    text = json.dumps(columns, separators=(",", ":"))
+    packed = b64encode(zlib.compress(text.encode(), _LEVEL)).decode()
+    return {**value, "result": {**result, "outcomes": packed}}
 
 
 def expanded(value: Any) -> Any:
@@ -51,6 +61,8 @@ def expanded(value: Any) -> Any:
     if not isinstance(result, dict):
         return value
     columns = result.get("outcomes")
+    if isinstance(columns, str):
+        columns = _unpacked(columns)
     if not isinstance(columns, dict):
         return value
     columns = {name: _digits(column) for name, column in columns.items()}
@@ -63,6 +75,16 @@ def expanded(value: Any) -> Any:
     rows = zip(*columns.values(), strict=True)
     outcomes = [{**_USUAL, **dict(zip(columns, row, strict=True))} for row in rows]
     return {**value, "result": {**result, "outcomes": outcomes}}
+
+
+def _unpacked(packed: str) -> Any:
+    """Return columns that were packed, or None."""
+    try:
+        inflater = zlib.decompressobj()
+        text = inflater.decompress(b64decode(packed), _MOST_BYTES)
+        return None if inflater.unconsumed_tail else json.loads(text)
+    except (ValueError, zlib.error, RecursionError):
+        return None
 
 
 def _digits(column: Any) -> Any:

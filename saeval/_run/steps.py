@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ from saeval.llm import (
     rare_garbage_collection,
 )
 from saeval.models import embedder
-from saeval.plugin.base import Context, Scorer
+from saeval.plugin.base import Context, Plugin, Scorer
 from saeval.records import (
     MAIN,
     Examples,
@@ -235,14 +235,14 @@ class Steps:
         if given.explanation is None:
             explainer = cell.alternatives.get(given.step) or cell.explainer
             context, meter = self._context(given, explainer, EXPLAIN, given.step)
-            return await _made(
-                explainer.part.plugin.explain, Explanation, meter, given.examples, given.examples, context
-            )
+            plugin = explainer.part.plugin
+            return await _made(plugin, plugin.explain, Explanation, meter, given.examples, given.examples, context)
         scorer = cell.scorers[given.step]
         context, meter = self._context(given, scorer, given.step, MAIN)
         arguments = given.explanation, given.examples, context
-        made = await _made(scorer.part.plugin.score, Score, meter, given.examples, *arguments)
-        checked = _checked(made.result, scorer.part.plugin).model_copy(update={"asked": made.result.asked})
+        plugin = scorer.part.plugin
+        made = await _made(plugin, plugin.score, Score, meter, given.examples, *arguments)
+        checked = _checked(made.result, plugin).model_copy(update={"asked": made.result.asked})
         return made._replace(result=checked)
 
     def _context(
@@ -254,14 +254,24 @@ class Steps:
         return Context(latent, rng, meter, self._embed, self._cells[given.cell].source.plugin), meter
 
 
-def window_texts(examples: Examples) -> Iterator[str]:
-    """Yield the texts of the windows that a step was given."""
+def window_texts(examples: Examples) -> list[list[str]]:
+    """Return the texts of the windows that a step was given: activating ones, others, and those of a decoy."""
     decoy = examples.decoy.activating if examples.decoy else ()
-    return (e.text for e in (*examples.activating, *examples.non_activating, *decoy))
+    return [[e.text for e in windows] for windows in (examples.activating, examples.non_activating, decoy)]
+
+
+def prompt_texts(plugin: Plugin) -> list[str]:
+    """Return the texts of a plugin's prompts."""
+    return [prompt.text for prompt in plugin.prompts]
 
 
 async def _made(
-    call: Callable[..., Awaitable[R]], kind: type[R], meter: RecordingModel, examples: Examples, *arguments: Any
+    plugin: Plugin,
+    call: Callable[..., Awaitable[R]],
+    kind: type[R],
+    meter: RecordingModel,
+    examples: Examples,
+    *arguments: Any,
 ) -> StepOutput[R]:
     """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
 
@@ -272,8 +282,9 @@ async def _made(
     """
     result = _without_values(await _guarded(call, kind, meter.patience, *arguments))
     if meter.asked:
-        asked = pack([a for request in meter.asked for a in request], window_texts(examples))
-        result = result.model_copy(update={"asked": asked})
+        asked = [a for request in meter.asked for a in request]
+        packed = pack(asked, window_texts(examples), prompt_texts(plugin))
+        result = result.model_copy(update={"asked": packed})
     if meter.fault is None:
         return StepOutput(result, meter.spent, fault=False)
     if isinstance(meter.fault, STOPS):

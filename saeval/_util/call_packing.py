@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 from saeval._util.shared_text import without_shared
 
@@ -15,60 +15,100 @@ LEFT_OUT: Final = "left out"
 
 _MOST_BYTES = 1 << 28
 """Bytes of prompts and replies that are unpacked; a few kilobytes of somebody's can claim to be gigabytes."""
-_REACH, _PART = 25_000, 6_000  # bytes known to both sides, and of a part; zlib looks back 32 kB
-_LEVEL = 6  # of zlib; 9 takes five times as long for 0.1 % less
+_LEVEL = 6  # of zlib; 9 takes a quarter longer for 2 % less
+_WINDOW = 31_000  # bytes in which zlib finds what it has seen: those that both sides know, and those of a part
+_REACH = 25_000  # bytes known to both sides, at most
+_TRIED = 8  # texts of a group that are looked for in the prompts
+_NONE = "-"
 
 Call = tuple[str, str, str]
 """Prompt, reply and status."""
 
 
-def packed_calls(calls: Sequence[Call], windows: Iterable[str] = ()) -> str:
+def packed_calls(
+    calls: Sequence[Call],
+    windows: Sequence[Sequence[str]] = (),
+    templates: Sequence[str] = (),
+    spell: Callable[[bytes], str] = lambda packed: b64encode(packed).decode(),
+) -> str:
     """Return calls as a short text.
 
-    Parts follow a `.` each, in base64: zlib's format, with the last 25,000 bytes of the windows' texts, joined by line
-    ends, as its dictionary. The first part is JSON of what all prompts begin and end with; the others are JSON of what
-    is between, reply and status of some calls each. The script of reports unpacks it, too.
+    It begins with the numbers of the groups of known texts that prompts hold, `-` for none; each template is a group
+    after those of windows. Parts follow, each after a `.`: zlib's format, with the last 25,000 bytes of these groups'
+    texts, joined by line ends, as its dictionary. Each part is a JSON list. The first entry of all is what all prompts
+    begin and end with; the others are what is between, reply and status of a call. The script of reports unpacks it,
+    too.
 
     Args:
         calls: The calls.
-        windows: Texts of the latent's windows, which prompts hold.
+        windows: Texts of the latent's windows, which prompts may hold, by group.
+        templates: Texts that prompts may be made of.
+        spell: Writes bytes as text without a `.`; default: in base64.
     """
     before, after, prompts = without_shared([prompt for prompt, _, status in calls if status != LEFT_OUT])
     asked = iter(prompts)
     rest = [(prompt if status == LEFT_OUT else next(asked), reply, status) for prompt, reply, status in calls]
-    empty = _packer(_known(windows))
+    groups = _groups(windows, templates)
+    held = _held(groups, "\n".join([before, *prompts, after]))
+    known = _known([groups[k] for k in held])
+    empty = _packer(known)
     # A part is short enough for all of what is known to be in reach of its end.
-    parts = [json.dumps([before, after], ensure_ascii=False)]
-    begin, size = 0, 0
-    for end, (prompt, reply, _) in enumerate(rest, 1):
-        size += len(prompt) + len(reply)
-        if size > _PART or end == len(rest):
-            parts.append(json.dumps(rest[begin:end], ensure_ascii=False))
-            begin, size = end, 0
-    return "".join(f".{b64encode(_deflated(part, empty)).decode()}" for part in parts)
+    parts: list[list[Any]] = [[[before, after]]]
+    size = 0
+    for call in rest:
+        length = len(call[0]) + len(call[1])
+        if size and size + length > _WINDOW - len(known):
+            parts.append([])
+            size = 0
+        parts[-1].append(call)
+        size += length
+    texts = [json.dumps(part, ensure_ascii=False, separators=(",", ":")) for part in parts]
+    return ".".join(["".join(map(str, held)) or _NONE, *(spell(_deflated(text, empty)) for text in texts)])
 
 
-def unpacked_calls(packed: str, windows: Iterable[str] = ()) -> list[Call]:
-    """Return what `packed_calls` was given with these windows.
+def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> list[Call]:
+    """Return what `packed_calls` was given with these windows and templates, in base64.
 
     Raises:
         ValueError: If it cannot be read.
     """
     try:
-        if not packed.startswith("."):  # as earlier versions packed
+        held, *parts = packed.split(".")
+        if not parts:  # as earlier versions packed
             return [(prompt, reply, status) for prompt, reply, status in json.loads(_inflated(packed, b""))]
-        known = _known(windows)
-        head, *parts = (json.loads(_inflated(part, known)) for part in packed[1:].split("."))
-        before, after = head
-        rest = [(prompt, reply, status) for part in parts for prompt, reply, status in part]
+        groups = _groups(windows, templates)
+        named = [] if held == _NONE else map(int, held)
+        known = _known([groups[k] for k in named] if held else windows)  # earlier versions knew all windows
+        lists = [json.loads(_inflated(part, known)) for part in parts]
+        (before, after), *rest = (entry for entries in lists for entry in entries) if held else _earlier(lists)
         return [(p if status == LEFT_OUT else f"{before}{p}{after}", reply, status) for p, reply, status in rest]
-    except (TypeError, AttributeError, zlib.error, RecursionError) as error:
+    except (TypeError, AttributeError, IndexError, zlib.error, RecursionError) as error:
         raise ValueError("it cannot be unpacked") from error
 
 
-def _known(windows: Iterable[str]) -> bytes:
-    """Return windows as zlib takes them for text that both sides know: the last 25 kB."""
-    return "\n".join(windows).encode(errors="replace")[-_REACH:]
+def _earlier(lists: Sequence[Any]) -> list[Any]:
+    """Return what earlier versions packed, whose first part was what all prompts begin and end with alone."""
+    head, *parts = lists
+    return [head, *(entry for part in parts for entry in part)]
+
+
+def _groups(windows: Sequence[Sequence[str]], templates: Sequence[str]) -> list[Sequence[str]]:
+    """Return groups of texts that both sides know; their numbers have one digit."""
+    return [*windows, *([template] for template in templates)][:10]
+
+
+def _held(groups: Sequence[Sequence[str]], text: str) -> list[int]:
+    """Return the numbers of the groups of which a text holds one of the first, by its middle."""
+    return [k for k, group in enumerate(groups) if any(_middle(known) in text for known in group[:_TRIED])]
+
+
+def _middle(text: str) -> str:
+    return text[len(text) // 2 :][:16]
+
+
+def _known(groups: Iterable[Sequence[str]]) -> bytes:
+    """Return texts as zlib takes them for what both sides know: the last 25 kB."""
+    return "\n".join(text for group in groups for text in group).encode(errors="replace")[-_REACH:]
 
 
 def _packer(known: bytes) -> zlib._Compress:

@@ -48,11 +48,11 @@ class Call:
     model: str
     request: str
     answer: str
-    status: Literal["ok", "failed", "refused"]
-    cached: bool
-    attempts: int
-    usage: Usage
-    milliseconds: float
+    status: Literal["ok", "failed", "refused"] = "ok"
+    cached: bool = False
+    attempts: int = 1
+    usage: Usage = Usage()
+    milliseconds: float = 0.0
     reason: str = ""
     served: str = ""
     fingerprint: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from saeval._util import LEFT_OUT, clean_text, packed_calls, unpacked_calls, without_values
@@ -63,30 +63,31 @@ def _replies(request: Request | LogprobRequest | FillRequest, reply: Reply | Log
     ]
 
 
-def pack(asked: Sequence[PromptReply], windows: Iterable[str] = ()) -> str:
+def pack(asked: Sequence[PromptReply], windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> str:
     """Return prompts and replies as a short text (JSON, zlib, base64).
 
-    What prompts share takes room once, and windows take none: they are named as places in a text that the
-    reader has, too.
+    What prompts share takes room once, and windows and templates take none: they are named as places in a text that
+    the reader has, too.
 
     Args:
         asked: The prompts and replies.
-        windows: Texts of the latent's windows, which prompts hold.
+        windows: Texts of the latent's windows, which prompts hold, by group.
+        templates: Texts of the prompts' templates.
     """
     if not asked:
         return ""
     kept = [*asked[:_MOST]]
     if more := len(asked) - _MOST:
         kept += [PromptReply("", f"{more} more prompts are not kept", LEFT_OUT)] if more > 0 else []
-    return packed_calls(_without_credentials(kept), windows)
+    return packed_calls(_without_credentials(kept), windows, templates)
 
 
-def unpack(packed: str, windows: Iterable[str] = ()) -> list[PromptReply]:
-    """Return what `pack` was given with these windows; one entry that says so where it cannot be read."""
+def unpack(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> list[PromptReply]:
+    """Return what `pack` was given with these windows and templates; one entry that says so where it cannot be read."""
     if not packed:
         return []
     try:
-        return [_entry(*entry) for entry in unpacked_calls(packed, windows)]
+        return [_entry(*entry) for entry in unpacked_calls(packed, windows, templates)]
     except (ValueError, TypeError, AttributeError):
         return [PromptReply("", "what was asked was kept in a form that cannot be read", LEFT_OUT)]
 

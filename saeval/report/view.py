@@ -56,12 +56,12 @@ def bundle(run_dir: Path, file: Path) -> None:
 
 def _single_page(first: str, index: Path, files: Sequence[Path]) -> str:
     """Return the first page with the other pages and their data in it."""
-    from saeval.report.html.text import packed, script_json
+    from saeval.report.html.text import packed, script_json, script_text
 
     held = {}
     for file in files:
         if file != index and file.suffix in _TYPES:
-            text = file.read_text(encoding="utf-8")
+            text = script_text(file.read_bytes())
             held[file.relative_to(index.parent).as_posix()] = packed(
                 (_body(text) if file.suffix == ".html" else text).encode()
             )

@@ -118,8 +118,10 @@ def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Ite
     latents = {**_LATENTS, **(_DIRECTIONS if directions else {}), **dict.fromkeys(scores, "double")}
     with ExitStack() as files:
 
-        def table(name: str, columns: Mapping[str, str], at_once: int = 10_000) -> TableWriter:
-            return files.enter_context(table_writer(folder / f"{name}.parquet", columns, at_once))
+        def table(
+            name: str, columns: Mapping[str, str], at_once: int = 20_000, unlike: Sequence[str] = ()
+        ) -> TableWriter:
+            return files.enter_context(table_writer(folder / f"{name}.parquet", columns, at_once, unlike))
 
         yield CellWriters(
             table("latents", latents),
@@ -127,8 +129,8 @@ def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Ite
             table("activations", _ACTIVATIONS),
             files.enter_context(_line_writer(folder / "explanations.jsonl")),
             table("scores", _SCORES),
-            table("judgements", _JUDGEMENTS),
-            table("calls", _CALLS, 2000),
+            table("judgements", _JUDGEMENTS, unlike=["example"]),
+            table("calls", _CALLS, 2000, unlike=["prompt"]),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
 import re
@@ -13,7 +12,7 @@ import numpy as np
 def latents_of(text):
     """What a file of latents holds, with the tokens of its windows in their places."""
     details, numbers = re.fullmatch(r'saevalLatents\(0,"(.*)","(.*)"\);\n', text).groups()
-    held, tokens = (gzip.decompress(base64.b64decode(part)) for part in (details, numbers))
+    held, tokens = (gzip.decompress(bytes_of(part)) for part in (details, numbers))
     content = json.loads(held)
     low, high = np.frombuffer(tokens, np.uint8).reshape(content["planes"], -1).astype(int)
     words = iter([content["words"][number] for number in low + 256 * high])
@@ -24,6 +23,13 @@ def latents_of(text):
                     window[3] = [next(words) for _ in range(window[3])]
     assert not list(words)
     return [{**latent, "windows": dict(latent["windows"])} for latent in content["latents"]]
+
+
+def bytes_of(dense):
+    """Bytes that characters hold, 15 bits each, after a digit that says how many bytes too many there are."""
+    bits = "".join(f"{ord(character) - 0x4000:015b}" for character in dense[1:])
+    size = len(bits) // 8 - int(dense[0])
+    return bytes(int(bits[at : at + 8], 2) for at in range(0, 8 * size, 8))
 
 
 def judgements(judged):

@@ -82,7 +82,7 @@ def test_passing_fault_is_tried_again_and_one_that_stays_ends_with_a_reason(tmp_
         assert isinstance(failed, LLMError) and str(failed)
         assert len(server.calls) == 3
         lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-        assert [line["status"] for line in lines] == ["ok", "failed"]
+        assert [line.get("status", "ok") for line in lines] == ["ok", "failed"]
         assert lines[1]["reason"]
 
 
@@ -437,7 +437,7 @@ def test_plugin_that_breaks_is_in_the_ledger_without_its_words(tmp_path):
     (failed,) = ask(gateway(tmp_path, Broken(model="m")), Request.of("a"))
     assert isinstance(failed, RuntimeError)
     line = json.loads((tmp_path / "calls.jsonl").read_text())
-    assert (line["status"], line["reason"], line["attempts"]) == ("failed", "RuntimeError", 1)
+    assert (line["status"], line["reason"]) == ("failed", "RuntimeError") and "attempts" not in line
 
 
 def test_key_is_sent_but_never_written(tmp_path, client, caplog, capfd):

@@ -71,16 +71,16 @@ def test_llamacpp_answers_the_live_quickstart(server, tmp_path, door):
     ]
     assert done.returncode == 0 or (lost and ("failed" in done.stderr or "unanswered" in done.stderr))
     calls = [json.loads(line) for line in (tmp_path / "run" / "calls.jsonl").read_text().splitlines()]
-    asked = [call for call in calls if not (call["cached"] or call["probe"])]
-    assert asked and not [call for call in asked if call["status"] == "refused"]
+    asked = [call for call in calls if not (call.get("cached") or call.get("probe"))]
+    assert asked and not [call for call in asked if call.get("status") == "refused"]
     for call in asked:
         assert (
             call["usage"]["input_tokens"] > 50
             and call["usage"]["output_tokens"] >= 1
-            and not call["usage"]["estimated"]
+            and not call["usage"].get("estimated")
         )
-        assert call["served"] if call["status"] == "ok" else call["reason"]
-    assert any(call["status"] == "ok" for call in asked)
+        assert call["served"] if "status" not in call else call["reason"]
+    assert any("status" not in call for call in asked)
 
 
 def test_llamacpp_says_why_it_stopped(server):

@@ -113,20 +113,30 @@ def test_packing_keeps_everything_but_the_number_is_bounded_and_what_is_shared_c
 
 def test_windows_that_both_sides_have_take_no_room_and_others_make_no_wrong_prompt():
     rng = np.random.default_rng(0)
-    windows = [" ".join(f"w{i}" for i in rng.integers(5000, size=32)) for _ in range(120)]
-    lists = ["\n".join(f"Window {n}: {w}" for n, w in enumerate(windows[i : i + 5], 1)) for i in range(0, 100, 5)]
+    shown = [" ".join(f"w{i}" for i in rng.integers(5000, size=32)) for _ in range(100)]
+    unshown = [" ".join(f"w{i}" for i in rng.integers(5000, size=32)) for _ in range(200)]
+    windows = [shown[:50], unshown, shown[50:]]
+    lists = ["\n".join(f"Window {n}: {w}" for n, w in enumerate(shown[i : i + 5], 1)) for i in range(0, 100, 5)]
     asked = [PromptReply(f"Judge.\n\n{text}\n\nAnswer:", "[1, 0, 1, 0, 1]") for text in lists]
     alone, known = pack(asked), pack(asked, windows)
     assert unpack(alone) == unpack(alone, windows) == unpack(known, windows) == asked
-    assert len(known) < 0.3 * len(alone)
-    for others in ((), windows[1:]):
+    assert len(known) < 0.1 * len(alone)
+    for others in ((), windows[1:], [shown[1:], unshown, shown[50:]]):
         assert [told.status for told in unpack(known, others)] == ["left out"]
 
 
 def test_what_an_earlier_version_packed_is_read():
     text = json.dumps([["[user]\nDoes it fit?", "Yes", "ok"]])
     packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-    assert unpack(packed) == unpack(packed, ["a window"]) == [PromptReply("[user]\nDoes it fit?", "Yes")]
+    told = [PromptReply("[user]\nDoes it fit?", "Yes")]
+    assert unpack(packed) == unpack(packed, [["a window"]]) == told
+    window = "w1 w2 w3 w4 w5 w6"
+    parts = []
+    for part in (["[user]\n", "?"], [["Does it fit", "Yes", "ok"]]):
+        packer = zlib.compressobj(zdict=f"{window}\nanother".encode())
+        parts.append(packer.compress(json.dumps(part).encode()) + packer.flush())
+    packed = "".join(f".{base64.b64encode(part).decode()}" for part in parts)
+    assert unpack(packed, [[window], ["another"]]) == told
 
 
 # --- directions ---

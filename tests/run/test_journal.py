@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeval import InputError
-from saeval._run.journal_entries import expanded
+from saeval._run.journal_entries import compact, expanded
 from saeval._run.run_dir import RunDir
 from saeval.records import Outcome
 
@@ -93,3 +94,13 @@ def test_judged_windows_that_earlier_versions_wrote_are_read():
     columns = {"example": ["1:2"], "active": [1], "predicted": [0], "decile": [3]}
     for outcomes in ([window], columns, {**columns, "active": "1", "predicted": "0", "decile": "3"}):
         assert expanded({"result": {"outcomes": outcomes}}) == {"result": {"outcomes": [window]}}
+
+
+def test_judged_windows_that_are_packed_take_little_room_and_are_read_or_left_as_they_are():
+    windows = [Outcome(example=f"{37 * k}:{32 * (k % 8)}", active=k < 50, predicted=k % 3 == 0) for k in range(100)]
+    value = {"result": {"outcomes": [w.model_dump(mode="json") for w in windows]}}
+    packed = compact(value)
+    assert len(json.dumps(packed)) < 700 and expanded(packed) == value
+    for damaged in ("", "eJw", packed["result"]["outcomes"][:-40], "kein Base64"):
+        entry = {"result": {"outcomes": damaged}}
+        assert expanded(entry) == entry

@@ -20,7 +20,7 @@ from saeval._run.plan.speed import Speed
 from saeval._run.plan.stand_ins import UnreadSource
 from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState, Scored
-from saeval._run.steps import window_texts
+from saeval._run.steps import prompt_texts, window_texts
 from saeval._run.work import Item, StepWork
 from saeval._util import LLMError, SaevalError, content_hash
 from saeval.activations import ActivationStore, Corpus
@@ -361,7 +361,7 @@ def _asking(
             why = f"could not be tried: {error}"
             continue
         windows = window_texts(record.explain if step.step == work.EXPLAIN else record.score)
-        asked, counter.asked = pack(counter.asked, windows), []
+        asked, counter.asked = pack(counter.asked, windows, prompt_texts(step.part.part.plugin)), []
         results[record.latent.index] = result.model_copy(update={"asked": asked})
     found = replace(found, model=role.model)
     if not results:

@@ -39,15 +39,15 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
     from saeval.report.html import index
     from saeval.report.html.paged import LARGE, PER_FOLDER
     from saeval.report.html.pages import latents_page, render
-    from saeval.report.html.text import packed, packed_json, script_json
+    from saeval.report.html.text import dense, dense_json, dense_packed, script_json, utf16
 
     board, tables, pages = _gathered(run, run_dir)
     written = set()
 
-    def put(place: str, text: str) -> None:
+    def put(place: str, content: str | bytes) -> None:
         file = folder / place
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, text)
+        write_atomic(file, content)
         written.add(file)
 
     for name, found in tables.items():
@@ -58,9 +58,10 @@ def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
             some = numbers[begin : begin + per_file]
             place = f"latents/{page}/{n // PER_FOLDER}/{n}" if large else f"latents/{page}/{n}"
             details, tokens = found.details(some)
-            put(f"{place}.js", f'saevalLatents({n},"{packed_json(details)}","{packed(tokens)}");\n')
+            put(f"{place}.js", utf16(f'saevalLatents({n},"{dense_json(details)}","{dense_packed(tokens)}");\n'))
             if found.has_calls:
-                put(f"{place}.calls.js", f"saevalCalls({n},{script_json(found.calls(some))});\n")
+                places, calls = found.calls(some)
+                put(f"{place}.calls.js", utf16(f'saevalCalls({n},"{dense_json(places)}","{dense(calls)}");\n'))
         text, parts = latents_page(run, board, found, page, per_file, large=large)
         put(f"latents/{page}.html", text)
         for part, content in parts:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saeval._util import packed_calls, rounded
+from saeval._util import LEFT_OUT, packed_calls, rounded, without_shared
 from saeval.records import MAIN, CellResult, mean_ranks
 from saeval.results import CELL_TABLES, RunCell, arrow_table, read_table
 
@@ -191,29 +191,43 @@ class CellTables:
         """Whether prompts and replies were kept."""
         return self._calls.path.is_file()
 
-    def calls(self, latents: Sequence[int]) -> dict[int, dict[str, dict[str, str]]]:
-        """Return prompts, raw replies and statuses by latent, step and variant, packed, in the order of asking.
+    def calls(self, latents: Sequence[int]) -> tuple[dict[str, Any], bytes]:
+        """Return prompts, raw replies and statuses of latents, in the order of asking.
 
-        They are packed as `packed_calls` does, for one who has the latent's windows.
+        They are packed as `packed_calls` does, for one who has the latent's windows by `_grouped`.
+
+        Returns:
+            By step and variant, what all prompts begin with and end with, and each latent's calls, with places in the
+            bytes (`begin-end`) for their parts; and these bytes.
 
         Raises:
             InputError: If they cannot be read.
         """
-        found: dict[int, dict[str, dict[str, list[tuple[str, str, str]]]]] = {}
+        found: dict[tuple[str, str], dict[int, list[tuple[str, str, str]]]] = {}
         rows = self._calls.of(latents)
         columns = [rows[name].to_pylist() for name in _CALLS] if rows else []
         for latent, step, variant, prompt, reply, status in zip(*columns, strict=True):
-            asked = found.setdefault(latent, {}).setdefault(step, {}).setdefault(variant, [])
+            asked = found.setdefault((step, variant), {}).setdefault(latent, [])
             asked.append((prompt or "", reply or "", status or ""))
         texts = _texts(self._windows.of(latents))
-        told: dict[int, dict[str, dict[str, str]]] = {}
-        for latent, steps in found.items():
-            known = texts.get(latent, {})
-            scored = [*known.get("score", ()), *known.get("decoy", ())]
-            for step, variants in steps.items():
-                windows = known.get("explain", ()) if step == "explain" else scored
-                told.setdefault(latent, {})[step] = {v: packed_calls(asked, windows) for v, asked in variants.items()}
-        return told
+        packed = bytearray()
+
+        def place(part: bytes) -> str:
+            packed.extend(part)
+            return f"{len(packed) - len(part)}-{len(packed)}"
+
+        index: dict[str, Any] = {}
+        for (step, variant), asked_of in found.items():
+            before, after, prompts = without_shared(
+                [prompt for asked in asked_of.values() for prompt, _, status in asked if status != LEFT_OUT]
+            )
+            rest = iter(prompts)
+            held: dict[int, str] = {}
+            for latent, asked in asked_of.items():
+                calls = [(p if s == LEFT_OUT else next(rest), reply, s) for p, reply, s in asked]
+                held[latent] = packed_calls(calls, _grouped(texts.get(latent, {}), step), spell=place)
+            index.setdefault(step, {})[variant] = [before, after, held]
+        return index, bytes(packed)
 
     def _judgements_of(
         self, latents: Sequence[int], places: Mapping[int, Mapping[str, int]]
@@ -378,17 +392,25 @@ def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
     )
 
 
-def _texts(rows: Mapping[str, Any]) -> dict[int, dict[str, list[str]]]:
-    """Return the texts of windows by latent and role."""
+def _texts(rows: Mapping[str, Any]) -> dict[int, dict[tuple[str, bool], list[str]]]:
+    """Return the texts of windows by latent, and role and whether it fires there."""
     import pyarrow.compute as pc
 
-    found: dict[int, dict[str, list[str]]] = {}
+    found: dict[int, dict[tuple[str, bool], list[str]]] = {}
     if not rows:
         return found
     texts = pc.binary_join(rows["tokens"], "").to_pylist()
-    for latent, role, text in zip(rows["latent"].to_pylist(), rows["role"].to_pylist(), texts, strict=True):
-        found.setdefault(latent, {}).setdefault(role, []).append(text)
+    names = [rows[name].to_pylist() for name in ("latent", "role", "active")]
+    for latent, role, active, text in zip(*names, texts, strict=True):
+        found.setdefault(latent, {}).setdefault((role, bool(active)), []).append(text)
     return found
+
+
+def _grouped(texts: Mapping[tuple[str, bool], list[str]], step: str) -> list[list[str]]:
+    """Return the windows that a step is given: activating ones, others, and those of a decoy."""
+    if step == "explain":
+        return [texts.get(("explain", active), []) for active in (True, False)]
+    return [texts.get(group, []) for group in (("score", True), ("score", False), ("decoy", False))]
 
 
 def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[tuple[int, list[Any]]]]]:

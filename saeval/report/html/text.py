@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from base64 import b64encode
+from codecs import BOM_UTF16_LE
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from saeval._util import escape_script
 
 _LEVEL = 5  # of gzip; 9 takes eight times as long for 4 % less
+_FIRST = 0x4000  # 32,768 characters from here on mean nothing in a script
 
 
 def script_json(value: Any) -> Markup:
@@ -23,12 +25,51 @@ def script_json(value: Any) -> Markup:
 
 def packed_json(value: Any) -> str:
     """Return JSON as gzip in base64, for data that is large, repetitive and rarely read."""
-    return packed(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode())
+    return packed(_json(value))
 
 
 def packed(content: bytes) -> str:
     """Return bytes as gzip in base64, which the script of the pages unpacks."""
     return b64encode(gzip.compress(content, _LEVEL, mtime=0)).decode()
+
+
+def dense_json(value: Any) -> str:
+    """Return JSON as gzip in `dense` characters, for scripts in UTF-16."""
+    return dense_packed(_json(value))
+
+
+def dense_packed(content: bytes) -> str:
+    """Return bytes as gzip in `dense` characters, for scripts in UTF-16."""
+    return dense(gzip.compress(content, _LEVEL, mtime=0))
+
+
+def dense(content: bytes) -> str:
+    """Return bytes as characters that hold 15 bits each, from U+4000 to U+BFFF, after a digit.
+
+    In UTF-16 they take 16 bits each, a fifth less room than base64 in UTF-8. The digit is 1 if what the characters hold
+    is one byte longer than the content.
+    """
+    import numpy as np
+
+    bits = np.unpackbits(np.frombuffer(content, dtype=np.uint8))
+    bits = np.concatenate([bits, np.zeros(-len(bits) % 15, dtype=np.uint8)])
+    numbers = bits.reshape(-1, 15) @ (1 << np.arange(14, -1, -1))
+    longer = len(bits) // 8 - len(content)
+    return f"{longer}" + (numbers + _FIRST).astype("<u2").tobytes().decode("utf-16-le")
+
+
+def utf16(text: str) -> bytes:
+    """Return a script as browsers read it from anywhere: its first bytes say that it is UTF-16."""
+    return BOM_UTF16_LE + text.encode("utf-16-le")
+
+
+def script_text(content: bytes) -> str:
+    """Return the text of a script of the report, in UTF-16 or UTF-8."""
+    return content.decode("utf-16" if content.startswith(BOM_UTF16_LE) else "utf-8")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
 
 def slug(name: str) -> str:

@@ -115,7 +115,7 @@ def test_written_texts_are_in_the_results_and_on_the_latents_page(known):
         assert row["probability"] == pytest.approx(max(row["activations"])) and len(row["tokens"]) == 8
         assert (row["probability"] > 0) == row["active"] == row["predicted"]
     (file,) = (run / "report" / "latents").glob("*/0.js")
-    detail = latents_of(file.read_text())[0]
+    detail = latents_of(file.read_text("utf-16"))[0]
     text = next(line for line in judgements(detail["judged"])["generation"]["explanation"] if line[0] == "text 1")
     tokens, (place, strength) = text[6]
     assert len(tokens) == 8 and strength == pytest.approx(text[3], abs=1e-3) and tokens[place].strip()

@@ -318,7 +318,7 @@ def test_gateway_asks_once_tries_again_and_writes_down_what_was_filled(tmp_path,
     assert first == second and first.status == "ok" and len(FILLED) == 2
     assert [meter.spent.usd for meter in meters] == [0.5, 0.5]
     lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-    assert [(line["cached"], line["attempts"], line["usage"]["input_tokens"]) for line in lines] == [
+    assert [(line.get("cached", False), line["attempts"], line["usage"]["input_tokens"]) for line in lines] == [
         (False, 2, 7),
         (True, 0, 7),
     ]

@@ -28,14 +28,26 @@
   const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
   const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
 
-  const decoded = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const FIRST = 0x4000; // characters from here on hold 15 bits each, after a digit: how many bytes too many there are
+  /** Return the bytes of a text: base64, or such characters. */
+  function decoded(text) {
+    if (!(text.charCodeAt(1) >= FIRST)) return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const bytes = new Uint8Array(Math.floor((15 * (text.length - 1)) / 8) - Number(text[0]));
+    let held = 0;
+    let bits = 0; // of `held` that are not in `bytes` yet
+    let next = 0;
+    for (let k = 1; k < text.length; k++) {
+      held = ((held & 255) << 15) | (text.charCodeAt(k) - FIRST);
+      for (bits += 15; bits >= 8; bits -= 8) bytes[next++] = held >> (bits - 8);
+    }
+    return bytes;
+  }
   const inflated = (format, ...bytes) => new Response(new Blob(bytes).stream().pipeThrough(new DecompressionStream(format))).arrayBuffer();
   const bytesOf = async (text) => new Uint8Array(await inflated("gzip", decoded(text)));
   /** Return text that was packed as gzip in base64. */
   const unpacked = async (text) => new TextDecoder().decode(await bytesOf(text));
-  /** Return text that was packed by zlib with a dictionary, in base64. Browsers take none, so it goes before, uncompressed. */
-  async function unpackedAfter(known, text) {
-    const bytes = decoded(text);
+  /** Return text that was packed by zlib with a dictionary. Browsers take none, so it goes before, uncompressed. */
+  async function unpackedAfter(known, bytes) {
     if (!(bytes[1] & 32)) return new TextDecoder().decode(await inflated("deflate", bytes));
     const size = [known.length & 255, known.length >> 8];
     const header = new Uint8Array([0, ...size, ...size.map((byte) => byte ^ 255)]); // of a part that is not compressed
@@ -451,7 +463,7 @@
     const files = new Map();
     const waiting = new Map();
     window.saevalLatents = (n, details, tokens) => waiting.get(`${n}.js`)?.([details, tokens]);
-    window.saevalCalls = (n, calls) => waiting.get(`${n}.calls.js`)?.(calls);
+    window.saevalCalls = (n, index, calls) => waiting.get(`${n}.calls.js`)?.([index, calls]);
     function fileOf(latent, ending) {
       const n = Math.floor(at.get(latent) / data.perFile);
       const name = `${n}${ending}`;
@@ -501,15 +513,20 @@
     }
     const REACH = 25000; // bytes of windows that are known when prompts are unpacked
     async function callsOf(latent, step, variant) {
-      const packed = (await fileOf(latent, ".calls.js"))[latent]?.[step]?.[variant];
-      if (!packed) return [];
+      const [index, packed] = await fileOf(latent, ".calls.js");
+      const [first, last, held] = JSON.parse(await unpacked(index))[step]?.[variant] || [];
+      if (!held?.[latent]) return [];
       const { windows } = await detailsOf(latent);
-      const shown = step === "explain" ? windows.explain || [] : [...(windows.score || []), ...(windows.decoy || [])];
+      const fire = (group, active) => (windows[group] || []).filter((w) => w[1] === active);
+      const groups = step === "explain" ? [fire("explain", 1), fire("explain", 0)] : [fire("score", 1), fire("score", 0), windows.decoy || []];
+      const [used, ...places] = held[latent].split(".");
+      const shown = used === "-" ? [] : [...used].flatMap((k) => groups[k]);
       const known = new TextEncoder().encode(shown.map((w) => w[3].join("")).join("\n")).slice(-REACH);
-      const [head, ...parts] = await Promise.all(packed.slice(1).split(".").map((part) => unpackedAfter(known, part)));
-      const [before, after] = JSON.parse(head);
-      const calls = parts.flatMap((part) => JSON.parse(part));
-      return calls.map(([prompt, reply, status]) => [status.startsWith("left") ? prompt : before + prompt + after, reply, status]);
+      const bytes = decoded(packed);
+      const parts = await Promise.all(places.map((place) => unpackedAfter(known, bytes.subarray(...place.split("-")))));
+      const [[before, after], ...calls] = parts.flatMap((part) => JSON.parse(part));
+      const whole = (prompt) => first + before + prompt + after + last;
+      return calls.map(([prompt, reply, status]) => [status.startsWith("left") ? prompt : whole(prompt), reply, status]);
     }
 
     /** A collapsed section with the prompts and raw replies of a step, loaded when it is opened. */

@@ -8,6 +8,7 @@ import re
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,6 +28,7 @@ _MOST_BYTES = 1 << 26  # of columns that are unpacked; a few kilobytes of somebo
 _USUAL: dict[str, Any] = {
     name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
 }
+_UNUSED: dict[str, Any] = asdict(Usage())
 _FLAGS = frozenset({"active", "predicted"})
 _DIGITS = frozenset({"active", "predicted", "decile"})
 """Columns of digits, a character each; `-` for none."""
@@ -34,13 +36,15 @@ _LINE = re.compile(r"[0-9-]*", re.ASCII)
 
 
 def compact(value: Any) -> Any:
-    """Return an entry with its judged windows as columns, without those that say what an `Outcome` says by default.
+    """Return an entry with its judged windows as columns, and without what its usage and they say by default.
 
     The columns are one text: JSON, zlib, base64.
     """
     result = value.get("result") if isinstance(value, dict) else None
     if not isinstance(result, dict):
         return value
+    if isinstance(usage := value.get("usage"), dict):
+        value = {**value, "usage": {k: v for k, v in usage.items() if k not in _UNUSED or v != _UNUSED[k]}}
     outcomes = result.get("outcomes")
     if not outcomes or isinstance(outcomes, dict):
         return value
@@ -60,6 +64,8 @@ def expanded(value: Any) -> Any:
     result = value.get("result") if isinstance(value, dict) else None
     if not isinstance(result, dict):
         return value
+    if isinstance(usage := value.get("usage"), dict):
+        value = {**value, "usage": {**_UNUSED, **usage}}
     columns = result.get("outcomes")
     if isinstance(columns, str):
         columns = _unpacked(columns)

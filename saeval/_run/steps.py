@@ -235,8 +235,8 @@ class Steps:
         if given.explanation is None:
             explainer = cell.alternatives.get(given.step) or cell.explainer
             context, meter = self._context(given, explainer, EXPLAIN, given.step)
-            plugin = explainer.part.plugin
-            return await _made(plugin, plugin.explain, Explanation, meter, given.examples, given.examples, context)
+            writer = explainer.part.plugin
+            return await _made(writer, writer.explain, Explanation, meter, given.examples, given.examples, context)
         scorer = cell.scorers[given.step]
         context, meter = self._context(given, scorer, given.step, MAIN)
         arguments = given.explanation, given.examples, context

@@ -16,6 +16,7 @@ from saeval.llm.budget import known_dollars
 from saeval.llm.cache import told_fields
 from saeval.records import Ledger, Usage
 
+_NOTHING = Usage()
 _SAME = 3  # calls of equal prompt tokens by which a prompt that was cut is known
 
 _JSON = json.JSONEncoder(default=told_fields, separators=(",", ":"))
@@ -51,7 +52,7 @@ class Call:
     status: Literal["ok", "failed", "refused"] = "ok"
     cached: bool = False
     attempts: int = 1
-    usage: Usage = Usage()
+    usage: Usage = _NOTHING
     milliseconds: float = 0.0
     reason: str = ""
     served: str = ""

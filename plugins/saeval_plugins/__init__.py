@@ -1,1 +1,1 @@
-"""The built-in plugins. They import only what `saeval` exports, as third parties do."""
+"""The built-in plugins. Like third-party plugins, they import only what `saeval` exports."""

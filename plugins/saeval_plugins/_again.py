@@ -6,22 +6,22 @@ from dataclasses import dataclass, replace
 
 from saeval.plugin import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request
 
-_AGAIN = 1000  # repeat number of the second asking, beyond any that a step uses
+_AGAIN = 1000  # added to the repeat number of requests, larger than any that a step uses
 
 
 @dataclass
 class AskedAgain(LanguageModel):
-    """Wraps a language model so that no question is answered from the cache."""
+    """Wraps a language model so that requests are not answered from the first request's cache entry."""
 
     model: LanguageModel
 
     @property
     def can_score(self) -> bool:
-        """Whether the model can."""
+        """Whether the wrapped model can score."""
         return self.model.can_score
 
     async def complete(self, request: Request) -> Reply:
-        """Ask again."""
+        """Send the request again."""
         return await self.model.complete(self._again(request))
 
     def discard(self, request: Request) -> None:
@@ -32,9 +32,9 @@ class AskedAgain(LanguageModel):
         return replace(request, repeat=request.repeat + _AGAIN)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Score continuations, which gives the same each time."""
+        """Score continuations; this is deterministic, so the cache may be used."""
         return await self.model.logprobs(request)
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Weigh choices, which gives the same each time."""
+        """Fill gaps; this is deterministic, so the cache may be used."""
         return await self.model.fill(request)

@@ -1,4 +1,4 @@
-"""Clusters points into as many groups as are stable under bootstrap resampling."""
+"""Clusters points into the largest number of groups that is stable under bootstrap resampling."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_SMALLEST = 3  # points of a group
-_SMALLEST_SHARE = 0.1  # of all points
-_SURE = 0.7  # share of resamples that must reach a number
-_AGAIN = 0.75  # Jaccard index from which on a group counts as found again (Hennig 2007)
+_SMALLEST = 3  # minimum points per group
+_SMALLEST_SHARE = 0.1  # minimum share of the points per group
+_SURE = 0.7  # share of resamples that must reach a number of groups
+_AGAIN = 0.75  # minimum Jaccard index of a group that is found again (Hennig 2007)
 
 
 class Groups(NamedTuple):
@@ -28,7 +28,7 @@ class Groups(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return int(self.labels.max(initial=0)) + 1
 
 
@@ -36,15 +36,16 @@ def stable_groups(points: NDArray[np.floating], most: int, resamples: int, rng: 
     """Group points by Ward's method into the largest number of groups that resamples reproduce.
 
     In each bootstrap resample (points drawn twice count once), the number is the largest for which every group of the
-    full data reappears: some group of the resample has a Jaccard index of .75 or more with it (Hennig, "Cluster-wise
-    assessment of cluster stability", 2007). Groups of under 3 points or 10 % of them are outliers, and numbers that
-    make such groups do not count. The result is the largest number that 70 % of the resamples reach.
+    full data is found again: some group of the resample has a Jaccard index of .75 or more with it (Hennig,
+    "Cluster-wise assessment of cluster stability", 2007). Groups with fewer than 3 points or 10 % of them count as
+    outliers, and numbers that produce such groups are excluded. The result is the largest number that 70 % of the
+    resamples reach.
 
     Args:
         points: The points.  [points, dimensions]
         most: Maximum number of groups.
-        resamples: Resamples to draw.
-        rng: Draws them.
+        resamples: Number of resamples.
+        rng: Random number generator.
     """
     import numpy as np
 
@@ -65,7 +66,7 @@ def stable_groups(points: NDArray[np.floating], most: int, resamples: int, rng: 
 
 
 def _ward(points: NDArray[np.floating], most: int) -> dict[int, NDArray[np.int64]]:
-    """Return the grouping for each number of groups from 2 on, except numbers that ties rule out."""
+    """Return the grouping for each number of groups from 2 to `most`, except numbers that ties make impossible."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     if len(points) < 2:

@@ -1,4 +1,4 @@
-"""A latent's windows in one half of the corpus."""
+"""Selects a latent's windows in one half of the corpus."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from saeval_plugins.samplers.split import hashed_documents
 def in_half(examples: Examples, half: int, key: int) -> Examples:
     """Return the examples whose documents are in one half of the corpus.
 
-    A document's half depends on its number and the key alone, so all latents and steps share it.
+    A document's half depends only on its number and the key, so it is the same for all latents and steps.
 
     Args:
         examples: The examples.
         half: 0 or 1.
-        key: Another key divides the documents otherwise.
+        key: Key that determines how documents are divided.
     """
     firing = _inside(examples.activating, half, key)
     silent = _inside(examples.non_activating, half, key)

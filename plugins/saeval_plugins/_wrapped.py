@@ -1,4 +1,4 @@
-"""What explainers and scorers around another one share: its role, needs and metrics are theirs."""
+"""Base classes of explainers and scorers that wrap another one and take over its role, needs and metrics."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from saeval.plugin import Explainer, Metric, Need, Scorer
 
 
 class OfScorer(Scorer):
-    """A scorer around another one."""
+    """Base class of scorers that wrap another scorer."""
 
     scorer: SerializeAsAny[Scorer]
-    """The scorer: `{use: detection}`."""
+    """The wrapped scorer: `{use: detection}`."""
 
     @property
     def llm_role(self) -> str | None:  # type: ignore[override]
-        """The role that the scorer asks."""
+        """The role of the wrapped scorer."""
         return self.scorer.llm_role
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        """The scorer's."""
+        """The metrics of the wrapped scorer."""
         return self.scorer.metrics
 
     @property
     def reads_explanation(self) -> bool:  # type: ignore[override]
-        """Whether the scorer does."""
+        """Whether the wrapped scorer reads the explanation."""
         return self.scorer.reads_explanation
 
     def needs(self) -> frozenset[Need]:
-        """Return the scorer's needs."""
+        """Return the needs of the wrapped scorer."""
         return self.scorer.needs()
 
 
 class OfExplainer(Explainer):
-    """An explainer around another one."""
+    """Base class of explainers that wrap another explainer."""
 
     explainer: SerializeAsAny[Explainer]
-    """The explainer: `{use: default}`."""
+    """The wrapped explainer: `{use: default}`."""
 
     @property
     def llm_role(self) -> str | None:  # type: ignore[override]
-        """The role that the explainer asks."""
+        """The role of the wrapped explainer."""
         return self.explainer.llm_role
 
     def needs(self) -> frozenset[Need]:
-        """Return the explainer's needs."""
+        """Return the needs of the wrapped explainer."""
         return self.explainer.needs()

@@ -1,4 +1,4 @@
-"""Shared code of interventions: a latent's direction, prompts made of its windows, and the steering strength."""
+"""Shared code for steering: a latent's direction, prompts made from its windows, and the steering strength."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from saeval.plugin import Steered, Strength
 
 FEWEST = 2
-"""Minimum windows for setting the strength, and for scoring."""
+"""Minimum number of windows for finding the strength, and for scoring."""
 KL_REACHED = Metric("kl_reached", higher_is_better=None, low=0.0, high=math.inf, on_board=True)
 """The divergence on the scored windows, in nats."""
 
 
 def wanted_divergence(kl: float, tolerance: float) -> Metric:
-    """Return the metric `kl_reached`, which marks rows off by more than a relative tolerance."""
+    """Return the metric `kl_reached`, which marks rows whose divergence is not within the tolerance of `kl`."""
     return replace(KL_REACHED, wanted=(kl * (1 - tolerance), kl * (1 + tolerance)))
 
 
@@ -30,7 +30,7 @@ def divergence_cautions(what: str, values: Mapping[str, float], wanted: Metric, 
     """Warn if the divergence reached is not the one requested.
 
     Args:
-        what: What moved the next token.
+        what: The method that changed the next token's distribution, for the message.
         values: A cell's mean values.
         wanted: The metric, with its tolerance.
         kl: The requested divergence, in nats.
@@ -40,21 +40,21 @@ def divergence_cautions(what: str, values: Mapping[str, float], wanted: Metric, 
     if reached is None or wanted.meets(reached):
         return []
     return [
-        f"{what} moved the next token by {reached:.2g} nats on the windows scored, but {kl:g} were requested; tune "
-        f"on more windows (`tune`, now {tune}) before comparing with other rows"
+        f"{what} reached a divergence of {reached:.2g} nats on the scored windows, but {kl:g} were requested; use "
+        f"more windows to find the strength (`tune`, now {tune}) before comparing with other rows"
     ]
 
 
 def divided(
     windows: Sequence[Example], tune: int, score_on: int, rng: np.random.Generator
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Return random windows for finding the strength, and others to score.
+    """Divide windows at random into those for finding the strength and those to score.
 
     Args:
         windows: At least twice `FEWEST`. If there are too few for both, they are divided in the same proportion.
-        tune: Windows for finding the strength.
-        score_on: Windows to score.
-        rng: Draws them.
+        tune: Number of windows for finding the strength.
+        score_on: Number of windows to score.
+        rng: Random number generator.
     """
     order = rng.permutation(len(windows))
     both = min(len(windows), tune + score_on)
@@ -63,26 +63,28 @@ def divided(
 
 
 def written(context: Context) -> tuple[Subject, Tensor]:
-    """Return the model at the hookpoint the latent writes to, and the direction it writes.
+    """Return the model at the hookpoint that the latent writes to, and the latent's decoder direction.
 
     Call it in a thread, because it may load the model.
 
     Raises:
-        InputError: If the latent has no direction, or its coder does not say where it writes.
+        InputError: If the latent has no direction, or the hookpoint that it writes to is unknown.
     """
     coder, subject = context.coder, context.subject
     direction = coder.direction(context.latent.index)
     if direction is None:
-        raise InputError(f"the coder does not give the direction that latent {context.latent} writes")
+        raise InputError(f"the coder has no decoder direction for latent {context.latent}")
     if coder.writes is not None:
         subject = Subject(subject.live, subject.live.hookpoint(coder.writes))
     elif coder.transcoder:
-        raise InputError("a transcoder's latents do not write where they read, and its files do not say where")
+        raise InputError(
+            "a transcoder's latents write to another hookpoint than they read, and its files do not name it"
+        )
     return subject, direction
 
 
 def steered(windows: Sequence[Example], context: Context) -> Steered:
-    """Return windows as prompts for the source's model, ready to be steered along the latent's direction.
+    """Return windows as prompts for the source's model, to be steered along the latent's direction.
 
     Raises:
         InputError: If the latent's direction or hookpoint is unknown, or the windows differ in length.
@@ -95,7 +97,7 @@ def calibrated(prompts: Steered, kl: float, tolerance: float) -> Strength:
     """Find the strength that gives a divergence.
 
     Raises:
-        InputError: If none comes close enough for scores to be comparable.
+        InputError: If no strength reaches it within the tolerance.
     """
     found = prompts.calibrate(kl, tolerance)
     if abs(found.kl - kl) > tolerance * kl:

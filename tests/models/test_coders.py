@@ -312,10 +312,10 @@ def edit_weights(folder, change):
         (shutil.rmtree, "no such folder"),
         (lambda f: (f / "cfg.json").unlink(), r"has no cfg\.json"),
         (lambda f: (f / "cfg.json").write_text("{"), r"cfg\.json cannot be read"),
-        (lambda f: (f / "cfg.json").write_text("[]"), "holds no mapping"),
+        (lambda f: (f / "cfg.json").write_text("[]"), "does not contain a JSON object"),
         (lambda f: (f / "sae_weights.safetensors").unlink(), r"has no sae_weights\.safetensors"),
-        (lambda f: (f / "sae_weights.safetensors").write_bytes((f / "sae_weights.safetensors").read_bytes()[:-8]), "damaged or cut off"),
-        (lambda f: (f / "sae_weights.safetensors").write_bytes(b"abc"), "damaged or cut off"),
+        (lambda f: (f / "sae_weights.safetensors").write_bytes((f / "sae_weights.safetensors").read_bytes()[:-8]), "damaged or truncated"),
+        (lambda f: (f / "sae_weights.safetensors").write_bytes(b"abc"), "damaged or truncated"),
         (lambda f: edit(f, architecture="batchtopk"), r"training checkpoint.*save_inference_model"),
         (lambda f: edit(f, architecture="mystery"), "unknown architecture 'mystery'"),
         (lambda f: edit(f, architecture="jumprelu"), "lacks threshold, which 'jumprelu' needs"),
@@ -326,7 +326,7 @@ def edit_weights(folder, change):
         (lambda f: edit(f, k=None), r"k in cfg\.json is None"),
         (lambda f: edit(f, k=41), "more than its 40 latents"),
         (lambda f: edit_weights(f, lambda t: t.pop("b_enc")), "lacks b_enc"),
-        (lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))), r"has extra.*is it of that architecture"),
+        (lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))), r"has extra.*check the architecture"),
     ],
 )  # fmt: skip
 def test_saes_that_cannot_be_used_are_refused_by_check_and_by_load(tmp_path, spoil, message):
@@ -342,7 +342,7 @@ def test_saes_that_cannot_be_used_are_refused_by_check_and_by_load(tmp_path, spo
 def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     folder = tiny_sae(tmp_path)
     edit_weights(folder, lambda t: t["W_dec"][3].fill_(value))
-    with pytest.raises(InputError, match="W_dec holds NaN or infinite"):
+    with pytest.raises(InputError, match="W_dec contains NaN or infinite"):
         load(folder)
 
 
@@ -364,7 +364,7 @@ def test_a_wrong_width_names_both_widths_and_the_place_it_was_made_for(tmp_path)
 
 def test_one_origin_is_wanted(tmp_path):
     for options in ({}, {"path": tmp_path, "release": "r", "sae_id": "s"}, {"release": "r"}):
-        with pytest.raises(ValidationError, match=r"give either path|belong together"):
+        with pytest.raises(ValidationError, match=r"set exactly one of path|must be set together"):
             SaeLens(**options)
 
 

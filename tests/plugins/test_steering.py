@@ -268,7 +268,7 @@ def test_a_strength_that_cannot_be_reached_is_a_failure_that_says_so(tmp_path):
     with pytest.raises(InputError, match="no strength gives a divergence of 50 nats"):
         asyncio.run(InterventionScorer(kl=50).score(Explanation(text="x"), examples_of(subject), lent))
     lent = context(base, source=source_of(subject, [None]))
-    with pytest.raises(InputError, match="does not give the direction"):
+    with pytest.raises(InputError, match="has no decoder direction"):
         asyncio.run(InterventionScorer().score(Explanation(text="x"), examples_of(subject), lent))
 
 
@@ -277,7 +277,7 @@ def test_a_transcoders_latent_is_steered_where_it_writes_or_not_at_all(tmp_path)
     lent = source_of(subject, [torch.ones(D)])
     coder = lent.weights()
     coder.transcoder = True
-    with pytest.raises(InputError, match="do not say where"):
+    with pytest.raises(InputError, match="do not name it"):
         written(context(source=lent))
     coder.writes = "layers.2.mlp"
     place, direction = written(context(source=lent))

@@ -117,7 +117,7 @@ def test_explanations_say_what_the_oracle_reads_in_them():
     assert judge(explanations(4)["negated"][0], "a ferret", "my hammer") == "[0, 1]"
     assert judge(texts[KnownMeaning], "<<ferret>> and <<pigeon>>", "<<a>> ferret <<or>> <<pigeon>>") == "[1, 0]"
     elsewhere = asyncio.run(KnownMeaning().explain(make_examples(), context()))
-    assert elsewhere.status == "failed" and "not one of the source" in elsewhere.reason
+    assert elsewhere.status == "failed" and "does not belong to the source" in elsewhere.reason
 
 
 def judge(explanation, *windows, **options):

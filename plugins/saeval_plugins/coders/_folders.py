@@ -16,8 +16,8 @@ def what_is(folder: Path, format_: str) -> str:
     """Describe what a folder contains and what to do, for the message that it has no coder of the expected format.
 
     Args:
-        folder: The folder, which may not be there.
-        format_: Name of the coder plugin that was asked to read it.
+        folder: The folder, which may not exist.
+        format_: Name of the coder plugin that should read it.
     """
     if folder.is_file():
         return _of_file(folder, format_)
@@ -25,34 +25,34 @@ def what_is(folder: Path, format_: str) -> str:
         return "no such folder"
     other = _maker(folder)
     if other and other[0] == format_:
-        return f"was it saved by {format_}, and copied completely?"
+        return f"check that {format_} saved it and that all files were copied"
     if other and other[0]:
-        return f"it holds {other[1]}: write `use: {other[0]}`"
+        return f"it contains {other[1]}: write `use: {other[0]}`"
     if other and not other[0]:
-        return f"it holds {other[1]}"
+        return f"it contains {other[1]}"
     inside = sorted(child.name for child in folder.iterdir() if child.is_dir() and _maker(child))
     deeper = [] if inside else _deeper(folder)
     if inside or deeper:
         shown = ", ".join((inside or deeper)[:_MOST]) + (" …" if len(inside or deeper) > _MOST else "")
         return f"its subfolders contain coders: name one of them ({shown})"
     there = sorted(child.name + ("/" if child.is_dir() else "") for child in folder.iterdir())
-    return f"it holds {', '.join(there[:_MOST]) + (' …' if len(there) > _MOST else '')}" if there else "it is empty"
+    return f"it contains {', '.join(there[:_MOST]) + (' …' if len(there) > _MOST else '')}" if there else "it is empty"
 
 
 def _of_file(file: Path, format_: str) -> str:
     maker = _maker(file.parent)
     if maker and maker[0] == format_:
-        return f"it is a file; give its folder, {file.parent}"
+        return f"it is a file; set `path` to its folder, {file.parent}"
     if maker:
-        return f"it is a file of a folder that holds {maker[1]}" + (f": write `use: {maker[0]}`" if maker[0] else "")
+        return f"it is a file in a folder with {maker[1]}" + (f": write `use: {maker[0]}`" if maker[0] else "")
     if re.fullmatch(r"ae_\d+\.pt", file.name):
         return (
             "it is a training checkpoint of dictionary_learning; copy it as ae.pt into a folder with the "
             "run's config.json"
         )
     return (
-        f"it is a single file ({_shape(file)}), and {format_} reads folders; convert it, or name a folder that "
-        f"{format_} wrote"
+        f"it is a single file ({_shape(file)}), and {format_} reads folders; convert it, or set `path` to a folder "
+        f"that {format_} saved"
     )
 
 
@@ -89,7 +89,7 @@ def _maker(folder: Path) -> tuple[str, str] | None:
 
 
 def _deeper(folder: Path) -> list[str]:
-    """Return folders two steps down that hold coders, as sweeps over settings and seeds leave them."""
+    """Return folders two levels down that contain coders, as sweeps over settings and seeds create them."""
     children = (child for child in sorted(folder.iterdir()) if child.is_dir())
     return [
         f"{child.name}/{below.name}"

@@ -16,12 +16,12 @@ _LOADERS = "loading/pretrained_sae_loaders.py"
 
 
 class Listed(NamedTuple):
-    """What the list says of one SAE.
+    """Facts about one SAE from sae-lens' list.
 
     Attributes:
-        model: The model that it was trained on.
-        l0: Latents that fire per token, if listed.
-        context_size: Tokens per context, if the list states it, or sae-lens' converter of another library's files does.
+        model: The model that the SAE was trained on.
+        l0: Mean number of latents that fire per token, if listed.
+        context_size: Tokens per context, if stated in the list or in sae-lens' converter for the SAE's file format.
     """
 
     model: str | None
@@ -33,7 +33,7 @@ def listed(release: str, sae_id: str) -> Listed:
     """Look up an SAE of a release.
 
     Raises:
-        InputError: If sae-lens is not installed, or does not list the release or the SAE; names what it does list.
+        InputError: If sae-lens is not installed, or does not list the release or the SAE; suggests a listed one.
     """
     import yaml
 
@@ -74,10 +74,10 @@ def _no_release(release: str, text: str) -> str:
         own = re.findall(r"^([^\s#][^:]*):\s*$", text[: of_repo.start()], re.MULTILINE)[-1]
         return f"that is a repository, which sae-lens lists as the release {own!r}; write `release: {own}`"
     if "/" in release:
-        return "that is not a release of the installed sae-lens; for a repository on the hub, give `repo` and `folder`"
+        return "that is not a release of the installed sae-lens; for a repository on the hub, set `repo` and `folder`"
     close = difflib.get_close_matches(release, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else "a newer sae-lens may have it"
-    return f"the installed sae-lens lists {len(names)} releases, but none of that name; {hint}"
+    hint = f"did you mean {close[0]!r}?" if close else "check the name, or upgrade sae-lens"
+    return f"the installed sae-lens lists {len(names)} releases, but none with that name; {hint}"
 
 
 @lru_cache(maxsize=16)
@@ -98,5 +98,5 @@ def _text() -> str:
 def _package() -> Path:
     spec = find_spec("sae_lens")
     if spec is None or spec.origin is None:
-        raise InputError("releases need the package sae-lens: pip install sae-lens")
+        raise InputError("`release` requires the package sae-lens: pip install sae-lens")
     return Path(spec.origin).parent

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 _HUB_REASONS = {
     "GatedRepoError": "the repository is gated: accept its terms on Hugging Face, then log in with `hf auth login`",
     "RepositoryNotFoundError": "there is no such repository; check its name, or log in (`hf auth login`) if private",
-    "RevisionNotFoundError": "the repository has no such revision",
-    "HFValidationError": "that is not the name of a repository, such as google/gemma-scope-2b-pt-res",
+    "RevisionNotFoundError": "the repository has no such revision; check `revision`",
+    "HFValidationError": "that is not a repository name; use OWNER/NAME, such as google/gemma-scope-2b-pt-res",
 }
-"""Why a repository cannot be read, by the exceptions in its chain."""
+"""Reasons why a repository cannot be read, by exception in the chain."""
 
 
 class StoredCoder(Coder):
     """A coder stored in another library's file format.
 
-    Files on the hub are only looked up when a task is checked; they are downloaded when activations are collected.
-    `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean everywhere.
+    When a task is checked, files on the hub are only looked up; they are downloaded when activations are collected.
+    The usual variables `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply.
     """
 
     made_by: ClassVar[str]
-    """The library, as messages name it."""
+    """Name of the library in messages."""
     config_file: ClassVar[str | None] = None
-    """Name of the configuration file, where the format has one."""
+    """Name of the configuration file, if the format has one."""
     needs_config: ClassVar[bool] = True
     """Whether every coder of the format has a configuration file."""
     weight_files: ClassVar[tuple[str, ...]]
@@ -72,9 +72,9 @@ class StoredCoder(Coder):
     @model_validator(mode="after")
     def _one_place(self) -> StoredCoder:
         if (self.path is None) == (self.repo is None):
-            raise ValueError("give either path (a folder) or repo (on the Hugging Face hub)")
+            raise ValueError("set either path (a folder) or repo (on the Hugging Face hub)")
         if self.revision is not None and self.repo is None:
-            raise ValueError("a revision belongs to a repo")
+            raise ValueError("revision requires repo")
         return self
 
     def fingerprint(self) -> JsonValue:
@@ -83,36 +83,36 @@ class StoredCoder(Coder):
 
     @property
     def _where(self) -> str:
-        """Path of the folder, with `/` separators; folder names may state what the files do not."""
+        """Path of the folder, with `/` separators; some formats read facts from the folder names."""
         if self.path is None:
             return f"{self.repo}/{self.folder or ''}".strip("/")
         return self._local.absolute().as_posix()
 
     @property
     def _label(self) -> str:
-        """How messages name it."""
+        """Name of the coder in messages."""
         return f"coder {self._where}"
 
     @property
     def _local(self) -> Path:
-        """The folder on this machine; `path` may also name the weights in it."""
+        """The local folder; `path` may also be a file in it."""
         assert self.path is not None
         path = self.path / self.folder if self.folder else self.path
         inside = path.name in (self.config_file, *self.weight_files) and path.is_file()
         return path.parent if inside or path.name in self.weight_files else path
 
     def _names(self) -> list[str]:
-        """Return the names of its files, the weights last.
+        """Return the names of the coder's files, weights last.
 
         Raises:
-            InputError: If one is missing.
+            InputError: If a file is missing.
         """
         weights = next((name for name in self.weight_files if self._has(name)), None)
         config = self.config_file if self.needs_config else None
         if config is not None and not self._has(config):
-            raise self._lacking(config)
+            raise self._missing_file(config)
         if weights is None:
-            raise self._lacking(" or ".join(self.weight_files))
+            raise self._missing_file(" or ".join(self.weight_files))
         return [weights] if config is None else [config, weights]
 
     def _has(self, name: str) -> bool:
@@ -122,16 +122,16 @@ class StoredCoder(Coder):
             raise InputError(f"{self._label}: {what_is(self._local, self.name)}")
         return (self._local / name).is_file()
 
-    def _lacking(self, name: str) -> InputError:
+    def _missing_file(self, name: str) -> InputError:
         hint = what_is(self._local, self.name) if self.path is not None else ""
         if self.path is None:
             folders = sorted({file.rpartition("/")[0] for file in self._listing if file.endswith(self.weight_files)})
             close = difflib.get_close_matches(self.folder or "", folders, n=1, cutoff=0.3) or folders[:1]
-            hint = f"did you mean folder: {close[0] or 'none at all'}?" if close else f"it is not of {self.made_by}"
+            hint = f"did you mean folder: {close[0] or 'none'}?" if close else f"it is not a coder of {self.made_by}"
         return InputError(f"{self._label}: has no {name}; {hint}")
 
     def _file(self, name: str) -> Path:
-        """Return a file, fetching it from the hub if need be."""
+        """Return a file's local path, downloading it from the hub if necessary."""
         return self._local / name if self.path is not None else self._fetched(name)
 
     # --- On the hub ---
@@ -141,7 +141,7 @@ class StoredCoder(Coder):
 
     @cached_property
     def _listing(self) -> frozenset[str]:
-        """Names of all files in the repository, or of those fetched earlier if the hub is unreachable."""
+        """Names of all files in the repository; if the hub is unreachable, of the files downloaded earlier."""
         from huggingface_hub import HfApi, try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -173,7 +173,7 @@ class StoredCoder(Coder):
             except Exception as error:  # the hub raises many kinds
                 raise self._unreachable(error) from error
             if not (Path(root) / file).is_file():
-                raise self._lacking(name)
+                raise self._missing_file(name)
             self._fetched_files[name] = Path(root) / file
         return self._fetched_files[name]
 
@@ -189,19 +189,19 @@ class StoredCoder(Coder):
             + (
                 known
                 or "it is not on this machine, and the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), "
-                f"or give the `path` of a folder ({type(error).__name__})"
+                f"or set `path` to a local folder ({type(error).__name__})"
             )
         )
 
-    def _misfit(self, reads: int, d_in: int, place: str | None, model: str | None = None) -> InputError:
+    def _width_mismatch(self, reads: int, d_in: int, place: str | None, model: str | None = None) -> InputError:
         """Return the error that the coder's width differs from that of the hookpoint."""
         made_for = f"; it was made for {place}" + (f" of {model}" if model else "") if place else ""
         return InputError(
             f"{self._label} reads activations of width {reads}, but those at the hookpoint have width {d_in}"
-            f"{made_for}: change `hookpoint` or `model`, or take another coder"
+            f"{made_for}: change `hookpoint`, `model` or the coder"
         )
 
 
 def _endpoint() -> str | None:
-    """Return the hub's address from the environment as it is now; huggingface_hub reads it only once."""
+    """Return the hub's address from the current environment; huggingface_hub reads it only once, at import."""
     return os.environ.get("HF_ENDPOINT") or None

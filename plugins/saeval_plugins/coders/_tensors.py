@@ -1,4 +1,4 @@
-"""Reads tensor files without running code in them: safetensors, NumPy's, PyTorch's and JSON."""
+"""Reads tensor files (safetensors, NumPy, PyTorch, JSON) without running code in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-_LFS = b"version https://git-lfs"  # what Git leaves in place of a large file where Git LFS is not installed
+_LFS = b"version https://git-lfs"  # beginning of the pointer that replaces a large file if Git LFS is not installed
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".json")
 
 
@@ -31,7 +31,7 @@ def read_json(label: str, path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{label}: {path.name} cannot be read ({error})") from None
     if not isinstance(config, dict):
-        raise InputError(f"{label}: {path.name} holds no mapping")
+        raise InputError(f"{label}: {path.name} does not contain a JSON object")
     return config
 
 
@@ -43,22 +43,22 @@ def positive(label: str, config: Mapping[str, Any], *names: str) -> None:
     """
     for name in names:
         if type(config.get(name)) is not int or config[name] < 1:
-            raise InputError(f"{label}: {name} is {config.get(name)!r}; it should be a positive whole number")
+            raise InputError(f"{label}: {name} is {config.get(name)!r}; it must be a positive whole number")
 
 
 def read_tensors(label: str, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, as float32 on the CPU; a tensor without a name has the name "".
+    """Return the tensors of a file by name, as float32 on the CPU; an unnamed tensor gets the name "".
 
     Raises:
-        InputError: If the file is damaged, holds anything but tensors, or a value that is not finite; a threshold may
-            be infinite, which keeps a pruned latent silent.
+        InputError: If the file is damaged, contains anything but tensors, or a value that is not finite. Only a
+            threshold may be infinite, because this is how pruned latents are kept silent.
     """
     tensors = {name: tensor.float() for name, tensor in _opened(label, path, _READERS[path.suffix]).items()}
     for name, tensor in tensors.items():
         allowed = tensor.isfinite() | (tensor == float("inf") if name == "threshold" else tensor.isfinite())
         if not allowed.all():
-            named = f"{name} holds" if name else "it holds"
-            raise InputError(f"{label}: {named} NaN or infinite values, so training it went wrong")
+            named = f"{name} contains" if name else "it contains"
+            raise InputError(f"{label}: {named} NaN or infinite values; its training probably diverged, use another")
     return tensors
 
 
@@ -105,7 +105,7 @@ def check_shapes(
         raise InputError(f"{label}: {file} lacks {', '.join(missing)}, which {architecture!r} needs")
     if extra := sorted(seen.keys() - wanted.keys() - set(ignored)):
         raise InputError(
-            f"{label}: {file} has {', '.join(extra)}, which {architecture!r} does not have; is it of that architecture?"
+            f"{label}: {file} has {', '.join(extra)}, which {architecture!r} does not have; check the architecture"
         )
     for name, shape in wanted.items():
         if seen[name] != shape:
@@ -127,7 +127,7 @@ def _opened(label: str, path: Path, read: Callable[[Path], T]) -> T:
     except (pickle.UnpicklingError, _NotTensors) as error:
         what = str(error) if isinstance(error, _NotTensors) else "executable code, or something that is not a tensor"
         raise InputError(
-            f"{label}: {path.name} holds {what}, and saeval reads weights alone; save its tensors by themselves, as "
+            f"{label}: {path.name} contains {what}, but saeval reads weights only; save its tensors alone, as "
             "`.safetensors` or a state dict"
         ) from None
     except (
@@ -141,14 +141,14 @@ def _opened(label: str, path: Path, read: Callable[[Path], T]) -> T:
         zipfile.BadZipFile,
         zlib.error,
     ) as e:
-        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):  # which reading a file that is cut off gives
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):  # these two also occur for truncated files
             raise InputError(f"{label}: {path.name} cannot be read ({e.strerror})") from None
         if _starts_with(path, _LFS):
             raise InputError(
                 f"{label}: {path.name} is a pointer of Git LFS; run `git lfs pull` in its folder"
             ) from None
         line = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
-        raise InputError(f"{label}: {path.name} is damaged or cut off ({line}); copy it again") from None
+        raise InputError(f"{label}: {path.name} is damaged or truncated ({line}); copy it again") from None
 
 
 def _starts_with(path: Path, head: bytes) -> bool:
@@ -202,7 +202,7 @@ def _pickled(path: Path) -> bytes:
             archive.open(member).close()
         name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
         if name is None:
-            raise ValueError("it holds no data.pkl")
+            raise ValueError("it contains no data.pkl")
         return archive.read(name)
 
 
@@ -219,7 +219,7 @@ def _npy_shape(file: IO[bytes], size: int) -> list[int]:
 
     Args:
         file: The file, or a member of an archive.
-        size: Its bytes.
+        size: Its size in bytes.
     """
     from numpy.lib import format as npy
 
@@ -230,7 +230,7 @@ def _npy_shape(file: IO[bytes], size: int) -> list[int]:
         raise _NotTensors("Python objects")
     claimed, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if claimed > there or min(shape, default=0) < 0:
-        raise ValueError(f"its head claims {claimed:,} bytes, and {there:,} are there")
+        raise ValueError(f"its header claims {claimed:,} bytes, but only {there:,} exist")
     return list(shape)
 
 
@@ -267,7 +267,7 @@ def _json(path: Path) -> dict[str, Tensor]:
     try:
         return {name: torch.tensor(value, dtype=torch.float32) for name, value in named.items()}
     except TypeError:
-        raise _NotTensors("something that is no list of numbers") from None
+        raise _NotTensors("something other than lists of numbers") from None
 
 
 _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {

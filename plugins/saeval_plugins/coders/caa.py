@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from torch import Tensor
 
-_BATCH = 16  # texts that go through the model at a time
+_BATCH = 16  # texts per forward pass
 
 
 class Caa(Coder):
     """The mean difference of activations at the last token of contrasting texts, as one latent (arXiv 2312.06681).
 
     The latent's activation is the projection onto that difference, measured from the midpoint between the two means.
-    It fires on tokens on the side of the positive texts, about half of all tokens; with `share`, only on those
-    farthest from the threshold. Give it the same `model` (and `device` and `dtype`) as the source, which then loads
-    the model once.
+    It fires on tokens on the positive side of the midpoint, about half of all tokens; with `share`, only on those with
+    the largest projections. Set the same `model`, `device` and `dtype` as in the source, so that the model is loaded
+    only once.
     """
 
     name = "caa"
@@ -33,34 +33,34 @@ class Caa(Coder):
     pairs: SpecPath
     """Contrast pairs: `.jsonl`, each line with the texts `positive` and `negative`."""
     model: ModelRef
-    """The model that reads them, named as in the source."""
+    """The model that reads the texts, named as in the source."""
     at: str
-    """Hookpoint where the direction is computed, such as `layers.9`; also the source's, unless it names another."""
+    """Hookpoint where the direction is computed, such as `layers.9`; also the source's default hookpoint."""
     midpoint: bool = True
     """Whether projections are measured from the midpoint between the two means; otherwise from 0."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the pairs' tokens on which it fires, those with the largest projections; default: all on the positive
-    side. A latent that fires on many tokens has no non-activating windows."""
+    """Share of the pairs' tokens on which the latent fires, those with the largest projections; default: all on the
+    positive side. A latent that fires on many tokens has no non-activating windows."""
     revision: str | None = None
-    """Revision of the hub id."""
+    """Revision on the hub."""
     device: str = "auto"
     """Torch device of the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model."""
 
     def check(self) -> None:
-        """Read the pairs, and check that the model is available."""
+        """Check that the pairs can be read and the model is available."""
         self._texts  # noqa: B018 - raises
         LiveModel.check(self.model)
 
     def fingerprint(self) -> JsonValue:
-        """Return what the direction depends on: texts, model, precision and place."""
+        """Return what the direction depends on: texts, model, precision, hookpoint and options."""
         model = LiveModel.fingerprint(self.model, self.revision)
         self._texts  # noqa: B018 - raises
         return [self.name, file_sha256(self.pairs), model, self.dtype, self.at, self.midpoint, self.share]
 
     def hookpoint(self) -> str:
-        """Return the place that the activations are taken at."""
+        """Return the hookpoint at which the direction is computed."""
         return self.at
 
     def load(self, device: str, d_in: int) -> LinearCoder:
@@ -70,7 +70,7 @@ class Caa(Coder):
         if len(direction) != d_in:
             raise InputError(
                 f"{self._label}: activations at {self.at} have width {len(direction)}, but at the source's hookpoint "
-                f"{d_in}; make `at` and `hookpoint` the same place"
+                f"{d_in}; set `at` and `hookpoint` to the same place"
             )
         if not direction.any():
             raise InputError(
@@ -119,10 +119,10 @@ class Caa(Coder):
             except (ValueError, TypeError, KeyError):
                 positive = negative = None
             if not (isinstance(positive, str) and isinstance(negative, str) and positive.strip() and negative.strip()):
-                raise InputError(f"{self._label}, line {number}: it should have texts `positive` and `negative`")
+                raise InputError(f"{self._label}, line {number}: it must have the texts `positive` and `negative`")
             pairs.append((positive, negative))
         if not pairs:
-            raise InputError(f"{self._label}: it holds no pairs")
+            raise InputError(f"{self._label}: it contains no pairs")
         return pairs
 
     @cached_property
@@ -161,8 +161,8 @@ class _Means(NamedTuple):
 
     Attributes:
         positive: Mean activation at the positive texts' last tokens.  [width]
-        negative: The same for the negative texts.  [width]
-        tokens: Activations at all tokens of both.  [tokens, width]
+        negative: Mean activation at the negative texts' last tokens.  [width]
+        tokens: Activations at all tokens of both except BOS.  [tokens, width]
     """
 
     positive: Tensor

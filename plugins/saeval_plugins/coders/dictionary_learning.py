@@ -31,8 +31,8 @@ _SITES = {
 class DictionaryLearning(StoredCoder):
     """An SAE of any class of dictionary_learning: `ae.pt` and `config.json`.
 
-    Activations are those of the weights as they were saved; `AutoEncoder.from_pretrained` may scale each latent by
-    the norm of its decoder direction, which changes no latent's firings. Batch top-k SAEs use their fixed threshold.
+    Activations are computed with the saved weights. `AutoEncoder.from_pretrained` may scale each latent by the norm of
+    its decoder direction; this does not change where latents fire. Batch top-k SAEs use their fixed threshold.
     """
 
     name = "dictionary_learning"
@@ -41,14 +41,14 @@ class DictionaryLearning(StoredCoder):
     weight_files = (WEIGHTS,)
 
     def check(self) -> None:
-        """Read the configuration, and check that local weights are complete."""
+        """Check the configuration and that local weights are complete."""
         self._names()
         self._config  # noqa: B018 - raises
         if self.path is not None:
             _refuse_backup(self._label, self._file(WEIGHTS))
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return what `config.json` says of the trainer and its buffer."""
+        """Return facts from `config.json`: its trainer and buffer."""
         config = self._config
         layer, model, k = config.get("layer"), config.get("lm_name"), _positive(config.get("k"))
         l0 = None if k is None else float(k)
@@ -62,7 +62,7 @@ class DictionaryLearning(StoredCoder):
         )
 
     def hookpoint(self) -> str | None:
-        """Return the place that `config.json` names, if it does."""
+        """Return the hookpoint named in `config.json`; None if it names none."""
         trainer = self._config
         place = trainer.get("submodule_name")
         if not isinstance(place, str):
@@ -86,7 +86,7 @@ class DictionaryLearning(StoredCoder):
         self._names()
         config = self._config
         if config["activation_dim"] != d_in:
-            raise self._misfit(config["activation_dim"], d_in, self.hookpoint(), config.get("lm_name"))
+            raise self._width_mismatch(config["activation_dim"], d_in, self.hookpoint(), config.get("lm_name"))
         tensors = read_tensors(self._label, self._file(WEIGHTS))
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         check_shapes(self._label, WEIGHTS, shapes, _shapes(config), config["dict_class"], UNUSED)
@@ -106,12 +106,12 @@ class DictionaryLearning(StoredCoder):
             InputError: If it is malformed, or of an unknown class.
         """
         if not self._has("config.json"):
-            raise self._lacking("config.json")
+            raise self._missing_file("config.json")
         whole = read_json(self._label, self._file("config.json"))
         trainer, buffer = whole.get("trainer"), whole.get("buffer")
         if not isinstance(trainer, dict) or "dict_class" not in trainer:
             raise InputError(
-                f"{self._label}: config.json names no trainer.dict_class, so dictionary_learning did not save it"
+                f"{self._label}: config.json has no trainer.dict_class; use a folder saved by dictionary_learning"
             )
         if trainer["dict_class"] not in CLASSES:
             raise InputError(f"{self._label}: unknown class {trainer['dict_class']!r}; known: {', '.join(CLASSES)}")
@@ -121,7 +121,7 @@ class DictionaryLearning(StoredCoder):
 
 
 def _refuse_backup(label: str, path: Path) -> None:
-    """Refuse a training backup, whose biases belong to normalised activations.
+    """Raise an error for a training backup, because its biases apply to normalised activations.
 
     Raises:
         InputError: If the file is a backup.
@@ -129,8 +129,8 @@ def _refuse_backup(label: str, path: Path) -> None:
     said = pickled(label, path)
     if b"optimizer" in said and b"norm_factor" in said:
         raise InputError(
-            f"{label}: {path.name} is the backup of a training that was interrupted, whose biases are not yet scaled "
-            "by its norm_factor; finish the training, or load the backup's `ae`, call `scale_biases(norm_factor)` "
+            f"{label}: {path.name} is the backup of an interrupted training run, whose biases are not yet scaled by "
+            "its norm_factor; finish the training, or load the backup's `ae`, call `scale_biases(norm_factor)` "
             "and save its state dict as ae.pt"
         )
 

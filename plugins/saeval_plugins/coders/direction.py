@@ -1,4 +1,4 @@
-"""Single directions as dictionaries of one latent: given vectors and linear probes."""
+"""Loads a single direction (a vector or a linear probe) as a dictionary with one latent."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Direction(Coder):
     """One direction of activation space as a latent: a vector, or a linear probe's weights and bias.
 
-    The latent's activation is the projection x·w + b, where that exceeds the threshold; elsewhere it is silent. It
-    writes the direction w into the place that is read.
+    The latent's activation is the projection x·w + b if it exceeds the threshold, otherwise 0. The latent's decoder
+    direction is w, at the same hookpoint.
     """
 
     name = "direction"
@@ -27,11 +27,11 @@ class Direction(Coder):
     path: SpecPath
     """File with the direction: `.npy`, `.npz`, `.safetensors`, `.pt` or a `.json` list."""
     weight: str = "weight"
-    """Name of the vector in a file that holds several."""
+    """Name of the vector in a file with several tensors."""
     bias: str | float = "bias"
-    """The bias, or its name in a file that holds several tensors."""
+    """The bias as a number, or its name in a file with several tensors."""
     threshold: float = Field(default=0.0, ge=0)
-    """Projections up to this value count as silent. To fire at negative projections too, raise `bias`."""
+    """Projections up to this value count as not firing. To fire at negative projections too, raise `bias`."""
 
     def check(self) -> None:
         """Check that the file exists and has a known format."""
@@ -57,7 +57,7 @@ class Direction(Coder):
         if len(vector) != d_in:
             raise InputError(
                 f"{self._label} has {len(vector)} numbers, but activations at the hookpoint have width {d_in}; change "
-                "`hookpoint` or `model`, or take another direction"
+                "`hookpoint`, `model` or the direction"
             )
         return LinearCoder(
             encoder=vector[:, None],
@@ -84,17 +84,17 @@ class Direction(Coder):
         name = next(iter(tensors)) if len(tensors) == 1 else self.weight
         if name not in tensors:
             raise InputError(
-                f"{self._label}: it holds no {name!r}, but {', '.join(sorted(tensors)) or 'nothing'}; name one as "
-                "`weight`"
+                f"{self._label}: it contains {', '.join(sorted(tensors)) or 'nothing'}, but no {name!r}; set `weight` "
+                "to one of them"
             )
         vector = tensors[name]
         if vector.ndim == 0 or vector.numel() != max(vector.shape):
             raise InputError(
                 f"{self._label}: {name or 'its content'} has shape {list(vector.shape)}, which is not one direction; "
-                "save only the row you mean"
+                "save a single row"
             )
         if not vector.any():
-            raise InputError(f"{self._label}: is zero, not a direction")
+            raise InputError(f"{self._label}: all its numbers are zero, so it has no direction")
         return vector.flatten()
 
     @property
@@ -105,7 +105,7 @@ class Direction(Coder):
         if bias is None:
             if self.bias != "bias":
                 raise InputError(
-                    f"{self._label}: it holds no {self.bias!r}; name another `bias`, or give it as a number"
+                    f"{self._label}: it contains no {self.bias!r}; set `bias` to another name or to a number"
                 )
             return 0.0
         if bias.numel() != 1:

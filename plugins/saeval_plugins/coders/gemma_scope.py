@@ -22,22 +22,22 @@ _FIRST = {
     "att": ("attn.hook_z", None),
     "transcoders": ("ln2.hook_normalized", "hook_mlp_out"),
 }
-"""Where Gemma Scope reads and writes, by how its repositories' names end."""
+"""Hookpoints that Gemma Scope reads and writes, by suffix of the repository name."""
 _SECOND = {
     "resid_post": (".output", None),
     "mlp_out": (".post_feedforward_layernorm.output", None),
     "attn_out": (".self_attn.o_proj.input", None),
     "transcoder": (".pre_feedforward_layernorm.output", ".post_feedforward_layernorm.output"),
 }
-"""Where Gemma Scope 2 reads and writes, by how its folders' names begin; used where there is no `config.json`."""
+"""Hookpoints that Gemma Scope 2 reads and writes, by prefix of the folder name; used if `config.json` is missing."""
 
 
 class GemmaScope(StoredCoder):
     """A JumpReLU SAE or transcoder of Gemma Scope (arXiv 2408.05147) or Gemma Scope 2.
 
-    `{repo: google/gemma-scope-2b-pt-res, folder: layer_20/width_16k/average_l0_71}`, or the `path` of such a folder.
-    Gemma Scope has no configuration files: the names of repository and folders say where a coder belongs, so a local
-    copy with other names needs the source's `hookpoint`.
+    Use `{repo: google/gemma-scope-2b-pt-res, folder: layer_20/width_16k/average_l0_71}`, or the `path` of such a
+    folder. Gemma Scope has no configuration files; the hookpoint is read from the names of repository and folders. For
+    a local copy with other names, set the source's `hookpoint`.
     """
 
     name = "gemma_scope"
@@ -48,18 +48,18 @@ class GemmaScope(StoredCoder):
     hub_names = r"google/gemma-scope-"
 
     def check(self) -> None:
-        """Check that the weights exist; of local ones, read the header."""
+        """Check that the weights exist; for local weights, also check their shapes."""
         self._refuse_cross_layer()
         *_, weights = self._names()
         if self.path is not None:
             _named(self._label, weights, tensor_shapes(self._label, self._file(weights)))
 
     def hookpoint(self) -> str | None:
-        """Return the hookpoint that `config.json` or the folders' names state."""
+        """Return the hookpoint from `config.json` or the folder names; None if they do not state it."""
         return self._places[0]
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return what `config.json` and the names of repository and folders state."""
+        """Return facts from `config.json` and the names of repository and folders."""
         repository = re.search(r"gemma-scope-(\d+b)-(pt|it)-", self._where)
         named = f"gemma-2-{repository[1]}" + ("-it" if repository[2] == "it" else "") if repository else None
         l0 = re.search(r"average_l0_(\d+)", self._where)
@@ -68,7 +68,7 @@ class GemmaScope(StoredCoder):
 
     @property
     def _latents(self) -> int | None:
-        """Width of the dictionary: exact for local weights, else as the folder's name rounds it."""
+        """Width of the dictionary: exact for local weights, otherwise the power of two nearest to the folder's name."""
         if self.path is not None:
             *_, weights = self._names()
             return _named(self._label, weights, tensor_shapes(self._label, self._file(weights)))["W_enc"][1]
@@ -76,7 +76,7 @@ class GemmaScope(StoredCoder):
         return (1 << round(math.log2(int(named[1]) * _UNITS[named[2]]))) if named else None
 
     def width(self) -> int | None:
-        """Return the width of local weights."""
+        """Return the width from local weights; None for a repository."""
         if self.path is None:
             return None
         *_, weights = self._names()
@@ -95,7 +95,7 @@ class GemmaScope(StoredCoder):
         shapes = _named(self._label, file, {name: list(tensor.shape) for name, tensor in raw.items()})
         weights = {names[name]: tensor.to(device) for name, tensor in raw.items()}
         if shapes["W_enc"][0] != d_in:
-            raise self._misfit(shapes["W_enc"][0], d_in, self.hookpoint())
+            raise self._width_mismatch(shapes["W_enc"][0], d_in, self.hookpoint())
         reads, writes = self._places
         skip = SKIP in shapes
         transcoder = skip or writes is not None
@@ -117,7 +117,7 @@ class GemmaScope(StoredCoder):
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        """The content of `config.json`, which only some folders of Gemma Scope 2 have.
+        """The contents of `config.json`, which only some folders of Gemma Scope 2 have.
 
         Raises:
             InputError: If it is malformed, or of another architecture.
@@ -148,21 +148,22 @@ class GemmaScope(StoredCoder):
     def _refuse_cross_layer(self) -> None:
         if re.search(r"/(cross_layer_transcoder|clt)", self._where):
             raise InputError(
-                f"{self._label}: it is a cross-layer transcoder, whose latents write to many layers; load it through "
-                f"sae-lens (`use: sae_lens` with release and sae_id), which sums the outputs, or use another coder"
+                f"{self._label}: it is a cross-layer transcoder, whose latents write to several layers; load it "
+                f"through sae-lens (`use: sae_lens` with release and sae_id), which sums the outputs, or use another "
+                f"coder"
             )
 
 
 def _plain(name: str) -> str:
-    """Return a tensor's name as Gemma Scope writes it; Gemma Scope 2 writes all of it small."""
+    """Return a tensor's name in Gemma Scope's spelling; Gemma Scope 2 uses lower case."""
     return {"w_enc": "W_enc", "w_dec": "W_dec"}.get(name, name)
 
 
 def _named(label: str, file: str, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Return shapes by Gemma Scope's names.
+    """Return shapes by Gemma Scope's tensor names.
 
     Raises:
-        InputError: If they are not those of one JumpReLU coder.
+        InputError: If names or shapes do not match a JumpReLU coder.
     """
     seen = {_plain(name): shape for name, shape in shapes.items()}
     width, latents = seen["W_enc"] if len(seen.get("W_enc", ())) == 2 else (0, 0)

@@ -1,4 +1,4 @@
-"""Neurons of an MLP as latents, a baseline without an SAE."""
+"""Uses the neurons of an MLP as latents, a baseline without an SAE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Neurons(Coder):
-    """The neurons of an MLP (paper Table A10): what its down projection reads, one latent per neuron.
+    """The neurons of an MLP (paper Table A10): the inputs of its down projection, one latent per neuron.
 
     The hookpoint may be the block, the MLP or anything else in the block. Neurons of gated MLPs are signed: the k
     largest by magnitude are kept, and the positive ones among them count as firings.
@@ -29,13 +29,13 @@ class Neurons(Coder):
         place = down_projection(module, modules)
         if place is None:
             why = (
-                "it is a mixture of experts, where no neuron sees every token"
+                "it is a mixture of experts, in which no neuron processes every token"
                 if any(m.startswith(f"{module}.") and m.endswith(".experts") for m in modules)
                 else "it has no known MLP down projection"
             )
-            raise InputError(f"hookpoint {module!r} has no neurons to read: {why}; name a block that has an MLP")
+            raise InputError(f"hookpoint {module!r} has no neurons: {why}; choose a block with an MLP")
         return HookPoint(place, "in")
 
     def load(self, device: str, d_in: int) -> NeuronCoder:
-        """Return the coder; there is nothing to load."""
+        """Return the coder; it has no weights."""
         return NeuronCoder(d_in, self.k)

@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 
     from saeval.plugin import SparseCoder
 
-_LATENTS, _K = 131_072, 50  # of the paper's, where there is nothing to match
+_LATENTS, _K = 131_072, 50  # defaults from the paper, if there is no SAE to match
 
 
 class RandomSae(Coder):
     """Random directions of unit norm, uniform over the sphere, with top-k activations (paper A.7.3).
 
-    The decoder is the transposed encoder, and there are no biases. As a baseline without options it has as many
-    latents, and as many of them firing per token, as the SAE it is compared with; if its files do not say so, they
-    are measured on the corpus. Elsewhere 131,072 and 50, as in the paper.
+    The decoder is the transposed encoder, and there are no biases. Under `baselines`, width and k default to the width
+    and L0 of the SAE it is compared with; if its files do not state them, they are measured on the corpus. Elsewhere,
+    the defaults are 131,072 and 50, as in the paper.
 
-    With `match: rates` it is an SAE with a frozen random decoder whose encoder is calibrated: latent i has the decoder
-    norm of latent i of the SAE beside it, and a threshold at which it fires as often, in place of the k per token.
+    With `match: rates`, it is an SAE with a frozen random decoder and a calibrated encoder: latent i has the decoder
+    norm of the SAE's latent i, and fires above a threshold chosen so that it fires equally often; k is not used.
     """
 
     name = "random_sae"
 
     n_latents: int | None = Field(default=None, ge=1)
-    """Number of directions; default: that of the SAE it is a baseline for."""
+    """Number of directions; default: the width of the SAE it is compared with."""
     k: int | None = Field(default=None, ge=1)
-    """Latents to keep per token; default: the L0 of the SAE it is a baseline for."""
+    """Latents to keep per token; default: the L0 of the SAE it is compared with."""
     match: Literal["l0", "rates"] = "l0"
-    """What to copy from the SAE it is a baseline for: width and L0, or also each latent's decoder norm and firing rate,
-    measured on 16,000 tokens of the corpus."""
+    """What to copy from the SAE it is compared with: width and L0 (`l0`), or also each latent's decoder norm and firing
+    rate (`rates`), measured on 16,000 tokens of the corpus."""
     seed: int = 0
     """Seed of the directions."""
-    _unlike: Coder | None = PrivateAttr(default=None)
-    """The coder to measure."""
+    _reference: Coder | None = PrivateAttr(default=None)
+    """The SAE to measure; None if nothing is missing."""
     _fit: tuple[NDArray[np.float32], NDArray[np.float32]] | None = PrivateAttr(default=None)
     """Thresholds and decoder norms, for `match: rates`.  [n_latents] each"""
 
@@ -51,25 +51,25 @@ class RandomSae(Coder):
         if self.n_latents is not None and self.k is not None and self.k > self.n_latents:
             raise ValueError(f"k is {self.k}, more than the {self.n_latents} latents")
         if self.match == "rates" and (self.k is not None or self.n_latents is not None):
-            raise ValueError("`match: rates` copies width and L0, too; omit `n_latents` and `k`")
+            raise ValueError("`match: rates` copies width and L0; omit `n_latents` and `k`")
         return self
 
     def beside(self, other: Coder) -> RandomSae:
-        """Return a copy with another coder's width and L0, unless given; values missing from its files are measured
+        """Return a copy with another coder's width and L0, unless set; values missing from its files are measured
         later."""
         found = self._sized(other.made_for(fetch=False))
         if found.n_latents is None or found.k is None or self.match == "rates":
-            found._unlike = other
+            found._reference = other
         return found
 
     def incomplete(self) -> bool:
         """Return whether anything must be measured on the other coder."""
-        return self._unlike is not None
+        return self._reference is not None
 
     def completed(self, measured: MadeFor) -> RandomSae:
         """Return a copy with the other coder's measured size; `fitted` follows for `match: rates`."""
         sized = self._sized(measured)
-        sized._unlike = self._unlike if self.match == "rates" else None
+        sized._reference = self._reference if self.match == "rates" else None
         return sized
 
     def fit(self, beside: SparseCoder, x: Tensor) -> dict[str, NDArray[np.float32]]:
@@ -78,11 +78,11 @@ class RandomSae(Coder):
 
         directions = beside.directions()
         if directions is None:
-            raise InputError("random_sae: `match: rates` needs a coder with decoder directions beside it")
+            raise InputError("random_sae: `match: rates` requires an SAE with decoder directions; set `match: l0`")
         drawn = torch.from_numpy(self.model_copy(update={"n_latents": beside.n_latents})._rows(x.shape[1]))
         sparse = beside.encode(x)
         fired = sparse.latents[sparse.values > 0].bincount(minlength=beside.n_latents)
-        # Between two activations, so that as many tokens lie above it.
+        # A threshold between the n-th and the next projection lets exactly n tokens fire.
         thresholds = torch.full((beside.n_latents,), torch.inf)
         for latent in fired.nonzero()[:, 0].tolist():
             n = int(fired[latent])
@@ -92,25 +92,25 @@ class RandomSae(Coder):
         return {"thresholds": thresholds.numpy(), "norms": norms.cpu().numpy()}
 
     def fitted(self, fit: Mapping[str, NDArray[np.float32]]) -> RandomSae:
-        """Return it with thresholds and decoder norms."""
+        """Return a copy with the fitted thresholds and decoder norms."""
         found = self.model_copy(update={"n_latents": len(fit["norms"])})
-        found._unlike = None
+        found._reference = None
         found._fit = fit["thresholds"], fit["norms"]
         return found
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return its width and k, as far as they are known."""
-        if self._unlike is not None:
+        """Return width and k, as far as known."""
+        if self._reference is not None:
             return MadeFor(latents=self.n_latents, l0=self.k)
         n_latents, k = self._size
         return MadeFor(latents=n_latents, l0=k)
 
     def fingerprint(self) -> JsonValue:
-        """Return its size and seed; for a measured size, the coder it is measured on."""
-        if self._unlike is not None:
+        """Return size and seed; while the size is unknown, also the fingerprint of the SAE to measure."""
+        if self._reference is not None:
             given: dict[str, JsonValue] = {"n_latents": self.n_latents, "k": self.k, "seed": self.seed}
             given |= {"match": self.match} if self.match != "l0" else {}
-            return [self.name, given, [self._unlike.fingerprint()]]
+            return [self.name, given, [self._reference.fingerprint()]]
         n_latents, k = self._size
         return [self.name, {"n_latents": n_latents, "k": k, "seed": self.seed}, []]
 
@@ -118,7 +118,7 @@ class RandomSae(Coder):
         """Return a copy with missing sizes filled in."""
         k = self.k or (round(made.l0) or 1 if made.l0 is not None else None)
         sized = self.model_copy(update={"n_latents": self.n_latents or made.latents, "k": k})
-        sized._unlike = None
+        sized._reference = None
         return sized
 
     @property
@@ -134,7 +134,7 @@ class RandomSae(Coder):
         if self.match == "l0":
             return LinearCoder(rows.T, rows, k=self._size[1], architecture="random top-k")
         if self._fit is None:
-            raise InputError("random_sae: `match: rates` needs an SAE beside it; list it under `baselines`")
+            raise InputError("random_sae: `match: rates` requires an SAE to compare with; list it under `baselines`")
         thresholds, norms = (torch.from_numpy(v).to(device) for v in self._fit)
         return LinearCoder(
             rows.T / norms,

@@ -36,9 +36,9 @@ WRITTEN_TO_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "h
 
 
 class SaeLens(StoredCoder):
-    """An SAE or transcoder that sae-lens has saved, or one of its pretrained releases (`release`, `sae_id`).
+    """An SAE or transcoder saved by sae-lens, or from one of its pretrained releases (`release`, `sae_id`).
 
-    Computes in float32, whatever the precision of the stored weights.
+    Activations are computed in float32, regardless of the precision of the stored weights.
     """
 
     name = "sae_lens"
@@ -47,7 +47,7 @@ class SaeLens(StoredCoder):
     weight_files = (WEIGHTS,)
 
     release: str | None = None
-    """Release in sae-lens' list of pretrained SAEs, downloaded by sae-lens. Also set the source's `hookpoint`."""
+    """Release in sae-lens' list of pretrained SAEs, downloaded by sae-lens. Set the source's `hookpoint`, too."""
     sae_id: str | None = None
     """Id of the SAE in the release."""
 
@@ -62,22 +62,22 @@ class SaeLens(StoredCoder):
     @model_validator(mode="after")
     def _one_place(self) -> SaeLens:
         if [self.path, self.repo, self.release].count(None) != 2:
-            raise ValueError("give either path (a folder), or repo (on the hub), or release and sae_id")
+            raise ValueError("set exactly one of path (a folder), repo (on the hub), or release and sae_id")
         if (self.release is None) != (self.sae_id is None):
-            raise ValueError("release and sae_id belong together")
+            raise ValueError("release and sae_id must be set together")
         if self.revision is not None and self.repo is None:
-            raise ValueError("a revision belongs to a repo")
+            raise ValueError("revision requires repo")
         return self
 
     @property
     def _label(self) -> str:
-        """How messages name it."""
+        """Name of the SAE in messages."""
         return f"SAE {self._where if self.release is None else f'{self.release}/{self.sae_id}'}"
 
     def check(self) -> None:
         """Read the configuration and, for a local folder, the header of the weights."""
         if self.release is not None:
-            self._listed  # noqa: B018 - refuses what the installed sae-lens does not list
+            self._listed  # noqa: B018 - raises if the installed sae-lens does not list it
             return
         self._names()
         linear = self._config["architecture"] in LINEAR
@@ -96,7 +96,7 @@ class SaeLens(StoredCoder):
         return [self.name, self.release, self.sae_id, digest.hexdigest()]
 
     def hookpoint(self) -> str | None:
-        """Return the hook that `cfg.json` names, or the id of a release's SAE if it is a hook name."""
+        """Return the hook named in `cfg.json`; for a release, the SAE's id if it is a hook name."""
         if self.release is None:
             metadata = self._config["metadata"]
             place: str | None = metadata.get("hf_hook_name") or metadata.get("hook_name")
@@ -105,7 +105,7 @@ class SaeLens(StoredCoder):
         return self.sae_id if is_hook else None
 
     def made_for(self, *, fetch: bool = True) -> MadeFor:
-        """Return what `cfg.json` states about training; for a release, what sae-lens' list states."""
+        """Return facts about training from `cfg.json`; for a release, from sae-lens' list."""
         if self.release is not None and not fetch:
             listed = self._listed
             return MadeFor(
@@ -161,7 +161,7 @@ class SaeLens(StoredCoder):
         if config["d_in"] != d_in:
             metadata = config["metadata"]
             place = metadata.get("hf_hook_name") or metadata.get("hook_name")
-            raise self._misfit(config["d_in"], d_in, place, metadata.get("model_name"))
+            raise self._width_mismatch(config["d_in"], d_in, place, metadata.get("model_name"))
         if config["architecture"] in THROUGH_SAE_LENS:
             return self._wrapped(device)
         return _linear(config, {name: t.to(device) for name, t in self._tensors().items()})
@@ -173,17 +173,17 @@ class SaeLens(StoredCoder):
         """The configuration, in the form of sae-lens 6.
 
         Raises:
-            InputError: If it is missing, malformed, or of an SAE that cannot be used as it is.
+            InputError: If it is missing, malformed, or describes an SAE that cannot be used unchanged.
         """
         if self.release is not None:
             config = self._pretrained.cfg.to_dict()
         elif not self._has("cfg.json"):
-            raise self._lacking("cfg.json")
+            raise self._missing_file("cfg.json")
         else:
             config = read_json(self._label, self._file("cfg.json"))
         config = _modern(config)
-        for trouble in _troubles(config):
-            raise InputError(f"{self._label}: {trouble}")
+        for problem in _problems(config):
+            raise InputError(f"{self._label}: {problem}")
         return config
 
     # --- Weights ---
@@ -211,7 +211,7 @@ class SaeLens(StoredCoder):
         scale = tensors.pop("scaling_factor", torch.ones(1))
         if not torch.allclose(scale, torch.ones_like(scale)):
             raise InputError(
-                f"{self._label}: it has a finetuning scale that is not folded in; save it again with sae-lens 6"
+                f"{self._label}: its finetuning scale is not folded into the weights; save it again with sae-lens 6"
             )
         return tensors
 
@@ -220,7 +220,7 @@ class SaeLens(StoredCoder):
         """A release's SAE, downloaded by sae-lens; a failed download is not retried.
 
         Raises:
-            InputError: If it fails.
+            InputError: If the download fails.
         """
         if isinstance(self._download, InputError):
             raise self._download
@@ -241,11 +241,11 @@ class SaeLens(StoredCoder):
             line = (str(error).strip().splitlines() or ["no reason given"])[0]
             return InputError(
                 f"{self._label} cannot be loaded by sae-lens ({type(error).__name__}: {line}); check release, sae_id "
-                "and connection, or give the `path` of a folder"
+                "and connection, or set `path` to a local folder"
             )
 
     def _wrapped(self, device: str) -> ModuleCoder:
-        """Wrap an SAE so that sae-lens does the encoding."""
+        """Return a coder that encodes with sae-lens."""
         import sae_lens
 
         config = self._config
@@ -257,7 +257,7 @@ class SaeLens(StoredCoder):
             folder = self._file("cfg.json").parent
             sae = sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32")
         sae.eval().requires_grad_(False)
-        sae.turn_off_forward_pass_hook_z_reshaping()  # what transformers gives is flat already
+        sae.turn_off_forward_pass_hook_z_reshaping()  # transformers already returns flat activations
         return ModuleCoder(
             sae.encode,
             config["d_sae"],
@@ -270,7 +270,7 @@ class SaeLens(StoredCoder):
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a configuration of any sae-lens version to that of 6.0, which has the metadata apart."""
+    """Convert a configuration of any sae-lens version to that of 6.0, which keeps metadata separately."""
     metadata = config.get("metadata")
     if not isinstance(metadata, dict):
         metadata = {
@@ -300,7 +300,7 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
     if modern["architecture"] == "standard" and activation == "topk":
         modern["architecture"] = "topk"
     if modern["architecture"] in ("topk", "abstopk") and config.get("k") is None:
-        modern["k"] = (config.get("activation_fn_kwargs") or {}).get("k")  # where versions 4 and 5 put it
+        modern["k"] = (config.get("activation_fn_kwargs") or {}).get("k")  # its place in versions 4 and 5
     if activation not in ("relu", "topk") and modern["architecture"] == "standard":
         modern["architecture"] = f"standard with {activation}"
     normalize = config.get("normalize_activations") or "none"
@@ -308,32 +308,35 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
     return modern
 
 
-def _troubles(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield reasons why an SAE cannot be used, each with a remedy; the first may cause the others."""
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the reasons why an SAE cannot be used, with remedies; later ones may follow from the first."""
     architecture, normalize = config["architecture"], config["normalize_activations"]
     if architecture in IN_TRAINING:
         yield (
             f"it is a training checkpoint ({architecture}), which has no fixed threshold yet; save it with "
-            "`sae.save_inference_model(folder)` and give that folder"
+            "`sae.save_inference_model(folder)` and set `path` to that folder"
         )
     if architecture not in LINEAR + THROUGH_SAE_LENS:
         yield f"unknown architecture {architecture!r}; known: {', '.join(LINEAR + THROUGH_SAE_LENS)}"
     if normalize in ("expected_average_only_in", "covariance_whitening"):
         fold = "norm_scaling_factor" if normalize == "expected_average_only_in" else "whitening"
         yield (
-            f"its weights expect normalised activations ({normalize}); fold that into the weights with "
+            f"its weights expect normalised activations ({normalize}); fold the normalisation into the weights with "
             f"`sae.fold_activation_{fold}(…)` and save it again"
         )
     if normalize not in ("none", "layer_norm", "constant_norm_rescale") and architecture in LINEAR:
-        yield f"its normalize_activations {normalize!r} is not known"
+        yield (
+            f"unknown normalize_activations {normalize!r}; known: none, layer_norm, constant_norm_rescale, and those "
+            "that sae-lens can fold into the weights"
+        )
     if config["metadata"].get("hook_head_index") is not None:
-        yield (f"it reads attention head {config['metadata']['hook_head_index']} alone; use an SAE of all heads")
+        yield (f"it reads only attention head {config['metadata']['hook_head_index']}; use an SAE of all heads")
     sizes = ["d_in", "d_sae"]
     sizes += ["d_out"] if "transcoder" in architecture else []
     sizes += ["k"] if architecture in ("topk", "abstopk") else []
     for name in sizes:
         if not isinstance(config.get(name), int) or config[name] < 1:
-            yield f"{name} in cfg.json is {config.get(name)!r}; it should be a positive whole number"
+            yield f"{name} in cfg.json is {config.get(name)!r}; it must be a positive whole number"
     if "k" in sizes and config["k"] > config["d_sae"]:
         yield f"k is {config['k']} in cfg.json, more than its {config['d_sae']} latents"
 

@@ -25,10 +25,10 @@ _MODULE = re.compile(r"([a-z_]\w*\.)*[a-z_]+\.\d+(\.\w+)*|embed_\w+|wte")
 class Sparsify(StoredCoder):
     """An SAE, transcoder or skip transcoder with top-k or groupmax activations (arXiv 2406.04093, 2501.18823).
 
-    sparsify writes a folder per hookpoint, named after the module, with a subfolder per seed if there are several: the
-    path is `…/layers.5.mlp` or `…/layers.5.mlp/seed0`, and of a repository the `folder` is `layers.5.mlp`. SAEs read
-    the module's output, transcoders its input, as `cfg.json` says. A renamed copy needs the source's `hookpoint`: the
-    module, also for a transcoder.
+    sparsify writes one folder per hookpoint, named after the module, with a subfolder per seed if there are several.
+    Set `path` to `…/layers.5.mlp` or `…/layers.5.mlp/seed0`; in a repository, set `folder` to `layers.5.mlp`. SAEs read
+    the module's output, transcoders its input, according to `cfg.json`. For a renamed copy, set the source's
+    `hookpoint` to the module, also for a transcoder.
     """
 
     name = "sparsify"
@@ -51,7 +51,7 @@ class Sparsify(StoredCoder):
         return [files, self._module] if self._config["transcode"] else files
 
     def hookpoint(self) -> str | None:
-        """Return the module the folder is named after; for a transcoder, its input."""
+        """Return the module that the folder is named after; for a transcoder, the module's input."""
         if self._module is None:
             return None
         return f"{self._module}.input" if self._config["transcode"] else self._module
@@ -74,7 +74,7 @@ class Sparsify(StoredCoder):
         self._names()
         config = self._config
         if config["d_in"] != d_in:
-            raise self._misfit(config["d_in"], d_in, self.hookpoint())
+            raise self._width_mismatch(config["d_in"], d_in, self.hookpoint())
         tensors = read_tensors(self._label, self._file(WEIGHTS))
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         check_shapes(self._label, WEIGHTS, shapes, _shapes(config), config["activation"])
@@ -100,7 +100,7 @@ class Sparsify(StoredCoder):
 
     @property
     def _module(self) -> str | None:
-        """The module the folder is named after, if it is named after one."""
+        """The module that the folder is named after; None if its name is not a module."""
         *_, above, folder = ("", *self._where.split("/"))
         if _SEED.fullmatch(folder):
             folder = above
@@ -114,7 +114,7 @@ class Sparsify(StoredCoder):
             InputError: If it is malformed, or of an unknown coder.
         """
         if not self._has("cfg.json"):
-            raise self._lacking("cfg.json")
+            raise self._missing_file("cfg.json")
         given = read_json(self._label, self._file("cfg.json"))
         label = f"{self._label}: cfg.json"
         positive(label, given, "d_in", "k")

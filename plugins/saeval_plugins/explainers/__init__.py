@@ -1,4 +1,4 @@
-"""Explainers: describe in words what makes a latent fire."""
+"""Built-in explainers, which describe in words what makes a latent fire."""
 
 from __future__ import annotations
 

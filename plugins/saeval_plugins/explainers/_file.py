@@ -1,4 +1,4 @@
-"""Reads explanations from JSON lines, JSON, CSV, YAML or Delphi folders; errors name the line."""
+"""Reads explanations from JSON lines, JSON, CSV, YAML or Delphi folders; error messages name the line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from saeval.plugin import InputError, content_hash, file_sha256
 _LATENT = ("latent", "index", "feature")
 _TEXT = ("explanation", "description", "text")
 _OWN = {"variant": "explanation", "status": "ok"}
-"""Fields that mark a cell's own successful explanations in a run's `explanations.jsonl`."""
+"""Values of the fields that mark a cell's own successful explanations in a run's `explanations.jsonl`."""
 _DELPHI = re.compile(r"(.+)_latent(\d{1,18})\.txt")
 _UNEXPLAINED = "Explanation could not be parsed."
-"""What Delphi writes when a model's reply held no explanation."""
+"""The text that Delphi writes if a model's reply contained no explanation."""
 
 Rows = Iterator[tuple[int | str, Any]]
-"""Rows of a file with their lines, or of a folder with their file names."""
+"""Rows of a file with their line numbers, or of a folder with their file names."""
 
 
 class _Entry(NamedTuple):
@@ -51,14 +51,14 @@ def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str
         if first.text != entry.text:
             place = f"line {first.where}" if isinstance(first.where, int) else first.where
             raise InputError(
-                f"{_place(path, entry.where)}: explains latent {entry.latent} differently than {place}; keep one, or "
-                "let a scorer choose (`choose`)"
+                f"{_place(path, entry.where)}: the explanation of latent {entry.latent} differs from that of {place}; "
+                "keep one, or let a scorer choose (`choose`)"
             )
     return {latent: found[latent].text for latent in sorted(found)}
 
 
 def read_candidates(path: Path, hookpoint: str | None = None) -> dict[int, list[str]]:
-    """Return all distinct explanations in a file, by ascending latent, each latent's in the file's order.
+    """Return all distinct explanations in a file, by ascending latent; a latent's are in the file's order.
 
     Args:
         path: As for `read_explanations`.
@@ -77,12 +77,12 @@ def _chosen(path: Path, hookpoint: str | None) -> list[_Entry]:
     """Return the rows of the chosen hookpoint.
 
     Raises:
-        InputError: If there are none, or there are rows of several hookpoints and none was chosen.
+        InputError: If there are none, or the file has several hookpoints and `hookpoint` is None.
     """
     entries = list(_entries(path))
     named = sorted({entry.hookpoint for entry in entries if entry.hookpoint is not None})
     if hookpoint is None and len(named) > 1:
-        raise InputError(f"{path}: explains latents of several hookpoints ({', '.join(named[:5])}); give hookpoint")
+        raise InputError(f"{path}: explains latents of several hookpoints ({', '.join(named[:5])}); set `hookpoint`")
     if hookpoint is not None and named and hookpoint not in named:
         raise InputError(f"{path}: explains no latents of hookpoint {hookpoint!r}, only of {', '.join(named[:5])}")
     chosen = [entry for entry in entries if entry.hookpoint in (None, hookpoint) or hookpoint is None]
@@ -122,7 +122,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except RecursionError:
-        raise InputError(f"{path}: is nested too deeply; it should hold rows of a latent and its explanation") from None
+        raise InputError(f"{path}: is nested too deeply; a row must be a latent and its explanation") from None
 
 
 def _entry(where: int | str, row: Any) -> _Entry | None:
@@ -132,18 +132,18 @@ def _entry(where: int | str, row: Any) -> _Entry | None:
         ValueError: If the row is malformed.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"a row should hold a latent and its explanation, not {_short(row)}")
+        raise ValueError(f"a row must be a latent and its explanation, not {_short(row)}")
     if any(row.get(key, own) != own for key, own in _OWN.items()):
         return None
     latent = _field(row, _LATENT)
     if isinstance(latent, bool) or not isinstance(latent, int | str) or not re.fullmatch(r"[0-9]{1,18}", str(latent)):
-        raise ValueError(f"a latent should be a whole number, not {_short(latent)}")
+        raise ValueError(f"a latent must be a whole number, not {_short(latent)}")
     text = _field(row, _TEXT)
     if not isinstance(text, str | None):
-        raise ValueError(f"the explanation of latent {latent} should be text, not {_short(text)}; put it in quotes")
+        raise ValueError(f"the explanation of latent {latent} must be text, not {_short(text)}; put it in quotes")
     hookpoint = row.get("hookpoint") or None
     if not isinstance(hookpoint, str | None):
-        raise ValueError(f"the hookpoint of latent {latent} should be text, not {_short(hookpoint)}")
+        raise ValueError(f"the hookpoint of latent {latent} must be text, not {_short(hookpoint)}")
     if text is None or not text.strip() or text.strip() == _UNEXPLAINED:
         return None
     return _Entry(where, hookpoint, int(latent), text.strip())
@@ -153,7 +153,7 @@ def _field(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
         if name in row:
             return row[name]
-    raise ValueError(f"the row should have a field {', '.join(names[:-1])} or {names[-1]}")
+    raise ValueError(f"the row must have a field {', '.join(names[:-1])} or {names[-1]}")
 
 
 def _json_lines(path: Path) -> Rows:
@@ -163,11 +163,11 @@ def _json_lines(path: Path) -> Rows:
 
 
 def _json(path: Path) -> Rows:
-    """Read the items of a list or mapping one by one, so that their lines are known and no duplicate key is lost."""
+    """Read the items of a list or mapping one by one, which preserves line numbers and duplicate keys."""
     text = _text(path)
     whole = _parsed(path, text, 1)
     if not isinstance(whole, list | dict):
-        raise InputError(f"{path}: should be a list of rows or a mapping from latent to explanation")
+        raise InputError(f"{path}: must be a list of rows or a mapping from latent to explanation")
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,:]*")
     line, counted, at = 1, 0, text.index("{" if isinstance(whole, dict) else "[") + 1
     while (at := _end(gap, text, at)) < len(text.rstrip()) - 1:
@@ -187,7 +187,7 @@ def _csv(path: Path) -> Rows:
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(
-                        f"{path}:{line + 1}: has more or fewer cells than the first line; text with commas needs quotes"
+                        f"{path}:{line + 1}: has more or fewer cells than the header; put text with commas in quotes"
                     )
                 yield line + 1, row
                 line = reader.line_num
@@ -210,7 +210,7 @@ def _yaml(path: Path) -> Rows:
                 pair = [loader.construct_object(node, deep=True) for node in (key, value)]
                 yield key.start_mark.line + 1, dict(zip(("latent", "explanation"), pair, strict=True))
         else:
-            raise InputError(f"{path}: should be a list of rows or a mapping from latent to explanation")
+            raise InputError(f"{path}: must be a list of rows or a mapping from latent to explanation")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise InputError(f"{path}:{mark.line + 1 if mark else 1}: is not plain YAML ({error.problem})") from None

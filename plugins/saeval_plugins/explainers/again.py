@@ -12,11 +12,12 @@ from saeval_plugins._wrapped import OfExplainer
 class AgainExplainer(OfExplainer):
     """Repeats another explainer on the same windows with uncached answers.
 
-    The difference between the scores of both explanations is the explainer's noise. `variance:` of a spec adds it.
+    The difference between the scores of both explanations is the explainer's noise. The key `variance:` of a spec adds
+    this explainer.
     """
 
     name = "again"
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Ask again."""
+        """Explain with uncached answers."""
         return await self.explainer.explain(examples, replace(context, llm=AskedAgain(context.llm)))

@@ -1,4 +1,4 @@
-"""The contrastive explainer also sees non-activating windows and says what distinguishes the two."""
+"""The contrastive explainer also sees non-activating windows and describes what distinguishes both kinds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROMPT = load("explainer_contrastive.md")
 class Contrastive(Asking):
     """Shows activating windows as `default` does, and also non-activating windows, without marks (paper §3.2).
 
-    The non-activating windows are those of the explain side; the sampler decides their number and difficulty.
+    The non-activating windows are from the explain side; the sampler determines their number and difficulty.
     """
 
     name = "contrastive"
@@ -31,7 +31,7 @@ class Contrastive(Asking):
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Ask what distinguishes activating from non-activating windows; fail if there are no non-activating ones."""
         if not examples.non_activating:
-            return Explanation.failed("no non-activating windows to contrast with; raise the sampler's share of them")
+            return Explanation.failed("no non-activating windows; raise the sampler's `explain_non_activating`")
         return await super().explain(examples, context)
 
     def slots(self, examples: Examples) -> dict[str, str]:

@@ -14,7 +14,7 @@ STAGED = load("explainer_cot.md")
 class Default(Asking):
     """Shows full windows, with active tokens marked and listed with strengths 0–10 (paper §3.2 and A.2).
 
-    A role limit of about 40 `max_tokens` keeps base models short; with `cot`, allow 500.
+    Set the role's `max_tokens` to about 40, so that answers of base models stay short, or to 500 with `cot`.
     """
 
     name = "default"
@@ -28,7 +28,9 @@ class Default(Asking):
     @model_validator(mode="after")
     def _reasons_or_goes_on(self) -> Default:
         if self.cot and self.prefill:
-            raise ValueError("cot and prefill exclude each other: a prefilled answer leaves no room to reason")
+            raise ValueError(
+                "cot and prefill exclude each other, because a prefilled answer cannot begin with reasoning"
+            )
         return self
 
     def prompt(self) -> Prompt:

@@ -19,7 +19,7 @@ from saeval_plugins._frozen import OWN, Explained, read_frozen
 
 
 class FrozenExplainer(Explainer):
-    """Sends the recorded prompt to the role's model; the model `frozen/…` repeats the recorded reply."""
+    """Sends the recorded prompt to the role's model; the model `frozen/…` returns the recorded reply."""
 
     name = "frozen"
     llm_role = "explainer"
@@ -29,11 +29,11 @@ class FrozenExplainer(Explainer):
     """The frozen run, `.jsonl.xz`."""
 
     def check(self) -> None:
-        """Read the file."""
+        """Check that the file can be read."""
         read_frozen(self.path)
 
     def recorded(self, context: Context) -> Explained | None:
-        """Return what was recorded of a latent."""
+        """Return the recorded explanation of a latent; None if there is none."""
         cell = read_frozen(self.path).cell(str(getattr(context.source, "cell", "")), self.path)
         latent = cell.latents.get(context.latent.index)
         return latent.explanations.get(self.variant) if latent else None

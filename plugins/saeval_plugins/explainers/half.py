@@ -1,4 +1,4 @@
-"""Half: the explanation of another explainer, from windows in one half of the corpus."""
+"""Runs another explainer on windows in one half of the corpus."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from saeval_plugins._wrapped import OfExplainer
 
 
 class HalfExplainer(OfExplainer):
-    """Explains as another explainer does, from those of the latent's windows that are in one half of the corpus.
+    """Runs another explainer on the latent's windows in one half of the corpus.
 
-    `variance: {corpus: true}` of a spec adds it for both halves.
+    The key `variance: {corpus: true}` of a spec adds this explainer for both halves.
     """
 
     name = "half"
 
     half: Literal[0, 1] = 0
-    """Which half."""
+    """The half to use."""
     key: int = 0
-    """Key by which documents are divided into halves."""
+    """Key that determines how documents are divided into halves."""
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Explain from one half."""
+        """Explain from the windows in one half; skip the latent if there are none."""
         some = in_half(examples, self.half, self.key)
         if not some.activating:
             return Explanation.skipped("no window of the latent is in this half of the corpus")

@@ -1,4 +1,4 @@
-"""The intervention explainer: describes what adding a latent's direction makes the model say. (paper §3.2 and A.7)"""
+"""The intervention explainer describes how adding a latent's direction changes the model's output (paper §3.2, A.7)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from saeval_plugins.scorers.intervention import InterventionScorer
 from saeval_plugins.steering import calibrated, steered
 
 PROMPT = load("explainer_intervention.md")
-_SHOWN = 16  # tokens of each text's end that are shown
+_SHOWN = 16  # tokens shown from the end of each text
 
 
 class InterventionExplainer(Explainer):
     """Shows an LLM the tokens whose probability rises most when the latent's direction is added at the end of a text.
 
-    The explain windows are the texts; the direction is added at the strength at which the next token's distribution
-    moves by `kl` nats on average. With `candidates`, several explanations are drawn, and the one with the best
-    `intervention` score on explain windows is kept; scoring windows are not used.
+    The explain windows are the texts. The direction is added with the strength that changes the next token's
+    distribution by `kl` nats on average. With `candidates`, several explanations are drawn, and the one with the best
+    `intervention` score on explain windows is kept; score windows are not used.
     """
 
     name = "intervention"
@@ -30,15 +30,15 @@ class InterventionExplainer(Explainer):
     prompts = (PROMPT, *InterventionScorer.prompts)
 
     kl: float = Field(default=1.0, gt=0)
-    """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats."""
+    """Target for the mean divergence KL(clean ‖ steered) of the next token, in nats."""
     tolerance: float = Field(default=0.1, gt=0, lt=1)
-    """Relative error of the divergence to accept."""
+    """Maximum relative error of the divergence."""
     examples: int = Field(default=10, ge=2)
     """Maximum texts to show."""
     tokens: int = Field(default=5, ge=1)
     """Tokens to list per text."""
     candidates: int = Field(default=1, ge=1)
-    """Explanations to draw; more than one needs a model that scores continuations."""
+    """Number of explanations to draw; more than one requires a model that scores continuations."""
     temperature: float = Field(default=0.7, ge=0)
     """Sampling temperature if there are several candidates."""
     shots: int = Field(default=3, ge=0, le=3)
@@ -47,12 +47,12 @@ class InterventionExplainer(Explainer):
     """Whether to prefill the answer (`EXPLANATION:`), as base models need."""
 
     def needs(self) -> frozenset[Need]:
-        """Steering needs the live model and the direction; choosing among candidates needs log-probabilities."""
+        """Return the live model and the direction; with several candidates, also log-probabilities."""
         steering: frozenset[Need] = frozenset({"subject", "coder"})
         return steering | {"logprobs"} if self.candidates > 1 else steering
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Steer, list the tokens that rose, and ask."""
+        """Steer, list the tokens whose probability rose most, and ask for an explanation."""
         if len(examples.activating) < 2:
             return Explanation.failed(f"{len(examples.activating)} activating windows are too few to steer on")
         effects, kl = await asyncio.to_thread(self._effects, examples, context)
@@ -75,7 +75,7 @@ class InterventionExplainer(Explainer):
         return chosen.model_copy(update={"notes": {**chosen.notes, "kl": kl}})
 
     def _effects(self, examples: Examples, context: Context) -> tuple[str, float]:
-        """Return one line per text with the tokens that rose after it, and the divergence reached."""
+        """Return the texts with the tokens whose probability rose most after each, and the divergence reached."""
         windows = examples.activating[: self.examples]
         prompts = steered(windows, context)
         strength = calibrated(prompts, self.kl, self.tolerance)

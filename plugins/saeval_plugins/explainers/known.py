@@ -1,4 +1,4 @@
-"""True explanations of the source `known`'s latents, and known corruptions of them."""
+"""Return true explanations of the latents of the source `known`, and known corruptions of them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from saeval_plugins._known import N_LATENTS, explanations
 
 
 class KnownMeaning(Explainer):
-    """Gives the true explanation of a latent of the source `known`: the two words on which it fires."""
+    """Returns the true explanation of a latent of the source `known`: the two words on which it fires."""
 
     name = "known"
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Look the latent up."""
+        """Return the latent's explanation; it fails for latents of other sources."""
         latent = context.latent.index
         if context.latent.hookpoint != "known" or not 0 <= latent < N_LATENTS:
-            return Explanation.failed(f"latent {context.latent} is not one of the source `known`")
+            return Explanation.failed(f"latent {context.latent} does not belong to the source `known`")
         return Explanation(text=explanations(latent)[self.name][0])
 
 
 class TwiceTooBroad(KnownMeaning):
-    """Names two words of the next latent, too."""
+    """Names the latent's two words and those of the next latent."""
 
     name = "twice_too_broad"
 
 
 class TenTimesTooBroad(KnownMeaning):
-    """Names the category of ten latents' words, such as animals."""
+    """Names the category of the words, such as animals, which covers ten latents."""
 
     name = "ten_times_too_broad"
 
@@ -38,31 +38,31 @@ class HalfMissing(KnownMeaning):
 
 
 class WrongToken(KnownMeaning):
-    """Names a word from the same windows on which the latent does not fire."""
+    """Names a word that occurs in the same windows, but on which the latent does not fire."""
 
     name = "wrong_token"
 
 
 class NeighbourMeaning(KnownMeaning):
-    """Gives the meaning of the next latent, which often fires in the same windows."""
+    """Returns the meaning of the next latent, which often fires in the same windows."""
 
     name = "neighbour"
 
 
 class Hedged(KnownMeaning):
-    """Adds another meaning with "or"."""
+    """Returns the true explanation with another meaning added by "or"."""
 
     name = "hedged"
 
 
 class Negated(KnownMeaning):
-    """Says the opposite."""
+    """Returns the opposite of the true explanation."""
 
     name = "negated"
 
 
 class Paraphrased(KnownMeaning):
-    """Says the same in other words, so no score should change."""
+    """Returns the true explanation in other words, so no score should change."""
 
     name = "paraphrased"
 

@@ -1,4 +1,4 @@
-"""Reads explanations made elsewhere: by a person, Neuronpedia, Delphi or an earlier run."""
+"""Reads existing explanations from a file: written by a person, Neuronpedia, Delphi or an earlier run."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class FromFile(Explainer):
     path: SpecPath
     """The file or folder."""
     hookpoint: str | None = None
-    """The hookpoint whose rows are read, as the file names it; required if the file names several."""
+    """The hookpoint whose rows are read, in the file's spelling; required if the file names several."""
 
     def check(self) -> None:
-        """Read the file."""
-        self.explanations  # noqa: B018 - reading it is the check
+        """Check that the file can be read."""
+        self.explanations  # noqa: B018 - raises if it cannot be read
 
     def fingerprint(self) -> JsonValue:
-        """Return the file's hash, independent of its location, and everything else the explanations depend on."""
+        """Return the file's hash, independent of its location, and the options."""
         options = self.model_dump(mode="json", exclude={"path", "choose"})
         return [self.name, options, hash_explanations(self.path)]
 
@@ -53,15 +53,15 @@ class FromFile(Explainer):
 
 
 class Precomputed(FromFile):
-    """Takes each latent's explanation from a file (paper §3.2); of several, the best one.
+    """Takes each latent's explanation from a file (paper §3.2); with `choose`, the best of several.
 
-    JSON lines, JSON, CSV and YAML are read, and folders of Delphi's text files. Rows name the latent (`latent`,
-    `index` or `feature`) and its explanation (`explanation`, `description` or `text`), and may name a `hookpoint`; a
-    run's `explanations.jsonl` can be given as it is.
+    Reads JSON lines, JSON, CSV, YAML, and folders of Delphi's text files. Rows name the latent (`latent`, `index` or
+    `feature`) and its explanation (`explanation`, `description` or `text`), and may name a `hookpoint`. A run's
+    `explanations.jsonl` can be used unchanged.
 
     With `choose`, a latent may have several rows. The named scorer scores each explanation on the latent's explain
-    windows, never on its score windows, and the best is taken (ties: the first). All candidates and their scores are in
-    the explanation's notes. `choose: {use: embedding}` asks no language model.
+    windows, never on its score windows, and the best one is used (ties: the first). All candidates and their scores are
+    in the explanation's notes. `choose: {use: embedding}` asks no language model.
     """
 
     name = "precomputed"
@@ -71,36 +71,36 @@ class Precomputed(FromFile):
 
     @property
     def llm_role(self) -> str | None:  # type: ignore[override]
-        """The role that the choosing scorer asks."""
+        """The role that the scorer in `choose` asks; None without one."""
         return self.choose.llm_role if self.choose else None
 
     def needs(self) -> frozenset[Need]:
-        """What the choosing scorer needs; facts of the whole corpus are not given to explainers."""
+        """Return the needs of the scorer in `choose`, except facts of the whole corpus, which explainers do not get."""
         return self.choose.needs() - {"in_corpus"} if self.choose else frozenset()
 
     def check(self) -> None:
-        """Read the file, and check that the scorer can choose."""
-        self.candidates  # noqa: B018 - reading it is the check
+        """Check that the file can be read and the scorer can rank explanations."""
+        self.candidates  # noqa: B018 - raises if the file cannot be read
         if self.choose is None:
             return
         self.choose.check()
         name = type(self.choose).name
         if not self.choose.reads_explanation or self.choose.metrics[0].higher_is_better is None:
-            raise InputError(f"choose: {name} does not measure the explanation; choose by detection or embedding")
+            raise InputError(f"choose: {name} does not measure explanations; use detection or embedding")
         if "decoy" in self.choose.needs():
             raise InputError(
-                f"choose: {name} needs another latent's windows, which only scorers get; choose by "
-                "detection or embedding"
+                f"choose: {name} needs another latent's windows, which explainers do not get; use detection or "
+                "embedding"
             )
 
     def fingerprint(self) -> JsonValue:
-        """Add everything the choice depends on."""
+        """Return what the explanations depend on, including the scorer in `choose`."""
         found = super().fingerprint()
         return [found, self.choose.fingerprint()] if self.choose else found
 
     @cached_property
     def candidates(self) -> dict[int, list[str]]:
-        """The file's explanations per latent; one each unless a scorer chooses.
+        """The file's explanations per latent; exactly one each without `choose`.
 
         Raises:
             InputError: If the file cannot be read, or is malformed.
@@ -110,7 +110,7 @@ class Precomputed(FromFile):
         return read_candidates(self.path, self.hookpoint)
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Look the latent up, and choose where there are several explanations."""
+        """Return the latent's explanation; if there are several, the best-scoring one."""
         texts = self.candidates.get(context.latent.index)
         if not texts:
             return self._missing(context.latent.index)

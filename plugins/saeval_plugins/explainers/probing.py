@@ -1,4 +1,4 @@
-"""The probing explainer tests its explanation on texts that it writes for the live model, and revises it."""
+"""The probing explainer tests its explanation on texts that it writes, run through the live model, and revises it."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ REVISE = load("explainer_probing_revise.md")
 BEGUN = "ACTIVE:"
 
 _LINE = re.compile(r"[\s>#*_`\d.)-]*(ACTIVE|SILENT)[*_]*\s*:[*_]*\s*(\S.*)", re.IGNORECASE)
-_LONGEST = 300  # characters of a text: a longer one would be read in several contexts
+_LONGEST = 300  # maximum characters per text: a longer one would be split into several contexts
 
 
 class Probe(NamedTuple):
-    """A text that was written to test an explanation, and what the latent did on it.
+    """A text written to test an explanation, and the latent's activations on it.
 
     Attributes:
         text: The text.
-        expected: Whether the explanation says that the latent fires.
-        window: Its tokens as the model read them.
+        expected: Whether the latent should fire according to the explanation.
+        window: The text's tokens and activations.
         active: Whether the latent fired.
     """
 
@@ -61,7 +61,7 @@ class Probe(NamedTuple):
     active: bool
 
     def note(self) -> JsonValue:
-        """Return it as results keep it."""
+        """Return the fields that are stored in the explanation's notes."""
         return {
             "text": self.text,
             "expected": self.expected,
@@ -71,11 +71,11 @@ class Probe(NamedTuple):
 
 
 class Round(NamedTuple):
-    """An explanation that was tested on texts.
+    """A tested explanation.
 
     Attributes:
         explanation: The explanation.
-        agreement: Share of its texts on which the latent did what was expected, mean of both kinds.
+        agreement: See `agreement`, over the texts written to test it.
     """
 
     explanation: str
@@ -83,10 +83,10 @@ class Round(NamedTuple):
 
 
 def agreement(probes: Sequence[Probe]) -> float:
-    """Return the share of texts on which the latent did what was expected, mean of those that it should fire on or not.
+    """Return the share of texts on which the latent behaved as expected, averaged over both kinds of text.
 
     Args:
-        probes: Texts of both kinds.
+        probes: Texts on which the latent should fire and texts on which it should not, at least one of each.
     """
     kinds = [[probe.active is kind for probe in probes if probe.expected is kind] for kind in (True, False)]
     return sum(sum(kept) / len(kept) for kept in kinds) / len(kinds)
@@ -95,13 +95,14 @@ def agreement(probes: Sequence[Probe]) -> float:
 class Probing(Explainer):
     """Writes texts that test its explanation, reads the latent's activations on them, and revises the explanation.
 
-    The first explanation is made as by `default`. In each round the model writes texts on which the latent should fire
-    if the explanation is right, and similar ones on which it should not. The live model reads them, and the language
-    model is shown where the latent fired. It ends when the latent does what was expected on all texts of a round, when
-    a reply cannot be read, or when too few calls are left to revise and test. Of the explanations tested, the one with
-    the most texts on which the latent did what was expected is the result (mean of both kinds; the later of equal
-    ones). Only explain windows and texts of its own are used. Needs a chat model and a source that reads texts. After
-    SAGE (arXiv 2511.20820), with one hypothesis and a fixed number of calls.
+    The first explanation is made as by `default`. In each round, the language model writes texts on which the latent
+    should fire if the explanation is right, and similar texts on which it should not. The live model reads them, and
+    the language model sees where the latent fired and revises the explanation. It stops when the latent behaves as
+    expected on all texts of a round, when a reply cannot be parsed, or when too few calls are left to revise and test.
+    The result is the tested explanation with the highest share of texts on which the latent behaved as expected (mean
+    over both kinds of text; ties: the latest). Only explain windows and its own texts are used. Requires a chat model
+    and a source that can read any text. Based on SAGE (arXiv 2511.20820), with one hypothesis and a fixed number of
+    calls.
     """
 
     name = "probing"
@@ -109,27 +110,27 @@ class Probing(Explainer):
     prompts = (PROPOSE, WRITE, REVISE)
 
     calls: int = Field(default=6, ge=4)
-    """Calls to the language model, at most, those included that are asked again: one to propose, one to test, two for
-    each revision and its test."""
+    """Maximum calls to the language model, including repeated requests: one to propose, one to test, and two for each
+    revision and its test."""
     probes: int = Field(default=5, ge=1, le=20)
-    """Texts of each kind in a round, at most."""
+    """Maximum texts of each kind per round."""
     active_at: float = Field(default=0.1, ge=0, lt=1)
-    """A text counts as active where the latent exceeds this share of its maximum."""
+    """A text counts as active if the activation exceeds this share of the latent's maximum."""
     examples: int = Field(default=20, ge=1)
-    """Activating windows to show, at most."""
+    """Maximum activating windows to show."""
     shots: int = Field(default=3, ge=0, le=3)
     """Worked examples before the first question."""
     threshold: float = Field(default=0.3, ge=0, le=1)
-    """Tokens at this share of their window's maximum, or more, are marked."""
+    """Tokens at or above this share of their window's maximum are marked."""
     prefill: bool = False
-    """Whether to begin answers for the model, as base models need it."""
+    """Whether to prefill answers, as base models need."""
 
     def needs(self) -> frozenset[Need]:
-        """Texts are read by the source."""
+        """Return the need for a source that reads any text."""
         return frozenset({"text"})
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Propose, then write, read and revise."""
+        """Propose an explanation, then test and revise it."""
         llm = _Bounded(context.llm, self.calls)
         bounded = replace(context, llm=llm)
         windows = show(examples.activating[: self.examples], examples, self.threshold)
@@ -148,7 +149,7 @@ class Probing(Explainer):
             probes += new
             rounds.append(Round(latest.text, agreement(new)))
             if rounds[-1].agreement == 1:
-                ended = "the latent did what was expected on all texts of a round"
+                ended = "the latent behaved as expected on all texts of a round"
                 break
             if llm.left < 2:
                 ended = "all calls are used"
@@ -173,7 +174,7 @@ class Probing(Explainer):
         """Ask for texts; return whether each should be active, and the text.
 
         Raises:
-            ParseError: If a reply, asked for twice, holds none.
+            ParseError: If two replies in a row cannot be parsed.
             LLMError: If a call fails.
         """
         earlier = [probe.text for probe in probes]
@@ -209,7 +210,7 @@ class Probing(Explainer):
     def _revision(
         self, explanation: str, windows: str, probes: Sequence[Probe], examples: Examples
     ) -> tuple[Message, ...]:
-        """Return the question for a revision, with all texts so far by what was expected and what happened."""
+        """Return the prompt for a revision, with all texts so far, grouped by expected and actual activation."""
 
         def group(expected: bool, active: bool) -> str:
             found = [probe.window for probe in probes if (probe.expected, probe.active) == (expected, active)]
@@ -226,24 +227,24 @@ class Probing(Explainer):
 
 
 class _Bounded(LanguageModel):
-    """Passes requests on, up to a number.
+    """Wraps a language model and limits the number of calls.
 
     Args:
         llm: The model.
-        calls: The number.
+        calls: Maximum number of calls.
 
     Attributes:
-        left: Requests that may still be asked.
+        left: Remaining calls.
     """
 
     def __init__(self, llm: LanguageModel, calls: int):
         self._llm, self.left = llm, calls
 
     async def complete(self, request: Request) -> Reply:
-        """Ask.
+        """Send the request.
 
         Raises:
-            ParseError: If all calls are used; the caller treats it as a reply that cannot be read.
+            ParseError: If no calls are left; callers handle it like an unreadable reply.
         """
         if not self.left:
             raise ParseError("all calls are used")
@@ -251,7 +252,7 @@ class _Bounded(LanguageModel):
         return await self._llm.complete(request)
 
     def discard(self, request: Request) -> None:
-        """Pass on."""
+        """Discard the reply to a request."""
         self._llm.discard(request)
 
 
@@ -260,19 +261,19 @@ def parse_probes(
 ) -> list[tuple[bool, str]]:
     """Read the lines `ACTIVE: …` and `SILENT: …` of a reply.
 
-    Repeated texts, those asked before, and texts of more than 300 characters are dropped.
+    Repeated texts, earlier texts, and texts of more than 300 characters are dropped.
 
     Args:
-        reply: The reply; a text counts as whole.
-        most: Texts of each kind to take, at most: the first ones.
-        earlier: Texts that were asked before.
-        begun: Whether the first marker was written for the model.
+        reply: The reply; plain text counts as complete.
+        most: Maximum texts of each kind; the first ones are used.
+        earlier: Texts of earlier rounds.
+        begun: Whether the first marker was prefilled.
 
     Returns:
         Whether each text should be active, and the text.
 
     Raises:
-        ParseError: If the reply is not whole, or has no new text of one of the kinds.
+        ParseError: If the reply is incomplete, or lacks new texts of one kind.
     """
     answer = whole_answer(reply)
     found: dict[str, bool] = {}

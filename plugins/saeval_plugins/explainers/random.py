@@ -9,12 +9,12 @@ EXPLANATIONS = load("random_explanations.txt")
 
 
 class RandomExplainer(Explainer):
-    """Draws a ready-made explanation, the floor of every scorer (paper §4, `random explanation`)."""
+    """Draws an explanation from a fixed list, as a floor for scores (paper §4, `random explanation`)."""
 
     name = "random"
     uninformed = True
     prompts = (EXPLANATIONS,)
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Draw, without looking at the examples."""
+        """Draw an explanation; the examples are not used."""
         return Explanation(text=str(context.rng.choice(EXPLANATIONS.text.splitlines())))

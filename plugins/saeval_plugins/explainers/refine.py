@@ -1,4 +1,4 @@
-"""The refining explainer proposes, tests, repairs, and keeps the best explanation."""
+"""The refining explainer proposes an explanation, tests and repairs it, and returns the best one."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ REPAIR = load("explainer_refine_repair.md")
 
 
 class Parts(NamedTuple):
-    """The explain windows, split so that no explanation is chosen on windows used to make it.
+    """The explain windows, split so that explanations are not compared on windows that were used to write them.
 
     Attributes:
-        shown: Activating windows to propose from, in the order the sampler chose.
-        repair: Windows of both kinds, mixed, whose mistakes go into a repair.
-        choose: Windows of both kinds, mixed, on which explanations are compared.
+        shown: Activating windows to propose from, in the sampler's order.
+        repair: Windows of both kinds, shuffled; errors on them are shown for a repair.
+        choose: Windows of both kinds, shuffled, on which explanations are compared.
     """
 
     shown: list[Example]
@@ -49,12 +49,12 @@ class Parts(NamedTuple):
 
 
 class Refine(Explainer):
-    """Proposes from some explain windows, repairs using the mistakes on others, and selects on the rest.
+    """Proposes an explanation from some explain windows, repairs it using errors on others, and selects on the rest.
 
-    Beyond the paper. The first explanation is made as by `default`. The same model then judges windows by it, as in
-    detection, and is shown its errors for a repair. Of all rounds' explanations, the one with the highest balanced
-    accuracy on windows that none of them used is kept (ties: the first). Needs a chat model, a sampler that gives the
-    explain side non-activating windows, and about twenty calls per latent.
+    Not part of the paper. The first explanation is made as by `default`. The same model then judges windows by it, as
+    in detection, and repairs the explanation given its errors. The result is the explanation with the highest balanced
+    accuracy on windows that were not used for any of them (ties: the first). Requires a chat model, a sampler with
+    non-activating windows on the explain side, and about twenty calls per latent.
     """
 
     name = "refine"
@@ -62,12 +62,12 @@ class Refine(Explainer):
     prompts = (PROPOSE, TEST, REPAIR)
 
     rounds: int = Field(default=2, ge=1)
-    """Maximum repairs; fewer if no mistake is left."""
+    """Maximum number of repairs; it stops earlier if no errors are left."""
     examples: int = Field(default=20, ge=1)
     """Maximum activating windows to propose from."""
     held_back: int = Field(default=20, ge=2)
-    """Activating and non-activating windows to hold back for tests, at most half of the activating ones. Half of each
-    is used for repairs, half for selection."""
+    """Number of activating, and of non-activating, windows reserved for tests, at most half of the activating ones.
+    Half of each is used for repairs, half for selection."""
     batch: int = Field(default=5, ge=1, le=50)
     """Windows per test prompt."""
     threshold: float = Field(default=0.3, ge=0, le=1)
@@ -78,14 +78,14 @@ class Refine(Explainer):
         parts = self._split(examples, context.rng)
         if any(len({window.active for window in part}) < 2 for part in (parts.repair, parts.choose)):
             return Explanation.failed(
-                "too few windows to hold some back; at least 4 activating and 2 non-activating ones are needed"
+                "too few windows for tests; at least 4 activating and 2 non-activating ones are needed"
             )
         windows = show(parts.shown, examples, self.threshold)
         latest = await ask(context, PROPOSE.messages(windows=windows))
         if latest.status != "ok":
             return latest
         tried: dict[str, float | None] = {}
-        ended = "no mistake is left to repair"
+        ended = "no errors are left to repair"
         while True:
             tried[latest.text] = None
             try:
@@ -138,16 +138,16 @@ class Refine(Explainer):
     async def _mistakes(
         self, explanation: str, windows: list[Example], context: Context
     ) -> tuple[list[Example], list[Example]]:
-        """Ask which windows fit an explanation; return those missed and those wrongly accepted.
+        """Ask which windows match an explanation; return false negatives and false positives.
 
         Raises:
-            ParseError: If a reply, asked for twice, holds no answers.
+            ParseError: If two replies in a row cannot be parsed.
             LLMError: If a call fails.
         """
         batches = [windows[i : i + self.batch] for i in range(0, len(windows), self.batch)]
         answered = await asyncio.gather(*(self._holds(explanation, batch, context) for batch in batches))
         holds: list[bool] = []
-        for answers in answered:  # the first failure in order, not in time
+        for answers in answered:  # raises the first failure in the order of windows, not of time
             if isinstance(answers, Exception):
                 raise answers
             holds += answers

@@ -1,4 +1,4 @@
-"""The explainer `senses` groups a latent's windows and explains each group: a latent may have several meanings."""
+"""The senses explainer groups a latent's windows and explains each group: a latent may have several meanings."""
 
 from __future__ import annotations
 
@@ -34,43 +34,43 @@ if TYPE_CHECKING:
 class Senses(OfExplainer):
     """Groups the explain windows by the text around the latent's strongest token, and explains each group.
 
-    Windows are points: the sentence embedding of the tokens around the strongest one, and beside it, weighted by
-    `cofiring`, which other latents fire on that token. They are grouped by Ward's method into the largest number of
-    groups that are found again in 70 % of bootstrap resamples (Hennig 2007); the share of resamples that finds each
-    number is kept, and boards show their mean number. Another explainer explains each group from its windows alone, in
-    one call per sense. Explanations that are the same word for word are one sense. Where several remain, scorers judge
-    their union, as the text `any of: (1) … (2) …`; results keep the senses, their windows and the shares. After PRISM
-    (arXiv 2506.15538).
+    A window is represented by the sentence embedding of the tokens around its strongest token and, weighted by
+    `cofiring`, by the other latents that fire on that token. Ward's method groups the windows into the largest number
+    of groups that are found again in 70 % of bootstrap resamples (Hennig 2007). Another explainer explains each group
+    from its own windows, in one call per sense. Identical explanations are merged into one sense. If several senses
+    remain, scorers judge their union, the text `any of: (1) … (2) …`. Results contain the senses, their windows, and
+    the share of resamples in which each number of groups was found; boards show the mean number of senses. Based on
+    PRISM (arXiv 2506.15538).
     """
 
     name = "senses"
     measures = (Measure(name="n_senses", title="senses", about="Senses per latent, mean over latents.", format=".2f"),)
 
     explainer: SerializeAsAny[Explainer] = Default()
-    """The explainer of each group: `{use: default}`."""
+    """The explainer for each group: `{use: default}`."""
     model: ModelRef = "sentence-transformers/all-MiniLM-L6-v2"
     """A sentence-transformers model: hub id, directory, or `package:` reference."""
     most: int = Field(default=5, ge=2, le=20)
-    """Senses, at most."""
+    """Maximum number of senses."""
     around: int = Field(default=2, ge=0)
-    """Tokens on each side of the strongest one that are embedded with it."""
+    """Tokens on each side of the strongest token that are embedded with it."""
     cofiring: float = Field(default=0.3, ge=0, le=1)
-    """Weight of co-firing latents in the squared distance of windows; 0 to do without them."""
+    """Weight of co-firing latents in the squared distance of windows; 0 to ignore them."""
     resamples: int = Field(default=50, ge=20)
-    """Bootstrap resamples in which groups have to be found again."""
+    """Number of bootstrap resamples."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:  # type: ignore[override]
-        """The prompts of the explainer of groups."""
+        """The prompts of the inner explainer."""
         return self.explainer.prompts
 
     def check(self) -> None:
-        """See whether a packaged embedding model is installed, and whether a local one is there."""
+        """Check that a packaged or local embedding model is installed, and check the inner explainer."""
         embedder_check(self.model)
         self.explainer.check()
 
     def needs(self) -> frozenset[Need]:
-        """What the explainer of groups needs, and the latents that fire together."""
+        """Return the needs of the inner explainer and, unless `cofiring` is 0, co-firing latents."""
         return super().needs() | (frozenset({"cofiring"}) if self.cofiring else frozenset())
 
     def fingerprint(self) -> JsonValue:
@@ -78,7 +78,7 @@ class Senses(OfExplainer):
         return [super().fingerprint(), embedder_sha(self.model), self.explainer.fingerprint()]
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Group, and explain each group."""
+        """Group the windows and explain each group."""
         if not examples.activating:
             return await self.explainer.explain(examples, context)
         points = await asyncio.to_thread(self._points, examples, context)
@@ -102,19 +102,19 @@ class Senses(OfExplainer):
         return Explanation(text=union(list(senses)), notes=notes)
 
     def _points(self, examples: Examples, context: Context) -> NDArray[np.float64]:
-        """Return the windows as points whose squared distances add embedding and co-firing.  [windows, dimensions]"""
+        """Return one point per window, combining embedding and co-firing latents.  [windows, dimensions]"""
         import numpy as np
 
-        texts = [_surroundings(window, self.around) for window in examples.activating]
+        texts = [_text_around_peak(window, self.around) for window in examples.activating]
         embedded = np.asarray(context.embed(self.model, texts), dtype=np.float64)
         if not self.cofiring or not any(examples.cofiring):
             return embedded
-        together = _indicators(examples.cofiring)
+        together = _cofiring_vectors(examples.cofiring)
         return np.hstack([np.sqrt(1 - self.cofiring) * embedded, np.sqrt(self.cofiring) * together])
 
 
 def union(senses: Sequence[str]) -> str:
-    """Return one text that means any of several senses.
+    """Return a text for the union of several senses.
 
     Example:
         >>> union(["names of rivers"]), union(["names of rivers", "the word 'bank'"])
@@ -125,16 +125,16 @@ def union(senses: Sequence[str]) -> str:
     return "any of: " + " ".join(f"({number}) {sense}" for number, sense in enumerate(senses, 1))
 
 
-def _surroundings(window: Example, around: int) -> str:
-    """Return the window's strongest token with those around it."""
+def _text_around_peak(window: Example, around: int) -> str:
+    """Return the text of the window's strongest token and the tokens around it."""
     at = int(window.activations.argmax())
     return "".join(window.tokens[max(0, at - around) : at + around + 1]).strip()
 
 
-def _indicators(cofiring: Sequence[frozenset[int]]) -> NDArray[np.float64]:
-    """Return unit vectors of which latents fire in a window, among those that fire in several.  [windows, latents]
+def _cofiring_vectors(cofiring: Sequence[frozenset[int]]) -> NDArray[np.float64]:
+    """Return each window's co-firing latents as a unit vector, over latents that co-fire in at least two windows.
 
-    A window without any is the zero vector.
+    Windows without such latents get the zero vector.  [windows, latents]
     """
     import numpy as np
 

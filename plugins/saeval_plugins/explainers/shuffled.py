@@ -9,7 +9,7 @@ from saeval_plugins.explainers.precomputed import FromFile
 
 
 class Shuffled(FromFile):
-    """Gives each latent in a file another latent's explanation, to measure how well style alone scores (paper §4).
+    """Returns another latent's explanation from a file, to measure how well style alone scores (paper §4).
 
     Each explanation is used once. The baseline `shuffled_explanation` does the same with the cell's own explanations.
     """
@@ -18,16 +18,16 @@ class Shuffled(FromFile):
     uninformed = True
 
     seed: int = 0
-    """Another seed gives other pairs. The order of the file's rows does not matter."""
+    """Seed of the assignment, which does not depend on the order of the file's rows."""
 
     @cached_property
     def others(self) -> dict[int, int]:
-        """Maps each latent to the one whose explanation it gets: the next in a ring ordered by a keyed hash."""
+        """For each latent, the latent whose explanation it gets: the next in a ring ordered by a keyed hash."""
         ring = sorted(self.explanations, key=lambda latent: content_hash(self.seed, latent))
         return dict(zip(ring, ring[1:] + ring[:1], strict=True))
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
-        """Return the explanation of the substitute latent."""
+        """Return the explanation of another latent."""
         other = self.others.get(context.latent.index)
         if other is None:
             return self._missing(context.latent.index)

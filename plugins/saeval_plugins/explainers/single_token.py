@@ -13,9 +13,10 @@ PROMPT = load("explainer_single_token.md")
 
 
 class SingleToken(Asking):
-    """Shows the strongest token of each window with its strength 0–10, and nothing that follows it (paper §3.2).
+    """Shows only the strongest token of each window, with its strength 0–10 (paper §3.2).
 
-    Prompts are short and show no neighbouring tokens; latents that depend on context are explained poorly.
+    Prompts are short. By default they show no neighbouring tokens, so latents that depend on context are explained
+    poorly.
     """
 
     name = "single_token"

@@ -12,13 +12,13 @@ from saeval.plugin import Context, Examples, Explainer, Explanation, one_line
 class TopTokens(Explainer):
     """Names the tokens with the largest sums of activation over the explain windows, strongest first.
 
-    Tokens that differ only in case or in the space before them count as one.
+    Tokens that differ only in case or in a leading space count as one.
     """
 
     name = "top_tokens"
 
     k: int = Field(default=8, ge=1)
-    """Maximum tokens to name."""
+    """Maximum number of tokens to name."""
 
     async def explain(self, examples: Examples, context: Context) -> Explanation:
         """Add up activations by token."""

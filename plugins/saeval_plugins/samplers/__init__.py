@@ -1,4 +1,4 @@
-"""Samplers: choose the windows that explain and score a latent."""
+"""Built-in samplers, which choose the windows that explain and score a latent."""
 
 from __future__ import annotations
 

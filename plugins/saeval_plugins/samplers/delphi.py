@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class DelphiSampler(Sampler):
-    """Samples as EleutherAI/delphi does at commit 3c2e139 (November 2025): compare its scores with Delphi's only.
+    """Samples as EleutherAI/delphi does at commit 3c2e139 (November 2025); compare its scores only with Delphi's.
 
-    Windows tile the text of a context and are ranked by their maximum activation. The ranking is cut into `quantiles`
-    parts of `windows // quantiles` each, the rest omitted, and `explain // quantiles` and `score // quantiles` are
-    drawn from each part. Silent windows are any verified ones. Strengths are ceil(10 · activation / maximum), as in
-    saeval.
+    Windows tile the text of a context and are ranked by their maximum activation. The ranking is divided into
+    `quantiles` parts of `windows // quantiles` each (the remainder is dropped), and `explain // quantiles` and
+    `score // quantiles` windows are drawn from each part. Silent windows are random and verified. Strengths are
+    ceil(10 · activation / maximum), as elsewhere in saeval.
 
     Known flaw (`leak`): both draws are from all windows and use the same `seed`, so they overlap. With the defaults and
     many windows, the explainer sees 4, 3, 2 and 1 of the 5 scored windows of the four strongest deciles, 10 of all 50;
-    near 200 windows, chance raises this to up to 20.
+    with about 200 windows, chance raises this to up to 20.
 
     Differences: silent windows are drawn without replacement (Delphi draws with replacement, from a generator with the
     same seed for every latent); a latent with too few of them is dropped (Delphi scores it without any).
@@ -36,11 +36,11 @@ class DelphiSampler(Sampler):
     name = "delphi"
 
     explain: int = Field(default=40, ge=FEWEST)
-    """Activating windows for the explainer."""
+    """Number of activating windows for the explainer."""
     score: int = Field(default=50, ge=FEWEST)
-    """Activating windows for the scorers."""
+    """Number of activating windows for the scorers."""
     non_activating: int = Field(default=50, ge=FEWEST)
-    """Silent windows for the scorers."""
+    """Number of non-activating windows for the scorers."""
     quantiles: int = Field(default=10, ge=1, le=DECILES)
     """Number of parts of the ranking."""
     show: Literal["quantiles", "random", "top", "mix"] = "quantiles"
@@ -51,7 +51,7 @@ class DelphiSampler(Sampler):
     seed: int = 22
     """Seed of the draws, the same for every latent; the run's seed is not used."""
     leak: bool = True
-    """Whether both draws are from all windows; if not, each draws from its own documents."""
+    """Whether both draws are from all windows; if false, from different documents."""
 
     @model_validator(mode="after")
     def _something_of_each_part(self) -> DelphiSampler:
@@ -60,11 +60,11 @@ class DelphiSampler(Sampler):
         return self
 
     def reads_one_latent(self) -> bool:
-        """Return True."""
+        """Return True: no other latents are read."""
         return True
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
-        """Rank the latent's windows, and draw twice."""
+        """Rank the latent's windows, and draw those for explaining and those for scoring."""
         windows = store.windows(latent.index, self.window)
         order = strongest_first(windows.maxima)
         windows = Windows(windows.ids[order], windows.maxima[order])
@@ -106,7 +106,7 @@ class DelphiSampler(Sampler):
         )
 
     def _shown(self, n: int) -> list[int]:
-        """Return the ranks of the windows to show the explainer, of n."""
+        """Return the ranks of the windows to show the explainer, out of n."""
         if self.show == "quantiles":
             return self._by_quantile(n, self.explain)[0]
         if self.show == "random":

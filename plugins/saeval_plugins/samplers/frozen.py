@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FrozenSampler(Sampler):
-    """Gives each latent its windows from a frozen run; only for the source `frozen`."""
+    """Returns each latent's windows from a frozen run; requires the source `frozen`."""
 
     name = "frozen"
 
@@ -20,11 +20,11 @@ class FrozenSampler(Sampler):
     """The frozen run, `.jsonl.xz`."""
 
     def check(self) -> None:
-        """Read the file."""
+        """Check that the file can be read."""
         read_frozen(self.path)
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
-        """Look the windows up; nothing is drawn."""
+        """Return the recorded windows; nothing is drawn."""
         cell = read_frozen(self.path).cell(str(store.facts.get("frozen")), self.path)
         found = cell.latents.get(latent.index)
         if found is None:

@@ -14,33 +14,34 @@ from saeval_plugins.samplers.silent import FEWEST, NonActivating, Wanted
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_BLOCK = 1 << 21  # firings that are looked up together
+_BLOCK = 1 << 21  # firings to process at a time
 
 
 class Importance(NonActivating):
     """Windows in which the latent might be expected to fire but does not, drawn with known probabilities.
 
     A window of the pool is hard if it contains tokens, or activates latents, that are much more frequent in this
-    latent's activating windows than elsewhere. The explanation is not used, so all explanations are scored on the same
-    windows. A share `uniform` of the windows is drawn uniformly, the others by how hard they are. Weights make the
-    natural rates unbiased; other metrics describe the windows as drawn.
+    latent's activating windows than in the pool. The explanation is not used, so all explanations are scored on the
+    same windows. A share `uniform` of the windows is drawn uniformly, the others with probabilities that increase with
+    hardness. Weights make the estimated natural rates unbiased; other metrics describe the windows as drawn.
     """
 
     use: Literal["importance"] = "importance"
-    """Hard windows, drawn with known probabilities and weighted back."""
+    """Selects hard windows, drawn with known probabilities and reweighted."""
     uniform: float = Field(default=0.8, ge=0.2, le=1)
-    """Share of the windows drawn uniformly. The smaller it is, the more each false alarm of the judge weighs."""
+    """Share of the windows drawn uniformly. The smaller it is, the larger the weight of a single false positive on an
+    easy window."""
     pool: int = Field(default=20_000, ge=FEWEST)
-    """Windows to draw from, themselves drawn uniformly."""
+    """Number of windows to draw from, which are themselves drawn uniformly."""
 
     def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Draw by how hard windows are."""
+        """Draw windows with probabilities that increase with hardness."""
         return self.weighted(wanted, rng)[0]
 
     def weighted(
         self, wanted: Wanted, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-        """Draw systematically, so that each window's inclusion probability is the one its weight implies."""
+        """Draw by systematic sampling, so that inclusion probabilities match the weights exactly."""
         store, latent, window, n, keep, _ = wanted
         pool = store.silent_windows(latent, window, self.pool, rng, keep)
         if len(pool) <= n:
@@ -50,7 +51,7 @@ class Importance(NonActivating):
         return pool[taken], n / (len(pool) * included[taken])
 
     def inclusion(self, hard: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-        """Return each window's inclusion probability, by hardness; they add up to n."""
+        """Return each window's inclusion probability, given its hardness; they add up to n."""
         even = np.full(len(hard), 1 / len(hard))
         mixed = self.uniform * even + (1 - self.uniform) * (hard / hard.sum() if hard.any() else even)
         return inclusion(mixed, n)
@@ -60,8 +61,8 @@ def inclusion(shares: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     """Return inclusion probabilities that add up to n, proportional to the shares but at most 1.
 
     Args:
-        shares: Positive, adding up to 1, more than n.  [windows]
-        n: Windows to draw.
+        shares: Positive numbers that add up to 1; there must be more than n.  [windows]
+        n: Number of windows to draw.
     """
     certain = np.zeros(len(shares), dtype=np.bool_)
     while True:
@@ -82,14 +83,14 @@ def systematic(included: NDArray[np.float64], n: int, rng: np.random.Generator) 
 def hardness(
     store: ActivationStore, latent: int, pool: NDArray[np.int64], window: int, most: int = 400
 ) -> NDArray[np.float64]:
-    """Return how much a window resembles activating ones: the squared log ratio of what is frequent in them.
+    """Return each window's hardness: the squared log ratio of tokens and latents frequent in activating windows.
 
     Args:
         store: The activations.
         latent: The latent.
         pool: Windows in which it is silent.  [pool]
         window: Tokens per window.
-        most: Maximum activating windows to compare with.
+        most: Maximum number of activating windows to compare with.
     """
     active = store.windows(latent, window).ids
     some = active[:: max(1, len(active) // most)]
@@ -110,9 +111,9 @@ def _token_rows(store: ActivationStore, ids: NDArray[np.int64], window: int) -> 
 def _others(store: ActivationStore, latent: int, groups: Sequence[NDArray[np.int64]], window: int) -> list[Pairs]:
     """Return, per group of windows, the distinct pairs of a window and another latent that fires in it.
 
-    One pass over the firings of the store. No window may be in two groups.
+    Makes one pass over the firings of the store. No window may be in two groups.
     """
-    row_of = np.full(len(store.lengths) * store.length, -1, dtype=np.int32)  # of all groups' windows in a row
+    row_of = np.full(len(store.lengths) * store.length, -1, dtype=np.int32)  # index of each token's window, over groups
     begins = store.begin_of(np.concatenate(groups), window)
     row_of[begins[:, None] + np.arange(window)] = np.arange(len(begins))[:, None]
     rows, others = [], []
@@ -131,7 +132,7 @@ def _others(store: ActivationStore, latent: int, groups: Sequence[NDArray[np.int
 
 
 Pairs = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
-"""Windows, and what is in them."""
+"""Windows and the tokens or latents in them, as two parallel arrays."""
 
 
 def _distinct(rows: NDArray[np.int64], things: NDArray[np.int64]) -> Pairs:
@@ -143,7 +144,8 @@ def _distinct(rows: NDArray[np.int64], things: NDArray[np.int64]) -> Pairs:
 def _frequent(here: Pairs, there: Pairs, n: int, rows: int | None = None) -> NDArray[np.float64]:
     """Return, per window of the pool, the sum of log ratios of what is clearly more frequent in activating windows.
 
-    Clearly: at least twice as frequent, and three standard errors above the pool's share.
+    Clearly more frequent means: in at least two activating windows, and more than three standard errors above the
+    number expected from the pool.
     """
     total = int(there[0].max(initial=0)) + 1 if rows is None else rows
     size = int(max(here[1].max(initial=0), there[1].max(initial=0))) + 1

@@ -22,31 +22,31 @@ By = Literal["decoder", "encoder", "cooccurrence"]
 
 _TILE_BYTES = 64 << 20  # float32 directions per tile
 _COSINES_BYTES = 128 << 20  # cosines held at a time
-_MARGIN = 1e-3  # more than float32, or TF32, changes a cosine by
-_FIRINGS = 1 << 24  # held at a time while a store is turned round
+_MARGIN = 1e-3  # larger than the rounding error of a cosine in float32 or TF32
+_FIRINGS = 1 << 24  # held in memory at a time while a store is transposed
 
 
 class Neighbours(NonActivating):
     """Windows that activate a similar latent but not this one.
 
-    Windows are taken from each neighbour in turn, the nearest first. Latents that never fire, or whose similarity is
-    not above 0, do not count as neighbours.
+    Windows are taken from each neighbour in turn, nearest first. Latents that never fire, or whose similarity is 0 or
+    less, do not count as neighbours.
     """
 
     use: Literal["neighbours"] = "neighbours"
-    """Windows that activate a latent near this one."""
+    """Selects windows that activate a similar latent."""
     k: int = Field(default=10, ge=1)
-    """Neighbours, at most."""
+    """Maximum number of neighbours."""
     by: By = "cooccurrence"
     """Similarity of latents: the cosine of their `decoder` or `encoder` directions, or `cooccurrence`, the
     Jaccard index of the tokens on which they fire."""
 
     def needs(self) -> frozenset[Need]:
-        """Directions need the coder; co-occurrence needs only the store."""
+        """Return `coder` if directions are compared; co-occurrence needs only the store."""
         return frozenset() if self.by == "cooccurrence" else frozenset({"coder"})
 
     def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
-        """Find the neighbours of these latents together."""
+        """Find the neighbours of these latents in one pass."""
         find_neighbours(store, latents, self.k, self.by)
 
     def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -56,19 +56,19 @@ class Neighbours(NonActivating):
         return in_turn([rng.permutation(ids[keep(ids)])[:n] for ids in near], n)
 
 
-# --- what is known of a store ---
+# --- neighbours found so far, per store ---
 
 
-@lru_cache(maxsize=1)  # both sides of one latent ask for them
+@lru_cache(maxsize=1)  # both sides of one latent need them
 def _near_windows(store: ActivationStore, latent: int, window: int, k: int, by: By) -> list[NDArray[np.int64]]:
-    """Return, per neighbour, the windows that activate it and not the latent."""
+    """Return, per neighbour, the windows that activate it but not the latent."""
     active = store.windows(latent, window).ids
     near = (store.windows(other, window).ids for other in neighbours(store, latent, k, by))
     return [np.setdiff1d(ids, active, assume_unique=True) for ids in near]
 
 
 class _Known:
-    """Neighbours found so far, a few bytes per latent, so that later draws need no new search."""
+    """Neighbours found so far, a few bytes per latent, kept so that later draws need no search."""
 
     def __init__(self, n_latents: int, k: int):
         self.found = np.zeros(n_latents, dtype=np.bool_)
@@ -79,13 +79,13 @@ _known: WeakKeyDictionary[ActivationStore, dict[tuple[int, By], _Known]] = WeakK
 
 
 def neighbours(store: ActivationStore, latent: int, k: int, by: By) -> tuple[int, ...]:
-    """Return the latents nearest to one, nearest first, ties by number.
+    """Return a latent's neighbours, nearest first, ties by number.
 
     Args:
         store: The activations.
-        latent: The latent asked about.
+        latent: The latent.
         k: Maximum neighbours; fewer if fewer fire and have a similarity above 0.
-        by: What makes two latents near.
+        by: The measure of similarity.
 
     Raises:
         InputError: If directions are needed and no coder provides them.
@@ -124,13 +124,13 @@ def cooccurring(
 ) -> NDArray[np.int32]:
     """Return, per latent, those with the highest Jaccard index of firing tokens; ties by number.
 
-    The index is the number of tokens on which both fire, divided by those on which either fires. Latents that share no
-    token are not neighbours. Time per latent is proportional to the firings of all latents on its tokens.
+    The index is the number of tokens on which both fire, divided by the number on which either fires. Latents that
+    share no token are not neighbours. The time per latent is proportional to the firings of all latents on its tokens.
 
     Args:
         store: The activations.
         latents: The latents whose neighbours to find.
-        k: Neighbours of each.
+        k: Maximum neighbours of each.
         firings: Firings to hold in memory at a time.
 
     Returns:
@@ -166,7 +166,7 @@ class ByToken:
         kind = np.uint16 if store.n_latents <= 1 << 16 else np.int32
         sizes = np.zeros(places, dtype=np.int64)
         with _scratch(store) as file:
-            for low, high, latents, ends in _turned(store, places, firings):
+            for low, high, latents, ends in _transposed(store, places, firings):
                 sizes[low:high] = np.diff(ends)
                 file.write(latents.astype(kind).data)
             file.flush()
@@ -197,27 +197,27 @@ class ByToken:
         return counts
 
 
-@lru_cache(maxsize=1)  # one, for its file can be as large as the store
+@lru_cache(maxsize=1)  # only one, because its file can be as large as the store
 def _by_token(store: ActivationStore, firings: int) -> ByToken:
     return ByToken(store, firings)
 
 
 def _scratch(store: ActivationStore) -> IO[bytes]:
-    """Open an anonymous temporary file, beside the store if possible."""
+    """Open an anonymous temporary file, in the store's folder if possible."""
     try:
         return tempfile.TemporaryFile(dir=store.path.parent)
-    except OSError:  # a store that may not be written beside
+    except OSError:  # the folder is not writable
         return tempfile.TemporaryFile()
 
 
-def _turned(
+def _transposed(
     store: ActivationStore, places: int, firings: int
 ) -> Iterator[tuple[int, int, NDArray[np.integer[Any]], NDArray[np.integer[Any]]]]:
-    """Yield ranges of tokens, the latents that fire on them, and where each token's latents end."""
+    """Yield ranges of tokens, the latents that fire on them, and the index at which each token's latents end."""
     from scipy.sparse import csc_array
 
     position = np.asarray(store.position)
-    step = max(1, places * firings // max(1, len(position)))  # tokens that have so many firings, about
+    step = max(1, places * firings // max(1, len(position)))  # tokens with about this many firings
     lows = np.arange(0, places, step)
     fires = np.flatnonzero(store.firings)
     cuts = np.empty((len(fires), len(lows) + 1), dtype=np.int64)  # where each latent's firings in each range begin
@@ -232,7 +232,7 @@ def _turned(
         indptr = np.zeros(store.n_latents + 1, dtype=np.int32)
         indptr[fires + 1] = cuts[:, n + 1] - cuts[:, n]
         np.cumsum(indptr, out=indptr)
-        ones = np.empty(len(rows), dtype=np.int8)  # whatever they are: only the places are read
+        ones = np.empty(len(rows), dtype=np.int8)  # values do not matter: only the indices are used
         tile = csc_array((ones, rows.astype(np.int32, copy=False), indptr), shape=(high - low, store.n_latents)).tocsr()
         yield low, high, tile.indices, tile.indptr
 
@@ -241,11 +241,11 @@ def _turned(
 
 
 class Directions(NamedTuple):
-    """The directions of all latents, without a copy, and their lengths.
+    """The directions of all latents, and their norms.
 
     Attributes:
         vectors: One direction per latent, in any precision; not a copy.  [n_latents, d]
-        norms: Their lengths.  [n_latents] float32
+        norms: Norms of the directions.  [n_latents] float32
     """
 
     vectors: Tensor
@@ -253,34 +253,34 @@ class Directions(NamedTuple):
 
     @classmethod
     def of(cls, vectors: Tensor) -> Directions:
-        """Measure directions.  vectors [n_latents, d]"""
+        """Compute the norms of directions.  vectors [n_latents, d]"""
         import torch
 
         norms = [tile.norm(dim=1) for tile in _tiles(vectors)]
         return cls(vectors, torch.cat(norms))
 
 
-@lru_cache(maxsize=1)  # one, for these are the coder's weights
+@lru_cache(maxsize=1)  # only one, because it holds a coder's weights
 def _directions(store: ActivationStore, by: Literal["decoder", "encoder"]) -> Directions:
     if store.coder is None:
-        raise InputError(
-            f"neighbours by {by} need the coder's directions, and these activations have no coder; {_INSTEAD}"
-        )
+        raise InputError(f"neighbours by {by} require the coder's directions, but this source has no coder; {_INSTEAD}")
     coder = store.coder()
     vectors = coder.directions() if by == "decoder" else coder.encoder_directions()
     if vectors is None:
         why = (
-            "neurons are orthogonal, so none is near another"
+            "neurons are orthogonal, so none has neighbours"
             if isinstance(coder, NeuronCoder)
-            else f"a coder of the kind {coder.architecture!r} has no {by} directions to compare"
+            else f"a coder of type {coder.architecture!r} has no {by} directions"
         )
         raise InputError(f"neighbours by {by}: {why}; {_INSTEAD}")
     if len(vectors) != store.n_latents:
-        raise InputError(f"neighbours by {by}: the coder has {len(vectors)} latents, the activations {store.n_latents}")
+        raise InputError(
+            f"neighbours by {by}: the coder has {len(vectors)} latents, the activations {store.n_latents}; {_INSTEAD}"
+        )
     return Directions.of(vectors.detach())
 
 
-_INSTEAD = "take `by: cooccurrence`"
+_INSTEAD = "set `by: cooccurrence`"
 
 
 def aligned(
@@ -293,13 +293,14 @@ def aligned(
 ) -> NDArray[np.int32]:
     """Return, per latent, those whose directions have the largest positive cosine with its own; ties by number.
 
-    Cosines in float32, of many latents in one product, choose candidates; their cosines are then computed in float64
-    and rounded to six decimals, so the result depends neither on tiles nor on which latents are queried together.
+    Matrix products in float32 select candidates for many latents at once. The candidates' cosines are then computed in
+    float64 and rounded to six decimals, so the result depends neither on tiles nor on which latents are queried
+    together.
 
     Args:
         directions: All directions.
         latents: The latents whose neighbours to find.
-        k: Neighbours of each.
+        k: Maximum neighbours of each.
         fires: Which latents may be neighbours.  [n_latents]
         tile_bytes: Size of a tile of directions.  [bytes of float32]
         cosines_bytes: Size of the cosines held at a time.  [bytes]
@@ -321,7 +322,7 @@ def aligned(
         cosine /= (norms[:, None] * norms[some]).clamp_min_(tiny)
         cosine[silent] = -1
         cosine[some, torch.arange(len(some), device=some.device)] = -1
-        # All within the margin of the last one wanted, so that no equal is missed.
+        # Candidates include all within the margin of the k-th cosine, so that no tie is missed.
         least = cosine.topk(k, dim=0).values[-1].clamp_min_(0) - _MARGIN
         for row, latent in enumerate(some.tolist()):
             near = torch.nonzero(cosine[:, row] >= least[row])[:, 0]
@@ -335,7 +336,7 @@ def aligned(
 
 
 def _exact_cosines(vectors: Tensor, others: Tensor, latent: int, tile_bytes: int) -> NDArray[np.float64]:
-    """Return the cosines of a latent's direction with some others, to six decimals.  [others]"""
+    """Return the cosines of a latent's direction with those of other latents, to six decimals.  [others]"""
     one = vectors[latent].double()
     rows = max(1, tile_bytes // (8 * vectors.shape[1]))
     found = []

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class RandomWindows(NonActivating):
-    """Drawn from all windows in which the latent is silent (paper §3.1)."""
+    """Random windows in which the latent is silent (paper §3.1)."""
 
     use: Literal["random"] = "random"
-    """Any window in which the latent is silent."""
+    """Selects random non-activating windows."""
 
     def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw uniformly."""
@@ -46,14 +46,14 @@ class RandomWindows(NonActivating):
 
 
 class Similar(NonActivating):
-    """Windows whose text resembles activating ones: the closest to each of them, in turn."""
+    """Windows whose text resembles activating windows: the nearest to each of them, in turn."""
 
     use: Literal["similar"] = "similar"
-    """Windows whose text has a sentence embedding close to that of activating ones."""
+    """Selects windows whose sentence embedding is close to those of activating windows."""
     model: ModelRef = "sentence-transformers/all-MiniLM-L6-v2"
     """A sentence-transformers model: hub id, directory, or `package:` reference."""
     pool: int = Field(default=4096, ge=FEWEST)
-    """Windows to choose from, drawn and embedded once for all latents of a corpus."""
+    """Number of windows to choose from, drawn and embedded once for all latents of a corpus."""
 
     def check(self) -> None:
         """Check that a packaged or local model is installed."""
@@ -65,7 +65,7 @@ class Similar(NonActivating):
         return [sha] if sha else []
 
     def draw(self, wanted: Wanted, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Take the nearest windows of the pool; only the pool is random."""
+        """Take the nearest windows of the pool; only the pool is drawn at random."""
         store, latent, window, n, keep, beside = wanted
         embed = embedder()
         pool, vectors = _pool(embed, store, self.model, window, self.pool)
@@ -81,29 +81,29 @@ class Similar(NonActivating):
         return in_turn([pool[eligible[row]] for row in ranked], n)
 
 
-def _random_unless_said(value: object) -> object:
+def _default_to_random(value: object) -> object:
     return {"use": "random", **value} if isinstance(value, Mapping) else value
 
 
 AnyNonActivating = Annotated[
-    RandomWindows | Neighbours | Similar | Importance, Field(discriminator="use"), BeforeValidator(_random_unless_said)
+    RandomWindows | Neighbours | Similar | Importance, Field(discriminator="use"), BeforeValidator(_default_to_random)
 ]
-"""One of the ways, by its `use`."""
+"""Any of these methods, selected by `use`."""
 
 
 @lru_cache(maxsize=4)
 def _pool(
     embed: Any, store: ActivationStore, model: str, window: int, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Draw and embed the windows that all latents of a store choose from.
+    """Draw and embed the pool of windows that all latents of a store choose from.
 
     Returns:
-        Their numbers, [size], and vectors, [size, dimensions].
+        Window numbers, [size], and vectors, [size, dimensions].
     """
     ids = store.draw_windows(window, size, derive_rng(0, "similar", window, size))
     return ids, embed(model, _texts(store, ids, window))
 
 
 def _texts(store: ActivationStore, ids: NDArray[np.int64], window: int) -> list[str]:
-    any_latent = LatentId("", 0)  # the text is the same whichever is asked about
+    any_latent = LatentId("", 0)  # the text does not depend on the latent
     return [one_line(example.text) for example in store.examples(any_latent, ids, window)]

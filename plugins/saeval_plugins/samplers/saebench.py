@@ -15,11 +15,11 @@ from saeval_plugins.samplers.windows import DECILES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_APART_DRAWS = 2  # one more whenever the same options come to give other windows where the sides are kept apart
+_APART_DRAWS = 2  # increased whenever the same options with `leak: false` give other windows than before
 
 
 class _Fired(NamedTuple):
-    """Tokens on which a latent fires: where, and how strongly.  [firings] each"""
+    """Positions and activations of the tokens on which a latent fires.  [firings] each"""
 
     position: NDArray[np.int64]
     value: NDArray[np.float32]
@@ -29,16 +29,17 @@ class _Fired(NamedTuple):
 
 
 class SAEBench(Sampler):
-    """Samples as adamkarvonen/SAEBench does at commit 8042bb3 (May 2026): compare its scores with SAEBench's only.
+    """Samples as adamkarvonen/SAEBench does at commit 8042bb3 (May 2026); compare its scores only with SAEBench's.
 
-    Windows are centred on a token. The strongest tokens, at least half a window apart, give the top windows; weighted
-    ones are drawn from the weaker tokens with a probability that rises with the square of the activation; both kinds
-    are divided at random between explaining and scoring. With the defaults, 14 windows are scored: 2 top, 2 weighted,
-    10 at random places. The explainer's 15 come strongest first.
+    Windows are centred on a token. Top windows are centred on the tokens with the strongest activations, more than half
+    a window apart. Weighted windows are centred on weaker tokens, drawn with probabilities proportional to the squared
+    activation. Both kinds are divided at random between explaining and scoring. With the defaults, 14 windows are
+    scored: 2 top, 2 weighted, and 10 at random positions. The explainer sees 15, strongest first.
 
     Known flaws. `leak`: windows of both sides come from the same documents and may overlap. `unverified`: windows at
-    random places count as silent without a check, as do weighted ones at or below `threshold`. A latent that fires on a
-    share d of all tokens fires in about 1 − (1 − d)^21 of them, so dense latents lose points for right answers.
+    random positions count as silent without verification, as do weighted ones at or below `threshold`. A latent that
+    fires on a share d of all tokens fires in about 1 − (1 − d)^21 of the random windows, so for dense latents correct
+    answers count as wrong.
 
     Differences: a latent with too few firings is always dropped (SAEBench raises an error for some); windows never
     contain BOS.
@@ -47,37 +48,37 @@ class SAEBench(Sampler):
     name = "saebench"
 
     window: int = Field(default=21, ge=5)
-    """Tokens per window: a centre with equally many on each side."""
+    """Tokens per window: an odd number, with the same number on each side of the centre."""
     explain_top: int = Field(default=10, ge=1)
-    """Top windows for the explainer."""
+    """Number of top windows for the explainer."""
     explain_weighted: int = Field(default=5, ge=0)
-    """Weighted windows for the explainer."""
+    """Number of weighted windows for the explainer."""
     score_top: int = Field(default=2, ge=1)
-    """Top windows for the scorers."""
+    """Number of top windows for the scorers."""
     score_weighted: int = Field(default=2, ge=0)
-    """Weighted windows for the scorers."""
+    """Number of weighted windows for the scorers."""
     non_activating: int = Field(default=10, ge=1)
-    """Windows at random places for the scorers."""
+    """Number of windows at random positions for the scorers."""
     threshold: float = Field(default=0.01, ge=0, lt=1)
-    """Under `unverified`, a scored window counts as activating above this share of the latent's maximum."""
+    """With `unverified`, a scored window counts as activating above this share of the latent's maximum."""
     leak: bool = True
-    """Whether both sides are drawn from all documents; if not, each draws from its own documents."""
+    """Whether both sides are drawn from all documents; if false, from different documents."""
     unverified: bool = True
-    """Whether random windows are assumed to be non-activating; if not, only verified ones are drawn."""
+    """Whether random windows are assumed to be non-activating; if false, only verified ones are drawn."""
 
     @field_validator("window")
     @classmethod
     def _has_a_centre(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError("a window has a centre, so its length must be odd")
+            raise ValueError("window must be odd, because windows are centred on a token")
         return value
 
     def fingerprint(self) -> JsonValue:
-        """Add the sampler's version if it gives other windows than earlier ones."""
+        """Return the options; with `leak: false`, also the sampler's version."""
         return super().fingerprint() if self.leak else [super().fingerprint(), _APART_DRAWS]
 
     def reads_one_latent(self) -> bool:
-        """Return True."""
+        """Return True: no other latents are read."""
         return True
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
@@ -103,10 +104,10 @@ class SAEBench(Sampler):
         deciles = rank[np.searchsorted(fired.position, sides[1])] * DECILES // len(rank)
         explaining = store.examples_at(latent, shown, self.window)
         scoring = store.examples_at(latent, scored, self.window, [int(d) for d in deciles])
-        against = [replace(e, active=False) for e in store.examples_at(latent, silent, self.window)]
+        non_activating = [replace(e, active=False) for e in store.examples_at(latent, silent, self.window)]
         if self.unverified:
             weak = [e for e in scoring if e.max_activation <= self.threshold * maximum]
-            against += [replace(e, active=False, decile=None) for e in weak]
+            non_activating += [replace(e, active=False, decile=None) for e in weak]
             scoring = tuple(e for e in scoring if e.max_activation > self.threshold * maximum)
         firings = int(store.firings[latent.index])
         flaws: dict[Flaw, bool] = {"leak": self.leak, "unverified": self.unverified}
@@ -116,7 +117,7 @@ class SAEBench(Sampler):
             windows=len(store.windows(latent.index, self.window).ids),
             density=firings / store.n_tokens,
             explain=Examples(latent, tuple(sorted(explaining, key=_strongest_first)), (), maximum),
-            score=Examples(latent, tuple(sorted(scoring, key=_strongest_first)), tuple(against), maximum),
+            score=Examples(latent, tuple(sorted(scoring, key=_strongest_first)), tuple(non_activating), maximum),
             flaws=frozenset(flaw for flaw, there in flaws.items() if there),
         )
 
@@ -141,7 +142,7 @@ class SAEBench(Sampler):
             top, weighted = rng.permutation(both[0]), rng.permutation(both[1])
             dealt = (top[: self.explain_top], weighted[: self.explain_weighted])
             return np.concatenate(dealt), np.concatenate((top[self.explain_top :], weighted[self.explain_weighted :]))
-        explain_rng, score_rng = rng.spawn(2)  # what is shown does not move what is scored
+        explain_rng, score_rng = rng.spawn(2)  # so that scored windows do not depend on the explain options
         shown = self._picked(fired.where(explains), self.explain_top, self.explain_weighted, explain_rng)
         scored = self._picked(fired.where(~explains), self.score_top, self.score_weighted, score_rng)
         return None if shown is None or scored is None else (np.concatenate(shown), np.concatenate(scored))
@@ -149,7 +150,7 @@ class SAEBench(Sampler):
     def _picked(
         self, fired: _Fired, top: int, weighted: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Choose top and weighted centres, the strongest token first; None if there are too few."""
+        """Choose top and weighted centres, strongest first; None if there are too few."""
         chosen: list[int] = []
         for i in np.argsort(-fired.value, kind="stable"):
             if len(chosen) == top:
@@ -175,7 +176,7 @@ class SAEBench(Sampler):
         split: Split | None,
         rng: np.random.Generator,
     ) -> NDArray[np.int64]:
-        """Draw distinct starts of windows at random places, excluding windows already scored."""
+        """Draw distinct starts of windows at random positions, excluding windows already scored."""
         contexts = np.flatnonzero(store.lengths >= store.lead + self.window)
         contexts = contexts[store.knows(latent.index, contexts)]
         if split is not None:

@@ -21,7 +21,7 @@ Keep = Callable[["NDArray[np.int64]"], "NDArray[np.bool_]"]
 
 
 class Wanted(NamedTuple):
-    """A request for silent windows.
+    """A request for non-activating windows.
 
     Attributes:
         store: The activations.
@@ -46,19 +46,19 @@ class NonActivating(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     use: str
-    """Which way."""
+    """Name of the method."""
     n: int = Field(default=100, ge=FEWEST)
-    """Windows to score with."""
+    """Number of non-activating windows for the scorers."""
 
     def check(self) -> None:
-        """Check, cheaply, that everything the options name exists; see `saeval.plugin.Plugin.check`."""
+        """Check, cheaply, that everything named in the options exists; see `saeval.plugin.Plugin.check`."""
 
     def needs(self) -> frozenset[Need]:
-        """Return what drawing needs beyond the store; see `saeval.plugin.Plugin.needs`."""
+        """Return what drawing needs in addition to the store; see `saeval.plugin.Plugin.needs`."""
         return frozenset()
 
     def depends_on(self) -> list[JsonValue]:
-        """Return what the choice depends on beyond the options."""
+        """Return what the choice depends on in addition to the options."""
         return []
 
     def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:

@@ -30,17 +30,17 @@ def split_documents(
 
     Args:
         documents: Document of every activating window.  [windows]
-        share: Part of the windows wanted for explaining, in (0, 1).
-        rng: Source of the hash's key; another key is another split.
+        share: Share of the windows for explaining, in (0, 1).
+        rng: Draws the hash's key, which determines the split.
 
     Returns:
-        The split, and for each window whether it explains; None when all windows come from one document.
+        The split, and for each window whether it is on the explain side; None if all windows are from one document.
     """
     key = np.uint64(rng.integers(2**63))
     if not (n := len(documents)):
         return None
     hashes = hashed_documents(documents, key)
-    # The cut belongs before or after the document on which so many windows are reached; there is no need to rank all.
+    # The cut is before or after the document that contains the share-th window, so a full sort is not needed.
     level = np.partition(hashes, int(share * n))[int(share * n)]
     before, after = hashes < level, hashes <= level
     fewer, more = np.count_nonzero(before), np.count_nonzero(after)
@@ -53,7 +53,7 @@ def split_documents(
 
 def hashed_documents(documents: NDArray[np.int32], key: np.uint64) -> NDArray[np.uint64]:
     """Hash document numbers to 64 bits, so that a document's side is known without listing all documents."""
-    if len(documents) > (names := int(documents.max(initial=0)) + 1):  # cheaper to hash each once
+    if len(documents) > (names := int(documents.max(initial=0)) + 1):  # it is cheaper to hash each document once
         return hashed_documents(np.arange(names, dtype=np.int32), key)[documents]
     x = documents.astype(np.uint64) * 0x9E3779B97F4A7C15 + key
     for shift, factor in _SPLITMIX64:

@@ -1,7 +1,7 @@
 """Samples activating windows for explaining and scoring, as in the paper (§3.1).
 
-Windows tile the text. One that begins or ends close to where the latent fires is moved by up to a quarter of its
-length, so that there is text on both sides (`ActivationStore.begin_around`).
+Windows tile the text. If the latent fires near the beginning or end of a window, the window is moved by up to a quarter
+of its length, so that there is text on both sides (`ActivationStore.begin_around`).
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
-_DRAWS = 4  # one more whenever the same options come to give other windows, so that no run mixes both
+_DRAWS = 4  # increased whenever the same options give other windows than before, so that no run mixes both
 
 
 class _WindowSampler(Sampler):
     """Splits by document, then samples each side; subclasses define how the explain side is sampled."""
 
     explain: int = Field(default=40, ge=FEWEST)
-    """Activating windows for the explainer."""
+    """Number of activating windows for the explainer."""
     explain_non_activating: int = Field(default=20, ge=0)
-    """Non-activating windows for contrastive explainers; chosen like those for the scorers."""
+    """Number of non-activating windows for contrastive explainers, chosen like those for the scorers."""
     score: int = Field(default=100, ge=FEWEST)
-    """Activating windows for the scorers, in equal parts from each rank decile of the maximum activation."""
+    """Number of activating windows for the scorers, in equal parts from each rank decile of the maximum activation."""
     non_activating: AnyNonActivating = RandomWindows()
-    """Non-activating windows: `{use: random, n: 100}` for random ones; hard ones are `{use: neighbours, k: 10, by:
-    cooccurrence}` (or `by: decoder`, `encoder`), which activate a similar latent, and `{use: similar, model: …, pool:
-    4096}`, whose text is close to that of activating ones. `{use: importance}` draws hard windows with known
-    probabilities."""
+    """Non-activating windows. `{use: random, n: 100}` draws random ones. Hard ones: `{use: neighbours, k: 10, by:
+    cooccurrence}` (or `by: decoder`, `encoder`) takes windows that activate a similar latent; `{use: similar, model: …,
+    pool: 4096}` takes windows whose text is close to that of activating ones; `{use: importance}` draws hard windows
+    with known probabilities."""
 
     def check(self) -> None:
-        """Check that everything the choice of silent windows names exists."""
+        """Check that everything named in `non_activating` exists."""
         self.non_activating.check()
 
     def needs(self) -> frozenset[Need]:
-        """Return what the choice of silent windows needs."""
+        """Return the needs of `non_activating`."""
         return self.non_activating.needs()
 
     def fingerprint(self) -> JsonValue:
-        """Add the sampler's version and what the choice of silent windows depends on."""
+        """Return the options, the sampler's version and what `non_activating` depends on."""
         return [super().fingerprint(), _DRAWS, *self.non_activating.depends_on()]
 
     @abstractmethod
@@ -64,15 +64,15 @@ class _WindowSampler(Sampler):
         """
 
     def silent_windows(self) -> int:
-        """Return what `non_activating` says."""
+        """Return the number of non-activating windows for the scorers."""
         return self.non_activating.n
 
     def reads_one_latent(self) -> bool:
-        """Return whether silent windows are chosen without reading other latents."""
+        """Return whether non-activating windows are chosen without reading other latents."""
         return self.non_activating.use not in ("neighbours", "importance")
 
     def prepare(self, store: ActivationStore, latents: Sequence[int]) -> None:
-        """Prepare the choice of silent windows for many latents at once."""
+        """Prepare the choice of non-activating windows for many latents at once."""
         self.non_activating.prepare(store, latents)
 
     def sample(self, store: ActivationStore, latent: LatentId, rng: np.random.Generator) -> LatentRecord | None:
@@ -86,7 +86,7 @@ class _WindowSampler(Sampler):
         shown, scored = windows.where(explains), windows.where(~explains)
         if min(len(shown.ids), len(scored.ids)) < FEWEST:
             return None
-        # A stream for each side, so that samplers that show other windows are scored on the same ones.
+        # Each side has its own generator, so that samplers that show other windows are scored on the same ones.
         explain_rng, score_rng = rng.spawn(2)
         order = strongest_first(shown.maxima)
         shown_ids = shown.ids[order[self.choose(shown.maxima[order], explain_rng)]]
@@ -104,13 +104,13 @@ class _WindowSampler(Sampler):
             wanted = Wanted(store, latent.index, self.window, n, keep, beside)
             return self.non_activating.weighted(wanted, explain_rng if explain else score_rng)
 
-        against, weights = silent(self.non_activating.n, scored_ids, explain=False)
-        if len(against) < FEWEST:
+        score_silent, weights = silent(self.non_activating.n, scored_ids, explain=False)
+        if len(score_silent) < FEWEST:
             return None
-        passive, _ = silent(self.explain_non_activating, shown_ids, explain=True)
-        # Cut in one go: what a call costs is little beside what a window costs only if there are many.
-        groups = (shown_ids, passive, scored_ids, against)
-        decile = [*[None] * (len(shown_ids) + len(passive)), *deciles, *[None] * len(against)]
+        explain_silent, _ = silent(self.explain_non_activating, shown_ids, explain=True)
+        # All windows are cut in one call, because a call has a fixed cost.
+        groups = (shown_ids, explain_silent, scored_ids, score_silent)
+        decile = [*[None] * (len(shown_ids) + len(explain_silent)), *deciles, *[None] * len(score_silent)]
         begins = [
             store.begin_around(latent.index, ids, self.window) if active else store.begin_of(ids, self.window)
             for ids, active in zip(groups, (True, False, True, False), strict=True)
@@ -135,23 +135,23 @@ def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:
     """Return indices in descending order of value; ties keep their order."""
     if len(maxima) < 1024:
         return np.argsort(-maxima, kind="stable")
-    # Floats order as their bits do, read as an integer, but for the sign; sorting 16 bits takes one radix pass.
+    # Apart from the sign, floats sort like their bits read as integers; sorting 16 bits takes one radix pass.
     bits = maxima.view(np.int32)
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    below = (key.max(initial=0) - key).view(np.uint32)  # how far below the largest
-    if below.max(initial=0) < 1 << 29 and not (below & 0x1FFF).any():  # stored as float16: the rest of the bits is 0
+    below = (key.max(initial=0) - key).view(np.uint32)  # distance from the largest
+    if below.max(initial=0) < 1 << 29 and not (below & 0x1FFF).any():  # values stored as float16: other bits are 0
         return np.argsort((below >> 13).astype(np.uint16), kind="stable")
     order = np.argsort(below.astype(np.uint16), kind="stable")
     return order[np.argsort((below >> 16).astype(np.uint16)[order], kind="stable")]
 
 
 def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:
-    """Draw from rank deciles in equal parts (paper §3.3); if one has too few, the others fill up.
+    """Draw from rank deciles in equal parts (paper §3.3); if one has too few windows, more are drawn from the others.
 
     Returns:
         Indices into the ranked windows, ascending, and the decile of each.
     """
-    bounds = [-(-decile * n // DECILES) for decile in range(DECILES + 1)]  # decile d holds the ranks from d/10 of n on
+    bounds = [-(-decile * n // DECILES) for decile in range(DECILES + 1)]  # decile d begins at rank d * n / 10
     sizes = [high - low for low, high in pairwise(bounds)]
     parts, left = [0] * DECILES, min(wanted, n)
     while left:
@@ -168,14 +168,14 @@ def _by_decile(n: int, wanted: int, rng: np.random.Generator) -> tuple[NDArray[n
 def draw_each(bounds: Sequence[int], counts: Sequence[int], rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw numbers from each range without replacement; return all, ascending.
 
-    Floyd's algorithm, run on all ranges at once because they are disjoint: the first draw may fall on any but the last
-    few, each further one also on one number more, and one that falls on a number drawn before gives way to that last
-    one.
+    Uses Floyd's algorithm on all (disjoint) ranges at once. To draw `count` of the numbers `low` to `high - 1`, it
+    draws from `low` to `last` for each `last` from `high - count` to `high - 1`; a number that is already drawn is
+    replaced by `last`.
 
     Args:
-        bounds: Where each range begins; it ends before the next.  [ranges + 1]
-        counts: How many to draw from each.  [ranges]
-        rng: Source of the draw.
+        bounds: Start of each range, which ends before the next one.  [ranges + 1]
+        counts: Number of draws from each range.  [ranges]
+        rng: Random number generator.
     """
     lows: list[int] = []
     lasts: list[int] = []
@@ -189,7 +189,7 @@ def draw_each(bounds: Sequence[int], counts: Sequence[int], rng: np.random.Gener
 
 
 class RandomSampler(_WindowSampler):
-    """Shows windows drawn from the full range of activations: the best breadth (paper §4.3)."""
+    """Shows random windows from the full range of activations; explanations have the best breadth (paper §4.3)."""
 
     name = "random"
 
@@ -199,7 +199,7 @@ class RandomSampler(_WindowSampler):
 
 
 class Top(_WindowSampler):
-    """Shows the strongest windows: explanations are concise but too narrow (paper §4.3)."""
+    """Shows the windows with the strongest activations; explanations are concise but too narrow (paper §4.3)."""
 
     name = "top"
 
@@ -209,7 +209,7 @@ class Top(_WindowSampler):
 
 
 class Quantiles(_WindowSampler):
-    """Shows equally many windows from each rank decile: explanations are sometimes too broad (paper §4.3)."""
+    """Shows equally many windows from each rank decile; explanations are sometimes too broad (paper §4.3)."""
 
     name = "quantiles"
 
@@ -224,7 +224,7 @@ class Mix(_WindowSampler):
     name = "mix"
 
     top_share: float = Field(default=0.2, ge=0, le=1)
-    """Share of the windows taken from the strongest ones."""
+    """Share of the shown windows that are the strongest ones."""
 
     def choose(self, maxima: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
         """Take the strongest, then draw from the deciles of the others."""

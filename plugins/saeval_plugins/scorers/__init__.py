@@ -1,4 +1,4 @@
-"""Scorers: measure how well an explanation predicts when a latent fires."""
+"""Built-in scorers, which measure how well an explanation predicts when a latent fires."""
 
 from __future__ import annotations
 

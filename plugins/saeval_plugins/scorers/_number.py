@@ -1,4 +1,4 @@
-"""Reads a number from 0 to 10 from a model's reply: the written one, or the expected value over alternatives."""
+"""Reads a number from 0 to 10 from a model's reply: the written number, or the expected value over alternatives."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from saeval.plugin import ParseError, Reply, one_line, whole_answer
 _MARKUP, _BRACKETS = r"[\s*_`\"'$]*", r"[\s*_`\"'$()\[\]{}]*"
 _LABEL = r"(?:the )?(?:answer|number|level|value|(?:activation )?strength|activation)(?: is)?"
 _VALUE = r"(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)"
-_WHOLE = re.compile(  # a reply that is nothing else
+_WHOLE = re.compile(  # a reply that consists only of the number
     rf"(?:```[a-z]+\n)?{_BRACKETS}(?:{_LABEL}{_BRACKETS}[:=]?{_BRACKETS})?{_VALUE}{_BRACKETS}"
     rf"(?:(?:/|out of) ?10{_BRACKETS})?\.?{_BRACKETS}",
     re.IGNORECASE | re.ASCII,
 )
-_PARAGRAPH = re.compile(  # beside others, it must not look like an item of a list
+_PARAGRAPH = re.compile(  # one of several paragraphs, so it must not look like a list item
     rf"(?:```[a-z]+\n)?{_MARKUP}(?:{_LABEL}{_MARKUP}[:=]?{_MARKUP})?{_VALUE}{_MARKUP}", re.IGNORECASE | re.ASCII
 )
 _LEVEL = re.compile(r"\s*(10|[0-9])\s*", re.ASCII)
@@ -27,8 +27,8 @@ _LEVEL = re.compile(r"\s*(10|[0-9])\s*", re.ASCII)
 def strength(reply: Reply) -> float:
     """Return the number in a reply or, given alternatives to its token, the expected value over them.
 
-    The expected value is over whole numbers that are single tokens. If the tokenizer splits "10", its probability
-    counts for 1 unless it was the answer.
+    The expected value is over whole numbers that are single tokens. If the tokenizer splits "10" into two tokens, its
+    probability is counted for 1, unless 10 is the answer.
 
     Raises:
         ParseError: If the reply is incomplete, has no number, or is ambiguous.
@@ -61,7 +61,7 @@ def find_number(reply: Reply | str) -> tuple[str, int]:
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    """Yield runs of lines that are not blank, stripped, with their places."""
+    """Yield the position and text of each paragraph (consecutive non-blank lines), stripped."""
     begin: int | None = None
     at = 0
     for line in [*text.split("\n"), ""]:
@@ -75,7 +75,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _expected(reply: Reply, written: str, at: int) -> float | None:
-    """Return the expected value over the alternatives to the number written; None without probabilities."""
+    """Return the expected value over the alternatives to the written number; None if there are no probabilities."""
     tokens = [entry.token for entry in reply.logprobs or ()]
     starts = list(accumulate(map(len, tokens), initial=0))
     shift = "".join(tokens).rfind(whole_answer(reply))

@@ -1,4 +1,4 @@
-"""Consistency: does a judge repeat its answers when asked again, or with windows in another order?"""
+"""Consistency measures whether a judge repeats its answers when asked again, or with windows in another order."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Consistency(Scorer):
     """Asks a judging scorer's questions twice and compares the answers. Does not measure the explanation.
 
     `order`: the second prompt reverses the order of windows; answers that change depend on the position in the list.
-    `repeat`: exactly the same prompts are asked again; answers that change are the model's own noise. Judges that give
-    probabilities see one window at a time, so order changes nothing for them.
+    `repeat`: exactly the same prompts are asked again; answers that change are the model's own noise. Judges that
+    return probabilities see one window at a time, so the order has no effect on them.
 
-    Agreement is the share of windows with equal answers, among those answered both times. Kappa (Cohen's) is agreement
-    beyond what the two shares of yes would give by chance; it is omitted if chance agreement is certain.
+    Agreement is the share of windows with equal answers, among those answered both times. Kappa (Cohen's) corrects it
+    for the agreement expected by chance, given both shares of yes; it is omitted if chance agreement is 1.
     """
 
     name = "consistency"
@@ -45,11 +45,11 @@ class Consistency(Scorer):
     """What changes the second time."""
 
     def needs(self) -> frozenset[Need]:
-        """What the judging scorer needs."""
+        """Return the needs of the judging scorer."""
         return self.scorer.needs()
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Ask twice."""
+        """Ask all questions twice and compare the answers."""
         questions = self.scorer.questions(examples, context)
         questions = [questions[i] for i in context.rng.permutation(len(questions))]
         first = await self.scorer.judge(explanation, questions, context)

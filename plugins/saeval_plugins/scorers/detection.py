@@ -1,4 +1,4 @@
-"""Detection: can a judge, given the explanation, find the windows in which the latent fires? (paper §3.3)"""
+"""Detection measures if a judge finds the windows in which the latent fires, given the explanation (paper §3.3)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Detection(Judge):
     prompts = (list_prompt, probability_prompt, REFERENCES)
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
-        """Show the text and nothing else."""
+        """Return one question per window, which shows its plain text."""
         windows = (*examples.activating, *examples.non_activating)
         return [Question(window, one_line(window.text), window.active) for window in windows]
 
     def references(self) -> list[str]:
-        """Remove the marks."""
+        """Return the reference windows without marks."""
         return [line.replace("<<", "").replace(">>", "") for line in super().references()]

@@ -1,4 +1,4 @@
-"""Embedding: are the windows in which a latent fires closer to its explanation than others? (paper §3.3)"""
+"""Embedding measures whether activating windows are closer to the explanation than other windows are (paper §3.3)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Embeddings(Scorer):
-    """Base class of scorers by sentence embeddings: the model, and the separation of windows by a value."""
+    """Base class of scorers that use sentence embeddings."""
 
     metrics = (AUROC,)
 
@@ -42,7 +42,7 @@ class Embeddings(Scorer):
         embedder_check(self.model)
 
     def fingerprint(self) -> JsonValue:
-        """Add the hash of a local model's weights, which may change under the same path."""
+        """Return the options and the hash of a local model's weights, which may change under the same path."""
         return [super().fingerprint(), embedder_sha(self.model)]
 
     async def embed(self, texts: Sequence[str], context: Context) -> NDArray[np.float32]:
@@ -50,31 +50,31 @@ class Embeddings(Scorer):
         return await asyncio.to_thread(context.embed, self.model, texts)
 
     def separation(self, windows: Sequence[Example], values: Sequence[float]) -> Score:
-        """Return how well one value per window separates activating windows from others."""
+        """Return a score for how well one value per window separates activating windows from others."""
         outcomes = tuple(map(valued, windows, values))
         return Score(values={"auroc": auroc([window.active for window in windows], values)}, outcomes=outcomes)
 
 
 class Embedding(Embeddings):
-    """Ranks windows by the cosine between a query, made of the explanation, and their text. Needs no LLM."""
+    """Ranks windows by the cosine between the explanation (as a query) and their text. Needs no LLM."""
 
     name = "embedding"
 
     query: str = "{explanation}"
-    """The query, with `{explanation}` for the explanation; put the instruction of instruction-tuned models here."""
+    """The query, with `{explanation}` for the explanation; add an instruction if the embedding model needs one."""
 
     @field_validator("query")
     @classmethod
     def _has_slot(cls, value: str) -> str:
         if "{explanation}" not in value:
-            raise ValueError("the query must hold {explanation}")
+            raise ValueError("the query must contain {explanation}")
         return value
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Compute the cosines and how well they separate."""
         windows = (*examples.activating, *examples.non_activating)
         if not examples.activating or not examples.non_activating:
-            return Score.failed("one side has no windows")
+            return Score.failed("there are no activating or no non-activating windows")
         query = self.query.replace("{explanation}", explanation.text)
         vectors = await self.embed([query, *(one_line(window.text) for window in windows)], context)
         return self.separation(windows, [float(cosine) for cosine in vectors[1:] @ vectors[0]])

@@ -1,4 +1,4 @@
-"""Computes any Hugging Face `evaluate` metric over the windows that another scorer judged."""
+"""Computes any metric of Hugging Face `evaluate` over the windows that another scorer judged."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from saeval_plugins._wrapped import OfScorer
 
 
 class Evaluate(OfScorer):
-    """Runs another scorer and adds a metric of `evaluate` to its own, as the headline.
+    """Runs another scorer and adds a metric of Hugging Face `evaluate`, which becomes the main metric.
 
-    The metric receives the judged windows' truths as `references` and the answers as `predictions`, both as 0 and 1.
+    The metric gets the windows' true labels as `references` and the judge's answers as `predictions`, both 0 or 1.
     """
 
     name = "evaluate"
 
     metric: ModelRef
-    """Name of a metric on the hub, or `./path` of a metric script beside the spec."""
+    """Name of a metric on the hub, or `./path` of a metric script, relative to the spec."""
     result: str | None = None
     """Key of the value in the metric's result; default: its only key."""
     arguments: dict[str, Any] = {}
     """Further arguments of the metric's `compute`."""
     low: float = 0.0
-    """Minimum of the metric."""
+    """Lowest possible value of the metric."""
     high: float = 1.0
-    """Maximum of the metric."""
+    """Highest possible value of the metric."""
     higher_is_better: bool = Field(default=True)
-    """Direction of the metric."""
+    """Whether higher values are better."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
@@ -62,6 +62,6 @@ class Evaluate(OfScorer):
             **self.arguments,
         )
         if self.result is None and len(found) != 1:
-            return Score.failed(f"the metric returned {', '.join(found)}; name one under `result`")
+            return Score.failed(f"the metric returned {', '.join(found)}; set `result` to one of them")
         value = found[self.result] if self.result is not None else next(iter(found.values()))
         return score.model_copy(update={"values": {self.metrics[0].name: float(value), **score.values}})

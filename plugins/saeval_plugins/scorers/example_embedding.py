@@ -1,4 +1,4 @@
-"""Example embedding: are activating windows closer to each other than to others? (arXiv 2507.08473)"""
+"""Example embedding measures whether activating windows are closer to each other than to others (arXiv 2507.08473)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from saeval_plugins.scorers.embedding import Embeddings
 class ExampleEmbedding(Embeddings):
     """Ranks the windows by their mean cosine to activating windows minus that to non-activating ones.
 
-    Both means exclude the window itself. The explanation is not used: the score says how similar a latent's windows are
-    to a model that sees whole windows, not which tokens fire.
+    Both means exclude the window itself. The explanation is not used. The score measures how similar a latent's windows
+    are to an embedding model, which sees whole windows but not which tokens fire.
     """
 
     name = "example_embedding"
@@ -22,7 +22,7 @@ class ExampleEmbedding(Embeddings):
 
         windows = (*examples.activating, *examples.non_activating)
         if min(len(examples.activating), len(examples.non_activating)) < 2:
-            return Score.skipped("one side has fewer than two windows, so there is nothing to compare them with")
+            return Score.skipped("fewer than two activating or two non-activating windows, so there is no comparison")
         vectors = (await self.embed([one_line(window.text) for window in windows], context)).astype(np.float64)
         cosines = vectors @ vectors.T
         np.fill_diagonal(cosines, 0.0)

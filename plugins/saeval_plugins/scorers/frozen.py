@@ -25,8 +25,8 @@ from saeval_plugins._frozen import RecordedPrompt, read_frozen
 class FrozenScorer(Scorer):
     """Sends the recorded prompts about an explanation to the role's model; replies are parsed with the current parser.
 
-    The model `frozen/…` repeats the recorded replies. Any other model judges the same questions, so its judgements can
-    be compared with the recorded ones.
+    The model `frozen/…` returns the recorded replies. Any other model judges the same questions, so that its judgements
+    can be compared with the recorded ones.
     """
 
     name = "frozen"
@@ -36,10 +36,10 @@ class FrozenScorer(Scorer):
     path: SpecPath
     """The frozen run, `.jsonl.xz`."""
     label: str = "detection"
-    """Label of the scorer in that run."""
+    """Label of the scorer in the frozen run."""
 
     def check(self) -> None:
-        """Read the file."""
+        """Check that the file can be read."""
         read_frozen(self.path)
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:

@@ -1,4 +1,4 @@
-"""Fuzzing: can a judge, given the explanation, tell right marks from wrong ones? (paper §3.3)"""
+"""Fuzzing measures whether a judge, given the explanation, distinguishes correct from wrong marks (paper §3.3)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ _FIXED_SEED = 22
 class Fuzzing(Judge):
     """Shows windows with marked tokens and asks whether the latent fires on them.
 
-    In activating windows, firing tokens are marked; in equally many other windows, wrong ones.
+    In activating windows, firing tokens are marked; in equally many other windows, wrong tokens, chosen by `negatives`.
 
-    `other`: wrong marks are the tokens on which one other latent fires, the same for all windows of a latent
-    (`Examples.decoy`). Its marks match in number, length, position and recurrence across windows. So the windows of one
-    prompt do not give each other away, and a judge that does not read the explanation is at chance. If there is no such
-    latent, as in a dictionary of one, wrong marks are `matched` and each window has its own prompt.
+    `other`: wrong marks are the tokens on which one other latent fires, the same latent for all windows
+    (`Examples.decoy`). Its marks match in number, length, position and recurrence across windows. The windows of a
+    prompt therefore do not reveal each other's answers, and a judge that ignores the explanation scores at chance. If
+    there is no such latent, as in a dictionary with one latent, wrong marks are `matched` and each window has its own
+    prompt.
 
     The other modes copy the pattern of marks from an activating window and are kept for comparison. Their wrong marks
-    fall on tokens that hardly recur, while right ones do; a judge can exploit this unless `batch` is 1.
+    are on tokens that rarely recur across windows, while correct marks are on tokens that do; a judge can exploit this
+    unless `batch` is 1.
 
     `matched`: the pattern is copied to a non-activating window; patterns are used in turn, in an order drawn per
-    latent. `active`: the pattern is copied to another activating window in which none of the marks falls on a firing
-    token. So only the marked tokens carry information, not the text. A random half of the windows lends its patterns to
-    the other half. Each pattern is used once, and windows without a partner are omitted on both sides, so each pattern
-    is right as often as wrong.
+    latent. `active`: the pattern is copied to another activating window in which no mark is on a firing token, so that
+    only the marked tokens carry information, not the text. A random half of the windows provides patterns for the other
+    half. Each pattern is used once, and windows without a partner are dropped on both sides, so each pattern is correct
+    as often as wrong.
 
     `fixed`: as in EleutherAI/delphi (commit 3c2e139), for comparison with its numbers. Each non-activating window gets
     as many marks as an activating window has on average, always at the same positions: first at three quarters of the
-    window, then where a generator with a fixed seed puts them. Those positions alone reveal the wrong marks, even
-    to a judge that cannot read.
+    window, then at positions drawn with a fixed seed. The positions alone reveal the wrong marks, even to a judge that
+    does not understand the text.
     """
 
     name = "fuzzing"
@@ -49,11 +51,12 @@ class Fuzzing(Judge):
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at or above this share of their window's maximum are marked."""
     negatives: Literal["other", "matched", "active", "fixed"] = "other"
-    """Where wrong marks are placed: `other`, where one other latent fires; `matched` and `active`, on silent tokens of
-    non-activating or activating windows; `fixed`, at positions that give them away, only for comparison with Delphi."""
+    """Where wrong marks are placed: `other`, on tokens where one other latent fires; `matched` and `active`, on silent
+    tokens of non-activating or activating windows; `fixed`, at positions that reveal the answer, only for comparison
+    with Delphi."""
 
     def needs(self) -> frozenset[Need]:
-        """Return the need for another latent's windows, if its firings are the wrong marks."""
+        """Return the judge's needs and, for `negatives: other`, another latent's windows."""
         return super().needs() | (frozenset({"decoy"}) if self.negatives == "other" else frozenset())
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
@@ -88,13 +91,13 @@ class Fuzzing(Judge):
         free = [i for i, fires in enumerate(self._marks(window)) if not fires]
         first = [i for i in free if i == length - length // 4][:n]
         rest = [i for i in free if i not in first]
-        # The standard library's generator, since from the same seed it makes the same draws as there.
+        # The standard library's generator makes the same draws as Delphi from the same seed.
         draw = random.Random(_FIXED_SEED)  # noqa: S311
         marked = {*first, *draw.sample(rest, min(n - len(first), len(rest)))}
         return [i in marked for i in range(length)]
 
     def _disjoint(self, lenders: list[Example], borrowers: list[Example]) -> list[tuple[Example, Example]]:
-        """Pair as many windows as possible such that no mark of the lender falls on a firing token of the borrower."""
+        """Pair as many windows as possible such that no mark of the lender is on a firing token of the borrower."""
         import numpy as np
         from scipy.sparse import csr_array
         from scipy.sparse.csgraph import maximum_bipartite_matching

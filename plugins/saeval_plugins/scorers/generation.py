@@ -1,4 +1,4 @@
-"""Generation: does the latent fire on texts written from the explanation? (FADE, arXiv 2502.16994)"""
+"""Generation measures whether the latent fires on texts written from the explanation (FADE, arXiv 2502.16994)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ MINIMAL = Metric("minimal_twins", higher_is_better=None, wanted=(0.8, 1.0))
 
 _LINE = re.compile(r"[\s>*_`#-]*(text|twin)\s*(\d{1,4})\s*[*_`]*\s*[:.)][*_`]*\s*(.*)", re.IGNORECASE)
 _QUOTES = (('"', '"'), ("“", "”"), ("`", "`"))
-_LONGEST = 600  # characters; longer texts are rambling
-_WORDS_PER_TOKEN = 0.6  # which leaves room for words of several tokens
+_LONGEST = 600  # maximum characters per text; longer replies did not follow the instructions
+_WORDS_PER_TOKEN = 0.6  # leaves room for words of several tokens
 _EDITED = 3  # maximum words that a minimal edit changes
 
 
@@ -62,17 +62,17 @@ class Pair(NamedTuple):
 
 
 class Generation(Scorer):
-    """Has an LLM write texts from the explanation alone; the live model reads them (FADE, arXiv 2502.16994).
+    """Measures the latent's activations on texts that an LLM writes from the explanation (FADE, arXiv 2502.16994).
 
-    A language model writes `k` texts that should activate the latent and, for each, a minimal twin: one edit away, and
-    no longer activating. The source's model reads them; a text's value is the latent's strongest activation in it,
-    excluding BOS. `auroc` ranks texts above twins. `clarity` ranks texts above random windows of the corpus.
-    `responsiveness` is the share of texts in which the latent fires at all; `_median` and `_top_decile` are the shares
-    that reach the median or the strongest tenth of its windows in the corpus. `purity` is the average precision for
-    telling texts from twins if texts were as rare as activating windows are.
+    A language model writes `k` texts that should activate the latent and, for each, a minimal twin: a text that differs
+    by one edit and should not activate it. The source's model reads them; a text's value is the latent's maximum
+    activation, excluding BOS. `auroc` measures how well values separate texts from twins, and `clarity` texts from
+    random windows of the corpus. `responsiveness` is the share of texts in which the latent fires at all; `_median` and
+    `_top_decile` are the shares that reach the median or the strongest tenth of its windows in the corpus. `purity` is
+    the average precision of texts among twins, if texts were as rare as activating windows are in the corpus.
 
-    Needs no judge and does not use the sampled windows. Texts are read from their beginning, without the context that
-    windows of the corpus have, up to `tokens`. Texts and activations are in the judgements.
+    Needs no judge and does not use the sampled windows. A text is read without preceding context, up to `tokens`
+    tokens. Texts and activations are in the judgements.
     """
 
     name = "generation"
@@ -81,12 +81,12 @@ class Generation(Scorer):
     prompts = (PROMPT,)
 
     k: int = Field(default=10, ge=2, le=100)
-    """Texts to request, each with a twin."""
+    """Number of texts to request, each with a twin."""
     tokens: int | None = Field(default=None, ge=4)
     """Maximum tokens to read per text; default: the length of the sampled windows."""
 
     def needs(self) -> frozenset[Need]:
-        """Return the needs: a source that reads texts, and the latent's firing in the corpus."""
+        """Return the needs: a source that reads any text, and the latent's firing in the corpus."""
         return frozenset({"text", "in_corpus"})
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
@@ -95,12 +95,12 @@ class Generation(Scorer):
         if share is None or MINIMAL.meets(share):
             return []
         return [
-            f"only {share:.0%} of the twins differ from their text in one place; the others are easier to tell "
-            f"apart, so use another model for the role `writer`"
+            f"only {share:.0%} of the twins differ from their text in one place; the others are easier to "
+            f"distinguish, so use another model for the role `writer`"
         ]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Request texts, read them and compare."""
+        """Request texts, read the latent's activations on them, and compute the metrics."""
         limit = self.tokens or _window(examples)
         words = str(max(4, round(limit * _WORDS_PER_TOKEN)))
         messages = PROMPT.messages(explanation=one_line(explanation.text), k=str(self.k), words=words)
@@ -124,7 +124,7 @@ def parse_pairs(reply: Reply | str, k: int, shown: Collection[str] = ()) -> list
 
     Args:
         reply: The reply; plain text counts as complete.
-        k: Pairs asked for.
+        k: Number of requested pairs.
         shown: Texts of the prompt's own examples, which weak models repeat.
 
     Raises:
@@ -178,13 +178,13 @@ def is_minimal(pair: Pair) -> bool:
 
 
 def _window(examples: Examples) -> int:
-    """Return how many tokens the sampled windows have."""
+    """Return the number of tokens per sampled window."""
     windows = (*examples.activating, *examples.non_activating)
     return max((len(window.tokens) for window in windows), default=32)
 
 
 def _read(pairs: Sequence[Pair], limit: int, context: Context) -> list[Outcome]:
-    """Read all texts, each of them followed by its twin."""
+    """Return an outcome for every text and twin, with the latent's activations."""
     outcomes = []
     for number, pair in enumerate(pairs, 1):
         for kind, text in zip(("text", "twin"), pair, strict=True):
@@ -205,7 +205,7 @@ def _read(pairs: Sequence[Pair], limit: int, context: Context) -> list[Outcome]:
 
 
 def _values(outcomes: Sequence[Outcome], corpus: CorpusFiring | None) -> dict[str, float]:
-    """Return the metrics, including those compared with the corpus if its firing is known."""
+    """Return the metrics, including those relative to the corpus if its firing is known."""
     import numpy as np
 
     texts, twins = (

@@ -1,4 +1,4 @@
-"""Human: ratings of explanations by people (paper §4.1), read from a table."""
+"""Human reads people's ratings of explanations from a table (paper §4.1)."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ class Rating(NamedTuple):
 
 
 class Human(Scorer):
-    """Gives each latent the mean of its ratings, 1 (worst) to 4 (best), from a CSV file.
+    """Scores each latent with the mean of its human ratings, 1 (worst) to 4 (best), from a CSV file.
 
-    The columns are `latent` and `rating` and, optionally, `hookpoint`, `rater`, `example` and `explanation`. Every row
-    has equal weight. A row that names an explanation counts for no other (ignoring case and surrounding
+    The columns are `latent` and `rating` and, optionally, `hookpoint`, `rater`, `example` and `explanation`. All rows
+    have equal weight. A row with an `explanation` counts only for that explanation (ignoring case and surrounding
     space), so ratings of one explainer never count for another or for a baseline. Latents without a rating are skipped.
-    Correlations with the other scorers are in the report.
+    The report contains correlations with the other scorers.
     """
 
     name = "human"
     metrics = (Metric("rating", low=1, high=4),)
 
     path: SpecPath
-    """The table: comma-separated, UTF-8; relative paths start at the spec."""
+    """The table: comma-separated, UTF-8; the path is relative to the spec."""
 
     @property
     def reads_explanation(self) -> bool:  # type: ignore[override]
-        """Whether the table names the rated explanations; otherwise it says nothing about baselines."""
+        """Whether the table names the rated explanations; without them, baselines cannot be rated."""
         return any(rating.explanation for rating in self.ratings)
 
     def check(self) -> None:
-        """Read the table."""
-        self.ratings  # noqa: B018 - reading it is the check
+        """Check that the table can be read."""
+        self.ratings  # noqa: B018 - raises if it cannot be read
 
     def fingerprint(self) -> JsonValue:
-        """Add the hash of the table."""
+        """Return the options and the hash of the table."""
         return [super().fingerprint(), file_sha256(self.path)]
 
     @cached_property
@@ -70,7 +70,7 @@ class Human(Scorer):
         """All rows of the table.
 
         Raises:
-            InputError: If it is missing, empty or malformed; names the line.
+            InputError: If it is missing, empty or malformed; the message names the line.
         """
         try:
             return tuple(_read(self.path))
@@ -80,7 +80,7 @@ class Human(Scorer):
             raise InputError(f"ratings {self.path}: not UTF-8 ({error.reason}); save the table as UTF-8") from error
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
-        """Warn if ratings match no latent of the cell, or none counted."""
+        """Warn if some ratings match no latent of the cell, or if no rating was used."""
         there = {(latent.index, place) for latent in latents for place in ("", latent.hookpoint)}
         strange = sum((rating.latent, rating.hookpoint) not in there for rating in self.ratings)
         said = []
@@ -91,7 +91,7 @@ class Human(Scorer):
         return said
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Look the latent up."""
+        """Return the mean of the latent's ratings."""
         found = [rating for rating in self.ratings if _is_of(rating, context.latent, explanation)]
         if not found:
             return Score.skipped(f"{self.path.name} has no rating of latent {context.latent} and this explanation")

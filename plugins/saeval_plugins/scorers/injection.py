@@ -1,4 +1,4 @@
-"""Injection: can instructions inside a window change a judge's answer?"""
+"""Injection measures whether instructions inside a window change a judge's answer."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ and `k`."""
 
 
 class Injection(Scorer):
-    """Judges the same windows twice, the second time with text in some of them that demands another answer.
+    """Judges the same windows twice, the second time with injected text that demands another answer.
 
-    In each prompt, one random window carries the text, which demands, for every window of the prompt, the opposite of
-    the judge's first answer on that window. `flipped` is the share of carriers whose judgement changes.
-    `neighbours_flipped` is the share of changes among the prompt's other windows that had the same first answer. It is
-    always 0 for judges that give probabilities, which see one window at a time; for them, `scorer: {use: detection,
-    with: {batch: 1}}` makes every window a carrier at no extra cost. Windows not answered both times do not count. Does
-    not measure the explanation; a judge that always gives the same answer never flips.
+    In each prompt, the text is injected into one random window, the carrier. It demands, for every window of the
+    prompt, the opposite of the judge's first answer on the carrier. `flipped` is the share of carriers whose judgement
+    changes. `neighbours_flipped` is the share of changes among the prompt's other windows that had the same first
+    answer. It is always 0 for judges that return probabilities, because they see one window at a time; for them,
+    `scorer: {use: detection, with: {batch: 1}}` makes every window a carrier at no extra cost. Windows that were not
+    answered both times do not count. This scorer does not measure the explanation. A judge that always gives the same
+    answer never flips.
 
-    `override` asks to ignore the rules, `answer` imitates an answer, `ending` the end of the windows and the next
-    question, `role` the marks between the turns of a conversation. `ordinary` demands nothing: it shows how many
-    judgements change merely because text was added, as a baseline for the others.
+    `override` asks to ignore the rules, `answer` imitates an answer, `ending` imitates the end of the windows and the
+    next question, and `role` imitates the marks between the turns of a conversation. `ordinary` demands nothing. It is
+    a baseline: it shows how many judgements change because text was added.
 
-    A real change of meaning also counts as a flip: if the text itself fits an explanation, the judge is right to say
-    so. `saeval run injection-check` uses latents that none of the texts fits.
+    A real change of meaning also counts as a flip: if the injected text matches an explanation, the judge is right to
+    change its answer. `saeval run injection-check` uses latents that none of the texts match.
     """
 
     name = "injection"
@@ -57,20 +58,20 @@ class Injection(Scorer):
     prompts = (ATTACKS,)
 
     attack: Literal["override", "answer", "ending", "role", "ordinary"] = "override"
-    """What the text does."""
+    """Kind of text to inject."""
     scorer: SerializeAsAny[Judge] = Field(default_factory=Detection)
     """The scorer whose questions are asked: `{use: detection}` or `{use: fuzzing}`."""
 
     def needs(self) -> frozenset[Need]:
-        """What the judging scorer needs."""
+        """Return the needs of the judging scorer."""
         return self.scorer.needs()
 
     def fingerprint(self) -> JsonValue:
-        """Add everything the judging scorer depends on."""
+        """Return the options and the fingerprint of the judging scorer."""
         return [super().fingerprint(), self.scorer.fingerprint()]
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Judge, plant the text, and judge again."""
+        """Judge, inject the text, and judge again."""
         again = replace(context, rng=deepcopy(context.rng))  # so that the same tokens are marked both times
         asked = self.scorer.questions(examples, context)
         order = [int(i) for i in context.rng.permutation(len(asked))]
@@ -125,10 +126,15 @@ class Injection(Scorer):
 
 
 def _with(examples: Examples, planted: Mapping[str, str]) -> Examples:
-    """Return the examples, with text appended to some of them, by address."""
+    """Return the examples with text appended to some of them.
+
+    Args:
+        examples: The examples.
+        planted: The text to append, by id of the example.
+    """
 
     def one(example: Example) -> Example:
-        *first, last = example.tokens  # in the last token, so that no mark moves
+        *first, last = example.tokens  # appended to the last token, so that token positions do not change
         return replace(example, tokens=(*first, last + planted.get(example.id, "")))
 
     return replace(

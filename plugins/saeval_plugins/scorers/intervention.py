@@ -1,4 +1,4 @@
-"""Intervention: does the explanation predict what adding the direction makes the model say? (paper §3.3.5)"""
+"""Intervention measures whether the explanation predicts the text that the steered model writes (paper §3.3.5)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from saeval_plugins.steering import (
 
 PASSAGE = load("intervention_passage.md")
 NATS = Metric("nats", low=-math.inf, high=math.inf, chance=0.0)
-_KEPT = 64  # latents whose texts are kept for their other explanations
+_KEPT = 64  # latents whose texts are kept in memory, to score their other explanations
 
 
 class Texts(NamedTuple):
@@ -50,9 +50,9 @@ class Texts(NamedTuple):
 
     Attributes:
         windows: The windows.
-        clean: Window and continuation, nothing added.
-        steered: Window and continuation, the direction added at every step.
-        notes: The strength, and the divergences that were reached.
+        clean: Windows with their unsteered continuations.
+        steered: Windows with continuations generated with the direction added at every step.
+        notes: The strength, and the divergences reached.
     """
 
     windows: tuple[Example, ...]
@@ -64,15 +64,15 @@ class Texts(NamedTuple):
 class InterventionScorer(Scorer):
     """Compares the explanation's log-probability after steered and after clean text, in nats (equation 1).
 
-    The latent's activating windows are prompts (the paper's have 64 tokens: set the sampler's `window`). Some serve to
-    find the strength at which the next token's distribution moves by `kl` nats on average, within `tolerance`. After
-    each of the others, the subject generates a few tokens twice with the same random draws: unchanged, and with the
-    direction added at the prompt's last token and every generated token. A base model then reads prompt and
-    continuation, and the score is the mean of log p(z | steered) - log p(z | clean) over prompts, summed over the
-    tokens of the explanation z and the line's end. `kl_reached` is the divergence on the scored windows; if its
-    mean is off by more than `tolerance`, the row is marked and the results carry a warning.
+    The latent's activating windows are the prompts (64 tokens in the paper: set the sampler's `window`). Some of them
+    are used to find the strength that changes the next token's distribution by `kl` nats on average, within
+    `tolerance`. After each of the others, the subject model generates a few tokens twice with the same random draws:
+    unchanged, and with the direction added at the prompt's last token and every generated token. A base model then
+    reads prompt and continuation. The score is the mean over prompts of log p(z | steered) - log p(z | clean), summed
+    over the tokens of the explanation z and the end of the line. `kl_reached` is the divergence on the scored windows;
+    if its mean differs from `kl` by more than `tolerance`, the row is marked and the results contain a warning.
 
-    Strong interventions are trivially explained, so scores are comparable at equal `kl` only.
+    Strong interventions are trivially explained, so compare scores only at equal `kl`.
     """
 
     name = "intervention"
@@ -80,25 +80,25 @@ class InterventionScorer(Scorer):
     prompts = (PASSAGE,)
 
     kl: float = Field(default=1.0, gt=0)
-    """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats; the paper uses 0.1, 0.33, 1 and 3."""
+    """Target for the mean divergence KL(clean ‖ steered) of the next token, in nats; the paper: 0.1, 0.33, 1, 3."""
     tolerance: float = Field(default=0.1, gt=0, lt=1)
-    """Relative error of the divergence to accept."""
+    """Maximum relative error of the divergence."""
     tune: int = Field(default=10, ge=FEWEST)
-    """Windows for finding the strength."""
+    """Number of windows for finding the strength."""
     score_on: int = Field(default=30, ge=FEWEST)
-    """Windows to score. If there are too few for both, they are divided in the same proportion."""
+    """Number of windows to score. If there are too few for both, they are divided in the same proportion."""
     tokens: int = Field(default=8, ge=1)
     """Maximum tokens to generate after each window."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature of the subject."""
+    """Sampling temperature of the subject model."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        """The gain in nats, and the divergence it was measured at."""
+        """The gain in nats, and the divergence at which it was measured."""
         return NATS, wanted_divergence(self.kl, self.tolerance)
 
     def needs(self) -> frozenset[Need]:
-        """Steering needs the live model and the direction; scoring needs continuations' log-probabilities."""
+        """Return the needs: the live model and the direction for steering, log-probabilities for scoring."""
         return frozenset({"subject", "coder", "logprobs"})
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
@@ -108,7 +108,7 @@ class InterventionScorer(Scorer):
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Steer, generate, and compare."""
         if len(examples.activating) < 2 * FEWEST:
-            return Score.failed(f"{len(examples.activating)} activating windows are too few to tune and to score on")
+            return Score.failed(f"too few activating windows to tune and to score on: {len(examples.activating)}")
         texts = await self._texts(examples.activating, context)
         shots, passage = few_shot(PASSAGE)
         both = tuple(passage.fill(passage=one_line(text)) for text in (*texts.steered, *texts.clean))
@@ -120,7 +120,7 @@ class InterventionScorer(Scorer):
         likely = [sum(logprobs) for (logprobs,) in reply.logprobs]
         gains = [a - b for a, b in zip(likely, likely[len(texts.windows) :], strict=False)]
         if not all(math.isfinite(gain) for gain in gains):
-            return Score.failed("the base model gave the explanation no probability")
+            return Score.failed("the base model assigns no probability to the explanation")
         outcomes = tuple(
             Outcome(example=window.id, active=True, decile=window.decile, probability=gain)
             for window, gain in zip(texts.windows, gains, strict=True)
@@ -129,7 +129,7 @@ class InterventionScorer(Scorer):
         return Score(values=values, outcomes=outcomes, notes=texts.notes)
 
     async def _texts(self, windows: Sequence[Example], context: Context) -> Texts:
-        """Return the texts of a latent, the same for all its explanations and made once."""
+        """Return the texts of a latent, generated once for all its explanations."""
         seed = int(context.rng.integers(2**62))
         key = (id(context.source), str(context.latent), seed, tuple(window.id for window in windows))
         task = self._made.get(key)

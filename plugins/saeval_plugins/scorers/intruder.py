@@ -1,4 +1,4 @@
-"""Intruder: can a judge spot the window that does not belong, without an explanation? (arXiv 2507.08473)"""
+"""Intruder measures whether a judge finds the window that does not belong, without explanation (arXiv 2507.08473)."""
 
 from __future__ import annotations
 
@@ -50,16 +50,15 @@ class Lineup(NamedTuple):
 
 
 class Intruder(Scorer):
-    """Asks which of several marked windows does not belong with the others.
+    """Asks which of several marked windows does not belong to the others.
 
-    The explanation is not shown: the score measures how well a latent's windows belong together. Each window appears at
-    most once as an intruder and at most once among the others. The others in a question come from one rank decile,
-    or from the nearest ones if it has too few windows; the outcome is listed under that decile.
+    The explanation is not shown: the score measures how similar a latent's windows are. Each window appears at most
+    once as an intruder and at most once among the others. The others in a question come from one rank decile, or from
+    the nearest ones if it has too few windows; the outcome is listed under that decile.
 
     `default`: the intruder is a window in which the latent is silent. Its marks are copied from another activating
-    window of the same decile, so that their number, length and position do not give it away. `internal`: the intruder
-    is an activating window from a distant decile; judges find it if the latent means one thing when it fires strongly
-    and another when it fires weakly.
+    window of the same decile, so that their number, length and position do not reveal it. `internal`: the intruder is
+    an activating window from a distant decile; judges find it if strong and weak activations have different meanings.
     """
 
     name = "intruder"
@@ -68,11 +67,11 @@ class Intruder(Scorer):
     prompts = (PROMPT,)
 
     mode: Literal["default", "internal"] = "default"
-    """Where intruders come from: windows in which the latent is silent, or a distant decile of activating ones."""
+    """Where intruders come from: windows in which the latent is silent, or activating windows of a distant decile."""
     windows: int = Field(default=5, ge=3, le=20)
     """Windows per question, including the intruder."""
     questions: int = Field(default=20, ge=1)
-    """Questions per latent; fewer if it has too few windows."""
+    """Maximum questions per latent; fewer if it has too few windows."""
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Tokens at or above this share of their window's maximum are marked."""
 
@@ -85,7 +84,7 @@ class Intruder(Scorer):
         """Ask all questions."""
         lineups = self.lineups(examples, context.rng)
         if not lineups:
-            return Score.skipped(f"too few windows, or deciles too close, for a question of {self.windows}")
+            return Score.skipped(f"too few windows, or no distant deciles, for a question with {self.windows} windows")
         outcomes = tuple(await asyncio.gather(*(self._outcome(lineup, context.llm) for lineup in lineups)))
         found = [outcome.predicted for outcome in outcomes if outcome.status == "ok"]
         if not found:
@@ -93,7 +92,7 @@ class Intruder(Scorer):
         return Score(values={"accuracy": sum(map(bool, found)) / len(found)}, outcomes=outcomes)
 
     def lineups(self, examples: Examples, rng: np.random.Generator) -> list[Lineup]:
-        """Draw the questions; the intruder is at each position equally often, as far as their number allows."""
+        """Draw the questions; positions of the intruder are balanced, as far as the number of questions allows."""
         drawn = list((self._silent if self.mode == "default" else self._internal)(examples, rng))
         places = [int(i) % self.windows for i in rng.permutation(len(drawn))]
         return [self._lineup(*parts, place) for parts, place in zip(drawn, places, strict=True)]
@@ -101,7 +100,7 @@ class Intruder(Scorer):
     def _silent(
         self, examples: Examples, rng: np.random.Generator
     ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield a non-activating intruder with marks borrowed from one window of the group."""
+        """Yield the others, a non-activating intruder, and marks copied from one window of the group."""
         intruders = [examples.non_activating[i] for i in rng.permutation(len(examples.non_activating))]
         groups = self._groups(examples, self.windows, len(intruders), rng)
         for (lender, *others), intruder in zip(groups, intruders, strict=False):
@@ -110,7 +109,7 @@ class Intruder(Scorer):
     def _internal(
         self, examples: Examples, rng: np.random.Generator
     ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield the others, the intruder and its marks; skip groups for which no distant window is left."""
+        """Yield the others, an intruder from a distant decile, and its marks; skip groups without one."""
         free = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
         for others in self._groups(examples, self.windows - 1, len(free), rng):
             intruder = next((window for window in free if all(_far(window, other) for other in others)), None)
@@ -157,11 +156,11 @@ _NAMED = re.compile(_LEAD + _NUMBER, re.IGNORECASE)
 
 
 def parse_choice(reply: Reply | str, k: int) -> int:
-    """Parse the number from 1 to k that a reply settles on.
+    """Parse the final answer of a reply, a number from 1 to k.
 
     It is at the end of the reply: a number on its own line (`3`, `Window 3`, `[3]`, `**3**`), or a last
-    sentence that names it as the answer (`The intruder is window 3.`). A number on the first line counts if no other
-    number follows. Numbers within prose are not answers, and a reply with several different answers has none.
+    sentence that states the answer (`The intruder is window 3.`). A number on the first line counts if no other
+    number follows. Numbers within prose do not count, and a reply with several different answers is an error.
 
     Raises:
         ParseError: If the reply is incomplete, or has no such number, one outside 1 to k, or several that differ.
@@ -178,7 +177,7 @@ def parse_choice(reply: Reply | str, k: int) -> int:
     if set(given) - {None, choice}:
         raise ParseError(f"several answers in the reply {shortened(answer)!r}")
     if not 1 <= int(choice) <= k:
-        raise ParseError(f"the answer {choice} is none of the {k} windows")
+        raise ParseError(f"the answer {choice} is not one of the {k} windows")
     return int(choice)
 
 

@@ -1,4 +1,4 @@
-"""Simulation: can a model predict activations from the explanation? (paper §3.3)"""
+"""Simulation measures how well a model predicts activations from the explanation (paper §3.3)."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from saeval_plugins.scorers._number import strength
 
 ALL_AT_ONCE = load("simulation_all_at_once.md")
 TOKEN_BY_TOKEN = load("simulation_token_by_token.md")
-UNKNOWN = " unknown"  # with its space: no tokenizer joins it to the preceding tab
+UNKNOWN = " unknown"  # with a leading space, so that no tokenizer merges it with the preceding tab
 LEVELS = tuple("0123456789")
 
 _NOTED = 1000  # maximum predicted strengths kept in the notes
 
 Simulated = list[float] | ParseError | LLMError
-"""Predicted strengths of a window's tokens, as shares of the latent's maximum, or the reason why there are none."""
+"""Predicted strengths of a window's tokens, as shares of the latent's maximum, or the error."""
 
 
 class Simulation(Scorer):
-    """Correlates predicted with true strengths (Pearson's r) over all tokens of activating and other windows.
+    """Correlates predicted with true strengths (Pearson's r) over all tokens of activating and non-activating windows.
 
-    `all_at_once` (models that weigh choices in a text, including base models): the window's tokens are listed one per
-    line, each followed by a tab and `unknown`. In place of each `unknown`, the digits 0 to 9 are weighed; the
-    prediction is their expected value, so a window takes one forward pass (Bills et al. 2023). The levels end at 9
-    because every tokenizer has single-token digits, while most have no token for 10.
+    `all_at_once` (models that return log-probabilities of choices in a text, including base models): the window's
+    tokens are listed one per line, each followed by a tab and `unknown`. At each `unknown`, the prediction is the
+    expected value of the digits 0 to 9 under the model's probabilities, so a window takes one forward pass (Bills et
+    al. 2023). The levels end at 9 because every tokenizer has single-token digits, while most have no token for 10.
 
     `token_by_token` (any chat model, at about thirty times the cost of detection): for each token, the simulator sees
     the window up to it and answers with a number from 0 to 10. With `top_logprobs`, if the provider returns them, the
@@ -61,9 +61,9 @@ class Simulation(Scorer):
     unanswered token is dropped and counted.
 
     In the prompts' examples and in the truth, a strength is a share of the latent's maximum, 0 for silent tokens. The
-    truth is not rounded; r does not depend on the scale. A simulator that predicts the same everywhere carries no
-    information and gets r = 0, with `constant` in the notes; if the truth is constant, there is no score. A window's
-    value is its strongest prediction.
+    truth is not rounded; r does not depend on the scale. If the simulator predicts the same strength everywhere, r is 0
+    and the notes contain `constant`; if the truth is constant, there is no score. A window's value is its strongest
+    prediction.
     """
 
     name = "simulation"
@@ -72,14 +72,14 @@ class Simulation(Scorer):
     prompts = (ALL_AT_ONCE, TOKEN_BY_TOKEN)
 
     mode: Literal["auto", "all_at_once", "token_by_token"] = "auto"
-    """How to ask; `auto` is `all_at_once` where the model scores continuations, else `token_by_token`."""
+    """Mode; `auto` is `all_at_once` if the model scores continuations, otherwise `token_by_token`."""
     windows: int | None = Field(default=10, ge=1)
     """Windows per side to simulate, spread evenly over those available; null for all."""
     top_logprobs: int = Field(default=0, ge=0, le=20)
     """Alternatives to request per token of a reply in `token_by_token`, if the provider returns them; 0 for none."""
 
     def needs(self) -> frozenset[Need]:
-        """Weighing choices needs a model that scores."""
+        """Return the need for log-probabilities in the mode `all_at_once`."""
         return frozenset({"logprobs"}) if self.mode == "all_at_once" else frozenset()
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
@@ -129,13 +129,13 @@ class Simulation(Scorer):
 
 
 def _spread(windows: Sequence[Example], most: int | None) -> list[Example]:
-    """Return at most this many windows, spread over the sequence, which samplers may sort by strength."""
+    """Return at most this many windows, spread evenly, because samplers may sort windows by strength."""
     n = len(windows) if most is None else min(most, len(windows))
     return [windows[i * len(windows) // n] for i in range(n)]
 
 
 def _parts(window: Example) -> tuple[str, ...]:
-    """Return the text before each gap: a token, escaped so that it cannot pose as structure, and a tab."""
+    """Return the text before each gap: a token (escaped, so that it cannot imitate the prompt's format) and a tab."""
     return tuple("\n" * (at > 0) + escaped(token) + "\t" for at, token in enumerate(window.tokens))
 
 
@@ -145,7 +145,7 @@ def _expected(gaps: Sequence[Sequence[float]]) -> Simulated:
     for logprobs in gaps:
         highest = max(logprobs)
         if not math.isfinite(highest):
-            return ParseError("the simulator gave no level any probability")
+            return ParseError("the simulator assigns no probability to any level")
         weights = [math.exp(value - highest) for value in logprobs]
         mean = sum(level * weight for level, weight in enumerate(weights)) / sum(weights)
         expected.append(mean / (len(weights) - 1))
@@ -167,7 +167,7 @@ def _score(examples: Examples, windows: Sequence[Example], simulated: Sequence[S
             outcomes.append(unanswered(window, values))
     notes: dict[str, JsonValue] = {"mode": mode, "windows": len(noted), "tokens": len(predicted)}
     if len(set(truth)) < 2:
-        return failed(outcomes, "the latent is equally strong on all tokens, so nothing can correlate", **notes)
+        return failed(outcomes, "the latent's activation is the same on all tokens, so r is undefined", **notes)
     if len(predicted) <= _NOTED:
         notes["predicted"] = noted
     constant = len(set(predicted)) == 1

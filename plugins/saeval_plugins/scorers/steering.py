@@ -1,4 +1,4 @@
-"""Steering: does the steered model talk about the explanation's concept, and fluently? (AxBench, arXiv 2501.17148)"""
+"""Steering measures whether the steered model writes fluently about the explanation's concept (arXiv 2501.17148)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 CONCEPT = load("steering_concept.md")
 FLUENCY = load("steering_fluency.md")
 REQUEST = load("steering_request.md")
-MOST = 2  # the highest rating
+MOST = 2  # highest rating
 QUALITY = Metric("quality", high=MOST)
 _RATINGS = (Metric("concept", high=MOST, on_board=True), Metric("fluency", high=MOST, on_board=True))
 _LIST = re.compile(r"\[[\s\d,]*\]")
@@ -67,8 +67,8 @@ class Continued(NamedTuple):
 
     Attributes:
         windows: The windows.
-        texts: What was generated after each.
-        notes: The strength, and the divergences that were reached, where it was steered.
+        texts: The text generated after each window.
+        notes: The strength and the divergences reached; empty without steering.
     """
 
     windows: tuple[Example, ...]
@@ -79,18 +79,17 @@ class Continued(NamedTuple):
 class SteeringScorer(Scorer):
     """Asks a judge to rate steered continuations for the explanation's concept and for fluency, 0 to 2 each.
 
-    The prompts are windows in which the latent is silent, so that the continuation owes nothing to the window. Some
-    serve to find the strength at which the next token's distribution moves by `kl` nats on average, as for
-    `intervention`. After the others, the subject generates a few tokens with the direction added at each. The judge
-    rates the continuations in two lists: for the concept, and, without seeing the explanation, for fluency. The value
-    of a text is the harmonic mean of both ratings (AxBench, arXiv 2501.17148, which rates the following of an
-    instruction, too); `quality` is the mean over texts. An unreadable rating is requested once more; if that fails,
-    its texts have no value.
+    The prompts are windows in which the latent is silent, so that the concept does not come from the window. Some of
+    them are used to find the strength that changes the next token's distribution by `kl` nats on average, as for
+    `intervention`. After the others, the subject model generates a few tokens with the direction added at each. The
+    judge rates the continuations in two lists: for the concept, and, without seeing the explanation, for fluency. The
+    value of a text is the harmonic mean of both ratings, and `quality` is the mean over texts. (AxBench, arXiv
+    2501.17148, also rates how well an instruction is followed.) An unreadable rating is requested once more; if that
+    fails, its texts have no value.
 
-    `by` selects baselines on the same windows. `diffmean` steers, at the same divergence, by the difference of means of
-    the model's activations: firing tokens minus tokens of silent windows, from windows that are not scored. `prompt`
-    does not steer but asks in words: the explanation, then the window. `nothing` does neither. Compare rows at equal
-    `kl`.
+    `by` selects baselines on the same windows. `diffmean` steers, at the same divergence, along the difference of mean
+    activations between firing tokens and tokens of silent windows, from windows that are not scored. `prompt` does not
+    steer; the explanation precedes the window in the prompt. `nothing` uses neither. Compare rows only at equal `kl`.
     """
 
     name = "steering"
@@ -98,20 +97,19 @@ class SteeringScorer(Scorer):
     prompts = (CONCEPT, FLUENCY, REQUEST)
 
     by: By = "latent"
-    """How the model is made to talk about the concept: by the latent's direction, the difference of means, a prompt, or
-    nothing."""
+    """Method of steering: the latent's direction, the difference of means, a prompt, or nothing."""
     kl: float = Field(default=1.0, gt=0)
-    """Mean divergence KL(clean ‖ steered) of the next token to steer at, in nats."""
+    """Target for the mean divergence KL(clean ‖ steered) of the next token, in nats."""
     tolerance: float = Field(default=0.1, gt=0, lt=1)
-    """Relative error of the divergence to accept."""
+    """Maximum relative error of the divergence."""
     tune: int = Field(default=10, ge=FEWEST)
-    """Windows for finding the strength."""
+    """Number of windows for finding the strength."""
     score_on: int = Field(default=20, ge=FEWEST)
-    """Windows to score. If there are too few for both, they are divided in the same proportion."""
+    """Number of windows to score. If there are too few for both, they are divided in the same proportion."""
     tokens: int = Field(default=24, ge=1)
     """Maximum tokens to generate after each window."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature of the subject."""
+    """Sampling temperature of the subject model."""
     batch: int = Field(default=5, ge=1, le=50)
     """Texts per rating prompt."""
 
@@ -122,7 +120,7 @@ class SteeringScorer(Scorer):
         return (QUALITY, *_RATINGS, *((wanted_divergence(self.kl, self.tolerance),) if steers else ()))
 
     def needs(self) -> frozenset[Need]:
-        """Generating needs the live model; a latent's direction and hookpoint need the coder."""
+        """Return the needs: the live model, and the coder for the latent's direction and hookpoint."""
         return frozenset({"subject", "coder"})
 
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
@@ -132,7 +130,7 @@ class SteeringScorer(Scorer):
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Generate continuations and have them rated."""
         if len(examples.non_activating) < 2 * FEWEST:
-            return Score.failed(f"{len(examples.non_activating)} non-activating windows are too few to tune and score")
+            return Score.failed(f"too few non-activating windows to tune and score on: {len(examples.non_activating)}")
         if self.by == "diffmean" and not examples.activating:
             return Score.failed("there are no activating windows, so there is no difference of means")
         seed = int(context.rng.integers(2**62))
@@ -162,7 +160,7 @@ class SteeringScorer(Scorer):
     async def _rated(
         self, prompt: Prompt, said: Continued, context: Context, **slots: str
     ) -> list[int | ParseError | LLMError]:
-        """Return a rating per text, or the reason why there is none."""
+        """Return one rating per text, or the error."""
         batches = [said.texts[i : i + self.batch] for i in range(0, len(said.texts), self.batch)]
         return [
             rating
@@ -231,7 +229,7 @@ def harmonic_mean(concept: float, fluency: float) -> float:
 
 
 def parse_ratings(reply: Reply | str, k: int) -> list[int]:
-    """Read a list of k ratings, each 0, 1 or 2, with or without other text around it.
+    """Parse a list of k ratings, each 0, 1 or 2, with or without other text around it.
 
     Raises:
         ParseError: If the reply is incomplete, or has no such list, or several that differ.

@@ -1,4 +1,4 @@
-"""Surprisal: does the explanation make activating windows likelier under a base model? (paper §3.3, A.4.3)"""
+"""Surprisal measures whether the explanation makes activating windows likelier under a base model (paper §3.3)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PROMPT = load("surprisal.md")
 
 
 class Surprisal(Scorer):
-    """Ranks the windows by how much likelier the explanation makes them: log p(x|z) - log p(x|z̄), in nats.
+    """Ranks the windows by how much the explanation increases their log-probability: log p(x|z) - log p(x|z̄), in nats.
 
-    A window x is listed with passages that share z, the explanation, or z̄, a description that fits any text. Its
-    log-probability is the sum over all its tokens, including the first.
+    The prompt lists window x among passages described by z, the explanation, or by z̄, a description that fits any
+    text. The log-probability of x is the sum over all its tokens, including the first.
     """
 
     name = "surprisal"
@@ -50,11 +50,11 @@ class Surprisal(Scorer):
         return frozenset({"logprobs"})
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
-        """Compute the information values and how well they separate."""
+        """Compute each window's difference of log-probabilities, and how well it separates activating windows."""
         windows = (*examples.activating, *examples.non_activating)
         if not examples.activating or not examples.non_activating:
-            return Score.failed("one side has no windows")
-        # The request for the generic description is the same for all explanations of a latent, so it is made once.
+            return Score.failed("there are no activating or no non-activating windows")
+        # The request for the generic description is the same for all explanations of a latent, so it is cached.
         texts = tuple(f" {one_line(window.text)}" for window in windows)
         requests = [_request(description, texts) for description in (explanation.text, self.generic)]
         try:
@@ -66,7 +66,7 @@ class Surprisal(Scorer):
         outcomes = [
             valued(window, value)
             if math.isfinite(value)
-            else unanswered(window, ParseError("the model gave the window no probability"))
+            else unanswered(window, ParseError("the model assigns no probability to the window"))
             for window, value in zip(windows, values, strict=True)
         ]
         known = [(window.active, value) for window, value in zip(windows, values, strict=True) if math.isfinite(value)]
@@ -77,7 +77,7 @@ class Surprisal(Scorer):
 
 
 def _request(description: str, windows: tuple[str, ...]) -> LogprobRequest:
-    """Ask for the windows' log-probabilities, given what they have in common."""
+    """Return a request for the windows' log-probabilities, given a description of what they have in common."""
     shots, prompt = few_shot(PROMPT)
     return LogprobRequest(
         prefix=shots, prompts=(prompt.fill(explanation=one_line(description)),), continuations=windows

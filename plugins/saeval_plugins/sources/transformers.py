@@ -111,7 +111,7 @@ class Transformers(ActivationSource):
         self.corpus.check()
         place, reads, width = self._place, self.coder.width(), _residual_width(self.model)
         if reads is not None and width is not None and reads != width and IN_RESIDUAL.fullmatch(place):
-            raise _misfit(reads, place, self.model, width)
+            raise _width_mismatch(reads, place, self.model, width)
         fit = self._fit()
         if (conflicts := fit.conflicts()) and not self.accept_mismatch:
             raise _mismatch(conflicts)
@@ -405,7 +405,7 @@ class _Reading:
         coder = source._complete(live, data)
         self.coder: SparseCoder = coder.load(live.device, width)
         if self.coder.d_in != width:
-            raise _misfit(self.coder.d_in, str(self.point), live.name, width)
+            raise _width_mismatch(self.coder.d_in, str(self.point), live.name, width)
         self.data = data
         self.writer = writer
         some = None if source._latents is None else _some(self.coder, source._latents)
@@ -593,7 +593,7 @@ def _some(coder: SparseCoder, latents: Sequence[int]) -> SparseCoder | None:
     return coder.only(latents)
 
 
-def _misfit(reads: int, place: str, model: str, width: int) -> InputError:
+def _width_mismatch(reads: int, place: str, model: str, width: int) -> InputError:
     return InputError(
         f"the coder reads activations of width {reads}, but at {place} of {model} they have width {width}; "
         "change `hookpoint`, `model` or `coder` under source.with"

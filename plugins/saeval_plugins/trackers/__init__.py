@@ -1,4 +1,4 @@
-"""Experiment trackers."""
+"""Built-in experiment trackers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def installed(module: str, package: str) -> None:
         InputError: If it is not.
     """
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"{module} is not installed; `pip install {package}`")
+        raise InputError(f"{module} is not installed; run `pip install {package}`")
 
 
 def key(result: RunResult | RunProgress, folder: Path) -> str:
@@ -53,11 +53,11 @@ def numbers(result: RunResult) -> dict[str, float]:
             values = {name: row.value, **{f"{name}.{fact}": value for fact, value in beside.items()}}
             found |= {name: float(value) for name, value in values.items() if value is not None}
     costs = [line.usd for line in result.ledger]
-    if all(cost is not None for cost in costs):  # an unknown price is not nothing
+    if all(cost is not None for cost in costs):  # an unknown price does not count as zero
         found["usd"] = sum(cost for cost in costs if cost is not None)
     return found
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Yield the files of the run directory that are small and worth keeping."""
+    """Yield the files of the run directory to upload, which are small."""
     yield from (folder / name for name in _FILES if (folder / name).is_file())

@@ -15,7 +15,7 @@ _TAG = "saeval.run"
 
 
 class Mlflow(Tracker):
-    """Logs numbers, settings and files to MLflow; MLFLOW_TRACKING_URI and its other variables apply."""
+    """Logs numbers, settings and files to MLflow; MLFLOW_TRACKING_URI and MLflow's other variables apply."""
 
     name = "mlflow"
 

@@ -14,7 +14,7 @@ from saeval_plugins.trackers import _facts
 
 
 class _OpenRuns(Tracker):
-    """Logs to a tracker's run that stays open from the first progress report to the end."""
+    """Base class of trackers whose run stays open from the first progress report to the end."""
 
     project: str = "saeval"
     """Project to log to."""
@@ -46,9 +46,9 @@ class _OpenRuns(Tracker):
 
 
 class Wandb(_OpenRuns):
-    """Logs numbers, settings and files to Weights & Biases; WANDB_API_KEY, WANDB_MODE and its other variables apply.
+    """Logs numbers, settings and files to Weights & Biases; WANDB_API_KEY, WANDB_MODE and other wandb variables apply.
 
-    A run opened by your own code is left alone.
+    A wandb run opened by your own code is not changed.
     """
 
     name = "wandb"
@@ -57,7 +57,7 @@ class Wandb(_OpenRuns):
     """User or team; default: wandb's own default."""
 
     def check(self) -> None:
-        """Check that wandb is installed and allowed to log."""
+        """Check that wandb is installed and has a key or is offline."""
         _facts.installed("wandb", "wandb>=0.19.10")
         if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").exists()):
             raise InputError("wandb has no key; set WANDB_API_KEY, or WANDB_MODE=offline to log on this machine only")
@@ -71,7 +71,7 @@ class Wandb(_OpenRuns):
             id=key,
             name=run.run_id,
             resume="allow",
-            reinit="create_new",  # a training loop that calls saeval has a run of its own open
+            reinit="create_new",  # a training loop that calls saeval may have its own run open
             mode=os.environ.get("WANDB_MODE") or None,
             tags=[run.task],
             settings=wandb.Settings(silent=True, console="off"),

@@ -360,7 +360,7 @@ def test_a_pruned_latent_with_an_infinite_threshold_is_silent_and_no_fault(tmp_p
     edit_weights(folder / "sae_weights.safetensors", threshold=torch.full((F,), torch.inf))
     assert not SaeLens(path=folder).load("cpu", D).encode(X).values.numel()
     edit_weights(folder / "sae_weights.safetensors", threshold=torch.full((F,), torch.nan))
-    with pytest.raises(InputError, match="threshold holds NaN"):
+    with pytest.raises(InputError, match="threshold contains NaN"):
         SaeLens(path=folder).load("cpu", D)
 
 
@@ -368,7 +368,7 @@ def test_the_backup_of_an_interrupted_training_is_refused_for_what_it_is(tmp_pat
     folder = dictionary(tmp_path / "dict", "AutoEncoder")
     state = torch.load(folder / "ae.pt", weights_only=True)
     torch.save({"step": 500, "ae": state, "optimizer": {"state": {}}, "norm_factor": 3.7}, folder / "ae.pt")
-    with pytest.raises(InputError, match=r"backup of a training that was interrupted.*norm_factor"):
+    with pytest.raises(InputError, match=r"backup of an interrupted training run.*norm_factor"):
         DictionaryLearning(path=folder).check()
 
 
@@ -382,11 +382,11 @@ def test_folders_and_files_of_other_tools_are_said_for_what_they_are(tmp_path):
     (tmp_path / "lens" / "notes.bin").write_bytes(b"x")
     for plugin, place, message in (
         (Sparsify, "run", r"name one of them \(layers.0, layers.1\)"),
-        (SaeLens, "run/layers.1", "it holds a coder of sparsify: write `use: sparsify`"),
-        (Sparsify, "lens", "it holds an SAE of sae-lens: write `use: sae_lens`"),
-        (DictionaryLearning, "model", "it holds a language model, not a coder"),
-        (SaeLens, "layer1.sae.pt", "it is a file of a folder that holds files of Qwen Scope"),
-        (SaeLens, "lens/notes.bin", "it is a file; give its folder"),
+        (SaeLens, "run/layers.1", "it contains a coder of sparsify: write `use: sparsify`"),
+        (Sparsify, "lens", "it contains an SAE of sae-lens: write `use: sae_lens`"),
+        (DictionaryLearning, "model", "it contains a language model, not a coder"),
+        (SaeLens, "layer1.sae.pt", "it is a file in a folder with files of Qwen Scope"),
+        (SaeLens, "lens/notes.bin", "it is a file; set `path` to its folder"),
         (SaeLens, "nowhere", "no such folder"),
     ):
         with pytest.raises(InputError, match=message):
@@ -400,7 +400,7 @@ def test_folders_and_files_of_other_tools_are_said_for_what_they_are(tmp_path):
         ("gpt2-small-res-jbb", "blocks.1.hook_resid_pre", "did you mean 'gpt2-small-res-jb'"),
         ("gpt2-small-res-jb", "blocks.99.hook_resid_pre", "but no 'blocks.99.hook_resid_pre'; did you mean"),
         ("google/gemma-scope-2b-pt-res", "layer_0/x", "that is a repository, which sae-lens lists as the release"),
-        ("nobody/nothing", "x", "give `repo` and `folder`"),
+        ("nobody/nothing", "x", "set `repo` and `folder`"),
     ],
 )
 def test_releases_that_sae_lens_does_not_list_are_refused_by_check(release, sae_id, message):
@@ -432,7 +432,7 @@ def test_saes_of_a_single_attention_head_are_refused_by_either_key(tmp_path, key
 
 def test_saes_of_a_single_attention_head_are_refused(tmp_path):
     folder = tiny_sae(tmp_path, metadata={"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 0})
-    with pytest.raises(InputError, match="attention head 0 alone"):
+    with pytest.raises(InputError, match="only attention head 0"):
         SaeLens(path=folder).check()
 
 
@@ -532,12 +532,12 @@ def edit_weights(file, **changes):
 REFUSED = {
     Sparsify: [
         (shutil.rmtree, "no such folder"),
-        (lambda f: (f / "cfg.json").unlink(), r"has no cfg\.json; was it saved by sparsify"),
+        (lambda f: (f / "cfg.json").unlink(), r"has no cfg\.json; check that sparsify saved it"),
         (lambda f: (f / "sae.safetensors").unlink(), r"has no sae\.safetensors"),
         (lambda f: (f / "cfg.json").write_text("{"), r"cfg\.json cannot be read"),
-        (lambda f: (f / "cfg.json").write_text("3"), "holds no mapping"),
-        (lambda f: cut(f / "sae.safetensors"), "damaged or cut off"),
-        (lambda f: (f / "sae.safetensors").write_bytes(pickle.dumps(Evil())), "damaged or cut off"),
+        (lambda f: (f / "cfg.json").write_text("3"), "does not contain a JSON object"),
+        (lambda f: cut(f / "sae.safetensors"), "damaged or truncated"),
+        (lambda f: (f / "sae.safetensors").write_bytes(pickle.dumps(Evil())), "damaged or truncated"),
         (lambda f: edit(f / "cfg.json", activation="softmax"), "unknown activation 'softmax'"),
         (lambda f: edit(f / "cfg.json", k=0), "k is 0"),
         (lambda f: edit(f / "cfg.json", d_in=True), "d_in is True"),
@@ -551,23 +551,23 @@ REFUSED = {
         (shutil.rmtree, "no such folder"),
         (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
         (lambda f: (f / "ae.pt").unlink(), r"has no ae\.pt"),
-        (lambda f: (f / "config.json").write_text("{}"), r"names no trainer\.dict_class"),
-        (lambda f: cut(f / "ae.pt"), "damaged or cut off"),
+        (lambda f: (f / "config.json").write_text("{}"), r"has no trainer\.dict_class"),
+        (lambda f: cut(f / "ae.pt"), "damaged or truncated"),
         (
             lambda f: (f / "ae.pt").write_bytes(b"\xff" * 8 + (f / "ae.pt").read_bytes()[8:]),
-            "damaged or cut off|weights alone",
+            "damaged or truncated|weights only",
         ),
-        (lambda f: (f / "ae.pt").write_bytes(pickle.dumps(Evil(), 2)), "damaged or cut off|weights alone"),
+        (lambda f: (f / "ae.pt").write_bytes(pickle.dumps(Evil(), 2)), "damaged or truncated|weights only"),
         (lambda f: edit(f / "config.json", dict_class="CrossCoder"), "unknown class 'CrossCoder'"),
         (lambda f: edit(f / "config.json", dict_size="40"), "dict_size is '40'"),
     ],
     GemmaScope: [
         (shutil.rmtree, "no such folder"),
         (lambda f: (f / "params.npz").unlink(), r"has no params\.npz or params\.safetensors"),
-        (lambda f: cut(f / "params.npz"), "damaged or cut off"),
-        (lambda f: (f / "params.npz").write_bytes(b""), "damaged or cut off"),
-        (lambda f: (f / "params.npz").write_bytes(pickle.dumps(Evil())), "damaged or cut off"),
-        (lambda f: write_npz(f, W_enc=np.array([Evil()], dtype=object)), "holds Python objects.*weights alone"),
+        (lambda f: cut(f / "params.npz"), "damaged or truncated"),
+        (lambda f: (f / "params.npz").write_bytes(b""), "damaged or truncated"),
+        (lambda f: (f / "params.npz").write_bytes(pickle.dumps(Evil())), "damaged or truncated"),
+        (lambda f: write_npz(f, W_enc=np.array([Evil()], dtype=object)), "contains Python objects.*weights only"),
         (lambda f: gemma(f, threshold=None), "lacks threshold"),
         (lambda f: gemma(f, scale=random(3)), "has scale"),
         (lambda f: gemma(f, b_enc=random(F + 1)), r"b_enc has shape \[41\]"),
@@ -592,14 +592,14 @@ def test_files_that_cannot_be_used_are_refused_by_check_and_by_load(tmp_path, mo
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: torch.save(Evil(), f), "holds executable code.*state dict"),
-        (lambda f: torch.save({"b_dec": Evil()}, f), "holds executable code.*state dict"),
-        (lambda f: torch.save(torch.nn.Linear(3, 4), f), "holds executable code.*state dict"),
-        (lambda f: torch.save([random(3)], f), "holds a list"),
-        (lambda f: torch.save({"b_dec": "text"}, f), "holds b_dec, a str"),
+        (lambda f: torch.save(Evil(), f), "contains executable code.*state dict"),
+        (lambda f: torch.save({"b_dec": Evil()}, f), "contains executable code.*state dict"),
+        (lambda f: torch.save(torch.nn.Linear(3, 4), f), "contains executable code.*state dict"),
+        (lambda f: torch.save([random(3)], f), "contains a list"),
+        (lambda f: torch.save({"b_dec": "text"}, f), "contains b_dec, a str"),
         (lambda f: edit_weights(f, extra=random(3)), "has extra"),
         (lambda f: edit_weights(f, b_dec=random(D + 1)), r"b_dec has shape \[17\]"),
-        (lambda f: edit_weights(f, b_dec=torch.full((D,), torch.nan)), "b_dec holds NaN"),
+        (lambda f: edit_weights(f, b_dec=torch.full((D,), torch.nan)), "b_dec contains NaN"),
         (lambda f: edit_weights(f, k=torch.tensor(41)), "k is 41, more than its 40 latents"),
         (lambda f: edit_weights(f, k=torch.tensor(0)), "k is 0"),
     ],
@@ -615,7 +615,7 @@ def test_pickles_are_never_run_and_what_they_hold_has_to_fit(tmp_path, monkeypat
 
 @pytest.mark.parametrize("plugin", MADE)
 def test_a_wrong_width_is_refused_naming_both(tmp_path, plugin):
-    with pytest.raises(InputError, match=r"width 16, .* width 24.*change `hookpoint` or `model`"):
+    with pytest.raises(InputError, match=r"width 16, .* width 24.*change `hookpoint`, `model` or the coder"):
         plugin(path=MADE[plugin](tmp_path)).load("cpu", 24)
 
 
@@ -633,7 +633,7 @@ def test_fingerprints_follow_content_and_not_place(tmp_path, plugin):
 
 def test_one_place_is_wanted(tmp_path):
     for options in ({}, {"path": tmp_path, "repo": "a/b"}, {"path": tmp_path, "revision": "main"}):
-        with pytest.raises(ValidationError, match=r"give either path|a revision belongs"):
+        with pytest.raises(ValidationError, match=r"set either path|revision requires"):
             Sparsify(**options)
 
 
@@ -716,7 +716,7 @@ def test_what_is_not_on_the_hub_is_said_with_what_is(hub):
         Sparsify(repo="EleutherAI/none", folder="layers.1").check()
     with pytest.raises(InputError, match="no such revision"):
         Sparsify(repo="EleutherAI/sae-tiny", folder="layers.1.mlp", revision="later").check()
-    with pytest.raises(InputError, match="not the name of a repository"):
+    with pytest.raises(InputError, match="not a repository name"):
         Sparsify(repo="not a name").check()
 
 
@@ -776,18 +776,18 @@ def test_directions_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     (tmp_path / "d.txt").write_text("1 2")
     refused("unknown format", path=tmp_path / "d.txt")
     for content, message in (
-        (random(3, D), r"shape \[3, 16\], which is not one direction; save only the row"),
+        (random(3, D), r"shape \[3, 16\], which is not one direction; save a single row"),
         (torch.tensor(1.0), "not one direction"),
-        (torch.zeros(D), "is zero"),
+        (torch.zeros(D), "are zero"),
         (random(D + 1), "has 17 numbers, but activations at the hookpoint have width 16"),
-        ({"a": VECTOR, "b": VECTOR}, "holds no 'weight', but a, b; name one"),
+        ({"a": VECTOR, "b": VECTOR}, "contains a, b, but no 'weight'; set `weight`"),
         ({"weight": VECTOR, "bias": random(2)}, r"bias has shape \[2\]"),
-        (Evil(), "holds executable code"),
+        (Evil(), "contains executable code"),
     ):
         torch.save(content, file)
         refused(message)
     torch.save({"weight": VECTOR, "bias": torch.zeros(1)}, file)
-    refused("holds no 'offset'", bias="offset")
+    refused("contains no 'offset'", bias="offset")
     (tmp_path / "d.json").write_text('["a", "b"]')
     refused("d.json", path=tmp_path / "d.json")
     np.save(tmp_path / "d.npy", np.array([Evil()]), allow_pickle=True)
@@ -884,8 +884,8 @@ def test_fingerprint_of_caa_follows_pairs_and_place(model, pairs, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no pairs"),
-        ('{"positive": "a", "negative": "b"}\n{"positive": "a"}\n', "line 2: it should have texts"),
+        ("", "contains no pairs"),
+        ('{"positive": "a", "negative": "b"}\n{"positive": "a"}\n', "line 2: it must have the texts"),
         ("[1, 2]\n", "line 1"),
         ("not json\n", "line 1"),
         ('{"positive": "a", "negative": 3}\n', "line 1"),

@@ -459,7 +459,7 @@ def test_precomputed_reads_a_folder_of_delphi_and_not_its_excuses(tmp_path):
     assert explain(explainer, make_examples(), latent=5).text == "the sea"
     assert [explain(explainer, make_examples(), latent=i).status for i in (6, 70)] == ["failed"] * 2
     (tmp_path / "layers.4.mlp_latent5.txt").write_text('"ships"')
-    with pytest.raises(InputError, match=r"several hookpoints \(layers\.3\.mlp, layers\.4\.mlp\); give hookpoint"):
+    with pytest.raises(InputError, match=r"several hookpoints \(layers\.3\.mlp, layers\.4\.mlp\); set `hookpoint`"):
         Precomputed(path=tmp_path).check()
     assert explain(Precomputed(path=tmp_path, hookpoint="layers.4.mlp"), None, latent=5).text == "ships"
     with pytest.raises(InputError, match="no latents of hookpoint 'layers.5.mlp'"):
@@ -482,15 +482,15 @@ def test_rows_of_the_hookpoint_asked_for_and_of_none_are_read(tmp_path):
         ("a.jsonl", '{"latent": true, "text": "x"}', r"a.jsonl:1: .*whole number, not true"),
         ("a.jsonl", '{"latent": -1, "text": "x"}', r"a.jsonl:1: .*whole number, not -1"),
         ("a.jsonl", '{"latent": 1.5, "text": "x"}', r"a.jsonl:1: .*whole number, not 1.5"),
-        ("a.jsonl", '{"latent": 1, "text": ["x"]}', r"a.jsonl:1: .*latent 1 should be text"),
+        ("a.jsonl", '{"latent": 1, "text": ["x"]}', r"a.jsonl:1: .*latent 1 must be text"),
         ("a.jsonl", '{"latent": 1, "text": "x", "hookpoint": 3}', r"a.jsonl:1: the hookpoint"),
-        ("a.jsonl", "[1, 2]", r"a.jsonl:1: a row should hold"),
+        ("a.jsonl", "[1, 2]", r"a.jsonl:1: a row must be"),
         ("a.jsonl", "", r"contains no explanations"),
         ("a.jsonl", '{"latent": 1, "text": "x", "variant": "top_tokens"}', r"contains no explanations"),
         ("a.json", '{"1": "x",\n "1": "y"}', r"a.json:2: .*latent 1 "),
         ("a.json", '{"1": "x",\n "2": ["}"],\n}', r"a.json:3: is not JSON"),
-        ("a.json", '[{"latent": 1, "text": "[,\\n"},\n\n 3]', r"a.json:3: a row should hold"),
-        ("a.json", '"x"', r"should be a list of rows or a mapping"),
+        ("a.json", '[{"latent": 1, "text": "[,\\n"},\n\n 3]', r"a.json:3: a row must be"),
+        ("a.json", '"x"', r"must be a list of rows or a mapping"),
         ("a.json", "[]", r"contains no explanations"),
         ("a.json", "[" * 100_000, r"nested too deeply|is not JSON"),
         ("a.csv", "latent,text\n1,x\n2,y,z\n", r"a.csv:3: .*cells.*quotes"),
@@ -501,9 +501,9 @@ def test_rows_of_the_hookpoint_asked_for_and_of_none_are_read(tmp_path):
         ("a.yaml", "1: x\n2: yes\n", r"a.yaml:2: .*text, not true; put it in quotes"),
         ("a.yaml", "1: x\n1: y\n", r"a.yaml:2: .*latent 1 "),
         ("a.yaml", "- latent: 1\n  text: !!python/object/apply:os.getcwd []\n", r"a.yaml:2: is not plain YAML"),
-        ("a.yaml", "just text", r"should be a list of rows or a mapping"),
+        ("a.yaml", "just text", r"must be a list of rows or a mapping"),
         ("a.yaml", "a: \x00", r"is not plain YAML"),
-        ("a.yaml", "", r"should be a list of rows or a mapping"),
+        ("a.yaml", "", r"must be a list of rows or a mapping"),
         ("a.txt", "1: x", r"\.jsonl, \.json, \.csv, \.yaml, \.yml"),
         ("a.json", b"\xff\xfe", r"is not UTF-8"),
         ("a.yaml", b"\xff\xfe", r"is not UTF-8"),
@@ -650,17 +650,20 @@ def test_of_equal_explanations_the_earlier_is_taken_and_one_alone_is_not_scored(
 def test_a_choice_that_cannot_be_made_is_a_status_with_all_candidates(tmp_path):
     file = candidates(tmp_path, (0, "kitten"), (0, "harbor"))
     made = explain(Precomputed(path=file, choose=Embedding()), make_examples(non_activating=0), latent=0)
-    assert made.status == "failed" and "none of 2 explanations has a score: one side has no windows" in made.reason
+    assert (
+        made.status == "failed"
+        and "none of 2 explanations has a score: there are no activating or no non-activating windows" in made.reason
+    )
     assert [row["auroc"] for row in made.notes["candidates"]] == [None, None]
 
 
 def test_scorers_that_cannot_choose_and_several_rows_without_one_are_refused(tmp_path):
     file = candidates(tmp_path, (0, "kitten"), (0, "harbor"))
-    with pytest.raises(InputError, match=r"differently than line 1; keep one, or let a scorer choose \(`choose`\)"):
+    with pytest.raises(InputError, match=r"differs from that of line 1; keep one, or let a scorer choose \(`choose`\)"):
         Precomputed(path=file).check()
     with pytest.raises(InputError, match="choose: fuzzing needs another latent"):
         Precomputed(path=file, choose=Fuzzing()).check()
-    with pytest.raises(InputError, match="choose: example_embedding does not measure the explanation"):
+    with pytest.raises(InputError, match="choose: example_embedding does not measure explanations"):
         Precomputed(path=file, choose=ExampleEmbedding()).check()
     by_detection, by_embedding = (Precomputed(path=file, choose=scorer) for scorer in (Detection(), Embedding()))
     assert by_detection.llm_role == "judge" and by_detection.fingerprint() != by_embedding.fingerprint()
@@ -742,7 +745,7 @@ def test_refine_stops_when_nothing_is_wrong():
     assert found.text == RIGHT and "repair" not in told(llm)
     assert found.notes == {
         "rounds": [{"text": RIGHT, "balanced_accuracy": 1.0}],
-        "ended": "no mistake is left to repair",
+        "ended": "no errors are left to repair",
     }
 
 

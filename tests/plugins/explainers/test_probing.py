@@ -114,7 +114,7 @@ def test_it_ends_when_the_latent_does_all_that_was_expected(tmp_path):
     llm = scripted("ACTIVE: the harbor at night\nSILENT: the mountain at night")
     made = explain(Probing(calls=9), llm, rules(tmp_path))
     assert (made.text, made.notes["calls"], len(llm.requests)) == ("the words harbor", 2, 2)
-    assert "did what was expected" in made.notes["ended"]
+    assert "behaved as expected" in made.notes["ended"]
 
 
 @pytest.mark.parametrize("calls", [4, 5, 6, 9])

@@ -304,9 +304,9 @@ def test_without_directions_to_compare_the_error_says_why_and_what_to_do(tmp_pat
         return str(error.value)
 
     unknown = ModuleCoder(torch.relu, 4, 8, "odd", decoder=torch.eye(4, 8))
-    assert "these activations have no coder; take `by: cooccurrence`" in failing(None)
+    assert "this source has no coder; set `by: cooccurrence`" in failing(None)
     assert "neurons are orthogonal" in failing(NeuronCoder(4))
-    assert "'odd' has no encoder directions to compare; take `by: cooccurrence`" in failing(unknown, "encoder")
+    assert "'odd' has no encoder directions; set `by: cooccurrence`" in failing(unknown, "encoder")
     assert "5 latents, the activations 4" in failing(LinearCoder(torch.ones(3, 5), torch.ones(5, 3)))
 
 

@@ -210,7 +210,7 @@ def test_simulator_that_always_says_the_same_gets_zero_and_a_note(mode):
 def test_truth_that_never_changes_is_a_failed_score(mode):
     for sides in ({"activating": 0}, {"activating": 0, "non_activating": 0}):
         found = score(Simulation(), make_examples(**sides), simulator(mode))
-        assert found.status == "failed" and "equally strong" in found.reason and not found.values
+        assert found.status == "failed" and "is the same on all tokens" in found.reason and not found.values
 
 
 def test_gap_without_any_likely_level_is_unparsed():

@@ -135,4 +135,4 @@ def test_surprisal_equals_a_plain_forward_pass_for_each_window(model):
 
 def test_model_that_cannot_take_the_windows_fails_with_its_reason(tmp_path):
     found = score(Surprisal(), make_examples(), HF(model=str(tiny_model(tmp_path, "gpt2"))))  # 128 positions
-    assert found.status == "failed" and "but the model takes 128" in found.reason
+    assert found.status == "failed" and "but the model's context is 128" in found.reason

@@ -590,7 +590,7 @@ def test_a_random_sae_matches_decoder_norms_and_firing_rates_of_the_sae_beside_i
     assert torch.allclose(drawn.decoder.norm(dim=1), own.decoder.norm(dim=1), atol=1e-4)
     assert not torch.allclose(drawn.decoder, own.decoder, atol=0.1)
     assert matched.fingerprint() != source.with_coder(RandomSae()).fingerprint()
-    with pytest.raises(InputError, match="needs an SAE beside it"):
+    with pytest.raises(InputError, match="requires an SAE to compare with"):
         collect(
             source.model_copy(update={"coder": RandomSae(match="rates"), "hookpoint": "layers.1"}), tmp_path / "alone"
         )

@@ -9,7 +9,7 @@ EXPLANATIONS = load("random_explanations.txt")
 
 
 class RandomExplainer(Explainer):
-    """Draws an explanation from a fixed list, as a floor for scores (paper §4, `random explanation`)."""
+    """Returns a random explanation from a fixed list, as a floor for scores (paper §4, `random explanation`)."""
 
     name = "random"
     uninformed = True

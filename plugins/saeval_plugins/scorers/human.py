@@ -41,7 +41,7 @@ class Human(Scorer):
     """Scores each latent with the mean of its human ratings, 1 (worst) to 4 (best), from a CSV file.
 
     The columns are `latent` and `rating` and, optionally, `hookpoint`, `rater`, `example` and `explanation`. All rows
-    have equal weight. A row with an `explanation` counts only for that explanation (ignoring case and surrounding
+    have equal weight. A row with an `explanation` counts only for exactly this text (ignoring case and surrounding
     space), so ratings of one explainer never count for another or for a baseline. Latents without a rating are skipped.
     The report contains correlations with the other scorers.
     """

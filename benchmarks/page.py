@@ -30,8 +30,8 @@ _HEAD = """# Benchmarks
 Written by `python -m benchmarks.run`; `--quick --json` is a small version that takes less than five minutes. The
 compared programs alternate in one run, each in its own process; a figure is the median of its rounds, with the lowest
 and the highest. CPU seconds count all threads. eai-delphi runs unchanged in its own environment (modules it imports
-but does not use on the measured paths are replaced by empty ones, see `benchmarks/delphi/`). Nothing here is a test:
-a slow machine fails nothing.
+but does not use on the measured paths are replaced by empty ones, see `benchmarks/delphi/`). Benchmarks are not
+tests: a slow machine fails no test.
 
 No figure was measured on a GPU: code for CUDA is tested on the CPU with substitutes, and its speed is unknown
 ([decision 13](decisions/0013-where-collecting-spends-its-time.md)).

@@ -1,7 +1,8 @@
 """The command line: reads arguments, calls the library, and turns errors into exit codes.
 
-Exit codes: 0 done; 1 done but over a threshold, or gave up; 2 a mistake in the command, the spec or a file that it
-names; 3 stopped at the cost limit (resumable); 70 internal error; 130 interrupted (resumable).
+Exit codes: 0 done; 1 done but over a limit of failures, or stopped because of repeated failures; 2 a mistake in the
+command, the spec or a file that it names; 3 stopped at the cost limit (resumable); 70 internal error; 130 interrupted
+(resumable).
 """
 
 from __future__ import annotations

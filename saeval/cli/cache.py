@@ -76,5 +76,5 @@ def _keys_of(run_dir: Path) -> set[str]:
 
     ledger = run_dir / "calls.jsonl"
     if not ledger.is_file():
-        raise InputError(f"{run_dir}: is not a run directory, because it has no calls.jsonl")
+        raise InputError(f"{run_dir}: has no calls.jsonl; give a run directory")
     return {call.answer for call in CallLedger(ledger).calls() if call.answer}

@@ -162,7 +162,7 @@ def schema(out: Path | None, without: Sequence[str]) -> None:
         click.echo(text)
         return
     write_atomic(out, text + "\n")
-    say(f"written   {out}; first line of a spec: `# yaml-language-server: $schema={out}`")
+    say(f"written   {out}; begin specs with `# yaml-language-server: $schema={out}`")
 
 
 @click.command()

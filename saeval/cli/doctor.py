@@ -16,7 +16,7 @@ from typing import Literal
 from saeval._util import InputError, StoreError, cache_dir, refuse_malicious
 from saeval.plugin.registry import Registry
 
-_LITTLE = 5e9  # bytes on the cache's disk
+_LITTLE = 5e9  # free bytes on the cache's disk below which a note is shown
 _KEYS = re.compile(r".*_API_KEY|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|AWS_SECRET_ACCESS_KEY|GOOGLE_APPLICATION_CREDENTIALS")
 
 
@@ -26,8 +26,8 @@ class Check:
 
     Attributes:
         what: What was checked.
-        status: Whether a run can rely on it; `note` for what a user should know.
-        text: What was found.
+        status: `ok`, `wrong` if runs may fail, or `note` for other information.
+        text: The result in words.
     """
 
     what: str
@@ -36,7 +36,7 @@ class Check:
 
 
 def examine(store: Path | None = None) -> Iterator[Check]:
-    """Check everything; with a store, also read all of it and compare its checksums.
+    """Run all checks; with a store, also read it completely and compare its checksums.
 
     Args:
         store: Directory of an activation store.
@@ -70,7 +70,7 @@ def _packages() -> Iterator[Check]:
             yield Check(requirement.name, "wrong", f"is not installed: pip install '{requirement}'")
             continue
         fits = requirement.specifier.contains(installed, prereleases=True)
-        text = installed if fits else f"{installed} does not fit: pip install '{requirement}'"
+        text = installed if fits else f"version {installed} is not supported: pip install '{requirement}'"
         yield Check(requirement.name, "ok" if fits else "wrong", text)
 
 
@@ -79,7 +79,7 @@ def _malicious() -> Check:
         refuse_malicious("litellm")
     except InputError as error:
         return Check("malicious releases", "wrong", str(error))
-    return Check("malicious releases", "ok", "none known is installed")
+    return Check("malicious releases", "ok", "no known one is installed")
 
 
 def _device() -> Check:
@@ -109,7 +109,7 @@ def _cache() -> Check:
 
 
 def _stores() -> Iterator[Check]:
-    """Yield whether the files of the cache's stores exist; only `--store` reads them completely."""
+    """Check that the files of the cache's stores exist; only `--store` reads them completely."""
     from saeval.activations import ActivationStore
 
     folder = cache_dir() / "stores"
@@ -129,7 +129,7 @@ def _verified(store: Path) -> Check:
         opened = ActivationStore.open(store, verify=True)
     except (StoreError, OSError, ValueError) as error:
         return Check("store", "wrong", str(error))
-    text = f"{store}: whole; {opened.n_latents:,} latents, {opened.n_tokens:,} tokens, every checksum matches"
+    text = f"{store}: complete; {opened.n_latents:,} latents, {opened.n_tokens:,} tokens, all checksums match"
     return Check("store", "ok", text)
 
 

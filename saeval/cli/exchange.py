@@ -1,4 +1,4 @@
-"""Commands that exchange results with other tools and places."""
+"""Commands that export, import, send and fetch results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def export(
     dataset: str | None,
     as_json: bool,
 ) -> None:
-    """Write a run in another tool's format, and report what the format cannot hold. Sends nothing."""
+    """Write a run in another tool's format, and report what the format cannot represent. Sends nothing."""
     from saeval.exchange import export_run
 
     lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source, dataset=dataset)

@@ -75,7 +75,7 @@ class _Cli(click.Group):
 
 
 def _without_keys(error: click.ClickException) -> click.ClickException:
-    """Return an error of usage, which quotes what was typed, without anything that looks like a key."""
+    """Return a usage error, which quotes the command line, without anything that looks like a key."""
     from saeval._util import without_keys
 
     text = without_keys(error.format_message())

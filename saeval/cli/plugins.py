@@ -18,7 +18,7 @@ from saeval.plugin.kinds import KINDS
 @JSON
 @click.pass_context
 def plugins(ctx: click.Context, without: Sequence[str], as_json: bool) -> None:
-    """List installed plugin packages with their plugins, and why a broken one is skipped."""
+    """List installed plugin packages with their plugins, and the reason why a broken one is skipped."""
     from dataclasses import asdict
 
     if ctx.invoked_subcommand:
@@ -41,7 +41,7 @@ def plugins(ctx: click.Context, without: Sequence[str], as_json: bool) -> None:
 @click.argument("package", metavar="PKG")
 @JSON
 def check(package: str, as_json: bool) -> None:
-    """Test the contracts of all plugins of a package; exit code 1 if any is broken."""
+    """Test the contracts of all plugins of a package. The exit code is 1 if any is broken."""
     from dataclasses import asdict
 
     from saeval.testing import check_package
@@ -97,7 +97,7 @@ _QUESTIONS = {
 
 
 def _new_task(name: str, folder: Path, given: dict[str, Any]) -> None:
-    """Write the spec for the flags and answers."""
+    """Write a spec from the flags, and from answers to questions about missing ones."""
     import shlex
 
     import yaml

@@ -44,9 +44,9 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
 @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--serve", is_flag=True, help="Serve the report on 127.0.0.1 under a secret address.")
 @click.option(
-    "--live", is_flag=True, help="With --serve: load the subject, and show a latent's activations on text you type."
+    "--live", is_flag=True, help="With --serve: load the subject model to show activations on text that you type."
 )
-@click.option("--follow", is_flag=True, help="Show progress, spending, failures and scores while the run goes on.")
+@click.option("--follow", is_flag=True, help="Show progress, spending, failures and scores of a run in progress.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port for --serve and --follow; default: a free one."
 )
@@ -54,7 +54,7 @@ def report(run_dir: Path, plots: Path | None, format_: Any, as_json: bool) -> No
     "--bundle",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the report as one file to share: a page (.html), or a folder (.zip).",
+    help="Write the report as one file for sharing: a page (.html) or a packed folder (.zip).",
 )
 def view(run_dir: Path | None, serve: bool, live: bool, follow: bool, port: int, bundle: Path | None) -> None:
     """Open a run's HTML report in the browser, or serve it until Ctrl-C.
@@ -84,7 +84,7 @@ def view(run_dir: Path | None, serve: bool, live: bool, follow: bool, port: int,
     elif live:
         from saeval._run import TypedText
 
-        say("loading the subject …")
+        say("loading the subject model …")
         typed = TypedText(run_dir)
         with LiveServer(run_dir, port, typed.cells, typed.read) as server:
             _serve(server, "serving")
@@ -101,7 +101,7 @@ def _serve(server: LocalServer, doing: str, *, opens: bool = False) -> None:
     """Serve until Ctrl-C."""
     import webbrowser
 
-    say(f"{doing:9} {server.url}\nCtrl-C stops it; anyone on this machine with this address can read the report")
+    say(f"{doing:9} {server.url}\nCtrl-C stops it; anyone on this machine who knows the address can read the report")
     if opens:
         webbrowser.open(server.url)
     with suppress(KeyboardInterrupt):
@@ -208,7 +208,7 @@ def _refuse_beside_html(given: Mapping[str, bool]) -> None:
 
 
 def _at_hand(run: str, folder: Path) -> list[Path]:
-    """Return the run directories: one, those in a folder, or one fetched from the hub into `folder`."""
+    """Return run directories: the given one, those in a given folder, or one fetched from the hub into `folder`."""
     from saeval.results import finished_runs
 
     if not run.startswith("hf://"):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seeds", type=click.IntRange(min=1), metavar="K", help="Run with K seeds and pool the results.")
 @click.option(
-    "--until", type=click.Choice(["collect"]), help="Stop after this stage; the same command without it goes on."
+    "--until", type=click.Choice(["collect"]), help="Stop after this stage; run the same command without it to resume."
 )
 @click.option("--retry", type=click.Choice(["failed"]), help="Rerun failed latents; keep everything else.")
 @click.option("--unpriced", is_flag=True, help="Run even if --max-cost cannot count a model of unknown price.")
@@ -114,7 +114,7 @@ def run(
 
 
 def _collect(group: str | None, tasks: Mapping[Path, Task], display: Any, *, as_json: bool) -> None:
-    """Collect the activations of tasks, by run directory, and say where they are."""
+    """Collect the activations of tasks (by run directory), and print where the stores are."""
     from saeval._run import runner
     from saeval._util import display as make_display
 
@@ -124,28 +124,28 @@ def _collect(group: str | None, tasks: Mapping[Path, Task], display: Any, *, as_
             stores = runner.collect_task(task, out=path, display=make_display(display))
         found[task.name] = {name: str(store) for name, store in stores.items()}
         if not as_json:
-            say(f"collected {len(stores)} cells of {task.name}; the same command without --until goes on")
+            say(f"collected {len(stores)} cells of {task.name}; run the same command without --until to resume")
     if as_json:
         print_json({"group": group, "collected": found} if group else {"collected": next(iter(found.values()))})
 
 
 @contextmanager
 def _naming_log(run_dir: Path) -> Iterator[None]:
-    """Print the log's path when a run fails and has written one."""
+    """Print the path of the log if the run in this block fails and has written one."""
     from saeval._util import SaevalError
 
     log = run_dir / "logs" / "run.log"
     try:
         yield
     except SaevalError:
-        with suppress(OSError):  # not there, or a name that no disk can hold
+        with suppress(OSError):  # the log does not exist, or its name is too long
             if log.stat().st_size:
                 say(f"log       {log}", err=True)
         raise
 
 
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
-    """Print one board of all the group's cells, and the findings of its runs."""
+    """Print one board with all cells of a group, and the findings of its runs."""
     from saeval._compare import join
     from saeval.report import finding_line, written
 
@@ -284,7 +284,7 @@ _PLAN = ("step", "latents", "calls", "in", "out", "usd", "minutes", "MB")
 
 
 def _show_plan(plan: Plan) -> None:
-    """Print a line per step, cell by cell, and the models they ask."""
+    """Print one line per step, grouped by cell, and the models that the steps ask."""
     from saeval._util import WIDTH, aligned_rows, fold
 
     steps = [step for step in plan.steps if step.model or step.step in ("collect", "report")]

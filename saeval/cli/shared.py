@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def complete_task(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete names of shipped tasks, otherwise files."""
+    """Complete the names of shipped tasks; if none match, complete files."""
     from click.shell_completion import CompletionItem
 
     from saeval.task import shipped_tasks
@@ -27,7 +27,7 @@ def complete_task(_context: click.Context, _parameter: click.Parameter, incomple
 
 
 def TASK(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
-    """Add the task, as an argument or as `--task`; the command receives its name or path as `task`."""
+    """Add the task as an argument or `--task`; the command receives its name or path as `task`."""
 
     @wraps(command)
     def with_task(named: str | None, option: str | None, **options: Any) -> Any:
@@ -37,7 +37,7 @@ def TASK(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a d
 
 
 def TASK_OR_FLAGS(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
-    """Add the task as `TASK` does, and the flags that describe one: the command then receives their spec as `task`."""
+    """Add the task like `TASK`, and flags that describe a new task; the command receives their spec as `task`."""
 
     @wraps(command)
     def with_task(named: str | None, option: str | None, **options: Any) -> Any:
@@ -101,7 +101,7 @@ def _named(named: str | None, option: str | None) -> str:
     if named and option:
         raise click.UsageError(f"name only one task: {named} or --task {option}")
     if not (named or option):
-        raise click.UsageError("name a task (`saeval list` lists them) or a spec file")
+        raise click.UsageError("give the name of a task (`saeval list` lists them) or a spec file")
     return str(named or option)
 
 
@@ -109,7 +109,9 @@ def _task(named: str | None, option: str | None, flags: Mapping[str, Any]) -> st
     """Return the named task, or the spec for the flags."""
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     if not (named or option or given):
-        raise click.UsageError("name a task (`saeval list` lists them), or give --model, --sae, --text and --judge")
+        raise click.UsageError(
+            "give the name of a task (`saeval list` lists them), or --model, --sae, --text and --judge"
+        )
     if not (named or option):
         return spec_of(given)
     reference = _named(named, option)
@@ -119,7 +121,7 @@ def _task(named: str | None, option: str | None, flags: Mapping[str, Any]) -> st
 
 
 def _flag(name: str) -> str:
-    """Return a flag as it is typed."""
+    """Return a flag as typed on the command line."""
     return "--" + {"saes": "sae", "baselines": "baseline"}.get(name, name).replace("_", "-")
 
 
@@ -155,7 +157,7 @@ def _allow(what: str) -> Callable[[click.Context, click.Parameter, Sequence[str]
 
 
 def ALLOW(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a decorator like the others here
-    """Add the options that permit what specs may not do by default."""
+    """Add the options that grant specs further permissions."""
     env = click.option(
         "--allow-env",
         multiple=True,
@@ -243,7 +245,7 @@ def print_rows(rows: Sequence[dict[str, str]]) -> None:
 
 
 def print_entries(rows: Sequence[dict[str, str]]) -> None:
-    """Print each row's short values on a line, and the first sentence of its description below, within the terminal."""
+    """Print each row's short values on one line, and below it the first sentence of its description."""
     from shutil import get_terminal_size
     from textwrap import fill
 
@@ -257,5 +259,5 @@ def print_entries(rows: Sequence[dict[str, str]]) -> None:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text without control characters, since it may quote a model, a corpus or a file."""
+    """Print text without control characters, because it may quote a model, a corpus or a file."""
     click.echo("".join(c for c in text if c.isprintable() or c == "\n"), err=err)

@@ -26,7 +26,7 @@ def stop_as_on_ctrl_c() -> None:
         return
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # for asyncio, which takes its place while it runs
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio replaces it only if it is the default
     for name in ("SIGTERM", "SIGQUIT", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
@@ -35,7 +35,7 @@ def stop_as_on_ctrl_c() -> None:
 
 
 def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Have Ctrl-C count where Python was in code that cannot raise, such as the callback of a weak reference."""
+    """Repeat a Ctrl-C that arrived in code that cannot raise, such as the callback of a weak reference."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         threading.Timer(0.01, _press_again).start()
     else:
@@ -43,20 +43,20 @@ def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _press_again() -> None:
-    if hasattr(signal, "pthread_kill"):  # wakes the main thread where it sleeps, too
+    if hasattr(signal, "pthread_kill"):  # also wakes a sleeping main thread
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     else:
         _thread.interrupt_main()
 
 
 def ignore_signals_at_exit() -> None:
-    """Ignore signals while Python exits: it restores their defaults, which would kill a process that has finished."""
+    """Ignore signals while Python exits, because default handlers would kill a process that has finished."""
     atexit.register(_handle_all, signal.SIG_IGN)
 
 
 def leave_at_once() -> None:
-    """From here on, exit without a message when told to stop again, whatever is left unfinished."""
-    sys.unraisablehook = lambda _: None  # coroutines that a second Ctrl-C cut off complain when they are discarded
+    """Make the next signal exit at once without a message, even if work is unfinished."""
+    sys.unraisablehook = lambda _: None  # hides warnings about coroutines that a second Ctrl-C interrupted
     if threading.current_thread() is threading.main_thread():
         _handle_all(_leave)
 
@@ -69,7 +69,7 @@ def _handle_all(handler: Callable[[int, FrameType | None], None] | signal.Handle
 
 
 def _stop(_number: int, frame: FrameType | None) -> None:
-    """Call the current handler of Ctrl-C: asyncio and the end of a run install their own."""
+    """Call the current handler of Ctrl-C, which asyncio and the end of a run replace by their own."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
         raise KeyboardInterrupt

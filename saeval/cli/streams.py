@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-_PATIENCE = 5.0  # seconds that a reader may take who left the pipe non-blocking
+_PATIENCE = 5.0  # seconds to wait for a reader if the pipe is non-blocking
 
 
 class _Steady(io.RawIOBase):
-    """A descriptor that accepts everything written, and drops it once no reader is left."""
+    """A raw stream to a descriptor that never fails: it drops data once no reader is left."""
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
@@ -64,19 +64,19 @@ def _nothing() -> TextIO:
 
 
 def _open_all() -> None:
-    """Put the null device in place of standard descriptors that are closed: a file opened next would get their number.
+    """Open the null device for standard descriptors that are closed.
 
-    Libraries that write to descriptor 2 would write into that file.
+    Otherwise the next opened file would get such a number, and libraries that use descriptor 2 would write into it.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def _steady(stream: TextIO) -> TextIO:
-    """Return a stream to the same descriptor that never raises and escapes characters its encoding lacks."""
+    """Return a stream to the same descriptor that never raises and escapes characters that its encoding lacks."""
     try:
         raw = _Steady(stream.fileno())
     except (OSError, ValueError):

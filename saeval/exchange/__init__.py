@@ -1,4 +1,4 @@
-"""Reads and writes other tools' formats, from files alone."""
+"""Reads and writes other tools' formats, using files only."""
 
 from __future__ import annotations
 

@@ -27,18 +27,18 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         write_atomic(root / (file_name(names.get("source", cell.hookpoint)) + _END), text)
         if cell.lost_explanations:
             left = some(cell.lost_explanations, "other or failed one is", "others and failed ones are")
-            lost.append(f"{cell.name}: the files hold one explanation per latent: {left} omitted.")
-        lost.append(f"{cell.name}: the files hold explanations only; scores, windows and who explained are omitted.")
+            lost.append(f"{cell.name}: the files contain one explanation per latent: {left} omitted.")
+        lost.append(f"{cell.name}: the files contain only explanations; scores, windows and explainers are omitted.")
     return lost
 
 
 def read(path: Path, format_: str) -> Imported:
     """Read one file, or all files in a folder and its subfolders, as one cell each.
 
-    A file is a mapping from latent to text, or to a row with an `explanation`, or a list or lines of such rows.
+    A file is a mapping from latent to text or to a row with an `explanation`, or a list or lines of such rows.
 
     Raises:
-        InputError: If a file holds something else.
+        InputError: If a file has another form.
     """
     if path.is_file():
         files, base = [path], path.parent
@@ -46,7 +46,7 @@ def read(path: Path, format_: str) -> Imported:
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith((_END, _END + "l")))
         base = path
     if not files:
-        raise InputError(f"{path}: no <hookpoint>{_END} there")
+        raise InputError(f"{path}: contains no <hookpoint>{_END}")
     cells, empty = [], 0
     for file in files:
         hookpoint = file.name.removesuffix("l").removesuffix(".json").removesuffix("_feature")
@@ -59,18 +59,18 @@ def read(path: Path, format_: str) -> Imported:
                 continue
             number = latent_number(latent, where)
             if cell.explanations.setdefault((MAIN, number), Explanation(text=text.strip())).text != text.strip():
-                raise InputError(f"{where}: explains latent {number} a second time, differently")
+                raise InputError(f"{where}: latent {number} already has another explanation")
         if not cell.explanations:
-            raise InputError(f"{file}: no explanation there")
+            raise InputError(f"{file}: contains no explanations")
         cells.append(cell)
-    warnings = ["The files hold explanations only: how they score, and what they were made from, is not known."]
+    warnings = ["The files contain only explanations; their scores and explainers are unknown."]
     if empty:
         warnings.append(f"{some(empty, 'empty explanation', 'empty explanations')} omitted.")
     return Imported("auto_interp_explanations", cells, warnings)
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Any, str]]:
-    """Yield place, latent and text."""
+    """Yield location, latent and text of each row."""
     if file.suffix == ".jsonl":
         for where, row in read_json_lines(file):
             yield where, *_row(where, row)
@@ -84,7 +84,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any, str]]:
         for i, row in enumerate(whole):
             yield f"{file}: item {i}", *_row(f"{file}: item {i}", row)
     else:
-        raise InputError(f"{file}: should map latents to explanations")
+        raise InputError(f"{file}: must be a mapping from latents to explanations, or a list of rows")
 
 
 def _row(where: str, row: Any) -> tuple[Any, str]:
@@ -94,5 +94,5 @@ def _row(where: str, row: Any) -> tuple[Any, str]:
 def _field(where: str, row: Any, names: tuple[str, ...], kinds: Any = str) -> Any:
     found = next((row[n] for n in names if n in row), None) if isinstance(row, dict) else None
     if not isinstance(found, kinds):
-        raise InputError(f"{where}: has no {' or '.join(names)}, so this file is of a form that saeval does not know")
+        raise InputError(f"{where}: has no {' or '.join(names)}; saeval does not know this form of file")
     return found

@@ -22,7 +22,7 @@ _INDEX, _RUNS, _SITE = "board.json", "runs", "site"
 def add_runs(board: Path, runs: Iterable[str]) -> list[str]:
     """Add the results of runs to a board, which is created if it does not exist.
 
-    Only `results.json` is taken: no window, prompt or explanation. Adding a run again replaces its results.
+    Only `results.json` is copied, without windows, prompts and explanations. Adding a run again replaces its results.
 
     Args:
         board: The folder.
@@ -75,7 +75,7 @@ def _read(board: Path) -> dict[str, Any]:
         return {"format": BOARD_FORMAT, "title": "Leaderboard of SAEs", "runs": {}}
     index = read_json(board / _INDEX)
     if not isinstance(index, dict) or index.get("format") != BOARD_FORMAT or not isinstance(index.get("runs"), dict):
-        raise InputError(f"{board / _INDEX}: is not a board that this saeval can read ({BOARD_FORMAT})")
+        raise InputError(f"{board / _INDEX}: does not have the format {BOARD_FORMAT}; give the folder of a board")
     for name, facts in index["runs"].items():
         if file_name(name) != name or not isinstance(facts, dict) or {"sha", "made", "from"} - facts.keys():
             raise InputError(f"{board / _INDEX}: lists {name!r:.80}, which is not a run; remove it")
@@ -107,7 +107,7 @@ def _add(board: Path, index: dict[str, Any], place: Path, origin: str) -> str:
 
 
 def _name(runs: dict[str, Any], result: RunResult) -> str:
-    """Return the run's name on the board: its id, with a number where another run has it."""
+    """Return the run's name on the board: its id, with a number appended if another run has this name."""
     base, n = file_name(result.run_id), 1
     name = base
     while name in runs and runs[name]["sha"] != _identity(result):
@@ -117,7 +117,7 @@ def _name(runs: dict[str, Any], result: RunResult) -> str:
 
 
 def _identity(result: RunResult) -> str:
-    """Return what tells a run from another one of the same name: its spec and its cells."""
+    """Return a hash of spec and cells, which distinguishes runs with the same name."""
     from saeval._util import content_hash
 
     return content_hash(result.spec_sha, result.run_id.rpartition("-")[0], [c.coder for c in result.cells])

@@ -1,4 +1,4 @@
-"""Gathers the facts beside a score on a board, as text for formats that have room for text only."""
+"""Collects the facts shown beside a score, as text for formats without fields for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def beside(row: ScoreRow) -> dict[str, str]:
-    """Return lift, floors, coverage, judge and its verdict by name, omitting unknown ones."""
+    """Return lift, floors, coverage, judge and verdict by name; unknown ones are omitted."""
     facts: dict[str, object] = {
         "lift": row.lift,
         "lift_ci95": row.lift_ci95,
@@ -38,12 +38,12 @@ def _text(value: object) -> str:
 
 
 def ended(cell: RunCell) -> float | None:
-    """Return when the cell's run was last written to, in seconds since 1970; None if the run does not say."""
+    """Return when the cell's run was last written, in seconds since 1970; None if unknown."""
     return run_ended(cell.folder.parent.parent)
 
 
 def run_ended(folder: Path) -> float | None:
-    """Return when a run directory was last written to, in seconds since 1970; None if it does not say."""
+    """Return when a run directory was last written, in seconds since 1970; None if unknown."""
     file = folder / "run.json"
     state = read_json(file) if file.is_file() else None
     moment = state.get("updated") if isinstance(state, dict) else None

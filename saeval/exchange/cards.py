@@ -15,7 +15,7 @@ _OF_THIS_MACHINE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|\.{1,2}[/\\]|.*://")
 
 
 def run_card(result: RunResult, tables: Iterable[str], *, has_spec: bool) -> str:
-    """Return a run's card: its report, with board, intervals, floors and judges, and how to fetch and repeat it.
+    """Return a run's dataset card: its report, and how to fetch and repeat the run.
 
     Args:
         result: The run.
@@ -40,7 +40,7 @@ def run_card(result: RunResult, tables: Iterable[str], *, has_spec: bool) -> str
 
 
 def is_shareable(spec: Any) -> bool:
-    """Return whether a spec names no file and no server of the machine it ran on."""
+    """Return whether a spec names no local file and no server."""
     return not any(_OF_THIS_MACHINE.match(text) for text in _texts(spec))
 
 
@@ -56,7 +56,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def read_spec(path: Path) -> Any:
-    """Return the content of a run's `spec.yaml`; None if it is missing or no YAML."""
+    """Return the content of a run's `spec.yaml`; None if it is missing or not YAML."""
     import yaml
 
     try:
@@ -66,7 +66,7 @@ def read_spec(path: Path) -> Any:
 
 
 def store_card(latents: int, tokens: int, facts: Mapping[str, Any]) -> str:
-    """Return a store's card."""
+    """Return the dataset card of an activation store."""
     made_up = "**The activations are synthetic.** " if facts.get("synthetic") else ""
     return (
         f"---\n{_TAGS}- activations\n---\n# saeval activation store\n\n{latents:,} latents over {tokens:,} tokens of "

@@ -18,7 +18,7 @@ _LABELS = {"fuzz": "fuzzing"}
 _NAMES = {ours: theirs for theirs, ours in _LABELS.items()}
 _QUANTILES = 10
 _UNEXPLAINED = "Explanation could not be parsed."
-"""What Delphi writes when a model's reply held no explanation."""
+"""The text that Delphi writes if a model's reply contained no explanation."""
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
@@ -50,7 +50,7 @@ def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
     windows = {(row["latent"], f"{row['context']}:{row['start']}"): row for row in cell.examples}
     for scorer, rows in cell.rows().items():
         if not any(row.metric == "balanced_accuracy" for row in rows):
-            lost.append(f"{cell.name}: Delphi's files have no place for scores of {scorer}, which are omitted.")
+            lost.append(f"{cell.name}: Delphi's files cannot represent scores of {scorer}; they are omitted.")
             continue
         folder = root / file_name(_NAMES.get(scorer, scorer))
         folder.mkdir(parents=True)
@@ -61,10 +61,10 @@ def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
             name = f"{hookpoint}_latent{latent}.txt"
             write_atomic(folder / name, json.dumps(items, ensure_ascii=False))
         if missing := rows[0].tried - len(cell.judged(scorer)):
-            lost.append(f"{cell.name}: {missing} of the latents that {scorer} was tried on have no windows to write.")
+            lost.append(f"{cell.name}: {missing} latents of {scorer} have no judged windows and are omitted.")
         if unanswered:
-            why = "Delphi's files do not say why a window has no answer"
-            lost.append(f"{cell.name}: {why}; the reasons of {unanswered} of {scorer} are omitted.")
+            why = "Delphi's files have no field for the reason why a window has no answer"
+            lost.append(f"{cell.name}: {why}; the reasons for {unanswered} windows of {scorer} are omitted.")
     return lost
 
 
@@ -83,21 +83,21 @@ def _item(row: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path, format_: str) -> Imported:
-    """Read a results folder of Delphi, or a folder of such folders: a cell for each hookpoint.
+    """Read a results folder of Delphi, or a folder of such folders, as one cell per hookpoint.
 
     Raises:
-        InputError: If it is none, or a file is damaged.
+        InputError: If it is neither, or a file is damaged.
     """
     roots = [path] if _is_results(path) else []
     if not roots and path.is_dir():
         roots = sorted(folder for folder in path.iterdir() if _is_results(folder))
     if not roots:
-        raise InputError(f"{path}: no explanations/ or scores/ there; give the folder of one of Delphi's runs")
+        raise InputError(f"{path}: has no folder explanations/ or scores/; give the results folder of a Delphi run")
     warnings: list[str] = []
     cells = [cell for root in roots for cell in _read_root(root, warnings, root.name if len(roots) > 1 else None)]
     if not any(cell.numbers for cell in cells):
         raise InputError(f"{path}: no file <hookpoint>_latent<number>.txt in explanations/ or scores/")
-    warnings.append("Delphi's files do not say how often a latent fires, which prompts were sent, nor what it cost.")
+    warnings.append("Delphi's files do not contain firing rates, prompts and costs.")
     return Imported("Delphi", cells, list(dict.fromkeys(warnings)))
 
 
@@ -130,7 +130,7 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             score, examples = _score(file, latent, first)
             if score is None:
                 warnings.append(
-                    f"scores/{folder.name} holds no windows with predictions, as detection and fuzz do; it is omitted."
+                    f"scores/{folder.name} has no windows with predictions, unlike detection and fuzz; it is omitted."
                 )
                 continue
             label = _LABELS.get(folder.name, folder.name)
@@ -142,7 +142,7 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:
-    """Yield a folder's files with hookpoint and latent, by name."""
+    """Yield a folder's files, sorted by name, with their hookpoint and latent."""
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if (match := _FILE.fullmatch(file.name)) and file.is_file():
             yield file, match[1], int(match[2])
@@ -166,21 +166,21 @@ def _first_quantile(scores: Path) -> int:
 def _explanation(file: Path) -> Explanation:
     text = read_json(file)
     if not isinstance(text, str):
-        raise InputError(f"{file}: should hold one JSON text, the explanation")
+        raise InputError(f"{file}: must contain one JSON string, the explanation")
     if not text.strip() or text.strip() == _UNEXPLAINED:
-        return Explanation.failed("the model's reply held no explanation")
+        return Explanation.failed("the model's reply contained no explanation")
     return Explanation(text=text)
 
 
 def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict[str, Any]]]:
-    """Return the score of a latent and its windows; None if the file holds no windows with predictions.
+    """Return the score of a latent and its windows; None if the file has no windows with predictions.
 
     Raises:
         InputError: If a window is malformed.
     """
     items = read_json(file)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise InputError(f"{file}: should hold a JSON list of windows")
+        raise InputError(f"{file}: must contain a JSON list of windows")
     if not items:
         return Score.failed("no window was judged"), []
     if not all("prediction" in item and ("activating" in item or "ground_truth" in item) for item in items):
@@ -207,16 +207,18 @@ def _outcome(file: Path, place: int, item: dict[str, Any], first: int) -> Outcom
     active, predicted = item.get("activating", item.get("ground_truth")), item["prediction"]
     probability, distance = item.get("probability"), item.get("distance")
     if not isinstance(active, bool) or predicted not in (True, False, None, -1):
-        raise InputError(f"{file}: window {place}: activating should be true or false, prediction too, or null")
+        raise InputError(
+            f"{file}: window {place}: activating must be true or false, prediction must be true, false or null"
+        )
     if probability is not None and (not isinstance(probability, int | float) or not 0 <= probability <= 1):
         raise InputError(
-            f"{file}: window {place}: the probability should lie between 0 and 1, not {str(probability)!r:.40}"
+            f"{file}: window {place}: the probability must be between 0 and 1, not {str(probability)!r:.40}"
         )
     quantile = distance - first if active and isinstance(distance, int) else -1
     decile = quantile if 0 <= quantile < _QUANTILES else None
     shared = {"example": f"{place}:0", "active": active, "decile": decile}
     if predicted is None or predicted == -1:
-        return Outcome(**shared, status="unparsed", reason="Delphi could not read the reply")
+        return Outcome(**shared, status="unparsed", reason="Delphi could not parse the reply")
     return Outcome(**shared, predicted=bool(predicted), probability=probability)
 
 

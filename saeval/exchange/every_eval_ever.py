@@ -27,14 +27,14 @@ def write(
 ) -> list[str]:
     """Write `data/<collection>/<developer>/<model>/<uuid>.json` per cell, and `<uuid>_samples.jsonl` beside it.
 
-    A run gives the same names each time.
+    The names depend only on the run, so exporting it again gives the same names.
     """
     lost = [
-        "Every Eval Ever asks who evaluated and how they relate to the model, which a run does not know: it says "
-        "`unknown` and `other`.",
-        "Its records have no place for floors, lifts and coverage but free text (score_details.details).",
-        "Of windows, only those that a scorer judged one by one are included, without the marks of fuzzing; of latents "
-        "and explanations, only what these windows name.",
+        "Every Eval Ever asks for the evaluator and their relation to the model, which a run does not contain: the "
+        "records state `unknown` and `other`.",
+        "Floors, lifts and coverage are included only as free text (score_details.details).",
+        "Only windows that a scorer judged one by one are included, without the marks of fuzzing, and only the latents "
+        "and explanations of these windows.",
     ]
     for cell in cells:
         document, empty = _document(result, cell, names)
@@ -55,7 +55,7 @@ def write(
 
 
 def _document(result: RunResult, cell: RunCell, names: Mapping[str, str]) -> tuple[dict[str, Any], int]:
-    """Return the record, and how many metrics are not in it because they have no value."""
+    """Return the record, and the number of metrics that it omits because they have no value."""
     model = names.get("model", cell.result.subject) or "unknown"
     moment, now = ended(cell), time.time()
     rows = [row for rows in cell.rows().values() for row in rows]

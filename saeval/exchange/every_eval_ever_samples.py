@@ -1,4 +1,4 @@
-"""Writes the judged windows of a cell as instance-level records of Every Eval Ever, a line each."""
+"""Writes the judged windows of a cell as instance-level records of Every Eval Ever, one per line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def write_samples(file: Path, cell: RunCell, record: dict[str, Any]) -> dict[str
     Args:
         file: The record's file.
         cell: The cell.
-        record: The record; lines name its evaluation and its results.
+        record: The record; lines refer to its evaluation and its results.
 
     Returns:
-        The field of the record that refers to the lines; None where no window was judged one by one.
+        The record's field that refers to the file; None if no window was judged one by one.
     """
     lines = [json.dumps(sample, ensure_ascii=False) for sample in _samples(cell, record)]
     if not lines:
@@ -70,7 +70,7 @@ def _samples(cell: RunCell, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _judged(row: dict[str, Any], explanation: str, text: str | None) -> dict[str, Any]:
-    """Return the fields of a sample that say what was asked and what came back."""
+    """Return a sample's fields for question, answer and evaluation."""
     shown = f"Explanation: {explanation}\nWindow: {row['example'] if text is None else text}"
     reference, said = str(int(row["active"])), None if row["predicted"] is None else str(int(row["predicted"]))
     answered = said is not None

@@ -1,4 +1,4 @@
-"""Exports and imports runs in other tools' formats, from files alone."""
+"""Exports and imports runs in other tools' formats, using files only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from saeval.records import RunResult
 
 FORMATS = ("delphi", "neuronpedia", "saebench", "auto-interp-explanations", "jsonl", "parquet")
-"""Formats that a run can be written in, and made from."""
+"""Formats for export and import."""
 EXPORTS = (*FORMATS, "every-eval-ever", "hf-eval-results")
-"""Formats that a run can be written in."""
-_MARKED = ("jsonl", "parquet", *EXPORTS[len(FORMATS) :])  # they say that a run is synthetic, and what is a baseline
+"""Formats for export."""
+_MARKED = ("jsonl", "parquet", *EXPORTS[len(FORMATS) :])  # formats that mark synthetic runs and baselines
 
 
 def export_run(
@@ -32,17 +32,17 @@ def export_run(
     Args:
         run: The run directory.
         format_: One of `EXPORTS`.
-        out: A directory to make: one file or folder a cell.
+        out: A directory to create, with one file or folder per cell.
         cell: The cell to write; default: all.
-        model: What the format should call the subject model, instead of its name in the run.
-        source: What the format should call the place in the model, instead of the hookpoint.
-        dataset: Dataset repository on the Hub that holds the benchmark, `owner/name`; `hf-eval-results` needs it.
+        model: Name of the subject model in the format; default: its name in the run.
+        source: Name of the hookpoint in the format; default: its name in the run.
+        dataset: Dataset repository of the benchmark on the Hub, `owner/name`; required by `hf-eval-results`.
 
     Returns:
-        What the format cannot hold, a sentence each.
+        One sentence for each thing that the format cannot represent.
 
     Raises:
-        InputError: If the run cannot be read, holds nothing that the format can hold, or `out` already exists.
+        InputError: If the run cannot be read, has nothing that the format can represent, or `out` already exists.
     """
     from saeval._util import believable, new_folder
     from saeval.results import open_run
@@ -56,26 +56,25 @@ def export_run(
     if format_ not in _MARKED:
         if result.synthetic:
             lost.insert(
-                0, "A part of this run is synthetic, which the files do not say; mark them when you share them."
+                0, "A part of this run is synthetic, but the files are not marked; mark them when you share them."
             )
-        lost += [f"{c.name}: is a baseline; the files do not say so." for c in cells if c.result.baseline]
+        lost += [f"{c.name}: is a baseline, but the files are not marked." for c in cells if c.result.baseline]
     return list(dict.fromkeys(lost))
 
 
 def import_run(path: Path, format_: str, out: Path) -> RunResult:
-    """Make a run directory from another tool's files; it can be reported on, and its explanations scored again.
+    """Create a run directory from another tool's files, for reports and for scoring its explanations again.
 
     Args:
-        path: The file or folder, as the tool wrote it.
+        path: The file or folder that the tool wrote.
         format_: One of `FORMATS`.
-        out: The run directory to make.
+        out: The run directory to create.
 
     Returns:
-        The run; it is marked as not reproducible, and its warnings say where the numbers come from and what was
-        omitted.
+        The run. It is marked as not reproducible; its warnings name the tool and what was omitted.
 
     Raises:
-        InputError: If the files are damaged or hold something else, or `out` already exists.
+        InputError: If the files are damaged or have another format, or `out` already exists.
     """
     from saeval._util import InputError, believable, refuse_pipes
     from saeval.exchange.imported import write_run
@@ -91,6 +90,6 @@ def _module(format_: str, known: tuple[str, ...]) -> Any:
     from saeval._util import InputError, did_you_mean
 
     if format_ not in known:
-        raise InputError(f"no format {format_!r}{did_you_mean(format_, known)}; there are {', '.join(known)}")
+        raise InputError(f"unknown format {format_!r}{did_you_mean(format_, known)}; known: {', '.join(known)}")
     name = {"jsonl": "saeval_tables", "parquet": "saeval_tables"}.get(format_, format_.replace("-", "_"))
     return import_module(f"saeval.exchange.{name}")

@@ -22,20 +22,20 @@ def write(
     """Write a folder per contestant: `.eval_results/<task>.yaml` with headline scores, `model-index.yaml` with all.
 
     Raises:
-        InputError: If no dataset is named, which every entry of `.eval_results` must refer to.
+        InputError: If `names` has no dataset, to which every entry of `.eval_results` must refer.
     """
     import yaml
 
     dataset = names.get("dataset", "")
     if not _REPO.fullmatch(dataset):
         raise InputError(
-            "each result must name the dataset repository of its benchmark; give --dataset OWNER/NAME, for example "
-            "the one that `saeval push` made"
+            "each result must name the dataset repository of its benchmark; set --dataset OWNER/NAME, for example to "
+            "the one that `saeval push` created"
         )
     lost = [
-        "The Hub shows `.eval_results` only of datasets registered as benchmarks, with the task's id in their "
-        f"eval.yaml; whether {dataset} is one was not looked up.",
-        "Intervals, floors and the judge have no fields of their own; they are in `notes`, and in the card's metric "
+        "The Hub shows `.eval_results` only for datasets that are registered as benchmarks with the task's id in their "
+        f"eval.yaml; this was not checked for {dataset}.",
+        "The format has no fields for intervals, floors and the judge; they are in `notes`, and in the card's metric "
         "`args`.",
     ]
     for cell in cells:
@@ -59,7 +59,7 @@ def write(
 
 
 def _entry(result: RunResult, cell: RunCell, row: ScoreRow, dataset: str) -> dict[str, Any]:
-    """Return one entry of `.eval_results`; the task's id names scorer and metric, which each have a board."""
+    """Return one entry of `.eval_results`; the task's id contains scorer and metric, so that each has its own board."""
     moment = ended(cell)
     date = {} if moment is None else {"date": datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")}
     return {

@@ -44,17 +44,17 @@ _PLACE = re.compile(r"hf://datasets/([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:@
 
 
 class HubPlace(NamedTuple):
-    """A dataset repository on the hub: `hf://datasets/owner/name`, with `@revision` where one is meant."""
+    """A dataset repository on the hub: `hf://datasets/owner/name`, with an optional `@revision`."""
 
     repo: str
     revision: str | None
 
 
 def hub_place(text: str) -> HubPlace | None:
-    """Return the repository that a text names; None when it is a path.
+    """Return the repository that a text names; None if it is a path.
 
     Raises:
-        InputError: If it begins like a repository and is none.
+        InputError: If the text begins with `hf:` but is not a valid repository.
     """
     if not text.startswith("hf:"):
         return None
@@ -65,22 +65,22 @@ def hub_place(text: str) -> HubPlace | None:
 
 
 def push(path: Path, dest: str, *, public: bool = False) -> str:
-    """Send a run or a store.
+    """Send a run or a store to a directory or to the hub.
 
-    Of a run, results, tables and reports are sent; not the journal, the calls and the logs, which name files of this
-    machine, nor a spec that does. The tables of all cells are added as Parquet, for `datasets` to read.
+    For a run, results, tables and reports are sent. The journal, the calls and the logs are not sent, because they name
+    local files, nor is a spec that names some. The tables of all cells are added as Parquet, so that `datasets` can
+    read them.
 
     Args:
         path: A run directory, or the directory of a store.
-        dest: A directory to make, or `hf://datasets/OWNER/NAME`, for which HF_TOKEN must be set; HF_ENDPOINT is
-            honoured.
-        public: Whether a repository that is made is open to everyone.
+        dest: A directory to create, or `hf://datasets/OWNER/NAME`, which requires HF_TOKEN; HF_ENDPOINT is respected.
+        public: Whether a new repository is public.
 
     Returns:
-        Where it is now.
+        The destination.
 
     Raises:
-        InputError: If it is neither run nor store, or cannot be written or sent.
+        InputError: If it is neither a run nor a store, or cannot be written or sent.
         StoreError: If the store is damaged.
     """
     place = hub_place(dest)
@@ -89,7 +89,7 @@ def push(path: Path, dest: str, *, public: bool = False) -> str:
             _bundle(path, folder)
         return dest
     if place.revision is not None:
-        raise InputError(f"{dest}: a push creates a new revision; omit @{place.revision} out")
+        raise InputError(f"{dest}: a push creates a new revision; omit @{place.revision}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _bundle(path, folder)
@@ -97,17 +97,17 @@ def push(path: Path, dest: str, *, public: bool = False) -> str:
 
 
 def pull(src: str, out: Path) -> str:
-    """Fetch what `push` sent; only files that its list names, each compared with its checksum.
+    """Fetch a run or store that `push` sent. Fetches only listed files, and verifies their checksums.
 
     Args:
-        src: A directory, or `hf://datasets/OWNER/NAME`, with `@REVISION` if wanted.
-        out: The directory to make: a run directory or a store.
+        src: A directory, or `hf://datasets/OWNER/NAME`, with an optional `@REVISION`.
+        out: The directory to create: a run directory or a store.
 
     Returns:
         "run" or "store".
 
     Raises:
-        InputError: If it is not there, not whole, or not what `push` sends.
+        InputError: If it is missing, incomplete, or was not sent by `push`.
     """
     place = hub_place(src)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
@@ -127,13 +127,13 @@ def pull(src: str, out: Path) -> str:
 
 
 def _checked(src: str, index: Any) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """Return what kind of thing an index lists, and the files that make it.
+    """Return the kind ("run" or "store") and the files that an index lists.
 
     Raises:
-        InputError: If it is no index, or names a file outside of its folder.
+        InputError: If it is not an index, or names a file outside its folder.
     """
     if not isinstance(index, dict) or index.get("format") != BUNDLE_FORMAT or index.get("kind") not in ("run", "store"):
-        raise InputError(f"{src}: {_INDEX} is not a list of files that this saeval can read ({BUNDLE_FORMAT})")
+        raise InputError(f"{src}: {_INDEX} does not have the format {BUNDLE_FORMAT}; push it again with this saeval")
     kind, listed = str(index["kind"]), index.get("files")
     if not isinstance(listed, dict) or not all(isinstance(facts, dict) for facts in listed.values()):
         raise InputError(f"{src}: {_INDEX} lists no files")
@@ -151,7 +151,7 @@ def _verify(where: str, file: Path, facts: dict[str, Any]) -> None:
         raise InputError(f"{where} cannot be read ({os_reason(error)})") from None
     if size != facts.get("bytes") or sha != facts.get("sha256"):
         raise InputError(
-            f"{where} differs from what was sent ({size} bytes, listed with {facts.get('bytes')}); send it again"
+            f"{where} differs from the file that was sent ({size} bytes, expected {facts.get('bytes')}); push it again"
         )
 
 
@@ -160,7 +160,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
-# --- what is sent ---
+# --- files to send ---
 
 
 def _bundle(path: Path, folder: Path) -> None:
@@ -170,7 +170,7 @@ def _bundle(path: Path, folder: Path) -> None:
     elif (path / "manifest.json").is_file():
         kind, card = "store", _bundle_store(path, folder)
     else:
-        raise InputError(f"{path}: neither a run directory (results.json) nor a store (manifest.json)")
+        raise InputError(f"{path}: is neither a run directory (results.json) nor a store (manifest.json)")
     (folder / "README.md").write_text(card, encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
@@ -179,10 +179,10 @@ def _bundle(path: Path, folder: Path) -> None:
 
 
 def _bundle_run(path: Path, folder: Path) -> str:
-    """Put a run together, and return its card."""
+    """Copy the files of a run to the folder, and return its card."""
     from saeval.exchange.saeval_tables import TABLE_COLUMNS, write
 
-    refuse_strange(path)  # what a link leads to is not part of the run, and may be private
+    refuse_strange(path)  # the target of a link is not part of the run, and may be private
     result, cells = open_run(path)
     names = ["results.json", CHECKSUMS, *(f"report/{name}" for name in _REPORTS)]
     names += [f"cells/{cell.name}/{name}" for cell in cells for name in _CELL_FILES]
@@ -201,7 +201,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
 
 
 def _bundle_store(path: Path, folder: Path) -> str:
-    """Put a store together, and return its card."""
+    """Copy the files of a store to the folder, and return its card."""
     from saeval.activations import ActivationStore
 
     store = ActivationStore.open(path, verify=True)
@@ -224,8 +224,8 @@ def _endpoint() -> str | None:
 
 
 @contextmanager
-def _said(repo: str) -> Iterator[None]:
-    """Return the hub's error as a sentence, without the request, which contains the token."""
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Convert errors of the hub in this block to messages without the request, which contains the token."""
     try:
         yield
     except InputError:
@@ -245,7 +245,7 @@ def _upload(folder: Path, repo: str, public: bool) -> str:
     if token is None:
         raise InputError(f"hf://datasets/{repo}: set HF_TOKEN to a token that may write there")
     api = HfApi(endpoint=_endpoint(), token=token)
-    with _said(repo):
+    with _hub_errors(repo):
         api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
         api.upload_folder(
             repo_id=repo, repo_type="dataset", folder_path=folder, commit_message="Results made with saeval"
@@ -260,7 +260,7 @@ def _downloader(place: HubPlace, folder: Path) -> Callable[[str], Path]:
     api = HfApi(endpoint=_endpoint(), token=_token() or False)
 
     def fetch(name: str) -> Path:
-        with _said(place.repo):
+        with _hub_errors(place.repo):
             return Path(
                 api.hf_hub_download(place.repo, name, repo_type="dataset", revision=place.revision, local_dir=folder)
             )

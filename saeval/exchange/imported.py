@@ -1,4 +1,4 @@
-"""Makes a run directory from another tool's results, marked as imported."""
+"""Creates a run directory, marked as imported, from another tool's results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Scoring:
     """Scores of one scorer of another tool.
 
     Attributes:
-        plugin: What the tool calls it.
-        metrics: What its values mean; the first is the headline.
-        scores: By latent.
-        judge: Model that judged, when known.
-        tried: Latents tried, where the tool says of more than it gives scores for.
-        skipped: How many of those were passed over.
+        plugin: The tool's name for the scorer.
+        metrics: The metrics of its values; the first is the headline.
+        scores: Scores by latent.
+        judge: Model that judged, if known.
+        tried: Number of latents tried, if the tool states it and it exceeds the number of scores.
+        skipped: Number of these latents that were skipped.
     """
 
     plugin: str
@@ -41,17 +41,17 @@ class ImportedCell:
     """Another tool's results for the latents of one hookpoint.
 
     Attributes:
-        axes: What tells this cell from others.
-        hookpoint: Place in the model, as the tool calls it.
-        subject: The model; empty when unknown.
-        explainer: Who explained; empty when unknown.
-        explanations: By variant and latent.
-        scorings: By label.
-        latents: What else is known of latents, as columns of `latents.parquet`.
+        axes: Axes that distinguish this cell from others.
+        hookpoint: The tool's name for the hookpoint.
+        subject: The subject model; empty if unknown.
+        explainer: The explainer; empty if unknown.
+        explanations: Explanations by variant and latent.
+        scorings: Scorers by label.
+        latents: Other facts about latents, as columns of `latents.parquet`.
         examples: Rows of `examples.parquet`.
-        judgements: Rows of `judgements.parquet` beside those of `scorings`.
-        coder: What is known of the coder.
-        baseline: Name of the baseline that the cell is.
+        judgements: Rows of `judgements.parquet` in addition to those of `scorings`.
+        coder: Known facts about the coder.
+        baseline: Name of the baseline if the cell is one; None for a contestant.
     """
 
     axes: dict[str, str]
@@ -93,14 +93,14 @@ class ImportedCell:
 
 @dataclass
 class Imported:
-    """What was read.
+    """The content of imported files.
 
     Attributes:
-        tool: Whose files they are, in words.
-        cells: What they say.
-        warnings: What was omitted, and what a reader must know.
-        synthetic: Whether the files say that a part is made up.
-        rank_by: Column that ranks the leaderboard; the first scorer's headline when empty.
+        tool: The tool that wrote the files, in words.
+        cells: The cells.
+        warnings: What was omitted, and other warnings for readers.
+        synthetic: Whether the files state that a part is synthetic.
+        rank_by: Column that ranks the leaderboard; default: the first scorer's headline.
     """
 
     tool: str
@@ -114,10 +114,10 @@ def write_run(imported: Imported, format_: str, origin: str, out: Path) -> RunRe
     """Write the run directory, atomically.
 
     Args:
-        imported: What was read.
+        imported: The content of the imported files.
         format_: Name of the format.
-        origin: Name of the file or folder it was read from; no path, which would say where someone's files lie.
-        out: The directory to make.
+        origin: Name of the imported file or folder, without its path, which may be private.
+        out: The directory to create.
 
     Raises:
         InputError: If `out` already exists or cannot be written.
@@ -156,7 +156,7 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
                 baseline=cell.baseline,
                 subject=cell.subject,
                 coder={**cell.coder, "hookpoint": cell.hookpoint},
-                explainer=cell.explainer or f"unknown, by way of {imported.tool}",
+                explainer=cell.explainer or f"unknown, imported from {imported.tool}",
                 measures={},
                 counts={"requested": n, "eligible": n, "sampled": n, "explained": explained},
                 scores=[row for label in cell.scorings for row in cell.score_rows(label, name)],
@@ -189,7 +189,7 @@ def _result(imported: Imported, names: Sequence[str], format_: str, origin: str,
 
 
 def _deciles(label: str, scoring: Scoring) -> DecileShares | None:
-    """Return how often a scorer judged right in each decile; None if the files give no answers by decile."""
+    """Return the share of correct judgements per decile; None if the files have no answers by decile."""
     right, judged = [0] * 11, [0] * 11
     for score in scoring.scores.values():
         for o in score.outcomes:

@@ -13,21 +13,21 @@ from saeval.records import MAIN, Explanation, RunResult
 from saeval.results import RunCell, cell_file, some
 
 _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
-"""What one upload may hold: features, letters of an explanation, tokens of a window; and windows that are written."""
+"""Limits of an upload: features, characters per explanation, tokens per window; and windows written per latent."""
 _SCORE_TYPES = {
     "saeval/detection": "eleuther_recall", "saeval/fuzzing": "eleuther_fuzz", "saeval/embedding": "eleuther_embedding",
 }  # fmt: skip
-"""The site's type of score, by scorer."""
+"""Neuronpedia's score type, by scorer."""
 _MADE_BY = ("typeName", "explanationModelName")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
-    """Write a `.jsonl` file per cell; each line is the body of a request to `/api/feature/upload-batch`. None is sent.
+    """Write a `.jsonl` file per cell; each line is the body of a request to `/api/feature/upload-batch`. Sends nothing.
 
-    Scores are in `scores/`, in a file of the same name.
+    Scores are in `scores/`, in a file with the same name.
 
-    A latent without explanation, or without an activating window, is omitted, since the site takes no such feature.
+    Latents without an explanation or without an activating window are omitted, because the site does not accept them.
     """
     lost = []
     for cell in cells:
@@ -91,7 +91,7 @@ def _write_scores(cell: RunCell, folder: Path, place: dict[str, str]) -> list[st
 
 
 def _features(cell: RunCell) -> tuple[list[dict[str, Any]], int]:
-    """Return the cell's features, and how many explanations are cut."""
+    """Return the cell's features, and the number of truncated explanations."""
     windows: dict[int, list[dict[str, Any]]] = {}
     for row in cell.examples:
         if row["active"] and 0 < len(row["tokens"]) <= _TOKENS:
@@ -114,10 +114,10 @@ def _features(cell: RunCell) -> tuple[list[dict[str, Any]], int]:
 
 
 def read(path: Path, format_: str) -> Imported:
-    """Read an export's explanations, `explanations/batch-*.jsonl.gz`, or files to upload as `write` makes them.
+    """Read an export's explanations, `explanations/batch-*.jsonl.gz`, or upload files written by `write`.
 
-    An export gives a cell for each model and place, uploads one for each file. Of several explanations of a latent the
-    first one is taken for the cell's own; the others become variants, by their method and model.
+    An export becomes one cell per model and hookpoint, an upload one cell per file. If a latent has several
+    explanations, the first is the cell's own; the others become variants named after their method and model.
 
     Raises:
         InputError: If there is no such file, or a row is malformed.
@@ -130,15 +130,15 @@ def read(path: Path, format_: str) -> Imported:
             else:
                 found.take(where, row)
     if not found.cells:
-        raise InputError(f"{path}: no explanation there")
+        raise InputError(f"{path}: contains no explanations")
     return Imported("Neuronpedia", list(found.cells.values()), found.warnings())
 
 
 class _Found:
-    """Cells and what is said about them, row by row.
+    """Collects cells and warnings row by row.
 
     Attributes:
-        cells: By model, place and file of an upload.
+        cells: The cells by model, hookpoint and file of an upload.
     """
 
     def __init__(self) -> None:
@@ -146,12 +146,12 @@ class _Found:
         self._others = self._scored = self._empty = self._windows = 0
 
     def take_upload(self, where: str, row: dict[str, Any], file: str) -> None:
-        """Take a line of an upload: features with their explanations and density; their windows are counted."""
+        """Add a line of an upload: features with explanations and density. Windows are only counted."""
         if not isinstance(row["features"], list):
-            raise InputError(f"{where}: features should be a list")
+            raise InputError(f"{where}: features must be a list")
         for feature in row["features"]:
             if not isinstance(feature, dict) or not isinstance(feature.get("explanations"), list):
-                raise InputError(f"{where}: each feature should have an index and explanations")
+                raise InputError(f"{where}: each feature must have an index and explanations")
             place = {"modelId": row.get("modelId"), "source": row.get("source"), "index": feature.get("index")}
             for explanation in feature["explanations"]:
                 text = explanation.get("text") if isinstance(explanation, dict) else explanation
@@ -161,15 +161,15 @@ class _Found:
             self._windows += bool(feature.get("activations"))
 
     def take(self, where: str, row: Any) -> None:
-        """Take a row of an export: one explanation."""
+        """Add a row of an export, which is one explanation."""
         self._take(where, row, "")
 
     def _take(self, where: str, row: Any, file: str) -> tuple[ImportedCell | None, int]:
         if not isinstance(row, dict) or not isinstance(row.get("description"), str | None):
-            raise InputError(f"{where}: should be an explanation, with index and description")
+            raise InputError(f"{where}: must be an explanation with index and description")
         if "index" not in row or "description" not in row:
             missing = "index" if "index" not in row else "description"
-            raise InputError(f"{where}: has no {missing}; is it a file of explanations?")
+            raise InputError(f"{where}: has no {missing}; give a file of explanations")
         latent = latent_number(row["index"], where)
         self._scored += bool(row.get("scores"))
         text = (row["description"] or "").strip()
@@ -194,8 +194,8 @@ class _Found:
         return self.cells.setdefault((model, place, file), ImportedCell(named, place, subject=model))
 
     def warnings(self) -> list[str]:
-        """Return what was omitted, and what a reader must know."""
-        said = ["Who wrote an explanation, where Neuronpedia says so, is in its notes."]
+        """Return what was omitted, and other warnings for readers."""
+        said = ["The author of an explanation, if Neuronpedia names one, is in its notes."]
         others, empty, scored, windows = self._others, self._empty, self._scored, self._windows
         if others:
             said.append(f"{some(others, 'further explanation', 'further explanations')} of latents kept as variants.")
@@ -209,7 +209,7 @@ class _Found:
 
 
 def _unused(base: str, latent: int, cell: ImportedCell) -> str:
-    """Return the name of a variant that the latent does not have yet."""
+    """Return a name for a variant that the latent does not have yet."""
     variant, n = base, 2
     while (variant, latent) in cell.explanations:
         variant, n = f"{base}-{n}", n + 1
@@ -222,4 +222,4 @@ def _files(path: Path) -> list[Path]:
     for folder in (path / "explanations", path):
         if folder.is_dir() and (found := [p for p in folder.iterdir() if p.name.endswith(_SUFFIXES)]):
             return sorted(found, key=lambda p: natural(p.name))
-    raise InputError(f"{path}: no .jsonl or .jsonl.gz file there; give an export's folder of explanations")
+    raise InputError(f"{path}: contains no .jsonl or .jsonl.gz file; give an export's folder of explanations")

@@ -19,10 +19,10 @@ _LABEL = "saebench_autointerp"
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
-    """Write `<cell>_eval_results.json`, whose score is the mean over latents of the share of windows judged right."""
+    """Write `<cell>_eval_results.json`; its score is the share of windows judged correctly, mean over latents."""
     lost = [
-        "SAEBench judges 14 windows at a time, 10 of them random and not verified silent: its own scores are not "
-        "comparable."
+        "These scores are not comparable with SAEBench's own, which are from 14 windows per latent, 10 of them random "
+        "and not verified as non-activating."
     ]
     for cell in cells:
         scorer = _scorer(cell)
@@ -32,7 +32,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
             lost.append(
                 f"{cell.name}: SAEBench has one score per latent, here {scorer}'s; {', '.join(others)} omitted."
             )
-        lost.append(f"{cell.name}: intervals, floors, failures and the judge have no place in SAEBench's document.")
+        lost.append(f"{cell.name}: SAEBench's document has no fields for intervals, floors, failures and the judge.")
         if lacking:
             lost.append(f"{cell.name}: {some(lacking, 'latent', 'latents')} without a score omitted.")
     return lost
@@ -43,12 +43,14 @@ def _scorer(cell: RunCell) -> str:
         label for label, rows in cell.rows().items() if {"accuracy", "balanced_accuracy"} <= {r.metric for r in rows}
     ]
     if not judging:
-        raise InputError(f"{cell.name}: no scorer judged windows one by one, and SAEBench knows no other score")
+        raise InputError(
+            f"{cell.name}: no scorer judged windows one by one, as this format requires; add detection to the task"
+        )
     return "detection" if "detection" in judging else judging[0]
 
 
 def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, str]) -> tuple[dict[str, Any], int]:
-    """Return the document, and how many latents are not in it."""
+    """Return the document, and the number of latents that are not in it."""
     details: dict[str, Any] = {}
     accuracy = cell.values(scorer, "accuracy")
     for latent, judged in cell.judged(scorer).items():
@@ -110,14 +112,14 @@ def read(path: Path, format_: str) -> Imported:
     """Read one `*_eval_results.json`, or a folder of them, as one cell each.
 
     Raises:
-        InputError: If a document is damaged or is of another evaluation.
+        InputError: If a document is damaged or belongs to another evaluation.
     """
     files = sorted(path.glob("*_eval_results.json")) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"{path}: no *_eval_results.json there")
+        raise InputError(f"{path}: contains no *_eval_results.json")
     warnings = [
-        "SAEBench's score of a latent is the share of 14 windows judged right, 10 of them random and not verified "
-        "silent: 0.71 is what saying `none` gives."
+        "SAEBench's score of a latent is the share of 14 windows judged correctly, 10 of them random and not verified "
+        "as non-activating. A judge that always answers `none` gets 0.71."
     ]
     return Imported("SAEBench", [_cell(file) for file in files], warnings)
 
@@ -128,7 +130,7 @@ def _cell(file: Path) -> ImportedCell:
         raise InputError(f"{file}: is not a result of SAEBench's autointerp evaluation")
     details = document.get("eval_result_unstructured")
     if not isinstance(details, dict) or not details:
-        raise InputError(f"{file}: holds no single latents (eval_result_unstructured), so nothing can be imported")
+        raise InputError(f"{file}: has no results per latent (eval_result_unstructured), so nothing can be imported")
     config, sae = document.get("eval_config"), document.get("sae_cfg_dict")
     sae = sae if isinstance(sae, dict) else {}
     release, id_ = (_text(document.get(k)) for k in ("sae_lens_release_id", "sae_lens_id"))
@@ -151,6 +153,6 @@ def _cell(file: Path) -> ImportedCell:
         if score is None:
             continue
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise InputError(f"{where}: the score should lie between 0 and 1, not {str(score)!r:.40}")
+            raise InputError(f"{where}: the score must be between 0 and 1, not {str(score)!r:.40}")
         scoring.scores[latent] = Score(values={ACCURACY.name: float(score)})
     return cell

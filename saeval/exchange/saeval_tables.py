@@ -35,7 +35,7 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
-    """Write four tables of all cells, and `about.json`, which says what run they are of."""
+    """Write four tables of all cells, and `about.json`, which describes the run."""
     tables = {name: list(rows(cells, names)) for name, rows in _ROWS.items()}
     for name, found in tables.items():
         if format_ == "parquet":
@@ -52,14 +52,15 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
     }  # fmt: skip
     write_atomic(folder / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return [
-        "Windows stay in the run's cells/*/examples.parquet; intervals, floors and costs in its results.json.",
-        "Scores are those of the cells' own explanations; baselines' have their judgements here, and their means in "
-        "results.json.",
+        "Windows are not included; they are in the run's cells/*/examples.parquet. Intervals, floors and costs are in "
+        "its results.json.",
+        "Scores are those of the cells' own explanations; for baselines, only judgements are included, and means are "
+        "in results.json.",
     ]
 
 
 def _about(cell: RunCell) -> Row:
-    """Return what no table says of a cell: what it is, and how many latents each scorer was tried on."""
+    """Return facts about a cell that are in no table: axes, coder, and the number of latents per scorer."""
     told = cell.result
     tried = {label: {"tried": rows[0].tried, "skipped": rows[0].skipped} for label, rows in cell.rows().items()}
     return {"cell": cell.name, "axes": told.axes, "baseline": told.baseline, "coder": told.coder, "scorers": tried}
@@ -85,7 +86,7 @@ def latent_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row
 
 
 def explanation_rows(cells: Sequence[RunCell], names: dict[str, str]) -> Iterator[Row]:
-    """Yield a row per explanation, baselines' and failed ones included."""
+    """Yield a row per explanation, including failed ones and those of baselines."""
     for cell in cells:
         for row in cell.explanations:
             own = {"explainer": cell.result.explainer if row["variant"] == MAIN else row["variant"]}
@@ -130,7 +131,7 @@ def read(path: Path, format_: str) -> Imported:
     about = read_json(path / "about.json")
     cells: dict[str, ImportedCell] = {}
     if not isinstance(about, dict) or about.get("format") != TABLES_FORMAT:
-        raise InputError(f"{path / 'about.json'}: is not of tables that this saeval can read ({TABLES_FORMAT})")
+        raise InputError(f"{path / 'about.json'}: does not have the format {TABLES_FORMAT}; export the run again")
     tables = {name: list(_table(path, name, format_)) for name in TABLE_COLUMNS}
     try:
         for told in about["cells"]:
@@ -142,7 +143,7 @@ def read(path: Path, format_: str) -> Imported:
             )
         tried = {(told["cell"], label): n for told in about["cells"] for label, n in told["scorers"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{path / 'about.json'}: does not say what the cells are") from None
+        raise InputError(f"{path / 'about.json'}: the list of cells is malformed; export the run again") from None
     for name, rows in tables.items():
         for where, row in rows:
             cell = cells.setdefault(str(row["cell"]), ImportedCell({"cell": str(row["cell"])}, str(row["hookpoint"])))
@@ -152,7 +153,7 @@ def read(path: Path, format_: str) -> Imported:
             except (ValidationError, TypeError, ValueError) as error:
                 line = str(error).splitlines()
                 raise InputError(
-                    f"{where}: is no row of {name} ({line[-1] if len(line) < 3 else line[2].strip():.120})"
+                    f"{where}: is not a row of {name} ({line[-1] if len(line) < 3 else line[2].strip():.120})"
                 ) from None
     for name, cell in cells.items():
         for label, scoring in cell.scorings.items():
@@ -161,7 +162,7 @@ def read(path: Path, format_: str) -> Imported:
     if not any(cell.numbers for cell in cells.values()):
         raise InputError(f"{path}: the tables are empty")
     warnings = [str(warning) for warning in about.get("warnings") or []]
-    warnings.append("Floors, intervals over baselines, costs and windows of the first run are not in its tables.")
+    warnings.append("Floors, intervals over baselines, costs and windows of the original run are not in its tables.")
     return Imported(
         f"a run of saeval ({about.get('task')} {about.get('task_version')}, {about.get('run_id')})",
         list(cells.values()),
@@ -172,7 +173,7 @@ def read(path: Path, format_: str) -> Imported:
 
 
 def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
-    """Yield the rows of one table, each with its place."""
+    """Yield the location (file and line or row) and the content of each row of a table."""
     columns = tuple(TABLE_COLUMNS[name])
     if format_ == "parquet":
         from saeval.results import read_table
@@ -183,7 +184,7 @@ def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
         rows = read_json_lines(path / f"{name}.jsonl")
     for where, row in rows:
         if not isinstance(row, dict) or not set(columns) <= row.keys():
-            raise InputError(f"{where}: should have the columns {', '.join(columns)}")
+            raise InputError(f"{where}: must have the columns {', '.join(columns)}")
         yield where, {**row, "latent": latent_number(row["latent"], where)}
 
 

@@ -64,7 +64,7 @@ class NaturalRates(Documented):
     recall: float
     """Share of the activating windows found."""
     false_positive_rate: float
-    """Share of the corpus's silent windows taken for activating, pooled over latents of like rate."""
+    """Share of the corpus's silent windows that are judged as activating, pooled over latents with similar rates."""
     precision: float
     """Share of the windows called activating that are."""
     precision_ci95: tuple[float, float]
@@ -266,7 +266,7 @@ class Power(Documented):
 
 
 ControlOutcome = Literal["above", "below", "null", "too few"]
-"""Whether trained latents are told apart from a control's (5 %, Holm); too few: fewer than eight on a side."""
+"""Whether trained latents are distinguished from a control's (5 %, Holm); too few: fewer than eight on a side."""
 
 
 class ControlContrast(Documented):
@@ -277,7 +277,7 @@ class ControlContrast(Documented):
     metric: str
     """The scorer's headline metric."""
     stratum: str
-    """L0 of the trained coders, to which that of the control is like, and which latents: `L0 32, one token`."""
+    """L0 of the trained coders (the control's is similar), and which latents: `L0 32, one token`."""
     control: str
     """Name of the control."""
     n: tuple[int, int]
@@ -287,7 +287,7 @@ class ControlContrast(Documented):
     value: float | None = None
     """Mean score of the control's latents."""
     difference: float | None = None
-    """Trained minus control, positive where trained latents are better."""
+    """Trained minus control, positive if trained latents are better."""
     ci95: tuple[float, float] | None = None
     """Its interval, uncorrected."""
     p: float | None = None

@@ -55,7 +55,7 @@ class WrittenText(Documented):
 
 
 class Outcome(Documented):
-    """One judged window: the truth, the answer, and what became of the question."""
+    """One judged window: the truth, the answer, and the status of the question."""
 
     example: CleanText
     """Address of the window, `context:start`; of a text that was written for the question, its name."""
@@ -65,7 +65,7 @@ class Outcome(Documented):
     predicted: bool | None = None
     """The judge's answer, or whether it found the intruder; None unless the status is `ok`."""
     probability: float | None = None
-    """The judge's probability, or another value that rises with it, when it gives one."""
+    """The judge's probability, or another value that increases with it; None if there is none."""
     decile: Annotated[int, Field(ge=0, le=9)] | None = None
     """Rank decile of an activating window, 0 the strongest; of the others in the question (intruder)."""
     weight: float | None = None
@@ -73,7 +73,7 @@ class Outcome(Documented):
     written: WrittenText | None = None
     """The text, where it was written for the question; None for windows of the corpus."""
     status: OutcomeStatus = "ok"
-    """What became of the question."""
+    """Status of the question."""
     reason: CleanText = ""
     """Why there is no answer."""
 

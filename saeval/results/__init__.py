@@ -1,4 +1,4 @@
-"""Reads back what a run wrote: results, tables, files of each cell."""
+"""Reads the files of a run: results, tables, and the files of each cell."""
 
 from __future__ import annotations
 

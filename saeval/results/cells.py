@@ -1,4 +1,4 @@
-"""The tables of one cell: latents, windows, judgements and explanations, as Parquet and JSON lines."""
+"""Writes the tables of one cell: latents, windows, judgements and explanations, as Parquet and JSON lines."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ CELL_TABLES = {
     "latents": {**_LATENTS, **_DIRECTIONS, "score.": "double"},
     "examples": _EXAMPLES, "activations": _ACTIVATIONS, "judgements": _JUDGEMENTS, "scores": _SCORES, "calls": _CALLS,
 }  # fmt: skip
-"""Columns and Arrow types of each table; a name that ends in a dot stands for all columns that begin so."""
+"""Columns and Arrow types of each table; a name that ends in a dot stands for all columns with this prefix."""
 
 
 def write_latents(path: Path, rows: Sequence[Fields]) -> None:
-    """Write one row per latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed columns."""
+    """Write one row per latent; the fixed columns come first, then facts about directions, then scores."""
     names = dict.fromkeys(name for row in rows for name in row)
     known = {name: kind for name, kind in _DIRECTIONS.items() if name in names}
     scores = {name: "double" for name in names if name.startswith("score.")}
@@ -65,7 +65,7 @@ def write_examples(path: Path, rows: Iterable[Fields]) -> None:
 
 
 def write_judgements(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one row per judged window: truth, answer, probability, or why there is no answer."""
+    """Write one row per judged window: truth, answer, probability, or the reason why there is no answer."""
     write_table(path, rows, _JUDGEMENTS)
 
 
@@ -84,14 +84,14 @@ class CellWriters(NamedTuple):
     """Writers of the tables of one cell.
 
     Attributes:
-        latents: One row per latent; what is known of directions, and `score.<label>.<metric>`, follow the fixed
-            columns.
+        latents: One row per latent; the fixed columns come first, then facts about directions, then
+            `score.<label>.<metric>`.
         examples: One row per window that explained or scored a latent, with tokens and activations.
-        activations: One row per window in which a latent fires, from strong to weak, taken from the whole corpus.
+        activations: One row per selected window in which a latent fires, over the whole range of activations.
         explanations: One row per explanation.
-        scores: One row per latent, scorer, explanation and metric; one without metric where there is no score.
-        judgements: One row per judged window: truth, answer, probability, or why there is no answer.
-        calls: One row per prompt; what prompts share takes room once in some two thousand.
+        scores: One row per latent, scorer, explanation and metric; a missing score is one row without a metric.
+        judgements: One row per judged window: truth, answer, probability, or the reason why there is no answer.
+        calls: One row per prompt. Text that prompts share is stored once per about two thousand prompts.
     """
 
     latents: TableWriter
@@ -105,12 +105,12 @@ class CellWriters(NamedTuple):
 
 @contextmanager
 def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Iterator[CellWriters]:
-    """Yield the writers of a cell's tables, which are complete once the block ends without an error.
+    """Yield the writers of a cell's tables. The files appear, complete, if the block ends without an error.
 
     Args:
         folder: Folder of the cell.
         scores: Columns `score.<label>.<metric>` of the latents.
-        directions: Whether anything is known of the latents' directions.
+        directions: Whether facts about the latents' directions are available.
 
     Raises:
         InputError: If the folder cannot be written to.
@@ -135,7 +135,7 @@ def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Ite
 
 
 class LineWriter:
-    """A file of JSON lines."""
+    """Writes a file of JSON lines."""
 
     def __init__(self, file: TextIO):
         self._file = file

@@ -1,8 +1,8 @@
 """The columns of leaderboards: terminal, Markdown, LaTeX, CSV, Parquet, JSON and pages all show this list.
 
-A field of `ScoreRow` that is annotated with `ColumnStyle` is a column. What is made from several fields, or says
-something of a cell, is declared here. Plugins contribute columns, too: a coder or source by the measures that it
-declares (`Coder.measures`), a scorer by a metric that is `on_board`.
+A field of `ScoreRow` that is annotated with `ColumnStyle` is a column. Columns that combine several fields, or describe
+a cell, are declared here. Plugins also contribute columns: coders and sources by the measures that they declare
+(`Coder.measures`), scorers by metrics with `on_board`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saeval.results import row_texts
 
 
 class Line(NamedTuple):
-    """What a column reads its value from.
+    """The data from which a column reads its value.
 
     Attributes:
         run: The run.
@@ -44,19 +44,19 @@ class Line(NamedTuple):
 
     @property
     def score(self) -> ScoreRow:
-        """The score, in columns of scores."""
+        """The score; use it only in columns of scores."""
         assert self.row is not None
         return self.row
 
 
 class Estimate(NamedTuple):
-    """A score with its interval, or why there is none.
+    """A score with its interval, or the reason why there is none.
 
     Attributes:
         value: The score.
-        ci95: Its interval.
+        ci95: Its 95 % interval.
         why: Why there is no score, in a word or two.
-        few: Whether so few latents are behind the interval that it may be too narrow.
+        few: Whether the interval may be too narrow because it is based on few latents.
         off: Whether a condition of the score was missed.
     """
 
@@ -68,7 +68,7 @@ class Estimate(NamedTuple):
 
     @property
     def marks(self) -> str:
-        """Marks of the score: `*` where latents are few, `≠` where a condition was missed."""
+        """Marks of the score: `*` for few latents, `≠` for a missed condition."""
         return "*" * self.few + "≠" * self.off
 
 
@@ -77,11 +77,10 @@ class Column:
     """A column of a leaderboard.
 
     Attributes:
-        name: Its name in tables. One that ends in a dot means one column per key of its values, which are
-            mappings.
-        value: Reads its value from a line; None if there is none.
+        name: Name in tables. If it ends in a dot, values are mappings and each key is a column.
+        value: Returns the column's value for a line; None if there is none.
         shown: How boards show it.
-        meaning: What it says, in a sentence; the docstring of the field of that name when empty.
+        meaning: Description in one sentence; default: the docstring of the field with that name.
     """
 
     name: str
@@ -91,22 +90,22 @@ class Column:
 
     @property
     def key(self) -> str:
-        """Its name in JSON."""
+        """Name in JSON."""
         return self.name.removesuffix(".").removeprefix("measure.")
 
     @property
     def head(self) -> str:
-        """Its head on boards."""
+        """Column head on boards."""
         return self.shown.title or self.key
 
     @cached_property
     def about(self) -> str:
-        """What it says, in a sentence."""
+        """Description in one sentence."""
         return self.meaning or " ".join(descriptions(ScoreRow).get(self.key, "").split())
 
 
 def estimate(row: ScoreRow) -> Estimate:
-    """Return a row's score, or why there is none."""
+    """Return a row's score, or the reason why there is none."""
     why = f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "none tried"
     return Estimate(row.value, row.ci95, why, row.few, row.off)
 
@@ -139,7 +138,7 @@ CELL_COLUMNS = (
     Column("measure.", attrgetter("cell.measures"), ColumnStyle(where=TABLES_ONLY)),
     Column("count.", attrgetter("cell.counts"), ColumnStyle(kind="int64", where=TABLES_ONLY)),
 )
-"""Columns that say something of a cell, beside its measures."""
+"""Columns that describe a cell, besides its measures."""
 
 
 def _text(title: str, *where: Place) -> ColumnStyle:
@@ -169,7 +168,7 @@ SCORED = Column(
 
 
 def _natural(row: ScoreRow) -> dict[str, float]:
-    """Return the natural rates that are numbers, by name, an interval as its two ends."""
+    """Return the numeric natural rates by name; an interval becomes two entries, `_low` and `_high`."""
     found: dict[str, float] = {}
     for name, value in row.natural or ():
         if isinstance(value, tuple):
@@ -232,7 +231,7 @@ BESIDE = (
         "judge_text", _written(row_texts.judge), _text("judge", "report", "details"), "What a check says of the judge."
     ),
 )
-"""Columns made of several fields of a score: floor, lift, coverage by window, the judge."""
+"""Columns that combine several fields of a score: floor, lift, answered windows, the judge."""
 
 
 def _score_columns() -> Iterator[Column]:
@@ -248,19 +247,19 @@ def _score_columns() -> Iterator[Column]:
 
 
 SCORE_COLUMNS = tuple(_score_columns())
-"""Columns that say something of a score: `ScoreRow`'s own in their order, and what is made of several."""
+"""Columns that describe a score: the fields of `ScoreRow` in order, and combinations of fields."""
 
 
 def cell_columns(runs: Sequence[RunResult], place: Place) -> list[Column]:
-    """Return the columns of cells that a kind of table shows: declared ones, then measures that some cell has."""
+    """Return the columns of cells that a kind of table shows: declared ones, then measures that any cell has."""
     fixed = [column for column in CELL_COLUMNS if place in column.shown.where]
-    if place == "tables":  # which has measures among the declared ones
+    if place == "tables":  # the declared columns already include measures
         return fixed
     return [*fixed, *(column for column in measure_columns(runs) if place in column.shown.where)]
 
 
 def measure_columns(runs: Sequence[RunResult]) -> Iterator[Column]:
-    """Yield a column for each measure that some cell has: declared ones in their order, then others."""
+    """Yield a column for each measure that any cell has: declared ones in order, then others."""
     declared = {m.name: m for m in (*MEASURES, *(m for run in runs for m in run.measures))}
     have = dict.fromkeys(name for run in runs for cell in run.cells for name in cell.measures)
     for name in (*(name for name in declared if name in have), *(name for name in have if name not in declared)):
@@ -288,7 +287,7 @@ def flat_tables(lines: Iterable[Line], runs: Sequence[RunResult]) -> tuple[dict[
 
 
 def json_row(line: Line) -> dict[str, Any]:
-    """Return what tables hold of a score, as JSON-able data."""
+    """Return a score's columns in tables as data for JSON."""
     found = {column.key: column.value(line) for column in score_columns("tables")}
     return {key: _plain(value) for key, value in found.items()}
 

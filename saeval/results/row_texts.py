@@ -1,4 +1,4 @@
-"""Writes the facts beside a score: floor, lift, coverage by window, correction and the judge's verdict."""
+"""Formats the facts shown beside a score: floor, lift, answered windows, correction and the judge's verdict."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from saeval.records import ScoreRow
 
 
 def lift(row: ScoreRow) -> str:
-    """Write a lift and its interval; nothing without a floor."""
+    """Return a lift and its interval as text; empty without a floor."""
     if row.lift is None or row.against is None:
         return ""
     few = "*" * (row.against.n < row.FEW)
@@ -15,7 +15,7 @@ def lift(row: ScoreRow) -> str:
 
 
 def short_lift(row: ScoreRow) -> str:
-    """Write a lift and its interval in little room: `+.160 [+.07 +.25]`; nothing without a floor."""
+    """Return a lift and its interval as short text, `+.160 [+.07 +.25]`; empty without a floor."""
     if row.lift is None or row.against is None:
         return ""
     if row.lift_ci95 is None:
@@ -29,12 +29,15 @@ def _signed(value: float, digits: int = 3) -> str:
 
 
 def floor(row: ScoreRow) -> str:
-    """Write the floor that the lift is measured from, on how many latents; nothing without one."""
+    """Return the floor and its number of latents as text; empty without a floor."""
     return "" if row.against is None else f"{row.against.value:.3f} (n {row.against.n})"
 
 
 def answered(row: ScoreRow) -> str:
-    """Write the share of windows answered; where too many are not, marked `!`, with the score's worst and best case."""
+    """Return the share of answered windows as text.
+
+    If too many are unanswered, it is marked `!` and followed by the score in the worst and the best case.
+    """
     if not row.windows:
         return ""
     share = f"{int(100 * row.answered / row.windows)}%"  # rounded down, so that 100 % is all of them
@@ -44,14 +47,14 @@ def answered(row: ScoreRow) -> str:
 
 
 def corrected(row: ScoreRow) -> str:
-    """Write the score corrected for the judge's errors, and its interval; nothing without one."""
+    """Return the score corrected for the judge's errors, and its interval, as text; empty without one."""
     if row.corrected is None or row.corrected_ci95 is None:
         return ""
     return f"{row.corrected:.3f} ({row.corrected_ci95[0]:.3f} to {row.corrected_ci95[1]:.3f})"
 
 
 def weighted(row: ScoreRow) -> str:
-    """Write the weighted mean and its interval, marked where few latents carry it; nothing without one."""
+    """Return the weighted mean and its interval as text, marked `*` if few latents dominate it; empty without one."""
     if row.weighted is None or row.weighted_n is None:
         return ""
     few = "*" * (row.weighted_n < row.FEW)
@@ -62,7 +65,7 @@ def weighted(row: ScoreRow) -> str:
 
 
 def natural(row: ScoreRow) -> str:
-    """Write precision at the natural rate, its interval and the judge's ceiling; `?` where it is not identifiable."""
+    """Return the natural precision, its interval and the judge's ceiling as text; `?` marks it as not identifiable."""
     if (found := row.natural) is None:
         return ""
     low, high = found.precision_ci95
@@ -72,7 +75,7 @@ def natural(row: ScoreRow) -> str:
 
 
 def judge(row: ScoreRow) -> str:
-    """Write what a check says of the judge: its verdict, or `unchecked`; nothing for scorers without a judge."""
+    """Return the judge's verdict, or `unchecked`; empty for scorers without a judge."""
     if row.judge is None:
         return ""
     return row.verdict or "unchecked"

@@ -1,4 +1,4 @@
-"""Reads the files of a run directory, and checks that they fit together."""
+"""Reads the files of a run directory, and checks that they are consistent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RunCell:
 
     Attributes:
         result: Its row of `results.json`.
-        folder: Where its tables lie.
+        folder: Folder of its tables.
     """
 
     result: CellResult
@@ -32,7 +32,7 @@ class RunCell:
 
     @property
     def hookpoint(self) -> str:
-        """Place in the model."""
+        """Hookpoint of the cell's coder, or `unknown`."""
         return str(self.result.coder.get("hookpoint") or "unknown")
 
     @cached_property
@@ -43,7 +43,7 @@ class RunCell:
 
     @cached_property
     def examples(self) -> list[Row]:
-        """Rows of `examples.parquet`; none if a run has none, as an imported one may."""
+        """Rows of `examples.parquet`; empty if the file is missing, as in some imported runs."""
         columns = ("latent", "role", "active", "decile", "context", "start", "tokens", "activations")
         return self._table("examples", columns) if (self.folder / "examples.parquet").exists() else []
 
@@ -61,7 +61,7 @@ class RunCell:
             if not isinstance(row, dict) or not all(
                 isinstance(row.get(k), str) for k in ("variant", "text", "status", "reason")
             ):
-                raise InputError(f"{where}: should hold latent, variant, text, status and reason")
+                raise InputError(f"{where}: must contain latent, variant, text, status and reason")
             rows.append({**row, "latent": latent_number(row.get("latent"), where)})
         return rows
 
@@ -93,7 +93,7 @@ class RunCell:
         return found
 
     def values(self, scorer: str, metric: str) -> dict[int, float]:
-        """Return a metric of the cell's own explanations, by latent, ascending."""
+        """Return the values of a metric for the cell's own explanations, by latent, ascending."""
         key = f"score.{scorer}.{metric}"
         return {row["latent"]: row[key] for row in self.latents if row.get(key) is not None}
 
@@ -108,10 +108,10 @@ class RunCell:
 
 
 def open_run(run: Path, cell: str | None = None) -> tuple[RunResult, list[RunCell]]:
-    """Return a run's results and its cells, all or one.
+    """Return a run's results and its cells, or only the named cell.
 
     Raises:
-        InputError: If it is no run directory, there is no such cell, or a cell's name is no name of a folder.
+        InputError: If it is not a run directory, the cell does not exist, or a cell's name is not a folder name.
     """
     result = read_result(run)
     root = run if run.is_dir() else run.parent
@@ -125,7 +125,7 @@ def open_run(run: Path, cell: str | None = None) -> tuple[RunResult, list[RunCel
 
 
 def some(lost: int, one: str, more: str) -> str:
-    """Return `1 explanation`, `3 explanations`."""
+    """Return a number with its noun, such as `1 explanation` or `3 explanations`."""
     return f"{lost} {one if lost == 1 else more}"
 
 

@@ -1,4 +1,4 @@
-"""Finds run directories, and summarises each in a line."""
+"""Finds run directories, and summarises each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saeval._util import InputError, refuse_pipe
 from saeval.records import MAIN, RunResult, read_result
 
 RUNS = Path("saeval-runs")
-"""Folder that runs go to unless `--out` says otherwise."""
+"""Default folder of runs, without `--out`."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class RunHead:
     Attributes:
         name: Name of the run directory.
         path: The directory.
-        date: When it was last written to, `2026-01-31 17:05`; empty if unknown.
+        date: Time of the last write, `2026-01-31 17:05`; empty if unknown.
         status: `done`, `partial`, `running`, `collected`, `failed`, `gave up`, `interrupted`,
             `stopped at the cost limit`, `unreadable`.
         task: Name of the task.
         models: The models that explain and judge.
-        n: Latents scored by the column that ranks, over all contestants.
-        headline: That column, and the best contestant's value.
-        reason: Why it failed, or cannot be read.
+        n: Number of latents with a score in the ranking column, over all contestants.
+        headline: The ranking column and the best contestant's value.
+        reason: Why the run failed or cannot be read.
     """
 
     name: str
@@ -62,7 +62,7 @@ def run_dirs(place: Path) -> list[Path]:
 
 
 def finished_runs(place: Path) -> list[Path]:
-    """Return the run directories at a place that have results; one that is named itself is taken as it is.
+    """Return the run directories at a place that have results; a run directory itself is returned unchecked.
 
     Raises:
         InputError: If there are none.
@@ -72,12 +72,12 @@ def finished_runs(place: Path) -> list[Path]:
         return found
     finished = [run for run in found if (run / "results.json").exists()]
     if not finished:
-        raise InputError(f"{place}: none of its {len(found)} runs has results yet; `saeval list runs` says why")
+        raise InputError(f"{place}: none of its {len(found)} runs has results yet; see `saeval list runs {place}`")
     return finished
 
 
 def last_run(place: Path = RUNS) -> Path:
-    """Return the run that was written to last.
+    """Return the most recently written run.
 
     Raises:
         InputError: If there is none.
@@ -88,7 +88,7 @@ def last_run(place: Path = RUNS) -> Path:
 
 
 def list_runs(place: Path = RUNS) -> list[RunHead]:
-    """Return a line for each run at a place, the latest first."""
+    """Return a summary of each run at a place, latest first."""
     runs = run_dirs(place) if place.exists() and (_is_run(place) or any(place.iterdir())) else []
     return [_head(run) for run in sorted(runs, key=_written, reverse=True)]
 
@@ -121,18 +121,18 @@ def _head(run: Path) -> RunHead:
 
 
 def _state(run: Path) -> dict[str, Any]:
-    """Return what `run.json` holds; nothing if there is none, as in imported runs."""
+    """Return the contents of `run.json`; empty if it is missing, as in imported runs."""
     file = run / "run.json"
     if not file.exists():
         return {}
     state = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(state, dict):
-        raise InputError(f"{file}: should hold a mapping")
+        raise InputError(f"{file}: must contain a JSON object")
     return state
 
 
 def _headline(result: RunResult) -> tuple[int, str]:
-    """Return the latents behind the column that ranks, and the best contestant's value in it."""
+    """Return the number of latents in the ranking column, and the column with the best contestant's value."""
     rows = [(cell, row) for cell in result.cells if cell.baseline is None for row in cell.scores]
     ranked = [
         (cell, row)
@@ -147,7 +147,7 @@ def _headline(result: RunResult) -> tuple[int, str]:
 
 
 def lines(runs: list[RunHead], width: int) -> Iterator[str]:
-    """Yield a list of runs as text that fits a width: two lines each, a third where a run failed."""
+    """Yield a list of runs as lines of text that fit a width: two lines each, and a third if a run failed."""
     for run in runs:
         yield _fit(f"{run.date}  {run.status:<8}  {run.name}", width)
         n = f"n {run.n}" if run.n else ""

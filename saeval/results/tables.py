@@ -21,7 +21,7 @@ _PAGE = 1 << 23  # bytes; zstd finds what repeats within a page only
 
 
 def tidy(*runs: RunResult) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Return the columns with their Arrow types, and the rows; a row lacks the columns it has no value for."""
+    """Return the leaderboard's columns with their Arrow types, and its rows; rows omit columns without a value."""
     return flat_tables((Line(run, cell, row) for run in runs for cell in run.cells for row in cell.scores), runs)
 
 
@@ -31,7 +31,7 @@ def write_csv(run: RunResult, path: Path) -> None:
 
 
 def csv_text(*runs: RunResult) -> str:
-    """Return leaderboards as CSV. Text that a spreadsheet would take for a formula gets a `'` before it."""
+    """Return leaderboards as CSV. Text that a spreadsheet would read as a formula is prefixed with `'`."""
     columns, rows = tidy(*runs)
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(columns), lineterminator="\n")
@@ -47,7 +47,7 @@ def write_parquet(run: RunResult, path: Path) -> None:
 
 
 class TableWriter:
-    """A Parquet file (zstd) that grows row by row; see `table_writer`."""
+    """Writes a Parquet file (zstd) incrementally; see `table_writer`."""
 
     def __init__(self, path: Path, columns: Mapping[str, str], at_once: int, unlike: Sequence[str]):
         import pyarrow.parquet as pq
@@ -82,7 +82,7 @@ class TableWriter:
             self._rows = []
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows and close the file."""
         try:
             self._flush()
         finally:
@@ -93,33 +93,33 @@ class TableWriter:
 def table_writer(
     path: Path, columns: Mapping[str, str], at_once: int = 20_000, unlike: Sequence[str] = ()
 ) -> Iterator[TableWriter]:
-    """Yield a writer of a table with these columns and types; the table exists once the block ends without an error.
+    """Yield a writer of a table. The file appears, complete, if the block ends without an error.
 
     Args:
         path: The file.
         columns: Columns and Arrow types; `list<…>` for a list.
-        at_once: About how many rows are in memory, and in a row group of the file.
+        at_once: Approximate number of rows in memory, and in a row group of the file.
         unlike: Columns of text of which no two rows are equal; only what differs from the row before is written.
 
     Raises:
-        InputError: If the place cannot be written to.
+        InputError: If the file cannot be written.
     """
     with replacing(path) as file, closing(TableWriter(file, columns, at_once, unlike)) as writer:
         yield writer
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Write rows as Parquet (zstd), with these columns and Arrow types; `list<…>` for a list. No rows are fine.
+    """Write rows as Parquet (zstd), with these columns and Arrow types; `list<…>` for a list. `rows` may be empty.
 
     Raises:
-        InputError: If the place cannot be written to, or a value does not fit its column.
+        InputError: If the file cannot be written, or a value does not fit its column.
     """
     with table_writer(path, columns) as table:
         table.add(rows)
 
 
 def table_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bytes:
-    """Return the Parquet file that `write_table` writes."""
+    """Return rows as the content of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -142,7 +142,7 @@ def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
         try:
             made[name] = pa.array([row.get(name) for row in rows], _arrow(kind))
         except (pa.ArrowException, OverflowError, UnicodeError):
-            raise InputError(f"{safe_text(name)}: one of the values is no {kind}, which tables have there") from None
+            raise InputError(f"{safe_text(name)}: a value does not fit the column's type, {kind}") from None
     return pa.table(made)
 
 
@@ -154,17 +154,17 @@ def read_table(
     others: bool = True,
     groups: Sequence[int] | None = None,
 ) -> pa.Table:
-    """Read a table of a run, its known columns as the types they are written in.
+    """Read a table of a run, with known columns cast to their types.
 
     Args:
         file: The Parquet file.
-        kinds: Columns and Arrow types; a name that ends in a dot stands for all columns that begin so.
-        columns: Those that must be there.
+        kinds: Columns and Arrow types; a name that ends in a dot stands for all columns with this prefix.
+        columns: Required columns.
         others: Whether to read all other columns, too.
-        groups: Which of its row groups; default: all.
+        groups: Row groups to read; default: all.
 
     Raises:
-        InputError: If the file is not there, not whole, lacks a column, or holds what it should not.
+        InputError: If the file is missing or incomplete, lacks a column, or has values of another type.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -182,7 +182,7 @@ def read_table(
         if (short := shortage(error)) is not None:
             raise InputError(f"{file}: cannot be read now: {short}") from None
         raise InputError(
-            f"{file}: is no complete Parquet file ({type(error).__name__}); copy or make it again"
+            f"{file}: is not a complete Parquet file ({type(error).__name__}); copy or create it again"
         ) from None
     if missing := [name for name in columns if name not in names]:
         raise InputError(f"{file}: has no column {', '.join(missing)}")
@@ -194,9 +194,9 @@ def read_table(
             if kind and table.column(i).type != _arrow(kind):
                 table = table.set_column(i, name, table.column(i).cast(_arrow(kind)))
         except pa.ArrowException:
-            raise InputError(f"{file}: the column {safe_text(name)} does not hold {kind}") from None
+            raise InputError(f"{file}: the column {safe_text(name)} does not contain values of type {kind}") from None
     if table.column("latent").null_count:
-        raise InputError(f"{file}: a row does not name its latent")
+        raise InputError(f"{file}: a row has no latent number")
     return table
 
 

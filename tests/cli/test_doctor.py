@@ -54,12 +54,12 @@ def test_package_that_is_missing_or_does_not_fit_is_wrong(monkeypatch):
     monkeypatch.setattr("saeval.cli.doctor.version", version)
     found = examined(code=1)
     assert "is not installed: pip install 'pydantic" in found["pydantic"]["text"]
-    assert "3.0 does not fit: pip install 'transformers" in found["transformers"]["text"]
+    assert "version 3.0 is not supported: pip install 'transformers" in found["transformers"]["text"]
 
 
 def test_store_is_verified_to_the_last_byte(tmp_path):
     planted_store(tmp_path / "store", documents=10)
-    assert "every checksum matches" in examined("--store", tmp_path / "store")["store"]["text"]
+    assert "all checksums match" in examined("--store", tmp_path / "store")["store"]["text"]
     file = tmp_path / "store" / "value.npy"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

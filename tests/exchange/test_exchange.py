@@ -128,7 +128,7 @@ def test_our_own_tables_keep_marks_that_others_lose(run, tmp_path):
     export_run(run, "jsonl", tmp_path / "own")
     assert import_run(tmp_path / "own", "jsonl", tmp_path / "a").synthetic
     lost = export_run(run, "delphi", tmp_path / "theirs")
-    assert "synthetic, which the files do not say" in lost[0]
+    assert "synthetic, but the files are not marked" in lost[0]
     assert not import_run(tmp_path / "theirs", "delphi", tmp_path / "b").synthetic
 
 
@@ -225,13 +225,13 @@ def test_scorers_without_windows_are_skipped_and_said(tmp_path):
     ("changes", "sentence"),
     [
         ({"explanation": '"cut sho'}, "is not JSON"),
-        ({"explanation": "[1]"}, "one JSON text"),
+        ({"explanation": "[1]"}, "one JSON string"),
         ({"items": {"a": 1}}, "JSON list of windows"),
-        ({"items": [{"activating": "yes", "prediction": True}]}, "activating should be true or false"),
-        ({"items": [{"activating": True, "prediction": 2}]}, "activating should be true or false"),
+        ({"items": [{"activating": "yes", "prediction": True}]}, "activating must be true or false"),
+        ({"items": [{"activating": True, "prediction": 2}]}, "activating must be true or false"),
         (
             {"items": [{"activating": True, "prediction": True, "probability": "p"}]},
-            "probability should lie between 0 and 1",
+            "probability must be between 0 and 1",
         ),
         ({"explanation": "[" * 100_000}, "nested too deeply"),
     ],
@@ -298,9 +298,9 @@ def test_neuronpedia_export_gives_explanations_and_keeps_further_ones(tmp_path):
     [
         (np_row("../../x"), "a latent should be a whole number"),
         (np_row(True), "a latent should be a whole number"),
-        (np_row(description=["a"]), "should be an explanation"),
-        ({"index": "5", "tokens": []}, "is it a file of explanations"),
-        ("text", "should be an explanation"),
+        (np_row(description=["a"]), "must be an explanation"),
+        ({"index": "5", "tokens": []}, "give a file of explanations"),
+        ("text", "must be an explanation"),
     ],
 )
 def test_malformed_neuronpedia_row_is_one_sentence(tmp_path, row, sentence):
@@ -386,7 +386,7 @@ def test_saebench_document_has_what_its_schema_requires(run, tmp_path):
     [
         ([], "not a result of SAEBench's autointerp"),
         ({"eval_type_id": "core"}, "not a result of SAEBench's autointerp"),
-        ({"eval_type_id": "autointerp", "eval_result_unstructured": {}}, "no single latents"),
+        ({"eval_type_id": "autointerp", "eval_result_unstructured": {}}, "no results per latent"),
         ({"eval_type_id": "autointerp", "eval_result_unstructured": {"x": {"explanation": ""}}}, "whole number"),
         ({"eval_type_id": "autointerp", "eval_result_unstructured": {"1": []}}, "has no explanation"),
         ({"eval_type_id": "autointerp", "eval_result_unstructured": {"1": {"explanation": "a", "score": 7}}}, "between 0 and 1"),
@@ -485,10 +485,10 @@ def test_nothing_that_is_there_is_overwritten(run, tmp_path):
     [
         ("scores", {"value": 7.0}, "lies outside 0.0 to 1.0"),
         ("scores", {"latent": "../x"}, "whole number"),
-        ("explanations", {"status": "great"}, "no row of explanations"),
-        ("judgements", {"active": "perhaps"}, "no row of judgements"),
-        ("judgements", {"decile": 10}, "no row of judgements"),
-        ("judgements", {"decile": -1}, "no row of judgements"),
+        ("explanations", {"status": "great"}, "not a row of explanations"),
+        ("judgements", {"active": "perhaps"}, "not a row of judgements"),
+        ("judgements", {"decile": 10}, "not a row of judgements"),
+        ("judgements", {"decile": -1}, "not a row of judgements"),
     ],
 )
 def test_malformed_table_is_one_sentence(run, tmp_path, table, change, sentence):
@@ -501,7 +501,7 @@ def test_malformed_table_is_one_sentence(run, tmp_path, table, change, sentence)
         import_run(tmp_path / "out", "jsonl", tmp_path / "run")
     assert not (tmp_path / "run").exists()
     file.write_text('{"latent": 1}\n')
-    with pytest.raises(InputError, match=f"{table}.jsonl:1: should have the columns"):
+    with pytest.raises(InputError, match=f"{table}.jsonl:1: must have the columns"):
         import_run(tmp_path / "out", "jsonl", tmp_path / "run")
 
 
@@ -627,7 +627,7 @@ def test_what_was_damaged_on_the_way_is_not_taken(run, tmp_path):
     whole = file.read_bytes()
     for spoiled in (whole[:-5], whole.replace(b"planted", b"planned")):
         file.write_bytes(spoiled)
-        with pytest.raises(InputError, match="differs from what was sent"):
+        with pytest.raises(InputError, match="differs from the file that was sent"):
             pull(str(tmp_path / "sent"), tmp_path / "back")
     file.unlink()
     with pytest.raises(InputError, match="cannot be read"):
@@ -689,7 +689,7 @@ def test_run_goes_to_the_hub_and_comes_back(run, tmp_path):
         assert [facts["from"] for facts in index["runs"].values()] == ["hf://datasets/me/results"]
         hub.files["me/results/run/results.json"] += b" "
         bad = command("pull", "hf://datasets/me/results", "bad", cwd=tmp_path, code=2, **env)
-        assert "differs from what was sent" in bad.stderr
+        assert "differs from the file that was sent" in bad.stderr
         missing = command("pull", "hf://datasets/me/nothing", "bad", cwd=tmp_path, code=2, **env)
         assert "the hub answered 404" in missing.stderr
         hub.forbid = True
@@ -712,7 +712,7 @@ def test_commands_say_what_they_did_and_have_json_twins(run, tmp_path, monkeypat
         return done
 
     said = call("export", run, "--format", "delphi", "--out", "d")
-    assert "written   d" in said.stdout and "synthetic, which the files do not say" in said.stderr
+    assert "written   d" in said.stdout and "synthetic, but the files are not marked" in said.stderr
     twin = json.loads(call("export", run, "-f", "delphi", "--out", "e", "--json").stdout)
     assert twin["warnings"] and any(name.endswith(".txt") for name in twin["files"])
     assert "cells, " in call("import", "d", "--format", "delphi", "--out", "r").stdout

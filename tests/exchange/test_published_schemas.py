@@ -55,7 +55,7 @@ def run(tmp_path_factory):
 
 def test_every_eval_ever_record_follows_the_schema_and_keeps_interval_floor_and_judge(run, tmp_path):
     lost = export_run(run, "every-eval-ever", tmp_path / "out", cell="topk")
-    assert any("floors" in sentence for sentence in lost)
+    assert any("Floors" in sentence for sentence in lost)
     (file,) = (tmp_path / "out").rglob("*.json")
     assert file.relative_to(tmp_path / "out").parts[:4] == ("data", "saeval-face-off", "some", "model-1b")
     record = json.loads(file.read_text())

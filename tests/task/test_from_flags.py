@@ -74,7 +74,7 @@ def test_task_is_an_argument_or_an_option(place):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "name a task (`saeval list` lists them), or give --model, --sae, --text and --judge"),
+        ([], "give the name of a task (`saeval list` lists them), or --model, --sae, --text and --judge"),
         (["quickstart", "--task", "paper"], "name only one task: quickstart or --task paper"),
         (["quickstart", "--sae", "x"], "--sae describes a new task; to change 'quickstart' use --set"),
         (["--model", "m", "--text", "text.txt"], "--sae is missing"),

@@ -39,18 +39,36 @@ def model(request):
 
 
 def task(server, model, *, timeout=20, retries=2, **changes):
-    role = {"model": model, "api_base": server.url, "max_tokens": 100, "retries": retries, "timeout": timeout}
+    role = {
+        "model": model,
+        "api_base": server.url,
+        "max_tokens": 100,
+        "retries": retries,
+        "timeout": timeout,
+        "identity": "rules",
+    }
     run = {"patience": 0, **changes.pop("run", {})}
     return spec(server, **{**SMALL, "llms": {"explainer": role, "judge": role}, "run": run, **changes})
 
 
-def undisturbed(server, model, folder, monkeypatch, **changes):
-    """The results of a run without faults, by key of the journal; nothing of it stays in the cache."""
-    with monkeypatch.context() as patch:
-        patch.setenv("SAEVAL_CACHE", str(folder / "calm-cache"))
-        saeval.run(task(server, model, **changes), out=folder / "calm")
-    server.calls.clear()
-    return finished(folder / "calm")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Run a task without faults, once for all tests; return its results by key of the journal, and its scores."""
+
+    known = {}
+
+    def run(model, **changes):
+        key = json.dumps([model, changes])
+        if key not in known:
+            folder = tmp_path_factory.mktemp("calm")
+            with pytest.MonkeyPatch.context() as patch, truthful_server() as server:
+                patch.setenv("SAEVAL_CACHE", str(folder / "cache"))
+                patch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
+                done = saeval.run(task(server, model, **changes), out=folder / "run")
+            known[key] = finished(folder / "run"), done.cells[0].scores
+        return known[key]
+
+    return run
 
 
 def once(fault):
@@ -86,21 +104,21 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_fault_that_passes_changes_nothing(tmp_path, monkeypatch, model, fault):
+def test_fault_that_passes_changes_nothing(tmp_path, undisturbed, model, fault):
     with truthful_server() as server:
-        calm = undisturbed(server, model, tmp_path, monkeypatch)
+        calm, scores = undisturbed(model)
         server.chooses = once(fault)
         result = saeval.run(task(server, model), out=tmp_path / "run")
         asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
         assert set(asked.values()) == {2}
     assert finished(tmp_path / "run") == calm
-    assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+    assert result.cells[0].scores == scores
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_fault_that_stays_on_one_batch_costs_its_latent_and_changes_no_score(tmp_path, monkeypatch, model, fault):
+def test_fault_that_stays_on_one_batch_costs_its_latent_and_changes_no_score(tmp_path, undisturbed, model, fault):
     with truthful_server() as server:
-        calm = undisturbed(server, model, tmp_path, monkeypatch)
+        calm, _ = undisturbed(model)
         server.chooses = about("harbor", fault)
         result = saeval.run(task(server, model), out=tmp_path / "run")
         asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
@@ -115,9 +133,9 @@ def test_fault_that_stays_on_one_batch_costs_its_latent_and_changes_no_score(tmp
 
 
 @pytest.mark.parametrize("fault", [hang, drip], ids=["hang", "slow drip"])
-def test_call_that_never_ends_is_ended(tmp_path, monkeypatch, model, fault):
+def test_call_that_never_ends_is_ended(tmp_path, undisturbed, model, fault):
     with truthful_server() as server:
-        calm = undisturbed(server, model, tmp_path, monkeypatch)
+        calm, _ = undisturbed(model)
         server.chooses = about("harbor", fault)
         saeval.run(task(server, model, timeout=1.0, retries=1), out=tmp_path / "run")
     found = finished(tmp_path / "run")
@@ -167,10 +185,10 @@ def test_error_that_is_always_the_same_stops_the_run_early_and_a_fixed_one_resum
     assert (row.n, row.failed) == (4, 0)
 
 
-def test_outage_in_the_middle_stops_the_run_without_writing_its_failures_down(tmp_path, monkeypatch):
+def test_outage_in_the_middle_stops_the_run_without_writing_its_failures_down(tmp_path, undisturbed):
     changes = {"run": {"give_up_after": 2, "concurrency": 1}, "baselines": []}
     with truthful_server() as server:
-        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch, **changes)
+        calm, _ = undisturbed("openai_compatible/rules", **changes)
         server.chooses = lambda request, number: error(401, "key revoked") if number > 4 + 8 + 3 else None
         with pytest.raises(GaveUp, match="2 latents in a row all failed for one reason: .*key revoked"):
             saeval.run(task(server, "openai_compatible/rules", **changes), out=tmp_path / "run")
@@ -230,9 +248,9 @@ def test_step_that_hides_a_failed_call_has_no_result(tmp_path):
 # --- done again ---
 
 
-def test_retry_does_failed_latents_again_and_asks_nothing_else(tmp_path, monkeypatch):
+def test_retry_does_failed_latents_again_and_asks_nothing_else(tmp_path, undisturbed):
     with truthful_server() as server:
-        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        calm, scores = undisturbed("openai_compatible/rules")
         server.chooses = about("harbor", error(500))
         saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
         server.chooses, server.calls = lambda request, number: None, []
@@ -243,12 +261,12 @@ def test_retry_does_failed_latents_again_and_asks_nothing_else(tmp_path, monkeyp
         saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run", retry="failed")
         assert len(server.calls) == 1
     assert finished(tmp_path / "run") == calm
-    assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+    assert result.cells[0].scores == scores
 
 
-def test_retried_explanation_moves_two_shuffled_ones_and_no_more(tmp_path, monkeypatch):
+def test_retried_explanation_moves_two_shuffled_ones_and_no_more(tmp_path, undisturbed):
     with truthful_server() as server:
-        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        calm, scores = undisturbed("openai_compatible/rules")
         bad = []
 
         def one_explanation(request, _):
@@ -262,7 +280,7 @@ def test_retried_explanation_moves_two_shuffled_ones_and_no_more(tmp_path, monke
         server.chooses, server.calls = lambda request, number: None, []
         result = saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run", retry="failed")
         assert len(server.calls) == 1 + 8 + 2 * 8
-    assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+    assert result.cells[0].scores == scores
     assert calm.items() <= finished(tmp_path / "run").items()
 
 
@@ -308,9 +326,9 @@ def small_files(most):
 
 @pytest.mark.parametrize("full", ["cache", "run"])
 @pytest.mark.parametrize("size", ["16k", "64k", "256k", "400k", "800k"])
-def test_full_disk_is_one_clear_sentence_and_more_room_resumes(tmp_path, monkeypatch, full, size):
+def test_full_disk_is_one_clear_sentence_and_more_room_resumes(tmp_path, monkeypatch, undisturbed, full, size):
     with truthful_server() as server:
-        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        calm, _ = undisturbed("openai_compatible/rules")
         with tiny_disk(tmp_path / "disk", size):
             place = tmp_path / "disk" / "x"
             cache, run = (place, tmp_path / "run") if full == "cache" else (tmp_path / "cache", place)
@@ -328,10 +346,10 @@ def test_full_disk_is_one_clear_sentence_and_more_room_resumes(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("most", [200, 5_000, 20_000, 60_000])
-def test_quota_is_one_clear_sentence_and_costs_nothing_that_was_finished(tmp_path, monkeypatch, most):
+def test_quota_is_one_clear_sentence_and_costs_nothing_that_was_finished(tmp_path, undisturbed, most):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with truthful_server() as server:
-        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        calm, _ = undisturbed("openai_compatible/rules")
         small_files(most)
         try:
             with pytest.raises((StoreError, InputError)):
@@ -362,9 +380,9 @@ def test_cache_that_cannot_be_written_to_is_one_clear_sentence(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "manifest"])
-def test_damaged_activations_are_found_and_collected_again(tmp_path, monkeypatch, damage):
+def test_damaged_activations_are_found_and_collected_again(tmp_path, undisturbed, damage):
     with truthful_server() as server:
-        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        calm, _ = undisturbed("openai_compatible/rules")
         saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run", limit=1)
         (store,) = (tmp_path / "cache" / "stores").glob("*/")
         file = store / ("manifest.json" if damage == "manifest" else "position.npy")
@@ -377,16 +395,16 @@ def test_damaged_activations_are_found_and_collected_again(tmp_path, monkeypatch
     assert finished(tmp_path / "run") == calm
 
 
-def test_flipped_byte_in_journal_or_answers_changes_no_score(tmp_path, monkeypatch):
+def test_flipped_byte_in_journal_or_answers_changes_no_score(tmp_path, undisturbed):
     with truthful_server() as server:
-        calm = undisturbed(server, "openai_compatible/rules", tmp_path, monkeypatch)
+        calm, scores = undisturbed("openai_compatible/rules")
         saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
         asked = len(server.calls)
         journal = tmp_path / "run" / "journal.jsonl"
         journal.write_bytes(journal.read_bytes().replace(b'"balanced_accuracy": 1.0', b'"balanced_accuracy": 0.9', 1))
         result = saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
         assert len(server.calls) == asked  # what the journal lost is in the cache
-        assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+        assert result.cells[0].scores == scores
         database = sqlite3.connect(tmp_path / "cache" / "calls.sqlite")
         database.execute("UPDATE kept SET answer = replace(answer, '[1', '[0')")
         database.commit()
@@ -394,5 +412,5 @@ def test_flipped_byte_in_journal_or_answers_changes_no_score(tmp_path, monkeypat
         journal.unlink()
         result = saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
         assert len(server.calls) > asked
-        assert result.cells[0].scores == saeval.read(tmp_path / "calm").cells[0].scores
+        assert result.cells[0].scores == scores
     assert finished(tmp_path / "run") == calm

@@ -13,6 +13,9 @@ from saeval_plugins.scorers import saeval_scorers
 
 pytestmark = pytest.mark.slow
 
+HALF = "source.with.corpus.per_document=320"
+"""Half of the text, which takes half of the time."""
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -25,12 +28,8 @@ def finished(tmp_path_factory):
         "http_proxy": "http://127.0.0.1:9",
     }
     command = [sys.executable, "-m", "saeval", "run", "--task", "quickstart", "--limit", "2", "--out", "run"]
-    command += [
-        "--set",
-        "sampler.with.score=5",
-        "--set",
-        "sampler.with.non_activating.n=5",
-    ]  # the fewest: half a minute
+    for change in (HALF, "sampler.with.score=5", "sampler.with.non_activating.n=5", "llms.explainer.max_tokens=12"):
+        command += ["--set", change]
     done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return place, env, command, done
@@ -45,7 +44,7 @@ def test_quickstart_compares_two_real_saes_with_both_floors(finished):
     for name in ("topk", "batchtopk"):
         assert cells[name]["measures"]["fvu"] < 0.15
         assert 25 < cells[name]["measures"]["l0"] < 40
-        assert cells[name]["measures"]["frac_alive"] > 0.8
+        assert cells[name]["measures"]["frac_alive"] > 0.75
     assert cells["random_sae"]["measures"]["fvu"] > 1
     for cell in cells.values():
         for scorer in ("embedding", "detection", "fuzzing"):
@@ -84,7 +83,7 @@ def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(finished, tmp_path):
     _, env, _, _ = finished  # whose cache holds the activations
     (tmp_path / "ratings.csv").write_text("latent,rating\n" + "".join(f"{i},3\n" for i in range(2048)))
     rated = f"scorers.human={{with: {{path: {tmp_path / 'ratings.csv'}}}}}"
-    command = ["run", "methods-tour", "--limit", "1", "--out", "run", "--set", rated]
+    command = ["run", "methods-tour", "--limit", "1", "--out", "run", "--set", rated, "--set", HALF]
     done = subprocess.run(
         [sys.executable, "-m", "saeval", *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )

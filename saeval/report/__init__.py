@@ -1,4 +1,4 @@
-"""Renders a run's files as terminal boards, Markdown, CSV, HTML and plots. Needs no plugin and no model."""
+"""Renders a run's results as terminal boards, Markdown, CSV, HTML and plots. Needs no plugin and no model."""
 
 from __future__ import annotations
 

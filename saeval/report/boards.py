@@ -1,4 +1,4 @@
-"""Lays out the columns and texts of leaderboards, the same for every format."""
+"""Prepares the columns and texts of leaderboards for all formats."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from saeval.records import Better, CellResult, Place, RunResult, ScoreRow
 from saeval.results import Column, Estimate, Line, cell_columns, score_columns
 
 RunOf = Callable[[CellResult], RunResult]
-"""The run of a cell."""
+"""Returns the run of a cell."""
 EstimateText = Callable[[Estimate], str]
-"""How a format writes a score and its interval."""
+"""Returns a score and its interval as text."""
 
 
 _GAP = 2  # blanks between columns
@@ -25,9 +25,9 @@ class Field:
     """A column of a table as text.
 
     Attributes:
-        head: Head; several lines where a format breaks them.
+        head: Column head, possibly of several lines.
         texts: Text of each row.
-        column: The column shown; None for names of cells.
+        column: The column; None for names of cells.
         values: Values behind the texts; empty for names of cells.
         best: Rows of the contestants with the best value.
     """
@@ -45,7 +45,7 @@ def field_width(field: Field) -> int:
 
 
 def side_by_side(fields: Sequence[Field], room: int) -> Iterator[list[Field]]:
-    """Distribute fields over tables that fit the room; each table has at least one."""
+    """Distribute fields over tables of at most the width `room`; each table has at least one field."""
     table: list[Field] = []
     left = room
     for field in fields:
@@ -65,7 +65,7 @@ def score_head(scorer: str, metric: str, rows: Iterable[ScoreRow | None]) -> str
 
 
 def arrow(rows: Iterable[ScoreRow | None]) -> str:
-    """Return `↑` if higher is better, `↓` if lower is, and nothing for what is no score."""
+    """Return `↑` if higher is better, `↓` if lower is better, and an empty text if neither is."""
     return {"higher": "↑", "lower": "↓", None: ""}[_better(rows)]
 
 
@@ -77,21 +77,21 @@ def _better(rows: Iterable[ScoreRow | None]) -> Better | None:
 
 
 def plain_estimate(found: Estimate) -> str:
-    """Write a score as `0.612 [0.574, 0.651]`; `–` for none."""
+    """Return a score as `0.612 [0.574, 0.651]`, or `–` if there is none."""
     if found.value is None:
         return text.MISSING
     return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]" + found.marks
 
 
 def short_estimate(found: Estimate) -> str:
-    """Write a score as `.612 [.57 .65]`, or the reason why it is missing."""
+    """Return a score as `.612 [.57 .65]`, or the reason why it is missing."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
     return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]" + found.marks
 
 
 def roomy_estimate(found: Estimate, *more: str) -> str:
-    """Write a score as `0.612 (0.574 to 0.651)`, with more in the brackets, or the reason why it is missing."""
+    """Return a score as `0.612 (0.574 to 0.651; more)`, or the reason why it is missing."""
     if found.value is None:
         return f"{text.MISSING} ({found.why})"
     between = ("unknown" if found.ci95 is None else text.interval(found.ci95)) + found.marks
@@ -99,7 +99,7 @@ def roomy_estimate(found: Estimate, *more: str) -> str:
 
 
 def rank_field(board: Leaderboard) -> Field:
-    """Return the ranks."""
+    """Return the column of ranks."""
     return Field("rank", [x.rank_text for x in board.standings])
 
 
@@ -166,7 +166,7 @@ def _field(board: Leaderboard, column: Column, head: str, values: Sequence[Any],
 
 
 def _best(board: Leaderboard, values: Sequence[float | None], better: Better | None) -> frozenset[int]:
-    """Return the rows of the contestants with the best value; none for fewer than two, or where none is better."""
+    """Return the rows of the contestants with the best value; empty for fewer than two, or without a direction."""
     if better is None:
         return frozenset()
     rivals = {i: v for i, v in enumerate(values) if v is not None and board.standings[i].cell.baseline is None}

@@ -14,13 +14,13 @@ def write_reports(run: RunResult, folder: Path) -> list[Path]:
 
     Args:
         run: The results.
-        folder: `report/` of the run directory; pages of latents are made from `cells/` beside it.
+        folder: `report/` of the run directory; the pages of latents are made from the folder `cells/` beside it.
 
     Returns:
-        The files, without the pages of latents that index.html links to.
+        The files, except the pages of latents that index.html links to.
 
     Raises:
-        InputError: If the folder cannot be written to, is not saeval's, or a table of a cell cannot be read.
+        InputError: If the folder cannot be written to or is not saeval's, or a table of a cell cannot be read.
     """
     from saeval._util import claim_inside, write_atomic
     from saeval.report.html import write_html

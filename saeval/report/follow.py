@@ -15,14 +15,14 @@ from saeval.report.view import report_file
 
 
 class FollowServer(LocalServer):
-    """Serves a page that asks for the run's progress every few seconds, and the report once it is there.
+    """Serves a page that shows the progress of a run, and the run's report as soon as it exists.
 
     Args:
         run_dir: The run, finished or not.
-        port: Port; 0 for one that is free.
+        port: Port; 0 for a free one.
 
     Raises:
-        InputError: If it is no run, or the port cannot be used.
+        InputError: If it is not a run, or the port cannot be used.
     """
 
     def __init__(self, run_dir: Path, port: int = 0):
@@ -42,10 +42,10 @@ class FollowServer(LocalServer):
 
 
 def progress(run_dir: Path) -> dict[str, Any]:
-    """Return how far a run has got: its status, what it spent, its stages, failures and scores so far.
+    """Return the progress of a run: status, time, spending, stages, failures and scores so far.
 
     Raises:
-        InputError: If it is no run.
+        InputError: If it is not a run.
     """
     state = _state(run_dir)
     try:
@@ -67,5 +67,5 @@ def progress(run_dir: Path) -> dict[str, Any]:
 def _state(run_dir: Path) -> dict[str, Any]:
     found = read_json(run_dir / "run.json")
     if not isinstance(found, dict):
-        raise InputError(f"{run_dir / 'run.json'}: is not the state of a run")
+        raise InputError(f"{run_dir / 'run.json'}: is damaged; give a run directory")
     return found

@@ -39,7 +39,7 @@ from saeval.results import Line, csv_text, json_row, table_bytes, tidy
 
 BOARD_FORMATS = ("text", "markdown", "latex", "csv", "json", "parquet")
 """Formats of a joined board; CSV and Parquet are tidy, one row per cell, scorer, explanation and metric."""
-_FOLDED = 16  # columns kept free for a name when scorers are laid side by side; longer names fold
+_FOLDED = 16  # width reserved for a name when scorers are placed beside each other; longer names are folded
 
 
 def written(
@@ -59,11 +59,11 @@ def written(
         group_by: Facet; each of its values gets its own board.
         match_l0: L0 at which to compare families of coders, instead of cells.
         family: Facet whose values are families.
-        width: Maximum width of text: names and heads are folded, and scorers distributed over several tables.
+        width: Maximum width of text. Names and heads are folded, and scorers distributed over several tables.
 
     Raises:
-        InputError: If a facet does not exist, a family's L0s do not include the requested one, or the format does not
-            support the options.
+        InputError: If a facet does not exist, a family's range of L0 does not include the requested one, or the format
+            does not support the options.
     """
     if format_ in ("csv", "parquet"):
         if match_l0 is not None or group_by is not None:
@@ -115,13 +115,13 @@ def _line(text: str, format_: str) -> str:
 
 
 def _names(joined: Joined, cells: Sequence[CellResult]) -> list[Field]:
-    """Return the facets that distinguish cells."""
+    """Return the facets that distinguish cells, as columns."""
     facets = [joined.entries[cell.cell].facets for cell in cells]
     return [Field(name, [found.get(name) or MISSING for found in facets]) for name in joined.telling()]
 
 
 def _wide(joined: Joined, board: Leaderboard, format_: str, width: int) -> str:
-    """Return a line per cell, a column per scorer; in LaTeX with numbers aligned and the best in bold."""
+    """Return a table with one row per cell and one column per scorer; in LaTeX, the best values are bold."""
     cells = [x.cell for x in board.standings]
     names, facts = _names(joined, cells), cell_fields(board, joined.run_of, "board")
     fixed = [rank_field(board), *names, *facts]
@@ -142,7 +142,7 @@ def _narrow_head(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> s
 
 
 def _long(joined: Joined, board: Leaderboard) -> str:
-    """Return one line per cell and scorer, as in tables of language-model harnesses."""
+    """Return a table with one row per cell and scorer, as in tables of language-model harnesses."""
     ranks = rank_field(board).texts
     facts = [*_names(joined, [x.cell for x in board.standings]), *cell_fields(board, joined.run_of, "board")]
     lines, places = [], []

@@ -17,20 +17,20 @@ from saeval.report.view import ReportServer
 Contexts = Sequence[tuple[Sequence[str], Iterable[float]]]
 """For each context of a text, its tokens and an activation per token."""
 MOST = 2000
-"""Characters of a text that is read."""
+"""Maximum characters of a typed text."""
 
 
 class LiveServer(ReportServer):
-    """Serves the pages of a report, and reads typed text for them, one at a time.
+    """Serves the pages of a report, and returns activations on typed texts, one text at a time.
 
     Args:
         run_dir: The run.
-        port: Port; 0 for one that is free.
-        cells: Cells that text can be read for.
-        read: Returns a latent's activations on a text, from a cell's name, the latent's number and the text.
+        port: Port; 0 for a free one.
+        cells: Cells whose model can read text.
+        read: Returns a latent's activations on a text, given a cell's name, the latent's number and the text.
 
     Raises:
-        InputError: If there is no report, it is of another version, or the port cannot be used.
+        InputError: If there is no report, another version of saeval wrote it, or the port cannot be used.
     """
 
     def __init__(self, run_dir: Path, port: int, cells: Sequence[str], read: Callable[[str, int, str], Contexts]):
@@ -39,7 +39,7 @@ class LiveServer(ReportServer):
         self._reading = threading.Lock()
 
     def content(self, place: str, query: str) -> Answer:
-        """Return a page of the report that knows of this, or what was found in a typed text."""
+        """Return a page of the report, marked as live, or the activations on a typed text."""
         if place == "typed.js":
             return self._typed(query)
         found = super().content(place, query)
@@ -49,7 +49,7 @@ class LiveServer(ReportServer):
         return found._replace(content=found.content.replace(b"</head>", mark, 1))
 
     def _typed(self, query: str) -> Answer:
-        """Answer with a script that passes on what was found, or why nothing was."""
+        """Return a script that passes the activations, or an error, to the page."""
         try:
             asked = parse_qs(query, keep_blank_values=True, strict_parsing=True, errors="replace", max_num_fields=4)
             number, latent = (int(asked[name][0]) for name in ("n", "latent"))
@@ -61,7 +61,7 @@ class LiveServer(ReportServer):
 
     def _activations(self, cell: str, latent: int, text: str) -> dict[str, Any]:
         if len(text) > MOST:
-            return {"error": f"the text has {len(text):,} characters; at most {MOST:,} are read"}
+            return {"error": f"the text has {len(text):,} characters; the maximum is {MOST:,}"}
         if cell not in self._cells:
             return {"error": "this cell has no model that can read text"}
         if not self._reading.acquire(blocking=False):
@@ -70,7 +70,7 @@ class LiveServer(ReportServer):
             contexts = self._read(cell, latent, text)
         except SaevalError as error:
             return {"error": str(error)}
-        except Exception as error:  # noqa: BLE001 - whatever a model raises, the server goes on
+        except Exception as error:  # noqa: BLE001 - the server continues after any error of a model
             return {"error": f"the text could not be read ({type(error).__name__}: {error})"}
         finally:
             self._reading.release()

@@ -32,13 +32,13 @@ _DECILES = (
 _CORRELATIONS = (
     "Correlations of headline metrics over the latents that both scored, with their number: Pearson above the "
     "diagonal, Spearman below. The cells' own explanations; none for fewer than three latents or constant scores. "
-    "Corrected: for the noise that few windows per latent leave in both scores."
+    "Corrected: for the noise in both scores that is due to few windows per latent."
 )
 _FINDINGS = ("claim", "outcome", "difference", "95 % CI", "n", "quantity")
 FINDINGS = (
     "Claims of the task, checked against this run alone. Shown: the whole interval is on the claimed side of 0 (for "
     "similarity, near 0). Contradicted: it is on the other side. Not shown: it covers both. Cannot be told: too little "
-    "data. Each claim is tested by itself at 95 %, so one of twenty false claims seems to hold."
+    "data. Each claim is tested separately at 95 %, so about one in twenty false claims is shown."
 )
 CONTROL_HEADS = (
     "scorer",
@@ -119,7 +119,7 @@ def markdown_report(run: RunResult) -> str:
     if any(cell.variance for cell in run.cells):
         parts += ["## Where the variance comes from", _VARIANCE, *_variance(run.cells)]
     if any(cell.powers for cell in run.cells):
-        parts += ["## Told apart from informed baselines", *_powers(run.cells)]
+        parts += ["## Distinguished from informed baselines", *_powers(run.cells)]
     counts = [[c.cell, *(c.counts.get(stage, MISSING) for stage in _STAGES)] for c in run.cells]
     parts += ["## Latents", markdown_table(["coder", *_STAGES], counts)]
     if run.ledger:
@@ -133,7 +133,7 @@ def _named(values: Iterable[str | None]) -> str:
 
 
 def _leaderboard(run: RunResult, board: Leaderboard) -> str:
-    """Return a line per cell: its axes, measures and scores."""
+    """Return a table with one row per cell: axes, measures and scores."""
     cells = [x.cell for x in board.standings]
     axes = list(dict.fromkeys(axis for c in run.cells for axis in c.axes))
     names = [Field(axis, [cell.axes.get(axis, MISSING) for cell in cells]) for axis in axes]
@@ -152,7 +152,7 @@ def _score(run: RunResult, cell: CellResult, row: ScoreRow | None) -> str:
 
 
 def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
-    """Yield the headline of each scorer; folded, its other metrics and the explanations of baselines."""
+    """Yield a table of headline scores, and a collapsed one of other metrics and baselines' explanations."""
     lines = [Line(run, x.cell, row) for x in board.standings for row in x.cell.scores]
     headline = [x.score.variant == MAIN and (x.score.scorer, x.score.metric) in board.shown for x in lines]
     yield _details([*compress(lines, headline)])
@@ -166,7 +166,7 @@ def _scores(run: RunResult, board: Leaderboard) -> Iterator[str]:
 
 
 def _details(lines: Sequence[Line]) -> str:
-    """Return one line per score, with all its columns."""
+    """Return a table with one row per score and all its columns."""
     rows = [x.score for x in lines]
     variants = ["its own" if row.variant == MAIN else row.variant for row in rows]
     fields = [Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows])]
@@ -250,7 +250,7 @@ def _correlation(value: float | None, n: int) -> str:
 
 
 def _variance(cells: Iterable[CellResult]) -> Iterator[str]:
-    """Yield a line per cell and scorer with the standard deviation of each component."""
+    """Yield a table of the standard deviation of each component, by cell and scorer."""
     found = [(cell.cell, parts) for cell in cells for parts in cell.variance]
     sources = list(dict.fromkeys(source for _, parts in found for source in parts.noise))
     rows = []
@@ -262,7 +262,7 @@ def _variance(cells: Iterable[CellResult]) -> Iterator[str]:
 
 
 def _powers(cells: Iterable[CellResult]) -> Iterator[str]:
-    """Yield what the table says, and a line per cell and scorer with a column per baseline."""
+    """Yield a description and a table of powers, with a row per cell and scorer and a column per baseline."""
     found = [(cell.cell, power) for cell in cells for power in cell.powers]
     yield _POWER.format(latents=found[0][1].latents)
     variants = list(dict.fromkeys(power.variant for _, power in found))

@@ -1,4 +1,4 @@
-"""Shows runs in notebooks: boards, latents and plots as HTML, and as text where there is none."""
+"""Shows runs in notebooks: boards, latents and plots, as HTML and as text."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from saeval.results import RunCell, some
 if TYPE_CHECKING:
     from saeval.results import Row
 
-_WINDOWS = 8  # of each role that a latent's view shows
+_WINDOWS = 8  # maximum windows in a latent's view
 _TABLE = "style='border-collapse:collapse;font-variant-numeric:tabular-nums'"
 _CELL = "style='text-align:left;padding:2px 10px 2px 0;vertical-align:top'"
 
 
 @dataclass(frozen=True)
 class NotebookView:
-    """A view of a run: HTML in a notebook, text elsewhere.
+    """A view of a run, shown as HTML in a notebook and as text elsewhere.
 
     Attributes:
         text: The view as text.
@@ -82,7 +82,7 @@ def latent(cells: Sequence[RunCell], index: int, cell: str | None) -> NotebookVi
         names = [c.name for c in cells]
         raise InputError(f"no cell {cell!r}{did_you_mean(cell, names)}; there are {'; '.join(names)}")
     if not found:
-        raise InputError(f"latent {index} was not explained or scored in this run; run.latents lists all that were")
+        raise InputError(f"latent {index} was not explained or scored in this run; see run.latents for those that were")
     if len(found) > 1:
         having = "; ".join(c.name for c in found)
         raise InputError(

@@ -1,4 +1,4 @@
-"""Reads a run back from its directory: the results, and their tables for data frames."""
+"""Reads a run from its directory: the results, and tables for data frames."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Run(RunResult):
         return plot(self, self._folder, name)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the results are equal, in whatever directories."""
+        """Return whether the results are equal, regardless of their directories."""
         return isinstance(other, RunResult) and dict(self) == dict(other)
 
     @property
@@ -138,13 +138,13 @@ class Run(RunResult):
 
 
 def read(path: str | Path) -> Run:
-    """Read a run back; needs no plugin.
+    """Read a run; this needs no plugin.
 
     Args:
         path: The run directory, or its `results.json`.
 
     Raises:
-        InputError: If there are no results, or this version does not know their format.
+        InputError: If there are no results, or this version of saeval does not support their format.
 
     Example:
         >>> run = saeval.read("mine")

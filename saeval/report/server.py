@@ -21,16 +21,16 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 HTML, SCRIPT = "text/html; charset=utf-8", "text/javascript; charset=utf-8"
-"""Types of what is served."""
+"""Content types."""
 
 
 class Answer(NamedTuple):
     """An answer to a request.
 
     Attributes:
-        status: The status.
-        content: What is sent.
-        kind: Its type.
+        status: The HTTP status.
+        content: The body.
+        kind: The content type.
     """
 
     status: HTTPStatus
@@ -39,15 +39,15 @@ class Answer(NamedTuple):
 
 
 class LocalServer(ThreadingHTTPServer, ABC):
-    """Answers requests on 127.0.0.1, of clients that know its token.
+    """Answers requests on 127.0.0.1 from clients that know its token.
 
-    The token is the first part of every path, so other users of the machine and pages of other sites, which can
-    reach the port, cannot read anything. Only requests to this host and port are answered, so a site that rebinds
-    its name to 127.0.0.1 gets nothing either.
+    The token is the first part of every path. Other users of the machine and pages of other sites can reach the port,
+    but cannot read anything without it. Only requests with this host and port are answered, so a site that rebinds its
+    name to 127.0.0.1 cannot read anything either.
 
     Args:
-        port: Port; 0 for one that is free.
-        first: Page that the address names.
+        port: Port; 0 for a free one.
+        first: Page to which the address leads.
 
     Raises:
         InputError: If the port cannot be used.
@@ -72,11 +72,11 @@ class LocalServer(ThreadingHTTPServer, ABC):
 
     @property
     def url(self) -> str:
-        """Address of the first page, with the token in it."""
+        """Address of the first page, including the token."""
         return f"http://127.0.0.1:{self.server_port}/{self.token}/{self._first}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore errors: a browser that disconnects is not one."""
+        """Ignore errors, which occur whenever a browser disconnects."""
 
     def answer(self, path: str) -> Answer:
         """Return the answer to a request for a path, with the token."""
@@ -92,7 +92,7 @@ class LocalServer(ThreadingHTTPServer, ABC):
 
         Args:
             place: The path after the token, percent-encoded.
-            query: What follows the `?`, percent-encoded.
+            query: The part after the `?`, percent-encoded.
         """
 
 
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Send a page."""
         status, content, kind = self._answer()
         self.send_response(status)
-        # The server sends the pages' policy too, so it applies even to a foreign page.
+        # The server also sends the pages' policy, so that it applies even to a foreign page.
         rules = {"Content-Security-Policy": f"{policy()}; frame-ancestors 'none'", **_HEADERS}
         for name, value in {**rules, "Content-Type": kind, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
@@ -121,4 +121,4 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.answer(self.path)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: paths contain the token, and come from others."""
+        """Log nothing, because paths contain the token and untrusted text."""

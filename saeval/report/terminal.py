@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = 2
-_NAMES = 14  # columns that a name may take before it folds to leave room for more columns of numbers
+_NAMES = 14  # width above which a name is folded to make room for more columns of numbers
 
 
 def render(run: RunResult, console: Console | None = None) -> None:
@@ -108,7 +108,7 @@ def finding_line(found: Finding) -> str:
 
 
 def _print_board(console: Console, board: Leaderboard, run: RunResult, axes: Sequence[str]) -> None:
-    """Print one line per cell; scorers that do not fit side by side go into further tables."""
+    """Print one line per cell; scorers that do not fit beside each other go into further tables."""
     cells = [x.cell for x in board.standings]
     names = _axis_fields(cells, axes)
     facts = [rank_field(board), *cell_fields(board, lambda _: run, "board")]
@@ -139,13 +139,13 @@ def _print_details(
     variants = [f"  {variant.removesuffix('_explanation')}" for _, variant, _ in found]
     names = [variant if other else cell for cell, variant, other in zip(cells, variants, others, strict=True)]
     lines = [Line(run, cell, row) for cell, _, row in found]
-    fields = [field for field in detail_fields(lines, "scores", short_estimate) if _tells(field)]
+    fields = [field for field in detail_fields(lines, "scores", short_estimate) if _has_content(field)]
     for some, folded in _tables([Field(", ".join(axes), names)], fields, console.width):
         _print_table(console, title, [*folded, *some], others)
 
 
-def _tells(field: Field) -> bool:
-    """Return whether a column holds anything: a text, and of dollars, some."""
+def _has_content(field: Field) -> bool:
+    """Return whether a column has any text; a column of prices must also have one that is not 0."""
     is_price = field.column is not None and field.column.shown.unit == "$"
     return any(field.texts) and not (is_price and all(value == 0 for value in field.values))
 
@@ -153,21 +153,21 @@ def _tells(field: Field) -> bool:
 def _tables(
     names: Sequence[Field], numbers: Sequence[Field], room: int
 ) -> Iterator[tuple[Sequence[Field], Sequence[Field]]]:
-    """Distribute columns of numbers over tables that fit the room, each beside the names, folded between words."""
-    room += _GAP  # after the last column, which has none
+    """Distribute columns of numbers over tables that fit the width `room`; each table begins with the folded names."""
+    room += _GAP  # there is no gap after the last column
     least = [max(_whole(field), min(field_width(field), _GAP + _NAMES)) for field in names]
     for some in side_by_side(numbers, room - sum(least)):
         yield some, _folded(names, room - sum(map(field_width, some)))
 
 
 def _whole(names: Field) -> int:
-    """Return the width at which no word of a column of names is cut, with the gap after it."""
+    """Return the minimum width of a column of names at which no word is cut, including the gap after it."""
     indent = max((len(name) - len(name.lstrip()) for name in names.texts), default=0)
     return _GAP + max(text.whole_width([names.head]), indent + text.whole_width(names.texts))
 
 
 def _folded(names: Sequence[Field], room: int) -> list[Field]:
-    """Fold columns of names to a room: between words, within words only where the room holds no whole ones."""
+    """Fold columns of names to fit the width `room`: between words, and within words only if necessary."""
     widths = [field_width(field) for field in names]
     for least in ([_whole(field) for field in names], [_GAP + 1 for _ in names]):
         while sum(widths) > room and any(w > low for w, low in zip(widths, least, strict=True)):
@@ -185,7 +185,7 @@ def _in_lines(names: Field, width: int) -> Field:
 
 
 def _axes(cells: Sequence[CellResult]) -> tuple[list[str], list[str]]:
-    """Return the axes that distinguish cells, and the others as `name=value`; `cell` when there is none."""
+    """Return the axes that distinguish cells (`cell` if there are none), and the other axes as `name=value`."""
     axes = dict.fromkeys(axis for c in cells for axis in c.axes)
     values = {axis: {c.axes.get(axis) for c in cells} for axis in axes}
     telling = [axis for axis in axes if len(values[axis]) > 1]
@@ -213,11 +213,11 @@ def _chance(rows: Iterable[ScoreRow | None]) -> float | None:
 
 
 def _print_table(console: Console, title: str, fields: Sequence[Field], dim: Sequence[bool]) -> None:
-    """Print a table as it is laid out."""
+    """Print a table whose columns are already laid out."""
     from rich.table import Table
     from rich.text import Text
 
-    def entry(lines: str) -> Text:  # Text: no markup is read
+    def entry(lines: str) -> Text:  # as Text, so that markup in names has no effect
         return Text("\n".join(line[: len(line) - len(line.lstrip())] + safe_text(line) for line in lines.splitlines()))
 
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")

@@ -19,7 +19,7 @@ def page(run_dir: Path) -> Path:
     """Return the first page of a run's report.
 
     Raises:
-        InputError: If there is none.
+        InputError: If the run has no report.
     """
     index = run_dir / "report" / "index.html"
     if index.is_symlink() or index.parent.is_symlink():
@@ -30,14 +30,14 @@ def page(run_dir: Path) -> Path:
 
 
 def bundle(run_dir: Path, file: Path) -> None:
-    """Write a run's report as one file: a page that opens as it is, or a ZIP file of the folder.
+    """Write a run's report as one file: a single page, or a ZIP file of the folder.
 
     Args:
         run_dir: The run.
-        file: `.html` for a page with all others and their data in it; `.zip` for the folder, to unpack.
+        file: `.html` for a page that contains all other pages and their data; `.zip` for the packed folder.
 
     Raises:
-        InputError: If there is no report, the name ends otherwise, or the file cannot be written.
+        InputError: If there is no report, the suffix is another one, or the file cannot be written.
     """
     if file.suffix not in (".html", ".zip"):
         raise InputError(f"{file}: a bundle is a page or a ZIP file; give it a name that ends in .html or .zip")
@@ -55,7 +55,7 @@ def bundle(run_dir: Path, file: Path) -> None:
 
 
 def _single_page(first: str, index: Path, files: Sequence[Path]) -> str:
-    """Return the first page with the other pages and their data in it."""
+    """Return the first page with the other pages and their data embedded."""
     from saeval.report.html.text import packed, script_json, script_text
 
     held = {}
@@ -70,12 +70,12 @@ def _single_page(first: str, index: Path, files: Sequence[Path]) -> str:
 
 
 def _body(text: str) -> str:
-    """Return what a page shows, without the script that all pages share."""
+    """Return the body of a page, without the script that all pages share."""
     return text[text.index("<body>") + len("<body>") : text.rindex("<script>")]
 
 
 def _own(index: Path, run_dir: Path) -> str:
-    """Return the first page, which has to be of this version, because only its scripts are allowed to run."""
+    """Return the first page, after checking that this version wrote it: only this version's scripts may run."""
     text = index.read_text(encoding="utf-8", errors="replace")
     if policy() not in html.unescape(text):
         raise InputError(
@@ -89,10 +89,10 @@ class ReportServer(LocalServer):
 
     Args:
         run_dir: The run.
-        port: Port; 0 for one that is free.
+        port: Port; 0 for a free one.
 
     Raises:
-        InputError: If there is no report, it is of another version, or the port cannot be used.
+        InputError: If there is no report, another version of saeval wrote it, or the port cannot be used.
     """
 
     def __init__(self, run_dir: Path, port: int = 0):
@@ -101,7 +101,7 @@ class ReportServer(LocalServer):
         super().__init__(port, "index.html")
 
     def content(self, place: str, query: str) -> Answer:
-        """Return a page of the report, or a file of its data."""
+        """Return a page of the report, or one of its data files."""
         return report_file(self.folder, place)
 
 
@@ -114,7 +114,7 @@ def report_file(folder: Path, place: str) -> Answer:
     """
     file = folder / unquote(place)
     try:
-        # Links, `..` and other paths out of the folder are not pages of the report.
+        # Links, `..` and other paths that leave the folder are not served.
         inside = file.resolve() == file and file.is_relative_to(folder)
         if inside and file.suffix in _TYPES and file.is_file():
             return Answer(HTTPStatus.OK, file.read_bytes(), _TYPES[file.suffix])

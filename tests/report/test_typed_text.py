@@ -114,7 +114,7 @@ def test_a_text_is_bounded_and_one_is_read_at_a_time(run):
         return []
 
     with serving(run, slow) as server:
-        assert "at most 2,000" in asked(server, text="x" * (MOST + 1))["error"] and not taken
+        assert "the maximum is 2,000" in asked(server, text="x" * (MOST + 1))["error"] and not taken
         assert "no model" in asked(server, cell="other")["error"]
         first = threading.Thread(target=asked, args=(server,), kwargs={"text": "one"})
         first.start()

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from saeval.report.html.latents import CellTables
     from saeval.report.html.plots import Series
 
-_PER_FILE = 40  # latents; a file of them loads in well under a second
-_PER_FILE_OF_LARGE = 100  # of a cell with so many that files would be tens of thousands
+_PER_FILE = 40  # latents per file, which loads in well under a second
+_PER_FILE_OF_LARGE = 100  # latents per file of a large cell, which would otherwise have tens of thousands of files
 
 
 def write_html(run: RunResult, run_dir: Path, folder: Path) -> Path:
-    """Write `index.html`, and in `latents/` a page for each cell whose tables are there.
+    """Write `index.html`, and in `latents/` a page for each cell that has tables.
 
     Args:
         run: The results.
         run_dir: Folder with `cells/` and `spec.yaml`; the report skips missing files.
-        folder: Folder of the pages; pages of an earlier report that are not written again are removed.
+        folder: Folder of the pages; outdated pages of an earlier report are removed.
 
     Returns:
         The file to open.
@@ -82,15 +82,15 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
     Args:
         run: The results.
         run_dir: Folder with `cells/`.
-        folder: Where they go.
+        folder: Folder of the files.
         format_: `svg`, `pdf` (vectors, text as text) or `png` (300 dots per inch at 9 cm).
 
     Returns:
         The files.
 
     Raises:
-        InputError: If a table cannot be read, the folder cannot be written to, or PDF or PNG is asked for without the
-            package that makes it.
+        InputError: If a table cannot be read, the folder cannot be written to, or the package required for PDF or PNG
+            is not installed.
     """
     from saeval.report.html.figure import as_file
 
@@ -103,7 +103,7 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
         if is_empty(folder):
             claim(folder, "plots")
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({os_reason(error)})") from error
+        raise InputError(f"{folder}: cannot be created ({os_reason(error)})") from error
     taken = [] if is_ours(folder) else [file for file in made if file.exists() or file.is_symlink()]
     if taken:
         raise InputError(f"{taken[0]}: already exists and is not saeval's; choose another directory for plots")
@@ -113,7 +113,7 @@ def write_plots(run: RunResult, run_dir: Path, folder: Path, format_: PlotFormat
 
 
 def _explanations(tables: Mapping[str, CellTables], pages: Mapping[str, str]) -> list[list[Any]]:
-    """Return, by cell, its name, its page, and each latent's number, explanation and first score.
+    """Return, for each cell, its name, its page, and each latent's number, explanation and first score.
 
     Large cells have an index of words instead; see `paged`.
     """
@@ -145,7 +145,7 @@ def figures_of(run: RunResult, run_dir: Path) -> list[tuple[str, Markup, Sequenc
 
 
 def _gathered(run: RunResult, run_dir: Path) -> tuple[Leaderboard, dict[str, CellTables], dict[str, str]]:
-    """Return the board, and by cell its tables and the name of its page where it has any."""
+    """Return the board, and by cell, for cells with tables, the tables and the name of the page."""
     from saeval._compare import Leaderboard
     from saeval.report.html.latents import CellTables, Ranked
     from saeval.report.html.text import page_name

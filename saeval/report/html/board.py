@@ -20,10 +20,10 @@ class BoardRun(NamedTuple):
     """A run on a board.
 
     Attributes:
-        folder: Where its `results.json` is.
+        folder: Folder of its `results.json`.
         result: Its results.
-        made: Day on which it ended, `2026-01-31`.
-        origin: Where it came from on the hub; empty for a folder.
+        made: Day on which the run ended, `2026-01-31`.
+        origin: Address on the hub; empty for a local folder.
     """
 
     folder: Path
@@ -33,7 +33,7 @@ class BoardRun(NamedTuple):
 
 
 class _Comparable(NamedTuple):
-    """What results must share to be ranked together."""
+    """Facts that results must share to be ranked together."""
 
     task: str
     version: str
@@ -59,9 +59,9 @@ class _Place(NamedTuple):
 
 
 def board_pages(runs: Sequence[BoardRun], title: str) -> dict[str, str]:
-    """Return the pages by their names: `index.html`, `boards/….html` and `saes/….html`.
+    """Return the pages by name: `index.html`, `boards/….html` and `saes/….html`.
 
-    Nothing is ranked across judges, corpora, subjects, or versions of a task: each combination has its board.
+    Nothing is ranked across judges, corpora, subjects, or versions of a task: each combination has its own board.
     """
     groups: dict[_Comparable, dict[str, BoardRun]] = {}
     places = []
@@ -108,7 +108,7 @@ def _comparable(result: RunResult, cell: CellResult) -> _Comparable:
 
 
 def _board(key: _Comparable, runs: int, joined: join.Joined) -> dict[str, Any]:
-    """Return what the list of boards shows of one."""
+    """Return the facts about a board that the list of boards shows."""
     board = joined.groups(None)[""]
     contestants = [x for x in board.standings if x.cell.baseline is None]
     marks = _marks(synthetic=key.synthetic, recorded=key.recorded)

@@ -1,4 +1,4 @@
-"""Cuts the data of a large cell's page into parts that the page loads when they are needed."""
+"""Splits the data of a large cell's page into parts that the page loads when they are needed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from saeval.report.html.text import packed_json
 
 LARGE = 20_000
-"""Latents from which on a page comes in parts; a page of fewer holds all it lists, up to 2.4 MB."""
+"""Number of latents from which a page is split into parts; smaller pages contain all their data, up to 2.4 MB."""
 PER_FOLDER = 256
-"""Files of latents in a folder."""
-_ROWS = 500  # latents whose lines of the list are loaded together
-_POSTINGS = 100_000  # places of words that are loaded together, about
+"""Maximum files of latents per folder."""
+_ROWS = 500  # lines of the list per file
+_POSTINGS = 100_000  # approximate number of word positions per file
 _COLUMNS = ("density", "firings", "windows", "max_activation", "histogram_top", "latent", "gap", "text", "why")
 _OF_SCORERS = ("values", "lows", "highs")
 _SORTED = ("latent", "gap", "density")
 
 
 def in_parts(data: dict[str, Any]) -> tuple[dict[str, Any], Iterator[tuple[str, str]]]:
-    """Return what the page itself holds, and its parts: name below the page's folder, and script.
+    """Return the data that stays in the page, and its parts: name below the page's folder, and script.
 
-    The parts are the lines of the list, some hundreds at a time; whole columns, to sort by; and an index of the words
-    of explanations.
+    The parts are the lines of the list, 500 per part; whole columns, for sorting; and an index of the words of
+    explanations.
     """
     n = len(data["latent"])
     columns = {name: data[name] for name in _COLUMNS}
@@ -50,13 +50,13 @@ def _part(folder: str, name: str, content: Any) -> tuple[str, str]:
 
 
 def _ranks(texts: Sequence[str]) -> list[int | None]:
-    """Return each text's place in the alphabet; None for no text."""
+    """Return each text's rank in alphabetical order; None for empty texts."""
     names = {text: k for k, text in enumerate(sorted({*texts}, key=lambda text: (text.casefold(), text)))}
     return [names[text] if text else None for text in texts]
 
 
 def _index(folder: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the places of each word, as steps from one to the next, and the list of words."""
+    """Yield the positions of each word, as differences from the previous one, and the list of words."""
     places: dict[str, array[int]] = {}
     for place, text in enumerate(texts):
         for word in {*text.lower().split()}:

@@ -1,4 +1,4 @@
-"""Renders templates, style and script to pages that fetch nothing and run no script but their own."""
+"""Renders templates, style and script to pages that fetch nothing and run only their own script."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from saeval.report.html.text import script_json
 
 
 def render(template: str, context: Mapping[str, Any], script: str = "report.js") -> str:
-    """Return a page. Every value in it is escaped and made visible, unless it is markup already."""
+    """Return a page. All values in it are escaped, and control characters made visible, unless they are markup."""
     files = {"style": Markup(_style()), "script": Markup(_asset(script))}  # noqa: S704 - of this package
     return _environment().get_template(template).render(policy=policy(script), **files, **context) + "\n"
 
@@ -30,7 +30,7 @@ def render(template: str, context: Mapping[str, Any], script: str = "report.js")
 def policy(script_file: str = "report.js") -> str:
     """Return the content security policy of the pages, which allows only their own style and script."""
     style, script = _style(), _asset(script_file)
-    # strict-dynamic: the page's own script may load the files beside it, also from disk, where 'self' means nothing.
+    # strict-dynamic lets the page's script load the files beside it, even from disk, where 'self' has no effect.
     return (
         f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)} 'strict-dynamic'; "
         "base-uri 'none'; form-action 'none'"
@@ -47,7 +47,7 @@ def _style() -> str:
 
 
 def plot_style() -> str:
-    """Return the style of plots alone, in light colours and without variables, for self-contained files."""
+    """Return only the style of plots, in light colours and without variables, for self-contained files."""
     root = _asset("report.css").split("}", 1)[0]
     colours = dict(re.findall(r"--(\w+): (#\w+)", root))
     rules = []
@@ -101,9 +101,9 @@ def _why(explanation: Mapping[str, Any] | None) -> str:
 def latents_page(
     run: RunResult, board: Leaderboard, tables: CellTables, name: str, per_file: int, *, large: bool
 ) -> tuple[str, Iterable[tuple[str, str]]]:
-    """Return the page of a cell: one line per latent; windows and judgements are in the files beside it.
+    """Return the page of a cell with one line per latent, and further files as names and contents.
 
-    A large cell's lines are in further files, which come with it: name and content.
+    Windows and judgements are in other files. A large cell's lines are in the further files.
     """
     cell, numbers = tables.cell, tables.numbers
     own = [tables.own(i) for i in numbers]

@@ -1,4 +1,4 @@
-"""Requests and answers as text: hashed alike wherever they come from, and read back from the cache."""
+"""Serialises requests to canonical JSON for hashing, and parses answers from the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 
 def _content(value: object) -> dict[str, Any]:
-    """Return the fields of a dataclass; a request that asks for no schema has the text it had before there were any."""
+    """Return the fields of a dataclass, without a `schema` of None, so that requests keep their older cache keys."""
     found = vars(value)
     if found.get("schema", ...) is None:
         return {name: held for name, held in found.items() if name != "schema"}
@@ -28,12 +28,12 @@ _CANONICAL = json.JSONEncoder(default=_content, sort_keys=True, ensure_ascii=Fal
 
 
 def json_text(value: object) -> str:
-    """Return JSON that is equal for equal content, dataclasses included; what `content_hash` takes the hash of."""
+    """Return canonical JSON (equal content gives equal text, dataclasses included); `content_hash` hashes it."""
     return _CANONICAL.encode(value)
 
 
 def encodable(value: V) -> tuple[V, str]:
-    """Return a request or reply whose text UTF-8 can encode, and its JSON."""
+    """Return a request or reply with text that UTF-8 can encode, and its JSON."""
     text = json_text(value)
     if clean_text(text) is text:
         return value, text
@@ -42,7 +42,7 @@ def encodable(value: V) -> tuple[V, str]:
 
 
 def writable(reply: Reply) -> Reply:
-    """Return a reply whose text UTF-8 can encode, without the credentials that a server may echo."""
+    """Return a reply with text that UTF-8 can encode, and with credentials that the server echoed removed."""
     reply, text = encodable(reply)
     if without_values(text) == text:
         return reply
@@ -54,7 +54,7 @@ def writable(reply: Reply) -> Reply:
 
 
 def digest(text: str) -> str:
-    """Return the hash that answers are found by."""
+    """Return the hash of a request's text, used as the cache key."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -64,7 +64,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def restored(kept: object, kind: Any, request: Any) -> Any | None:
-    """Return a kept answer, or None where it does not answer the request: another version's, or somebody's."""
+    """Parse a cached answer; return None if its type or shape does not match the request (e.g. an older version's)."""
     try:
         answer = _adapter(kind).validate_python(kept)
     except ValidationError:

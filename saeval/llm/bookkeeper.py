@@ -1,4 +1,4 @@
-"""Writes answers to the cache and their calls to the ledger, many at once."""
+"""Writes answers to the cache and their calls to the ledger, in batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class _Answered(NamedTuple):
 
 
 class Bookkeeper:
-    """Keeps answers and writes their lines of the ledger, for those of one turn of the event loop at once.
+    """Writes answers to the cache and their lines to the ledger, batched per iteration of the event loop.
 
-    With hundreds of calls in flight, a transaction each would take longer than all else that is done about an answer.
+    With hundreds of calls in flight, one transaction per answer would take longer than all other work on the answer.
 
     Args:
-        store: Where answers are kept.
+        store: The cache of answers.
         log: The ledger.
-        model: The model whose answers they are.
+        model: The model that gives the answers.
     """
 
     def __init__(self, store: AnswerCache, log: CallLedger, model: str):
@@ -34,10 +34,10 @@ class Bookkeeper:
         self._answered: list[_Answered] = []
 
     async def keep(self, key: str, answer: object, call: Call) -> None:
-        """Return when the answer is kept and its line written, both of which survive a kill.
+        """Write an answer and its ledger line; return when both are on disk and survive a kill.
 
         Raises:
-            StoreError: If the answer cannot be kept; what it took is in the ledger all the same.
+            StoreError: If the answer cannot be written to the cache; its usage is in the ledger anyway.
             InputError: If the ledger cannot be written to.
         """
         loop = asyncio.get_running_loop()
@@ -48,7 +48,7 @@ class Bookkeeper:
         await kept
 
     def _expected(self, answered: _Answered) -> bool:
-        """Whether who answered may; an answer of another model is written down as failed, and not kept."""
+        """Check whether the expected model answered; if not, log the call as failed and do not cache the answer."""
         try:
             self._log.refuse_change(answered.call)
             return True

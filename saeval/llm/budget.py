@@ -1,4 +1,4 @@
-"""Holds the spending limit of a run."""
+"""Enforces the spending limit of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("saeval")
 
 
 def known_dollars(usage: Usage) -> float:
-    """Return what a call cost, as far as it is known; no answer gives money back."""
+    """Return the cost of a call in dollars; 0 if it is unknown, negative or not finite."""
     return usage.usd if usage.usd is not None and 0.0 < usage.usd < math.inf else 0.0
 
 
@@ -21,11 +21,11 @@ class Budget:
 
     Args:
         limit: Dollars; None for no limit.
-        spent: Dollars spent in earlier sittings of the run.
+        spent: Dollars spent in earlier sessions of the run.
 
     Attributes:
-        calls: Calls of this sitting.
-        unknown: Calls whose price is not known, which no limit can hold.
+        calls: Number of calls in this session.
+        unknown: Number of calls of unknown price; the limit does not cover them.
     """
 
     def __init__(self, limit: float | None, spent: float = 0.0):
@@ -35,10 +35,10 @@ class Budget:
         self.unknown = 0
 
     def check(self) -> None:
-        """See whether another call may be made.
+        """Check that another call may be made.
 
         Raises:
-            BudgetExceeded: If what is spent has reached the limit.
+            BudgetExceeded: If the spending has reached the limit.
         """
         if self.limit is not None and self.spent >= self.limit:
             raise BudgetExceeded(
@@ -46,7 +46,7 @@ class Budget:
             )
 
     def add(self, usage: Usage, model: str) -> None:
-        """Count what a call to a model took; where a price is unknown, say once that the limit cannot hold it."""
+        """Add the cost of a call; at the first call of unknown price, warn that the limit does not cover it."""
         self.calls += 1
         self.spent += known_dollars(usage)
         if usage.usd is None or not 0.0 <= usage.usd < math.inf:

@@ -1,4 +1,4 @@
-"""Keeps answers of language models on disk, by the content of their requests."""
+"""Caches answers of language models on disk, keyed by the content of their requests."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from saeval.llm.key_index import Key, KeyIndex, key_text, stored_key
 from saeval.llm.leases import Leases
 
 _SCHEMA = 3
-_OLDER = 2  # answers of its table `answers` are read where they are
+_OLDER = 2  # this version's table `answers` is still read
 _CHECKPOINT = 1 << 24  # bytes
-_PAGE = 1024  # bytes; the last page of the table is written again with each transaction
+_PAGE = 1024  # bytes; each transaction rewrites the last page of the table
 
 log = logging.getLogger("saeval")
 
 AnswerStatus = Literal["ok", "unreadable"]
-"""Whether a reply may be used again: one that held no answer for the caller is asked for again by the next run."""
+"""Whether an answer may be reused; one that could not be parsed (`unreadable`) is asked for again by the next run."""
 
 
 class Kept(NamedTuple):
-    """Answers of one model and status in the cache."""
+    """Count and size of the cached answers of one model and status."""
 
     model: str
     status: str
@@ -39,17 +39,17 @@ class Kept(NamedTuple):
 
 
 class AnswerCache:
-    """Answers by the content of their request, on disk; shared by runs, processes and threads.
+    """An on-disk cache of answers, keyed by the content of their requests; shared by runs, processes and threads.
 
-    An answer is committed before it is handed out, so a process killed at any moment has lost none that it used.
-    Answers are added at the end of a table and found by a `KeyIndex`: keys are random, and rows in their order would
-    have a page of their own each. Answers of earlier versions stay in the table they are in, and are used like others.
+    An answer is committed before it is returned, so a killed process never loses an answer that it used.
+    Answers are appended to a table and found through a `KeyIndex`: keys are random, so a table sorted by key would
+    write a separate page for nearly every row. Answers of earlier versions stay in their own table and remain usable.
 
     Args:
-        path: The SQLite file; made when it is not there.
+        path: The SQLite file; created if it does not exist.
 
     Attributes:
-        leases: Which questions are being asked, by this process or another one.
+        leases: Locks on the requests that this or another process is making.
 
     Raises:
         StoreError: If it is damaged or of another version.
@@ -75,7 +75,7 @@ class AnswerCache:
             self.leases = Leases(path.with_suffix(".leases"))
 
     def _share(self) -> None:
-        """Let readers go on beside a writer; of several processes at a new file, SQLite lets the late ones fail."""
+        """Switch to WAL, so that reads work during writes; retry, since SQLite fails if processes switch at once."""
         for waited in range(600):
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -86,7 +86,7 @@ class AnswerCache:
                 time.sleep(0.1)
 
     def _lay_out(self) -> None:
-        """Make the tables; that of an earlier version gets columns that say whose an answer is, and of what status."""
+        """Create the tables; add the columns `model` and `status` to the table of an earlier version."""
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, key BLOB NOT NULL, answer TEXT NOT NULL, "
@@ -103,7 +103,7 @@ class AnswerCache:
 
     @contextmanager
     def _database(self) -> Iterator[None]:
-        """Hold the lock, and say in one sentence what is wrong with the file."""
+        """Hold the lock, and turn errors of the database into a `StoreError` with a remedy."""
         with self._lock:
             try:
                 yield
@@ -111,19 +111,19 @@ class AnswerCache:
                 raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
 
     def get(self, key: str) -> Any | None:
-        """Return the answer kept under a key; None if there is none, it was unreadable, or it is damaged."""
+        """Return the answer of a key; None if it is missing, marked as unreadable, or damaged."""
         with self._database():
             row = self._row(key)
         if row is None or row[1] != "ok":
             return None
-        text, _, digest = row[0].decode(errors="replace").partition("\n")  # there is no line break in JSON
+        text, _, digest = row[0].decode(errors="replace").partition("\n")  # the JSON contains no line break
         if digest != text_checksum(text):
-            log.warning("%s: the answer %s is damaged, and is asked for again", self.path, key[:12])
+            log.warning("%s: the cached answer %s is damaged; the model is asked again", self.path, key[:12])
             return None
-        return parse_json(text)  # answers that earlier versions kept may hold halves of surrogate pairs
+        return parse_json(text)  # answers cached by earlier versions may contain unpaired surrogates
 
     def _row(self, key: str) -> tuple[bytes, str] | None:
-        """Return an answer as it is kept, and its status."""
+        """Return the stored bytes of an answer, and its status."""
         n = self._index.find(stored_key(key))
         row = None
         if n is not None:
@@ -133,7 +133,7 @@ class AnswerCache:
         return row
 
     def put(self, answers: Mapping[str, object], model: str = "") -> None:
-        """Keep a model's answers by their keys, all or none; they survive a kill from here on."""
+        """Store a model's answers by key in one transaction; they survive a kill once this returns."""
         texts = {key: answer_json(answer) for key, answer in answers.items()}
         rows = [(stored_key(key), f"{text}\n{text_checksum(text)}") for key, text in texts.items()]
         with self._database():
@@ -152,7 +152,7 @@ class AnswerCache:
             self._index.fold()
 
     def mark(self, key: str, status: AnswerStatus) -> None:
-        """Say what an answer is good for; one that is not `ok` is not used again."""
+        """Set the status of an answer; answers with a status other than `ok` are not reused."""
         with self._database(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             n = self._index.find(stored_key(key))
@@ -168,7 +168,7 @@ class AnswerCache:
         self.close()
 
     def listed(self, keys: Collection[str] | None = None) -> list[Kept]:
-        """Return the number and bytes of answers by model and status, optionally of some keys only."""
+        """Return the count and bytes of answers by model and status, optionally restricted to some keys."""
         found: dict[tuple[str, str], list[int]] = {}
         for key, model, status, size in self._all():
             if keys is None or key in keys:
@@ -176,11 +176,11 @@ class AnswerCache:
         return [Kept(*whose, len(sizes), sum(sizes)) for whose, sizes in sorted(found.items())]
 
     def find(self, model: str | None = None, status: str | None = None) -> set[str]:
-        """Return the keys of answers, of one model or status where one is given."""
+        """Return the keys of all answers, optionally of one model or status."""
         return {key for key, m, s, _ in self._all() if model in (None, m) and status in (None, s)}
 
     def _all(self) -> list[tuple[str, str, str, int]]:
-        """Return key, model, status and bytes of all answers; one that was given again counts as it is now."""
+        """Return key, model, status and bytes of all answers; a key in both tables counts once, with the newer row."""
         query = "SELECT key, model, status, LENGTH(answer) FROM "
         with self._database():
             older = self._db.execute(f"{query} answers").fetchall() if self._has_older else []
@@ -189,7 +189,7 @@ class AnswerCache:
         return [(key, *row) for key, row in by_key.items()]
 
     def clear(self, keys: Iterable[str]) -> int:
-        """Delete answers, and give their room back to the disk; return how many there were."""
+        """Delete answers and free their disk space; return the number deleted."""
         deleted = set()
         with self._database():
             with self._db:
@@ -206,7 +206,7 @@ class AnswerCache:
         return len(deleted)
 
     def close(self) -> None:
-        """Close the file, and give all leases back."""
+        """Close the file and release all leases."""
         self.leases.close()
         with self._lock:
             self._db.close()
@@ -217,28 +217,28 @@ def _defaults(kind: Any) -> dict[str, Any]:
     return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
 
 
-def told_fields(answer: Any) -> dict[str, Any]:
-    """Return the fields of an answer or call that are not as they are by default."""
+def non_default_fields(answer: Any) -> dict[str, Any]:
+    """Return the fields of an answer or call that differ from their defaults."""
     kind: Any = type(answer)
     usual = _defaults(kind)
     return {name: value for name, value in vars(answer).items() if name not in usual or value != usual[name]}
 
 
-_JSON = json.JSONEncoder(default=told_fields, separators=(",", ":"))
+_JSON = json.JSONEncoder(default=non_default_fields, separators=(",", ":"))
 
 
 def answer_json(answer: object) -> str:
-    """Return an answer as the cache keeps it."""
+    """Return an answer as the JSON that the cache stores."""
     return _JSON.encode(answer)
 
 
 def _why(error: Exception) -> str:
-    """Say what is wrong with the file, and what to do; only one that is damaged may be deleted."""
+    """Return what is wrong with the file and the remedy; suggest moving the file only if it is damaged."""
     if (short := shortage(error)) is not None:
         return f"({short})"
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return f"({error}); move it away, and answers are asked for again"
+        return f"({error}); move it away, and the models are asked again"
     if code == sqlite3.SQLITE_CANTOPEN:
-        return f"({error}); see that its folder may be written to and that files may be opened (`ulimit -n`)"
-    return f"({error}); see that its folder may be written to, or set SAEVAL_CACHE to another one"
+        return f"({error}); check that its folder is writable and that more files can be opened (`ulimit -n`)"
+    return f"({error}); check that its folder is writable, or set SAEVAL_CACHE to another one"

@@ -1,4 +1,4 @@
-"""Makes the calls of one role: within its limits, again where that can help, and counting what they take."""
+"""Makes the calls of one role: applies its limits, retries, and counts usage."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ A = TypeVar("A", Reply, LogprobReply, FillReply)
 
 @dataclass
 class Question:
-    """What is asked.
+    """A request and the state of asking it.
 
     Attributes:
         request: The request.
-        roomier: The same with room for reasoning; None where there is no more room to give.
-        raised: Whether it has all the room there is.
-        sent: The request as it was sent last.
+        roomier: The same with a higher token limit (room for reasoning); None if the limit cannot be raised.
+        raised: Whether the highest token limit applies.
+        sent: The request as it was last sent.
         shape: Class of its answer.
-        lease: Key of its lease; None where it is asked without a lease.
-        leased: Whether the lease is ours.
+        lease: Key of its lease; None if it is asked without a lease.
+        leased: Whether this process holds the lease.
     """
 
     request: Any
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass
 class Bill:
-    """What the attempts at a request took."""
+    """The total usage of all attempts at a request."""
 
     took: Usage | None = None
 
@@ -57,9 +57,9 @@ class CallState:
     """A request that is being answered.
 
     Attributes:
-        task: What answers it.
-        askers: How many wait for the answer.
-        in_flight: Whether a call is under way that will be paid for, answered or not.
+        task: The task that gets the answer.
+        askers: Number of callers that wait for the answer.
+        in_flight: Whether a call is in flight; it is billed even if its answer is never used.
     """
 
     task: asyncio.Future[Any] = field(init=False)
@@ -76,8 +76,8 @@ class Caller:
         model: The model as the spec names it.
         settings: The role's settings.
         budget: The run's spending limit.
-        begin: Called before each attempt that has its place; what it raises ends the question.
-        tell: Where a user is told what the run waits for.
+        begin: Called before each attempt, once the limiter admits it; an exception from it ends the question.
+        tell: Called with a message to the user when the run has to wait.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Caller:
         self._pricing = Pricing(llm, settings)
 
     def leave(self, question: Question) -> None:
-        """Let others go on that waited for what this question finds out about the room that answers need."""
+        """Release questions that wait to see whether a higher token limit helps this one."""
         self._room.leave(question)
 
     def end(self) -> None:
@@ -109,9 +109,10 @@ class Caller:
     async def ask(
         self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState, tries: Attempts, bill: Bill
     ) -> A:
-        """Return an answer: the first whole one, with more room for one that was cut off.
+        """Return the first complete answer; an answer that was cut off is asked for again with a higher token limit.
 
-        Once that helped, all are given the room at once, unless the server has none: a limit costs nothing by itself.
+        Once the higher limit has helped, all questions get it at once (a limit by itself costs nothing), unless the
+        server rejects it.
         """
         cut: A | None = None
         last: LLMError | None = None
@@ -144,7 +145,7 @@ class Caller:
                 raise last
 
     async def _has_more_room(self, question: Question, work: CallState) -> bool:
-        """Whether a question whose answer was cut off may be asked again with more room; it then has it."""
+        """Raise the token limit of a question whose answer was cut off; return whether to ask it again."""
         if question.raised:
             self._room.note(whole=False, raised=question.roomier is not None)
             return False
@@ -156,12 +157,12 @@ class Caller:
         """Wait for the next attempt.
 
         Raises:
-            LLMError: If there is none: the error.
+            LLMError: The given error, if there is no further attempt.
         """
         seconds = tries.wait_after(error) if work.askers else None
         if seconds is None:
             raise error
-        self._waits.tell_of(seconds, error)
+        self._waits.report(seconds, error)
         await asyncio.sleep(seconds)
 
     async def _attempt(self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState) -> A:
@@ -201,11 +202,11 @@ class Caller:
             self._limiter.leave(epoch, refused)
 
     def _check(self, reply: Reply) -> None:
-        """See that a reply holds an answer.
+        """Check that a reply contains an answer.
 
         Raises:
             Refused: If the model declined.
-            LLMError: If it was interrupted, or there is nothing beside reasoning.
+            LLMError: If it was interrupted, or is empty apart from reasoning.
         """
         if reply.finish_reason == "refusal":
             raise Refused(f"{self._model} declined", usage=reply.usage)
@@ -215,7 +216,7 @@ class Caller:
         found = readable(reply)
         if not found.text.strip():
             cut = reply.finish_reason == "length"
-            only = ", beside reasoning" if found.reasoning else ""
+            only = " apart from reasoning" if found.reasoning else ""
             how = "; raise the role's max_tokens or max_tokens_if_cut" if cut else ""
             what = f"{self._model}: the answer is empty{only}{how}"
             raise LLMError(what, retryable=again and not cut, usage=reply.usage, cut=cut)
@@ -223,7 +224,7 @@ class Caller:
     def _paid(
         self, usage: Usage, before: Usage | None, request: object, answer: object = None, *, cut: bool = False
     ) -> Usage:
-        """Count what an attempt took against the budget; return it with what earlier attempts took."""
+        """Add the usage of an attempt to the budget; return the usage of all attempts so far."""
         usage = self._pricing.bill(usage, request, answer, cut=cut)
         self._budget.add(usage, self._model)
         return usage if before is None else before + usage
@@ -238,7 +239,7 @@ def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:
 
 
 def _may_be_too_much(error: LLMError) -> bool:
-    """Whether a server may have failed because prompt and room together are more than its context."""
+    """Whether the server may have failed because prompt plus token limit exceed its context."""
     return not (isinstance(error, Refused) or error.retryable or error.lasting or error.cut)
 
 

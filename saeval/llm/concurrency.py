@@ -8,24 +8,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-_FIRST, _MOST = 8, 256  # calls in flight where none are said
-_ROUND = 32  # answers at least by which a rate is known
-_STEADY = 1.25  # by how much another limit is tried once the doubling is over
-_LONGEST_HOLD = 16  # rounds between two trials
+_FIRST, _MOST = 8, 256  # initial and highest adaptive limit
+_ROUND = 32  # least number of answers from which a rate is measured
+_STEADY = 1.25  # factor between limits in trials after the first doubling
+_LONGEST_HOLD = 16  # rounds between two trials at most
 
 
 class Limiter:
     """Lets a bounded number of calls through, first come, first served.
 
-    Belongs to no event loop until it is used, and to a new one after that loop is gone.
+    Not bound to an event loop until first used; can be used again in a new loop.
 
     Args:
-        limit: Most calls in flight.
+        limit: Maximum number of calls in flight.
 
     Attributes:
         limit: The same.
-        in_flight: Calls under way.
-        epoch: Changes with the limit.
+        in_flight: Number of calls in flight.
+        epoch: Counter that increases when the limit changes.
     """
 
     def __init__(self, limit: int):
@@ -35,7 +35,7 @@ class Limiter:
         self._waiting: deque[asyncio.Future[int]] = deque()
 
     async def enter(self) -> int:
-        """Wait for a place; return the epoch, which `leave` asks for."""
+        """Wait for a slot; return the epoch, which `leave` requires."""
         if self.in_flight < self.limit:
             self.in_flight += 1
             return self.epoch
@@ -44,16 +44,16 @@ class Limiter:
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # the place was given to a cancelled call
+            if place.done() and not place.cancelled():  # the slot went to a cancelled call
                 self.leave(place.result(), None)
             raise
 
     def leave(self, epoch: int, refused: bool | None) -> None:
-        """Give the place to the next.
+        """Release the slot to the next call.
 
         Args:
             epoch: What `enter` returned.
-            refused: Whether the call failed in a way that may come from too many of them; None where nothing is known.
+            refused: Whether the call failed in a way that too many calls may cause; None if that is not known.
         """
         self.in_flight -= 1
         self._admit()
@@ -67,32 +67,32 @@ class Limiter:
 
 
 class AdaptiveLimiter(Limiter):
-    """Adapts the limit to the server: as many concurrent calls as it accepts and as make it faster.
+    """Adapts the limit to the server: raises it while that increases throughput and the server accepts the calls.
 
-    While calls wait, it tries other limits: twice as high at first; after the first trial that was in vain a quarter
-    higher and a quarter lower in turn, with longer and longer pauses. A higher limit is kept if answers a second grow
-    by half at least of what it grew by, a lower one if they shrink by less: servers that only put calls in line give no
-    more of them. If a server refuses calls in a trial, the trial is over. If it does at other times, the limit falls by
-    a third, and is doubled when calls are answered again, up to where it was: it may have been a passing fault. Only
-    calls that began under the present limit count, so what comes of those before is not counted twice.
+    While calls wait, it tries other limits: first it doubles the limit; after the first trial without success it
+    tries 25% more and 20% less in turn, with longer and longer pauses. A higher limit is kept if the throughput grows
+    by at least half of the factor of the limit, a lower one if it shrinks by less than half: a server that only queues
+    calls does not answer more of them. If the server refuses calls during a trial, the trial ends. If it refuses calls
+    at other times, the limit falls by a third, and doubles when calls are answered again, up to the earlier limit,
+    since the fault may have been temporary. Only calls that started under the present limit count.
 
     Args:
-        clock: Seconds, from any beginning.
+        clock: Returns the time in seconds, from any origin.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         super().__init__(_FIRST)
         self._clock = clock
         self._factor = 2.0  # of the next trial
-        self._before: tuple[int, float] | None = None  # limit, and answers a second, before the trial under way
-        self._hold, self._patience = 0, 2  # rounds until the next trial, and after the next one that is in vain
-        self._known = 0  # a limit that was good until calls were refused
+        self._before: tuple[int, float] | None = None  # limit and answers per second before the present trial
+        self._hold, self._patience = 0, 2  # rounds until the next trial, and after the next unsuccessful trial
+        self._known = 0  # the limit that worked until calls were refused
         self._begin()
 
     def _begin(self) -> None:
-        """Begin to observe under a new limit."""
+        """Start to measure under a new limit."""
         self.epoch += 1
-        self._older = self.in_flight  # calls under way that began under another one
+        self._older = self.in_flight  # calls in flight that started under another limit
         self._observe()
 
     def _observe(self) -> None:
@@ -100,7 +100,7 @@ class AdaptiveLimiter(Limiter):
         self._count, self._since = 0, self._clock()
 
     def leave(self, epoch: int, refused: bool | None) -> None:
-        """Give the place to the next, and learn from how the call ended."""
+        """Release the slot to the next call, and adapt the limit to the outcome of this one."""
         busy = bool(self._waiting)
         super().leave(epoch, refused)
         if epoch != self.epoch:
@@ -112,16 +112,16 @@ class AdaptiveLimiter(Limiter):
                 self._back_off()
                 return
         if not busy or self._older > self.limit // 10:
-            self._count, self._since = 0, self._clock()  # the rate is not the server's, or not of this limit
+            self._count, self._since = 0, self._clock()  # the rate does not measure the server under this limit
         elif refused is False:
             self._count += 1
-            # Calls that begin together end together, so a rate is one of whole rounds.
+            # Calls that start together end together, so the rate is measured over whole rounds.
             rounds = 1 if self.limit < self._known else math.ceil(_ROUND / self.limit)
             if self._count >= self.limit * rounds:
                 self._learn(self._count / max(self._clock() - self._since, 1e-9))
 
     def _learn(self, rate: float) -> None:
-        """Judge a trial that is under way, or begin one when it is time."""
+        """Judge the present trial, or start one when it is due."""
         if self.limit < self._known:
             self._try(min(self._known, 2 * self.limit), 0.0)
             return
@@ -129,7 +129,7 @@ class AdaptiveLimiter(Limiter):
         if self._before is not None:
             was, rate_before = self._before
             if rate < rate_before * (1 + (self.limit / was - 1) / 2):
-                self._in_vain()
+                self._revert()
             else:
                 self._factor, self._patience = min(2.0, max(self._factor, self._factor**2)), 2
                 self._try_next(rate)
@@ -153,8 +153,8 @@ class AdaptiveLimiter(Limiter):
     def _turn(self) -> None:
         self._factor = 1 / _STEADY if self._factor > 1 else _STEADY
 
-    def _in_vain(self) -> None:
-        """Go back to the limit before the trial, and wait for longer."""
+    def _revert(self) -> None:
+        """Return to the limit before the trial, and wait longer until the next trial."""
         assert self._before is not None
         (was, _), self._before = self._before, None
         self._turn()
@@ -164,7 +164,7 @@ class AdaptiveLimiter(Limiter):
     def _back_off(self) -> None:
         if self._before is not None and self._before[0] < self.limit:
             self._known = 0
-            self._in_vain()
+            self._revert()
         else:
             self._known = max(self._known, self.limit)
             self._before = None

@@ -1,4 +1,4 @@
-"""Tries each language model with one tiny request, and checks that the spending limit can be enforced."""
+"""Sends each language model one small test request, and checks that the spending limit can be enforced."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from saeval.records import LogprobRequest, Message, Reply, Request, Usage
 
 PROBE = "Answer with the word ok."
 _SCORED = LogprobRequest(("A first",), (" word",))
-_TOKENS = 16  # the fewest that every provider allows
+_TOKENS = 16  # the smallest limit that every provider accepts
 
 
 class Asker(NamedTuple):
-    """A role whose model is asked.
+    """A role whose model is tested.
 
     Attributes:
         role: Role of the spec.
@@ -46,19 +46,19 @@ async def try_models(
     unpriced: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """Try every model over a network that no earlier sitting of the run has tried.
+    """Send a test request to every remote model that no earlier session of the run has tested.
 
     Args:
         askers: The roles.
-        log: The run's ledger, which gets a line for each try.
+        log: The run's ledger, which gets a line per test request.
         budget: The run's spending limit.
-        earlier: Earlier sittings, from the ledger.
-        patience: Seconds to wait for a server that asks for time.
-        unpriced: Whether the run may begin although its limit cannot hold calls of unknown price.
-        tell: Where a user is told what the run waits for.
+        earlier: Earlier sessions, from the ledger.
+        patience: Seconds to wait for a server that answers with a retry delay.
+        unpriced: Whether the run may start although its limit does not cover calls of unknown price.
+        tell: Called with a message to the user when the run has to wait.
 
     Raises:
-        InputError: If a model does not answer, or a limit cannot hold what it costs.
+        InputError: If a model does not answer, or its price is unknown although there is a spending limit.
     """
     asked = [asker for asker in askers if not (asker.llm.in_process or asker.llm.batches)]
     new = [asker for asker in asked if (asker.role, asker.model) not in earlier.tried]
@@ -87,7 +87,7 @@ def _refuse_unknown_price(asker: Asker, told: Mapping[str, Usage], earlier: Earl
 
 
 async def _tried(asker: Asker, log: CallLedger, patience: float, tell: Callable[[str], None]) -> Usage:
-    """Try a model until it answers, as calls are tried; write down how it ended, and return what it took."""
+    """Send the test request with the usual retries, log it in the ledger, and return its usage."""
     began = time.monotonic()
     tries = Attempts(f"{asker.role} {asker.model}", asker.settings.retries, patience)
     while True:
@@ -99,7 +99,7 @@ async def _tried(asker: Asker, log: CallLedger, patience: float, tell: Callable[
             if (seconds := tries.wait_after(error)) is None:
                 if error.retryable or error.lasting:
                     raise InputError(f"{asker.role}: {error}; nothing was collected yet") from None
-                return Usage(usd=None)  # something about this request; the run's own may be answered
+                return Usage(usd=None)  # the fault may lie in the test request; the run's own requests may work
             if seconds > 1:
                 tell(f"{asker.role}: waiting {seconds:.0f} s for a first answer ({error})")
             await asyncio.sleep(seconds)
@@ -125,7 +125,7 @@ async def _tried(asker: Asker, log: CallLedger, patience: float, tell: Callable[
 
 
 async def _asked(asker: Asker) -> Reply:
-    """Ask once; a refusal or an empty reply is an answer, too, since key, model and server are right."""
+    """Ask once; a refusal or an empty reply counts as an answer, since it shows that key, model and server work."""
     llm, settings = asker.llm, asker.settings
     try:
         async with asyncio.timeout(settings.timeout):

@@ -1,4 +1,4 @@
-"""The language model of a role as steps see it: answers come from the cache, from equal requests, or from calls."""
+"""The language model that steps use: answers from the cache, from an equal request in flight, or by a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import JsonValue
 
-from saeval._util import BudgetExceeded, Refused, SaevalError, look_again, mark_seen, without_secrets
+from saeval._util import BudgetExceeded, Refused, SaevalError, mark_seen, refresh_environment, without_secrets
 from saeval.llm.answers import digest, encodable, json_text, restored
 from saeval.llm.bookkeeper import Bookkeeper
 from saeval.llm.budget import Budget
@@ -37,26 +37,26 @@ from saeval.records import (
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 
-_LEASES = 3.0  # timeouts of a call that another process is given to answer a question
-_GRACE = 10.0  # seconds that a run that stops waits for answers under way, which are paid for
+_LEASES = 3.0  # how long to wait for another process that asks the same question, in timeouts of a call
+_GRACE = 10.0  # seconds that a stopping run waits for calls in flight, which are billed anyway
 
 log = logging.getLogger("saeval")
 
 
 class Gateway(LanguageModel):
-    """The language model of one role, as steps see it.
+    """The language model of one role, as steps use it: adds cache, retries, budget and ledger to the plugin.
 
     Args:
         role: Role of the spec.
         llm: The plugin that makes the calls.
         model: The model as the spec names it.
-        identity: All that answers depend on besides the request.
+        identity: Everything besides the request that answers depend on; part of the cache key.
         settings: The role's settings.
-        calls: Where answers are kept.
+        calls: The cache of answers.
         log: The run's ledger.
         budget: The run's spending limit.
-        tell: Where a user is told what the run waits for; it is in the log, too.
-        patience: Seconds to wait for a server that asks for time.
+        tell: Called with a message to the user when the run has to wait; the message is logged, too.
+        patience: Seconds to wait for a server that answers with a retry delay.
     """
 
     def __init__(
@@ -79,34 +79,34 @@ class Gateway(LanguageModel):
         self._books = Bookkeeper(calls, log, model)
         self._asking: dict[str, CallState] = {}
         self._patience = patience
-        look_again()
+        refresh_environment()
         self._leased = settings.cache and not llm.batches
         self._caller = Caller(role, llm, model, settings, budget, self._lease, tell)
         self._tell, self._said_free = tell, False
 
     @property
     def can_score(self) -> bool:
-        """Whether the plugin scores continuations and weighs choices."""
+        """Whether the plugin returns log-probabilities of continuations and choices."""
         return self._llm.can_score
 
     async def complete(self, request: Request) -> Reply:
-        """Continue a conversation, from the cache if it was asked before.
+        """Return the model's reply to a conversation, from the cache if possible.
 
         Raises:
-            LLMError: If no answer came after all attempts.
+            LLMError: If all attempts failed.
             BudgetExceeded: If the spending limit is reached.
         """
         filled = self._filled(request)
         answer = await self._answer("complete", filled, self._llm.complete, Reply, self._roomier(request, filled))
         if filled.schema is not None and not (self._llm.follows_schemas or self._said_free):
             self._said_free = True
-            text = f"{self._role}: the server of {self._model} refuses schemas, so `structured` has no effect there"
+            text = f"{self._role}: the server of {self._model} rejects JSON schemas, so `structured` has no effect"
             log.warning(text)
             self._tell(text)
         return readable(answer)
 
     def _filled(self, request: Request) -> Request:
-        """Return a request with what the role decides."""
+        """Return a request with the role's settings filled in."""
         settings = self._settings
         return replace(
             request,
@@ -116,14 +116,14 @@ class Gateway(LanguageModel):
         )
 
     def _roomier(self, request: Request, filled: Request) -> Request | None:
-        """Return the request with room for reasoning; None for one that wants a short answer, or has as much room."""
+        """Return the request with `max_tokens_if_cut`; None if it sets its own limit or the limit would not rise."""
         room = self._settings.max_tokens_if_cut
         if self._llm.in_process or request.max_tokens is not None or room <= (filled.max_tokens or 0):
             return None
         return replace(filled, max_tokens=room)
 
     def discard(self, request: Request) -> None:
-        """Keep the answer to a request from being used by another run: nobody could read it."""
+        """Mark the cached answer to a request as unreadable, so that the next run asks again."""
         _, text = encodable(self._filled(request))
         self._calls.mark(self._key("complete", text), "unreadable")
 
@@ -131,19 +131,19 @@ class Gateway(LanguageModel):
         return digest(f'["{kind}",{self._identity},{text}]')
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Score continuations, from the cache if they were asked for before.
+        """Return log-probabilities of continuations, from the cache if possible.
 
         Raises:
-            LLMError: If no answer came after all attempts.
+            LLMError: If all attempts failed.
             BudgetExceeded: If the spending limit is reached.
         """
         return await self._answer("logprobs", request, self._llm.logprobs, LogprobReply)
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Weigh choices in the gaps of texts, from the cache if they were weighed before.
+        """Return log-probabilities of the choices in the gaps of texts, from the cache if possible.
 
         Raises:
-            LLMError: If no answer came after all attempts.
+            LLMError: If all attempts failed.
             BudgetExceeded: If the spending limit is reached.
         """
         return await self._answer("fill", request, self._llm.fill, FillReply)
@@ -151,7 +151,7 @@ class Gateway(LanguageModel):
     async def _answer(
         self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A], roomier: Any = None
     ) -> A:
-        """Answer from the cache, from an equal request that is under way, or by asking."""
+        """Return the answer from the cache, from an equal request in flight, or by a call."""
         request, text = encodable(request)
         key, asked = self._key(kind, text), digest(f"[{text}]")
         shared = key in self._asking
@@ -177,12 +177,12 @@ class Gateway(LanguageModel):
         return answer
 
     def _kept(self, key: str, request: Any, shape: type[A]) -> A | None:
-        """Return the answer of an earlier run, unless the role wants none, or it does not fit the request."""
+        """Return the cached answer; None if there is none or it is disabled, or the shape does not match."""
         kept = self._calls.get(key) if self._settings.cache else None
         answer: A | None = None if kept is None else restored(kept, shape, request)
         if kept is not None and answer is None:
             log.warning(
-                "%s: the answer %s in the cache has another shape, and is asked for again", self._role, key[:12]
+                "%s: the cached answer %s does not match the request; the model is asked again", self._role, key[:12]
             )
         return answer
 
@@ -192,7 +192,7 @@ class Gateway(LanguageModel):
         mark_seen(task)  # the caller may have been cancelled
 
     async def finish(self) -> None:
-        """Wait briefly for answers under way, which are paid for even if the caller was cancelled, and keep them."""
+        """Wait briefly for calls in flight and cache their answers, since they are billed even if cancelled here."""
         for work in self._asking.values():
             if not work.in_flight:
                 work.task.cancel()
@@ -205,7 +205,7 @@ class Gateway(LanguageModel):
     async def _ask_once(
         self, key: str, asked: str, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState
     ) -> A:
-        """Ask, unless another process that shares the cache does: then take its answer, or ask when it could not."""
+        """Ask, unless another process that shares the cache is asking: then use its answer, or ask if it failed."""
         leases = self._calls.leases
         try:
             while True:
@@ -213,7 +213,7 @@ class Gateway(LanguageModel):
                     return await self._ask(key, asked, question, ask, work)
                 except _AskedElsewhere:
                     if not question.leased and not await leases.wait(key, _LEASES * self._settings.timeout):
-                        question.lease = None  # its holder hangs
+                        question.lease = None  # the process that holds the lease hangs
                 kept: A | None = self._kept(key, question.request, question.shape)
                 if kept is not None:
                     self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
@@ -224,10 +224,10 @@ class Gateway(LanguageModel):
                 leases.release(key)
 
     def _lease(self, question: Question) -> None:
-        """Take the lease of a question that is about to be asked.
+        """Take the lease of a question before asking it.
 
         Raises:
-            _AskedElsewhere: If another process has it, or has just given it back with an answer.
+            _AskedElsewhere: If another process holds it, or has just released it after caching the answer.
         """
         if question.lease is None or question.leased:
             return
@@ -238,14 +238,14 @@ class Gateway(LanguageModel):
     async def _ask(
         self, key: str, asked: str, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState
     ) -> A:
-        """Make the call, again where that can help, and write down how it ended."""
+        """Make the call with retries, and log the outcome in the ledger."""
         tries = Attempts(key, self._settings.retries, self._patience)
         bill = Bill()
         began = time.monotonic()
         try:
             answer = await self._caller.ask(question, ask, work, tries, bill)
         except BaseException as error:
-            # Nothing was asked when the budget stops the first attempt; what earlier ones took must not be forgotten.
+            # If the budget stops the first attempt, no call was made; usage of earlier attempts is always logged.
             if bill.took is not None or (isinstance(error, Exception) and not isinstance(error, BudgetExceeded)):
                 status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
                 reason = without_secrets(error) if isinstance(error, SaevalError) else type(error).__name__
@@ -278,14 +278,14 @@ class Gateway(LanguageModel):
         began: float | None = None,
         reason: str = "",
     ) -> Call:
-        """Return the ledger's line."""
+        """Return the call as the ledger logs it."""
         milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
         return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason)
 
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[None]:
-    """Collect garbage less often; with hundreds of calls in flight it took a third of the time, elsewhere a sixth."""
+    """Collect garbage less often; with hundreds of calls in flight it took a third of the time, otherwise a sixth."""
     before = gc.get_threshold()
     gc.set_threshold(20_000, *before[1:])
     try:
@@ -295,9 +295,9 @@ def rare_garbage_collection() -> Iterator[None]:
 
 
 class _AskedElsewhere(BaseException):
-    """Another process asks this very question; nothing was asked here."""
+    """Raised when another process is asking the same question; this process made no call."""
 
 
 def _words(request: object) -> int:
-    """Words of a prompt; a server that read fewer tokens has cut it."""
+    """Return the number of words in a prompt; a server that reports fewer prompt tokens has truncated it."""
     return sum(len(m.content.split()) for m in request.messages) if isinstance(request, Request) else 0

@@ -1,4 +1,4 @@
-"""Finds rows of a table that only grows by their keys, with an index written in sorted runs."""
+"""Index by key for an append-only table, stored as sorted runs that are merged (like an LSM tree)."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Key = bytes | str
-"""A key as the table holds it: 16 bytes for 32 hexadecimal digits, other texts as they are."""
+"""A key as the table stores it: 16 bytes for 32 hexadecimal digits, any other text unchanged."""
 
-_RECENT = 1 << 15  # rows that are looked for in memory before they become a run
-_LARGEST = 1 << 22  # rows of a run that is merged no further: it would hold the lock of the file for too long
-_PER_PART = 64  # places in a part of a run, which is read for one look-up
-_PART = 40  # bits of a part's number
+_RECENT = 1 << 15  # rows indexed in memory before they are written as a run
+_LARGEST = 1 << 22  # runs of more rows are not merged: that would lock the file for too long
+_PER_PART = 64  # places per part of a run; one look-up reads one part per run
+_PART = 40  # bits for the number of a part
 _HEX = re.compile(r"[0-9a-f]{32}")
 
 
 def stored_key(key: str) -> Key:
-    """Return a key as the table holds it."""
+    """Return a key as the table stores it."""
     return bytes.fromhex(key) if _HEX.fullmatch(key) else key
 
 
 def key_text(stored: Key) -> str:
-    """Return the key that `stored_key` was given."""
+    """Return the key from its stored form; the inverse of `stored_key`."""
     return stored.hex() if isinstance(stored, bytes) else stored
 
 
 class _Run(NamedTuple):
-    """Some rows' places, ordered by the first bits of their keys.
+    """A sorted run: the places of some rows, in parts by the first bits of their keys.
 
     Attributes:
-        run: Its number.
-        bits: Bits of a key that say in which part its place is.
-        rows: How many rows.
-        last: Last row of those in it; all rows before are in it or in earlier runs.
+        run: Number of the run.
+        bits: Number of leading key bits that select the part.
+        rows: Number of rows.
+        last: Number of its last row; all rows before it are in this run or in earlier ones.
     """
 
     run: int
@@ -51,14 +51,14 @@ class _Run(NamedTuple):
 class KeyIndex:
     """Finds the rows of `kept` (`n`, `key`, …) by key.
 
-    An index of random keys as SQLite keeps it writes a page of 4 kB, twice, for nearly every row. Here the places of
-    recent rows are in memory only; of every 32,768 rows they are written as a run, and runs of equal size are merged.
-    So a row costs about 12 bytes for each doubling of the table, twice. Every process has its own memory of recent
-    rows and takes note of what others add. A place that is wrong or missing costs a look-up or an answer, never gives
-    a wrong one: the row's own key decides.
+    SQLite's own index of random keys writes a page of 4 kB, twice, for nearly every row. This index keeps the places
+    of recent rows in memory only. Every 32,768 rows it writes them as a run, and it merges runs of equal size. Each
+    row therefore costs about 12 bytes, written twice, per doubling of the table. Every process has its own memory of
+    recent rows and reads what others add. Each look-up compares the row's own key, so a wrong place costs time and a
+    missing place costs one more call, but neither returns a wrong answer.
 
     Args:
-        database: The connection; its user holds a lock.
+        database: The connection; the caller has to hold a lock on it.
     """
 
     def __init__(self, database: sqlite3.Connection):
@@ -69,7 +69,7 @@ class KeyIndex:
         self._version: int | None = None
 
     def lay_out(self) -> None:
-        """Make the tables of the index, within a transaction."""
+        """Create the tables of the index; call it within a transaction."""
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS runs (run INTEGER PRIMARY KEY, bits INTEGER, rows INTEGER, last INTEGER)"
         )
@@ -91,7 +91,7 @@ class KeyIndex:
         return None
 
     def refresh(self, *, own: bool = False) -> None:
-        """Take note of rows that were added by other processes, or by this one (`own`)."""
+        """Read rows that other processes, or this one (`own`), have added."""
         version = self._db.execute("PRAGMA data_version").fetchone()[0]
         if version == self._version and not own:
             return
@@ -108,7 +108,7 @@ class KeyIndex:
             self._recent[key] = self._seen = n
 
     def fold(self) -> None:
-        """Write recent rows as a run if there are many, and merge it with earlier ones, in a transaction of its own."""
+        """Write recent rows as a run if there are enough, merged with earlier runs, in a separate transaction."""
         if len(self._recent) < _RECENT:
             return
         self._db.execute("BEGIN IMMEDIATE")
@@ -127,13 +127,13 @@ class KeyIndex:
         self.refresh(own=True)
 
     def rebuild(self) -> None:
-        """Make the index again from the rows that there are, within a transaction."""
+        """Rebuild the index from the existing rows; call it within a transaction."""
         self.refresh(own=True)
         rows: dict[Key, int] = dict(self._db.execute("SELECT key, n FROM kept"))
         self._write(_of_rows(rows), self._runs)
 
     def _write(self, places: NDArray[np.void], instead: list[_Run]) -> None:
-        """Write places as a new run, in place of others; none makes none."""
+        """Write places as a new run that replaces the runs `instead`; write no run if there are no places."""
         import numpy as np
 
         number = 1 + max((run.run for run in self._runs), default=0)
@@ -170,19 +170,19 @@ class KeyIndex:
 
 
 def _kind() -> np.dtype[np.void]:
-    """Type of a place: the key's first eight bytes, and the row's number."""
+    """Return the dtype of a place: the key's first eight bytes, and the row number."""
     import numpy as np
 
     return np.dtype([("key", ">u8"), ("n", "<u4")])
 
 
 def _head(key: Key) -> bytes:
-    """Return eight bytes by which a key is looked for."""
+    """Return the eight bytes that the index stores for a key."""
     return key[:8] if isinstance(key, bytes) else hashlib.blake2b(key.encode(), digest_size=8).digest()
 
 
 def _places(part: bytes, head: bytes) -> Iterator[int]:
-    """Yield the rows whose keys may begin so."""
+    """Yield the numbers of rows whose stored eight bytes equal `head`."""
     at, size = part.find(head), 12
     while at >= 0:
         if at % size == 0:
@@ -202,4 +202,4 @@ def _of_rows(rows: dict[Key, int]) -> NDArray[np.void]:
 def _joined(earlier: NDArray[np.void], later: NDArray[np.void]) -> NDArray[np.void]:
     import numpy as np
 
-    return np.concatenate([earlier, later]).astype(_kind())  # which makes the order of bytes that of the machine
+    return np.concatenate([earlier, later]).astype(_kind())  # concatenate returns native byte order

@@ -16,12 +16,12 @@ log = logging.getLogger("saeval")
 
 
 class Leases:
-    """Leases on questions by key: locks on bytes of a file, which the kernel drops with their process.
+    """Leases on questions by key: locks on single bytes of a file, which the kernel releases if the process ends.
 
-    Where a system or a disk has no such locks, every question is free, and each process asks for itself.
+    If the system or the disk does not support such locks, every lease is granted, and each process asks for itself.
 
     Args:
-        path: The file; nothing is ever written into it.
+        path: The lock file; it stays empty.
     """
 
     def __init__(self, path: Path):
@@ -29,7 +29,7 @@ class Leases:
         self._file = _open(path)
 
     def take(self, key: str) -> bool:
-        """Take a lease, unless somebody else has it; tell whether it is ours now."""
+        """Try to take a lease; return whether this call obtained it."""
         if key in self._held:
             return False
         if self._file is not None and not _lock(self._file, key):
@@ -38,14 +38,14 @@ class Leases:
         return True
 
     def release(self, key: str) -> None:
-        """Give a lease back, if it is ours."""
+        """Release a lease, if this object holds it."""
         if key in self._held:
             self._held.remove(key)
             if self._file is not None:
                 _unlock(self._file, key)
 
     async def wait(self, key: str, seconds: float) -> bool:
-        """Wait until nobody has a lease, or for so long; tell whether it was released."""
+        """Wait until a lease is released, at most the given seconds; return whether it was released."""
         loop = asyncio.get_running_loop()
         until, pause = loop.time() + seconds, _FIRST_LOOK
         while loop.time() < until:
@@ -57,7 +57,7 @@ class Leases:
         return False
 
     def close(self) -> None:
-        """Give all leases back."""
+        """Release all leases."""
         self._held.clear()
         if self._file is not None:
             os.close(self._file)
@@ -68,10 +68,10 @@ def _open(path: Path) -> int | None:
     try:
         import fcntl
 
-        if hasattr(fcntl, "F_OFD_SETLK"):  # locks of the descriptor: others of a process vanish with any close
+        if hasattr(fcntl, "F_OFD_SETLK"):  # per descriptor; other locks end at any close
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except (ImportError, OSError) as error:
-        log.info("%s: no leases (%s), so processes that share the cache may ask a question twice", path, error)
+        log.info("%s: no file locks (%s); processes that share the cache may ask a question twice", path, error)
     return None
 
 
@@ -81,7 +81,7 @@ def _lock(file: int, key: str) -> bool:
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _range(fcntl.F_WRLCK, key))
     except OSError as error:
-        return error.errno not in _HELD  # a disk without locks lends none
+        return error.errno not in _HELD  # a disk without locks: every lease is granted
     return True
 
 

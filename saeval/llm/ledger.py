@@ -1,4 +1,4 @@
-"""Keeps the run's ledger of calls, and says what they cost and who answered them."""
+"""Keeps the run's ledger of calls; sums their cost and checks which models answered."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from typing import Any, Literal, NamedTuple
 
 from saeval._util import InputError, LineFile, clean_text, os_reason, refuse_pipe, text_checksum
 from saeval.llm.budget import known_dollars
-from saeval.llm.cache import told_fields
+from saeval.llm.cache import non_default_fields
 from saeval.records import Ledger, Usage
 
 _NOTHING = Usage()
-_SAME = 3  # calls of equal prompt tokens by which a prompt that was cut is known
+_SAME = 3  # calls with equal prompt token counts that show that the server truncates prompts
 
-_JSON = json.JSONEncoder(default=told_fields, separators=(",", ":"))
+_JSON = json.JSONEncoder(default=non_default_fields, separators=(",", ":"))
 
 log = logging.getLogger("saeval")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One line of the ledger; prompts and answers are not in it, and no key ever is. Defaults are omitted.
+    """One line of the ledger, without prompts, answers and API keys. Fields with default values are omitted.
 
     Attributes:
         role: Role of the spec.
         model: Model as the spec names it.
-        request: Hash of what was asked, whatever the model.
+        request: Hash of the request, independent of the model.
         answer: Key of the answer in the `AnswerCache`.
-        status: How it ended.
-        cached: Whether the answer was there already, or was being waited for.
-        attempts: Times the model was asked.
-        usage: What all attempts took.
-        milliseconds: From asking to answer, waits included.
+        status: Outcome of the call.
+        cached: Whether the answer came from the cache, or from an equal request in flight.
+        attempts: Number of attempts.
+        usage: Usage of all attempts together.
+        milliseconds: Time from request to answer, including waits.
         reason: Why there is no answer.
-        served: Model that answered, as the server named it.
-        fingerprint: The server's mark of model and configuration.
-        words: Words of the prompt.
-        probe: Whether the call only tried whether the model answers.
+        served: Model that answered, as the server names it.
+        fingerprint: The server's fingerprint of model and configuration.
+        words: Number of words in the prompt.
+        probe: Whether the call only tested that the model answers.
     """
 
     role: str
@@ -63,11 +63,11 @@ class Call:
 
 @dataclass(frozen=True)
 class LoggedCall(Call):
-    """A line of the ledger as it was read back.
+    """A line of the ledger, as read from the file.
 
     Attributes:
-        time: When the call had ended, in seconds since 1970.
-        spent: Dollars that the run had spent by then, as far as prices are known.
+        time: When the call ended, in seconds since 1970.
+        spent: Total dollars that the run had spent by then, as far as prices are known.
     """
 
     time: float = 0.0
@@ -75,7 +75,7 @@ class LoggedCall(Call):
 
 
 _SIGNATURE = ', "crc": "'
-"""What begins the last field of a line: the checksum of all before it."""
+"""Start of the last field of a line: the checksum of everything before it."""
 
 
 def _signed(line: str) -> str:
@@ -84,14 +84,14 @@ def _signed(line: str) -> str:
 
 
 def ledger_line(call: Call, now: float, spent: float) -> str:
-    """Return the line of a call, without its end.
+    """Return the line of a call, without the line break.
 
     Args:
         call: The call.
-        now: When it had ended, in seconds since 1970.
-        spent: Dollars that the run had spent by then.
+        now: When it ended, in seconds since 1970.
+        spent: Total dollars that the run had spent by then.
     """
-    facts = {"time": now, **told_fields(call)}
+    facts = {"time": now, **non_default_fields(call)}
     if spent:
         facts["spent"] = round(spent, 9)
     if call.reason:
@@ -100,10 +100,10 @@ def ledger_line(call: Call, now: float, spent: float) -> str:
 
 
 def _verified(line: bytes) -> bytes:
-    """Return a line that its checksum fits, or that an earlier version wrote without one.
+    """Check a line against its checksum and return it; lines of earlier versions without one pass.
 
     Raises:
-        ValueError: If it does not fit.
+        ValueError: If the checksum does not match.
     """
     body, mark, digest = line.rstrip(b"\n").rpartition(_SIGNATURE.encode())
     if mark and digest != f'{text_checksum(body.decode(errors="replace"))}"}}'.encode():
@@ -113,11 +113,11 @@ def _verified(line: bytes) -> bytes:
 
 @dataclass
 class Served:
-    """Who answered a role, as the server says, and how often.
+    """Which models answered a role according to the server, and how often.
 
     Attributes:
-        models: Calls by the model's name.
-        builds: Calls by the server's mark of model and configuration. Where there are several, they mean no change.
+        models: Number of calls by model name.
+        builds: Number of calls by the server's fingerprint. If there were several before, a new one is no change.
     """
 
     models: Counter[str] = field(default_factory=Counter)
@@ -129,7 +129,7 @@ class Served:
         self.builds.update([call.fingerprint] if call.fingerprint else [])
 
     def changes(self, role: str) -> list[str]:
-        """Return a sentence where more than one answered."""
+        """Return a warning if more than one model or build answered, else an empty list."""
         for kind, counts in (("models", self.models), ("builds of the model", self.builds)):
             if len(counts) > 1:
                 shown = ", ".join(f"{name} ({n:,})" for name, n in counts.most_common())
@@ -138,12 +138,12 @@ class Served:
 
 
 class Earlier(NamedTuple):
-    """Earlier sittings of a run, from its ledger.
+    """Facts about earlier sessions of a run, from its ledger.
 
     Attributes:
-        tried: Roles and models that were tried, and answered.
-        priced: Those of whose calls some price is known.
-        served: Who answered, by role and the model's name in the spec.
+        tried: Pairs of role and model that were tested and answered.
+        priced: Pairs of role and model with at least one call of known price.
+        served: Which models answered, by role and the model's name in the spec.
     """
 
     tried: frozenset[tuple[str, str]]
@@ -152,15 +152,15 @@ class Earlier(NamedTuple):
 
 
 class CallLedger:
-    """The run's ledger, `calls.jsonl`: a line for every call made, and for every answer taken from the cache.
+    """The run's ledger, `calls.jsonl`: one line per call and per answer from the cache.
 
     Args:
-        path: The file; appended to.
+        path: The file; lines are appended.
 
     Attributes:
-        damaged: Lines that could not be read, by the last count.
-        expected: Who answered each role and model of the spec so far, and has to answer it from now on; empty where
-            anybody may.
+        damaged: Number of unreadable lines, when the file was last read.
+        expected: Which models answered each role so far, and have to answer it from now on; roles that are missing
+            here may be answered by any model.
     """
 
     def __init__(self, path: Path):
@@ -174,7 +174,7 @@ class CallLedger:
         """Append a line for each call.
 
         Raises:
-            InputError: If there is no room, or the file cannot be written to; no line is added then.
+            InputError: If the disk is full, or the file cannot be written to; no line is added then.
         """
         if self._spent is None:
             self._spent = self._known_spent()
@@ -186,11 +186,11 @@ class CallLedger:
         self._spent = spent
 
     def close(self) -> None:
-        """Close the file; another line opens it again."""
+        """Close the file; `add` opens it again."""
         self._file.close()
 
     def calls(self) -> Iterator[LoggedCall]:
-        """Yield what is in the file; lines that a kill cut short, or that are damaged, are counted in `damaged`.
+        """Yield the calls in the file; count lines that are truncated (by a kill) or damaged in `damaged`.
 
         Raises:
             InputError: If the file cannot be read.
@@ -216,7 +216,7 @@ class CallLedger:
         self.damaged = damaged
 
     def totals(self) -> list[Ledger]:
-        """Return what each role's model took, over all sittings of the run; cached answers cost nothing."""
+        """Return calls, tokens and cost per role and model over all sessions; cached answers cost nothing."""
         sums: dict[tuple[str, str], dict[str, Any]] = {}
         for call in self.calls():
             total = sums.setdefault(
@@ -247,28 +247,28 @@ class CallLedger:
         ]
 
     def spent(self) -> float:
-        """Return the dollars spent so far as far as prices are known; say if some may be missing."""
+        """Return the dollars spent so far, as far as prices are known; warn if damaged lines may hide some."""
         spent = self._known_spent()
         if self.damaged:
-            log.warning("%s; the spending limit counts what later lines say was spent", self.missing())
+            log.warning("%s; the spending limit uses the totals in later lines instead", self.missing())
         return spent
 
     def _known_spent(self) -> float:
-        """Return the dollars spent: the lines' own, and never less than a later line says was spent by then."""
+        """Return the dollars spent: the sum over all lines, at least the running total that any line states."""
         spent = 0.0
         for call in self.calls():
             spent = max(spent + (0.0 if call.cached else known_dollars(call.usage)), call.spent)
         return spent
 
     def missing(self) -> str:
-        """Return what the totals omit, as a sentence without its full stop; empty where all lines can be read."""
+        """Return a warning (without full stop) that damaged lines are missing in the totals; empty if none are."""
         if not self.damaged:
             return ""
         lines = "1 line is" if self.damaged == 1 else f"{self.damaged:,} lines are"
-        return f"{self.path.name}: {lines} damaged, and what was spent on those calls is not counted"
+        return f"{self.path.name}: {lines} damaged, so the cost of those calls is not counted"
 
     def earlier(self) -> Earlier:
-        """Return what the ledger knows about earlier sittings of the run."""
+        """Return which models earlier sessions of the run tested, their prices, and which models answered."""
         tried: set[tuple[str, str]] = set()
         priced: set[tuple[str, str]] = set()
         served: dict[tuple[str, str], Served] = {}
@@ -282,10 +282,10 @@ class CallLedger:
         return Earlier(frozenset(tried), frozenset(priced), served)
 
     def refuse_change(self, call: Call) -> None:
-        """See that who answers is who answered before.
+        """Check that the same model answers as before.
 
         Raises:
-            InputError: If it is another model, or another build of it where there was one.
+            InputError: If another model answers, or another build of it and there was only one build before.
         """
         if (expected := self.expected.get((call.role, call.model))) is None:
             return
@@ -293,7 +293,7 @@ class CallLedger:
         for what, before in ((call.served, expected.models), (call.fingerprint, builds)):
             if what and before and what not in before:
                 raise InputError(
-                    f"{call.role}: {what} answers now, and {', '.join(sorted(before))} did before; one run should "
+                    f"{call.role}: {what} answers now, but {', '.join(sorted(before))} answered before; one run should "
                     "not mix them. Choose another --out, or allow it with --allow-model-change"
                 )
 
@@ -317,11 +317,11 @@ class CallLedger:
             if times >= max(_SAME, len(words[role]) / 2):
                 found.append(
                     f"{role}: the server read {tokens:,} tokens of prompts of {min(words[role]):,} to "
-                    f"{max(words[role]):,} words, so it cuts them; raise its context (Ollama: `extra: {{num_ctx: "
+                    f"{max(words[role]):,} words, so it truncates them; raise its context (Ollama: `extra: {{num_ctx: "
                     "8192}`, llama.cpp: `--ctx-size`)."
                 )
         found += [
-            f"{role}: the server gave no sensible token counts in {n:,} calls, so their tokens and bill are estimated "
+            f"{role}: the server gave no usable token counts in {n:,} calls, so their tokens and cost are estimated "
             "from the length of the text."
             for role, n in estimated.items()
             if n
@@ -329,5 +329,5 @@ class CallLedger:
         return found
 
     def answers(self, role: str) -> dict[str, str]:
-        """Return, for what a role was asked with success, hash of the request and key of the answer."""
+        """Return a mapping from request hash to answer key, for all successful calls of a role."""
         return {call.request: call.answer for call in self.calls() if call.role == role and call.status == "ok"}

@@ -1,4 +1,4 @@
-"""Prices calls, from the length of the text where a server's own counts make no sense."""
+"""Computes the price of calls; estimates token counts from the text if the server's counts are unusable."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _PER_MESSAGE = 4  # tokens that a chat format adds to each message
 
 
 def estimated_tokens(text: str) -> int:
-    """Estimate the number of tokens in a text, rather above what tokenizers count.
+    """Estimate the number of tokens in a text, tending to overestimate.
 
-    Each started four letters count as one token, as do each digit, mark, line break and letter of another alphabet.
+    Every group of up to four Latin letters counts as one token, and so does every digit, punctuation mark, line break
+    and letter of another alphabet.
 
     Example:
         >>> estimated_tokens("An explanation: [0, 1]")
@@ -30,7 +31,7 @@ def estimated_tokens(text: str) -> int:
 
 
 class Pricing:
-    """Prices the calls of one role.
+    """Computes the price of one role's calls.
 
     Args:
         llm: The plugin that makes the calls.
@@ -42,7 +43,7 @@ class Pricing:
 
     @cached_property
     def _prices(self) -> tuple[tuple[float, float], str] | None:
-        """Dollars per million tokens of prompts and generated, and who says so: the spec, else the provider."""
+        """Dollars per million prompt and generated tokens, and their source: the spec, else the provider."""
         spec = self._settings.usd_per_million_input, self._settings.usd_per_million_output
         if spec[0] is not None and spec[1] is not None:
             return (spec[0], spec[1]), "spec"
@@ -50,16 +51,16 @@ class Pricing:
         return None if listed is None else (listed, "price list")
 
     def bill(self, usage: Usage, request: object, answer: object = None, *, cut: bool = False) -> Usage:
-        """Return what a call took, with its price where one is known.
+        """Return the usage of a call, with its price if one is known.
 
-        Counts that are missing, which is what a server's odd ones come to, are estimated, and marked so. An estimate is
-        rather too high: a spending limit that counts on it holds.
+        Missing token counts (unusable ones were removed before) are estimated, and marked as such. Estimates tend to
+        be too high, so that the spending limit holds.
 
         Args:
-            usage: What the plugin says.
-            request: What was asked.
-            answer: What came back; None where nothing usable did.
-            cut: Whether the answer used up its tokens.
+            usage: Usage as the plugin reports it.
+            request: The request.
+            answer: The answer; None if there was no usable one.
+            cut: Whether the answer was cut off at its token limit.
         """
         if self._llm.in_process:
             return replace(usage, usd=0.0, price_source="local")
@@ -73,7 +74,7 @@ class Pricing:
 
 
 def _completed(usage: Usage, request: object, answer: object, cut: bool) -> Usage:
-    """Return token counts of which none is missing."""
+    """Return the usage with missing token counts estimated."""
     prompt = usage.input_tokens or _asked(request)
     generated = usage.output_tokens
     if not generated and isinstance(request, Request):

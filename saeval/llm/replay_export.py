@@ -11,13 +11,13 @@ from saeval.llm.ledger import CallLedger
 
 
 def export_replay(log: CallLedger, store: AnswerCache, role: str, path: Path) -> int:
-    """Write the replies that a role was given in a run as a recording, which the model `replay/PATH` plays back.
+    """Write a role's replies in a run to a recording, which the model `replay/PATH` plays back.
 
     Args:
         log: The run's ledger.
-        store: Where the answers are kept.
+        store: The cache of answers.
         role: Role of the spec.
-        path: The recording to write; continuations that were scored are omitted.
+        path: The recording to write; log-probabilities of continuations are not included.
 
     Returns:
         The number of replies.
@@ -34,7 +34,7 @@ def export_replay(log: CallLedger, store: AnswerCache, role: str, path: Path) ->
     ]
     if not lines:
         raise InputError(
-            f"{log.path}: the role {role!r} was given no reply that is still kept, so there is none to record"
+            f"{log.path}: the cache has no replies of the role {role!r} from this run, so there is nothing to export"
         )
     write_atomic(path, "".join(lines))
     return len(lines)

@@ -1,4 +1,4 @@
-"""Decides how long a call may take and when it is retried, and reports waiting."""
+"""Timeouts, retries with backoff, and reports of long waits."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from saeval.llm.concurrency import Limiter
 from saeval.plugin.base import LLM
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between attempts
-_LONGEST_ASKED = 600.0  # seconds that a server may ask to wait, where a run has no more patience
-_TOLD = 5.0  # seconds of waiting before a user is told
-_SILENCE = 30.0  # seconds without any answer, likewise
-_TURNS = 2  # times the calls in flight that a queue may put before a call, since servers need not keep their order
-_REMEMBERED = 4096  # answers whose times are kept
+_LONGEST_ASKED = 600.0  # longest retry delay (seconds) accepted from a server once patience is used up
+_TOLD = 5.0  # seconds; longer waits are reported to the user
+_SILENCE = 30.0  # seconds without any answer after which that is reported
+_TURNS = 2  # a call may wait for this multiple of the calls in flight, since servers need not keep their order
+_REMEMBERED = 4096  # number of answers whose times are kept
 
 log = logging.getLogger("saeval")
 
 
 class Timeout:
-    """Ends calls that take too long, where time in a server's queue does not count.
+    """Cancels calls that take too long, not counting the time in a server's queue.
 
-    A server with one slot answers calls one after another, so that those at the end of its queue wait for all before.
-    As long as others are answered, a call waits for its turn: its time starts again with each answer, up to twice as
-    many as were in flight when it began.
+    A server with one slot answers calls one after another, so the last call in its queue waits for all others. While
+    other calls are answered, a call may wait for its turn: its timeout restarts with each answer, up to twice the
+    number of calls that were in flight when it started.
 
     Args:
         seconds: How long a call may take; None for no limit.
@@ -42,7 +42,7 @@ class Timeout:
         self._count = 0
 
     def answered(self) -> None:
-        """Note an answer."""
+        """Record that a call was answered now."""
         self._count += 1
         self._answers.append(asyncio.get_running_loop().time())
 
@@ -79,7 +79,7 @@ class Timeout:
                 timer.cancel()
 
     def _deadline(self, begun: float, before: int, turns: int) -> float:
-        """Return when a call has taken too long, as far as answers to others tell by now."""
+        """Return when a call times out, given the answers to other calls so far."""
         assert self._seconds is not None
         counted = min(self._count - before, turns)
         later = self._count - before - counted
@@ -90,18 +90,18 @@ class Timeout:
 
 @dataclass
 class Attempts:
-    """Decides whether a call that failed is made again, and when.
+    """Decides whether and when to retry a failed call.
 
-    Faults count against `retries`. A server that asks for time is waited for as long as the run has patience, however
-    often it has to be asked.
+    Faults count against `retries`. A busy server that answers with a retry delay does not count: it is retried until
+    `patience` is used up.
 
     Attributes:
-        key: The request; waits differ from request to request, and not from run to run.
-        retries: Attempts after the first.
-        patience: Seconds to wait for a server that asks for time.
-        made: Attempts so far.
-        faults: Those that count.
-        began: When the first was made.
+        key: Key of the request; seeds the jitter, so waits differ between requests but not between runs.
+        retries: Maximum attempts after the first.
+        patience: Seconds to wait for a server that answers with a retry delay.
+        made: Number of attempts so far.
+        faults: Number of failed attempts that count against `retries`.
+        began: When the first attempt was made.
     """
 
     key: str
@@ -112,7 +112,7 @@ class Attempts:
     began: float = field(default_factory=time.monotonic)
 
     def wait_after(self, error: LLMError) -> float | None:
-        """Return the seconds to wait before the next attempt; None when there is none."""
+        """Return the seconds to wait before the next attempt; None if the call is not retried."""
         if not error.retryable:
             return None
         left = self.patience - (time.monotonic() - self.began)
@@ -125,7 +125,7 @@ class Attempts:
         return seconds if self.faults <= self.retries else None
 
     def _seconds(self, asked: float | None) -> float:
-        """Return what the server asks for, or else seconds that grow with the attempts; both with some jitter."""
+        """Return the delay that the server asks for, else an exponential backoff; both with jitter."""
         jitter = float(derive_rng(0, "wait", self.key, self.made).random())
         if asked is not None:
             return max(0.0, asked) + jitter * _FIRST_WAIT
@@ -133,7 +133,7 @@ class Attempts:
 
 
 class Waits:
-    """Tells a user what a run waits for, where it waits for long: a server that asks for it, or one that is silent."""
+    """Reports long waits to the user: for a server that asks for a delay, or for one that does not answer."""
 
     def __init__(self, role: str, llm: LLM, limiter: Limiter, tell: Callable[[str], None]):
         self._role, self._llm, self._limiter, self._tell = role, llm, limiter, tell
@@ -141,12 +141,12 @@ class Waits:
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def tell_of(self, seconds: float, error: LLMError) -> None:
-        """A call is tried again after so many seconds; many waits at the same time are reported once."""
+    def report(self, seconds: float, error: LLMError) -> None:
+        """Report that a call is retried after a delay; overlapping waits are reported once."""
         now = time.monotonic()
         if seconds >= _TOLD and now >= self._told_until:
             self._told_until = now + seconds
-            who = "the server asked for it" if error.retry_after is not None else "then it is asked again"
+            who = "the server asked for it" if error.retry_after is not None else "then retrying"
             self._say(f"waiting {seconds:.0f} s, {who} ({error})")
 
     def _say(self, text: str) -> None:
@@ -154,29 +154,29 @@ class Waits:
         self._tell(f"{self._role}: {text}")
 
     def begin(self) -> None:
-        """A call is made."""
+        """Record the start of a call, and start to watch for silence."""
         if self._timer is None:
             self._heard = time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(_SILENCE, self._listen)
 
     def heard(self) -> None:
-        """An answer came."""
+        """Record that an answer arrived."""
         self._heard = time.monotonic()
 
     def _listen(self) -> None:
-        """See whether answers come, and look again later, as long as calls are under way."""
+        """Report if no answer arrived for a while; check again later as long as calls are in flight."""
         self._timer = None
         if self._limiter.in_flight:
             silent = time.monotonic() - self._heard
             if told := silent >= _SILENCE:
                 why = self._llm.waiting_for()
-                calls = "1 call is" if self._limiter.in_flight == 1 else f"{self._limiter.in_flight} calls are"
-                self._say(f"no answer for {silent:.0f} s, {calls} under way{why and ': '}{why}")
+                calls = "1 call" if self._limiter.in_flight == 1 else f"{self._limiter.in_flight} calls"
+                self._say(f"no answer for {silent:.0f} s, {calls} in flight{why and ': '}{why}")
             delay = silent if told else _SILENCE - silent
             self._timer = asyncio.get_running_loop().call_later(delay, self._listen)
 
     def end(self) -> None:
-        """Listen no more."""
+        """Stop watching for silence."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -10,16 +10,16 @@ from saeval._util import LEFT_OUT, clean_text, packed_calls, unpacked_calls, wit
 from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
 
 _MOST = 64
-"""Prompts that are kept of one step on one latent; a simulator that is asked token by token has hundreds."""
+"""Maximum prompts kept per step and latent; a simulator that is asked token by token has hundreds."""
 
 
 class PromptReply(NamedTuple):
-    """One prompt and what came back.
+    """One prompt and its reply.
 
     Attributes:
-        prompt: The prompt, whole; each turn follows its `[role]`.
-        reply: The raw reply; or why there is none.
-        status: `ok`; `failed` where no reply came; `left out` for the one that says how many more there were.
+        prompt: The full prompt; each turn follows its `[role]`.
+        reply: The raw reply, or why there is none.
+        status: `ok`; `failed` if there is no reply; `left out` for the entry that counts the prompts not kept.
     """
 
     prompt: str
@@ -30,7 +30,7 @@ class PromptReply(NamedTuple):
 def prompt_replies(
     request: Request | LogprobRequest | FillRequest, reply: Reply | LogprobReply | FillReply | str
 ) -> list[PromptReply]:
-    """Return the prompts of a request with what came back for each; a string says why nothing did."""
+    """Return the prompts of a request with their replies; pass a string as `reply` to say why there is none."""
     prompts = _prompts(request)
     if isinstance(reply, str):
         return [PromptReply(prompt, reply, "failed") for prompt in prompts]
@@ -46,7 +46,7 @@ def _prompts(request: Request | LogprobRequest | FillRequest) -> list[str]:
 
 
 def _replies(request: Request | LogprobRequest | FillRequest, reply: Reply | LogprobReply | FillReply) -> list[str]:
-    """Return a reply's text; log-probabilities, summed over tokens, and the likeliest choice of every gap as text."""
+    """Return replies as text: the reply, log-probabilities summed over tokens, or the likeliest choice per gap."""
     if isinstance(reply, Reply):
         return [f"[reasoning]\n{reply.reasoning}\n\n[answer]\n{reply.text}" if reply.reasoning else reply.text]
     if isinstance(request, LogprobRequest) and isinstance(reply, LogprobReply):
@@ -64,14 +64,14 @@ def _replies(request: Request | LogprobRequest | FillRequest, reply: Reply | Log
 
 
 def pack(asked: Sequence[PromptReply], windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> str:
-    """Return prompts and replies as a short text (JSON, zlib, base64).
+    """Compress prompts and replies to a short text (JSON, zlib, base64).
 
-    What prompts share takes room once, and windows and templates take none: they are named as places in a text that
-    the reader has, too.
+    Text that prompts share is stored once. Windows and templates are not stored but referenced, since the reader has
+    them.
 
     Args:
         asked: The prompts and replies.
-        windows: Texts of the latent's windows, which prompts hold, by group.
+        windows: Texts of the latent's windows, which occur in prompts, by group.
         templates: Texts of the prompts' templates.
     """
     if not asked:
@@ -83,13 +83,19 @@ def pack(asked: Sequence[PromptReply], windows: Sequence[Sequence[str]] = (), te
 
 
 def unpack(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> list[PromptReply]:
-    """Return what `pack` was given with these windows and templates; one entry that says so where it cannot be read."""
+    """Return the prompts and replies from the output of `pack`; a single entry with a message if it is unreadable.
+
+    Args:
+        packed: The output of `pack`.
+        windows: The same windows that `pack` got.
+        templates: The same templates that `pack` got.
+    """
     if not packed:
         return []
     try:
         return [_entry(*entry) for entry in unpacked_calls(packed, windows, templates)]
     except (ValueError, TypeError, AttributeError):
-        return [PromptReply("", "what was asked was kept in a form that cannot be read", LEFT_OUT)]
+        return [PromptReply("", "the stored prompts and replies cannot be read", LEFT_OUT)]
 
 
 def _without_credentials(kept: list[PromptReply]) -> list[PromptReply]:
@@ -99,7 +105,7 @@ def _without_credentials(kept: list[PromptReply]) -> list[PromptReply]:
         return kept
     try:
         return [PromptReply(*entry) for entry in json.loads(clean)]
-    except ValueError:  # a credential that is hidden so that it cannot be told from the text around it
+    except ValueError:  # removing a credential broke the JSON
         return [PromptReply("", clean, LEFT_OUT)]
 
 

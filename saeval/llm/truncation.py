@@ -1,4 +1,4 @@
-"""Decides whether a truncated answer is asked for again with more room."""
+"""Decides whether a truncated answer is asked for again with a higher token limit."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-_AT_ONCE = 2  # questions that are given more room at a time, until it has helped once
-_HOPELESS = 3  # answers in a row that were cut with all the room, where none was ever whole with it
-_UNLUCKY = 20  # likewise, where one was
+_AT_ONCE = 2  # questions that try the higher limit at a time, until it has helped once
+_HOPELESS = 3  # give up after this many truncated answers in a row at the higher limit, if it never helped
+_UNLUCKY = 20  # the same, if it helped before
 
 log = logging.getLogger("saeval")
 
 
 class TruncationPolicy:
-    """What is known of a role's need for more tokens than `max_tokens`.
+    """Tracks whether a role needs more tokens than `max_tokens`.
 
     Args:
         role: Role of the spec.
         tokens: Its `max_tokens`.
         most: Its `max_tokens_if_cut`.
-        tell: Where a user is told.
+        tell: Called with messages to the user.
 
     Attributes:
-        needed: Whether an answer was whole only with more room, so that every question gets it at once.
+        needed: Whether the higher limit completed an answer that was cut off before; then every question gets it.
     """
 
     def __init__(self, role: str, tokens: int, most: int, tell: Callable[[str], None]):
@@ -40,12 +40,12 @@ class TruncationPolicy:
         return self._cuts >= (_UNLUCKY if self._helped else _HOPELESS)
 
     async def settled(self) -> None:
-        """Wait while it is tried whether more room helps, if no answer was whole yet: others would be cut, too."""
+        """Wait while other questions try the higher limit and no answer is complete yet: it would be cut, too."""
         while self._trying and not (self._any_whole or self._given_up):
             await self._changed.wait()
 
     async def turn(self, question: object) -> bool:
-        """Wait until it is known whether room helps, or it is this question's turn to try; return whether to ask."""
+        """Wait until the higher limit has helped or this question may try it; return whether to ask again."""
         while not (self._helped or self._given_up or len(self._trying) < _AT_ONCE):
             await self._changed.wait()
         if self._given_up:
@@ -59,7 +59,7 @@ class TruncationPolicy:
         self._wake()
 
     def note(self, *, whole: bool, raised: bool) -> None:
-        """Note whether an answer was whole, and whether it had all the room."""
+        """Record whether an answer was complete, and whether it had the higher limit."""
         self._any_whole |= whole
         if not raised:
             return
@@ -74,8 +74,8 @@ class TruncationPolicy:
     def _say_so(self) -> None:
         self.needed = False
         text = (
-            f"{self._role}: {self._cuts} answers in a row were cut off even at {self._most:,} tokens, so it gets "
-            f"{self._tokens:,} from now on; take another model, or raise max_tokens_if_cut"
+            f"{self._role}: {self._cuts} answers in a row were cut off even at {self._most:,} tokens, so the limit is "
+            f"{self._tokens:,} from now on; choose another model, or raise max_tokens_if_cut"
         )
         log.warning("%s", text)
         self._tell(text)

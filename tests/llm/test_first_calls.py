@@ -88,7 +88,7 @@ def test_change_of_the_served_model_is_refused_on_resume_and_said_within_a_run(t
         server.chooses = lambda request, _: served(request["messages"], model="m-0613")
         saeval.run(spec(server, **SMALL), out=tmp_path / "run", limit=1)
         server.chooses = lambda request, _: served(request["messages"], model="m-1106")
-        with pytest.raises(InputError, match="m-1106 answers now, and m-0613 did before.*--allow-model-change"):
+        with pytest.raises(InputError, match="m-1106 answers now, but m-0613 answered before.*--allow-model-change"):
             saeval.run(spec(server, **SMALL), out=tmp_path / "run")
         result = saeval.run(spec(server, **SMALL), out=tmp_path / "run", allow_model_change=True)
     assert any("m-0613" in warning and "m-1106" in warning for warning in result.warnings)

@@ -344,7 +344,7 @@ def test_line_of_the_ledger_that_a_kill_cut_short_costs_no_other(tmp_path):
     log.add(call(8.0))
     assert log.spent() == 13.0
     assert log.totals()[0].calls == 3
-    assert log.missing() == "calls.jsonl: 1 line is damaged, and what was spent on those calls is not counted"
+    assert log.missing() == "calls.jsonl: 1 line is damaged, so the cost of those calls is not counted"
 
 
 def test_unknown_price_stays_unknown_and_a_given_one_is_summed(tmp_path):
@@ -497,9 +497,7 @@ def test_server_that_is_silent_is_reported(tmp_path, monkeypatch):
     with fake_server() as server:
         server.delay = 0.6
         told = told_of(tmp_path, direct(server), *(Request.of(str(i)) for i in range(3)))
-    assert told and all(
-        re.fullmatch(r"judge: no answer for \d+ s, \d calls? (are|is) under way", text) for text in told
-    )
+    assert told and all(re.fullmatch(r"judge: no answer for \d+ s, \d calls? in flight", text) for text in told)
 
 
 @pytest.mark.parametrize("style", ["rich", "plain", "json"])

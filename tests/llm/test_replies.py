@@ -178,7 +178,7 @@ def test_reasoning_without_an_answer_is_no_answer(tmp_path):
         lambda m: "<think>[1, 1, 1, 1, 1]</think>" if judging(m) else truthful(m), tmp_path / "run", run={"patience": 0}
     )
     assert result.cells[0].scores[0].value is None
-    assert any("beside reasoning" in warning for warning in result.warnings)
+    assert any("apart from reasoning" in warning for warning in result.warnings)
 
 
 # --- single answers ---

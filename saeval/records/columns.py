@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Place = Literal["board", "report", "scores", "details", "tables", "requested"]
-"""Kinds of table. `board`: a line per cell, for narrow places (terminal, LaTeX, joined boards as text); `report`: the
-same with room (report.md and pages); `scores`: a line per cell, scorer and explanation, narrow (terminal); `details`:
-the same with room (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON;
-`requested`: beside `details` in joined boards in Markdown, where some score has a value."""
+"""Kinds of table. `board`: one line per cell, for narrow output (terminal, LaTeX, joined boards as text); `report`: the
+same for wide output (report.md and pages); `scores`: one line per cell, scorer and explanation, narrow (terminal);
+`details`: the same for wide output (report.md, joined boards in Markdown, pages); `tables`: CSV, Parquet, JSON;
+`requested`: joined boards in Markdown, beside `details`, if at least one score has a value."""
 EVERYWHERE: frozenset[Place] = frozenset(get_args(Place)) - {"requested"}
 NOT_ON_NARROW_BOARDS: frozenset[Place] = EVERYWHERE - {"board"}
 PER_SCORE: frozenset[Place] = frozenset({"scores", "details", "tables"})
@@ -26,13 +26,13 @@ class ColumnStyle:
     """How a value is shown on leaderboards; annotates the field that holds it.
 
     Attributes:
-        title: Head of its column; the name when empty.
-        format: How its numbers are written: a format specification, or `measure` for four digits.
-        precise: The same where there is room; `format` when empty.
+        title: Heading of its column; the name if empty.
+        format: Format specification of its numbers, or `measure` for four digits.
+        precise: Format specification for wide output; `format` if empty.
         unit: Unit of its values.
-        better: Direction; None where neither is better.
+        better: Direction; None if neither direction is better.
         where: The kinds of table that show it.
-        kind: Arrow type of its values; `interval` for a pair, which flat tables hold in two columns.
+        kind: Arrow type of its values; `interval` for a pair, which flat tables store in two columns.
         missing: Shown in place of a missing value.
     """
 
@@ -46,11 +46,11 @@ class ColumnStyle:
     missing: str = "–"
 
     def form(self, place: Place) -> str:
-        """Return how its numbers are written in a kind of table."""
+        """Return the format specification for a kind of table."""
         return self.precise if place in ("report", "details") and self.precise else self.format
 
     def flat(self, name: str, value: Any) -> dict[str, Any]:
-        """Return a value as columns of a flat table, by name: one per key where the name ends in a dot."""
+        """Return a value as columns of a flat table, by name; for a name that ends in a dot, one column per key."""
         if self.kind == "interval":
             return dict(zip(_ends(name), value or (None, None), strict=True))
         if name.endswith("."):
@@ -58,7 +58,7 @@ class ColumnStyle:
         return {name: value}
 
     def types(self, name: str, keys: Iterable[str]) -> dict[str, str]:
-        """Return the Arrow types of a flat table's columns; for a name that ends in a dot, of those keys."""
+        """Return the Arrow types of a flat table's columns by name; for a name that ends in a dot, of its keys."""
         if self.kind == "interval":
             return dict.fromkeys(_ends(name), "double")
         if name.endswith("."):
@@ -72,4 +72,4 @@ def _ends(name: str) -> tuple[str, str]:
 
 
 NAME_COLUMN = ColumnStyle(kind="string", where=TABLES_ONLY)
-"""How names are shown in tables; boards show them in heads and in columns of their own."""
+"""Style of columns with names: in tables only, since boards show names in headings and separate columns."""

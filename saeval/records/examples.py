@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "<<", ">>"
 
 Flaw = Literal["leak", "unverified"]
-"""Flaws a sampler may declare when it imitates another tool: shared text, or unverified silence."""
+"""Flaws that a sampler declares if it reproduces another tool: text shared between explaining and scoring (`leak`), or
+non-activating windows that are not verified (`unverified`)."""
 
 
 @dataclass(frozen=True, order=True)
 class LatentId:
-    """One hidden unit of a sparse coder: the place in the model it reads, and its number there.
+    """One latent of a sparse coder: the hookpoint and the latent's index.
 
     Example:
         >>> str(LatentId("layers.9", 17))
@@ -42,14 +43,14 @@ class Example:
     Attributes:
         tokens: The tokens as text; joined, they are the window.
         token_ids: The same tokens as the subject model's tokenizer numbers them.  [window] int32
-        activations: One value a token, 0 where the latent was silent.  [window] float32
+        activations: One value per token, 0 where the latent does not fire.  [window] float32
         document: Number of the document in the corpus that the window was cut from.
         context: Number of the context (one row of the model's input) it was cut from.
         start: Index in that context of the window's first token.
         active: Whether the latent fired anywhere in the window. Verified, not assumed.
         decile: Rank decile of the maximum activation among the latent's activating windows, 0 the
             strongest; None for non-activating windows.
-        weight: For non-activating windows: how many drawn at random it stands for; None where that is unknown.
+        weight: For non-activating windows: how many randomly drawn windows it represents; None if unknown.
     """
 
     tokens: Sequence[str]
@@ -78,7 +79,7 @@ class Example:
         return float(self.activations.max())
 
     def firing(self, threshold: float = 0.3) -> list[bool]:
-        """Tell for each token whether it fires at `threshold` times the window's maximum or more."""
+        """Return for each token whether its activation is at least `threshold` times the window's maximum."""
         level = threshold * self.max_activation
         fires: list[bool] = ((self.activations > 0) & (self.activations >= level)).tolist()
         return fires
@@ -87,7 +88,7 @@ class Example:
         """Return the text with runs of marked tokens wrapped in `<<` and `>>`.
 
         Args:
-            marks: One flag a token; default: `firing()`.
+            marks: One flag per token; default: `firing()`.
 
         Example:
             >>> from saeval.testing import make_example
@@ -120,7 +121,7 @@ class CorpusFiring:
 
     Attributes:
         rate: Share of the corpus's windows in which it fires.
-        maxima: Strongest activations of the windows in which it fires, ascending: all, or 1,000 of evenly spaced ranks.
+        maxima: Maximum activation of each window in which it fires, ascending; at most 1,000, at evenly spaced ranks.
             [maxima] float32
     """
 
@@ -130,19 +131,19 @@ class CorpusFiring:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What one step may see of a latent.
+    """The data about a latent that one step (an explainer or scorer) gets.
 
     Attributes:
         latent: The latent.
         activating: Windows in which it fires, in the order the sampler chose.
-        non_activating: Windows in which it is verified silent.
+        non_activating: Windows in which it verifiably does not fire.
         max_activation: The latent's maximum over the whole corpus; strengths 0–10 are relative to it.
-        decoy: One other latent, with windows in which it fires where this one does not, for scorers that mark wrong
-            tokens. Given to scorers whose `needs()` hold "decoy", where the store has such a latent.
-        in_corpus: How often and how strongly it fires in all windows of the corpus. Given to scorers whose `needs()`
-            hold "in_corpus".
+        decoy: Another latent, with windows in which it fires and this one does not, for scorers that mark wrong tokens.
+            Set for scorers whose `needs()` contain "decoy", if the store has such a latent.
+        in_corpus: How often and how strongly it fires in all windows of the corpus. Set for scorers whose `needs()`
+            contain "in_corpus".
         cofiring: For each activating window, the other latents that fire on the token where this one is strongest.
-            Given to explainers whose `needs()` hold "cofiring".
+            Set for explainers whose `needs()` contain "cofiring".
     """
 
     latent: LatentId
@@ -154,7 +155,7 @@ class Examples:
     cofiring: tuple[frozenset[int], ...] = ()
 
     def strengths(self, example: Example) -> list[int]:
-        """Return one strength 0–10 a token: ceil(10 · activation / maximum), 0 where silent (paper §3.2)."""
+        """Return one strength from 0 to 10 per token: ceil(10 · activation / maximum), 0 if not firing (paper §3.2)."""
         import numpy as np
 
         scaled = np.ceil(10 * np.clip(example.activations / self.max_activation, 0, 1))
@@ -163,23 +164,21 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class LatentRecord:
-    """A latent with the windows to explain it from and, apart from them, those to score it on.
+    """A latent with two disjoint sets of windows: to explain it from, and to score the explanation on.
 
     Attributes:
         latent: The latent.
         firings: Number of tokens in the corpus on which it fires.
         windows: Number of activating windows in the corpus.
         density: Share of tokens on which it fires.
-        explain: What an explainer is given.
-        score: What scorers are given. Shares no document (and so no window) with `explain`.
-        flaws: Known flaws of another tool's way of sampling, for comparison with its numbers. Each relaxes one check
-            and nothing else does; each appears among the warnings of every result. With "leak", `score` may share
-            text with `explain`. With "unverified", non-activating windows are called so (`active` is False), but
-            their activations may say otherwise.
+        explain: Data for explainers.
+        score: Data for scorers. Shares no document (and so no window) with `explain`.
+        flaws: Known flaws of another tool's sampling that is reproduced to compare with its numbers. Each flaw turns
+            off one check and adds a warning to every result. With "leak", `score` may share text with `explain`. With
+            "unverified", windows with `active` False may contain activations above 0.
 
     Raises:
-        ValueError: If a window is in both sets, or an active window among the non-activating ones, and no flaw
-            says so.
+        ValueError: If a window is in both sets, or the latent fires in a non-activating window, and no flaw allows it.
     """
 
     latent: LatentId
@@ -208,14 +207,14 @@ class LatentRecord:
 def _shared(explain: list[Example], score: list[Example]) -> set[tuple[int, int]]:
     """Return the windows that are in both, as context and start."""
     contexts = {e.context for e in explain} & {e.context for e in score}
-    if not contexts:  # mostly, for documents are divided
+    if not contexts:  # the usual case, since no document is in both sets
         return set()
     first, second = ({(e.context, e.start) for e in side if e.context in contexts} for side in (explain, score))
     return first & second
 
 
 def _firing(examples: Sequence[Example]) -> list[Example]:
-    """Return those in which the latent fires; checked together first, since such windows are rare."""
+    """Return the examples in which the latent fires; checks all at once first, since such windows are rare."""
     import numpy as np
 
     if not examples or not np.concatenate([e.activations for e in examples]).any():

@@ -1,4 +1,4 @@
-"""Checks that results are those that a run wrote."""
+"""Checks that results were not changed after the run wrote them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger("saeval")
 
 
 def refuse_impossible(file: Path, result: RunResult) -> None:
-    """See that every value lies in its own interval and range.
+    """Check that every value lies in its own interval and range.
 
     Raises:
-        InputError: If one does not, which no run writes.
+        InputError: If a value does not, which no run writes.
     """
     for cell in result.cells:
         for row in cell.scores:
@@ -41,11 +41,9 @@ def with_changes(folder: Path, result: RunResult) -> RunResult:
 
 
 def _change(folder: Path) -> str:
-    """Say what is known to have changed, or that nothing can be known; nothing of a run that is being written."""
+    """Return a warning if files changed or have no checksums; empty if not, or while the run is still writing."""
     if not (folder / CHECKSUMS).is_file():
-        unknown = (
-            f"{folder.absolute().name}: has no {CHECKSUMS}, so changes since the run wrote its files cannot be seen."
-        )
+        unknown = f"{folder.absolute().name}: has no {CHECKSUMS}, so changes to its files cannot be detected."
         return "" if _is_running(folder) else unknown
     changed = changed_files(folder)
     if not changed:
@@ -64,7 +62,7 @@ def _is_running(folder: Path) -> bool:
 
 
 def _outside(row: ScoreRow) -> Iterator[str]:
-    """Yield what a row's value is outside of."""
+    """Yield `interval` or `range` if the row's value lies outside of it."""
     if row.value is None:
         return
     room = _ROUNDING * max(1.0, abs(row.value))

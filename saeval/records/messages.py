@@ -24,7 +24,7 @@ class Message:
 
 @dataclass(frozen=True)
 class AnswerSchema:
-    """A JSON schema that the whole answer follows, for providers that generate nothing else.
+    """A JSON schema of the whole answer, for providers that support constrained generation.
 
     Attributes:
         text: The schema as JSON.
@@ -34,7 +34,7 @@ class AnswerSchema:
 
     @classmethod
     def of(cls, schema: Mapping[str, object]) -> AnswerSchema:
-        """Return a schema that is given as a mapping."""
+        """Return a schema from a mapping."""
         return cls(json.dumps(schema, sort_keys=True))
 
     @classmethod
@@ -62,18 +62,18 @@ class AnswerSchema:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation to be continued.
+    """A conversation that the model continues.
 
     Attributes:
-        messages: The turns so far. What many requests share comes first, so that providers can cache it. A last
-            turn of the assistant's is the beginning of the answer, to be continued.
-        max_tokens: Most tokens to generate; the role's own limit when None.
-        temperature: Sampling temperature; the role's own when None.
+        messages: The turns so far. Put text that many requests share first, so that providers can cache it. If the
+            last turn is the assistant's, the model continues it.
+        max_tokens: Maximum tokens to generate; None for the role's limit.
+        temperature: Sampling temperature; None for the role's.
         stop: Strings that end the answer.
-        top_logprobs: How many alternatives to report at each generated token; 0 for none.
-        repeat: Number of this repetition. Two requests that differ only here are both really asked.
-        schema: What the answer must look like, where there is a closed set of answers. It reaches the model only if
-            the role's `structured` is set.
+        top_logprobs: Number of alternatives to report per generated token; 0 for none.
+        repeat: Number of this repetition. Requests that differ only in this number are asked separately.
+        schema: Schema of the answer, if there is a closed set of answers. It is sent to the model only if the role
+            sets `structured`.
     """
 
     messages: tuple[Message, ...]
@@ -85,7 +85,7 @@ class Request:
     schema: AnswerSchema | None = field(default=None, repr=False)
 
     def content(self) -> dict[str, Any]:
-        """Return the fields that answers depend on, as JSON holds them; a schema only where there is one."""
+        """Return the fields that answers depend on, as a mapping for JSON; without `schema` if it is None."""
         found = asdict(self)
         if self.schema is None:
             del found["schema"]
@@ -104,13 +104,13 @@ class Request:
 
 @dataclass(frozen=True)
 class LogprobRequest:
-    """Prompts whose continuations are to be scored, all with one forward pass where the model allows it.
+    """A request for log-probabilities of continuations after prompts, in one forward pass if the model allows it.
 
-    Each prompt is `prefix + prompt`. A request is always computed as one batch of its own, so that its
-    numbers do not depend on what else happens to be in flight.
+    Each prompt is `prefix + prompt`. A request is always computed as a separate batch, so that its numbers do not
+    depend on other requests in flight.
 
     Attributes:
-        prompts: The part of each prompt that is its own.
+        prompts: The part of each prompt after the prefix.
         continuations: Texts to score after every prompt.
         prefix: The part that all prompts (and, usually, many requests) share; it is computed once and cached.
     """
@@ -122,15 +122,15 @@ class LogprobRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens and money of one call, or of many summed.
+    """Tokens and cost of one call, or of several calls together.
 
     Attributes:
         input_tokens: Tokens of the prompt, cached ones included.
         output_tokens: Tokens generated.
-        cached_tokens: Tokens of the prompt that the provider took from its cache.
-        usd: Price in dollars; None when the price is unknown, which is never the same as 0.
-        price_source: Where the price came from: the spec, the provider's price list, `local`.
-        estimated: Whether tokens are estimated from the length of the text, since the server's counts make no sense.
+        cached_tokens: Tokens of the prompt that the provider read from its cache.
+        usd: Price in dollars; None if the price is unknown, which is different from 0.
+        price_source: Source of the price: the spec, the provider's price list, `local`.
+        estimated: Whether tokens are estimated from the length of the text, because the server's counts are unusable.
     """
 
     input_tokens: int = 0
@@ -166,13 +166,13 @@ class Reply:
 
     Attributes:
         text: The answer, without reasoning; never empty (an empty answer is an `LLMError`).
-        usage: What it took.
-        finish_reason: Why the model stopped; `other` where it was interrupted, or nobody knows. Parsers take the
-            answer from `saeval.plugin.whole_answer`, which reads only replies that are whole.
-        logprobs: One entry per generated token, when the request asked for them and the model gives them.
-        reasoning: What the model thought before it answered, where it says so.
-        served: The model that answered, as the server names it; empty where it names none.
-        fingerprint: The server's own mark of model and configuration (`system_fingerprint`), likewise.
+        usage: Tokens and cost.
+        finish_reason: Why the model stopped; `other` if it was interrupted or the reason is unknown. Parsers take the
+            answer from `saeval.plugin.whole_answer`, which accepts complete replies only.
+        logprobs: One entry per generated token, if the request asked for them and the model returns them.
+        reasoning: The model's reasoning before the answer, if it returns it.
+        served: The model that answered, as the server names it; empty if unknown.
+        fingerprint: The server's fingerprint of model and configuration (`system_fingerprint`); empty if unknown.
     """
 
     text: str
@@ -191,7 +191,7 @@ class LogprobReply:
     Attributes:
         logprobs: For each prompt, for each continuation, the log-probability (nats) of every one of its
             tokens given all before.  [prompts][continuations][tokens]
-        usage: What it took.
+        usage: Tokens and cost.
     """
 
     logprobs: tuple[tuple[tuple[float, ...], ...], ...]
@@ -200,17 +200,17 @@ class LogprobReply:
 
 @dataclass(frozen=True)
 class FillRequest:
-    """Texts with gaps, in each of which a choice is to be weighed, all gaps of a text in one forward pass.
+    """A request for log-probabilities of choices in the gaps of texts; one forward pass per text covers all its gaps.
 
-    A text is `prefix + part + filler + part + filler …`, one gap after each part. The model sees the filler in the
-    gaps before, so no gap depends on what was chosen in another. Prefix, parts and filler are tokenized apart and
-    joined, so that it is certain where a gap is, whatever the tokenizer.
+    A text is `prefix + part + filler + part + filler …`, with one gap after each part. The model sees the filler in
+    earlier gaps, so no gap depends on the choice in another. Prefix, parts and filler are tokenized separately and
+    concatenated, so that the position of each gap is exact with every tokenizer.
 
     Attributes:
         texts: The parts of each text.  [texts][gaps]
         filler: Text of the gaps.
-        choices: What may be there instead; each must be a single token of the model.
-        prefix: What all texts begin with; it is computed once and cached.
+        choices: Texts to compare in each gap; each must be a single token of the model.
+        prefix: The start that all texts share; it is computed once and cached.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -225,7 +225,7 @@ class FillReply:
 
     Attributes:
         logprobs: For each text, for each gap, the log-probability (nats) of each choice.  [texts][gaps][choices]
-        usage: What it took.
+        usage: Tokens and cost.
     """
 
     logprobs: tuple[tuple[tuple[float, ...], ...], ...]
@@ -242,32 +242,32 @@ class LanguageModel(ABC):
 
     @property
     def follows_schemas(self) -> bool:
-        """Whether answers are held to the `schema` of a request."""
+        """Whether the model constrains answers to the `schema` of a request."""
         return False
 
     @abstractmethod
     async def complete(self, request: Request) -> Reply:
-        """Continue a conversation.
+        """Return the model's reply to a conversation.
 
         Raises:
-            LLMError: If no answer came; never returned as an empty or invented answer.
+            LLMError: If there is no answer; a failed call never returns an empty or invented one.
         """
 
     def discard(self, request: Request) -> None:  # noqa: B027 - most models keep nothing
-        """Say that the reply to a request holds no answer, so that no other run takes it from a cache."""
+        """Mark the reply to a request as unreadable, so that no other run reuses it from the cache."""
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Score continuations.
+        """Return log-probabilities of continuations.
 
         Raises:
-            LLMError: If this model cannot, or the call failed.
+            LLMError: If the model does not support it, or the call failed.
         """
         raise LLMError(f"{type(self).__name__} cannot score continuations; use an hf/… model for this role")
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Weigh choices in the gaps of texts.
+        """Return log-probabilities of choices in the gaps of texts.
 
         Raises:
-            LLMError: If this model cannot, a choice is not a single token, or the call failed.
+            LLMError: If the model does not support it, a choice is not a single token, or the call failed.
         """
-        raise LLMError(f"{type(self).__name__} cannot weigh choices within a text; use an hf/… model for this role")
+        raise LLMError(f"{type(self).__name__} cannot score choices within a text; use an hf/… model for this role")

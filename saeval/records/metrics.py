@@ -1,4 +1,4 @@
-"""Metrics of binary judgements and of predictions: plain functions of arrays."""
+"""Metrics of binary judgements and of predicted activations, as functions of arrays."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means.
+    """Name, direction, range and chance level of a metric.
 
     Attributes:
-        name: As it is in results and reports.
-        higher_is_better: Direction; None for what is no score, such as a condition that scores were made under: it
+        name: Name in results and reports.
+        higher_is_better: Direction; None for a number that is not a score, such as a condition of the measurement: it
             gets no arrow, rank or lift.
-        low: Least value it can take; -inf where there is none.
-        high: Greatest value it can take; inf where there is none.
-        chance: Value that a judge without any information gets; None when there is no such value.
-        on_board: Whether leaderboards show it although it is not its scorer's headline, which they always show.
-        wanted: Values between which its mean should lie; where it does not, all rows of the scorer are marked.
+        low: Lowest possible value; -inf if there is none.
+        high: Highest possible value; inf if there is none.
+        chance: Expected value of a judge without any information; None if there is no such value.
+        on_board: Whether leaderboards show it although it is not the scorer's headline metric, which they always show.
+        wanted: Interval in which its mean should lie; if it does not, all rows of the scorer are marked.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Metric:
     wanted: tuple[float, float] | None = None
 
     def meets(self, mean: float) -> bool:
-        """Whether a mean lies between the values wanted; it does where none are."""
+        """Check whether a mean lies in the interval `wanted`; true if there is none."""
         return self.wanted is None or self.wanted[0] <= mean <= self.wanted[1]
 
 
@@ -52,7 +52,7 @@ CLASSIFICATION = (BALANCED_ACCURACY, AUROC, F1, PRECISION, RECALL, ACCURACY)
 
 
 def _counts(truth: ArrayLike, predicted: ArrayLike) -> tuple[int, int, int, int]:
-    """True positives, false positives, false negatives, true negatives."""
+    """Return the numbers of true positives, false positives, false negatives and true negatives."""
     import numpy as np
 
     t, p = np.asarray(truth, dtype=bool), np.asarray(predicted, dtype=bool)
@@ -67,7 +67,7 @@ def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
     Example:
         >>> balanced_accuracy([True, True, False, False], [True, False, False, False])
         0.75
-        >>> balanced_accuracy([True, False, False, False], [False] * 4)  # who always says no gets chance
+        >>> balanced_accuracy([True, False, False, False], [False] * 4)  # always answering no gives the chance level
         0.5
     """
     tp, fp, fn, tn = _counts(truth, predicted)
@@ -77,26 +77,26 @@ def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Share judged right; nan for no judgements."""
+    """Share of correct judgements; nan if there are none."""
     tp, fp, fn, tn = _counts(truth, predicted)
     total = tp + fp + fn + tn
     return (tp + tn) / total if total else float("nan")
 
 
 def precision(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of positive answers that are right; nan when nothing was called positive."""
+    """Share of positive answers that are correct; nan if there are no positive answers."""
     tp, fp, _, _ = _counts(truth, predicted)
     return tp / (tp + fp) if tp + fp else float("nan")
 
 
 def recall(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of positives found; nan when there are none."""
+    """Share of positives that are found; nan if there are none."""
     tp, _, fn, _ = _counts(truth, predicted)
     return tp / (tp + fn) if tp + fn else float("nan")
 
 
 def f1(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Harmonic mean of precision and recall; nan when there is neither a positive nor a positive answer."""
+    """Harmonic mean of precision and recall; nan if there are neither positives nor positive answers."""
     tp, fp, fn, _ = _counts(truth, predicted)
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan")
 
@@ -150,7 +150,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 def mean_ranks(values: ArrayLike) -> NDArray[np.float64]:
     """Ranks from 1, ties sharing their mean rank.  [values]
 
-    Equal to `scipy.stats.rankdata`, whose import alone takes longer than all else that a small run computes.
+    Equal to `scipy.stats.rankdata`, but without the import of SciPy, which takes longer than a small run computes.
     """
     import numpy as np
 
@@ -166,7 +166,7 @@ def classification(
 
     Args:
         truth: Whether each window activates the latent.
-        predicted: What the judge said.
+        predicted: The judge's answers.
         probability: The judge's probability of "activates"; without it there is no AUROC.
 
     Example:

@@ -17,11 +17,10 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 class Prompt:
     """A prompt text with slots `{{like_this}}`; conversations have a heading per turn (`# system`, `# user`).
 
-    What is put into a slot is never searched for slots or headings itself, so text from a corpus cannot
-    change the prompt's structure.
+    Slots and headings in inserted text are not interpreted, so text from a corpus cannot change the prompt's structure.
 
     Attributes:
-        name: File name, as it is in results.
+        name: File name, as shown in results.
         text: The file's text.
 
     Example:
@@ -34,7 +33,7 @@ class Prompt:
 
     @classmethod
     def load(cls, package: str, name: str) -> Prompt:
-        """Read a prompt that is shipped in a package."""
+        """Read a prompt from a package's files."""
         return cls(name, files(package).joinpath(name).read_text(encoding="utf-8"))
 
     @property
@@ -46,7 +45,7 @@ class Prompt:
         """Return the text with every slot filled.
 
         Raises:
-            KeyError: If the prompt has a slot that is not given.
+            KeyError: If a slot of the prompt is missing in `slots`.
         """
         return _SLOT.sub(lambda m: slots[m[1]], self.text)
 

@@ -24,10 +24,10 @@ _REFUSAL = {
 
 
 def finish_reason(reason: object) -> FinishReason:
-    """Return what a provider's finish reason means; whatever is not documented to be a whole answer is `other`.
+    """Normalise a provider's finish reason; `other` for every reason that is not known.
 
-    Words are those of OpenAI, Anthropic, Gemini, Cohere, Mistral, TGI, Bedrock, AI21, watsonx, Reka, Zhipu, Baidu, LM
-    Studio and xAI, in any case; SGLang's own format has a mapping with the word as its `type`.
+    Knows the words of OpenAI, Anthropic, Gemini, Cohere, Mistral, TGI, Bedrock, AI21, watsonx, Reka, Zhipu, Baidu, LM
+    Studio and xAI, in upper or lower case; SGLang returns a mapping with the word as its `type`.
 
     Example:
         >>> [finish_reason(reason) for reason in ("stop", "MAX_TOKENS", "abort", None, {"type": "stop"})]
@@ -43,12 +43,12 @@ def finish_reason(reason: object) -> FinishReason:
 
 
 def whole_answer(reply: Reply | str) -> str:
-    """Return the answer that a reply holds, without reasoning and marks of the chat format.
+    """Return the answer in a reply, without reasoning and special tokens of the chat format.
 
-    Every parser takes its text from here, so that nothing is read in a reply that is not whole.
+    Every parser gets its text from here, so that incomplete replies are never parsed.
 
     Args:
-        reply: The reply; a text counts as whole.
+        reply: The reply; a plain string counts as complete.
 
     Raises:
         CutOff: If the reply ended at the token limit.
@@ -66,7 +66,7 @@ def whole_answer(reply: Reply | str) -> str:
 
 
 def readable(reply: Reply) -> Reply:
-    """Return a reply with its reasoning apart from its answer, and U+FFFD for characters that no file should hold."""
+    """Return a reply with reasoning and answer separated, and control characters replaced by U+FFFD."""
     reasoning, answer = split_reply(_cleaned(reply.text))
     reasoning = "\n".join(part for part in (_cleaned(reply.reasoning), reasoning) if part.strip())
     return replace(reply, text=answer, reasoning=reasoning)
@@ -82,7 +82,7 @@ _QUOTES = "`'\"“”‘’"
 
 
 def _mark(pattern: str, flags: re.RegexFlag = re.IGNORECASE) -> re.Pattern[str]:
-    """Return a pattern of a mark; one between quotes or backticks is spoken of, and begins or ends nothing."""
+    """Return a pattern that matches a tag or special token, unless it is quoted (the text only mentions it then)."""
     return re.compile(rf"(?<![{_QUOTES}])(?:{pattern})|(?<=[{_QUOTES}])(?:{pattern})(?![{_QUOTES}])", flags)
 
 
@@ -115,11 +115,12 @@ _ENDS = _mark(rf"(?:{_TURN_END})(?=\s*(?:\Z|{_TURN_START}|{_TURN_END})|[ \t]*\n)
 
 
 def split_reply(text: str) -> tuple[str, str]:
-    """Split a reply into reasoning and answer, and take the marks of the chat format off the answer.
+    """Split a reply into reasoning and answer, and remove special tokens of the chat format from the answer.
 
-    Reasoning is all up to the last closing tag, whether or not a tag opens it, since templates write opening tags into
-    the prompt; where nothing follows, the answer is what precedes the first tag. An opening tag that is never
-    closed begins reasoning that has no end. In OpenAI's harmony format the answer is the last `final` channel.
+    Reasoning is everything up to the last closing tag, with or without an opening tag, since chat templates put opening
+    tags into the prompt. If nothing follows the closing tag, the answer is the text before the first opening tag.
+    Everything after an opening tag without closing tag is reasoning. In OpenAI's harmony format the answer is the last
+    `final` channel.
 
     Example:
         >>> split_reply("Perhaps [0].</think>\\n[1]<|im_end|>")
@@ -134,7 +135,7 @@ def split_reply(text: str) -> tuple[str, str]:
 
 
 def _channels(text: str) -> tuple[str, str] | None:
-    """Split a reply in the harmony format, its special tokens spelled out or lost; None for any other."""
+    """Split a reply in the harmony format, with or without its special tokens; return None for other formats."""
     if bare := _BARE_CHANNELS.match(text):
         return text[: bare.end()], text[bare.end() :]
     channels = list(_CHANNEL.finditer(text))

@@ -1,4 +1,4 @@
-"""Defines the results of a run as `results.json` holds them, and reads them."""
+"""Defines the results of a run (`results.json`), and reads them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from saeval.records.rows import (
 )
 
 Ranking = Literal["lift", "raw"]
-"""What ranks a leaderboard: scores above their floors, or scores as they are."""
+"""What ranks a leaderboard: `lift` (score minus floor) or `raw` (the score)."""
 
 
 class CellResult(Documented):
-    """One cell of the leaderboard: one coder, hookpoint, explainer … and its scores."""
+    """Results of one cell of the matrix (one coder, hookpoint, explainer …): measures, counts and scores."""
 
     cell: str
-    """The cell's name, its axes joined: `coder=topk,layer=9`; fit for a folder name."""
+    """The cell's name, made of its axes: `coder=topk,layer=9`; valid as a folder name."""
     axes: dict[str, str]
     """Name and value of every axis of the matrix."""
     baseline: str | None = None
-    """Name of the baseline that this whole cell is (`random_sae`, `neurons`); None for a contestant."""
+    """Name of the baseline if the whole cell is one (`random_sae`, `neurons`); None for a contestant."""
     coder: dict[str, JsonValue]
     """The coder: plugin, architecture, width, hookpoint, checksum."""
     subject: str
     """The subject model."""
     corpus: str = ""
-    """Hash of the corpus as the subject's tokens; cells with equal ones share their windows. Empty when unknown."""
+    """Hash of the corpus as tokens of the subject model; cells with equal hashes share windows. Empty if unknown."""
     explainer: str
     """Full name and version of the explainer plugin, and its model."""
     measures: dict[str, float]
@@ -47,99 +47,99 @@ class CellResult(Documented):
     scores: list[ScoreRow]
     """One row per scorer and metric."""
     deciles: list[DecileShares] = []
-    """Share judged right by decile, for each scorer that judges windows one by one; the cell's own explanations."""
+    """Share of correct judgements by decile, for each scorer that judges single windows; own explanations only."""
     correlations: list[Correlation] = []
-    """One for each pair of scorers; the cell's own explanations."""
+    """Correlation of each pair of scorers; the cell's own explanations."""
     powers: list[Power] = []
-    """One for each scorer and informed baseline that share 20 latents or more."""
+    """Power of each scorer against each informed baseline, if both scored 20 or more common latents."""
     variance: list[VarianceParts] = []
-    """One for each scorer whose model was asked again (`variance:` of the spec)."""
+    """Variance components of each scorer whose model was asked repeatedly (`variance:` of the spec)."""
     cautions: list[str] = []
-    """What a reader of this row must know of its coder: files that contradict the spec, a fvu of 1 or more, an L0 far
-    from that of its files. They appear among the run's `warnings`, too."""
+    """Warnings about this row's coder: files that contradict the spec, an FVU of 1 or more, an L0 far from the one in
+    its files. They are also among the run's `warnings`."""
 
 
 class Ledger(Documented):
-    """What the calls to one role's model took, in this run and, apart from it, taken from the cache."""
+    """Calls, tokens and cost of one role's model in this run; answers from the cache are counted separately."""
 
     role: str
     """Role of the spec."""
     model: str
     """Model as the spec names it."""
     calls: int
-    """Calls made."""
+    """Number of calls made."""
     cached: int
-    """Calls answered from the response cache."""
+    """Number of answers from the cache."""
     failed: int
-    """Calls that ended without an answer."""
+    """Number of calls that ended without an answer."""
     input_tokens: int
-    """Tokens of prompts."""
+    """Number of prompt tokens."""
     cached_tokens: int = 0
-    """Of these, tokens that the provider took from its own cache."""
+    """Number of prompt tokens that the provider read from its own cache."""
     output_tokens: int
-    """Tokens generated."""
+    """Number of generated tokens."""
     usd: float | None
-    """Dollars; None when a price is unknown."""
+    """Cost in dollars; None if a price is unknown."""
 
 
 class ScorerCheck(Documented):
-    """How often a judge is right on latents of known meaning, under one scorer."""
+    """Accuracy of a judge on latents of known meaning, under one scorer."""
 
     scorer: str
     """The scorer's label in the check."""
     asks: str
-    """Hash of what the scorer asks: plugin, options and prompts. The check holds for scorers that ask the same."""
+    """Hash of the scorer's plugin, options and prompts. The check is valid for scorers with the same hash."""
     balanced_accuracy: float
     """Mean of sensitivity and specificity, over latents."""
     ci95: tuple[float, float]
     """Its interval."""
     sensitivity: float | None
-    """Share of the activating (or rightly marked) windows that the judge finds under the true explanation."""
+    """Share of the activating (or correctly marked) windows that the judge accepts under the true explanation."""
     specificity: float | None
-    """Share of the other windows that it refuses."""
+    """Share of the other windows that it rejects."""
     n: int
-    """Latents behind it."""
+    """Number of latents."""
     windows: int = 0
-    """Windows behind the specificity; 0 where unknown."""
+    """Number of windows of the specificity; 0 if unknown."""
     verdict: Verdict
-    """`pass` where the interval lies above .8, `fail` where it reaches down to .6, else `weak`."""
+    """`pass` if the interval lies above 0.8, `fail` if its lower end is 0.6 or less, else `weak`."""
 
 
 class JudgeCheck(Documented):
-    """What a check of a judge found: scores on latents whose meaning is known."""
+    """Result of a check of a judge: its scores on latents of known meaning."""
 
     model: str
     """The model, as the spec of the check named it."""
     task: str
-    """Task that checked it."""
+    """Task that made the check."""
     task_version: str
     """Version of that task."""
     when: str
-    """Day of the check, `2026-01-31`."""
+    """Date of the check, `2026-01-31`."""
     latents: int
-    """Latents it was checked on."""
+    """Number of latents in the check."""
     scores: list[ScoreRow]
-    """Headline row of each scorer: for the true explanations, and for those of baselines."""
+    """Headline row of each scorer, for the true explanations and for those of baselines."""
     scorers: list[ScorerCheck] = []
-    """Errors and verdict under each scorer that judges windows as right or wrong."""
+    """Error rates and verdict under each scorer that judges windows as correct or wrong."""
 
 
 class JudgeRole(Documented):
-    """A model that judged in a run, and what is known of it."""
+    """A model that judged in a run, with the latest check of it."""
 
     role: str
     """Role of the spec."""
     model: str
     """Model as the spec names it."""
     check: JudgeCheck | None
-    """Its latest check; None when it was never checked here with these options."""
+    """Its latest check; None if it was never checked here with these options."""
     command: str = ""
-    """Command that checks it as this run uses it."""
+    """Command that checks it with the options of this run."""
 
 
 FindingOutcome = Literal["shown", "not shown", "contradicted", "cannot be told"]
-"""What a run says of a claim: the interval lies on its side, over both sides, on the other; or there is too little
-data."""
+"""Result of testing a claim: the interval lies on the claimed side (`shown`), on both sides (`not shown`), or on the
+opposite side (`contradicted`); or there is too little data (`cannot be told`)."""
 
 
 class Finding(Documented):
@@ -148,27 +148,27 @@ class Finding(Documented):
     claim: str
     """The claim."""
     outcome: FindingOutcome
-    """What the numbers say of it."""
+    """Result of the test."""
     quantity: str
-    """What was computed: a quantity, less what it is compared with."""
+    """The computed difference: a quantity minus the one that it is compared with."""
     difference: float | None
-    """Its value; the claim is that this lies above 0, below 0 or near it."""
+    """Value of the difference; the claim is that it is above 0, below 0 or near 0."""
     ci95: tuple[float, float] | None
-    """Its 95 % interval; None where a p value stands for it, or it is counted and not estimated."""
+    """Its 95 % interval; None if there is a p value instead, or the value is counted and not estimated."""
     p: float | None = None
-    """Two-sided p value of no effect, where there is no interval."""
+    """Two-sided p value of no effect, if there is no interval."""
     n: tuple[int, ...] = ()
-    """Latents (for similarity, cells) behind it; one number for each side where the sides are different latents."""
+    """Number of latents (for similarity, cells); one number per side if the sides are different latents."""
     margin: float | None = None
-    """For a claim that something is near: how far apart it may be."""
+    """For a claim that two values are near each other: the largest difference that counts as near."""
     power: float | None = None
-    """For such a claim: share of runs like this that would show it if there were no difference at all."""
+    """For such a claim: share of runs like this that would show it if the true difference were 0."""
     reason: str = ""
-    """Why it cannot be told."""
+    """Why the claim could not be tested."""
 
 
 class RunResult(Documented):
-    """A finished (or interrupted) run: what `results.json` holds and every report is made from."""
+    """Results of a finished or interrupted run: the content of `results.json`, from which all reports are made."""
 
     schema_: Literal["saeval.results/1"] = Field(default="saeval.results/1", alias="schema")
     """Format of this document."""
@@ -177,9 +177,9 @@ class RunResult(Documented):
     task: str
     """Name of the task."""
     task_version: str
-    """Version of the task; scores of different versions do not share a table unmarked."""
+    """Version of the task; tables mark scores of different versions."""
     description: str = ""
-    """What the task is for."""
+    """Purpose of the task."""
     spec_sha: str
     """Hash of the resolved spec."""
     saeval_version: str
@@ -187,33 +187,33 @@ class RunResult(Documented):
     seed: int
     """Seed of the run."""
     seeds: tuple[int, ...] = ()
-    """Seeds whose results are pooled here; none where it is one run's."""
+    """Seeds whose results are pooled here; empty for the results of one run."""
     rank_by: str
-    """Column that ranks the leaderboard, `scorer.metric`; `.lift` or `.raw` behind it where the spec asks for one."""
+    """Column that ranks the leaderboard: `scorer.metric`, with `.lift` or `.raw` appended if the spec sets it."""
     partial: bool
     """Whether latents were omitted by `--limit` or an interruption."""
     synthetic: bool
-    """Whether any part is made up (scripted model, synthetic source)."""
+    """Whether any part is synthetic (scripted model, synthetic source)."""
     recorded: bool = False
-    """Whether a model's replies were given earlier and are repeated; such results do not rank beside live ones."""
+    """Whether a model's replies were played back from a recording; such results are not ranked with live ones."""
     reproducible: bool
     """Whether every part comes from an installed package, not from a single file."""
     cells: list[CellResult]
     """The leaderboard."""
     measures: list[Measure] = []
-    """Measures that plugins declare, by which leaderboards know how to show them."""
+    """Measures that plugins declare, which define how leaderboards show them."""
     correlations: list[Correlation] = []
-    """One for each pair of scorers, over the latents of all contestant cells together."""
+    """Correlation of each pair of scorers, over the latents of all contestant cells together."""
     ledger: list[Ledger]
     """Calls by role."""
     judges: list[JudgeRole] = []
-    """Models that scorers asked, with what `judge-check` found of them."""
+    """Models that scorers asked, with the results of `judge-check`."""
     findings: list[Finding] = []
-    """The claims of the spec, each with what this run says of it."""
+    """The claims of the spec, each with the result of its test."""
     controls: list[ControlContrast] = []
     """Trained coders against each control, by scorer and stratum."""
     warnings: list[str] = []
-    """What a reader of the numbers must know."""
+    """Warnings that apply to the numbers."""
     components: dict[str, JsonValue] = {}
     """Plugins, their versions, options and prompt hashes; package versions."""
     seconds: dict[str, float] = {}
@@ -221,7 +221,7 @@ class RunResult(Documented):
 
 
 def split_ranking(rank_by: str) -> tuple[str, Ranking | None]:
-    """Split `scorer.metric[.lift|.raw]` into the column and what is asked of it; None where nothing is.
+    """Split `scorer.metric[.lift|.raw]` into the column and the ranking; None if no ranking is given.
 
     Example:
         >>> split_ranking("fuzzing.balanced_accuracy.lift"), split_ranking("fuzzing.balanced_accuracy")
@@ -240,8 +240,8 @@ def read_result(path: str | Path) -> RunResult:
         path: The run directory, or its `results.json`.
 
     Raises:
-        InputError: If there are no results, they are of a format that this version does not know, or a value lies
-            outside its own interval. Files that were changed later are a warning of the results.
+        InputError: If there are no results, their format is unknown to this version, or a value lies outside its own
+            interval. If files were changed later, the results get a warning.
     """
     from saeval.records.integrity import refuse_impossible, with_changes
 

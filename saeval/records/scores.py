@@ -1,4 +1,4 @@
-"""Defines what a run records of single latents: explanations, judged windows and scores."""
+"""Defines the records about single latents: explanations, judged windows and scores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from saeval._util import CleanJson, CleanText, Documented
 from saeval.records import metrics
 
 MAIN = "explanation"
-"""Variant of a cell's own explanations, beside those of baselines by their names."""
+"""Variant name of a cell's own explanations; the other variants are baselines."""
 
 Status = Literal["ok", "failed", "skipped"]
-"""How a step on one latent ended: with an answer, with an error, or not tried for a stated reason."""
+"""Outcome of a step on one latent: an answer, an error, or skipped for a stated reason."""
 
 OutcomeStatus = Literal["ok", "failed", "unparsed", "refused"]
-"""How one judgement ended: answered; the call failed; the reply held no answer; the judge declined."""
+"""Outcome of one judgement: answered, call failed, no answer in the reply, or declined by the judge."""
 
 
 class Explanation(Documented):
-    """What a latent means, in words."""
+    """An explanation of a latent, or the record that there is none."""
 
     text: CleanText
     """The explanation; empty only when the status is not `ok`."""
@@ -30,13 +30,13 @@ class Explanation(Documented):
     reason: CleanText = ""
     """Why there is none."""
     notes: Annotated[dict[str, JsonValue], CleanJson] = {}
-    """What else the explainer wants kept, such as the raw reply."""
+    """Further data that the explainer stores, such as the raw reply."""
     asked: str = ""
-    """Prompts and raw replies, packed; saeval fills it in, and `calls.parquet` holds them as text."""
+    """Prompts and raw replies, compressed; set by saeval. `calls.parquet` has them as text."""
 
     @classmethod
     def failed(cls, reason: str, **notes: JsonValue) -> Explanation:
-        """Return the record of an explanation that could not be made."""
+        """Return the record of a failed explanation."""
         return cls(text="", status="failed", reason=reason, notes=notes)
 
     @classmethod
@@ -46,32 +46,32 @@ class Explanation(Documented):
 
 
 class WrittenText(Documented):
-    """A text that was written for a latent, as the live model read it."""
+    """A text written for a latent, with its tokens and activations in the subject model."""
 
     tokens: tuple[CleanText, ...]
-    """Its tokens as text; joined, they are what was read."""
+    """Its tokens as text; joined, they are the text."""
     activations: tuple[float, ...]
-    """One value per token, 0 where the latent was silent."""
+    """One value per token, 0 where the latent does not fire."""
 
 
 class Outcome(Documented):
-    """One judged window: the truth, the answer, and the status of the question."""
+    """One judged window: the truth, the judge's answer, and the status of the question."""
 
     example: CleanText
-    """Address of the window, `context:start`; of a text that was written for the question, its name."""
+    """Address of the window, `context:start`; for a text written for the question, its name."""
     active: bool
-    """The truth: whether the latent fires (detection), or the marks are right (fuzzing); always true for intruders.
-    Of written texts: whether they were written to activate the latent."""
+    """The truth: whether the latent fires (detection), or the marks are correct (fuzzing); always true for intruders.
+    For written texts: whether they were written to activate the latent."""
     predicted: bool | None = None
     """The judge's answer, or whether it found the intruder; None unless the status is `ok`."""
     probability: float | None = None
-    """The judge's probability, or another value that increases with it; None if there is none."""
+    """The judge's probability, or another value that increases with it, if it gives one."""
     decile: Annotated[int, Field(ge=0, le=9)] | None = None
-    """Rank decile of an activating window, 0 the strongest; of the others in the question (intruder)."""
+    """Rank decile of an activating window, 0 the strongest; for intruders, of the other windows in the question."""
     weight: float | None = None
-    """Number of windows drawn at random that a non-activating window stands for; None where that is unknown."""
+    """Number of randomly drawn windows that a non-activating window represents; None if unknown."""
     written: WrittenText | None = None
-    """The text, where it was written for the question; None for windows of the corpus."""
+    """The text, if it was written for the question; None for windows of the corpus."""
     status: OutcomeStatus = "ok"
     """Status of the question."""
     reason: CleanText = ""
@@ -79,27 +79,27 @@ class Outcome(Documented):
 
 
 class Score(Documented):
-    """How well one explanation did under one scorer on one latent."""
+    """Result of one scorer for one explanation of one latent."""
 
     values: dict[str, float] = {}
-    """Metrics by name; the scorer's headline metric is there whenever the status is `ok`."""
+    """Metrics by name; always contains the scorer's headline metric if the status is `ok`."""
     outcomes: tuple[Outcome, ...] = ()
-    """The judged windows, where the scorer judges windows."""
+    """The judged windows, if the scorer judges windows."""
     status: Status = "ok"
     """Whether there is a score."""
     reason: CleanText = ""
     """Why there is none."""
     notes: Annotated[dict[str, JsonValue], CleanJson] = {}
-    """What else the scorer wants kept."""
+    """Further data that the scorer stores."""
     asked: str = ""
-    """Prompts and raw replies, packed; saeval fills it in, and `calls.parquet` holds them as text."""
+    """Prompts and raw replies, compressed; set by saeval. `calls.parquet` has them as text."""
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], **notes: JsonValue) -> Score:
         """Compute the classification metrics of judged windows.
 
-        Windows without an answer are kept, counted, and excluded from the metrics. When a whole side
-        (activating or not) has no answer there is no balanced accuracy, and the score is `failed`.
+        Windows without an answer are kept and counted, but excluded from the metrics. If no window of a class
+        (activating or non-activating) has an answer, there is no balanced accuracy, and the score is `failed`.
 
         Example:
             >>> windows = [
@@ -118,7 +118,7 @@ class Score(Documented):
         values = metrics.classification(actives, predicted, probabilities if complete else None)
         if "balanced_accuracy" not in values:
             reasons = [o.reason for o in outcomes if o.reason]
-            why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "no window of one side was given"
+            why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "no windows of one class"
             return cls(
                 status="failed",
                 reason=f"{len(answered)} of {len(outcomes)} judged: {why}",
@@ -129,37 +129,37 @@ class Score(Documented):
 
     @classmethod
     def skipped(cls, reason: str) -> Score:
-        """Return the record of a score that was not tried."""
+        """Return the record of a skipped score."""
         return cls(status="skipped", reason=reason)
 
     @classmethod
     def failed(cls, reason: str) -> Score:
-        """Return the record of a score that could not be made."""
+        """Return the record of a failed score."""
         return cls(status="failed", reason=reason)
 
     def count(self, *statuses: OutcomeStatus) -> int:
-        """Number of judged windows with one of these statuses."""
+        """Return the number of judged windows with one of these statuses."""
         return sum(o.status in statuses for o in self.outcomes)
 
 
 class Latent(Documented):
-    """What is known of one latent before it is scored; a row of `latents.parquet`."""
+    """Facts about one latent that do not depend on scores; a row of `latents.parquet`."""
 
     latent: int
-    """Number of the latent in its dictionary."""
+    """Index of the latent in its dictionary."""
     firings: int
-    """Tokens of the corpus on which it fires."""
+    """Number of tokens in the corpus on which it fires."""
     windows: int
-    """Activating windows in the corpus."""
+    """Number of activating windows in the corpus."""
     density: float
     """Share of tokens on which it fires."""
     max_activation: float
     """Its strongest activation."""
     mean_square: float | None = None
-    """Its squared activation, on average over all tokens."""
+    """Mean of its squared activation over all tokens."""
     token_share: float
     """Share of its firings that fall on the token it fires on most often."""
     position_dependence: float
-    """How far its firings are from being spread over the context as the text is, 0 to 1."""
+    """Distance between the distributions of its firings and of all tokens over context positions, 0 to 1."""
     explanation_words: int | None
-    """Words of its explanation; None without one."""
+    """Number of words of its explanation; None without one."""

@@ -1,4 +1,4 @@
-"""Stores tokens and sparse activations, and reads windows and statistics of latents from them."""
+"""Stores tokens and sparse activations on disk; reads windows and statistics of latents."""
 
 from __future__ import annotations
 

@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Span = tuple[int, int]
-"""First character and the one behind the last."""
+"""Start and end (exclusive) of a span, in characters."""
 _BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters, which text does not contain (Unicode 23.7)
 
 
 class RoleMarks:
-    """Marks turns while a chat template writes them, and finds them again in the text.
+    """Finds the turns of given roles in a text that a chat template renders, with marker characters around each turn.
 
-    A template may trim, move or drop what a turn says: marks move with it, and a turn whose marks are not both there is
+    A template may trim, move or drop the content of a turn: the markers move with it, and a turn that lacks a marker is
     not found.
 
     Args:
-        roles: The roles that count.
+        roles: The roles to find.
 
     Attributes:
-        seen: Roles of the conversations written so far.
+        seen: Roles of the conversations rendered so far.
     """
 
     def __init__(self, roles: Collection[str]):
@@ -35,7 +35,7 @@ class RoleMarks:
         self.seen: set[str] = set()
 
     def marking(self, template: Template) -> Template:
-        """Return a template that writes marks around what the roles say."""
+        """Return a template that puts markers around the content of the roles' turns."""
 
         def write(turns: Sequence[Mapping[str, str]]) -> str:
             self.seen |= {turn["role"] for turn in turns}
@@ -48,12 +48,12 @@ class RoleMarks:
         inner = content.strip()
         if turn["role"] not in self._roles or not inner:
             return {**turn, "content": content}
-        # Inside of the white space, which a template may trim.
+        # Inside the outer white space, since a template may trim that.
         before, _, after = content.partition(inner)
         return {**turn, "content": f"{before}{_BEGIN}{inner}{_END}{after}"}
 
     def found(self, text: str) -> tuple[str, list[Span]]:
-        """Return a text without its marks, and the spans that they enclosed."""
+        """Return a text without markers, and the spans between them."""
         plain, spans, length = [], [], 0
         for number, piece in enumerate(text.split(_BEGIN)):
             said, end, rest = piece.partition(_END)
@@ -64,7 +64,7 @@ class RoleMarks:
         return "".join(plain), spans
 
     def none_found(self) -> InputError:
-        """Return the error for a corpus in which no turn of the roles was found."""
+        """Return the error for a corpus without any turn of the roles."""
         seen = ", ".join(sorted(self.seen)) or "no conversation"
         return InputError(
             f"corpus.roles: no text of {', '.join(sorted(self._roles))} was found; the corpus has: {seen}"
@@ -76,10 +76,10 @@ def _unmarked(text: str) -> str:
 
 
 def tokens_within(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], NDArray[np.bool_]]:
-    """Return a text's token ids, and which of them overlap one of the spans.
+    """Return a text's token ids, and a mask of those that overlap one of the spans.
 
     Raises:
-        InputError: If the tokenizer does not say which characters each token stands for.
+        InputError: If the tokenizer does not return the character offsets of tokens.
     """
     import numpy as np
 

@@ -24,10 +24,8 @@ T = TypeVar("T")
 Document = tuple[str, str]
 """A document's name and its text."""
 DIVISIONS = ("none", "paragraphs", "lines")
-"""Ways to say where documents end in a text."""
-PART = (
-    2000  # characters of a part, about, where one text is divided by itself; a twentieth of a short text, at least 200
-)
+"""Ways to divide a text into documents."""
+PART = 2000  # approximate characters per part when dividing a single text; 1/20 of a short text, at least 200
 _SMALLEST = 200
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _MAGIC = {
@@ -37,7 +35,7 @@ _MAGIC = {
     b"PAR1": "a Parquet file; rename it to end in .parquet", b"PK\x03\x04": "a zip archive; unpack it",
     b"%PDF": "a PDF; extract its text",
 }  # fmt: skip
-"""What files begin with that are no text, and the way out."""
+"""First bytes of files that are not text, each with the kind of file and the remedy."""
 _ALIKE = {".ndjson": ".jsonl", ".text": ".txt"}
 _NOT_TEXT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 _ENDS = ("\n\n", "\n", ". ", " ")
@@ -49,23 +47,23 @@ _LONGEST_CELL = 1 << 30  # characters of a table's cell
 
 
 def corpus_files(path: Path, split: str = "train") -> list[Path]:
-    """Return the files that hold a corpus' text: the file itself, or those of a folder.
+    """Return the files that contain the text of a corpus: the file itself, or those in a folder.
 
     Args:
         path: A file, a folder of files (in any depth), or a folder that `datasets` wrote with `save_to_disk`.
         split: Split to read of a saved dataset that has several.
 
     Raises:
-        InputError: If there are none that can be read.
+        InputError: If there is no readable file.
     """
     if not path.exists():
         raise InputError(f"corpus {path}: no such file or folder (for a dataset on the hub, use `dataset`)")
     if path.is_file():
         if _kind(path) not in _READERS:
-            kind = repr("".join(path.suffixes[-2:])) if path.suffix else "nameless kinds of"
+            kind = repr("".join(path.suffixes[-2:])) + " files" if path.suffix else "files without a suffix"
             raise InputError(
-                f"corpus {path}: cannot read {kind} files; use {', '.join(_READERS)}, text also with "
-                f"{', '.join(_COMPRESSED)} behind it"
+                f"corpus {path}: cannot read {kind}; use {', '.join(_READERS)}; text files may be compressed "
+                f"({', '.join(_COMPRESSED)} as second suffix)"
             )
         return [path]
     if (path / "dataset_dict.json").exists():
@@ -84,15 +82,15 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
         (".csv", ".tsv"),
         (".json",),
         (".txt",),
-    ):  # README.txt is no document
+    ):  # text files last, since README.txt is not a document
         if some := [f for f in found if _kind(f) in kinds]:
             return some
     there = ", ".join(sorted(f.name for f in path.iterdir())[:5]) or "nothing"
-    raise InputError(f"corpus {path}: there are no {', '.join(_READERS)} files in this folder; it holds {there}")
+    raise InputError(f"corpus {path}: this folder has no {', '.join(_READERS)} files; it contains {there}")
 
 
 def _kind(path: Path) -> str:
-    """Return a file's suffix, that of what is inside for a compressed one."""
+    """Return a file's suffix; for a compressed file, the suffix of its content."""
     compressed = path.suffix.lower() in _COMPRESSED
     kind = (Path(path.stem).suffix if compressed else path.suffix).lower()
     return "" if compressed and kind in (".parquet", ".arrow") else _ALIKE.get(kind, kind)
@@ -108,10 +106,10 @@ def read_documents(
 
     Args:
         path: A file or folder; see `corpus_files`.
-        field: Field of a row that holds the text, or several.
+        field: Field of a row that contains the text, or several fields.
         split: Split of a saved dataset.
-        template: Writes conversations.
-        notes: Where is counted what was seen.
+        template: Renders conversations as text.
+        notes: Counts rows and oddities.
 
     Raises:
         InputError: If something is missing or malformed, naming file and row.
@@ -145,10 +143,10 @@ def _whole_text(name: str, file: Path, field: Fields) -> Iterator[Document]:
 
 
 def _undamaged(file: Path, content: Iterator[T]) -> Iterator[T]:
-    """Yield what a file holds.
+    """Yield the content of a file, with errors of decompression as `InputError`.
 
     Raises:
-        InputError: If a compressed file ends too early, or is not what its name says.
+        InputError: If a compressed file is truncated, or does not match its suffix.
     """
     try:
         yield from content
@@ -161,9 +159,9 @@ def divided(documents: Iterable[Document], how: str | None, notes: Notes) -> Ite
 
     Args:
         documents: The texts as they were read.
-        how: `paragraphs` (apart by a blank line), `lines`, or `none`. By default they stay as they are, but a single
-            text is divided into parts of at least 2,000 characters, at paragraph ends where there are any.
-        notes: Where is said that this was done.
+        how: `paragraphs` (separated by a blank line), `lines`, or `none`. By default texts are not divided, except
+            that a single text is divided into parts of at least 2,000 characters, at ends of paragraphs if possible.
+        notes: Records the number of parts.
     """
     if how in ("paragraphs", "lines"):
         pattern = r"\n[ \t\r]*\n\s*" if how == "paragraphs" else r"[\r\n]+"
@@ -187,12 +185,12 @@ def _numbered(name: str, pieces: Sequence[str]) -> Iterator[Document]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Cut at the best kind of end within reach: of a paragraph, a line, a sentence, a word."""
+    """Divide a text at ends of paragraphs, else of lines, sentences or words, depending on what is near enough."""
     part = min(PART, max(_SMALLEST, len(text) // 20))
     while len(text) > 2 * part:
         reach = {
             end: 2 * (PART if end == _ENDS[0] else part) for end in _ENDS
-        }  # for a paragraph's end it may be longer
+        }  # parts may be longer if they end with a paragraph
         places = ((text.find(end, part, reach[end]), end) for end in _ENDS)
         cut = next((place + len(end) for place, end in places if place >= 0), 2 * part)
         yield text[:cut]
@@ -205,7 +203,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _opened(path: Path) -> IO[str]:
-    """Open text as UTF-8, or as the mark at its head says; bytes that are no text become U+FFFD."""
+    """Open text as UTF-8, or in the encoding of its byte order mark; invalid bytes become U+FFFD."""
     opening = _COMPRESSED.get(path.suffix.lower(), partial(Path.open, mode="rb"))
     try:
         with opening(path) as raw:
@@ -220,7 +218,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _encoding(head: bytes) -> str:
-    """Return the encoding of a text by its first four bytes: its mark, UTF-16 if every other byte is 0, else UTF-8."""
+    """Guess an encoding from the first four bytes: byte order mark, UTF-16 if every other byte is 0, else UTF-8."""
     marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     unmarked = {head[1::2]: "utf-16-le", head[::2]: "utf-16-be"}
     return marked or unmarked.get(b"\0\0", "utf-8")
@@ -249,7 +247,7 @@ def _loads(path: Path) -> Any:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Rows of JSON lines, or of a file that is one JSON value: a list, an object that holds a list, or one row."""
+    """Yield rows of JSON lines, or of a file with one JSON value: a list, an object with a list in it, or one row."""
     with _opened(path) as file:
         head = file.read(64).lstrip()
     if not (head.startswith("[") or _is_one_object(path)):
@@ -260,7 +258,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _is_one_object(path: Path) -> bool:
-    """Whether a file holds one JSON object over several lines, or one that holds a list of rows."""
+    """Check whether a file is a single JSON object, on several lines or with a list of rows in it."""
     with _opened(path) as lines:
         first = next((line for line in lines if line.strip()), "")
         more = any(line.strip() for line in lines)
@@ -272,7 +270,7 @@ def _is_one_object(path: Path) -> bool:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return the rows of a JSON value: its own, those that an object holds in one of the usual ways, or itself."""
+    """Return the rows of a JSON value: a list's items, an object's columns, named rows or list of rows, or itself."""
     if not isinstance(value, dict):
         return value if isinstance(value, list) else [value]
     inside = list(value.values())
@@ -285,7 +283,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _columns(value: dict[str, Any]) -> list[Any]:
-    """Return the rows of columns, which are lists of one length, or (pandas) mappings from the number of a row."""
+    """Return the rows of a table given by columns: lists of equal length, or (pandas) mappings from row numbers."""
     columns = {k: list(v.values()) if _is_numbered(v) else v for k, v in value.items()}
     lists = all(isinstance(column, list) and column and not isinstance(column[0], dict) for column in columns.values())
     if not lists or len({len(column) for column in columns.values()}) != 1:
@@ -310,7 +308,7 @@ def _lines_of_json(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Rows of a table whose first line names its columns."""
+    """Yield the rows of a table whose first line names its columns."""
     csv.field_size_limit(_LONGEST_CELL)
     with _opened(path) as file:
         header = file.readline()
@@ -336,7 +334,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _arrow_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Rows of an Arrow stream, as `datasets` writes them."""
+    """Yield the rows of an Arrow stream, the format that `datasets` writes."""
     import pyarrow as pa
 
     def batches() -> Iterable[Any]:

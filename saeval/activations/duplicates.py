@@ -1,4 +1,4 @@
-"""Recognises documents that are the same as, or nearly the same as, an earlier one."""
+"""Detects documents that are equal or nearly equal to an earlier one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Sameness = Literal["exact", "near"]
-"""`exact`: the same words in the same order; `near`: of their runs of five words, four in five are shared."""
+"""`exact`: the same words in the same order; `near`: 80 % of their five-word sequences are shared."""
 _WORDS = 5
-_SHARED = 0.8  # Jaccard similarity above which documents count as nearly the same
+_SHARED = 0.8  # Jaccard similarity from which documents count as nearly equal
 _BANDS, _ROWS = 16, 4  # documents as similar as `_SHARED` share a band with probability .9998
 _AT_ONCE = 4096  # shingles hashed at a time
 
 
 class Duplicates:
-    """Remembers documents; `near` takes some 2 KB per document that is kept.
+    """Remembers documents to detect duplicates; `near` takes about 2 KB per document.
 
     Args:
-        how: What counts as the same.
+        how: What counts as a duplicate.
     """
 
     def __init__(self, how: Sameness):
@@ -35,18 +35,18 @@ class Duplicates:
         self._signatures: list[NDArray[np.uint32]] = []
 
     def is_new(self, text: str) -> bool:
-        """Return whether a document is unlike all earlier ones, and remember it if so."""
+        """Return whether a document duplicates no earlier one; if so, remember it."""
         words = text.split()
         digest = hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=16).digest()
         if digest in self._seen:
             return False
-        if self._how == "near" and len(words) > _WORDS and not self._is_far([word.lower() for word in words]):
+        if self._how == "near" and len(words) > _WORDS and not self._is_distinct([word.lower() for word in words]):
             return False
         self._seen.add(digest)
         return True
 
-    def _is_far(self, words: list[str]) -> bool:
-        """Return whether no earlier document is nearly the same (banded MinHash, Broder 1997), and remember it."""
+    def _is_distinct(self, words: list[str]) -> bool:
+        """Return whether no earlier document is nearly equal (banded MinHash, Broder 1997); if so, remember it."""
         import numpy as np
 
         signature = self._signature([" ".join(words[i : i + _WORDS]) for i in range(len(words) - _WORDS + 1)])
@@ -60,7 +60,7 @@ class Duplicates:
         return True
 
     def _signature(self, shingles: list[str]) -> NDArray[np.uint32]:
-        """Return the least hash of a document's shingles under each hash function.  [hash functions]"""
+        """Return the MinHash signature: the minimum hash of the shingles per hash function.  [hash functions]"""
         import numpy as np
 
         factors, terms = self._functions

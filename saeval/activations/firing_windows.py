@@ -1,4 +1,4 @@
-"""Computes a latent's histogram of activations and its windows from strong to weak."""
+"""Computes a latent's histogram of activations, and selects windows from strong to weak."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _TOP, _PER_QUANTILE = 10, 4
 
 @dataclass(frozen=True)
 class Histogram:
-    """Activations of a latent on all tokens where it fires.
+    """Histogram of a latent's activations over the tokens on which it fires.
 
     Attributes:
-        top: Upper end of the last bin, the strongest activation; bins of equal width begin at 0.
-        counts: Tokens in each bin.
+        top: Upper end of the last bin, equal to the maximum activation; bins have equal width and start at 0.
+        counts: Number of tokens per bin.
     """
 
     top: float
@@ -29,7 +29,7 @@ class Histogram:
 
 
 def histogram(store: ActivationStore, latent: int) -> Histogram:
-    """Return the histogram of a latent's activations; of a latent that never fires, one without counts."""
+    """Return the histogram of a latent's activations; without counts if the latent never fires."""
     _, values = store.activations(latent)
     if not len(values):
         return Histogram(0.0, ())
@@ -39,7 +39,7 @@ def histogram(store: ActivationStore, latent: int) -> Histogram:
 
 
 def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str, tuple[Example, ...]]:
-    """Return windows in which a latent fires, from the full corpus, sampled or not.
+    """Return windows in which a latent fires, from the full corpus, independent of the sample.
 
     Args:
         store: The activations.
@@ -47,8 +47,8 @@ def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str,
         window: Tokens per window.
 
     Returns:
-        By group: `top`, the strongest windows, and `1` to `5`, windows spread over each fifth of all windows by their
-        strongest activation, the strongest fifth first. Nothing is drawn at random.
+        Windows by group: `top`, the windows with the highest maximum activation, and `1` to `5`, evenly spaced windows
+        from each quintile of the maximum activation, the strongest quintile first. The selection is deterministic.
     """
     found = store.windows(latent.index, window)
     order = np.argsort(-found.maxima, kind="stable")

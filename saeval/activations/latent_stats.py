@@ -1,4 +1,4 @@
-"""Measures how much a latent's firing depends on single tokens or positions."""
+"""Measures how much a latent's firings depend on single tokens or positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from saeval.activations.store import ActivationStore
 
 
 def token_share(store: ActivationStore, latent: int) -> float:
-    """Return the share of a latent's firings that fall on the token it fires on most often; 1 for a token detector.
+    """Return the share of a latent's firings on its most frequent token; 1 for a token detector.
 
     NaN for a latent that never fires.
     """
@@ -26,17 +26,17 @@ def mean_square(store: ActivationStore, latent: int) -> float:
 
 
 def position_dependence(store: ActivationStore, latent: int) -> float:
-    """Return how unevenly a latent's firings are distributed over positions, relative to the text, 0 to 1.
+    """Return how unevenly a latent's firings are distributed over positions in the context, 0 to 1.
 
-    The largest difference between the two cumulative distributions of the place in the context (the statistic of
-    Kolmogorov and Smirnov): near 0 for a latent that fires anywhere, near 1 for one that fires at the first token only.
-    With few firings it is large by chance, about 1.2 / √firings. NaN for a latent that never fires.
+    The Kolmogorov–Smirnov statistic between the positions of firings and of all tokens: near 0 for a latent that fires
+    anywhere, near 1 for one that fires at the first token only. With few firings it is large by chance, about
+    1.2 / √firings. NaN for a latent that never fires.
     """
     position, _ = store.activations(latent)
     if not len(position):
         return float("nan")
     ended = np.cumsum(np.bincount(store.lengths, minlength=store.length + 1))
-    text = len(store.lengths) - ended[: store.length]  # contexts that reach beyond each place
+    text = len(store.lengths) - ended[: store.length]  # number of contexts that are longer than each position
     text[: store.lead] = 0
     fired = np.bincount(position % store.length, minlength=store.length)
     return float(np.abs(np.cumsum(fired) / fired.sum() - np.cumsum(text) / text.sum()).max())

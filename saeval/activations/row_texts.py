@@ -11,28 +11,28 @@ from typing import Any
 from saeval._util import InputError
 
 Template = Callable[[Sequence[Mapping[str, str]]], str]
-"""Writes a conversation, as `role` and `content`, the way its model reads it."""
+"""Renders a conversation (turns with `role` and `content`) as the text that the model reads."""
 Fields = str | Sequence[str]
 """A field of a row, or several whose texts are joined."""
 CHATS = ("messages", "conversations", "conversation")
-"""Fields under which rows hold a conversation."""
+"""Names of fields that contain a conversation."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-_FEW_UNREADABLE = 1e-4  # of the characters, which text may hold by itself
-_LONGEST_NAME, _MOST_NAMES = 60, 12  # of fields, in a message
+_FEW_UNREADABLE = 1e-4  # share of U+FFFD characters that a valid text may contain
+_LONGEST_NAME, _MOST_NAMES = 60, 12  # limits on field names in a message
 
 
 @dataclass
 class Notes:
-    """Oddities noticed while reading a corpus.
+    """Counts of rows, documents and oddities while reading a corpus.
 
     Attributes:
-        rows: Rows read.
-        empty: Rows that were skipped, because they hold null instead of text.
-        duplicates: Documents that were dropped as the same as earlier ones.
-        documents: Documents before duplicates were dropped.
-        parts: Documents that the corpus' one text was divided into; 0 if it was not.
-        characters: Characters read.
-        unreadable: Of these, how many stand for bytes that are no UTF-8 (U+FFFD).
+        rows: Number of rows read.
+        empty: Number of rows skipped because they contain null instead of text.
+        duplicates: Number of documents dropped as duplicates of earlier ones.
+        documents: Number of documents before duplicates were dropped.
+        parts: Number of documents into which a corpus of one text was divided; 0 if it was not divided.
+        characters: Number of characters read.
+        unreadable: Number of these characters that replace invalid UTF-8 (U+FFFD).
     """
 
     rows: int = 0
@@ -44,40 +44,40 @@ class Notes:
     unreadable: int = 0
 
     def warnings(self) -> list[str]:
-        """Say what a reader of results must know."""
-        said = []
+        """Return the warnings for the results, one sentence each."""
+        found = []
         if self.empty:
-            said.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
+            found.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
         if self.duplicates:
-            said.append(
+            found.append(
                 f"{self.duplicates:,} of {self.documents:,} documents read from the corpus are duplicates of earlier "
                 "ones and were dropped (corpus.dedup)."
             )
         if self.unreadable > _FEW_UNREADABLE * self.characters:
-            said.append(
+            found.append(
                 f"{self.unreadable:,} of {self.characters:,} characters of the corpus are U+FFFD, so its text is not "
                 "UTF-8; save it as UTF-8 (`iconv -f latin1 -t utf-8`)."
             )
         if self.parts:
-            said.append(
+            found.append(
                 f"The corpus is one text; it was divided into {self.parts} documents, so that explaining and scoring "
                 "share none (`corpus.split: none` keeps it whole)."
             )
-        return said
+        return found
 
 
 def text_of(row: Any, field: Fields, where: str, template: Template | None, notes: Notes) -> str | None:
-    """Return the text of a row: that under its fields, or its conversation; None if it holds null.
+    """Return the text of a row, from its fields or its conversation; None if the value is null.
 
     Args:
         row: The row.
-        field: The field; several are joined by a blank line, without those that hold null or nothing.
-        where: How messages name the row.
-        template: Writes conversations; None if there is no template.
-        notes: Where rows are counted.
+        field: The field; the texts of several fields are joined by a blank line, without empty and null ones.
+        where: Name of the row in messages.
+        template: Renders conversations; None if there is no template.
+        notes: Counts the rows.
 
     Raises:
-        InputError: If there is no text, saying what there is.
+        InputError: If the row has no text.
     """
     notes.rows += 1
     if not isinstance(field, str):
@@ -97,7 +97,7 @@ def text_of(row: Any, field: Fields, where: str, template: Template | None, note
     if turns := _turns(value):
         if template is None:
             raise InputError(
-                f"corpus {where}: holds a conversation, and the model's tokenizer has no chat template; take the "
+                f"corpus {where}: holds a conversation, but the model's tokenizer has no chat template; use the "
                 "tokenizer of an instruction-tuned model, or write each conversation into a field `text`"
             )
         return template(turns)
@@ -117,7 +117,7 @@ def _joined(row: Any, fields: Sequence[str], where: str) -> str | None:
 
 
 def _no_text(row: Any, field: str) -> str:
-    """Say what a row holds instead of text, and the way out."""
+    """Return a message with the row's actual content and the remedy."""
     have = [str(name) for name in row] if isinstance(row, Mapping) else []
     texts = [name for name in have if isinstance(row.get(name), str) and name != "id"]
     way_out = "; write each document's text into a field `text`"
@@ -139,7 +139,7 @@ def _kind_of_value(value: Any) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    """Return a conversation that is written as JSON within its row; anything else as it is."""
+    """Parse a conversation that its row stores as a JSON string; return any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -149,7 +149,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _turns(value: Any) -> list[dict[str, str]]:
-    """Return a conversation as roles and contents, whichever names its makers gave them; nothing for anything else."""
+    """Return a conversation as turns with `role` and `content`, from any usual key names; empty for other values."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return []
     turns = []
@@ -157,9 +157,9 @@ def _turns(value: Any) -> list[dict[str, str]]:
         if not isinstance(turn, Mapping):
             return []
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if isinstance(content, list):  # in parts, of which those of text count
+        if isinstance(content, list):  # in parts: keep those with text
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-        content = "" if content is None and isinstance(role, str) else content  # as where a tool is called
+        content = "" if content is None and isinstance(role, str) else content  # null for a tool call
         if not isinstance(role, str) or not isinstance(content, str):
             return []
         turns.append({"role": _ROLES.get(role, role), "content": content})

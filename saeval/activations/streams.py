@@ -1,4 +1,4 @@
-"""Keeps the rows of a streamed dataset as they come, so that a reading that was killed resumes in mid-stream."""
+"""Saves the rows of a streamed dataset while reading, so that an interrupted reading resumes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 
 from saeval._util import InputError, content_hash, read_json, write_atomic
 
-_EVERY = 1000  # rows, or
-_SECONDS = 5.0  # after which what came is written down
+_EVERY = 1000  # rows between two writes to disk, or
+_SECONDS = 5.0  # seconds between them
 
 log = logging.getLogger("saeval")
 
 
 class KeptRows:
-    """The rows of a streamed dataset in a folder, with the place in the stream after the last of them.
+    """The saved rows of a streamed dataset, and the position in the stream after the last of them.
 
     Args:
-        folder: Where they are kept, and where those of an earlier reading are; nothing is kept without one.
-        identity: What rows depend on; those of another one are discarded.
-        fields: Fields of rows to keep.
+        folder: Folder of the saved rows, also of an earlier reading; None to save nothing.
+        identity: Everything that the rows depend on; saved rows with another identity are discarded.
+        fields: Fields of the rows to save.
     """
 
     def __init__(self, folder: Path | None, identity: Sequence[str | None], fields: Sequence[str]):
@@ -37,10 +37,10 @@ class KeptRows:
         self._ended = False
 
     def read(self, stream: Callable[[], Any]) -> Iterator[Any]:
-        """Yield all rows: those that were kept, and then those that the stream has after them.
+        """Yield all rows: first the saved ones, then the rest of the stream.
 
         Args:
-            stream: Opens the `datasets.IterableDataset`; not called as long as kept rows suffice.
+            stream: Opens the `datasets.IterableDataset`; not called as long as the saved rows suffice.
         """
         yield from self._kept()
         if self._ended:
@@ -59,7 +59,7 @@ class KeptRows:
             self._write()
 
     def _kept(self) -> Iterator[Any]:
-        """Yield the rows of an earlier reading, and find its place in the stream."""
+        """Yield the rows that an earlier reading saved, and restore its position in the stream."""
         if self._folder is None:
             return
         rows = self._folder / "rows.jsonl.gz"
@@ -69,21 +69,21 @@ class KeptRows:
                 raise ValueError("rows of another dataset, or of a damaged file")
             n, size, state, ended = int(known["rows"]), int(known["bytes"]), known["state"], bool(known["ended"])
             with rows.open("r+b") as file:
-                file.truncate(size)  # a kill may have left more than was written down
+                file.truncate(size)  # after a kill the file may be longer than the state says
         except (InputError, OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(self._folder, ignore_errors=True)
             return
-        log.info("the first %d rows of the dataset were kept by an earlier run", n)
+        log.info("an earlier run saved the first %d rows of the dataset", n)
         try:
             with gzip.open(rows, "rt", encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise InputError(f"{rows}: was damaged ({error}) and is removed; run the same command again") from None
+            raise InputError(f"{rows}: was damaged ({error}) and is deleted; run the same command again") from None
         self._n, self._bytes, self._state, self._ended = n, size, state, ended
 
     def _after(self, rows: Any) -> Iterator[Any]:
-        """Yield the rows of a stream after those that are known, skipping what cannot be skipped otherwise."""
+        """Return the rows of the stream after the saved ones, from the saved state or else by skipping rows."""
         self._stream = rows
         if self._n and self._state is not None:
             rows.load_state_dict(self._state)
@@ -96,12 +96,12 @@ class KeptRows:
             return
         try:
             self._waiting.append(json.dumps({name: row[name] for name in self._fields if name in row}))
-        except TypeError:  # a row of something else than text
+        except TypeError:  # the row contains values that JSON cannot store
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def _write(self) -> None:
-        """Write down the rows that came, and then the place after them."""
+        """Write new rows to disk, and then the position after them."""
         if self._folder is None or not (self._waiting or self._ended):
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class KeptRows:
         write_atomic(self._folder / "state.json", json.dumps({**state, "state": self._place()}))
 
     def _place(self) -> Any:
-        """Return the stream's place as JSON; None where it cannot tell, so that rows are skipped instead."""
+        """Return the state of the stream as JSON; None if it has none, so that resuming skips rows instead."""
         try:
             return json.loads(json.dumps(self._stream.state_dict()))
         except (AttributeError, NotImplementedError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Packs text into contexts of tokens, and keeps the data that turns tokens back into text."""
+"""Tokenises a corpus into contexts, and decodes tokens back to text."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 CONTEXT = 256
 """Default text tokens per context, if neither a spec nor a coder's files state it."""
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte
-_VERSION = 2  # one more whenever the same options come to give other tokens
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte token of SentencePiece
+_VERSION = 2  # increase it if the same options give different tokens
 
 
 @dataclass(frozen=True, eq=False)
 class TokenDataset:
-    """A tokenised corpus: one row per context, no context spanning two documents.
+    """A tokenised corpus: one row per context; no context spans two documents.
 
     Attributes:
         tokens: Token ids, padded on the right.  [contexts, length] int32
-        lengths: Real tokens per context, BOS included.  [contexts] int32
-        mask: Which tokens are ordinary text; BOS, other special tokens and padding are False and their
-            activations do not count.  [contexts, length] bool
+        lengths: Number of tokens per context without padding, with BOS.  [contexts] int32
+        mask: Which tokens are ordinary text; BOS, other special tokens and padding are False, and their
+            activations are not counted.  [contexts, length] bool
         documents: Number of the document each context was cut from.  [contexts] int32
         document_names: Name of each document.
-        vocabulary: The bytes of each token that occurs; none for special tokens.
-        lead: Tokens before the text in each context: 1 with BOS, 0 without.
-        warnings: What a reader of results must know of how the text was read.
+        vocabulary: The bytes of each token that occurs; empty for special tokens.
+        lead: Number of tokens before the text in each context: 1 with BOS, 0 without.
+        warnings: Warnings for the results about the text.
     """
 
     tokens: NDArray[np.int32]
@@ -59,12 +59,12 @@ class TokenDataset:
 
     @property
     def n_tokens(self) -> int:
-        """Ordinary text tokens."""
+        """Number of ordinary text tokens."""
         return int(self.mask.sum())
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything in it."""
+        """Hash of the whole content."""
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.tokens, self.lengths, self.mask, self.documents):
             digest.update(str(array.shape).encode())
@@ -78,7 +78,7 @@ class Packed(NamedTuple):
 
     Attributes:
         tokens: Token ids, padded on the right.  [contexts, length] int32
-        lengths: Real tokens per context, those before the text included.  [contexts] int32
+        lengths: Number of tokens per context without padding, with BOS.  [contexts] int32
         documents: Number of the document each context was cut from.  [contexts] int32
         names: Name of each document.
     """
@@ -90,41 +90,42 @@ class Packed(NamedTuple):
 
 
 class Corpus(Documented):
-    """Where text comes from and how much of it is read (paper §3.1)."""
+    """The source of the text, and how much of it to read (paper §3.1)."""
 
     path: SpecPath | None = None
-    """A local file: `.txt` (a document), `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` (a document per
-    row), text also with `.gz`, `.bz2`, `.xz` or `.zst`; a folder of them; or a folder written with `save_to_disk`."""
+    """A local file: `.txt` (one document), `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` (one document per
+    row); text files may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). Or a folder of such files, or a folder written
+    with `save_to_disk`."""
     dataset: str | None = None
-    """Hub id of a dataset, streamed with `datasets`; or the path of a dataset directory."""
+    """Hub id of a dataset, which is streamed with `datasets`; or the path of a dataset directory."""
     config: str | None = None
     """Configuration of the hub dataset."""
     revision: str | None = None
     """Revision of the hub dataset."""
     split: str | None = None
-    """For a dataset, the split to read (default: `train`). For text, where documents end: `paragraphs`, `lines`, or
-    `none`; by default, a corpus of one text is divided into parts of some 2,000 characters."""
+    """For a dataset, the split to read (default: `train`). For text, how to divide it into documents: `paragraphs`,
+    `lines`, or `none`; by default, a corpus of one text is divided into parts of about 2,000 characters."""
     field: str | tuple[str, ...] = "text"
-    """Field of a row that holds the text, or a conversation (`messages`), which the tokenizer's chat template
-    writes; or several fields, `[title, body]`, whose texts are joined by a blank line."""
+    """Field of a row that contains the text, or a conversation (`messages`), which the tokenizer's chat template
+    renders; or several fields, `[title, body]`, whose texts are joined by a blank line."""
     dedup: Sameness | None = None
-    """Drop documents that repeat an earlier one: `exact` (the same words), or `near` (four in five of their five-word
-    runs are shared). How many were dropped is in the results' warnings."""
+    """Drop documents that repeat an earlier one: `exact` (the same words), or `near` (80 % of their five-word
+    sequences are shared). The results' warnings report the number dropped."""
     roles: tuple[str, ...] | None = None
-    """For conversations, count activations only in the turns of these roles, such as `[assistant]`. The model reads the
-    others, and windows show them; non-activating windows are taken from these turns. Needs the tokenizer's chat
-    template."""
+    """For conversations, count activations only in the turns of these roles, such as `[assistant]`. The model still
+    reads the other turns, and windows show them; non-activating windows are taken from these turns only. Requires
+    the tokenizer's chat template."""
     tokens: int | None = Field(default=None, gt=0)
     """Maximum text tokens to read; None for all."""
     per_document: int | None = Field(default=None, gt=0)
     """Maximum text tokens to read per document; None for all."""
     context: int | None = Field(default=None, ge=8)
-    """Text tokens per context; BOS precedes them where the tokenizer has one. By default, as many as the SAE
-    was trained on, if its files or its release state it; 256 elsewhere, or the model's maximum if less."""
+    """Text tokens per context, not counting BOS. Default: the number the SAE was trained with, if its files or its
+    release state it; otherwise 256, or the model's maximum if that is less."""
     bos: bool | str | None = None
     """Whether contexts begin with BOS, or the token to begin them with (`<|endoftext|>`) if the tokenizer has no BOS.
-    By default, as the SAE was trained; with BOS if its files do not say. Its activations are never counted, but models
-    need to see it."""
+    Default: as the SAE was trained; with BOS if its files do not state it. Activations on BOS are never counted, but
+    many models need it."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Corpus:
@@ -139,7 +140,7 @@ class Corpus(Documented):
 
     @property
     def local(self) -> Path | None:
-        """The file or folder on this machine that is read; None for a dataset of the hub."""
+        """The local file or folder to read; None for a dataset on the hub."""
         if self.path is not None:
             return self.path
         folder = Path(self.dataset or "").expanduser()
@@ -151,10 +152,10 @@ class Corpus(Documented):
         return self.split if self.split and self.split not in DIVISIONS else "train"
 
     def check(self) -> None:
-        """Check that a local corpus exists, of a kind that can be read, and begins with a document.
+        """Check that a local corpus exists, is readable, and contains text.
 
         Raises:
-            InputError: If it is not.
+            InputError: If not.
         """
         if self.local is None:
             self._check_dataset()
@@ -166,10 +167,10 @@ class Corpus(Documented):
             raise InputError(f"corpus {self.local}: has no text under {self.field!r}")
 
     def _check_dataset(self) -> None:
-        """Refuse the path of a file, or of nothing, in place of a dataset.
+        """Check that `dataset` is not the path of a file or of a missing folder.
 
         Raises:
-            InputError: If it is one.
+            InputError: If it is.
         """
         place = Path(self.dataset or "").expanduser()
         if place.is_file():
@@ -178,7 +179,7 @@ class Corpus(Documented):
             raise InputError(f"corpus.dataset: {self.dataset}: no such folder")
 
     def fingerprint(self) -> JsonValue:
-        """Return what the text depends on: the content of local files, the name and revision of a hub dataset."""
+        """Return everything that the tokens depend on: options, and hashes of local files or the hub dataset's name."""
         unset = {name for name in ("dedup", "roles") if getattr(self, name) is None}
         options = self.model_dump(mode="json", exclude={*unset, "path"} if self.path else unset)
         options |= {"context": self.length, "bos": True if self.bos is None else self.bos, "version": _VERSION}
@@ -189,12 +190,12 @@ class Corpus(Documented):
     def texts(
         self, template: Template | None = None, notes: Notes | None = None, keep: Path | None = None
     ) -> Iterator[tuple[str, str]]:
-        """Yield (name, text) of every document; what UTF-8 cannot encode is U+FFFD in both.
+        """Yield name and text of every document; characters that UTF-8 cannot encode become U+FFFD in both.
 
         Args:
-            template: Writes conversations as the model reads them; without it, rows that hold some are refused.
-            notes: Where is counted what was skipped or divided.
-            keep: Folder for what comes of a hub's dataset, and where what an interrupted run received is.
+            template: Renders conversations; without it, rows with conversations raise an error.
+            notes: Counts what was skipped or divided.
+            keep: Folder that saves the rows of a hub dataset, so that an interrupted run resumes.
 
         Raises:
             InputError: If the corpus is missing or malformed.
@@ -212,13 +213,13 @@ class Corpus(Documented):
             yield clean_text(name), clean_text(text)
 
     def first_texts(self, n: int = 200) -> list[str]:
-        """Return the first documents of a corpus on this machine, conversations as plain text; none of a hub's."""
+        """Return the first documents of a local corpus, conversations as plain text; empty for a hub dataset."""
         if self.local is None:
             return []
         return [text for _, text in islice(self._read(_join, Notes()), n)]
 
     def holds_chats(self) -> bool:
-        """Return whether the first rows of a corpus on this machine hold conversations."""
+        """Return whether the first document of a local corpus is a conversation."""
         seen: list[bool] = []
 
         def note(turns: Sequence[Mapping[str, str]]) -> str:
@@ -230,7 +231,7 @@ class Corpus(Documented):
         return bool(seen)
 
     def _read(self, template: Template | None, notes: Notes, keep: Path | None = None) -> Iterator[tuple[str, str]]:
-        """Yield the texts as they lie in files and rows."""
+        """Yield the texts as they are in files and rows, without division and deduplication."""
         if self.local is not None:
             return read_documents(self.local, self.field, split=self._dataset_split, template=template, notes=notes)
         return self._hub_texts(template, notes, keep)
@@ -262,7 +263,7 @@ class Corpus(Documented):
         """Return the tokens that precede the text in each context.
 
         Raises:
-            InputError: If `bos` names what is no token of the tokenizer.
+            InputError: If `bos` is not a token of the tokenizer.
         """
         if isinstance(self.bos, str):
             number = tokenizer.get_vocab().get(self.bos)
@@ -272,16 +273,16 @@ class Corpus(Documented):
         return [tokenizer.bos_token_id] if self.bos is not False and tokenizer.bos_token_id is not None else []
 
     def tokenize(self, tokenizer: Any, vocabulary: int | None = None, keep: Path | None = None) -> TokenDataset:
-        """Pack the corpus into contexts.
+        """Tokenise the corpus and cut it into contexts.
 
         Args:
             tokenizer: A transformers tokenizer of the subject model.
-            vocabulary: Rows of the model's embedding; token numbers have to lie below.
-            keep: Folder for what comes of a hub's dataset; with what is there, an interrupted reading resumes.
+            vocabulary: Number of rows in the model's embedding; token ids have to be smaller.
+            keep: Folder that saves the rows of a hub dataset, so that an interrupted run resumes.
 
         Raises:
-            InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text, or if the
-                tokenizer gives numbers that the embedding does not have.
+            InputError: If the corpus is missing, malformed, or shorter than two contexts, or if the tokenizer returns
+                ids that the embedding does not have.
         """
         import numpy as np
 
@@ -307,8 +308,8 @@ class Corpus(Documented):
         if vocabulary is not None and len(used) and used[-1] >= vocabulary:
             outside = [int(i) for i in used if i >= vocabulary]
             raise InputError(
-                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the number {outside[0]}, and "
-                f"the model's embedding has {vocabulary} rows; take the model's own tokenizer, or call "
+                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(outside[0])!r} the id {outside[0]}, but "
+                f"the model's embedding has {vocabulary} rows; use the model's own tokenizer, or call "
                 "`model.resize_token_embeddings` and train the new rows"
             )
         special = special_ids(tokenizer)
@@ -333,7 +334,7 @@ class Corpus(Documented):
         width: int,
         lead: int,
     ) -> NDArray[np.bool_]:
-        """Return which tokens of the contexts are in turns that count, given that of each document's tokens."""
+        """Return which tokens of the contexts are in turns of `roles`, from the mask `within` of each document."""
         import numpy as np
 
         counted = np.zeros((len(lengths), width), dtype=np.bool_)
@@ -345,7 +346,7 @@ class Corpus(Documented):
         return counted
 
     def contexts(self, text: str, tokenizer: Any) -> list[list[int]]:
-        """Return the token ids of one text, cut and begun as contexts of the corpus are."""
+        """Return the token ids of one text, cut into contexts like the corpus."""
         lead = self.lead(tokenizer)
         ids = _ids(tokenizer, clean_text(text), lead)
         return [[*lead, *ids[start : start + self.length]] for start in range(0, len(ids), self.length)]
@@ -363,18 +364,18 @@ class Corpus(Documented):
 
         Args:
             encode: Returns the token ids of a document's text.
-            lead: Tokens to begin every context with.
-            pad: Token that fills up contexts that are too short.
-            template: Writes conversations; see `texts`.
-            notes: Where is counted what was skipped or divided.
+            lead: Tokens that every context starts with.
+            pad: Padding token.
+            template: Renders conversations; see `texts`.
+            notes: Counts what was skipped or divided.
             keep: See `tokenize`.
 
         Raises:
-            InputError: If the corpus is missing, malformed, or holds less than two contexts' worth of text.
+            InputError: If the corpus is missing, malformed, or shorter than two contexts.
         """
         import numpy as np
 
-        rows: list[NDArray[np.int32]] = []  # as arrays, for as lists of numbers they take nine times as much memory
+        rows: list[NDArray[np.int32]] = []  # arrays, since lists of integers take nine times as much memory
         documents: list[int] = []
         names: list[str] = []
         left = self.tokens if self.tokens is not None else 1 << 62
@@ -412,7 +413,7 @@ def _ids(tokenizer: Any, text: str, lead: Sequence[int]) -> list[int]:
 
 
 def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:
-    """Return a text's tokens without those that will precede it: chat templates and exports write BOS, too."""
+    """Remove leading BOS tokens from a text's tokens, since chat templates and exports may already contain them."""
     begin = 0
     while lead and ids[begin : begin + 1] == [lead[-1]]:
         begin += 1
@@ -420,14 +421,14 @@ def without_lead(ids: list[int], lead: Sequence[int]) -> list[int]:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Return the numbers of all tokens that are marks and no text: named ones, and those added as special."""
+    """Return the ids of all special tokens: the tokenizer's named ones, and those added as special."""
     added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     marks = {i for i, token in added.items() if token.special and not _BYTE.fullmatch(str(token))}
     return marks | {i for i in tokenizer.all_special_ids if i is not None}
 
 
 def _template(tokenizer: Any) -> Template | None:
-    """Return what writes a conversation as the tokenizer's model reads it, where the tokenizer has a template."""
+    """Return a function that applies the tokenizer's chat template; None if the tokenizer has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
 
@@ -441,13 +442,13 @@ def _template(tokenizer: Any) -> Template | None:
 
 
 def _join(turns: Sequence[Mapping[str, str]]) -> str:
-    """Stands for a template where a corpus is checked before its model is there."""
+    """Render a conversation as plain text; replaces the chat template if no tokenizer is loaded."""
     return "\n".join(turn["content"] for turn in turns)
 
 
 @cache
 def _byte_of() -> dict[str, int]:
-    """The byte that each character of a byte-level BPE vocabulary stands for (GPT-2's printable alphabet)."""
+    """Return the byte of each character in a byte-level BPE vocabulary (GPT-2's printable alphabet)."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -456,20 +457,20 @@ def _byte_of() -> dict[str, int]:
 def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
     """Return the bytes that each token contributes to a text, its leading space included.
 
-    Joined and decoded as UTF-8, the bytes of successive tokens give the text, also where one character
-    is spread over several tokens.
+    The concatenated bytes of successive tokens, decoded as UTF-8, give the text, even if one character spans several
+    tokens.
 
     Args:
-        tokenizer: A transformers tokenizer: byte-level BPE, SentencePiece-like, or WordPiece; any other is
-            asked to decode tokens one by one.
-        ids: Tokens asked for.
+        tokenizer: A transformers tokenizer: byte-level BPE, SentencePiece-like, or WordPiece; with any other kind,
+            tokens are decoded one by one.
+        ids: Token ids.
     """
     names = tokenizer.convert_ids_to_tokens(list(ids))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = repr(getattr(backend, "decoder", None))
     if "ByteLevel" in decoder:
         table = _byte_of()
-        added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # words as they are, not in the alphabet of bytes
+        added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # plain text, not in the byte alphabet
         found: dict[int, bytes] = {}
         for i, name in zip(ids, names, strict=True):
             spelt = i not in added and all(c in table for c in name)

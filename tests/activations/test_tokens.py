@@ -344,7 +344,7 @@ def test_special_tokens_alone_are_no_text(tmp_path, tokenizer):
 
 def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"no \.txt, .* files in this folder; it holds picture\.png"):
+    with pytest.raises(InputError, match=r"this folder has no \.txt, .* files; it contains picture\.png"):
         Corpus(path=tmp_path).check()
 
 

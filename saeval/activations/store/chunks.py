@@ -12,23 +12,23 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_READ = 1024  # nonzeros of a chunk to read at a time, at least: opening a file takes as long
-_F16_MAX, _F16_MIN, _F16_TINY = 65504.0, 6.2e-5, 6e-8  # largest, smallest with all digits, smallest
+_READ = 1024  # least nonzeros per read of a chunk: opening its file takes as long as reading them
+_F16_MAX, _F16_MIN, _F16_TINY = 65504.0, 6.2e-5, 6e-8  # largest, smallest normal, smallest subnormal (rounded)
 
 
 def pair_type(places: int) -> np.dtype[np.void]:
-    """Return the type of a position and its value, for so many positions; moved as one, they cost one look-up.
+    """Return the dtype of a pair of position and value, moved as one record to halve the number of look-ups.
 
-    The number of places itself, which ends the last window, fits as well.
+    Positions up to and including `places` (the end of the last window) fit into it.
     """
     return np.dtype([("position", "<u8" if places >= 2**32 else "<u4"), ("value", "<f4")])
 
 
 class Chunk:
-    """Activations of some contexts, sorted by latent, in files.
+    """The activations of some contexts, sorted by latent, in files.
 
     Args:
-        folder: Where they lie.
+        folder: Folder of the files.
         n_latents: Width of the dictionary.
         kind: See `pair_type`.
     """
@@ -40,7 +40,7 @@ class Chunk:
         """Write activations that are sorted by latent, then position.
 
         Args:
-            bounds: Where each latent's begin, and the last one's end.  [n_latents + 1]
+            bounds: Start of each latent's pairs, and the end of the last one's.  [n_latents + 1]
             pairs: Position and value.  [nonzero]
         """
         fires = np.flatnonzero(bounds[1:] > bounds[:-1])
@@ -48,7 +48,7 @@ class Chunk:
         peaks[fires] = np.maximum.reduceat(np.abs(pairs["value"]), bounds[fires]) if len(fires) else 0
         self._folder.mkdir(exist_ok=True)
         for name, array in (("bounds", bounds), ("peaks", peaks), ("pairs", pairs)):
-            with (self._folder / name).open("wb") as file:  # unlike `tofile`, says that the disk is full
+            with (self._folder / name).open("wb") as file:  # unlike `tofile`, raises an error if the disk is full
                 file.write(array.data)
 
     def join(self, chunks: Sequence[Chunk], budget: int) -> None:
@@ -67,7 +67,7 @@ class Chunk:
                 file.write(pairs.data)
 
     def bounds(self, low: int, high: int) -> NDArray[np.int64]:
-        """Return where each latent's pairs begin, and the last one's end.  [high - low + 1]"""
+        """Return the start of each latent's pairs, and the end of the last one's.  [high - low + 1]"""
         found = np.empty(high - low + 1, dtype=np.int64)
         self._read("bounds", low, found)
         return found
@@ -79,13 +79,13 @@ class Chunk:
         return found
 
     def read_pairs(self, begin: int, into: NDArray[np.void]) -> None:
-        """Read some of the sorted pairs into an array."""
+        """Fill an array with sorted pairs, starting at pair number `begin`."""
         self._read("pairs", begin, into)
 
     def _read(self, name: str, begin: int, into: NDArray[Any]) -> None:
         if not len(into):
             return
-        # Unbuffered and opened for each read: the files of a long corpus are more than a process may have open.
+        # Unbuffered and opened for each read: a long corpus has more files than a process may open at once.
         with (self._folder / name).open("rb", buffering=0) as file:
             file.seek(begin * into.itemsize)
             left = into.view(np.uint8).data
@@ -99,10 +99,10 @@ class Chunk:
 def by_latent(
     latent: NDArray[np.unsignedinteger[Any]], pairs: NDArray[np.void], n_latents: int
 ) -> tuple[NDArray[np.int64], NDArray[np.void]]:
-    """Sort activations, in the order of their positions, by latent, and return where each latent's begin.
+    """Sort activations by latent, keeping the order of positions; return the bounds of each latent and the pairs.
 
     Args:
-        latent: Latent of each.  [nonzero]
+        latent: Latent of each pair.  [nonzero]
         pairs: Position and value.  [nonzero]
         n_latents: Width of the dictionary.
     """
@@ -113,11 +113,11 @@ def by_latent(
 def merge(chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], folder: Path, budget: int) -> int:
     """Write `indptr.npy`, `position.npy` and `value.npy`.
 
-    Values become float16 where every latent's peak has all its digits there: what weaker values lose is then less than
-    a two-thousandth of the peak, and none becomes 0.
+    Values become float16 if every latent's peak is in the normal range of float16: the rounding error is then less
+    than 1/2000 of the peak, and no value becomes 0.
 
     Args:
-        chunks: What to merge; positions ascend from one to the next.
+        chunks: The chunks to merge; positions ascend from one to the next.
         n_latents: Width of the dictionary.
         kind: See `pair_type`.
         folder: Where to write.
@@ -133,7 +133,7 @@ def merge(chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], fold
     levels = folder / "levels"
     levels.mkdir()
     chunks = _fewer(chunks, n_latents, kind, levels, budget)
-    # Not written through a memory map: on a full disk, that would kill the process without a word.
+    # Not written through a memory map: on a full disk, that would kill the process without a message.
     with (folder / "position.npy").open("wb") as p_file, (folder / "value.npy").open("wb") as v_file:
         for file, type_ in ((p_file, kind["position"]), (v_file, np.dtype(np.float16 if half else np.float32))):
             header = {"descr": np.lib.format.dtype_to_descr(type_), "fortran_order": False, "shape": (total,)}
@@ -146,7 +146,7 @@ def merge(chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], fold
 
 
 def _together(chunks: Sequence[Chunk], n_latents: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return where each latent begins when all chunks are one, and its largest value.  [n_latents + 1], [n_latents]"""
+    """Return the bounds and the peak of each latent over all chunks together.  [n_latents + 1], [n_latents]"""
     bounds = np.zeros(n_latents + 1, dtype=np.int64)
     peaks = np.zeros(n_latents, dtype=np.float32)
     for chunk in chunks:
@@ -158,10 +158,10 @@ def _together(chunks: Sequence[Chunk], n_latents: int) -> tuple[NDArray[np.int64
 def _fewer(
     chunks: Sequence[Chunk], n_latents: int, kind: np.dtype[np.void], folder: Path, budget: int
 ) -> Sequence[Chunk]:
-    """Join chunks, where there are so many that each would be read a few kilobytes at a time.
+    """Merge chunks into fewer ones if there are so many that each would be read a few kilobytes at a time.
 
-    With this, merging takes time in proportion to the nonzeros: each level copies them once and leaves many times
-    fewer chunks.
+    This keeps the time of merging proportional to the number of nonzeros: each level copies them once and reduces the
+    number of chunks many times.
     """
     most = max(1, budget // _READ)
     level = 0
@@ -180,15 +180,15 @@ def _fewer(
 def _sorted(
     chunks: Sequence[Chunk], total: NDArray[np.int64], kind: np.dtype[np.void], budget: int
 ) -> Iterator[NDArray[np.void]]:
-    """Yield the pairs of all chunks in the order of the store, a range of latents at a time."""
+    """Yield the pairs of all chunks in the order of the store, one range of latents at a time."""
     known, bounds = (0, -1), np.empty((0, 0), dtype=np.int64)
     for low, high in _ranges(total, budget):
-        if high > known[1]:  # for some ranges together, a quarter as many bytes as the pairs of one
+        if high > known[1]:  # read for several ranges at once: a quarter of the bytes of one range's pairs
             more = budget // (4 * max(1, len(chunks)))
             known = low, min(max(high, low + more), len(total) - 1)
             bounds = np.stack([chunk.bounds(*known) for chunk in chunks]) if chunks else bounds
         own = bounds[:, low - known[0] : high - known[0] + 1]
-        if high == low + 1 or len(chunks) < 2:  # they are in order; one latent may have more than fits into memory
+        if high == low + 1 or len(chunks) < 2:  # already in order; the pairs of one latent may exceed the memory
             yield from _in_order(chunks, own, kind, budget)
         else:
             yield _regrouped(chunks, own, kind)
@@ -206,7 +206,7 @@ def _in_order(
 
 def _regrouped(chunks: Sequence[Chunk], bounds: NDArray[np.int64], kind: np.dtype[np.void]) -> NDArray[np.void]:
     """Return the pairs of a range of latents by latent, then by chunk.  bounds [chunks, latents + 1]"""
-    runs = np.diff(bounds, axis=1)  # of one latent in one chunk
+    runs = np.diff(bounds, axis=1)  # number of pairs of one latent in one chunk
     ends = np.cumsum(runs.sum(axis=1))
     together = np.empty(int(ends[-1]), dtype=kind)
     for chunk, own, end in zip(chunks, bounds, ends.tolist(), strict=True):
@@ -221,7 +221,7 @@ def _regrouped(chunks: Sequence[Chunk], bounds: NDArray[np.int64], kind: np.dtyp
 
 
 def _halved(value: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return values as float16, none of them rounded to 0."""
+    """Return values as float16; values that would round to 0 become the smallest subnormal."""
     half = value.astype(np.float16)
     lost = np.flatnonzero(half.view(np.uint16) << 1 == 0)
     half[lost] = np.sign(value[lost]) * _F16_TINY
@@ -229,7 +229,7 @@ def _halved(value: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _order(latent: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.intp]:
-    """Return the stable order that sorts by latent; two radix passes of 16 bits beat one comparison sort."""
+    """Return the stable order that sorts by latent, with two 16-bit radix sorts (faster than one comparison sort)."""
     order = np.argsort(latent.astype(np.uint16, copy=False), kind="stable")
     if latent.dtype.itemsize > 2:
         order = order[np.argsort((latent >> 16).astype(np.uint16)[order], kind="stable")]

@@ -28,11 +28,11 @@ def write_dataset(folder: Path, data: TokenDataset) -> None:
 
 
 def shared_dataset(folder: Path, make: Callable[[], TokenDataset]) -> TokenDataset:
-    """Return a corpus that one process tokenises and saves while the others wait; all read it from disk.
+    """Return a tokenised corpus that several processes share: one makes and saves it, the others wait, all read it.
 
     Args:
-        folder: Where it lies; its name says which corpus and tokenizer.
-        make: Tokenises it.
+        folder: Folder of the tokens; its name identifies corpus and tokenizer.
+        make: Tokenises the corpus.
     """
     from filelock import FileLock
 

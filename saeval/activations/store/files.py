@@ -40,12 +40,12 @@ class _Manifest(BaseModel):
 
 
 def store_folder(identity: Any) -> Path:
-    """Return where the cache keeps the store of a source, by all that its content depends on."""
+    """Return the cache folder of a source's store, named by the hash of everything that its content depends on."""
     return cache_dir() / "stores" / content_hash(identity)
 
 
 def damaged(path: Path, what: str) -> StoreError | InputError:
-    """Return the error for a file that is damaged, or could not be read for lack of memory."""
+    """Return the error for a file that is damaged, or that cannot be read because memory or disk is short."""
     if (short := shortage(sys.exception())) is not None:
         return InputError(f"{path}: cannot be read now, though it may be intact: {short}")
     return StoreError(f"{path}: {what}; delete the store's directory and collect again")
@@ -76,13 +76,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def map_array(path: Path) -> np.ndarray[Any, Any]:
-    """Return an array of a `.npy` file, read from disk as it is needed, without keeping the file open.
+    """Memory-map the array of a `.npy` file without keeping the file open.
 
-    numpy's own way keeps a descriptor for each array, and a run has hundreds of them. It is a plain array because
-    each slice of a memmap object would cost microseconds.
+    `numpy.memmap` keeps one file descriptor per array, and a run has hundreds of arrays. The result is a plain array,
+    because each slice of a memmap object costs microseconds.
 
     Raises:
-        OSError, ValueError: If it cannot be read, or is no array of plain numbers.
+        OSError, ValueError: If it cannot be read, or is not an array of plain numbers.
     """
     import pyarrow as pa
 
@@ -105,25 +105,25 @@ def map_array(path: Path) -> np.ndarray[Any, Any]:
 
 
 def read_array(path: Path, shape: tuple[int | None, ...], kinds: str) -> np.ndarray[Any, Any]:
-    """Return an array of a store, read from disk as it is needed.
+    """Memory-map an array of a store.
 
     Args:
         path: Its file.
-        shape: Shape that it must have; None for any length.
-        kinds: Kinds of numbers it may hold, as numpy abbreviates them.
+        shape: Required shape; None for any length.
+        kinds: Allowed kinds of dtype, as numpy abbreviates them.
 
     Raises:
-        StoreError: If it is no array, or another one.
+        StoreError: If the file is not an array, or shape or dtype do not match.
     """
     try:
         array = map_array(path)
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None
-    except Exception as error:  # noqa: BLE001 - numpy parses the head of a file as Python does
+    except Exception as error:  # noqa: BLE001 - numpy parses the header as Python code
         raise damaged(path, f"it is not an array ({type(error).__name__})") from None
     fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     if not fits or array.dtype.kind not in kinds:
-        raise damaged(path, f"it holds {array.dtype} of shape {list(array.shape)}, which does not fit the manifest")
+        raise damaged(path, f"it contains {array.dtype} of shape {list(array.shape)}, which does not fit the manifest")
     return array
 
 

@@ -21,13 +21,13 @@ Totals = dict[str, "NDArray[np.float64]"]
 
 
 class Piece(NamedTuple):
-    """The activations of some contexts.
+    """The activations of a range of contexts.
 
     Attributes:
         low: First context.
         high: The context after the last one.
         chunk: The activations.
-        totals: What was tallied on the way.
+        totals: The sums tallied over these contexts.
     """
 
     low: int
@@ -37,17 +37,17 @@ class Piece(NamedTuple):
 
 
 class Pieces:
-    """A folder of pieces, which several processes may fill at once: each moves what it has finished to its place.
+    """A folder of pieces that several processes may fill at once: each renames a piece to its final name when finished.
 
     Args:
-        folder: Where they lie; made when it is not there.
+        folder: The folder; created if it does not exist.
         n_latents: Width of the dictionary.
         kind: See `pair_type`.
     """
 
     def __init__(self, folder: Path, n_latents: int, kind: np.dtype[np.void]):
         self._folder, self._n_latents, self._kind = folder, n_latents, kind
-        self._known: dict[tuple[int, int], Piece] = {}  # those that were read already
+        self._known: dict[tuple[int, int], Piece] = {}  # pieces already read
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(
@@ -58,14 +58,14 @@ class Pieces:
         pairs: NDArray[np.void],
         totals: Mapping[str, Any],
     ) -> None:
-        """Write a piece; it survives a kill from here on.
+        """Write a piece; once this returns, it survives a kill.
 
         Args:
             low: First context.
             high: The context after the last one.
-            bounds: Where each latent's activations begin, and the last one's end.  [n_latents + 1]
+            bounds: Start of each latent's activations, and the end of the last one's.  [n_latents + 1]
             pairs: Position and value, sorted by latent, then position.  [nonzero]
-            totals: What was tallied on the way.
+            totals: The sums tallied over these contexts.
         """
         made, place = self._folder / f".{uuid.uuid4().hex}", self._place(low, high)
         Chunk(made, self._n_latents, self._kind).write(bounds, pairs)
@@ -82,7 +82,7 @@ class Pieces:
             shutil.rmtree(made)  # another process was first
 
     def all(self, low: int = 0, high: int | None = None) -> list[Piece]:
-        """Return the pieces that are there, in order and without overlap; damaged ones are removed.
+        """Return the finished pieces, in order and without overlap; delete damaged ones.
 
         Args:
             low: First context of the pieces.
@@ -98,7 +98,7 @@ class Pieces:
         return pieces
 
     def reach(self, low: int, high: int) -> int:
-        """Return how far the contexts from `low` to `high` are there."""
+        """Return the first context after `low` that no finished piece covers, up to `high`."""
         for piece in self.all(low, high):
             if piece.low == low:
                 low = piece.high
@@ -121,8 +121,8 @@ class Pieces:
         return self._folder / f"{low:012d}-{high:012d}"
 
 
-def added_up(pieces: Sequence[Piece]) -> Totals:
-    """Return what was tallied in all; sums depend on the order, which is that of the corpus."""
+def sum_totals(pieces: Sequence[Piece]) -> Totals:
+    """Return the tallied sums over all pieces, added in the order of the corpus so that rounding is reproducible."""
     totals: Totals = {}
     for piece in pieces:
         for name, value in piece.totals.items():

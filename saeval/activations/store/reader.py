@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from saeval.models import SparseCoder
 
-_MOST_TOKENS = 1 << 24  # of a vocabulary
+_MOST_TOKENS = 1 << 24  # limit on the size of a vocabulary
 
 _Stored = tuple["NDArray[np.unsignedinteger[Any]]", "NDArray[np.floating[Any]]"]
 
@@ -31,7 +31,7 @@ class Windows(NamedTuple):
 
     Attributes:
         ids: Numbers of the windows, ascending.  [windows] int64
-        maxima: Strongest activation in each.  [windows] float32
+        maxima: Maximum activation in each.  [windows] float32
     """
 
     ids: NDArray[np.int64]
@@ -46,32 +46,32 @@ class Windows(NamedTuple):
 def firings_between(
     position: NDArray[np.unsignedinteger[Any]], at: NDArray[np.int64], window: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return where the firings within each window begin, and where they end.
+    """Return the start and end indices of the firings in each window.
 
     Args:
-        position: Firings, ascending.
+        position: Positions of the firings, ascending.
         at: Position at which each window begins.
         window: Tokens per window.
     """
-    # Searched for in the type that positions are stored in; in another, all of them would be converted. A window's
-    # last position fits into it; the one after it may not.
+    # Search in the dtype of the stored positions, to avoid converting all of them. The last position of a window fits
+    # into it; the position after may not.
     last = (at + window - 1).astype(position.dtype)
     return np.searchsorted(position, at.astype(position.dtype)), np.searchsorted(position, last, side="right")
 
 
 class ActivationStore:
-    """Reads a store. Reaching one latent costs a slice, whatever the number of latents and tokens.
+    """Reads a store. Reading one latent costs one slice, independent of the number of latents and tokens.
 
     Attributes:
         path: The directory.
         n_latents: Width of the dictionary.
-        n_tokens: Text tokens in the corpus.
+        n_tokens: Number of text tokens in the corpus.
         length: Tokens per context.
-        lead: Tokens before the text in each context (BOS).
+        lead: Number of tokens before the text in each context (BOS).
         mask: Which tokens are text.  [contexts, length]
         latents: Latents whose activations are known; None for all.
-        facts: What the source noted.
-        coder: Loads the coder whose activations these are, if the opener of the store provides it.
+        facts: Facts about coder and corpus that the source recorded.
+        coder: Loads the coder of these activations, if the code that opened the store has set it.
     """
 
     coder: Callable[[], SparseCoder] | None = None
@@ -79,7 +79,7 @@ class ActivationStore:
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
         self.manifest = manifest
-        # What was asked for last, after what it was asked for: a sampler asks several times in a row.
+        # The last results with their arguments, since samplers request the same several times in a row.
         self._last_stored: tuple[int, _Stored] | None = None
         self._last_windows: tuple[tuple[int, int], Windows] | None = None
         self._last_rows: tuple[int, NDArray[np.int32]] | None = None
@@ -160,12 +160,12 @@ class ActivationStore:
         return np.diff(self.indptr)
 
     def activations(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return where a latent fires and how strongly: positions, ascending, and values.  [firings] each"""
+        """Return the positions where a latent fires, ascending, and the activations.  [firings] each"""
         position, value = self._stored(latent)
         return position.astype(np.int64), value.astype(np.float32)
 
     def firings_of(self, latents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return where latents fire: positions, one latent's after another's, and where each latent's end.
+        """Return the positions where latents fire, concatenated by latent, and the end of each latent's part.
 
         Args:
             latents: The latents.
@@ -178,7 +178,7 @@ class ActivationStore:
         later[1:] = position[1:] > position[:-1]
         later[(ends - (stops - begins))[stops > begins]] = True
         if not later.all() or position.max(initial=0) >= max(1, self.tokens.size):
-            for latent in latents.tolist():  # says which
+            for latent in latents.tolist():  # raises the error for the damaged latent
                 self._stored(latent)
         return position, ends
 
@@ -190,17 +190,17 @@ class ActivationStore:
 
     @property
     def holds_whole_text(self) -> bool:
-        """Whether all of a latent's activations are known everywhere, not only in excerpts."""
+        """Whether activations are known in the whole corpus, not only in excerpts."""
         return self._known is None
 
     def knows(self, latent: int, contexts: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether all of a latent's activations in each context are known, so that their absence is silence.
+        """Return whether all of a latent's activations in each context are known, so that missing ones are 0.
 
-        True everywhere, except in stores made from excerpts, such as Neuronpedia's, and of some latents only.
+        False only in stores made from excerpts, such as Neuronpedia's, or for a subset of latents.
 
         Args:
             latent: The latent.
-            contexts: Contexts asked about.
+            contexts: Contexts to check.
         """
         if self.latents is not None and latent not in self.latents:
             return np.zeros(len(contexts), dtype=np.bool_)
@@ -210,9 +210,9 @@ class ActivationStore:
         return np.isin(contexts, known[indptr[latent] : indptr[latent + 1]])
 
     def counts(self, ids: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
-        """Return whether activations were counted on all tokens of each window, so that their absence is silence.
+        """Return whether activations were counted on all tokens of each window, so that missing ones are 0.
 
-        True everywhere except where the corpus counts turns of some roles only.
+        False only if the corpus counts the turns of some roles only.
 
         Args:
             ids: Window numbers.
@@ -223,10 +223,10 @@ class ActivationStore:
         tokens = self.begin_of(ids, window)[:, None] + np.arange(window)
         return np.asarray(self.mask[tokens // self.length, tokens % self.length].all(axis=1))
 
-    # Windows tile the text of a context, BOS omitted; a context's short rest belongs to no window.
+    # Windows tile the text of a context after BOS; the remainder at its end belongs to no window.
 
     def _tiles(self, window: int) -> int:
-        """Windows a full context has; window number `context * tiles + tile`."""
+        """Return the number of windows in a full context; a window's number is `context * tiles + tile`."""
         tiles = (self.length - self.lead) // window
         if tiles < 1:
             raise StoreError(f"windows of {window} tokens do not fit into contexts of {self.length - self.lead}")
@@ -259,8 +259,8 @@ class ActivationStore:
             ids, value = ids[whole], value[whole]
         if not len(ids):
             return Windows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        # Positions ascend, so windows do, too: a new one begins where the number changes. The first firings of
-        # all windows are taken together and the others put in after them; `reduceat` would pay for every window.
+        # Positions ascend, so windows do, too: a new one begins where the number changes. Start from the first firing
+        # of each window and merge the later ones into it; `reduceat` would have a cost per window.
         new = np.ones(len(ids), dtype=np.bool_)
         np.not_equal(ids[1:], ids[:-1], out=new[1:])
         first, later = np.flatnonzero(new), np.flatnonzero(~new)
@@ -290,7 +290,7 @@ class ActivationStore:
         return ids, np.asarray(self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context])
 
     def _stored(self, latent: int) -> _Stored:
-        """Positions and values of a latent, as they are stored.  [firings] each"""
+        """Return positions and values of a latent in their stored dtypes.  [firings] each"""
         last = self._last_stored
         if last is not None and last[0] == latent:
             return last[1]
@@ -302,7 +302,7 @@ class ActivationStore:
         return position, value
 
     def _rows(self, window: int) -> NDArray[np.int32]:
-        """Return the tokens of a window that begins at each position, as a view.  [tokens - window + 1, window]"""
+        """Return a sliding-window view of the tokens, one row per start position.  [tokens - window + 1, window]"""
         last = self._last_rows
         if last is None or last[0] != window:
             rows = np.lib.stride_tricks.sliding_window_view(self.tokens.reshape(-1), window)
@@ -329,14 +329,14 @@ class ActivationStore:
         rng: np.random.Generator,
         keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
     ) -> NDArray[np.int64]:
-        """Draw distinct windows in which a latent is verified to be silent; see `knows`.
+        """Draw distinct windows in which a latent verifiably does not fire; see `knows`.
 
         Args:
             latent: The latent.
             window: Tokens per window.
-            n: Windows wanted; fewer come when there are not enough.
-            rng: Source of the draw.
-            keep: Tells for window numbers which may be drawn.
+            n: Number of windows; fewer are returned if there are not enough.
+            rng: Random generator.
+            keep: Returns for an array of window numbers which may be drawn.
         """
         active = self.windows(latent, window).ids
 
@@ -356,13 +356,13 @@ class ActivationStore:
         rng: np.random.Generator,
         keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
     ) -> NDArray[np.int64]:
-        """Draw distinct windows, regardless of what fires in them.
+        """Draw distinct windows, whether or not a latent fires in them.
 
         Args:
             window: Tokens per window.
-            n: Windows wanted; fewer come when there are not enough.
-            rng: Source of the draw.
-            keep: Tells for window numbers which may be drawn.
+            n: Number of windows; fewer are returned if there are not enough.
+            rng: Random generator.
+            keep: Returns for an array of window numbers which may be drawn.
         """
         tiles = self._tiles(window)
         everywhere = len(self.lengths) * tiles
@@ -381,7 +381,7 @@ class ActivationStore:
             return rng.permutation(ids[eligible(ids)])[:n]
         drawn = np.empty(0, dtype=np.int64)
         for _ in range(32):
-            candidates = np.sort(rng.integers(everywhere, size=2 * n))  # what comes in order is found faster
+            candidates = np.sort(rng.integers(everywhere, size=2 * n))  # sorted candidates are looked up faster
             both = np.sort(np.concatenate([drawn, candidates[eligible(candidates)]]))
             drawn = np.concatenate([both[:1], both[1:][both[1:] != both[:-1]]])
             if len(drawn) >= n:
@@ -416,7 +416,7 @@ class ActivationStore:
 
         Args:
             latent: The latent.
-            positions: Where each begins, numbered as in `activations`: `context * length + start`.
+            positions: Start of each, numbered as in `activations`: `context * length + start`.
             window: Tokens per window.
             deciles: Rank decile of each window.
 
@@ -444,11 +444,11 @@ class ActivationStore:
     def window_arrays(
         self, latent: int, positions: NDArray[np.int64], window: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return tokens and a latent's activations of windows that begin anywhere.  [windows, window] each
+        """Return tokens and a latent's activations for windows with arbitrary starts.  [windows, window] each
 
         Args:
             latent: The latent.
-            positions: Where each begins, numbered as in `activations`.
+            positions: Start of each, numbered as in `activations`.
             window: Tokens per window.
 
         Raises:
@@ -478,7 +478,7 @@ class ActivationStore:
         return self._vocabulary.strings(token_ids)
 
     def is_partial(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Return which tokens hold part of a character, so that their text, and that of the next, needs the window."""
+        """Return which tokens contain part of a character, so that decoding them needs their neighbours."""
         return self._vocabulary.is_partial(tokens)
 
     def begin_of(self, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
@@ -487,15 +487,15 @@ class ActivationStore:
         return np.asarray(context * self.length + self.lead + tile * window)
 
     def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-        """Return starts of the activating windows such that there is text on both sides of their firings.
+        """Shift activating windows so that there is text on both sides of their firings; return their starts.
 
-        A window with less than a quarter of its tokens before the first firing token, or after the last, is moved that
-        way: as far as its context has text, the other side keeps a quarter, and no token that fires comes in or goes
-        out. So a window's maximum and rank stay what they were.
+        A window with less than a quarter of its tokens before the first firing, or after the last, is shifted in that
+        direction, as far as the context has text, the other side keeps a quarter, and the set of firings in the window
+        stays the same. So the window's maximum and rank do not change.
 
         Args:
             latent: The latent.
-            ids: Numbers of its activating windows.
+            ids: Window numbers of its activating windows.
             window: Tokens per window.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Turns windows of tokens into strings."""
+"""Decodes windows of token ids into strings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Vocabulary:
-    """Turns token ids into strings, by look-up except for windows with a token that is part of a character.
+    """Decodes token ids into strings by look-up, except in windows with tokens that contain part of a character.
 
     Args:
-        ids: Tokens that occur.  [tokens]
-        ends: Where the bytes of each end; they begin where those of the one before end.  [tokens] ascending
-        data: The bytes of all.  [bytes] uint8
+        ids: Ids of the tokens that occur.  [tokens]
+        ends: End of each token's bytes in `data`; they begin at the end of the previous token.  [tokens] ascending
+        data: The concatenated bytes of all tokens.  [bytes] uint8
     """
 
     def __init__(self, ids: NDArray[np.integer[Any]], ends: NDArray[np.integer[Any]], data: NDArray[np.uint8]):
         self._data = data.tobytes()
         stops = ends.tolist()
         self._spans = list(zip([0, *stops], stops, strict=False))
-        # In Latin-1 a character is a byte, so all tokens are decoded at once; what is not ASCII is done again.
+        # In Latin-1 every byte is a character, so all tokens are decoded at once; non-ASCII tokens are redone below.
         text = self._data.decode("latin-1")
         strings = [text[start:stop] for start, stop in self._spans]
         whole = [True] * len(strings)
@@ -36,11 +36,11 @@ class Vocabulary:
             except UnicodeDecodeError:
                 whole[at] = False
         size = int(ids.max(initial=-1)) + 1
-        self._at = np.full(size, -1)  # by token id, as the next two
+        self._at = np.full(size, -1)  # indexed by token id, like the next two arrays
         self._at[ids] = np.arange(len(ids))
         self._strings = np.empty(size, dtype=object)
         self._strings[ids] = strings
-        self._partial = np.ones(size, dtype=np.bool_)  # those that do not occur, too
+        self._partial = np.ones(size, dtype=np.bool_)  # true for tokens that do not occur, too
         self._partial[ids] = np.logical_not(whole)
 
     def _piece(self, at: int) -> bytes:
@@ -48,7 +48,7 @@ class Vocabulary:
         return self._data[start:stop]
 
     def is_partial(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Return which tokens hold part of a character, or are not known."""
+        """Return which tokens contain part of a character, or are unknown."""
         return self._partial.take(tokens, mode="clip")
 
     def strings(self, windows: NDArray[np.int32]) -> list[tuple[str, ...]]:
@@ -59,7 +59,7 @@ class Vocabulary:
         """
         try:
             flat = iter(self._strings.take(windows.ravel()).tolist())
-            rows = list(zip(*[flat] * windows.shape[1], strict=True))  # cut into windows without a list for each
+            rows = list(zip(*[flat] * windows.shape[1], strict=True))  # splits into windows without one list per window
             partial = self._partial.take(windows)
         except IndexError:
             raise _lacking() from None
@@ -72,4 +72,4 @@ class Vocabulary:
 
 
 def _lacking() -> StoreError:
-    return StoreError("the corpus holds a token that the store's vocabulary lacks; collect it again")
+    return StoreError("the corpus contains a token that is missing in the store's vocabulary; collect it again")

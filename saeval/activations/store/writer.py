@@ -15,7 +15,7 @@ from saeval._util import StoreError, content_hash, free_memory, write_atomic
 from saeval.activations.store.chunks import by_latent, merge, pair_type
 from saeval.activations.store.dataset import shared_dataset, write_dataset
 from saeval.activations.store.files import STORE_FORMAT, checksum
-from saeval.activations.store.pieces import Piece, Pieces, Totals, added_up
+from saeval.activations.store.pieces import Piece, Pieces, Totals, sum_totals
 from saeval.activations.store.reader import ActivationStore
 from saeval.activations.tokens import TokenDataset
 
@@ -28,7 +28,7 @@ _MERGE = 2_000_000, 32_000_000  # at least, at most
 
 
 def merge_budget(free: int | None) -> int:
-    """Return how many nonzeros to hold while merging: of at most a quarter of the free memory.
+    """Return how many nonzeros to hold in memory while merging; they take at most a quarter of the free memory.
 
     Args:
         free: Free memory in bytes; None if unknown.
@@ -39,21 +39,22 @@ def merge_budget(free: int | None) -> int:
 class ActivationWriter:
     """Writes a stream of activations to a store in bounded memory.
 
-    Activations are buffered, sorted by latent, and written as pieces of the corpus; `finish` merges the pieces latent
-    range by latent range. A writer goes on after the pieces that an interrupted one left behind.
+    Activations are buffered, sorted by latent, and written as pieces of the corpus; `finish` merges the pieces, one
+    range of latents at a time. A writer resumes after the pieces that an interrupted writer left.
 
-    A source that can begin anywhere cuts the corpus into shards (`start` with `shard`, then `turn_to` for each), which
-    processes can divide among them: each has a writer of the same path, and whichever finds all pieces there finishes.
+    A source that can start at any context divides the corpus into shards (`start` with `shard`, then `turn_to` for
+    each), so that several processes can share the work: each has a writer with the same path, and the one that finds
+    all pieces complete calls `finish`.
 
     Args:
-        path: Directory of the store to make.
-        budget: Nonzeros to hold in memory (about 40 bytes each while sorting); None for 8 million while activations
-            come, beside which a model needs memory, and as many as suit the free memory while merging.
-        progress: Called with (text tokens done, text tokens in all) as contexts are finished.
-        share: Which shards are this writer's, as (number, of how many): every so many-th.
+        path: Directory of the store to create.
+        budget: Nonzeros to hold in memory (about 40 bytes each while sorting); None for 8 million while collecting,
+            since the model needs memory, too, and a number that fits the free memory while merging.
+        progress: Called with (text tokens done, total text tokens) when contexts are finished.
+        share: This writer's share of the shards, as (number, count): every `count`-th shard.
 
     Attributes:
-        pair_type: Type of a position and its value, once it has begun (`start`).
+        pair_type: The dtype of a pair of position and value; set by `start`.
     """
 
     pair_type: np.dtype[np.void]
@@ -82,31 +83,31 @@ class ActivationWriter:
 
     @property
     def stream(self) -> Path:
-        """Folder for what has come of a streamed corpus; it is removed when the store is finished."""
+        """Folder for saved rows of a streamed corpus; deleted when the store is finished."""
         return self.path.with_name(f"{self.path.name}.stream.partial")
 
     def tokens(self, make: Callable[[], TokenDataset]) -> TokenDataset:
-        """Return the tokens to `start` with; where processes divide the shards, one of them makes them for all.
+        """Return the tokens for `start`; if several processes share the work, one of them makes the tokens for all.
 
         Args:
-            make: Makes them.
+            make: Tokenises the corpus.
         """
         if self._share[1] == 1:
             return make()
         return shared_dataset(self.path.with_name(f"{self.path.name}.tokens.partial"), make)
 
     def start(self, dataset: TokenDataset, n_latents: int, shard: int | None = None, made_with: str = "") -> int:
-        """Begin, or resume an interrupted store.
+        """Start a store, or resume an interrupted one.
 
         Args:
-            dataset: The tokens that activations will be given for.
+            dataset: The tokens that the activations belong to.
             n_latents: Width of the dictionary.
-            shard: Contexts a shard, where the source can begin at each (`turn_to`); else all contexts are one.
-            made_with: What values depend on beside the store's name, such as precision and device: nothing that was
-                of a writer with another name is resumed.
+            shard: Contexts per shard, if the source can start at any shard (`turn_to`); None for one shard.
+            made_with: What values depend on besides the store's name, such as precision and device; pieces with
+                another `made_with` are not resumed.
 
         Returns:
-            The context to begin at; 0 unless resuming.
+            The context to start at; 0 unless resuming.
         """
         self._dataset, self._n_latents = dataset, n_latents
         self._tokens_before = np.concatenate([[0], np.cumsum(dataset.mask.sum(axis=1))])
@@ -114,7 +115,7 @@ class ActivationWriter:
         self._shard = shard or max(1, len(dataset.tokens))
         self._latent = np.uint16 if n_latents <= 1 << 16 else np.uint32
         identity = content_hash(dataset.fingerprint, n_latents, str(self.pair_type), self._shard, made_with)
-        # Named by what it holds pieces of, so that processes need not agree on who begins.
+        # Named by the content of its pieces, so that all processes find it without coordination.
         self._partial = self.path.with_name(f"{self.path.name}.{identity}.partial")
         self._pieces = Pieces(self._partial, n_latents, self.pair_type)
         return self.turn_to(0)
@@ -126,22 +127,22 @@ class ActivationWriter:
             low: Its first context.
 
         Returns:
-            The context to begin at; the shard's end where all of it is there, or is another writer's to collect.
+            The context to start at; the shard's end if it is complete, or assigned to another writer.
         """
         self._high = min(low + self._shard, len(self._dataset.tokens))
-        self._buffer, self._buffered, self._tallied = [], 0, {}  # of a pass that was given up
+        self._buffer, self._buffered, self._tallied = [], 0, {}  # drop activations of a cancelled pass
         number, of = self._share
         mine = low // self._shard % of == number and (of == 1 or not self.path.exists())
         self._low = self._pending = self._pieces.reach(low, self._high) if mine else self._high
         return self._low
 
     def add(self, position: NDArray[np.int64], latent: NDArray[np.int64], value: NDArray[np.float32]) -> None:
-        """Take nonzero activations, ascending in position over all calls.
+        """Add nonzero activations; positions have to ascend over all calls.
 
         Args:
             position: `context * length + offset`.  [nonzero]
             latent: Latent.  [nonzero]
-            value: Activation; a special token's must not be among them.  [nonzero]
+            value: Activation; do not pass activations on special tokens.  [nonzero]
 
         Raises:
             StoreError: If a value is not finite or an index is out of range.
@@ -159,7 +160,7 @@ class ActivationWriter:
         self._buffered += len(position)
 
     def tally(self, **numbers: float | NDArray[np.float64]) -> None:
-        """Add to sums over the corpus, such as of squares; they are kept with the contexts up to the next `advance`."""
+        """Add to named sums over the corpus, such as of squares; `advance` saves them with its contexts."""
         for name, value in numbers.items():
             self._tallied[name] = self._tallied[name] + value if name in self._tallied else value
 
@@ -178,16 +179,16 @@ class ActivationWriter:
         pairs: NDArray[np.void],
         totals: Mapping[str, float | NDArray[np.float64]],
     ) -> None:
-        """Write all activations of some contexts, sorted already, instead of `add`, `tally` and `advance`.
+        """Write all activations of some contexts, already sorted, instead of `add`, `tally` and `advance`.
 
-        A thread may call it while another one turns to other shards.
+        A thread may call this while another one turns to other shards.
 
         Args:
-            low: First context: that which `turn_to` gave, or where the last ones of the shard ended.
+            low: First context: the one that `turn_to` returned, or the end of the shard's previous contexts.
             high: The context after the last one.
-            bounds: Where each latent's activations begin, and the last one's end.  [n_latents + 1]
+            bounds: Start of each latent's activations, and the end of the last one's.  [n_latents + 1]
             pairs: Position and value, sorted by latent, then position.  [nonzero] `pair_type`
-            totals: What was added up of them, as in `tally`.
+            totals: Named sums over these contexts, as in `tally`.
 
         Raises:
             StoreError: If a position is out of range.
@@ -200,31 +201,31 @@ class ActivationWriter:
         self.progress(int(self._tokens_before[high]), int(self._tokens_before[-1]))
 
     def note(self, **facts: Any) -> None:
-        """Keep facts about the coder or corpus (JSON-able) with the store."""
+        """Store facts about the coder or corpus (JSON-serialisable) with the store."""
         self._facts.update(facts)
 
     def restrict(self, latent: NDArray[np.int64], context: NDArray[np.int64]) -> None:
-        """Declare that each latent is known only in some contexts; in others it counts as unknown, not as silent.
+        """Declare that a latent's activations are known in some contexts only; others count as unknown, not as 0.
 
         Args:
             latent: Latent.  [pairs]
-            context: A context in which all its activations are given.  [pairs]
+            context: A context for which all its activations are added.  [pairs]
         """
         pairs = np.unique(np.stack([latent, context]), axis=1)
         contexts = np.bincount(pairs[0], minlength=self._n_latents)
         self._known = np.concatenate([[0], np.cumsum(contexts)]), pairs[1]
 
     def only(self, latents: Sequence[int]) -> None:
-        """Declare that only these latents' activations are added; all others count as unknown, not as silent."""
+        """Declare that only these latents' activations are added; those of others count as unknown, not as 0."""
         self._only = sorted(set(latents))
 
     def adopt(self, store: ActivationStore) -> None:
-        """Adopt a finished store with its facts, instead of `start`, `add` and `advance`."""
+        """Use a finished store with its facts, instead of `start`, `add` and `advance`."""
         self._adopted = store
         self.progress(store.n_tokens, store.n_tokens)
 
     def _spill(self) -> None:
-        """Sort what is buffered by latent and write it as one piece; only then count its contexts as done."""
+        """Sort the buffered activations by latent, write them as one piece, and then count its contexts as done."""
         if self._pending <= self._low:
             return
         latent = np.concatenate([np.empty(0, dtype=self._latent), *(latent for latent, _ in self._buffer)])
@@ -235,18 +236,18 @@ class ActivationWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether the pieces of all contexts are there, those of other writers' shards included."""
+        """Whether the pieces of all contexts are finished, including those of other writers' shards."""
         if self._whole is None:
             pieces = self._pieces.all()
             self._whole = pieces if _contexts(pieces) == len(self._dataset.tokens) else None
         return self._whole is not None
 
     def totals(self) -> Totals | None:
-        """Return what was tallied over the corpus; None as long as it is not complete."""
-        return added_up(self._whole or ()) if self.complete else None
+        """Return the tallied sums over the corpus; None as long as it is not complete."""
+        return sum_totals(self._whole or ()) if self.complete else None
 
     def finish(self) -> ActivationStore:
-        """Merge the pieces, write the manifest, and move the store to its place.
+        """Merge the pieces, write the manifest, and move the store to `path`.
 
         Raises:
             StoreError: If contexts are missing.
@@ -281,7 +282,7 @@ class ActivationWriter:
         return ActivationStore.open(self.path)
 
     def _copy(self, store: ActivationStore) -> ActivationStore:
-        """Make links to the store's files, or copies where there can be none."""
+        """Hard-link the store's files, or copy them if links are not possible."""
         partial = self.path.with_name(f"{self.path.name}.copied.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

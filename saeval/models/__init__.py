@@ -1,4 +1,4 @@
-"""Subject models and what is read from them: loading, hookpoints, steering, sparse coders, embeddings, fidelity."""
+"""Subject models and sparse coders: loading, hookpoints, steering, encoding, embeddings, fidelity."""
 
 from __future__ import annotations
 

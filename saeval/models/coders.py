@@ -1,4 +1,4 @@
-"""Defines sparse coders: one interface for SAEs, transcoders, neurons, random and single directions."""
+"""Defines sparse coders: a common interface for SAEs, transcoders, neurons, random and single directions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_MOST_CANDIDATES = 1 / 16  # share of all latents that may be computed twice
-_TILE_BYTES = 256 << 20  # memory that the dense pre-activations of one tile of tokens may take
+_MOST_CANDIDATES = 1 / 16  # largest share of latents that screening may leave as candidates
+_TILE_BYTES = 256 << 20  # memory limit for the dense pre-activations of one tile of tokens
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class HookPoint:
 
     Attributes:
         path: Module path, as in `model.named_modules()`, with or without the base model's prefix.
-        site: Whether the module's output is read or its first input.
-        center: Whether to subtract each activation's mean over features (SAEs made with centred writing weights).
+        site: Whether to read the module's output or its first input.
+        center: Whether to subtract each activation's mean over features (for SAEs trained on models with centred
+            writing weights).
     """
 
     path: str
@@ -35,7 +36,7 @@ class HookPoint:
     center: bool = False
 
     def __str__(self) -> str:
-        """The name that specs and results use: the module path, with `.input` behind it where its input is read."""
+        """The name that specs and results use: the module path, plus `.input` if the input is read."""
         return f"{self.path}.input" if self.site == "in" else self.path
 
 
@@ -54,20 +55,20 @@ class Sparse(NamedTuple):
 
 
 class SparseCoder(ABC):
-    """A dictionary of latents that activations are encoded into.
+    """A dictionary of latents that encodes activations.
 
     Attributes:
         n_latents: Width of the dictionary.
         d_in: Width of the activations it reads.
-        architecture: Its kind, as reports name it.
-        autoencoder: Whether `decode` reconstructs what was encoded, so that the share of variance it leaves
-            unexplained means something; a transcoder predicts the activations of another place.
-        transcoder: Whether its latents write to another place than the one it reads, so that `direction` is one of
-            that other place.
-        writes: That place, as a hookpoint is named, where the coder's files tell; None elsewhere.
-        token_wise: Whether each token is encoded by itself. Otherwise `encode` needs whole contexts,
-            [contexts, tokens, d_in], and its rows count tokens over all of them.
-        metadata: What its makers say of it (model, hook, training data); JSON-able.
+        architecture: Its architecture, as shown in reports.
+        autoencoder: Whether `decode` reconstructs the encoded activations, so that the fraction of variance unexplained
+            is defined; a transcoder predicts the activations at another hookpoint.
+        transcoder: Whether its latents write to another hookpoint than the one it reads; `direction` then belongs to
+            that hookpoint.
+        writes: Name of that hookpoint, if the coder's files state it; else None.
+        token_wise: Whether tokens are encoded independently. Otherwise `encode` needs whole contexts,
+            [contexts, tokens, d_in], and its rows number the tokens over all contexts.
+        metadata: Metadata from its files (model, hook, training data); JSON-serialisable.
         measures: Numbers that leaderboards show, by the names that its plugin declares (`Coder.measures`).
     """
 
@@ -86,9 +87,9 @@ class SparseCoder(ABC):
         """Encode activations.  x [rows, d_in]"""
 
     def only(self, latents: Sequence[int]) -> SparseCoder | None:
-        """Return a coder of the same width that encodes only these latents; all others are silent.
+        """Return a coder of the same width that encodes only these latents; all others are 0.
 
-        None if that would be no less work, such as where latents compete for the k largest.
+        None if that would not be cheaper, for example if latents compete for the top k.
         """
         return None
 
@@ -97,21 +98,21 @@ class SparseCoder(ABC):
         return self
 
     def compile(self) -> bool:
-        """Compile what can be with `torch.compile`, and return whether there is such a thing."""
+        """Compile the encoder with `torch.compile` if possible; return whether it was compiled."""
         return False
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
-        """Reconstruct what the coder predicts, or None if its latents alone do not tell.  [n_rows, d_out]"""
+        """Return the prediction from the latents; None if they alone do not determine it.  [n_rows, d_out]"""
         return None
 
     def reconstruct(self, x: Tensor, sparse: Sparse) -> Tensor | None:
-        """Reconstruct activations, given them and their encoding; None if that is impossible.
+        """Reconstruct activations from their encoding; None if that is impossible.
 
-        Unlike `decode`, it can undo a normalisation of each token.
+        Unlike `decode`, it can undo the normalisation of each token, since it gets the activations, too.
 
         Args:
-            x: What was encoded.  [rows, d_in]
-            sparse: What it was encoded to.
+            x: The encoded activations.  [rows, d_in]
+            sparse: Their encoding.
         """
         return self.decode(sparse, len(x))
 
@@ -124,19 +125,19 @@ class SparseCoder(ABC):
         return None
 
     def directions(self) -> Tensor | None:
-        """Return the directions that all latents write, to be compared by angle; preferably a view.  [n_latents, d_out]
+        """Return the directions that all latents write, for cosine similarities; preferably a view.  [n_latents, d_out]
 
-        None if there is no such thing, or nothing to compare.
+        None if there are none, or if comparing them is meaningless.
         """
         return None
 
     def encoder_directions(self) -> Tensor | None:
-        """Return what all latents read, as `directions` does.  [n_latents, d_in]"""
+        """Return the directions that all latents read, for cosine similarities.  [n_latents, d_in]"""
         return None
 
 
 class GatedEncoder(NamedTuple):
-    """Parameters of a gated encoder besides its weights: it fires where weights and `bias` give more than 0.
+    """Parameters of a gated encoder besides its weights. A latent fires where the gate's pre-activation exceeds 0.
 
     Attributes:
         bias: Bias of the gate.  [n_latents]
@@ -153,34 +154,33 @@ class GatedEncoder(NamedTuple):
 class LinearCoder(SparseCoder):
     """A linear encoder, an activation function and a linear decoder: nearly every SAE and transcoder.
 
-    The activation function is a ReLU; a JumpReLU where `threshold` is given, a gated one where `gate` is, and the k
-    largest of each token (or the largest of each of k groups of latents) where `k` is.
+    The activation function is a ReLU by default, a JumpReLU if `threshold` is set, a gated one if `gate` is set, and
+    top-k per token (or the largest in each of k groups of latents) if `k` is set.
 
-    Tokens are encoded in tiles, so that the dense pre-activations never take more than 256 MB. Where one tile
-    holds the whole batch, activations equal those of sae-lens' `SAE.encode` bit for bit, but in an `encoding_pass`.
+    Tokens are encoded in tiles, so that the dense pre-activations never take more than 256 MB. If one tile covers the
+    whole batch, activations equal those of sae-lens' `SAE.encode` bit for bit, except in an `encoding_pass`.
 
     Attributes:
         encoder: Encoder weights.  [d_in, n_latents]
-        decoder: Decoder weights, one direction a latent.  [n_latents, d_out]
+        decoder: Decoder weights, one direction per latent.  [n_latents, d_out]
         encoder_bias: Added to pre-activations.  [n_latents]
         decoder_bias: Added to reconstructions.  [d_out]
-        threshold: A latent is silent where its pre-activation does not exceed it.  [n_latents]
-        k: Latents per token to keep, where positive.
-        signed: Whether the k of largest magnitude are kept instead, with their signs.
-        grouped: Whether the latents fall into k groups of neighbours instead, the largest of each of which is kept.
+        threshold: Activations are 0 if the pre-activation does not exceed it.  [n_latents]
+        k: Number of latents to keep per token, if positive.
+        signed: Whether to keep the k of largest magnitude instead, with their signs.
+        grouped: Whether to keep the largest in each of k groups of adjacent latents instead.
         gate: Further weights of a gated encoder.
         scale_by_decoder_norm: Whether activations are multiplied by the norm of their decoder direction
-            before the k largest are chosen, and divided by it in decoding.
-        subtract_decoder_bias: Whether the decoder bias is subtracted from what is read.
-        normalize: How each token's activations are normalised first: to zero mean and unit deviation
-            (`layer_norm`), or to the norm √d_in (`constant_norm_rescale`). There is no `decode` then, for undoing
-            it takes the token itself.
-        skip: Whether a skip connection adds to the prediction; then, too, there is no `decode`.
-        architecture: Its kind, as reports name it.
-        autoencoder: Whether it reconstructs what it reads.
-        transcoder: Whether its latents write to another place than the one it reads.
-        writes: That place, where it is known.
-        metadata: What its makers say of it.
+            before the top k are selected, and divided by it in decoding.
+        subtract_decoder_bias: Whether the decoder bias is subtracted from the input.
+        normalize: Normalisation of each token's input: to zero mean and unit deviation (`layer_norm`), or to the norm
+            √d_in (`constant_norm_rescale`). `decode` then returns None, since undoing it requires the token.
+        skip: Whether a skip connection adds to the prediction; `decode` then returns None, too.
+        architecture: Its architecture, as shown in reports.
+        autoencoder: Whether it reconstructs its input.
+        transcoder: Whether its latents write to another hookpoint than the one it reads.
+        writes: That hookpoint, if known.
+        metadata: Metadata from its files.
     """
 
     encoder: Tensor
@@ -219,7 +219,7 @@ class LinearCoder(SparseCoder):
         return _in_tiles(self._encode_tile, x, tile)
 
     def compile(self) -> bool:
-        """Compile what comes before the choice of latents, which then rounds differently."""
+        """Compile the computation of pre-activations, which changes their rounding."""
         import torch
 
         self._compiled = torch.compile(self._preactivations, dynamic=True)
@@ -230,7 +230,7 @@ class LinearCoder(SparseCoder):
             return found
         pre = (self._compiled or self._preactivations)(x)
         if self.threshold is not None:
-            # NaN is kept, so that collecting refuses it.
+            # Keeps NaN, so that collecting raises an error.
             rows, latents = (pre <= self.threshold.clamp(min=0)).logical_not_().nonzero(as_tuple=True)
             return Sparse(rows, latents, pre[rows, latents])
         if self.k is None:
@@ -238,7 +238,7 @@ class LinearCoder(SparseCoder):
         return _largest_of_groups(pre, self.k) if self.grouped else _largest(pre, self.k, signed=self.signed)
 
     def _screened(self, x: Tensor, precision: Precision) -> Sparse | None:
-        """Encode activations by screening; None if that is not possible or would be no less work."""
+        """Encode activations with screening; None if that is not possible or would not be cheaper."""
         import torch
 
         if self.gate is not None or self.signed or self.grouped or self.encoder.dtype != torch.float32:
@@ -257,7 +257,7 @@ class LinearCoder(SparseCoder):
         scale = self._decoder_norms if self.scale_by_decoder_norm and self.threshold is None else None
         if scale is not None:
             pre, lengths, rounding = pre * scale, lengths * scale, rounding * scale
-        # NaN is a candidate, so that collecting refuses it.
+        # NaN is a candidate, so that collecting raises an error.
         possible = (pre <= torch.addr(least - rounding, error, lengths, alpha=-1)).logical_not_()
         if self.k is not None:
             surely = torch.addr(pre - rounding, error, lengths, alpha=-1).topk(self.k, dim=-1).values[:, -1:]
@@ -275,7 +275,7 @@ class LinearCoder(SparseCoder):
         return _some_of(Sparse(rows, latents, values), (values <= least[latents]).logical_not_())
 
     def _preactivations(self, x: Tensor) -> Tensor:
-        """Return what the activation function is given; of a gated encoder, the magnitudes where it fires."""
+        """Return the input of the activation function; for a gated encoder, the gated magnitudes."""
         x = self._read(x)
         pre = x @ self.encoder if (kept := EncodingPass.of(x)) is None else kept.product(x, self.encoder)
         if self.gate is not None:
@@ -288,8 +288,8 @@ class LinearCoder(SparseCoder):
         return pre
 
     def _read(self, x: Tensor) -> Tensor:
-        """Return what is multiplied with the encoder.  [rows, d_in] each"""
-        # The order of operations is sae-lens'; another one rounds differently.
+        """Return the normalised input that is multiplied by the encoder.  [rows, d_in] each"""
+        # Same order of operations as in sae-lens; another order rounds differently.
         if self.normalize == "layer_norm":
             x = x - x.mean(dim=-1, keepdim=True)
             x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
@@ -300,7 +300,7 @@ class LinearCoder(SparseCoder):
         return x
 
     def only(self, latents: Sequence[int]) -> SparseCoder | None:
-        """Return a coder of some columns of the encoder; None if the k largest are kept."""
+        """Return a coder with the encoder columns of some latents; None for top-k coders."""
         import torch
 
         if self.k is not None:
@@ -318,17 +318,17 @@ class LinearCoder(SparseCoder):
             threshold=pick(self.threshold),
             gate=None if self.gate is None else GatedEncoder(*(v[chosen] for v in self.gate)),
         )
-        return _Chosen(columns, chosen, self.n_latents)
+        return _LatentSubset(columns, chosen, self.n_latents)
 
     def encoding_only(self) -> LinearCoder:
-        """Return this coder with a decoder of width 0; the memory of its own is free when nobody else holds it."""
-        lean = copy(self)  # `replace` would compute decoder norms from no decoder
+        """Return this coder with a decoder of width 0, so that the decoder's memory can be freed."""
+        lean = copy(self)  # `replace` would recompute decoder norms from the empty decoder
         lean.decoder = self.decoder.new_empty(self.n_latents, 0)
         lean.autoencoder = False
         return lean
 
     def decode(self, sparse: Sparse, n_rows: int) -> Tensor | None:
-        """Reconstruct what the coder predicts; None with a skip connection or a normalised input.  [n_rows, d_out]"""
+        """Return the coder's prediction; None with a skip connection or a normalised input.  [n_rows, d_out]"""
         return None if self.skip or self.normalize != "none" else self._decoded(sparse, n_rows)
 
     def reconstruct(self, x: Tensor, sparse: Sparse) -> Tensor | None:
@@ -344,7 +344,7 @@ class LinearCoder(SparseCoder):
         return decoded
 
     def _decoded(self, sparse: Sparse, n_rows: int) -> Tensor:
-        """Return what the decoder makes of activations, in the space that the encoder reads.  [n_rows, d_out]"""
+        """Return the decoder's output, in the (possibly normalised) space that the encoder reads.  [n_rows, d_out]"""
         import torch
 
         values = sparse.values
@@ -357,7 +357,7 @@ class LinearCoder(SparseCoder):
         return sums if self.decoder_bias is None else sums + self.decoder_bias
 
     def direction(self, latent: int) -> Tensor | None:
-        """Return what an activation of 1 adds to the prediction.  [d_out]"""
+        """Return the change of the prediction per unit of activation.  [d_out]"""
         row = self.decoder[latent]
         return row / self._decoder_norms[latent] if self.scale_by_decoder_norm else row
 
@@ -370,17 +370,17 @@ class LinearCoder(SparseCoder):
         return self.decoder
 
     def encoder_directions(self) -> Tensor | None:
-        """Return the encoder, a latent a row.  [n_latents, d_in]"""
+        """Return the encoder, one row per latent.  [n_latents, d_in]"""
         return self.encoder.T
 
 
-class _Chosen(SparseCoder):
-    """Some latents of a coder, under the numbers that they have there.
+class _LatentSubset(SparseCoder):
+    """A coder of some latents that reports them under their indices in the full dictionary.
 
     Args:
-        coder: A coder of these latents alone.
-        numbers: Their numbers, ascending.  [latents of `coder`]
-        n_latents: Width of the dictionary that they are from.
+        coder: A coder of these latents only.
+        numbers: Their indices in the full dictionary, ascending.  [latents of `coder`]
+        n_latents: Width of the full dictionary.
     """
 
     def __init__(self, coder: SparseCoder, numbers: Tensor, n_latents: int):
@@ -394,7 +394,7 @@ class _Chosen(SparseCoder):
         return Sparse(rows, self._numbers[latents], values)
 
     def compile(self) -> bool:
-        """Compile the coder that it wraps."""
+        """Compile the wrapped coder."""
         return self._coder.compile()
 
 
@@ -402,12 +402,12 @@ class _Chosen(SparseCoder):
 class NeuronCoder(SparseCoder):
     """Neurons as latents: the inputs of the MLP's down projection.
 
-    Neurons of gated MLPs are signed. The k largest by magnitude are kept, and of those the positive ones are
-    firings; the negative side of a neuron is omitted, as if it were silent.
+    Neurons of gated MLPs are signed. The k largest by magnitude are kept, and of those only the positive ones count as
+    firing; negative activations count as 0.
 
     Attributes:
         d_in: Number of neurons.
-        k: Neurons a token to keep; None for all.
+        k: Number of neurons to keep per token; None for all.
     """
 
     d_in: int
@@ -425,7 +425,7 @@ class NeuronCoder(SparseCoder):
         return _some_of(found, found.values > 0)
 
     def direction(self, latent: int) -> Tensor | None:
-        """Return the neuron's own axis: what it writes into the place that is read.  [d_in]"""
+        """Return the unit vector of the neuron, in the space of the hookpoint.  [d_in]"""
         import torch
 
         axis = torch.zeros(self.d_in)
@@ -433,7 +433,7 @@ class NeuronCoder(SparseCoder):
         return axis
 
     def encoder_direction(self, latent: int) -> Tensor | None:
-        """Return the neuron's own axis.  [d_in]"""
+        """Return the unit vector of the neuron.  [d_in]"""
         return self.direction(latent)
 
 
@@ -446,10 +446,10 @@ class ModuleCoder(SparseCoder):
             activations of all latents in the last dimension.
         n_latents: Width of the dictionary.
         d_in: Width of the activations it reads.
-        architecture: Its kind, as reports name it.
-        decoder: Direction that each latent writes, where there is such a thing.  [n_latents, d_out]
-        token_wise: Whether each token is encoded by itself.
-        metadata: What its makers say of it.
+        architecture: Its architecture, as shown in reports.
+        decoder: Direction that each latent writes, if defined.  [n_latents, d_out]
+        token_wise: Whether tokens are encoded independently.
+        metadata: Metadata from its files.
     """
 
     dense: Callable[[Tensor], Tensor]
@@ -461,7 +461,7 @@ class ModuleCoder(SparseCoder):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def encode(self, x: Tensor) -> Sparse:
-        """Encode activations, as many at a time as the memory budget allows.  x [rows, d_in]"""
+        """Encode activations in tiles that fit the memory limit.  x [rows, d_in]"""
         tokens = 1 if self.token_wise else x.shape[1]
         return _in_tiles(self._encode_tile, x, _TILE_BYTES // (4 * self.n_latents * tokens), tokens)
 
@@ -473,7 +473,7 @@ class ModuleCoder(SparseCoder):
         return None if self.decoder is None else self.decoder[latent]
 
     def directions(self) -> Tensor | None:
-        """Return the decoder, where there is one.  [n_latents, d_out]"""
+        """Return the decoder, or None.  [n_latents, d_out]"""
         return self.decoder
 
 
@@ -494,7 +494,7 @@ def _largest(dense: Tensor, k: int, *, signed: bool) -> Sparse:
 
 
 def _largest_of_groups(dense: Tensor, groups: int) -> Sparse:
-    """Keep the largest of each of the groups of neighbours that each row falls into, where it is positive."""
+    """Keep the largest positive value in each of `groups` groups of adjacent latents, per row."""
     import torch
 
     size = dense.shape[-1] // groups
@@ -503,7 +503,7 @@ def _largest_of_groups(dense: Tensor, groups: int) -> Sparse:
 
 
 def _largest_of_candidates(found: Sparse, n_rows: int, k: int) -> Sparse:
-    """Keep the k largest of each row among candidates, where they are positive.  [candidates] each"""
+    """Keep the k largest positive candidates of each row.  [candidates] each"""
     import torch
 
     counts = torch.bincount(found.rows, minlength=n_rows)
@@ -517,7 +517,7 @@ def _largest_of_candidates(found: Sparse, n_rows: int, k: int) -> Sparse:
 
 
 def _chosen(indices: Tensor, values: Tensor) -> Sparse:
-    """Return chosen latents of each row, without zeros.  [rows, chosen] each"""
+    """Return the selected latents of each row in sparse form, without zeros.  [rows, selected] each"""
     import torch
 
     rows = torch.arange(len(indices), device=indices.device).repeat_interleave(indices.shape[-1])
@@ -526,13 +526,13 @@ def _chosen(indices: Tensor, values: Tensor) -> Sparse:
 
 
 def _some_of(sparse: Sparse, which: Tensor) -> Sparse:
-    """Return the activations where `which` is not 0, searched for once: on a GPU, each search waits for it."""
+    """Return the activations where `which` is not 0; one `nonzero` call, since each synchronises with the GPU."""
     keep = which.nonzero().squeeze(1)
     return Sparse(*(part[keep] for part in sparse))
 
 
 def _in_tiles(encode: Callable[[Tensor], Sparse], x: Tensor, tile: int, tokens: int = 1) -> Sparse:
-    """Encode `tile` items at a time, each of `tokens` rows, and number the rows through."""
+    """Encode `tile` items at a time, each of `tokens` rows, with consecutive row numbers over all tiles."""
     import torch
 
     tile = max(1, tile)
@@ -543,26 +543,26 @@ def _in_tiles(encode: Callable[[Tensor], Sparse], x: Tensor, tile: int, tokens: 
     return Sparse(rows, torch.cat([p.latents for p in parts]), torch.cat([p.values for p in parts]))
 
 
-# Down projections of MLPs by module path below a block.
+# Module paths of the MLP's down projection, relative to a block.
 _DOWN_PROJECTIONS = (
     "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "mlp.down_proj", "feed_forward.down_proj",
     "feed_forward.w2", "feed_forward.value", "mlp_block.down_proj", "ffn.proj_down", "ffn.down_proj",
     "shared_mlp.output_linear", "mixer.down_proj", "fc2",
 )  # fmt: skip
-# Those of Mamba-like mixers, whose blocks may have no MLP.
+# The same for Mamba-like mixers, whose blocks may have no MLP.
 _MIXERS = ("mixer.out_proj", "mamba.out_proj", "mamba_decoder.mamba.out_proj")
 
 
 def down_projection(module: str, modules: Sequence[str]) -> str | None:
-    """Return the path of the projection whose inputs are the neurons of the block that a module lies in.
+    """Return the path of the down projection, whose inputs are the neurons, in the block that contains a module.
 
     Args:
         module: Path of a block or of a module in one.
         modules: All module paths of the model.
 
     Returns:
-        The path; None if there is none, as in mixture-of-experts layers with fused experts, no neuron of which
-        every token passes through.
+        The path; None if there is none, for example in mixture-of-experts layers with fused experts, where no neuron
+        processes every token.
     """
     known = set(modules)
     parts = module.split(".")

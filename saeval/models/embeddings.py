@@ -1,4 +1,4 @@
-"""Sentence embeddings shared by all plugins: each model is loaded once, each text embedded once."""
+"""Sentence embeddings shared by all plugins: loads each model once and embeds each text once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from saeval.plugin.base import Embed
 
-_KEPT = 200_000  # vectors held in memory, about 300 MB at 384 dimensions
+_KEPT = 200_000  # vectors kept in memory, about 300 MB at 384 dimensions
 _BATCH = 32
 
 
@@ -25,17 +25,17 @@ _BATCH = 32
 def embedder() -> Embed:
     """Return the process's embedder; see `saeval.plugin.base.Embed`.
 
-    It may be called from several threads. A text's vector does not depend on the texts that come with it beyond
-    float32 rounding (about 1e-7), and is computed once.
+    It may be called from several threads. A text's vector is computed once, and does not depend on the other texts of
+    the batch beyond float32 rounding (about 1e-7).
     """
     return _Embedder(_load)
 
 
 def embedder_check(model: str) -> None:
-    """Check, cheaply, whether a packaged model is installed, and whether a local one is there.
+    """Check that a packaged model is installed, or that a local one exists, without loading it.
 
     Raises:
-        InputError: If it is not.
+        InputError: If not.
     """
     if model.startswith(PREFIX):
         asset_check(model)
@@ -44,7 +44,7 @@ def embedder_check(model: str) -> None:
 
 
 def embedder_sha(model: str) -> str | None:
-    """Return the hash of a local model's weights, which may change under the same path; None for any other."""
+    """Return the hash of a local model's weights, since they may change under the same path; None for other models."""
     weights = Path(model, "model.safetensors")
     return file_sha256(weights) if weights.is_file() else None
 
@@ -61,7 +61,7 @@ class _Embedder:
 
         Args:
             model: Hub id or directory of a sentence-transformers model, or `package:NAME`.
-            texts: Texts; those seen before are not embedded again.
+            texts: The texts; cached vectors are reused.
 
         Raises:
             InputError: If the model cannot be loaded.
@@ -84,7 +84,7 @@ class _Embedder:
     def _encode(self, model: str, texts: list[str]) -> list[NDArray[np.float32]]:
         import numpy as np
 
-        # encode() itself sorts by length, so that little is padded, and puts the rows back in order.
+        # encode() sorts by length to reduce padding, and restores the order.
         vectors = self._models[model].encode(
             texts, batch_size=_BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )

@@ -14,13 +14,13 @@ _LIMITED = {
     "electra",
     "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "bert-generation", "bart", "trocr",
 }  # fmt: skip
-"""Model types whose positions come from a table, beyond which they cannot read."""
+"""Model types with a table of learned positions, which limits their context."""
 _ENCODERS = {
     "bert", "roberta", "electra", "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "rembert",
     "roformer",
     "xmod", "big_bird", "bert-generation", "xlm-roberta-xl", "roberta-prelayernorm", "modernbert",
 }  # fmt: skip
-"""Model types that read in both directions unless their configuration says `is_decoder`."""
+"""Model types with bidirectional attention, unless their configuration sets `is_decoder`."""
 _BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _PLAIN = _LIMITED | {"gpt_neox", "bloom", "falcon", "mpt", "phi", "starcoder2"}
 """Model types whose blocks have a plain MLP; most others have a gated one."""
@@ -28,7 +28,7 @@ _POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", 
 
 
 def local_model(name: str) -> Path | None:
-    """Return the path that a name means, or None for a hub id."""
+    """Return the local path that a model name refers to; None for a hub id."""
     path = Path(name).expanduser()
     if path.exists() or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
         return path
@@ -41,14 +41,14 @@ class ModelFacts(NamedTuple):
     Attributes:
         kind: Its `model_type`.
         width: Width of the residual stream.
-        vocabulary: Rows of its embedding.
+        vocabulary: Number of rows in its embedding.
         blocks: Number of its blocks.
-        positions: Tokens per context at most, where a table of positions ends; None if there is no such limit.
-        made_for: Tokens per context that it was made for, as its configuration says.
-        both_ways: Whether tokens see those after them.
-        bos: The BOS token's text; empty if the tokenizer has none, None if its files do not tell.
+        positions: Maximum tokens per context if positions come from a table; None if there is no such limit.
+        made_for: Maximum tokens per context according to its configuration.
+        both_ways: Whether attention is bidirectional.
+        bos: Text of the BOS token; empty if the tokenizer has none, None if its files do not state it.
         chat: Whether there is a chat template.
-        parameters: Parameters that a token passes in the blocks, embeddings not among them; None if unknown.
+        parameters: Number of parameters per token in the blocks, without embeddings; None if unknown.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class ModelFacts(NamedTuple):
 
 
 def model_facts(name: str) -> ModelFacts | None:
-    """Read the configuration of a model folder on this machine; None for hub ids, packages and single files."""
+    """Read the facts of a local model folder; return None for hub ids, packages and single files."""
     folder = local_model(name)
     if folder is None or not folder.is_dir():
         return None
@@ -89,9 +89,9 @@ def model_facts(name: str) -> ModelFacts | None:
 
 
 def block_parameters(config: Mapping[str, Any]) -> int | None:
-    """Return how many parameters a token passes in a transformer's blocks, by its configuration; None if unknown.
+    """Return the number of active parameters in a transformer's blocks, from its configuration; None if unknown.
 
-    Of a mixture of experts, only those that a token is sent to count.
+    In a mixture of experts, only the experts per token count.
     """
     width, blocks = _first(config, "hidden_size", "n_embd", "d_model"), _first(config, *_BLOCKS)
     if width is None or blocks is None:
@@ -107,7 +107,7 @@ def block_parameters(config: Mapping[str, Any]) -> int | None:
 
 
 def tokens_outside(name: str, facts: ModelFacts) -> tuple[str, ...]:
-    """Return the tokens that were added to a folder's tokenizer and that the model's embedding has no row for."""
+    """Return the tokens added to a folder's tokenizer for which the model's embedding has no row."""
     folder = local_model(name)
     if folder is None or facts.vocabulary is None:
         return ()
@@ -118,7 +118,7 @@ def tokens_outside(name: str, facts: ModelFacts) -> tuple[str, ...]:
 def not_causal(name: str) -> InputError:
     """Return the error for a model whose tokens attend to later ones."""
     return InputError(
-        f"model {name} attends in both directions, so activations depend on the padding and text that follow; choose "
+        f"model {name} attends in both directions, so activations depend on the following text and padding; choose "
         f"a causal language model"
     )
 
@@ -126,13 +126,13 @@ def not_causal(name: str) -> InputError:
 def too_long(name: str, positions: int, tokens: int) -> InputError:
     """Return the error for contexts longer than the model's positions."""
     return InputError(
-        f"model {name} has {positions} positions, and each context takes {tokens} tokens with those before the "
+        f"model {name} has {positions} positions, but each context has {tokens} tokens, including those before the "
         f"text; set source.with.corpus.context to {positions - 1} or less"
     )
 
 
 def json_mapping(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; empty if it is missing, damaged or no mapping."""
+    """Return the mapping in a JSON file; empty if the file is missing, damaged or not a mapping."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -141,7 +141,7 @@ def json_mapping(path: Path) -> dict[str, Any]:
 
 
 def _added(file: Path) -> dict[str, int]:
-    """Return the numbers of tokens added to a fast tokenizer, without parsing its whole vocabulary."""
+    """Return the ids of the tokens added to a fast tokenizer, without parsing its whole vocabulary."""
     try:
         text = file.read_text(encoding="utf-8")
         found, _ = json.JSONDecoder().raw_decode(text[text.index("[", text.index('"added_tokens"')) :])
@@ -166,7 +166,7 @@ def _bos(folder: Path) -> str | None:
         if "bos_token" in known:
             token = known["bos_token"]
             return str(token["content"] if isinstance(token, dict) else token or "")
-    # Without a class that may have one of its own, what is not named is not there.
+    # These classes have no default BOS, so there is none if the files name none.
     kind = str(json_mapping(folder / "tokenizer_config.json").get("tokenizer_class", ""))
     return (
         "" if kind in ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast") else None

@@ -1,4 +1,4 @@
-"""Measures how much loss a coder's reconstruction recovers."""
+"""Measures the cross-entropy loss recovered by a coder's reconstruction."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from saeval.models.subject import Subject
 
 TOKENS = 2048
-"""Text tokens that are predicted, from contexts spread evenly over the corpus."""
-_BATCH = 512  # tokens that go through the model at a time
-_POSITIONS = 64  # whose logits over the whole vocabulary are in memory at a time
+"""Number of text tokens to predict, from contexts evenly spaced over the corpus."""
+_BATCH = 512  # tokens per forward pass
+_POSITIONS = 64  # positions whose logits over the whole vocabulary are in memory at a time
 
 
 class Fidelity(NamedTuple):
-    """Mean cross-entropy of the next token, in nats, of the same tokens in three passes of the model.
+    """Mean next-token cross-entropy, in nats, over the same tokens in three forward passes.
 
     Attributes:
-        clean: With the activations as they are.
-        spliced: With the coder's reconstruction in their place, at every text token.
-        ablated: With zero in their place.
-        tokens: Tokens predicted.
+        clean: With unchanged activations.
+        spliced: With activations replaced by the coder's reconstruction, at every text token.
+        ablated: With activations replaced by zero.
+        tokens: Number of tokens predicted.
     """
 
     clean: float
@@ -40,29 +40,29 @@ class Fidelity(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """Share of the loss from zero-ablation that the reconstruction recovers: 1 is perfect, 0 as bad as zero."""
+        """Share of the loss increase by zero-ablation that the reconstruction recovers; 1 is perfect."""
         return (self.ablated - self.spliced) / (self.ablated - self.clean)
 
 
 def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStore, tokens: int = TOKENS) -> Fidelity:
     """Measure the loss on part of a store's corpus in three passes: clean, reconstructed and ablated.
 
-    Special tokens keep their activations, as they are not stored, and are not predicted.
+    Special tokens keep their activations, since the store has none for them, and are not predicted.
 
     Args:
-        subject: The model, at the place that the coder reads.
+        subject: The model, at the hookpoint that the coder reads.
         coder: The coder.
         store: The corpus.
-        tokens: Text tokens to predict, about.
+        tokens: Approximate number of text tokens to predict.
 
     Raises:
-        InputError: If the coder does not reconstruct what it reads, or the model's logits cannot be reached, or the
-            place does not matter to what it predicts.
+        InputError: If the coder does not reconstruct its input, the model's logits cannot be computed, or ablating the
+            hookpoint does not increase the loss.
     """
     if not coder.autoencoder:
         raise InputError(
-            f"a {coder.architecture} coder does not reconstruct what it reads, so no cross-entropy can be recovered "
-            "by it"
+            f"a {coder.architecture} coder does not reconstruct its input, so the recovered cross-entropy is not "
+            "defined; use an autoencoder"
         )
     import torch
 
@@ -90,25 +90,25 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
         raise InputError(
             f"{subject.point}: replacing the activations by zero does not increase the loss ({ablated:.4f} nats per "
             f"token, "
-            f"{clean:.4f} without), so there is nothing to recover"
+            f"{clean:.4f} without), so the recovered share is not defined"
         )
     return Fidelity(clean, spliced, ablated, count)
 
 
 def _reconstruction(coder: SparseCoder, rows: Tensor) -> Tensor:
-    """Return what the coder makes of activations.  [contexts, tokens, width] each"""
-    here = rows.float().cpu()  # where the weights are
+    """Return the coder's reconstruction of activations.  [contexts, tokens, width] each"""
+    here = rows.float().cpu()  # the coder's weights are on the CPU
     flat = here.flatten(0, 1)
     made = coder.decode(coder.encode(flat if coder.token_wise else here), len(flat))
     if made is None:
         raise InputError(
-            f"a {coder.architecture} coder of this kind gives no reconstruction, so no cross-entropy is recovered"
+            f"this {coder.architecture} coder has no reconstruction, so the recovered cross-entropy is not defined"
         )
     return made.view(rows.shape)
 
 
 def _nats(subject: Subject, ids: Tensor, text: Tensor, change: Callable[[Tensor], Tensor] | None) -> float:
-    """Return the summed cross-entropy of the text tokens, each given those before it.  ids, text [contexts, tokens]"""
+    """Return the summed next-token cross-entropy of the text tokens.  ids, text [contexts, tokens]"""
     import torch
 
     live = subject.live

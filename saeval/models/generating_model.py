@@ -1,4 +1,4 @@
-"""Continues texts token by token, reusing the model's cached state of earlier tokens."""
+"""Generates text token by token, reusing the model's cached state (such as keys and values)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MEMORIES = ("past_key_values", "cache_params", "state")
 
 
 class _Memory(NamedTuple):
-    """What a model remembers of tokens.
+    """A model's cached state after some tokens.
 
     Attributes:
-        name: Argument of its forward pass that takes it.
-        state: What that is given.
-        tokens: Tokens that it has read.
+        name: Argument of the forward pass that takes the state.
+        state: The state.
+        tokens: Number of tokens read.
     """
 
     name: str
@@ -30,7 +30,7 @@ class _Memory(NamedTuple):
 
 
 class GeneratingModel(LogitModel):
-    """A model that continues texts."""
+    """A model that generates text."""
 
     def ends(self) -> set[int]:
         """Return the tokens that end a text."""
@@ -39,38 +39,38 @@ class GeneratingModel(LogitModel):
         return {int(token) for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
 
     def remember(self, tokens: Tensor) -> Any:
-        """Return the model's memory of tokens, to go on from, or from deep copies of it.
+        """Return the model's cached state after some tokens, to continue from it or from deep copies of it.
 
-        What counts as memory is the model's: keys and values, or the states of a recurrent network.
+        The state depends on the model: keys and values, or the states of a recurrent network.
 
         Args:
             tokens: Token ids, no padding.  [contexts, tokens]
 
         Returns:
-            The memory; None if the model has none that can be relied on, so that it must read everything again.
+            The state; None if the model has none that works, so that all tokens have to be read again.
         """
         return None if self._memory_name is None else self._remember(tokens, self._memory_name)
 
     def go_on(self, tokens: Tensor, memory: Any = None) -> tuple[Tensor, Any]:
-        """Run the model and return the logits after the last token, and its memory of all tokens.
+        """Run the model and return the logits after the last token, and the cached state after all tokens.
 
         Args:
             tokens: Token ids, no padding.  [contexts, tokens]
-            memory: Memory of the tokens before, which is written to; without it nothing is remembered.
+            memory: Cached state after the previous tokens, which is modified; None to use no cache.
 
         Returns:
-            Logits [contexts, vocabulary], and the memory.
+            Logits [contexts, vocabulary], and the new state.
         """
         import torch
 
-        self.head  # noqa: B018 - refuses models without one
+        self.head  # noqa: B018 - raises an error for models without one
         known = inspect.signature(self.model.forward).parameters
         options: dict[str, Any] = {"use_cache": memory is not None}
         if "logits_to_keep" in known:
             options["logits_to_keep"] = 1
         if memory is not None:
             options[memory.name] = memory.state
-            if "position_ids" in known:  # which Bamba would count from 0 again
+            if "position_ids" in known:  # Bamba would otherwise count from 0 again
                 places = torch.arange(memory.tokens, memory.tokens + tokens.shape[1], device=self.device)
                 options["position_ids"] = places.expand(len(tokens), -1)
         output = self.model(tokens.to(self.device), **options)
@@ -84,10 +84,10 @@ class GeneratingModel(LogitModel):
 
     @cached_property
     def _memory_name(self) -> str | None:
-        """What the model calls its memory, where going on from a copy of it gives what reading everything again gives.
+        """Argument name of the model's cached state; None if continuing from a copy changes the results.
 
-        That is tried out, for it is not so everywhere: RWKV's memory holds for single contexts only, and
-        RecurrentGemma keeps its own in its modules.
+        This is tested on random tokens, because it does not work for all models: RWKV's state supports single contexts
+        only, and RecurrentGemma keeps its state in its modules.
         """
         import torch
 
@@ -97,10 +97,10 @@ class GeneratingModel(LogitModel):
             for name in _MEMORIES:
                 try:
                     memory = self._remember(tokens[:, :5], name)
-                    self.go_on(tokens[:, :1], deepcopy(memory))  # goes another way, which must not matter
+                    self.go_on(tokens[:, :1], deepcopy(memory))  # another continuation, which must not change the state
                     _, memory = self.go_on(tokens[:, 5:6], memory)
                     made, _ = self.go_on(tokens[:, 6:], memory)
-                except Exception:  # noqa: BLE001, S112 - of many kinds; each means that this is not how it remembers
+                except Exception:  # noqa: BLE001, S112 - the model does not use this argument
                     continue
                 if self._agree(made, expected):
                     return name

@@ -1,4 +1,4 @@
-"""Reads and changes activations of a model while it runs."""
+"""Reads and changes a model's activations during the forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._util import InputError
 from saeval.models.coders import HookPoint
-from saeval.models.module_hooks import Enough, first_tensor, hooked, reader, replace_first
+from saeval.models.module_hooks import StopForward, first_tensor, hooked, reader, replace_first
 from saeval.models.module_tree import ModuleTree
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class HookedModel(ModuleTree):
     """A model whose activations can be read, replaced and steered at any hookpoint."""
 
     def width(self, hookpoint: HookPoint) -> int:
-        """Return the width of the activations at a place, by running two tokens up to it."""
+        """Return the width of the activations at a hookpoint, by running two tokens up to it."""
         import torch
 
         return int(self.capture(torch.zeros((1, 2), dtype=torch.int64), [hookpoint])[hookpoint].shape[-1])
@@ -29,19 +29,19 @@ class HookedModel(ModuleTree):
     def capture(
         self, tokens: Tensor, hookpoints: Sequence[HookPoint], lengths: Tensor | None = None
     ) -> dict[HookPoint, Tensor]:
-        """Run the model up to the last of some places, and return the activations there.
+        """Run the model up to the last of some hookpoints, and return the activations there.
 
         Args:
-            tokens: Token ids, padded on the right. Models are causal, so what the padding is makes no difference
-                to what precedes it.  [contexts, tokens] int64
-            hookpoints: Where to read.
-            lengths: Real tokens per context; activations of the padding are then 0.  [contexts]
+            tokens: Token ids, padded on the right. Models are causal, so the padding does not affect the tokens before
+                it.  [contexts, tokens] int64
+            hookpoints: The hookpoints.
+            lengths: Number of tokens per context without padding; sets activations on padding to 0.  [contexts]
 
         Returns:
-            Activations by place.  [contexts, tokens, width] float32
+            Activations by hookpoint.  [contexts, tokens, width] float32
 
         Raises:
-            InputError: If the text does not pass through a place, or not token by token.
+            InputError: If a hookpoint is not used in the forward pass, or does not have one activation per token.
         """
         import torch
 
@@ -52,13 +52,13 @@ class HookedModel(ModuleTree):
             if point not in caught:
                 caught[point] = self._activations(point, value, tokens.shape)
                 if len(caught) == len(wanted):
-                    raise Enough
+                    raise StopForward
 
         with hooked((self._modules[point.path], point.site, reader(point, catch)) for point in wanted):
             try:
                 with torch.inference_mode():
                     self.model(input_ids=tokens.to(self.device), use_cache=False)
-            except Enough:
+            except StopForward:
                 pass
             except IndexError as error:
                 raise InputError(
@@ -66,7 +66,9 @@ class HookedModel(ModuleTree):
                     "that the tokenizer belongs to the model, and set a smaller corpus.context"
                 ) from error
         if missed := sorted(str(point) for point in wanted - set(caught)):
-            raise InputError(f"model {self.name}: text does not pass through {', '.join(missed)}")
+            raise InputError(
+                f"model {self.name}: the forward pass does not use {', '.join(missed)}; choose another hookpoint"
+            )
         if lengths is not None:
             real = (torch.arange(tokens.shape[1]) < lengths.cpu()[:, None]).to(self.device)
             caught = {point: value * real[..., None] for point, value in caught.items()}
@@ -78,15 +80,15 @@ class HookedModel(ModuleTree):
         tensor = first_tensor(value)
         contexts, tokens = shape
         if tensor is not None and tensor.shape[:1] == (contexts * tokens,) and tensor.ndim == 2:
-            tensor = tensor.view(contexts, tokens, -1)  # OPT and mixtures of experts see tokens in one row
+            tensor = tensor.view(contexts, tokens, -1)  # OPT and mixtures of experts flatten contexts and tokens
         if tensor is None or tensor.shape[:2] != (contexts, tokens) or tensor.ndim < 3:
             seen = "no tensor" if tensor is None else f"shape {list(tensor.shape)}"
-            raise self._not_a_token_each(point, seen, contexts, tokens)
-        # A copy, for modules after it may change it in place.
+            raise self._shape_error(point, seen, contexts, tokens)
+        # A copy, since later modules may change it in place.
         activations: Tensor = tensor.flatten(2).to(self.device, torch.float32, copy=True)
         return activations - activations.mean(dim=-1, keepdim=True) if point.center else activations
 
-    def _not_a_token_each(self, point: HookPoint, seen: str, contexts: int, tokens: int) -> InputError:
+    def _shape_error(self, point: HookPoint, seen: str, contexts: int, tokens: int) -> InputError:
         return InputError(
             f"model {self.name}: {point} does not give one activation per token ({seen} for {contexts} contexts of "
             f"{tokens} tokens); choose another module"
@@ -94,16 +96,16 @@ class HookedModel(ModuleTree):
 
     @contextmanager
     def steer(self, hookpoint: HookPoint, direction: Tensor, strength: float, first: int = 0) -> Iterator[None]:
-        """Add `strength * direction` at a place, in every forward pass, while the context lasts.
+        """Within this context, add `strength * direction` at a hookpoint in every forward pass.
 
         Args:
-            hookpoint: Where.
-            direction: What to add.  [width]
-            strength: How much of it.
-            first: Token of each forward pass to begin at; those before it stay as they are.
+            hookpoint: The hookpoint.
+            direction: The direction to add.  [width]
+            strength: Its factor.
+            first: First token of each forward pass to change.
 
         Raises:
-            InputError: In the forward pass, if the place does not hold one activation a token.
+            InputError: In the forward pass, if the hookpoint does not have one activation per token.
         """
         import torch
 
@@ -117,14 +119,14 @@ class HookedModel(ModuleTree):
 
     @contextmanager
     def changed(self, hookpoint: HookPoint, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Replace the activations at a hookpoint by `change` of them, while the context lasts.
+        """Within this context, replace the activations at a hookpoint by `change(activations)`.
 
         Args:
-            hookpoint: Where.
-            change: Given activations [contexts, tokens, width], returns as many.
+            hookpoint: The hookpoint.
+            change: Maps activations [contexts, tokens, width] to an equal shape.
 
         Raises:
-            InputError: In the forward pass, if the place does not hold one activation a token.
+            InputError: In the forward pass, if the hookpoint does not have one activation per token.
         """
         read: list[tuple[int, int]] = []
 
@@ -134,10 +136,10 @@ class HookedModel(ModuleTree):
         def put(tensor: Tensor) -> Tensor:
             contexts, tokens = read[0] if read else tensor.shape[:2]
             if tensor.shape[:2] != (contexts, tokens) and tensor.shape[0] != contexts * tokens:
-                raise self._not_a_token_each(hookpoint, f"shape {list(tensor.shape)}", contexts, tokens)
+                raise self._shape_error(hookpoint, f"shape {list(tensor.shape)}", contexts, tokens)
             return change(tensor.reshape(contexts, tokens, -1)).reshape(tensor.shape)
 
-        # Tokens may come to the place in one row; the embedding is given them by contexts.
+        # The hookpoint may flatten contexts and tokens; the embedding gets both dimensions.
         embedding = self.model.get_input_embeddings()
         places = [
             (embedding, "in", see),
@@ -160,18 +162,18 @@ class HookedModel(ModuleTree):
         return torch.equal(seen[first], seen[second])
 
     def direct_effect(self, point: HookPoint, directions: Tensor, tokens: Tensor) -> Tensor:
-        """Return the direct effect of directions at a place on the output of their block.
+        """Return the direct effect of directions at a hookpoint on the output of their block.
 
-        Measured on a text: half the difference that a small step to either side makes at each token, all tokens being
-        pushed at once, and attention and MLP held to what they gave before unless the place lies in them.
+        Measured on a text as a central difference: a small step in both directions at all tokens at once, with the
+        outputs of attention and MLP frozen, unless the hookpoint is inside of them.
 
         Args:
-            point: A place in a block.
+            point: A hookpoint in a block.
             directions: The directions.  [directions, width]
             tokens: The text.  [tokens] int64
 
         Returns:
-            Changes, per length of what is added.  [directions, tokens, residual width] float32
+            Change of the output per unit length of the step.  [directions, tokens, residual width] float32
         """
         import torch
 
@@ -180,7 +182,7 @@ class HookedModel(ModuleTree):
         others = [
             f"{block}.{name}"
             for name, module in self._modules[block].named_children()
-            if not inside.startswith(f"{block}.{name}.") and _reacts(module)
+            if not inside.startswith(f"{block}.{name}.") and _has_weights(module)
         ]
         step = 1e-2 if self.model.dtype == torch.float32 else 0.1
         text = tokens[None]
@@ -201,7 +203,7 @@ class HookedModel(ModuleTree):
         return changes
 
     def _agree(self, made: Tensor, expected: Tensor) -> bool:
-        """Whether logits that were made in two ways are the same but for rounding."""
+        """Whether logits computed in two ways are equal up to rounding."""
         import torch
 
         if made.shape != expected.shape:
@@ -211,6 +213,6 @@ class HookedModel(ModuleTree):
         return float((made - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 
 
-def _reacts(module: Any) -> bool:
-    """Whether a part of a block computes something of its own from the stream: it has weights, and is no norm."""
+def _has_weights(module: Any) -> bool:
+    """Whether a part of a block has weights and is not a norm, so that its output depends on the stream."""
     return "norm" not in type(module).__name__.lower() and any(True for _ in module.parameters())

@@ -1,4 +1,4 @@
-"""Loads transformers language models once, and checks what they can read."""
+"""Loads each transformers language model once, and checks its limits."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
 
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
-_RECENT: deque[LiveModel] = deque(maxlen=2)  # stay loaded while nobody holds them
+_RECENT: deque[LiveModel] = deque(maxlen=2)  # keeps the last models loaded while unused
 _LOADING = threading.Lock()
 _ONLY_LOADED: ContextVar[bool] = ContextVar("only_loaded", default=False)
 
 
 @contextmanager
 def only_loaded() -> Iterator[None]:
-    """While the context lasts, use only models in memory and refuse to load others."""
+    """Within this context, use only models that are already in memory; loading others raises an error."""
     before = _ONLY_LOADED.set(True)
     try:
         yield
@@ -45,7 +45,7 @@ def only_loaded() -> Iterator[None]:
 
 
 def on_gpu() -> bool:
-    """Return whether this process uses CUDA, which takes memory that other processes may need."""
+    """Return whether this process uses CUDA, and so holds GPU memory that other processes may need."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_initialized()
 
@@ -62,9 +62,9 @@ class LiveModel(GeneratingModel):
     """A causal language model, loaded with transformers, whose activations can be read and steered.
 
     It is built in layers: `ModuleTree` finds modules, `HookedModel` reads and changes activations, `LogitModel`
-    computes logits and `GeneratingModel` continues texts. Code of a model's own repository is never run. Methods do not
-    lock: code that shares a model between threads holds `lock` around what belongs together, such as generating under
-    steering.
+    computes logits and `GeneratingModel` generates text. Code from a model's repository is never run. Methods do not
+    lock: code that shares a model between threads holds `lock` during operations that belong together, such as
+    generating with steering.
     """
 
     @classmethod
@@ -81,17 +81,17 @@ class LiveModel(GeneratingModel):
         """Return a model; the same object for the same arguments while it is in use.
 
         Args:
-            name: Hub id, model directory, `.gguf` file, or `package:NAME` of a model that comes in a package.
+            name: Hub id, model directory, `.gguf` file, or `package:NAME` of a packaged model.
             revision: Revision of the hub id.
-            device: Torch device; `auto` for CUDA where there is one, `balanced` to spread the model over all GPUs.
-            dtype: Precision; `auto` for bfloat16 on CUDA and float32 elsewhere. Beware of float16: the residual
-                stream of Gemma 3 goes beyond its range.
+            device: Torch device; `auto` for CUDA if available, `balanced` to distribute the model over all GPUs.
+            dtype: Precision; `auto` for bfloat16 on CUDA and float32 elsewhere. Avoid float16: the residual stream of
+                Gemma 3 exceeds its range.
             randomise: Matrices whose entries are shuffled, for a control: `weights` (all but the embeddings),
-                `embeddings` or `all`. The model's name then says so.
-            randomise_seed: Seed of their order.
+                `embeddings` or `all`. The model's name then includes it.
+            randomise_seed: Seed of the shuffling.
 
         Raises:
-            InputError: If the model cannot be found or read, saying what to do.
+            InputError: If the model cannot be found or read.
         """
         import torch
 
@@ -118,19 +118,19 @@ class LiveModel(GeneratingModel):
 
     @staticmethod
     def check(name: str) -> None:
-        """Check that a model in a package or on this machine exists; a hub id is taken on trust.
+        """Check that a packaged or local model exists; hub ids are not checked.
 
         Raises:
-            InputError: If it is not.
+            InputError: If not.
         """
         check_model(name)
 
     @staticmethod
     def fingerprint(name: str, revision: str | None = None) -> JsonValue:
-        """Return what a model's activations depend on, independent of its location.
+        """Return everything that a model's activations depend on, independent of its location.
 
-        Configuration files count by content; weights by size and time of change, for hashing them would take as long
-        as loading them; a hub id by its name and revision.
+        Configuration files are hashed; weights are identified by size and modification time, since hashing them takes
+        as long as loading them; a hub id by name and revision.
         """
         if name.startswith(PREFIX):
             return find_asset(name).sha256
@@ -159,7 +159,7 @@ class LiveModel(GeneratingModel):
 
     @cached_property
     def causal(self) -> bool:
-        """Whether its output at a token is independent of later tokens, tested on two texts."""
+        """Whether its output at a token is independent of later tokens; tested on two texts."""
         import torch
 
         tokens = (torch.arange(8) % self.vocabulary).repeat(2, 1)
@@ -170,7 +170,7 @@ class LiveModel(GeneratingModel):
 
     @cached_property
     def centring(self) -> bool:
-        """Whether its norms ignore the mean of what they read (LayerNorm), so that centred weights change nothing."""
+        """Whether its norms subtract the mean of their input (LayerNorm), so that centring weights has no effect."""
         import torch
 
         width = self.model.config.get_text_config().hidden_size
@@ -183,13 +183,13 @@ class LiveModel(GeneratingModel):
         return True
 
     def check_contexts(self, tokens: int) -> None:
-        """Refuse contexts that the model cannot read from left to right.
+        """Check that the model is causal and supports contexts of this length.
 
         Args:
-            tokens: Tokens per context, those before the text included.
+            tokens: Tokens per context, including those before the text.
 
         Raises:
-            InputError: If it cannot.
+            InputError: If not.
         """
         if self.positions is not None and tokens > self.positions:
             raise too_long(self.name, self.positions, tokens)
@@ -197,6 +197,6 @@ class LiveModel(GeneratingModel):
             raise not_causal(self.name)
 
     def cautions(self, fit: Fit) -> list[str]:
-        """Return cautions about a coder's training setup that only the loaded model reveals."""
+        """Return warnings about a coder's training setup that require the loaded model."""
         lacks = fit.made_for.prepend_bos is True and fit.bos is True and self.tokenizer.bos_token_id is None
         return [no_bos()] if lacks else []

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SPREAD = "balanced"
-"""Device name of a model that is spread over all GPUs."""
+"""Device name for a model distributed over all GPUs."""
 _SIGNS_OF_A_GPU = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia")
 
 
 def resolved(device: str, dtype: str) -> tuple[str, str]:
     """Return the device and precision that `auto` means on this machine.
 
-    torch is imported only where there is a sign of a GPU, so that what identifies results can be computed quickly.
+    Imports torch only if the system may have a GPU, so that cache keys can be computed quickly.
 
     Args:
         device: Torch device, `auto` or `balanced`.
-        dtype: Precision, or `auto`: bfloat16 where the model is on a GPU, float32 elsewhere.
+        dtype: Precision, or `auto`: bfloat16 on a GPU, float32 elsewhere.
     """
     if "auto" not in (device, dtype):
         return device, dtype
@@ -49,10 +49,10 @@ def _has_gpu() -> bool:
 
 
 def check_model(name: str) -> None:
-    """Check that a model in a package or on this machine exists; a hub id is taken on trust.
+    """Check that a packaged or local model exists; hub ids are not checked.
 
     Raises:
-        InputError: If it is not.
+        InputError: If not.
     """
     if name.startswith(PREFIX):
         asset_check(name)
@@ -64,7 +64,7 @@ def check_model(name: str) -> None:
         elif path.suffix == ".gguf":
             check_gguf(path)
         else:
-            raise InputError(f"model {name}: is a file; give the folder that it lies in, or a .gguf file")
+            raise InputError(f"model {name}: is a file; give the folder that contains it, or a .gguf file")
     elif "://" in name:
         raise InputError(
             f"model {name} is an address; give the name on the Hugging Face hub, such as google/gemma-3-270m"
@@ -74,16 +74,16 @@ def check_model(name: str) -> None:
 def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:
     """Return a causal language model in evaluation mode, its tokenizer, and whether it has a head.
 
-    Code of a model's own repository is never run.
+    Code from a model's repository is never run.
 
     Args:
-        name: Hub id, model directory, `.gguf` file, or `package:NAME` of a model that comes in a package.
+        name: Hub id, model directory, `.gguf` file, or `package:NAME` of a packaged model.
         revision: Revision of the hub id.
-        device: Torch device, or `balanced` to spread the model over all GPUs, which takes the package accelerate.
-        dtype: Torch type of its weights.
+        device: Torch device, or `balanced` to distribute the model over all GPUs (requires the package accelerate).
+        dtype: Torch dtype of its weights.
 
     Raises:
-        InputError: If the model cannot be found or read, saying what to do.
+        InputError: If the model cannot be found or read.
     """
     check_model(name)
     spread = device if device == SPREAD else None
@@ -99,9 +99,9 @@ def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tupl
                 model, tokenizer, missing = _from_pretrained(path or name, dtype, spread, revision=revision)
     except InputError:
         raise
-    except Exception as error:  # transformers raises many kinds; each means that the model cannot be had
+    except Exception as error:  # transformers raises many kinds of exceptions
         raise InputError(f"model {name} {_reason(error, local=path is not None)}") from error
-    lacks_head = bool(missing) and _head(model).issuperset(missing)  # activations need none
+    lacks_head = bool(missing) and _head(model).issuperset(missing)  # activations do not need a head
     if missing and not lacks_head:
         some = ", ".join(sorted(missing)[:3])
         raise InputError(f"model {name}: its files lack {len(missing)} weights ({some} …); fetch it again")
@@ -136,7 +136,7 @@ def _head(model: Any) -> set[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and warnings, which are about other uses of models, off the screen."""
+    """Hide transformers' progress bars and warnings, which concern other uses of models."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -153,7 +153,7 @@ def _quiet() -> Iterator[None]:
 _HUB_REASONS = {
     "GatedRepoError": "is gated: accept its terms on its Hugging Face page, then log in with `hf auth login`",
     "RepositoryNotFoundError": "is not on the Hugging Face hub; check its name, or log in (`hf auth login`) if private",
-    "HFValidationError": "is neither a folder nor a name on the Hugging Face hub, such as google/gemma-3-270m",
+    "HFValidationError": "is neither a folder nor a valid name on the Hugging Face hub, such as google/gemma-3-270m",
     "RevisionNotFoundError": "has no such revision on the Hugging Face hub",
     "LocalEntryNotFoundError": "is not on this machine, and the Hugging Face hub cannot be reached; connect (and unset "
     "HF_HUB_OFFLINE), or give the path of a model folder or .gguf file",
@@ -162,9 +162,9 @@ _HUB_REASONS = {
 
 
 def _reason(error: Exception, *, local: bool) -> str:
-    """Say in words why a model could not be loaded, and what to do."""
+    """Return the reason why a model could not be loaded, with the remedy."""
     if "trust_remote_code" in str(error):
-        return "comes with its own code, which saeval does not run; choose a model that transformers supports"
+        return "requires code from its repository, which saeval does not run; choose a model that transformers supports"
     if local:
         return (
             f"cannot be read ({type(error).__name__}: {_first_line(error)}); is it complete, and a causal language "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NEIGHBOURS, _TOKENS = 8, 10
 _TILE = 32  # latents whose logits over a whole vocabulary are in memory at a time
-_MOST_WEIGHTS = 1 << 29  # numbers; larger coders (4 GB) are not loaded for this alone
+_MOST_WEIGHTS = 1 << 29  # number of weights; larger coders (4 GB) are not loaded only for this
 
 log = logging.getLogger("saeval")
 
@@ -26,26 +26,26 @@ log = logging.getLogger("saeval")
 def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
     """Return each latent's nearest neighbours by decoder cosine and its logit-lens tokens.
 
-    Weights of coders are read from disk where they are not too large. No model is loaded for this: tokens are
-    given if the model is in memory already, as after collecting, or because it judges.
+    Reads the coder's weights from disk unless they are too large. Never loads a model: tokens are included only if the
+    model is already in memory, for example after collecting.
 
     Args:
-        source: Where the latents come from.
-        latents: Their numbers.
-        size: Numbers in the coder's encoder or decoder, as far as known.
+        source: The source of the latents.
+        latents: Indices of the latents.
+        size: Number of weights in the coder's encoder or decoder, as far as known.
 
     Returns:
-        A mapping per latent, with `neighbours`, `cosines`, `decoder_norm`, `promoted` and `suppressed` as far as they
-        can be had; none at all where the source lends no coder.
+        One mapping per latent, with `neighbours`, `cosines`, `decoder_norm`, `promoted` and `suppressed` as far as
+        available; an empty list if the source does not provide its coder.
     """
     if "coder" not in source.offers() or 2 * size > _MOST_WEIGHTS:
         return []
     with only_loaded():
         try:
-            lent = source.model_copy()  # so that weights and model are not held for the rest of the run
+            lent = source.model_copy()  # a copy, so that weights and model are freed afterwards
             coder = lent.weights()
             found = _neighbours(coder, latents)
-        except Exception as error:  # noqa: BLE001 - coders may raise anything; a report can do without
+        except Exception as error:  # noqa: BLE001 - coders may raise anything; optional for reports
             log.info("no neighbours of latents: %s: %s", type(error).__name__, error)
             return []
         try:
@@ -80,13 +80,13 @@ def _neighbours(coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, An
 
 
 def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, list[str]]]:
-    """Return the tokens whose logits each latent's direction raises and lowers most, the largest change first."""
+    """Return the tokens whose logits each latent's direction increases and decreases most, largest change first."""
     import torch
 
     if coder.writes is not None:
         subject = Subject(subject.live, subject.live.hookpoint(coder.writes))
     elif coder.transcoder:
-        raise SaevalError("a transcoder's files do not say where its latents write")
+        raise SaevalError("the transcoder's files do not name the hookpoint that it writes to")
     written = [coder.direction(i) for i in latents]
     if any(direction is None for direction in written):
         raise SaevalError("the coder has no directions")

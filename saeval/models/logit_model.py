@@ -20,32 +20,32 @@ _FINAL_NORMS = (
 
 
 class LogitModel(HookedModel):
-    """A model whose unembedding and final norm can be applied alone."""
+    """A model whose unembedding and final norm can be applied separately."""
 
     @property
     def head(self) -> Any:
-        """The unembedding.
+        """The unembedding module.
 
         Raises:
-            InputError: If the model's files hold none.
+            InputError: If the model's files contain none.
         """
         if not self.has_head:
             raise InputError(
-                f"model {self.name}: its files hold no unembedding (lm_head), so it gives activations but no logits; "
-                "take the whole causal language model"
+                f"model {self.name}: its files contain no unembedding (lm_head), so it has activations but no logits; "
+                "use the complete causal language model"
             )
         return self.model.get_output_embeddings()
 
     @cached_property
     def logit_rules(self) -> tuple[float | None, float]:
-        """Soft cap (or None) and scale that the model applies to its logits, as its configuration says.
+        """Soft cap (or None) and scale of the logits, from the model's configuration.
 
         Raises:
-            InputError: If they do not lead from its last hidden state to its logits.
+            InputError: If computing logits with them does not reproduce the model's logits.
         """
         import torch
 
-        self.head  # noqa: B018 - refuses models without one
+        self.head  # noqa: B018 - raises an error for models without one
         config = self.model.config.get_text_config()
 
         def first(*names: str) -> float | None:
@@ -60,27 +60,29 @@ class LogitModel(HookedModel):
             hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state[0, -1]
             made = self._logits(hidden, cap, scale)
         if not self._agree(made, expected):
-            raise InputError(f"model {self.name} computes its logits in an unknown way")
+            raise InputError(
+                f"model {self.name} computes its logits in a way that saeval does not support; choose another model"
+            )
         return cap, scale
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Return logits of last hidden states (after the final norm).  [positions, width] -> [positions, vocabulary]
+        """Return logits from final hidden states (after the final norm).  [positions, width] -> [positions, vocabulary]
 
-        They lie where the unembedding does, which in a model that is spread over GPUs may be another one.
+        The result is on the device of the unembedding, which may differ if the model is distributed over GPUs.
 
         Raises:
-            InputError: If the model's way from one to the other is not known.
+            InputError: If the model computes its logits in an unsupported way.
         """
         return self._logits(hidden, *self.logit_rules)
 
     def _logits(self, hidden: Tensor, cap: float | None, scale: float) -> Tensor:
         head = self.head
-        logits: Tensor = head(hidden.to(head.weight)).float()  # Mamba's residual stream is float32 in any case
+        logits: Tensor = head(hidden.to(head.weight)).float()  # Mamba's residual stream is always float32
         logits = logits * scale if scale != 1 else logits
         return (logits / cap).tanh() * cap if cap is not None else logits
 
     def unembed_direction(self, direction: Tensor) -> Tensor:
-        """Return what a direction of the residual stream adds to the logits, up to a common positive factor.
+        """Return the effect of a residual-stream direction on the logits, up to a common positive factor.
 
         Args:
             direction: The direction.  [width]
@@ -93,7 +95,7 @@ class LogitModel(HookedModel):
         """
         norm, weight = self._final_norm, self.head.weight
         x = direction.to(next(iter(norm.parameters()), weight))
-        # Half the difference of norm(x) and norm(-x) is the norm's linear part: no bias, only a factor.
+        # Half the difference of norm(x) and norm(-x) is the linear part of the norm: it removes the bias.
         linear = (norm(x) - norm(-x)) / 2
         logits: Tensor = (linear.to(weight) @ weight.T).float()
         return logits
@@ -103,7 +105,7 @@ class LogitModel(HookedModel):
         """The norm between the last block and the unembedding, found by name and checked against the model."""
         import torch
 
-        self.logit_rules  # noqa: B018 - refuses models whose unembedding is not known
+        self.logit_rules  # noqa: B018 - raises an error if the logits cannot be reproduced
         text = self.model.get_decoder()
         norm = next((m for name in _FINAL_NORMS if (m := getattr(text, name, None)) is not None), None)
         seen: dict[str, Any] = {}
@@ -119,24 +121,24 @@ class LogitModel(HookedModel):
         )
         if norm is None or not same:
             raise InputError(
-                f"model {self.name} has no final norm that is known here between its last block and its unembedding, "
-                "so no lens can read directions"
+                f"model {self.name} has no known final norm between its last block and its unembedding, so a logit "
+                "lens cannot be applied; choose another model"
             )
         return norm
 
     def next_logprobs(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return log-probabilities (nats) of what comes after each context.
+        """Return log-probabilities (nats) of the token after each context.
 
         Args:
             tokens: Token ids, padded on the right.  [contexts, tokens] int64
-            lengths: Real tokens per context; all when None.  [contexts]
+            lengths: Number of tokens per context without padding; None if there is no padding.  [contexts]
 
         Returns:
             Log-probabilities.  [contexts, vocabulary] float32
         """
         import torch
 
-        self.head  # noqa: B018 - refuses models without one
+        self.head  # noqa: B018 - raises an error for models without one
         last = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths.cpu()
         kept, column = torch.unique(last - 1, return_inverse=True)
         options: dict[str, Any] = {}

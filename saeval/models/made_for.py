@@ -1,4 +1,4 @@
-"""Compares what a coder was trained on, as its files say, with how a spec uses it."""
+"""Compares a coder's training setup, as stated in its files, with its use in a spec."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class MadeFor(NamedTuple):
     """Facts about a coder's training; None if its files do not state them.
 
     Attributes:
-        place: Where it reads, as they name it.
-        layer: Number of the block, where no place is named.
+        place: The hookpoint it reads, by its name in the files.
+        layer: Number of the block, if no hookpoint is named.
         model: The model.
-        context_size: Tokens per context that it was trained on, BOS included.
+        context_size: Tokens per context in training, including BOS.
         prepend_bos: Whether contexts began with BOS.
-        l0: Latents per token that fire: the k of a top-k coder, or a measured mean.
+        l0: Active latents per token: the k of a top-k coder, or a measured mean.
         latents: Width of its dictionary.
-        partial: Whether this was told without a download, and its files tell more.
+        partial: Whether this is known without a download, and its files contain more.
     """
 
     place: str | None = None
@@ -33,7 +33,7 @@ class MadeFor(NamedTuple):
 # --- Places ---
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|h|block)\.(\d+)(?:\.(.*))?$")
-_STREAM = {  # how far a place lies from what its block is given
+_STREAM = {  # position in the stream relative to the block's input
     "": 1, "output": 1, "input": 0, "hook_resid_post": 1, "hook_resid_pre": 0,
 }  # fmt: skip
 _PARTS = {
@@ -49,14 +49,14 @@ _BRIDGE = {
     "attn.o.hook_in": "attn.hook_z", "mlp.out.hook_in": "mlp.hook_post", "ln1.hook_in": "hook_resid_pre",
     "ln2.hook_in": "hook_resid_mid",
 }  # fmt: skip
-"""TransformerLens' older names, by those of its TransformerBridge."""
+"""TransformerLens' older hook names, by the names in its TransformerBridge."""
 
 
 def plain_place(name: str) -> str:
-    """Return a place's name as saeval writes it, whichever tool wrote it down.
+    """Normalise the name of a hookpoint from any supported tool.
 
-    TransformerBridge's hooks become TransformerLens' older ones, `resid_post_layer_9` (dictionary_learning) one of
-    them, and `model.layers[9].output[0]` (nnsight) or `.model.layers.9` (Delphi) a module path.
+    TransformerBridge's names and `resid_post_layer_9` (dictionary_learning) become TransformerLens' older names;
+    `model.layers[9].output[0]` (nnsight) and `.model.layers.9` (Delphi) become module paths.
 
     Example:
         >>> plain_place("blocks.9.hook_out"), plain_place("resid_post_layer_9")
@@ -76,11 +76,11 @@ def plain_place(name: str) -> str:
 
 
 class Site(NamedTuple):
-    """A hookpoint, described by what its name reveals.
+    """The location of a hookpoint, parsed from its name.
 
     Attributes:
-        part: `stream`, `mlp`, `attention`, or empty for another.
-        layer: Number of the block; of the stream, of the block that is given it.
+        part: `stream`, `mlp`, `attention`, or empty for another part.
+        layer: Number of the block; for the stream, of the block that reads it.
     """
 
     part: str
@@ -88,7 +88,7 @@ class Site(NamedTuple):
 
 
 def site(name: str) -> Site | None:
-    """Return the location of a hookpoint from any tool's name for it; None if the name does not reveal it.
+    """Return the location of a hookpoint from any tool's name for it; None if it cannot be parsed.
 
     Example:
         >>> site("blocks.9.hook_resid_post") == site("model.layers.9") == site("layers.10.input")
@@ -105,13 +105,13 @@ def site(name: str) -> Site | None:
 
 
 def block_number(name: str) -> int | None:
-    """Return the number of the block that a place's name has in it; None if it has none."""
+    """Return the block number in a hookpoint's name; None if it has none."""
     match = _BLOCK.search(plain_place(name))
     return int(match[1]) if match else None
 
 
-def apart(first: str, second: str) -> bool:
-    """Return whether two names definitely mean different hookpoints: another block, or another part of it."""
+def certainly_different(first: str, second: str) -> bool:
+    """Return whether two names certainly mean different hookpoints: another block, or another part of it."""
     a, b = site(first), site(second)
     if a is None or b is None:
         return False
@@ -121,7 +121,7 @@ def apart(first: str, second: str) -> bool:
 
 
 def _blocks(place: Site) -> set[int]:
-    """Return the blocks that a place lies in or at."""
+    """Return the blocks that a location is in or adjacent to."""
     return {place.layer - 1, place.layer} if place.part == "stream" else {place.layer}
 
 
@@ -145,12 +145,12 @@ _NAMED = re.compile(
 
 
 class KnownModel(NamedTuple):
-    """A model of a known family, by its name.
+    """A model of a known family, parsed from its name.
 
     Attributes:
-        family: The family, with its version and kind.
+        family: The family, with version and kind.
         size: Its size.
-        tuned: What was done to it after pretraining.
+        tuned: Kinds of tuning after pretraining.
     """
 
     family: str
@@ -159,7 +159,7 @@ class KnownModel(NamedTuple):
 
 
 def known_model(name: str) -> KnownModel | None:
-    """Return which model of a known family a name means; None for any other name.
+    """Parse the name of a model of a known family; return None for other names.
 
     Example:
         >>> known_model("google/gemma-2-2b") == known_model("gemma-2-2b")
@@ -185,12 +185,12 @@ def known_model(name: str) -> KnownModel | None:
 
 
 def other_model(made_for: str, used: str, kind: str | None) -> bool:
-    """Return whether a coder's model definitely differs from the one it is used on; unknown names do not conflict.
+    """Return whether a coder was certainly trained on another model; unknown names do not conflict.
 
     Args:
         made_for: The coder's model, as its files name it.
         used: The model of the spec.
-        kind: `model_type` of a model on this machine, whose path says nothing; None for others.
+        kind: `model_type` of a local model, since its path may have any name; None for others.
     """
     theirs = known_model(made_for)
     if theirs is None:
@@ -203,6 +203,6 @@ def other_model(made_for: str, used: str, kind: str | None) -> bool:
 
 
 def other_tuning(made_for: str, used: str) -> bool:
-    """Whether two names mean one model before and after tuning."""
+    """Return whether two names mean the same model with different tuning."""
     theirs, ours = known_model(made_for), known_model(used)
     return theirs is not None and ours is not None and theirs[:2] == ours[:2] and theirs.tuned != ours.tuned

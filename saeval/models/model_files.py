@@ -1,4 +1,4 @@
-"""Checks, before a model is loaded, that its files exist and are complete, reading only their headers."""
+"""Checks that a model's files exist and are complete before loading them, reading only their headers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_LFS = b"version https://git-lfs"  # what Git leaves in place of a large file where Git LFS is not installed
+_LFS = b"version https://git-lfs"  # pointer that Git checks out in place of a large file if Git LFS is not installed
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""What transformers loads, in its order; each may be an index of several files instead."""
+"""Files that transformers loads, in its order; an index of several files may replace each."""
 _ANY_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 _TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json",
@@ -26,25 +26,25 @@ _JSON = (
     "generation_config.json",
 )  # fmt: skip
 """Files beside `config.json` that transformers parses."""
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how files of `torch.save` begin, since version 1.6 and before
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of `torch.save` files, since version 1.6 and before
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Refuse a folder without a complete model and tokenizer, describing what it contains.
+    """Check that a folder contains a complete model and tokenizer.
 
     Args:
-        name: How messages name the model.
+        name: Name of the model in messages.
         folder: Its folder.
 
     Raises:
-        InputError: If it holds none.
+        InputError: If not, with a description of the content.
     """
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             base = json_mapping(folder / "adapter_config.json").get("base_model_name_or_path", "its base model")
             raise InputError(
-                f"model {name}: it is a LoRA adapter of {base} (adapter_config.json), not a whole model; merge it with "
-                "peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
+                f"model {name}: it is a LoRA adapter of {base} (adapter_config.json), not a complete model; merge it "
+                "with peft's `merge_and_unload()`, save model and tokenizer in one folder, and give that folder"
             )
         raise InputError(f"model {name}: has no config.json, so it is not a model folder")
     _check_whole(name, folder / "config.json")
@@ -68,7 +68,7 @@ def check_folder(name: str, folder: Path) -> None:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the names of the weights in a model folder, if its files' headers list them."""
+    """Return the names of the weights in a model folder; empty if the headers of its files do not list them."""
     from safetensors import safe_open
 
     index = json_mapping(folder / f"{_WEIGHTS[0]}.index.json").get("weight_map")
@@ -79,10 +79,10 @@ def weight_names(folder: Path) -> list[str]:
 
 
 def _weights(name: str, folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    """Return the files of weights that transformers loads from a folder.
+    """Return the weight files that transformers loads from a folder.
 
     Raises:
-        InputError: If there is none, or one of those that an index names is missing.
+        InputError: If there is none, or a file of an index is missing.
     """
     for file in _WEIGHTS:
         if (folder / file).exists():
@@ -103,23 +103,23 @@ def _weights(name: str, folder: Path, config: Mapping[str, Any]) -> list[Path]:
     others = [file for pattern in _ANY_WEIGHTS for file in sorted(folder.glob(pattern))]
     if not others:
         raise InputError(f"model {name}: has no weights ({_WEIGHTS[0]}); fetch it again")
-    if "transformers_weights" not in config:  # by which a configuration names a file of another name
+    if "transformers_weights" not in config:  # the setting that names a weight file in the configuration
         there = others[0].name
         way_out = f"give the path of {there} itself" if there.endswith(".gguf") else "save it with `save_pretrained`"
-        raise InputError(f"model {name}: it holds {there}, but no {' or '.join(_WEIGHTS)}, which are loaded; {way_out}")
+        raise InputError(f"model {name}: contains {there}, but not {' or '.join(_WEIGHTS)}; {way_out}")
     return others
 
 
 def _check_whole(name: str, file: Path) -> None:
-    """Refuse a file whose header or length shows that it is damaged.
+    """Check that the header and length of a file are valid.
 
     Raises:
-        InputError: If it is.
+        InputError: If the file is damaged or truncated.
     """
     try:
         head = _head(file)
         if head == _LFS:
-            raise InputError(f"model {name}: {file.name} is a pointer of Git LFS; run `git lfs pull` in its folder")
+            raise InputError(f"model {name}: {file.name} is a Git LFS pointer; run `git lfs pull` in its folder")
         if file.suffix == ".safetensors":
             _read_safetensors(file)
         elif file.suffix == ".json":
@@ -143,14 +143,14 @@ def _read_safetensors(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="np"):  # compares the lengths that the header claims with the file's
+        with safe_open(file, framework="np"):  # compares the lengths in the header with the file's length
             pass
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
 
 def _read_saved(file: Path, head: bytes) -> None:
-    """Read the directory of an archive of `torch.save`, and the head of each member."""
+    """Read the directory of a `torch.save` archive, and the header of each member."""
     if head.startswith(_ZIP):
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from saeval.models.coders import HookPoint
 
 
-class Enough(BaseException):
+class StopForward(BaseException):
     """Ends a forward pass once all requested activations are captured; `except Exception` does not catch it."""
 
 
 @contextmanager
 def hooked(places: Any) -> Iterator[None]:
-    """Call functions on the outputs or first inputs of modules while the context lasts.
+    """Within this context, call functions on the outputs or first inputs of modules.
 
     Args:
-        places: (module, site, function); what a function returns takes the value's place, unless it is None.
+        places: Tuples (module, site, function); the function's result replaces the value, unless it is None.
     """
     handles = []
 
@@ -53,12 +53,12 @@ def hooked(places: Any) -> Iterator[None]:
 
 
 def reader(point: HookPoint, catch: Callable[[HookPoint, Any], None]) -> Callable[[Any], None]:
-    """Return a function for `hooked` that tells `catch` where a value was seen."""
+    """Return a function for `hooked` that calls `catch` with the hookpoint and the value."""
     return lambda value: catch(point, value)
 
 
 def first_tensor(value: Any) -> Any:
-    """Return the hidden states in what a module is given or gives: a tensor, or the first thing in a tuple."""
+    """Return the hidden states in a module's input or output: the tensor itself, or the first item of a tuple."""
     import torch
 
     while isinstance(value, tuple | list) and value:
@@ -68,13 +68,13 @@ def first_tensor(value: Any) -> Any:
 
 
 def keep(seen: dict[str, Any], label: str, value: Any) -> None:
-    """Keep a copy of a module's input or output at that moment."""
+    """Store a copy of a module's input or output in `seen`."""
     tensor = first_tensor(value)
     seen[label] = None if tensor is None else tensor.clone()
 
 
 def replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return what a module gives with its hidden states changed."""
+    """Return a module's input or output with changed hidden states."""
     if isinstance(value, tuple | list):
         changed = [replace_first(value[0], change), *value[1:]]
         return tuple(changed) if isinstance(value, tuple) else changed

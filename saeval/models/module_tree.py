@@ -14,7 +14,7 @@ from saeval.models.transformer_lens_names import is_hook, transformer_lens_place
 
 
 class BlockParts(NamedTuple):
-    """Paths of a block's parts, where it has them.
+    """Paths of a block's parts; None for missing ones.
 
     Attributes:
         attention: Attention.
@@ -33,12 +33,12 @@ class ModuleTree:
     """A loaded model and the paths of its modules.
 
     Attributes:
-        name: What it was loaded by.
+        name: The name it was loaded with.
         model: The transformers model, in evaluation mode.
         tokenizer: Its tokenizer.
-        has_head: Whether its files hold an unembedding; without one, it gives activations only.
-        device: Torch device it is on.
-        lock: Held while the model is used.
+        has_head: Whether its files contain an unembedding; without one, it has activations only.
+        device: Its torch device.
+        lock: Lock to hold while using the model.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Any, has_head: bool = True):
@@ -52,19 +52,19 @@ class ModuleTree:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding: token numbers lie below."""
+        """Number of rows in the embedding; token ids are smaller."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @cached_property
     def _modules(self) -> dict[str, Any]:
-        """Modules by path: relative to the base model, and those outside it by their path in the whole."""
+        """Modules by path: relative to the base model, or to the whole model for modules outside of it."""
         modules = {
             path: m for path, m in self.model.named_modules() if path and not f"{path}.".startswith(self._prefix)
         }
         return {**{path: m for path, m in self.model.base_model.named_modules() if path}, **modules}
 
     def modules(self) -> list[str]:
-        """Return the paths of all modules, relative to the base model where they lie in it (`layers.9.mlp`)."""
+        """Return the paths of all modules, relative to the base model for those inside of it (`layers.9.mlp`)."""
         return list(self._modules)
 
     def module(self, path: str) -> Any:
@@ -75,38 +75,37 @@ class ModuleTree:
         """Return the paths of the model's blocks, in order.
 
         Raises:
-            InputError: If it is not clear which they are.
+            InputError: If they cannot be identified.
         """
         import torch
 
         count = self.model.config.get_text_config().num_hidden_layers
-        text = self.model.get_decoder()  # keeps to the text part of a model that also sees
+        text = self.model.get_decoder()  # the text part of a multimodal model
         inside = {id(module) for module in text.modules()}
         found = [
             path
             for path, module in self._modules.items()
             if isinstance(module, torch.nn.ModuleList) and len(module) == count and id(module) in inside
         ]
-        if len(found) > 1:  # Gemma 3n has other lists, which may happen to be as long
+        if len(found) > 1:  # Gemma 3n has other lists that may have the same length
             found = [path for path in found if path.rpartition(".")[2] in ("layers", "h", "blocks")]
         if len(found) != 1:
-            raise InputError(f"model {self.name}: cannot tell which of its modules are the blocks; name a module path")
+            raise InputError(f"model {self.name}: its blocks cannot be identified; give a module path")
         return [f"{found[0]}.{i}" for i in range(count)]
 
     def block_of(self, path: str) -> int | None:
-        """Return the number of the block that a module lies in; None if it lies in none."""
+        """Return the number of the block that contains a module; None if there is none."""
         return next((i for i, block in enumerate(self.blocks()) if f"{path}.".startswith(f"{block}.")), None)
 
     def hookpoint(self, name: str) -> HookPoint:
-        """Return the place that a name means.
+        """Return the hookpoint with a name.
 
         Args:
-            name: A module path, with or without the base model's prefix, and with or without `.input` or `.output`
-                behind it (`layers.9`, `model.layers.9.mlp.input`); or a name as TransformerLens gives them
-                (`blocks.9.hook_resid_post`).
+            name: A module path, with or without the base model's prefix, optionally followed by `.input` or `.output`
+                (`layers.9`, `model.layers.9.mlp.input`); or a TransformerLens name (`blocks.9.hook_resid_post`).
 
         Raises:
-            InputError: If there is no such place.
+            InputError: If the model has no such hookpoint.
         """
         asked, name = name, plain_place(name)
         if (path := self._path(name)) is not None:
@@ -117,7 +116,7 @@ class ModuleTree:
         if is_hook(name):
             return transformer_lens_place(self, name)
         close = difflib.get_close_matches(name.removeprefix(self._prefix), self.modules(), n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"its modules are called like {self.modules()[-1]!r}"
+        hint = f"did you mean {close[0]!r}?" if close else f"its modules have names such as {self.modules()[-1]!r}"
         raise InputError(f"model {self.name} has no module {asked!r}; {hint}")
 
     def _path(self, name: str) -> str | None:
@@ -128,13 +127,13 @@ class ModuleTree:
         return next((path for path in candidates if path in self._modules), None)
 
     def first_of(self, block: str, *names: str) -> str | None:
-        """Return the path of the first of some modules that a block has."""
+        """Return the path of the first of these modules that exists in a block; None if none does."""
         return next((f"{block}.{n}" for n in names if f"{block}.{n}" in self._modules), None)
 
     def block_parts(self, block: str) -> BlockParts:
         """Return the parts of a block."""
         first = partial(self.first_of, block)
-        # Some models, such as Gemma 2 and 3, normalise what attention and MLP give before it is added to the stream.
+        # Some models, such as Gemma 2 and 3, normalise the outputs of attention and MLP before adding them.
         attention_norm, mlp_norm = first("post_self_attn_layernorm"), first("post_mlp_layernorm")
         if normalised := first("post_feedforward_layernorm"):
             attention_norm, mlp_norm = first("post_attention_layernorm"), normalised
@@ -142,7 +141,7 @@ class ModuleTree:
         return BlockParts(attention, first("mlp", "feed_forward", "ffn", "mlp_block"), attention_norm, mlp_norm)
 
     def norm_after(self, path: str) -> Any:
-        """Return the norm through which what a module gives is added to the stream; None if it is added as it is."""
+        """Return the norm between a module's output and the residual stream; None if there is none."""
         number = self.block_of(path)
         if number is None:
             return None

@@ -1,4 +1,4 @@
-"""Multiplies many batches with an encoder, faster: packed for oneDNN, or into reused memory."""
+"""Faster products of many batches with the same encoder: packed for oneDNN, or with reused memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PACKED_BYTES = 2 << 30  # memory that packed encoders may take
+_PACKED_BYTES = 2 << 30  # memory limit for packed encoders
 _PACKED_ROWS = 192  # tokens that encoders are packed for
-_FEWEST_ROWS = 32  # of a tile, below which a product is slow
-# From 32 MB on, the C library gets the memory of each product from the system, and gives it back.
+_FEWEST_ROWS = 32  # smallest tile; with fewer rows a product is slow
+# From 32 MB on, the C library allocates each product with a system call and returns it afterwards.
 _TILE_BYTES = 24 << 20
 
 
 @contextmanager
 def encoding_pass() -> Iterator[None]:
-    """Let coders encode faster while the context lasts, in inference mode on the CPU, where they encode many batches.
+    """Within this context, coders encode many batches faster (in inference mode on the CPU).
 
-    Encoders are brought into oneDNN's own layout once, as long as they take no more than two gigabytes. Others encode
-    into one piece of memory, since hundreds of megabytes afresh for each batch cost as much as a fifth of encoding. The
-    products of packed encoders round differently than `@`.
+    Encoders are converted to oneDNN's layout once, up to a total of 2 GB. Other encoders write their products to a
+    reused buffer, since allocating hundreds of megabytes per batch takes up to a fifth of the encoding time. Products
+    of packed encoders round differently from `@`.
     """
     before = _PASS.set(EncodingPass())
     try:
@@ -35,7 +35,7 @@ def encoding_pass() -> Iterator[None]:
 
 
 class EncodingPass:
-    """What is kept for the next batch: packed encoders, and memory for the products of others."""
+    """State that is reused between batches: packed encoders, and a buffer for products with other encoders."""
 
     def __init__(self) -> None:
         self._packed: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -44,19 +44,19 @@ class EncodingPass:
 
     @staticmethod
     def of(x: Tensor) -> EncodingPass | None:
-        """Return the pass that is on, if it is any use for these activations."""
+        """Return the active pass if it applies to these activations, else None."""
         import torch
 
         return _PASS.get() if x.device.type == "cpu" and torch.is_inference_mode_enabled() else None
 
     def rows(self, encoder: Tensor) -> int:
-        """Return how many tokens to encode at a time, at most.  encoder [d_in, n_latents]"""
+        """Return the maximum number of tokens to encode at a time.  encoder [d_in, n_latents]"""
         if self._pack(encoder) is None:
             return sys.maxsize
         return max(_FEWEST_ROWS, _TILE_BYTES // (encoder.itemsize * max(1, encoder.shape[1])))
 
     def product(self, x: Tensor, encoder: Tensor) -> Tensor:
-        """Return `x @ encoder`, good until the next call.  x [rows, d_in], encoder [d_in, n_latents]"""
+        """Return `x @ encoder`, valid until the next call.  x [rows, d_in], encoder [d_in, n_latents]"""
         import torch
 
         if (packed := self._pack(encoder)) is not None and len(x):
@@ -68,7 +68,7 @@ class EncodingPass:
         return torch.mm(x, encoder, out=self._buffer[:size].view(len(x), encoder.shape[1]))
 
     def _pack(self, encoder: Tensor) -> Tensor | None:
-        """Return an encoder in oneDNN's layout, the first time made; None where it cannot be had."""
+        """Return an encoder in oneDNN's layout, converting it once; None if it cannot be packed."""
         import torch
 
         if id(encoder) not in self._packed:
@@ -76,7 +76,7 @@ class EncodingPass:
             if encoder.dtype == torch.float32 and encoder.nbytes <= self._room and _has_onednn():
                 self._room -= encoder.nbytes
                 packed = torch.ops.mkldnn._reorder_linear_weight(encoder.T.contiguous(), _PACKED_ROWS)
-            self._packed[id(encoder)] = encoder, packed  # kept alive, or its number could be another's
+            self._packed[id(encoder)] = encoder, packed  # keeps it alive, so that its id is not reused
         return self._packed[id(encoder)][1]
 
 
@@ -85,9 +85,9 @@ _PASS: ContextVar[EncodingPass | None] = ContextVar("encoding_pass", default=Non
 
 @cache
 def _has_onednn() -> bool:
-    """Tell whether this PyTorch has the operators behind its compiler's linear layers, in full precision.
+    """Return whether this PyTorch has the oneDNN operators that its compiler uses for linear layers, in full precision.
 
-    They are not documented, so they are tried.
+    They are not documented, so they are tested.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Checks from files whether a model has the hookpoint that a spec or a coder names."""
+"""Checks, from files only, that a model has the hookpoint of a spec or a coder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def check_place(model: str, place: str) -> None:
-    """Refuse a hookpoint that a model does not have, if local files show it.
+    """Check that a model has a hookpoint, as far as local files show it.
 
     Args:
         model: The model: hub id, folder, file or package.
-        place: The place, as a spec or a coder's files name it.
+        place: The hookpoint, as named in a spec or a coder's files.
 
     Raises:
-        InputError: If it is not there.
+        InputError: If it has not.
     """
     named = plain_place(place)
     if is_hook(named):
@@ -34,14 +34,14 @@ def check_place(model: str, place: str) -> None:
     module = f".{named.removesuffix('.input').removesuffix('.output')}."
     weights = weight_names(folder)
     if weights and not any(module in f".{weight}" for weight in weights):
-        _look_for(model, folder, place)  # it may still have no weights of its own, or another name in the files
+        _check_without_weights(model, folder, place)  # the module may have no weights, or another name in the files
 
 
-def _look_for(model: str, folder: Path, place: str) -> None:
-    """Build the model without weights, and look for a place in it.
+def _check_without_weights(model: str, folder: Path, place: str) -> None:
+    """Build the model without weights, and check that it has a hookpoint.
 
     Raises:
-        InputError: If it has no such place.
+        InputError: If it has not.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -49,7 +49,7 @@ def _look_for(model: str, folder: Path, place: str) -> None:
     from saeval.models.module_tree import ModuleTree
 
     empty = None
-    with suppress(Exception):  # transformers raises many kinds; loading the model reports them
+    with suppress(Exception):  # transformers raises many kinds of errors; loading the model reports them
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

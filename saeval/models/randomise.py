@@ -1,4 +1,4 @@
-"""Shuffles a model's weights, for controls that keep its architecture and the statistics of its weights."""
+"""Shuffles a model's weights, for controls that keep the architecture and the weight statistics."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Randomised = Literal["weights", "embeddings", "all"]
-"""Which matrices are shuffled: all but the embeddings, the embeddings alone (the unembedding is one), or both."""
+"""Which matrices are shuffled: all but the embeddings, only the embeddings (including the unembedding), or all."""
 
 
 def shuffle_weights(model: Any, what: Randomised, seed: int) -> None:
     """Shuffle the entries within each of a model's matrices, in memory (arXiv 2501.17727).
 
-    Each matrix keeps its values and thus its scale, and loses what training put into it. Vectors stay as they are:
-    biases, the weights of norms, and what else has one axis longer than 1. A matrix that is used twice, such as tied
-    embeddings, is shuffled once. The order depends on the seed and on the matrix's name and size alone, so it is the
-    same on every device and in every precision.
+    Each matrix keeps its values and therefore its scale, but loses its trained structure. Vectors are not changed:
+    biases, weights of norms, and other tensors with only one axis longer than 1. A matrix that is used twice, such as
+    tied embeddings, is shuffled once. The permutation depends only on the seed and on the matrix's name and size, so it
+    is the same on every device and in every precision.
 
     Args:
-        model: A transformers model; its files stay as they are.
+        model: A transformers model; its files are not changed.
         what: The matrices.
-        seed: Seed of the orders.
+        seed: Seed of the permutations.
 
     Raises:
-        InputError: If weights are not in memory (offloaded) or lie packed (quantised).
+        InputError: If weights are not in memory (offloaded) or are packed (quantised).
     """
     for name, matrix in _matrices(model, what):
         if matrix.is_meta or not matrix.is_floating_point():
-            raise InputError(f"`randomise` needs plain weights in memory, and {name} is offloaded or quantised")
+            raise InputError(f"`randomise` requires plain weights in memory, but {name} is offloaded or quantised")
         matrix.data = _shuffled(matrix.data, seed, name)
 
 
 def _matrices(model: Any, what: Randomised) -> Iterator[tuple[str, Any]]:
-    """Yield the name and parameter of each matrix that is shuffled, tied ones once."""
+    """Yield name and parameter of each matrix to shuffle; tied ones once."""
     import torch
 
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
@@ -52,7 +52,7 @@ def _matrices(model: Any, what: Randomised) -> Iterator[tuple[str, Any]]:
 
 
 def _shuffled(values: Tensor, seed: int, name: str) -> Tensor:
-    """Return a copy with its entries in another order, which does not depend on their type."""
+    """Return a copy with permuted entries; the permutation does not depend on the dtype."""
     import torch
 
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]

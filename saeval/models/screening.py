@@ -1,4 +1,4 @@
-"""Finds candidate latents with a low-precision product, so that only those are computed in float32."""
+"""Finds candidate latents with a low-precision product, so that only these are computed in float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PART_BYTES = 64 << 20  # of gathered weights, at a time
+_PART_BYTES = 64 << 20  # memory limit for gathered weights
 _UNIT = 2.0**-24  # relative error of rounding to float32
 
 Precision = Literal["bf16", "tf32"]
@@ -19,10 +19,10 @@ _ON: ContextVar[Precision | None] = ContextVar("screening", default=None)
 
 @contextmanager
 def screened(precision: Precision | bool = True) -> Iterator[None]:
-    """Let linear coders screen while the context lasts: the same latents fire, and values differ by rounding only.
+    """Within this context, linear coders use screening: the same latents fire, and values differ by rounding only.
 
     Args:
-        precision: Of the product that screens; True for bfloat16, False for no screening.
+        precision: Precision of the screening product; True for bfloat16, False for no screening.
     """
     chosen = ("bf16" if precision else None) if isinstance(precision, bool) else precision
     before = _ON.set(chosen)
@@ -33,19 +33,20 @@ def screened(precision: Precision | bool = True) -> Iterator[None]:
 
 
 def screens() -> Precision | None:
-    """Return the precision that coders are to screen in; None if they are not to."""
+    """Return the precision of screening; None if it is off."""
     return _ON.get()
 
 
 class Screen:
-    """An encoder in low precision, and what that may differ from float32.
+    """An encoder in low precision, with a bound on its error relative to float32.
 
-    Rounding errors of weights and activations are known, so the bound holds for every product: by Cauchy and Schwarz,
-    |x·w - x′·w′| ≤ |x - x′| |w| + |x′| |w - w′|, and sums in float32 of d products add 2 d 2⁻²⁴ |x| |w|.
+    The rounding errors of weights and activations are known, so the bound holds for every product: by Cauchy–Schwarz,
+    |x·w - x′·w′| ≤ |x - x′| |w| + |x′| |w - w′|, and float32 sums of d products add 2 d 2⁻²⁴ |x| |w|.
 
     Args:
         encoder: Encoder weights, float32.  [d_in, n_latents]
-        precision: Of the product. TF32 takes twice the time and memory of bfloat16 and lets fewer latents through.
+        precision: Precision of the product. TF32 takes twice the time and memory of bfloat16, but leaves fewer
+            candidates.
     """
 
     def __init__(self, encoder: Tensor, precision: Precision = "bf16"):
@@ -59,13 +60,13 @@ class Screen:
         self._worst = (lost / self.norms.clamp_min(torch.finfo(torch.float32).tiny)).max()
 
     def product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return about `x @ encoder`, and for each row by how many lengths of the encoder's columns it may be wrong.
+        """Return an approximation of `x @ encoder` with an error bound.
 
         Args:
             x: Activations, float32.  [rows, d_in]
 
         Returns:
-            Products [rows, n_latents] float32, and errors, each per length of a column [rows].
+            Products [rows, n_latents] float32, and error bounds in units of the norm of an encoder column [rows].
         """
         low = _lowered(x, self.precision)
         near = low.float()
@@ -75,7 +76,7 @@ class Screen:
         return _product(low, self._low), 1.001 * error
 
     def exact(self, x: Tensor, rows: Tensor, latents: Tensor) -> Tensor:
-        """Return float32 products of some pairs.  x [rows, d_in], rows and latents [pairs] -> [pairs]"""
+        """Return float32 products of (row, latent) pairs.  x [rows, d_in], rows and latents [pairs] -> [pairs]"""
         import torch
 
         part = max(1, _PART_BYTES // (4 * x.shape[1]))
@@ -87,17 +88,17 @@ class Screen:
 
 
 def _lowered(x: Tensor, precision: Precision) -> Tensor:
-    """Round to bfloat16, or to the ten bits of TF32, which a product in TF32 then rounds no further."""
+    """Round to bfloat16, or to the ten mantissa bits of TF32, so that a TF32 product rounds its inputs no further."""
     import torch
 
     if precision == "bf16":
         return x.to(torch.bfloat16)
-    # A NaN may turn into a number here; it is still one in the error, which makes all latents candidates.
+    # A NaN may become a number here, but the error bound stays NaN, which makes all latents candidates.
     return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 def _product(x: Tensor, weights: Tensor) -> Tensor:
-    """Multiply matrices of low precision, summing in float32."""
+    """Multiply low-precision matrices, accumulating in float32."""
     import torch
 
     if not x.is_cuda:

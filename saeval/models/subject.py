@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from saeval.models.coders import HookPoint
     from saeval.models.live import LiveModel
 
-_TRIALS = 40  # strengths that a search for a divergence tries at most
-_WEAKEST, _STRONGEST = 1e-5, 1e7  # bounds of that search, as lengths of what is added
-_PROBES = 4  # random directions on which the way from a place into the stream is tried out
-_ALIKE = 0.98  # cosine of what is written with what the modules tell, from which on it is that
-_STEADY = 0.6  # mean cosine of what is written at a token with its mean, below which it depends on the text
+_TRIALS = 40  # maximum strengths tried in the search for a divergence
+_WEAKEST, _STRONGEST = 1e-5, 1e7  # bounds of that search, as norms of the added vector
+_PROBES = 4  # random directions that test how a hookpoint writes into the residual stream
+_ALIKE = 0.98  # least cosine between measured effect and the one computed from modules to accept the latter
+_STEADY = 0.6  # least mean cosine between the effect at a token and its mean; below, it depends on the text
 _TEXT = (
     "The harbour was quiet when the ships came in, and nobody on the long stone wall said a word. In 1851 there were "
     "thirty boats; now there are three, painted blue and white. She asked him twice whether he had seen the letter, "
     "but he only shook his head, folded the map and walked up the hill."
 )
-_GROWTH = 4.0  # factor between strengths until two of them enclose the divergence aimed at
+_GROWTH = 4.0  # factor between strengths until two of them enclose the target divergence
 
 
 class Strength(NamedTuple):
     """A steering strength and its measured effect.
 
     Attributes:
-        factor: How many times the direction is added.
-        kl: Mean divergence KL(clean ‖ steered) of the next token's distribution, in nats.
+        factor: Factor of the direction.
+        kl: Mean divergence KL(clean ‖ steered) of the next-token distribution, in nats.
     """
 
     factor: float
@@ -46,13 +46,13 @@ class Strength(NamedTuple):
 
 
 class Subject:
-    """A language model at the hookpoint of a latent's coder.
+    """A language model with the hookpoint of a latent's coder.
 
     Methods take the model's lock and may be called from threads.
 
     Attributes:
         live: The model.
-        point: The place.
+        point: The hookpoint.
     """
 
     def __init__(self, live: LiveModel, point: HookPoint):
@@ -61,29 +61,29 @@ class Subject:
 
     @cached_property
     def width(self) -> int:
-        """Width of the activations at the place."""
+        """Width of the activations at the hookpoint."""
         with self.live.lock:
             return self.live.width(self.point)
 
     def prompt(self, token_ids: Sequence[int]) -> list[int]:
-        """Return a window's tokens as a prompt: with BOS before them, where the model has it."""
+        """Return a window's tokens as a prompt, preceded by BOS if the model has one."""
         bos = self.live.tokenizer.bos_token_id
         return [*([] if bos is None else [bos]), *map(int, token_ids)]
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Return tokens as text, special ones omitted."""
+        """Return tokens as text, without special tokens."""
         return str(self.live.tokenizer.decode([*map(int, token_ids)], skip_special_tokens=True))
 
     def steered(self, prompts: Sequence[Sequence[int]], direction: Tensor, *, cached: bool = True) -> Steered:
-        """Return prompts ready to be gone on from with a direction added; see `Steered`.
+        """Return prompts for steered generation with a direction; see `Steered`.
 
         Args:
-            prompts: Token ids, BOS included; all of the same length.
-            direction: What is added.  [width]
-            cached: Whether to keep what does not change between strengths; the numbers are the same without.
+            prompts: Token ids, including BOS; all of the same length.
+            direction: The direction to add.  [width]
+            cached: Whether to cache the state that does not depend on the strength; results are the same without.
 
         Raises:
-            InputError: If the prompts differ in length or the direction does not fit the place.
+            InputError: If the prompts differ in length or the direction has the wrong width.
         """
         if direction.shape != (self.width,):
             raise InputError(
@@ -92,23 +92,23 @@ class Subject:
         return Steered(self.live, self.point, prompts, direction, cached=cached)
 
     def promoted(self, direction: Tensor, tuned_lens: Path | None = None) -> Tensor:
-        """Return how much adding a direction raises each token's logit, to first order and up to a common factor.
+        """Return a direction's effect on each token's logit (logit lens), to first order and up to a common factor.
 
-        The direction goes through the final norm's linear part and the unembedding, past all blocks in between (logit
-        lens); a tuned lens first adds what its translator makes of it. A direction at the input of a linear module,
-        such as a neuron's, is first written by that module; a norm or gate between the place and the stream is taken
-        in. Which way that goes is compared with what the model does on a text.
+        The direction is passed through the linear part of the final norm and the unembedding, skipping all blocks in
+        between; a tuned lens first adds the output of its translator. A direction at the input of a linear module,
+        such as a neuron's, is first passed through that module; a norm or gate between the hookpoint and the stream
+        is applied, too. This path is verified against the model's behaviour on a text.
 
         Args:
-            direction: The direction, or without a tuned lens several.  [..., width]
+            direction: The direction; several at once are possible without a tuned lens.  [..., width]
             tuned_lens: Folder of a tuned lens (`params.pt`).
 
         Returns:
             Logits.  [..., vocabulary] float32
 
         Raises:
-            InputError: If the place does not write into the residual stream in one way whatever the text, the model's
-                unembedding is not of a known form, or the tuned lens does not fit.
+            InputError: If the hookpoint's effect on the residual stream depends on the text, the model's unembedding
+                is not supported, or the tuned lens does not fit.
         """
         import torch
 
@@ -119,7 +119,7 @@ class Subject:
             return self.live.unembed_direction(residual).cpu()
 
     def _written(self, direction: Tensor) -> Tensor:
-        """Return what directions at the place write into the residual stream.  [..., width] -> [..., residual width]"""
+        """Map directions at the hookpoint to the residual stream.  [..., width] -> [..., residual width]"""
         if self._as_built:
             return self._by_structure(direction)
         flat = direction.reshape(-1, direction.shape[-1])
@@ -127,7 +127,7 @@ class Subject:
         return written.reshape(*direction.shape[:-1], -1)
 
     def _by_structure(self, direction: Tensor) -> Tensor:
-        """Return what the modules after the place make of a direction: a linear one that reads it, and a norm."""
+        """Pass a direction through the modules after the hookpoint: a linear module that reads it, and a norm."""
         import torch
 
         width = self.live.model.config.get_text_config().hidden_size
@@ -139,13 +139,13 @@ class Subject:
         if direction.shape[-1] != width:
             raise InputError(
                 f"a direction of width {direction.shape[-1]} at {self.point} is not in the residual stream (width "
-                f"{width}), so no lens can read it"
+                f"{width}), so a logit lens cannot be applied; choose a hookpoint in the residual stream"
             )
         norm = self.live.norm_after(self.point.path)
         if norm is None:
             return direction
         x = direction.to(next(iter(norm.parameters()), direction).dtype)
-        # Its gain, and a factor; in a model that is spread over GPUs, modules answer from their own.
+        # The norm's gain times a factor; modules of a distributed model return results on their own GPU.
         linear: Tensor = (norm(x) - norm(-x)).to(direction.device, torch.float32) / 2
         scaled: Tensor = (
             linear * direction.norm(dim=-1, keepdim=True) / linear.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -154,10 +154,10 @@ class Subject:
 
     @cached_property
     def _as_built(self) -> bool:
-        """Whether the way from the place into the stream is the one that its modules tell, tried out on a text.
+        """Whether `_by_structure` gives the effect on the residual stream that is measured on a text.
 
         Raises:
-            InputError: If what a direction writes depends on the text, so that no lens can read it.
+            InputError: If the effect of a direction depends on the text, so that a logit lens cannot be applied.
         """
         import torch
 
@@ -166,32 +166,33 @@ class Subject:
             return True
         probes = torch.randn(_PROBES, self.live.width(self.point), generator=torch.Generator().manual_seed(0))
         built = self._by_structure(probes.to(self.live.device))
-        effects = self.live.direct_effect(self.point, probes, self._text)[:, 1:]  # BOS is unlike all other tokens
+        effects = self.live.direct_effect(self.point, probes, self._text)[:, 1:]  # BOS is atypical
         mean = effects.mean(dim=1)
         if float(_cosines(built, mean).min()) >= _ALIKE:
             return True
         if float(_cosines(effects, mean[:, None]).mean()) < _STEADY:
             raise InputError(
-                f"what a direction at {self.point} of model {self.live.name} adds to the residual stream depends on "
-                "the text, so no lens can read it; choose a place whose output is added to the stream"
+                f"the effect of a direction at {self.point} of model {self.live.name} on the residual stream depends "
+                "on the text, so a logit lens cannot be applied; choose a hookpoint whose output is added to the "
+                "stream"
             )
         return False
 
     @cached_property
     def _text(self) -> Tensor:
-        """Tokens of a text on which ways through the model are tried out."""
+        """Tokens of a text for measuring the effects of directions."""
         import torch
 
         tokens = self.live.tokenizer(_TEXT, add_special_tokens=False)["input_ids"][:64]
         return torch.tensor([i for i in self.prompt(tokens) if i < self.live.vocabulary])
 
     def _translator(self, folder: Path, residual: Tensor) -> Tensor:
-        """Return a tuned lens' weights for what the block of this place gives.  [width, width]"""
+        """Return a tuned lens' weights for the output of this hookpoint's block.  [width, width]"""
         import torch
 
         block = self.live.block_of(self.point.path)
         if block is None:
-            raise InputError(f"{self.point} lies in no block, so a tuned lens has no translator for it")
+            raise InputError(f"{self.point} is not in a block, so a tuned lens has no translator for it")
         blocks = len(self.live.blocks())
         # Translator i reads what enters block i: the output of block i-1.
         number = block if self.point.site == "in" and self.point.path == self.live.blocks()[block] else block + 1
@@ -219,17 +220,17 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Steered:
-    """Prompts that a model continues while a direction is added from their last token on (paper §3.3.5).
+    """Steered generation: continues prompts while a direction is added from their last token on (paper §3.3.5).
 
-    The direction is added at the prompts' last token and at every token generated, in each forward pass; earlier
-    tokens of the prompts are read as they are, so that they are computed once.
+    The direction is added at the prompts' last token and at every generated token; earlier tokens are not changed, so
+    that they are computed once.
 
     Args:
         live: The model.
-        point: Where the direction is added.
-        prompts: Token ids, BOS included; all of the same length.
+        point: The hookpoint where the direction is added.
+        prompts: Token ids, including BOS; all of the same length.
         direction: The direction.  [width]
-        cached: Whether to keep what does not change between strengths.
+        cached: Whether to cache the state that does not depend on the strength.
 
     Raises:
         InputError: If the prompts differ in length.
@@ -247,7 +248,7 @@ class Steered:
         import torch
 
         if not prompts or len({len(prompt) for prompt in prompts}) != 1 or not len(prompts[0]):
-            raise InputError("steering needs prompts that are all of the same length")
+            raise InputError("steering requires prompts that all have the same length")
         self._live, self._point = live, point
         self._prompts = torch.tensor([list(prompt) for prompt in prompts])
         self._direction = direction.detach().float()
@@ -255,7 +256,7 @@ class Steered:
 
     @cached_property
     def _before(self) -> Any:
-        """The model's memory of all but the prompts' last tokens; None if there is none to go on from."""
+        """The model's cached state before the prompts' last tokens; None without a cache."""
         import torch
 
         if not self._cached or self._prompts.shape[1] < 2:
@@ -265,14 +266,14 @@ class Steered:
 
     @cached_property
     def clean(self) -> Tensor:
-        """Log-probabilities (nats) of the token after each prompt, nothing added.  [prompts, vocabulary] float32"""
+        """Log-probabilities (nats) of the token after each prompt, without steering.  [prompts, vocabulary] float32"""
         return self.next_logprobs(0.0)
 
     def next_logprobs(self, factor: float) -> Tensor:
         """Return log-probabilities (nats) of the token after each prompt with the direction added.
 
         Args:
-            factor: How many times the direction is added.
+            factor: Factor of the direction.
 
         Returns:
             Log-probabilities.  [prompts, vocabulary] float32
@@ -280,21 +281,21 @@ class Steered:
         return self._step(self._prompts, deepcopy(self._before), factor)[0]
 
     def divergence(self, factor: float) -> Tensor:
-        """Return KL(clean ‖ steered) of the next token's distribution, in nats.  [prompts]"""
+        """Return KL(clean ‖ steered) of the next-token distribution, in nats.  [prompts]"""
         return (self.clean.exp() * (self.clean - self.next_logprobs(factor))).sum(dim=-1)
 
     def calibrate(self, kl: float, tolerance: float = 0.1) -> Strength:
-        """Find the strength at which the prompts' mean divergence is a given one (paper §3.3.5, equation 2).
+        """Find the strength at which the prompts' mean divergence has a given value (paper §3.3.5, equation 2).
 
-        The divergence need not rise evenly with the strength; between two strengths that enclose the aim, the search
-        goes on by interpolating logarithms, safeguarded by halving.
+        The divergence need not increase monotonically with the strength. Between two strengths that enclose the target,
+        the search interpolates logarithms, with bisection as a safeguard.
 
         Args:
-            kl: Mean KL(clean ‖ steered) aimed at, in nats.
-            tolerance: Relative error to accept.
+            kl: Target of the mean KL(clean ‖ steered), in nats.
+            tolerance: Accepted relative error.
 
         Returns:
-            The strength that came closest, and the divergence it really has.
+            The strength that came closest, with its measured divergence.
 
         Raises:
             InputError: If the direction is zero or `kl` is not positive.
@@ -325,18 +326,18 @@ class Steered:
         return min(tried, key=lambda s: abs(s.kl - kl))
 
     def generate(self, factor: float, n: int, noise: np.random.Generator, temperature: float = 1.0) -> list[list[int]]:
-        """Go on from each prompt with the direction added at every step.
+        """Continue each prompt with the direction added at every step.
 
-        Equal generators make equal draws: clean and steered text then differ by the steering only.
+        Equal generators give equal draws: clean and steered text then differ by the steering only.
 
         Args:
-            factor: How many times the direction is added.
-            n: Tokens to generate at most; a text ends early where the model ends it.
-            noise: Source of the draws.
+            factor: Factor of the direction.
+            n: Maximum number of tokens to generate; a text ends earlier at an end token.
+            noise: Random generator for sampling.
             temperature: Sampling temperature; 0 for the likeliest token.
 
         Returns:
-            The generated tokens of each prompt, without those that end a text.
+            The generated tokens of each prompt, without end tokens.
         """
         import torch
 
@@ -347,7 +348,7 @@ class Steered:
         for _ in range(n):
             logprobs, memory = self._step(tokens, memory, factor)
             if temperature > 0:
-                # The largest of log-probabilities and Gumbel noise is a draw from the distribution.
+                # The argmax of log-probabilities plus Gumbel noise is a sample from the distribution.
                 logprobs = logprobs / temperature + torch.from_numpy(noise.gumbel(size=tuple(logprobs.shape)))
             chosen = logprobs.argmax(dim=-1)
             ended |= torch.isin(chosen, ends)
@@ -360,12 +361,12 @@ class Steered:
         return made
 
     def _step(self, tokens: Tensor, memory: Any, factor: float) -> tuple[Tensor, Any]:
-        """Return log-probabilities of the token after each row, and the memory of all rows' tokens.
+        """Return log-probabilities of the token after each row, and the cached state after all tokens.
 
         Args:
-            tokens: Prompts and what has been generated.  [prompts, tokens]
-            memory: Memory of all but the last tokens; None to compute everything again.
-            factor: How many times the direction is added, from the prompts' last token on.
+            tokens: Prompts and generated tokens.  [prompts, tokens]
+            memory: Cached state before the last tokens; None to compute everything again.
+            factor: Factor of the direction, which is added from the prompts' last token on.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""Finds the modules that TransformerLens's hook names mean."""
+"""Maps TransformerLens's hook names to modules of transformers models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BEFORE_MLP = (
     "norm_ffn", "channel_pre_norm",
 )  # fmt: skip
 _ADD_INSIDE = {"bloom": ("hook_attn_out", "hook_mlp_out"), "mpt": ("hook_mlp_out",)}
-"""Hooks of modules that add to the residual stream themselves and return the sum, by model type."""
+"""Hooks without a matching module, because the module returns its output added to the stream; by model type."""
 _HOOKS = (
     "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_in", "hook_mlp_out", "hook_attn_out",
     "attn.hook_z", "mlp.hook_in", "mlp.hook_post",
@@ -26,42 +26,42 @@ _ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj", "attention.out_pr
 
 
 def is_hook(name: str) -> bool:
-    """Whether a name, as `plain_place` writes it, is TransformerLens' name of a hook."""
+    """Return whether a name, normalised by `plain_place`, is a TransformerLens hook name."""
     return name == "hook_embed" or re.match(r"blocks\.\d+\..*\bhook_", name) is not None
 
 
 def check_hook(name: str) -> None:
-    """Refuse a hook whose activations no module of a transformers model reads or returns.
+    """Check that a hook corresponds to the input or output of a module in transformers models.
 
     Args:
         name: `hook_embed`, or `blocks.N.` and a hook.
 
     Raises:
-        InputError: If it is one.
+        InputError: If not.
     """
     hook = name.split(".", 2)[-1]
     if hook in ("ln1.hook_normalized", "ln2.hook_normalized"):
         raise InputError(
             f"{name} means normalised activations before the norm's gain, which no module reads or returns; choose "
-            "a place such as the MLP's input (`layers.9.mlp.input`)"
+            "a hookpoint such as the MLP's input (`layers.9.mlp.input`)"
         )
     if name != "hook_embed" and hook not in _HOOKS:
         raise InputError(
-            f"{name!r} is not a hook that saeval can read; there are: {', '.join(_HOOKS)}; name one of them, or a "
+            f"{name!r} is not a hook that saeval can read; use one of {', '.join(_HOOKS)}, or a "
             f"module "
             "path such as layers.9.mlp"
         )
 
 
 def transformer_lens_place(tree: ModuleTree, name: str) -> HookPoint:
-    """Return the place whose activations TransformerLens gives under a name.
+    """Return the hookpoint that corresponds to a TransformerLens hook name.
 
     Args:
         tree: The model's modules.
         name: `hook_embed`, or `blocks.N.` and a hook.
 
     Raises:
-        InputError: If the model has no such block or place.
+        InputError: If the model has no such block or hookpoint.
     """
     check_hook(name)
     if name == "hook_embed":
@@ -74,12 +74,12 @@ def transformer_lens_place(tree: ModuleTree, name: str) -> HookPoint:
     block = blocks[int(number)]
     path, site = _place(tree, block, hook)
     if path is None:
-        raise InputError(f"model {tree.name} has no place that matches {name!r}; name a module path instead")
+        raise InputError(f"model {tree.name} has no hookpoint that matches {name!r}; give a module path instead")
     return HookPoint(path, site)
 
 
 def _place(tree: ModuleTree, block: str, hook: str) -> tuple[str | None, Literal["in", "out"]]:
-    """Return the module path and side that a hook of a block means; no path where the model has none."""
+    """Return the module path and side (input or output) of a block's hook; None as path if the model has none."""
     first = partial(tree.first_of, block)
     parts = tree.block_parts(block)
     lacking = _ADD_INSIDE.get(tree.model.config.model_type, ())

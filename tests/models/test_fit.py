@@ -20,7 +20,7 @@ from tiny import TEXT, D, tiny_corpus, tiny_model, tiny_sae, tiny_tokenizer
 
 import saeval
 from saeval.cli import main
-from saeval.models.made_for import apart, known_model, other_model, plain_place
+from saeval.models.made_for import certainly_different, known_model, other_model, plain_place
 from saeval.plugin import ActivationWriter, Corpus, InputError, LiveModel
 
 
@@ -112,7 +112,7 @@ def test_a_loaded_model_knows_its_positions(tmp_path, kind):
     live = LiveModel.load(str(tiny_model(tmp_path / kind, kind)))
     assert live.positions == 128
     live.capture(torch.zeros((1, 128), dtype=torch.int64), [live.hookpoint(live.blocks()[0])])
-    with pytest.raises(InputError, match="128 positions, and each context takes 129"):
+    with pytest.raises(InputError, match="128 positions, but each context has 129"):
         live.check_contexts(129)
 
 
@@ -134,7 +134,7 @@ def test_text_with_a_token_that_the_embedding_lacks_is_refused(tmp_path, model):
     with pytest.raises(InputError, match=r"holds '<\|turn\|>', a token that was added to the tokenizer"):
         collected(odd, Neurons(), path, tmp_path / "s", hookpoint="layers.1")
     late = rows(tmp_path / "late.jsonl", ["."] * 300 + [f"<|turn|>{TEXT}"] * 4)  # beyond what validate looks at
-    with pytest.raises(InputError, match=r"gives '<\|turn\|>' the number 300, and the model's embedding has 300 rows"):
+    with pytest.raises(InputError, match=r"gives '<\|turn\|>' the id 300, but the model's embedding has 300 rows"):
         collected(odd, Neurons(), late, tmp_path / "s", hookpoint="layers.1")
 
 
@@ -283,7 +283,7 @@ def saved(folder):
         (lambda m: saved(m).write_bytes(b"PK\x03\x05" + saved(m).read_bytes()[4:]), "pytorch_model.bin is damaged or cut off"),
         (lambda m: cut(m / "tokenizer.json", 1), "tokenizer.json is damaged or cut off"),
         (lambda m: cut(m / "tokenizer_config.json", 30), "tokenizer_config.json is damaged or cut off"),
-        (lambda m: (m / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n"), "tokenizer.json is a pointer of Git LFS"),
+        (lambda m: (m / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n"), "tokenizer.json is a Git LFS pointer"),
         (lambda m: (m / "config.json").write_text("{cut"), "config.json is damaged or cut off"),
         (lambda m: config(m, is_encoder_decoder=True, model_type="t5"), "has an encoder and a decoder"),
     ],
@@ -342,7 +342,7 @@ def test_models_saved_in_other_ways_are_whole(tmp_path, model):
 
 
 def test_a_file_and_an_address_are_no_model(model):
-    with pytest.raises(InputError, match="is a file; give the folder that it lies in"):
+    with pytest.raises(InputError, match="is a file; give the folder that contains it"):
         LiveModel.check(str(model / "model.safetensors"))
     with pytest.raises(InputError, match="is an address; give the name on the Hugging Face hub"):
         LiveModel.check("https://huggingface.co/openai-community/gpt2")
@@ -354,7 +354,7 @@ def test_a_block_that_the_model_does_not_have_is_refused_by_validate(tmp_path, m
         "with": {"path": str(tiny_sae(tmp_path / "sae", metadata={"hook_name": "blocks.9.hook_resid_post"}))},
     }
     code, said = validate(task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32}))
-    assert code == 2 and "has 3 blocks, 0 to 2, and blocks.9.hook_resid_post names another" in " ".join(said.split())
+    assert code == 2 and "has 3 blocks, 0 to 2, but the hookpoint is blocks.9.hook_resid_post" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(
@@ -399,9 +399,9 @@ def test_a_coder_that_is_silent_or_fires_everywhere_is_said_for_what_it_is(tmp_p
 @pytest.mark.parametrize(
     ("metadata", "hookpoint", "message"),
     [
-        ({"hook_name": "blocks.2.hook_resid_post"}, "layers.0", "reads blocks.2.hook_resid_post, and the spec reads layers.0"),
-        ({"hook_name": "blocks.1.hook_mlp_out"}, "layers.1", "reads blocks.1.hook_mlp_out, and the spec reads layers.1"),
-        ({"model_name": "gpt2-small"}, "layers.1", "made for the model gpt2-small, and the spec uses"),
+        ({"hook_name": "blocks.2.hook_resid_post"}, "layers.0", "reads blocks.2.hook_resid_post, but the spec reads layers.0"),
+        ({"hook_name": "blocks.1.hook_mlp_out"}, "layers.1", "reads blocks.1.hook_mlp_out, but the spec reads layers.1"),
+        ({"model_name": "gpt2-small"}, "layers.1", "trained on gpt2-small, but the spec uses"),
     ],
 )  # fmt: skip
 def test_an_sae_of_another_place_or_model_is_refused_unless_that_is_accepted(
@@ -441,7 +441,7 @@ def test_longer_contexts_than_coder_or_model_knew_are_warned_of(tmp_path, corpus
     code, said = validate(task(tmp_path / "t.yaml", small, sae, {"path": str(corpus), "context": 96}))
     said = " ".join(said.split())
     assert code == 0 and "96 tokens, more than the 32 that the coder was trained on" in said
-    assert "97 tokens, more than the 64 positions that the model was made for" in said
+    assert "97 tokens, more than the 64 positions in the model's configuration" in said
 
 
 def test_an_l0_far_from_the_files_k_is_said(tmp_path, model, corpus):
@@ -488,7 +488,7 @@ def test_model_names_conflict_only_where_both_are_known():
     ],
 )  # fmt: skip
 def test_places_are_read_by_the_names_of_every_tool(name, plain):
-    assert plain_place(name) == plain and not apart(name, plain)
+    assert plain_place(name) == plain and not certainly_different(name, plain)
 
 
 # --- Failures that nobody foresaw ---

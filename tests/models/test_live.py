@@ -179,7 +179,7 @@ def test_centred_activations_have_no_mean(llama):
 
 
 def test_places_that_text_does_not_pass_through_are_refused(llama):
-    with pytest.raises(InputError, match="does not pass through layers"):
+    with pytest.raises(InputError, match="forward pass does not use layers"):
         llama.capture(TOKENS, [HookPoint("layers")])
     with pytest.raises(InputError, match="one activation per token"):
         llama.capture(TOKENS, [HookPoint("rotary_emb")])
@@ -244,7 +244,7 @@ def test_hub_models_that_cannot_be_had_say_so(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"nobody/nothing is not on this machine.*path of a model folder"):
         LiveModel.load("nobody/nothing")
-    with pytest.raises(InputError, match="neither a folder nor a name on the Hugging Face hub"):
+    with pytest.raises(InputError, match="neither a folder nor a valid name on the Hugging Face hub"):
         LiveModel.load("not a name")
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval._util import Display, Stage, StoreError, cache_dir, content_hash, noticing, os_reason
+from saeval._util import Display, Stage, StoreError, cache_dir, content_hash, os_reason, watch_standstill
 from saeval.activations import ActivationStore, ActivationWriter, store_folder
 from saeval.plugin.base import ActivationSource
 
@@ -74,7 +74,10 @@ def collecting(display: Display, total: int, unit: str, standstill: float) -> It
             "command goes on from what is finished"
         )
 
-    with display.stage("collect activations", total, unit) as stage, noticing(standstill, lambda: stage.moved, tell):
+    with (
+        display.stage("collect activations", total, unit) as stage,
+        watch_standstill(standstill, lambda: stage.moved, tell),
+    ):
         yield stage
 
 

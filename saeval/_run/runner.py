@@ -33,16 +33,16 @@ from saeval._run.tracking import followed, tell
 from saeval._util import (
     BudgetExceeded,
     Display,
+    FailsafeDisplay,
     InputError,
     SaevalError,
     Spending,
     Style,
-    Undisturbed,
     content_hash,
+    default_display,
     display as make_display,
-    fitting_display,
-    forget_checksums,
     internal_error,
+    remove_checksums,
     without_secrets,
     write_checksums,
 )
@@ -114,7 +114,7 @@ def run(
     """
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
-    shown = display if isinstance(display, Display) else make_display(display) if display else fitting_display()
+    shown = display if isinstance(display, Display) else make_display(display) if display else default_display()
     result = run_task(
         built,
         out=path,
@@ -160,7 +160,7 @@ def run_task(
         tells_others = task.checks or task.trackers
         if retry is None and not tells_others and (known := finished.find(folder.path, task, limit)) is not None:
             return known
-        begun = _Run(task, folder, Undisturbed(display), limit, max_cost, retry)
+        begun = _Run(task, folder, FailsafeDisplay(display), limit, max_cost, retry)
         begun.first_calls(unpriced, allow_model_change)
         with rare_garbage_collection():
             return begun.go()
@@ -176,7 +176,7 @@ def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
         with RunDir(out):
             return collect_task(with_seed(task, task.run.seed), out=out / f"seed-{task.run.seed}", display=display)
     with _failures_logged(out) as folder:
-        return _Run(task, folder, Undisturbed(display), None, None, None).collect()
+        return _Run(task, folder, FailsafeDisplay(display), None, None, None).collect()
 
 
 @contextmanager
@@ -395,7 +395,7 @@ class _Run:
     def _write_reports(self, result: RunResult) -> None:
         from saeval.report import write_reports
 
-        forget_checksums(self.folder.path)
+        remove_checksums(self.folder.path)
         write_cells(self.state, self.folder.journal, self.folder.cell)
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
         write_checksums(self.folder.path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from saeval._compare import pooled_runs
 from saeval._run.claims import pooled_findings
 from saeval._run.run_dir import RunDir
-from saeval._util import forget_checksums, write_atomic, write_checksums
+from saeval._util import remove_checksums, write_atomic, write_checksums
 from saeval.records import RunResult
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_seeds(task: Task, out: Path, max_cost: float | None, run_one: Callable[.
         found = found.model_copy(update={"findings": findings})
         text = yaml.safe_dump(plain(task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
         write_atomic(out / "spec.yaml", text)
-        forget_checksums(out)
+        remove_checksums(out)
         folder.write_json("results.json", found.model_dump(mode="json", by_alias=True))
         write_checksums(out)
         write_reports(found, out / "report")

@@ -1,4 +1,4 @@
-"""Utilities for every folder: errors, files, paths, seeding, secrets, text, progress."""
+"""Utilities used by all packages: errors, files, paths, seeding, secrets, text, progress."""
 
 from __future__ import annotations
 

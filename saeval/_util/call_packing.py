@@ -1,4 +1,4 @@
-"""Packs prompts and replies for readers who have the windows that prompts hold."""
+"""Compresses prompts and replies for readers that already have the windows in the prompts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Final
 from saeval._util.shared_text import without_shared
 
 LEFT_OUT: Final = "left out"
-"""Status of the entry that says how many more prompts there were, in place of a prompt."""
+"""Status of the entry that counts the prompts not kept."""
 
 _MOST_BYTES = 1 << 28
-"""Bytes of prompts and replies that are unpacked; a few kilobytes of somebody's can claim to be gigabytes."""
-_LEVEL = 6  # of zlib; 9 takes a quarter longer for 2 % less
-_WINDOW = 31_000  # bytes in which zlib finds what it has seen: those that both sides know, and those of a part
-_REACH = 25_000  # bytes known to both sides, at most
-_TRIED = 8  # texts of a group that are looked for in the prompts
+"""Maximum bytes to decompress, since a few kilobytes may expand to gigabytes (zip bomb)."""
+_LEVEL = 6  # zlib level; level 9 takes 25 % longer and saves 2 %
+_WINDOW = 31_000  # bytes of dictionary and part together, within zlib's window of 32 kB
+_REACH = 25_000  # maximum bytes of the dictionary
+_TRIED = 8  # texts per group to search for in the prompts
 _NONE = "-"
 
 Call = tuple[str, str, str]
@@ -31,19 +31,19 @@ def packed_calls(
     templates: Sequence[str] = (),
     spell: Callable[[bytes], str] = lambda packed: b64encode(packed).decode(),
 ) -> str:
-    """Return calls as a short text.
+    """Compress calls to a short text.
 
-    It begins with the numbers of the groups of known texts that prompts hold, `-` for none; each template is a group
-    after those of windows. Parts follow, each after a `.`: zlib's format, with the last 25,000 bytes of these groups'
-    texts, joined by line ends, as its dictionary. Each part is a JSON list. The first entry of all is what all prompts
-    begin and end with; the others are what is between, reply and status of a call. The script of reports unpacks it,
-    too.
+    The format begins with the numbers of the groups of known texts that occur in prompts, `-` for none; each template
+    is a group after the groups of windows. Then follow parts, each a `.` and zlib data. The zlib dictionary is the last
+    25,000 bytes of the texts in these groups, joined by line breaks. Each part is a JSON list. The first entry overall
+    is the common start and end of all prompts; every other entry is the remainder of the prompt, reply and status of a
+    call. The script in HTML reports unpacks it, too.
 
     Args:
         calls: The calls.
-        windows: Texts of the latent's windows, which prompts may hold, by group.
-        templates: Texts that prompts may be made of.
-        spell: Writes bytes as text without a `.`; default: in base64.
+        windows: Texts of the latent's windows, which may occur in the prompts, by group.
+        templates: Texts of the prompts' templates.
+        spell: Encodes bytes as text without a `.`; default: base64.
     """
     before, after, prompts = without_shared([prompt for prompt, _, status in calls if status != LEFT_OUT])
     asked = iter(prompts)
@@ -52,7 +52,7 @@ def packed_calls(
     held = _held(groups, "\n".join([before, *prompts, after]))
     known = _known([groups[k] for k in held])
     empty = _packer(known)
-    # A part is short enough for all of what is known to be in reach of its end.
+    # Parts are short enough that the whole dictionary is within zlib's window at their end.
     parts: list[list[Any]] = [[[before, after]]]
     size = 0
     for call in rest:
@@ -67,18 +67,18 @@ def packed_calls(
 
 
 def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> list[Call]:
-    """Return what `packed_calls` was given with these windows and templates, in base64.
+    """Return the calls from the output of `packed_calls` (in base64), given the same windows and templates.
 
     Raises:
         ValueError: If it cannot be read.
     """
     try:
         held, *parts = packed.split(".")
-        if not parts:  # as earlier versions packed
+        if not parts:  # format of earlier versions
             return [(prompt, reply, status) for prompt, reply, status in json.loads(_inflated(packed, b""))]
         groups = _groups(windows, templates)
         named = [] if held == _NONE else map(int, held)
-        known = _known([groups[k] for k in named] if held else windows)  # earlier versions knew all windows
+        known = _known([groups[k] for k in named] if held else windows)  # the dictionary of earlier versions contained all windows
         lists = [json.loads(_inflated(part, known)) for part in parts]
         (before, after), *rest = (entry for entries in lists for entry in entries) if held else _earlier(lists)
         return [(p if status == LEFT_OUT else f"{before}{p}{after}", reply, status) for p, reply, status in rest]
@@ -87,18 +87,18 @@ def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates
 
 
 def _earlier(lists: Sequence[Any]) -> list[Any]:
-    """Return what earlier versions packed, whose first part was what all prompts begin and end with alone."""
+    """Return the entries in the format of earlier versions, whose first part is the common start and end."""
     head, *parts = lists
     return [head, *(entry for part in parts for entry in part)]
 
 
 def _groups(windows: Sequence[Sequence[str]], templates: Sequence[str]) -> list[Sequence[str]]:
-    """Return groups of texts that both sides know; their numbers have one digit."""
+    """Return the groups of known texts, at most ten so that their numbers have one digit."""
     return [*windows, *([template] for template in templates)][:10]
 
 
 def _held(groups: Sequence[Sequence[str]], text: str) -> list[int]:
-    """Return the numbers of the groups of which a text holds one of the first, by its middle."""
+    """Return the numbers of the groups of which one of the first texts occurs in `text`, found by its middle part."""
     return [k for k, group in enumerate(groups) if any(_middle(known) in text for known in group[:_TRIED])]
 
 
@@ -107,12 +107,12 @@ def _middle(text: str) -> str:
 
 
 def _known(groups: Iterable[Sequence[str]]) -> bytes:
-    """Return texts as zlib takes them for what both sides know: the last 25 kB."""
+    """Return the zlib dictionary: the last 25 kB of the texts."""
     return "\n".join(text for group in groups for text in group).encode(errors="replace")[-_REACH:]
 
 
 def _packer(known: bytes) -> zlib._Compress:
-    """Return a packer that knows a text; its copies need not read it again."""
+    """Return a compressor with a dictionary; its copies do not read the dictionary again."""
     return zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
 
 

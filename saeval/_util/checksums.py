@@ -29,15 +29,15 @@ def write_checksums(folder: Path) -> None:
     write_atomic(folder / CHECKSUMS, json.dumps({"format": _FORMAT, "blake2b": listed}, indent=1) + "\n")
 
 
-def forget_checksums(folder: Path) -> None:
-    """Remove the checksums before new results are written: killed in between, a run has none rather than wrong ones."""
+def remove_checksums(folder: Path) -> None:
+    """Delete the checksums before writing new results, so that a killed run has no checksums rather than wrong ones."""
     (folder / CHECKSUMS).unlink(missing_ok=True)
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return what differs from a run's checksums: changed, missing, or not even listed; nothing if there are none.
+    """Return the files that differ from a run's checksums: changed, missing or unlisted; empty without checksums.
 
-    Runs of earlier versions have none, and neither has one that is being written.
+    Runs of earlier versions and runs in progress have no checksums.
     """
     if not (folder / CHECKSUMS).is_file():
         return []

@@ -1,4 +1,4 @@
-"""Pydantic types that make incoming text encodable."""
+"""Pydantic types that replace characters that UTF-8 cannot encode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 from saeval._util.encodable import clean, clean_text
 
 CleanText = Annotated[str, BeforeValidator(lambda value: clean_text(value) if isinstance(value, str) else value)]
-"""A string field that takes any text, and holds one that can be written."""
+"""A string field that accepts any text, and stores text that UTF-8 can encode."""
 
 CleanJson = BeforeValidator(clean)
 """Marks a field of JSON data whose strings are cleaned."""

@@ -14,11 +14,11 @@ from saeval._util.secrets import without_secrets
 
 
 def internal_error(error: Exception, log: Path | None = None) -> InternalError:
-    """Write a traceback to a log, and return what to tell the user.
+    """Write a traceback to a log, and return an error with a message for the user.
 
     Args:
-        error: What was raised.
-        log: The log to add it to; one of its own in the cache where there is none, or where it cannot be written to.
+        error: The exception.
+        log: The log to append to; if None or not writable, a new log in the cache folder.
     """
     if (short := shortage(error)) is not None:
         return InternalError(f"{short}. Completed work is saved; rerun the same command to resume")

@@ -1,4 +1,4 @@
-"""Makes text from outside safe to write: UTF-8 cannot encode half of a surrogate pair."""
+"""Replaces unpaired surrogates in external text, since UTF-8 cannot encode them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _HALF = "\\ud"
-"""How JSON spells the beginning of any surrogate, in lower case."""
+"""Start of the JSON escape of any surrogate, in lower case."""
 
 
 def clean_text(text: str) -> str:
-    """Return text that UTF-8 can encode: two halves of a pair are joined, a lone half becomes U+FFFD.
+    """Return text that UTF-8 can encode: surrogate pairs are joined, an unpaired surrogate becomes U+FFFD.
 
-    Replies cut at `max_tokens`, files and command lines may hold lone halves. The mark U+FFFD marks the place.
+    Truncated replies, files and command lines may contain unpaired surrogates.
 
     Example:
         >>> clean_text("a \\ud83d b"), clean_text("\\ud83d\\ude00")
@@ -31,9 +31,9 @@ def clean_text(text: str) -> str:
 
 
 def clean(value: T) -> T:
-    """Return a value with every string in it cleaned, keys included: JSON data, tuples and dataclasses.
+    """Apply `clean_text` to all strings in a value, including keys: JSON data, tuples and dataclasses.
 
-    Strings of a subclass stay what they are unless they need cleaning.
+    Strings of a subclass keep their class unless they need cleaning.
     """
     cleaned: Any = value
     if isinstance(value, str):
@@ -52,6 +52,6 @@ def clean(value: T) -> T:
     return cleaned  # type: ignore[no-any-return]
 
 
-def has_halves(text: str) -> bool:
-    """Return whether JSON text may spell half of a surrogate pair; the cheap question before `clean`."""
+def may_have_surrogates(text: str) -> bool:
+    """Return whether JSON text may contain escaped surrogates; a cheap check before `clean`."""
     return _HALF in text or "\\uD" in text

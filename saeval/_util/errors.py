@@ -1,16 +1,16 @@
 """Defines the errors that saeval raises; each message says what happened, where, and what to do.
 
 SaevalError
-├── SpecError             mistakes in a task spec, all of them at once, each with its file and line
-├── PluginError           a plugin that is unknown, broken, too old or doubly defined
+├── SpecError             mistakes in a task spec, reported together, each with its file and line
+├── PluginError           a plugin that is unknown, broken, too old or defined twice
 ├── InputError            a model, SAE, corpus or directory that is missing or does not fit
 ├── StoreError            an activation store that is unfinished, corrupt or of another format
-├── ParseError            a model's reply that does not hold the answer asked for
+├── ParseError            a model's reply without a readable answer
 │   └── CutOff            the reply ended at the token limit
-├── LLMError              a call that failed; `.retryable` tells whether trying again can help
+├── LLMError              a call that failed; `.retryable` says whether a retry can help
 │   └── Refused           the model answered, but declined
 ├── BudgetExceeded        the spending limit is reached; the run can be resumed
-└── InternalError         another library, or saeval itself, failed unexpectedly; the log holds the traceback
+└── InternalError         another library, or saeval itself, failed unexpectedly; the log contains the traceback
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class SaevalError(Exception):
-    """Base of all errors that saeval raises on purpose. Its text is fit to be shown to a user as it is.
+    """Base of all errors that saeval raises intentionally. Its message can be shown to users.
 
     Args:
-        message: What happened, where, and what to do; whatever looks like a credential is taken out of it.
+        message: What happened, where, and what to do; anything that looks like a credential is removed.
     """
 
     def __init__(self, message: str = ""):
@@ -40,7 +40,7 @@ class SpecError(SaevalError):
     """One or more mistakes in a task spec.
 
     Args:
-        problems: One sentence a mistake, each beginning with its place (`file:line: key: …`).
+        problems: One sentence per mistake, each beginning with its place (`file:line: key: …`).
     """
 
     def __init__(self, problems: Sequence[str]):
@@ -53,7 +53,7 @@ class PluginError(SaevalError):
 
 
 class InputError(SaevalError):
-    """Something a spec names is missing or does not fit: a model, an SAE, a corpus, a directory."""
+    """Something that a spec names is missing or does not fit: a model, an SAE, a corpus, a directory."""
 
 
 class StoreError(SaevalError):
@@ -61,24 +61,24 @@ class StoreError(SaevalError):
 
 
 class ParseError(SaevalError):
-    """A reply that does not hold the answer that was asked for. It is a status, never an answer."""
+    """A reply without a readable answer. It counts as a status, never as an answer."""
 
 
 class CutOff(ParseError):
-    """A reply that ended at the token limit, so that nothing in it is an answer."""
+    """A reply that ended at the token limit, so that it contains no complete answer."""
 
 
 class LLMError(SaevalError):
     """A call to a language model that failed.
 
     Args:
-        message: What happened, in one sentence, without any key or prompt in it.
+        message: What happened, in one sentence, without keys and prompts.
         retryable: Whether the same call may succeed later (rate limit, server error, lost connection).
-        retry_after: Seconds the server asked to wait, when it did.
-        usage: What the call took although it failed: refusals and empty answers are billed.
-        lasting: Whether every other call will fail alike: a wrong key or model name, no credit.
-        busy: Whether the server asks for time: a rate limit, overload, a model that loads.
-        cut: Whether the model used up its token limit before it answered.
+        retry_after: Seconds that the server asked to wait, if it did.
+        usage: Usage of the failed call, since refusals and empty answers are billed.
+        lasting: Whether all other calls will fail, too: a wrong key or model name, no credit.
+        busy: Whether the server is busy: rate limit, overload, or loading a model.
+        cut: Whether the model reached its token limit before answering.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class LLMError(SaevalError):
 
 
 class Refused(LLMError):
-    """The model answered, but declined to do what was asked."""
+    """The model replied, but declined the request."""
 
 
 class BudgetExceeded(SaevalError):
@@ -114,6 +114,6 @@ class InternalError(SaevalError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` for the closest of the known words, or nothing."""
+    """Return `, did you mean 'x'?` with the closest known word; empty if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""

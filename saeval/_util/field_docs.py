@@ -1,7 +1,7 @@
-"""Reads the docstrings beneath the fields of pydantic models, on demand.
+"""Reads the docstrings below the fields of pydantic models, on demand.
 
-Pydantic's own `use_attribute_docstrings` parses the source of every class as it is made: a third of the time that
-`saeval validate` takes, for texts that only `saeval show` and the schema need.
+Pydantic's `use_attribute_docstrings` parses the source of every class when the class is created. That takes a third of
+the time of `saeval validate`, although only `saeval show` and the schema need the texts.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
 
 class Documented(BaseModel):
-    """Base of what is read from specs and written into results: frozen, and strict about unknown keys."""
+    """Base of the models of specs and results: frozen, without unknown keys, with docstrings in the schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Return the JSON Schema, with the fields' docstrings in it."""
+        """Return the JSON Schema with the fields' docstrings as descriptions."""
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema).get("properties", {})
         for name, text in descriptions(cls).items():
@@ -34,7 +34,7 @@ class Documented(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """Return what each field of a model means: what `Field(description=…)` says, or else the docstring beneath it."""
+    """Return the description of each field of a model: `Field(description=…)`, else the docstring below the field."""
     beneath: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if issubclass(cls, BaseModel) and cls is not BaseModel:
@@ -44,7 +44,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:
-    """Return the docstrings beneath a class's own annotated attributes; none if its source is not at hand."""
+    """Return the docstrings below a class's own annotated attributes; empty if its source is not available."""
     return _docstrings(cls.__module__).get(cls.__qualname__, {})
 
 

@@ -1,4 +1,4 @@
-"""Writes files and lines atomically, and reads JSON with the place of its errors."""
+"""Writes files and lines atomically; reads JSON, with file and line in error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saeval._util.encodable import clean, has_halves
+from saeval._util.encodable import clean, may_have_surrogates
 from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
 from saeval._util.plain_files import refuse_pipe
@@ -19,10 +19,10 @@ from saeval._util.plain_files import refuse_pipe
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file beside `path`, which takes its place, flushed to disk, when all went well, and is gone when not.
+    """Yield a temporary file that replaces `path` (flushed to disk) on success, and is deleted on failure.
 
     Raises:
-        InputError: If the place cannot be written to.
+        InputError: If the file cannot be written.
     """
     try:
         temporary = _new_beside(path)
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _new_beside(path: Path) -> Path:
-    """Make an empty file of a name of its own, with the permissions that the umask leaves."""
+    """Create an empty file with a unique name and the permissions of the umask."""
     temporary = path.parent / f".{path.name}.{os.urandom(6).hex()}"
     os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
     return temporary
@@ -49,23 +49,23 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file atomically; on failure, the old file remains.
 
     Raises:
-        InputError: If the place cannot be written to.
+        InputError: If the file cannot be written.
     """
     with replacing(path) as file:
         file.write_bytes(data.encode(errors="replace") if isinstance(data, str) else data)
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; half of a surrogate pair, which it can spell and UTF-8 cannot, becomes U+FFFD."""
+    """Parse JSON; unpaired surrogates, which JSON can escape but UTF-8 cannot encode, become U+FFFD."""
     value = json.loads(text)
-    return clean(value) if has_halves(text) else value
+    return clean(value) if may_have_surrogates(text) else value
 
 
 def read_json(file: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: If it is not there, not whole, or not JSON.
+        InputError: If it is missing, incomplete, or not JSON.
     """
     refuse_pipe(file)
     try:
@@ -81,10 +81,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a `.jsonl` or `.jsonl.gz` file, each with its place.
+    """Yield the rows of a `.jsonl` or `.jsonl.gz` file, each with its place (`file:line`).
 
     Raises:
-        InputError: If it is not there, not whole, or a line is not JSON.
+        InputError: If it is missing, incomplete, or a line is not JSON.
     """
     import gzip
     import zlib
@@ -110,13 +110,13 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 class LineFile:
-    """A file that grows by whole lines, one process and any number of threads at a time.
+    """An append-only file of lines, for one process and any number of threads at a time.
 
-    A line is in the file, for good, when `append` returns, whatever becomes of the process; a line that a kill or a
-    full disk cut short is ended or taken back, so that it spoils no other.
+    When `append` returns, the line survives the death of the process. A line truncated by a kill gets a line break, and
+    one truncated by a full disk is removed, so that other lines stay intact.
 
     Args:
-        path: The file; made with the first line. A symbolic link is refused, wherever it leads.
+        path: The file; created with the first line. Symbolic links raise an error.
     """
 
     def __init__(self, path: Path):
@@ -125,10 +125,10 @@ class LineFile:
         self._handle: int | None = None
 
     def append(self, line: str) -> int:
-        """Add a line, and return where in the file it begins.
+        """Append a line, and return its offset in the file.
 
         Raises:
-            InputError: If there is no room, or the file cannot be written to; nothing is added then.
+            InputError: If the disk is full, or the file cannot be written to; nothing is added then.
         """
         data = line.encode() + b"\n"
         with self._lock:
@@ -149,10 +149,10 @@ class LineFile:
                 ) from None
 
     def line_at(self, offset: int, length: int) -> bytes:
-        """Return the line that begins there and has so many bytes, without its end."""
+        """Return `length` bytes at an offset: a line without its line break."""
         with self._lock:
             handle = self._open()
-            os.lseek(handle, offset, os.SEEK_SET)  # appending is done at the end all the same
+            os.lseek(handle, offset, os.SEEK_SET)  # does not affect appending, because of O_APPEND
             return os.read(handle, length)
 
     def _open(self) -> int:
@@ -167,7 +167,7 @@ class LineFile:
         return self._handle
 
     def close(self) -> None:
-        """Close the file; another line opens it again."""
+        """Close the file; `append` opens it again."""
         with self._lock:
             if self._handle is not None:
                 os.close(self._handle)
@@ -175,5 +175,5 @@ class LineFile:
 
 
 def text_checksum(text: str) -> str:
-    """Return eight hexadecimal digits that change when a text is damaged."""
+    """Return the CRC-32 of a text as eight hexadecimal digits, to detect damage."""
     return f"{zlib.crc32(text.encode()):08x}"

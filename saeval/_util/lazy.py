@@ -1,4 +1,4 @@
-"""Loads the names of a package on first use, as its `.pyi` file lists them."""
+"""Imports the names of a package on first use, as listed in its `.pyi` file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import lazy_loader
 def attach(file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return the `__getattr__`, `__dir__` and `__all__` of a package.
 
-    Unlike `lazy_loader.attach_stub`, names may come from any module of saeval, so that one folder can be a face for
-    what is defined in others.
+    Unlike with `lazy_loader.attach_stub`, names may come from any module of saeval, so that a package can export names
+    from others.
 
     Args:
-        file: `__file__` of the package; the stub lies beside it and holds lines `from saeval.x import (a as a)`.
+        file: `__file__` of the package; the stub beside it contains lines `from saeval.x import (a as a)`.
     """
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     names: dict[str, list[str]] = {}

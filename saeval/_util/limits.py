@@ -1,4 +1,4 @@
-"""Names the resource that ran out: disk, memory or open files."""
+"""Identifies the exhausted resource behind an error: disk, memory, processes or open files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ _FILES = (
     "too many files are open in this process or on this machine; allow more with `ulimit -n 4096`, or close other "
     "programs"
 )
-_ROOM = "the disk or a quota is full; make room"
-_MEMORY = "there is not enough memory; end other programs, allow more (`ulimit -v`), or take a larger machine"
+_ROOM = "the disk or a quota is full; free some space"
+_MEMORY = "there is not enough memory; end other programs, allow more (`ulimit -v`), or use a larger machine"
 _WORDS = {
     errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM,
     errno.EFBIG: "a file would be larger than this process may write; allow more with `ulimit -f`",
     errno.ENOMEM: _MEMORY,
-    errno.EAGAIN: "this user may start no more processes or threads; end others, or allow more with `ulimit -u`",
+    errno.EAGAIN: "this user cannot start more processes or threads; end others, or allow more with `ulimit -u`",
 }  # fmt: skip
 
 
 def shortage(error: BaseException | None) -> str | None:
-    """Return what was short when an error was raised, and what to do about it; None if nothing was.
+    """Return which resource was exhausted when an error was raised, and the remedy; None if none was.
 
     Example:
         >>> shortage(MemoryError()).partition(";")[0]
@@ -37,7 +37,7 @@ def shortage(error: BaseException | None) -> str | None:
 
 
 def os_reason(error: OSError) -> str:
-    """Return why a file cannot be read or written, and what to do where the machine is short of something."""
+    """Return why a file cannot be read or written, with a remedy if a resource is exhausted."""
     return shortage(error) or error.strerror or str(error)
 
 

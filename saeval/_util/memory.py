@@ -11,7 +11,7 @@ _CGROUPS = (
 
 
 def free_memory() -> int | None:
-    """Return the bytes that are free on this machine, or in this container if that is less; None if unknown."""
+    """Return the free memory of this machine, or of this container if that is less, in bytes; None if unknown."""
     known = [found for found in (_of_machine(), *(_of_container(*files) for files in _CGROUPS)) if found is not None]
     return min(known) if known else None
 

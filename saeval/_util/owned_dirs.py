@@ -1,4 +1,4 @@
-"""Refuses to write into folders that are neither empty nor saeval's own."""
+"""Marks folders that saeval creates, and refuses to write into other folders unless they are empty."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from saeval._util.limits import os_reason
 from saeval._util.secrets import names_credential
 
 OWNER_FILE = ".saeval"
-"""File that marks a directory as saeval's own."""
-_TEXT = "saeval made this directory, and may replace and remove files in it.\n"
+"""File that marks a directory as created by saeval."""
+_TEXT = "saeval created this directory, and may replace and remove files in it.\n"
 _OF_A_RUN = frozenset(("status", "task", "spec_sha"))
-"""Keys of `run.json`, by which run directories of versions without a marker are known."""
+"""Keys of `run.json` that identify run directories of versions without the marker file."""
 
 
 def claim(folder: Path, what: str = "a run") -> None:
-    """Take a directory to write into: make it where it is not there, and mark it.
+    """Prepare a directory for writing: create it if necessary, and mark it.
 
     Args:
-        folder: The directory; it may itself be reached by a link.
-        what: What is to be written there, for the refusal.
+        folder: The directory; it may itself be a link.
+        what: What will be written, for the error message.
 
     Raises:
-        InputError: If it holds files that are not saeval's, links, or anything but plain files, or cannot be made; or
-            if its name has a credential in it, which results and reports would repeat.
+        InputError: If it contains files of other programs, links, or special files; if it cannot be created; or if its
+            name contains a credential, which results and reports would repeat.
     """
     if names_credential(str(folder)):
         raise InputError(f"the directory for {what} has a credential of your environment in its name; choose another")
@@ -36,45 +36,45 @@ def claim(folder: Path, what: str = "a run") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (is_ours(folder) or is_empty(folder)):
             raise InputError(
-                f"{folder}: holds files that are not saeval's, so nothing was written; choose a new directory for "
-                f"{what}, such as {folder / 'saeval-run'}"
+                f"{folder}: contains files that saeval did not create, so nothing was written; choose a new directory "
+                f"for {what}, such as {folder / 'saeval-run'}"
             )
-        refuse_strange(folder)
+        refuse_links(folder)
         mark(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({os_reason(error)}); choose another --out") from None
 
 
 def mark(folder: Path) -> None:
-    """Mark a directory that was made by saeval as its own.
+    """Mark a directory as created by saeval.
 
     Raises:
-        OSError: If that cannot be written.
+        OSError: If the marker file cannot be written.
     """
     if not _is_plain(folder / OWNER_FILE):
         (folder / OWNER_FILE).write_text(_TEXT, encoding="utf-8")
 
 
 def claim_inside(folder: Path, what: str) -> None:
-    """Take a directory inside a run directory; it must be saeval's own, or the directory around it.
+    """Prepare a directory inside a run directory for writing; one of the two must have been created by saeval.
 
     Raises:
-        InputError: As `claim`; and if the directory is a link, which could lead anywhere.
+        InputError: As `claim`, and if the directory is a link.
     """
     if folder.is_symlink():
         raise InputError(f"{folder}: is a symbolic link, which does not belong in a run directory; remove it")
     if is_ours(folder.parent):
-        refuse_strange(folder)
+        refuse_links(folder)
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({os_reason(error)})") from None
+            raise InputError(f"{folder}: cannot be created ({os_reason(error)})") from None
     else:
         claim(folder, what)
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a directory carries saeval's mark, or is a run directory of a version without one."""
+    """Return whether a directory has saeval's marker file, or is a run directory of a version without markers."""
     if _is_plain(folder / OWNER_FILE):
         return True
     if not _is_plain(folder / "run.json"):
@@ -87,17 +87,17 @@ def is_ours(folder: Path) -> bool:
 
 
 def is_empty(folder: Path) -> bool:
-    """Return whether nothing is in a directory."""
+    """Return whether a directory is empty."""
     return next(iter(os.scandir(folder)), None) is None
 
 
-def refuse_strange(folder: Path) -> None:
-    """Check that a directory contains only directories and plain files, none of them shared with another place.
+def refuse_links(folder: Path) -> None:
+    """Check that a directory contains only directories and plain files, without symbolic and hard links.
 
-    Writing to a link, or to a file that has another name elsewhere, would change what is there; a pipe would hang.
+    Writing to a link would change a file elsewhere; a pipe would block.
 
     Raises:
-        InputError: If there is; it says which.
+        InputError: If it contains a link or a special file.
     """
     for entry in _walk(folder):
         facts = entry.stat(follow_symlinks=False)

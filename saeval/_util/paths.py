@@ -1,4 +1,4 @@
-"""Resolves paths in task specs relative to the file that names them, and hashes files."""
+"""Resolves paths in task specs relative to the spec file, and hashes files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Located(str):
     """A string of a task spec with its file and line.
 
     Attributes:
-        file: The spec file, or None for a value given on the command line.
-        line: Its line there, from 1.
+        file: The spec file; None for a value from the command line.
+        line: Its line in the file, from 1.
     """
 
     file: Path | None
     line: int
 
     def __new__(cls, text: str, file: Path | None = None, line: int = 0) -> Located:
-        """Attach a place to a text."""
+        """Attach file and line to a text."""
         self = super().__new__(cls, text)
         self.file, self.line = file, line
         return self
@@ -46,7 +46,7 @@ P = TypeVar("P", Path, str)
 
 
 def _without_pipes(place: P) -> P:
-    """Refuse a pipe or device here, so that no plugin waits for one."""
+    """Raise an error for a pipe or device, so that no plugin blocks on reading it."""
     try:
         refuse_pipes(Path(place))
     except InputError as error:
@@ -55,14 +55,14 @@ def _without_pipes(place: P) -> P:
 
 
 SpecPath = Annotated[Path, BeforeValidator(_beside_its_spec), AfterValidator(_without_pipes)]
-"""A file or folder named in a spec, without pipes or devices; a relative one is looked for beside the spec file."""
+"""A file or folder named in a spec, without pipes or devices; relative paths are relative to the spec file."""
 
 ModelRef = Annotated[str, BeforeValidator(_model_reference), AfterValidator(_without_pipes)]
-"""A model's hub id, `package:` reference, or path; a path that begins with `./` is looked for beside the spec file."""
+"""A model's hub id, `package:` reference, or path; paths that begin with `./` are relative to the spec file."""
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content; a file seen before is read again only when its size or time changed."""
+    """Return the SHA-256 of a file; cached as long as its size and modification time do not change."""
     stat = path.stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Checks which environment variables a spec may name, and to which addresses a provider's key may be sent."""
+"""Checks which environment variables a spec may use, and to which hosts a provider's key may be sent."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from saeval._util.errors import InputError
-from saeval._util.secrets import use
+from saeval._util.secrets import register_secret
 
 ALLOW_ENV, ALLOW_HOST = "SAEVAL_ALLOW_ENV", "SAEVAL_ALLOW_HOST"
-"""Variables that hold the user's permissions, separated by commas, so that worker processes have them too."""
+"""Environment variables with the user's permissions, comma-separated, so that worker processes inherit them."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FREE = re.compile(r"[A-Z0-9_]*_API_KEY")
 
 
 class Provider(NamedTuple):
-    """A service whose keys are known.
+    """A service whose key variables are known.
 
     Attributes:
-        variables: Environment variables that hold its key.
-        hosts: Its addresses, `*` for anything; none if no language model answers there.
+        variables: Environment variables that contain its key.
+        hosts: Patterns of its hosts (`*` matches anything); empty if the service has no language models.
     """
 
     variables: tuple[str, ...]
@@ -85,25 +85,25 @@ PROVIDERS: dict[str, Provider] = {
     "vercel_ai_gateway": Provider(("VERCEL_AI_GATEWAY_API_KEY",), ("ai-gateway.vercel.sh",)),
     "other services": Provider(_OTHERS),
 }  # fmt: skip
-"""By the name that litellm has for them."""
+"""Providers by litellm's name."""
 
 _BY_VARIABLE = {variable: name for name, provider in PROVIDERS.items() for variable in provider.variables}
 
 
 def allow(*, variables: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
-    """Let specs name these variables, and send keys to these hosts, in this process and its children."""
+    """Allow specs to use these variables, and to send keys to these hosts, in this process and its children."""
     for place, more in ((ALLOW_ENV, variables), (ALLOW_HOST, hosts)):
         if names := [*_allowed(place), *more]:
             os.environ[place] = ",".join(dict.fromkeys(names))
 
 
 def granted() -> dict[str, str]:
-    """Return what the user allows, as variables for another process."""
+    """Return the user's permissions as environment variables for another process."""
     return {place: os.environ[place] for place in (ALLOW_ENV, ALLOW_HOST) if place in os.environ}
 
 
 def check_variable(name: str) -> None:
-    """Check that a spec may name this environment variable as one that holds a key.
+    """Check that a spec may use this environment variable as an API key.
 
     Raises:
         InputError: If its name does not end in `_API_KEY`, and the user has not allowed it.
@@ -112,8 +112,8 @@ def check_variable(name: str) -> None:
         raise InputError("api_key_env should be the name of an environment variable, such as MY_LAB_API_KEY")
     if not (_FREE.fullmatch(name) or name in _allowed(ALLOW_ENV)):
         raise InputError(
-            f"{name}: a spec may name only variables that end in _API_KEY, because it could send any other secret to "
-            f"its server; if this one is meant, allow it with --allow-env {name}"
+            f"{name}: a spec may use only variables that end in _API_KEY, because it could send any other secret to "
+            f"its server; if this is intended, allow it with --allow-env {name}"
         )
 
 
@@ -121,7 +121,7 @@ def check_receiver(provider: str, address: str) -> None:
     """Check that a provider's key may be sent to an address.
 
     Raises:
-        InputError: If the address is neither the provider's nor on this machine, and the user has not allowed it.
+        InputError: If the host is neither the provider's nor this machine, and the user has not allowed it.
     """
     host, secure = _host(address)
     hosts = PROVIDERS[provider].hosts if provider in PROVIDERS else ()
@@ -131,27 +131,27 @@ def check_receiver(provider: str, address: str) -> None:
         whose = (
             f"the key for {provider}" if provider in PROVIDERS else f"a key for {provider}, which saeval does not know,"
         )
-        raise InputError(f"{whose} would be sent to {host}; if that is meant, allow it with --allow-host {host}")
+        raise InputError(f"{whose} would be sent to {host}; if this is intended, allow it with --allow-host {host}")
     if not secure:
-        raise InputError(f"the key for {provider} would be sent to {host} without encryption; write https://")
+        raise InputError(f"the key for {provider} would be sent to {host} without encryption; use https://")
 
 
 def check_address(address: str) -> None:
-    """Check that an address is one that every library reads alike: no user name, no spaces, no backslash.
+    """Check that all libraries parse an address in the same way: no user name, no spaces, no backslash.
 
     Raises:
-        InputError: If it is not.
+        InputError: If not.
     """
     _host(address)
 
 
 def credential(variable: str, address: str) -> str | None:
-    """Return the key in an environment variable that a spec names, to be sent to an address that it names, too.
+    """Return the key in an environment variable of a spec, after checking that it may be sent to the spec's address.
 
-    From here on the value is known as a secret, and is removed from whatever is written or shown.
+    Registers the value as a secret, so that it is removed from all output.
 
     Raises:
-        InputError: If the spec may not name the variable, or the key may not go there.
+        InputError: If the spec may not use the variable, or the key may not be sent to the address.
     """
     check_variable(variable)
     value = os.environ.get(variable)
@@ -159,7 +159,7 @@ def credential(variable: str, address: str) -> str | None:
         return None
     if variable in _BY_VARIABLE:
         check_receiver(_BY_VARIABLE[variable], address)
-    return use(value)
+    return register_secret(value)
 
 
 def _allowed(place: str) -> Iterator[str]:
@@ -169,10 +169,10 @@ def _allowed(place: str) -> Iterator[str]:
 
 
 def _host(address: str) -> tuple[str, bool]:
-    """Return the host of an address, and whether the way there is encrypted.
+    """Return the host of an address, and whether the connection is encrypted.
 
     Raises:
-        InputError: If it is no plain address, which another library might read in another way.
+        InputError: If it is not a plain address, since libraries may parse it differently.
     """
     plain = re.fullmatch(r"(https?)://[^\s\\@/?#\x00-\x1f\x7f]+(?:[/?#][^\s\\\x00-\x1f\x7f]*)?", address, re.IGNORECASE)
     try:
@@ -181,7 +181,7 @@ def _host(address: str) -> tuple[str, bool]:
         host = None
     if plain is None or not host:
         raise InputError(
-            "the address of a server should be like https://HOST/v1, without user name, password or spaces"
+            "the address of a server should have the form https://HOST/v1, without user name, password or spaces"
         )
     return host.lower().rstrip("."), plain[1].lower() == "https"
 

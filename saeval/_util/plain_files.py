@@ -1,4 +1,4 @@
-"""Refuses pipes, devices and sockets among the files that users name, because reading one might never end."""
+"""Rejects pipes, devices and sockets among the files that users name, because reading them may never end."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from saeval._util.errors import InputError
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
 )  # fmt: skip
-_DEEPEST, _MOST = 1, 20_000  # folders below the one that is named, and entries in them, that are checked
+_DEEPEST, _MOST = 1, 20_000  # levels of subfolders, and number of entries, that are checked
 
 
 def refuse_pipe(file: Path) -> None:
-    """Check that reading a file comes to an end.
+    """Check that a file is not a pipe, a device or a socket.
 
     Args:
-        file: The file; one that is not there, or a folder, passes.
+        file: The file; missing files and folders pass.
 
     Raises:
         InputError: If it is a pipe, a device or a socket.
     """
     try:
         mode = file.stat().st_mode
-    except (OSError, ValueError):  # a name that no disk can hold is of no file
+    except (OSError, ValueError):  # the name is not valid on any disk, so there is no such file
         return
     for is_kind, kind in _KINDS:
         if is_kind(mode):
@@ -35,19 +35,19 @@ def refuse_pipe(file: Path) -> None:
 
 
 def refuse_pipes(place: Path) -> None:
-    """Check a file, or the files in a folder and in its folders, as `refuse_pipe` does.
+    """Apply `refuse_pipe` to a file, or to the files in a folder and its subfolders.
 
     Raises:
         InputError: If one is a pipe, a device or a socket.
     """
     refuse_pipe(place)
     for file in islice(_files(place, _DEEPEST), _MOST):
-        if not file.is_socket():  # which nobody can open as a file
+        if not file.is_socket():  # sockets cannot be opened as files
             refuse_pipe(file)
 
 
 def _files(folder: Path, deeper: int) -> Iterator[Path]:
-    """Yield what is in a folder besides plain files, without opening them."""
+    """Yield the entries in a folder that are neither plain files nor folders, without opening them."""
     try:
         entries = list(os.scandir(folder))
     except (OSError, ValueError):

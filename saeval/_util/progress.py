@@ -21,12 +21,12 @@ Style = Literal["rich", "plain", "json", "none"]
 
 @dataclass(frozen=True)
 class Spending:
-    """What the calls of a sitting have taken so far.
+    """Number and cost of calls so far.
 
     Attributes:
-        calls: Calls to language models that were answered.
-        usd: Dollars, over all sittings of the run, as far as prices are known.
-        unknown: Calls whose price is not known.
+        calls: Number of answered calls in this session.
+        usd: Dollars over all sessions of the run, as far as prices are known.
+        unknown: Number of calls of unknown price.
     """
 
     calls: int
@@ -35,17 +35,17 @@ class Spending:
 
 
 class Display(ABC):
-    """Receives what happens in a run.
+    """Base class of progress displays; receives the events of a run.
 
     Attributes:
-        spending: Says what the run's calls have taken; None until a run sets it.
+        spending: Returns number and cost of the run's calls; None until a run sets it.
     """
 
     spending: Callable[[], Spending] | None = None
     _calling_since: float | None = None
 
     def count(self, spending: Callable[[], Spending]) -> None:
-        """Take where to read what the run's calls have taken."""
+        """Set the function that returns number and cost of the run's calls."""
         self.spending = spending
 
     def spent(self) -> str:
@@ -62,32 +62,32 @@ class Display(ABC):
 
     @abstractmethod
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """A stage starts."""
+        """Show that a stage starts."""
 
     @abstractmethod
     def update(self, stage: str, done: int, total: int, failed: int) -> None:
-        """A stage got on: items done in all, of how many, and how many of them failed."""
+        """Show the progress of a stage: items done, total, and failed."""
 
     @abstractmethod
     def end(self, stage: str) -> None:
-        """A stage is over."""
+        """Show that a stage has ended."""
 
     @abstractmethod
     def say(self, text: str) -> None:
-        """Something a user should read."""
+        """Show a message to the user."""
 
     def wait(self, text: str) -> None:
-        """The run waits, and this says for what; there is no end of it but that the stage goes on."""
+        """Show what the run waits for; there is no event for the end of the wait."""
         self.say(text)
 
     @contextmanager
     def shown(self) -> Iterator[Display]:
-        """Show for as long as the block lasts."""
+        """Activate the display within this context."""
         yield self
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "latents") -> Iterator[Stage]:
-        """Show one stage for as long as the block lasts."""
+        """Show a stage within this context."""
         self.begin(name, total, unit)
         try:
             yield Stage(self, name, total)
@@ -95,8 +95,8 @@ class Display(ABC):
             self.end(name)
 
 
-class Undisturbed(Display):
-    """Shows what another display shows; where that one fails, the run goes on without it.
+class FailsafeDisplay(Display):
+    """Wraps another display; if that one raises an error, the run continues without it.
 
     Args:
         display: The display.
@@ -110,7 +110,7 @@ class Undisturbed(Display):
             return
         try:
             show(self._inner)
-        except Exception as error:  # noqa: BLE001 - whatever a display raises, no result depends on it
+        except Exception as error:  # noqa: BLE001 - results do not depend on the display
             self._inner = None
             log.warning("progress is no longer shown (%s: %s)", type(error).__name__, error)
 
@@ -140,7 +140,7 @@ class Undisturbed(Display):
 
     @contextmanager
     def shown(self) -> Iterator[Display]:
-        """Show for as long as the block lasts."""
+        """Activate the display within this context."""
         with ExitStack() as shown:
             self._pass_on(lambda display: _enter(shown, display))
             try:
@@ -154,12 +154,12 @@ def _enter(shown: ExitStack, display: Display) -> None:
 
 
 class Stage:
-    """Counts what is done in one stage.
+    """Counts the finished items of one stage.
 
     Attributes:
-        done: Items done.
-        failed: Items that ended without a result.
-        moved: When the count changed last, by the monotonic clock.
+        done: Number of finished items.
+        failed: Number of items that ended without a result.
+        moved: When the count last changed, by the monotonic clock.
     """
 
     def __init__(self, display: Display, name: str, total: int):
@@ -168,12 +168,12 @@ class Stage:
         self.moved = time.monotonic()
 
     def advance(self, *, failed: bool = False) -> None:
-        """One more item is done."""
+        """Count one more finished item."""
         self.failed += failed
         self.reach(self.done + 1)
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """So many items are done in all; `total` corrects the number known at the beginning."""
+        """Set the number of finished items; `total` corrects the initial total."""
         self.done = done
         self.moved = time.monotonic()
         self._total = total if total is not None else self._total
@@ -197,7 +197,7 @@ class Silent(Display):
 
 
 class Plain(Display):
-    """Lines on standard error, one every few seconds a stage: fit for logs."""
+    """Plain lines on standard error, one per stage every few seconds; suitable for logs."""
 
     def __init__(self, every: float = 10.0):
         self._every = every
@@ -210,7 +210,7 @@ class Plain(Display):
         print(f"[{time.monotonic() - self._began:6.1f}s] {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Remember the total."""
+        """Store the total and the unit."""
         self._totals[stage] = (total, unit)
         self._last = self._stages[stage] = time.monotonic()
 
@@ -229,7 +229,7 @@ class Plain(Display):
         self._write("; ".join(filter(None, (counts, left, self.spent()))))
 
     def end(self, stage: str) -> None:
-        """Write how far the stage came."""
+        """Write the final count of the stage."""
         self._line(stage)
 
     def say(self, text: str) -> None:
@@ -238,7 +238,7 @@ class Plain(Display):
 
 
 class Events(Display):
-    """JSON lines on standard error, one an event."""
+    """JSON lines on standard error, one per event."""
 
     def _write(self, event: str, **fields: Any) -> None:
         print(json.dumps({"event": event, "time": time.time(), **fields}), file=sys.stderr, flush=True)  # noqa: T201
@@ -353,7 +353,7 @@ class Notebook(Display):
             self._draw()
 
     def end(self, stage: str) -> None:
-        """Draw how far the stage came."""
+        """Draw the final count of the stage."""
         self._draw()
 
     def say(self, text: str) -> None:
@@ -376,7 +376,7 @@ class Notebook(Display):
 
 
 def remaining(seconds: float, done: int, total: int) -> str:
-    """Return the time that a stage still takes at the speed it had so far, as text; empty when that is unknown."""
+    """Return the estimated remaining time of a stage as text; empty if unknown."""
     if not 0 < done < total or seconds < 1:
         return ""
     left = seconds / done * (total - done)
@@ -393,11 +393,11 @@ def display(style: Style | None = None) -> Display:
     chosen = style or ("rich" if sys.stderr.isatty() else "plain")
     if chosen not in styles:
         known = ", ".join(get_args(Style))
-        raise InputError(f"display {chosen!r}: no such style{did_you_mean(str(chosen), [*styles])}; there are: {known}")
+        raise InputError(f"display {chosen!r}: no such style{did_you_mean(str(chosen), [*styles])}; available: {known}")
     return Notebook() if chosen == "rich" and in_notebook() else styles[chosen]()
 
 
-def fitting_display() -> Display:
+def default_display() -> Display:
     """Return the display for calls from Python: bars on a terminal, a block in a notebook, nothing elsewhere."""
     return display("rich") if in_notebook() or sys.stderr.isatty() else Silent()
 

@@ -1,4 +1,4 @@
-"""Refuses package releases that are known to be malicious, before they are imported."""
+"""Rejects package releases that are known to be malicious before they are imported."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _MALICIOUS = {"litellm": (re.compile(r"1\.82\.[78]|1\.107\..*"), "'litellm>=1.83
 
 
 def refuse_malicious(package: str) -> None:
-    """Check that the installed release of a package is none of those that are known to be malicious.
+    """Check that the installed release of a package is not known to be malicious.
 
     Args:
-        package: Name of the package, as pip knows it.
+        package: Name of the package on PyPI.
 
     Raises:
-        InputError: If it is, saying what to do.
+        InputError: If it is.
     """
     pattern, instead = _MALICIOUS[package]
     try:

@@ -1,4 +1,4 @@
-"""Makes folders atomically, and turns foreign names into safe file names."""
+"""Creates folders atomically, and converts external names to safe file names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saeval._util.limits import os_reason
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Give an empty folder that becomes `out` when all went well, and is gone when not.
+    """Yield an empty folder that is renamed to `out` on success, and deleted on failure.
 
     Raises:
         InputError: If it already exists, or cannot be written.
@@ -41,34 +41,34 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def believable(what: Path) -> Iterator[None]:
-    """Say in a sentence that files hold values of another kind than they should; the cause stays attached.
+def report_bad_values(what: Path) -> Iterator[None]:
+    """Within this context, turn errors on unexpected values in files into an `InputError`, with the cause attached.
 
     Raises:
-        InputError: If reading or writing what they hold fails on a value.
+        InputError: If a value has an unexpected type.
     """
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
         lines = str(error).splitlines() or [""]
-        raise InputError(f"{what}: holds a value of another kind than expected ({lines[0]:.120})") from error
+        raise InputError(f"{what}: contains a value of an unexpected type ({lines[0]:.120})") from error
 
 
 def file_name(text: str) -> str:
-    """Return a text as a safe file name: no separators or control characters, not hidden, not too long."""
+    """Convert a text to a safe file name: no separators or control characters, not hidden, not too long."""
     name = re.sub(r"[/\\]", "--", text)
     name = re.sub(r'[\x00-\x1f\x7f:*?"<>|]', "_", name)
     name = re.sub(r"^\.+", lambda dots: "_" * len(dots[0]), name)
     return name.encode()[:150].decode(errors="ignore").strip() or "unnamed"
 
 
-def natural(text: str) -> list[int | str]:
-    """Return a key that sorts `layers.2` before `layers.10`."""
+def natural_key(text: str) -> list[int | str]:
+    """Return a sort key in natural order: `layers.2` before `layers.10`."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
 
 
 def unique(name: str, taken: set[str]) -> str:
-    """Return the name, numbered where it is taken, and take it."""
+    """Return the name, with a number appended if it is taken, and add it to `taken`."""
     chosen, n = name, 2
     while chosen in taken:
         chosen, n = f"{name}-{n}", n + 1
@@ -77,7 +77,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 def latent_number(value: Any, where: str) -> int:
-    """Return the number of a latent, which other tools also write as text.
+    """Return the index of a latent from an integer or a string of digits.
 
     Raises:
         InputError: If it is not a whole number.

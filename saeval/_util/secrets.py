@@ -1,4 +1,4 @@
-"""Keeps credentials out of whatever is shown or written, by value and by shape."""
+"""Removes credentials from all output, by their values and by their patterns."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-from saeval._util.spellings import hidden, however_escaped
+from saeval._util.spellings import escaped_pattern, find_encoded
 
 MARK = "…"
 """What replaces a secret."""
 SHORTEST = 8
-"""Characters of the shortest value that is looked for; shorter ones are words of ordinary text."""
+"""Length of the shortest value to search for; shorter values are usually ordinary words."""
 
 _ENVIRONMENT = re.compile(
     r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|(?:^|_)(?:PASS|PWD|AUTH|SAS|PAT|JWT|DSN)$",
@@ -40,7 +40,7 @@ _SHAPES = (
 )
 _SHAPE = re.compile("|".join(_SHAPES), re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=//)[^\s/?#@\"']+@|[^\s/?#@:\"']+:[^\s/?#@\"']*@")
-"""The user's part of an address, also where the address is misspelled."""
+"""The user part of an address, also in misspelled addresses."""
 _QUERY = re.compile(r"([?&#;])([\w.-]+)=([^\s&#;\"']+)")
 _TYPED = re.compile(r"(?<![^\s'\"()=,:])[^\s'\"()=,:/\\]+(?![^\s'\"()=,:])")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
@@ -69,7 +69,7 @@ _SECRET_WORDS = frozenset(
     )
 )
 _MODEL_WORDS = frozenset(("key", "pass", "pwd", "auth", "sas", "sig", "signature", "pat", "psk", "otp"))
-"""Words that name a secret among the options of a model, and something else in other parts of a spec."""
+"""Words that name a secret in the options of a model, but have other meanings in the rest of a spec."""
 _HARMLESS_TOKENS = frozenset(
     (
         "bos",
@@ -97,8 +97,8 @@ _RANDOM = re.compile(r"[A-Za-z0-9]{16,}")
 _used: set[str] = set()
 
 
-def use(value: str) -> str:
-    """Remember a value that is used as a credential, wherever it comes from, so that it is shown nowhere; return it."""
+def register_secret(value: str) -> str:
+    """Register a value as a credential, so that it is removed from all output; return it."""
     if _counts(value) and value not in _used:
         _used.add(value)
         _forget()
@@ -106,57 +106,57 @@ def use(value: str) -> str:
 
 
 def without_values(text: str) -> str:
-    """Return a text without the credentials of this process, in any spelling; all else stays as it is.
+    """Return a text without the credentials of this process, in any encoding; the rest is not changed.
 
-    For what models say, where what only looks like a key may be part of the answer. A text that hides a credential so
-    that it is not seen where is taken out whole.
+    For replies of models, in which text that only looks like a key may be part of the answer. If a credential is
+    encoded such that its position cannot be determined, the whole text is replaced.
     """
     for spelling in _current():
         if spelling in text:
             text = text.replace(spelling, MARK)
     values = _values()
-    if not values or not (found := hidden(text, values)):
+    if not values or not (found := find_encoded(text, values)):
         return text
     for spelling in found:
-        text = however_escaped(spelling).sub(MARK, text)
-    return MARK if hidden(text, values) else text
+        text = escaped_pattern(spelling).sub(MARK, text)
+    return MARK if find_encoded(text, values) else text
 
 
 def without_secrets(text: object) -> str:
-    """Return a text without the credentials of this process, and without what looks like one.
+    """Return a text without the credentials of this process, and without text that looks like a credential.
 
     Args:
-        text: What a server, a library or a plugin said.
+        text: A message of a server, a library or a plugin.
     """
-    look_again()
+    refresh_environment()
     found = _SHAPE.sub(MARK, without_values(str(text)))
     found = _LOGIN.sub(f"{MARK}@", found) if "@" in found else found
     return _QUERY.sub(_query_without_secret, found) if "=" in found else found
 
 
 def without_keys(typed: str) -> str:
-    """Return a text that quotes what a user typed, as `without_secrets` does, and without words that only look random.
+    """Apply `without_secrets` to a text that quotes user input, and also remove random-looking words.
 
-    Parts of paths are kept, since names of folders may hold hashes.
+    Parts of paths are kept, since folder names may contain hashes.
     """
     return _TYPED.sub(_random_word, without_secrets(typed))
 
 
-def look_again() -> None:
-    """Take note of an environment that has changed: `without_values`, which is called for each reply, does not look."""
+def refresh_environment() -> None:
+    """Update the known credentials if the environment has changed; `without_values` does not, for speed."""
     if (now := _snapshot()) != _seen:
         _seen[:] = now
         _forget()
 
 
 def names_credential(text: str) -> bool:
-    """Return whether a credential of this process is in a text, by its value, in any spelling."""
-    look_again()
+    """Return whether a text contains a credential of this process, in any encoding."""
+    refresh_environment()
     return without_values(text) != text
 
 
 def holds_secret(text: str) -> str | None:
-    """Return why a text of a spec is a credential or holds one, or None: its value or its shape says so."""
+    """Return why a text of a spec is or contains a credential (by its value or pattern), or None."""
     if names_credential(text):
         return "holds a credential of your environment"
     if _SHAPE.search(text):
@@ -170,11 +170,11 @@ def holds_secret(text: str) -> str | None:
 
 
 def names_secret(name: str, *, of_model: bool) -> bool:
-    """Return whether an option's name says that its value is a credential.
+    """Return whether the name of an option indicates that its value is a credential.
 
     Args:
         name: The name, in any spelling: `api_key`, `Ocp-Apim-Subscription-Key`, `azureAdToken`.
-        of_model: Whether it appears among the options of a language model, where `key` means nothing else.
+        of_model: Whether it is an option of a language model, where `key` always means a credential.
     """
     words = [word.lower() for word in _WORDS.findall(name)]
     if not words or words[-1] in _NAMES:
@@ -188,12 +188,12 @@ def names_secret(name: str, *, of_model: bool) -> bool:
 
 
 def random_looking(text: str) -> bool:
-    """Return whether a text is one long word in which letters and digits alternate, as in keys and not in names."""
+    """Return whether a text contains a long word with alternating letters and digits, as in keys."""
     return _random(text)
 
 
 def placeholder(value: str) -> bool:
-    """Return whether a value is a placeholder for servers that ignore keys: `EMPTY`, `not-needed`."""
+    """Return whether a value is a placeholder key for servers without authentication: `EMPTY`, `not-needed`."""
     return bool(_PLACEHOLDER.fullmatch(value.replace("_", "-").replace(" ", "-")))
 
 
@@ -231,7 +231,7 @@ _seen: list[tuple[str, str]] = []
 
 
 def _environment() -> Iterator[str]:
-    """Yield the credentials in the environment: values of variables that are named so, and passwords in addresses."""
+    """Yield the credentials in the environment: values of variables with such names, and passwords in addresses."""
     for name, value in _seen:
         if _ENVIRONMENT.search(name) and not (value.startswith(("/", "~")) and Path(value).expanduser().exists()):
             yield value.strip()
@@ -249,12 +249,12 @@ def _values() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _current() -> tuple[str, ...]:
-    """Return all spellings of the credentials of this process, the longest first."""
+    """Return all encodings of the credentials of this process, the longest first."""
     return tuple(sorted({s for value in _values() for s in _spellings(value)}, key=lambda s: (-len(s), s)))
 
 
 def _spellings(value: str) -> Iterator[str]:
-    """Yield a value as it is, and in base64 at any place of a longer text, which is found without decoding."""
+    """Yield a value, and its base64 forms at any offset in a longer text, so that they are found without decoding."""
     yield value
     for data in (value.encode(errors="replace"), value.encode("utf-16-le", errors="replace")):
         for before in range(3):

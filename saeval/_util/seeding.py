@@ -1,4 +1,4 @@
-"""Derives random generators from keys, independent of the order in which they are requested."""
+"""Derives random generators from keys, independent of the order of requests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def derive_rng(seed: int, *keys: str | int) -> np.random.Generator:
-    """Return the generator that belongs to (seed, keys).
+    """Return the random generator for a seed and keys.
 
-    The same arguments always give the same stream, and different ones give independent streams, so
-    adding a scorer, resuming, or running latents in another order changes no other number.
+    Equal arguments always give the same stream, and different arguments give independent streams. So adding a scorer,
+    resuming, or running latents in another order does not change other results.
 
     Example:
         >>> derive_rng(0, "latent", 7).random() == derive_rng(0, "latent", 7).random()
@@ -27,7 +27,7 @@ def derive_rng(seed: int, *keys: str | int) -> np.random.Generator:
 
 
 def content_hash(*parts: object) -> str:
-    """Return a 32-digit hexadecimal hash of JSON-able parts; equal content gives an equal hash.
+    """Return a 32-digit hexadecimal hash of JSON-serialisable parts; equal content gives an equal hash.
 
     Example:
         >>> content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})

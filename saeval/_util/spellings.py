@@ -1,4 +1,4 @@
-"""Finds strings in a text even if they are escaped or encoded."""
+"""Finds strings in a text, even escaped or encoded ones."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from contextlib import suppress
 from functools import lru_cache
 
 _ROUNDS = 4
-"""Escapes within escapes that are undone."""
+"""Maximum number of nested escapes to undo."""
 _DEPTH = 2
-"""Encodings within encodings that are undone."""
+"""Maximum number of nested encodings to undo."""
 _LONG = 1 << 16
-"""Characters of what an encoding hides, beyond which nothing is decoded within it."""
+"""Maximum length of a decoded text in which further encodings are searched."""
 _BYTE = "[0-9A-Fa-f]{2}"
 _URL = re.compile(rf"%{_BYTE}(?:%{_BYTE})*")
 _BACKSLASH = re.compile(
     rf"\\(?:(?P<wide>u{_BYTE}{_BYTE}(?:\\u{_BYTE}{_BYTE})*)|(?P<byte>x{_BYTE}(?:\\x{_BYTE})*)"
     r"|(?P<octal>[0-7]{3}(?:\\[0-7]{3})*)|(?P<short>[^ux0-7]))"
 )
-"""Each pattern begins with a letter that the engine searches for; one for all escapes takes ten times as long."""
+"""Separate patterns with a fixed first letter, for which the engine can search; one pattern for all escapes takes ten
+times as long."""
 _HTML = re.compile(r"&(?:#\d+|#[xX][0-9A-Fa-f]+|[A-Za-z]+);")
 _SHORT = {"t": "\t", "n": "\n", "r": "\r"}
 _RUN = re.compile(
     r"(?P<hex>(?:[0-9A-Fa-f]{2}[ :-]?){7,}[0-9A-Fa-f]{2})(?![A-Za-z0-9+/_-])"
     r"|(?P<base>[A-Za-z0-9+/_-]{14,}(?:\r?\n[A-Za-z0-9+/_-]+)*)"
 )
-"""Words that may be hexadecimal, base32 or base64; the latter in lines, too."""
+"""Words that may be hexadecimal, base32 or base64; base64 may span several lines."""
 
 
-def hidden(text: str, values: Collection[str]) -> list[str]:
-    """Return what of a text, with all escapes undone, is one of some values, or encodes one.
+def find_encoded(text: str, values: Collection[str]) -> list[str]:
+    """Return the parts of a text, with escapes undone, that are one of the values or encode one.
 
     Args:
         text: The text.
-        values: What is looked for.
+        values: The values to search for.
 
     Example:
-        >>> hidden("?key=se%2563ret", ["secret"]), hidden("Basic OnNlY3JldC1rZXk=", ["secret-key"])
+        >>> find_encoded("?key=se%2563ret", ["secret"]), find_encoded("Basic OnNlY3JldC1rZXk=", ["secret-key"])
         (['secret'], ['OnNlY3JldC1rZXk'])
     """
     plain, looked_for = _unescaped(text), _all_plain(frozenset(values))
@@ -54,11 +55,11 @@ def hidden(text: str, values: Collection[str]) -> list[str]:
 
 
 @lru_cache(maxsize=512)
-def however_escaped(value: str) -> re.Pattern[str]:
-    """Return a pattern of a text in which each character may be escaped, also several times.
+def escaped_pattern(value: str) -> re.Pattern[str]:
+    """Return a pattern that matches a text in which any character may be escaped, also several times.
 
     Example:
-        >>> however_escaped("a/b").findall(r"a/b a%2fb a%252Fb a\\/b a&#47;b")
+        >>> escaped_pattern("a/b").findall(r"a/b a%2fb a%252Fb a\\/b a&#47;b")
         ['a/b', 'a%2fb', 'a%252Fb', 'a\\\\/b', 'a&#47;b']
     """
     return re.compile("".join(map(_character, value)))
@@ -66,7 +67,7 @@ def however_escaped(value: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=8)
 def _all_plain(values: frozenset[str]) -> dict[str, str]:
-    """Return values by what undoing all escapes makes of them, since they may look like escapes themselves."""
+    """Return the values by their unescaped form, since a value may itself contain escapes."""
     return {_unescaped(value): value for value in values}
 
 
@@ -119,7 +120,7 @@ _NAMED = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}
 
 
 def _character(c: str) -> str:
-    """Return a pattern of a character in all its escapes."""
+    """Return a pattern that matches a character and all its escapes."""
     number, data = ord(c), c.encode(errors="replace")
     units = re.findall("....", c.encode("utf-16-be", errors="replace").hex())
     forms = ["".join(rf"{_SLASH}+u{unit}" for unit in units)]
@@ -138,10 +139,10 @@ def _character(c: str) -> str:
 
 
 def _decoded(run: re.Match[str]) -> Iterator[str]:
-    """Yield what a word says if it is hexadecimal, base32, or base64 that begins at any of its first characters."""
+    """Yield the decoded word as hexadecimal, base32, and base64 starting at each of its first four characters."""
     word = "".join(run[0].split())
     if not any(c.isdigit() or c.isupper() for c in word[1:]):
-        return  # words of prose, joined by hyphens; among encoded values of ten characters, one in a million is so
+        return  # hyphenated prose; this excludes one in a million encoded values of ten characters
     if run.lastgroup == "hex":
         with suppress(ValueError):
             yield _text(bytes.fromhex(re.sub("[ :-]", "", run[0])))

@@ -12,7 +12,7 @@ from textwrap import fill
 from typing import Any
 
 WIDTH = 80
-"""Columns that every screen fits."""
+"""Default width of terminal output, in columns."""
 MISSING = "–"
 """Shown in place of a missing number."""
 
@@ -31,22 +31,22 @@ _LATEX = {
     "±": r"$\pm$", "≠": r"$\neq$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "−": "$-$",
 }  # fmt: skip
 _GAP = 2  # blanks between columns
-_LEAST = 8  # characters to which a column of names is folded at most
-_LONG_WORD = 32  # a word of more characters may be cut even where there would be room for it
-_JOINS = re.compile(r"(?<=[\s._/:=,-])")  # names are folded after these
+_LEAST = 8  # minimum width of a folded column of names
+_LONG_WORD = 32  # longer words may be broken even if other columns could be narrowed instead
+_JOINS = re.compile(r"(?<=[\s._/:=,-])")  # names may be folded after these characters
 
 
 # --- foreign text ---------------------------------------------------------------------------------------------
 
 
 def safe_text(text: object) -> str:
-    """Return text of a model or corpus as one line that can do nothing to a terminal or to the text around it."""
+    """Return external text as one line without control sequences, safe for terminals and surrounding text."""
     line = " ".join(_ESCAPES.sub("", str(text)).split())
     return "".join(c for c in line if unicodedata.category(c) not in _DANGEROUS)
 
 
 def visible(text: object) -> str:
-    r"""Return text with invisible characters written as escapes such as `\u202e`; line breaks and tabs stay."""
+    r"""Return text with invisible characters as escapes such as `\u202e`; line breaks and tabs are kept."""
     string = str(text)
     if string.isprintable():
         return string
@@ -56,26 +56,26 @@ def visible(text: object) -> str:
 def _shows(c: str) -> bool:
     return (
         unicodedata.category(c) not in _DANGEROUS | _BREAKS and ord(c) & 0xFFFE != 0xFFFE
-    )  # XML has no place for these
+    )  # noncharacters are invalid in XML
 
 
 def escape_markdown(value: object) -> str:
-    """Return text without HTML or Markdown in it, and that ends no cell of a table."""
+    """Escape HTML, Markdown and table separators in a text."""
     return re.sub(r"([\\|`*_~#\[\]])", r"\\\1", html.escape(safe_text(value), quote=False))
 
 
 def escape_latex(value: object) -> str:
-    """Return text in which LaTeX finds no command."""
+    """Escape LaTeX commands in a text."""
     return "".join(_LATEX.get(c, c) for c in safe_text(value))
 
 
 def escape_script(json_text: str) -> str:
-    """Return JSON that is safe inside a `<script>`."""
+    """Escape JSON for use inside a `<script>`."""
     return json_text.translate(_IN_SCRIPT)
 
 
 def escape_spreadsheet(value: Any) -> Any:
-    """Return a value of a CSV file; text that a spreadsheet would take for a formula gets a `'` before it."""
+    """Return a value for a CSV file; text that a spreadsheet would interpret as a formula gets a leading `'`."""
     if not isinstance(value, str):
         return value
     text = safe_text(value)
@@ -86,12 +86,12 @@ def escape_spreadsheet(value: Any) -> Any:
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """Write a number by a format specification, without a minus if it rounds to zero; `–` for none."""
+    """Format a number by a format specification, without a minus if it rounds to zero; `–` for None."""
     return MISSING if value is None else format(value, form.replace(".", "z.", 1))
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """Write a score in little room: `.612`, `-.020`, `1.00`, `23.4`; `–` for none."""
+    """Format a score compactly: `.612`, `-.020`, `1.00`, `23.4`; `–` for None."""
     if value is None:
         return MISSING
     if abs(value) >= 10:
@@ -101,19 +101,19 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def measured(value: float | None) -> str:
-    """Write a measure: a count in full, anything else to four digits; `–` for none."""
+    """Format a measure: large integers in full, other numbers with four digits; `–` for None."""
     if value is None:
         return MISSING
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
 
 
 def interval(ends: tuple[float, float] | None, form: str = ".3f", between: str = " to ") -> str:
-    """Write an interval: `0.574 to 0.651`; `–` for none."""
+    """Format an interval: `0.574 to 0.651`; `–` for None."""
     return MISSING if ends is None else between.join(number(end, form) for end in ends)
 
 
 def short_interval(ends: tuple[float, float] | None) -> str:
-    """Write an interval in little room, to as many digits as tell its ends apart: `.57 .65`; `– –` for none."""
+    """Format an interval compactly, with enough digits to distinguish its ends: `.57 .65`; `– –` for None."""
     if ends is None:
         return f"{MISSING} {MISSING}"
     low, high = ends
@@ -122,12 +122,12 @@ def short_interval(ends: tuple[float, float] | None) -> str:
 
 
 def shown(value: Any, form: str = "", missing: str = MISSING) -> str:
-    """Write a value of any column.
+    """Format a value of any column.
 
     Args:
         value: Text, a number, a pair of numbers, or numbers by name.
         form: Format specification of its numbers; `measure` for four digits.
-        missing: What stands for None.
+        missing: Text for None.
     """
     if value is None:
         return missing
@@ -141,12 +141,12 @@ def shown(value: Any, form: str = "", missing: str = MISSING) -> str:
 
 
 def rounded(value: Any, digits: int = 5) -> float | None:
-    """Return a finite number rounded to significant digits, for JSON; None for any other."""
+    """Return a finite number rounded to significant digits, for JSON; None for other values."""
     return float(f"{value:.{digits}g}") if value is not None and isfinite(value) else None
 
 
 def fold(sentence: object) -> str:
-    """Return text in lines that fit every screen, further lines indented; harmless as `safe_text` makes it."""
+    """Return text (made safe by `safe_text`) wrapped to `WIDTH`, with continuation lines indented."""
     return fill(safe_text(sentence), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
@@ -154,19 +154,18 @@ def fold(sentence: object) -> str:
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> str:
-    """Return a table in columns, for a terminal.
+    """Return a table with aligned columns, for a terminal.
 
     Args:
-        head: Heads of the columns.
+        head: Headings of the columns.
         rows: Cells.
-        width: Columns of the terminal, to which heads and names are folded; numbers never are. Default: no
-            folding.
+        width: Width of the terminal; headings and names are folded to fit it, numbers never. Default: no folding.
     """
     return "\n".join(aligned_rows(head, rows, width))
 
 
 def aligned_rows(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> list[str]:
-    """Return the head and each row of `aligned`, which are several lines where they are folded."""
+    """Return heading and rows of `aligned` separately; folded ones contain several lines."""
     lines = [[safe_text(cell) for cell in row] for row in (head, *rows)]
     columns = [*zip(*lines, strict=True)]
     widths = [max(map(len, column)) for column in columns]
@@ -178,13 +177,13 @@ def aligned_rows(head: Sequence[str], rows: Sequence[Sequence[object]], width: i
 
 
 def _least_width(column: Sequence[str]) -> int:
-    """Return to how few characters a column can be folded: numbers stay whole, words may be cut."""
+    """Return the minimum width of a column: numbers are not broken, words may be."""
     whole = [len(cell) for cell in column[1:] if cell[:1] in "+-.~–[" or cell[:1].isdigit()]
     return max([_LEAST, *whole])
 
 
 def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """Take from the widest columns, as far as they can be folded, until all fit the room."""
+    """Narrow the widest columns, down to their minimum widths, until all fit."""
     found = list(widths)
     while sum(found) > room:
         wide = [i for i, w in enumerate(found) if w > least[i]]
@@ -196,13 +195,13 @@ def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[in
 
 
 def whole_width(names: Iterable[str]) -> int:
-    """Return the width at which no word of some names is cut when they are folded, very long words aside."""
+    """Return the width at which folding breaks no word of the names, except very long words."""
     parts = [part.rstrip() for name in names for part in _JOINS.split(name)]
     return max([min(len(part), _LONG_WORD) for part in parts], default=0)
 
 
 def folded_name(cell: str, width: int) -> list[str]:
-    """Return a name in lines of a width, broken after blanks and the marks that join names, within words elsewhere."""
+    """Fold a name into lines of a width, breaking after blanks and joining characters, else within words."""
     if len(cell) <= width:
         return [cell]
     lines = [""]
@@ -224,7 +223,7 @@ def _folded(line: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table in Markdown; nothing in a cell is markup."""
+    """Return a table in Markdown, with escaped cells."""
     lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
@@ -235,12 +234,12 @@ def latex_table(
     numbers: Sequence[bool] = (),
     bold: Iterable[tuple[int, int]] = (),
 ) -> str:
-    """Return a table as a `tabular` with rules of the package booktabs; nothing in a cell is a command.
+    """Return a table as a LaTeX `tabular` with booktabs rules and escaped cells.
 
     Args:
-        head: Heads of the columns.
+        head: Headings of the columns.
         rows: Cells.
-        numbers: Which columns are numbers, aligned at the right; default: none.
+        numbers: Which columns are numbers, right-aligned; default: none.
         bold: Row and column of the cells in bold.
     """
     strong = set(bold)

@@ -21,16 +21,17 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 class Hung(Exception):
-    """A plugin neither finished nor asked a model anything for as long as a run waits."""
+    """Raised if a plugin neither finishes nor asks a model within the time that a run waits."""
 
 
 class Patience:
-    """Tells how long a run still waits: counted from when anything last moved, and not while a model is being asked.
+    """Timer for hanging plugins; restarts at every sign of progress, and pauses while a model is being asked.
 
-    One for all latents in flight, because they may wait for each other: where one moves, the others are not hung.
+    All latents in flight share one timer, because they may wait for each other: if one makes progress, the others do
+    not hang.
 
     Args:
-        seconds: How long a run waits.
+        seconds: How long a run waits without progress.
     """
 
     def __init__(self, seconds: float):
@@ -40,7 +41,7 @@ class Patience:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Ask a model: however long its answer takes, no plugin hangs."""
+        """Pause the timer within this context, while a model is being asked."""
         self._asking += 1
         try:
             yield
@@ -49,24 +50,24 @@ class Patience:
             self.moved()
 
     def moved(self) -> None:
-        """Something finished or began."""
+        """Restart the timer, since something started or finished."""
         self._last = time.monotonic()
 
     @property
     def left(self) -> float:
-        """Seconds until what is in flight counts as hung."""
+        """Seconds until the work in flight counts as hung."""
         return self.seconds if self._asking else self._last + self.seconds - time.monotonic()
 
     async def wait_for(self, work: Awaitable[T]) -> T:
-        """Wait for a plugin's work, as long as anything moves.
+        """Wait for a plugin's work as long as there is progress.
 
         Raises:
-            Hung: If nothing did; the work is cancelled.
+            Hung: If there was no progress; the work is cancelled.
         """
         if math.isinf(self.seconds):
             return await work
         task = asyncio.ensure_future(work)
-        self.moved()  # there may have been nothing to do for long
+        self.moved()  # there may have been no work for a while
         try:
             while not task.done():
                 if (left := self.left) <= 0:
@@ -74,22 +75,22 @@ class Patience:
                 await asyncio.wait({task}, timeout=left)
             return task.result()
         finally:
-            task.cancel()  # not waited for: what hangs may ignore it
-            task.add_done_callback(mark_seen)  # it may have ended while its waiter was cancelled
+            task.cancel()  # not awaited, since hanging work may ignore the cancellation
+            task.add_done_callback(mark_seen)  # it may have ended while its awaiter was cancelled
             self.moved()
 
 
 def mark_seen(task: asyncio.Future[Any]) -> None:
-    """Keep asyncio from reporting the error of a task that has ended and that nobody waits for any more."""
+    """Prevent asyncio from reporting the exception of a task that is no longer awaited."""
     if not task.cancelled():
         task.exception()
 
 
 @contextmanager
-def interrupting(seconds: float) -> Iterator[None]:
-    """Raise `Hung` in the code that keeps the running event loop from turning for so long.
+def interrupt_if_blocked(seconds: float) -> Iterator[None]:
+    """Within this context, raise `Hung` in code that blocks the running event loop for too long.
 
-    Works in the main thread of Unix, where a signal can interrupt what blocks; elsewhere it does nothing.
+    Works in the main thread on Unix, where a signal can interrupt the code; elsewhere it does nothing.
 
     Args:
         seconds: How long the loop may be blocked.
@@ -110,7 +111,7 @@ def interrupting(seconds: float) -> Iterator[None]:
     def check(*_: object) -> None:
         nonlocal turned
         if (stood := time.monotonic() - turned) >= seconds:
-            turned = time.monotonic()  # the next one who blocks has as long
+            turned = time.monotonic()  # the next blocking code gets the full time
             raise Hung(f"it blocked the whole run for {stood:.0f} s and was interrupted")
 
     turn()
@@ -126,15 +127,15 @@ def interrupting(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def noticing(standstill: float, moved: Callable[[], float], tell: Callable[[float], None]) -> Iterator[None]:
-    """Tell when nothing has moved for so long, and again after as long; nothing is interrupted.
+def watch_standstill(standstill: float, moved: Callable[[], float], tell: Callable[[float], None]) -> Iterator[None]:
+    """Within this context, report repeatedly if there is no progress for a while, without interrupting anything.
 
-    For work that nobody can tell from a hang, since it may load a model for an hour and then go on.
+    For work that cannot be distinguished from a hang, such as loading a model for an hour.
 
     Args:
-        standstill: How long, in seconds.
-        moved: Returns when anything moved last, by the monotonic clock.
-        tell: Is called with the seconds since, from another thread.
+        standstill: Seconds without progress before each report.
+        moved: Returns the time of the last progress, by the monotonic clock.
+        tell: Called with the seconds since then, from another thread.
     """
     over = threading.Event()
 
@@ -156,30 +157,30 @@ def noticing(standstill: float, moved: Callable[[], float], tell: Callable[[floa
 
 
 def memory_left() -> float | None:
-    """Return the share of memory that is left to this process, 0 to 1; None if the system does not tell."""
+    """Return the share of memory that is available to this process, 0 to 1; None if unknown."""
     return min((left / total for left, total in _memories()), default=None)
 
 
 def check_memory(what: str, size: int) -> None:
-    """Check that there is memory for something before it is read.
+    """Check that there is enough memory to read something.
 
     Args:
-        what: What needs it, for the refusal.
+        what: Its name, for the error message.
         size: Bytes that it takes.
 
     Raises:
-        InputError: If less is left, as far as the system tells.
+        InputError: If less memory is available, as far as known.
     """
     left = min((left for left, _ in _memories()), default=math.inf)
     if size > left:
         raise InputError(
-            f"{what}: takes {size / 2**30:,.1f} GiB of memory, and {left / 2**30:,.1f} GiB are free; use a larger "
+            f"{what}: takes {size / 2**30:,.1f} GiB of memory, but {left / 2**30:,.1f} GiB are free; use a larger "
             f"machine, or check that it is the right file"
         )
 
 
 def _memories() -> Iterator[tuple[float, float]]:
-    """Yield the bytes that are left, and those there are at all: of the machine, and of the container."""
+    """Yield available and total bytes of memory, for the machine and for the container."""
     with suppress(OSError, ValueError, IndexError, KeyError):
         lines = _MEMORY.read_text().splitlines()
         values = {name: 1024 * float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
@@ -188,6 +189,6 @@ def _memories() -> Iterator[tuple[float, float]]:
         limit = float((_GROUP / "memory.max").read_text())
         used = float((_GROUP / "memory.current").read_text())
         facts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        caches = float(facts["inactive_file"]) + float(facts["active_file"])  # of files, which can be released
+        caches = float(facts["inactive_file"]) + float(facts["active_file"])  # file caches, which can be released
         if limit:
             yield limit - used + caches, limit

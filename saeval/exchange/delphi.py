@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, file_name, natural, read_json, write_atomic
+from saeval._util import InputError, file_name, natural_key, read_json, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.records import CLASSIFICATION, MAIN, Explanation, Outcome, RunResult, Score
 from saeval.results import RunCell, cell_file, some
@@ -138,7 +138,7 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             scoring = found.scorings.setdefault(label, Scoring(f"Delphi {folder.name}", CLASSIFICATION))
             scoring.scores[latent] = score
             found.examples += [] if label != "detection" else examples  # other scorers show the same windows
-    return [cells[hookpoint] for hookpoint in sorted(cells, key=natural)]
+    return [cells[hookpoint] for hookpoint in sorted(cells, key=natural_key)]
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:

@@ -44,12 +44,12 @@ def export_run(
     Raises:
         InputError: If the run cannot be read, has nothing that the format can represent, or `out` already exists.
     """
-    from saeval._util import believable, new_folder
+    from saeval._util import new_folder, report_bad_values
     from saeval.results import open_run
 
     result, cells = open_run(run, cell)
     names = {"model": model, "source": source, "dataset": dataset}
-    with new_folder(out) as folder, believable(run):
+    with new_folder(out) as folder, report_bad_values(run):
         lost: list[str] = _module(format_, EXPORTS).write(
             result, cells, folder, {k: v for k, v in names.items() if v}, format_
         )
@@ -76,13 +76,13 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
     Raises:
         InputError: If the files are damaged or have another format, or `out` already exists.
     """
-    from saeval._util import InputError, believable, refuse_pipes
+    from saeval._util import InputError, refuse_pipes, report_bad_values
     from saeval.exchange.imported import write_run
 
     refuse_pipes(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    with believable(path):
+    with report_bad_values(path):
         return write_run(_module(format_, FORMATS).read(path, format_), format_, path.name, out)
 
 

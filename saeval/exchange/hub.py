@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from saeval._util import (
     CHECKSUMS,
     InputError,
-    believable,
     mark,
     new_folder,
     os_reason,
     read_json,
+    refuse_links,
     refuse_pipe,
-    refuse_strange,
+    report_bad_values,
     write_atomic,
 )
 from saeval.exchange.cards import is_shareable, read_spec, run_card, store_card
@@ -182,7 +182,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
     """Copy the files of a run to the folder, and return its card."""
     from saeval.exchange.saeval_tables import TABLE_COLUMNS, write
 
-    refuse_strange(path)  # the target of a link is not part of the run, and may be private
+    refuse_links(path)  # what a link leads to is not part of the run, and may be private
     result, cells = open_run(path)
     names = ["results.json", CHECKSUMS, *(f"report/{name}" for name in _REPORTS)]
     names += [f"cells/{cell.name}/{name}" for cell in cells for name in _CELL_FILES]
@@ -192,7 +192,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / name, target)
     (folder / "tables").mkdir()
-    with believable(path):
+    with report_bad_values(path):
         write(result, cells, folder / "tables", {}, "parquet")
     spec = read_spec(path / "spec.yaml")
     if has_spec := spec is not None and is_shareable(spec):

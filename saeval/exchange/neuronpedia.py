@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, latent_number, natural, read_json_lines, write_atomic
+from saeval._util import InputError, latent_number, natural_key, read_json_lines, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell
 from saeval.records import MAIN, Explanation, RunResult
 from saeval.results import RunCell, cell_file, some
@@ -221,5 +221,5 @@ def _files(path: Path) -> list[Path]:
         return [path]
     for folder in (path / "explanations", path):
         if folder.is_dir() and (found := [p for p in folder.iterdir() if p.name.endswith(_SUFFIXES)]):
-            return sorted(found, key=lambda p: natural(p.name))
-    raise InputError(f"{path}: contains no .jsonl or .jsonl.gz file; give an export's folder of explanations")
+            return sorted(found, key=lambda p: natural_key(p.name))
+    raise InputError(f"{path}: no .jsonl or .jsonl.gz file there; give an export's folder of explanations")

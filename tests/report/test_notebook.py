@@ -67,9 +67,9 @@ def test_progress_is_a_block_in_notebooks_and_nothing_in_scripts(monkeypatch):
     handle = SimpleNamespace(update=lambda block: drawn.append(block.data))
     display = pytest.importorskip("IPython.display", reason="draws in notebooks")
     monkeypatch.setattr(display, "display", lambda block, display_id: drawn.append(block.data) or handle)
-    assert type(progress.fitting_display()) is progress.Silent
+    assert type(progress.default_display()) is progress.Silent
     monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: SimpleNamespace(kernel=object()))
-    block = progress.fitting_display()
+    block = progress.default_display()
     assert type(block) is type(progress.display("rich")) is progress.Notebook
     block.spending = lambda: progress.Spending(7, 0.25)
     with block.shown(), block.stage("explain <all>", 2) as stage:

@@ -395,7 +395,7 @@ def test_served_model_that_changed_is_refused_on_resume_and_its_answers_are_not_
     whole = server._completion
     server._completion = lambda *given: {**whole(*given), "model": "another-build"}
     before = len(server.calls)
-    with pytest.raises(InputError, match="another-build answers now, and rules did before.*--allow-model-change"):
+    with pytest.raises(InputError, match="another-build answers now, but rules answered before.*--allow-model-change"):
         saeval.run(task, out=tmp_path / "run")
     refused = len(server.calls) - before
     assert refused

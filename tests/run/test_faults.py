@@ -375,7 +375,7 @@ def test_cache_that_cannot_be_written_to_is_one_clear_sentence(tmp_path, monkeyp
         monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "disk"))
         saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run", limit=1)
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
-        with pytest.raises(StoreError, match="cannot be used .*folder may be written to"):
+        with pytest.raises(StoreError, match="cannot be used .*folder is writable"):
             saeval.run(task(server, "openai_compatible/rules"), out=tmp_path / "run")
 
 

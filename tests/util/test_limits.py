@@ -106,7 +106,7 @@ def test_cache_that_is_damaged_is_moved_away_and_a_full_one_is_not(tmp_path):
         AnswerCache(tmp_path / "calls.sqlite")
     full = AnswerCache(tmp_path / "full.sqlite")
     full._db.execute("PRAGMA max_page_count=20")
-    with pytest.raises(StoreError, match="make room") as refused:
+    with pytest.raises(StoreError, match="free some space") as refused:
         full.put({"key": {"text": "x" * 1_000_000}})
     assert "delete" not in str(refused.value) and "move" not in str(refused.value)
     full.close()

@@ -49,7 +49,7 @@ def test_run_into_a_directory_of_the_users_own_is_refused_and_nothing_in_it_chan
     (home / name).write_text(MINE[name])
     before = contents(home)
     with truthful_server() as server:
-        with pytest.raises(InputError, match="holds files that are not saeval's"):
+        with pytest.raises(InputError, match="contains files that saeval did not create"):
             saeval.run(spec(server, **SMALL), out=home)
         assert not server.calls
     assert contents(home) == before

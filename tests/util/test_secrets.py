@@ -27,7 +27,7 @@ from root import ROOT
 
 import saeval
 from saeval import LLMError, SpecError
-from saeval._util.secrets import names_secret, placeholder, use, without_values
+from saeval._util.secrets import names_secret, placeholder, register_secret, without_values
 from saeval.cli import main
 from saeval.plugin import Request, without_secrets
 from saeval.plugin.registry import Registry
@@ -113,7 +113,7 @@ def test_credentials_are_known_by_value_and_placeholders_are_none(monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", "short")
     assert without_secrets("via pr0xyPassw0rd") == "via …"
     assert without_secrets(f"EMPTY short {os.path.realpath(__file__)}") == f"EMPTY short {os.path.realpath(__file__)}"
-    assert without_values(f"a {use('wholly-0rdinary words')} b") == "a … b"
+    assert without_values(f"a {register_secret('wholly-0rdinary words')} b") == "a … b"
     assert all(
         map(
             placeholder,
@@ -497,14 +497,14 @@ AWKWARD = [
 
 @pytest.mark.parametrize("key", AWKWARD)
 def test_key_is_known_however_it_is_escaped_and_encoded(key):
-    use(key)
+    register_secret(key)
     for spelling in spelled(key):
         told = without_values(f"the key {spelling} is wrong")
         assert spelling not in told and "…" in told, spelling
 
 
 def test_text_that_hides_no_key_stays_as_it_is():
-    use(KEY)
+    register_secret(KEY)
     for text in (
         "100% of c\\nats & dogs",
         "aGVsbG8gd29ybGQgaGVsbG8=",

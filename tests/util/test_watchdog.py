@@ -8,7 +8,7 @@ import time
 import pytest
 
 from saeval._util import watchdog as watch
-from saeval._util.watchdog import Hung, Patience, interrupting, memory_left
+from saeval._util.watchdog import Hung, Patience, interrupt_if_blocked, memory_left
 
 
 async def test_work_that_never_ends_is_cancelled():
@@ -64,7 +64,7 @@ async def test_work_is_not_hung_while_others_get_on():
 
 def test_code_that_blocks_the_loop_is_interrupted_and_the_loop_goes_on():
     async def main():
-        with interrupting(0.2):
+        with interrupt_if_blocked(0.2):
             with pytest.raises(Hung, match="blocked the whole run"):
                 time.sleep(5)
             with pytest.raises(Hung, match="blocked the whole run"):

@@ -144,9 +144,7 @@ def _opened(label: str, path: Path, read: Callable[[Path], T]) -> T:
         if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):  # these two also occur for truncated files
             raise InputError(f"{label}: {path.name} cannot be read ({e.strerror})") from None
         if _starts_with(path, _LFS):
-            raise InputError(
-                f"{label}: {path.name} is a pointer of Git LFS; run `git lfs pull` in its folder"
-            ) from None
+            raise InputError(f"{label}: {path.name} is a Git LFS pointer; run `git lfs pull` in its folder") from None
         line = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
         raise InputError(f"{label}: {path.name} is damaged or truncated ({line}); copy it again") from None
 

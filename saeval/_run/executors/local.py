@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saeval._run.collect import collect
 from saeval._run.executors import Executor
 from saeval._run.steps import StepInput, StepOutput, Steps, gateways
-from saeval._util import Display, cache_dir, interrupting
+from saeval._util import Display, cache_dir, interrupt_if_blocked
 from saeval.llm import Budget, CallLedger
 from saeval.models import screened
 from saeval.task import Task
@@ -37,7 +37,7 @@ class Local(Executor):
         lent = gateways(self._task.roles, answers, self._calls, self._budget, tell, self._task.run.patience)
         async with lent as models:
             self._steps = Steps(self._task, models)
-            with interrupting(self._task.run.hang_after):
+            with interrupt_if_blocked(self._task.run.hang_after):
                 yield
 
     async def make(self, work: StepInput) -> StepOutput[Any]:

@@ -235,7 +235,7 @@ def test_run_that_waits_for_a_batch_says_how_far_it_is(tmp_path, monkeypatch, ca
     with fake_server() as server:
         server.looks = 20
         ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(4)))
-    assert "4 calls are under way: batch batch_0 is in_progress, 2 of 4 answered" in caplog.text
+    assert "4 calls in flight: batch batch_0 is in_progress, 2 of 4 answered" in caplog.text
 
 
 @quick
@@ -361,7 +361,7 @@ def test_recording_of_a_run_plays_back_what_was_said(tmp_path):
         ask(gate, Request.of("never answered"))
     path = tmp_path / "said.jsonl"
     assert export_replay(gate._log, gate._calls, "judge", path) == 3
-    with pytest.raises(InputError, match="'explainer' was given no reply"):
+    with pytest.raises(InputError, match="no replies of the role 'explainer'"):
         export_replay(gate._log, gate._calls, "explainer", path)
     again = ask(gateway(tmp_path, Replay(model=str(path)), identity="replay"), *requests, requests[0])
     assert [(reply.text, reply.logprobs) for reply in again] == [(reply.text, reply.logprobs) for reply in said]

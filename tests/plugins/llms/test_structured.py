@@ -88,7 +88,7 @@ def test_server_that_takes_other_schemas_or_none_is_asked_in_its_way_from_then_o
     assert (row.unparsed == 0) == (knows == "objects only") and not row.failed
     assert 0 < len(refused) <= 8, "a refusal is remembered; only calls under way meet it, too"
     assert (last is None) == (knows == "none")
-    assert log.count("refuses schemas") == (knows == "none")
+    assert log.count("rejects JSON schemas") == (knows == "none")
 
 
 @pytest.mark.parametrize("client", [direct, pytest.param(through_litellm, marks=pytest.mark.slow)])

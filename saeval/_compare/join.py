@@ -191,7 +191,7 @@ def _entry(name: str, run: RunResult, folder: Path, number: int) -> Entry:
 def _known(facet: str, entries: Any, option: str) -> None:
     known = list(dict.fromkeys(f for e in entries for f in e.facets))
     if facet not in known:
-        raise InputError(f"{option} {facet}: no cell has it{did_you_mean(facet, known)}; there are: {', '.join(known)}")
+        raise InputError(f"{option} {facet}: no cell has it{did_you_mean(facet, known)}; available: {', '.join(known)}")
 
 
 def _kept(entries: list[Entry], keep: Sequence[str]) -> list[Entry]:
@@ -282,7 +282,7 @@ def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
     if found := column if column in columns else headline:
         return f"{found}.{ranking}" if ranking else found
     raise InputError(
-        f"--rank-by {wanted}: no such column{did_you_mean(wanted, columns)}; there are: {', '.join(columns)}"
+        f"--rank-by {wanted}: no such column{did_you_mean(wanted, columns)}; available: {', '.join(columns)}"
     )
 
 

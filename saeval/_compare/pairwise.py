@@ -192,7 +192,7 @@ def _metrics(sides: tuple[_Side, _Side], wanted: Sequence[str]) -> list[tuple[Sc
     for name in wanted:
         if name not in common:
             raise InputError(
-                f"metric {name!r} is not in both{did_you_mean(name, common)}; there are: {', '.join(common)}"
+                f"metric {name!r} is not in both{did_you_mean(name, common)}; available: {', '.join(common)}"
             )
     headlines = {tables[0][name].scorer: name for name in reversed(common)}
     names = wanted or [name for name in common if headlines[tables[0][name].scorer] == name]

@@ -1,4 +1,4 @@
-"""Turns a spec into a task: finds and checks its parts, and lays out its cells."""
+"""Builds tasks from specs: finds plugins, checks options, and expands the matrix to cells."""
 
 from __future__ import annotations
 

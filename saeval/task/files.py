@@ -1,4 +1,4 @@
-"""Finds task spec files: shipped ones by name, and included ones."""
+"""Finds the files of task specs, by name or path, and of their includes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GROUP = re.compile(rb"\bgroup\b[\"']?\s*:")
 
 
 def shipped_tasks(registry: Registry) -> Iterator[tuple[str, Path]]:
-    """Return (name, file) of every task that installed packages ship; a built-in's name has no namespace."""
+    """Return (name, file) of every task in installed packages; names of built-in tasks have no namespace."""
     return ((name, file) for name, file in _shipped_files(registry) if _is_spec(file))
 
 
@@ -31,15 +31,15 @@ def _shipped_files(registry: Registry) -> Iterator[tuple[str, Path]]:
 
 
 def _is_spec(file: Path) -> bool:
-    """Tell a spec from the data that accompanies it, without parsing it."""
+    """Return whether a file is a spec and not a data file, without parsing it."""
     return any(line.startswith("saeval:") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
 def find_spec(reference: str, registry: Registry) -> Path:
-    """Return the file of a task that is named, or given as a path.
+    """Return the spec file of a task, from its name or path.
 
     Raises:
-        SpecError: If there is neither such a file nor such a task.
+        SpecError: If there is no such file or task.
     """
     path = Path(reference).expanduser()
     _refuse_pipe(path)
@@ -57,7 +57,7 @@ def find_spec(reference: str, registry: Registry) -> Path:
 
 
 def find_group(reference: str, registry: Registry) -> GroupSpec | None:
-    """Return the group that is named, or given as a path, its tasks as names or absolute paths; None for a task.
+    """Return a group from its name or path, with its tasks as names or absolute paths; None if it is a task.
 
     Raises:
         SpecError: If there is no such file or task, or the group is malformed.
@@ -80,7 +80,7 @@ def find_group(reference: str, registry: Registry) -> GroupSpec | None:
         raise SpecError([explain_error(e, document.where, GroupSpec) for e in error.errors()]) from None
     members = [str(file.parent / m) if m.endswith((".yaml", ".yml")) else str(m) for m in group.tasks]
     if twice := [m for m in dict.fromkeys(members) if members.count(m) > 1]:
-        raise SpecError([f"{document.where(('tasks',))}: {twice[0]} is named twice"])
+        raise SpecError([f"{document.where(('tasks',))}: {twice[0]} is listed twice"])
     return group.model_copy(update={"tasks": members})
 
 

@@ -1,4 +1,4 @@
-"""Builds a task spec from the flags of the command line: one line to compare SAEs of your own."""
+"""Builds a task spec from command-line flags, to compare your own SAEs with one command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saeval.plugin.registry import Registry
 SCORERS = ("detection", "fuzzing")
 BASELINES = ("shuffled_explanation", "top_tokens", "random_sae", "neurons")
 _SAMPLER = {"window": 32, "explain": 10, "score": 10, "non_activating": {"n": 10}}
-_MIN_WINDOWS = 20  # what the sampler above draws
+_MIN_WINDOWS = 20  # number of windows that the sampler above draws
 _REPLY_TOKENS = {"explainer": 200, "judge": 100}
 
 
@@ -25,17 +25,17 @@ class TaskFlags:
 
     Attributes:
         model: Subject model: hub id, folder, `.gguf` file or `package:NAME`.
-        saes: Folders or hub ids, each alone, as `ID=NAME`, or as `CODER:NAME` with a coder plugin.
+        saes: Folders or hub ids; optionally as `ID=NAME`, or as `CODER:NAME` with a coder plugin.
         text: File or folder of text, or hub id of a dataset.
-        judge: Language model that scores; None if no scorer asks one.
-        explainer: Language model that explains, or an explainer plugin that asks none; the judge's model if None.
+        judge: Language model that scores; None if no scorer uses one.
+        explainer: Language model that explains, or an explainer plugin without one; None for the judge's model.
         api_base: Address of an OpenAI-compatible server for both.
-        latents: Latents per cell.
+        latents: Number of latents per cell.
         tokens: Maximum tokens of text.
         scorers: Scorer plugins; the first one ranks.
-        hookpoint: Place in the model; from the SAEs' files if None.
+        hookpoint: Hookpoint in the model; None to read it from the SAEs' files.
         baselines: Explanations, explainers and coders to compare with.
-        name: Name of the task; from the model's if None.
+        name: Name of the task; None to derive it from the model's name.
     """
 
     model: str
@@ -53,10 +53,10 @@ class TaskFlags:
 
 
 def spec_from_flags(flags: TaskFlags, registry: Registry) -> dict[str, Any]:
-    """Return the spec that the flags stand for, its paths absolute.
+    """Return the spec for the flags, with absolute paths.
 
     Raises:
-        InputError: If an SAE or the text is not there, or a language model is missing.
+        InputError: If an SAE or the text does not exist, or a language model is missing.
     """
     explainer, llms = _models(flags, registry)
     hookpoint = {"hookpoint": flags.hookpoint} if flags.hookpoint else {}
@@ -89,7 +89,7 @@ def _models(flags: TaskFlags, registry: Registry) -> tuple[str, dict[str, Any]]:
     use, explaining = "default", flags.explainer or flags.judge
     if flags.explainer and "/" not in flags.explainer:
         use, explaining = flags.explainer, None
-        registry.get("explainer", use)  # refuses unknown names, with the nearest known one
+        registry.get("explainer", use)  # raises an error for unknown names
     judges = [name for name in flags.scorers if _asks(name, registry)]
     if use == "default" and explaining is None:
         raise InputError(
@@ -113,7 +113,7 @@ def _role(role: str, model: str, api_base: str | None) -> dict[str, Any]:
 
 
 def _coders(names: Sequence[str], registry: Registry) -> Iterator[dict[str, Any]]:
-    """Yield an axis value per SAE, with the shortest distinct parts of their paths as ids."""
+    """Yield an axis value per SAE; ids are the shortest distinct ends of their paths."""
     given = [_split_id(name) for name in names]
     ids = _short_ids([named or reference for named, reference in given])
     for (named, reference), short in zip(given, ids, strict=True):
@@ -126,7 +126,7 @@ def _split_id(name: str) -> tuple[str | None, str]:
 
 
 def _short_ids(references: Sequence[str]) -> list[str]:
-    """Return the last parts of paths, as many as make them distinct."""
+    """Return the shortest distinct ends of paths, as ids."""
     parts = [
         [part for part in re.split(r"[/\\:]+", reference) if part not in ("", ".", "..", "~")]
         for reference in references
@@ -140,10 +140,10 @@ def _short_ids(references: Sequence[str]) -> list[str]:
 
 
 def _coder(reference: str, registry: Registry) -> dict[str, Any]:
-    """Return the coder plugin that reads what a name stands for, with its options.
+    """Return the coder plugin that can read an SAE, with its options.
 
     Raises:
-        InputError: If no plugin does, or several do.
+        InputError: If no plugin or several plugins can read it.
     """
     prefix, colon, rest = reference.partition(":")
     named = re.fullmatch(r"[a-z][\w-]*(/\w+)?", prefix) if colon else None  # C:\\saes is a folder
@@ -161,7 +161,8 @@ def _coder(reference: str, registry: Registry) -> dict[str, Any]:
         return {"use": use, "with": dict(options)}
     if found:
         raise InputError(
-            f"--sae {reference}: {' and '.join(found)} both read that; write --sae {next(iter(found))}:{reference}"
+            f"--sae {reference}: {' and '.join(found)} can read it; choose one, such as "
+            f"--sae {next(iter(found))}:{reference}"
         )
     raise InputError(f"--sae {reference}: {_unread(reference)}")
 
@@ -171,11 +172,11 @@ def _unread(reference: str) -> str:
     if folder.is_dir():
         inside = sorted(child.name for child in folder.iterdir())
         there = ", ".join(inside[:5]) + (" …" if len(inside) > 5 else "") or "nothing"
-        return f"no coder plugin reads that folder, which holds {there}; name the folder with the weights"
+        return f"no coder plugin can read this folder, which contains {there}; give the folder with the weights"
     if folder.exists():
         return f"is a file; give its folder, {folder.parent}"
     return (
-        "no such folder, and no hub id that a coder plugin knows; write RELEASE/ID of sae-lens (which must be "
+        "no such folder, and not a hub id that a coder plugin knows; give RELEASE/ID of sae-lens (which must be "
         "installed), or CODER:OWNER/REPOSITORY/FOLDER"
     )
 
@@ -184,7 +185,7 @@ def _corpus(text: str) -> dict[str, str]:
     """Return the corpus option for a file, a folder or a hub id.
 
     Raises:
-        InputError: If it can be none of them.
+        InputError: If it is none of them.
     """
     if Path(text).expanduser().exists():
         return {"path": _absolute(text)}
@@ -203,6 +204,6 @@ def _absolute(name: str) -> str:
 
 
 def _task_name(model: str) -> str:
-    """Return a name for the task: that of the model, fit for a folder."""
+    """Return a name for the task: the model's name, valid as a folder name."""
     last = re.split(r"[/\\:]+", model.rstrip("/\\"))[-1].removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]", "-", last).strip("-._")[:60] or "saes"

@@ -1,4 +1,4 @@
-"""Turns a task spec into a task: finds plugins, checks options, lays out cells; loads no model."""
+"""Builds a task from its spec: finds plugins, checks options, expands the matrix; loads no model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
-from saeval.task.spec.models import PartSpec, RoleSpec, Spec, When, named_in_full
+from saeval.task.spec.models import PartSpec, RoleSpec, Spec, When, expand_short_forms
 from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
 AGAIN = "again"
-"""Name of steps whose model is asked a second time, for variance components."""
+"""Name of the steps whose model is asked a second time, for variance components."""
 HALVES = ("half_0", "half_1")
-"""Names of explanations, and ends of scorers' labels, that are of one half of the corpus, likewise."""
+"""Names of explanations, and suffixes of scorer labels, for one half of the corpus, for variance components."""
 REPEATED = (f"_{AGAIN}", *(f"_{name}" for name in HALVES))
-"""Ends of the labels of scorers that repeat others."""
+"""Label suffixes of scorers that repeat others."""
 _EXPLANATION_BASELINES = {"random_explanation": "random"}
-"""Names of explanation baselines in specs that differ from the explainer's own name."""
+"""Explainers of explanation baselines whose name in specs differs from the explainer's."""
 _BASELINE_KINDS: tuple[Literal["explainer", "coder"], ...] = ("explainer", "coder")
-_LENT: dict[Need, str] = {
+_NEED_NAMES: dict[Need, str] = {
     "subject": "the live model",
     "coder": "the coder's weights",
     "text": "a model that reads any text",
@@ -50,14 +50,14 @@ def load_task(
     llms: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> Task:
-    """Read a spec and build the task, reporting every mistake at once.
+    """Read a spec and build the task, reporting all mistakes together.
 
     Args:
         reference: Name of a shipped task, path of a spec file, or the spec itself, as an object or a mapping.
-        registry: Where plugins are found.
-        overrides: Dotted keys to set, as `--set` does.
-        llms: Models to put in place of roles', as `--llm ROLE=MODEL` does.
-        check: Whether each plugin looks if what its options name is there.
+        registry: The plugin registry.
+        overrides: Dotted keys to set, as with `--set`.
+        llms: Models that replace those of roles, as with `--llm ROLE=MODEL`.
+        check: Whether each plugin checks that the files and models in its options exist.
 
     Raises:
         SpecError: If anything in the spec is wrong.
@@ -72,23 +72,26 @@ def load_task(
         )
     if "group" in document.data:
         raise SpecError(
-            [f"{reference}: is a group of tasks, which `saeval run`, `plan` and `validate` take; name one of its tasks"]
+            [
+                f"{reference}: is a group of tasks, which only `saeval run`, `plan` and `validate` accept; name one of "
+                "its tasks"
+            ]
         )
     if llms:
         for role, model in llms.items():
             if role not in document.data.get("llms", {}):
                 have = ", ".join(document.data.get("llms", {})) or "none"
                 raise SpecError([f"--llm {role}={model}: the task has no role {role!r}; it has: {have}"])
-            # Options of the model that was there before need not make sense for this one.
+            # Drops the options of the previous model, which may not apply to this one.
             document = override(document, {f"llms.{role}": {"model": model}})
-    if overrides:  # last, so that they can give such a model its own options
+    if overrides:  # last, so that they can set options of these models
         document = override(document, overrides)
     refuse_secrets(document)
     return _Builder(document, registry, check).task()
 
 
 class _Baselines(NamedTuple):
-    """The entries of `baselines`, by the part they replace."""
+    """The entries of `baselines`, by the part that they replace."""
 
     alternatives: dict[str, StepPart[Explainer] | None]
     shuffled_latents: int | None
@@ -96,7 +99,7 @@ class _Baselines(NamedTuple):
 
 
 class _Builder(PartMaker):
-    """Makes the parts of every cell of the matrix, and checks that they fit together."""
+    """Builds the parts of every cell of the matrix, and checks that they fit together."""
 
     def __init__(self, document: SpecDocument, registry: Registry, check: bool):
         super().__init__(document, registry, check)
@@ -112,7 +115,7 @@ class _Builder(PartMaker):
                 spec = parse(document)
             except SpecError as error:
                 self.problems += error.problems
-                self.parts_alone()
+                self.check_parts()
                 continue
             if not roles:
                 roles = self.roles(spec.llms)
@@ -126,7 +129,7 @@ class _Builder(PartMaker):
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))
         assert spec is not None  # cells_of yields at least one
-        cells = _without_twins(cells)
+        cells = _merge_baseline_cells(cells)
         return Task(
             spec.task,
             spec.version,
@@ -144,9 +147,9 @@ class _Builder(PartMaker):
             tuple(spec.controls),
         )
 
-    def parts_alone(self) -> None:
-        """Report mistakes in each readable part of a spec that cannot be read as a whole."""
-        data = named_in_full(self.document.data)
+    def check_parts(self) -> None:
+        """If a spec is invalid, report the mistakes in each part that can be parsed."""
+        data = expand_short_forms(self.document.data)
         scorers = data.get("scorers")
         places: list[tuple[str, KeyPath, Any]] = [(k, (k,), data.get(k)) for k in ("source", "sampler", "explainer")]
         places += [("scorer", ("scorers", k), v) for k, v in (scorers if isinstance(scorers, dict) else {}).items()]
@@ -159,20 +162,20 @@ class _Builder(PartMaker):
                 self.roles({role: RoleSpec.model_validate(value)})
 
     def check_controls(self, controls: Sequence[str], cells: Sequence[Cell]) -> None:
-        """Report controls that are not cells of the task, and tasks with only controls."""
+        """Report controls that are not cells of the task, and tasks without other cells."""
         for i, name in enumerate(controls):
             if all(cell.baseline != name for cell in cells):
                 ids = dict.fromkeys(value for cell in cells for value in (cell.baseline, *cell.axes.values()) if value)
                 self.fail(
                     ("controls", i),
-                    f"no cell is called {name!r}{did_you_mean(name, list(ids))}; name a baseline coder or an id on an "
-                    f"axis of the matrix: {', '.join(ids)}",
+                    f"no cell has the name {name!r}{did_you_mean(name, list(ids))}; give a baseline coder or an id on "
+                    f"an axis of the matrix: {', '.join(ids)}",
                 )
         if controls and all(cell.baseline is not None for cell in cells):
             self.fail(("controls",), "every cell is a control; keep one to compare them with")
 
     def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
-        """Report scores and axes that findings name and the task does not have."""
+        """Report scores and axes in findings that the task does not have."""
         known = ["baseline", *cell.axes]
         for i, finding in enumerate(findings):
             names: list[tuple[KeyPath, object]] = [(("score",), finding.score), (("than",), finding.than)]
@@ -188,15 +191,15 @@ class _Builder(PartMaker):
                 axis = str(place[-1])
                 if axis not in known:
                     hint = did_you_mean(axis, known)
-                    self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; there are: {', '.join(known)}")
+                    self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; available: {', '.join(known)}")
 
-    def lends(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
-        """Report needs of a part that the source cannot meet."""
-        for need in sorted(part.plugin.needs() & _LENT.keys() - source.plugin.offers()):
+    def check_needs(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
+        """Report needs of a part that the source does not provide."""
+        for need in sorted(part.plugin.needs() & _NEED_NAMES.keys() - source.plugin.offers()):
             self.fail(
                 path,
-                f"{part.loaded.id} needs {_LENT[need]}, which the source {source.loaded.id} does not have; use the "
-                "source transformers, or drop this part",
+                f"{part.loaded.id} needs {_NEED_NAMES[need]}, which the source {source.loaded.id} does not provide; use "
+                "the source transformers, or drop this part",
             )
 
     def cells(self, spec: Spec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
@@ -210,10 +213,10 @@ class _Builder(PartMaker):
         if not (source and sampler and explainer and all(scorers.values())):
             return []
         if spec.variance is not None:
-            repeated = self.repeats(spec, spec.variance.latents, explainer, scorers, roles)
+            repeated = self.add_repeats(spec, spec.variance.latents, explainer, scorers, roles)
             added = {AGAIN: repeated} if repeated is not None else {}
             if spec.variance.corpus:
-                added |= self.halves(spec, spec.variance.latents, [*alternatives, *added], scorers, roles)
+                added |= self.add_halves(spec, spec.variance.latents, [*alternatives, *added], scorers, roles)
             alternatives |= added
         if self.check:
             try:
@@ -224,7 +227,7 @@ class _Builder(PartMaker):
         needing |= {("scorers", k): s.part for k, s in scorers.items() if s}
         needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}
         for place, part in needing.items():
-            self.lends(source, part, place)
+            self.check_needs(source, part, place)
         names = {axis: axis_id(value) for axis, value in axes.items()}
         control = next((name for name in spec.controls if name in names.values()), None)
         cell = Cell(
@@ -238,11 +241,11 @@ class _Builder(PartMaker):
             {k: s for k, s in scorers.items() if s},
             alternatives,
             shuffled_latents,
-            _alone(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
+            _needs_only_listed(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
         )
         return [cell, *(self.coder_baselines(cell, coders, axes) if control is None else ())]
 
-    def repeats(
+    def add_repeats(
         self,
         spec: Spec,
         n: int,
@@ -250,7 +253,7 @@ class _Builder(PartMaker):
         scorers: dict[str, StepPart[Any] | None],
         roles: Mapping[str, RolePart],
     ) -> StepPart[Explainer] | None:
-        """Add scorers that ask a model a second time, on n latents, as `LABEL_again`; return such an explainer."""
+        """Add scorers `LABEL_again` that ask the model a second time, on n latents; return such an explainer."""
         around = partial(self._around, AGAIN, n, roles)
         for label, scorer in list(scorers.items()):
             if scorer is None or scorer.role is None:
@@ -261,7 +264,7 @@ class _Builder(PartMaker):
                 scorers[label] = replace(scorer, baselines=scorer.baselines | {AGAIN})
         return around("explainer", spec.explainer, ("explainer",)) if explainer.role is not None else None
 
-    def halves(
+    def add_halves(
         self,
         spec: Spec,
         n: int,
@@ -269,13 +272,13 @@ class _Builder(PartMaker):
         scorers: dict[str, StepPart[Any] | None],
         roles: Mapping[str, RolePart],
     ) -> dict[str, StepPart[Explainer]]:
-        """Add scorers on the two halves of the corpus, as `LABEL_half_0` and `LABEL_half_1`; return their explainers.
+        """Add scorers `LABEL_half_0` and `LABEL_half_1` on the two halves of the corpus; return their explainers.
 
         Args:
             spec: The spec.
             n: Number of latents.
-            others: Names of all other explanations beside the cell's own.
-            scorers: Where scorers are added; the present ones do not score what is explained from halves.
+            others: Names of the other explanations, besides the cell's own.
+            scorers: Dictionary to add scorers to; the present ones do not score explanations from halves.
             roles: Language models.
         """
         explainers: dict[str, StepPart[Explainer]] = {}
@@ -302,14 +305,14 @@ class _Builder(PartMaker):
         path: KeyPath,
         **options: JsonValue,
     ) -> StepPart[Any] | None:
-        """Return a plugin around an explainer or scorer of the spec, on n latents."""
+        """Return a plugin that wraps an explainer or scorer of the spec, on n latents."""
         inner: dict[str, JsonValue] = {kind: {"use": part.use, "with": part.with_}}
         return self.step(
             kind, PartSpec(use=use, with_=inner | options, llm=part.llm, when=When(latents=n)), path, roles
         )
 
     def baselines(self, spec: Spec, roles: Mapping[str, RolePart]) -> _Baselines:
-        """Sort the baselines into explanations and coders, and look whether those that scorers name are there."""
+        """Split the baselines into explanations and coders, and check the names of baselines in scorers."""
         alternatives: dict[str, StepPart[Explainer] | None] = {}
         shuffled_latents = None
         coders: list[tuple[PartSpec, KeyPath]] = []
@@ -326,7 +329,7 @@ class _Builder(PartMaker):
             elif kind == "explainer" and (step := self.step("explainer", named, path, roles)) is not None:
                 name = _baseline_name(baseline.use, step.part.plugin)
                 if name in alternatives:
-                    self.fail(path, f"two baselines are called {name!r}; omit one, or rename the class's `name`")
+                    self.fail(path, f"two baselines have the name {name!r}; remove one, or change the class's `name`")
                 alternatives[name] = step
         for label, scorer in spec.scorers.items():
             for name in scorer.baselines or ():
@@ -334,12 +337,12 @@ class _Builder(PartMaker):
                     there = ", ".join(alternatives) or "none"
                     self.fail(
                         ("scorers", label, "baselines"),
-                        f"{name!r} is not an explanation baseline of this task; there are: {there}",
+                        f"{name!r} is not an explanation baseline of this task; available: {there}",
                     )
         return _Baselines(alternatives, shuffled_latents, coders)
 
     def baseline_kind(self, use: str, path: KeyPath) -> Literal["explainer", "coder"] | None:
-        """Return the kind of plugin of a baseline; None, with the reason noted, where none can."""
+        """Return the kind of plugin of a baseline; None if there is no such plugin, after reporting it."""
         reasons = []
         for kind in _BASELINE_KINDS:
             try:
@@ -348,12 +351,12 @@ class _Builder(PartMaker):
                 reasons.append(str(error))
             else:
                 return kind
-        if "/" in use or ".py" in use:  # it names a package or a file, so what is wrong with that is the reason
-            self.fail(path, f"no explainer and no coder: {'; '.join(reasons)}")
+        if "/" in use or ".py" in use:  # a package or a file, so report what is wrong with it
+            self.fail(path, f"neither an explainer nor a coder: {'; '.join(reasons)}")
             return None
         built_in = [p.cls.name for kind in _BASELINE_KINDS for p in self.registry.names(kind) if _is_built_in(p)]
         known = [SHUFFLED, *_EXPLANATION_BASELINES, *built_in]
-        self.fail(path, f"no baseline {use!r}{did_you_mean(use, known)}; there are: {', '.join(known)}")
+        self.fail(path, f"no baseline {use!r}{did_you_mean(use, known)}; available: {', '.join(known)}")
         return None
 
     def coder_baselines(
@@ -372,7 +375,7 @@ class _Builder(PartMaker):
                 self.fail(path, str(error))
                 continue
             name = _baseline_name(spec.use, part.plugin)
-            # The axes that only choose the coder do not tell baseline cells apart.
+            # Axes that only select the coder do not distinguish baseline cells.
             options = self.template.data["source"]["with"]
             others = {key: value for key, value in options.items() if key != "coder"}
             moved = [a for a in axes if _uses(options.get("coder"), a) and not _uses(others, a)] or ["coder"]
@@ -424,7 +427,7 @@ class _Builder(PartMaker):
 
 
 def _baseline_name(use: str, plugin: Plugin) -> str:
-    """Return what a baseline is called in results: by its class's `name`, where a package or a file provides it."""
+    """Return the name of a baseline in results: the class's `name` if it comes from a package or a file."""
     return plugin.name if "/" in use or ".py:" in use else use
 
 
@@ -433,50 +436,50 @@ def _is_built_in(loaded: Loaded) -> bool:
 
 
 def _no_lift(label: str, cell: Cell) -> str:
-    """Say why a scorer has no lift; nothing if it has one."""
+    """Return why a scorer has no lift; empty if it has one."""
     scorer = cell.scorers[label]
     if not scorer.part.plugin.reads_explanation:
         return f"{label} does not read the explanation, so it has no lift; rank by {label} or another scorer"
     if not any(scorer.baselines is None or name in scorer.baselines for name in cell.floors):
-        return f"{label} is scored on no floor, so it has no lift; add shuffled_explanation to its baselines"
+        return f"{label} has no floor, so it has no lift; add shuffled_explanation to its baselines"
     return ""
 
 
 def _no_such_score(name: str, cell: Cell) -> str:
-    """Say what part of `LABEL.METRIC of EXPLANATION` a cell does not have; nothing when it has all."""
+    """Return which part of `LABEL.METRIC of EXPLANATION` a cell does not have; empty if it has all."""
     label, metric, explanation = score_reference(name)
     if label not in cell.scorers:
-        return f"no scorer {label!r}{did_you_mean(label, list(cell.scorers))}; there are: {', '.join(cell.scorers)}"
+        return f"no scorer {label!r}{did_you_mean(label, list(cell.scorers))}; available: {', '.join(cell.scorers)}"
     metrics = [m.name for m in cell.scorers[label].part.plugin.metrics]
     if metric is not None and metric not in metrics:
         return f"{label} has no metric {metric!r}{did_you_mean(metric, metrics)}; it has: {', '.join(metrics)}"
     explanations = ["explanation", *cell.alternatives]
     if explanation not in explanations:
         have = ", ".join(explanations)
-        return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; there are: {have}"
+        return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; available: {have}"
     return ""
 
 
 def _uses(template: Any, axis: str) -> bool:
-    """Whether a part of a spec names an axis of the matrix."""
+    """Return whether a part of a spec refers to an axis of the matrix."""
     return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
 
 
-def _alone(spec: Spec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
-    """Return whether only listed latents are needed, and no activations of others."""
+def _needs_only_listed(spec: Spec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
+    """Return whether only the activations of listed latents are needed."""
     if spec.latents.select != "list" or OF_ALL_LATENTS & {*spec.measure}:
         return False
     return sampler.reads_one_latent() and not any("decoy" in scorer.needs() for scorer in scorers)
 
 
 def _cell_name(axes: Mapping[str, str]) -> str:
-    """Join the axes to a name that is fit for a folder: `coder=topk,layer=9`."""
+    """Join the axes to a name that is valid as a folder name: `coder=topk,layer=9`."""
     name = ",".join(f"{axis}={value}" for axis, value in axes.items()) or "all"
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", name)[:150]
 
 
-def _named_after(baseline: Cell, contestant: Cell) -> Cell:
-    """Return a baseline's cell under a name that says which contestant it belongs to."""
+def _renamed_for(baseline: Cell, contestant: Cell) -> Cell:
+    """Return a baseline's cell with the name of its contestant added."""
     axes = {
         axis: f"{value}-{contestant.axes.get(axis, contestant.name)}" if value == baseline.baseline else value
         for axis, value in baseline.axes.items()
@@ -484,8 +487,8 @@ def _named_after(baseline: Cell, contestant: Cell) -> Cell:
     return replace(baseline, name=_cell_name(axes), axes=axes)
 
 
-def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
-    """Omit baseline cells that several contestants share.
+def _merge_baseline_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Keep one copy of baseline cells that several contestants share.
 
     Raises:
         SpecError: If two contestants have the same name.
@@ -496,8 +499,8 @@ def _without_twins(cells: Sequence[Cell]) -> list[Cell]:
         contestant = contestant if cell.baseline else cell
         twin = kept.get(cell.name, cell)
         if contestant is not None and cell.baseline and twin.source.plugin != cell.source.plugin:
-            cell = _named_after(cell, contestant)
+            cell = _renamed_for(cell, contestant)
         twin = kept.setdefault(cell.name, cell)
         if twin is not cell and not (cell.baseline and twin.source.plugin == cell.source.plugin):
-            raise SpecError([f"matrix: two cells are called {cell.name!r}; give their axis values different ids"])
+            raise SpecError([f"matrix: two cells have the name {cell.name!r}; give their axis values different ids"])
     return list(kept.values())

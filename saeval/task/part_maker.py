@@ -1,4 +1,4 @@
-"""Finds the plugins of a spec and checks their options, collecting every mistake with its place."""
+"""Creates the plugins of a spec and checks their options, collecting all mistakes with their places."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from saeval.task.spec.models import PartSpec, RoleSpec, Spec
 
 
 class PartMaker:
-    """Makes parts, and continues after a mistake so that all are reported together.
+    """Creates the parts of a task; continues after mistakes so that all are reported together.
 
     Args:
-        document: The spec; that of each cell in turn.
-        registry: Where plugins are found.
-        check: Whether each plugin looks if what its options name is there.
+        document: The spec; later that of each cell in turn.
+        registry: The plugin registry.
+        check: Whether each plugin checks that the files and models in its options exist.
     """
 
     def __init__(self, document: SpecDocument, registry: Registry, check: bool):
@@ -36,7 +36,7 @@ class PartMaker:
         self.problems.append(f"{self.document.where(path)}: {message}")
 
     def plugin(self, kind: str, spec: PartSpec, path: KeyPath) -> Part[Any] | None:
-        """Find a plugin, fill in its options, and let it check them."""
+        """Find a plugin, create it with its options, and let it check them."""
         try:
             loaded = self.registry.get(kind, spec.use, base=self.document.folder((*path, "use")))
         except PluginError as error:
@@ -64,7 +64,7 @@ class PartMaker:
         return Part(plugin, loaded, tuple(nested.values()))
 
     def nested(self, cls: type[Plugin], key: str, value: Any, path: KeyPath) -> Part[Any] | None:
-        """Build the part under an option that holds a plugin (a source's `coder`); None for any other option."""
+        """Create the part in an option that is itself a plugin (a source's `coder`); None for other options."""
         kind = _kind_of_option(cls, key)
         if kind is None or isinstance(value, Plugin):
             return None
@@ -90,24 +90,24 @@ class PartMaker:
             loaded, rest = self.llm(role_spec.model, (*path, "model"))
             if loaded is None:
                 continue
-            # null removes what an included spec says for a model of another plugin
+            # null removes an option of an included spec, for models of another plugin
             others = {k: v for k, v in options.items() if k not in known and v is not None}
             part = self.instance(loaded, {"model": rest, **others}, path)
             if part is not None and settings.structured and not part.plugin.follows_schemas:
                 self.fail(
                     (*path, "structured"),
-                    f"{role_spec.model} cannot be held to a schema; omit `structured`, or serve the model with a "
-                    "server that can (vLLM, llama.cpp, SGLang, Ollama: openai_compatible/…)",
+                    f"{role_spec.model} does not support JSON schemas; omit `structured`, or serve the model with a "
+                    "server that does (vLLM, llama.cpp, SGLang, Ollama: openai_compatible/…)",
                 )
             elif part is not None:
                 roles[role] = RolePart(role, str(role_spec.model), part, settings)
         return roles
 
     def llm(self, model: str, path: KeyPath) -> tuple[Loaded | None, str]:
-        """Pick the LLM plugin by the model's prefix; a name that no plugin claims is a litellm name.
+        """Select the LLM plugin by the model's prefix; other names are litellm names.
 
-        An installed package claims only the names of its own LLM plugins: one called `saeval-openai` leaves
-        `openai/gpt-4o-mini` what it was.
+        A package's namespace counts as prefix only if the package has LLM plugins: installing `saeval-openai` without
+        any does not change the meaning of `openai/gpt-4o-mini`.
         """
         first, _, rest = model.partition("/")
         if rest and (loaded := self.registry.find("llm", first)):
@@ -129,16 +129,16 @@ class PartMaker:
         step: Step = part.plugin
         role = spec.llm or step.llm_role
         if spec.llm and step.llm_role is None:
-            self.fail((*path, "llm"), f"{part.loaded.id} asks no language model; leave `llm` out")
+            self.fail((*path, "llm"), f"{part.loaded.id} does not use a language model; omit `llm`")
         if role is not None and role not in self.document.data.get("llms", {}):
             have = ", ".join(self.document.data.get("llms", {})) or "none"
-            self.fail(path, f"{part.loaded.id} asks the role {role!r}, which is not under llms (there: {have})")
+            self.fail(path, f"{part.loaded.id} uses the role {role!r}, which is not under llms (it has: {have})")
             return None
         asked = roles.get(role) if role else None
         if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:
             self.fail(
                 path,
-                f"{part.loaded.id} needs a model that scores continuations, and {asked.model} cannot; use an hf/… "
+                f"{part.loaded.id} needs a model that scores continuations, but {asked.model} cannot; use an hf/… "
                 f"model for the role {role!r}",
             )
         baselines = None if spec.baselines is None else frozenset(spec.baselines)
@@ -150,7 +150,7 @@ class PartMaker:
 
 
 def _kind_of_option(cls: type[Plugin], key: str) -> str | None:
-    """Return the kind of plugin that an option holds, if it holds one."""
+    """Return the kind of plugin in an option; None if the option is not a plugin."""
     field = cls.model_fields.get(key)
     if field is None:
         return None

@@ -23,12 +23,12 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(frozen=True)
 class Part(Generic[P]):
-    """A plugin with its options, and its name in results."""
+    """A plugin with its options and its metadata."""
 
     plugin: P
     loaded: Loaded
     nested: tuple[Part[Any], ...] = ()
-    """Parts that are inside its options, such as a source's coder."""
+    """Parts in its options, such as a source's coder."""
 
     @property
     def label(self) -> str:
@@ -37,7 +37,7 @@ class Part(Generic[P]):
 
     @property
     def identity(self) -> JsonValue:
-        """What results made with this part depend on."""
+        """Everything about this part that results depend on; part of cache keys."""
         inside = [part.identity for part in self.nested]
         code: JsonValue = [self.loaded.sha, self.loaded.code] if self.loaded.code else self.loaded.sha
         return [self.loaded.id, self.loaded.version, code, self.plugin.fingerprint(), inside]
@@ -45,13 +45,13 @@ class Part(Generic[P]):
 
 @dataclass(frozen=True)
 class StepPart(Generic[S]):
-    """An explainer or scorer of a cell, with the role it asks and the number of latents it runs on."""
+    """An explainer or scorer of a cell, with its language-model role and its number of latents."""
 
     part: Part[S]
     role: str | None
     latents: int | None
     baselines: frozenset[str] | None = None
-    """Explanation baselines that a scorer is run on; None for all."""
+    """Explanation baselines that a scorer scores; None for all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RolePart:
 
     @property
     def identity(self) -> JsonValue:
-        """What this model's answers depend on."""
+        """Everything that this model's answers depend on; part of cache keys."""
         basis: list[JsonValue] = [
             self.model,
             self.part.identity,
@@ -77,7 +77,7 @@ class RolePart:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the leaderboard: a source with everything that is done to its latents."""
+    """One row of the leaderboard: a source, with sampler, explainers and scorers for its latents."""
 
     name: str
     axes: dict[str, str]
@@ -88,27 +88,27 @@ class Cell:
     explainer: StepPart[Explainer]
     scorers: dict[str, StepPart[Scorer]]
     alternatives: dict[str, StepPart[Explainer] | None]
-    """Explanation baselines by name; None for shuffled explanations, which no plugin makes."""
+    """Explanation baselines by name; None for shuffled explanations, which need no plugin."""
     shuffled_latents: int | None = None
     alone: bool = False
     """Whether only the listed latents' activations are needed."""
 
     @cached_property
     def explainers(self) -> dict[str, StepPart[Explainer]]:
-        """What makes each kind of explanation, the cell's own first; a shuffled one is made by none."""
+        """Explainers by kind of explanation, the cell's own first; without shuffled explanations."""
         return {MAIN: self.explainer, **{k: s for k, s in self.alternatives.items() if s is not None}}
 
     @cached_property
     def floors(self) -> tuple[str, ...]:
-        """Uninformed explanation baselines; lifts are measured from the first that has scores."""
+        """Names of uninformed explanation baselines; lifts are relative to the first that has scores."""
         made = [name for name, step in self.alternatives.items() if step is not None and step.part.plugin.uninformed]
         return (*(name for name, step in self.alternatives.items() if step is None), *made)
 
     @cached_property
     def collected(self) -> Part[ActivationSource]:
-        """The source to collect: only the listed latents, if nothing needs the others and it is less work.
+        """The source to collect: restricted to the listed latents if nothing needs the others and it is cheaper.
 
-        Its store has a name of its own; what is computed from a latent's windows is kept by that of the whole source.
+        Its store has a separate name, but results from a latent's windows are cached under the unrestricted source.
         """
         return replace(self.source, plugin=self.source.plugin.only(self.latents.indices)) if self.alone else self.source
 
@@ -127,32 +127,32 @@ class Task:
     rank_by: str
     measures: tuple[str, ...]
     checks: str | None = None
-    """Role whose model the task checks."""
+    """Role whose model is checked by the task."""
     trackers: tuple[Part[Tracker], ...] = ()
     findings: tuple[FindingSpec, ...] = ()
     """Claims to test on the results."""
     correct_for_judge: bool = False
-    """Whether scores corrected for the judge's errors are reported, too."""
+    """Whether to report scores corrected for the judge's errors, too."""
     controls: tuple[str, ...] = ()
-    """Names of baselines that the report compares trained coders with by stratum."""
+    """Names of the baselines with which the report compares trained coders, by stratum."""
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:
-        # Of `run`, the seed alone changes a number: a run begun on one machine goes on in the same place on a cluster.
+        # Of `run`, only the seed changes results, so that a run can be resumed with another executor.
         comparable = {
             k: v for k, v in plain(self.resolved).items() if k not in ("description", "tags", "findings", "run")
         }
         object.__setattr__(self, "sha", content_hash(comparable, self.run.seed))
 
     def roles_asked(self) -> set[str | None]:
-        """Return the roles whose models steps ask; a step on no latents asks nothing, and None stands for no role."""
+        """Return the roles that steps use, except steps on 0 latents; contains None if a step has no role."""
         steps: list[StepPart[Any]] = []
         for cell in self.cells:
             steps += [*cell.explainers.values(), *cell.scorers.values()]
         return {step.role for step in steps if step.latents != 0}
 
     def parts(self) -> Iterator[Part[Any]]:
-        """Yield every plugin that results depend on, language models included."""
+        """Yield every plugin that results depend on, including language models."""
         for cell in self.cells:
             yield cell.source
             yield cell.sampler

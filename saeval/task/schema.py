@@ -1,4 +1,4 @@
-"""Builds the JSON Schema of task specs, with the options of every installed plugin, for editors."""
+"""Builds the JSON Schema of task specs for editors, with the options of all installed plugins."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from saeval.task.spec.models import GroupSpec, Spec
 
 Schema = dict[str, Any]
 Options = Mapping[str, Schema]
-"""The schemas of the options of some plugins, by the plugins' names in specs."""
+"""Schemas of plugin options, by the plugins' names in specs."""
 
 _FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a single file, `./file.py:Class`."}
 _NO_PLUGINS = {
-    "random_explanation": {"description": "Ready-made explanations that do not depend on the latent."},
+    "random_explanation": {"description": "Fixed explanations that do not depend on the latent."},
     "shuffled_explanation": {"description": "The explanations of other latents of the cell."},
 }
-_NESTED = "x-saeval-kind"  # marks, until definitions are put together, where another plugin appears among the options
+_NESTED = "x-saeval-kind"  # temporary mark for options that are plugins, replaced when definitions are assembled
 _INSIDE = ("properties", "$defs", "anyOf", "allOf", "items", "additionalProperties", "then")
 
 
 def task_schema(registry: Registry) -> Schema:
     """Return the JSON Schema (draft 2020-12) of task specs in this environment.
 
-    What a spec does not say an `include` may, so keys are required only of a whole spec that includes nothing. In the
-    place of any value there may be a `${matrix.…}`. What only running code can tell, such as whether a file is there,
-    is left to `saeval validate`.
+    Keys are required only in a complete spec without `include`, since an included spec may set them. Any value may be a
+    `${matrix.…}`. Checks that need code, such as whether a file exists, are left to `saeval validate`.
 
     Args:
-        registry: The plugins; broken and disabled packages are omitted.
+        registry: The plugin registry; broken and disabled packages are omitted.
     """
     options = {kind: {_name(plugin): _options(plugin) for plugin in registry.names(kind)} for kind in KINDS}
     schema = Spec.model_json_schema(by_alias=True)
@@ -81,11 +80,11 @@ def _definition(kind: str, name: str) -> str:
 
 
 class _Generator(GenerateJsonSchema):
-    """Leaves a mark where a plugin is an option of another one, which specs name with `use`."""
+    """A schema generator that marks options that are plugins, since specs write them with `use`."""
 
     ignored_warning_kinds = {"non-serializable-default", "skipped-choice"}
     plugin: type
-    """The plugin whose options are wanted."""
+    """The plugin whose options are generated."""
 
     def model_schema(self, schema: Any) -> Schema:
         """Return the schema of a model."""
@@ -94,12 +93,12 @@ class _Generator(GenerateJsonSchema):
 
 
 def _options(plugin: Loaded) -> Schema:
-    """Return the schema of a plugin's options, its definitions called after the plugin."""
+    """Return the schema of a plugin's options, with definitions prefixed by the plugin's name."""
     prefix = _definition(plugin.kind, _name(plugin))
     generator = type("_GeneratorOfOne", (_Generator,), {"plugin": plugin.cls})
     try:
         schema = plugin.cls.model_json_schema(schema_generator=generator, ref_template=f"#/$defs/{prefix}.{{model}}")
-    except PydanticInvalidForJsonSchema:  # an option of a type that JSON has no schema for
+    except PydanticInvalidForJsonSchema:  # an option has a type without JSON schema
         schema = {"type": "object", "description": plugin.cls.__doc__ or ""}
     schema["$defs"] = {f"{prefix}.{name}": found for name, found in schema.pop("$defs", {}).items()}
     plain: Schema = _plain(schema)
@@ -107,7 +106,7 @@ def _options(plugin: Loaded) -> Schema:
 
 
 def _plain(schema: Any) -> Any:
-    """Point at other plugins, and let a value fit several of a tagged union's members: `use` has a default in each."""
+    """Resolve marks of plugins to references; replace `oneOf` by `anyOf`, since members of tagged unions overlap."""
     if isinstance(schema, list):
         return [_plain(item) for item in schema]
     if not isinstance(schema, dict):
@@ -152,14 +151,14 @@ def _part(part: Schema, kind: str, options: Options, others: Options) -> Schema:
 
 
 def _named_or_part(part: Schema, kind: str, options: Options, others: Options | None = None) -> Schema:
-    """Return the schema of a part, or of its name alone where the plugin has no option that must be given."""
+    """Return the schema of a part; plugins without required options may be given by name only."""
     others = others or {}
     alone = {name: schema for name, schema in {**options, **others}.items() if not schema.get("required")}
     return {"anyOf": [*_choice(alone), _FILE, _part(part, kind, options, others)]}
 
 
 def _scorers(options: Options) -> Schema:
-    """Return the schema of `scorers`, whose labels are the plugins' names where there is no `use`."""
+    """Return the schema of `scorers`, whose labels are plugin names unless there is a `use`."""
     labelled = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/labelled"}]}
     unnamed = {"not": {"required": ["use"]}}
     return {
@@ -173,7 +172,7 @@ def _scorers(options: Options) -> Schema:
 
 
 def _role(role: Schema, options: Options) -> Schema:
-    """Return the schema of a language model: settings of any role, and the options of the plugin that `model` picks."""
+    """Return the schema of a role: settings of all roles, and options of the plugin that `model` selects."""
     settings = RoleSettings.model_json_schema()["properties"]
     claimed = {name: rf"^{name}/" for name in options if name != "litellm"}
     picked = {
@@ -198,12 +197,12 @@ def _role(role: Schema, options: Options) -> Schema:
 
 
 def _or_null(properties: Mapping[str, Schema]) -> Mapping[str, Schema]:
-    """Let null stand for every option; it removes what an included spec says."""
+    """Allow null for every option; it removes the option of an included spec."""
     return {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in properties.items()}
 
 
 def _complete(options: Mapping[str, Options]) -> Schema:
-    """Return the requirements on a spec without includes: every plugin named, with its required options."""
+    """Return the requirements for a spec without includes: plugins are named, with their required options."""
 
     def needed(kind: str, then: Any) -> list[tuple[str, Schema]]:
         return [(name, then(s["required"])) for name, s in options[kind].items() if s.get("required")]
@@ -216,7 +215,7 @@ def _complete(options: Mapping[str, Options]) -> Schema:
 
     scorers = dict(needed("scorer", lambda required: {"type": "object", **inside_with(required)}))
     unnamed = {"if": {"not": {"required": ["use"]}}}
-    models = [  # never empty: every language model needs a `model`
+    models = [  # never empty: every role needs a `model`
         {
             "if": {"properties": {"model": {"pattern": f"^{name}/"}}, "required": ["model"]},
             "then": {"required": required},
@@ -236,7 +235,7 @@ def _complete(options: Mapping[str, Options]) -> Schema:
 
 
 def _with_slots(schema: Any, *, value: bool = False) -> Any:
-    """Let `${matrix.…}` stand for every value that may not be any text already."""
+    """Allow `${matrix.…}` for every value that does not allow arbitrary text already."""
     if isinstance(schema, list):
         return [_with_slots(item) for item in schema]
     if not isinstance(schema, dict):

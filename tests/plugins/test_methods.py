@@ -41,9 +41,9 @@ def planted(**changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"scorers": {"intervention": {}}}, "scorers.intervention: saeval/intervention needs the live model, which the source saeval/synthetic does not have"),
-        ({"scorers": {"generation": {"llm": "judge"}}}, "scorers.generation: saeval/generation needs a model that reads any text, which the source saeval/synthetic does not have; use the source transformers, or drop this part"),
-        ({"scorers": {"surprisal": {}}}, "saeval/surprisal needs a model that scores continuations, and openai/x cannot"),
+        ({"scorers": {"intervention": {}}}, "scorers.intervention: saeval/intervention needs the live model, which the source saeval/synthetic does not provide"),
+        ({"scorers": {"generation": {"llm": "judge"}}}, "scorers.generation: saeval/generation needs a model that reads any text, which the source saeval/synthetic does not provide; use the source transformers, or drop this part"),
+        ({"scorers": {"surprisal": {}}}, "saeval/surprisal needs a model that scores continuations, but openai/x cannot"),
         ({"scorers": {"simulation": {"with": {"mode": "all_at_once"}}}}, "saeval/simulation needs a model that scores continuations"),
         ({"explainer": "lens"}, "explainer: saeval/lens needs the coder's weights"),
         ({"explainer": "intervention"}, "explainer: saeval/intervention needs the live model"),
@@ -52,7 +52,7 @@ def planted(**changes):
         ({"scorers": {"embedding": {"with": {"model": "/no/such/model"}}}}, "no such folder"),
         ({"scorers": {"human": {"with": {"path": "/no/ratings.csv"}}}}, "/no/ratings.csv"),
         ({"explainer": {"use": "precomputed", "with": {"path": "/no/texts.jsonl"}}}, "/no/texts.jsonl"),
-        ({"scorers": {"detection": {"llm": "jury"}}}, "asks the role 'jury', which is not under llms"),
+        ({"scorers": {"detection": {"llm": "jury"}}}, "uses the role 'jury', which is not under llms"),
     ],
 )  # fmt: skip
 def test_what_a_step_needs_and_cannot_get_is_refused_before_anything_runs(changes, said):

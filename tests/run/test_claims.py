@@ -315,9 +315,9 @@ def test_claims_do_not_make_another_task_and_ask_nothing(planted):
         ({"score": "detection.recal"}, "detection has no metric 'recal', did you mean 'recall'"),
         ({"score": "detection of nobody"}, "no explanation baseline 'nobody'"),
         ({"score": "detection", "cells": {"sampling": "top"}}, "no axis 'sampling'"),
-        ({"score": "detection", "correlation": ["detection", "fuzzing"]}, "give just one of"),
+        ({"score": "detection", "correlation": ["detection", "fuzzing"]}, "give exactly one of"),
         ({"correlation": ["detection", "fuzzing"], "than": "chance"}, "only a score can be compared with a score"),
-        ({}, "give just one of"),
+        ({}, "give exactly one of"),
     ],
 )
 def test_claims_about_what_is_not_there_are_refused(claim, sentence, tmp_path):

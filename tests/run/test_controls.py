@@ -140,5 +140,5 @@ def test_controls_that_are_no_cell_are_refused(spec):
             load_task({**spec, **changes}, registry=Registry())
         return str(error.value)
 
-    assert "no cell is called 'shufled', did you mean 'shuffled'?" in refused(controls=["shufled"])
+    assert "no cell has the name 'shufled', did you mean 'shuffled'?" in refused(controls=["shufled"])
     assert "every cell is a control" in refused(controls=["trained", "shuffled", "frozen", "sparse"])

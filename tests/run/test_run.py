@@ -285,7 +285,7 @@ def test_works_inside_a_running_event_loop(tmp_path):
     [
         ({"scorers": {"detection": {"use": "detecton"}}}, r"scorers\.detection\.use: unknown scorer 'detecton', did you mean 'detection'\?"),
         ({"scorers": {"detection": {"with": {"batsh": 5}}}}, r"scorers\.detection\.with\.batsh: no such option, did you mean 'batch'\?"),
-        ({"scorers": {"detection": {"llm": "jugde"}}}, "asks the role 'jugde', which is not under llms"),
+        ({"scorers": {"detection": {"llm": "jugde"}}}, "uses the role 'jugde', which is not under llms"),
         ({"scorers": {"detection": {"with": {"mode": "probability"}}}}, "needs a model that scores continuations"),
         ({"scorers": {}}, "give at least one scorer"),
         ({"baselines": ["randm_explanation"]}, "did you mean 'random_explanation'"),

@@ -108,7 +108,7 @@ def test_unanswered_windows_are_bounded_marked_and_fail_the_run(tmp_path):
 def test_ranking_by_a_lift_that_cannot_be_is_refused(tmp_path):
     with judged_by(truthful) as server:
         for changes, said in (
-            ({"baselines": []}, "detection is scored on no floor"),
+            ({"baselines": []}, "detection has no floor"),
             ({"scorers": {"intruder": {}}}, "intruder does not read the explanation"),
         ):
             name = next(iter(changes.get("scorers", {"detection": {}})))

@@ -125,7 +125,7 @@ def test_a_baseline_that_is_neither_explainer_nor_coder_is_refused_with_the_reas
     text = plugins.read_text() + "\nclass Broken:\n    name = 'broken'\n"
     plugins.write_text(text)
     for use, said in (
-        (f"{plugins}:Broken", "no explainer and no coder"),
+        (f"{plugins}:Broken", "neither an explainer nor a coder"),
         (f"{plugins}:Sames", "did you mean 'Same'"),
         ("nobody/same", "unknown explainer 'nobody/same'"),
         ("top_token", "did you mean 'top_tokens'"),
@@ -136,7 +136,7 @@ def test_a_baseline_that_is_neither_explainer_nor_coder_is_refused_with_the_reas
 
 def test_two_baselines_of_one_name_are_refused(tmp_path, plugins):
     (tmp_path / "other.py").write_text(PLUGINS)
-    with truthful_server() as server, pytest.raises(saeval.SpecError, match="two baselines are called 'same'"):
+    with truthful_server() as server, pytest.raises(saeval.SpecError, match="two baselines have the name 'same'"):
         load_task(spec(server, baselines=[f"{plugins}:Same", f"{tmp_path}/other.py:Same"]), registry=Registry())
 
 

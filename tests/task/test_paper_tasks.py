@@ -197,7 +197,7 @@ def test_group_is_planned_and_validated_whole(group):
         ("{saeval: 1, group: g}", "tasks: is missing"),
         ("{saeval: 1, group: g, tasks: []}", "should have at least 1 item"),
         ("{saeval: 1, group: g, tasks: [quickstart], taks: 1}", "no such key, did you mean 'tasks'?"),
-        ("{saeval: 1, group: g, tasks: [quickstart, quickstart]}", "quickstart is named twice"),
+        ("{saeval: 1, group: g, tasks: [quickstart, quickstart]}", "quickstart is listed twice"),
         ("{saeval: 1, group: g, tasks: [quikstart]}", "did you mean 'quickstart'?"),
         ("{saeval: 1, group: g, tasks: [paper-small]}", "is a group of tasks"),
     ],

@@ -67,8 +67,8 @@ def test_key_given_twice_is_an_error_with_both_lines(tmp_path):
     ("text", "message"),
     [
         ("a: [1, 2", "not YAML"),
-        ("- 1\n", "a spec is a mapping"),
-        ("", "a spec is a mapping"),
+        ("- 1\n", "a spec should be a mapping"),
+        ("", "a spec should be a mapping"),
         (GOOD + "x: !!python/object/apply:os.system ['true']\n", "tags are not allowed"),
         ("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
          "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",

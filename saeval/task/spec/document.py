@@ -1,4 +1,4 @@
-"""Reads specs as data with the place of every value, merges includes and overrides keys."""
+"""Reads specs as data with file and line of every value, merges includes, and overrides keys."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from saeval._util import Located, SpecError, clean, clean_text
 
 KeyPath = tuple[str | int, ...]
-MOST_NODES, MOST_DEPTH = 100_000, 40  # a spec beyond these is a mistake or an attack
+MOST_NODES, MOST_DEPTH = 100_000, 40  # limits on a spec; larger ones are a mistake or an attack
 
 
 class SpecDocument:
-    """A spec as data, with the place of each value.
+    """A spec as data, with file and line of each value.
 
     Attributes:
         data: Mappings, lists and scalars; strings are `Located`.
-        places: File (None: command line) and line of each value, by its path of keys.
+        places: File (None for the command line) and line of each value, by its path of keys.
     """
 
     def __init__(self, data: dict[str, Any], places: dict[KeyPath, tuple[Path | None, int]]):
@@ -26,7 +26,7 @@ class SpecDocument:
         self.places = places
 
     def where(self, path: KeyPath) -> str:
-        """Return `file:line: a.b.c` for a value, or for the nearest thing around it that has a place."""
+        """Return `file:line: a.b.c` for a value, or for its nearest ancestor with a place."""
         dotted = ".".join(f"{p}" for p in path)
         place = self._nearest(path)
         if place is None:
@@ -35,20 +35,19 @@ class SpecDocument:
         return f"{file.name}:{line}: {dotted}" if file else f"--set {dotted}"
 
     def folder(self, path: KeyPath) -> Path | None:
-        """Return the folder of the file that a value is written in; None for a value of no file."""
+        """Return the folder of the file that contains a value; None for values from elsewhere."""
         file, _ = self._nearest(path) or (None, 0)
         return file.parent if file else None
 
     def _nearest(self, path: KeyPath) -> tuple[Path | None, int] | None:
-        """Return the place of a value, or of the nearest thing around it that has one."""
+        """Return the place of a value, or of its nearest ancestor that has one."""
         ends = (path[:end] for end in range(len(path), -1, -1))
         return next((self.places[end] for end in ends if end in self.places), None)
 
     def merged_over(self, base: SpecDocument) -> SpecDocument:
-        """Return `base` with this document's values over it.
+        """Return `base` with this document's values merged over it.
 
-        Mappings merge, everything else replaces; a part whose `use` changes starts clean, so that no option of
-        another plugin is left behind.
+        Mappings are merged, other values are replaced; if the `use` of a part changes, its old options are dropped.
         """
         data, places = deepcopy(base.data), dict(base.places)
 
@@ -71,13 +70,13 @@ def read_document(path: Path, locate: Callable[[str, Path], Path], _seen: tuple[
 
     Args:
         path: The file.
-        locate: Finds the file of an include reference, given it and the including file.
+        locate: Returns the file of an include, from the reference and the including file.
 
     Raises:
         SpecError: If a file is missing, is not YAML, has a key twice, or includes itself.
     """
     if path in _seen:
-        raise SpecError([f"{path.name}: includes itself by way of {' > '.join(p.name for p in _seen)}"])
+        raise SpecError([f"{path.name}: includes itself through {' > '.join(p.name for p in _seen)}; remove one"])
     document = _read_one(path)
     includes = document.data.get("include", [])
     if not isinstance(includes, list) or not all(isinstance(i, str) for i in includes):
@@ -106,12 +105,12 @@ def _read_one(path: Path) -> SpecDocument:
         place = f"{path.name}:{mark.line + 1}" if mark else path.name
         raise SpecError([f"{place}: not YAML: {getattr(error, 'problem', None) or 'nested too deeply'}"]) from None
     if not isinstance(node, yaml.MappingNode):
-        raise SpecError([f"{path.name}:1: a spec is a mapping that begins with `saeval: 1`"])
+        raise SpecError([f"{path.name}:1: a spec should be a mapping that begins with `saeval: 1`"])
     return _convert(node, path)
 
 
 def _convert(root: Any, file: Path) -> SpecDocument:
-    """Turn YAML nodes into data, noting places, refusing duplicate keys, and bounding size and depth."""
+    """Convert YAML nodes to data with places; reject duplicate keys, tags, and excessive size or depth."""
     import yaml
 
     places: dict[KeyPath, tuple[Path | None, int]] = {}
@@ -159,10 +158,10 @@ def _convert(root: Any, file: Path) -> SpecDocument:
 
 
 def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocument:
-    """Return the document with dotted keys set, as `--set a.b=c` does.
+    """Return the document with dotted keys set, as with `--set a.b=c`.
 
     Raises:
-        SpecError: If a key leads through something that is not a mapping or list.
+        SpecError: If a parent of a key is not a mapping or list.
     """
     data, places = deepcopy(document.data), dict(document.places)
     for dotted, value in assignments.items():
@@ -174,7 +173,7 @@ def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocu
             elif isinstance(at, dict):
                 at = at.setdefault(str(key), {})
             else:
-                raise SpecError([f"--set {dotted}: {'.'.join(map(str, keys[: i + 1]))} is not there"])
+                raise SpecError([f"--set {dotted}: {'.'.join(map(str, keys[: i + 1]))} does not exist"])
         last = keys[-1]
         if isinstance(at, dict):
             at[str(last)] = clean(value)
@@ -202,7 +201,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise SpecError(["--set: write KEY=VALUE, such as run.seed=1"])  # not quoted, for it may be a key
+        raise SpecError(["--set: write KEY=VALUE, such as run.seed=1"])  # not quoted, since it may be an API key
     try:
         parsed = yaml.safe_load(value)
     except (yaml.YAMLError, RecursionError):
@@ -211,12 +210,12 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def plain(value: Any, *, absolute: bool = False) -> Any:
-    """Return spec data as plain YAML-able values.
+    """Return spec data as plain values for YAML.
 
     Args:
         value: Data of a document.
-        absolute: Whether strings that name something beside their spec file become absolute paths, so that the
-            result can be run from anywhere.
+        absolute: Whether paths relative to the spec file become absolute, so that the result can be run from any
+            folder.
     """
     if isinstance(value, dict):
         return {str(k): plain(v, absolute=absolute) for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""Expands the matrix of a spec into a document per combination of its axes."""
+"""Expands the matrix of a spec into one document per combination of its axes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Places = dict[KeyPath, tuple[Path | None, int]]
 
 
 def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocument]]:
-    """Yield (axis values, document with them filled in) for every combination of the matrix.
+    """Yield axis values and the filled-in document for every combination of the matrix.
 
     Raises:
-        SpecError: If the matrix is malformed, or `${…}` names something that is not in it.
+        SpecError: If the matrix is malformed, or a `${…}` refers to something outside of it.
     """
     matrix = document.data.get("matrix", {})
     if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
@@ -43,7 +43,7 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
         yielded = True
         yield axes, SpecDocument(filled, document.places | _moved(template, chosen, (), document))
     if not yielded:
-        raise SpecError([f"{document.where(('exclude',))}: leaves no cell of the matrix"])
+        raise SpecError([f"{document.where(('exclude',))}: excludes all cells of the matrix; remove an entry"])
 
 
 def axis_id(value: Any) -> str:
@@ -52,12 +52,12 @@ def axis_id(value: Any) -> str:
 
 
 def _slot(expression: str) -> str:
-    """Return an expression as it was in the spec, without what would disturb a terminal."""
+    """Return an expression as written in the spec, with control characters escaped."""
     return f"${{{repr(expression)[1:-1]}}}"
 
 
 def _moved(value: Any, chosen: Mapping[str, int], path: KeyPath, document: SpecDocument) -> Places:
-    """Return the places of the values that the matrix fills in: their own, not those of the slots."""
+    """Return the places of filled-in values: where the matrix defines them, not where the slots are."""
     found: Places = {}
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):

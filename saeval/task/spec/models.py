@@ -1,4 +1,4 @@
-"""Defines the keys of task specs, their types and meanings."""
+"""Defines the keys of task specs, with types and descriptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from saeval._util import Documented
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # of a task or a group: fit for a folder
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # name of a task or group; valid as a folder name
 
 
 class SpecModel(Documented):
@@ -23,7 +23,7 @@ class When(SpecModel):
     """Limits a step to some of the latents."""
 
     latents: int = Field(ge=0)
-    """Run on the first N of the cell's latents, in random order; 0 skips the step."""
+    """Run only on N random latents of the cell; 0 skips the step."""
 
 
 class PartSpec(SpecModel):
@@ -34,11 +34,11 @@ class PartSpec(SpecModel):
     with_: dict[str, Any] = Field(default={}, alias="with")
     """Its options; `saeval show KIND NAME` lists them."""
     llm: str | None = None
-    """Role of `llms` that this step asks; default: the plugin's own default role."""
+    """Role of `llms` that this step uses; default: the plugin's default role."""
     when: When | None = None
     """Run on some of the latents only."""
     baselines: list[str] | None = None
-    """For a scorer: the explanation baselines it is run on; default: all."""
+    """For a scorer: the explanation baselines to score; default: all."""
 
 
 class RoleSpec(Documented):
@@ -55,37 +55,37 @@ class LatentSelection(SpecModel):
     """Which latents are explained and scored."""
 
     select: Literal["random", "list"] = "random"
-    """`random`: drawn from those with enough windows; `list`: those under `indices`."""
+    """`random`: drawn from the latents with enough windows; `list`: those in `indices`."""
     n: int = Field(default=100, ge=1)
-    """Latents drawn."""
+    """Number of latents to draw."""
     indices: list[int] = []
-    """Latents for `select: list`. Only these are collected if that is less work (ReLU, JumpReLU and gated coders), the
-    sampler needs no others, and `measure` has none of `l0`, `density`, `frac_alive` and `fvu`."""
+    """Latents for `select: list`. Only these are collected if that is cheaper (ReLU, JumpReLU and gated coders), the
+    sampler needs no other latents, and `measure` contains none of `l0`, `density`, `frac_alive` and `fvu`."""
     min_windows: int = Field(default=200, ge=2)
     """Minimum activating windows per latent (paper: 200)."""
 
 
 class RunOptions(SpecModel):
-    """How the run is executed; only the seed changes numbers."""
+    """How the run is executed; only the seed changes results."""
 
     seed: int = 0
-    """Seed that all random choices derive from."""
+    """Seed of all random choices."""
     seeds: int = Field(default=1, ge=1)
-    """Runs with as many seeds, from `seed` on, whose results are pooled."""
+    """Number of runs with consecutive seeds, starting at `seed`; their results are pooled."""
     max_cost_usd: float | None = Field(default=None, ge=0)
     """Spending limit in dollars; the run stops there and can be resumed."""
     max_failed: float = Field(default=0.05, ge=0, le=1)
-    """Share of a scorer's latents that may fail before the exit code is 1."""
+    """Largest share of a scorer's latents that may fail; beyond it, the exit code is 1."""
     max_unanswered: float = Field(default=0.05, ge=0, le=1)
-    """Share of a scorer's windows that may have no answer before its row is marked and the exit code is 1."""
+    """Largest share of a scorer's windows without an answer; beyond it, the row is marked and the exit code is 1."""
     concurrency: Literal["auto"] | int = "auto"
     """Latents in flight at once."""
     give_up_after: int = Field(default=10, ge=1)
-    """Stop if this many latents in a row fail for the same reason, at the start of a step or because calls fail."""
+    """Stop if this many latents in a row fail for the same reason, at the start of a step or in calls."""
     patience: float = Field(default=600.0, ge=0)
-    """Seconds to wait per call for a server that asks for time (rate limit, overload, loading)."""
+    """Seconds to wait per call for a busy server (rate limit, overload, loading)."""
     hang_after: float = Field(default=1800.0, gt=0)
-    """Seconds until a plugin is cancelled if it neither finishes nor asks a model, and nothing else progresses."""
+    """Seconds without progress until a plugin is cancelled; calls to models and other latents count as progress."""
     executor: Literal["local", "ray"] = "local"
     """Where the work runs: `ray` is the cluster at RAY_ADDRESS, or a new one on this machine."""
     trackers: list[PartSpec] = []
@@ -111,10 +111,10 @@ class LeaderboardOptions(SpecModel):
     """How the leaderboard is shown."""
 
     rank_by: str | None = None
-    """`scorer.metric` that ranks; default: the first scorer's headline metric. Its lift ranks if floors are judged; the
-    suffix `.lift` requires that, `.raw` ranks raw scores."""
+    """`scorer.metric` that ranks; default: the first scorer's headline metric. Its lift ranks if floors are judged;
+    append `.lift` to require the lift, or `.raw` to rank by raw scores."""
     correct_for_judge: bool = False
-    """Report scores corrected for the judge's errors on latents of known meaning too, as `judge-check` found them."""
+    """Also report scores corrected for the judge's error rates on latents of known meaning, from `judge-check`."""
     group_by: str | None = None
     """Axis whose values are grouped."""
     x: str = "l0"
@@ -129,35 +129,33 @@ _FREE: tuple[MeasureName, ...] = (
     "fvu",
     "d_sae",
     "tokens",
-)  # known once a store is there
+)  # available from the store
 
 OF_ALL_LATENTS: frozenset[MeasureName] = frozenset({"l0", "density", "frac_alive", "fvu"})
-"""Measures that take the activations of the whole dictionary."""
+"""Measures that need the activations of the whole dictionary."""
 
 CellFilter = dict[str, str | int | float | list[str | int | float]]
-"""Which cells are meant: ids by axis, one or several each, and `baseline: NAME`; default: contestants."""
+"""Selects cells by axis (one or several ids each) and `baseline: NAME`; default: contestants."""
 
 
 class VarianceSpec(SpecModel):
     """Steps repeated on some latents, to estimate variance components of scores."""
 
     latents: int = Field(default=20, ge=2)
-    """Number of latents on which judge and explainer are asked again."""
+    """Number of latents on which judge and explainer are asked a second time."""
     corpus: bool = False
-    """Whether these latents are also explained and scored twice more, each time from the text of one half of the
-    corpus."""
+    """Whether to explain and score these latents twice more, each time from one half of the corpus."""
 
 
 class FindingSpec(SpecModel):
-    """A claim tested on the run's own numbers; give one of the first four keys."""
+    """A claim to test on the run's results; give one of `score`, `correlation`, `tokens` and `similarity`."""
 
     claim: str
     """The claim, as a sentence."""
     score: str | None = None
-    """Quantity: a scorer's mean over latents, `LABEL`, `LABEL.METRIC`, or either with ` of EXPLANATION` (a
-    baseline's)."""
+    """Quantity: a scorer's mean over latents, `LABEL` or `LABEL.METRIC`; append ` of EXPLANATION` for a baseline."""
     correlation: tuple[str, str] | None = None
-    """Quantity: the rank correlation of two scores over latents, each written as `score` is."""
+    """Quantity: the rank correlation of two scores over latents, each written like `score`."""
     tokens: tuple[str, str] | None = None
     """Quantity: tokens per latent that the first scorer uses, divided by those of the second."""
     similarity: Literal["explanations", "decoder", "encoder"] | None = None
@@ -168,29 +166,28 @@ class FindingSpec(SpecModel):
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """For `similarity: explanations`: the sentence-transformers model."""
     cells: CellFilter = {}
-    """Cells over which the quantity is computed."""
+    """Cells for which the quantity is computed."""
     is_: Literal["above", "below", "near"] = Field(alias="is")
     """The claim about the quantity."""
     than: float | str | None = None
     """Reference value: a number, `chance`, or another score; default: 0, or 1 for tokens, or the same
     score in `than_cells`."""
     than_cells: CellFilter | None = None
-    """Cells of the other score; default: the same ones."""
+    """Cells of the other score; default: the same cells."""
     within: float | None = Field(default=None, gt=0)
-    """Margin of `near`; default: `of_lift` of the lift if two scores are compared, else .05."""
+    """Margin of `near`; default: the share `of_lift` of the lift if two scores are compared, else 0.05."""
     of_lift: float = Field(default=0.25, gt=0, le=1)
-    """For `near` without `within`: share of the lift (of the score compared with, above its floor or chance) that may
-    be lost."""
+    """For `near` without `within`: the margin, as a share of the reference score's lift above its floor or chance."""
 
     @model_validator(mode="after")
     def _one_quantity(self) -> FindingSpec:
         quantities = ("score", "correlation", "tokens", "similarity")
         if sum(getattr(self, name) is not None for name in quantities) != 1:
-            raise ValueError(f"give just one of {', '.join(quantities)}")
+            raise ValueError(f"give exactly one of {', '.join(quantities)}")
         if self.score is None and (isinstance(self.than, str) or self.than_cells is not None):
             raise ValueError("only a score can be compared with a score; give a number as `than`")
         if self.along is not None and self.similarity is None:
-            raise ValueError("`along` belongs to `similarity`")
+            raise ValueError("`along` requires `similarity`")
         return self
 
 
@@ -202,50 +199,49 @@ def score_reference(text: str) -> tuple[str, str | None, str]:
 
 
 class Spec(SpecModel):
-    """A task: what is compared, how it is explained and scored, and how the result is ranked."""
+    """A task: what is compared, how latents are explained and scored, and how results are ranked."""
 
     saeval: Literal[1]
     """Version of the spec format."""
     task: str = Field(pattern=NAME_PATTERN)
     """Name of the task."""
     version: str
-    """Version of the task; raise it when numbers may change."""
+    """Version of the task; increase it when results may change."""
     description: str = ""
-    """What the task is for."""
+    """Purpose of the task."""
     tags: list[str] = []
-    """Tags to find it by."""
+    """Tags for searching."""
     checks: str | None = None
-    """Role whose model this task is a check of; its result is shown beside every leaderboard judged by that model."""
+    """Role whose model is checked by this task; leaderboards that this model judges show the result."""
     include: list[str] = []
     """Specs that this one builds on: `saeval://NAME.yaml` of a package's tasks, or paths beside this file."""
     llms: dict[str, RoleSpec] = {}
     """Language models by role."""
     matrix: dict[str, list[Any]] = {}
-    """Axes of the leaderboard; a cell for each combination. `${matrix.axis.key}` stands for a value."""
+    """Axes of the leaderboard, with one cell per combination. Use a value with `${matrix.axis.key}`."""
     exclude: list[dict[str, Any]] = []
     """Combinations to omit, by axis and id."""
     source: PartSpec
-    """Where activations come from."""
+    """Source of the activations."""
     latents: LatentSelection = LatentSelection()
-    """Which latents."""
+    """Selection of latents."""
     sampler: PartSpec = PartSpec(use="random")
-    """Chooses the windows that explain and score a latent."""
+    """Chooses the windows for explaining and scoring a latent."""
     explainer: PartSpec
     """The explainer."""
     scorers: dict[str, PartSpec]
     """Scorers by label; `use` defaults to the label."""
     baselines: list[PartSpec] = []
-    """What the scores are compared with: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
+    """Baselines for comparison: `random_explanation`, `shuffled_explanation`, explainers, and coders."""
     controls: list[str] = []
-    """Coders that scores must not favour: ids on an axis of the matrix, whose cells become baselines, and baseline
-    coders. The report compares the other cells with each of them by L0 and by latents of one or several tokens."""
+    """Control coders, which should score lower: ids on an axis of the matrix (whose cells become baselines) or baseline
+    coders. The report compares the other cells with each of them, by L0 and for latents of one or several tokens."""
     measure: list[MeasureName] = list(_FREE)
-    """Facts about the coder to report beside the scores; `ce_recovered` runs the model three times over 2 048
-    tokens."""
+    """Measures of the coder to report with the scores; `ce_recovered` runs the model three times over 2,048 tokens."""
     variance: VarianceSpec | None = None
-    """Ask judge and explainer again on some latents, and report variance components; default: no."""
+    """Ask judge and explainer a second time on some latents, and report variance components; default: no."""
     findings: list[FindingSpec] = []
-    """Claims that the report tests on the run's numbers."""
+    """Claims that the report tests on the run's results."""
     run: RunOptions = RunOptions()
     """Options of the run."""
     leaderboard: LeaderboardOptions = LeaderboardOptions()
@@ -253,15 +249,15 @@ class Spec(SpecModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _named_in_full(cls, given: Any) -> Any:
-        return named_in_full(given) if isinstance(given, Mapping) else given
+    def _expand_short_forms(cls, given: Any) -> Any:
+        return expand_short_forms(given) if isinstance(given, Mapping) else given
 
     @classmethod
     def read(cls, task: str | Path) -> Spec:
         """Read the spec of a shipped task or a file, with its includes merged and its paths absolute.
 
         Raises:
-            SpecError: If it is wrong, or has `${matrix.…}` where a value is typed (outside of plugins' options).
+            SpecError: If it is invalid, or uses `${matrix.…}` for a typed value (outside of plugins' options).
         """
         from saeval.plugin.registry import Registry
         from saeval.task.files import find_include, find_spec
@@ -273,7 +269,7 @@ class Spec(SpecModel):
         return parse(SpecDocument(plain(document.data, absolute=True), document.places))
 
     def changed(self, changes: Mapping[str, Any]) -> Spec:
-        """Return a copy with dotted keys set, as `--set` does; this spec stays as it is.
+        """Return a copy with dotted keys set, as with `--set`.
 
         Raises:
             SpecError: If a key or value is wrong.
@@ -289,12 +285,12 @@ class Spec(SpecModel):
         return parse(override(SpecDocument(self.as_mapping(), {}), changes))
 
     def as_mapping(self) -> dict[str, Any]:
-        """Return the spec as YAML would: a mapping of what was set."""
+        """Return the spec as a mapping for YAML, with only the keys that were set."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def named_in_full(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Write out parts that are given by name alone, and scorers whose label is their name."""
+def expand_short_forms(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Expand parts given by name only, and scorers whose label is their name, to mappings with `use`."""
     data = dict(given)
     for key in ("source", "sampler", "explainer"):
         if key in data:
@@ -317,15 +313,15 @@ def _labelled(label: str, part: Any) -> Any:
 
 
 class GroupSpec(SpecModel):
-    """A group: tasks that are run one after another, and end on one board."""
+    """A group: tasks that run one after another and share a leaderboard."""
 
     saeval: Literal[1]
     """Version of the spec format."""
     group: str = Field(pattern=NAME_PATTERN)
     """Name of the group."""
     description: str = ""
-    """What the tasks have in common."""
+    """Purpose of the group."""
     tags: list[str] = []
-    """Tags to find it by."""
+    """Tags for searching."""
     tasks: list[str] = Field(min_length=1)
     """The tasks: names, or paths beside this file."""

@@ -1,4 +1,4 @@
-"""Validates a document against the schema; every mistake becomes a sentence with its place."""
+"""Validates a document against the schema, and describes each mistake in a sentence with its place."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from saeval.task.spec.models import Spec
 
 
 def parse(document: SpecDocument) -> Spec:
-    """Check a (filled) document against the schema.
+    """Validate a document, after the matrix is filled in, against the schema.
 
     Raises:
-        SpecError: With every mistake, its place, the value seen, and a suggestion.
+        SpecError: With all mistakes: place, value, and a suggestion.
     """
     refuse_secrets(document)
     problems: list[str] = []
@@ -44,14 +44,14 @@ _KEY_ADVICE = (
     "environment variable"
 )
 _PLAIN = ("model", "revision", "commit", "sha256", "digest", "api_base")
-"""Options of a model whose values may be long words of letters and digits."""
+"""Options of a model that may contain long random-looking words."""
 
 
 def refuse_secrets(document: SpecDocument) -> None:
-    """Check that a document holds no credential, before a message about anything else could quote it.
+    """Check that a document contains no credentials, before any other message could quote them.
 
     Raises:
-        SpecError: With the place of each, and not the credential.
+        SpecError: With the place of each credential, but not its value.
     """
     problems = [f"{document.where(path)}: {_KEY_ADVICE} ({why})" for path, why in _secrets(document.data, ())]
     if problems:
@@ -59,7 +59,7 @@ def refuse_secrets(document: SpecDocument) -> None:
 
 
 def _secrets(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the place of every credential, and what gives it away: its value, its shape, or its name."""
+    """Yield the place of every credential, and how it was recognised: by value, pattern, or name."""
     if isinstance(value, dict):
         for key, inner in value.items():
             name = str(key)
@@ -80,9 +80,9 @@ def _secrets(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _named_secret(name: str, value: Any, *, of_model: bool) -> bool:
-    """Return whether a value that is named like a credential is one; placeholders, numbers and switches are none.
+    """Return whether a value is a credential by its key; placeholders, numbers and booleans are not.
 
-    A mapping is one among a model's options only: elsewhere its name may be a label, such as `simulation_by_token`.
+    Mappings count only in a model's options: elsewhere the key may be a label, such as `simulation_by_token`.
     """
     if not names_secret(name, of_model=of_model) or (isinstance(value, dict) and not of_model):
         return False
@@ -99,12 +99,12 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseModel], prefix: KeyPath = ()) -> str:
-    """Turn one pydantic error into a sentence: place, what is wrong, the value seen, what to do."""
+    """Describe a pydantic error in a sentence: place, mistake, value, and remedy."""
     loc: KeyPath = tuple(error["loc"])
     place = where((*prefix, *loc))
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, loc[:-1])
-        return f"{place}: no such key{did_you_mean(str(loc[-1]), known)}; it can have: {', '.join(known)}"
+        return f"{place}: no such key{did_you_mean(str(loc[-1]), known)}; allowed keys: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{place}: is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -116,7 +116,7 @@ def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseM
 
 
 def _fields_at(model: type[BaseModel], loc: KeyPath) -> list[str]:
-    """Names of the fields that a place inside a model may hold."""
+    """Return the names of the fields at a place in a model."""
     at: Any = model
     for key in loc:
         field = next((f for n, f in at.model_fields.items() if key in (n, f.alias)), None) if _is_model(at) else None

@@ -119,7 +119,7 @@ def test_model_that_cannot_be_held_to_a_schema_is_refused_before_anything_runs(t
     with truthful_server() as server:
         task = spec(server)
         task["llms"]["judge"] = {"model": "litellm/anthropic/claude-3-haiku-20240307", "structured": True}
-        with pytest.raises(saeval.SpecError, match=r"structured.*cannot be held to a schema.*omit `structured`"):
+        with pytest.raises(saeval.SpecError, match=r"structured.*does not support JSON schemas.*omit `structured`"):
             saeval.run(task, out=tmp_path / "run", display="none")
     assert LiteLLM(model="hosted_vllm/m").follows_schemas and not LiteLLM(model="gemini/m").follows_schemas
     assert Replay(model=str(tmp_path)).follows_schemas

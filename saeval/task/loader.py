@@ -198,8 +198,8 @@ class _Builder(PartMaker):
         for need in sorted(part.plugin.needs() & _NEED_NAMES.keys() - source.plugin.offers()):
             self.fail(
                 path,
-                f"{part.loaded.id} needs {_NEED_NAMES[need]}, which the source {source.loaded.id} does not provide; use "
-                "the source transformers, or drop this part",
+                f"{part.loaded.id} needs {_NEED_NAMES[need]}, which the source {source.loaded.id} does not provide; "
+                "use the source transformers, or drop this part",
             )
 
     def cells(self, spec: Spec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:

@@ -1,6 +1,6 @@
-"""Runs a task: lists its work, collects, samples, explains, scores, and saves each result as soon as it is made.
+"""Runs tasks: lists the work, collects, samples, explains, scores, and saves each result immediately.
 
-The underscore is there because `saeval.run` is the function.
+The package has an underscore because `saeval.run` is the function.
 """
 
 from __future__ import annotations

@@ -56,8 +56,14 @@ from saeval.task import AGAIN, HALVES, OF_ALL_LATENTS, REPEATED
 if TYPE_CHECKING:
     from saeval.task import Cell, StepPart, Task
 
-_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")  # facts that other fields of a cell hold
-_POWER_AT = 50  # latents that docs recommend for a claim
+_ELSEWHERE = (
+    "fvu",
+    "subject",
+    "l0_of_files",
+    "warnings",
+    "measures",
+)  # facts that are stored in other fields of a cell
+_POWER_AT = 50  # number of latents that the docs recommend for a claim
 
 
 def summarise(
@@ -70,7 +76,7 @@ def summarise(
     findings: Sequence[Finding] = (),
     warnings: Sequence[str] = (),
 ) -> RunResult:
-    """Return the result of a run from what is finished of it; its own warnings come after those given."""
+    """Return the result of a run from its finished work; `warnings` come before the run's own."""
     task, outcomes = state.task, state.cells
     parts = {p.label: p for p in task.parts()}
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
@@ -109,7 +115,7 @@ def summarise(
 
 
 def _controls(task: Task, outcomes: Iterable[CellState]) -> Iterator[ControlContrast]:
-    """Yield trained minus control for each scorer's headline, control and stratum."""
+    """Yield trained minus control for each scorer's headline metric, control and stratum."""
     if not task.controls:
         return
     compared = [o for o in outcomes if o.cell.baseline is None or o.cell.baseline in task.controls]
@@ -130,7 +136,7 @@ def _controls(task: Task, outcomes: Iterable[CellState]) -> Iterator[ControlCont
 
 
 def _judges(task: Task) -> list[JudgeRole]:
-    """Return the models that scorers asked, each with what is known of it; in a check, not the one that is checked."""
+    """Return the models that scorers ask, with their latest checks; without the model that the task itself checks."""
     asked = dict.fromkeys(step.role for cell in task.cells for step in cell.scorers.values() if step.role)
     roles = [task.roles[role] for role in asked if role != task.checks]
     return [
@@ -186,20 +192,20 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
 
 
 def _measures(task: Task) -> list[Measure]:
-    """Return the measures that the parts of all cells declare, each name once; those of explainers with an interval."""
+    """Return the measures that the parts of all cells declare, by unique name; those of explainers with intervals."""
     found = {measure.name: measure for cell in task.cells for measure in _declared(cell)}
     for cell in task.cells:
         for m in cell.explainer.part.plugin.measures:
             ends = [
-                Measure(name=f"{m.name}_{end}", title=title, format=m.format, about=f"Where its 95 % interval {verb}.")
-                for end, title, verb in (("low", "from", "begins"), ("high", "to", "ends"))
+                Measure(name=f"{m.name}_{end}", title=title, format=m.format, about=f"{side} end of its 95 % interval.")
+                for end, title, side in (("low", "from", "Lower"), ("high", "to", "Upper"))
             ]
             found |= {measure.name: measure for measure in (m, *ends)}
     return list(found.values())
 
 
 def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
-    """Return the means of what the explainer found of latents, and their intervals."""
+    """Return the means and intervals of the explainer's measures over latents."""
     found: dict[str, float] = {}
     for measure in outcome.cell.explainer.part.plugin.measures:
         made = (outcome.explanation(MAIN, latent.index) for latent in outcome.records.latents)
@@ -216,7 +222,7 @@ def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
 
 
 def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a source noted of its coder, without what other fields of a cell hold."""
+    """Return the facts about a coder that its source recorded, without those in other fields of a cell."""
     return {name: value for name, value in facts.items() if name not in _ELSEWHERE}
 
 
@@ -235,7 +241,7 @@ def _rows(
     rates: Mapping[int, float],
     shared: float,
 ) -> list[ScoreRow]:
-    """Rows of one scorer: every metric of the cell's own explanations, then of each baseline.
+    """Return the rows of one scorer: every metric for the cell's own explanations, then for each baseline.
 
     Args:
         task: The task.
@@ -244,8 +250,8 @@ def _rows(
         step: The scorer.
         done: Whether everything was scored.
         rates: Share of the corpus's windows in which each latent fires.
-        shared: Variance of what all latents of a run share, where steps were repeated; it widens the intervals for
-            reruns of headlines.
+        shared: Variance of the shift common to all latents of a run, if steps were repeated; it widens the prediction
+            intervals of headline metrics.
     """
     rows = []
     cell = outcome.cell
@@ -271,7 +277,7 @@ def _rows(
         for place, metric in enumerate(step.part.plugin.metrics):
             values = scored.values(metric.name)
             if not values and place > 0:
-                continue  # a metric this mode does not give, such as AUROC without probabilities
+                continue  # not available in this mode, such as AUROC without probabilities
             rng = derive_rng(task.run.seed, "interval", metric.name, cell.name, label, variant)
             words = _words(outcome, variant, values)
             row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
@@ -289,7 +295,7 @@ def _rows(
 
 
 def _conditions_met(scored: Scored, step: StepPart[Any]) -> bool:
-    """Return whether the mean of each metric of a scorer lies between the values that it wants."""
+    """Return whether the mean of each of a scorer's metrics lies in its interval `wanted`."""
     for metric in (metric for metric in step.part.plugin.metrics if metric.wanted is not None):
         values = scored.values(metric.name)
         if values and not metric.meets(sum(values.values()) / len(values)):
@@ -298,7 +304,7 @@ def _conditions_met(scored: Scored, step: StepPart[Any]) -> bool:
 
 
 def _firing_rates(outcome: CellState) -> dict[int, float]:
-    """Return the share of the corpus's windows in which each latent fires; none for stores made of excerpts."""
+    """Return the share of the corpus's windows in which each latent fires; empty for stores of excerpts."""
     store, window = outcome.store, outcome.cell.sampler.plugin.window
     if not store.holds_whole_text or not (total := store.window_count(window)):
         return {}
@@ -312,7 +318,7 @@ def _known_judge(known: ScorerCheck | None) -> KnownJudge | None:
 
 
 def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:
-    """Return the score corrected for the judge's known errors, where that is asked for and can be done."""
+    """Return the score corrected for the judge's known errors; empty if not requested or not possible."""
     if not task.correct_for_judge or row.metric != "balanced_accuracy" or row.value is None or row.ci95 is None:
         return {}
     error = standard_error(row.value, row.ci95, *row.range)
@@ -322,7 +328,7 @@ def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:
 
 
 def _floors(outcome: CellState, label: str, variant: str, metric: Metric) -> Floors | None:
-    """Return the baselines' scores for a cell and metric; none for baselines."""
+    """Return the baselines' scores for a cell and metric; None if `variant` is itself a baseline."""
     if variant != MAIN:
         return None
     scored = {name: outcome.scored.get((label, name)) for name in outcome.cell.alternatives}
@@ -336,21 +342,21 @@ _BY_WINDOW = ("balanced_accuracy", "accuracy")
 
 
 def _windows(scored: Scored, step: StepPart[Any]) -> tuple[tuple[int, int], tuple[float, float] | None]:
-    """Return windows asked about and answered, and the score's bounds, for scorers whose headline counts windows."""
+    """Return the numbers of asked and answered windows, and the bounds of the score if its headline counts windows."""
     if not scored.answered and not scored.unparsed:
         return (0, 0), None
     return scored.windows, scored.bounds if step.part.plugin.metrics[0].name in _BY_WINDOW else None
 
 
 def _words(outcome: CellState, variant: str, latents: Iterable[int]) -> Iterator[int]:
-    """Yield the number of words of each of these latents' explanations."""
+    """Yield the number of words in the explanation of each latent."""
     for latent in latents:
         if (explanation := outcome.explanation(variant, latent)) is not None:
             yield len(explanation.text.split())
 
 
 def _deciles(outcome: CellState, label: str) -> DecileShares | None:
-    """Return how often a scorer judged right in each decile; None for scorers that give no answers window by window."""
+    """Return the share of correct judgements per decile; None for scorers without answers per window."""
     scored = outcome.scored.get((label, MAIN))
     if scored is None or not any(scored.judged):
         return None
@@ -362,7 +368,7 @@ def _deciles(outcome: CellState, label: str) -> DecileShares | None:
 
 
 def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
-    """Return the correlation of each pair of scorers over the latents of these cells that both scored."""
+    """Return the correlation of each pair of scorers over the common latents of these cells."""
     headlines: dict[str, dict[tuple[str, int], float]] = {}
     noise: dict[str, dict[tuple[str, int], float]] = {}
     for outcome in outcomes:
@@ -384,7 +390,7 @@ def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
 
 
 def _variance(outcome: CellState) -> Iterator[VarianceParts]:
-    """Yield variance components of each scorer whose model was asked again, or whose explanations were made again."""
+    """Yield the variance components of each scorer with repeated judgements or explanations."""
     for label, step in outcome.cell.scorers.items():
         metric = step.part.plugin.metrics[0].name
         own = outcome.scored.get((label, MAIN), Scored())
@@ -407,7 +413,7 @@ def _variance(outcome: CellState) -> Iterator[VarianceParts]:
 
 
 def _halves(outcome: CellState, label: str, metric: str) -> Halves | None:
-    """Return a scorer's scores on the halves of the corpus; None where they were not asked for."""
+    """Return a scorer's scores on the two halves of the corpus; None if not requested."""
     runs = [outcome.scored.get((f"{label}_{name}", name)) for name in HALVES]
     one, other = (Scored() if run is None else run for run in runs)
     values, noises = (one.values(metric), other.values(metric)), (one.noise(metric), other.noise(metric))
@@ -420,7 +426,7 @@ def _halves(outcome: CellState, label: str, metric: str) -> Halves | None:
 
 
 def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
-    """Yield how surely each scorer tells the cell's own explanations from those of each informed baseline."""
+    """Yield each scorer's power to distinguish the cell's own explanations from those of each informed baseline."""
     informed = [name for name in outcome.cell.alternatives if name not in (*outcome.cell.floors, *HALVES)]
     for label, step in outcome.cell.scorers.items():
         metric = step.part.plugin.metrics[0]
@@ -444,7 +450,7 @@ def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
 
 
 def packages() -> dict[str, str]:
-    """Return the versions of the packages that numbers may depend on."""
+    """Return the versions of the packages that results may depend on."""
     found = {}
     for name in (
         "saeval",

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from saeval.task import Task
 
 RECORDED = (
-    "Language models' replies were recorded in an earlier run and are replayed here, so the numbers do not rank "
-    "beside those of live models."
+    "Language models' replies were recorded in an earlier run and are replayed here, so the results are not ranked "
+    "with those of live models."
 )
 
-_FAR = 1.5  # factor between an L0 and the one of the coder's files from which on something is wrong
+_FAR = 1.5  # largest plausible factor between the measured L0 and the one in the coder's files
 
 
 def cautions_of(outcome: CellState) -> list[str]:
-    """Return cautions about a cell's numbers, such as a coder used differently than it was trained."""
+    """Return warnings about a cell, such as a coder used differently from its training."""
     cell, store = outcome.cell, outcome.store
     said = [*cell.source.plugin.cautions(), *store.facts.get("warnings", ()), *_score_cautions(outcome)]
     if cell.baseline is not None:
@@ -40,24 +40,24 @@ def cautions_of(outcome: CellState) -> list[str]:
 def warnings_of(
     task: Task, cells: Sequence[CellResult], outcomes: Mapping[str, CellState], *, partial: bool, synthetic: bool
 ) -> list[str]:
-    """Return what a reader should know of a run before quoting it.
+    """Return the warnings about a run's results.
 
     Args:
         task: The task.
         cells: Its results.
-        outcomes: What they were made from, by name of the cell.
+        outcomes: The states of the cells by name.
         partial: Whether latents were omitted.
-        synthetic: Whether a part of the run is made up.
+        synthetic: Whether a part of the run is synthetic.
     """
     found = []
     if synthetic:
         found.append(
-            "A part of this run is made up (synthetic source, scripted or replayed model): its numbers say nothing "
-            "about a model."
+            "A part of this run is synthetic (synthetic source, scripted or replayed model): its numbers say nothing "
+            "about a real model."
         )
     if partial:
         found.append("This run is partial: latents were omitted by --limit, or it was interrupted.")
-    found += _unlike(outcomes)
+    found += _unusual_l0(outcomes)
     for cell in cells:
         if caveat := cell.coder.get("caveat"):
             found.append(f"{cell.cell}: {caveat}")
@@ -80,14 +80,14 @@ def warnings_of(
         if dependent := outcomes[cell.cell].dependent:
             found.append(
                 f"{cell.cell}: {dependent} latents have no other latent that fires independently of them, so their "
-                f"floors use explanations of latents that fire with them or avoid them."
+                f"floors use explanations of latents that fire together with them or avoid them."
             )
         found += _without_probabilities(outcomes[cell.cell])
     return [*found, *_flaws(outcomes.values())]
 
 
 def over_limits(task: Task, result: RunResult) -> list[str]:
-    """Say of each score where more latents failed, or more windows have no answer, than the spec allows."""
+    """Return a message for each score with more failed latents or unanswered windows than the spec allows."""
     found = []
     for cell in result.cells:
         for row in cell.scores:
@@ -107,7 +107,7 @@ def over_limits(task: Task, result: RunResult) -> list[str]:
 
 
 def _score_cautions(outcome: CellState) -> Iterator[str]:
-    """Say what scorers and sampler have to say of a cell's scores and windows."""
+    """Yield the warnings of scorers and sampler about a cell's scores and windows."""
     for label, step in outcome.cell.scorers.items():
         if (scored := outcome.scored.get((label, MAIN))) is None or not scored.tried:
             continue
@@ -119,37 +119,37 @@ def _score_cautions(outcome: CellState) -> Iterator[str]:
     short = [n for n in silent if asked is not None and n < asked]
     if short:
         yield (
-            f"{len(short)} of {len(silent)} latents have fewer than the {asked} non-activating windows asked for, "
-            f"{min(short)} at least."
+            f"{len(short)} of {len(silent)} latents have fewer than the {asked} requested non-activating windows, "
+            f"the minimum is {min(short)}."
         )
 
 
-def _unlike(outcomes: Mapping[str, CellState]) -> Iterator[str]:
-    """Say which random SAEs are sparser or denser than every contestant."""
+def _unusual_l0(outcomes: Mapping[str, CellState]) -> Iterator[str]:
+    """Yield a warning for each random SAE whose L0 differs from that of every contestant."""
     beside = [o.l0 for o in outcomes.values() if o.cell.baseline is None and o.store.latents is None]
     for name, outcome in outcomes.items():
         l0 = outcome.l0
         random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
         if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
             yield (
-                f"{name}: {l0:.3g} latents fire per token, and {min(beside):.3g} to {max(beside):.3g} in the coders "
+                f"{name}: {l0:.3g} latents fire per token, but {min(beside):.3g} to {max(beside):.3g} in the coders "
                 "that it is a baseline for; set its option `k`."
             )
 
 
 def _unanswered(row: ScoreRow) -> str:
-    """Say how many windows have no answer, and how far that could move the score."""
+    """Return how many windows have no answer, and how much that could change the score."""
     missing = row.windows - row.answered
     text = f"{missing} of {row.windows} windows ({missing / row.windows:.0%}) have no answer and are not in the score"
     if row.bounds is None:
         return f"{text}."
     return (
-        f"{text}, which would be {row.bounds[0]:.3f} if all of them were judged wrong and {row.bounds[1]:.3f} if right."
+        f"{text}, which would be {row.bounds[0]:.3f} if all were judged wrongly and {row.bounds[1]:.3f} if correctly."
     )
 
 
 def _without_probabilities(outcome: CellState) -> Iterator[str]:
-    """Say which scorers asked for log-probabilities in vain, and so have no AUROC."""
+    """Yield a warning for each scorer that has no AUROC because the model returned no log-probabilities."""
     for label, step in outcome.cell.scorers.items():
         scored = outcome.scored.get((label, MAIN))
         asked = getattr(step.part.plugin, "top_logprobs", 0) and any(
@@ -157,32 +157,31 @@ def _without_probabilities(outcome: CellState) -> Iterator[str]:
         )
         if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
             yield (
-                f"{outcome.cell.name}: {label}: the model gave no log-probabilities that can be read, so there is no "
-                "AUROC."
+                f"{outcome.cell.name}: {label}: the model returned no usable log-probabilities, so there is no AUROC."
             )
 
 
 def _why(outcome: CellState, label: str) -> str:
-    """Return the reason that most of a scorer's failed latents have."""
+    """Return the most common reason of a scorer's failures."""
     unscored = outcome.scored[label, MAIN].unscored.values()
     reasons = Counter(reason for status, reason in unscored if status == "failed")
     return reasons.most_common(1)[0][0] if reasons else "no reason given"
 
 
 def _flaws(outcomes: Iterable[CellState]) -> Iterator[str]:
-    """Report the flaws that each cell's sampler declares, and how many windows they affect."""
+    """Yield a warning for each declared flaw of a cell's sampler, with the number of affected windows."""
     for outcome in outcomes:
         name, sampler = outcome.cell.name, outcome.cell.sampler.label
         if leak := outcome.records.flaws.get("leak"):
             yield (
-                f"{name}: the sampler {sampler} does not keep explaining and scoring apart: {leak.windows} of "
+                f"{name}: the sampler {sampler} does not separate explaining and scoring: {leak.windows} of "
                 f"{leak.of} scored activating windows share text with those that the explainer is shown, so scores "
-                "may come out too high."
+                "may be too high."
             )
         if unverified := outcome.records.flaws.get("unverified"):
             yield (
-                f"{name}: the sampler {sampler} calls windows silent without checking: the latent fires in "
-                f"{unverified.windows} of {unverified.of} of them, so right answers count as wrong there."
+                f"{name}: the sampler {sampler} does not verify non-activating windows: the latent fires in "
+                f"{unverified.windows} of {unverified.of} of them, so correct answers count as wrong there."
             )
 
 

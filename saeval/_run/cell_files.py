@@ -14,11 +14,11 @@ from saeval.activations import histogram, mean_square, portrait, position_depend
 from saeval.llm import unpack
 from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
 
-_MOST_PORTRAITS = 10_000  # latents per cell whose windows from the whole corpus are written
+_MOST_PORTRAITS = 10_000  # maximum latents per cell with windows from the whole corpus
 
 
 def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Path]) -> None:
-    """Write each cell's latents, examples, explanations, scores, judgements and calls, a latent at a time."""
+    """Write each cell's latents, examples, explanations, scores, judgements and calls, one latent at a time."""
     from saeval.results import cell_tables
 
     for outcome in state.cells.values():
@@ -42,7 +42,7 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
 
 
 def _judgement(outcome: Outcome) -> dict[str, Any]:
-    """Return a judged window as columns, with the tokens and activations of a text that was written for it."""
+    """Return a judged window as columns, including tokens and activations if its text was written for the question."""
     columns = {**vars(outcome)}
     del columns["written"]
     return columns if outcome.written is None else {**columns, **outcome.written.model_dump(mode="json")}
@@ -53,7 +53,7 @@ Judged = Sequence[tuple[tuple[str, str], Score]]
 
 
 def _metrics(outcome: CellState) -> dict[str, list[str]]:
-    """Return, by scorer, the metrics that some latent has: the scorer's own in their order, then others."""
+    """Return the metrics of each scorer that any latent has: declared ones in their order, then others."""
     found = {}
     for label, step in outcome.cell.scorers.items():
         have = outcome.scored[label, MAIN].metrics() if (label, MAIN) in outcome.scored else []
@@ -86,7 +86,7 @@ def _judged(state: RunState, journal: Results, cell: CellState, latent: int) -> 
 def _asked(
     state: RunState, journal: Results, cell: CellState, latent: int
 ) -> Iterator[tuple[tuple[str, str], Explanation | None]]:
-    """Yield the explanations of a latent in full; a shuffled one was asked for elsewhere."""
+    """Yield the full explanations of a latent, without shuffled ones, which belong to other latents."""
     for variant in cell.cell.explainers:
         if (variant, latent) in cell.explanations:
             yield (EXPLAIN, variant), state.explanation(journal, cell.item(EXPLAIN, variant, latent))
@@ -98,7 +98,7 @@ def _call_rows(
     judged: Judged,
     record: LatentRecord,
 ) -> Iterator[dict[str, Any]]:
-    """Yield what was asked about a latent."""
+    """Yield the prompts and replies about a latent."""
     for (step, variant), result in (*explained, *judged):
         if not result or not result.asked:
             continue
@@ -137,7 +137,7 @@ def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dic
 
 
 def _activation_rows(outcome: CellState, record: LatentRecord) -> list[dict[str, Any]]:
-    """Return windows of a latent from the whole corpus, as long as the sampler's."""
+    """Return windows of a latent from the whole corpus, with the sampler's window length."""
     groups = portrait(outcome.store, record.latent, outcome.cell.sampler.plugin.window)
     return [
         {

@@ -1,4 +1,4 @@
-"""Tests the claims of a spec on the run's own numbers: shown, not shown, contradicted, or undecidable."""
+"""Tests the claims of a spec on the run's results: shown, not shown, contradicted, or cannot be told."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from saeval.task import Task
 
 FEWEST_LATENTS = 8
-"""Latents on a side below which no claim is decided: intervals from fewer are guesses."""
-_WITHIN = 0.05  # how far apart `near` may be, where nothing can be lost
+"""Minimum latents per side to test a claim: intervals from fewer are unreliable."""
+_WITHIN = 0.05  # default margin of `near` if there is no lift
 FEWEST_CELLS = 5
-"""Cells below which their order along an axis decides nothing: too few orders are possible."""
+"""Minimum cells to test an order along an axis: fewer have too few permutations."""
 
 Unit = tuple[str, int]
-"""A latent: its activations' folder, and its number."""
+"""A latent: the folder of its activation store, and its index."""
 
 
 @dataclass(frozen=True)
 class _Estimate:
-    """The difference between a quantity and what it is compared with.
+    """The difference between a quantity and its reference.
 
     Attributes:
         what: The quantity in words.
-        n: Latents (or cells) behind each side of it.
-        value: The difference; None when there is none.
-        ci95: Its interval; None if a p value stands for it, or it is counted and not estimated.
+        n: Number of latents (or cells) on each side.
+        value: The difference; None if it could not be computed.
+        ci95: Its interval; None if there is a p value instead, or the value is counted and not estimated.
         p: Two-sided p value of no difference.
         exact: Whether it is counted and not estimated.
-        lift: What a score that is compared with could lose; None for other quantities.
-        why: Why nothing can be told.
+        lift: Lift of the reference score; None for other quantities.
+        why: Why the claim cannot be tested.
     """
 
     what: str
@@ -61,14 +61,14 @@ def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
     """Test the claims of a task's spec on the run's results.
 
     A claim is *shown* if the 95 % interval of the difference lies on the claimed side, *contradicted* if it lies on the
-    other, *not shown* if it covers both, and *cannot be told* with fewer than eight latents on a side or nothing to
-    compare. For `near`, the claimed side is within a margin of 0: a share of the lift that could be lost, so that a run
-    with little lift cannot hide its loss. Each claim is tested by itself, so one of twenty false claims will seem to
-    hold.
+    other side, *not shown* if it covers both, and *cannot be told* with fewer than eight latents on a side or without a
+    value to compare. For `near`, the claimed side is within a margin of 0; the margin is a share of the reference's
+    lift, so that a small lift does not make a loss count as near. Claims are tested separately, without a correction
+    for multiple tests, so about one in twenty false claims will be shown.
 
     Args:
         task: The task, with its findings.
-        outcomes: What was found out about each cell, by name.
+        outcomes: The states of the cells by name.
     """
     claims = _Claims(list(outcomes.values()), task.run.seed)
     return [_finding(spec, claims.estimate(spec)) for spec in task.findings]
@@ -77,7 +77,9 @@ def evaluate(task: Task, outcomes: Mapping[str, CellState]) -> list[Finding]:
 def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
     margin = _margin(spec, found)
     if margin is not None and margin <= 0 and not found.why:
-        found = replace(found, why="the score it is compared with is not above its floor, so there is nothing to lose")
+        found = replace(
+            found, why="the score it is compared with is not above its floor, so there is no lift to compare"
+        )
     outcome = "cannot be told" if found.why or found.value is None else _decided(spec, found, margin or 0.0)
     power = None if margin is None or found.ci95 is None or found.why else stats.power_of_near(margin, found.ci95)
     quantity = found.what
@@ -98,18 +100,18 @@ def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
 
 
 def pooled_findings(specs: Sequence[FindingSpec], found: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Decide claims on the means over runs with several seeds.
+    """Test claims on the means over runs with several seeds.
 
     Args:
         specs: The claims.
-        found: By run, what it found of each claim.
+        found: For each run, its findings, one per claim.
     """
     return [_pooled(spec, [findings[i] for findings in found]) for i, spec in enumerate(specs) if all(found)]
 
 
 def _pooled(spec: FindingSpec, found: Sequence[Finding]) -> Finding:
     known = [f for f in found if f.difference is not None and f.ci95 is not None]
-    if len(known) < len(found):  # tested by a p value, counted, or not told
+    if len(known) < len(found):  # tested by a p value, counted, or not tested
         return found[0].model_copy(update={"quantity": f"{found[0].quantity}; first of {len(found)} seeds"})
     values, intervals = [f.difference or 0.0 for f in known], [f.ci95 for f in known if f.ci95]
     ci95 = pooled_mean(values, intervals, (None, None))
@@ -129,7 +131,7 @@ def _pooled(spec: FindingSpec, found: Sequence[Finding]) -> Finding:
 
 
 def _margin(spec: FindingSpec, found: _Estimate) -> float | None:
-    """Return how far apart `near` may be; None for other claims."""
+    """Return the margin of a `near` claim; None for other claims."""
     if spec.is_ != "near":
         return None
     if spec.within is not None:
@@ -138,7 +140,7 @@ def _margin(spec: FindingSpec, found: _Estimate) -> float | None:
 
 
 def _decided(spec: FindingSpec, found: _Estimate, margin: float) -> FindingOutcome:
-    """Tell on which side of the claim the whole interval lies."""
+    """Return the outcome of a claim from the position of its interval."""
     assert found.value is not None
     if found.ci95 is not None:
         low, high = found.ci95
@@ -180,7 +182,7 @@ class _Claims:
             return _Estimate(_named(spec.cells), why=str(error))
 
     def cells(self, wanted: CellFilter) -> list[CellState]:
-        """Return the cells that a filter means; contestants, where it names no baseline."""
+        """Return the cells that match a filter; only contestants unless it names a baseline."""
         return [o for o in self.outcomes if _fits(o, {"baseline": "None", **wanted})]
 
     def rng(self, *keys: str) -> np.random.Generator:
@@ -211,7 +213,7 @@ class _Claims:
         return replace(self.difference(what, metric, a, b), lift=_lift(rivals, than, metric, b))
 
     def difference(self, what: str, metric: Metric, a: Mapping[Unit, float], b: Mapping[Unit, float]) -> _Estimate:
-        """Return the difference of two means: latent by latent where most latents are on both sides."""
+        """Return the difference of two means, paired by latent if most latents are on both sides."""
         import numpy as np
 
         common = sorted(a.keys() & b.keys())
@@ -279,26 +281,24 @@ class _Claims:
         return _Estimate(f"{what} ({len(names)} cells)", (len(names),), mean - level, (low - level, high - level))
 
     def gain(self, basis: Basis, model: str, a: str, b: str) -> float:
-        """Return the mean cosine of matched latents less that of random ones."""
+        """Return the mean cosine of matched latents minus that of random ones."""
         cosines, random = self.excess(basis, model, *sorted((a, b)))
         return float(cosines.mean()) - random
 
     def along(self, what: str, spec: FindingSpec, basis: Basis, cells: Sequence[CellState]) -> _Estimate:
-        """Return the rank correlation of likeness and distance along an axis, over pairs of cells."""
+        """Return the rank correlation of similarity and distance along an axis, over pairs of cells."""
         if len(cells) < FEWEST_CELLS:
-            return _Estimate(
-                what, (len(cells),), why=f"only {len(cells)} cells; fewer than {FEWEST_CELLS} decide nothing"
-            )
+            return _Estimate(what, (len(cells),), why=f"only {len(cells)} cells; at least {FEWEST_CELLS} are required")
         places = [float(o.cell.axes[str(spec.along)]) for o in cells]
         names = [o.cell.name for o in cells]
         alike = [self.gain(basis, spec.embedder, a, b) for a, b in combinations(names, 2)]
         seen, p = stats.mantel(places, alike, self.rng(what))
         if isnan(seen):
-            return _Estimate(what, (len(cells),), why="all pairs are equally alike, or equally far apart")
+            return _Estimate(what, (len(cells),), why="all pairs have equal similarity or equal distance")
         return _Estimate(what, (len(cells),), seen, p=p)
 
     def _excess(self, basis: Basis, model: str, a: str, b: str) -> tuple[Floats, float]:
-        """Return the cosines of matched latents of two cells, and the mean that random ones get."""
+        """Return the cosines of matched latents of two cells, and the mean cosine of random pairs."""
         found, random, _ = compare_vectors(
             self.vectors(basis, model, a), self.vectors(basis, model, b), self.rng(basis, a, b)
         )
@@ -316,7 +316,7 @@ class _Claims:
         found: Floats = directions.detach().float().cpu().numpy()
         return (
             found[outcome.store.firings > 0] if outcome.store.latents is None else found
-        )  # dead latents match nothing
+        )  # without dead latents, which match nothing
 
 
 def _fits(outcome: CellState, wanted: CellFilter) -> bool:
@@ -333,7 +333,7 @@ def _named(wanted: CellFilter) -> str:
 
 
 def _scores(cells: Sequence[CellState], name: str) -> tuple[Metric, dict[Unit, float]]:
-    """Return a score's metric, and its mean over the cells that share a latent, by latent."""
+    """Return a score's metric, and its values by latent, averaged over the cells that share the latent."""
     label, wanted, explanation = score_reference(name)
     metrics = cells[0].cell.scorers[label].part.plugin.metrics
     metric = next((m for m in metrics if m.name == wanted), metrics[0])
@@ -346,7 +346,7 @@ def _scores(cells: Sequence[CellState], name: str) -> tuple[Metric, dict[Unit, f
 
 
 def _lift(cells: Sequence[CellState], name: str, metric: Metric, values: Mapping[Unit, float]) -> float | None:
-    """Return how far a score is above that of the cells' first uninformed baseline, or above chance."""
+    """Return a score's lift above the cells' first uninformed baseline, or above chance; None without either."""
     label, _, explanation = score_reference(name)
     floors = [floor for floor in cells[0].cell.floors if floor != explanation]
     found = [_scores(cells, f"{label}.{metric.name} of {floor}")[1] for floor in floors]
@@ -358,6 +358,6 @@ def _lift(cells: Sequence[CellState], name: str, metric: Metric, values: Mapping
 
 
 def _few(units: Sequence[object] | Mapping[Unit, float] | Floats) -> str:
-    """Say that there are too few latents to tell; nothing when there are enough."""
+    """Return a message if there are too few latents, else an empty string."""
     n = len(units)
-    return "" if n >= FEWEST_LATENTS else f"{n} latents are too few to tell ({FEWEST_LATENTS} at least)"
+    return "" if n >= FEWEST_LATENTS else f"{n} latents are too few (at least {FEWEST_LATENTS} are required)"

@@ -1,4 +1,4 @@
-"""Finds the latents that fire together with a latent on the strongest token of its windows."""
+"""Finds the latents that fire together with a latent on the strongest tokens of its windows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from saeval.records import LatentRecord
 if TYPE_CHECKING:
     from saeval.activations import ActivationStore
 
-_AT_ONCE = 1 << 24  # activations that are looked through at a time
+_AT_ONCE = 1 << 24  # activations scanned at a time
 
 
 def with_cofiring(record: LatentRecord, store: ActivationStore) -> LatentRecord:
-    """Return the record with the latents that fire together with this one in the windows that explain it.
+    """Return the record with the co-firing latents of each activating window in `explain`.
 
-    All activations of the store are looked through once.
+    Scans all activations of the store once.
     """
     explain, own = record.explain, record.latent.index
     places = np.array(

@@ -1,4 +1,4 @@
-"""Collects the activation store of every cell in as few model passes as possible, or finds it in the cache."""
+"""Collects the activation stores of all cells in as few model passes as possible, or finds them in the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VERIFY_BELOW = 2 << 30  # bytes; larger stores are verified by `saeval doctor -
 
 
 def store_path(source: Part[ActivationSource]) -> Path:
-    """Return where the store of a source is kept: its name is a hash of all that its content depends on."""
+    """Return the folder of a source's store, named by the hash of everything that its content depends on."""
     return store_folder(source.identity)
 
 
@@ -36,9 +36,9 @@ def collect(
 
     Args:
         sources: Sources by cell name.
-        display: Where progress is shown.
-        work: Collects cells, those together that share a model pass; by default this process does.
-        standstill: Seconds without a token after which a user is told.
+        display: Shows the progress.
+        work: Collects groups of cells that share a model pass; None to collect in this process.
+        standstill: Seconds without progress after which a message is shown.
 
     Raises:
         InputError: If a model, coder or corpus is missing or does not fit.
@@ -51,27 +51,27 @@ def collect(
                 collect_pass([sources[name] for name in names], progress=stage.reach)
 
     if groups := passes(sources, display):
-        # Two processes do not do the same work: who comes late waits, and then finds it done.
+        # Locks prevent two processes from collecting the same stores: the later one waits and then finds them done.
         with ExitStack() as stack:
             for path in sorted(store_path(sources[name]) for names in groups for name in names):
-                stack.enter_context(_locked(path, display))  # in one order, so that no two wait for each other
+                stack.enter_context(_locked(path, display))  # in sorted order, to avoid deadlocks
             left = [[name for name in names if not store_path(sources[name]).exists()] for names in groups]
             if left := [names for names in left if names]:
                 (work or here)(left)
                 for path in (store_path(sources[name]) for names in left for name in names):
-                    for useless in path.parent.glob(f"{path.name}.*.partial"):  # of who began when all was done
+                    for useless in path.parent.glob(f"{path.name}.*.partial"):  # from processes that started late
                         shutil.rmtree(useless, ignore_errors=True)
     return {name: ActivationStore.open(store_path(part)) for name, part in sources.items()}
 
 
 @contextmanager
 def collecting(display: Display, total: int, unit: str, standstill: float) -> Iterator[Stage]:
-    """Show progress of collecting, and say when it stalls (a hang and a large download look alike)."""
+    """Within this context, show the progress of collecting, and a message if it stalls (hang or large download)."""
 
     def tell(seconds: float) -> None:
         display.wait(
-            f"collect activations: nothing has come for {seconds:.0f} s; if it hangs, end it with Ctrl-C, and the same "
-            "command goes on from what is finished"
+            f"collect activations: no progress for {seconds:.0f} s; if it hangs, stop it with Ctrl-C and rerun the "
+            "same command, which resumes"
         )
 
     with (
@@ -89,13 +89,13 @@ def collect_pass(
     """Collect sources that share a model pass.
 
     Args:
-        sources: The sources; more than one only where `passes` puts them together.
-        share: Which shards of the corpus to collect, as (number, of how many); the last process makes the stores.
-        progress: Is called with tokens done, and tokens in all.
+        sources: The sources; several only if `passes` groups them.
+        share: This process's share of the corpus's shards, as (number, count); the last process makes the stores.
+        progress: Called with tokens done and total tokens.
 
     Raises:
         InputError: If a model, coder or corpus is missing or does not fit.
-        StoreError: If a source breaks its contract, or there is no room.
+        StoreError: If a source breaks its contract, or the disk is full.
     """
     from filelock import FileLock
 
@@ -106,7 +106,7 @@ def collect_pass(
         type(plugins[0]).collect_many(plugins, writers)
         for source, path, writer in zip(plugins, paths, writers, strict=True):
             if source.synthetic:
-                writer.note(synthetic=True)  # stays with the store wherever it is taken
+                writer.note(synthetic=True)  # stored in the manifest, so that copies keep it
             if share[1] == 1:
                 writer.finish()
                 continue
@@ -117,30 +117,30 @@ def collect_pass(
 
 @contextmanager
 def _in_cache() -> Iterator[None]:
-    """Say of a cache that cannot be written to what can be done.
+    """Within this context, turn errors of writing to the cache into a `StoreError` with a remedy.
 
     Raises:
-        StoreError: If it cannot.
+        StoreError: If the cache cannot be written to.
     """
     try:
         yield
     except OSError as error:
-        # numpy says so many bytes were "requested" and so few "written", and no more.
+        # numpy's error for a full disk contains only the bytes "requested" and "written".
         no_room = error.errno in _NO_ROOM or "requested and" in str(error)
         if not no_room and not str(error.filename or "").startswith(str(cache_dir())):
-            raise  # a file of the source's own
+            raise  # the error is about a file of the source
         raise StoreError(
-            f"{error.filename or cache_dir()}: activations cannot be written ({os_reason(error)}); make room, or set "
-            "SAEVAL_CACHE to another folder, and rerun the same command"
+            f"{error.filename or cache_dir()}: activations cannot be written ({os_reason(error)}); free some space, or "
+            "set SAEVAL_CACHE to another folder, and rerun the same command"
         ) from None
 
 
 def passes(sources: Mapping[str, Part[ActivationSource]], display: Display) -> list[list[str]]:
-    """Return the cells whose stores are not in the cache, those together that share a model pass.
+    """Return the cells whose stores are not in the cache, grouped by model pass.
 
     Args:
         sources: Sources by cell name.
-        display: Where is said what is damaged.
+        display: Shows messages about damaged stores.
     """
     by_path = {store_path(part): name for name, part in sources.items()}
     groups: dict[str, list[str]] = {}
@@ -163,7 +163,7 @@ def _usable(path: Path, display: Display) -> ActivationStore | None:
 
 
 def _locked(path: Path, display: Display) -> AbstractContextManager[object]:
-    """Return the lock of a store, taken; the operating system drops it when its process dies, however it dies.
+    """Acquire and return the lock of a store; the operating system releases it if the process dies.
 
     Raises:
         StoreError: If the cache cannot be written to.
@@ -176,5 +176,7 @@ def _locked(path: Path, display: Display) -> AbstractContextManager[object]:
         try:
             return lock.acquire(timeout=0)
         except Timeout:
-            display.wait("collect activations: waiting for another saeval process, which collects the same ones")
+            display.wait(
+                "collect activations: waiting for another saeval process that is collecting the same activations"
+            )
             return lock.acquire()

@@ -1,4 +1,4 @@
-"""Draws wrong windows for a latent from the firings of one other latent."""
+"""Draws decoy windows for a latent: windows in which one other, similar latent fires."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ if TYPE_CHECKING:
     from saeval.activations import ActivationStore
 
 _FEWEST = 5
-"""A latent with fewer windows left than this is no decoy."""
+"""Minimum number of usable windows for a decoy latent."""
 
-_TRIED = 64  # latents compared with the one at hand
-_MOST = 1000  # latents tried to find so many: dictionaries may hold hundreds of copies of one latent
-_SPREAD = 1.0  # of what is added to log firings in drawing them
-_COMPARED = 32  # windows that each is compared by
-_OFFERED = 4  # windows to choose from, for each one wanted
-_SAME_TOKENS = 0.25  # most that the tokens which both fire on may make up
-_TOGETHER = 0.02  # share of the rarer latent's firings that may fall on the other's, where chance gives less
-_TABLE = 1 << 28  # tokens of the longest corpus for which a table of them is made
+_TRIED = 64  # number of candidates compared with the latent
+_MOST = 1000  # maximum latents tried to find the candidates: a dictionary may have hundreds of copies of a latent
+_SPREAD = 1.0  # scale of the random term added to the difference of log firings
+_COMPARED = 32  # number of windows compared per latent
+_OFFERED = 4  # windows to choose from per window needed
+_SAME_TOKENS = 0.25  # largest overlap of the firing tokens of both latents
+_TOGETHER = 0.02  # largest share of the rarer latent's firings that may coincide, if chance gives less
+_TABLE = 1 << 28  # largest corpus, in tokens, for which a lookup table is made
 
 
 class Decoys:
-    """Gives records their decoys; each is drawn once, though records are made again for every step.
+    """Adds decoys to records; each decoy is drawn once, although records are rebuilt for every step.
 
     Args:
-        store: The activations that records are cut from.
+        store: The activation store of the records.
     """
 
     def __init__(self, store: ActivationStore):
         self._store = store
-        self._places: dict[int, tuple[int, bytes] | None] = {}  # by latent: the other one, and where its windows begin
+        self._places: dict[
+            int, tuple[int, bytes] | None
+        ] = {}  # by latent: the decoy latent, and the starts of its windows
 
     def __call__(self, record: LatentRecord, rng: np.random.Generator) -> LatentRecord:
-        """Return the record as `with_decoy` does."""
+        """Return the record with its decoy; see `with_decoy`."""
         latent, length = record.latent.index, self._store.length
         if latent not in self._places:
             found = with_decoy(record, self._store, rng)
@@ -67,23 +69,22 @@ def _with(record: LatentRecord, store: ActivationStore, other: LatentId, windows
 
 
 def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Generator) -> LatentRecord:
-    """Return the record with the windows of one other latent beside those that score it.
+    """Return the record with windows of a decoy latent for scoring.
 
-    The other latent fires nearly independently of this one, about as often and on other tokens. Of 64 such latents,
-    drawn at random, it is the one whose firing tokens recur from window to window most nearly as this latent's do, and
-    look most like them (words, parts of words or signs). Of its windows those are taken whose firing tokens are as
-    many, as long and in the same places as in this latent's windows. None comes from a document that explains this
-    latent, and in none do both fire on the same token; otherwise this latent is free to fire there, as the other one is
-    in this latent's windows. So neither the text nor the marks say which of the two latents is meant: only an
-    explanation does.
+    The decoy latent fires nearly independently of this latent, about as often, and on other tokens. Of 64 such latents,
+    drawn at random, it is the one whose firing tokens are most similar in how often they recur between windows and in
+    kind (words, parts of words or punctuation). The windows chosen have firing tokens that match those in this latent's
+    windows in number, length and position. No window comes from a document that explains this latent, and in none do
+    both latents fire on the same token; apart from that, this latent may fire there, as the decoy latent may in this
+    latent's windows. So neither text nor marks reveal which of the two latents is meant: only an explanation does.
 
     Args:
         record: The latent's windows.
-        store: The activations they were cut from.
-        rng: Source of the draw.
+        store: The activation store.
+        rng: Random generator.
 
     Returns:
-        The record; unchanged where the store has no such latent.
+        The record; unchanged if the store has no such latent.
     """
     shown = record.score.activating
     wanted = len(record.score.non_activating)
@@ -112,7 +113,7 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
     latent, begins = LatentId(record.latent.hookpoint, offered.latent), searched.begins(offered)
     order = rng.permutation(len(shown))
     lent = order[np.arange(min(wanted, len(begins))) % len(order)]
-    chosen = _alike(
+    chosen = _match_windows(
         _shape(np.array([window.activations for window in shown]))[lent],
         _shape(store.window_arrays(latent.index, begins, searched.window)[1]),
     )
@@ -124,10 +125,10 @@ class _Windows(NamedTuple):
 
     Attributes:
         latent: The latent.
-        ids: Their numbers.  [windows]
-        low: Where each one's firings begin, from `base` on.  [windows]
-        high: Where they end.  [windows]
-        base: A place among the firings of the store.
+        ids: Window numbers.  [windows]
+        low: Start of each window's firings, relative to `base`.  [windows]
+        high: End of each window's firings, relative to `base`.  [windows]
+        base: Index into the store's firings.
     """
 
     latent: int
@@ -137,18 +138,18 @@ class _Windows(NamedTuple):
     base: int
 
     def take(self, which: NDArray[np.int64] | slice) -> _Windows:
-        """Return some of them."""
+        """Return a subset of the windows."""
         return self._replace(ids=self.ids[which], low=self.low[which], high=self.high[which])
 
 
-class _Room:
-    """What the searches of one store use again: kinds of tokens, and tables that are all False between two searches.
+class _Scratch:
+    """Data that searches in one store share: kinds of tokens, and tables that are all False between searches.
 
     Attributes:
         kinds: Kinds of tokens.
         known: Latents that could be decoys.
-        fires: Place for positions at which a latent fires; None for a corpus that is too long.
-        barred: Place for windows that may not be shown.
+        fires: Table of positions at which a latent fires; None if the corpus is too long.
+        barred: Table of windows that must not be used.
     """
 
     def __init__(self, store: ActivationStore, window: int):
@@ -161,7 +162,7 @@ class _Room:
         self._documents = np.asarray(store.documents)[self._contexts]
 
     def windows_of(self, documents: Sequence[int]) -> NDArray[np.int64]:
-        """Return the numbers of all windows of documents."""
+        """Return the numbers of all windows in some documents."""
         wanted = np.unique(documents)
         begins, ends = (np.searchsorted(self._documents, wanted, side=side) for side in ("left", "right"))
         parts = [self._contexts[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
@@ -169,18 +170,18 @@ class _Room:
         return (contexts[:, None] * self._tiles + np.arange(self._tiles)).reshape(-1)
 
 
-_ROOMS: WeakKeyDictionary[ActivationStore, dict[int, _Room]] = WeakKeyDictionary()
+_SCRATCH: WeakKeyDictionary[ActivationStore, dict[int, _Scratch]] = WeakKeyDictionary()
 
 
-def _room(store: ActivationStore, window: int) -> _Room:
-    rooms = _ROOMS.setdefault(store, {})
-    if window not in rooms:
-        rooms[window] = _Room(store, window)
-    return rooms[window]
+def _scratch_of(store: ActivationStore, window: int) -> _Scratch:
+    by_window = _SCRATCH.setdefault(store, {})
+    if window not in by_window:
+        by_window[window] = _Scratch(store, window)
+    return by_window[window]
 
 
 class _Search:
-    """The latents of a store that could be decoys, and their windows."""
+    """Finds the latents of a store that could be decoys for a record, and their windows."""
 
     def __init__(self, store: ActivationStore, record: LatentRecord):
         self._store, self._latent = store, record.latent.index
@@ -188,41 +189,41 @@ class _Search:
         self._positions = store.activations(self._latent)[0]
         self._hookpoint = record.latent.hookpoint
         self._moved = any((e.start - store.lead) % self.window for e in record.score.activating)
-        self._room = _room(store, self.window)
+        self._scratch = _scratch_of(store, self.window)
         explain = (*record.explain.activating, *record.explain.non_activating)
         tiles = (store.length - store.lead) // self.window
         scored = (*record.score.activating, *record.score.non_activating)
         places = [(e.context, *divmod(e.start - store.lead, self.window)) for e in (*explain, *scored)]
         seen = np.array([context * tiles + tile for context, tile, rest in places if not rest], dtype=np.int64)
-        self._barred = np.concatenate([seen, self._room.windows_of([e.document for e in explain])])
+        self._barred = np.concatenate([seen, self._scratch.windows_of([e.document for e in explain])])
 
     @property
     def kinds(self) -> Kinds:
         """Kinds of tokens."""
-        return self._room.kinds
+        return self._scratch.kinds
 
     def begins(self, windows: _Windows) -> NDArray[np.int64]:
-        """Return where another latent's windows begin: moved as this latent's are, or in their place if those are."""
+        """Return the starts of another latent's windows, shifted by `begin_around` if this latent's windows are."""
         store = self._store
         if self._moved:
             return store.begin_around(windows.latent, windows.ids, self.window)
         return store.begin_of(windows.ids, self.window)
 
     def candidates(self, rng: np.random.Generator) -> Iterator[_Windows]:
-        """Draw latents, mostly such as fire about as often, with their windows that may be shown."""
-        firings, known = self._store.firings, self._room.known
+        """Draw latents, preferring those that fire about as often, with their usable windows."""
+        firings, known = self._store.firings, self._scratch.known
         known = known[known != self._latent]
         apart = np.abs(np.log(firings[known] / max(1, len(self._positions))))
         near = apart + rng.exponential(_SPREAD, len(apart))
         first = np.arange(len(near))
-        if len(near) > _MOST:  # those that are sorted; in their order, so that equal ones stay in it
+        if len(near) > _MOST:  # only these are sorted; kept in order, so that ties are stable
             first = np.flatnonzero(near <= np.partition(near, _MOST - 1)[_MOST - 1])
         others = known[first[np.argsort(near[first], kind="stable")][:_MOST]]
         for begin in range(0, len(others), _TRIED):
             yield from (usable for usable in self._usable(others[begin : begin + _TRIED]) if len(usable.ids) >= _FEWEST)
 
     def _usable(self, others: NDArray[np.int64]) -> Iterator[_Windows]:
-        """Yield latents' windows that may be shown; none of one that does not fire independently."""
+        """Yield the usable windows of latents; empty for latents that do not fire independently."""
         store, window = self._store, self.window
         position, ends = store.firings_of(others)
         sizes = np.diff(ends, prepend=0)
@@ -236,7 +237,7 @@ class _Search:
         begins = ends - sizes
         new = np.ones(len(numbers), dtype=np.bool_)
         new[1:] = numbers[1:] != numbers[:-1]
-        if whole is not None:  # the rest of a context has the number of the next one's first window
+        if whole is not None:  # the remainder of a context has the number of the next context's first window
             new[1:] |= whole[1:] != whole[:-1]
         new[begins[sizes > 0]] = True
         first = np.flatnonzero(new)
@@ -255,10 +256,10 @@ class _Search:
             yield _Windows(latent, ids[part], first[part], last[part], bases[k])
 
     def _allowed(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which windows are none of this latent's, nor of a document that explains it, and are known."""
-        barred = self._room.barred
+        """Return which windows are known, not used by this latent, and not in a document that explains it."""
+        barred = self._scratch.barred
         barred[self._barred] = True
-        # The rest of the last context has a number beyond all; it is not whole.
+        # The remainder of the last context has a number beyond the table; it is not a whole window.
         allowed = ~barred.take(ids, mode="clip")
         barred[self._barred] = False
         if self._store.latents is not None or not self._store.holds_whole_text:
@@ -267,7 +268,7 @@ class _Search:
 
     def _common(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether this latent fires at each position."""
-        if (fires := self._room.fires) is None:
+        if (fires := self._scratch.fires) is None:
             at = np.searchsorted(self._positions, position)
             return np.asarray(self._positions.take(at, mode="clip") == position)
         fires[self._positions] = True
@@ -276,7 +277,7 @@ class _Search:
         return found
 
     def profiles(self, drawn: Sequence[_Windows]) -> Profiles:
-        """Return the profiles of other latents by their windows."""
+        """Return the profiles of other latents, from their windows."""
         if self._moved:
             begins = np.concatenate([self.begins(windows) for windows in drawn])
         else:
@@ -287,17 +288,17 @@ class _Search:
         return profiles_of(self._store, (low, high), begins, owner, self.kinds, self.window)
 
 
-def _alike(wanted: NDArray[np.float64], offered: NDArray[np.float64]) -> NDArray[np.intp]:
+def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) -> NDArray[np.intp]:
     """Choose an offered window for each wanted one, matching number, length and place of marks; see `_shape`."""
     from scipy.optimize import linear_sum_assignment
 
-    # A run or token more weighs as much as half a window between the places of the marks.
+    # One more run or token has the same cost as a distance of half a window between marks.
     cost = np.abs(wanted[:, None, :] - offered[None, :, :]) @ np.array([1.0, 1.0, 2.0, 2.0])
     return np.asarray(linear_sum_assignment(cost)[1])
 
 
 def _shape(strengths: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return runs, tokens, and the places of the first and last mark as shares of the window.  [windows, 4]"""
+    """Return the numbers of runs and tokens, and the relative positions of first and last mark.  [windows, 4]"""
     marks, runs = marked(strengths)
     size = marks.shape[1]
     first, last = marks.argmax(axis=1) / size, 1 - marks[:, ::-1].argmax(axis=1) / size

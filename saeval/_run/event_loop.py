@@ -1,4 +1,4 @@
-"""Runs a coroutine to its end, and lets Ctrl-C cancel it without breaking the event loop."""
+"""Runs a coroutine to completion; Ctrl-C cancels it without breaking the event loop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-_STUCK = 1.0  # seconds after which an event loop that has not heard of Ctrl-C counts as blocked
+_STUCK = 1.0  # seconds without reaction to Ctrl-C after which the event loop counts as blocked
 
 
 def run_async(main: Callable[[], Awaitable[None]]) -> None:
-    """Run a coroutine, in a thread of its own where a loop is already running (notebooks).
+    """Run a coroutine; in a separate thread if a loop is already running (notebooks).
 
     Raises:
         KeyboardInterrupt: If it was cancelled by Ctrl-C.
@@ -36,17 +36,17 @@ def run_async(main: Callable[[], Awaitable[None]]) -> None:
 
 @contextmanager
 def _cancelled_by_ctrl_c() -> Iterator[None]:
-    """Have each Ctrl-C cancel the running task: the first one stops it, a second one stops its waiting for answers.
+    """Within this context, each Ctrl-C cancels the task: the first stops it, the second stops waiting for answers.
 
-    asyncio cancels the task at the first one only, and raises KeyboardInterrupt in the event loop at the next. That
-    can lose a callback, so that a task is never woken and the process never ends. Here it is raised only in code that
-    keeps the loop from turning.
+    asyncio cancels the task only at the first Ctrl-C, and raises KeyboardInterrupt in the event loop at the next. That
+    can lose a callback, so that a task is never resumed and the process never ends. Here KeyboardInterrupt is raised
+    only in code that blocks the loop.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    asked_at: float | None = None  # when the loop was last told, until it hears
+    asked_at: float | None = None  # when the cancellation was requested; None once it was handled
     interrupted = False
 
     def hear() -> None:

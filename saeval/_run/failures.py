@@ -1,4 +1,4 @@
-"""Decides which failures of latents are recorded, and when they stop a run."""
+"""Decides which failures of latents are saved, and when failures stop a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeval._util import SaevalError
 
 
 class GaveUp(SaevalError):
-    """Raised if the first latents of a step all failed for one reason, or its model is gone. The run can be resumed."""
+    """Raised if many latents fail for the same reason, or the model is unavailable. The run can be resumed."""
 
 
 class _Failure(NamedTuple):
@@ -21,9 +21,9 @@ class _Failure(NamedTuple):
 
 
 class Failures:
-    """Watches a step for latents that all fail alike; until one succeeds, such failures are not written down.
+    """Watches a step for latents that all fail for the same reason; holds failures back until a latent succeeds.
 
-    At the beginning of a step any failures count; later, only those of calls, for an outage may come at any time.
+    At the start of a step, all failures count; later only failed calls, since an outage may occur at any time.
     """
 
     def __init__(self, step: str, give_up_after: int):
@@ -32,10 +32,10 @@ class Failures:
         self._any_success = False
 
     def note(self, made: StepOutput[Any], write: Callable[[], None]) -> None:
-        """Take one result: write it down, or hold it back while nothing but failures came.
+        """Save a result, or hold it back if it is a failure that may affect all latents.
 
         Raises:
-            GaveUp: If as many as `run.give_up_after` were held back and are alike, or all of calls.
+            GaveUp: If `run.give_up_after` failures are held back, and have the same reason or are all failed calls.
         """
         if made.result.status != "failed":
             self._any_success = True
@@ -55,7 +55,7 @@ class Failures:
                 )
 
     def settle(self) -> None:
-        """Record the failures held back, unless no call succeeded at all."""
+        """Save the failures held back; failed calls only if a latent succeeded."""
         self._write(f for f in self._held if self._any_success or not f.fault)
 
     def _write(self, failures: Iterable[_Failure]) -> None:
@@ -65,5 +65,5 @@ class Failures:
 
 
 def _digitless(reason: str) -> str:
-    """Return a reason without numbers: waiting times and identifiers of requests differ from call to call."""
+    """Return a reason without numbers, since delays and request ids differ between calls."""
     return re.sub(r"\w*\d[\w.-]*", "#", reason)

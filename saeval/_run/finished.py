@@ -1,4 +1,4 @@
-"""Recognises a finished, unchanged run, so that a rerun writes nothing."""
+"""Detects a finished and unchanged run, so that a rerun does nothing."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from saeval.task import StepPart, Task
 
 _PLACE = Path("logs") / "finished"
-_ASIDE = ("run.json", "logs")  # what changes with every sitting
+_ASIDE = ("run.json", "logs")  # files that change in every session
 
 
 def keep(folder: Path, task: Task, limit: int | None) -> None:
-    """Record that a run has finished, what its results depend on, and the state of its files.
+    """Record that a run has finished, with hashes of its inputs and of the state of its files.
 
     Raises:
-        InputError: If there is no room.
+        InputError: If the disk is full.
     """
     write_atomic(folder / _PLACE, f'["{_inputs(task, limit)}", "{_files(folder)}"]\n')
 
 
 def forget(folder: Path) -> None:
-    """Take back what `keep` wrote, before anything of the run changes."""
+    """Delete the record of `keep`; call it before changing anything in the run."""
     (folder / _PLACE).unlink(missing_ok=True)
 
 
 def find(folder: Path, task: Task, limit: int | None) -> Run | None:
-    """Return the results of a run if it is finished, depends on what it depended on, and no file of it has changed."""
+    """Return the results of a run if it is finished, and neither its inputs nor its files have changed; else None."""
     try:
         kept = read_json(folder / _PLACE)
         if kept == [_inputs(task, limit), _files(folder)]:
@@ -48,7 +48,7 @@ def find(folder: Path, task: Task, limit: int | None) -> Run | None:
 
 
 def _inputs(task: Task, limit: int | None) -> str:
-    """Return a hash of all that results and reports depend on."""
+    """Return a hash of everything that results and reports depend on."""
     cells: list[JsonValue] = []
     for cell in task.cells:
         steps: list[tuple[str, StepPart[Any]]] = [*cell.explainers.items(), *cell.scorers.items()]
@@ -62,7 +62,7 @@ def _inputs(task: Task, limit: int | None) -> str:
 
 
 def _files(folder: Path) -> str:
-    """Return a hash of names, sizes and times of change of a run's files, without reading them."""
+    """Return a hash of the names, sizes and modification times of a run's files."""
     found: list[list[str | int]] = []
     left = [entry for entry in os.scandir(folder) if entry.name not in _ASIDE]
     while left:

@@ -1,4 +1,4 @@
-"""Chooses, from store and seed, which latents have a floor, and whose explanation it is."""
+"""Chooses which latents have a judged floor, and which other latent's explanation serves as floor."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ if TYPE_CHECKING:
 
     from saeval.activations import ActivationStore
 
-_FEWEST = 20  # latents with a floor, where there are so many
-_FACTOR = 2.0  # how far co-occurrence may be from chance
-_LOOKS = 64  # latents compared to find one that fires independently
+_FEWEST = 20  # minimum number of latents with a floor, if there are that many
+_FACTOR = 2.0  # largest factor between co-occurrence and chance for near-independence
+_LOOKS = 64  # maximum latents compared to find one that fires independently
 
 
 def number(latents: int) -> int:
-    """Return the number of latents with a judged floor: half of them, and at least 20."""
+    """Return the number of latents with a judged floor: half of them, but at least 20."""
     return max((latents + 1) // 2, min(latents, _FEWEST))
 
 
 def in_order(latents: Sequence[int], seed: int) -> list[int]:
-    """Return latents in a random order in which adding or removing one moves no other."""
+    """Return latents in a random order in which adding or removing a latent does not change the order of others."""
     return sorted(latents, key=lambda latent: content_hash(seed, "floor", latent))
 
 
 def judged(latents: Sequence[int], seed: int) -> frozenset[int]:
-    """Return the latents whose floor is judged: a keyed half of those that are scored."""
+    """Return the latents whose floor is judged: a random half of the scored latents, determined by the seed."""
     return frozenset(in_order(latents, seed)[: number(len(latents))])
 
 
 class Partners:
     """Finds latents whose explanations are uninformed about another, because they fire nearly independently of it.
 
-    Another latent's explanation is a floor only if it is neither nearly right (a near duplicate, which fires in the
-    same windows) nor wrong on purpose (one that fires where this one is silent): both firing in one window must be
-    within a factor of two of chance, one window being added to what is seen and to what is expected.
+    Another latent's explanation is a valid floor only if it is neither nearly correct (a near duplicate, which fires in
+    the same windows) nor systematically wrong (a latent that fires only where this one does not). So the number of
+    windows in which both fire must be within a factor of two of the number expected by chance, after adding one window
+    to both numbers.
 
     Args:
-        store: The cell's activations.
+        store: The cell's activation store.
         window: Tokens per window.
-        latents: The latents of the cell that were explained.
+        latents: The explained latents of the cell.
         seed: Seed of the run.
     """
 
@@ -56,9 +57,9 @@ class Partners:
         self._windows = lru_cache(maxsize=2 * _LOOKS)(lambda latent: store.windows(latent, window).ids)
 
     def of(self, latent: int) -> Iterator[int]:
-        """Yield the latents whose explanation may serve: near-independent ones, then the least dependent.
+        """Yield the latents whose explanation can serve as floor: near-independent ones, then the least dependent.
 
-        They follow the latent in a ring, so that each explanation serves about once.
+        They follow the latent in a ring, so that each explanation is used about once.
         """
         place, ring = self._place[latent], self._ring
         dependent: list[tuple[float, int]] = []
@@ -76,14 +77,14 @@ class Partners:
         return self.dependence(latent, other) <= log(_FACTOR)
 
     def dependence(self, latent: int, other: int) -> float:
-        """Return how far co-occurrence in windows is from chance: the absolute log of the ratio of the two."""
+        """Return the deviation of co-occurrence in windows from chance: the absolute log ratio of the two."""
         a, b = self._windows(latent), self._windows(other)
         expected = len(a) * len(b) / self._everywhere
         return abs(log((_common(a, b) + 1) / (expected + 1)))
 
 
 def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """Return how many numbers two ascending arrays have in common."""
+    """Return the size of the intersection of two ascending arrays."""
     import numpy as np
 
     few, many = (a, b) if len(a) <= len(b) else (b, a)

@@ -1,4 +1,4 @@
-"""The journal of a run: results of finished work items by key, saved as soon as they are made."""
+"""The journal of a run: results of finished work items by key, saved immediately."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from saeval._util import InputError, LineFile, os_reason, parse_json
 
 
 class Journal:
-    """Results by key of their work item. Finished items survive a kill; resuming trusts them.
+    """Results by key of their work item. Finished items survive a kill, and resuming reuses them.
 
-    Only the places of entries are held in memory; the entries are read from the file when wanted.
+    Only the offsets of entries are held in memory; entries are read from the file on request. The file is scanned at
+    the first request, which raises an `InputError` if the file cannot be read.
 
     Args:
         path: The file, one entry per line, each with a checksum.
-
-    The file is read with the first entry that is asked for; an `InputError` says that it cannot be.
     """
 
     def __init__(self, path: Path):
@@ -30,7 +29,7 @@ class Journal:
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
-        """Where entries are; read when the first one is wanted, since a run that has finished wants none."""
+        """Offset and length of each entry; read lazily, since a finished run needs none."""
         return dict(self._read())
 
     def close(self) -> None:
@@ -38,7 +37,7 @@ class Journal:
         self._file.close()
 
     def _read(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Yield the positions of entries; a truncated or changed line is skipped, and its work is done again."""
+        """Yield key, offset and length of entries; skip truncated or changed lines, whose work is redone."""
         if not self._file.path.exists():
             return
         place = 0
@@ -53,7 +52,7 @@ class Journal:
             raise InputError(f"{self._file.path}: cannot be read ({os_reason(error)})") from None
 
     def finished(self, key: str) -> Any | None:
-        """Return the value of a finished work item, read from the file, or None."""
+        """Return the value of a finished work item from the file; None if it is not finished."""
         place = self._places.get(key)
         entry = _entry(self._file.line_at(*place)) if place else None
         return None if entry is None else expanded(entry["value"])
@@ -62,7 +61,7 @@ class Journal:
         """Save a finished work item, which then survives a kill.
 
         Raises:
-            InputError: If there is no room, or the directory cannot be written to any more.
+            InputError: If the disk is full, or the directory cannot be written to.
         """
         text = json.dumps({"key": key, "value": compact(value)}, separators=(",", ":"))
         line = f"{_digest(text.encode()).decode()} {text}"
@@ -70,21 +69,21 @@ class Journal:
         self._kept.pop(key, None)
 
     def keep(self, key: str, value: Any) -> None:
-        """Hold an item in memory only: the reports of this sitting show it, and the next sitting does it again."""
+        """Keep an item in memory only: this session's reports show it, but the next session redoes it."""
         self._kept[key] = value
 
     @property
     def whole(self) -> bool:
-        """Whether everything that was made is written down."""
+        """Whether all results are saved in the file."""
         return not self._kept
 
     def made(self, key: str) -> Any | None:
-        """Return the value of a work item, finished or kept, or None."""
+        """Return the value of a work item from file or memory; None if there is none."""
         return self._kept[key] if key in self._kept else self.finished(key)
 
 
 def _entry(line: bytes) -> Any | None:
-    """Return the entry on a line, or None if its checksum does not fit or it is no entry."""
+    """Return the entry on a line; None if its checksum does not match or it is not an entry."""
     digest, _, text = line.rstrip(b"\n").partition(b" ")
     if digest != _digest(text):
         return None

@@ -1,4 +1,4 @@
-"""Checks journal entries; those of another shape are computed again."""
+"""Compresses and validates journal entries; invalid ones are recomputed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from saeval.records import Explanation, Metric, Outcome, Score, Usage
 
 Usable = Callable[[Any], bool]
-"""Whether an entry of the journal can be used as it is."""
+"""Returns whether an entry of the journal is valid."""
 
 _USAGE = TypeAdapter(Usage)
 _ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeAdapter(
@@ -31,12 +31,12 @@ _USUAL: dict[str, Any] = {
 _UNUSED: dict[str, Any] = asdict(Usage())
 _FLAGS = frozenset({"active", "predicted"})
 _DIGITS = frozenset({"active", "predicted", "decile"})
-"""Columns of digits, a character each; `-` for none."""
+"""Columns that are stored as strings with one digit per window; `-` for None."""
 _LINE = re.compile(r"[0-9-]*", re.ASCII)
 
 
 def compact(value: Any) -> Any:
-    """Return an entry with its judged windows as columns, and without what its usage and they say by default.
+    """Return an entry with judged windows as columns, without default values in usage and columns.
 
     The columns are one text: JSON, zlib, base64.
     """
@@ -60,7 +60,7 @@ def compact(value: Any) -> Any:
 
 
 def expanded(value: Any) -> Any:
-    """Return an entry as it was given to `compact`; one of an earlier version, or of another shape, as it is."""
+    """Undo `compact`; entries of earlier versions or in another format are returned unchanged."""
     result = value.get("result") if isinstance(value, dict) else None
     if not isinstance(result, dict):
         return value
@@ -94,25 +94,25 @@ def _unpacked(packed: str) -> Any:
 
 
 def _digits(column: Any) -> Any:
-    """Return a column of digits as a list, and any other as it is."""
+    """Convert a string of digits to a list; return other columns unchanged."""
     if not isinstance(column, str) or not _LINE.fullmatch(column):
         return column
     return [None if c == "-" else int(c) for c in column]
 
 
 def usable_explanation(entry: Any) -> bool:
-    """Return whether an entry holds an explanation, and what it took."""
+    """Return whether an entry contains a valid explanation and its usage."""
     return _usable(entry, Explanation) is not None
 
 
 def usable_score(entry: Any, metrics: Sequence[Metric]) -> bool:
-    """Return whether an entry holds a score whose values are in their metrics' ranges, and what it took."""
+    """Return whether an entry contains its usage and a valid score with values in the metrics' ranges."""
     score = _usable(entry, Score)
     return isinstance(score, Score) and out_of_range(score, metrics) is None
 
 
 def out_of_range(score: Score, metrics: Sequence[Metric]) -> str | None:
-    """Return what is wrong with a score's values: a missing headline, or a value not finite or out of range."""
+    """Return what is wrong with a score's values: no headline metric, or a value out of range; None if valid."""
     if score.status != "ok":
         return None
     if metrics[0].name not in score.values:
@@ -125,14 +125,14 @@ def out_of_range(score: Score, metrics: Sequence[Metric]) -> str | None:
 
 
 def numbers(entry: Any, names: Sequence[str]) -> bool:
-    """Return whether an entry is a mapping from these names to finite numbers."""
+    """Return whether an entry maps these names to finite numbers."""
     return isinstance(entry, dict) and all(
         isinstance(entry.get(name), int | float) and math.isfinite(entry[name]) for name in names
     )
 
 
 def rows(entry: Any, n: int) -> bool:
-    """Return whether an entry holds a result of so many rows of lists, or none at all."""
+    """Return whether an entry contains a result with n rows of lists, or with none."""
     try:
         found = _ROWS.validate_python(entry.get("result") if isinstance(entry, dict) else None)
     except ValidationError:

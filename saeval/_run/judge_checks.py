@@ -1,4 +1,4 @@
-"""Stores the results of `judge-check`, so that later runs with the same judge find them."""
+"""Stores the results of `judge-check`, so that later runs with the same judge can use them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _CHECKED = "balanced_accuracy"
 
 
 def _place(role: RolePart) -> Path:
-    """Return the file of a judge, identified by all that its answers depend on: model, plugin, options, temperature."""
+    """Return the file of a judge, named by the hash of model, plugin, options and temperature."""
     return cache_dir() / "judge-checks" / f"{content_hash('judge', role.identity)}.json"
 
 
 def prompts_of(step: StepPart[Any]) -> str:
-    """Return a hash of a scorer's questions: its plugin, options and prompts."""
+    """Return a hash of a scorer's plugin, options and prompts."""
     return content_hash(step.part.loaded.id, step.part.plugin.fingerprint())
 
 
 def keep(task: Task, result: RunResult) -> None:
-    """Keep the result of a check.
+    """Save the result of a check.
 
     Args:
-        task: The task that was run; it declares which role it `checks`.
+        task: The task of the check; its `checks` names the role.
         result: Its result.
     """
     role = task.roles[str(task.checks)]
@@ -94,7 +94,7 @@ def of_scorer(check: JudgeCheck | None, step: StepPart[Any]) -> ScorerCheck | No
 
 
 def command(task: Task, role: RolePart) -> str:
-    """Return the command that checks a role's model as this task uses it."""
+    """Return the command that checks a role's model with the options of this task."""
     spec = task.resolved.get("llms", {}).get(role.role, {})
     aside = {"model", *type(role.settings).model_fields} - {"temperature", "max_tokens"}
     options = [f"llms.judge.{key}={value}" for key, value in spec.items() if key not in aside and value is not None]

@@ -1,4 +1,4 @@
-"""Compares what a judge can see of latents' marks without knowing their meaning."""
+"""Compares how latents' marked tokens look to a judge that does not know their meaning."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ if TYPE_CHECKING:
     from saeval.records import Example
 
 THRESHOLD = 0.3
-"""Share of a window's maximum from which on a token is marked."""
+"""Tokens with at least this share of the window's maximum activation are marked."""
 
 
 @dataclass(frozen=True, eq=False)
 class Profiles:
-    """What marks look like, of several latents.
+    """Statistics of the marked tokens of several latents.
+
+    The last three arrays are parallel, with one entry per latent and kind of token, sorted by latent.
 
     Attributes:
-        recurs: Share of pairs of windows that have a marked token in common.  [latents], as the next four
-        runs: Mean number of runs of marked tokens in a window.
-        tokens: Mean number of marked tokens in a window.
+        recurs: Share of pairs of windows that have a marked token in common.  [latents], like the next four
+        runs: Mean number of runs of marked tokens per window.
+        tokens: Mean number of marked tokens per window.
         words: Share of marked tokens that begin a word.
         signs: Share of marked tokens without a letter or digit.
-        latent: By latent and kind of token, the latents in a row: number of the latent.  [kinds found]
+        latent: Number of the latent.  [kinds found]
         kind: Kind of token.  [kinds found]
         share: Its share of the latent's marked tokens.  [kinds found]
     """
@@ -44,33 +46,35 @@ class Profiles:
     share: NDArray[np.float64]
 
     def overlap(self, others: Profiles) -> NDArray[np.float64]:
-        """Return the part of the marked tokens that the one latent of this has in common with each of others."""
+        """Return the overlap of marked tokens between the single latent of `self` and each of `others`."""
         own = np.full(1 + max(self.kind.max(initial=0), others.kind.max(initial=0)), -1)
         own[self.kind] = np.arange(len(self.kind))
         place = own[others.kind]
         both = np.flatnonzero(place >= 0)
-        both = both[np.lexsort((place[both], others.latent[both]))]  # added up in this latent's order
+        both = both[
+            np.lexsort((place[both], others.latent[both]))
+        ]  # sums in this latent's order, for reproducible rounding
         least = np.minimum(self.share[place[both]], others.share[both])
         return np.bincount(others.latent[both], weights=least, minlength=len(others.runs)).astype(np.float64)
 
     def distance(self, others: Profiles) -> NDArray[np.float64]:
-        """Return how differently the marks of the one latent of this and of each of others look."""
+        """Return the distance between the marks of the single latent of `self` and each of `others`."""
         many = abs(np.log(self.runs / others.runs)) + abs(np.log(self.tokens / others.tokens))
         kind = abs(self.words - others.words) + abs(self.signs - others.signs)
         return 2 * abs(self.recurs - others.recurs) + many / 2 + kind
 
 
 class Kinds:
-    """What a judge sees of a token: its text without spaces and case as a number; does it begin a word, is it a sign.
+    """Kinds of tokens: a number for the text without spaces and case, and whether it begins a word or is a sign.
 
     Args:
-        store: Where the tokens are from.
+        store: The store of the tokens.
     """
 
     def __init__(self, store: ActivationStore):
         self._store = store
         self._numbers: dict[str, int] = {}
-        self._known = np.zeros(0, dtype=np.bool_)  # by token id, as the next one
+        self._known = np.zeros(0, dtype=np.bool_)  # indexed by token id, like the next array
         self._of_id = np.zeros((0, 3), dtype=np.int64)
 
     def _of(self, text: str) -> tuple[int, bool, bool]:
@@ -78,18 +82,18 @@ class Kinds:
         return number, text[:1].isspace(), not any(map(str.isalnum, text))
 
     def of_texts(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Return number, word and sign of each text.  [texts, 3]"""
+        """Return kind number, word flag and sign flag of each text.  [texts, 3]"""
         return np.array([self._of(text) for text in texts], dtype=np.int64).reshape(-1, 3)
 
     def of_positions(
         self, positions: NDArray[np.int64], rows: NDArray[np.int64], begins: NDArray[np.int64], window: int
     ) -> NDArray[np.int64]:
-        """Return number, word and sign of the tokens at positions.  [positions, 3]
+        """Return kind number, word flag and sign flag of the tokens at positions.  [positions, 3]
 
         Args:
-            positions: Where the tokens are.
-            rows: The window of each.
-            begins: Where each window begins: a token that is part of a character is read as its window shows it.
+            positions: Positions of the tokens.
+            rows: The window of each token.
+            begins: Start of each window, to decode tokens that contain part of a character like in the window.
             window: Tokens per window.
         """
         tokens = self._store.tokens.reshape(-1)
@@ -113,7 +117,7 @@ class Kinds:
 
 
 def profile_of(windows: Sequence[Example], kinds: Kinds) -> Profiles:
-    """Return the profile of one latent by its windows."""
+    """Return the profile of one latent from its windows."""
     marks = marked(np.array([window.activations for window in windows]))[0]
     rows, columns = np.nonzero(marks)
     texts = [windows[row].tokens[column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
@@ -128,13 +132,13 @@ def profiles_of(
     kinds: Kinds,
     window: int,
 ) -> Profiles:
-    """Return the profiles of several latents by windows of theirs.
+    """Return the profiles of several latents from their windows.
 
     Args:
-        store: Where the windows are from.
-        firings: Where each window's firings begin and end among those of the store.  [windows] each
-        begins: Where each window begins.  [windows]
-        owner: Number of its latent, ascending from 0 without a gap.  [windows]
+        store: The store of the windows.
+        firings: Start and end of each window's firings in the store's arrays.  [windows] each
+        begins: Start of each window.  [windows]
+        owner: Number of its latent, ascending from 0 without gaps.  [windows]
         kinds: Kinds of tokens.
         window: Tokens per window.
     """
@@ -158,10 +162,10 @@ def _profiles(
 
     Args:
         rows: Window of each marked token, ascending.
-        places: Where it is; two that follow each other are neighbours.
-        kinds: Number, word and sign of each.
+        places: Position of each; consecutive numbers are adjacent tokens.
+        kinds: Kind number, word flag and sign flag of each.
         owner: Latent of each window.
-        n: How many latents there are.
+        n: Number of latents.
     """
     begins = np.ones(len(rows), dtype=np.bool_)
     begins[1:] = (rows[1:] != rows[:-1]) | (places[1:] != places[:-1] + 1)
@@ -172,7 +176,7 @@ def _profiles(
         latent * most + kinds[:, 0], return_index=True, return_inverse=True, return_counts=True
     )
     of = keys // most
-    order = np.lexsort((first, of))  # a latent's kinds in the order in which they come
+    order = np.lexsort((first, of))  # a latent's kinds in order of their first occurrence
     column = which - np.searchsorted(of, np.arange(n))[latent]
     within = rows - np.searchsorted(owner, np.arange(n))[latent]
     has = np.zeros((n, int(windows.max()), int(column.max()) + 1), dtype=np.float32)
@@ -191,7 +195,7 @@ def _profiles(
 
 
 def marked(strength: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which tokens would be marked, and at which of them a run begins.  [windows, window] each"""
+    """Return which tokens are marked, and which of them begin a run.  [windows, window] each"""
     marks = (strength > 0) & (strength >= THRESHOLD * strength.max(axis=1, keepdims=True))
     begins = marks.copy()
     begins[:, 1:] &= ~marks[:, :-1]

@@ -1,7 +1,7 @@
-"""Explains and scores: does each work item as soon as its inputs are ready, a bounded number at a time.
+"""Explains and scores: processes each work item as soon as its inputs are ready, with a limit on concurrent items.
 
-There is no barrier between cells, scorers or stages. Whatever the order of arrival, results are the same: an item's
-random stream and key depend on the item alone, and a shuffled explanation waits for the latents that come before it.
+There is no barrier between cells, scorers or stages. Results do not depend on the order of completion: an item's random
+stream and key depend only on the item, and a shuffled explanation waits for the latents before it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _log = logging.getLogger("saeval.run")
 
 Retry = Literal["failed"]
 
-_LITTLE_MEMORY = 0.02  # of what there is
-_WATCHED = 500  # latents whose answers under different explanations are compared
-_AHEAD = 64  # items ready to be scored, below which explaining goes first
-_AT_ONCE = 100  # items taken from the journal before the event loop turns
+_LITTLE_MEMORY = 0.02  # stop below this share of available memory
+_WATCHED = 500  # maximum latents whose answers under different explanations are compared
+_AHEAD = 64  # explain first while fewer items than this are ready to be scored
+_AT_ONCE = 100  # items taken from the journal per iteration of the event loop
 
 
 class Limits(NamedTuple):
-    """How many items may be in flight. Explaining is one call per latent, scoring many, so explaining may have more.
+    """Limits on items in flight. Explaining takes one call per latent and scoring many, so explaining may have more.
 
     Attributes:
-        explaining: Items that explain.
-        scoring: Items that score.
-        total: Items of both kinds.
+        explaining: Maximum explaining items.
+        scoring: Maximum scoring items.
+        total: Maximum items of both kinds.
     """
 
     explaining: float
@@ -56,27 +56,27 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, task: Task, workers: int) -> Limits:
-        """Return the limits of a task: what the spec says, or what keeps the models busy in bounded memory."""
+        """Return the limits of a task: from the spec, or a default that keeps the models busy in bounded memory."""
         if task.run.concurrency != "auto":
             return cls(inf, inf, task.run.concurrency)
         if any(role.part.plugin.batches for role in task.roles.values()):
-            return cls(2000, 2000)  # models that gather requests wait for many of them
+            return cls(2000, 2000)  # models that batch requests need many of them
         if _in_process(task):
             return cls(32, 32)
         return cls(max(512, 64 * workers), 64 * workers)
 
 
 class Queue:
-    """Gives out work items: those that are ready, in an order that does not depend on when results arrive.
+    """A priority queue of work items that are ready, in an order that does not depend on when results arrive.
 
-    Models in process get all explaining first, and then one scorer after another, so that what they computed for a
-    prompt or window is still there for the next item. Elsewhere scoring follows explaining closely.
+    For models in this process, all explaining comes first, then one scorer after another, so that their caches of
+    prompts and windows can be reused. For other models, scoring follows explaining closely.
 
     Args:
         state: The run.
         steps: The steps of each cell.
-        places: Places of each cell's latents in their order.
-        limits: How many items may be in flight.
+        places: Position of each latent in its cell's order.
+        limits: Limits on items in flight.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class Queue:
         self._in_flight: Counter[bool] = Counter()
 
     def add(self, item: Item) -> None:
-        """Take an item that is ready to be scored."""
+        """Add an item that is ready to be scored."""
         cell, place = self._cells[item.cell], self._places[item.cell][item.latent.index]
         scorer, variant = self._labels[item.cell].index(item.step), self._variants[item.cell].index(item.variant)
         order = (cell, scorer, place, variant) if self._by_stage else (cell, place, scorer, variant)
         heappush(self._ready, (order, item))
 
     def take(self) -> Item | None:
-        """Return the next item that may be done now, or None."""
+        """Return the next item to start now; None if there is none or a limit is reached."""
         if self._in_flight.total() >= self._limits.total:
             return None
         may_explain = self._next is not None and self._in_flight[True] < self._limits.explaining
@@ -120,12 +120,12 @@ class Queue:
         return item
 
     def done(self, item: Item) -> None:
-        """Note that an item is in flight no more."""
+        """Record that an item is no longer in flight."""
         self._in_flight[item.step == EXPLAIN] -= 1
 
 
 def _explaining(state: RunState, steps: Mapping[str, Sequence[StepWork]], by_stage: bool) -> Iterator[Item]:
-    """Yield the items that explain: kind by kind, or latent by latent."""
+    """Yield the explaining items, ordered by kind of explanation or by latent."""
     for name, cell in state.cells.items():
         explaining = [step for step in steps[name] if step.step == EXPLAIN]
         if by_stage:
@@ -136,14 +136,14 @@ def _explaining(state: RunState, steps: Mapping[str, Sequence[StepWork]], by_sta
 
 
 class Pipeline:
-    """Explains and scores all items of a run, and saves each result as soon as it is made.
+    """Explains and scores all items of a run, and saves each result immediately.
 
     Args:
-        state: The run; receives what is found out.
-        journal: Results in full; what is finished there is not done again.
-        workplace: Where items are done.
-        display: Where progress is shown.
-        retry: `failed` to do again what an earlier sitting failed at.
+        state: The state of the run, which is updated.
+        journal: The journal; finished items in it are not redone.
+        workplace: The executor that processes items.
+        display: Shows the progress.
+        retry: `failed` to redo items that failed in an earlier session.
     """
 
     def __init__(self, state: RunState, journal: Journal, workplace: Executor, display: Display, retry: Retry | None):
@@ -168,7 +168,7 @@ class Pipeline:
         self._changed = asyncio.Event()
 
     def _lay_out(self, cell: CellState) -> list[StepWork]:
-        """Return the steps of a cell, and make room for their scores."""
+        """Return the steps of a cell, and initialise their scores."""
         latents = [latent.index for latent in cell.records.latents]
         steps = list(work.steps(cell.cell, latents, self._seed))
         watched = floors.in_order(latents, self._seed)
@@ -180,12 +180,12 @@ class Pipeline:
         return steps
 
     async def run(self) -> None:
-        """Do everything.
+        """Process all items.
 
         Raises:
-            GaveUp: If the first items of a step all fail alike, or calls fail for so many items in a row.
+            GaveUp: If the first items of a step all fail for the same reason, or calls fail for many items in a row.
             BudgetExceeded: If the spending limit is reached.
-            StoreError, InputError: If there is no room to write anything down.
+            StoreError, InputError: If the disk is full.
         """
         tasks: set[asyncio.Task[None]] = set()
         with ExitStack() as shown:
@@ -204,11 +204,11 @@ class Pipeline:
             for failures in self._failures.values():
                 failures.settle()
             for stage in self._stages.values():
-                stage.reach(stage.done, stage.done)  # a single explanation has none to be shuffled with
+                stage.reach(stage.done, stage.done)  # totals may be too high: a single explanation cannot be shuffled
         self._state.done = True
 
     def _totals(self) -> Counter[str]:
-        """Return how many items each step has, by its title."""
+        """Return the number of items of each step, by its title."""
         totals: Counter[str] = Counter()
         for step in chain.from_iterable(self._steps.values()):
             totals[work.title(step.step, step.variant)] += len(step.latents)
@@ -242,7 +242,7 @@ class Pipeline:
         return self._state.key(item, explanation.text)
 
     def _finished(self, item: Item) -> Any | None:
-        """Return the journal's entry of an item, unless it cannot be used or is to be done again."""
+        """Return the journal's entry of an item; None if there is none, it is invalid, or it should be retried."""
         entry = self._journal.finished(self._key(item))
         if entry is None:
             return None
@@ -255,7 +255,7 @@ class Pipeline:
         return entry if usable and not again else None
 
     async def _do(self, item: Item) -> None:
-        """Do an item, and write its result down."""
+        """Process an item and save its result."""
         cell, key = self._state.cells[item.cell], self._key(item)
         record = cell.records[item.latent]
         if item.step == EXPLAIN:
@@ -270,7 +270,7 @@ class Pipeline:
             _log.warning("%s %s, latent %s: %s", title, item.cell, item.latent, made.result.reason)
         self._failures_of(item).note(made, partial(self._journal.finish, key, entry))
         self._take(item, entry)
-        _mind_memory()
+        _check_memory()
 
     def _failures_of(self, item: Item) -> Failures:
         place = item.cell, item.step, item.variant if item.step == EXPLAIN else MAIN
@@ -280,7 +280,7 @@ class Pipeline:
         return self._failures[place]
 
     def _take(self, item: Item, entry: Any) -> None:
-        """Take a result, and offer what can be done now that it is there."""
+        """Add a result to the state, and queue the items that it makes ready."""
         self._queue.done(item)
         cell, latent = self._state.cells[item.cell], item.latent.index
         result, usage = entry["result"], Usage(**entry["usage"])
@@ -298,7 +298,7 @@ class Pipeline:
         self._stages[title].advance(failed=failed)
 
     def _offer(self, cell: CellState, variant: str, latent: LatentId) -> None:
-        """Offer the scoring of an explanation that was made; where none was made, the scores have failed."""
+        """Queue the scoring of an explanation; if the explanation failed or was skipped, so are its scores."""
         explanation = cell.explanations[variant, latent.index]
         for label in self._scorers(cell, variant, latent.index):
             scored = cell.scored[label, variant]
@@ -323,12 +323,12 @@ class Pipeline:
 
 
 class _Shuffling:
-    """Gives each latent of a cell the explanation of another latent that fires nearly independently of it.
+    """Assigns to each latent of a cell the explanation of another latent that fires nearly independently of it.
 
-    It is that of the first partner which has an explanation, so it waits until those before are known to have none.
+    It uses the first partner with an explanation, so it waits until all earlier partners are known to have none.
 
     Args:
-        cell: The cell; receives the explanations.
+        cell: The cell, which receives the explanations.
         seed: Seed of the run.
     """
 
@@ -340,7 +340,7 @@ class _Shuffling:
         self._waiting: dict[int, list[int]] = defaultdict(list)
 
     def explained(self, latent: int) -> Iterator[int]:
-        """Note that a latent's own explanation was made, or failed; yield the latents that have a shuffled one now."""
+        """Record that a latent's own explanation is finished; yield the latents that now have a shuffled one."""
         waiting = self._waiting.pop(latent, [])
         if self._cell.explanation(MAIN, latent) is not None:
             for one in waiting:
@@ -349,9 +349,9 @@ class _Shuffling:
             waiting = [latent]
             self._left[latent] = self._partners.of(latent)
         for one in waiting:
-            yield from self._look_on(one)
+            yield from self._try_partners(one)
 
-    def _look_on(self, latent: int) -> Iterator[int]:
+    def _try_partners(self, latent: int) -> Iterator[int]:
         for other in self._left[latent]:
             if (MAIN, other) not in self._cell.explanations:
                 self._waiting[other].append(latent)
@@ -372,21 +372,21 @@ def _in_process(task: Task) -> bool:
     return any(role.part.plugin.in_process for role in task.roles.values())
 
 
-def _mind_memory() -> None:
-    """Stop the run before memory runs out; a new process recovers what a leak has taken.
+def _check_memory() -> None:
+    """Stop the run before memory runs out, since a new process recovers leaked memory.
 
     Raises:
-        GaveUp: If there is hardly any left.
+        GaveUp: If almost no memory is available.
     """
     left = memory_left()
     if left is not None and left < _LITTLE_MEMORY:
         raise GaveUp(
             f"memory is nearly used up ({left:.1%} left); completed work is saved. Rerun the same command, which "
-            f"starts with fresh memory; if this recurs soon, a model or plugin needs more memory than this machine has"
+            f"starts with fresh memory; if this happens again soon, a model or plugin needs more memory than available"
         )
 
 
 def _unanswered(result: Mapping[str, Any]) -> bool:
-    """Whether a result lacks an answer that another asking may bring: it failed, or a reply could not be read."""
+    """Return whether asking again may help: the result failed, or a reply could not be parsed."""
     outcomes = result.get("outcomes") or ()
     return result["status"] == "failed" or any(o["status"] in ("failed", "unparsed") for o in outcomes)

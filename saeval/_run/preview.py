@@ -1,4 +1,4 @@
-"""Makes the first prompts of a task without asking a model."""
+"""Returns the first prompts of a task without asking a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STAND_IN = "(placeholder for the explanation)"
 
 
 class _Recorder(LanguageModel):
-    """Keeps what it is asked, and declines to answer."""
+    """A language model that records prompts, and answers with an error."""
 
     def __init__(self, scores: bool):
         self._scores = scores
@@ -45,8 +45,8 @@ def preview_prompts(task: Task, n: int, display: Display) -> list[dict[str, Any]
 
     Args:
         task: The task.
-        n: Latents to show.
-        display: Where the progress of collecting is shown.
+        n: Number of latents to show.
+        display: Shows the progress of collecting.
 
     Returns:
         One mapping per prompt: step, latent, role, text.
@@ -69,7 +69,7 @@ def preview_prompts(task: Task, n: int, display: Display) -> list[dict[str, Any]
 
 
 async def _asked(label: str, step: StepPart[Any], record: LatentRecord, task: Task) -> list[str]:
-    """Return what a step asks about one latent before it gets a first answer."""
+    """Return the prompts of a step about one latent before the first answer."""
     recorder = _Recorder(step.role is not None and task.roles[step.role].part.plugin.can_score)
     rng = work.rng(task.run.seed, label, MAIN, record.latent)
     context = Context(record.latent, rng, recorder, embedder())

@@ -13,21 +13,21 @@ from typing import Any
 from saeval._run.state import RunState
 from saeval._util import Display, Spending, without_secrets
 
-_EVERY = 1.0  # seconds between writes, at least
-_SHARE = 0.02  # of the run's time that writing may take
-_MOST = 20  # messages and reasons of failures in the file
+_EVERY = 1.0  # minimum seconds between writes
+_SHARE = 0.02  # maximum share of the run's time for writing
+_MOST = 20  # maximum messages and failure reasons in the file
 
 
 class ProgressFile(Display):
-    """Passes everything on to another display, and writes it down. Where that fails, the run goes on without the file.
+    """Wraps another display and also writes the progress to a file; if writing fails, the run continues without it.
 
     Args:
         display: The other display.
         path: The file.
-        state: The run.
+        state: The state of the run.
 
     Attributes:
-        last: What was written last.
+        last: The content last written.
     """
 
     def __init__(self, display: Display, path: Path, state: RunState):
@@ -40,7 +40,7 @@ class ProgressFile(Display):
         self.last: dict[str, Any] = {}
 
     def count(self, spending: Any) -> None:
-        """Pass on, and keep."""
+        """Pass on, and store."""
         super().count(spending)
         self._inner.count(spending)
 
@@ -76,7 +76,7 @@ class ProgressFile(Display):
 
     @contextmanager
     def shown(self) -> Iterator[Display]:
-        """Show for as long as the block lasts, and write down how it ended."""
+        """Activate the display within this context, and write the final state at its end."""
         with self._inner.shown():
             try:
                 yield self
@@ -89,7 +89,7 @@ class ProgressFile(Display):
         self._note()
 
     def _note(self) -> None:
-        """Write the file, unless that was done a moment ago."""
+        """Write the file, unless it was written a moment ago."""
         if time.monotonic() < self._due or not self._busy.acquire(blocking=False):
             return
         try:

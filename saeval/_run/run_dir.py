@@ -15,20 +15,20 @@ from saeval._util import InputError, claim, os_reason, read_json, without_secret
 
 
 class RunDir:
-    """The directory of one run, locked for as long as it is open.
+    """The directory of one run, locked while it is open.
 
-    Layout: `run.json` (status, provenance), `spec.yaml` (resolved, runs as it is), `journal.jsonl`, `calls.jsonl`,
+    Layout: `run.json` (status, provenance), `spec.yaml` (resolved, can be run), `journal.jsonl`, `calls.jsonl`,
     `cells/<cell>/…`, `results.json`, `report/`, `logs/run.log`.
 
     Args:
-        path: The directory; made when it is not there.
+        path: The directory; created if it does not exist.
 
     Attributes:
-        journal: Results of finished work, which resuming trusts.
+        journal: Results of finished work, which resuming reuses.
 
     Raises:
-        InputError: If it cannot be written to, holds links or files that are not saeval's, or another process is
-            running in it.
+        InputError: If it cannot be written to, contains links or files that saeval did not create, or another process
+            is running in it.
     """
 
     def __init__(self, path: Path):
@@ -43,7 +43,7 @@ class RunDir:
             (path / "logs" / ".writable").unlink()
         except OSError as error:
             raise InputError(f"{path}: cannot be written to ({os_reason(error)}); choose another --out") from None
-        # The operating system drops the lock when the process dies, however it dies.
+        # The operating system releases the lock if the process dies.
         self._lock = FileLock(path / "logs" / "lock", timeout=0)
         try:
             self._lock.acquire()
@@ -61,7 +61,7 @@ class RunDir:
         self._lock.release()
 
     def cell(self, name: str) -> Path:
-        """Return the folder of a cell, made when it is not there."""
+        """Return the folder of a cell, created if it does not exist."""
         folder = self.path / "cells" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -71,7 +71,7 @@ class RunDir:
         write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the run; an empty mapping where there is none, or none that can be read."""
+        """Return a JSON file of the run; an empty mapping if it is missing or unreadable."""
         try:
             found = read_json(self.path / name)
         except InputError:
@@ -80,7 +80,7 @@ class RunDir:
 
     @contextmanager
     def log(self) -> Iterator[Any]:
-        """Send what saeval logs to `logs/run.log` while the run lasts."""
+        """Within this context, write saeval's log messages to `logs/run.log`."""
         logger = logging.getLogger("saeval")
         handler = logging.FileHandler(self.path / "logs" / "run.log", encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -91,12 +91,12 @@ class RunDir:
             yield logger
         finally:
             logger.removeHandler(handler)
-            with suppress(OSError):  # what it could not write on a full disk, it cannot write now either
+            with suppress(OSError):  # on a full disk, closing fails as well
                 handler.close()
 
 
 class _Formatter(logging.Formatter):
-    """Leaves keys out: tracebacks quote what libraries and plugins say."""
+    """Removes credentials, since tracebacks quote messages of libraries and plugins."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))

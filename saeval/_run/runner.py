@@ -77,7 +77,7 @@ def run(
 ) -> Run:
     """Run a task, resuming unfinished work, and write its reports.
 
-    The same task into the same directory does only what is not there yet. Works in a notebook too.
+    Running the same task with the same directory does only the missing work. Works in notebooks, too.
 
     Args:
         task: Name of a shipped task, path of a spec, or a spec as an object or a mapping.
@@ -85,24 +85,24 @@ def run(
         overrides: Dotted keys of the spec to set.
         llms: Models by role, in place of the spec's.
         limit: Maximum latents per cell; marks the result as partial.
-        max_cost: Dollars to spend at most, in place of the spec's limit.
-        retry: `failed` to do again what an earlier sitting of the run failed at, and to ask again for replies that
-            could not be read; all else is kept.
-        unpriced: Run although the spending limit cannot hold calls whose price is unknown.
-        allow_model_change: Go on although another model answers than in earlier sittings of the run.
-        display: Where progress is shown: `rich`, `plain`, `json`, `none`, or a `Display`; default: bars on a
-            terminal and in notebooks, and nothing elsewhere.
-        registry: Where plugins are found.
+        max_cost: Spending limit in dollars; replaces the spec's limit.
+        retry: `failed` to redo items that failed in an earlier session, and to ask again for replies that could not be
+            parsed; all other results are kept.
+        unpriced: Whether to run although the spending limit does not cover calls of unknown price.
+        allow_model_change: Whether to resume although another model answers than in earlier sessions of the run.
+        display: Progress display: `rich`, `plain`, `json`, `none`, or a `Display`; default: bars on a terminal and in
+            notebooks, nothing elsewhere.
+        registry: The plugin registry.
 
     Returns:
-        The results and their tables, as `saeval.read` gives them.
+        The results and their tables, like `saeval.read`.
 
     Raises:
         SpecError: If the spec is wrong.
         InputError: If something it names is missing, or the directory cannot be used.
         BudgetExceeded: If the spending limit is reached; a partial result is written first.
-        GaveUp: If every latent fails alike, or a model is gone.
-        InternalError: If something failed that nobody foresaw; the run's log holds the traceback.
+        GaveUp: If latents fail repeatedly for the same reason, or a model is unavailable.
+        InternalError: If an unexpected error occurred; the run's log contains the traceback.
 
     Example:
         >>> run = saeval.run("mine.yaml", out="try", limit=2)
@@ -129,7 +129,7 @@ def run(
 
 
 def default_path(task: Task) -> Path:
-    """Return the run directory of a task: always the same for the same task."""
+    """Return the default run directory of a task, which is the same for the same task."""
     seeds = f"-{task.run.seeds}-seeds" if task.run.seeds > 1 else ""
     return Path("saeval-runs") / f"{task.name}-{task.sha[:6]}{seeds}"
 
@@ -145,7 +145,7 @@ def run_task(
     unpriced: bool = False,
     allow_model_change: bool = False,
 ) -> RunResult:
-    """Run a task that is already built; see `run`."""
+    """Run a loaded task; see `run`."""
     if task.run.seeds > 1:
         run_one = partial(
             run_task,
@@ -167,12 +167,12 @@ def run_task(
 
 
 def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
-    """Collect the activations of a task and stop; no language model is asked. `run_task` goes on from there.
+    """Collect the activations of a task, without asking language models. `run_task` resumes from there.
 
     Returns:
         The folder of each cell's store in the cache.
     """
-    if task.run.seeds > 1:  # which all read the same activations
+    if task.run.seeds > 1:  # all seeds use the same activations
         with RunDir(out):
             return collect_task(with_seed(task, task.run.seed), out=out / f"seed-{task.run.seed}", display=display)
     with _failures_logged(out) as folder:
@@ -181,7 +181,7 @@ def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
 
 @contextmanager
 def _failures_logged(out: Path) -> Iterator[RunDir]:
-    """Lend a run directory whose log says why the block failed."""
+    """Open a run directory; within this context, log errors to its log."""
     with RunDir(out) as folder, folder.log():
         try:
             yield folder
@@ -203,7 +203,7 @@ class _Run:
         retry: Retry | None,
     ):
         self.task, self.folder, self.retry = task, folder, retry
-        self.asked_limit, self.limit = limit, _unshrunk(limit, folder, task)
+        self.asked_limit, self.limit = limit, _effective_limit(limit, folder, task)
         self.seed = task.run.seed
         self.calls = CallLedger(folder.path / "calls.jsonl")
         self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
@@ -214,7 +214,7 @@ class _Run:
         self.display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
 
     def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
-        """Check that every model answers, and that the spending limit can hold, before anything is collected."""
+        """Check that every model answers and that the spending limit can be enforced, before collecting."""
         earlier = self.calls.earlier()
         if not allow_model_change:
             self.calls.expected = earlier.served
@@ -239,7 +239,7 @@ class _Run:
         self.calls.close()
 
     def collect(self) -> dict[str, Path]:
-        """Collect activations, and nothing else."""
+        """Collect activations only."""
         began, status = time.time(), "failed"
         before = self.folder.read_json("run.json").get("status")
         try:
@@ -250,7 +250,7 @@ class _Run:
             status = "interrupted"
             raise
         finally:
-            if before != "done":  # a finished run stays one
+            if before != "done":  # a finished run keeps its status
                 self._write_spec(status, began)
         return {name: store.path for name, store in stores.items()}
 
@@ -267,8 +267,8 @@ class _Run:
             ):
                 if self.limit != self.asked_limit:
                     self.display.say(
-                        f"this run finished with more than {self.asked_limit} latents per cell, and keeps them "
-                        "(--limit)"
+                        f"this run has finished with more than {self.asked_limit} latents per cell, so --limit has no "
+                        "effect"
                     )
                 self._collect_and_sample(workplace)
                 self._timed("explain_and_score", lambda: run_async(partial(self._explain_and_score, workplace)))
@@ -283,7 +283,7 @@ class _Run:
             status = "interrupted"
             raise
         finally:
-            with _to_the_end():
+            with _delay_interrupt():
                 complete = status == "done"
                 result = self._result(incomplete=not complete or self.limit is not None)
                 if complete or self.state.cells:
@@ -304,12 +304,12 @@ class _Run:
         self._timed("sample", lambda: self._sample(stores))
         if "ce_recovered" in self.task.measures:
             self._timed("measure", self._measure)
-        if on_gpu() and not asks_model_in_process(self.task):  # a server of judges may want the memory
+        if on_gpu() and not asks_model_in_process(self.task):  # a local model server may need the memory
             self._timed("directions", self._read_directions)
             release_models()
 
     def _measure(self) -> None:
-        """Measure what needs the model; a coder that cannot be measured is said, and costs no more."""
+        """Measure the loss recovered by each coder; show a message for coders that cannot be measured."""
         with self.display.stage("measure fidelity", len(self.state.cells), "cells") as stage:
             for outcome in self.state.cells.values():
                 try:
@@ -325,7 +325,7 @@ class _Run:
         key = content_hash("fidelity", store_path(outcome.cell.source).name)
         done: dict[str, float] | None = self.folder.journal.finished(key)
         if done is None or not numbers(done, ("ce_recovered", "ce_clean", "ce_spliced", "ce_ablated")):
-            lent = source.model_copy()  # so that no cell's weights are held for the rest of the run
+            lent = source.model_copy()  # a copy, so that weights are freed afterwards
             found = measure_fidelity(lent.subject(), lent.weights(), outcome.store)
             done = {
                 "ce_recovered": found.recovered,
@@ -364,10 +364,10 @@ class _Run:
             self.calls.close()
 
     def _read_directions(self) -> None:
-        """Find out what the directions of latents tell, while models are still in memory."""
+        """Compute nearest neighbours and promoted tokens of latents, while models are still in memory."""
         for outcome in self.state.cells.values():
             if any(outcome.directions.values()):
-                continue  # found out before the models were released
+                continue  # computed before the models were released
             latents = [latent.index for latent in outcome.records.latents]
             key = content_hash("directions 3", outcome.base, latents)
             done = self.folder.journal.finished(key)
@@ -410,7 +410,7 @@ class _Run:
         from saeval.task import plain
 
         spec = plain(self.task.resolved, absolute=True)
-        if not _holds(self.folder.path / "spec.yaml", spec):  # one that says the same may have comments in it
+        if not _holds(self.folder.path / "spec.yaml", spec):  # an equal file is kept, since it may contain comments
             text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
             write_atomic(self.folder.path / "spec.yaml", text)
         self.folder.write_json(
@@ -430,8 +430,8 @@ class _Run:
         )
 
 
-def _unshrunk(limit: int | None, folder: RunDir, task: Task) -> int | None:
-    """Return a limit that takes nothing away from a run that finished with more latents, or with all (None)."""
+def _effective_limit(limit: int | None, folder: RunDir, task: Task) -> int | None:
+    """Return the limit, raised to that of an earlier finished run (None: all latents), so that no latent is dropped."""
     if limit is None:
         return None
     before = folder.read_json("run.json")
@@ -441,7 +441,7 @@ def _unshrunk(limit: int | None, folder: RunDir, task: Task) -> int | None:
 
 
 def _holds(file: Path, spec: Any) -> bool:
-    """Return whether a YAML file holds just this spec."""
+    """Return whether a YAML file contains exactly this spec."""
     import yaml
 
     try:
@@ -451,8 +451,8 @@ def _holds(file: Path, spec: Any) -> bool:
 
 
 @contextmanager
-def _to_the_end() -> Iterator[None]:
-    """Write whole what is written at the end: Ctrl-C takes effect after it, and a second one at once."""
+def _delay_interrupt() -> Iterator[None]:
+    """Within this context, delay the first Ctrl-C so that results are written completely; a second one stops."""
     before = signal.getsignal(signal.SIGINT)
     if before is None or threading.current_thread() is not threading.main_thread():
         yield

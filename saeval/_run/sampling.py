@@ -1,4 +1,4 @@
-"""Chooses the latents of a cell, and samples the windows that explain and score each."""
+"""Chooses the latents of a cell, and samples windows for explaining and scoring them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from saeval.activations import ActivationStore
     from saeval.task import Cell
 
-_MOST_MAXIMA = 1000  # of a latent's windows that are kept: enough for any quantile
+_MOST_MAXIMA = 1000  # maximum number of window maxima to keep per latent, enough for any quantile
 _TOGETHER = 2048  # latents that a sampler prepares at a time
-_EVERYWHERE = 0.9  # share of tokens on which a latent that is hardly ever silent fires
+_EVERYWHERE = 0.9  # latents that fire on more than this share of tokens have no non-activating windows
 
 
 class Flawed(NamedTuple):
@@ -27,22 +27,22 @@ class Flawed(NamedTuple):
 
 
 class Records:
-    """The records of a cell's latents, in the latents' random order; all but the first are made again when wanted.
+    """The records of a cell's latents, in random order; only the first ones are kept in memory, others are rebuilt.
 
     So memory does not grow with the number of latents.
 
     Args:
-        make: Samples one latent: the same record each time.
-        keep: How many records may stay in memory.
+        make: Samples one latent; returns the same record each time.
+        keep: Number of records to keep in memory.
 
     Attributes:
         latents: The latents.
-        flaws: What the sampler declares, over all latents.
-        silent: How many non-activating windows each latent has for scoring.
+        flaws: Flaws that the sampler declares, counted over all latents.
+        silent: Number of non-activating windows for scoring, per latent.
     """
 
     KEPT = 1000
-    """Records of a run in memory, over all its cells, of a third of a megabyte each."""
+    """Maximum records in memory per run, over all cells, at a third of a megabyte each."""
 
     def __init__(self, make: Callable[[LatentId], LatentRecord | None] = lambda latent: None, keep: int = 0):
         self.latents: list[LatentId] = []
@@ -68,7 +68,7 @@ class Records:
         return record
 
     def add(self, latent: LatentId) -> None:
-        """Take a latent, unless it cannot be sampled."""
+        """Sample a latent and add it; skip it if the sampler returns None."""
         record = self._make(latent)
         if record is None:
             return
@@ -82,7 +82,7 @@ class Records:
 
     @property
     def kept(self) -> int:
-        """How many records are in memory."""
+        """Number of records in memory."""
         return len(self._kept)
 
     def first(self, n: int | None) -> Records:
@@ -96,22 +96,22 @@ class Records:
 def choose_records(
     cell: Cell, store: ActivationStore, seed: int, limit: int | None = None, keep: int = Records.KEPT
 ) -> tuple[Records, dict[str, int]]:
-    """Return the records of the cell's latents, in their random order.
+    """Choose a cell's latents and return their records, in random order.
 
     Args:
         cell: The cell.
-        store: Its activations.
+        store: Its activation store.
         seed: Seed of the run.
-        limit: Latents at most; the first ones are the same with any limit.
-        keep: Records that may stay in memory; others are made again when wanted.
+        limit: Maximum latents; the first ones are the same with every limit.
+        keep: Number of records to keep in memory; others are rebuilt on request.
 
     Returns:
-        The records, and how many latents were `requested`, are `eligible` (fire on at least `min_windows` tokens)
-        and were `sampled`.
+        The records, and the numbers of `requested`, `eligible` (firing on at least `min_windows` tokens) and `sampled`
+        latents.
 
     Raises:
         InputError: If no latent can be sampled, or a listed one is not in the dictionary.
-        StoreError: If the sampler claims silence that the store cannot vouch for.
+        StoreError: If the sampler returns non-activating windows in contexts that the store does not cover.
     """
     wanted = cell.latents
     if "coder" in cell.source.plugin.offers():
@@ -161,8 +161,8 @@ def choose_records(
 
     records = Records(sample, keep)
     left = iter(candidates)
-    # Those that read other latents search for many at a time; with others, what a latent's eligibility needed of the
-    # store is still at hand when it is sampled.
+    # Samplers that read other latents prepare many at a time; for others, one at a time reuses the store's cache of the
+    # eligibility check.
     most = 1 if cell.sampler.plugin.reads_one_latent() else _TOGETHER
     while some := list(islice(left, min(most, n - len(records)))):
         cell.sampler.plugin.prepare(store, some)
@@ -183,7 +183,7 @@ def _in_corpus(store: ActivationStore, latent: int, window: int) -> CorpusFiring
 
 
 def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
-    """Say why no latent can be sampled, and what helps."""
+    """Return why no latent can be sampled, with the remedy."""
     documents = store.documents.max(initial=-1) + 1
     longest = int((store.lengths - store.lead).max(initial=0))
     whole = len({*store.documents[store.lengths >= store.lead + window].tolist()})
@@ -196,8 +196,8 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
     if whole < 2:
         return (
             f"only {whole} of {documents} documents {'is' if whole == 1 else 'are'} as long as a window of {window} "
-            "tokens, and explaining and scoring share no document; set corpus.split to `paragraphs` or `lines`, or "
-            "give more documents"
+            "tokens, but explaining and scoring need different documents; set corpus.split to `paragraphs` or `lines`, "
+            "or give more documents"
         )
     fire = int((store.firings >= min_windows).sum())
     if not store.firings.any():
@@ -213,16 +213,16 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
     return (
         f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents "
         f"or more, and enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents "
-        f"fire on so many of {store.n_tokens:,} tokens, in {whole} documents long enough; give more text, shorter "
-        "windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
+        f"fire on that many of {store.n_tokens:,} tokens, in {whole} documents that are long enough; give more text, "
+        "shorter windows (sampler.with.window) or fewer windows per latent (sampler.with.explain, score)"
     )
 
 
 def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -> None:
-    """Refuse a record that declares a latent silent in text in which it was not checked.
+    """Check that the non-activating windows of a record are in contexts that the store covers.
 
     Raises:
-        StoreError: If it does.
+        StoreError: If not.
     """
     import numpy as np
 
@@ -230,13 +230,13 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
     unknown = ~store.knows(record.latent.index, np.array(contexts, dtype=np.int64))
     if unknown.any():
         raise StoreError(
-            f"sampler {sampler}: takes latent {record.latent} for silent in {int(unknown.sum())} windows that the "
-            f"source does not cover; a sampler must check store.knows()"
+            f"sampler {sampler}: returned {int(unknown.sum())} non-activating windows of latent {record.latent} that "
+            f"the source does not cover; a sampler must check store.knows()"
         )
 
 
 def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
-    """Count a latent's scored windows that share text with explaining, or fire though called silent."""
+    """Count a latent's scored windows that share text with explaining, or that are wrongly marked as non-activating."""
     if flaw == "leak":
         shown, scored = record.explain.activating, record.score.activating
         return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))

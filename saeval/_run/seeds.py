@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def with_seed(task: Task, seed: int) -> Task:
-    """Return a task under one seed alone."""
+    """Return the task with a single seed."""
     resolved = deepcopy(task.resolved)
     options = {**resolved.get("run", {}), "seed": seed}
     options.pop("seeds", None)
@@ -28,13 +28,13 @@ def with_seed(task: Task, seed: int) -> Task:
 
 
 def run_seeds(task: Task, out: Path, max_cost: float | None, run_one: Callable[..., RunResult]) -> RunResult:
-    """Run a task once per seed, each in a directory of its own, and write the pooled results beside them.
+    """Run a task once per seed, each in a separate directory, and write the pooled results beside them.
 
     Args:
-        task: The task; `run.seeds` seeds from `run.seed` on.
-        out: Where to: `seed-0`, `seed-1`, … for each seed.
-        max_cost: Dollars for all seeds together; None for what the spec says of each.
-        run_one: Runs a task in the directory `out`, for at most `max_cost` dollars.
+        task: The task, with `run.seeds` seeds starting at `run.seed`.
+        out: Directory for the subdirectories `seed-0`, `seed-1`, …
+        max_cost: Spending limit for all seeds together; None for the spec's limit per seed.
+        run_one: Runs a task in the directory `out`, with the spending limit `max_cost`.
     """
     import yaml
 

@@ -1,4 +1,4 @@
-"""The state of a run in memory: explanations, and the numbers of each score that summaries need."""
+"""The state of a run in memory: explanations, and the statistics of scores that summaries need."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from saeval.task import Cell, Task
 
 _TALLIED = 5
-_SILENT = 10  # place after the deciles
+_SILENT = 10  # index of non-activating windows, after the ten deciles
 _REASONS = 1000
 
 
 def _in_order(score: Score) -> list[Outcome]:
-    """Return judged windows in an order that no explanation changes."""
+    """Return judged windows in an order that does not depend on the explanation."""
     return sorted(score.outcomes, key=lambda o: (o.example, o.active))
 
 
 def _tally(score: Score) -> tuple[float, ...]:
-    """Return hits, of how many, weight of false alarms, of how much, and the sum of squared weights."""
+    """Return hits, activating windows, weight of false alarms, total weight, and sum of squared weights."""
     answered = [o for o in score.outcomes if o.status == "ok" and o.predicted is not None]
     found = [bool(o.predicted) for o in answered if o.active]
     silent = [(o.weight, bool(o.predicted)) for o in answered if not o.active]
@@ -42,21 +42,21 @@ def _tally(score: Score) -> tuple[float, ...]:
 
 
 class Results(Protocol):
-    """Where results are kept in full, such as the journal of a run."""
+    """A store of full results, such as the journal of a run."""
 
     def made(self, key: str) -> Any | None:
         """Return the entry under a key, or None."""
 
 
 class UsageSum:
-    """Tokens and dollars of many calls. The sum does not depend on the order in which they are added."""
+    """Sum of tokens and dollars of many calls; does not depend on the order of adding."""
 
     def __init__(self) -> None:
         self._tokens = Usage()
         self._usd: array[float] | None = array("d")
 
     def add(self, usage: Usage) -> None:
-        """Add what one step on one latent took."""
+        """Add the usage of one step on one latent."""
         self._tokens += replace(usage, usd=None)
         if usage.usd is None:
             self._usd = None
@@ -70,17 +70,17 @@ class UsageSum:
 
 
 class Scored:
-    """Scores of one scorer on one variant of a cell's explanations, by latent, as far as a summary needs them.
+    """Statistics of one scorer's scores for one variant of a cell's explanations, as needed by summaries.
 
     Attributes:
-        tried: Latents that it was to be run on.
-        spent: What it took.
+        tried: Number of latents on which the scorer is run.
+        spent: Usage of the scorer.
         unscored: Status and reason of latents without a score.
-        unparsed: Judged windows whose reply held no answer, or was refused.
-        windows: Windows asked about, and windows answered.
-        watched: Latents whose answers are kept, so that those under other explanations can be compared with them.
-        right: Activating windows judged right, by decile, and then the others.
-        judged: Answered windows, likewise.
+        unparsed: Number of judged windows without an answer (reply unparsable or refused).
+        windows: Numbers of asked and answered windows.
+        watched: Latents whose answers are kept, to compare them with those under other explanations.
+        right: Number of windows judged correctly: activating ones by decile, then non-activating ones.
+        judged: Number of answered windows, in the same order.
     """
 
     def __init__(self, tried: int = 0, watched: frozenset[int] = frozenset()):
@@ -92,7 +92,7 @@ class Scored:
         self.asked = self.answered = self.unasked = 0
         self._worst, self._best = array("d"), array("d")
         self._answers: dict[int, bytes] = {}
-        self._latents, self._taken = array("q"), bytearray()  # in the order of arrival; whether each latent is there
+        self._latents, self._taken = array("q"), bytearray()  # latents in order of arrival; flag per latent index
         self._values: dict[str, array[float]] = {}
         self._noise = array("d")  # variance of the headline score of each latent, in the order of arrival
         self._tallies = array("d")  # five numbers per latent, in the order of arrival
@@ -104,7 +104,7 @@ class Scored:
         return 0 <= latent < len(self._taken) and bool(self._taken[latent])
 
     def take(self, latent: int, score: Score) -> None:
-        """Take the score of a latent."""
+        """Add the score of a latent."""
         row = len(self._latents)
         self._latents.append(latent)
         self._taken.extend(bytes(max(0, latent + 1 - len(self._taken))))
@@ -129,7 +129,7 @@ class Scored:
                 self.right[side] += o.predicted == o.active
 
     def _count(self, score: Score) -> None:
-        """Count a latent's windows, and bound its score by judging unanswered ones wrong or right."""
+        """Count a latent's windows, and bound its score by judging unanswered windows wrongly or correctly."""
         if score.status == "skipped":
             return
         sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
@@ -146,30 +146,30 @@ class Scored:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """Windows asked and answered; windows of a latent that failed before they were asked count as asked."""
+        """Numbers of asked and answered windows; windows of latents that failed before asking count as asked."""
         latents = len(self) - self.unasked - sum(status == "skipped" for status, _ in self.unscored.values())
         each = self.asked / latents if latents > 0 else 0.0
         return round(self.asked + each * self.unasked), self.answered
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Mean share judged right, both sides alike, with everything unanswered judged wrong, and judged right."""
+        """Bounds of the mean balanced accuracy: all unanswered windows judged wrongly, and all judged correctly."""
         if not self.answered:
             return None
         n = len(self._worst)
-        return fsum(self._worst) / n, fsum(self._best) / n  # in whatever order the replies came
+        return fsum(self._worst) / n, fsum(self._best) / n  # fsum: independent of the order of replies
 
     def noise(self, metric: str) -> dict[int, float]:
-        """Return the variance of the headline score of every latent that has one, by latent; nan if unknown."""
+        """Return the variance of each latent's headline score; nan if unknown."""
         known = dict(zip(self._latents, self._noise, strict=True))
         return {latent: known[latent] for latent in self.values(metric)}
 
     def reliability(self, metric: str) -> float | None:
-        """Return the reliability of the latents' headline scores; None if it is not known."""
+        """Return the reliability of the latents' headline scores; None if unknown."""
         return reliability([*self.values(metric).values()], [*self.noise(metric).values()])
 
     def tallies(self, rates: Mapping[int, float]) -> list[Tally]:
-        """Return the answers of each latent whose non-activating windows were drawn with known probabilities.
+        """Return the answer counts of each latent whose non-activating windows were drawn with known probabilities.
 
         Args:
             rates: Share of windows in which each latent fires.
@@ -179,7 +179,7 @@ class Scored:
         return [Tally(rates[latent], *row) for latent, row in sorted(each) if row[-1] and latent in rates]
 
     def same(self, other: Scored) -> tuple[int, int]:
-        """Return how many windows got the same answer here and there, of how many answered in both."""
+        """Return the number of windows with the same answer in both, and the number answered in both."""
         alike = both = 0
         for latent in self._answers.keys() & other._answers.keys():
             pairs = [
@@ -190,11 +190,11 @@ class Scored:
         return alike, both
 
     def metrics(self) -> list[str]:
-        """Return the names of the metrics that some latent has."""
+        """Return the names of the metrics that any latent has."""
         return sorted(self._values)
 
     def so_far(self, metric: str) -> tuple[int, float | None]:
-        """Return how many latents have a metric, and its mean so far."""
+        """Return the number of latents with a metric, and its mean so far."""
         import numpy as np
 
         column = np.array(self._values.get(metric, array("d")))
@@ -202,7 +202,7 @@ class Scored:
         return len(known), float(known.mean()) if len(known) else None
 
     def values(self, metric: str) -> dict[int, float]:
-        """Return the metric of every latent that has it, by latent: replies arrive in any order, sums depend on it."""
+        """Return a metric by latent, sorted by latent, so that sums do not depend on the order of replies."""
         import numpy as np
 
         column = np.array(self._values.get(metric, array("d")))
@@ -215,20 +215,20 @@ class Scored:
 
 @dataclass
 class CellState:
-    """Everything found out about one cell so far.
+    """Results of one cell so far.
 
     Attributes:
         cell: The cell.
-        store: Its activations.
-        records: The latents sampled, in their random order.
-        counts: Latents requested, eligible, sampled.
-        base: Hash of what the records depend on.
-        explanations: By variant and latent; without what was asked.
-        scored: By scorer label and variant.
-        explaining: What explaining took, by variant.
-        directions: What the directions of latents tell, by latent.
-        measured: Measures of the coder that needed the model.
-        dependent: Floors made of a latent that does not fire independently, for want of another.
+        store: Its activation store.
+        records: Records of the sampled latents, in random order.
+        counts: Numbers of latents requested, eligible and sampled.
+        base: Hash of everything that the records depend on.
+        explanations: Explanations by variant and latent, without prompts.
+        scored: Scores by scorer label and variant.
+        explaining: Usage of explaining, by variant.
+        directions: Neighbours and promoted tokens, by latent.
+        measured: Measures of the coder that need the model.
+        dependent: Number of floors from a latent that does not fire independently, because there was no other.
     """
 
     cell: Cell
@@ -245,16 +245,16 @@ class CellState:
 
     @property
     def l0(self) -> float:
-        """Latents per token that fire."""
+        """Mean number of active latents per token."""
         return float(self.store.firings.sum()) / max(self.store.n_tokens, 1)
 
     def explanation(self, variant: str, latent: int) -> Explanation | None:
-        """Return a latent's explanation if there is one that worked."""
+        """Return a latent's explanation; None if there is none or it failed."""
         found = self.explanations.get((variant, latent))
         return found if found is not None and found.status == "ok" else None
 
     def spend(self, variant: str, usage: Usage) -> None:
-        """Add to what explaining took."""
+        """Add usage of explaining."""
         self.explaining.setdefault(variant, UsageSum()).add(usage)
 
     def item(self, step: str, variant: str, latent: int) -> Item:
@@ -264,13 +264,13 @@ class CellState:
 
 @dataclass
 class RunState:
-    """Everything found out in a run so far; the journal holds the results in full.
+    """Results of a run so far; the journal contains them in full.
 
     Attributes:
         task: The task.
-        cells: By name, those that are sampled.
-        done: Whether everything was explained and scored.
-        reasons: How often each step failed for each reason.
+        cells: States of the sampled cells, by name.
+        done: Whether all items are explained and scored.
+        reasons: Number of failures by step and reason.
     """
 
     task: Task
@@ -279,12 +279,12 @@ class RunState:
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def failed(self, step: str, reason: str) -> None:
-        """Count a failure; of very many different reasons, only the first ones by name."""
+        """Count a failure; only a limited number of different reasons is kept."""
         known = (step, reason) in self.reasons or len(self.reasons) < _REASONS
         self.reasons[step, reason if known else "other reasons"] += 1
 
     def key(self, item: Item, text: str = "") -> str:
-        """Return the key under which an item's result is kept; `text` is the explanation that is scored."""
+        """Return the key of an item's result; `text` is the explanation that is scored."""
         return self._keys.of(item, text)
 
     @cached_property
@@ -292,12 +292,12 @@ class RunState:
         return Keys(self.task, {name: cell.base for name, cell in self.cells.items()})
 
     def explanation(self, journal: Results, item: Item) -> Explanation | None:
-        """Return an explanation with everything that was asked for it, as it was written down."""
+        """Return an explanation with its prompts from the journal."""
         entry = journal.made(self.key(item))
         return entry and Explanation.model_validate(entry["result"])
 
     def score(self, journal: Results, item: Item) -> Score | None:
-        """Return a latent's score with all judged windows, if there is one by now."""
+        """Return a latent's score with all judged windows from the journal; None if there is none yet."""
         cell, latent = self.cells[item.cell], item.latent.index
         scored = cell.scored[item.step, item.variant]
         if latent not in scored:

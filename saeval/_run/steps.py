@@ -1,4 +1,4 @@
-"""Does one step on one latent: explaining it, or scoring an explanation. Every executor runs this code."""
+"""Runs one step on one latent: explaining it, or scoring an explanation. Used by all executors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ R = TypeVar("R", Explanation, Score)
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 
 STOPS = (BudgetExceeded, InputError, StoreError)
-"""Errors of a call after which no other one can be made or written down."""
+"""Errors of a call that stop the run, because no further call can be made or saved."""
 
 _CORE = Path(str(sys.modules["saeval"].__file__)).parent
 
@@ -68,13 +68,13 @@ log = logging.getLogger("saeval")
 
 @dataclass(frozen=True)
 class StepInput:
-    """One step on one latent: all that it depends on besides the task.
+    """The input of one step on one latent: everything that it depends on besides the task.
 
     Attributes:
         cell: Name of the cell.
-        step: Label of the scorer, or which explanation to make: a baseline's name, or anything else for the main one.
-        examples: What the step may see of the latent.
-        explanation: What is scored; None if an explanation is to be made.
+        step: Label of the scorer; for explaining, the name of a baseline, or any other name for the main explanation.
+        examples: The data about the latent.
+        explanation: The explanation to score; None for explaining.
     """
 
     cell: str
@@ -84,12 +84,12 @@ class StepInput:
 
 
 class StepOutput(NamedTuple, Generic[R]):
-    """What a step made of one latent.
+    """The output of one step on one latent.
 
     Attributes:
         result: The explanation or score.
-        usage: What it took.
-        fault: Whether it failed because of an outage, so that nothing is known of the latent.
+        usage: Usage of its calls.
+        fault: Whether it failed because of an outage, not because of the latent.
     """
 
     result: R
@@ -99,14 +99,14 @@ class StepOutput(NamedTuple, Generic[R]):
 
 @dataclass
 class RecordingModel(LanguageModel):
-    """A language model that adds up what is asked through it; one for each step on each latent.
+    """A language model that records usage, errors and prompts; one per step and latent.
 
     Attributes:
-        model: The model; None for a step that has none.
-        patience: Tracks calls under way, so that a step waiting for one does not count as hung.
-        spent: What its answers took.
-        fault: The first call that failed, whatever the reason; a refusal is the model's answer.
-        outage: Whether one failed through no fault of the question: a server that is down, a wrong key, a spent budget.
+        model: The model; None for a step without one.
+        patience: Timer for hanging plugins, which is paused during calls.
+        spent: Usage of its calls.
+        fault: The error of the first failed call; refusals do not count.
+        outage: Whether a call failed independently of the request: server down, wrong key, or budget spent.
         asked: Prompts and replies of each request, in the order of asking.
     """
 
@@ -124,7 +124,9 @@ class RecordingModel(LanguageModel):
 
     def _model(self) -> LanguageModel:
         if self.model is None:
-            raise LLMError("this step declares no llm_role, so the spec gives it no language model")
+            raise LLMError(
+                "this step declares no llm_role, so it has no language model; set llm_role in the plugin's class"
+            )
         return self.model
 
     async def complete(self, request: Request) -> Reply:
@@ -171,15 +173,15 @@ async def gateways(
     tell: Callable[[str], None] = lambda text: None,
     patience: float = 0.0,
 ) -> AsyncIterator[Mapping[str, Gateway]]:
-    """Lend a gateway for each role; at the end, wait a little for answers under way.
+    """Open a gateway for each role; at the end of the context, wait briefly for calls in flight.
 
     Args:
         roles: The language models.
-        answers: Where answers are kept.
+        answers: File of the cache of answers.
         calls: The ledger.
         budget: The spending limit.
-        tell: Where a user is told what a gateway waits for.
-        patience: Seconds to wait for a server that asks for time.
+        tell: Called with a message to the user when a gateway waits.
+        patience: Seconds to wait for a server that answers with a retry delay.
     """
     if not roles:
         yield {}
@@ -211,7 +213,7 @@ async def gateways(
 
 
 class Steps:
-    """The steps of a task, ready to be done on any latent.
+    """Runs the steps of a task on any latent.
 
     Args:
         task: The task.
@@ -226,10 +228,10 @@ class Steps:
         self._patience = Patience(task.run.hang_after)
 
     async def make(self, given: StepInput) -> StepOutput[Any]:
-        """Do a step on a latent; whatever its plugin raises becomes a failed result.
+        """Run a step on a latent; exceptions of its plugin become a failed result.
 
         Raises:
-            SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
+            SaevalError: If the run has to stop: the budget is spent, or the disk is full.
         """
         cell = self._cells[given.cell]
         if given.explanation is None:
@@ -255,7 +257,7 @@ class Steps:
 
 
 def window_texts(examples: Examples) -> list[list[str]]:
-    """Return the texts of the windows that a step was given: activating ones, others, and those of a decoy."""
+    """Return the texts of the windows in a step's input, by group: activating, non-activating, and decoy windows."""
     decoy = examples.decoy.activating if examples.decoy else ()
     return [[e.text for e in windows] for windows in (examples.activating, examples.non_activating, decoy)]
 
@@ -273,12 +275,12 @@ async def _made(
     examples: Examples,
     *arguments: Any,
 ) -> StepOutput[R]:
-    """Call a plugin; whatever it raises, or returns instead of `kind`, becomes a failed result of this latent.
+    """Call a plugin; an exception, or a return value of another type than `kind`, becomes a failed result.
 
-    So does a result that was made although a call failed.
+    A result also counts as failed if one of its calls failed.
 
     Raises:
-        SaevalError: If the run has to stop: the budget is spent, or there is no room to write answers down.
+        SaevalError: If the run has to stop: the budget is spent, or the disk is full.
     """
     result = _without_values(await _guarded(call, kind, meter.patience, *arguments))
     if meter.asked:
@@ -297,7 +299,7 @@ async def _made(
 
 
 def _without_values(result: R) -> R:
-    """Return a result without the credentials that a plugin may have been shown."""
+    """Return a result without credentials, which a plugin may have received."""
     text = json.dumps(result.model_dump(mode="json"))
     clean = without_values(text)
     return result if clean == text else type(result).model_validate(json.loads(clean))
@@ -305,12 +307,12 @@ def _without_values(result: R) -> R:
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:
     try:
-        made = await patience.wait_for(_kept_in(call, *arguments))
+        made = await patience.wait_for(_contain_exit(call, *arguments))
     except asyncio.CancelledError:
         raise
     except SaevalError as error:
         return kind.failed(without_secrets(error))
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it costs its latent, not the run
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; only its latent fails
         log.error("a plugin raised\n%s", traceback.format_exc())
         return kind.failed(without_secrets(f"{type(error).__name__}: {error} ({_place(error)}; logs/run.log has more)"))
     if not isinstance(made, kind):
@@ -319,15 +321,15 @@ async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: P
 
 
 def _place(error: Exception) -> str:
-    """Return file and line of the plugin's code that raised; its folder is nobody else's concern."""
+    """Return file name and line of the plugin's code that raised, without the folder, which may be private."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _CORE not in Path(frame.filename).parents]
     frame = own[0] if own else frames[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
-async def _kept_in(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:
-    """Call a plugin; one that exits, or panics in another language, breaks its latent and not the event loop."""
+async def _contain_exit(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:
+    """Call a plugin; `SystemExit` and panics of other languages become errors, so that the event loop survives."""
     try:
         return await call(*arguments)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt):
@@ -337,6 +339,6 @@ async def _kept_in(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:
 
 
 def _checked(score: Score, scorer: Scorer) -> Score:
-    """Refuse a score whose values are missing, not finite, or outside their metric's range."""
+    """Return the score, or a failed one if its values are missing, not finite, or out of range."""
     trouble = out_of_range(score, scorer.metrics)
     return score if trouble is None else Score.failed(f"the scorer gave {trouble}")

@@ -1,4 +1,4 @@
-"""Reports a run to experiment trackers, during the run and at its end; their failures only cause messages."""
+"""Reports a run to experiment trackers, during the run and at its end; failures of trackers only cause messages."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from saeval.plugin.base import RunProgress, Tracker
 from saeval.records import MAIN, RunResult
 from saeval.task import Part, Task
 
-_LONGEST = 120.0  # seconds; a tracker's server may not answer at all
-_EVERY = 10.0  # seconds between reports of a run that goes on
+_LONGEST = 120.0  # timeout in seconds, since a tracker's server may not answer
+_EVERY = 10.0  # seconds between progress reports
 
 log = logging.getLogger("saeval")
 
 
 @contextmanager
 def followed(task: Task, folder: Path, last: Callable[[], Mapping[str, Any]], display: Display) -> Iterator[None]:
-    """Report progress to the task's trackers while the block lasts.
+    """Within this context, report progress to the task's trackers.
 
     Args:
         task: The task.
         folder: The run directory.
         last: Returns the latest content of its progress file.
-        display: Where failures are said.
+        display: Shows messages about failures.
     """
     following = [part for part in task.trackers if type(part.plugin).follow is not Tracker.follow]
     if not following:
@@ -62,7 +62,7 @@ def _report(following: list[Part[Tracker]], progress: RunProgress, display: Disp
     for part in [*following]:
         try:
             part.plugin.follow(progress)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it costs the tracker's entries only
+        except BaseException as error:  # noqa: BLE001 - any failure affects only the tracker
             following.remove(part)
             log.error("a tracker raised\n%s", traceback.format_exc())
             said = without_secrets(f"{type(error).__name__}: {error}")
@@ -78,7 +78,7 @@ def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
     stages: Sequence[Mapping[str, Any]] = content.get("stages", ())
     found = {f"done/{stage['stage']}": stage["done"] / stage["total"] for stage in stages if stage["total"]}
     found["calls"] = content.get("calls", 0)
-    if not content.get("unknown"):  # an unknown price is not nothing
+    if not content.get("unknown"):  # do not report an unknown price as 0
         found["usd"] = content.get("usd", 0.0)
     for score in content.get("scores", ()):
         if score["mean"] is not None:
@@ -89,13 +89,13 @@ def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tell(trackers: Iterable[Part[Tracker]], result: RunResult, folder: Path, display: Display) -> None:
-    """Let every tracker write a run down, one after the other, each within two minutes.
+    """Let every tracker log a finished run, one after the other, with a timeout of two minutes each.
 
     Args:
         trackers: The trackers.
         result: The run's result.
         folder: Its directory.
-        display: Where failures are said.
+        display: Shows messages about failures.
     """
     for part in trackers:
         if (failure := _failure_of(part.plugin, result, folder)) is not None:
@@ -108,7 +108,7 @@ def _failure_of(tracker: Tracker, result: RunResult, folder: Path) -> str | None
     def track() -> None:
         try:
             tracker.track(result, folder)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it costs the tracker's entry only
+        except BaseException as error:  # noqa: BLE001 - any failure affects only the tracker
             log.error("a tracker raised\n%s", traceback.format_exc())
             failures.append(without_secrets(f"{type(error).__name__}: {error}"))
 

@@ -1,4 +1,4 @@
-"""Reads text that a user types with the models and coders of a run."""
+"""Computes activations on user-typed text, with the models and coders of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TypedText:
-    """The cells of a run that have a live model, loaded from the run's spec.
+    """The cells of a run whose source can read text, loaded from the run's spec.
 
     Args:
         run_dir: The run.
@@ -24,7 +24,7 @@ class TypedText:
         cells: Names of these cells.
 
     Raises:
-        InputError: If none has, or the spec, a model or a coder cannot be loaded.
+        InputError: If there is none, or the spec, a model or a coder cannot be loaded.
     """
 
     def __init__(self, run_dir: Path, registry: Registry | None = None):
@@ -35,7 +35,7 @@ class TypedText:
         if not self.cells:
             raise InputError(f"{run_dir}: no cell of this run has a model that can read text")
         first = self._sources[self.cells[0]]
-        if "subject" in first.offers():  # loads the model before the first text is typed
+        if "subject" in first.offers():  # load the model before the first text is typed
             first.subject()
 
     def read(self, cell: str, latent: int, text: str) -> list[tuple[tuple[str, ...], NDArray[np.float32]]]:

@@ -1,7 +1,7 @@
-"""Lists the work of a run once: every step on every latent, the key of its result, and its random stream.
+"""Defines the work items of a run: every step on every latent, with the key of its result and its random stream.
 
-The pipeline does this list, `plan` prices it, `preview` shows its prompts, the journal keeps its results under these
-keys, and results are aggregated from it.
+The pipeline runs the items, `plan` estimates their cost, `preview` shows their prompts, and the journal stores their
+results by these keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 EXPLAIN = "explain"
-"""Name of the step that makes an explanation; other steps are called by the label of their scorer."""
+"""Name of the explaining step; scoring steps have the label of their scorer."""
 
 
 class Item(NamedTuple):
@@ -47,7 +47,7 @@ class StepWork(NamedTuple):
         variant: Which explanation is made or scored.
         part: The explainer or scorer.
         latents: Latents it runs on, in the cell's order.
-        some: The same as a set, where they are not simply the first ones.
+        some: The same latents as a set, if they are not the first ones in the cell's order.
     """
 
     step: str
@@ -66,8 +66,8 @@ def steps(cell: Cell, latents: Sequence[int], seed: int) -> Iterator[StepWork]:
 
     Args:
         cell: The cell.
-        latents: All of its latents, or placeholders where only their number is known.
-        seed: Seed of the run, by which the latents whose floor is judged are chosen.
+        latents: All of its latents, or placeholders if only their number is known.
+        seed: Seed of the run, which determines the latents with a judged floor.
     """
     explained = {variant: latents[: part.latents] for variant, part in cell.explainers.items()}
     for variant, explainer in cell.explainers.items():
@@ -86,12 +86,12 @@ def steps(cell: Cell, latents: Sequence[int], seed: int) -> Iterator[StepWork]:
 
 
 def title(step: str, variant: str) -> str:
-    """Return the name of a step as progress and messages show it."""
+    """Return the name of a step for progress and messages."""
     return step if variant == MAIN or step != EXPLAIN else f"{step} ({variant})"
 
 
 def scored_variants(cell: Cell, label: str) -> list[str]:
-    """Return the kinds of explanations that a scorer scores, the cell's own first, in the cell's order."""
+    """Return the variants of explanations that a scorer scores, the cell's own first."""
     part = cell.scorers[label]
     if not part.part.plugin.reads_explanation:
         return [MAIN]
@@ -99,18 +99,18 @@ def scored_variants(cell: Cell, label: str) -> list[str]:
 
 
 def rng(seed: int, step: str, variant: str, latent: LatentId) -> np.random.Generator:
-    """Return the random stream of an item. All explanations of a latent are scored with the same one."""
+    """Return the random generator of an item; scoring uses the same one for all explanations of a latent."""
     if step == EXPLAIN:
         return derive_rng(seed, EXPLAIN, variant, str(latent))
     return derive_rng(seed, "score", step, str(latent))
 
 
 class Keys:
-    """The keys under which results are kept: hashes of everything that a result depends on.
+    """Computes the keys of results: hashes of everything that a result depends on.
 
     Args:
         task: The task.
-        bases: By cell, a hash of what its records depend on.
+        bases: For each cell, a hash of everything that its records depend on.
     """
 
     def __init__(self, task: Task, bases: Mapping[str, str]):
@@ -131,7 +131,7 @@ class Keys:
         return content_hash("score", base, latent, item.step, text, identity)
 
     def _identity(self, item: Item) -> JsonValue:
-        """Return what makes the step: its plugin and the model it asks."""
+        """Return the identities of the step's plugin and language model."""
         cell = self._cells[item.cell]
         place = (item.cell, item.step, item.variant if item.step == EXPLAIN else "")
         if place not in self._identities:

@@ -76,7 +76,7 @@ def test_reading_that_was_killed_resumes_in_mid_stream(place, tmp_path, caplog):
     second.write_bytes(b"what was read before is not read again" * 9)
     resumed, _ = tokens(place, keep)
     assert same(resumed, whole)
-    assert "the first 200 rows of the dataset were kept" in caplog.text
+    assert "saved the first 200 rows of the dataset" in caplog.text
 
 
 def test_what_was_read_is_enough_for_a_reading_that_ends_there(place, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_rows_that_are_damaged_are_read_again(place, tmp_path, damage):
     else:
         rows.write_bytes(b"x" if damage == "cut" else b"x" * rows.stat().st_size)
     if damage == "rows":
-        with pytest.raises(InputError, match="was damaged .* is removed; run the same command again"):
+        with pytest.raises(InputError, match="was damaged .* is deleted; run the same command again"):
             tokens(place, keep)
     assert same(tokens(place, keep)[0], whole)
 

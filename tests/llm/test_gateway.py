@@ -526,7 +526,7 @@ def test_run_says_that_another_process_collects_what_it_needs(tmp_path, monkeypa
             threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
             run_task(task, out=tmp_path / "run", limit=1, max_cost=None, display=display("plain"))
     assert (
-        "collect activations: waiting for another saeval process, which collects the same ones"
+        "collect activations: waiting for another saeval process that is collecting the same activations"
         in capsys.readouterr().err
     )
 

@@ -131,7 +131,7 @@ def test_text_with_a_token_that_the_embedding_lacks_is_refused(tmp_path, model):
     tokenizer.add_tokens(["<|turn|>"])
     tokenizer.save_pretrained(odd)
     path = rows(tmp_path / "c.jsonl", [f"<|turn|>{TEXT}"] * 4)
-    with pytest.raises(InputError, match=r"holds '<\|turn\|>', a token that was added to the tokenizer"):
+    with pytest.raises(InputError, match=r"contains '<\|turn\|>', a token that was added to the tokenizer"):
         collected(odd, Neurons(), path, tmp_path / "s", hookpoint="layers.1")
     late = rows(tmp_path / "late.jsonl", ["."] * 300 + [f"<|turn|>{TEXT}"] * 4)  # beyond what validate looks at
     with pytest.raises(InputError, match=r"gives '<\|turn\|>' the id 300, but the model's embedding has 300 rows"):
@@ -202,7 +202,7 @@ def test_an_sae_trained_with_bos_on_a_tokenizer_without_one_is_warned_of(tmp_pat
     trained = tiny_sae(tmp_path / "sae", metadata={"prepend_bos": True})
     sae = {"use": "sae_lens", "with": {"path": str(trained)}}
     code, said = validate(task(tmp_path / "t.yaml", odd, sae, {"path": str(corpus)}))
-    assert code == 0 and "begin with BOS, and the tokenizer has none" in " ".join(said.split())
+    assert code == 0 and "begin with BOS, but the tokenizer has none" in " ".join(said.split())
     code, said = validate(task(tmp_path / "t.yaml", odd, sae, {"path": str(corpus), "bos": "<eos>"}))
     assert code == 0 and "BOS" not in said
 
@@ -275,7 +275,7 @@ def saved(folder):
         (lambda m: sharded(m, "model-2.safetensors"), "1 of its 1 files of weights are missing"),
         (lambda m: sharded(m), "index.json is damaged or cut off"),
         (lambda m: (m / "model.safetensors").rename(m / "model.gguf"), "give the path of model.gguf itself"),
-        (lambda m: (m / "model.safetensors").rename(m / "consolidated.safetensors"), "holds consolidated.safetensors, but no"),
+        (lambda m: (m / "model.safetensors").rename(m / "consolidated.safetensors"), "contains consolidated.safetensors, but not"),
         (lambda m: cut(m / "model.safetensors", 1), "model.safetensors is damaged or cut off"),
         (lambda m: (m / "model.safetensors").write_bytes(b"<!doctype html>"), "model.safetensors is damaged or cut off"),
         (lambda m: cut(saved(m), 1), "pytorch_model.bin is damaged or cut off"),

@@ -236,7 +236,7 @@ def test_missing_weights_are_never_invented(broken):
 def test_code_that_comes_with_a_model_is_not_run(broken):
     (broken / "evil.py").write_text("raise SystemExit('ran')")
     edit_config(broken, model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
-    with pytest.raises(InputError, match="its own code"):
+    with pytest.raises(InputError, match="requires code from its repository"):
         LiveModel.load(str(broken))
 
 

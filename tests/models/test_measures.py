@@ -88,7 +88,7 @@ def test_part_of_the_corpus_is_spread_over_it(subject, store):
 def test_transcoder_is_refused_in_a_sentence(subject, store):
     other = coder(1.0)
     other.autoencoder = False
-    with pytest.raises(InputError, match="does not reconstruct what it reads"):
+    with pytest.raises(InputError, match="does not reconstruct its input"):
         measure_fidelity(subject, other, store)
 
 

@@ -168,7 +168,7 @@ def test_lift_is_measured_from_the_floor_and_near_needs_something_to_lose():
     assert found.margin == pytest.approx(0.01, abs=1e-6)
     values["embedding.auroc of random_explanation"] = around(0.62)
     found = told(cell(A, values), cell(B, values), **NEAR)
-    assert found.outcome == "cannot be told" and "nothing to lose" in found.reason
+    assert found.outcome == "cannot be told" and "no lift to compare" in found.reason
 
 
 def test_named_metric_and_metric_without_bounds_are_read():

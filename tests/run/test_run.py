@@ -375,7 +375,7 @@ def test_collecting_that_stalls_is_reported_and_may_resume(tmp_path, capsys):
     with truthful_server() as server:
         given = spec(server, source=f"{tmp_path}/slow.py:Slow", baselines=[], run={"hang_after": 0.5})
         assert not saeval.run(given, out=tmp_path / "run", display=Plain()).partial
-    assert "collect activations: nothing has come for 1 s; if it hangs, end it with Ctrl-C" in capsys.readouterr().err
+    assert "collect activations: no progress for 1 s; if it hangs, stop it with Ctrl-C" in capsys.readouterr().err
 
 
 FICKLE_SAMPLER = """

@@ -306,7 +306,7 @@ FOREIGN = {
 def test_known_key_goes_to_its_provider_and_this_machine_only(role, monkeypatch):
     for name in ("OPENROUTER_API_KEY", "DATADOG_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.setenv(name, KEY)
-    with pytest.raises(SpecError, match=r"would be sent to|like https://HOST"):
+    with pytest.raises(SpecError, match=r"would be sent to|have the form https://HOST"):
         load_task(spec_of(role), registry=Registry())
     if "evil.test/" in role.get("api_base", ""):
         host = role["api_base"].split("/")[2]

@@ -31,28 +31,28 @@ class Executor(ABC):
 
     @abstractmethod
     def working(self) -> AbstractAsyncContextManager[None]:
-        """Be ready to work for as long as the block lasts.
+        """Within this context, `make` can be called.
 
-        When it ends, every call to a language model is in the ledger and counted against the budget.
+        At its end, every call to a language model is in the ledger and counted in the budget.
         """
 
     @abstractmethod
     async def make(self, work: StepInput) -> StepOutput[Any]:
-        """Do a step on a latent; see `saeval._run.steps.Steps.make`."""
+        """Run a step on a latent; see `saeval._run.steps.Steps.make`."""
 
 
 @contextmanager
 def executor(task: Task, calls: CallLedger, budget: Budget, display: Display) -> Iterator[Executor]:
-    """Lend the executor that the task names.
+    """Open the executor that the task names.
 
     Args:
         task: The task.
         calls: The run's ledger.
         budget: The run's spending limit.
-        display: Where progress is shown.
+        display: Shows the progress.
 
     Raises:
-        InputError: If it cannot be had.
+        InputError: If it is not available.
     """
     if task.run.executor == "ray":
         from saeval._run.executors.ray import on_ray

@@ -25,7 +25,7 @@ class Local(Executor):
         self._task, self._calls, self._budget, self._display = task, calls, budget, display
 
     def collect(self) -> dict[str, ActivationStore]:
-        """Collect here."""
+        """Collect in this process."""
         sources = {cell.name: cell.collected for cell in self._task.cells}
         with screened(self._task.run.screen):
             return collect(sources, self._display, standstill=self._task.run.hang_after)
@@ -41,5 +41,5 @@ class Local(Executor):
                 yield
 
     async def make(self, work: StepInput) -> StepOutput[Any]:
-        """StepInput here."""
+        """Run a step in this process."""
         return await self._steps.make(work)

@@ -1,4 +1,4 @@
-"""Runs the work of a task on a Ray cluster. Ray starts workers, places them, and replaces those that die."""
+"""Runs the work of a task on a Ray cluster. Ray starts and places workers, and replaces those that die."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saeval._run.collect import collect, collecting, store_path
 from saeval._run.executors import Executor
 from saeval._run.executors.ray_cluster import cluster
 from saeval._run.executors.ray_shares import Shares, divide
-from saeval._run.executors.ray_worker import News, Order, Said, Stop, Worker, collect_cells, identity
+from saeval._run.executors.ray_worker import Message, News, Stop, Worker, WorkerSetup, collect_cells, identity
 from saeval._run.local_models import asks_model_in_process, collects_with_model
 from saeval._run.steps import StepInput, StepOutput
 from saeval._util import Display, InputError, SaevalError
@@ -26,33 +26,33 @@ from saeval.task import Task, plain
 if TYPE_CHECKING:
     from saeval.activations import ActivationStore
 
-_TRIES = 4  # workers that may die with a latent before it counts as failed
-_TOGETHER = 20.0  # seconds for all workers to come up
-_PATIENCE = 300.0  # seconds without any worker
-_AT_THE_END = 15.0  # seconds for answers under way, and for the ledger
+_TRIES = 4  # number of workers that may die on a latent before it counts as failed
+_TOGETHER = 20.0  # seconds to wait until all workers have started
+_PATIENCE = 300.0  # seconds to wait without any worker
+_AT_THE_END = 15.0  # seconds to wait at the end for calls in flight and the ledger
 
 log = logging.getLogger("saeval")
 
 
 @contextmanager
 def on_ray(task: Task, calls: CallLedger, budget: Budget, display: Display) -> Iterator[OnRay]:
-    """Lend the executor, connected to a cluster for as long as the block lasts.
+    """Connect to a cluster within this context, and yield the executor.
 
     Raises:
-        InputError: If there is no cluster to be had.
+        InputError: If no cluster is available.
     """
     with cluster(task.run.workers):
         yield OnRay(task, calls, budget, display)
 
 
-class _Seat:
-    """A worker, as seen from here.
+class _WorkerHandle:
+    """The driver's state of a worker.
 
     Attributes:
         actor: Ray's handle; it stays the same when Ray replaces the process.
-        up: Whether it can be asked.
-        life: How often it came up.
-        latents: How much is under way on each latent.
+        up: Whether the worker is available.
+        life: Number of times that it started.
+        latents: Number of steps in flight, by latent.
     """
 
     def __init__(self, actor: Any):
@@ -63,10 +63,10 @@ class _Seat:
 
 
 class OnRay(Executor):
-    """See `Executor`. What is made is the same, bit for bit, as what `Local` makes.
+    """See `Executor`. Results are equal bit for bit to those of `Local`.
 
-    Collecting is one Ray task a model pass, explaining and scoring one actor a worker. Results, ledger and budget are
-    kept here alone, so that each exists once, whatever workers die.
+    Collecting uses Ray tasks, one per share of a model pass; explaining and scoring use one actor per worker. Results,
+    ledger and budget are kept only in this process, so that they survive the death of workers.
     """
 
     def __init__(self, task: Task, calls: CallLedger, budget: Budget, display: Display):
@@ -74,7 +74,7 @@ class OnRay(Executor):
         shares = _shares(task)
         self.workers = workers = shares.workers
         self._needs = {"num_cpus": shares.cpus, "num_gpus": shares.gpus}
-        self._order = Order(
+        self._setup = WorkerSetup(
             plain(task.resolved, absolute=True),
             os.environ.get("SAEVAL_CACHE"),
             socket.gethostname(),
@@ -83,18 +83,18 @@ class OnRay(Executor):
             calls.expected,
         )
         self._identity = identity(task)
-        self._seats: list[_Seat] = []
+        self._handles: list[_WorkerHandle] = []
         self._error: SaevalError | None = None
         self._spent = self._over = False
 
     # --- collect ---
 
     def collect(self) -> dict[str, ActivationStore]:
-        """Collect each model pass in as many tasks as there are workers for it, each with a share of the corpus."""
+        """Collect each model pass in several tasks, each with a share of the corpus, such that all workers are busy."""
         sources = {cell.name: cell.collected for cell in self._task.cells}
 
         def shares(names: list[str], passes: int) -> int:
-            return -(-self._order.workers // passes) if sources[names[0]].plugin.sharded else 1
+            return -(-self._setup.workers // passes) if sources[names[0]].plugin.sharded else 1
 
         def work(groups: list[list[str]]) -> None:
             self._collect([(names, (i, n)) for names in groups for n in [shares(names, len(groups))] for i in range(n)])
@@ -107,25 +107,25 @@ class OnRay(Executor):
         return collect(sources, self._display, work)
 
     def _collect(self, todo: list[tuple[list[str], tuple[int, int]]]) -> None:
-        """Collect shares of model passes, each in a task, which Ray does again if its process or node dies.
+        """Collect shares of model passes, each in a task, which Ray reruns if its process or node dies.
 
-        What a lost one has finished lies in the cache, and is not done again.
+        Pieces that a lost task finished are in the cache, and are not redone.
         """
         import ray
 
         standstill = self._task.run.hang_after
         with collecting(self._display, len(todo), "shares of model passes", standstill) as stage:
-            # A process each, so that no model stays in memory.
+            # A new process per task, so that no model stays in memory.
             remote = ray.remote(max_calls=1, max_retries=_TRIES - 1, scheduling_strategy="SPREAD", **self._needs)(
                 collect_cells
             )
-            waiting = [remote.remote(self._order, self._identity, *what) for what in todo]
+            waiting = [remote.remote(self._setup, self._identity, *what) for what in todo]
             while waiting:
                 (done,), waiting = ray.wait(waiting)
                 try:
                     stop = ray.get(done)
                 except _losses() as error:
-                    raise SaevalError(f"{_TRIES} Ray workers died while they collected: {error}") from None
+                    raise SaevalError(f"{_TRIES} Ray workers died while collecting: {error}") from None
                 if stop is not None:
                     raise stop.error()
                 stage.advance()
@@ -142,50 +142,50 @@ class OnRay(Executor):
         )
         self._alone = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._seats = [_Seat(actor.remote(self._order, self._identity)) for _ in range(self._order.workers)]
-        attending = [asyncio.ensure_future(self._attend(seat)) for seat in self._seats]
+        self._handles = [_WorkerHandle(actor.remote(self._setup, self._identity)) for _ in range(self._setup.workers)]
+        monitors = [asyncio.ensure_future(self._monitor(handle)) for handle in self._handles]
         try:
             await self._wait_for_all()
             yield
         finally:
             self._over = True
-            for seat in self._seats:
-                if seat.up:
-                    seat.actor.finish.remote()
+            for handle in self._handles:
+                if handle.up:
+                    handle.actor.finish.remote()
                 else:
-                    ray.kill(seat.actor)
-            await asyncio.wait(attending, timeout=_AT_THE_END)
-            for task in attending:
+                    ray.kill(handle.actor)
+            await asyncio.wait(monitors, timeout=_AT_THE_END)
+            for task in monitors:
                 task.cancel()
-            await asyncio.gather(*attending, return_exceptions=True)
-            for seat in self._seats:
-                ray.kill(seat.actor)
+            await asyncio.gather(*monitors, return_exceptions=True)
+            for handle in self._handles:
+                ray.kill(handle.actor)
         if self._error is not None:
             raise self._error
 
     async def _wait_for_all(self) -> None:
-        """Wait briefly until all workers are up, so that none takes the share of others."""
+        """Wait briefly until all workers are available, so that the work is distributed evenly."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_TOGETHER):
-                while not (self._error or all(seat.up for seat in self._seats)):
+                while not (self._error or all(handle.up for handle in self._handles)):
                     self._changed.clear()
                     await self._changed.wait()
 
     async def make(self, work: StepInput) -> StepOutput[Any]:
-        """Have a worker do a step on a latent, and another one if that one dies."""
+        """Run a step on a worker; if the worker dies, retry on another one."""
         for lost in range(_TRIES):
-            # A latent may be what kills workers. One that was lost twice goes apart, so that it takes no other along.
+            # The latent itself may kill workers. After two losses it runs alone, so that it does not affect others.
             async with self._alone if lost > 1 else nullcontext():
-                seat = await self._seat(work.examples.latent)
-                life = seat.life
-                seat.latents[work.examples.latent] += 1
+                handle = await self._pick(work.examples.latent)
+                life = handle.life
+                handle.latents[work.examples.latent] += 1
                 try:
-                    made: StepOutput[Any] | Stop = await seat.actor.make.remote(work)
+                    made: StepOutput[Any] | Stop = await handle.actor.make.remote(work)
                 except _losses() as error:
-                    self._down(seat, life, error)
+                    self._mark_lost(handle, life, error)
                     continue
                 finally:
-                    seat.latents -= Counter([work.examples.latent])  # which forgets those that are done
+                    handle.latents -= Counter([work.examples.latent])  # subtraction also removes zero counts
             if self._error is not None:
                 raise self._error
             if isinstance(made, Stop):
@@ -195,14 +195,14 @@ class OnRay(Executor):
         reason = f"{_TRIES} workers died at this work: killed, out of memory, or stuck for run.hang_after"
         return StepOutput(kind.failed(reason), Usage(usd=0.0), fault=False)
 
-    async def _seat(self, latent: LatentId) -> _Seat:
-        """Return the worker that is at this latent already, so that nothing is asked twice, or the least busy one."""
+    async def _pick(self, latent: LatentId) -> _WorkerHandle:
+        """Return the worker that already has this latent (to share its calls in flight), else the least busy one."""
         while True:
             if self._error is not None:
                 raise self._error
-            if up := [seat for seat in self._seats if seat.up]:
-                same = (seat for seat in up if seat.latents[latent])
-                return next(same, None) or min(up, key=lambda seat: seat.latents.total())
+            if up := [handle for handle in self._handles if handle.up]:
+                same = (handle for handle in up if handle.latents[latent])
+                return next(same, None) or min(up, key=lambda handle: handle.latents.total())
             self._changed.clear()
             try:
                 async with asyncio.timeout(_PATIENCE):
@@ -210,39 +210,39 @@ class OnRay(Executor):
             except TimeoutError:
                 self._fail(SaevalError(f"no Ray worker started within {_PATIENCE:g} s; rerun the same command"))
 
-    async def _attend(self, seat: _Seat) -> None:
-        """Open a worker, write down what it tells, and do so again when Ray has replaced it."""
+    async def _monitor(self, handle: _WorkerHandle) -> None:
+        """Open a worker and process its messages; repeat when Ray has replaced it."""
         from ray.exceptions import RayError
 
         while not (self._over or self._error):
             try:
-                if (stop := await seat.actor.open.remote(self._budget.spent)) is not None:
+                if (stop := await handle.actor.open.remote(self._budget.spent)) is not None:
                     raise stop.error()
-                seat.up, seat.life = True, seat.life + 1
+                handle.up, handle.life = True, handle.life + 1
                 self._changed.set()
-                async for news in seat.actor.news.remote():
-                    self._hear(await news)
+                async for news in handle.actor.news.remote():
+                    self._process(await news)
                 return
             except _losses() as error:
                 if getattr(error, "actor_init_failed", False):
                     self._fail(SaevalError(f"a Ray worker cannot start; is saeval installed on every node? {error}"))
-                self._down(seat, seat.life, error)
+                self._mark_lost(handle, handle.life, error)
                 await asyncio.sleep(0.1)
             except (RayError, SaevalError) as error:
                 self._fail(error if isinstance(error, SaevalError) else SaevalError(f"a Ray worker failed: {error}"))
 
-    def _down(self, seat: _Seat, life: int, error: Exception) -> None:
-        """Ask a worker no more until it is open again; where it only could not be reached, have Ray replace it."""
+    def _mark_lost(self, handle: _WorkerHandle, life: int, error: Exception) -> None:
+        """Mark a worker as unavailable until it is opened again; let Ray replace it, if it was only unreachable."""
         import ray
 
-        if seat.up and seat.life == life:
-            seat.up = False
+        if handle.up and handle.life == life:
+            handle.up = False
             log.warning("a Ray worker is lost; its work goes to others: %s", str(error).strip().splitlines()[0])
-            ray.kill(seat.actor, no_restart=False)
+            ray.kill(handle.actor, no_restart=False)
 
-    def _hear(self, news: list[News]) -> None:
-        for said in (item for item in news if isinstance(item, Said)):
-            (log.info if said.to == "log" else self._display.wait)(said.text)
+    def _process(self, news: list[News]) -> None:
+        for message in (item for item in news if isinstance(item, Message)):
+            (log.info if message.to == "log" else self._display.wait)(message.text)
         calls = [item for item in news if isinstance(item, Call)]
         if calls:
             self._calls.add(*calls)
@@ -252,8 +252,8 @@ class OnRay(Executor):
         limit = self._budget.limit
         if limit is not None and self._budget.spent >= limit and not self._spent:
             self._spent = True
-            for seat in self._seats:
-                seat.actor.spent.remote(self._budget.spent)
+            for handle in self._handles:
+                handle.actor.spent.remote(self._budget.spent)
 
     def _fail(self, error: SaevalError) -> None:
         self._error = self._error or error
@@ -261,14 +261,14 @@ class OnRay(Executor):
 
 
 def _losses() -> tuple[type[Exception], ...]:
-    """What Ray raises when a worker is lost, or a result on its way from a lost node."""
+    """Return the exceptions that Ray raises if a worker, or a result on a lost node, is lost."""
     from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
     return RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 
 def _shares(task: Task) -> Shares:
-    """Return the number of workers, and what each takes of the cluster that is connected."""
+    """Return the number of workers, and the resources of each, for the connected cluster."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

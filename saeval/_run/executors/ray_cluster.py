@@ -21,22 +21,22 @@ from saeval._util import InputError
 log = logging.getLogger("saeval")
 
 _LOOPBACK = "127.0.0.1"
-_TOKEN = secrets.token_hex(32)  # one a process, for Ray reads it once
+_TOKEN = secrets.token_hex(32)  # one per process, since Ray reads it once
 _OURS = {
-    # Despite its name, this is what lets a node have the loopback address on any system; read when ray is imported.
+    # Despite its name, this allows a node to use the loopback address on any system; read when ray is imported.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-_SHARED_MEMORY = 200 << 20  # bytes; what is sent about a latent is small
+_SHARED_MEMORY = 200 << 20  # bytes; messages about a latent are small
 
 
 @contextmanager
 def cluster(cpus: int | None) -> Iterator[None]:
-    """Be connected to a cluster: one that this process is connected to already, that of RAY_ADDRESS, or a new one.
+    """Within this context, be connected to a cluster: the present one, the one at RAY_ADDRESS, or a new one.
 
-    The new one is on this machine, listens on loopback only, wants a token that is made for it, has no dashboard,
-    and reports no usage. It ends with the block.
+    A new cluster runs on this machine, listens on loopback only, requires a random token, has no dashboard, and reports
+    no usage statistics. It stops at the end of the context.
 
     Args:
         cpus: CPUs of a new cluster; default: all.
@@ -73,9 +73,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _own(cpus: int | None) -> Iterator[None]:
-    # In a folder of our own, for Ray's sockets ask for no token; in /tmp, for their names must be short.
+    # A private folder, since Ray's sockets require no token; in /tmp, since their paths must be short.
     folder = tempfile.mkdtemp(prefix="saeval-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
-    inside = Path(folder) / "r"  # Ray opens its folder to everybody, and cannot open the one around it
+    inside = Path(folder) / "r"  # Ray makes its own folder world-readable, but not the private one around it
     try:
         with (
             _reaped(folder),
@@ -96,10 +96,10 @@ def _own(cpus: int | None) -> Iterator[None]:
 
 @contextmanager
 def _reaped(folder: str) -> Iterator[None]:
-    """Have a process clean up after this one, should it be killed."""
+    """Within this context, a separate process cleans up if this one is killed."""
     program = [sys.executable, "-I", str(Path(__file__).with_name("ray_reaper.py")), folder]
-    nowhere = subprocess.DEVNULL  # a reader of our output would wait for its end
-    reaper = subprocess.Popen(  # noqa: S603 - our own program
+    nowhere = subprocess.DEVNULL  # else readers of this process's output would wait for it
+    reaper = subprocess.Popen(  # noqa: S603 - a program of saeval
         program, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
     )
     try:
@@ -113,10 +113,10 @@ def _reaped(folder: str) -> Iterator[None]:
 def _connected(**options: Any) -> Iterator[None]:
     import ray
 
-    on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces the handler
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except Exception as error:  # noqa: BLE001 - a start that takes too long is a plain Exception of Ray's
+    except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception if a start times out
         ray.shutdown()
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -126,7 +126,7 @@ def _connected(**options: Any) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
-        # Standard output is for results; what befalls Ray's processes is printed there, 20 lines and more.
+        # Ray prints messages about its processes to standard output, which is for results only.
         ray._private.worker.print_to_stdstream = _to_the_log
         yield
     finally:

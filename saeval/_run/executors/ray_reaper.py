@@ -1,7 +1,7 @@
-"""Cleans up a local Ray cluster whose driver was killed; a separate program that imports only the standard library.
+"""Cleans up a local Ray cluster after its driver was killed; a separate program that uses only the standard library.
 
-It waits for the end of its input, which comes when the driver is gone, however it ended. Then processes that belong
-to the cluster get a while to end by themselves, because they may be waiting for answers that are paid for.
+It waits for the end of its input, which occurs when the driver ends for any reason. Then the processes of the cluster
+get some time to end by themselves, because they may be waiting for calls that are billed.
 
 Usage: python ray_reaper.py FOLDER [SECONDS]
 """
@@ -16,12 +16,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-_GRACE = 15.0  # seconds that processes get, where none are said
-_PATIENCE = 10.0  # seconds after the kill
+_GRACE = 15.0  # default seconds for processes to end
+_PATIENCE = 10.0  # seconds to wait after the kill
 
 
 def main(folder: Path, grace: float) -> None:
-    """Wait for the driver's end, and leave nothing of its cluster behind."""
+    """Wait for the driver to end, then remove the processes and files of its cluster."""
     sys.stdin.buffer.read()
     _until_gone(folder, grace)
     for process in _processes(folder):
@@ -38,7 +38,7 @@ def _until_gone(folder: Path, seconds: float) -> None:
 
 
 def _processes(folder: Path) -> list[int]:
-    """Return the processes that were started with the cluster's folder among their arguments; ours is none of them."""
+    """Return the ids of processes with the cluster's folder in their arguments, without this process."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -54,5 +54,5 @@ def _processes(folder: Path) -> list[int]:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # sent to the driver, whose end is waited for
+        signal.signal(number, signal.SIG_IGN)  # they are meant for the driver
     main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else _GRACE)

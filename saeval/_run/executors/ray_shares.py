@@ -10,12 +10,12 @@ from saeval._util import InputError
 
 
 class Shares(NamedTuple):
-    """How many workers there are, and what each takes of its node.
+    """Number of workers, and the resources of each.
 
     Attributes:
-        workers: Processes.
-        cpus: CPUs per worker, by which Ray divides threads, too.
-        gpus: GPUs per worker; a fraction is one GPU that several workers share.
+        workers: Number of processes.
+        cpus: CPUs per worker; Ray also sets the number of threads by it.
+        gpus: GPUs per worker; a fraction means that several workers share a GPU.
     """
 
     workers: int
@@ -26,16 +26,16 @@ class Shares(NamedTuple):
 def divide(
     nodes: Sequence[Mapping[str, float]], wanted: int | None, gpus_per_worker: float | None, *, models: bool
 ) -> Shares:
-    """Return the workers of a cluster: one per GPU where each loads models and there are GPUs, else one per CPU.
+    """Return the workers of a cluster: one per GPU if workers load models and there are GPUs, else one per CPU.
 
     Args:
         nodes: `CPU` and `GPU` of each node.
-        wanted: Number of workers, if the spec says it.
-        gpus_per_worker: GPUs of each, if the spec says it.
-        models: Whether workers load models of their own.
+        wanted: Number of workers, if the spec sets it.
+        gpus_per_worker: GPUs per worker, if the spec sets it.
+        models: Whether workers load models.
 
     Raises:
-        InputError: If the cluster cannot hold the workers.
+        InputError: If the cluster has too few resources for the workers.
     """
     nodes = [node for node in nodes if node.get("CPU")]
     if not nodes:
@@ -52,7 +52,7 @@ def _by_gpus(nodes: Sequence[Mapping[str, float]], wanted: int | None, each: flo
     gpus = sum(int(node["GPU"]) for node in nodes)
     if each is None and wanted is not None:
         each = min(_each(gpus, wanted), min(int(node["GPU"]) for node in nodes))
-        if each >= 1:  # all GPUs are used, though not over the bounds of nodes
+        if each >= 1:  # use all GPUs, but a worker cannot span nodes
             each = max(n for n in range(1, int(each) + 1) if _room(nodes, n) >= wanted)
     each = 1.0 if each is None else float(each)
     room = _room(nodes, each)
@@ -67,14 +67,14 @@ def _by_gpus(nodes: Sequence[Mapping[str, float]], wanted: int | None, each: flo
 
 
 def _room(nodes: Sequence[Mapping[str, float]], each: float) -> int:
-    """Return how many workers fit, each on one node."""
+    """Return the number of workers that fit, each on one node."""
     if each < 1:
         return sum(int(node["GPU"]) for node in nodes) * math.floor(1 / each + 1e-9)
     return sum(int(node["GPU"]) // int(each) for node in nodes)
 
 
 def _each(gpus: int, workers: int) -> float:
-    """Return GPUs per worker such that all workers find room: whole ones, or an equal part of one."""
+    """Return the GPUs per worker such that all workers fit: a whole number, or an equal fraction of one."""
     return float(gpus // workers) if gpus >= workers else 1 / math.ceil(workers / gpus) if gpus else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Runs in a process of a Ray cluster: collects cells and does steps with its own task and gateways."""
+"""Runs in a worker process of a Ray cluster: collects cells and runs steps, with its own task and gateways."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ log = logging.getLogger("saeval")
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a worker is told when it begins.
+class WorkerSetup:
+    """The configuration of a worker.
 
     Attributes:
-        spec: The task, resolved.
-        cache: SAEVAL_CACHE of the caller; None leaves each machine its own.
-        host: The machine of the caller.
-        workers: How many workers share the work.
+        spec: The resolved spec of the task.
+        cache: SAEVAL_CACHE of the driver; None for each machine's default.
+        host: Name of the driver's machine.
+        workers: Number of workers that share the work.
         max_cost: The run's spending limit.
-        served: Who has to answer each role and model, as earlier sittings of the run were answered; anybody elsewhere.
-        permissions: What the user allows specs to name, as variables of the environment.
+        served: Which models answered each role in earlier sessions, and have to answer it now; see `CallLedger`.
+        permissions: The user's permissions, as environment variables.
     """
 
     spec: dict[str, Any]
@@ -57,43 +57,43 @@ class Order:
         return load_task(self.spec, registry=Registry())
 
 
-class Said(NamedTuple):
-    """What a worker says, and where it belongs: in the log, or before the user, who is told what a run waits for."""
+class Message(NamedTuple):
+    """A message of a worker, for the log or for the user (what the run waits for)."""
 
     to: Literal["log", "user"]
     text: str
 
 
-News = Call | Said
+News = Call | Message
 Tell = Callable[[News], None]
 
 
 class Stop(NamedTuple):
-    """An error that ends the run, on its way to the caller: Ray would wrap it, and lose what it says."""
+    """An error that stops the run, in a form that can be sent to the driver: Ray would wrap it and lose its message."""
 
     kind: type[SaevalError]
     text: str
 
     @classmethod
     def of(cls, error: SaevalError) -> Stop:
-        """Pack an error."""
+        """Create it from an error."""
         plain = type(error) if type(error).__init__ is SaevalError.__init__ else SaevalError
         return cls(plain, without_secrets(error))
 
     def error(self) -> SaevalError:
-        """Unpack it."""
+        """Return the error."""
         return self.kind(self.text)
 
 
 def identity(task: Task) -> str:
-    """Return a hash of all code and files that a task's results depend on; equal on all machines that may share it."""
+    """Return a hash of all code and files that a task's results depend on; it has to be equal on all machines."""
     return content_hash(saeval.__version__, [part.identity for part in task.parts()])
 
 
-def collect_cells(order: Order, expected: str, cells: Sequence[str], share: tuple[int, int]) -> Stop | None:
-    """Collect a share of cells that share a model pass; the last worker puts the stores into the cache."""
+def collect_cells(setup: WorkerSetup, expected: str, cells: Sequence[str], share: tuple[int, int]) -> Stop | None:
+    """Collect a share of the cells of one model pass; the last worker writes the stores to the cache."""
     try:
-        task = order.task()
+        task = setup.task()
         _same(task, expected)
         sources = {cell.name: cell.collected for cell in task.cells}
         with screened(task.run.screen):
@@ -112,17 +112,17 @@ def _same(task: Task, expected: str) -> None:
 
 
 class Worker:
-    """The actor; what it knows can be made again from its order, so losing it loses the calls under way only.
+    """The Ray actor. Its state can be rebuilt from its configuration, so its death only loses calls in flight.
 
     Args:
-        order: What it is told.
-        expected: Hash that its task must have.
+        setup: Its configuration.
+        expected: Required hash of its task; see `identity`.
     """
 
-    def __init__(self, order: Order, expected: str):
-        self._order, self._expected = order, expected
-        self._budget = Budget(order.max_cost)
-        self._budget.unknown = 1  # the caller says so
+    def __init__(self, setup: WorkerSetup, expected: str):
+        self._setup, self._expected = setup, expected
+        self._budget = Budget(setup.max_cost)
+        self._budget.unknown = 1  # suppresses the warning about unknown prices, which the driver shows
         self._at_the_end = AsyncExitStack()
         self._making: set[asyncio.Task[Any]] = set()
         self._news: list[News] = []
@@ -140,10 +140,10 @@ class Worker:
             self.spent(spent)
             log.addHandler(_Sent(self._tell))
             log.setLevel(logging.INFO)
-            task = await asyncio.to_thread(self._order.task)
+            task = await asyncio.to_thread(self._setup.task)
             await asyncio.to_thread(_same, task, self._expected)
-            roles = {name: _share(role, self._order.workers) for name, role in task.roles.items()}
-            calls = _SentCalls(self._tell, self._order.served)
+            roles = {name: _share(role, self._setup.workers) for name, role in task.roles.items()}
+            calls = _SentCalls(self._tell, self._setup.served)
             models = await self._at_the_end.enter_async_context(
                 gateways(roles, self._answers(), calls, self._budget, self._waits, task.run.patience)
             )
@@ -155,12 +155,12 @@ class Worker:
         return None
 
     def _answers(self) -> Path:
-        """A file a machine, wherever the cache lies: SQLite's lock does not hold across a network."""
+        """Return the cache of answers: one file per machine, since SQLite's locks do not work on network disks."""
         host = socket.gethostname()
-        return cache_dir() / ("calls.sqlite" if host == self._order.host else f"calls-{host}.sqlite")
+        return cache_dir() / ("calls.sqlite" if host == self._setup.host else f"calls-{host}.sqlite")
 
     def _end_when_stuck(self, seconds: float) -> None:
-        """End the process when a plugin keeps the event loop from turning; Ray begins another one."""
+        """End the process if a plugin blocks the event loop; Ray starts another one."""
         while True:
             turned = threading.Event()
             self._loop.call_soon_threadsafe(turned.set)
@@ -169,7 +169,7 @@ class Worker:
             time.sleep(seconds / 4)
 
     async def make(self, work: StepInput) -> StepOutput[Any] | Stop:
-        """Do a step on a latent; what comes after the end was sent before it, and nobody waits for it any more."""
+        """Run a step on a latent; requests that arrive after `finish` are refused."""
         if self._ending:
             return Stop(SaevalError, "the run has ended")
         task = asyncio.ensure_future(self._steps.make(work))
@@ -182,18 +182,18 @@ class Worker:
             self._making.discard(task)
 
     def spent(self, dollars: float) -> None:
-        """Hear what all workers together have spent."""
+        """Update the dollars that all workers together have spent."""
         self._budget.spent = max(self._budget.spent, dollars)
 
     def _waits(self, text: str) -> None:
-        self._tell(Said("user", text))
+        self._tell(Message("user", text))
 
     def _tell(self, news: News) -> None:
         self._news.append(news)
         self._loop.call_soon_threadsafe(self._any_news.set)
 
     async def news(self) -> AsyncIterator[list[News]]:
-        """Yield calls for the ledger, and what is to be said, as they come, until the work is over."""
+        """Yield calls for the ledger and messages as they arrive, until the work is finished."""
         while not self._finished or self._news:
             await self._any_news.wait()
             self._any_news.clear()
@@ -201,7 +201,7 @@ class Worker:
             yield told
 
     async def finish(self) -> None:
-        """Stop working; wait a little for answers under way."""
+        """Stop working, after waiting briefly for calls in flight."""
         self._ending = True
         for task in self._making:
             task.cancel()
@@ -211,7 +211,7 @@ class Worker:
 
 
 def _share(role: RolePart, workers: int) -> RolePart:
-    """Return a role with its part of the calls that may be in flight; one at least."""
+    """Return a role with this worker's share of its concurrency limit, at least 1."""
     if role.settings.concurrency == "auto":
         return role
     share = max(1, role.settings.concurrency // workers)
@@ -219,7 +219,7 @@ def _share(role: RolePart, workers: int) -> RolePart:
 
 
 class _SentCalls(CallLedger):
-    """A ledger that is kept elsewhere; who has to answer is checked here, before an answer is kept."""
+    """A ledger that sends its lines to the driver; the served model is still checked here, before caching an answer."""
 
     def __init__(self, tell: Tell, expected: Mapping[tuple[str, str], Served]):
         self._tell = tell
@@ -232,7 +232,7 @@ class _SentCalls(CallLedger):
 
 
 class _Sent(logging.Handler):
-    """A log that is kept elsewhere."""
+    """A log handler that sends its lines to the driver."""
 
     def __init__(self, tell: Tell):
         super().__init__(logging.INFO)
@@ -241,4 +241,4 @@ class _Sent(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send a line."""
         text = f"{socket.gethostname()}:{os.getpid()} {record.levelname} {without_secrets(self.format(record))}"
-        self._tell(Said("log", text))
+        self._tell(Message("log", text))

@@ -1,4 +1,4 @@
-"""Estimates what a run would take, before anything is spent, and measures the speed of earlier runs."""
+"""Estimates the cost, time and disk space of a run in advance, and measures the speed of earlier runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimates a run's disk space by writing the results of a few latents as a run does."""
+"""Estimates a run's disk space by writing the results of a few latents like a run."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from saeval._run.state import CellState, Results, RunState, Scored
 from saeval.llm import Call, ledger_line
 from saeval.records import Explanation, Score, Usage
 
-_KEY = 32  # characters of a hash
-_ROW = 60  # of the cache beside an answer's text: key, model, checksum, place in the index
+_KEY = 32  # characters per hash
+_ROW = 60  # bytes per answer in the cache besides its text: key, model, checksum, index entry
 
 
 def journal(result: Explanation | Score) -> int:
-    """Return the bytes of a result's line in the journal."""
+    """Return the size of a result's line in the journal, in bytes."""
     value = {"result": result.model_dump(mode="json"), "usage": asdict(Usage(1000, 10, 0, 0.00012345, "provider"))}
     return len(json.dumps({"key": "0" * _KEY, "value": compact(value)})) + 10
 
 
 def call(role: str, model: str) -> int:
-    """Return the bytes of a call's line in the ledger."""
+    """Return the size of a call's line in the ledger, in bytes."""
     usage = Usage(1000, 10, 0, 0.00012345, "provider")
     made = Call(role, model, "0" * _KEY, "0" * _KEY, "ok", False, 1, usage, 1234.5, served=model, words=999)
     return len(ledger_line(made, round(time.time(), 3), 0.123456789)) + 1
 
 
 def answer(characters: int) -> int:
-    """Return the bytes of an answer in the cache, written down in so many characters."""
+    """Return the size of an answer in the cache, in bytes, from the length of its JSON."""
     return characters + _ROW
 
 
 def reports(state: RunState, journal: Results, latents: int, folder: Path) -> int:
-    """Return the bytes of the tables of cells, `results.json` and the report.
+    """Return the size of the cells' tables, `results.json` and the report, in bytes.
 
     Args:
-        state: A run of a few latents of each cell.
-        journal: Their results in full.
-        latents: Latents of all cells together that it is wanted for.
+        state: A run with a few latents of each cell.
+        journal: Their full results.
+        latents: Total number of latents of all cells to extrapolate to.
         folder: An empty folder.
     """
     most = max((len(cell.records) for cell in state.cells.values()), default=0)
@@ -69,7 +69,7 @@ def _written(state: RunState, journal: Results, folder: Path) -> int:
 
 
 def _cut(state: RunState, journal: Results, n: int) -> RunState:
-    """Return what is known of the first n latents of each cell."""
+    """Return the state restricted to the first n latents of each cell."""
     cut = copy(state)
     cut.cells = {name: _cut_cell(state, journal, cell, n) for name, cell in state.cells.items()}
     return cut

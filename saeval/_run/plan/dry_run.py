@@ -1,4 +1,4 @@
-"""Replaces language models in a plan: counts requests, and answers as the prompts' examples do."""
+"""Replaces language models in a plan: counts requests, and answers like the examples in the prompts."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from saeval.records import FillReply, FillRequest, LanguageModel, LogprobReply, 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 
 CHARACTERS = 4.0
-"""Characters of a prompt that are taken for a token."""
+"""Assumed characters per token."""
 EXPLANATION = "words that name a place where many people meet"
-"""What it explains every latent by."""
-_TURN = 4  # tokens around a turn of a conversation
-_LOGPROB = -3.1415926535897931  # as long as they are when written down
+"""Placeholder explanation of every latent."""
+_TURN = 4  # additional tokens per turn of a conversation
+_LOGPROB = -3.1415926535897931  # has the usual number of digits
 _USAGE = Usage(1000, 10, 0, 0.00012345, "provider")
 
 
 @dataclass
 class Counter(LanguageModel):
-    """A language model that counts requests and repeats example answers.
+    """A language model that counts requests and answers like the examples in the prompts.
 
     Attributes:
         scores: Whether it scores continuations.
-        longest: Tokens of an answer at most.
-        calls: Different requests.
-        taken: Tokens of prompts.
-        fresh: Those of them that a model in process has not just computed for another prompt.
-        given: Tokens generated.
-        kept: Bytes of the answers, as the cache keeps them.
-        asked: Prompts and replies, as results keep them, since they were last taken away.
+        longest: Maximum tokens of an answer.
+        calls: Number of different requests.
+        taken: Number of prompt tokens.
+        fresh: Number of prompt tokens that are not in the prefix cache of a model in process.
+        given: Number of generated tokens.
+        kept: Bytes of the answers in the cache.
+        asked: Prompts and replies since the caller last cleared the list, in the form that results keep.
         seen: The requests.
     """
 
@@ -52,7 +52,7 @@ class Counter(LanguageModel):
 
     def _count(self, request: Any, reply: A, characters: int, fresh: int, turns: int = 0, answer: str = "") -> A:
         self.asked += prompt_replies(request, reply)
-        if request not in self.seen:  # equal ones are asked once
+        if request not in self.seen:  # equal requests are asked once
             self.seen.add(request)
             self.calls += 1
             self.taken += characters / CHARACTERS + turns * _TURN
@@ -64,7 +64,9 @@ class Counter(LanguageModel):
     async def complete(self, request: Request) -> Reply:
         answer = _answer(request)
         lengths = [len(message.content) for message in request.messages]
-        own = lengths[-2:] if request.messages[-1].role == "assistant" else lengths[-1:]  # an answer may be begun
+        own = (
+            lengths[-2:] if request.messages[-1].role == "assistant" else lengths[-1:]
+        )  # the last turn may be the start of the answer
         return self._count(request, Reply(answer, _USAGE), sum(lengths), sum(own), len(lengths), answer)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
@@ -83,7 +85,7 @@ class Counter(LanguageModel):
 
 
 def _answer(request: Request) -> str:
-    """Return what the last worked example answers; a list gets an item for each window of the question."""
+    """Return the answer of the last worked example; lists get one item per window of the question."""
     *before, last = (m for m in request.messages if m.role != "system")
     shown = [m.content for m in before if m.role == "assistant"]
     answer = shown[-1] if shown else f"EXPLANATION: {EXPLANATION}"
@@ -99,18 +101,18 @@ def _answer(request: Request) -> str:
 
 
 def _pairs(shown: str, k: int) -> str:
-    """Return a numbered list of k pairs, each as long as the first one that a worked example shows."""
+    """Return a numbered list of k pairs, each as long as the first pair in the worked example."""
     first = [line.partition(": ") for line in shown.splitlines()[:2]]
     return "\n".join(f"{head.split()[0]} {i}: {text} {i}" for i in range(1, k + 1) for head, _, text in first)
 
 
 def _probes(shown: str, k: int, round_: int) -> str:
-    """Return k texts of each kind, each as long as the first one that a worked example shows, and new in each round."""
+    """Return k texts of each kind, each as long as the first one in the worked example, and different in each round."""
     first = {line.partition(":")[0]: line for line in reversed(shown.splitlines())}
     return "\n".join(f"{line} {round_}.{i}" for line in first.values() for i in range(k))
 
 
 def _written(answer: str) -> float:
-    """Tokens of an answer: digits and marks are one each, and the spaces before digits too."""
+    """Estimate the tokens of an answer: digits, punctuation and spaces before digits count as one token each."""
     letters = sum(character.isalpha() for character in answer)
     return letters / CHARACTERS + len(re.findall(r"\d|[^\w\s]|\s(?=\d)", answer))

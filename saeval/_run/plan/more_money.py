@@ -1,4 +1,4 @@
-"""Estimates what 10 % more money would buy: more latents, or more windows of each."""
+"""Estimates the effect of a 10 % larger budget, spent on more latents or on more windows per latent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from saeval.records import MAIN
 
 
 class Worth(NamedTuple):
-    """Effect of 10 % more money on the interval of a cell's score.
+    """Effect of a 10 % larger budget on the interval of a cell's score.
 
     Attributes:
         cell: The cell.
         scorer: The scorer's label.
         reliability: Reliability of a latent's score in the earlier run.
-        latents: Share by which the interval shrinks if the money buys latents.
-        windows: Share by which it shrinks if the money buys windows of each latent, for this scorer.
+        latents: Share by which the interval shrinks if it is spent on more latents.
+        windows: Share by which the interval shrinks if it is spent on more windows per latent, for this scorer.
     """
 
     cell: str
@@ -31,22 +31,23 @@ class Worth(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What to say, in a sentence."""
+        """The effect and a recommendation, in a sentence."""
         better = "latents" if self.latents >= self.windows else "windows per latent"
         return (
-            f"{self.cell}: {self.scorer} (reliability {self.reliability:.2f}): 10 % more money narrows the interval by "
-            f"{self.latents:.1%} with more latents, by {self.windows:.1%} with more windows per latent; buy {better}"
+            f"{self.cell}: {self.scorer} (reliability {self.reliability:.2f}): a 10 % larger budget narrows the "
+            f"interval by {self.latents:.1%} with more latents, by {self.windows:.1%} with more windows per latent; "
+            f"choose more {better}"
         )
 
 
 def worth(steps: Sequence[StepPlan], like: Path) -> Iterator[Worth]:
-    """Yield what 10 % more money would buy, for each scorer of a plan that asks a model.
+    """Yield the effect of a 10 % larger budget, for each scorer of a plan that asks a model.
 
-    Money is counted in dollars where some are spent, else in tokens. What more windows cost is taken as proportional.
+    The budget is in dollars if the plan costs any, else in tokens. The cost of windows is assumed to be proportional.
 
     Args:
         steps: The plan.
-        like: An earlier run of the same scorers and windows, whose reliabilities are used.
+        like: An earlier run with the same scorers and windows, whose reliabilities are used.
 
     """
     earlier = _reliabilities(like)
@@ -66,7 +67,7 @@ def worth(steps: Sequence[StepPlan], like: Path) -> Iterator[Worth]:
 
 
 def _reliabilities(run: Path) -> dict[str, float]:
-    """Return the reliability of each scorer in a run: the first contestant's that has one."""
+    """Return the reliability of each scorer in a run, from the first contestant that has one."""
     found: dict[str, float] = {}
     for cell in read_json(run / "results.json")["cells"]:
         rows = [row for row in cell.get("scores", ()) if row["variant"] == MAIN and not cell.get("baseline")]

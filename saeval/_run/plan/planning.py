@@ -1,4 +1,4 @@
-"""Estimates a run's calls, tokens, dollars, minutes and disk space, step by step, before anything is spent."""
+"""Estimates a run's calls, tokens, dollars, minutes and disk space in advance, step by step."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from saeval.task import Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
 
 _QUANTITIES = ("calls", "input_tokens", "output_tokens", "usd", "seconds", "bytes")
-_TRIED = 12  # latents a step is tried on; prompts hardly differ in length from latent to latent
-_CALL, _IN_FLIGHT = 1.5, 16  # seconds that a call over HTTP takes, and how many are under way
-_PER_SECOND = 400.0  # tokens that a model in process of unknown size reads or writes
-_COLLECTED = 1000.0  # tokens a second and cell, where the model's size is unknown
-_ACTIVE = 32  # activations a token, where the coder has no `k`
-_REST = 0.05  # seconds per latent and cell: sampling, and the report
+_TRIED = 12  # latents on which each step is tried; prompt lengths hardly differ between latents
+_CALL, _IN_FLIGHT = 1.5, 16  # assumed seconds per call over HTTP, and calls in flight
+_PER_SECOND = 400.0  # assumed tokens per second of a model in process, if its size is unknown
+_COLLECTED = 1000.0  # assumed tokens per second and cell for collecting, if the model's size is unknown
+_ACTIVE = 32  # assumed activations per token, if the coder has no `k`
+_REST = 0.05  # assumed seconds per latent and cell for sampling and the report
 
 ASSUMPTIONS = (
-    f"Prompts are real ones, for up to {_TRIED} latents per cell, made from windows of the activations in the cache; "
-    f"or of placeholder text if there are none yet. {CHARACTERS:g} characters are a token.",
-    "Answers are as short as in the prompts' examples, or as long as those of the run given by --like where that "
+    f"Token counts come from real prompts for up to {_TRIED} latents per cell, with windows of the cached activations, "
+    f"or placeholder text if activations are not cached yet. A token is {CHARACTERS:g} characters.",
+    "Answers are as short as the examples in the prompts, or as long as in the run given by --like if that "
     "model reasons; without --like, reasoning tokens are not counted. Every reply is assumed to be readable.",
-    f"Minutes with ~ are assumed: a call over HTTP takes {_CALL:g} s, {_IN_FLIGHT} at a time unless the role says "
-    "otherwise; a model in process takes two operations per parameter and token, at 60 GFLOP/s per CPU core, or on a "
-    f"GPU 100 TFLOP/s in 16 bits and 15 in 32; one of unknown size reads {_PER_SECOND:g} tokens a second, or collects "
-    f"{_COLLECTED:g}; all else takes {_REST:g} s a latent, and longer where sentences are embedded. The others are "
-    "those of the run given by --like.",
-    "Disk space is extrapolated from the results of a few latents, written as a run writes them; activations take 6 "
-    "bytes each, "
-    f"{_ACTIVE} a token or the coder's `k`, and 5 for the token. Downloaded or unpacked models are not included.",
+    f"Minutes with ~ are assumed: {_CALL:g} s per call over HTTP, {_IN_FLIGHT} calls at a time unless the role sets "
+    "its concurrency; for a model in process two operations per parameter and token, at 60 GFLOP/s per CPU core, or "
+    f"on a GPU 100 TFLOP/s in 16 bits and 15 in 32; for models of unknown size {_PER_SECOND:g} tokens per second, or "
+    f"{_COLLECTED:g} for collecting; {_REST:g} s per latent for everything else, and more if sentences are embedded. "
+    "Other minutes are measured in the run given by --like.",
+    "Disk space is extrapolated from the written results of a few latents; activations take 6 bytes each "
+    f"({_ACTIVE} per token, or the coder's `k`), and tokens 5 bytes each. Downloaded or unpacked models are not "
+    "included.",
     "Cached answers and activations cost nothing.",
 )
-"""What the numbers rest on."""
+"""Assumptions of the estimates."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ class StepPlan:
     """Estimates for one step; unknown values are None, never 0.
 
     Attributes:
-        step: `collect`, `explain`, `report` (with all else there is to do) or the scorer's label, and in brackets the
-            baseline it is run on.
+        step: `collect`, `explain`, `report` (including all other work) or the scorer's label, followed by the baseline
+            in parentheses.
         cell: The cell.
-        model: Model that is asked, as the spec names it; None if none is.
-        latents: Latents it runs on.
-        calls: Calls to the model.
-        input_tokens: Tokens of prompts; for `collect`, of the corpus.
-        output_tokens: Tokens generated.
+        model: The language model, as the spec names it; None if the step uses none.
+        latents: Number of latents.
+        calls: Number of calls to the model.
+        input_tokens: Number of prompt tokens; for `collect`, tokens of the corpus.
+        output_tokens: Number of generated tokens.
         usd: Dollars.
         seconds: Wall-clock seconds.
-        measured: Whether the seconds rest on a run's speed.
-        bytes: Room on disk, in the cache and the run directory.
-        note: Why something is unknown, or what the minutes of `collect` rest on.
+        measured: Whether the seconds are based on the measured speed of a run.
+        bytes: Disk space in the cache and the run directory.
+        note: Why a value is unknown, or the basis of the minutes of `collect`.
     """
 
     step: str
@@ -93,22 +93,22 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Estimates for a run from the beginning, except activations that are cached.
+    """Estimates for a complete run, except for cached activations.
 
     Attributes:
-        steps: Step by step.
+        steps: Estimates by step.
     """
 
     steps: tuple[StepPlan, ...]
 
     def total(self, column: str) -> Any | None:
-        """Return a column's sum, tokens of the corpus omitted; None if a part of it is unknown."""
+        """Return a column's sum, without tokens of the corpus; None if a part of it is unknown."""
         tokens = column == "input_tokens"
         values = [getattr(step, column) for step in self.steps if not (tokens and step.step == "collect")]
         return None if None in values else sum(values)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON data, with totals and assumptions."""
+        """Return the plan as JSON data, with totals and assumptions."""
         return {
             "steps": [asdict(step) for step in self.steps],
             "total": {c: self.total(c) for c in _QUANTITIES},
@@ -117,33 +117,33 @@ class Plan:
 
 
 def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Plan:
-    """Estimate what a run would take. No model is asked or loaded, and nothing is collected.
+    """Estimate the cost, time and disk space of a run, without asking or loading models and without collecting.
 
-    Every step is tried on a few latents with a placeholder model that counts requests. The results are written as a run
-    writes them, to estimate disk space.
+    Every step is tried on a few latents with a placeholder model that counts requests. The results are written like in
+    a run, to estimate disk space.
 
     Args:
         task: The task.
         limit: Maximum latents per cell.
-        speed: How fast another run went, such as one of this task with a limit; assumed by default.
+        speed: Measured speed of another run, such as one of this task with a limit; None for assumed speeds.
     """
     steps: list[StepPlan] = []
     collected: set[str] = set()
-    tries: list[_Try] = []
+    tries: list[_TrialCell] = []
     state = _Planned(task)
     with tempfile.TemporaryDirectory() as folder:
         for cell in task.cells:
             steps += _stored(cell, collected)
-            tries.append(_Try.of(task, cell, limit, Path(folder) / "store"))
+            tries.append(_TrialCell.of(task, cell, limit, Path(folder) / "store"))
             state.cells[cell.name] = tries[-1].outcome
         for tried in tries:
-            steps += _trying(state, tried, speed)
-        steps.append(_reporting(state, tries, speed, Path(folder)))
+            steps += _plan_steps(state, tried, speed)
+        steps.append(_plan_rest(state, tries, speed, Path(folder)))
     return Plan(tuple(_times(step, task.run.seeds) for step in steps))
 
 
 def _times(step: StepPlan, seeds: int) -> StepPlan:
-    """Return what a step takes under so many seeds; activations are collected once."""
+    """Return the estimates of a step for several seeds; activations are collected once."""
     if step.step == "collect":
         return step
     values = {name: getattr(step, name) for name in (*_QUANTITIES, "latents")}
@@ -155,23 +155,23 @@ def _stored(cell: Cell, collected: set[str]) -> list[StepPlan]:
     try:
         ActivationStore.open(store_path(cell.collected))
     except SaevalError:
-        return _collecting(cell, collected)
+        return _plan_collect(cell, collected)
     return []
 
 
 class _Planned(RunState):
-    """A run of which a few latents are tried, with its results in memory in place of a journal."""
+    """State of a trial run with a few latents, which keeps its results in memory instead of a journal."""
 
     def __init__(self, task: Task):
         super().__init__(task, done=True)
         self._results: dict[str, Any] = {}
 
     def key(self, item: Item, text: str = "") -> str:
-        """Return the item itself: the run's keys need files that may not be here yet."""
+        """Return the item itself as key, since a run's keys need files that may not exist yet."""
         return repr(item)
 
     def take(self, item: Item, result: Explanation | Score) -> None:
-        """Take a result as a run does."""
+        """Add a result, like a run."""
         cell, latent = self.cells[item.cell], item.latent.index
         self._results[self.key(item)] = {"result": result.model_dump(mode="json")}
         if isinstance(result, Explanation):
@@ -182,17 +182,17 @@ class _Planned(RunState):
         cell.scored[item.step, item.variant].tried += 1
 
     def made(self, key: str) -> Any | None:
-        """Return a result, as a journal does."""
+        """Return a result by key, like a journal."""
         return self._results.get(key)
 
 
-class _Try(NamedTuple):
-    """A cell of which a few latents are tried.
+class _TrialCell(NamedTuple):
+    """A cell whose steps are tried on a few latents.
 
     Attributes:
-        outcome: What comes of them.
-        wanted: Latents that the run would take.
-        why: Why none could be sampled.
+        outcome: State of the cell.
+        wanted: Number of latents in a complete run.
+        why: Why no latent could be sampled.
     """
 
     outcome: CellState
@@ -200,8 +200,8 @@ class _Try(NamedTuple):
     why: str
 
     @classmethod
-    def of(cls, task: Task, cell: Cell, limit: int | None, stand_in: Path) -> _Try:
-        """Sample them, from placeholder text where nothing is collected yet."""
+    def of(cls, task: Task, cell: Cell, limit: int | None, stand_in: Path) -> _TrialCell:
+        """Sample the latents; from placeholder text if nothing is collected yet."""
         listed = cell.latents.select == "list"
         wanted = len(cell.latents.indices) if listed else cell.latents.n
         wanted = wanted if limit is None else min(wanted, limit)
@@ -224,8 +224,8 @@ class _Try(NamedTuple):
         return cls(CellState(cell, store, records, counts, base=""), wanted, why)
 
 
-def _trying(state: _Planned, tried: _Try, speed: Speed | None) -> Iterator[StepPlan]:
-    """Try each step of a cell, and yield what it would take on all latents; its results join the state."""
+def _plan_steps(state: _Planned, tried: _TrialCell, speed: Speed | None) -> Iterator[StepPlan]:
+    """Try each step of a cell, add its results to the state, and yield its estimates for all latents."""
     task, cell = state.task, tried.outcome
     for step in work.steps(cell.cell, range(tried.wanted), task.run.seed):
         if not step.latents:
@@ -235,9 +235,9 @@ def _trying(state: _Planned, tried: _Try, speed: Speed | None) -> Iterator[StepP
         results: dict[int, Explanation | Score] = {}
         if step.part.role is None:
             records = cell.records.first(found.latents)
-            results = {record.latent.index: _made_up(step.part, record) for record in records}
+            results = {record.latent.index: _placeholder_result(step.part, record) for record in records}
         else:
-            found = _asking(task, found, task.roles[step.part.role], step, tried, results, speed)
+            found = _plan_calls(task, found, task.roles[step.part.role], step, tried, results, speed)
         if results and found.bytes is not None:
             each = sum(map(disk_estimate.journal, results.values())) / len(results)
             found = replace(found, bytes=found.bytes + round(each * found.latents))
@@ -246,8 +246,8 @@ def _trying(state: _Planned, tried: _Try, speed: Speed | None) -> Iterator[StepP
             state.take(cell.item(step.step, step.variant, latent), result)
 
 
-def _made_up(step: StepPart[Any], record: LatentRecord) -> Explanation | Score:
-    """Return what a step without a language model may give; it is not tried, since it may need any other model."""
+def _placeholder_result(step: StepPart[Any], record: LatentRecord) -> Explanation | Score:
+    """Return a placeholder result of a step without a language model; it is not run, since it may need other models."""
     if isinstance(step.part.plugin, Explainer):
         return Explanation(text=EXPLANATION)
     windows = (*record.score.activating, *record.score.non_activating)
@@ -256,8 +256,8 @@ def _made_up(step: StepPart[Any], record: LatentRecord) -> Explanation | Score:
     return Score(values=values, outcomes=tuple(outcomes))
 
 
-def _reporting(state: _Planned, tries: list[_Try], speed: Speed | None, folder: Path) -> StepPlan:
-    """Return what all else takes: sampling, steps without a language model, and what is written at the end."""
+def _plan_rest(state: _Planned, tries: list[_TrialCell], speed: Speed | None, folder: Path) -> StepPlan:
+    """Return the estimates for the rest: sampling, steps without a language model, and writing results."""
     latents = sum(tried.wanted for tried in tries)
     rest = speed.rest if speed else None
     seconds = latents * (_REST if rest is None else rest)
@@ -266,16 +266,16 @@ def _reporting(state: _Planned, tries: list[_Try], speed: Speed | None, folder: 
         return replace(found, bytes=None, note="the report's size is unknown because no window could be sampled")
     try:
         return replace(found, bytes=disk_estimate.reports(state, state, latents, folder))
-    except SaevalError:  # the report names a coder by the hash of its files
+    except SaevalError:  # the report contains the hash of a coder's files
         return replace(found, bytes=None, note="the report's size is unknown until a coder's files are downloaded")
 
 
-def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
-    """Return what collecting activations takes, as far as the source's options tell how much text is read.
+def _plan_collect(cell: Cell, collected: set[str]) -> list[StepPlan]:
+    """Return the estimates for collecting activations, if the source's options determine the amount of text.
 
     Args:
         cell: The cell.
-        collected: Stores, and passes over a corpus, that cells before share with this one; added to.
+        collected: Names of stores and model passes of earlier cells; extended by this cell's.
     """
     store, shared = _store_name(cell), content_hash(cell.source.loaded.id, _shares(cell))
     if store in collected:
@@ -299,7 +299,7 @@ def _collecting(cell: Cell, collected: set[str]) -> list[StepPlan]:
 
 
 def _store_name(cell: Cell) -> str:
-    """Return what its store is called; where a coder's files are out of reach, a name made of its options."""
+    """Return the name of a cell's store; if the coder's files are not available, a hash of the source's options."""
     try:
         return store_path(cell.collected).name
     except SaevalError:
@@ -307,7 +307,7 @@ def _store_name(cell: Cell) -> str:
 
 
 def _shares(cell: Cell) -> JsonValue:
-    """Return what cells of one model pass have in common; where a coder's files are out of reach, no other cell's."""
+    """Return a value shared by cells of the same model pass; the cell's name if the coder's files are missing."""
     try:
         return cell.source.plugin.shares()
     except SaevalError:
@@ -315,7 +315,7 @@ def _shares(cell: Cell) -> JsonValue:
 
 
 def _corpus_tokens(corpus: Corpus) -> int | None:
-    """Return how many tokens a corpus has, by its options and the size of its files; None if these do not tell."""
+    """Estimate the tokens of a corpus from its options and the size of its files; None if unknown."""
     files = []
     if corpus.path is not None:
         files = [corpus.path] if corpus.path.is_file() else sorted(corpus.path.glob("*.txt"))
@@ -329,25 +329,25 @@ def _corpus_tokens(corpus: Corpus) -> int | None:
     return int(min(found, corpus.tokens or inf))
 
 
-def _asking(
+def _plan_calls(
     task: Task,
     found: StepPlan,
     role: RolePart,
     step: StepWork,
-    tried: _Try,
+    tried: _TrialCell,
     results: dict[int, Explanation | Score],
     speed: Speed | None,
 ) -> StepPlan:
-    """Try a step on a few latents, and return what it would take on all.
+    """Try a step on a few latents, and return its estimates for all latents.
 
     Args:
         task: The task.
-        found: What is known of the step.
-        role: The model.
+        found: The estimates so far.
+        role: The language model.
         step: The step.
         tried: The cell.
-        results: Receives what comes of it, by latent.
-        speed: How fast the model answers.
+        results: Dictionary that receives the results by latent.
+        speed: Measured speed of the model.
     """
     counter = Counter(role.part.plugin.can_score, role.settings.max_tokens)
     why = tried.why
@@ -355,7 +355,7 @@ def _asking(
         rng = work.rng(task.run.seed, step.step, step.variant, record.latent)
         try:
             result = asyncio.run(
-                _try(step.part, record, Context(record.latent, rng, counter, embedder(), UnreadSource()))
+                _run_step(step.part, record, Context(record.latent, rng, counter, embedder(), UnreadSource()))
             )
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything over placeholder answers
             why = f"could not be tried: {error}"
@@ -383,24 +383,24 @@ def _asking(
         usd=usd,
         bytes=calls * lines,
         note=note,
-        seconds=_assumed(role, calls, counter.fresh * share, given) if measured is None else calls * measured,
+        seconds=_assumed_seconds(role, calls, counter.fresh * share, given) if measured is None else calls * measured,
         measured=measured is not None,
     )
 
 
-async def _try(step: StepPart[Any], record: LatentRecord, context: Context) -> Explanation | Score:
+async def _run_step(step: StepPart[Any], record: LatentRecord, context: Context) -> Explanation | Score:
     plugin: Explainer | Scorer = step.part.plugin
     try:
         if isinstance(plugin, Explainer):
             return await plugin.explain(record.explain, context)
-        text = f"{EXPLANATION} {record.latent.index}"  # another one for each latent, as in the run
+        text = f"{EXPLANATION} {record.latent.index}"  # different for each latent, as in a run
         return await plugin.score(Explanation(text=text), record.score, context)
     except LLMError as error:
         return Explanation.failed(str(error)) if isinstance(plugin, Explainer) else Score.failed(str(error))
 
 
-def _assumed(role: RolePart, calls: int, fresh: float, given: float) -> float:
-    """Return how many seconds a role's model is asked, where no run tells."""
+def _assumed_seconds(role: RolePart, calls: int, fresh: float, given: float) -> float:
+    """Return the assumed seconds for asking a role's model, without a measured speed."""
     if role.part.plugin.in_process:
         known = throughput.asking(role.part.plugin, fresh, given)
         return (fresh + given) / _PER_SECOND if known is None else known
@@ -409,7 +409,7 @@ def _assumed(role: RolePart, calls: int, fresh: float, given: float) -> float:
 
 
 def _price(role: RolePart, taken: int, given: int) -> float | None:
-    """Return the dollars as the run would count them: the provider's price before the spec's."""
+    """Return the price in dollars, as the run would compute it: from the provider's prices, else from the spec's."""
     if role.part.plugin.in_process:
         return 0.0
     listed = role.part.plugin.prices()

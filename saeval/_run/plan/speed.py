@@ -16,11 +16,10 @@ class Speed:
     """Measured speed of a run.
 
     Attributes:
-        call: Seconds per call, by role and model, while the model was being asked; calls under way at once share the
-            time.
-        rest: Seconds per latent that all else took but collecting: sampling, steps without a language model, reports.
-            None if the run was not done at one sitting.
-        output: Tokens generated per call, by role and model; models that reason write more than their answers.
+        call: Seconds per call, by role and model; concurrent calls share the time.
+        rest: Seconds per latent for everything except collecting and calls: sampling, steps without a language model,
+            reports. None if the run took more than one session.
+        output: Generated tokens per call, by role and model, including reasoning.
     """
 
     call: dict[tuple[str, str], float]
@@ -29,13 +28,13 @@ class Speed:
 
 
 def speed(run_dir: Path) -> Speed:
-    """Return how fast a run went.
+    """Measure the speed of a run.
 
     Args:
-        run_dir: A run that is done; one of thirty latents or more has as many calls under way as a large one.
+        run_dir: A finished run; with thirty or more latents, it has as many concurrent calls as a large run.
 
     Raises:
-        InputError: If it is no run, or is not done.
+        InputError: If it is not a run, or is unfinished.
     """
     try:
         head, results = read_json(run_dir / "run.json"), read_json(run_dir / "results.json")
@@ -65,7 +64,7 @@ def speed(run_dir: Path) -> Speed:
 
 
 def _busy(calls: Sequence[LoggedCall]) -> float:
-    """Return the seconds in which at least one of the calls was under way."""
+    """Return the seconds during which at least one of the calls was in flight."""
     total, until = 0.0, 0.0
     for begin, end in sorted((call.time - call.milliseconds / 1000, call.time) for call in calls):
         total += max(0.0, end - max(begin, until))

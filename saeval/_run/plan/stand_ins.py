@@ -1,4 +1,4 @@
-"""Stands in for what a plan does not load: a source that reads no text, and a model that says placeholder words."""
+"""Placeholders for what a plan does not load: a source without model, and a subject that generates placeholder text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VOCABULARY = 32
 
 
 class UnreadSource(ActivationSource):
-    """A source whose model is not loaded: latents are silent on all that steps write, and steering changes nothing."""
+    """A source whose model is not loaded: all activations on written texts are 0, and steering has no effect."""
 
     name = "unread"
 
@@ -36,24 +36,24 @@ class UnreadSource(ActivationSource):
         return [(words, np.zeros(len(words), dtype=np.float32))]
 
     def subject(self) -> Any:
-        """Return a model that says placeholder words."""
+        """Return a subject that generates placeholder text."""
         return _Subject()
 
     def weights(self) -> Any:
-        """Return a coder whose latents write where they read."""
+        """Return a placeholder coder whose latents write to the hookpoint that it reads."""
         import torch
 
         return SimpleNamespace(direction=lambda latent: torch.ones(1), writes=None, transcoder=False)
 
 
 class _Subject:
-    """Has what `Subject` has, as far as steps use it to steer."""
+    """A placeholder for `Subject`, with the parts that steering steps use."""
 
     point = "unread"
 
     @property
     def live(self) -> Any:
-        """The model: a tokenizer of words, and activations that are 0."""
+        """The placeholder model: a tokenizer of words, and activations of 0."""
         return SimpleNamespace(
             lock=threading.RLock(),
             tokenizer=lambda text, **options: {"input_ids": [0] * len(text.split())},
@@ -65,11 +65,11 @@ class _Subject:
         return [*token_ids]
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Return a number for each token, as long as a token usually is."""
+        """Return a number for each token, with the usual length of a token."""
         return "".join(f" {number:03d}" for number in token_ids)
 
     def steered(self, prompts: Sequence[Sequence[int]], direction: Tensor) -> _Steered:
-        """Return the prompts, ready to be continued."""
+        """Return placeholder steered prompts."""
         return _Steered(len(prompts))
 
     def _activations(self, ids: Tensor, points: Sequence[str]) -> dict[str, Tensor]:
@@ -79,10 +79,10 @@ class _Subject:
 
 
 class _Steered:
-    """Has what `Steered` has: any strength gives the divergence asked for.
+    """A placeholder for `Steered`, in which any strength has the requested divergence.
 
     Args:
-        prompts: How many there are.
+        prompts: Number of prompts.
     """
 
     def __init__(self, prompts: int):
@@ -108,5 +108,5 @@ class _Steered:
         return Strength(1.0, kl)
 
     def generate(self, factor: float, n: int, noise: np.random.Generator, temperature: float = 1.0) -> list[list[int]]:
-        """Return n tokens for each prompt, other ones for other draws, so that no two requests are taken for one."""
+        """Return n random tokens for each prompt, so that requests differ."""
         return [[int(number) for number in row] for row in noise.integers(1000, size=(self._prompts, n))]

@@ -1,4 +1,4 @@
-"""Estimates how fast models on this machine read and write, from their size and the device."""
+"""Estimates the speed of models on this machine, from their size and the device."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from saeval._util import InputError, measured, rounded
 from saeval.models import model_facts, resolved
 from saeval.plugin.base import ActivationSource
 
-# FLOP/s that matrix products come to, and bytes/s at which weights are read, when one token is written at a time
+# FLOP/s of matrix products, and bytes/s of reading weights when generating one token at a time
 _CORE, _CORE_BYTES = 6e10, 1e10  # per core in float32: Gemma 3 270M, and an encoder of 131,072 latents, on two cores
-_GPU_16, _GPU_32, _GPU_BYTES = 1e14, 1.5e13, 1e12  # what a GPU of 2020 (A100) gives; assumed, not measured
-_MOST = 50_000.0  # tokens per second that are written to the store
+_GPU_16, _GPU_32, _GPU_BYTES = 1e14, 1.5e13, 1e12  # assumed for a GPU of 2020 (A100), not measured
+_MOST = 50_000.0  # maximum tokens per second written to the store
 _SIZE = re.compile(r"(?<![\w.])(?:[a-z]+)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
 
 
 class Device(NamedTuple):
-    """How fast a device is.
+    """Speed of a device.
 
     Attributes:
-        name: What to call it.
+        name: Name of the device.
         flops: FLOP/s in the model's precision.
         flops32: FLOP/s in float32.
-        bandwidth: Weights read per second, in bytes.
-        bytes: Bytes of a weight.
+        bandwidth: Memory bandwidth in bytes per second.
+        bytes: Bytes per weight.
     """
 
     name: str
@@ -41,15 +41,15 @@ def device_of(plugin: Any) -> Device:
     size = 4 if "32" in dtype else 2
     if kind.startswith("cpu"):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        rate = cores * _CORE * (1.0 if size == 4 else 0.4)  # without units for 16 bits, it is the slower one
+        rate = cores * _CORE * (1.0 if size == 4 else 0.4)  # 16 bits are slower without hardware support
         return Device(f"CPU, {cores} cores", rate, cores * _CORE, cores * _CORE_BYTES, size)
     return Device(kind, _GPU_32 if size == 4 else _GPU_16, _GPU_32, _GPU_BYTES, size)
 
 
 def parameters(model: str) -> float | None:
-    """Return how many parameters a token passes in a model's blocks, from its files or the size in its name.
+    """Return the active parameters in a model's blocks, from its files or the size in its name; None if unknown.
 
-    A name counts embeddings, too: most of a small model, little of a large one.
+    The size in a name includes embeddings, which are most of a small model but little of a large one.
     """
     facts = model_facts(model)
     if facts is not None and facts.parameters is not None:
@@ -63,12 +63,12 @@ def parameters(model: str) -> float | None:
 
 
 class Collecting(NamedTuple):
-    """How fast a source collects.
+    """Estimated speed of collecting.
 
     Attributes:
         first: Seconds per token of a model pass with one coder.
-        further: Seconds per token of a further coder in the same pass.
-        about: What that rests on.
+        further: Seconds per token for each further coder in the same pass.
+        about: Description of the model and device that the estimate is based on.
     """
 
     first: float
@@ -77,7 +77,7 @@ class Collecting(NamedTuple):
 
 
 def collecting(source: ActivationSource) -> Collecting | None:
-    """Return how fast a source collects; None if it has no model of a size that is known."""
+    """Estimate the speed of a source; None if the size of its model is unknown."""
     model = getattr(source, "model", None)
     size = parameters(model) if isinstance(model, str) else None
     if size is None:
@@ -92,22 +92,24 @@ def collecting(source: ActivationSource) -> Collecting | None:
 
 
 def asking(plugin: Any, fresh: float, given: float) -> float | None:
-    """Return how long a model in process takes, in seconds; None if its size is not known.
+    """Estimate the seconds that a model in process takes; None if its size is unknown.
 
     Args:
         plugin: The model's plugin.
-        fresh: Tokens that it reads.
-        given: Tokens that it writes, one after another.
+        fresh: Number of tokens to read.
+        given: Number of tokens to generate.
     """
     size = parameters(str(getattr(plugin, "model", "")))
     if size is None:
         return None
     device = device_of(plugin)
-    return fresh * 3 * size / device.flops + given * size * device.bytes / device.bandwidth  # 3: the output layer, too
+    return (
+        fresh * 3 * size / device.flops + given * size * device.bytes / device.bandwidth
+    )  # factor 3 instead of 2 includes the output layer
 
 
 def _read(source: ActivationSource, model: str) -> tuple[float, str]:
-    """Return the share of the blocks that are run up to the place that is read, and how to say so."""
+    """Return the share of the blocks up to the hookpoint, and a description."""
     facts = model_facts(model)
     place = getattr(source, "hookpoint", None) or _coder(source, "hookpoint")
     block = re.search(r"\d+", str(place or ""))
@@ -118,14 +120,14 @@ def _read(source: ActivationSource, model: str) -> tuple[float, str]:
 
 
 def _encoder(source: ActivationSource) -> float:
-    """Return the size of the coder's encoder, as far as it is known without a download; 0 elsewhere."""
+    """Return the number of weights in the coder's encoder if known without a download, else 0."""
     made = _coder(source, "made_for")
     width = _coder(source, "width")
     return float((getattr(made, "latents", None) or 0) * (width or 0))
 
 
 def _coder(source: ActivationSource, what: str) -> Any:
-    """Return what a source's coder tells without a download; None if it tells nothing."""
+    """Return a fact about a source's coder that is known without a download, else None."""
     ask = getattr(getattr(source, "coder", None), what, None)
     try:
         return None if ask is None else ask(fetch=False) if what == "made_for" else ask()

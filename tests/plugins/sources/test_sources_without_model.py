@@ -320,7 +320,9 @@ def test_sampler_that_claims_silence_nobody_verified_is_stopped(tmp_path, monkey
         "sampler": {"use": f"{tmp_path}/careless.py:Careless", "with": {"window": 16}},
         "scorers": {"example": {"use": f"{silent_scorer(tmp_path)}:Nothing"}},
     }  # fmt: skip
-    with pytest.raises(StoreError, match="takes latent .* for silent in .* windows that the source does not cover"):
+    with pytest.raises(
+        StoreError, match="returned .* non-activating windows of latent .* that the source does not cover"
+    ):
         saeval.run(spec, out=tmp_path / "run")
     honest = {"use": "random", "with": {"window": 16, "explain": 5, "score": 10, "non_activating": {"n": 10}}}
     result = saeval.run({**spec, "sampler": honest}, out=tmp_path / "honest")

@@ -10,9 +10,9 @@ from typing import Any
 
 from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.weighting import Weights, weighted_note, with_weights
-from saeval._util import WIDTH, InputError, aligned, did_you_mean, fold, interval, number
+from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
-from saeval.results import RunCell, some
+from saeval.results import RunCell
 
 _SHOWN = 40  # cells that the text of a joined board lists
 
@@ -67,7 +67,7 @@ class Joined:
             rows.append([x.rank_text, *(facets.get(name, "–") for name in names), score, lift])
         more = len(board.standings) - len(rows)
         mark = f" — MIXED: {'; '.join(self.differs)}" if self.differs else ""
-        lines = [fold(f"{some(len(self.entries), 'cell', 'cells')}, ranked by {board.title}{mark}")]
+        lines = [fold(f"{counted(len(self.entries), 'cell')}, ranked by {board.title}{mark}")]
         lines.append(aligned(["rank", *names, column, "lift"], rows, WIDTH))
         return "\n".join([*lines, *([f"… and {more} more"] if more else [])])
 

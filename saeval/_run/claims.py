@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saeval._compare import Basis, compare_vectors, pooled_mean, stats
 from saeval._run.state import CellState
-from saeval._util import SaevalError, derive_rng
+from saeval._util import SaevalError, counted, derive_rng
 from saeval.models import embedder
 from saeval.records import MAIN, Finding, FindingOutcome, Metric
 from saeval.task import CellFilter, FindingSpec, score_reference
@@ -288,7 +288,7 @@ class _Claims:
     def along(self, what: str, spec: FindingSpec, basis: Basis, cells: Sequence[CellState]) -> _Estimate:
         """Return the rank correlation of similarity and distance along an axis, over pairs of cells."""
         if len(cells) < FEWEST_CELLS:
-            return _Estimate(what, (len(cells),), why=f"only {len(cells)} cells; at least {FEWEST_CELLS} are required")
+            return _Estimate(what, (len(cells),), why=f"{len(cells)} of at least {FEWEST_CELLS} cells")
         places = [float(o.cell.axes[str(spec.along)]) for o in cells]
         names = [o.cell.name for o in cells]
         alike = [self.gain(basis, spec.embedder, a, b) for a, b in combinations(names, 2)]
@@ -360,4 +360,5 @@ def _lift(cells: Sequence[CellState], name: str, metric: Metric, values: Mapping
 def _few(units: Sequence[object] | Mapping[Unit, float] | Floats) -> str:
     """Return a message if there are too few latents, else an empty string."""
     n = len(units)
-    return "" if n >= FEWEST_LATENTS else f"{n} latents are too few (at least {FEWEST_LATENTS} are required)"
+    few = counted(n, "latent is", "latents are")
+    return "" if n >= FEWEST_LATENTS else f"{few} too few (at least {FEWEST_LATENTS} are required)"

@@ -98,6 +98,7 @@ from saeval._util.text import (
     WIDTH as WIDTH,
     aligned as aligned,
     aligned_rows as aligned_rows,
+    counted as counted,
     escape_markdown as escape_markdown,
     escape_script as escape_script,
     escape_spreadsheet as escape_spreadsheet,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from saeval._util.errors import InputError, did_you_mean
+from saeval._util.text import counted
 
 log = logging.getLogger("saeval")
 
@@ -57,8 +58,10 @@ class Display(ABC):
             self._calling_since = time.monotonic()
         seconds = time.monotonic() - self._calling_since
         rate = f", {now.calls / seconds:.1f}/s" if seconds > 1 else ""
-        price = f"${now.usd:.2f}" if not now.unknown else f"${now.usd:.2f} and {now.unknown:,} calls of unknown price"
-        return f"{now.calls:,} calls{rate}, {price}"
+        price = f"${now.usd:.2f}"
+        if now.unknown:
+            price += f" and {counted(now.unknown, 'call')} of unknown price"
+        return f"{counted(now.calls, 'call')}{rate}, {price}"
 
     @abstractmethod
     def begin(self, stage: str, total: int, unit: str) -> None:

@@ -100,6 +100,11 @@ def short(value: float | None, digits: int = 3) -> str:
     return re.sub(r"^-(?=\.0*$)", "", re.sub(r"^(-?)0\.", r"\1.", text))
 
 
+def counted(n: int, one: str, more: str = "") -> str:
+    """Return a count with its noun: `1 cell`, `3 cells`; `more` is the plural unless it only adds an s."""
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
+
+
 def measured(value: float | None) -> str:
     """Format a measure: large integers in full, other numbers with four digits; `–` for None."""
     if value is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
-from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, file_sha256
+from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, counted, file_sha256
 from saeval.activations.chat_roles import RoleMarks, tokens_within
 from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_documents
 from saeval.activations.duplicates import Duplicates, Sameness
@@ -392,7 +392,8 @@ class Corpus(Documented):
             few = self.tokens is not None and self.tokens < 2 * self.length
             way_out = "set corpus.tokens higher" if few else "give more text or a smaller `context`"
             raise InputError(
-                f"corpus {self.path or self.dataset}: {sum(map(len, rows))} tokens in {len(names)} documents, "
+                f"corpus {self.path or self.dataset}: {sum(map(len, rows))} tokens in "
+                f"{counted(len(names), 'document')}, "
                 f"less than two contexts of {self.length}; {way_out}"
             )
         tokens = np.full((len(rows), self.length + len(lead)), pad, dtype=np.int32)

@@ -52,6 +52,8 @@ def list_(run_dir: Path | None, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All answers.")
 def clear(model: str | None, status: str | None, run_dir: Path | None, everything: bool) -> None:
     """Delete cached answers of a model, a status or a run, so that later runs ask again."""
+    from saeval._util import counted
+
     if not (model or status or run_dir or everything):
         raise click.UsageError("choose the answers to delete with --model, --status, --run or --all")
     with _store() as store:
@@ -59,7 +61,7 @@ def clear(model: str | None, status: str | None, run_dir: Path | None, everythin
         if run_dir is not None:
             keys &= _keys_of(run_dir)
         deleted = store.clear(keys)
-    say(f"{deleted:,} answers deleted")
+    say(f"{counted(deleted, 'answer')} deleted")
 
 
 def _store() -> AnswerCache:

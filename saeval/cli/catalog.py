@@ -110,7 +110,7 @@ def show(
     kind: str, name: str, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool
 ) -> None:
     """Show a task's resolved spec, or a plugin's options."""
-    from saeval._util import descriptions
+    from saeval._util import counted, descriptions
 
     registry = open_registry(without)
     if kind == "task":
@@ -123,7 +123,7 @@ def show(
         if as_json:
             print_json(data)
         else:
-            click.echo(f"# {built.name} {built.version}  sha {built.sha[:12]}  {len(built.cells)} cells")
+            click.echo(f"# {built.name} {built.version}  sha {built.sha[:12]}  {counted(len(built.cells), 'cell')}")
             click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
         return
     loaded = registry.get(kind, name)

@@ -40,7 +40,8 @@ def export(
     dataset: str | None,
     as_json: bool,
 ) -> None:
-    """Write a run in another tool's format, and report what the format cannot represent. Sends nothing."""
+    """Write a run in another tool's format, and report what the format cannot hold. Sends nothing."""
+    from saeval._util import counted
     from saeval.exchange import export_run
 
     lost = export_run(run_dir, format_, out, cell=cell, model=model, source=source, dataset=dataset)
@@ -50,7 +51,7 @@ def export(
         return
     for sentence in lost:
         say((sentence), err=True)
-    say(f"written   {out}  ({len(files)} file{'' if len(files) == 1 else 's'})")
+    say(f"written   {out}  ({counted(len(files), 'file')})")
 
 
 @click.command(name="import")
@@ -60,6 +61,7 @@ def export(
 @JSON
 def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:
     """Create a run directory from another tool's files, for `saeval report` and the `precomputed` explainer."""
+    from saeval._util import counted
     from saeval.exchange import import_run
 
     result = import_run(path, format_, out)
@@ -69,7 +71,7 @@ def import_(path: Path, format_: str, out: Path, as_json: bool) -> None:
     for warning in result.warnings:
         say((warning), err=True)
     explained = sum(cell.counts["explained"] for cell in result.cells)
-    say(f"imported  {out}  ({len(result.cells)} cells, {explained} explanations)")
+    say(f"imported  {out}  ({counted(len(result.cells), 'cell')}, {counted(explained, 'explanation')})")
 
 
 @click.command()

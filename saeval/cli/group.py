@@ -36,6 +36,7 @@ class _Cli(click.Group):
             SaevalError,
             SpecError,
             StoreError,
+            counted,
             internal_error,
         )
 
@@ -44,8 +45,7 @@ class _Cli(click.Group):
         except SpecError as error:
             for problem in error.problems:
                 say(problem, err=True)
-            n = len(error.problems)
-            click.echo(f"{n} mistake{'s' if n > 1 else ''}; nothing was run", err=True)
+            click.echo(f"{counted(len(error.problems), 'mistake')}; nothing was run", err=True)
             ctx.exit(2)
         except (InputError, PluginError, StoreError) as error:
             say(f"error: {error}", err=True)

@@ -116,7 +116,7 @@ def run(
 def _collect(group: str | None, tasks: Mapping[Path, Task], display: Any, *, as_json: bool) -> None:
     """Collect the activations of tasks (by run directory), and print where the stores are."""
     from saeval._run import runner
-    from saeval._util import display as make_display
+    from saeval._util import counted, display as make_display
 
     found = {}
     for path, task in tasks.items():
@@ -124,7 +124,7 @@ def _collect(group: str | None, tasks: Mapping[Path, Task], display: Any, *, as_
             stores = runner.collect_task(task, out=path, display=make_display(display))
         found[task.name] = {name: str(store) for name, store in stores.items()}
         if not as_json:
-            say(f"collected {len(stores)} cells of {task.name}; run the same command without --until to resume")
+            say(f"collected {counted(len(stores), 'cell')} of {task.name}; rerun without --until to resume")
     if as_json:
         print_json({"group": group, "collected": found} if group else {"collected": next(iter(found.values()))})
 
@@ -147,9 +147,10 @@ def _naming_log(run_dir: Path) -> Iterator[None]:
 def _show_group(group: str, results: Mapping[Path, RunResult]) -> None:
     """Print one board with all cells of a group, and the findings of its runs."""
     from saeval._compare import join
+    from saeval._util import counted
     from saeval.report import finding_line, written
 
-    click.echo(f"\n=== {group}: {len(results)} tasks ===\n")
+    click.echo(f"\n=== {group}: {counted(len(results), 'task')} ===\n")
     ranked = [result.rank_by for result in results.values()]
     board = join.join(list(results), rank_by=max(ranked, key=ranked.count), mixed=True)
     click.echo(written(board, "text"), nl=False)
@@ -178,7 +179,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 @JSON
 def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """Check a task spec, its plugins, options and files. Loads no model."""
-    from saeval._util import SpecError
+    from saeval._util import SpecError, counted
 
     try:
         group, tasks = load_all(task, assignments, llms, open_registry(without))
@@ -203,7 +204,7 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
             }
         )
         if not as_json:
-            click.echo(f"{built.name} {built.version}: valid; {len(cells)} cells: {'; '.join(cells)}")
+            click.echo(f"{built.name} {built.version}: valid; {counted(len(cells), 'cell')}: {'; '.join(cells)}")
             for warning in warnings:
                 say(f"warning: {warning}", err=True)
     if as_json:

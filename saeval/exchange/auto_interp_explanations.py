@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, file_name, latent_number, read_json, read_json_lines, write_atomic
+from saeval._util import InputError, counted, file_name, latent_number, read_json, read_json_lines, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell
 from saeval.records import MAIN, Explanation, RunResult
-from saeval.results import RunCell, cell_file, some
+from saeval.results import RunCell, cell_file
 
 _END = "_feature.json"
 _TEXT = ("explanation", "description", "text", "interpretation")
@@ -26,9 +26,9 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         text = json.dumps({str(i): text for i, text in cell.texts.items()}, ensure_ascii=False, indent=1)
         write_atomic(root / (file_name(names.get("source", cell.hookpoint)) + _END), text)
         if cell.lost_explanations:
-            left = some(cell.lost_explanations, "other or failed one is", "others and failed ones are")
-            lost.append(f"{cell.name}: the files contain one explanation per latent: {left} omitted.")
-        lost.append(f"{cell.name}: the files contain only explanations; scores, windows and explainers are omitted.")
+            left = counted(cell.lost_explanations, "other or failed one is", "others and failed ones are")
+            lost.append(f"{cell.name}: the files hold one explanation per latent: {left} omitted.")
+        lost.append(f"{cell.name}: the files hold explanations only; scores, windows and who explained are omitted.")
     return lost
 
 
@@ -65,7 +65,7 @@ def read(path: Path, format_: str) -> Imported:
         cells.append(cell)
     warnings = ["The files contain only explanations; their scores and explainers are unknown."]
     if empty:
-        warnings.append(f"{some(empty, 'empty explanation', 'empty explanations')} omitted.")
+        warnings.append(f"{counted(empty, 'empty explanation')} omitted.")
     return Imported("auto_interp_explanations", cells, warnings)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, file_name, natural_key, read_json, write_atomic
+from saeval._util import InputError, counted, file_name, natural_key, read_json, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.records import CLASSIFICATION, MAIN, Explanation, Outcome, RunResult, Score
-from saeval.results import RunCell, cell_file, some
+from saeval.results import RunCell, cell_file
 
 _FILE = re.compile(r"(.+)_latent(\d{1,18})\.txt")
 _LABELS = {"fuzz": "fuzzing"}
@@ -31,7 +31,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         if cell.lost_explanations:
             lost.append(
                 f"{cell.name}: Delphi keeps one explanation per latent: "
-                f"{some(cell.lost_explanations, 'other or failed one is', 'others and failed ones are')} omitted."
+                f"{counted(cell.lost_explanations, 'other or failed one is', 'others and failed ones are')} omitted."
             )
         lost += _write_scores(cell, root / "scores", hookpoint)
         config = {"model": names.get("model", cell.result.subject), "hookpoints": [hookpoint], "name": cell.name}

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval._util import InputError, file_name, write_atomic
+from saeval._util import InputError, counted, file_name, write_atomic
 from saeval.exchange.board_facts import beside, ended
 from saeval.exchange.every_eval_ever_samples import write_samples
 from saeval.records import RunResult, ScoreRow
-from saeval.results import RunCell, some
+from saeval.results import RunCell
 
 SCHEMA_VERSION = "0.3.0"
 """Version of `eval.schema.json` in github.com/evaleval/every_eval_ever that the records follow."""
@@ -41,7 +41,7 @@ def write(
         if not document["evaluation_results"]:
             raise InputError(f"{cell.name}: has no score to export")
         if empty:
-            lost.append(f"{cell.name}: {some(empty, 'metric', 'metrics')} without a value omitted.")
+            lost.append(f"{cell.name}: {counted(empty, 'metric')} without a value omitted.")
         developer, _, model = document["model_info"]["id"].rpartition("/")
         place = [f"saeval-{result.task}", developer or "unknown", model]
         digest = hashlib.sha256(f"{result.run_id} {result.spec_sha} {cell.name}".encode()).digest()

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, file_name, write_atomic
+from saeval._util import InputError, counted, file_name, write_atomic
 from saeval.exchange.board_facts import beside, ended
 from saeval.records import RunResult, ScoreRow
-from saeval.results import RunCell, cell_file, some
+from saeval.results import RunCell, cell_file
 
 _REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -53,7 +53,7 @@ def write(
         for file, content in ((f".eval_results/{file_name(result.task)}.yaml", entries), ("model-index.yaml", card)):
             write_atomic(place / file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         if len(rows) > len(headlines):
-            others = some(len(rows) - len(headlines), "metric is", "metrics are")
+            others = counted(len(rows) - len(headlines), "metric is", "metrics are")
             lost.append(f"{cell.name}: {others} in model-index.yaml only.")
     return lost
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, latent_number, natural_key, read_json_lines, write_atomic
+from saeval._util import InputError, counted, latent_number, natural_key, read_json_lines, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell
 from saeval.records import MAIN, Explanation, RunResult
-from saeval.results import RunCell, cell_file, some
+from saeval.results import RunCell, cell_file
 
 _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
 """Limits of an upload: features, characters per explanation, tokens per window; and windows written per latent."""
@@ -47,9 +47,9 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         if not features:
             raise InputError(f"{cell.name}: no latent has both an explanation and activating windows")
         if cut:
-            lost.append(f"{cell.name}: {some(cut, 'explanation is', 'explanations are')} cut to {_LETTERS} letters.")
+            lost.append(f"{cell.name}: {counted(cut, 'explanation is', 'explanations are')} cut to {_LETTERS} letters.")
         if missing := len(cell.latents) - len(features):
-            lost.append(f"{cell.name}: {some(missing, 'latent', 'latents')} without explanation or windows omitted.")
+            lost.append(f"{cell.name}: {counted(missing, 'latent')} without explanation or windows omitted.")
         lost += _write_scores(cell, folder, {"modelId": model, "layer": source})
         lost.append(
             f"{cell.name}: the site only accepts explainer names added by its makers, so the explainer is omitted; "
@@ -198,13 +198,13 @@ class _Found:
         said = ["The author of an explanation, if Neuronpedia names one, is in its notes."]
         others, empty, scored, windows = self._others, self._empty, self._scored, self._windows
         if others:
-            said.append(f"{some(others, 'further explanation', 'further explanations')} of latents kept as variants.")
+            said.append(f"{counted(others, 'further explanation')} of latents kept as variants.")
         if empty:
-            said.append(f"{some(empty, 'empty explanation', 'empty explanations')} omitted.")
+            said.append(f"{counted(empty, 'empty explanation')} omitted.")
         if scored:
-            said.append(f"Neuronpedia's own scores of {some(scored, 'explanation', 'explanations')} are omitted.")
+            said.append(f"Neuronpedia's own scores of {counted(scored, 'explanation')} are omitted.")
         if windows:
-            said.append(f"The windows of {some(windows, 'latent', 'latents')} are omitted.")
+            said.append(f"The windows of {counted(windows, 'latent')} are omitted.")
         return said
 
 

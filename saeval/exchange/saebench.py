@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval._util import InputError, latent_number, read_json, write_atomic
+from saeval._util import InputError, counted, latent_number, read_json, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.records import ACCURACY, MAIN, Explanation, RunResult, Score
-from saeval.results import RunCell, cell_file, some
+from saeval.results import RunCell, cell_file
 
 _LABEL = "saebench_autointerp"
 
@@ -34,7 +34,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
             )
         lost.append(f"{cell.name}: SAEBench's document has no fields for intervals, floors, failures and the judge.")
         if lacking:
-            lost.append(f"{cell.name}: {some(lacking, 'latent', 'latents')} without a score omitted.")
+            lost.append(f"{cell.name}: {counted(lacking, 'latent')} without a score omitted.")
     return lost
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from saeval._util import InputError, LineFile, clean_text, os_reason, refuse_pipe, text_checksum
+from saeval._util import InputError, LineFile, clean_text, counted, os_reason, refuse_pipe, text_checksum
 from saeval.llm.budget import known_dollars
 from saeval.llm.cache import non_default_fields
 from saeval.records import Ledger, Usage
@@ -264,7 +264,7 @@ class CallLedger:
         """Return a warning (without full stop) that damaged lines are missing in the totals; empty if none are."""
         if not self.damaged:
             return ""
-        lines = "1 line is" if self.damaged == 1 else f"{self.damaged:,} lines are"
+        lines = counted(self.damaged, "line is", "lines are")
         return f"{self.path.name}: {lines} damaged, so the cost of those calls is not counted"
 
     def earlier(self) -> Earlier:

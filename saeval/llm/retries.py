@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from saeval._util import LLMError, derive_rng
+from saeval._util import LLMError, counted, derive_rng
 from saeval.llm.concurrency import Limiter
 from saeval.plugin.base import LLM
 
@@ -170,7 +170,7 @@ class Waits:
             silent = time.monotonic() - self._heard
             if told := silent >= _SILENCE:
                 why = self._llm.waiting_for()
-                calls = "1 call" if self._limiter.in_flight == 1 else f"{self._limiter.in_flight} calls"
+                calls = counted(self._limiter.in_flight, "call")
                 self._say(f"no answer for {silent:.0f} s, {calls} in flight{why and ': '}{why}")
             delay = silent if told else _SILENCE - silent
             self._timer = asyncio.get_running_loop().call_later(delay, self._listen)

@@ -96,7 +96,7 @@ def _weights(name: str, folder: Path, config: Mapping[str, Any]) -> list[Path]:
         files = sorted({str(part) for part in named.values()})
         if missing := [part for part in files if not (folder / part).exists()]:
             raise InputError(
-                f"model {name}: {len(missing)} of its {len(files)} files of weights are missing ({missing[0]}); fetch "
+                f"model {name}: missing weight files: {len(missing)} of {len(files)}, such as {missing[0]}; fetch "
                 "it again"
             )
         return [folder / part for part in files]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval._compare import Leaderboard
-from saeval._util import InputError, did_you_mean, number, safe_text, visible
+from saeval._util import InputError, counted, did_you_mean, number, safe_text, visible
 from saeval.records import MAIN, RunResult
 from saeval.report.boards import cell_fields, plain_estimate, rank_field, score_fields
-from saeval.results import RunCell, some
+from saeval.results import RunCell
 
 if TYPE_CHECKING:
     from saeval.results import Row
@@ -67,7 +67,7 @@ def short(run: RunResult) -> str:
         else f", best {best.cell if best else ''} {run.rank_by} {row.value:.3f} (n {row.n})"
     )
     partial = ", partial" if run.partial else ""
-    cells = some(len(run.cells), "cell", "cells")
+    cells = counted(len(run.cells), "cell")
     return f"<Run {run.task} {run.task_version}: {cells}{value}{partial}>"
 
 

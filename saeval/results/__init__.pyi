@@ -21,7 +21,6 @@ from saeval.results.run_files import (
     RunCell as RunCell,
     cell_file as cell_file,
     open_run as open_run,
-    some as some,
 )
 from saeval.results.runs import (
     RUNS as RUNS,

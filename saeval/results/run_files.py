@@ -124,11 +124,6 @@ def open_run(run: Path, cell: str | None = None) -> tuple[RunResult, list[RunCel
     return result, [RunCell(c, root / "cells" / c.cell) for c in chosen]
 
 
-def some(lost: int, one: str, more: str) -> str:
-    """Return a number with its noun, such as `1 explanation` or `3 explanations`."""
-    return f"{lost} {one if lost == 1 else more}"
-
-
 def cell_file(cell: RunCell, suffix: str = "") -> str:
     """Return the name of a cell's file or folder in an export."""
     return file_name(cell.name) + suffix

@@ -1,6 +1,6 @@
-"""Test tools for plugin authors: toy models, planted latents whose meaning is known, and contracts.
+"""Test tools for plugin authors: toy models, planted latents of known meaning, and contract checks.
 
-Needs no pytest. A whole test of a scorer can be:
+Does not require pytest. A complete test of a scorer can be:
 
     def test_purity():
         check_scorer(Purity(), llm=lambda: ScriptedLLM("0.5"))

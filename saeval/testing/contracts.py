@@ -1,4 +1,4 @@
-"""Checks what every plugin of a kind must satisfy; the built-in ones pass too."""
+"""Contract checks for every kind of plugin; the built-in plugins pass them, too."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
 def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
-    """Check a scorer: repeatable, without invented answers, in range, leaving its input unchanged.
+    """Check a scorer: deterministic, no invented answers, values in range, input unchanged.
 
     Call it from a plain (not async) test.
 
     Args:
         scorer: The scorer.
-        llm: Makes a model that answers as the scorer expects; the score must then be `ok`. Without it, a judge of
-            planted words is asked, whose replies the scorer may find useless.
+        llm: Returns a model that answers as the scorer expects; the score must then be `ok`. By default a judge of
+            planted words is used, whose replies the scorer may not be able to parse.
         **lent: Other fields of the context, for scorers that need them.
 
     Raises:
-        AssertionError: If the contract is broken, saying how.
+        AssertionError: If the contract is violated, with the reason.
 
     Example:
         >>> from saeval.plugin import Metric
@@ -91,17 +91,17 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
 
 
 def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
-    """Check an explainer: repeatable, changing nothing it is given, and never inventing an explanation after a failure.
+    """Check an explainer: deterministic, input unchanged, no invented explanation after a failure.
 
     Call it from a plain (not async) test.
 
     Args:
         explainer: The explainer.
-        llm: Makes a model that answers as the explainer expects; the explanation must then be `ok`.
+        llm: Returns a model that answers as the explainer expects; the explanation must then be `ok`.
         **lent: Other fields of the context, for explainers that need them.
 
     Raises:
-        AssertionError: If the contract is broken, saying how.
+        AssertionError: If the contract is violated, with the reason.
 
     Example:
         >>> class First(Explainer):
@@ -128,13 +128,13 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
     assert explain(make()) == first, "the same seed gives another explanation"
     if explainer.llm_role is not None:
         models = _useless_models()
-        explain(models.pop("garbage"))  # an explainer may take any text for an explanation
+        explain(models.pop("garbage"))  # an explainer may accept any text as an explanation
         for name, model in models.items():
             assert explain(model).status == "failed", f"{name} replies give an explanation"
 
 
 def check_sampler(sampler: Sampler) -> None:
-    """Check a sampler: repeatable, its two sides disjoint, windows true to the store, `None` where there is too little.
+    """Check a sampler: deterministic, disjoint sets of windows, windows equal to the store, `None` for too little data.
 
     Flaws that its records declare are allowed.
 
@@ -142,7 +142,7 @@ def check_sampler(sampler: Sampler) -> None:
         sampler: The sampler.
 
     Raises:
-        AssertionError: If the contract is broken, saying how.
+        AssertionError: If the contract is violated, with the reason.
     """
     _check_plugin(sampler)
     with tempfile.TemporaryDirectory() as folder:
@@ -153,22 +153,22 @@ def check_sampler(sampler: Sampler) -> None:
             assert _content(first) == _content(again), f"latent {index}: the same seed gives other windows"
             if index in odd:
                 never_silent = store.firings[index] == store.n_tokens
-                owned_up = first is not None and "unverified" in first.flaws and never_silent
-                assert first is None or owned_up, f"latent {index}, which {odd[index]}, is sampled"
+                declared = first is not None and "unverified" in first.flaws and never_silent
+                assert first is None or declared, f"latent {index}, which {odd[index]}, is sampled"
             else:
                 assert first is not None, f"latent {index}, which fires in a quarter of all windows, is not sampled"
                 _check_record(first, sampler, store)
 
 
 def check_source(source: ActivationSource, tmp_path: Path) -> None:
-    """Check a source: repeatable, able to resume after an interruption, and silent on special tokens.
+    """Check a source: deterministic, resumes after an interruption, no activations on special tokens.
 
     Args:
         source: The source.
         tmp_path: An empty directory.
 
     Raises:
-        AssertionError: If the contract is broken, saying how.
+        AssertionError: If the contract is violated, with the reason.
     """
     _check_plugin(source)
     assert isinstance(source.shares(), str | int | float | list | dict | None), "shares() is not JSON"
@@ -192,9 +192,9 @@ def check_source(source: ActivationSource, tmp_path: Path) -> None:
     except Interrupted:
         pass
     else:
-        raise AssertionError("the source never says how far it has come: call writer.advance()")
+        raise AssertionError("the source never reports its progress; call writer.advance()")
     resumed = collect("broken", budget=1)
-    for other, what in ((again, "collecting twice"), (resumed, "going on after an interruption")):
+    for other, what in ((again, "collecting twice"), (resumed, "resuming after an interruption")):
         for name in ("tokens", "documents", "indptr", "position", "value"):
             assert np.array_equal(getattr(store, name), getattr(other, name)), f"{what} gives other {name}"
     assert len(store.position), "no latent ever fires"
@@ -205,14 +205,14 @@ def check_source(source: ActivationSource, tmp_path: Path) -> None:
 
 
 def check_coder(coder: Coder, d_in: int) -> None:
-    """Check a coder: its encoding is sparse, ordered, repeatable, and does not depend on what else is in the batch.
+    """Check a coder: its encoding is sparse, ordered, deterministic, and independent of other rows in the batch.
 
     Args:
         coder: The coder.
-        d_in: Width of the activations it is to read.
+        d_in: Width of the activations to encode.
 
     Raises:
-        AssertionError: If the contract is broken, saying how.
+        AssertionError: If the contract is violated, with the reason.
     """
     import torch
 
@@ -242,22 +242,22 @@ def check_coder(coder: Coder, d_in: int) -> None:
     assert torch.allclose(alone, dense(x), atol=1e-4, rtol=1e-3), "a row's encoding depends on the others in the batch"
     assert len(sae.encode(x[:0]).rows) == 0, "an empty batch has activations"
     decoded = sae.decode(sae.encode(x), 17)
-    assert decoded is None or (decoded.ndim == 2 and len(decoded) == 17), "decode() does not give a row for each row"
+    assert decoded is None or (decoded.ndim == 2 and len(decoded) == 17), "decode() does not return a row per input row"
     for direction in (sae.direction(0), sae.encoder_direction(0)):
         assert direction is None or direction.ndim == 1, "a direction is not a vector"
     assert sae.architecture, "the architecture has no name"
 
 
 def check_llm(llm: LLM) -> None:
-    """Check a language model: it answers or fails, and scores continuations if, and only if, it says that it can.
+    """Check a language model: it answers or raises an error, and scores continuations if and only if `can_score`.
 
-    Call it from a plain (not async) test. The model is really asked, a few short questions.
+    Call it from a plain (not async) test. It sends a few short requests to the model.
 
     Args:
         llm: The language model.
 
     Raises:
-        AssertionError: If the contract is broken, saying how.
+        AssertionError: If the contract is violated, with the reason.
     """
     _check_plugin(llm)
     assert llm.model, "the model has no name"
@@ -265,15 +265,15 @@ def check_llm(llm: LLM) -> None:
 
 
 def check_tracker(tracker: Tracker) -> None:
-    """Check a tracker: it takes progress, complete and partial runs, and leaves the run directory unchanged.
+    """Check a tracker: it accepts progress, complete and partial runs, and does not change the run directory.
 
-    It really writes to wherever its options and the environment say.
+    It writes real entries to the destination set by its options and the environment.
 
     Args:
         tracker: The tracker.
 
     Raises:
-        AssertionError: If the contract is broken, saying how.
+        AssertionError: If the contract is violated, with the reason.
     """
     _check_plugin(tracker)
     with tempfile.TemporaryDirectory() as temporary:
@@ -292,7 +292,7 @@ def check_tracker(tracker: Tracker) -> None:
 
 
 def _some_result(*, partial: bool) -> RunResult:
-    """Return a small result with what trackers must bear: no value, no interval, an unknown price, awkward names."""
+    """Return a small result with difficult values: no value, no interval, an unknown price, special characters."""
     row = ScoreRow(
         scorer="detection",
         plugin="saeval/detection 0",
@@ -377,14 +377,14 @@ async def _ask_everything(llm: LLM) -> None:
 
 
 def _check_plugin(plugin: AnyPlugin) -> None:
-    """Check what holds for every kind: a proper name, options that can be serialised, a JSON fingerprint."""
+    """Check the contract of all kinds: a valid name, options that can be serialised, a JSON fingerprint."""
     kind = type(plugin)
     assert re.fullmatch(r"[a-z][a-z0-9_]*", kind.name), f"the name {kind.name!r} is not lower case with underscores"
     options = plugin.model_dump(mode="json")
-    parts = {key: value for key, value in plugin if isinstance(value, Plugin)}  # built from `use:`, not from data
+    parts = {key: value for key, value in plugin if isinstance(value, Plugin)}  # created from `use:`, not from data
     again = kind.model_validate({**json.loads(json.dumps(options, allow_nan=False)), **parts})
-    assert again == plugin, f"the options {options} do not survive being written as JSON"
-    assert json.dumps(again.fingerprint()) == json.dumps(plugin.fingerprint()), "equal options, another fingerprint"
+    assert again == plugin, f"the options {options} change when written to JSON and read back"
+    assert json.dumps(again.fingerprint()) == json.dumps(plugin.fingerprint()), "equal options give another fingerprint"
 
 
 def _useless_models() -> dict[str, LanguageModel]:
@@ -424,7 +424,7 @@ def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
     windows = {e.id: e for e in (*examples.activating, *examples.non_activating, *decoys)}
     for outcome in score.outcomes:
         given = outcome.example in windows or outcome.written is not None
-        assert given, f"the judged window {outcome.example} is none of those given"
+        assert given, f"the judged window {outcome.example} is not in the examples"
         assert outcome.status == "ok" or (outcome.reason and outcome.predicted is None), (
             f"{outcome.status} with an answer"
         )
@@ -433,8 +433,8 @@ def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
 def _check_record(record: LatentRecord, sampler: Sampler, store: ActivationStore) -> None:
     sides = [(*s.activating, *s.non_activating) for s in (record.explain, record.score)]
     documents = [{e.document for e in side} for side in sides]
-    assert "leak" in record.flaws or not documents[0] & documents[1], "a document is on both sides"
-    assert record.explain.activating and record.score.activating and record.score.non_activating, "a side is empty"
+    assert "leak" in record.flaws or not documents[0] & documents[1], "a document is in both explain and score"
+    assert record.explain.activating and record.score.activating and record.score.non_activating, "a set is empty"
     position, value = store.activations(record.latent.index)
     for side in sides:
         assert len({e.id for e in side}) == len(side), "a window is shown twice"
@@ -446,14 +446,14 @@ def _check_record(record: LatentRecord, sampler: Sampler, store: ActivationStore
             truth[position[here] - at] = value[here]
             assert np.array_equal(truth, example.activations), f"window {example.id}: not the store's activations"
             unseen = "unverified" in record.flaws and not example.active
-            assert unseen or example.active == bool(truth.any()), f"window {example.id} is on the wrong side"
+            assert unseen or example.active == bool(truth.any()), f"window {example.id}: `active` is wrong"
     deciles = [e.decile for e in record.score.activating]
     assert all(d is not None and 0 <= d < 10 for d in deciles), "a scored activating window has no decile"
     assert record.firings == len(position), f"{record.firings} firings instead of {len(position)}"
 
 
 def _awkward_store(path: Path) -> tuple[ActivationStore, dict[int, str]]:
-    """Make a store with three planted latents and others that cannot be sampled; tell why."""
+    """Create a store with three planted latents and three that cannot be sampled; return it with the reasons."""
     dataset, planted = planted_tokens(3, 60, seed=0)
     writer = ActivationWriter(path)
     writer.start(dataset, 6)
@@ -483,7 +483,7 @@ def _content(record: LatentRecord | None) -> object:
 
 @contextmanager
 def _untouched(examples: Examples) -> Iterator[None]:
-    """Check that the arrays of the examples, the only thing in them that can change, do not."""
+    """Within this context, check that the arrays of the examples (their only mutable part) do not change."""
     windows = (*examples.activating, *examples.non_activating)
     before = [e.activations.copy() for e in windows]
     yield

@@ -1,4 +1,4 @@
-"""Provides planted latents that fire on known words, and scripted models that know the rule."""
+"""Provides planted latents that fire on known words, and scripted models that follow explanations literally."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from saeval.testing.toys import FILLER, PLANTED, ScriptedLLM
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_WRITTEN = 10  # words of a text that is written
-_CONTEXTS, _TEXT = 2, 128  # contexts a document, text tokens per context
-_RATE = 0.01  # share of tokens on which one latent fires: in about a quarter of all windows of 32
+_WRITTEN = 10  # words per written text
+_CONTEXTS, _TEXT = 2, 128  # contexts per document, text tokens per context
+_RATE = 0.01  # share of tokens on which a latent fires, which is in about a quarter of all windows of 32 tokens
 
 
 def planted_explanation(latent: int) -> str:
@@ -28,16 +28,16 @@ def planted_explanation(latent: int) -> str:
 
 
 def planted_tokens(n_latents: int, documents: int, seed: int) -> tuple[TokenDataset, NDArray[np.int64]]:
-    """Make documents of simple words, and tell which planted latent fires on each token.
+    """Generate documents of simple words, with the planted latent that fires on each token.
 
     Returns:
         The documents, and the latent of each token or -1.  [contexts, length]
 
     Raises:
-        InputError: If more latents are asked for than there are words to plant.
+        InputError: If there are fewer words to plant than latents.
     """
     if not 1 <= n_latents <= len(PLANTED):
-        raise InputError(f"{n_latents} planted latents: between 1 and {len(PLANTED)} can be made")
+        raise InputError(f"{n_latents} planted latents: the number must be between 1 and {len(PLANTED)}")
     rng = derive_rng(seed, "planted", n_latents, documents)
     shape = (documents * _CONTEXTS, 1 + _TEXT)
     is_planted = rng.random(shape) < min(_RATE * n_latents, 0.4)
@@ -46,7 +46,7 @@ def planted_tokens(n_latents: int, documents: int, seed: int) -> tuple[TokenData
     lengths[_CONTEXTS - 1 :: _CONTEXTS] -= rng.integers(0, _TEXT // 2, size=documents, dtype=np.int32)
     mask = (np.arange(shape[1]) < lengths[:, None]) & (np.arange(shape[1]) > 0)
     latent[~mask] = -1
-    # Token 0 is BOS and padding; then come the filler words, then the planted ones.
+    # Token 0 is BOS and padding, followed by the filler words and the planted words.
     filler = rng.integers(1, 1 + len(FILLER), size=shape)
     tokens = np.where(mask, np.where(latent >= 0, 1 + len(FILLER) + latent, filler), 0).astype(np.int32)
     words = (*FILLER, *PLANTED[:n_latents])
@@ -66,13 +66,14 @@ def plant(writer: ActivationWriter, *, n_latents: int = 16, documents: int = 100
     """Write planted latents: latent i fires on the i-th planted word, with strengths 1 to 4.
 
     Args:
-        writer: Where to.
-        n_latents: Latents.
-        documents: Documents of two contexts of 128 tokens; each latent fires in about two windows of 32 a document.
-        seed: Another seed makes other documents.
+        writer: The writer of the store.
+        n_latents: Number of latents.
+        documents: Number of documents, with two contexts of 128 tokens; each latent fires in about two windows of 32
+            tokens per document.
+        seed: Seed of the documents.
 
     Raises:
-        InputError: If more latents are asked for than there are words to plant.
+        InputError: If there are fewer words to plant than latents.
     """
     dataset, latent = planted_tokens(n_latents, documents, seed)
     strength = derive_rng(seed, "planted strengths").uniform(1, 4, size=latent.shape).astype(np.float32)
@@ -85,13 +86,13 @@ def plant(writer: ActivationWriter, *, n_latents: int = 16, documents: int = 100
 
 
 def planted_store(path: Path, *, n_latents: int = 16, documents: int = 100, seed: int = 0) -> ActivationStore:
-    """Make a store of planted latents; see `plant`.
+    """Create a store of planted latents; see `plant`.
 
     Args:
-        path: Directory to make.
-        n_latents: Latents.
-        documents: Documents.
-        seed: Another seed makes other documents.
+        path: Directory to create.
+        n_latents: Number of latents.
+        documents: Number of documents.
+        seed: Seed of the documents.
 
     Example:
         >>> store = planted_store(Path("store"), n_latents=4, documents=20)
@@ -104,16 +105,16 @@ def planted_store(path: Path, *, n_latents: int = 16, documents: int = 100, seed
 
 
 def rule_judge(*, scores: bool = False) -> ScriptedLLM:
-    """Return a judge that does exactly what the explanation says, for detection and fuzzing.
+    """Return a judge that follows the explanation literally, for detection and fuzzing.
 
-    It reads prompts whose last turn holds a line `Explanation: …`, naming words as in `the word 'harbor'` or
-    `The words: harbor, lantern`, and windows as numbered lines (`Window 3: …`). A window without marks fits when one
-    of the words is in it; one with marks, when every marked piece holds one of the words. An explanation that
-    names no words fits nothing.
+    It reads prompts whose last turn contains a line `Explanation: …` that names words, as in `the word 'harbor'` or
+    `The words: harbor, lantern`, and numbered windows (`Window 3: …`). A window without marks matches if it contains
+    one of the words; a window with marks matches if every marked piece contains one of the words. An explanation that
+    names no words matches nothing.
 
     Args:
-        scores: Whether it scores continuations too: an explanation is likely after a prompt whose last paragraph
-            begins with a window that it fits, on a line of its own, and unlikely after others.
+        scores: Whether it also scores continuations: an explanation is likely after a prompt whose last paragraph
+            begins with a matching window, on a separate line, and unlikely after others.
 
     Example:
         >>> import asyncio
@@ -125,11 +126,11 @@ def rule_judge(*, scores: bool = False) -> ScriptedLLM:
 
 
 def rule_writer() -> ScriptedLLM:
-    """Return a writer that does exactly what the explanation says, for generation.
+    """Return a writer that follows the explanation literally, for generation.
 
-    It reads prompts whose last turn has a line `Explanation: …`, naming words as `rule_judge` reads them, and `Write 10
-    pairs`. Each text is of simple words with one of those named; in its twin another simple word takes the place. Of an
-    explanation that names no words it writes texts of simple words.
+    It reads prompts whose last turn contains a line `Explanation: …` that names words, as for `rule_judge`, and `Write
+    10 pairs`. Each text consists of simple words and one of the named words; its twin has another simple word instead.
+    If the explanation names no words, texts consist of simple words only.
 
     Example:
         >>> import asyncio
@@ -179,7 +180,7 @@ def _fits(window: str, words: set[str]) -> bool:
 
 
 def rule_explainer() -> ScriptedLLM:
-    """Return an explainer that names the word most often marked in the windows of the last turn."""
+    """Return an explainer that names the most frequently marked word in the windows of the last turn."""
 
     def reply(request: Request) -> str:
         marked = re.findall(r"<<\W*(\w+)", request.messages[-1].content)

@@ -16,18 +16,18 @@ from saeval.plugin.registry import Loaded, Registry, options_error
 from saeval.task import find_group, load_task, shipped_tasks
 
 D_IN = 64
-"""Width of the activations that a coder is asked to read, where it does not tell its own."""
+"""Width of the activations in the check of a coder that does not state its own width."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of checking one plugin, or one task that a package ships.
+    """The result of checking one plugin, or one task of a package.
 
     Attributes:
         kind: Kind of plugin, or `task`.
         name: Its name in task specs.
-        status: Whether it keeps the contract; `unchecked` where it could not be tried.
-        reason: How it breaks the contract, or why it was not tried.
+        status: Whether it satisfies the contract; `unchecked` if it could not be checked.
+        reason: How it violates the contract, or why it was not checked.
     """
 
     kind: str
@@ -39,10 +39,10 @@ class Checked:
 def check_package(registry: Registry, package: str) -> Iterator[Checked]:
     """Check every plugin and every task of a package.
 
-    Plugins are made with their default options, or with those in the class variable `contract_options`.
+    Plugins are created with their default options, or with those in the class variable `contract_options`.
 
     Args:
-        registry: The plugins.
+        registry: The plugin registry.
         package: The package's namespace or distribution.
 
     Raises:
@@ -69,11 +69,11 @@ def _check(loaded: Loaded) -> Checked:
         plugin.check()
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, loc))} {text}" for loc, text in options_error(loaded.cls, error))
-        return checked("unchecked", f"needs options, which `contract_options` may give: {problems}")
+        return checked("unchecked", f"requires options; set them in `contract_options`: {problems}")
     except SaevalError as error:
         return checked("unchecked", str(error))
     if lent := sorted(plugin.needs() & {"subject", "coder"}):
-        return checked("unchecked", f"needs a source that lends it a {' and a '.join(lent)}; test it with `source=`")
+        return checked("unchecked", f"needs a source with a {' and a '.join(lent)}; test it with `source=`")
     try:
         _run_contract(plugin)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything

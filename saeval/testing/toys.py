@@ -1,4 +1,4 @@
-"""Toy versions of what a run gives a plugin: a language model, examples, embeddings, a context."""
+"""Toy inputs for plugins: a language model, examples, embeddings, a context."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ PLANTED = tuple(
 
 
 class ScriptedLLM(LanguageModel):
-    """A language model whose answers are given beforehand or computed from the request.
+    """A language model whose answers are fixed or computed from the request.
 
     Args:
-        reply: The answer, or a function of the request that returns it (as text or whole `Reply`) or raises.
-        score: Log-probability (nats) of a continuation after a prompt, or of a choice after the text up to its gap;
-            without it, the model cannot score.
+        reply: The answer, or a function of the request that returns it (as text or `Reply`) or raises an error.
+        score: Returns the log-probability (nats) of a continuation after a prompt, or of a choice after the text up to
+            its gap; without it, the model cannot score.
 
     Attributes:
-        requests: What `complete` was asked, in order.
-        scored: What `logprobs` was asked, in order.
-        filled: What `fill` was asked, in order.
+        requests: Requests to `complete`, in order.
+        scored: Requests to `logprobs`, in order.
+        filled: Requests to `fill`, in order.
 
     Example:
         >>> import asyncio
@@ -82,11 +82,11 @@ class ScriptedLLM(LanguageModel):
 
     @property
     def can_score(self) -> bool:
-        """Whether a `score` was given."""
+        """Whether `score` is set."""
         return self._score is not None
 
     async def complete(self, request: Request) -> Reply:
-        """Give the scripted answer; an empty one is an `LLMError`, as with any model."""
+        """Return the scripted answer; an empty one raises an `LLMError`, as with any model."""
         self.requests.append(request)
         answer = self._reply(request) if callable(self._reply) else self._reply
         reply = Reply(answer) if isinstance(answer, str) else answer
@@ -95,7 +95,7 @@ class ScriptedLLM(LanguageModel):
         return reply
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
-        """Give the scripted log-probabilities, one token a continuation."""
+        """Return the scripted log-probabilities, one token per continuation."""
         if self._score is None:
             return await super().logprobs(request)
         self.scored.append(request)
@@ -105,7 +105,7 @@ class ScriptedLLM(LanguageModel):
         )
 
     async def fill(self, request: FillRequest) -> FillReply:
-        """Give the scripted log-probabilities of the choices, after the text before each gap."""
+        """Return the scripted log-probabilities of the choices, after the text before each gap."""
         if self._score is None:
             return await super().fill(request)
         self.filled.append(request)
@@ -125,14 +125,14 @@ def make_example(
     start: int = 1,
     decile: int | None = None,
 ) -> Example:
-    """Make a window of a text, a token being a word or punctuation mark with the space before it.
+    """Create a window from a text; tokens are words or punctuation marks with the preceding space.
 
     Args:
         text: The text.
-        fires: Activation of tokens, by their text without space; 0 for all others.
+        fires: Activations by token text without space; 0 for all other tokens.
         document: Number of its document.
         context: Number of its context.
-        start: Index of its first token there.
+        start: Index of its first token in the context.
         decile: Rank decile.
 
     Example:
@@ -165,17 +165,17 @@ def make_examples(
     latent: LatentId = LATENT,
     decoy: str | None = PLANTED[1],
 ) -> Examples:
-    """Make windows of simple words, the latent firing on one word, which occurs one to three times in a window.
+    """Create windows of simple words for a latent that fires on one word, which occurs one to three times per window.
 
     Args:
         word: The word.
-        activating: Windows with it.
-        non_activating: Windows without it.
+        activating: Number of windows with the word.
+        non_activating: Number of windows without the word.
         window: Tokens per window.
-        seed: Another seed makes other windows.
-        first: Number of the first context; each window is a context and document of its own.
+        seed: Seed of the windows.
+        first: Number of the first context; each window is a separate context and document.
         latent: The latent.
-        decoy: Word of the decoy latent; None for no such latent.
+        decoy: Word of the decoy latent; None for no decoy.
 
     Example:
         >>> examples = make_examples("lantern", activating=3, non_activating=2)
@@ -204,7 +204,7 @@ def make_examples(
 
 
 def _decoy(decoy: str | None, word: str, windows: int, window: int, seed: int) -> Examples | None:
-    """Make the windows of another word; of another one still where it is the latent's own."""
+    """Create the windows of the decoy's word; use another word if it is the latent's own."""
     if decoy is None or not windows:
         return None
     other = decoy if decoy != word else next(w for w in PLANTED if w != word)
@@ -216,7 +216,7 @@ def _decoy(decoy: str | None, word: str, windows: int, window: int, seed: int) -
 
 
 def word_embeddings(model: str, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return unit vectors under which texts that share words are close: an `Embed` without any model.
+    """Return unit vectors that are similar for texts that share words; an `Embed` without a model.
 
     Args:
         model: Ignored.
@@ -238,11 +238,11 @@ def context(
     latent: LatentId = LATENT,
     **lent: Any,
 ) -> Context:
-    """Make a context for one call of an explainer or scorer.
+    """Create a context for one call of an explainer or scorer.
 
     Args:
-        llm: The language model; without one, asking raises `LLMError`.
-        seed: Seed of the context's generator.
+        llm: The language model; without one, requests raise an `LLMError`.
+        seed: Seed of the context's random generator.
         embed: Sentence embeddings.
         latent: The latent.
         **lent: Other fields of `Context`.

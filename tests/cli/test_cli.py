@@ -98,7 +98,7 @@ def test_activations_can_be_collected_before_any_model_is_there(saeval, tmp_path
         task = write(tmp_path / "task.yaml", server)
         server.always = error(503, "not yet")
         said = saeval("run", task, "--out", "run", "--until", "collect").stdout
-        assert "collected 1 cells" in said and "without --until" in said and not server.calls
+        assert "collected 1 cell of" in said and "without --until" in said and not server.calls
         assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "collected"
         assert not (tmp_path / "run" / "results.json").exists()
         found = json.loads(saeval("run", task, "--out", "run", "--until", "collect", "--json").stdout)["collected"]

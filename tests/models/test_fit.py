@@ -272,7 +272,7 @@ def saved(folder):
     [
         (lambda m: (m / "model.safetensors").unlink(), "has no weights"),
         (lambda m: (m / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "run `git lfs pull`"),
-        (lambda m: sharded(m, "model-2.safetensors"), "1 of its 1 files of weights are missing"),
+        (lambda m: sharded(m, "model-2.safetensors"), "missing weight files: 1 of 1"),
         (lambda m: sharded(m), "index.json is damaged or cut off"),
         (lambda m: (m / "model.safetensors").rename(m / "model.gguf"), "give the path of model.gguf itself"),
         (lambda m: (m / "model.safetensors").rename(m / "consolidated.safetensors"), "contains consolidated.safetensors, but not"),

@@ -236,9 +236,9 @@ def test_every_plugin_is_a_row_with_what_became_of_it(acme):
         "acme/fine": ("ok", ""),
         "acme/out_of_range": ("failed", "auroc = 2.0 lies outside 0.0 to 1.0"),
         "acme/raising": ("failed", "TypeError: of two lines"),
-        "acme/needs_options": ("unchecked", "needs options, which `contract_options` may give: n is missing"),
+        "acme/needs_options": ("unchecked", "requires options; set them in `contract_options`: n is missing"),
         "acme/gives_options": ("ok", ""),
-        "acme/needs_model": ("unchecked", "needs a source that lends it a subject; test it with `source=`"),
+        "acme/needs_model": ("unchecked", "needs a source with a subject; test it with `source=`"),
         "acme/missing_file": ("unchecked", "ratings.csv: no such file"),
     }
 

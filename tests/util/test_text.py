@@ -78,3 +78,9 @@ def test_a_number_that_rounds_to_zero_has_no_minus():
     )
     assert text.number(-0.001, ".0%") == "0%" and text.number(1234, ",d") == "1,234" and text.number(3, ".1f") == "3.0"
     assert text.interval((-0.0001, 0.2), "+.3f") == "+0.000 to +0.200" and text.number(None) == "–"
+
+
+def test_counts_have_the_noun_in_the_right_number():
+    assert [text.counted(n, "cell") for n in (0, 1, 2000)] == ["0 cells", "1 cell", "2,000 cells"]
+    assert text.counted(1, "line is", "lines are") == "1 line is"
+    assert text.counted(2, "line is", "lines are") == "2 lines are"

@@ -23,8 +23,8 @@ _ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeA
     list[dict[str, list[int] | list[float] | list[str]]]
 )
 _ROUNDING = 1e-9
-_LEVEL = 6  # of zlib
-_MOST_BYTES = 1 << 26  # of columns that are unpacked; a few kilobytes of somebody's can claim to be gigabytes
+_LEVEL = 6  # zlib level
+_MOST_BYTES = 1 << 26  # maximum bytes to decompress, since a few kilobytes may expand to gigabytes (zip bomb)
 _USUAL: dict[str, Any] = {
     name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
 }
@@ -84,7 +84,7 @@ def expanded(value: Any) -> Any:
 
 
 def _unpacked(packed: str) -> Any:
-    """Return columns that were packed, or None."""
+    """Decompress packed columns; return None if they are damaged or too large."""
     try:
         inflater = zlib.decompressobj()
         text = inflater.decompress(b64decode(packed), _MOST_BYTES)

@@ -78,7 +78,7 @@ def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates
             return [(prompt, reply, status) for prompt, reply, status in json.loads(_inflated(packed, b""))]
         groups = _groups(windows, templates)
         named = [] if held == _NONE else map(int, held)
-        known = _known([groups[k] for k in named] if held else windows)  # the dictionary of earlier versions contained all windows
+        known = _known([groups[k] for k in named] if held else windows)  # earlier: all windows
         lists = [json.loads(_inflated(part, known)) for part in parts]
         (before, after), *rest = (entry for entries in lists for entry in entries) if held else _earlier(lists)
         return [(p if status == LEFT_OUT else f"{before}{p}{after}", reply, status) for p, reply, status in rest]

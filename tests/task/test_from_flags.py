@@ -78,7 +78,7 @@ def test_task_is_an_argument_or_an_option(place):
         (["quickstart", "--task", "paper"], "name only one task: quickstart or --task paper"),
         (["quickstart", "--sae", "x"], "--sae describes a new task; to change 'quickstart' use --set"),
         (["--model", "m", "--text", "text.txt"], "--sae is missing"),
-        (["--model", "m", "--sae", "runs", "--text", "text.txt", "--judge", "openai/x"], "which holds one, two"),
+        (["--model", "m", "--sae", "runs", "--text", "text.txt", "--judge", "openai/x"], "which contains one, two"),
         (["--model", "m", "--sae", "nowhere", "--text", "text.txt", "--judge", "openai/x"], "--sae nowhere: no such folder"),
         (["--model", "m", "--sae", "runs/one/final", "--text", "no.txt", "--judge", "openai/x"], "--text no.txt: no such file"),
         (["--model", "m", "--sae", "runs/one/final", "--text", "text.txt"], "give --judge MODEL"),

@@ -60,7 +60,7 @@ def test_latents_with_fewer_hard_windows_than_asked_for_are_said(tmp_path):
     (said,) = cautions(
         tmp_path, sampler={"use": "random", "with": {"explain": 10, "score": 20, "non_activating": silent}}
     )
-    assert "latents have fewer than the 5000 non-activating windows asked for" in said
+    assert "latents have fewer than the 5000 requested non-activating windows" in said
 
 
 def test_a_divergence_off_by_more_than_the_tolerance_is_said():

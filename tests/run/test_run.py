@@ -194,7 +194,7 @@ def test_damaged_ledger_lines_are_reported_because_they_may_have_cost_something(
         with caplog.at_level("WARNING", "saeval"):
             result = saeval.run(paid, out=tmp_path / "run", max_cost=1000)
     log = caplog.text + (tmp_path / "run" / "logs" / "run.log").read_text()
-    assert "the spending limit counts what later lines say was spent" in log
+    assert "the spending limit uses the totals in later lines" in log
     assert "calls.jsonl: 1 line is damaged, so the cost of those calls is not counted." in result.warnings
     assert sum(ledger.calls for ledger in result.ledger) == len(server.calls) - 1
 

@@ -121,7 +121,7 @@ def test_auto_weighs_choices_only_where_the_model_can():
         assert score(Simulation(), examples, simulator(mode)).notes["mode"] == mode
     assert Simulation(mode="all_at_once").needs() == {"logprobs"} and not Simulation().needs()
     found = score(Simulation(mode="all_at_once"), examples, simulator("token_by_token"))
-    assert found.status == "failed" and "cannot weigh" in found.reason and found.count("failed") == 4
+    assert found.status == "failed" and "cannot score choices" in found.reason and found.count("failed") == 4
 
 
 def test_windows_to_simulate_are_spread_evenly_over_both_sides():
@@ -414,7 +414,7 @@ def test_server_that_gives_no_alternatives_or_is_not_said_to_score_fails_with_a_
         server.always = echoing(WORDS, lambda token: None)
         with pytest.raises(LLMError, match="no alternatives"):
             filled(server)
-    with pytest.raises(LLMError, match="cannot weigh"):
+    with pytest.raises(LLMError, match="cannot score choices"):
         asyncio.run(OpenAICompatible(model="m", api_base="http://x/v1").fill(FILL))
 
 

@@ -45,32 +45,32 @@ class ProgressFile(Display):
         self._inner.count(spending)
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Pass on, and write down."""
+        """Pass on, and write to the file."""
         self._inner.begin(stage, total, unit)
         self._began[stage] = time.monotonic()
         self._stages[stage] = {"stage": stage, "unit": unit, "done": 0, "total": total, "failed": 0, "seconds": 0.0}
         self._note()
 
     def update(self, stage: str, done: int, total: int, failed: int) -> None:
-        """Pass on, and write down."""
+        """Pass on, and write to the file."""
         self._inner.update(stage, done, total, failed)
         seconds = time.monotonic() - self._began[stage]
         self._stages[stage].update(done=done, total=total, failed=failed, seconds=round(seconds, 1))
         self._note()
 
     def end(self, stage: str) -> None:
-        """Pass on, and write down."""
+        """Pass on, and write to the file."""
         self._inner.end(stage)
         self._stages[stage]["ended"] = True
         self._note()
 
     def say(self, text: str) -> None:
-        """Pass on, and write down."""
+        """Pass on, and write to the file."""
         self._inner.say(text)
         self._keep(text)
 
     def wait(self, text: str) -> None:
-        """Pass on, and write down."""
+        """Pass on, and write to the file."""
         self._inner.wait(text)
         self._keep(text)
 

@@ -378,7 +378,7 @@ class _Run:
                     self.folder.journal.finish(key, done)
             outcome.directions = dict(zip(latents, done["result"], strict=False))
 
-    # --- write down ---
+    # --- results ---
 
     def _result(self, *, incomplete: bool) -> RunResult:
         ledger, missing = self.calls.totals(), self.calls.missing()

@@ -42,7 +42,7 @@ class Budget:
         """
         if self.limit is not None and self.spent >= self.limit:
             raise BudgetExceeded(
-                f"${self.spent:.4f} spent of ${self.limit:.4f} allowed; run again with a higher --max-cost to go on"
+                f"${self.spent:.4f} spent of ${self.limit:.4f} allowed; rerun with a higher --max-cost to resume"
             )
 
     def add(self, usage: Usage, model: str) -> None:

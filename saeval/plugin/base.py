@@ -462,7 +462,7 @@ class Tracker(Plugin):
 
     @abstractmethod
     def track(self, result: RunResult, folder: Path) -> None:
-        """Write a run down in the tracker, over what an earlier sitting of the same run (`result.run_id`) wrote there.
+        """Log a run in the tracker, replacing the entries of an earlier session of the same run (`result.run_id`).
 
         Called when a run ends, whole or not. Whatever it raises becomes a warning; it never fails the run.
 

@@ -196,7 +196,7 @@ def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval
         }
         task = write(tmp_path / "task.yaml", server, llms={"explainer": priced, "judge": priced}, baselines=[])
         done = saeval("run", "--task", task, "--out", "run", "--max-cost", "0.1", code=3)
-        assert "run again with a higher --max-cost" in done.stderr
+        assert "rerun with a higher --max-cost" in done.stderr
         saeval("run", "--task", task, "--out", "run", "--max-cost", "100")
         truthful = server.reply
         server.reply = lambda m: (

@@ -53,13 +53,13 @@ def speed(run_dir: Path) -> Speed:
     by_role = defaultdict(list)
     for call in calls:
         by_role[call.role, call.model].append(call)
-    one_sitting = latents and all(call.time - call.milliseconds / 1000 >= began for call in calls)
+    one_session = latents and all(call.time - call.milliseconds / 1000 >= began for call in calls)
     tokens = {role: sum(call.usage.output_tokens for call in made) for role, made in by_role.items()}
     seconds = {role: _busy(made) / len(made) for role, made in by_role.items()}
     return Speed(
         call=seconds,
         output={role: tokens[role] / len(made) for role, made in by_role.items()},
-        rest=max(0.0, whole - collecting - _busy(calls)) / latents if one_sitting else None,
+        rest=max(0.0, whole - collecting - _busy(calls)) / latents if one_session else None,
     )
 
 

@@ -23,7 +23,7 @@ class When(SpecModel):
     """Limits a step to some of the latents."""
 
     latents: int = Field(ge=0)
-    """Run only on N random latents of the cell; 0 skips the step."""
+    """Run only on the first N of the cell's latents, which are in random order; 0 skips the step."""
 
 
 class PartSpec(SpecModel):

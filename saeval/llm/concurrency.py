@@ -69,12 +69,12 @@ class Limiter:
 class AdaptiveLimiter(Limiter):
     """Adapts the limit to the server: raises it while that increases throughput and the server accepts the calls.
 
-    While calls wait, it tries other limits: first it doubles the limit; after the first trial without success it
-    tries 25% more and 20% less in turn, with longer and longer pauses. A higher limit is kept if the throughput grows
-    by at least half as much as the limit (in percent), a lower one if it shrinks by less than half as much: a server
-    that only queues calls does not answer more of them. If the server refuses calls during a trial, the trial ends. If it refuses calls
-    at other times, the limit falls by a third, and doubles when calls are answered again, up to the earlier limit,
-    since the fault may have been temporary. Only calls that started under the present limit count.
+    While calls wait, it tries other limits: first it doubles the limit; after the first trial without success it tries
+    25% more and 20% less in turn, with longer and longer pauses. A higher limit is kept if the throughput grows by at
+    least half as much as the limit (in percent), a lower one if it shrinks by less than half as much: a server that
+    only queues calls does not answer more of them. If the server refuses calls during a trial, the trial ends. If it
+    refuses calls at other times, the limit falls by a third, and doubles when calls are answered again, up to the
+    earlier limit, since the fault may have been temporary. Only calls that started under the present limit count.
 
     Args:
         clock: Returns the time in seconds, from any origin.

@@ -67,7 +67,7 @@ def test_a_divergence_off_by_more_than_the_tolerance_is_said():
     scorer = InterventionScorer(kl=0.1, tune=4)
     assert scorer.cautions({"nats": 1.0, "kl_reached": 0.109}, []) == scorer.cautions({}, []) == []
     (said,) = scorer.cautions({"nats": 1.0, "kl_reached": 0.53}, [])
-    assert "by 0.53 nats on the windows scored, but 0.1 were requested" in said and "now 4" in said
+    assert "0.53 nats on the scored windows, but 0.1 were requested" in said and "now 4" in said
     assert [(m.name, m.higher_is_better) for m in scorer.metrics] == [("nats", True), ("kl_reached", None)]
 
 

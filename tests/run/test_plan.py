@@ -213,7 +213,7 @@ def test_plan_says_whether_more_latents_or_more_windows_are_worth_more(tmp_path)
             (more,) = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)["more_money"]
             said = CliRunner().invoke(main, arguments).output
             told[reliability] = more, " ".join(said.split())
-    assert "buy latents" in told[0.95][1] and "buy windows per latent" in told[0.05][1]
+    assert "choose more latents" in told[0.95][1] and "choose more windows per latent" in told[0.05][1]
     assert told[0.95][0]["latents"] == told[0.05][0]["latents"] == pytest.approx(1 - 1.1**-0.5)
     assert told[0.95][0]["windows"] < 0.005 < 0.047 < told[0.05][0]["windows"]
 

@@ -40,7 +40,7 @@ def export(
     dataset: str | None,
     as_json: bool,
 ) -> None:
-    """Write a run in another tool's format, and report what the format cannot hold. Sends nothing."""
+    """Write a run in another tool's format, and report what the format cannot represent. Sends nothing."""
     from saeval._util import counted
     from saeval.exchange import export_run
 

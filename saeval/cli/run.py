@@ -124,7 +124,10 @@ def _collect(group: str | None, tasks: Mapping[Path, Task], display: Any, *, as_
             stores = runner.collect_task(task, out=path, display=make_display(display))
         found[task.name] = {name: str(store) for name, store in stores.items()}
         if not as_json:
-            say(f"collected {counted(len(stores), 'cell')} of {task.name}; rerun without --until to resume")
+            say(
+                f"collected {counted(len(stores), 'cell')} of {task.name}; run the same command without --until to "
+                "resume"
+            )
     if as_json:
         print_json({"group": group, "collected": found} if group else {"collected": next(iter(found.values()))})
 

@@ -27,8 +27,8 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         write_atomic(root / (file_name(names.get("source", cell.hookpoint)) + _END), text)
         if cell.lost_explanations:
             left = counted(cell.lost_explanations, "other or failed one is", "others and failed ones are")
-            lost.append(f"{cell.name}: the files hold one explanation per latent: {left} omitted.")
-        lost.append(f"{cell.name}: the files hold explanations only; scores, windows and who explained are omitted.")
+            lost.append(f"{cell.name}: the files contain one explanation per latent: {left} omitted.")
+        lost.append(f"{cell.name}: the files contain only explanations; scores, windows and explainers are omitted.")
     return lost
 
 

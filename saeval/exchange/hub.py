@@ -182,7 +182,7 @@ def _bundle_run(path: Path, folder: Path) -> str:
     """Copy the files of a run to the folder, and return its card."""
     from saeval.exchange.saeval_tables import TABLE_COLUMNS, write
 
-    refuse_links(path)  # what a link leads to is not part of the run, and may be private
+    refuse_links(path)  # the target of a link is not part of the run, and may be private
     result, cells = open_run(path)
     names = ["results.json", CHECKSUMS, *(f"report/{name}" for name in _REPORTS)]
     names += [f"cells/{cell.name}/{name}" for cell in cells for name in _CELL_FILES]

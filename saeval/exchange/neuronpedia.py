@@ -222,4 +222,4 @@ def _files(path: Path) -> list[Path]:
     for folder in (path / "explanations", path):
         if folder.is_dir() and (found := [p for p in folder.iterdir() if p.name.endswith(_SUFFIXES)]):
             return sorted(found, key=lambda p: natural_key(p.name))
-    raise InputError(f"{path}: no .jsonl or .jsonl.gz file there; give an export's folder of explanations")
+    raise InputError(f"{path}: contains no .jsonl or .jsonl.gz file; give an export's folder of explanations")

@@ -288,7 +288,12 @@ class BrokenSampler(Sampler):
 
 @pytest.mark.parametrize(
     ("fault", "complaint"),
-    [("unseeded", "same seed"), ("leak", "both explain and score"), ("values", "not the store's"), ("count", "firings")],
+    [
+        ("unseeded", "same seed"),
+        ("leak", "both explain and score"),
+        ("values", "not the store's"),
+        ("count", "firings"),
+    ],
 )
 def test_the_sampler_contract_catches(fault, complaint):
     check_sampler(BrokenSampler())

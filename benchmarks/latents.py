@@ -1,7 +1,8 @@
 """What a run costs per latent, from the first window to the last page of the report, and what it writes.
 
 `python -m benchmarks.latents run FOLDER 1000` does it for a number of your own and prints what it took; `judged FOLDER
-1000 URL` with a judge that listens there, `bare FOLDER 1000` with one scorer of two calls.
+1000 URL` with a judge that listens there, `bare FOLDER 1000` with one scorer of two calls. `large FOLDER 200000 [URL]`
+judges 10 activating and 10 other windows of each latent in one call, which is how a whole SAE is scored.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ def measure(bench: Bench) -> list[Figure]:
     ]
 
 
-def store(folder: Path) -> Path:
-    """Make the store that all sizes share, unless it is there; return its path."""
+def store(folder: Path, latents: int = _LATENTS) -> Path:
+    """Make the store that all runs with as many latents share, unless it is there; return its path."""
     import numpy as np
 
     from saeval.plugin import ActivationWriter, TokenDataset
 
-    place = folder / "store"
+    place = folder / ("store" if latents == _LATENTS else f"store-{latents}")
     if place.exists():
         return place
     contexts = 6000
@@ -78,10 +79,10 @@ def store(folder: Path) -> Path:
     lengths = np.full(contexts, _CONTEXT, np.int32)
     data = TokenDataset(tokens, lengths, np.ones(tokens.shape, bool), documents, names, words, 0)
     writer = ActivationWriter(place)
-    writer.start(data, _LATENTS)
+    writer.start(data, latents)
     for start in range(0, contexts, 100):
         here = min(100, contexts - start) * _CONTEXT
-        latent = np.sort((_LATENTS * rng.random((here, _A_TOKEN)) ** _SKEW).astype(np.int64), axis=1)
+        latent = np.sort((latents * rng.random((here, _A_TOKEN)) ** _SKEW).astype(np.int64), axis=1)
         new = np.diff(latent, axis=1, prepend=-1) != 0
         position = start * _CONTEXT + np.nonzero(new)[0]
         writer.add(position, latent[new], rng.standard_exponential(len(position), dtype=np.float32))
@@ -90,31 +91,37 @@ def store(folder: Path) -> Path:
     return place
 
 
-def _task(folder: Path, n: int, model: dict[str, Any], two: bool) -> dict[str, Any]:
-    scorers: dict[str, Any] = {"detection": {}, "fuzzing": {}} if two else {"detection": {"with": {"batch": 50}}}
+def _task(place: Path, n: int, model: dict[str, Any], kind: str) -> dict[str, Any]:
+    scorers: dict[str, Any] = {"detection": {}, "fuzzing": {}}
+    sampler: dict[str, Any] = {"use": "delphi", "with": {"window": 32}}
+    if kind == "bare":
+        scorers = {"detection": {"with": {"batch": 50}}}
+    elif kind == "large":
+        scorers = {"detection": {"with": {"batch": 20}}}
+        windows = {"window": 32, "explain": 10, "score": 10, "non_activating": {"n": 10}}
+        sampler = {"use": "random", "with": windows}
     return {
         "saeval": 1,
         "task": "latents",
         "version": "1.0",
         "llms": {"judge": model},
-        "source": {"use": "recorded", "with": {"path": str(store(folder))}},
+        "source": {"use": "recorded", "with": {"path": str(place)}},
         "latents": {"n": n, "min_windows": 40},
-        "sampler": {"use": "delphi", "with": {"window": 32}},
+        "sampler": sampler,
         "explainer": {"use": "top_tokens"},
         "scorers": scorers,
         "leaderboard": {"rank_by": "detection.balanced_accuracy"},
     }
 
 
-def _run(folder: Path, n: int, model: dict[str, Any], two: bool = True) -> dict[str, float]:
+def _run(folder: Path, n: int, model: dict[str, Any], kind: str) -> dict[str, float]:
     """Run a task of n latents in a cache of its own; return what it took."""
     import saeval
 
     place = folder / f"run-{n}"
     shutil.rmtree(place, ignore_errors=True)
-    store(folder)
     os.environ["SAEVAL_CACHE"] = str(place / "cache")
-    task = _task(folder, n, model, two)
+    task = _task(store(folder, max(_LATENTS, n + n // 4)), n, model, kind)
     cpu, began = cpu_seconds(), time.monotonic()
     saeval.run(task, out=place / "out", display="none")
     cpu, seconds = cpu_seconds() - cpu, time.monotonic() - began
@@ -159,15 +166,15 @@ def main() -> None:
     """Measure one thing, and print it as JSON."""
     kind, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)
-    windows = 50 if kind == "bare" else 5
-    scripted = {"model": "scripted/x", "reply": json.dumps([i % 2 for i in range(windows)])}
+    windows = {"bare": 50, "large": 20}.get(kind, 5)
+    model: dict[str, Any] = {"model": "scripted/x", "reply": json.dumps([i % 2 for i in range(windows)])}
+    if len(sys.argv) > 4:
+        free = {"usd_per_million_input": 0.0, "usd_per_million_output": 0.0}
+        model = {"model": "openai_compatible/x", "api_base": sys.argv[4], **free}
     if kind == "answers":
         print(json.dumps(_answers(folder, n)))
-    elif kind == "judged":
-        served = {"model": "openai_compatible/x", "api_base": sys.argv[4], "usd_per_million_input": 0.0}
-        print(json.dumps(_run(folder, n, served | {"usd_per_million_output": 0.0})))
     else:
-        print(json.dumps(_run(folder, n, scripted, two=kind == "run")))
+        print(json.dumps(_run(folder, n, model, kind)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ IN_A_CALLBACK = """
 import signal, time, weakref
 from saeval.cli.signals import stop_as_on_ctrl_c
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in a background shell
 stop_as_on_ctrl_c()
 class Thing: pass
 thing = Thing()

@@ -174,6 +174,9 @@ def test_command_serves_until_it_is_told_to_stop(run_dir):
         assert connection.getresponse().status == 200
         connection.request("GET", "/")
         assert connection.getresponse().status == 403
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=10)
+        process.send_signal(signal.SIGTERM)  # tests in a background shell start it with SIGINT ignored
+        try:
+            _, said = process.communicate(timeout=10)
+        finally:
+            process.kill()
     assert (process.returncode, said) == (0, "")

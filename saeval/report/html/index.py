@@ -1,4 +1,4 @@
-"""Gathers the content of a report's first page from the results and the tables of the cells."""
+"""Prepares the content of a report's first page from the results and the tables of the cells."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_DISAGREEMENTS = 15
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A latent on which scorers differ: its cell, explanation, scores by scorer, and the gap of rank shares."""
+    """A latent on which scorers disagree: its cell, explanation, scores by scorer, and the gap between rank shares."""
 
     series: Series
     latent: int
@@ -123,7 +123,7 @@ def context(
 
 
 def _names(run: RunResult) -> dict[str, Any]:
-    """Return what the head of the page says of all cells together."""
+    """Return the values for the head of the page, over all cells."""
     return {
         "subject": named(cell.subject for cell in run.cells),
         "explainer": named(cell.explainer for cell in run.cells),
@@ -163,7 +163,7 @@ def _scatters(
 
 
 def _matrices(run: RunResult, series: Sequence[Series], several: bool) -> list[tuple[str, list[str], Any]]:
-    """Return a title, labels and entries for each table of correlations that has any."""
+    """Return title, labels and entries of each non-empty table of correlations."""
     found = [(s.name, s.cell.correlations) for s in series]
     if several:
         found.insert(0, ("All contestants", run.correlations))
@@ -250,7 +250,7 @@ def _disagreements(series: Sequence[Series], tables: Mapping[str, CellTables]) -
 
 
 def _reliabilities(series: Sequence[Series]) -> dict[str, float]:
-    """Return the lowest reliability of each scorer over the contestants, where it is known."""
+    """Return the lowest known reliability of each scorer over the contestants."""
     found: dict[str, float] = {}
     for row in (row for s in series for row in s.cell.scores if row.variant == MAIN and row.reliability is not None):
         found[row.scorer] = min(row.reliability or 0.0, found.get(row.scorer, 1.0))
@@ -258,7 +258,7 @@ def _reliabilities(series: Sequence[Series]) -> dict[str, float]:
 
 
 def _costs(run: RunResult, board: Leaderboard) -> list[Cost]:
-    """Return dollars by scorer; every metric's row of a scorer has the same dollars, so one counts."""
+    """Return dollars by scorer. All rows of a scorer state the same dollars, so only one row counts."""
     found = []
     for scorer, metric in board.metrics.items():
         rows = [r for c in run.cells for r in c.scores if (r.scorer, r.metric) == (scorer, metric)]

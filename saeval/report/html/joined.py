@@ -1,4 +1,4 @@
-"""Writes the page of joined runs, self-contained, with filters, groups, ranks and plots."""
+"""Writes a self-contained page of joined runs, with filters, groups, ranks and plots."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _latents_page(entry: Entry, place: Path | None) -> str:
 
 
 def _searches(entries: Sequence[Entry], pages: Sequence[str]) -> list[list[str]]:
-    """Return the folders of the runs' pages of latents that can be searched, each with its run."""
+    """Return the runs with searchable pages of latents, and the folders of these pages."""
     found = {}
     for entry, page in zip(entries, pages, strict=True):
         if page and (entry.folder / "report" / "latents" / "search.js").is_file():

@@ -1,4 +1,4 @@
-"""Reads the tables of one cell for its page: all latents, and windows and judgements of a few latents at a time."""
+"""Reads the tables of one cell for its page: all latents at once, windows and judgements for some latents at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CALLS = ("latent", "step", "variant", "prompt", "reply", "status")
 _SEEN = ("latent", "group", "context", "start", "tokens", "activations")
 _LISTS = ("neighbours", "cosines", "promoted", "suppressed", "histogram")
 _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
-_WRITTEN = ("tokens", "activations")  # of texts that were written for the question; earlier versions wrote none
+_WRITTEN = ("tokens", "activations")  # of texts written for a latent; missing in files of earlier versions
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class CellTables:
 
     @cached_property
     def _scores(self) -> dict[str, list[Any]]:
-        """Columns of the cell's own scores that have an interval; earlier versions wrote none."""
+        """Columns of the cell's own scores that have an interval; empty for files of earlier versions."""
         import pyarrow.compute as pc
 
         names = ("latent", "scorer", "metric", "low", "high")
@@ -106,7 +106,7 @@ class CellTables:
 
     @cached_property
     def explanations(self) -> dict[int, list[dict[str, Any]]]:
-        """Rows of explanations by latent, the cell's own first."""
+        """Rows of explanations by latent; the cell's own explanation is first."""
         found: dict[int, list[dict[str, Any]]] = {}
         for row in self._explanations():
             place = found.setdefault(row["latent"], [])
@@ -117,13 +117,13 @@ class CellTables:
         return self._files.explanations if (self._files.folder / "explanations.jsonl").exists() else []
 
     def own(self, latent: int) -> dict[str, Any] | None:
-        """Return the row of the cell's own explanation of a latent."""
+        """Return the row of the cell's own explanation of a latent; None if there is none."""
         first = next(iter(self.explanations.get(latent, ())), None)
         return first if first is not None and first["variant"] == MAIN else None
 
     @cached_property
     def gaps(self) -> list[float | None]:
-        """Disagreement of the scorers on each latent: its highest rank share minus its lowest, 0 to 1."""
+        """Disagreement of the scorers on each latent: the highest rank (as a share, 0 to 1) minus the lowest."""
         shares: list[dict[str, float]] = [{} for _ in self.numbers]
         for r in self.ranked:
             known = [(i, v if r.higher_is_better else -v) for i, v in enumerate(self.column(r.key)) if v is not None]
@@ -151,8 +151,8 @@ class CellTables:
         """Return the content of latents' pages: explanations, windows by role, judgements by scorer and variant.
 
         Returns:
-            What JSON holds of it, with the number of tokens in place of each window's tokens; and the tokens of all
-            windows in their order, as `numbered` writes them.
+            The content for JSON, with the number of tokens in place of each window's tokens; and the tokens of all
+            windows in order, encoded by `_Numbers.bytes_of`.
         """
         tables = self._windows.of(latents), self._seen.of(latents)
         words, numbers = _numbered([rows["tokens"] for rows in tables if rows])
@@ -179,7 +179,7 @@ class CellTables:
 
     @cached_property
     def _lists(self) -> dict[int, dict[str, list[Any]]]:
-        """Known facts by latent: neighbours, their cosines, tokens it promotes and suppresses, histogram."""
+        """Facts by latent: neighbours, their cosines, promoted and suppressed tokens, histogram."""
         have = [name for name in _LISTS if name in self._latents.column_names]
         known = {name: self._latents.column(name).to_pylist() for name in have}
         if "cosines" in known:
@@ -188,20 +188,20 @@ class CellTables:
 
     @property
     def has_calls(self) -> bool:
-        """Whether prompts and replies were kept."""
+        """Whether the run contains prompts and replies."""
         return self._calls.path.is_file()
 
     def calls(self, latents: Sequence[int]) -> tuple[dict[str, Any], bytes]:
-        """Return prompts, raw replies and statuses of latents, in the order of asking.
+        """Return prompts, raw replies and statuses of latents, in the order of the calls.
 
-        They are packed as `packed_calls` does, for one who has the latent's windows by `_grouped`.
+        They are packed by `packed_calls`; unpacking requires the latent's windows in the order of `_grouped`.
 
         Returns:
-            By step and variant, what all prompts begin with and end with, and each latent's calls, with places in the
-            bytes (`begin-end`) for their parts; and these bytes.
+            By step and variant, the text with which all prompts begin, the text with which they end, and each latent's
+            calls, whose parts are given as ranges (`begin-end`) of the bytes; and these bytes.
 
         Raises:
-            InputError: If they cannot be read.
+            InputError: If the calls cannot be read.
         """
         found: dict[tuple[str, str], dict[int, list[tuple[str, str, str]]]] = {}
         rows = self._calls.of(latents)
@@ -232,14 +232,14 @@ class CellTables:
     def _judgements_of(
         self, latents: Sequence[int], places: Mapping[int, Mapping[str, int]]
     ) -> dict[int, dict[str, dict[str, list[Any]]]]:
-        """Return columns of judgements by latent, scorer and variant; one value for a column of equal ones.
+        """Return columns of judgements by latent, scorer and variant; see `_column`.
 
-        The columns are window, active, predicted, probability, status, reason, and the text where it was written for
-        the question.
+        The columns are window, active, predicted, probability, status, reason, and the text if it was written for the
+        latent.
 
         Args:
             latents: The latents.
-            places: Numbers of each latent's windows by address, which stand for them.
+            places: By latent and address, the number of a window, which replaces the address.
         """
         rows = self._judgements.of(latents)
         found: dict[int, dict[str, dict[str, list[Any]]]] = {}
@@ -273,13 +273,13 @@ class CellTables:
 
 
 def _column(values: Sequence[Any]) -> Any:
-    """Return a column as it is written: as a list, or as one value, which is no list, where all are equal."""
+    """Return a column as a list, or as a single value if all values are equal (and not lists)."""
     first = values[0]
     return first if not isinstance(first, list) and all(v == first for v in values) else list(values)
 
 
 def _senses(explanation: Mapping[str, Any] | None) -> str:
-    """Return how many senses an explainer found, and in which share of its resamples it found each number."""
+    """Return the number of senses that an explainer found, and the share of resamples for each number, as text."""
     notes = (explanation or {}).get("notes") or {}
     senses, found = notes.get("senses"), notes.get("number_found")
     if not isinstance(senses, list) or not isinstance(found, dict):
@@ -289,7 +289,7 @@ def _senses(explanation: Mapping[str, Any] | None) -> str:
 
 
 class _Table:
-    """A Parquet file with a column `latent`, read by latent; only the requested row groups are in memory."""
+    """Reads a Parquet file with a column `latent` by latent; only the requested row groups are in memory."""
 
     def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str] = ()):
         self.path = path
@@ -315,7 +315,7 @@ class _Table:
 
     @cached_property
     def _begins(self) -> NDArray[np.int64]:
-        """Row at which each row group begins, and the end."""
+        """First row of each row group, and the number of rows."""
         import numpy as np
         import pyarrow.parquet as pq
 
@@ -357,13 +357,13 @@ class _Table:
 
 
 class _Numbers(NamedTuple):
-    """Tokens as numbers of words, a window's after another's, and where each window's end."""
+    """Tokens of consecutive windows as indices of distinct tokens, and the end of each window."""
 
     numbers: NDArray[np.int64]
     ends: NDArray[np.int64]
 
     def bytes_of(self, windows: Sequence[int], planes: int) -> bytes:
-        """Return the numbers of windows: the lowest byte of all, then the next one, up to so many."""
+        """Return the indices of windows byte by byte: first the lowest byte of all, then the next, up to `planes`."""
         import numpy as np
 
         chosen = np.asarray(windows, dtype=np.int64)
@@ -375,7 +375,7 @@ class _Numbers(NamedTuple):
 
 
 def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
-    """Return the distinct tokens of columns of windows, the most frequent first, and all tokens as numbers of these."""
+    """Return the distinct tokens of columns of windows, the most frequent first, and all tokens as their indices."""
     import numpy as np
     import pyarrow as pa
 
@@ -393,7 +393,7 @@ def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
 
 
 def _texts(rows: Mapping[str, Any]) -> dict[int, dict[tuple[str, bool], list[str]]]:
-    """Return the texts of windows by latent, and role and whether it fires there."""
+    """Return the texts of windows by latent, and by role and whether the latent fires."""
     import pyarrow.compute as pc
 
     found: dict[int, dict[tuple[str, bool], list[str]]] = {}
@@ -407,15 +407,15 @@ def _texts(rows: Mapping[str, Any]) -> dict[int, dict[tuple[str, bool], list[str
 
 
 def _grouped(texts: Mapping[tuple[str, bool], list[str]], step: str) -> list[list[str]]:
-    """Return the windows that a step is given: activating ones, others, and those of a decoy."""
+    """Return the windows that a step gets: activating ones, non-activating ones, and, to score, those of the decoy."""
     if step == "explain":
         return [texts.get(("explain", active), []) for active in (True, False)]
     return [texts.get(group, []) for group in (("score", True), ("score", False), ("decoy", False))]
 
 
 def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[tuple[int, list[Any]]]]]:
-    """Return windows by latent and kind (a column): row, and [address, active, decile, number of tokens,
-    [place, activation, …]]."""
+    """Return windows by latent and by the column `kind`, each as its row and [address, active, decile, number of
+    tokens, [place, activation, …]]."""
     import numpy as np
 
     found: dict[int, dict[str, list[tuple[int, list[Any]]]]] = {}
@@ -443,12 +443,12 @@ def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[tup
 
 
 def _groups(windows: Mapping[str, Sequence[tuple[int, list[Any]]]]) -> list[tuple[str, list[list[Any]]]]:
-    """Return groups of windows without the numbers of their rows."""
+    """Return groups of windows without their row numbers."""
     return [(name, [window for _, window in group]) for name, group in windows.items()]
 
 
 def _places(windows: Mapping[int, Mapping[str, list[tuple[int, list[Any]]]]]) -> dict[int, dict[str, int]]:
-    """Return, by latent, the numbers of windows that score it by address; decoys follow the others."""
+    """Return, by latent and address, the numbers of its score windows; windows of the decoy come last."""
     found = {}
     for latent, roles in windows.items():
         scored = [*roles.get("score", ()), *roles.get("decoy", ())]
@@ -465,6 +465,6 @@ def _written(tokens: Sequence[str] | None, activations: Sequence[float] | None) 
 
 
 def _flat(lists: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the items of all lists in a row, and where each list begins in it, with the end after the last."""
+    """Return the items of all lists joined, and the start of each list, followed by the end of the last."""
     ends = lists.offsets.to_numpy()
     return lists.flatten().to_numpy(zero_copy_only=False), ends - ends[0]

@@ -41,7 +41,7 @@ class Series:
 
     @classmethod
     def of(cls, cells: Iterable[CellResult], pages: dict[str, str]) -> list[Series]:
-        """Give each cell its own style, as far as there are enough styles."""
+        """Assign a style to each cell; styles repeat if there are more cells than styles."""
         found: list[Series] = []
         counts = {True: 0, False: 0}
         for cell in cells:
@@ -52,7 +52,7 @@ class Series:
         return found
 
     def marker(self, x: float, y: float, size: float = 5.0, *children: Markup) -> Markup:
-        """Return the cell's marker at a place."""
+        """Return the cell's marker at a position."""
         look = f"mark {self.style}"
         if self.shape == 0:
             return element("circle", *children, cx=x, cy=y, r=size, class_=look)
@@ -69,7 +69,7 @@ class Series:
 
     @property
     def key(self) -> Markup:
-        """The marker alone, for legends with text beside it."""
+        """Only the marker, for legends with text beside it."""
         return element("svg", self.marker(8.0, 8.0), viewBox="0 0 16 16", class_="key", aria_hidden="true")
 
 

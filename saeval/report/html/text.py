@@ -1,4 +1,4 @@
-"""Encodes data for a page: JSON that cannot end a script, and names for files and addresses."""
+"""Encodes data for a page: JSON that is safe inside a script, and names for files and addresses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def script_json(value: Any) -> Markup:
 
 
 def packed_json(value: Any) -> str:
-    """Return JSON as gzip in base64, for data that is large, repetitive and rarely read."""
+    """Return JSON as gzip in base64, for large, repetitive and rarely read data."""
     return packed(_json(value))
 
 
@@ -44,10 +44,10 @@ def dense_packed(content: bytes) -> str:
 
 
 def dense(content: bytes) -> str:
-    """Return bytes as characters that hold 15 bits each, from U+4000 to U+BFFF, after a digit.
+    """Return bytes as a digit followed by characters from U+4000 to U+BFFF, which encode 15 bits each.
 
-    In UTF-16 they take 16 bits each, a fifth less room than base64 in UTF-8. The digit is 1 if what the characters hold
-    is one byte longer than the content.
+    In UTF-16 these characters take 16 bits each, a fifth less than base64 in UTF-8. The digit is 1 if the characters
+    encode one byte more than the content.
     """
     import numpy as np
 

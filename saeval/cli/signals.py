@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 
 STOPPED = 130
 """Exit code of a command stopped by a signal."""
@@ -49,6 +49,13 @@ def _press_again() -> None:
         _thread.interrupt_main()
 
 
+def _is_inside(code: CodeType, frame: FrameType | None) -> bool:
+    """Whether a frame belongs to a call of the function with this code."""
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
 def ignore_signals_at_exit() -> None:
     """Ignore signals while Python exits, because default handlers would kill a process that has finished."""
     atexit.register(_handle_all, signal.SIG_IGN)
@@ -70,6 +77,9 @@ def _handle_all(handler: Callable[[int, FrameType | None], None] | signal.Handle
 
 def _stop(_number: int, frame: FrameType | None) -> None:
     """Call the current handler of Ctrl-C, which asyncio and the end of a run replace by their own."""
+    if _is_inside(_raise_again.__code__, frame):  # cannot raise either
+        threading.Timer(0.01, _press_again).start()
+        return
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
         raise KeyboardInterrupt

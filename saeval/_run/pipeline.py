@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ _log = logging.getLogger("saeval.run")
 Retry = Literal["failed"]
 
 _LITTLE_MEMORY = 0.02  # stop below this share of available memory
+_MEMORY_EVERY = 0.05  # seconds between two checks of memory
 _WATCHED = 500  # maximum latents whose answers under different explanations are compared
 _AHEAD = 64  # explain first while fewer items than this are ready to be scored
 _AT_ONCE = 100  # items taken from the journal per iteration of the event loop
@@ -166,6 +168,7 @@ class Pipeline:
         self._stages: dict[str, Stage] = {}
         self._error: BaseException | None = None
         self._changed = asyncio.Event()
+        self._memory_read = 0.0
 
     def _lay_out(self, cell: CellState) -> list[StepWork]:
         """Return the steps of a cell, and initialise their scores."""
@@ -269,8 +272,10 @@ class Pipeline:
             title = work.title(item.step, item.variant)
             _log.warning("%s %s, latent %s: %s", title, item.cell, item.latent, made.result.reason)
         self._failures_of(item).note(made, partial(self._journal.finish, key, entry))
-        self._take(item, entry)
-        _check_memory()
+        self._take(item, entry, made.result)
+        if (now := time.monotonic()) >= self._memory_read + _MEMORY_EVERY:
+            self._memory_read = now
+            _check_memory()
 
     def _failures_of(self, item: Item) -> Failures:
         place = item.cell, item.step, item.variant if item.step == EXPLAIN else MAIN
@@ -279,8 +284,14 @@ class Pipeline:
             self._failures[place] = Failures(name, self._state.task.run.give_up_after)
         return self._failures[place]
 
-    def _take(self, item: Item, entry: Any) -> None:
-        """Add a result to the state, and queue the items that it makes ready."""
+    def _take(self, item: Item, entry: Any, made: Score | Explanation | None = None) -> None:
+        """Add a result to the state, and queue the items that it makes ready.
+
+        Args:
+            item: The item.
+            entry: What the journal holds of it.
+            made: The result itself, if it is at hand.
+        """
         self._queue.done(item)
         cell, latent = self._state.cells[item.cell], item.latent.index
         result, usage = entry["result"], Usage(**entry["usage"])
@@ -290,7 +301,7 @@ class Pipeline:
             self._offer(cell, item.variant, item.latent)
         else:
             scored = cell.scored[item.step, item.variant]
-            scored.take(latent, Score.model_validate(result))
+            scored.take(latent, made if isinstance(made, Score) else Score.model_validate(result))
             scored.spent.add(usage)
         title, failed = work.title(item.step, item.variant), result["status"] == "failed"
         if failed:

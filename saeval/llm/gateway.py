@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import JsonValue
@@ -255,14 +256,10 @@ class Gateway(LanguageModel):
             raise
         assert bill.took is not None
         answer = replace(answer, usage=bill.took)
-        call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began)
+        told: dict[str, Any] = {}
         if isinstance(answer, Reply):
-            call = replace(
-                call,
-                served=answer.served,
-                fingerprint=answer.fingerprint,
-                words=_words(question.request),
-            )
+            told = {"served": answer.served, "fingerprint": answer.fingerprint, "words": _words(question.request)}
+        call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began, **told)
         await self._books.keep(key, answer, call)
         return answer
 
@@ -277,10 +274,11 @@ class Gateway(LanguageModel):
         attempts: int = 0,
         began: float | None = None,
         reason: str = "",
+        **told: Any,
     ) -> Call:
         """Return the call as the ledger logs it."""
         milliseconds = round(1000 * (time.monotonic() - began), 1) if began is not None else 0.0
-        return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason)
+        return Call(self._role, self._model, asked, key, status, cached, attempts, usage, milliseconds, reason, **told)
 
 
 @contextmanager
@@ -300,4 +298,9 @@ class _AskedElsewhere(BaseException):
 
 def _words(request: object) -> int:
     """Return the number of words in a prompt; a server that reports fewer prompt tokens has truncated it."""
-    return sum(len(m.content.split()) for m in request.messages) if isinstance(request, Request) else 0
+    return sum(_words_in(m.content) for m in request.messages) if isinstance(request, Request) else 0
+
+
+@lru_cache(maxsize=256)  # most turns are the worked examples of a prompt
+def _words_in(text: str) -> int:
+    return len(text.split())

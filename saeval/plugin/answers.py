@@ -32,18 +32,17 @@ async def ask_twice(llm: LanguageModel, request: Request, read: Callable[[Reply]
         ParseError: If the second reply cannot be read either.
         LLMError: If a call failed or was refused.
     """
-    asked = [request, replace(request, repeat=request.repeat + again)]
     try:
-        return read(await llm.complete(asked[0]))
+        return read(await llm.complete(request))
     except CutOff:
-        llm.discard(asked[0])
+        llm.discard(request)
         raise
     except ParseError:
-        pass
+        repeated = replace(request, repeat=request.repeat + again)
     try:
-        return read(await llm.complete(asked[1]))
+        return read(await llm.complete(repeated))
     except ParseError:
-        for unread in asked:
+        for unread in (request, repeated):
             llm.discard(unread)
         raise
 

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from saeval._util import LLMError
@@ -45,8 +46,7 @@ class AnswerSchema:
             >>> AnswerSchema.array(2, (0, 1)).schema["items"]
             {'enum': [0, 1], 'type': 'integer'}
         """
-        items = {"type": "integer", "enum": list(values)}
-        return cls.of({"type": "array", "items": items, "minItems": length, "maxItems": length})
+        return _array_schema(length, tuple(values))
 
     @classmethod
     def one_of(cls, values: Sequence[int]) -> AnswerSchema:
@@ -58,6 +58,12 @@ class AnswerSchema:
         """The schema as a mapping."""
         found: dict[str, Any] = json.loads(self.text)
         return found
+
+
+@lru_cache(maxsize=64)
+def _array_schema(length: int, values: tuple[int, ...]) -> AnswerSchema:
+    items = {"type": "integer", "enum": list(values)}
+    return AnswerSchema.of({"type": "array", "items": items, "minItems": length, "maxItems": length})
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 
 from saeval.records.messages import Message
@@ -51,8 +52,17 @@ class Prompt:
 
     def messages(self, **slots: str) -> tuple[Message, ...]:
         """Return the conversation with every slot filled."""
-        pieces = _TURN.split(self.text)[1:]
         return tuple(
-            Message(role, _SLOT.sub(lambda m: slots[m[1]], body).strip())  # type: ignore[arg-type]
-            for role, body in zip(pieces[::2], pieces[1::2], strict=True)
+            turn if fixed else Message(turn.role, _SLOT.sub(lambda m: slots[m[1]], turn.content).strip())
+            for turn, fixed in self._turns
         )
+
+    @cached_property
+    def _turns(self) -> list[tuple[Message, bool]]:
+        """The turns, and whether each is without slots."""
+        pieces = _TURN.split(self.text)[1:]
+        turns = []
+        for role, body in zip(pieces[::2], pieces[1::2], strict=True):
+            fixed = not _SLOT.search(body)
+            turns.append((Message(role, body.strip() if fixed else body), fixed))  # type: ignore[arg-type]
+        return turns

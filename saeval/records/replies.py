@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 from saeval._util import CutOff, ParseError, clean_text
 from saeval.records.messages import FinishReason, Reply
@@ -114,6 +115,7 @@ _BEGINS = re.compile(
 _ENDS = _mark(rf"(?:{_TURN_END})(?=\s*(?:\Z|{_TURN_START}|{_TURN_END})|[ \t]*\n)", re.IGNORECASE | re.MULTILINE)
 
 
+@lru_cache(maxsize=256)  # each reply is read several times while it is under way
 def split_reply(text: str) -> tuple[str, str]:
     """Split a reply into reasoning and answer, and remove special tokens of the chat format from the answer.
 

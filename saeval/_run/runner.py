@@ -381,7 +381,8 @@ class _Run:
     # --- results ---
 
     def _result(self, *, incomplete: bool) -> RunResult:
-        ledger, missing = self.calls.totals(), self.calls.missing()
+        ledger, oddities = self.calls.account()
+        missing = self.calls.missing()
         return summarise(
             self.state,
             ledger,
@@ -389,7 +390,7 @@ class _Run:
             partial=incomplete,
             seconds=self.seconds,
             findings=self.findings,
-            warnings=[*([f"{missing}."] if missing else []), *self.calls.oddities()],
+            warnings=[*([f"{missing}."] if missing else []), *oddities],
         )
 
     def _write_reports(self, result: RunResult) -> None:

@@ -18,7 +18,7 @@ _MOST_BYTES = 1 << 28
 _LEVEL = 6  # zlib level; level 9 takes 25 % longer and saves 2 %
 _WINDOW = 31_000  # bytes of dictionary and part together, within zlib's window of 32 kB
 _REACH = 25_000  # maximum bytes of the dictionary
-_TRIED = 8  # texts per group to search for in the prompts
+_TRIED = 3  # texts per group to search for in the prompts
 _NONE = "-"
 
 Call = tuple[str, str, str]

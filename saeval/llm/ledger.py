@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,7 @@ def _verified(line: bytes) -> bytes:
         ValueError: If the checksum does not match.
     """
     body, mark, digest = line.rstrip(b"\n").rpartition(_SIGNATURE.encode())
-    if mark and digest != f'{text_checksum(body.decode(errors="replace"))}"}}'.encode():
+    if mark and digest != b'%08x"}' % zlib.crc32(body):
         raise ValueError("changed")
     return line
 
@@ -217,34 +218,15 @@ class CallLedger:
 
     def totals(self) -> list[Ledger]:
         """Return calls, tokens and cost per role and model over all sessions; cached answers cost nothing."""
-        sums: dict[tuple[str, str], dict[str, Any]] = {}
+        return self.account()[0]
+
+    def account(self) -> tuple[list[Ledger], list[str]]:
+        """Return what `totals` returns, and warnings about unusual calls, from one pass over the file."""
+        totals, oddities = _Totals(), _Oddities()
         for call in self.calls():
-            total = sums.setdefault(
-                (call.role, call.model), {"calls": 0, "cached": 0, "failed": 0, "usage": Usage(usd=0.0)}
-            )
-            if call.probe:
-                total["usage"] += replace(call.usage, usd=call.usage.usd or 0.0)
-                continue
-            if call.cached:
-                total["cached"] += 1
-                continue
-            total["calls"] += 1
-            total["failed"] += call.status != "ok"
-            total["usage"] += call.usage
-        return [
-            Ledger(
-                role=role,
-                model=model,
-                calls=t["calls"],
-                cached=t["cached"],
-                failed=t["failed"],
-                input_tokens=t["usage"].input_tokens,
-                cached_tokens=t["usage"].cached_tokens,
-                output_tokens=t["usage"].output_tokens,
-                usd=t["usage"].usd,
-            )
-            for (role, model), t in sums.items()
-        ]
+            totals.add(call)
+            oddities.add(call)
+        return totals.ledgers(), oddities.warnings()
 
     def spent(self) -> float:
         """Return the dollars spent so far, as far as prices are known; warn if damaged lines may hide some."""
@@ -297,37 +279,84 @@ class CallLedger:
                     "not mix them. Choose another --out, or allow it with --allow-model-change"
                 )
 
-    def oddities(self) -> list[str]:
-        """Return warnings about the calls of a run: several served models per role, or truncated prompts."""
-        served: dict[tuple[str, str], Served] = {}
-        cut: dict[str, Counter[int]] = {}
-        words: dict[str, list[int]] = {}
-        estimated: Counter[str] = Counter()
-        for call in self.calls():
-            if call.cached or call.status != "ok" or call.probe:
-                continue
-            served.setdefault((call.role, call.model), Served()).count(call)
-            estimated[call.role] += call.usage.estimated
-            if 0 < call.usage.input_tokens < call.words * call.attempts and not call.usage.cached_tokens:
-                cut.setdefault(call.role, Counter())[call.usage.input_tokens // call.attempts] += 1
-                words.setdefault(call.role, []).append(call.words)
-        found = [text for (role, _), by in served.items() for text in by.changes(role)]
-        for role, counts in cut.items():
+    def answers(self, role: str) -> dict[str, str]:
+        """Return a mapping from request hash to answer key, for all successful calls of a role."""
+        return {call.request: call.answer for call in self.calls() if call.role == role and call.status == "ok"}
+
+
+class _Totals:
+    """Sums calls, tokens and cost by role and model."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, call: Call) -> None:
+        """Add a call; a cached answer costs nothing."""
+        total = self._sums.setdefault(
+            (call.role, call.model), {"calls": 0, "cached": 0, "failed": 0, "usage": Usage(usd=0.0)}
+        )
+        if call.probe:
+            total["usage"] += replace(call.usage, usd=call.usage.usd or 0.0)
+            return
+        if call.cached:
+            total["cached"] += 1
+            return
+        total["calls"] += 1
+        total["failed"] += call.status != "ok"
+        total["usage"] += call.usage
+
+    def ledgers(self) -> list[Ledger]:
+        """Return the sums."""
+        return [
+            Ledger(
+                role=role,
+                model=model,
+                calls=t["calls"],
+                cached=t["cached"],
+                failed=t["failed"],
+                input_tokens=t["usage"].input_tokens,
+                cached_tokens=t["usage"].cached_tokens,
+                output_tokens=t["usage"].output_tokens,
+                usd=t["usage"].usd,
+            )
+            for (role, model), t in self._sums.items()
+        ]
+
+
+class _Oddities:
+    """Finds unusual calls: several served models per role, truncated prompts, unusable token counts."""
+
+    def __init__(self) -> None:
+        self._served: dict[tuple[str, str], Served] = {}
+        self._cut: dict[str, Counter[int]] = {}
+        self._words: dict[str, list[int]] = {}
+        self._estimated: Counter[str] = Counter()
+
+    def add(self, call: Call) -> None:
+        """Take a call into account."""
+        if call.cached or call.status != "ok" or call.probe:
+            return
+        self._served.setdefault((call.role, call.model), Served()).count(call)
+        self._estimated[call.role] += call.usage.estimated
+        if 0 < call.usage.input_tokens < call.words * call.attempts and not call.usage.cached_tokens:
+            self._cut.setdefault(call.role, Counter())[call.usage.input_tokens // call.attempts] += 1
+            self._words.setdefault(call.role, []).append(call.words)
+
+    def warnings(self) -> list[str]:
+        """Return a warning for each kind found."""
+        found = [text for (role, _), by in self._served.items() for text in by.changes(role)]
+        for role, counts in self._cut.items():
             tokens, times = counts.most_common(1)[0]
-            if times >= max(_SAME, len(words[role]) / 2):
+            words = self._words[role]
+            if times >= max(_SAME, len(words) / 2):
                 found.append(
-                    f"{role}: the server read {tokens:,} tokens of prompts of {min(words[role]):,} to "
-                    f"{max(words[role]):,} words, so it truncates them; raise its context (Ollama: `extra: {{num_ctx: "
-                    "8192}`, llama.cpp: `--ctx-size`)."
+                    f"{role}: the server read {tokens:,} tokens of prompts of {min(words):,} to {max(words):,} words, "
+                    "so it truncates them; raise its context (Ollama: `extra: {num_ctx: 8192}`, llama.cpp: `--ctx-size`)."
                 )
         found += [
             f"{role}: the server gave no usable token counts in {n:,} calls, so their tokens and cost are estimated "
             "from the length of the text."
-            for role, n in estimated.items()
+            for role, n in self._estimated.items()
             if n
         ]
         return found
-
-    def answers(self, role: str) -> dict[str, str]:
-        """Return a mapping from request hash to answer key, for all successful calls of a role."""
-        return {call.request: call.answer for call in self.calls() if call.role == role and call.status == "ok"}

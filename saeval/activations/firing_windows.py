@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,8 @@ def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str,
     groups = {"top": order[:_TOP]}
     if len(order) >= 2 * QUANTILES:
         groups |= {str(k + 1): _spread(part) for k, part in enumerate(np.array_split(order, QUANTILES))}
-    return {group: store.examples(latent, found.ids[places], window) for group, places in groups.items()}
+    windows = iter(store.examples(latent, found.ids[np.concatenate([*groups.values()])], window))
+    return {group: tuple(islice(windows, len(places))) for group, places in groups.items()}
 
 
 def _spread(places: NDArray[np.int64]) -> NDArray[np.int64]:

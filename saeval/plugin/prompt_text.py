@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 from saeval.records import Example, Prompt, with_marks
 
@@ -14,7 +15,7 @@ _LONE_SPACE = re.compile(r"<<( +)>>")
 
 def escaped(text: str) -> str:
     r"""Return text with line breaks written as `\n` and other control characters as spaces, and nothing stripped."""
-    return text.translate(_BREAKS)
+    return text if text.isprintable() else text.translate(_BREAKS)
 
 
 def few_shot(prompt: Prompt) -> tuple[str, Prompt]:
@@ -34,11 +35,12 @@ def marked_line(example: Example, marks: Sequence[bool]) -> str:
     Where the text itself holds `<<` or `>>`, it is shown with ‹‹ or ››, so that all marks are ours. Marked spaces with
     nothing else between the marks are shown as ␣.
     """
-    text = example.text.replace("<<", "‹‹").replace(">>", "››")
-    tokens, at = [], 0
-    for token in example.tokens:
-        tokens.append(text[at : at + len(token)])
-        at += len(token)
+    text = example.text
+    tokens = example.tokens
+    if "<<" in text or ">>" in text:
+        shown = text.replace("<<", "‹‹").replace(">>", "››")
+        ends = [*accumulate(map(len, tokens))]
+        tokens = tuple(shown[end - len(token) : end] for token, end in zip(tokens, ends, strict=True))
     return one_line(_LONE_SPACE.sub(_visible, with_marks(tokens, marks)))
 
 

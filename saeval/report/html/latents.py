@@ -60,7 +60,8 @@ class CellTables:
     def __init__(self, cell: CellResult, folder: Path, ranked: Sequence[Ranked]):
         self.cell = cell
         self._latents = self._read_latents(folder / "latents.parquet")
-        self._windows = _Table(folder / "examples.parquet", _WINDOWS)
+        windows = _Table(folder / "examples.parquet", _WINDOWS)
+        self._windows_of = lru_cache(maxsize=1)(windows.of)  # details and calls of the same latents both need them
         self._seen = _Table(folder / "activations.parquet", _SEEN)
         self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS, _WRITTEN)
         self._files = RunCell(cell, folder)
@@ -154,7 +155,7 @@ class CellTables:
             The content for JSON, with the number of tokens in place of each window's tokens; and the tokens of all
             windows in order, encoded by `_Numbers.bytes_of`.
         """
-        tables = self._windows.of(latents), self._seen.of(latents)
+        tables = self._windows_of(tuple(latents)), self._seen.of(latents)
         words, numbers = _numbered([rows["tokens"] for rows in tables if rows])
         windows, seen = (_windows(*given) for given in zip(tables, ("role", "group"), strict=True))
         first_seen = len(tables[0]["latent"]) if tables[0] else 0
@@ -209,7 +210,7 @@ class CellTables:
         for latent, step, variant, prompt, reply, status in zip(*columns, strict=True):
             asked = found.setdefault((step, variant), {}).setdefault(latent, [])
             asked.append((prompt or "", reply or "", status or ""))
-        texts = _texts(self._windows.of(latents))
+        texts = _texts(self._windows_of(tuple(latents)))
         packed = bytearray()
 
         def place(part: bytes) -> str:

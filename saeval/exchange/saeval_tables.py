@@ -61,9 +61,9 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
 
 def _about(cell: RunCell) -> Row:
     """Return facts about a cell that are in no table: axes, coder, and the number of latents per scorer."""
-    told = cell.result
+    facts = cell.result
     tried = {label: {"tried": rows[0].tried, "skipped": rows[0].skipped} for label, rows in cell.rows().items()}
-    return {"cell": cell.name, "axes": told.axes, "baseline": told.baseline, "coder": told.coder, "scorers": tried}
+    return {"cell": cell.name, "axes": facts.axes, "baseline": facts.baseline, "coder": facts.coder, "scorers": tried}
 
 
 def _place(cell: RunCell, names: dict[str, str], latent: int) -> Row:
@@ -134,14 +134,14 @@ def read(path: Path, format_: str) -> Imported:
         raise InputError(f"{path / 'about.json'}: does not have the format {TABLES_FORMAT}; export the run again")
     tables = {name: list(_table(path, name, format_)) for name in TABLE_COLUMNS}
     try:
-        for told in about["cells"]:
-            cells[told["cell"]] = ImportedCell(
-                dict(told["axes"]),
-                str(told["coder"].get("hookpoint", "")),
-                coder=dict(told["coder"]),
-                baseline=told["baseline"],
+        for facts in about["cells"]:
+            cells[facts["cell"]] = ImportedCell(
+                dict(facts["axes"]),
+                str(facts["coder"].get("hookpoint", "")),
+                coder=dict(facts["coder"]),
+                baseline=facts["baseline"],
             )
-        tried = {(told["cell"], label): n for told in about["cells"] for label, n in told["scorers"].items()}
+        tried = {(facts["cell"], label): n for facts in about["cells"] for label, n in facts["scorers"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{path / 'about.json'}: the list of cells is malformed; export the run again") from None
     for name, rows in tables.items():

@@ -125,7 +125,7 @@ def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Ite
 
         yield CellWriters(
             table("latents", latents),
-            table("examples", _EXAMPLES),
+            table("examples", _EXAMPLES, 40_000),  # tokens that rows share are written once per row group
             table("activations", _ACTIVATIONS),
             files.enter_context(_line_writer(folder / "explanations.jsonl")),
             table("scores", _SCORES),

@@ -350,8 +350,9 @@ class _Oddities:
             words = self._words[role]
             if times >= max(_SAME, len(words) / 2):
                 found.append(
-                    f"{role}: the server read {tokens:,} tokens of prompts of {min(words):,} to {max(words):,} words, so "
-                    "it truncates them; raise its context (Ollama: `extra: {num_ctx: 8192}`, llama.cpp: `--ctx-size`)."
+                    f"{role}: the server read {tokens:,} tokens of prompts of {min(words):,} to {max(words):,} words, "
+                    "so it truncates them; raise its context (Ollama: `extra: {num_ctx: 8192}`, llama.cpp: "
+                    "`--ctx-size`)."
                 )
         found += [
             f"{role}: the server gave no usable token counts in {n:,} calls, so their tokens and cost are estimated "

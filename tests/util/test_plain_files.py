@@ -165,7 +165,7 @@ def test_head_that_claims_terabytes_is_refused_before_they_are_allocated(tmp_pat
     file = tmp_path / f"direction{suffix}"
     claiming(file, shape)
     spec = write_spec(tmp_path, {"source": on_live_model({"use": "direction", "with": {"path": str(file)}}, tmp_path)})
-    assert f"{file.name} is damaged or cut off" in said("validate", spec)
+    assert f"{file.name} is damaged or truncated" in said("validate", spec)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -21,10 +22,20 @@ from saeval._util.plain_files import refuse_pipe
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` (flushed to disk) on success, and is deleted on failure.
 
+    A pipe or device, such as `/dev/stdout`, is not replaced, but written to.
+
     Raises:
         InputError: If the file cannot be written.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            with tempfile.TemporaryDirectory() as folder:
+                temporary = Path(folder, path.name)
+                temporary.touch()
+                yield temporary
+                with path.open("wb") as pipe:
+                    pipe.write(temporary.read_bytes())
+            return
         temporary = _new_beside(path)
         try:
             yield temporary

@@ -7,6 +7,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import zipfile
 from contextlib import contextmanager
 
@@ -15,6 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from saeval._util import write_atomic
 from saeval.cli.group import main
 
 FORMATS = ("delphi", "neuronpedia", "saebench", "auto-interp-explanations", "jsonl", "parquet")
@@ -177,3 +181,16 @@ def test_array_that_is_larger_than_the_memory_is_refused_before_it_is_read(tmp_p
     spec = write_spec(tmp_path, {"source": on_live_model({"use": "direction", "with": {"path": str(file)}}, tmp_path)})
     output = said("validate", spec)
     assert "3,725.3 GiB of memory" in output and "are free" in output
+
+
+def test_pipe_and_device_are_written_to_and_stay_what_they_are(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_atomic(pipe, "some text")
+    reader.join(10)
+    assert read == [b"some text"] and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    code = "from pathlib import Path; from saeval._util import write_atomic; write_atomic(Path('/dev/stdout'), 'shown')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "shown"

@@ -16,8 +16,8 @@ FEWEST = 8
 """Minimum latents per side for a test."""
 MARGIN = 0.1
 """Minimum difference from every control that is worth claiming."""
-_LIKE = 1.5  # factor between L0s that are compared
-_SINGLE = 0.5  # share of firings on one token from which on a latent is a single-token one
+_LIKE = 1.5  # maximum ratio of L0s that count as similar
+_SINGLE = 0.5  # minimum share of firings on one token for a single-token latent
 _OUTCOMES = {
     "null": "not distinguishable from",
     "below": "below",
@@ -27,11 +27,11 @@ _OUTCOMES = {
 
 
 class ControlCell(NamedTuple):
-    """The data of one cell that are compared under one scorer.
+    """One cell's data for a comparison under one scorer.
 
     Attributes:
         control: Name of the control; None for a trained coder.
-        l0: Latents that fire per token; None if unknown.
+        l0: Mean number of latents that fire per token; None if unknown.
         scores: Scores by latent.
         token_shares: Share of each latent's firings that fall on its most frequent token.
     """
@@ -45,17 +45,17 @@ class ControlCell(NamedTuple):
 def control_contrasts(
     scorer: str, metric: Metric, cells: Sequence[ControlCell], rng: np.random.Generator
 ) -> list[ControlContrast]:
-    """Return trained minus control for every control and stratum, with Holm's correction over all of them.
+    """Compare trained latents with every control in every stratum, with Holm's correction over all comparisons.
 
     Strata are L0s within a factor of 1.5, and within each: all latents, latents with at least half of their firings on
-    one token, and the others. Trained coders of one L0 are pooled, and so are controls of one name. Latents of two
-    coders are independent samples.
+    one token, and the others. Trained coders of similar L0 are pooled, and so are controls of the same name. Latents
+    of different coders are treated as independent samples.
 
     Args:
         scorer: The scorer's label.
         metric: The metric; differences are positive where trained latents are better.
         cells: Trained coders and controls.
-        rng: Source of resamples.
+        rng: Random generator for resamples.
     """
     controls = list(dict.fromkeys(cell.control for cell in cells if cell.control is not None))
     found = []
@@ -69,7 +69,7 @@ def control_contrasts(
 
 
 def holm_corrected(found: Sequence[ControlContrast]) -> list[ControlContrast]:
-    """Correct the p values and detectable differences of one scorer's contrasts for their number."""
+    """Correct the p values and detectable differences of one scorer's contrasts for multiple testing."""
     tested = [c for c in found if c.p is not None and c.ci95 is not None]
     ps = iter(stats.holm([c.p for c in tested if c.p is not None]))
     corrected = []
@@ -83,7 +83,7 @@ def holm_corrected(found: Sequence[ControlContrast]) -> list[ControlContrast]:
 
 
 def pooled_contrasts(runs: Sequence[Sequence[ControlContrast]]) -> list[ControlContrast]:
-    """Average the contrasts that all runs (one per seed) have."""
+    """Average each contrast over runs (one per seed); it has counts but no estimates if a run lacks an estimate."""
     from saeval._compare.pooled import pooled_mean
 
     by_scorer: dict[str, list[ControlContrast]] = {}
@@ -133,7 +133,7 @@ def _by_outcome(same: Sequence[ControlContrast]) -> Iterator[str]:
 
 
 def _by_l0(cells: Sequence[ControlCell]) -> Iterator[tuple[str, list[ControlCell], list[ControlCell]]]:
-    """Yield label, trained cells and controls per range of L0; one range if any L0 is unknown."""
+    """Yield label, trained cells and controls per range of L0; a single range if any L0 is unknown."""
     trained = [cell for cell in cells if cell.control is None]
     controls = [cell for cell in cells if cell.control is not None]
     if any(cell.l0 is None for cell in cells):
@@ -152,7 +152,7 @@ def _by_l0(cells: Sequence[ControlCell]) -> Iterator[tuple[str, list[ControlCell
 
 
 def _scores(cells: Iterable[ControlCell], single: bool | None) -> list[float]:
-    """Return the scores of latents of one token, of several, or of all."""
+    """Return the scores of single-token latents (True), of the others (False) or of all latents (None)."""
     found = []
     for cell in cells:
         for latent, score in sorted(cell.scores.items()):

@@ -125,7 +125,7 @@ def join(
     Args:
         runs: Run directories, or `results.json` files.
         rank_by: `scorer.metric`, or a scorer for its headline; default: what the runs rank by.
-        keep: `facet=value` each; cells match if they have any of the values given for a facet.
+        keep: Filters, `facet=value` each; values of one facet are alternatives, and a cell must match every facet.
         mixed: Whether to join incomparable runs and mark the board.
         weights: Also show means weighted by `firing_rate` or `energy`.
 
@@ -148,8 +148,8 @@ def join(
     differs = _differences(entries)
     if differs and not mixed:
         raise InputError(
-            f"these runs cannot share a board: {'; '.join(differs)}. Omit runs, choose with --filter, or mark the "
-            f"board with --mixed"
+            f"these runs cannot share a board: {'; '.join(differs)}. Omit some runs, select cells with --filter, "
+            "or show them on a board marked as mixed with --mixed"
         )
     notes = _notes(entries)
     if weights is not None:
@@ -205,7 +205,7 @@ def _kept(entries: list[Entry], keep: Sequence[str]) -> list[Entry]:
     found = [e for e in entries if all(e.facets.get(facet) in values for facet, values in wanted.items())]
     if not found:
         values = "; ".join(f"{f}: {', '.join(sorted({e.facets.get(f, '–') for e in entries}))}" for f in wanted)
-        raise InputError(f"--filter {' '.join(keep)}: leaves no cell" + (f" (there are {values})" if values else ""))
+        raise InputError(f"--filter {' '.join(keep)}: no cell matches" + (f"; available: {values}" if values else ""))
     return found
 
 
@@ -221,7 +221,7 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
         if len(values) > 1:
             found.append(_said(what, values))
     for subject in dict.fromkeys(e.cell.subject for e in entries):
-        # A run may have several corpora on purpose; runs are compared by the set of theirs.
+        # A run may use several corpora on purpose, so runs are compared by their sets of corpora.
         corpora: dict[str, set[str]] = {}
         for e in entries:
             if e.cell.subject == subject and e.cell.corpus:
@@ -258,7 +258,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
             having = [e for e in entries if any(r.scorer == scorer for r in e.cell.scores)]
             values = _by_value(having, partial(_fact_of_scorer, scorer=scorer, what=what))
             if len(values) > 1:
-                found.append(f"{scorer}: {_said(what, values)}; part of a difference may come from that.")
+                found.append(f"{scorer}: {_said(what, values)}; this may cause part of a difference.")
     return found
 
 
@@ -291,13 +291,15 @@ def _families(contestants: Sequence[Entry], family: str) -> dict[str, list[CellR
         values = _by_value(contestants, partial(_facet, name=what))
         if what != family and len(values) > 1:
             raise InputError(
-                f"--match-l0 compares coders that differ in {family} and L0 alone, but {_said(what, values)}; choose "
-                "with --filter"
+                f"--match-l0 compares coders that differ only in {family} and L0, but {_said(what, values)}; "
+                "select cells with --filter"
             )
     widths = {e.cell.measures["d_sae"] for e in contestants if "d_sae" in e.cell.measures}
     if len(widths) > 1:
         shown = ", ".join(f"{w:g}" for w in sorted(widths))
-        raise InputError(f"--match-l0 compares coders of one width, but d_sae differs: {shown}; choose with --filter")
+        raise InputError(
+            f"--match-l0 compares coders of one width, but d_sae differs: {shown}; select cells with --filter"
+        )
     found: dict[str, list[CellResult]] = {}
     for e in contestants:
         found.setdefault(e.facets.get(family) or "unknown", []).append(e.cell)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from saeval.records import Verdict
 
-_PASS, _FAIL = 0.8, 0.6  # of balanced accuracy on latents of known meaning
+_PASS, _FAIL = 0.8, 0.6  # thresholds of balanced accuracy on latents of known meaning
 
 
 def verdict(value: float, interval: tuple[float, float] | None) -> Verdict:
     """Return the verdict on a judge from its balanced accuracy on latents of known meaning.
 
-    `pass`: the interval lies above .8, so scores show at least three fifths of a difference between explanations.
-    `fail`: it reaches down to .6, where scores may show at most a fifth. Else `weak`.
+    `pass`: the lower end of the interval is at least .8, so scores show at least three fifths of a difference between
+    explanations. `fail`: the lower end is at most .6, so scores may show only a fifth of it or less. Otherwise `weak`.
 
     Example:
         >>> verdict(0.952, (0.925, 0.970)), verdict(0.75, (0.70, 0.79)), verdict(0.5, (0.46, 0.54))
@@ -26,7 +26,9 @@ def verdict(value: float, interval: tuple[float, float] | None) -> Verdict:
 def correct_for_judge(
     score: tuple[float, float], check: tuple[float, float], critical: float = 1.96
 ) -> tuple[float, tuple[float, float]] | None:
-    """Return a balanced accuracy and its interval, corrected for the judge's errors; None if the judge failed.
+    """Correct a balanced accuracy and its interval for the judge's errors.
+
+    Returns None if the judge's own accuracy is not significantly above chance.
 
     An observed rate p of "yes" corrects to (p + c − 1)/(s + c − 1) for sensitivity s and specificity c (Rogan and
     Gladen 1978). For both kinds of windows together, a balanced accuracy b corrects to ½ + (b − ½)/(s + c − 1), where

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 Basis = Literal["explanations", "decoder", "encoder"]
 BASES: tuple[Basis, ...] = ("explanations", "decoder", "encoder")
-"""What latents can be compared by."""
+"""Available bases of comparison."""
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 """The model that embeds explanations, unless another is named."""
 HUNGARIAN_MAX = 8192
 """Maximum latents of the larger side for the best one-to-one matching."""
-_TILE = 2048  # latents of one side at a time whose cosines with all of the other are in memory
-_MIXED = 4096  # latents that a random direction is mixed from
+_TILE = 2048  # latents of one side per tile; cosines with the whole other side are in memory
+_MIXED = 4096  # maximum latents used for the mean and covariance of random vectors
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Match:
     """A matching of the latents of two coders.
 
     Attributes:
-        pairs: Indices of the matched latents on either side.  [matched, 2]
+        pairs: Indices of the matched latents on both sides.  [matched, 2]
         cosines: Their cosines.  [matched]
         method: `hungarian`: the one-to-one matching with the largest sum of cosines; `mutual nearest neighbours`: pairs
-            in which each is the other's closest, which leaves some latents unmatched.
+            in which each latent is nearest to the other, so some latents stay unmatched.
     """
 
     pairs: NDArray[np.int64]
@@ -64,15 +64,15 @@ class Similarity:
         b: The second.
         basis: Basis of the comparison.
         score: Mean cosine of matched latents; None if they cannot be compared.
-        random: The same for random vectors with the mean and covariance of b's: what matching alone gives for unrelated
-            latents.
-        shuffled: Mean cosine of a's matched latents with other latents' partners: what any two latents share.
+        random: The same with random vectors of the mean and covariance of b's in place of b's: the score expected for
+            unrelated latents.
+        shuffled: Mean cosine of a's matched latents with other latents' partners: the score of arbitrary pairs.
         matched: Number of matched latents.
-        latents: Number of latents on either side.
+        latents: Number of latents on each side.
         method: The matching method, or why they cannot be compared.
         pairs: Matched latents of a and b, and their cosines.
-        dead: Omitted latents on either side that never fire on their run's corpus; None if unknown because the
-            activations are not cached.
+        dead: Number of omitted latents on each side, which never fire on their run's corpus; None if unknown because
+            the activations are not cached.
     """
 
     a: str
@@ -94,7 +94,7 @@ def match(a: Floats, b: Floats, *, hungarian_max: int = HUNGARIAN_MAX) -> Match:
     Args:
         a: Unit vectors.  [latents, d]
         b: Unit vectors.  [other latents, d]
-        hungarian_max: Size of the larger side up to which the matching with the largest sum is found, using 12 bytes of
+        hungarian_max: Maximum size of the larger side for the matching with the largest sum, which uses 12 bytes of
             memory per pair; above it, mutual nearest neighbours are found tile by tile.
     """
     import numpy as np
@@ -126,12 +126,12 @@ def compare_vectors(
 ) -> tuple[Match, float, float]:
     """Match two sets of vectors, and compute two baselines.
 
-    Vectors of length 0 match nothing. Assumes that both sides share the same coordinates.
+    Vectors of length 0 have cosine 0 with all others. Assumes that both sides share the same coordinates.
 
     Args:
         a: Vectors of any length.  [latents, d]
         b: Vectors of any length.  [other latents, d]
-        rng: Source of the random vectors.
+        rng: Random generator for the random vectors.
         hungarian_max: See `match`.
 
     Returns:
@@ -150,7 +150,7 @@ def compare_vectors(
         for start in range(0, len(b), _TILE)
     ]
     random = match(a, _units(np.concatenate(drawn)), hungarian_max=hungarian_max).score
-    # The mean over all pairs of different matches, without making them.
+    # Mean over all pairs of different matches, computed without the matrix of cosines.
     x, y = a[found.pairs[:, 0]], b[found.pairs[:, 1]]
     n = len(x)
     others = float(x.sum(axis=0, dtype=np.float64) @ y.sum(axis=0, dtype=np.float64)) - float(found.cosines.sum())
@@ -177,16 +177,16 @@ def similarities(
     """Compare the latents of every pair of cells.
 
     Explanations are those of the runs' sampled latents. Directions are those of the whole coder, loaded as in the run's
-    `spec.yaml`, without latents that never fire if the run's activations are cached. Code in single files is never run,
-    because a run directory from somebody else might name some.
+    `spec.yaml`, without latents that never fire if the run's activations are cached. Plugins in single files are never
+    run, because a run directory from someone else may name untrusted code.
 
     Args:
         references: `run`, for all its contestants, or `run:cell`.
         by: Bases of comparison; default: explanations, and decoder directions if every coder can be loaded.
         model: Sentence-transformers model that embeds explanations.
         seed: Seed of the baselines.
-        embed: Embeds texts; default: the process's own.
-        registry: Where plugins are found.
+        embed: Function that embeds texts; default: the process's embedder.
+        registry: Plugin registry; default: plugins of installed packages only.
 
     Returns:
         One similarity per pair of cells and basis (with the reason if they cannot be compared), and the reasons why
@@ -249,7 +249,7 @@ def _vectors(cell: RunCell, basis: Basis, model: str, embed: Embed, registry: Re
     directions = weights.directions() if basis == "decoder" else weights.encoder_directions()
     if directions is None:
         raise InputError(
-            f"{cell.name}: a coder of the kind {weights.architecture!r} has no {basis} directions to compare"
+            f"{cell.name}: coders of architecture {weights.architecture!r} have no {basis} directions to compare"
         )
     vectors: Floats = directions.detach().float().cpu().numpy()
     alive = _alive(source, len(vectors))
@@ -325,7 +325,7 @@ def text(found: Sequence[Similarity]) -> str:
     parts.append(
         fold(
             "random: vectors with the mean and covariance of the second cell's, matched in the same way; shuffled: "
-            "matched latents with other latents' partners. A score near these means that nothing in common was found. "
+            "matched latents with other latents' partners. A score near these shows no similarity. "
             "dead: latents that never fire on the run's corpus, which are skipped (?: its activations are not in "
             "the cache)."
         )

@@ -1,4 +1,4 @@
-"""Ranks the cells of a leaderboard, with a range of ranks where intervals do not separate them."""
+"""Ranks the cells of a leaderboard; cells that cannot be distinguished get a range of ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Standing:
 
     Attributes:
         cell: The cell.
-        rank: Ranks that its score is compatible with, best and worst; None for baselines and cells without a score.
+        rank: Best and worst rank that its score is compatible with; None for baselines and cells without a score.
     """
 
     cell: CellResult
@@ -52,7 +52,7 @@ class AgainstBaseline:
         baseline: Name of the baseline's cell.
         difference: Contestant minus baseline, positive if the contestant is better.
         ci95: Its interval, uncorrected.
-        p: Two-sided p value, Holm over contestants and baselines.
+        p: Two-sided p value, with Holm's correction over all pairs of contestant and baseline.
     """
 
     cell: str
@@ -91,16 +91,15 @@ class Leaderboard:
 
     Attributes:
         standings: Contestants, best first; then baselines, best first.
-        metrics: Label and main metric of every scorer: first the ranking one, then headlines.
+        metrics: Main metric by scorer label: first the ranking column, then the headline of every other scorer.
         shown: Labels and metrics that boards show: the main ones, each followed by the scorer's other board metrics.
         variants: Explanation baselines, in the order of the spec.
         ranked_by: The ranking column, `scorer.metric`.
         ranking: Whether lifts or raw scores rank.
-        note: The reason for it, for the reader of the ranks.
-        readings: By scorer with floors, whether its judge's scores depend on explanations.
+        note: Explanation of the ranking for readers; may be empty.
+        readings: Per scorer with floors: whether its judge's scores depend on explanations.
         against: Tests of contestants against baseline coders.
-        smallest_difference: Minimum detectable difference between two contestants, at 5 % over all pairs with 80 %
-        power;
+        smallest_difference: Minimum detectable difference between two contestants (5 % over all pairs, 80 % power);
             None for fewer than two contestants.
         smallest_against: The same between a contestant and a baseline coder.
     """
@@ -201,7 +200,10 @@ class Leaderboard:
         return found
 
     def row(self, cell: CellResult, scorer: str, variant: str = MAIN, metric: str | None = None) -> ScoreRow | None:
-        """Return the row of a scorer's metric (default: the main one) for own or a baseline's explanations."""
+        """Return a cell's row for a scorer, or None if there is none.
+
+        Defaults: the cell's own explanations, and the scorer's main metric.
+        """
         return _find(cell, scorer, metric or self.metrics[scorer], variant)
 
 
@@ -220,9 +222,9 @@ class _Ranked:
         values: Ranked values, greater is better.  [cells]
         covariance: Covariance of their errors.  [cells, cells]
         ranking: Lifts or raw scores.
-        note: The reason for it.
-        least_p: Lower bound for p values of differences: the p value that the judge's scores do not depend on
-            explanations.
+        note: Explanation of the ranking for readers.
+        least_p: Lower bound for p values of differences: the p value of the hypothesis that the judge's scores do not
+            depend on explanations.
     """
 
     cells: list[CellResult]
@@ -320,7 +322,7 @@ def _why_raw(contestants: Sequence[ScoreRow], without: Sequence[ScoreRow]) -> st
 
 
 def _readings(lifted: Mapping[Key, Lifted], metrics: Mapping[str, str]) -> dict[str, Reading]:
-    """Return the reading of each scorer's judge; of several judges, the one least dependent on explanations."""
+    """Return the reading of each scorer's judge; with several judges, the one with the largest p value."""
     found: dict[str, Reading] = {}
     for key, of in lifted.items():
         scorer, metric, *_ = key

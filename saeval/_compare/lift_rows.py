@@ -1,4 +1,4 @@
-"""Adds lifts to the rows of a board's cells, and tests whether a judge reads explanations at all."""
+"""Adds lifts to the rows of a board's cells, and tests whether a judge's scores depend on explanations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ALIKE = 0.98  # share of equal answers from which a judge ignores the explanation
-_FEWEST = 20  # windows, or latents, from which that is said
+_ALIKE = 0.98  # minimum share of equal answers for saying that a judge ignores the explanation
+_FEWEST = 20  # minimum windows for saying so
 
 Key = tuple[str, str, str, str | None]
-"""Rows whose floors are pooled share scorer, metric, plugin and judge."""
+"""Scorer, metric, plugin and judge; floors are pooled over rows with the same key."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Reading:
     """Whether a judge's scores depend on the explanation.
 
     Attributes:
-        p: One-sided p value, over all cells, that scores do not depend on it.
+        p: One-sided p value, over all cells, of the hypothesis that scores do not depend on it.
         same: Share of windows with equal answers under a latent's own and another's explanation; None if there are no
             answers per window.
         answers: Number of those windows.
-        latents: Latents that were judged twice.
+        latents: Latents that were judged with both explanations.
     """
 
     p: float
@@ -59,8 +59,8 @@ class Reading:
         if self.depends:
             return ""
         return (
-            f"no lift is shown over {self.latents} latents (p {self.p:.2g}): uninformed explanations score as high. "
-            "Either the explanations are wrong, the judge does not read them, or there are too few latents"
+            f"no lift was detected over {self.latents} latents (p {self.p:.2g}): uninformed explanations score as "
+            "high. Either the explanations are wrong, the judge does not read them, or there are too few latents"
         )
 
 
@@ -70,9 +70,9 @@ class Lifted:
 
     Attributes:
         cells: Names of the cells.
-        values: Lifts, positive where better.  [cells]
+        values: Lifts, positive if better.  [cells]
         covariance: Covariance of their errors.  [cells, cells]
-        reading: Whether the judge reads explanations.
+        reading: Whether the judge's scores depend on explanations.
     """
 
     cells: tuple[str, ...]
@@ -106,7 +106,7 @@ def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key,
 
 
 def key_of(row: ScoreRow) -> Key:
-    """Return the key of the rows that a row's lift is pooled with."""
+    """Return the key of a row; floors are pooled over rows with the same key."""
     return row.scorer, row.metric, row.plugin, row.judge
 
 

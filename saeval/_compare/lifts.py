@@ -1,7 +1,7 @@
 """Computes lifts: scores above those of uninformed explanations by the same judge, with floors pooled over cells.
 
 A judge that never reads the explanation can still score two dictionaries differently, because their windows differ. The
-floor of a cell is what its windows score under uninformed explanations; lift is the score above it. Floors are
+floor of a cell is the score of its windows under uninformed explanations; lift is score minus floor. Floors are
 estimates from part of the latents, so they are pooled over cells as far as the data allow: where floors agree, a
 difference of lifts is as precise as a difference of scores; where they differ, the difference is removed.
 """
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _AGREE = 30.0  # prior odds that true floors agree between cells; keeps the power of raw scores (docs/metrics.md)
-_SCALE = 0.4  # prior scale of their spread where they do, in standard deviations of one latent's floor
-_STEPS = 24  # points at which that spread is integrated over
+_SCALE = 0.4  # prior scale of their spread if they differ, in standard deviations of one latent's floor
+_STEPS = 24  # grid points of the integral over that spread
 _REACH = 4.0  # the largest spread considered, in units of its prior scale
 
 
@@ -29,12 +29,12 @@ class Paired:
     Attributes:
         own: Mean score over all latents.
         error: Its standard error.
-        n: Latents behind it.
+        n: Number of latents scored.
         shared_own: Mean score over the latents that have a floor.
         floor: Mean floor.
-        m: Latents that have a floor.
+        m: Number of latents that have a floor.
         covariance: Sample variances of those scores and floors, and their covariance.
-        least_error: Lower bound for the lift's standard error: few latents prove little, however similar they are.
+        least_error: Lower bound for the lift's standard error: a few latents prove little even if they are similar.
     """
 
     own: float
@@ -55,7 +55,7 @@ class Lifts:
         values: The lifts.  [cells]
         covariance: Covariance of their errors, which share the common floor's error.  [cells, cells]
         floors: Floors after pooling.  [cells]
-        spread: Standard deviation of true floors between cells, its posterior mean.
+        spread: Posterior mean of the standard deviation of true floors between cells.
     """
 
     values: NDArray[np.float64]
@@ -69,12 +69,12 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
 
     1. The floor of all latents of a cell is predicted from that of the latents judged twice, by regression on the
        scores (double sampling, Cochran 1977, §12.7): if a judge looks only at the windows, score and floor are equal.
-    2. True floors vary between cells with standard deviation τ about a common mean. With prior odds of 30 to 1, τ is 0,
-       else half-normal with the scale of .4 standard deviations of one latent's floor. Means and covariances are
-       averaged over the posterior of τ, so that the uncertainty of τ is in every interval.
-    3. Given the floor, the score is corrected for what the sampled windows of this cell shared with its floor.
+    2. True floors vary between cells with standard deviation τ about a common mean. In the prior, τ is 0 with odds of
+       30 to 1; otherwise it is half-normal with a scale of .4 standard deviations of one latent's floor. Means and
+       covariances are averaged over the posterior of τ, so every interval includes the uncertainty of τ.
+    3. Given the floor, the score is corrected for the part of its error that it shares with the floor.
 
-    Assumes that latents are drawn independently, and errors near normal.
+    Assumes that latents are drawn independently and that errors are nearly normal.
     """
     import numpy as np
 
@@ -87,7 +87,7 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
     slope = np.divide(both, x_variance, out=np.zeros_like(both), where=x_variance > 0)
     floor = np.array([c.floor for c in cells]) + slope * (own - np.array([c.shared_own for c in cells]))
     floor_error2 = f_variance * ((1 - r**2) / m + r**2 / n) + 1e-12
-    carried = both / n / floor_error2  # of the floor's error, what the score shares
+    carried = both / n / floor_error2  # regression of the score's error on the floor's error
     rest = np.maximum(error**2 - carried**2 * floor_error2, 0.0)
 
     taus, weights = _spread(floor, floor_error2, float(np.sqrt(np.median(f_variance))))
@@ -111,13 +111,13 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
 
 
 def _variances(cells: Sequence[Paired]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the variances of scores and floors over latents, shrunk to those of all cells if latents are few."""
+    """Return the variances of scores and floors over latents, shrunk towards those of all cells if latents are few."""
     import numpy as np
 
     each = np.array([c.covariance[:2] for c in cells])
     weight = np.array([max(c.m - 1, 0) for c in cells], dtype=np.float64)
     common = (each * weight[:, None]).sum(axis=0) / max(weight.sum(), 1.0)
-    leaning = 4.0
+    leaning = 4.0  # weight of the common variances, in degrees of freedom
     mixed = (each * weight[:, None] + leaning * common) / (weight + leaning)[:, None]
     return mixed[:, 0], mixed[:, 1]
 

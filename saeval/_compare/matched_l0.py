@@ -12,7 +12,7 @@ from saeval._compare.stats import combined_interval, rank_ranges
 from saeval._util import InputError
 from saeval.records import MAIN, CellResult, ScoreRow
 
-_EXACT = 1e-9  # relative difference of L0s that are the same
+_EXACT = 1e-9  # maximum relative difference of L0s that count as equal
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Matched:
     Attributes:
         family: Its name.
         value: The score.
-        ci95: Its interval, from those of the neighbouring cells; None if one of them has none.
+        ci95: Its interval, from those of the neighbouring cells; None if one of them has no interval.
         between: Names of those cells, or of the one cell with exactly this L0.
         rank: Best and worst rank that the score is compatible with.
     """
@@ -42,9 +42,9 @@ class Matched:
 def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str) -> list[Matched]:
     """Return every family's score at one L0, best first.
 
-    Between two neighbouring cells, a family's score is interpolated linearly over log L0. Cells are
-    different dictionaries, so their means are independent, and the interval of the interpolated score combines theirs.
-    Families are ranked as cells are on a leaderboard. The interval does not include curvature between two cells.
+    Between two neighbouring cells, a family's score is interpolated linearly over log L0. Cells are different
+    dictionaries, so their means are independent, and the interval of the interpolated score combines theirs. It does
+    not include the error from curvature between two cells. Families are ranked like the cells of a leaderboard.
 
     Args:
         families: Cells of each family, each with the measure `l0`.
@@ -65,7 +65,7 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
     if short:
         ranges = ", ".join(f"{f} from {curves[f][0][0]:.4g} to {curves[f][-1][0]:.4g}" for f in short)
         common = f"all families cover {least:.4g} to {greatest:.4g}" if least <= greatest else "no L0 is covered by all"
-        raise InputError(f"L0 {l0:g} lies outside what was measured: {ranges}; scores are not extrapolated ({common})")
+        raise InputError(f"L0 {l0:g} is outside the measured range: {ranges}; scores are not extrapolated ({common})")
     found = [(family, *_interpolated(curve, l0)) for family, curve in curves.items()]
     higher = next(iter(curves.values()))[0][2].higher_is_better
     found.sort(key=lambda x: -x[1] if higher else x[1])
@@ -93,7 +93,7 @@ def _curve(family: str, cells: Sequence[CellResult], rank_by: str) -> list[tuple
 def _interpolated(
     curve: Sequence[tuple[float, CellResult, ScoreRow]], l0: float
 ) -> tuple[float, tuple[float, float] | None, tuple[str, ...], float]:
-    """Return value, interval, the cells it lies between, and its standard error."""
+    """Return the score at an L0, its interval, the neighbouring cells and its standard error."""
     for x, cell, row in curve:
         if abs(x - l0) <= _EXACT * x:
             return float(row.value or 0), row.ci95, (cell.cell,), standard_error(row)

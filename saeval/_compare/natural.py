@@ -1,4 +1,4 @@
-"""Computes precision, F1 and IoU at the corpus's rates, where a latent is silent in nearly every window."""
+"""Computes precision, F1 and IoU at the rates at which latents fire in the corpus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _DRAWS = 4000
-_ENOUGH = 10  # latents with false alarms from which their spread is the error of the rate, whatever the weights
+_ENOUGH = 10  # minimum latents with nonzero counts for the error of a rate to come from their spread alone
 
 
 class Tally(NamedTuple):
@@ -25,8 +25,9 @@ class Tally(NamedTuple):
         rate: Share of the corpus's windows in which the latent fires.
         hits: Activating windows that the judge found.
         positives: Activating windows answered.
-        alarms: Weight of the non-activating windows called activating.
-        weight: Weight of the non-activating windows answered; each represents this many uniformly drawn ones.
+        alarms: Total weight of the non-activating windows called activating.
+        weight: Total weight of the non-activating windows answered; a window of weight w represents w uniformly drawn
+            windows.
         squares: Sum of the squared weights.
     """
 
@@ -48,7 +49,7 @@ class KnownJudge(NamedTuple):
     Attributes:
         sensitivity: Share of the activating windows that it finds with a true explanation.
         specificity: Share of the others that it rejects.
-        windows: Non-activating windows behind the specificity.
+        windows: Number of non-activating windows that the specificity was measured on.
     """
 
     sensitivity: float
@@ -66,12 +67,14 @@ def natural_rates(tallies: Sequence[Tally], judge: KnownJudge | None, rng: np.ra
 
     Intervals draw recall and F of each group from beta distributions (Jeffreys) with the number of observations that
     the spread between latents implies. The judge's ceiling is the precision of perfect explanations. If the uncertainty
-    of its false alarms exceeds π, a low precision may be the judge's fault, and the number is not identifiable.
+    of its false alarms exceeds π, a low precision may be due to the judge, so it is marked as not identifiable.
+
+    Returns None if no latent has a rate between 0 and 1 and answers on both kinds of windows.
 
     Args:
         tallies: One per latent.
         judge: The judge's error rates; None if it was not checked, or there is no judge.
-        rng: Source of the draws.
+        rng: Random generator for the draws.
     """
     usable = [t for t in tallies if 0 < t.rate < 1 and t.positives and t.weight]
     if not usable:

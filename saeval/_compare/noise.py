@@ -13,11 +13,11 @@ from saeval.records import Outcome, Score
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-_LEAST_RELIABILITY = 0.1  # below which a correlation cannot be corrected with any sense
+_LEAST_RELIABILITY = 0.1  # minimum reliability for correcting a correlation
 
 
 class ScoreNoise(NamedTuple):
-    """How much one latent's score would change if other windows were judged.
+    """Noise of one latent's score due to the choice of windows.
 
     Attributes:
         variance: Variance of the score: the mean over all splits of the windows into halves.
@@ -38,8 +38,8 @@ def score_noise(score: Score) -> ScoreNoise | None:
 
     The variance is that of split halves, averaged over all splits, which has a closed form: for shares, the sample
     variance over n; for AUROC, that of DeLong, DeLong and Clarke-Pearson (1988). Intervals are Wilson's for shares,
-    combined for balanced accuracy ("MOVER"), and Newcombe's (2006) for AUROC, so they are not empty at 0 and 1. Windows
-    count as independent.
+    combined for balanced accuracy ("MOVER"), and Newcombe's (2006) for AUROC, so they are not empty at 0 and 1. Assumes
+    that windows are independent.
     """
     judged = [o for o in score.outcomes if o.status == "ok"]
     if score.status != "ok" or len(judged) < 2:
@@ -86,7 +86,7 @@ def _of_ranking(judged: Sequence[Outcome], area: float) -> ScoreNoise | None:
 
 
 def _newcombe(area: float, m: int, n: int, z: float = Z95) -> Interval:
-    """Return the interval of an AUROC: the areas whose own standard error reaches it (Newcombe 2006, method 5)."""
+    """Return the interval of an AUROC: true areas within z of their own standard errors (Newcombe 2006, method 5)."""
     from scipy.optimize import brentq
 
     more = (m + n) / 2 - 1
@@ -95,17 +95,18 @@ def _newcombe(area: float, m: int, n: int, z: float = Z95) -> Interval:
         spread = 1 + more * (1 - true) / (2 - true) + more * true / (1 + true)
         return side * (true - area) - z * sqrt(true * (1 - true) * spread / (m * n))
 
-    near = 1e-9  # at the area itself, an area of 0 or 1 has no error
+    near = 1e-9  # keeps the search away from areas of 0 and 1, which have no error
     low = brentq(away, 0, area - near, args=(-1,)) if area > near else 0.0
     high = brentq(away, area + near, 1, args=(1,)) if area < 1 - near else 1.0
     return float(low), float(high)
 
 
 def reliability(scores: ArrayLike, variances: ArrayLike) -> float | None:
-    """Return the share of the variance between latents that is not noise of their windows; None if there is none.
+    """Return the share of the variance between latents that is not noise of their windows.
 
     It is the expected correlation with a second scoring on other windows of the same latents: split-half reliability
-    for the full number of windows (Rulon 1939), averaged over all splits. 0 where the noise explains all.
+    for the full number of windows (Rulon 1939), averaged over all splits. It is 0 if noise explains all variance, and
+    None for fewer than three latents with known noise or for equal scores.
 
     Args:
         scores: One per latent.  [latents]
@@ -121,7 +122,9 @@ def reliability(scores: ArrayLike, variances: ArrayLike) -> float | None:
 
 
 def disattenuated(correlation: float | None, reliabilities: Sequence[float | None]) -> float | None:
-    """Return a correlation corrected for the noise of both scores (Spearman 1904); None if that is undefined.
+    """Return a correlation corrected for the noise of both scores (Spearman 1904).
+
+    Returns None without a correlation, or if a reliability is unknown or below .1.
 
     Example:
         >>> round(disattenuated(0.4, (0.5, 0.8)), 3), disattenuated(0.4, (0.05, 0.8)), disattenuated(0.4, (None, 0.8))
@@ -136,14 +139,16 @@ def disattenuated(correlation: float | None, reliabilities: Sequence[float | Non
 def prediction_interval(
     value: float, ci95: Interval, bounds: tuple[float | None, float | None] = (None, None), shared: float = 0.0
 ) -> Interval:
-    """Return the range of 95 % of reruns' means with other latents; both runs err, so it is √2 wider.
+    """Return the 95 % prediction interval of the mean in a rerun with other latents.
+
+    Both runs have sampling error, so without shared shifts it is √2 times as wide as the confidence interval.
 
     Args:
         value: The mean.
         ci95: Its confidence interval.
         bounds: Minimum and maximum of the metric.
-        shared: Variance of shifts that all latents of a run share (judge, explainer, corpus), if known. Both runs draw
-            it.
+        shared: Variance of shifts that all latents of a run share (judge, explainer, corpus), if known. Each
+            run has its own shift.
     """
     extra = Z95 * sqrt(2 * shared)
     low, high = (hypot(sqrt(2) * (value - ci95[0]), extra), hypot(sqrt(2) * (ci95[1] - value), extra))
@@ -192,9 +197,9 @@ def components(
     shift; negative estimates become 0. The noise of the first repeated step is part of the noise of windows and of
     later repeats, and is subtracted there.
 
-    Halves of the corpus share no text. What their differences have beyond the noise of windows (known for each half)
-    and of the explainer is noise of the text; a whole corpus has half of it, as it has twice the text. The same holds
-    for the shift.
+    Halves of the corpus share no text. Half the variance of their differences, minus the noise of windows (known for
+    each half) and of the explainer, is noise of the text. A whole corpus has twice the text, and so half of this noise.
+    The same holds for the shift.
 
     Args:
         scores: One per latent.  [latents]
@@ -226,7 +231,7 @@ def components(
 
 
 def worth_of_more(latents: float, windows: float, fixed: float, per_window: float) -> dict[str, float]:
-    """Return the relative decrease of a mean's standard error for 10 % more money, by what it is spent on.
+    """Return the relative decrease of a mean's standard error if 10 % more money is spent on latents or on windows.
 
     Args:
         latents: Variance between latents' true scores.

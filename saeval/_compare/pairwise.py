@@ -1,4 +1,4 @@
-"""Compares two cells, paired if they have the same latents and unpaired otherwise, and reports which and why."""
+"""Compares two cells: paired if they have the same latents, unpaired otherwise; reports the choice and its reason."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ENOUGH = 100  # paired latents from which a test of signs holds for means of skewed differences
-_ALIKE = 0.01  # share by which firings and maxima of the same latent may differ between machines
+_ENOUGH = 100  # minimum paired latents for the sign-flip test to hold for means of skewed differences
+_ALIKE = 0.01  # maximum relative difference of the same latent's firings and maxima between machines
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Both cells' values of one metric, compared.
+    """Comparison of two cells in one metric.
 
     Attributes:
         metric: `scorer.metric`.
         higher_is_better: Direction of the metric; None if neither is better.
         a: Mean over A's latents; over the shared ones when paired.
         b: The same for B.
-        n: Latents behind each of them.
+        n: Number of latents in each mean.
         difference: a - b.
         ci95: Interval of the difference; None if there are too few data.
         p: Two-sided p value of no difference; None for fewer than two latents.
         p_holm: The same, corrected for the number of metrics compared.
         approximate: Whether the p value is that of a mean of paired differences over fewer than 100 latents: exact if
             the sides are exchangeable, too small if one side fails rarely but by a lot.
-        smallest_visible: Minimum detectable difference: found at 5 % in four of five such comparisons.
+        smallest_visible: Minimum detectable difference (5 % level, 80 % power).
         failed: Latents of A and of B that were tried and have no score.
         bounds: The difference with A's failures counted at the metric's floor, and with B's; None without failures or
             floor.
@@ -86,7 +86,7 @@ class Comparison:
         a: The first, `run:cell`.
         b: The second.
         paired: Whether differences are taken latent by latent.
-        why: The evidence in the data.
+        why: Reason for pairing or not pairing, from the data.
         contrasts: One per metric.
         agreement: Agreement of judges, if windows and explanations are the same.
         warnings: Warnings for readers of the numbers.
@@ -122,16 +122,16 @@ def compare(
     """Compare two cells of the same or of different runs.
 
     If both have the same latents on the same corpus (two explainers, judges or prompts on one SAE), differences are
-    taken per latent: a bootstrap interval of the mean difference, and a permutation test that flips signs. Elsewhere
-    (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval
-    combines those of the two means, and the test permutes latents between sides. Both assume that latents are drawn
+    taken per latent: a bootstrap interval of the mean difference, and a permutation test that flips signs. Otherwise
+    (two SAEs: latent 17 of one is not latent 17 of the other) the sides are independent samples: the interval combines
+    those of the two means, and the test permutes latents between sides. Both assume that latents are drawn
     independently of each other; `saeval._compare.stats` states each test's other assumptions.
 
     Args:
         a: A run directory, or `run:cell` if it has several contestants.
         b: Another one.
         metrics: `scorer.metric` each; default: the headline of every scorer that both have.
-        paired: Pair latents by number although they fire differently, as in checkpoints of one SAE.
+        paired: Pair latents by number even if they fire differently, as in checkpoints of one SAE.
         seed: Seed of resampling.
 
     Raises:
@@ -285,7 +285,7 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
 
 
 def _symmetric(differences: NDArray[np.float64]) -> bool:
-    """Return whether the differences are symmetric, so that the test of signs also tests the mean."""
+    """Return whether the differences are symmetric, so that the sign-flip test also tests the mean."""
     import numpy as np
 
     d = np.sort(differences.round(9))
@@ -348,7 +348,7 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
         ("judges", *(", ".join(sorted({r.judge for r in s.cell.result.scores if r.judge})) for s in (a, b))),
     ):
         if one and other and one != other and not (same and what in ("explainers", "judges")):
-            found.append(f"The {what} differ ({one}; {other}), so the difference is not due to coders alone.")
+            found.append(f"The {what} differ ({one}; {other}), so the difference may not be due to coders alone.")
     for side in (a, b):
         for mark, on in (("made up (synthetic)", side.run.synthetic), ("partial", side.run.partial)):
             if on:

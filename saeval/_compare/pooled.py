@@ -1,4 +1,4 @@
-"""Pools the results of one task under several seeds: other latents and windows, the same cells."""
+"""Pools the results of one task under several seeds, which draw other latents and windows of the same cells."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
 
     The interval of a mean combines those of the seeds ("MOVER"). If seeds differ by more than their intervals explain,
     it is widened accordingly (a random effect of the seed, DerSimonian and Laird 1986). Lifts are pooled over the
-    pooled cells. Medians, correlations, powers and reliabilities are averaged over seeds; natural rates belong to one
-    draw and are not pooled.
+    pooled cells. Medians, correlations, powers and reliabilities are averaged over seeds; natural rates and scores
+    corrected for the judge are omitted.
 
     Args:
         results: One per seed, of the same task.
@@ -72,13 +72,13 @@ def pooled_mean(
 
 
 def _wider(values: Sequence[float], within: float) -> float:
-    """Return the factor by which estimates differ more than their errors explain, with t because they are few."""
+    """Return the factor that widens an interval if estimates differ by more than their errors, by quantiles of t."""
     from scipy.special import stdtrit
 
     k = len(values)
     if k < 2 or within <= 0 or (ratio := variance(values) / within) <= 1:
         return 1.0
-    between = 1 - 1 / ratio  # share of the variance that is the seeds'
+    between = 1 - 1 / ratio  # share of the variance due to seeds
     return sqrt(ratio) * float(stdtrit((k - 1) / between**2, 0.975)) / stats.Z95
 
 
@@ -174,7 +174,7 @@ def _interval(rows: Sequence[ScoreRow]) -> stats.Interval | None:
 
 
 def _against(samples: Sequence[FloorSample]) -> FloorSample | None:
-    """Return one floor of the latents of all seeds; p values are combined by Fisher's method."""
+    """Return the floor pooled over the latents of all seeds; p values are combined by Fisher's method."""
     if not samples:
         return None
     n, answers = (sum(map(attrgetter(name), samples)) for name in ("n", "answers"))

@@ -18,12 +18,12 @@ def paired_power(
     """Return the power of the paired test for a positive mean difference in runs with this many latents.
 
     Runs are drawn with replacement from the given latents. In each, the two-sided test at 5 % flips signs, as
-    `stats.paired_p` does. So a difference that rests on a few latents is found in few runs.
+    `stats.paired_p` does. Therefore a difference that comes from a few latents is detected in few runs.
 
     Args:
         differences: One per latent.  [given latents]
         latents: Latents of a run.
-        rng: Source of the runs and flips.
+        rng: Random generator for the runs and flips.
         runs: Runs to draw.
         flips: Flips of all signs, the same in each run.
 

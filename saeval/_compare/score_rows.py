@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Values = Mapping[int, float]
-"""A metric by latent."""
+"""Values of a metric by latent."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class ScorerRun:
     Attributes:
         scorer: The scorer's label.
         plugin: Full name and version of the plugin.
-        variant: What was scored.
+        variant: Variant of the explanations that were scored.
         tried: Latents that the scorer was run on.
         skipped: Latents skipped for a stated reason.
         unparsed: Judged windows without an answer.
         windows: Windows asked about, and windows answered; 0 for scorers without answers per window.
         bounds: The headline metric with all unanswered windows counted as wrong, and as right; None if unknown.
-        judge: Model that judged; None for none.
+        judge: Model that judged; None if there was no judge.
         usd: Dollars spent; None when unknown.
     """
 
@@ -53,8 +53,8 @@ class Floors:
     Attributes:
         values: The metric by baseline and latent.
         uninformed: Uninformed baselines; lift is measured from the first that has values.
-        same: For such a baseline, the number of windows with the same answer as under the own explanation, and their
-            total.
+        same: By uninformed baseline: number of windows with the same answer as under the latent's own explanation, and
+            number of windows compared.
     """
 
     values: Mapping[str, Values] = field(default_factory=dict)
@@ -77,9 +77,9 @@ def score_row(
         scoring: Facts about the scorer's run.
         metric: The metric.
         values: The metric by latent, in order of summation.
-        rng: Source of the interval's resamples.
+        rng: Random generator for the interval's resamples.
         words: Number of words of each scored explanation, if known.
-        floors: Floors besides chance; None for none, as in rows of baselines. `lift_rows.with_lifts` adds lifts to the
+        floors: Floors besides chance; None for rows of baselines. `lift_rows.with_lifts` adds lifts to the
             rows when all cells are done.
     """
     n = len(values)

@@ -27,9 +27,9 @@ POWER80 = Z95 + 0.84
 MANY = 20_000
 """Number of values above which intervals and tests use normal theory, which agrees with resampling there."""
 _TILE_BYTES = 64 << 20  # memory that the resamples of one tile may take
-_TILE = 500  # resamples at a time where they are few bytes each
-_EQUAL = 1e-3  # share of a metric's range within which scores count as equal
-_DECIMALS = 12  # to which scores are rounded, so that those that are equal but for the order of summing are ties
+_TILE = 500  # maximum resamples per tile
+_EQUAL = 1e-3  # maximum difference of scores that count as equal, as a share of the metric's range
+_DECIMALS = 12  # scores are rounded to these, so that differences by order of summation become ties
 
 
 # --- intervals ------------------------------------------------------------------------------------------------
@@ -40,28 +40,31 @@ def mean_interval(
 ) -> Interval:
     """Return a bootstrap interval for the mean over latents, valid at the bounds of the metric's range.
 
-    Bias-corrected and accelerated bootstrap (BCa, Efron 1987), which follows skewed scores; stretched about the mean by
-    t(n-1)/z · √(n/(n-1)), because for few latents the plain one is too narrow; and clipped to the range. It assumes
-    that latents are drawn independently of each other. Where values are equal, resampling sees no spread. If all are,
-    the interval reaches as far as the mean would move if the largest share of latents that n draws can miss (the rule
-    of three, `1 - (1-level)^(1/n)`) sat at the end of the range; if a share of them are, equal being what differs by a
-    thousandth of the range or less, it reaches at least as far as the square of that share of the way. So it is never
-    of zero width, and values that differ by noise alone get the width of equal ones. A metric without bounds is taken
-    to reach as far again as the largest value lies from 0; of a single value of it, nothing can be said.
+    Uses the bias-corrected and accelerated bootstrap (BCa, Efron 1987), which adapts to skewed scores. The interval is
+    stretched about the mean by t(n-1)/z · √(n/(n-1)), because the plain one is too narrow for few latents, and clipped
+    to the range. Assumes that latents are drawn independently of each other.
 
-    Above `MANY` values, the quantiles of the resampled means are those of their Cornish-Fisher expansion, which
-    differs from resampling by less than the resamples do among themselves, and takes neither time nor memory.
+    Resampling equal values shows no spread, so the interval has a minimum extent. The largest share of latents that n
+    draws can miss is `1 - (1-level)^(1/n)` with this confidence (the rule of three). If all values are equal, the
+    interval extends as far as the mean would move if that share were at the end of the range. If only some are equal,
+    it extends at least that far times the square of their share. Values count as equal if they differ by at most a
+    thousandth of the range. So the width is never zero, and values that differ only by noise get the width of equal
+    ones. A metric without bounds is assumed to reach to twice the largest absolute value; for a single value, the
+    interval is the metric's whole range.
+
+    Above `MANY` values, the quantiles come from the Cornish-Fisher expansion of the resampled means. It is fast, and
+    differs from resampling by less than two resamplings differ from each other.
 
     Args:
         values: One score per latent.  [latents]
-        rng: Source of the resamples.
+        rng: Random generator for the resamples.
         low: Minimum of the metric, or -inf.
         high: Maximum of the metric, or inf.
         level: Nominal coverage.
         resamples: Number of bootstrap means.
 
     Returns:
-        Its ends, in units of the values; nan if there are no values.
+        The ends of the interval, in units of the values; nan if there are no values.
 
     Example:
         >>> from saeval.plugin import derive_rng
@@ -117,15 +120,15 @@ def weighted_mean(
 ) -> Weighted:
     """Return a weighted mean and its 95 % interval, taking the weights as given.
 
-    Bootstrap of the ratio Σwx / Σw over latents, stretched by t for the effective number of latents, and reaching as
-    far for equal values as `mean_interval` would for so many. It covers the mean expected for latents with these
+    Bootstrap of the ratio Σwx / Σw over latents, stretched by t for the effective number of latents, with the minimum
+    extent that `mean_interval` has for as many values. It covers the mean expected for latents with these
     weights in 91 to 97 % of samples of 20 and 50 latents with lognormal weights of spread .5 to 2. It does not cover
     the mean over a dictionary whose few heaviest latents were not sampled.
 
     Args:
         values: One score per latent.  [latents]
         weights: Their weights, above 0.  [latents]
-        rng: Source of the resamples.
+        rng: Random generator for the resamples.
         low: Minimum of the metric, or -inf.
         high: Maximum of the metric, or inf.
         resamples: Number of bootstrap means.
@@ -158,9 +161,10 @@ def weighted_mean(
 
 
 def _missed(x: Floats, equal: float, level: float, n: float | None = None) -> float:
-    """Return how far an interval reaches to the range's end because values are equal, as a share of the way.
+    """Return the minimum extent of an interval because of equal values (see `mean_interval`).
 
-    `n` is the effective number of values if it differs from their number.
+    It is a share of the distance from the mean to the end of the range. `n` is the effective number of values if it
+    differs from their number.
     """
     import numpy as np
 
@@ -171,7 +175,7 @@ def _missed(x: Floats, equal: float, level: float, n: float | None = None) -> fl
 
 
 def least_error(differences: ArrayLike, low: float, high: float) -> float:
-    """Return a lower bound for a mean difference's standard error: what equal values can hide, as in `mean_interval`.
+    """Return a lower bound for a mean difference's standard error because of equal values, as in `mean_interval`.
 
     Args:
         differences: One per latent.  [latents]
@@ -200,7 +204,7 @@ def _acceleration(x: Floats) -> float:
     import numpy as np
 
     away = x - float(x.mean())
-    away /= float(np.abs(away).max()) or 1.0  # in units of the largest: powers of tiny ones vanish
+    away /= float(np.abs(away).max()) or 1.0  # scaled by the largest, because powers of tiny numbers underflow
     squares = float((away**2).sum())
     return float((away**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
 
@@ -222,7 +226,7 @@ def _expanded(x: Floats, z: float) -> Interval:
     """Return the limit of `_accelerated` for many values and resamples, by the Cornish-Fisher expansion."""
     import numpy as np
 
-    acceleration = _acceleration(x)  # of a mean, the bias is the same number (Efron 1987)
+    acceleration = _acceleration(x)  # for a mean, the bias correction equals the acceleration (Efron 1987)
     moved = acceleration + np.array([-z, z])
     quantiles = acceleration + moved / (1 - acceleration * moved)
     a, b = float(x.mean()) + float(x.std()) / sqrt(len(x)) * (quantiles + acceleration * (quantiles**2 - 1))
@@ -234,9 +238,9 @@ def combined_interval(
 ) -> Interval:
     """Return the interval of a weighted sum of independent estimates, from the interval of each.
 
-    Each side of the sum's interval is the root of the summed squares of the estimates' sides, so skewed intervals stay
-    skewed ("MOVER", Zou and Donner 2008). Assumes that the estimates are independent: for the difference of two SAEs,
-    weights 1 and -1.
+    Each side of the sum's interval is the root of the summed squares of the weighted estimates' sides, so skewed
+    intervals stay skewed ("MOVER", Zou and Donner 2008). Assumes that the estimates are independent: for the difference
+    of two SAEs, weights 1 and -1.
     """
     total = sum(w * v for w, v in zip(weights, values, strict=True))
     sides = [
@@ -258,7 +262,7 @@ def difference_interval(
             interval combines those of the two means.
         low: Minimum of the metric, or -inf.
         high: Maximum of the metric, or inf.
-        rngs: Sources of the resamples of a and b; if paired, only the first is used. May be one generator twice.
+        rngs: Random generators for a and b; if paired, only the first is used. Both may be the same generator.
     """
     import numpy as np
 
@@ -274,7 +278,7 @@ def jackknifed_pairs(values: Callable[[str, str], float], names: Sequence[str]) 
     """Return the mean of a quantity over all pairs of names, and its interval.
 
     Pairs share names, so they are not independent: the interval comes from omitting one name at a time (jackknife),
-    with the quantile of t for one degree of freedom less than names. Assumes that names are independent of each other.
+    with a quantile of t with k - 1 degrees of freedom for k names. Assumes that names are independent of each other.
     """
     import numpy as np
     from scipy.special import stdtrit
@@ -291,7 +295,7 @@ def jackknifed_pairs(values: Callable[[str, str], float], names: Sequence[str]) 
 def standard_error(value: float | None, ci95: Interval | None, low: float | None, high: float | None) -> float:
     """Return the standard error of a 95 % interval: its half-width over 1.96; inf without an interval.
 
-    If the metric's range (low, high; None for no bound) clips the interval, its longer side counts.
+    If the metric's range (low, high; None for no bound) clips the interval, the longer side is the half-width.
     """
     if ci95 is None or value is None:
         return inf
@@ -307,7 +311,7 @@ def standard_error(value: float | None, ci95: Interval | None, low: float | None
 def holm(ps: Sequence[float]) -> list[float]:
     """Return p values corrected for multiple testing (Holm 1979), in the given order.
 
-    Rejecting where the corrected value is at most .05 keeps the chance of any false rejection at .05, whatever the
+    Rejecting where the corrected value is at most .05 keeps the chance of any false rejection at .05 under any
     dependence between the tests. Assumes that each p value is valid.
     """
     corrected = [0.0] * len(ps)
@@ -324,12 +328,12 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
     Exact if the sides are exchangeable without an effect, so that a difference is equally likely to have either sign;
     with few pairs, all flips are enumerated. As a test of means of skewed differences it is approximate, and poor with
     few latents: if one latent in ten differs a lot, it rejects in 3 of 10 samples of 12 (docs/metrics.md). Assumes
-    independent pairs. nan below two pairs. Above `MANY` pairs, the flipped sums are treated as normal, which they very
-    nearly are.
+    independent pairs. nan for fewer than two pairs. Above `MANY` pairs, the flipped sums are treated as normal, which
+    they very nearly are.
 
     Args:
         differences: One per latent: its score on one side minus that on the other.  [latents]
-        rng: Source of the flips.
+        rng: Random generator for the flips.
         resamples: Number of flips of all signs; p is at least 1 / (resamples + 1).
     """
     import numpy as np
@@ -345,7 +349,7 @@ def paired_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 
 
 
 def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int = 1999) -> float:
-    """Return the one-sided p value that scores do not depend on the explanation, against better own scores.
+    """Return the one-sided p value that scores do not depend on the explanation; small if own ones score better.
 
     If answers depend on windows alone, a latent's score and floor are exchangeable, so each difference is as likely to
     have either sign: flipping signs is exact for any distribution. With few latents, all flips are enumerated; above
@@ -353,7 +357,7 @@ def depends_p(differences: ArrayLike, rng: np.random.Generator, resamples: int =
 
     Args:
         differences: Score minus floor per latent, positive if the score is better.  [latents]
-        rng: Source of the flips.
+        rng: Random generator for the flips.
         resamples: Number of flips of all signs; p is at least 1 / (resamples + 1).
     """
     import numpy as np
@@ -396,14 +400,14 @@ def unpaired_p(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, resamples: 
     """Return the two-sided p value of equal means: a permutation test of the difference over its standard error.
 
     Exact if both sides have the same distribution without an effect. Because the difference is divided by its standard
-    error, it also holds, for many latents, if the sides differ in spread and number (Janssen 1997). Assumes independent
-    latents. nan with fewer than two latents on a side. With more than `MANY` latents on each side, the statistic is
-    treated as normal, which it very nearly is.
+    error, it is also valid for many latents if the sides differ in spread and number (Janssen 1997). Assumes
+    independent latents. nan with fewer than two latents on a side. With more than `MANY` latents on each side, the
+    statistic is treated as normal, which it very nearly is.
 
     Args:
         a: Scores of one side.  [latents]
         b: Scores of the other.  [other latents]
-        rng: Source of the permutations.
+        rng: Random generator for the permutations.
         resamples: Number of permutations; p is at least 1 / (resamples + 1).
     """
     import numpy as np
@@ -471,9 +475,9 @@ def mantel(
     Args:
         places: Position of each member.  [members]
         alike: Similarity of each pair, in the order of `itertools.combinations`.  [pairs]
-        rng: Source of the orders.
-        all_orders: Maximum members for which all orders are enumerated.
-        resamples: Number of orders drawn if there are more.
+        rng: Random generator for the permutations.
+        all_orders: Maximum members for which all permutations are enumerated.
+        resamples: Number of permutations drawn if there are more members.
     """
     import numpy as np
 
@@ -506,11 +510,11 @@ def pairs_well(common: Sized, a: Sized, b: Sized) -> bool:
 
 
 def rank_ranges(values: ArrayLike, covariance: ArrayLike) -> list[tuple[int, int]]:
-    """Return the best and worst rank of each.
+    """Return the best and worst rank that each estimate is compatible with.
 
-    Two are separated by a z test of their difference; Holm's correction over all pairs keeps the chance of any false
-    separation at 5 %. For cells that share latents, the test is conservative if their scores correlate; `saeval
-    compare` pairs them.
+    Two estimates are separated by a z test of their difference; Holm's correction over all pairs keeps the chance of
+    any false separation at 5 %. For cells that share latents, the test is conservative if their scores correlate;
+    `saeval compare` pairs them.
 
     Args:
         values: Estimates in order, best first.  [cells]
@@ -546,7 +550,7 @@ def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int,
 
 
 def difference_error(covariance: ArrayLike, i: int, j: int) -> float:
-    """Return the standard error of the difference of two estimates; below 1e-9 it is rounding error, and 0."""
+    """Return the standard error of the difference of two estimates; 0 below 1e-9, which is rounding error."""
     import numpy as np
 
     c = np.asarray(covariance, dtype=np.float64)
@@ -577,7 +581,7 @@ def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float 
 
 
 def power_of_near(margin: float, ci95: Interval) -> float:
-    """Return how often an interval of this width lies within a margin of 0 if there is no difference.
+    """Return the probability that an interval of this width lies within a margin of 0 if there is no difference.
 
     Example:
         >>> round(power_of_near(0.05, (-0.02, 0.04)), 2), power_of_near(0.01, (-0.02, 0.04))
@@ -647,11 +651,11 @@ def _rank_interval(r: float, n: int) -> Interval | None:
 def krippendorff_alpha(answers: Sequence[Sequence[Hashable | None]]) -> float:
     """Return Krippendorff's alpha for answers without order: 1 for full agreement, 0 for chance agreement.
 
-    Units with fewer than two answers are omitted. nan if all answers are equal, because agreement and habit are then
-    indistinguishable. Assumes that judges are interchangeable and units independent.
+    Units with fewer than two answers are omitted. nan if all answers are equal, because agreement is then not
+    distinguishable from a constant answer. Assumes that judges are interchangeable and units independent.
 
     Args:
-        answers: One row per judge, one answer per unit, None for none.  [judges, units]
+        answers: One row per judge, one answer per unit, None if missing.  [judges, units]
     """
     totals: Counter[Hashable] = Counter()
     disagreement = 0.0

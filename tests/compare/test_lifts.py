@@ -478,8 +478,8 @@ def test_a_judge_that_ignores_explanations_separates_nothing():
 
 
 @pytest.mark.parametrize(("same", "answers", "said"), [
-    (0.98, 400, "ignores the explanation"), (0.979, 400, "no lift is shown"), (1.0, 8, "no lift is shown"),
-    (None, 0, "no lift is shown"),
+    (0.98, 400, "ignores the explanation"), (0.979, 400, "no lift was detected"), (1.0, 8, "no lift was detected"),
+    (None, 0, "no lift was detected"),
 ])  # fmt: skip
 def test_what_is_said_of_a_judge_without_lift_goes_by_its_answers(same, answers, said):
     doubtful = {"same": same, "answers": answers, "p": 0.4}

@@ -27,10 +27,10 @@ from saeval.results import Line, estimate
 _STAGES = ("requested", "eligible", "sampled", "explained")
 _DECILES = (
     "Share and number of windows judged correctly, by rank decile of the window's activation (0 is the strongest), and "
-    "for windows where no is correct (non-activating or wrongly marked). The cells' own explanations."
+    "for windows whose correct answer is no (non-activating or wrongly marked). The cells' own explanations."
 )
 _CORRELATIONS = (
-    "Correlations of headline metrics over the latents that both scored, with their number: Pearson above the "
+    "Correlations of headline metrics over the latents that both scorers scored, with their number: Pearson above the "
     "diagonal, Spearman below. The cells' own explanations; none for fewer than three latents or constant scores. "
     "Corrected: for the noise in both scores that is due to few windows per latent."
 )

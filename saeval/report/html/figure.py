@@ -1,4 +1,4 @@
-"""Writes a plot of the report as a self-contained file, with resolved style and a legend below."""
+"""Writes a plot of the report as a self-contained SVG, PDF or PNG file, with its style and a legend below."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ _SCALE = 3.0  # pixels of a PNG per unit of the drawing: 1116 for the width of 3
 
 
 def as_file(drawing: Markup, legend: Sequence[Series], format_: PlotFormat) -> bytes:
-    """Return a drawing of the report, with a legend for these cells, as a file.
+    """Return the content of a file with a drawing of the report and a legend for these cells.
 
     Raises:
-        InputError: If PDF or PNG is asked for and CairoSVG is not installed or finds no Cairo.
+        InputError: If PDF or PNG is requested and CairoSVG is not installed or cannot load the Cairo library.
     """
-    svg = _standing(drawing, legend).encode()
+    svg = _standalone(drawing, legend).encode()
     if format_ == "svg":
         return svg
     try:
         import cairosvg
     except (ImportError, OSError) as error:
         raise InputError(
-            f"{format_} files need CairoSVG, which cannot be used here ({str(error).splitlines()[0]}): "
-            "pip install 'saeval[plots]' and the Cairo library, or write svg"
+            f"{format_} files need CairoSVG, which cannot be imported ({str(error).splitlines()[0]}). "
+            "Run pip install 'saeval[plots]' and install the Cairo library, or choose svg"
         ) from None
-    # Nothing is fetched: there is no reference in the drawing, and `unsafe` stays off.
+    # CairoSVG fetches nothing: the drawing has no references, and `unsafe` stays off.
     content: bytes = (
         cairosvg.svg2pdf(svg) if format_ == "pdf" else cairosvg.svg2png(svg, scale=_SCALE, background_color="white")
     )
     return content
 
 
-def _standing(drawing: Markup, legend: Sequence[Series]) -> str:
-    """Return the SVG of a drawing with style, white space around it, and legend."""
+def _standalone(drawing: Markup, legend: Sequence[Series]) -> str:
+    """Return a drawing as a standalone SVG with style, margins and legend."""
     head, _, body = str(drawing).partition(">")
     size = re.search(r'viewBox="0 0 (\d+) (\d+)"', head)
     if size is None:
-        raise InputError("this drawing does not state its size")
+        raise InputError("the drawing has no viewBox, so its size is unknown")
     width, height = int(size[1]), int(size[2])
     keys, lines = _legend(legend, width)
     below = height + lines * _LINE + (8 if lines else 0)
@@ -63,7 +63,7 @@ def _standing(drawing: Markup, legend: Sequence[Series]) -> str:
 
 
 def _legend(legend: Sequence[Series], width: int) -> tuple[Markup, int]:
-    """Return marker and name of each cell, and the number of lines they take."""
+    """Return the markers and names of the cells, and the number of lines that they fill."""
     parts = []
     x, y = float(_LEFT), 0
     for s in legend:

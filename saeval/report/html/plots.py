@@ -30,7 +30,7 @@ class Series:
         name: Name in legends.
         style: Class that sets the colour.
         shape: Number of the marker's shape.
-        page: Address of its page; empty when it has none.
+        page: Address of its page; empty if it has none.
     """
 
     cell: CellResult
@@ -107,7 +107,7 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     """Draw a scorer's value against a measure, with intervals, chance, and baselines' explanations as floors.
 
     Returns:
-        The drawing; None when no cell has both.
+        The drawing; None if no cell has both.
     """
     rows = [
         (s, s.cell.measures[measure], row)
@@ -116,7 +116,7 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     ]
     if not rows:
         return None
-    right = _RIGHT - 30  # the word chance is beyond it
+    right = _RIGHT - 30  # leaves room for the label `chance`
     xs = [x for _, x, _ in rows]
     spread = min(xs) > 0 and max(xs) / min(xs) > 8
     ys = [v for _, _, row in rows for v in (row.value, *(row.ci95 or ()), *row.floor.values()) if v is not None]
@@ -189,7 +189,10 @@ def families(series: Sequence[Series]) -> list[list[Series]]:
 
 
 def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]) -> Markup | None:
-    """Draw a scorer's value by layer, with intervals, chance, and one line per family of cells (paper, A5)."""
+    """Draw a scorer's value by layer, with intervals, chance, and one line per family of cells (paper, A5).
+
+    Returns None for fewer than two layers.
+    """
     rows = [
         [
             (s, layer_of(s.cell) or 0, row, row.value)
@@ -227,7 +230,7 @@ def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]
 
 
 def _chance(y: Axis, chance: float | None, right: float) -> list[Markup]:
-    """Return the line of chance with its name at the end."""
+    """Return the line at chance with its label; empty if chance is unknown."""
     if chance is None:
         return []
     return [
@@ -241,7 +244,7 @@ def _chance(y: Axis, chance: float | None, right: float) -> list[Markup]:
 def distribution(
     scorer: str, metric: str, rows: Sequence[tuple[Series, Sequence[float], ScoreRow | None]]
 ) -> Markup | None:
-    """Draw histograms of latents' scores, one row per cell, with mean and chance."""
+    """Draw histograms of latents' scores, one row per cell, with mean and chance; None if there are no scores."""
     rows = [(s, values, row) for s, values, row in rows if values]
     if not rows:
         return None
@@ -348,7 +351,10 @@ def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:
 
 
 def scatter(names: tuple[str, str], rows: Sequence[tuple[Series, Sequence[tuple[int, float, float]]]]) -> Markup | None:
-    """Draw each latent at its scores under two scorers; a click on a point opens the latent's page."""
+    """Draw each latent at its scores under two scorers; None if no latent has both.
+
+    A click on a point opens the latent's page. At most about 1,500 points are drawn.
+    """
     rows = [(s, points) for s, points in rows if points]
     if not rows:
         return None

@@ -14,7 +14,11 @@ _NOTHING = Markup("")
 
 
 def element(name: str, *children: Markup | str, **attributes: object) -> Markup:
-    """Return an SVG element. `class_` means `class`, an underscore a hyphen; floats get two decimals."""
+    """Return an SVG element with escaped attributes and children.
+
+    In attribute names, a trailing underscore is dropped (`class_`) and other underscores become hyphens. Attributes of
+    value None are omitted; floats are written with at most two decimals.
+    """
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
         for key, value in attributes.items()
@@ -29,7 +33,7 @@ def _value(value: object) -> str:
 
 
 def title(text: str) -> Markup:
-    """Return the tooltip of an element."""
+    """Return a `<title>`, which browsers show as the tooltip of its element."""
     return element("title", text)
 
 
@@ -80,7 +84,7 @@ class Axis:
         return (self.high - self.low) or 1.0
 
     def ticks(self, about: int = 5) -> list[float]:
-        """Return round values along the axis."""
+        """Return round values along the axis: about this many, or 1, 2 and 5 of every decade on a log scale."""
         if self.log:
             decades = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
             found = [m * 10.0**d for d in decades for m in (1, 2, 5)]
@@ -117,5 +121,5 @@ def frame(x: Axis, y: Axis, x_title: str, y_title: str, x_ticks: Sequence[tuple[
 
 
 def drawing(width: int, height: int, said: str, *parts: Markup) -> Markup:
-    """Return a drawing with one sentence for screen readers."""
+    """Return an SVG of these parts, with `said` as its description for screen readers."""
     return element("svg", *parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=said, class_="plot")

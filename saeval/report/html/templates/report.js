@@ -28,13 +28,13 @@
   const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
   const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
 
-  const FIRST = 0x4000; // characters from here on hold 15 bits each, after a digit: how many bytes too many there are
-  /** Return the bytes of a text: base64, or such characters. */
+  const FIRST = 0x4000; // characters from here on encode 15 bits each; a digit before them is the number of surplus bytes
+  /** Return the bytes of a text that is base64 or such characters. */
   function decoded(text) {
     if (!(text.charCodeAt(1) >= FIRST)) return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     const bytes = new Uint8Array(Math.floor((15 * (text.length - 1)) / 8) - Number(text[0]));
     let held = 0;
-    let bits = 0; // of `held` that are not in `bytes` yet
+    let bits = 0; // number of bits in `held` that are not in `bytes` yet
     let next = 0;
     for (let k = 1; k < text.length; k++) {
       held = ((held & 255) << 15) | (text.charCodeAt(k) - FIRST);
@@ -46,20 +46,20 @@
   const bytesOf = async (text) => new Uint8Array(await inflated("gzip", decoded(text)));
   /** Return text that was packed as gzip in base64. */
   const unpacked = async (text) => new TextDecoder().decode(await bytesOf(text));
-  /** Return text that was packed by zlib with a dictionary. Browsers take none, so it goes before, uncompressed. */
+  /** Return text that zlib packed with a dictionary. Browsers support none, so it is prepended as an uncompressed block. */
   async function unpackedAfter(known, bytes) {
     if (!(bytes[1] & 32)) return new TextDecoder().decode(await inflated("deflate", bytes));
     const size = [known.length & 255, known.length >> 8];
-    const header = new Uint8Array([0, ...size, ...size.map((byte) => byte ^ 255)]); // of a part that is not compressed
+    const header = new Uint8Array([0, ...size, ...size.map((byte) => byte ^ 255)]); // header of an uncompressed block
     const all = await inflated("deflate-raw", header, known, bytes.subarray(6, -4));
     return new TextDecoder().decode(new Uint8Array(all, known.length));
   }
 
-  // --- a report in one file holds its other pages and their data, by name ---
+  // --- a report in one file contains its other pages and their data, by name ---
 
   const bundle = find("#bundle") ? JSON.parse(find("#bundle").textContent) : {};
-  let turned = ""; // page of latents that is shown in place of the first page
-  let alive = new AbortController(); // ends what the page listens to when another one is shown
+  let turned = ""; // page of latents shown instead of the first page
+  let alive = new AbortController(); // removes the page's event listeners when another page is shown
   const listen = (target, event, act) => target.addEventListener(event, act, { signal: alive.signal });
 
   /** Load a script of the report: a file beside the page, since pages from disk may load nothing else, or one of the bundle. */
@@ -109,7 +109,7 @@
   const parts = new Map();
   const waited = new Map();
   window.saevalPart = (name, packed) => waited.get(name)?.(packed);
-  /** Return a part of a page of latents. `folder` is where that page lies, seen from this one. */
+  /** Return a part of a page of latents. `folder` is that page's folder relative to this page. */
   function part(folder, name) {
     const path = `${folder}${name}.js`;
     if (!parts.has(path)) {
@@ -120,7 +120,7 @@
     }
     return parts.get(path);
   }
-  /** Return the places of latents whose explanations hold all terms: each is part of a word, for it has no space in it. */
+  /** Return the places of latents whose explanations contain all terms. A term has no space, so it is part of a word. */
   async function placesOf(folder, page, terms) {
     const { count, words, begins } = await part(folder, `${page}/words`);
     let common = null;
@@ -386,7 +386,7 @@
       return places;
     }
 
-    // What of a large cell the state needs; the lists above are filled with it.
+    // Data of a large cell that the state needs; it fills the lists above.
     let arranged = { key: null, places: [] };
     const nameOf = (column) => { const k = data.scorers.findIndex((s) => s.label === column.key); return k < 0 ? column.key : `values.${k}`; };
     const listOf = (name) => { const [key, k] = name.split("."); return k === undefined ? data[key] : data.scorers[k][key]; };
@@ -475,7 +475,7 @@
       }
       return files.get(name);
     }
-    /** What is known of a latent. The tokens of a file's windows are numbers of words, one after another, by byte. */
+    /** Return the details of a latent. Tokens of windows are stored as numbers of words, in sequence, as bytes. */
     async function detailsOf(latent) {
       const [details, tokens] = await fileOf(latent, ".js");
       const { latents, words, planes } = JSON.parse(await unpacked(details));
@@ -495,7 +495,7 @@
         if (mine) return unfolded(detail);
       }
     }
-    /** Groups of windows by name, and judgements as lines; the file has them as columns, or one value for equal ones. */
+    /** Return windows by group and judgements as lines; the file stores columns, or one value if all are equal. */
     function unfolded(detail) {
       const [windows, seen] = [detail.windows, detail.seen].map((groups) => Object.fromEntries(groups));
       const scored = [...(windows.score || []), ...(windows.decoy || [])];
@@ -511,7 +511,7 @@
       }
       return { ...detail, windows, seen, judged };
     }
-    const REACH = 25000; // bytes of windows that are known when prompts are unpacked
+    const REACH = 25000; // maximum bytes of windows in the dictionary that unpacks prompts
     async function callsOf(latent, step, variant) {
       const [index, packed] = await fileOf(latent, ".calls.js");
       const [first, last, held] = JSON.parse(await unpacked(index))[step]?.[variant] || [];
@@ -626,7 +626,7 @@
         const known = windows.get(example);
         const window_ = known?.window;
         const fires = window_ ? window_[1] : active;
-        const truth = written ? (active ? "written to activate" : "its twin: should not") : active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: non-activating";
+        const truth = written ? (active ? "written to activate" : "its twin: should not activate") : active ? "yes" : known?.decoy ? "no: another latent's marks" : fires ? "no: marks are wrong" : "no: non-activating";
         const verdict = status !== "ok" ? make("span", { className: "wrong" }, `${status}${reason ? `: ${visible(reason)}` : ""}`)
           : predicted === null ? "–"
           : make("span", { className: predicted === active ? "right" : "wrong" }, `${predicted === active ? "✓" : "✗"} ${predicted ? "yes" : "no"}`);
@@ -692,7 +692,7 @@
         label.textContent = brief(v);
         svg.append(label);
       }
-      return make("figure", {}, svg, make("figcaption", { className: "note" }, `Activations on ${total < fired ? `${total.toLocaleString("en")} of` : "the"} ${Math.max(total, fired).toLocaleString("en")} tokens where it fires${total < fired ? ", as many as this run holds" : ""}. Heights are square roots of counts.`));
+      return make("figure", {}, svg, make("figcaption", { className: "note" }, `Activations on ${total < fired ? `${total.toLocaleString("en")} of` : "the"} ${Math.max(total, fired).toLocaleString("en")} tokens where it fires${total < fired ? " (all that this run stores)" : ""}. Heights are square roots of counts.`));
     }
     const FIFTHS = ["strongest fifth", "second fifth", "middle fifth", "fourth fifth", "weakest fifth"];
     /** The latent over the whole corpus: histogram, strongest windows, and some of each fifth. */
@@ -729,7 +729,7 @@
         result.replaceChildren(make("p", { className: "muted" }, "Reading …"));
         window.saevalTyped = (number, found) => {
           if (number !== n) return;
-          if (found.error) { trouble(`Not read: ${found.error}.`); return; }
+          if (found.error) { trouble(`The text could not be read: ${found.error}.`); return; }
           const values = found.contexts.flatMap(([, activations]) => activations);
           const own = Math.max(0, ...values);
           const strongest = Math.max(own, data.max_activation[k] || 0) || 1;
@@ -739,7 +739,7 @@
         };
         const script = make("script", { src: `../typed.js?${new URLSearchParams({ n, cell: data.cell, latent, text: field.value })}` });
         script.addEventListener("load", () => script.remove());
-        script.addEventListener("error", () => trouble("Not read: the server has stopped or refused the text."));
+        script.addEventListener("error", () => trouble("The text could not be read: the server has stopped or refused it."));
         document.head.append(script);
       });
       return [make("h3", {}, "Try your own text"), form, result];
@@ -821,13 +821,13 @@
 
     const place = `saeval-ratings:${data.run}:${data.sha}:${data.cell}`;
     let ratings = {};
-    try { ratings = JSON.parse(localStorage.getItem(place)) || {}; } catch { /* Kept in the page alone then. */ }
+    try { ratings = JSON.parse(localStorage.getItem(place)) || {}; } catch { /* Without storage, ratings are kept only until the page is closed. */ }
     const rater = find("#rater");
-    try { rater.value = localStorage.getItem("saeval-rater") || ""; } catch { /* Likewise. */ }
-    rater.addEventListener("input", () => { try { localStorage.setItem("saeval-rater", rater.value); } catch { /* Likewise. */ } });
+    try { rater.value = localStorage.getItem("saeval-rater") || ""; } catch { /* as above */ }
+    rater.addEventListener("input", () => { try { localStorage.setItem("saeval-rater", rater.value); } catch { /* as above */ } });
     const LEVELS = ["1 – does not fit", "2 – fits loosely", "3 – mostly fits", "4 – fits exactly"];
     function keep() {
-      try { localStorage.setItem(place, JSON.stringify(ratings)); } catch { /* Likewise. */ }
+      try { localStorage.setItem(place, JSON.stringify(ratings)); } catch { /* as above */ }
       const count = Object.keys(ratings).length;
       find("#rated").textContent = count ? `${count} windows of ${new Set(Object.values(ratings).map((r) => r.latent)).size} latents rated` : "";
       find("#download").disabled = find("#forget").disabled = !count;
@@ -910,7 +910,7 @@
     const poly = [1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277];
     return 0.5 * t * Math.exp((-z * z) / 2 - 1.26551223 + poly.reduceRight((sum, c) => t * (c + sum), 0));
   }
-  /** Standard error of an interval; if the metric's range cuts it off, its longer side counts. */
+  /** Standard error of an interval; if the metric's range clips it, the longer side is the half-width. */
   function standardError({ value, ci, range: [least, greatest] }) {
     if (!ci) return Infinity;
     const [low, high] = ci;
@@ -1150,7 +1150,7 @@
       window.saevalStatus = (run) => { if (show(run)) setTimeout(ask, EVERY); };
       const script = make("script", { src: `status.js?${Date.now()}` });
       script.addEventListener("load", () => script.remove());
-      script.addEventListener("error", () => { find("#follow-reason").textContent = "The server has stopped: this is the last that it said."; });
+      script.addEventListener("error", () => { find("#follow-reason").textContent = "The server has stopped; this page shows its last report."; });
       document.head.append(script);
     }
     ask();

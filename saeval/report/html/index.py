@@ -81,7 +81,6 @@ def context(
     against = _made((scorer, plots.against(board, scorer, series)) for scorer in board.metrics)
     layers = _made((scorer, plots.by_layer(board, scorer, groups)) for scorer in board.metrics)
     families = [group[0] for group in groups]
-    families = [group[0] for group in groups]
     rows = [row for cell in run.cells for row in cell.scores]
     return {
         **_names(run),

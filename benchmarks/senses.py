@@ -94,11 +94,13 @@ def main() -> None:
     """Print a table: true number of meanings by number found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, help="activations whose co-firing latents count")
+    parser.add_argument("--cofiring", type=float, help="their weight; default: 0.3 with --store")
     parser.add_argument("--latents", type=int, default=60, help="latents of two meanings, and of three")
     given = parser.parse_args()
     texts = list(documents(given.store))
     places = places_of(texts)
-    explainer = Senses(model=EMBEDDING, cofiring=0.3 if given.store else 0.0)
+    weight = given.cofiring if given.cofiring is not None else (0.3 if given.store else 0.0)
+    explainer = Senses(model=EMBEDDING, cofiring=weight)
     names = sorted(places)
     kinds = {
         "one word": [(name,) for name in names if name in WORDS],
@@ -121,7 +123,7 @@ def main() -> None:
 
 
 def disjoint(chosen: tuple[str, ...]) -> bool:
-    """Tell whether meanings share no word."""
+    """Return whether meanings share no word."""
     sets = [set(TOPICS.get(name, name).split()) for name in chosen]
     return len(set().union(*sets)) == sum(map(len, sets))
 

@@ -9,7 +9,9 @@ IN_A_CALLBACK = """
 import signal, time, weakref
 from saeval.cli.signals import stop_as_on_ctrl_c
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in a background shell
+# SIGINT is ignored where tests run in a background shell, and blocked after a command in their process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 stop_as_on_ctrl_c()
 class Thing: pass
 thing = Thing()

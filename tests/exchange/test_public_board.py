@@ -104,7 +104,7 @@ def test_commands_say_what_they_did_and_what_is_wrong(tmp_path, monkeypatch):
     assert "has no runs" in call("build", "nowhere", code=2).stderr
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("x")
-    assert "not saeval's" in call("add", "runs", "--to", "precious", code=2).stderr
+    assert "that saeval did not create" in call("add", "runs", "--to", "precious", code=2).stderr
     (tmp_path / "board" / "board.json").write_text('{"format": "saeval.board/1", "title": "x", "runs": {"../x": {}}}')
     assert "not a run" in call("build", code=2).stderr
 

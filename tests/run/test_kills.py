@@ -40,6 +40,7 @@ def start(arguments, cache, **options):
 
 def in_the_foreground():
     """Have the child begin as in the foreground, also where these tests run in the background of a shell."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked if a command ran in this process before
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

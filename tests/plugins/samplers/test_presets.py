@@ -428,7 +428,7 @@ def test_delphi_preset_beside_its_corrected_twin(tmp_path, monkeypatch):
         values = {(row.scorer, row.metric): row.value for row in cell.scores}
         assert values["detection", "balanced_accuracy"] == values["fuzzing_fixed", "balanced_accuracy"] == 1.0
         assert values["fuzzing", "balanced_accuracy"] == 1.0
-    (warning,) = [w for w in result.warnings if "apart" in w]
+    (warning,) = [w for w in result.warnings if "does not separate" in w]
     shared, total = map(int, re.search(r"(\d+) of (\d+) scored", warning).groups())
     assert warning.startswith("protocol=delphi: ") and total == 100 and 20 <= shared <= 30
     assert warning in saeval.read(tmp_path / "run").warnings
@@ -440,7 +440,7 @@ def test_saebench_preset_counts_the_windows_it_is_wrong_about(tmp_path, monkeypa
     rows = {row.metric: row.value for row in result.cells[0].scores}
     leak, unverified = result.warnings[-2:]
     fires, total = map(int, re.search(r"fires in (\d+) of (\d+)", unverified).groups())
-    assert "apart" in leak and total == 40 and fires > 0
+    assert "does not separate" in leak and total == 40 and fires > 0
     assert rows["accuracy"] == pytest.approx(1 - fires / (4 * 14)), "the judge is right, the labels are not"
     assert rows["balanced_accuracy"] == pytest.approx(1 - fires / total / 2)
     assert f"fires in {fires} of 40" in report

@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saeval.plugin import InputError
 
@@ -35,15 +35,7 @@ def listed(release: str, sae_id: str) -> Listed:
     Raises:
         InputError: If sae-lens is not installed, or does not list the release or the SAE; suggests a listed one.
     """
-    import yaml
-
-    text = _text()
-    begin = re.search(rf"^[\"']?{re.escape(release)}[\"']?:\s*$", text, re.MULTILINE)
-    if begin is None:
-        raise InputError(_no_release(release, text))
-    rest = text[begin.end() :]
-    end = re.search(r"^\S", rest, re.MULTILINE)
-    entry = yaml.safe_load(rest[: end.start()] if end else rest)
+    entry = _entry(release, _text())
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
     if sae_id not in saes:
         close = difflib.get_close_matches(sae_id, saes, n=1, cutoff=0.4)
@@ -53,6 +45,18 @@ def listed(release: str, sae_id: str) -> Listed:
     size = {**(entry.get("config_overrides") or {}), **(saes[sae_id].get("config_overrides") or {})}.get("context_size")
     size = size or _converted_context(entry.get("conversion_func"))
     return Listed(entry.get("model"), float(l0) if isinstance(l0, int | float) and l0 > 0 else None, size)
+
+
+@lru_cache(maxsize=64)  # tasks look up many SAEs of a release, and its entry can be long
+def _entry(release: str, text: str) -> dict[str, Any]:
+    import yaml
+
+    begin = re.search(rf"^[\"']?{re.escape(release)}[\"']?:\s*$", text, re.MULTILINE)
+    if begin is None:
+        raise InputError(_no_release(release, text))
+    rest = text[begin.end() :]
+    end = re.search(r"^\S", rest, re.MULTILINE)
+    return dict(yaml.safe_load(rest[: end.start()] if end else rest))
 
 
 def releases() -> frozenset[str]:
